@@ -1,0 +1,117 @@
+"""Where frameworks disagree, written once: the two tables behind the recipe's ``conventions`` key.
+
+Every row was checked against the framework's own numbers (``tests/models``): torchvision 0.24 to 0.29's
+``maskrcnn_resnet50_fpn`` and Detectron2 at commit 02b5c4e. A model keeps the conventions it was trained with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ConventionsName = Literal["torchvision", "detectron2"]
+MaskTarget = Literal["soft", "binary"]
+PasteRule = Literal["torchvision", "detectron2"]
+LossNormaliser = Literal["sampled", "batch_size"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """One framework's habits."""
+
+    name: ConventionsName
+
+    # Backbone
+    stride_in_1x1: bool
+    """Bottlenecks take their stride in the first 1x1 convolution (original ResNet) instead of the 3x3."""
+
+    # Anchors and proposals
+    round_anchors: bool
+    """Cell anchors are rounded to whole pixels, half to even."""
+    pre_nms_train: int
+    pre_nms_test: int
+    """Best-scoring anchors a pyramid level that enter NMS."""
+    post_nms_train: int
+    post_nms_test: int
+    """Proposals an image that leave NMS."""
+    rpn_min_box_px: float
+    """Proposals with a side below it are dropped; 0 drops sides that are not positive."""
+    rpn_loss_normaliser: LossNormaliser
+    """Both RPN losses are divided by the anchors really sampled, or by the sample size asked for times the images."""
+
+    # Regions of interest
+    roi_aligned: bool
+    """RoIAlign shifts boxes by half a pixel, so that pixel centres are at .5."""
+    roi_sampling_ratio: int
+    """RoIAlign's samples an output cell and axis; 0 adapts to the size of the box."""
+    level_rule: Literal["torchvision", "detectron2"]
+    """Where the small constant stands in the FPN paper's equation 1: behind the logarithm, or inside it."""
+    box_min_px: float
+    """Detections with a side below it are dropped before NMS; 0 drops none."""
+    drop_empty_boxes: bool
+    """Detections are clipped to the output image and those left without area are dropped."""
+    smooth_l1_beta: float
+    """Where smooth L1 turns from quadratic to linear, in units of the coded deltas; 0 is plain L1."""
+
+    # Masks
+    mask_target: MaskTarget
+    """Training targets are RoIAlign's value of the bitmask, or that value at or above .5."""
+    mask_target_aligned: bool
+    """RoIAlign's half-pixel shift when targets are sampled."""
+    paste_rule: PasteRule
+    """How mask probabilities are resampled into the image; see ``ops/paste.py``."""
+
+    # Foreign weights and images
+    foreign_background: Literal["first", "last"]
+    """Row of the background class in the framework's own box classifier. Ours is always last."""
+    resize_rule: Literal["torchvision", "detectron2"]
+    """torchvision floors the scaled size and interpolates without antialiasing; Detectron2 rounds half up, with PIL."""
+
+
+TORCHVISION = Conventions(
+    name="torchvision",
+    stride_in_1x1=False,
+    round_anchors=True,
+    pre_nms_train=2000,
+    pre_nms_test=1000,
+    post_nms_train=2000,
+    post_nms_test=1000,
+    rpn_min_box_px=1e-3,
+    rpn_loss_normaliser="sampled",
+    roi_aligned=False,
+    roi_sampling_ratio=2,
+    level_rule="torchvision",
+    box_min_px=1e-2,
+    drop_empty_boxes=False,
+    smooth_l1_beta=1 / 9,
+    mask_target="soft",
+    mask_target_aligned=False,
+    paste_rule="torchvision",
+    foreign_background="first",
+    resize_rule="torchvision",
+)
+
+DETECTRON2 = Conventions(
+    name="detectron2",
+    stride_in_1x1=True,
+    round_anchors=False,
+    pre_nms_train=2000,
+    pre_nms_test=1000,
+    post_nms_train=1000,
+    post_nms_test=1000,
+    rpn_min_box_px=0.0,
+    rpn_loss_normaliser="batch_size",
+    roi_aligned=True,
+    roi_sampling_ratio=0,
+    level_rule="detectron2",
+    box_min_px=0.0,
+    drop_empty_boxes=True,
+    smooth_l1_beta=0.0,
+    mask_target="binary",
+    mask_target_aligned=True,
+    paste_rule="detectron2",
+    foreign_background="last",
+    resize_rule="detectron2",
+)
+
+CONVENTIONS: dict[str, Conventions] = {"torchvision": TORCHVISION, "detectron2": DETECTRON2}

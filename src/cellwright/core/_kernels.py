@@ -1,0 +1,308 @@
+"""The loops of `core`, compiled by numba on first use and cached. Nothing here allocates more than the crops it reads.
+
+Shapes everywhere: boxes (N, 4) int32 ``x0, y0, x1, y1``; offsets (N + 1,) int64; crops flat uint8 of 0 and 1, object i
+being ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True)
+def box_pairs(a, b):
+    """Pairs (i, j) of boxes a (N, 4), b (M, 4) float64 that share area: a sweep along y with two active lists."""
+    n, m = a.shape[0], b.shape[0]
+    order_a, order_b = np.argsort(a[:, 1]), np.argsort(b[:, 1])
+    active_a, active_b = np.empty(n, np.int64), np.empty(m, np.int64)
+    out_i, out_j = np.empty(256, np.int64), np.empty(256, np.int64)
+    n_a = n_b = found = pa = pb = 0
+    while pa < n or pb < m:
+        from_a = pb >= m or (pa < n and a[order_a[pa], 1] <= b[order_b[pb], 1])
+        k = order_a[pa] if from_a else order_b[pb]
+        box = a[k] if from_a else b[k]
+        others, active, count = (b, active_b, n_b) if from_a else (a, active_a, n_a)
+        kept = 0
+        nonempty = box[2] > box[0] and box[3] > box[1]
+        for t in range(count):
+            o = active[t]
+            if others[o, 3] <= box[1]:
+                continue
+            active[kept] = o
+            kept += 1
+            if nonempty and others[o, 0] < box[2] and box[0] < others[o, 2]:
+                if found == out_i.size:
+                    out_i = np.concatenate((out_i, np.empty(found, np.int64)))
+                    out_j = np.concatenate((out_j, np.empty(found, np.int64)))
+                out_i[found] = k if from_a else o
+                out_j[found] = o if from_a else k
+                found += 1
+        if from_a:
+            n_b = kept
+            pa += 1
+            if nonempty:
+                active_a[n_a] = k
+                n_a += 1
+        else:
+            n_a = kept
+            pb += 1
+            if nonempty:
+                active_b[n_b] = k
+                n_b += 1
+    return out_i[:found], out_j[:found]
+
+
+@njit(cache=True)
+def label_extents(labels, largest):
+    """Boxes (largest + 1, 4) int32 and pixel counts of every label of a (H, W) int32 map; row 0 is not filled."""
+    height, width = labels.shape
+    boxes = np.empty((largest + 1, 4), np.int32)
+    boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
+    counts = np.zeros(largest + 1, np.int64)
+    for y in range(height):
+        for x in range(width):
+            k = labels[y, x]
+            if k > 0:
+                counts[k] += 1
+                boxes[k, 0] = min(boxes[k, 0], x)
+                boxes[k, 1] = min(boxes[k, 1], y)
+                boxes[k, 2] = max(boxes[k, 2], x + 1)
+                boxes[k, 3] = max(boxes[k, 3], y + 1)
+    return boxes, counts
+
+
+@njit(cache=True)
+def cut_labels(labels, ids, boxes, offsets):
+    """Crops of the objects ``ids`` (N,) of a label map."""
+    crops = np.zeros(offsets[-1], np.uint8)
+    for i in range(ids.size):
+        at = offsets[i]
+        for y in range(boxes[i, 1], boxes[i, 3]):
+            for x in range(boxes[i, 0], boxes[i, 2]):
+                crops[at] = labels[y, x] == ids[i]
+                at += 1
+    return crops
+
+
+@njit(cache=True)
+def tighten(boxes, offsets, crops):
+    """Canonical boxes, offsets and crops: tight boxes, values 0 and 1, an empty object with box 0, 0, 0, 0."""
+    n = boxes.shape[0]
+    tight, starts = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
+    for i in range(n):
+        width, height = boxes[i, 2] - boxes[i, 0], boxes[i, 3] - boxes[i, 1]
+        x0, y0, x1, y1 = width, height, 0, 0
+        at = offsets[i]
+        for y in range(height):
+            for x in range(width):
+                if crops[at] != 0:
+                    x0, x1 = min(x0, x), max(x1, x + 1)
+                    y0, y1 = min(y0, y), max(y1, y + 1)
+                at += 1
+        if x1 > x0:
+            tight[i, 0], tight[i, 1] = boxes[i, 0] + x0, boxes[i, 1] + y0
+            tight[i, 2], tight[i, 3] = boxes[i, 0] + x1, boxes[i, 1] + y1
+        starts[i + 1] = starts[i] + max(x1 - x0, 0) * max(y1 - y0, 0)
+    out = np.empty(starts[n], np.uint8)
+    for i in range(n):
+        width = boxes[i, 2] - boxes[i, 0]
+        at = starts[i]
+        for y in range(tight[i, 1] - boxes[i, 1], tight[i, 3] - boxes[i, 1]):
+            row = offsets[i] + y * width - boxes[i, 0]
+            for x in range(tight[i, 0], tight[i, 2]):
+                out[at] = crops[row + x] != 0
+                at += 1
+    return tight, starts, out
+
+
+@njit(cache=True)
+def crop_sums(offsets, crops):
+    """Foreground pixels (N,) int64 of every object."""
+    sums = np.zeros(offsets.size - 1, np.int64)
+    for i in range(sums.size):
+        total = 0
+        for at in range(offsets[i], offsets[i + 1]):
+            total += crops[at]
+        sums[i] = total
+    return sums
+
+
+@njit(cache=True)
+def take(index, boxes, offsets, flat):
+    """Boxes, offsets and flat bytes of the objects ``index`` (M,), in that order."""
+    starts = np.zeros(index.size + 1, np.int64)
+    for k in range(index.size):
+        starts[k + 1] = starts[k] + offsets[index[k] + 1] - offsets[index[k]]
+    out = np.empty(starts[-1], np.uint8)
+    for k in range(index.size):
+        out[starts[k] : starts[k + 1]] = flat[offsets[index[k]] : offsets[index[k] + 1]]
+    return boxes[index], starts, out
+
+
+@njit(cache=True)
+def pair_areas(i, j, boxes_a, offsets_a, crops_a, boxes_b, offsets_b, crops_b):
+    """Shared pixels (P,) int64 of the pairs (i, j), each counted in the window that both boxes share."""
+    areas = np.zeros(i.size, np.int64)
+    for p in range(i.size):
+        a, b = boxes_a[i[p]], boxes_b[j[p]]
+        x0, x1 = max(a[0], b[0]), min(a[2], b[2])
+        width_a, width_b = a[2] - a[0], b[2] - b[0]
+        total = np.int64(0)
+        for y in range(max(a[1], b[1]), min(a[3], b[3])):
+            at_a = offsets_a[i[p]] + (y - a[1]) * width_a + (x0 - a[0])
+            at_b = offsets_b[j[p]] + (y - b[1]) * width_b + (x0 - b[0])
+            row = np.int32(0)
+            for x in range(x1 - x0):
+                row += crops_a[at_a + x] & crops_b[at_b + x]
+            total += row
+        areas[p] = total
+    return areas
+
+
+@njit(cache=True)
+def paint(canvas, values, boxes, offsets, crops):
+    """Write ``values[i]`` on the pixels of object i, last object first: where objects overlap the first one wins."""
+    for back in range(values.size):
+        i = values.size - 1 - back
+        at = offsets[i]
+        for y in range(boxes[i, 1], boxes[i, 3]):
+            for x in range(boxes[i, 0], boxes[i, 2]):
+                if crops[at]:
+                    canvas[y, x] = values[i]
+                at += 1
+
+
+@njit(cache=True)
+def paint_layers(canvas, layer_of, values, boxes, offsets, crops):
+    """Write ``values[i]`` on the pixels of object i in layer ``layer_of[i]`` of a (L, H, W) canvas."""
+    for i in range(values.size):
+        layer = canvas[layer_of[i]]
+        at = offsets[i]
+        for y in range(boxes[i, 1], boxes[i, 3]):
+            for x in range(boxes[i, 0], boxes[i, 2]):
+                if crops[at]:
+                    layer[y, x] = values[i]
+                at += 1
+
+
+@njit(cache=True)
+def first_fit_layers(n, i, j):
+    """Layer (N,) int64 of every object: the lowest that no earlier overlapping object holds. Pairs sorted by i."""
+    layer_of = np.zeros(n, np.int64)
+    taken = np.zeros(n + 1, np.int64)
+    p = 0
+    for k in range(n):
+        while p < i.size and i[p] == k:
+            if j[p] < k:
+                taken[layer_of[j[p]]] = k + 1
+            p += 1
+        layer = 0
+        while taken[layer] == k + 1:
+            layer += 1
+        layer_of[k] = layer
+    return layer_of
+
+
+@njit(cache=True)
+def unite(group, n_groups, boxes, offsets, crops):
+    """Boxes, offsets and crops of the union of the objects of each group; ``group`` (N,) counts from 0."""
+    out_boxes = np.zeros((n_groups, 4), np.int32)
+    for i in range(group.size):
+        box, out = boxes[i], out_boxes[group[i]]
+        if box[2] == box[0]:
+            continue
+        if out[2] == out[0]:
+            out[:] = box
+        else:
+            out[0], out[1] = min(out[0], box[0]), min(out[1], box[1])
+            out[2], out[3] = max(out[2], box[2]), max(out[3], box[3])
+    starts = np.zeros(n_groups + 1, np.int64)
+    for g in range(n_groups):
+        area = np.int64(out_boxes[g, 2] - out_boxes[g, 0]) * (out_boxes[g, 3] - out_boxes[g, 1])
+        starts[g + 1] = starts[g] + area
+    out_crops = np.zeros(starts[-1], np.uint8)
+    for i in range(group.size):
+        g = group[i]
+        width = out_boxes[g, 2] - out_boxes[g, 0]
+        at = offsets[i]
+        for y in range(boxes[i, 1], boxes[i, 3]):
+            row = starts[g] + (y - out_boxes[g, 1]) * width - out_boxes[g, 0]
+            for x in range(boxes[i, 0], boxes[i, 2]):
+                out_crops[row + x] |= crops[at]
+                at += 1
+    return out_boxes, starts, out_crops
+
+
+@njit(cache=True)
+def cut_window(x0, y0, x1, y1, boxes, offsets, crops):
+    """Boxes (in window coordinates), offsets and crops of the objects cut to a window; not yet tight."""
+    n = boxes.shape[0]
+    out_boxes, starts = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
+    for i in range(n):
+        left, top = max(boxes[i, 0], x0), max(boxes[i, 1], y0)
+        right, bottom = min(boxes[i, 2], x1), min(boxes[i, 3], y1)
+        if right > left and bottom > top:
+            out_boxes[i, 0], out_boxes[i, 1] = left - x0, top - y0
+            out_boxes[i, 2], out_boxes[i, 3] = right - x0, bottom - y0
+            starts[i + 1] = np.int64(right - left) * (bottom - top)
+        starts[i + 1] += starts[i]
+    out = np.empty(starts[n], np.uint8)
+    for i in range(n):
+        width = boxes[i, 2] - boxes[i, 0]
+        at = starts[i]
+        for y in range(out_boxes[i, 1] + y0, out_boxes[i, 3] + y0):
+            row = offsets[i] + (y - boxes[i, 1]) * width - boxes[i, 0] + x0
+            for x in range(out_boxes[i, 0], out_boxes[i, 2]):
+                out[at] = crops[row + x]
+                at += 1
+    return out_boxes, starts, out
+
+
+@njit(cache=True)
+def dihedral(transpose, flip_y, flip_x, boxes, offsets, flat):
+    """Crops transposed first, then flipped along y and x; the sizes of the flat buffer stay."""
+    out = np.empty_like(flat)
+    for i in range(boxes.shape[0]):
+        height, width = boxes[i, 3] - boxes[i, 1], boxes[i, 2] - boxes[i, 0]
+        new_h, new_w = (width, height) if transpose else (height, width)
+        at = offsets[i]
+        for y in range(height):
+            for x in range(width):
+                ty, tx = (x, y) if transpose else (y, x)
+                if flip_y:
+                    ty = new_h - 1 - ty
+                if flip_x:
+                    tx = new_w - 1 - tx
+                out[offsets[i] + ty * new_w + tx] = flat[at]
+                at += 1
+    return out
+
+
+@njit(cache=True)
+def resize_nearest(old_h, old_w, new_h, new_w, boxes, offsets, crops):
+    """Boxes, offsets, crops sampled at the centres of the new pixels; not yet tight."""
+    n = boxes.shape[0]
+    ratio_y, ratio_x = old_h / new_h, old_w / new_w
+    out_boxes, starts = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
+    for i in range(n):
+        out_boxes[i, 0] = max(0, int(boxes[i, 0] / ratio_x) - 1)
+        out_boxes[i, 1] = max(0, int(boxes[i, 1] / ratio_y) - 1)
+        out_boxes[i, 2] = min(new_w, int(boxes[i, 2] / ratio_x) + 2)
+        out_boxes[i, 3] = min(new_h, int(boxes[i, 3] / ratio_y) + 2)
+        if boxes[i, 2] == boxes[i, 0]:
+            out_boxes[i, :] = 0
+        area = np.int64(out_boxes[i, 2] - out_boxes[i, 0]) * (out_boxes[i, 3] - out_boxes[i, 1])
+        starts[i + 1] = starts[i] + area
+    out = np.zeros(starts[n], np.uint8)
+    for i in range(n):
+        width = boxes[i, 2] - boxes[i, 0]
+        at = starts[i]
+        for y in range(out_boxes[i, 1], out_boxes[i, 3]):
+            old_y = min(int((y + 0.5) * ratio_y), old_h - 1) - boxes[i, 1]
+            for x in range(out_boxes[i, 0], out_boxes[i, 2]):
+                old_x = min(int((x + 0.5) * ratio_x), old_w - 1) - boxes[i, 0]
+                if 0 <= old_y < boxes[i, 3] - boxes[i, 1] and 0 <= old_x < width:
+                    out[at] = crops[offsets[i] + old_y * width + old_x]
+                at += 1
+    return out_boxes, starts, out

@@ -1,0 +1,144 @@
+"""Polygons on pixel edges, compiled by numba: trace the outlines of crops, fill rings at pixel centres."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True)
+def _components(crop, height, width):
+    """4-connected components of a flat crop, counted from 1; 0 is background."""
+    parts = np.zeros(crop.size, np.int32)
+    stack = np.empty(crop.size, np.int64)
+    count = 0
+    for seed in range(crop.size):
+        if crop[seed] == 0 or parts[seed] != 0:
+            continue
+        count += 1
+        parts[seed] = count
+        stack[0], top = seed, 1
+        while top > 0:
+            top -= 1
+            p = stack[top]
+            y, x = p // width, p % width
+            for q, inside in ((p - width, y > 0), (p + width, y < height - 1), (p - 1, x > 0), (p + 1, x < width - 1)):
+                if inside and crop[q] != 0 and parts[q] == 0:
+                    parts[q] = count
+                    stack[top] = q
+                    top += 1
+    return parts, count
+
+
+@njit(cache=True)
+def trace(crop, height, width):
+    """Rings of one crop along pixel edges, foreground on the right hand of the walk (y down).
+
+    Returns vertices (V, 2) int32 ``x, y`` at corners only, ring starts (R + 1,), the 4-connected component of each ring
+    (from 1) and the number of components. A walk keeps to its own pixel at a diagonal corner, and is split where it
+    comes back to a corner, so no ring touches itself. Exterior rings have a positive shoelace area, holes a negative
+    one.
+    """
+    parts, n_parts = _components(crop, height, width)
+    grid = width + 1
+    # Bit d of used[v]: the edge that leaves corner v in direction d (0 right, 1 down, 2 left, 3 up) has been walked.
+    used, seen_at = np.zeros((height + 1) * grid, np.uint8), np.full((height + 1) * grid, -1, np.int32)
+    vertices = np.empty((64, 2), np.int32)
+    starts, owner, n_rings = np.zeros(16, np.int64), np.zeros(16, np.int32), 0
+    walk = np.empty((4 * crop.size + 4, 2), np.int32)
+    for y in range(height):
+        for x in range(width):
+            p = y * width + x
+            top_edge = crop[p] != 0 and (y == 0 or crop[p - width] == 0)
+            if not top_edge or used[y * grid + x] & 1:
+                continue
+            part = parts[p]
+            cx, cy, direction, n = x, y, 0, 0
+            while not used[cy * grid + cx] & (1 << direction):
+                used[cy * grid + cx] |= 1 << direction
+                nx = cx + (1 if direction == 0 else -1 if direction == 2 else 0)
+                ny = cy + (1 if direction == 1 else -1 if direction == 3 else 0)
+                turn = _turn(crop, height, width, nx, ny, direction)
+                cx, cy = nx, ny
+                if turn != direction:
+                    v = cy * grid + cx
+                    if seen_at[v] >= 0:  # back at a corner: what lies between is a ring of its own
+                        first = seen_at[v]
+                        vertices, starts, owner, n_rings = _emit(walk[first:n], part, vertices, starts, owner, n_rings)
+                        for k in range(first + 1, n):
+                            seen_at[walk[k, 1] * grid + walk[k, 0]] = -1
+                        n = first + 1
+                    else:
+                        seen_at[v] = n
+                        walk[n, 0], walk[n, 1] = cx, cy
+                        n += 1
+                direction = turn
+            for k in range(n):
+                seen_at[walk[k, 1] * grid + walk[k, 0]] = -1
+            if n > 1:
+                vertices, starts, owner, n_rings = _emit(walk[:n], part, vertices, starts, owner, n_rings)
+    return vertices[: starts[n_rings]], starts[: n_rings + 1], owner[:n_rings], n_parts
+
+
+@njit(cache=True)
+def _emit(ring, part, vertices, starts, owner, n_rings):
+    """Append one ring to the growing output; returns the (perhaps larger) arrays and the new count."""
+    at = starts[n_rings]
+    while at + ring.shape[0] > vertices.shape[0]:
+        vertices = np.concatenate((vertices, np.empty_like(vertices)))
+    if n_rings + 2 > starts.size:
+        starts = np.concatenate((starts, np.zeros_like(starts)))
+        owner = np.concatenate((owner, np.zeros_like(owner)))
+    vertices[at : at + ring.shape[0]] = ring
+    owner[n_rings] = part
+    starts[n_rings + 1] = at + ring.shape[0]
+    return vertices, starts, owner, n_rings + 1
+
+
+@njit(cache=True)
+def _turn(crop, height, width, x, y, direction):
+    """The direction to leave corner (x, y) in, having come along ``direction`` with the foreground on the right."""
+    nw = x > 0 and y > 0 and crop[(y - 1) * width + x - 1] != 0
+    ne = x < width and y > 0 and crop[(y - 1) * width + x] != 0
+    sw = x > 0 and y < height and crop[y * width + x - 1] != 0
+    se = x < width and y < height and crop[y * width + x] != 0
+    if direction == 0:  # came right: own pixel is sw, the other side is nw
+        ahead_right, ahead_left = se, ne
+    elif direction == 1:  # came down: own pixel is nw
+        ahead_right, ahead_left = sw, se
+    elif direction == 2:  # came left: own pixel is ne
+        ahead_right, ahead_left = nw, sw
+    else:  # came up: own pixel is se
+        ahead_right, ahead_left = ne, nw
+    if not ahead_right:
+        return (direction + 1) % 4
+    return (direction + 3) % 4 if ahead_left else direction
+
+
+@njit(cache=True)
+def fill(x0, y0, x1, y1, points, ring_starts, polygon_starts):
+    """Flat crop over the box x0, y0, x1, y1 of the union of polygons, each filled even-odd at pixel centres.
+
+    points (V, 2) float64; ring r is ``points[ring_starts[r]:ring_starts[r + 1]]``, closed by itself; polygon q holds
+    the rings ``polygon_starts[q]:polygon_starts[q + 1]``. A centre on a left edge is inside, on a right edge outside.
+    """
+    height, width = y1 - y0, x1 - x0
+    crop = np.zeros(height * width, np.uint8)
+    crossings = np.empty(points.shape[0], np.float64)
+    for q in range(polygon_starts.size - 1):
+        for row in range(height):
+            centre, n = y0 + row + 0.5, 0
+            for r in range(polygon_starts[q], polygon_starts[q + 1]):
+                first, last = ring_starts[r], ring_starts[r + 1]
+                for k in range(first, last):
+                    a, b = points[k], points[k + 1 if k + 1 < last else first]
+                    if (a[1] <= centre) != (b[1] <= centre):
+                        crossings[n] = a[0] + (centre - a[1]) / (b[1] - a[1]) * (b[0] - a[0])
+                        n += 1
+            crossings[:n].sort()
+            for k in range(0, n - 1, 2):
+                left = max(int(np.ceil(min(max(crossings[k] - x0 - 0.5, 0.0), float(width)))), 0)
+                right = min(int(np.ceil(min(max(crossings[k + 1] - x0 - 0.5, 0.0), float(width)))), width)
+                for x in range(left, right):
+                    crop[row * width + x] = 1
+    return crop

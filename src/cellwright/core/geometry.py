@@ -1,0 +1,51 @@
+"""The conventions of the whole project, and boxes in numpy.
+
+Arrays are indexed (y, x); sizes are ``_hw``. A box is ``x0, y0, x1, y1`` in absolute pixels, half open: the pixel in
+column x covers [x, x + 1), so a box's area is (x1 - x0) * (y1 - y0) with no ``+ 1``. Label 0 is background. Class ids
+run 0..K-1; the background class never leaves the box head. Scores lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas (N,) float64 of boxes (N, 4); an inverted box has area 0."""
+    sides = np.maximum(boxes[:, 2:].astype(np.float64) - boxes[:, :2], 0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def clip_boxes(boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+    """Boxes (N, 4) cut to the image, in their own dtype."""
+    height, width = image_hw
+    return np.stack(
+        [
+            boxes[:, 0].clip(0, width),
+            boxes[:, 1].clip(0, height),
+            boxes[:, 2].clip(0, width),
+            boxes[:, 3].clip(0, height),
+        ],
+        axis=1,
+    )
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU (N, M) float64 of boxes (N, 4) and (M, 4); 0 where both are empty."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2]).astype(np.float64)
+    sides = np.maximum(np.minimum(a[:, None, 2:], b[None, :, 2:]) - top_left, 0)
+    inter = sides[..., 0] * sides[..., 1]
+    union = box_areas(a)[:, None] + box_areas(b)[None, :] - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+
+
+def overlapping_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index pairs (i, j), int64, sorted by (i, j), of boxes a (N, 4) and b (M, 4) that share some area.
+
+    A sweep along y: cost follows the pairs that share rows, never N x M of a crowded image.
+    """
+    from cellwright.core import _kernels
+
+    i, j = _kernels.box_pairs(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64))
+    order = np.lexsort((j, i))
+    return i[order], j[order]

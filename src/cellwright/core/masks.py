@@ -1,0 +1,407 @@
+"""`MaskSet`: the binary masks of one image as small crops with offsets, so that cost follows the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cellwright.core import polygons, rle
+from cellwright.core.errors import InputError
+from cellwright.core.geometry import overlapping_pairs
+
+Index = np.ndarray | slice | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSet:
+    """N binary masks of one image, each a crop over its tight box. N = 0 is legal, and so is an empty mask.
+
+    image_hw: (H, W) of the image.
+    boxes: (N, 4) int32 ``x0, y0, x1, y1``, half open and tight; an empty mask has box 0, 0, 0, 0.
+    offsets: (N + 1,) int64; object i is ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
+    crops: flat uint8 of 0 and 1.
+
+    Masks may overlap, have holes and several parts. Two sets are equal when their sizes and pixels are.
+    Build one with a constructor below: they make the boxes tight; the bare class trusts its caller.
+    """
+
+    image_hw: tuple[int, int]
+    boxes: np.ndarray
+    offsets: np.ndarray
+    crops: np.ndarray
+
+    # --- constructors -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def empty(image_hw: tuple[int, int]) -> MaskSet:
+        """No objects."""
+        return MaskSet(_checked_hw(image_hw), np.zeros((0, 4), np.int32), np.zeros(1, np.int64), np.zeros(0, np.uint8))
+
+    @staticmethod
+    def from_flat(image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, crops: np.ndarray) -> MaskSet:
+        """From boxes (N, 4) inside the image, offsets (N + 1,) and flat crops, any nonzero being foreground.
+
+        The boxes need not be tight. Raises `InputError` where a box leaves the image or the bytes do not fit it.
+        """
+        image_hw, boxes, offsets = _checked_hw(image_hw), _int_boxes(boxes), np.ascontiguousarray(offsets, np.int64)
+        height, width = image_hw
+        sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
+        outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height) | (sides < 0).any(1)
+        if outside.any():
+            k = int(np.flatnonzero(outside)[0])
+            raise InputError(
+                "a mask leaves its image",
+                where=f"object {k}",
+                got=f"box {boxes[k].tolist()}",
+                expected=f"inside {width} x {height} (width x height)",
+            )
+        if (
+            offsets.shape != (len(boxes) + 1,)
+            or not np.array_equal(np.diff(offsets), sides.prod(1))
+            or crops.size != offsets[-1]
+        ):
+            raise InputError(
+                "mask bytes do not fit their boxes",
+                got=f"{crops.size} bytes",
+                expected=f"{int(sides.prod(1).sum())} bytes",
+            )
+        return MaskSet(image_hw, *_kernels().tighten(boxes, offsets, _bytes(crops)))
+
+    @staticmethod
+    def from_label_map(labels: np.ndarray) -> tuple[MaskSet, np.ndarray]:
+        """From labels (H, W), integers with 0 as background. Returns the masks and their ids (N,) int64, ascending."""
+        dense, values = _compact(labels)
+        boxes, counts = _kernels().label_extents(dense, values.size)
+        present = np.flatnonzero(counts)
+        boxes = boxes[present]
+        offsets = _offsets(boxes)
+        crops = _kernels().cut_labels(dense, present, boxes, offsets)
+        return MaskSet(_checked_hw(labels.shape), boxes, offsets, crops), values[present - 1]
+
+    @staticmethod
+    def from_layers(layers: np.ndarray) -> tuple[MaskSet, np.ndarray]:
+        """From label layers (L, H, W). An id may stand in one layer only. Returns masks and ids, ascending by id."""
+        if layers.ndim != 3:
+            raise InputError("label layers need three axes", got=f"shape {layers.shape}", expected="(L, H, W)")
+        parts = [MaskSet.from_label_map(layer) for layer in layers]
+        ids = np.concatenate([ids for _, ids in parts]) if parts else np.zeros(0, np.int64)
+        if np.unique(ids).size != ids.size:
+            raise InputError("a label stands in two layers", expected="every object in one layer")
+        masks = concat([masks for masks, _ in parts]) if parts else MaskSet.empty(layers.shape[1:])
+        order = np.argsort(ids, kind="stable")
+        return masks[order], ids[order]
+
+    @staticmethod
+    def from_dense(masks: np.ndarray) -> MaskSet:
+        """From masks (N, H, W), any nonzero being foreground. For tests and for arrays that others made."""
+        if masks.ndim != 3:
+            raise InputError("dense masks need three axes", got=f"shape {masks.shape}", expected="(N, H, W)")
+        height, width = masks.shape[1:]
+        box = np.array([0, 0, width, height], np.int32)
+        return (
+            concat(
+                [
+                    MaskSet.from_flat((height, width), box[None], np.array([0, mask.size]), (mask != 0).ravel())
+                    for mask in masks
+                ]
+            )
+            if len(masks)
+            else MaskSet.empty((height, width))
+        )
+
+    @staticmethod
+    def from_crops(boxes: np.ndarray, crops: Sequence[np.ndarray], image_hw: tuple[int, int]) -> MaskSet:
+        """From boxes (N, 4) and as many 2-D crops of their sizes, any nonzero being foreground; need not be tight."""
+        boxes = _int_boxes(boxes)
+        if len(boxes) != len(crops):
+            raise InputError("boxes and crops differ in number", got=f"{len(crops)} crops", expected=f"{len(boxes)}")
+        for k, (box, crop) in enumerate(zip(boxes, crops, strict=True)):
+            if crop.shape != (box[3] - box[1], box[2] - box[0]):
+                raise InputError(
+                    "a crop does not fit its box", where=f"object {k}", got=crop.shape, expected=f"box {box.tolist()}"
+                )
+        flat = np.concatenate([(crop != 0).ravel() for crop in crops]) if len(crops) else np.zeros(0, bool)
+        return MaskSet.from_flat(image_hw, boxes, _offsets(boxes), flat)
+
+    @staticmethod
+    def from_rle(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> MaskSet:
+        """From COCO RLE: ``{"size": [h, w], "counts": compressed str | bytes | uncompressed list}`` each.
+
+        Raises `FormatError` naming the object whose size, counts or string is wrong.
+        """
+        return MaskSet(image_hw := _checked_hw(image_hw), *rle.decode(objects, image_hw))
+
+    @staticmethod
+    def from_polygons(objects: Sequence[polygons.MultiPolygon], image_hw: tuple[int, int]) -> MaskSet:
+        """From polygons with holes: an object is a list of polygons, a polygon ``[exterior, *holes]`` of rings (n, 2).
+
+        Vertices are x, y in pixels with the corner of the image at (0, 0). Pixel (x, y) is inside where its centre
+        (x + .5, y + .5) is, even-odd; the exact inverse of `to_polygons`. What leaves the image is cut off.
+        """
+        image_hw = _checked_hw(image_hw)
+        return MaskSet.from_flat(image_hw, *polygons.fill_objects(objects, image_hw))
+
+    @staticmethod
+    def from_coco_polygons(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> MaskSet:
+        """From COCO's flat ``[x, y, x, y, ...]`` parts, rasterised and united as the COCO API does it."""
+        image_hw = _checked_hw(image_hw)
+        return MaskSet.from_rle(rle.coco_polygon_runs(objects, image_hw), image_hw)
+
+    # --- conversions --------------------------------------------------------------------------------------------
+
+    def to_label_map(self, ids: np.ndarray | None = None) -> np.ndarray:
+        """Labels (H, W) uint32: ``ids[i]`` or i + 1. Where masks overlap the first in order wins."""
+        values = np.arange(1, len(self) + 1) if ids is None else self._checked_ids(ids)
+        canvas = np.zeros(self.image_hw, np.uint32)
+        _kernels().paint(canvas, values.astype(np.uint32), self.boxes, self.offsets, self.crops)
+        return canvas
+
+    def to_layers(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Label layers (L, H, W) int32 and the layer (N,) of every object; L = 1 unless masks overlap."""
+        values = np.arange(1, len(self) + 1) if ids is None else self._checked_ids(ids)
+        i, j, _ = self.intersections(self)
+        layer_of = _kernels().first_fit_layers(len(self), i, j)
+        canvas = np.zeros((int(layer_of.max(initial=0)) + 1, *self.image_hw), np.int32)
+        _kernels().paint_layers(canvas, layer_of, values.astype(np.int32), self.boxes, self.offsets, self.crops)
+        return canvas, layer_of
+
+    def to_rle(self) -> list[dict[str, Any]]:
+        """Compressed COCO RLE, ``counts`` as str (so that it is JSON)."""
+        return rle.encode(self.image_hw, self.boxes, self.offsets, self.crops)
+
+    def to_rle_counts(self) -> list[list[int]]:
+        """Uncompressed COCO counts of every object: runs down the columns, background first."""
+        return rle.encode_counts(self.image_hw, self.boxes, self.offsets, self.crops)
+
+    def to_polygons(self) -> list[polygons.MultiPolygon]:
+        """Outlines on pixel edges: an object is a list of polygons ``[exterior, *holes]``, rings (n, 2) int32 ``x, y``.
+
+        Rings are open (the first vertex is not repeated), valid for shapely, and enclose exactly the mask's pixels:
+        one polygon for each 4-connected part. An empty mask gives an empty list.
+        """
+        return [polygons.trace_crop(self.crop(i), self.boxes[i]) for i in range(len(self))]
+
+    def to_dense(self) -> np.ndarray:
+        """Masks (N, H, W) bool: N times the image's memory. Nothing in cellwright calls it."""
+        dense = np.zeros((len(self), *self.image_hw), bool)
+        for i, (x0, y0, x1, y1) in enumerate(self.boxes):
+            dense[i, y0:y1, x0:x1] = self.crop(i)
+        return dense
+
+    def foreground(self) -> np.ndarray:
+        """Pixels (H, W) bool that lie in any mask."""
+        canvas = np.zeros(self.image_hw, np.uint8)
+        _kernels().paint(canvas, np.ones(len(self), np.uint8), self.boxes, self.offsets, self.crops)
+        return canvas.view(bool)
+
+    def pack(self) -> np.ndarray:
+        """The crops as packed bits (uint8), for files; `unpack` is the inverse."""
+        return np.packbits(self.crops)
+
+    @staticmethod
+    def unpack(image_hw: tuple[int, int], boxes: np.ndarray, packed: np.ndarray) -> MaskSet:
+        """From tight boxes (N, 4) and the packed bits of their crops."""
+        offsets = _offsets(boxes := _int_boxes(boxes))
+        return MaskSet.from_flat(image_hw, boxes, offsets, np.unpackbits(packed, count=int(offsets[-1])))
+
+    # --- one by one ---------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Index) -> MaskSet:
+        """The objects at an index array, a bool array or a slice, as a set."""
+        chosen = np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index, _index_dtype(index))]
+        return MaskSet(self.image_hw, *_kernels().take(np.atleast_1d(chosen), self.boxes, self.offsets, self.crops))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MaskSet):
+            return NotImplemented
+        same_place = self.image_hw == other.image_hw and np.array_equal(self.boxes, other.boxes)
+        return same_place and np.array_equal(self.crops, other.crops)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def crop(self, i: int) -> np.ndarray:
+        """Object i over its box, (h, w) uint8 of 0 and 1: a view."""
+        x0, y0, x1, y1 = self.boxes[i]
+        return self.crops[self.offsets[i] : self.offsets[i + 1]].reshape(y1 - y0, x1 - x0)
+
+    # --- set operations -----------------------------------------------------------------------------------------
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Pixels (N,) int64 of every mask."""
+        return _kernels().crop_sums(self.offsets, self.crops)
+
+    def intersections(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs (i, j) with shared pixels and how many, each (P,) int64, sorted by (i, j): only overlapping boxes
+        are looked at. ``masks.intersections(masks)`` holds the diagonal and both orders."""
+        if self.image_hw != other.image_hw:
+            raise InputError("masks of images of different sizes", got=other.image_hw, expected=self.image_hw)
+        i, j = overlapping_pairs(self.boxes, other.boxes)
+        areas = _kernels().pair_areas(
+            i, j, self.boxes, self.offsets, self.crops, other.boxes, other.offsets, other.crops
+        )
+        shared = areas > 0
+        return i[shared], j[shared], areas[shared]
+
+    def iou(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs (i, j) int64 with shared pixels and their intersection over union, float64."""
+        i, j, inter = self.intersections(other)
+        return i, j, inter / (self.areas[i] + other.areas[j] - inter)
+
+    def iom(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs (i, j) int64 with shared pixels and their intersection over the smaller of the two, float64."""
+        i, j, inter = self.intersections(other)
+        return i, j, inter / np.minimum(self.areas[i], other.areas[j])
+
+    def union(self, groups: np.ndarray) -> MaskSet:
+        """One object for each distinct value of ``groups`` (N,), ascending: the union of its members."""
+        values, group = np.unique(groups, return_inverse=True)
+        united = _kernels().unite(group.astype(np.int64), values.size, self.boxes, self.offsets, self.crops)
+        return MaskSet(self.image_hw, *united)
+
+    # --- geometry -----------------------------------------------------------------------------------------------
+
+    def window(self, y0: int, x0: int, y1: int, x1: int) -> MaskSet:
+        """What lies in the window, as masks of an image of that size. N is kept: emptied objects are empty masks."""
+        cut = _kernels().cut_window(x0, y0, x1, y1, self.boxes, self.offsets, self.crops)
+        return MaskSet(_checked_hw((y1 - y0, x1 - x0)), *_kernels().tighten(*cut))
+
+    def shift(self, dy: int, dx: int, image_hw: tuple[int, int]) -> MaskSet:
+        """Masks moved down by dy and right by dx into an image of size ``image_hw``; what leaves it is cut off."""
+        return self.window(-dy, -dx, image_hw[0] - dy, image_hw[1] - dx)
+
+    def flip(self, axis: Literal["horizontal", "vertical"]) -> MaskSet:
+        """Mirrored: "horizontal" swaps left and right, "vertical" up and down."""
+        return self._dihedral(False, axis == "vertical", axis == "horizontal")
+
+    def rot90(self, k: int) -> MaskSet:
+        """Turned by k quarter turns, as ``np.rot90`` turns the image (counter-clockwise)."""
+        return self._dihedral(
+            *((False, False, False), (True, True, False), (False, True, True), (True, False, True))[k % 4]
+        )
+
+    def resize(self, image_hw: tuple[int, int]) -> MaskSet:
+        """Sampled (nearest) at the centres of the new pixels. Small objects may become empty masks."""
+        (old_h, old_w), (new_h, new_w) = self.image_hw, _checked_hw(image_hw)
+        parts = _kernels().resize_nearest(old_h, old_w, new_h, new_w, self.boxes, self.offsets, self.crops)
+        return MaskSet((new_h, new_w), *_kernels().tighten(*parts))
+
+    def _dihedral(self, transpose: bool, flip_y: bool, flip_x: bool) -> MaskSet:
+        flat = _kernels().dihedral(transpose, flip_y, flip_x, self.boxes, self.offsets, self.crops)
+        boxes, (height, width) = self.boxes, self.image_hw
+        if transpose:
+            boxes, (height, width) = boxes[:, [1, 0, 3, 2]], (width, height)
+        filled = boxes[:, 2:3] > boxes[:, :1]
+        if flip_y:
+            boxes = np.where(
+                filled, np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1), 0
+            )
+        if flip_x:
+            boxes = np.where(
+                filled, np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1), 0
+            )
+        return MaskSet((height, width), np.ascontiguousarray(boxes, np.int32), self.offsets, flat)
+
+    def _checked_ids(self, ids: np.ndarray) -> np.ndarray:
+        ids = np.asarray(ids)
+        if ids.shape != (len(self),) or (len(ids) and ids.min() <= 0):
+            raise InputError(
+                "labels need one positive id for every mask",
+                got=f"{ids.size} ids, lowest {ids.min(initial=1)}",
+                expected=f"{len(self)} ids above 0",
+            )
+        return ids
+
+
+@dataclass(frozen=True, eq=False)
+class SoftMasks:
+    """As `MaskSet`, with a probability of 0 to 255 for every pixel of the box; boxes need not be tight.
+
+    probs: flat uint8. For test-time views and fusion, where masks are averaged before they are cut.
+    """
+
+    image_hw: tuple[int, int]
+    boxes: np.ndarray
+    offsets: np.ndarray
+    probs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Index) -> SoftMasks:
+        chosen = np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index, _index_dtype(index))]
+        return SoftMasks(self.image_hw, *_kernels().take(np.atleast_1d(chosen), self.boxes, self.offsets, self.probs))
+
+    def crop(self, i: int) -> np.ndarray:
+        """Object i over its box, (h, w) uint8: a view."""
+        x0, y0, x1, y1 = self.boxes[i]
+        return self.probs[self.offsets[i] : self.offsets[i + 1]].reshape(y1 - y0, x1 - x0)
+
+    def threshold(self, probability: float = 0.5) -> MaskSet:
+        """Pixels of at least this probability, as a `MaskSet`."""
+        return MaskSet.from_flat(self.image_hw, self.boxes, self.offsets, self.probs >= probability * 255)
+
+
+def concat(parts: Sequence[MaskSet]) -> MaskSet:
+    """All objects of several sets of the same image, in order; at least one set."""
+    sizes = {part.image_hw for part in parts}
+    if len(sizes) != 1:
+        raise InputError("masks of images of different sizes cannot be joined", got=sorted(sizes), expected="one size")
+    starts = np.cumsum([0] + [part.crops.size for part in parts[:-1]])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=True)]
+    offsets.append(np.array([sum(part.crops.size for part in parts)], np.int64))
+    boxes, crops = np.concatenate([part.boxes for part in parts]), np.concatenate([part.crops for part in parts])
+    return MaskSet(parts[0].image_hw, boxes, np.concatenate(offsets), crops)
+
+
+def _kernels() -> Any:
+    from cellwright.core import _kernels
+
+    return _kernels
+
+
+def _checked_hw(image_hw: Sequence[int]) -> tuple[int, int]:
+    height, width = int(image_hw[0]), int(image_hw[1])
+    if height <= 0 or width <= 0:
+        raise InputError(
+            "an image size must be positive", got=f"{height} x {width}", expected="height and width of at least 1"
+        )
+    return height, width
+
+
+def _int_boxes(boxes: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(boxes).reshape(-1, 4), np.int32)
+
+
+def _offsets(boxes: np.ndarray) -> np.ndarray:
+    sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sides.prod(1))])
+
+
+def _bytes(flat: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(flat if flat.dtype == np.uint8 else (flat != 0).astype(np.uint8))
+
+
+def _index_dtype(index: Any) -> Any:
+    return bool if np.asarray(index).dtype == bool else np.int64
+
+
+def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as (H, W) int32 counted 1..K in a contiguous array, and the ids (K,) int64 that they stand for."""
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub":
+        raise InputError("a label map needs two axes of integers", got=f"shape {labels.shape}, {labels.dtype}")
+    largest, smallest = (int(labels.max()), int(labels.min())) if labels.size else (0, 0)
+    if smallest < 0:
+        raise InputError("a label map has a negative label", got=smallest, expected="0 for background, ids above 0")
+    if largest <= 4 * labels.size:  # a table with an entry for each possible id is cheap
+        return np.ascontiguousarray(labels, np.int32), np.arange(1, largest + 1)
+    values, dense = np.unique(labels, return_inverse=True)
+    dense = dense.reshape(labels.shape).astype(np.int32) + (values[0] != 0)
+    return np.ascontiguousarray(dense), values[values > 0].astype(np.int64)

@@ -1,0 +1,124 @@
+"""COCO run-length encoding of crops: uncompressed counts and the COCO API's strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.errors import FormatError
+
+Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def encode(
+    image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, crops: np.ndarray
+) -> list[dict[str, Any]]:
+    """Compressed RLE, one ``{"size": [h, w], "counts": str}`` an object."""
+    from cellwright.core import _rle_kernels
+
+    counts, starts = _rle_kernels.encode_runs(*image_hw, boxes, offsets, crops)
+    text, ends = _rle_kernels.encode_strings(counts, starts)
+    whole = text.tobytes().decode("ascii")
+    spans = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    return [{"size": list(image_hw), "counts": whole[first:last]} for first, last in spans]
+
+
+def encode_counts(
+    image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, crops: np.ndarray
+) -> list[list[int]]:
+    """Uncompressed counts of every object: runs down the columns, background first."""
+    from cellwright.core import _rle_kernels
+
+    counts, starts = _rle_kernels.encode_runs(*image_hw, boxes, offsets, crops)
+    return [part.tolist() for part in np.split(counts, starts[1:-1])] if len(boxes) else []
+
+
+def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat:
+    """Tight boxes, offsets and crops from RLE, compressed (str or bytes) or not (a list of counts), mixed as they come.
+
+    Raises `FormatError` naming the first object whose size, string or sum of counts is wrong.
+    """
+    from cellwright.core import _rle_kernels
+
+    height, width = image_hw
+    for k, item in enumerate(objects):
+        if not isinstance(item, dict) or "counts" not in item or list(item.get("size", ())) != [height, width]:
+            got = item.get("size") if isinstance(item, dict) else type(item).__name__
+            raise FormatError("an RLE does not fit its image", where=f"object {k}", got=got, expected=[height, width])
+    counts, starts = _all_counts(objects)
+    bad, *flat = _rle_kernels.decode_runs(height, width, counts, starts)
+    if bad >= 0:
+        total = int(counts[starts[bad] : starts[bad + 1]].sum())
+        raise FormatError(
+            "the counts of an RLE do not fill its image",
+            where=f"object {bad}",
+            got=f"sum {total}",
+            expected=f"{height} x {width} = {height * width}, no negative count",
+        )
+    return tuple(flat)
+
+
+def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> list[dict[str, Any]]:
+    """RLE of COCO polygons, rasterised by the COCO API's own rule and united, one an object."""
+    from faster_coco_eval.core import mask as coco_mask
+
+    height, width = image_hw
+    runs: list[dict[str, Any]] = []
+    for k, parts in enumerate(objects):
+        if not isinstance(parts, (list, tuple)):
+            raise FormatError("a polygon segmentation is not a list", where=f"object {k}", got=type(parts).__name__)
+        for part in parts:
+            xy = np.asarray(part, np.float64) if _is_flat_numbers(part) else np.zeros(0)
+            if xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all():
+                expected = "a flat list x, y, x, y, ... of at least 3 finite vertices"
+                raise FormatError("a polygon is malformed", where=f"object {k}", got=str(part)[:60], expected=expected)
+        if not parts:
+            runs.append({"size": [height, width], "counts": [height * width]})
+            continue
+        # The coding multiplies by 5 in C integers: far outside vertices are drawn in first.
+        near = [np.clip(np.asarray(part, np.float64), -4 * max(image_hw), 5 * max(image_hw)).tolist() for part in parts]
+        runs.append(coco_mask.merge(coco_mask.frPyObjects(near, height, width)))
+    return runs
+
+
+def _is_flat_numbers(part: Any) -> bool:
+    return isinstance(part, (list, tuple, np.ndarray)) and all(isinstance(v, (int, float, np.number)) for v in part)
+
+
+def _all_counts(objects: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of all objects in one flat int64 array, and where each begins (N + 1,)."""
+    from cellwright.core import _rle_kernels
+
+    texts = [_text(item["counts"], k) for k, item in enumerate(objects)]
+    ends = np.cumsum([0] + [len(text) for text in texts])
+    bad, counts, starts = _rle_kernels.decode_strings(np.frombuffer(b"".join(texts), np.uint8), ends)
+    if bad >= 0:
+        raise FormatError("an RLE string is broken", where=f"object {bad}", got=repr(texts[bad][:40]))
+    if all(isinstance(item["counts"], (str, bytes)) for item in objects):
+        return counts, starts
+    parts = [
+        _integers(item["counts"], k)
+        if not isinstance(item["counts"], (str, bytes))
+        else counts[starts[k] : starts[k + 1]]
+        for k, item in enumerate(objects)
+    ]
+    return np.concatenate(parts), np.cumsum([0] + [part.size for part in parts])
+
+
+def _text(counts: Any, k: int) -> bytes:
+    if isinstance(counts, str):
+        if not counts.isascii():
+            raise FormatError("an RLE string is broken", where=f"object {k}", got=repr(counts[:40]))
+        return counts.encode("ascii")
+    return counts if isinstance(counts, bytes) else b""
+
+
+def _integers(counts: Any, k: int) -> np.ndarray:
+    whole = isinstance(counts, (list, tuple, np.ndarray)) and all(
+        isinstance(v, (int, np.integer)) and not isinstance(v, bool) and abs(int(v)) < 2**62 for v in counts
+    )
+    if not whole:
+        raise FormatError("RLE counts are not integers", where=f"object {k}", got=str(counts)[:60])
+    return np.asarray(counts, np.int64)

@@ -1,0 +1,319 @@
+"""Reading other tools' pickles without running them: plain containers and numpy arrays, nothing else.
+
+A pickle is a program, and loading one with `pickle` may call anything. Here the program runs on the pure-Python machine
+of the standard library with three of its instructions replaced:
+
+- a global name gives a function from the table `_GLOBALS` or is refused by name;
+- a call is carried out only when its target is one of these functions;
+- a state is set only on the two stand-ins for numpy's ``dtype`` and ``ndarray``, which check it and build the array from
+  bytes themselves, so that numpy's own C code never meets the state of a hostile file.
+
+The C unpickler is avoided on purpose: a few bytes make it reserve gigabytes (memo indices), and it offers no hook for calls.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cellwright.core.errors import FormatError, InputError
+
+_MAX_DEPTH = 200
+_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c(?:8|16)|[SU]\d{1,6}|O8?|\?|[bBhHiIlLqQefdFD])")
+_NPY_MAGIC = b"\x93NUMPY"
+# What the standard library's machine raises on bytes that are no pickle, beside our own refusals.
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error,
+    OverflowError, MemoryError, AssertionError, RecursionError,
+)  # fmt: skip
+
+
+class _Refused(Exception):
+    """The pickle asks for something that is not data; the text says what."""
+
+
+class _Dtype:
+    """Stand-in for `numpy.dtype` while a pickle is read."""
+
+    def __init__(self, spec: object) -> None:
+        name = spec.decode("latin1") if isinstance(spec, bytes) else spec
+        if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+            raise _Refused(f"an array of type {str(name)[:40]!r}")
+        self.dtype = np.dtype(name)
+
+    def set_state(self, state: object) -> None:
+        # (version, byte order, subarray, names, fields, itemsize, alignment, flags[, metadata])
+        if not isinstance(state, tuple) or len(state) < 8 or any(item is not None for item in state[2:5]):
+            raise _Refused("a structured array type")
+        order, itemsize = _as_text(state[1]), state[5]
+        if order not in ("<", ">", "|", "="):
+            raise _Refused(f"an array type of byte order {order[:10]!r}")
+        kind = self.dtype.kind
+        if kind in "SU" and isinstance(itemsize, int) and itemsize > 0:
+            self.dtype = np.dtype(f"{kind}{itemsize // (4 if kind == 'U' else 1)}")
+        if order in "<>":
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stand-in for `numpy.ndarray` while a pickle is read; `value` is the array, or None while its state is not set."""
+
+    def __init__(self) -> None:
+        self.value: np.ndarray | None = None
+
+    def set_state(self, state: object) -> None:
+        # (version, shape, dtype, fortran order, raw bytes or list of objects)
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise _Refused("an array state of an unknown version")
+        shape, dtype, fortran, raw = state[-4:]
+        self.value = _build_array(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _as_text(value: object) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _build_array(raw: object, dtype: object, shape: object, order: str) -> np.ndarray:
+    """The array of ``shape`` from its bytes (or, of objects, from a list); the sizes must agree exactly."""
+    if not isinstance(dtype, _Dtype):
+        raise _Refused("an array without an array type")
+    if isinstance(shape, int):
+        shape = (shape,)
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise _Refused("an array without a legal shape")
+    count = 1
+    for side in shape:
+        count *= side
+    if dtype.dtype.kind == "O":
+        if not isinstance(raw, list) or len(raw) != count:
+            raise _Refused("an array of objects whose list does not fit its shape")
+        array = np.empty(count, dtype=object)
+        array[:] = [None] * count
+        for index, item in enumerate(raw):
+            array[index] = item
+        return array.reshape(shape, order="F" if order == "F" else "C")
+    data = raw.encode("latin1") if isinstance(raw, str) else raw
+    if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.dtype.itemsize:
+        raise _Refused("an array whose bytes do not fit its shape")
+    flat = np.frombuffer(bytes(data), dtype=dtype.dtype)
+    return flat.reshape(shape, order="F" if order == "F" else "C").copy()
+
+
+def _make_dtype(spec: object, *_align_copy: object) -> _Dtype:
+    return _Dtype(spec)
+
+
+def _reconstruct(kind: object, *_shape_and_type: object) -> _Array:
+    if kind is not _ndarray:
+        raise _Refused("an array of a subclass")
+    return _Array()
+
+
+def _ndarray(*_arguments: object) -> _Array:
+    raise _Refused("an array made by calling ndarray")
+
+
+def _frombuffer(raw: object, dtype: object, shape: object, order: object = "C") -> _Array:
+    array = _Array()
+    array.value = _build_array(raw, dtype, shape, _as_text(order))
+    return array
+
+
+def _scalar(dtype: object, raw: object) -> Any:
+    return _build_array(raw if not isinstance(raw, _Array) else b"", dtype, (), "C")[()]
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    # Protocol 2 writes bytes as a call of `_codecs.encode(text, "latin1")`.
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise _Refused("a text encoder")
+    return text.encode("latin1")
+
+
+def _ordered_dict(*items: object) -> OrderedDict[Any, Any]:
+    return OrderedDict(*items)  # type: ignore[arg-type]
+
+
+def _set(*items: list[Any]) -> set[Any]:
+    return set(*items)
+
+
+def _bytes(*content: object) -> bytes:
+    # A lone number would reserve that many bytes.
+    if content and not isinstance(content[0], bytes | str):
+        raise _Refused("bytes made from something else")
+    return _as_text(content[0]).encode("latin1") if content else b""
+
+
+def _byte_array(*content: object) -> bytearray:
+    return bytearray(_bytes(*content))
+
+
+_GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "dtype"): _make_dtype,
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
+    ("builtins", "bytes"): _bytes,
+    ("__builtin__", "bytes"): _bytes,
+    ("builtins", "bytearray"): _byte_array,
+    ("__builtin__", "bytearray"): _byte_array,
+}
+_CALLABLE = frozenset(_GLOBALS.values())
+
+
+class _DataUnpickler(pickle._Unpickler):
+    """The standard library's unpickler with names, calls and states restricted as the module says."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        try:
+            return _GLOBALS[module, name]
+        except KeyError:
+            raise _Refused(f"the name {module}.{name}"[:120]) from None
+
+    def get_extension(self, code: int) -> None:
+        raise _Refused(f"the extension code {code}")
+
+    def persistent_load(self, pid: object) -> None:
+        raise _Refused("a persistent reference")
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], arguments)
+
+    def load_newobj(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], arguments)
+
+    def _call(self, target: object, arguments: object) -> Any:
+        if not any(target is function for function in _CALLABLE) or not isinstance(arguments, tuple):
+            raise _Refused("a call of something that is not data")
+        return target(*arguments)
+
+    def load_refused(self) -> None:
+        raise _Refused("an instruction that makes objects of classes")
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if not isinstance(target, _Dtype | _Array):
+            raise _Refused(f"a state for {type(target).__name__}")
+        target.set_state(state)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.BUILD[0]] = load_build
+    for _opcode in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+        dispatch[_opcode[0]] = load_refused
+    del _opcode
+
+
+def read_pickle(file: BinaryIO, *, where: Path | str) -> Any:
+    """The data in a pickle: None, bool, int, float, str, bytes, list, tuple, dict, set and numpy arrays, nested.
+
+    Python 2 pickles are read too (their strings as latin-1). ``where`` is named in errors. `FormatError` for a broken
+    pickle and for one that asks for anything but data.
+    """
+    # A regular file that is read whole cannot claim more bytes than it has.
+    machine = _DataUnpickler(io.BytesIO(file.read()), encoding="latin1")
+    try:
+        return _unwrap(machine.load(), {}, 0)
+    except _Refused as refusal:
+        raise FormatError(
+            "this pickle holds more than data, and is not loaded",
+            where=where,
+            got=str(refusal),
+            expected="containers, numbers, strings and numpy arrays",
+            remedy="ask its author for plain arrays, or convert it in the tool that wrote it",
+        ) from None
+    except _BROKEN as error:
+        remedy = "get a fresh copy of the file"
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise FormatError("this pickle is broken", where=where, got=got, remedy=remedy) from error
+
+
+def read_npy_object(path: Path | str) -> Any:
+    """The object in a ``.npy`` file of dtype object (Cellpose's ``_seg.npy``: a dict), read as `read_pickle` does.
+
+    A plain numeric ``.npy`` gives its array. `FormatError` for anything else, `InputError` where the file is unreadable.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+                raise FormatError("this is no .npy file", where=path, expected="the NPY magic at its start")
+            file.seek(0)
+            is_object = _npy_holds_objects(file, path)
+            if not is_object:
+                file.seek(0)
+                return np.load(file, allow_pickle=False)
+            value = read_pickle(file, where=path)
+    except OSError as error:
+        raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error
+    except (ValueError, EOFError, MemoryError) as error:
+        raise FormatError("this .npy file is broken", where=path, got=str(error)[:200]) from error
+    if isinstance(value, np.ndarray) and value.shape == ():
+        return value[()]
+    return value
+
+
+def _npy_holds_objects(file: BinaryIO, path: Path) -> bool:
+    """Read the header (the file then stands at the data) and say whether a pickle follows."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise FormatError("this .npy file has a broken header", where=path, got=str(error)[:200]) from error
+    if not dtype.hasobject:
+        left = path.stat().st_size - file.tell()
+        if int(np.prod([float(side) for side in shape])) * dtype.itemsize > left:
+            raise FormatError("this .npy file is shorter than its header says", where=path, got=f"{left} bytes of data")
+    return dtype.hasobject
+
+
+def _unwrap(value: Any, done: dict[int, Any], depth: int) -> Any:
+    """``value`` with every stand-in replaced by its array; shared parts stay shared, cycles end in an error."""
+    if depth > _MAX_DEPTH:
+        raise _Refused(f"containers nested deeper than {_MAX_DEPTH}")
+    if isinstance(value, _Array):
+        if value.value is None:
+            raise _Refused("an array without content")
+        return _unwrap(value.value, done, depth + 1) if value.value.dtype.kind == "O" else value.value
+    if isinstance(value, _Dtype):
+        return value.dtype
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, dict):
+        result: Any = type(value)((_unwrap(k, done, depth + 1), _unwrap(v, done, depth + 1)) for k, v in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        result = type(value)(_unwrap(item, done, depth + 1) for item in value)
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        result = np.empty(value.size, dtype=object)
+        for index, item in enumerate(value.flat):
+            result[index] = _unwrap(item, done, depth + 1)
+        result = result.reshape(value.shape)
+    elif callable(value):
+        raise _Refused("a function among the data")
+    else:
+        return value
+    done[id(value)] = result
+    return result

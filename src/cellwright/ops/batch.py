@@ -1,0 +1,98 @@
+"""One training step's tensors: what the loader's collate step makes and what ``Network.losses`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images with their objects, as tensors. An image with no object is legal: its lists hold N = 0 rows.
+
+    Attributes:
+        images: FloatTensor[B,C,H,W], normalised, zero-padded right and bottom so that H and W are multiples of the
+            network's stride.
+        image_hws: unpadded (height, width) of each image, px; ``h <= H`` and ``w <= W``.
+        boxes: per image FloatTensor[N,4], ``x0 y0 x1 y1`` half open, px, inside the unpadded image.
+        class_ids: per image LongTensor[N], 0..K-1 (background is no class).
+        ignore: per image BoolTensor[N]; true for crowd regions, which are neither object nor background.
+        layers: per image IntTensor[L,h,w], L >= 1. Object k of the image has the value k + 1, 0 is background. L is 1
+            unless objects overlap.
+        layer_of: per image LongTensor[N], the layer that holds object k.
+        seed: every draw inside the model comes from ``torch.Generator().manual_seed(seed)`` on the CPU.
+    """
+
+    images: Tensor
+    image_hws: list[tuple[int, int]]
+    boxes: list[Tensor]
+    class_ids: list[Tensor]
+    ignore: list[Tensor]
+    layers: list[Tensor]
+    layer_of: list[Tensor]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ValueError(f"Batch.images must be (B, C, H, W), got shape {tuple(self.images.shape)}")
+        for name in ("image_hws", "boxes", "class_ids", "ignore", "layers", "layer_of"):
+            if len(getattr(self, name)) != len(self.images):
+                raise ValueError(f"Batch.{name} has {len(getattr(self, name))} entries for {len(self.images)} images")
+        for i, boxes in enumerate(self.boxes):
+            counts = {len(boxes), len(self.class_ids[i]), len(self.ignore[i]), len(self.layer_of[i])}
+            if len(counts) != 1 or boxes.shape[1:] != (4,):
+                raise ValueError(f"image {i} of the batch: boxes, class_ids, ignore and layer_of disagree on N")
+            if tuple(self.layers[i].shape[1:]) != tuple(self.image_hws[i]):
+                got, expected = tuple(self.layers[i].shape), tuple(self.image_hws[i])
+                raise ValueError(f"image {i} of the batch: layers are {got}, the image is {expected}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
+
+        def moved(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            boxes=moved(self.boxes),
+            class_ids=moved(self.class_ids),
+            ignore=moved(self.ignore),
+            layers=moved(self.layers),
+            layer_of=moved(self.layer_of),
+        )
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator seeded with ``seed``; the same batch always draws the same samples."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+def stack_images(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Stack images of different sizes into one zero-padded tensor.
+
+    Args:
+        images: FloatTensor[C,h,w] each, normalised, all of one C; at least one.
+        stride: H and W of the result are multiples of it, px.
+
+    Returns:
+        FloatTensor[B,C,H,W], padded right and bottom with zeros (the mean colour, since images are normalised), and
+        the unpadded (h, w) of each image.
+
+    Raises:
+        ValueError: no image at all.
+    """
+    if not images:
+        raise ValueError("stack_images needs at least one image")
+    hws = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+    height = -(-max(h for h, _ in hws) // stride) * stride
+    width = -(-max(w for _, w in hws) // stride) * stride
+    stacked = images[0].new_zeros((len(images), images[0].shape[0], height, width))
+    for target, image, (h, w) in zip(stacked, images, hws, strict=True):
+        target[:, :h, :w] = image
+    return stacked, hws
