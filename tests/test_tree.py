@@ -36,7 +36,9 @@ def test_functions_are_under_60_lines_and_8_parameters(path: Path) -> None:
         assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg.arg}"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("module", ["cellwright", "cellwright.app.cli", "cellwright.core.masks", "cellwright.config.recipe"])
+@pytest.mark.parametrize(
+    "module", ["cellwright", "cellwright.app.cli", "cellwright.core.masks", "cellwright.config.recipe"]
+)
 def test_light_imports_load_nothing_heavy(module: str) -> None:
     heavy = "torch", "torchvision", "numba", "cv2", "scipy", "pandas", "matplotlib", "skimage", "shapely"
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"

@@ -1,0 +1,67 @@
+"""Segment every cell or nucleus in a microscopy image as its own object.
+
+Importing this loads no torch: names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cellwright.api.data import read_dataset, read_image, read_instances
+    from cellwright.api.judge import evaluate
+    from cellwright.api.model import load_model
+    from cellwright.api.results import save, show
+    from cellwright.api.training import train
+    from cellwright.core.dataset import Dataset, Sample
+    from cellwright.core.errors import CellwrightError
+    from cellwright.core.image import Image
+    from cellwright.core.instances import Instances
+    from cellwright.core.masks import MaskSet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CellwrightError",
+    "Dataset",
+    "Image",
+    "Instances",
+    "MaskSet",
+    "Sample",
+    "evaluate",
+    "load_model",
+    "read_dataset",
+    "read_image",
+    "read_instances",
+    "save",
+    "show",
+    "train",
+]
+
+_HOMES = {
+    "CellwrightError": "core.errors",
+    "Dataset": "core.dataset",
+    "Image": "core.image",
+    "Instances": "core.instances",
+    "MaskSet": "core.masks",
+    "Sample": "core.dataset",
+    "evaluate": "api.judge",
+    "load_model": "api.model",
+    "read_dataset": "api.data",
+    "read_image": "api.data",
+    "read_instances": "api.data",
+    "save": "api.results",
+    "show": "api.results",
+    "train": "api.training",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cellwright' has no attribute {name!r}")
+    return getattr(import_module(f"cellwright.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_instances_index_sort_and_join() -> None:
 )
 def test_instances_are_checked(change: dict[str, object], message: str) -> None:
     with pytest.raises(errors.InputError, match=message):
-        some_instances().replace(**change)
+        replace(some_instances(), **change)
 
 
 def test_dataset_names_splits_and_samples() -> None:

@@ -28,6 +28,8 @@ class Conventions:
     # Anchors and proposals
     round_anchors: bool
     """Cell anchors are rounded to whole pixels, half to even."""
+    infer_anchor_stride: bool
+    """A level's stride is the padded image's side over the map's side, rounded down; p6 of 352 px has 58, not 64."""
     pre_nms_train: int
     pre_nms_test: int
     """Best-scoring anchors a pyramid level that enter NMS."""
@@ -72,6 +74,7 @@ TORCHVISION = Conventions(
     name="torchvision",
     stride_in_1x1=False,
     round_anchors=True,
+    infer_anchor_stride=True,
     pre_nms_train=2000,
     pre_nms_test=1000,
     post_nms_train=2000,
@@ -95,6 +98,7 @@ DETECTRON2 = Conventions(
     name="detectron2",
     stride_in_1x1=True,
     round_anchors=False,
+    infer_anchor_stride=False,
     pre_nms_train=2000,
     pre_nms_test=1000,
     post_nms_train=1000,

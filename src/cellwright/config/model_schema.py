@@ -20,24 +20,32 @@ HeadNorm = Literal["none", "batch_norm", "group_norm"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BackboneConfig(_Section):
     """ResNet (He et al. 2016). Stage outputs have stride 4, 8, 16, 32 px."""
 
     depth: Literal[18, 34, 50, 101] = Field(
-        50, description="Layers. 18 and 34 use basic blocks, 50 and 101 bottlenecks."
+        default=50, description="Layers. 18 and 34 use basic blocks, 50 and 101 bottlenecks."
     )
-    width: Positive = Field(64, description="Channels of the 3x3 convolutions in the first stage; doubles each stage.")
-    stem_channels: Positive | None = Field(None, description="Channels of the 7x7 stem. None: the same as width.")
+    width: Positive = Field(
+        default=64, description="Channels of the 3x3 convolutions in the first stage; doubles each stage."
+    )
+    stem_channels: Positive | None = Field(
+        default=None, description="Channels of the 7x7 stem. None: the same as width."
+    )
     norm: Norm = Field(
-        "batch_norm", description="Normalisation of every convolution. Frozen: constants, never updated."
+        default="batch_norm", description="Normalisation of every convolution. Frozen: constants, never updated."
     )
-    norm_eps: float = Field(1e-5, ge=0.0, le=0.1, description="Added to the variance. torchvision's COCO weights: 0.")
-    stride_in_1x1: bool | None = Field(None, description="Bottlenecks stride in the 1x1. None: from conventions.")
+    norm_eps: float = Field(
+        default=1e-5, ge=0.0, le=0.1, description="Added to the variance. torchvision's COCO weights: 0."
+    )
+    stride_in_1x1: bool | None = Field(
+        default=None, description="Bottlenecks stride in the 1x1. None: from conventions."
+    )
     frozen_stages: int = Field(
-        0, ge=0, le=5, description="Stages not trained, from the stem (1) to res5 (5); 0 is none."
+        default=0, ge=0, le=5, description="Stages not trained, from the stem (1) to res5 (5); 0 is none."
     )
 
     @model_validator(mode="after")
@@ -54,11 +62,11 @@ class BackboneConfig(_Section):
 class FPNConfig(_Section):
     """Feature pyramid (Lin et al. 2017), levels ``first_level``..6; level l has a stride of 2**l px."""
 
-    channels: Positive = Field(256, description="Channels of every level.")
+    channels: Positive = Field(default=256, description="Channels of every level.")
     first_level: Literal[1, 2] = Field(
-        2, description="Finest level: 2 has stride 4 px; 1 has stride 2 px, for tiny objects."
+        default=2, description="Finest level: 2 has stride 4 px; 1 has stride 2 px, for tiny objects."
     )
-    norm: HeadNorm = Field("none", description="Normalisation of the lateral and output convolutions.")
+    norm: HeadNorm = Field(default="none", description="Normalisation of the lateral and output convolutions.")
 
     @property
     def n_levels(self) -> int:
@@ -69,13 +77,15 @@ class AnchorConfig(_Section):
     """Reference boxes of the proposal network, centred at multiples of the level's stride."""
 
     sizes_px: tuple[tuple[Pixels, ...], ...] = Field(
-        ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
+        default=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
         description="Square root of the anchors' area, px: one tuple a pyramid level, all of one length.",
     )
     ratios: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
-        (0.5, 1.0, 2.0), min_length=1, description="Height over width."
+        default=(0.5, 1.0, 2.0), min_length=1, description="Height over width."
     )
-    rounded: bool | None = Field(None, description="Round cell anchors to whole pixels. None: from conventions.")
+    rounded: bool | None = Field(
+        default=None, description="Round cell anchors to whole pixels. None: from conventions."
+    )
 
     @model_validator(mode="after")
     def _one_head_fits_every_level(self) -> Self:
@@ -88,27 +98,37 @@ class AnchorConfig(_Section):
 class RPNConfig(_Section):
     """Region proposal network (Ren et al. 2015)."""
 
-    convs: Positive = Field(1, description="3x3 convolutions before the two predictors.")
-    foreground_iou: Fraction = Field(0.7, description="Anchors with at least this IoU with an object are positive.")
-    background_iou: Fraction = Field(0.3, description="Anchors with less than this IoU with every object are negative.")
-    samples_per_image: Positive = Field(256, description="Anchors drawn for the loss, an image.")
-    positive_fraction: Fraction = Field(0.5, description="At most this part of them is positive.")
-    pre_nms_train: Positive | None = Field(None, description="Best anchors a level before NMS. None: from conventions.")
-    pre_nms_test: Positive | None = Field(None, description="The same at inference. None: from conventions.")
-    post_nms_train: Positive | None = Field(None, description="Proposals an image after NMS. None: from conventions.")
-    post_nms_test: Positive | None = Field(None, description="The same at inference. None: from conventions.")
-    nms_iou: Fraction = Field(0.7, description="Proposals of a level that overlap a better one by more are dropped.")
+    convs: Positive = Field(default=1, description="3x3 convolutions before the two predictors.")
+    foreground_iou: Fraction = Field(
+        default=0.7, description="Anchors with at least this IoU with an object are positive."
+    )
+    background_iou: Fraction = Field(
+        default=0.3, description="Anchors with less than this IoU with every object are negative."
+    )
+    samples_per_image: Positive = Field(default=256, description="Anchors drawn for the loss, an image.")
+    positive_fraction: Fraction = Field(default=0.5, description="At most this part of them is positive.")
+    pre_nms_train: Positive | None = Field(
+        default=None, description="Best anchors a level before NMS. None: from conventions."
+    )
+    pre_nms_test: Positive | None = Field(default=None, description="The same at inference. None: from conventions.")
+    post_nms_train: Positive | None = Field(
+        default=None, description="Proposals an image after NMS. None: from conventions."
+    )
+    post_nms_test: Positive | None = Field(default=None, description="The same at inference. None: from conventions.")
+    nms_iou: Fraction = Field(
+        default=0.7, description="Proposals of a level that overlap a better one by more are dropped."
+    )
     min_box_px: float | None = Field(
-        None, ge=0.0, description="Smallest side of a proposal, px. None: from conventions."
+        default=None, ge=0.0, description="Smallest side of a proposal, px. None: from conventions."
     )
     smooth_l1_beta: float | None = Field(
-        None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
+        default=None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
     )
     loss_normaliser: LossNormaliser | None = Field(
-        None, description="Divide by anchors sampled, or by the sample size asked for. None: from conventions."
+        default=None, description="Divide by anchors sampled, or by the sample size asked for. None: from conventions."
     )
-    class_weight: float = Field(1.0, ge=0.0, description="Weight of the objectness loss.")
-    box_weight: float = Field(1.0, ge=0.0, description="Weight of the box loss.")
+    class_weight: float = Field(default=1.0, ge=0.0, description="Weight of the objectness loss.")
+    box_weight: float = Field(default=1.0, ge=0.0, description="Weight of the box loss.")
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> Self:
@@ -120,47 +140,58 @@ class RPNConfig(_Section):
 class RoIConfig(_Section):
     """How features of a box are pooled (RoIAlign, He et al. 2017), for both heads."""
 
-    aligned: bool | None = Field(None, description="Half-pixel shift. None: from conventions.")
+    aligned: bool | None = Field(default=None, description="Half-pixel shift. None: from conventions.")
     sampling_ratio: int | None = Field(
-        None, ge=0, le=16, description="Samples an output cell and axis; 0 adapts to the box. None: from conventions."
+        default=None,
+        ge=0,
+        le=16,
+        description="Samples an output cell and axis; 0 adapts to the box. None: from conventions.",
     )
-    canonical_box_px: Pixels = Field(224.0, description="Square root of the area that belongs to canonical_level, px.")
-    canonical_level: int = Field(4, ge=1, le=6, description="Pyramid level of boxes of canonical_box_px.")
+    canonical_box_px: Pixels = Field(
+        default=224.0, description="Square root of the area that belongs to canonical_level, px."
+    )
+    canonical_level: int = Field(default=4, ge=1, le=6, description="Pyramid level of boxes of canonical_box_px.")
     ignore_ioa: Fraction = Field(
-        0.5,
+        default=0.5,
         description="Anchors and boxes with at least this part of their area inside an ignored region are not used.",
     )
-    chunk: Positive = Field(1000, description="Boxes that go through a head at once at inference; bounds memory.")
+    chunk: Positive = Field(
+        default=1000, description="Boxes that go through a head at once at inference; bounds memory."
+    )
 
 
 class BoxHeadConfig(_Section):
     """Box classifier and regressor."""
 
-    resolution: Positive = Field(7, description="Side of the pooled features, cells.")
-    convs: int = Field(0, ge=0, le=8, description="3x3 convolutions before the fully connected layers.")
-    conv_channels: Positive = Field(256, description="Their channels.")
-    fcs: int = Field(2, ge=0, le=4, description="Fully connected layers.")
-    fc_channels: Positive = Field(1024, description="Their channels.")
-    norm: HeadNorm = Field("none", description="Normalisation of the convolutions.")
-    class_agnostic: bool = Field(False, description="One box for all classes instead of one for each.")
+    resolution: Positive = Field(default=7, description="Side of the pooled features, cells.")
+    convs: int = Field(default=0, ge=0, le=8, description="3x3 convolutions before the fully connected layers.")
+    conv_channels: Positive = Field(default=256, description="Their channels.")
+    fcs: int = Field(default=2, ge=0, le=4, description="Fully connected layers.")
+    fc_channels: Positive = Field(default=1024, description="Their channels.")
+    norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
+    class_agnostic: bool = Field(default=False, description="One box for all classes instead of one for each.")
     delta_weights: tuple[Pixels, Pixels, Pixels, Pixels] = Field(
-        (10.0, 10.0, 5.0, 5.0), description="Factors of the coded dx, dy, dw, dh."
+        default=(10.0, 10.0, 5.0, 5.0), description="Factors of the coded dx, dy, dw, dh."
     )
-    samples_per_image: Positive = Field(512, description="Boxes drawn for the losses, an image.")
-    positive_fraction: Fraction = Field(0.25, description="At most this part of them holds an object.")
-    foreground_iou: Fraction = Field(0.5, description="Boxes with at least this IoU with an object hold it.")
-    background_iou: Fraction = Field(0.5, description="Boxes with less than this IoU with every object are background.")
+    samples_per_image: Positive = Field(default=512, description="Boxes drawn for the losses, an image.")
+    positive_fraction: Fraction = Field(default=0.25, description="At most this part of them holds an object.")
+    foreground_iou: Fraction = Field(default=0.5, description="Boxes with at least this IoU with an object hold it.")
+    background_iou: Fraction = Field(
+        default=0.5, description="Boxes with less than this IoU with every object are background."
+    )
     smooth_l1_beta: float | None = Field(
-        None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
+        default=None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
     )
-    score_threshold: Fraction = Field(0.05, description="Detections must score more than this.")
-    nms_iou: Fraction = Field(0.5, description="Detections of a class that overlap a better one by more are dropped.")
-    detections_per_image: Positive = Field(100, description="Best detections kept, an image.")
+    score_threshold: Fraction = Field(default=0.05, description="Detections must score more than this.")
+    nms_iou: Fraction = Field(
+        default=0.5, description="Detections of a class that overlap a better one by more are dropped."
+    )
+    detections_per_image: Positive = Field(default=100, description="Best detections kept, an image.")
     min_box_px: float | None = Field(
-        None, ge=0.0, description="Smallest side of a detection, px. None: from conventions."
+        default=None, ge=0.0, description="Smallest side of a detection, px. None: from conventions."
     )
-    class_weight: float = Field(1.0, ge=0.0, description="Weight of the classification loss.")
-    box_weight: float = Field(1.0, ge=0.0, description="Weight of the box loss.")
+    class_weight: float = Field(default=1.0, ge=0.0, description="Weight of the classification loss.")
+    box_weight: float = Field(default=1.0, ge=0.0, description="Weight of the box loss.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -174,16 +205,22 @@ class BoxHeadConfig(_Section):
 class MaskHeadConfig(_Section):
     """Fully convolutional mask predictor; its masks have twice the pooled resolution."""
 
-    resolution: Positive = Field(14, description="Side of the pooled features, cells.")
-    convs: int = Field(4, ge=0, le=8, description="3x3 convolutions before the upsampling.")
-    channels: Positive = Field(256, description="Channels of the convolutions and of the upsampling.")
-    norm: HeadNorm = Field("none", description="Normalisation of the convolutions.")
-    class_agnostic: bool = Field(False, description="One mask for all classes instead of one for each.")
-    target: MaskTarget | None = Field(None, description="Soft or binary training targets. None: from conventions.")
-    target_aligned: bool | None = Field(None, description="Half-pixel shift of the targets. None: from conventions.")
-    paste: PasteRule | None = Field(None, description="Resampling of masks into the image. None: from conventions.")
-    threshold: Fraction = Field(0.5, description="A pixel belongs to the object from this probability on.")
-    weight: float = Field(1.0, ge=0.0, description="Weight of the mask loss.")
+    resolution: Positive = Field(default=14, description="Side of the pooled features, cells.")
+    convs: int = Field(default=4, ge=0, le=8, description="3x3 convolutions before the upsampling.")
+    channels: Positive = Field(default=256, description="Channels of the convolutions and of the upsampling.")
+    norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
+    class_agnostic: bool = Field(default=False, description="One mask for all classes instead of one for each.")
+    target: MaskTarget | None = Field(
+        default=None, description="Soft or binary training targets. None: from conventions."
+    )
+    target_aligned: bool | None = Field(
+        default=None, description="Half-pixel shift of the targets. None: from conventions."
+    )
+    paste: PasteRule | None = Field(
+        default=None, description="Resampling of masks into the image. None: from conventions."
+    )
+    threshold: Fraction = Field(default=0.5, description="A pixel belongs to the object from this probability on.")
+    weight: float = Field(default=1.0, ge=0.0, description="Weight of the mask loss.")
 
     @model_validator(mode="after")
     def _group_norm_divides(self) -> Self:
@@ -195,16 +232,20 @@ class MaskHeadConfig(_Section):
 class MaskRCNNConfig(_Section):
     """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017)."""
 
-    kind: Literal["mask_rcnn"] = Field("mask_rcnn", description="The model family.")
-    backbone: BackboneConfig = Field(BackboneConfig(), description="Feature extractor.")
-    fpn: FPNConfig = Field(FPNConfig(), description="Feature pyramid.")
-    anchors: AnchorConfig = Field(AnchorConfig(), description="Reference boxes.")
-    rpn: RPNConfig = Field(RPNConfig(), description="Proposal network.")
-    roi: RoIConfig = Field(RoIConfig(), description="Pooling of boxes.")
-    box_head: BoxHeadConfig = Field(BoxHeadConfig(), description="Classes and boxes.")
-    mask_head: MaskHeadConfig = Field(MaskHeadConfig(), description="Masks.")
+    kind: Literal["mask_rcnn"] = Field(default="mask_rcnn", description="The model family.")
+    backbone: BackboneConfig = Field(default=BackboneConfig(), description="Feature extractor.")
+    fpn: FPNConfig = Field(default=FPNConfig(), description="Feature pyramid.")
+    anchors: AnchorConfig = Field(default=AnchorConfig(), description="Reference boxes.")
+    rpn: RPNConfig = Field(default=RPNConfig(), description="Proposal network.")
+    roi: RoIConfig = Field(default=RoIConfig(), description="Pooling of boxes.")
+    box_head: BoxHeadConfig = Field(default=BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: MaskHeadConfig = Field(default=MaskHeadConfig(), description="Masks.")
     init: str | None = Field(
-        None, description="Weights to start from: torchvision:NAME, detectron2:FILE, a model or a run folder."
+        default=None, description="Weights to start from: torchvision:NAME, detectron2:FILE, a model or a run folder."
+    )
+    init_fresh: tuple[Literal["fpn", "rpn", "box_head", "mask_head"], ...] = Field(
+        default=(),
+        description="Parts that are not taken from init but start at random, where classes or widths differ.",
     )
 
     @model_validator(mode="after")

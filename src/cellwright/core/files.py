@@ -32,7 +32,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        else:
+        elif os.path.lexists(temporary):  # unlink would raise anew where the parent is a file
             temporary.unlink(missing_ok=True)
 
 
@@ -67,7 +67,7 @@ def read_json(path: Path | str) -> Any:
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}, column {error.colno}"
         raise FormatError("this file is not valid JSON", where=place, got=error.msg) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
         raise FormatError("this file is not valid JSON", where=path, got=str(error)) from error
     except OSError as error:
         raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error

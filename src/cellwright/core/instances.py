@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -105,10 +103,6 @@ class Instances:
         rest = {name: None if getattr(self, name) is None else getattr(self, name)[index] for name in _PER_OBJECT}
         columns = {name: values[index] for name, values in self.columns.items()}
         return Instances(self.image_hw, columns=columns, **rest)
-
-    def replace(self, **named: Any) -> Instances:
-        """A copy with some fields changed (checked again)."""
-        return dataclasses.replace(self, **named)
 
     def by_score(self) -> Instances:
         """Sorted by score, highest first, ties in the order they stand; truth is returned as it is."""

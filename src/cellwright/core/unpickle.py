@@ -5,14 +5,16 @@ of the standard library with three of its instructions replaced:
 
 - a global name gives a function from the table `_GLOBALS` or is refused by name;
 - a call is carried out only when its target is one of these functions;
-- a state is set only on the two stand-ins for numpy's ``dtype`` and ``ndarray``, which check it and build the array from
-  bytes themselves, so that numpy's own C code never meets the state of a hostile file.
+- a state is set only on the two stand-ins for numpy's ``dtype`` and ``ndarray``, which check it and build the array
+  from bytes themselves, so that numpy's own C code never meets the state of a hostile file.
 
-The C unpickler is avoided on purpose: a few bytes make it reserve gigabytes (memo indices), and it offers no hook for calls.
+The C unpickler is avoided on purpose: a few bytes make it reserve gigabytes (memo indices), and it cannot be told
+which calls to carry out.
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import pickle
 import re
@@ -20,13 +22,14 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError
 
 _MAX_DEPTH = 200
+_MAX_HEADER = 10_000  # as numpy itself limits it
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c(?:8|16)|[SU]\d{1,6}|O8?|\?|[bBhHiIlLqQefdFD])")
 _NPY_MAGIC = b"\x93NUMPY"
 # What the standard library's machine raises on bytes that are no pickle, beside our own refusals.
@@ -181,7 +184,7 @@ _CALLABLE = frozenset(_GLOBALS.values())
 class _DataUnpickler(pickle._Unpickler):
     """The standard library's unpickler with names, calls and states restricted as the module says."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         try:
@@ -253,41 +256,42 @@ def read_pickle(file: BinaryIO, *, where: Path | str) -> Any:
 def read_npy_object(path: Path | str) -> Any:
     """The object in a ``.npy`` file of dtype object (Cellpose's ``_seg.npy``: a dict), read as `read_pickle` does.
 
-    A plain numeric ``.npy`` gives its array. `FormatError` for anything else, `InputError` where the file is unreadable.
+    A plain numeric ``.npy`` gives its array. `FormatError` for anything else, `InputError` for an unreadable file.
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
-                raise FormatError("this is no .npy file", where=path, expected="the NPY magic at its start")
-            file.seek(0)
-            is_object = _npy_holds_objects(file, path)
-            if not is_object:
-                file.seek(0)
-                return np.load(file, allow_pickle=False)
-            value = read_pickle(file, where=path)
+        data = path.read_bytes()
     except OSError as error:
         raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error
-    except (ValueError, EOFError, MemoryError) as error:
-        raise FormatError("this .npy file is broken", where=path, got=str(error)[:200]) from error
-    if isinstance(value, np.ndarray) and value.shape == ():
-        return value[()]
-    return value
-
-
-def _npy_holds_objects(file: BinaryIO, path: Path) -> bool:
-    """Read the header (the file then stands at the data) and say whether a pickle follows."""
+    dtype, fortran, shape, start = _npy_header(data, path)
+    if dtype.dtype.kind == "O":
+        value = read_pickle(io.BytesIO(data[start:]), where=path)
+        return value[()] if isinstance(value, np.ndarray) and value.shape == () else value
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise FormatError("this .npy file has a broken header", where=path, got=str(error)[:200]) from error
-    if not dtype.hasobject:
-        left = path.stat().st_size - file.tell()
-        if int(np.prod([float(side) for side in shape])) * dtype.itemsize > left:
-            raise FormatError("this .npy file is shorter than its header says", where=path, got=f"{left} bytes of data")
-    return dtype.hasobject
+        return _build_array(data[start:], dtype, shape, "F" if fortran else "C")
+    except _Refused as refusal:
+        raise FormatError("this .npy file is broken", where=path, got=str(refusal)) from None
+
+
+def _npy_header(data: bytes, path: Path) -> tuple[_Dtype, bool, object, int]:
+    """Type, order and shape of the array, and where its data begin (NumPy enhancement proposal 1)."""
+    width = 2 if data[6:7] == b"\x01" else 4
+    start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    text = data[8 + width : start]
+    try:
+        if (
+            data[:6] != _NPY_MAGIC
+            or data[6:7] not in (b"\x01", b"\x02", b"\x03")
+            or start > min(len(data), _MAX_HEADER)
+        ):
+            raise _Refused("no NPY magic with a whole header after it")
+        header = ast.literal_eval(text.decode("latin1").strip())
+        if not isinstance(header, dict):
+            raise _Refused("a header that is no dict")
+        return _Dtype(header.get("descr")), bool(header.get("fortran_order")), header.get("shape"), start
+    except (_Refused, *_BROKEN, SyntaxError) as error:
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise FormatError("this .npy file has a broken header", where=path, got=got) from error
 
 
 def _unwrap(value: Any, done: dict[int, Any], depth: int) -> Any:

@@ -136,7 +136,8 @@ def _warp(pixels: np.ndarray, geometry: Geometry, interpolation: int) -> np.ndar
             window = window[:, ::-1]
         if geometry.vertical_flip:
             window = window[::-1]
-        return np.ascontiguousarray(np.rot90(window, geometry.quarter_turns))
+        # A copy even where nothing changes: the caller's arrays are a cache that must stay as it is.
+        return np.rot90(window, geometry.quarter_turns).copy()
     height, width = geometry.out_hw[:: -1 if geometry.quarter_turns % 2 else 1]
     window_from_output = np.linalg.inv(geometry.output_from_window())[:2]
     # Beyond the window its edge is repeated: half a pixel of it is read when an image is enlarged.

@@ -15,7 +15,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.image import Image
@@ -68,9 +68,7 @@ class FieldLook:
             )
 
 
-def draw_field(
-    seed: int, image_hw: tuple[int, int], n: int, look: FieldLook | None = None
-) -> tuple[Image, Instances]:
+def draw_field(seed: int, image_hw: tuple[int, int], n: int, look: FieldLook | None = None) -> tuple[Image, Instances]:
     """Draw one field: a pure function of its arguments.
 
     n: nuclei wanted; fewer come back where no free place was found (a nucleus gets 40 tries). 0 is a field of
@@ -86,16 +84,6 @@ def draw_field(
     else:
         image = Image(_paint_fluorescence(rng, density, look)[:, :, None], ("DAPI",))
     return image, Instances.from_masks(MaskSet.from_crops(boxes, crops, image_hw))
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A sample's objects, held in memory; picklable."""
-
-    instances: Instances
-
-    def __call__(self) -> Instances:
-        return self.instances
 
 
 def write_demo_dataset(
@@ -123,7 +111,7 @@ def write_demo_dataset(
                 id=relative.with_suffix("").as_posix(),
                 image_path=out / relative,
                 image_hw=image_hw,
-                load=_Held(truth),
+                load=Loaded(truth),
                 image_id=index + 1,
                 split=split,
                 group=None,
@@ -265,7 +253,8 @@ def _paint_he(rng: np.random.Generator, density: np.ndarray, look: FieldLook) ->
     hw, d = density.shape, look.diameter_px
     uneven = 1.0 + 0.12 * _noise(rng, hw, (12 * d, 12 * d))
     cells = cv2.GaussianBlur((density > 0).astype(np.float32), (0, 0), 0.6 * d)
-    fibres = _bend(rng, _noise(rng, hw, (0.35 * d, 3 * d), octaves=2), d) + _noise(rng, hw, (1.5 * d, 1.5 * d), octaves=3)
+    fibres = _bend(rng, _noise(rng, hw, (0.35 * d, 3 * d), octaves=2), d)
+    fibres = fibres + _noise(rng, hw, (1.5 * d, 1.5 * d), octaves=3)
     lumen = _bend(rng, _noise(rng, hw, (5 * d, 5 * d), octaves=3), d)
     holes = 1.0 / (1.0 + np.exp(-8.0 * (lumen - 0.7 - 2.5 * cells)))
     tissue = 1.0 - holes * (1.0 - np.clip(3 * cells, 0, 1))

@@ -121,13 +121,13 @@ def cell_anchors(sizes_px: Sequence[float], ratios: Sequence[float], *, rounded:
     return anchors.round() if rounded else anchors
 
 
-def grid_anchors(cell: Tensor, grid_hw: tuple[int, int], stride: int) -> Tensor:
+def grid_anchors(cell: Tensor, grid_hw: tuple[int, int], stride_hw: tuple[int, int]) -> Tensor:
     """Cell anchors FloatTensor[A,4] at every cell of a feature map: FloatTensor[h*w*A,4], order y, x, anchor.
 
-    Centres lie at multiples of ``stride`` px (no half-cell offset), as in both frameworks.
+    Centres lie at multiples of the stride, px (no half-cell offset), as in both frameworks.
     """
-    x = torch.arange(grid_hw[1], dtype=cell.dtype, device=cell.device) * stride
-    y = torch.arange(grid_hw[0], dtype=cell.dtype, device=cell.device) * stride
+    y = torch.arange(grid_hw[0], dtype=cell.dtype, device=cell.device) * stride_hw[0]
+    x = torch.arange(grid_hw[1], dtype=cell.dtype, device=cell.device) * stride_hw[1]
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).reshape(-1, 1, 4)
     return (shifts + cell).reshape(-1, 4)

@@ -1,0 +1,1 @@
+"""The Python front door: everything the command line does, as functions. `cellwright` itself names the public ones."""

@@ -1,0 +1,206 @@
+"""Images, objects and datasets: reading, converting, describing, checking, splitting, drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellwright.api.outputs import claim_file
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import InputError, OutputError, UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from cellwright.data.check import Finding
+
+DATASET_FILE = "dataset.json"
+TILE_PX = 480
+Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
+
+
+@dataclass(frozen=True)
+class ConvertPlan:
+    """What ``data convert`` reads and writes; None finds out or keeps what the files say."""
+
+    sources: tuple[Path, ...]
+    out: Path
+    format: str | None = None
+    class_names: tuple[str, ...] | None = None
+    copy_images: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """What ``data split`` does; ``out`` None sets the dataset's own splits."""
+
+    dataset: Path
+    out: Path | None = None
+    val: float = 0.2
+    folds: int | None = None
+    seed: int = 0
+    group: str | None = None
+    overwrite: bool = False
+
+
+def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
+    """An image in its own dtype; see `data.images.read_image`."""
+    from cellwright.data.images import read_image as read
+
+    return read(path, channel=channel, z=z)
+
+
+def read_dataset(path: Path | str, *, format: str | None = None, require_images: bool = True) -> Dataset:  # noqa: A002
+    """A dataset folder, a prediction folder, or any source of a known format, lazily.
+
+    require_images: False reads objects whose image files are absent. Raises `InputError` where no format fits.
+    """
+    from cellwright.data.formats import ReadOptions
+    from cellwright.data.formats import read_dataset as read
+
+    return read(Path(path), ReadOptions(require_images=require_images), name=format)
+
+
+def read_instances(path: Path | str) -> Instances:
+    """The objects of one file: a label image (``.tif``, ``.png``), or a source that holds exactly one image."""
+    path = Path(path)
+    if path.suffix.lower() in (".tif", ".tiff", ".png"):
+        from cellwright.data.formats.label_maps import instances_of, read_label_map
+
+        return instances_of(read_label_map(path))
+    dataset = read_dataset(path, require_images=False)
+    if len(dataset) != 1:
+        remedy = "read it with read_dataset"
+        raise UsageError("this holds not exactly one image", where=path, got=f"{len(dataset)} images", remedy=remedy)
+    return dataset[0].read_instances()
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether ``path`` is a dataset of our own on disk."""
+    return path.name == DATASET_FILE or (path / DATASET_FILE).is_file()
+
+
+def convert(plan: ConvertPlan, track: Track = no_progress) -> Dataset:
+    """Read the sources, write the dataset, and return it as it now is on disk.
+
+    Raises `InputError` for what cannot be read (naming file and object), `OutputError` where a dataset exists.
+    """
+    from cellwright.data.formats import ReadOptions, WriteOptions, coco
+    from cellwright.data.formats import read_dataset as read
+    from cellwright.data.merge import merge_datasets
+
+    claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    options = ReadOptions(class_names=plan.class_names, track=track)
+    parts = [read(source, options, name=plan.format) for source in plan.sources]
+    dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
+    if not len(dataset):
+        raise InputError("these sources hold no image", where=", ".join(map(str, plan.sources)), got="0 images")
+    coco.write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=track))
+    return read_dataset(plan.out)
+
+
+def one_line(dataset: Dataset) -> str:
+    """``"24 images, 1 class (nucleus), splits train, val: work/vrdl"``."""
+    n = len(dataset.class_names)
+    classes = f"{n} class{'' if n == 1 else 'es'} ({', '.join(dataset.class_names)})"
+    splits = f", splits {', '.join(dataset.splits)}" if dataset.splits else ""
+    return f"{len(dataset)} images, {classes}{splits}: {dataset.root}"
+
+
+def info_tables(path: Path, split: str | None = None, track: Track = no_progress) -> list[Table]:
+    """The table of ``data info``."""
+    from cellwright.data.info import describe_dataset
+
+    dataset = _of_split(read_dataset(path), split)
+    return [(one_line(dataset), ("what", "value"), describe_dataset(dataset, track=track).rows())]
+
+
+def check(path: Path, split: str | None = None, track: Track = no_progress) -> list[Finding]:
+    """Everything wrong or worth knowing, worst first."""
+    from cellwright.data.check import check_dataset
+
+    return check_dataset(_of_split(read_dataset(path), split), track=track)
+
+
+def split(plan: SplitPlan, track: Track = no_progress) -> list[Table]:
+    """Set the splits and write the dataset; returns a table of images and objects a split.
+
+    Raises `OutputError` where splits are set already (or ``out`` exists) and ``overwrite`` is not given.
+    """
+    from cellwright.data.formats import WriteOptions, coco
+    from cellwright.data.split import folds, split_dataset
+
+    dataset = read_dataset(plan.dataset)
+    if plan.out is None and not is_dataset(plan.dataset):
+        raise UsageError("only a dataset folder can be split in place", where=plan.dataset, remedy="give --out")
+    if plan.out is None and dataset.splits and not plan.overwrite:
+        found = ", ".join(dataset.splits)
+        raise OutputError("the splits are set", where=plan.dataset, got=found, remedy="give --overwrite, or an --out")
+    if plan.folds is None:
+        done = split_dataset(dataset, plan.val, plan.seed, group=plan.group, track=track)
+        target = _claimed(plan, "")
+        coco.write(done, target, WriteOptions(track=track))
+        return [_split_table(target, "")]
+    parts = folds(dataset, plan.folds, plan.seed, group=plan.group, track=track)
+    if plan.out is None:
+        raise UsageError("folds are datasets of their own", got="--folds without --out", remedy="give --out")
+    targets = [_claimed(plan, f"fold_{k}") for k in range(len(parts))]
+    for part, target in zip(parts, targets, strict=True):
+        coco.write(part, target, WriteOptions(track=track))
+    return [_split_table(target, target.name) for target in targets]
+
+
+def contact_sheet(path: Path, split: str | None, max_images: int, out: Path, track: Track = no_progress) -> None:
+    """Draw up to ``max_images`` images, evenly picked, with their objects outlined, into one PNG."""
+    import cv2
+
+    from cellwright.core.files import write_bytes
+    from cellwright.report.draw import contact_sheet as lay_out
+    from cellwright.report.draw import draw_overlay
+
+    dataset = _of_split(read_dataset(path), split)
+    picked = np.unique(np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).round().astype(int))
+    tiles = []
+    for k in track(picked.tolist(), "drawing", len(picked)):
+        sample = dataset[k]
+        cells = sample.read_instances()
+        scale = min(TILE_PX / max(sample.image_hw), 1.0)
+        image = read_image(_image_path(sample, dataset))
+        # Lines as wide as the shrinking needs: one pixel of a large image vanishes on a tile.
+        overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=round(1 / scale))
+        size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
+        tiles.append((f"{sample.id}: {len(cells)}", cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
+    sheet = lay_out(tiles)
+    write_bytes(out, cv2.imencode(".png", np.ascontiguousarray(sheet[:, :, ::-1]))[1].tobytes())
+
+
+def _image_path(sample: Sample, dataset: Dataset) -> Path:
+    if sample.image_path is None:
+        raise InputError("a sample has no image", where=f"{dataset.root}, sample {sample.id}")
+    return sample.image_path
+
+
+def _of_split(dataset: Dataset, split: str | None) -> Dataset:
+    return dataset if split is None else dataset.with_split(split)
+
+
+def _claimed(plan: SplitPlan, name: str) -> Path:
+    if plan.out is None:
+        return plan.dataset
+    out = plan.out / name
+    claim_file(out / DATASET_FILE, overwrite=plan.overwrite)
+    return out
+
+
+def _split_table(folder: Path, title: str) -> Table:
+    dataset, rows = read_dataset(folder), []
+    for name in dataset.splits:
+        part = dataset.with_split(name)
+        rows.append((name, len(part), sum(len(sample.read_instances()) for sample in part)))
+    return title, ("split", "images", "objects"), rows

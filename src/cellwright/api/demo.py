@@ -1,0 +1,43 @@
+"""The whole job on drawn nuclei: for a new machine with no data and no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellwright.api import judge, predicting, training
+from cellwright.api.outputs import claim_folder
+from cellwright.core.progress import Screen, Silent
+
+if TYPE_CHECKING:
+    from cellwright.evaluate.report import Report
+
+RECIPE = "synthetic/demo"
+
+
+def demo(out: Path, *, overwrite: bool = False, screen: Screen = Silent()) -> tuple[Report, Path]:
+    """Draw a dataset, train ``synthetic/demo`` on it, evaluate, predict on fields never seen.
+
+    Leaves ``out/data``, ``out/run``, ``out/evaluation``, ``out/predictions``. An interrupted demo goes on with its run.
+    Returns the evaluation and the prediction folder. Raises `OutputError` for a demo that is finished.
+    """
+    from cellwright.data.formats import coco
+    from cellwright.data.formats.contract import WriteOptions
+    from cellwright.data.synthetic import write_demo_dataset
+
+    predictions = out / "predictions"
+    if overwrite or (predictions / "predictions.json").is_file():
+        claim_folder(out, "data", overwrite=overwrite)
+    drawn = write_demo_dataset(
+        out / "data", splits=(("train", 12), ("val", 2), ("test", 2)), image_hw=(384, 384), n_objects=110
+    )
+    coco.write(drawn, out / "data", WriteOptions())
+    run = out / "run"
+    if not (run / "DONE").is_file():
+        training.run_plan(training.TrainPlan(RECIPE, out / "data", run), screen)
+    report = judge.run_plan(
+        judge.JudgePlan((run,), out / "data", out / "evaluation", split="val", overwrite=True), screen
+    )
+    plan = predicting.PredictPlan((out / "data",), str(run), predictions, split="test")
+    predicting.run_plan(plan, screen)
+    return report, predictions

@@ -1,0 +1,138 @@
+"""Models as users meet them: loaded by name, from a folder or from a run, and asked for the objects of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from cellwright.config.schema import PredictConfig, Recipe
+from cellwright.core.errors import ModelError, UsageError, did_you_mean
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from cellwright.predict.options import PredictOptions
+    from cellwright.predict.predictor import Predictor
+
+NAMED_MODELS = {"classical": "threshold and watershed; needs no training, finds nuclei only"}
+Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model with the thresholds of its recipe.
+
+    name: as it was asked for. class_names: one a class id. recipe: resolved. predictor: all that the model finds.
+    options: which of it becomes a result.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    recipe: Recipe
+    predictor: Predictor
+    options: PredictOptions
+
+    @overload
+    def predict(self, images: Image | np.ndarray) -> Instances: ...
+    @overload
+    def predict(self, images: Sequence[Image | np.ndarray]) -> list[Instances]: ...
+    def predict(self, images):
+        """The objects of an image, best first, ids 1..N; a list of images gives a list.
+
+        A plain array is grey (H, W) or channel-last (H, W, C). Raises `InputError` where its channels do not fit.
+        """
+        single = isinstance(images, Image | np.ndarray)
+        wanted = [images] if single else list(images)
+        made = [one if isinstance(one, Image) else Image.from_array(one) for one in wanted]
+        found = dataclasses.replace(self.predictor, options=self.options).predict(made)
+        return found[0] if single else found
+
+
+def load_model(name: str | Path, *, device: str = "auto") -> Model:
+    """A model by name (``classical``), from its folder, or from a run (its best).
+
+    Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
+    """
+    from cellwright.config.classical_schema import ClassicalConfig
+    from cellwright.models.checkpoint import load_network
+
+    if str(name) == "classical":
+        # .3 was picked on the same training images as the method's other defaults.
+        return classical_model(
+            Recipe(name="classical", model=ClassicalConfig(), predict=PredictConfig(score_threshold=0.3))
+        )
+    if not Path(name).exists():
+        remedy = did_you_mean(str(name), NAMED_MODELS)
+        raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
+    network, info = load_network(name)
+    recipe = Recipe.model_validate(info.recipe)
+    return network_model(str(name), network, recipe, info.class_names, resolve_device(device))
+
+
+def classical_model(recipe: Recipe) -> Model:
+    """The baseline that needs no training."""
+    from cellwright.models.classical import ClassicalSegmenter
+    from cellwright.predict.options import PredictOptions
+    from cellwright.predict.predictor import Predictor
+
+    segmenter = ClassicalSegmenter(recipe.model)
+    options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
+    return Model("classical", ("nucleus",), recipe, Predictor(segmenter), options)
+
+
+def network_model(
+    name: str, network: nn.Module, recipe: Recipe, class_names: Sequence[str], device: torch.device
+) -> Model:
+    """A trained (or training) network as a model; it is moved to ``device``."""
+    from cellwright.config.conventions import CONVENTIONS
+    from cellwright.predict.options import PredictOptions
+    from cellwright.predict.predictor import NetworkSegmenter, Predictor
+
+    rule = CONVENTIONS[recipe.conventions].resize_rule
+    segmenter = NetworkSegmenter(network.to(device), recipe.input, rule, device)
+    cap = recipe.model.box_head.detections_per_image if recipe.model.kind == "mask_rcnn" else None
+    options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
+    return Model(name, tuple(class_names), recipe, Predictor(segmenter, model_cap=cap), options)
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` takes CUDA, then mps, then the CPU. `UsageError` for a device that does not answer."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        remedy = "use --device cpu; see cellwright doctor"
+        raise UsageError("this device does not answer", got=f"{device}: {first}", remedy=remedy) from error
+    return chosen
+
+
+def inspect_tables(folder: Path) -> list[Table]:
+    """What a model folder or run holds, as tables."""
+    from cellwright.models.checkpoint import read_model_info, read_weights
+
+    info, weights = read_model_info(folder), read_weights(folder)
+    facts = [
+        ("kind", info.kind),
+        ("classes", ", ".join(info.class_names)),
+        ("recipe", info.recipe.get("name", "")),
+        ("conventions", info.recipe.get("conventions", "")),
+        ("licence of the training data", info.data_licence or "not known"),
+        ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
+        ("parameters", sum(tensor.numel() for tensor in weights.values())),
+        *info.metrics.items(),
+    ]
+    tensors = [(key, "x".join(map(str, one.shape)), str(one.dtype).split(".")[-1]) for key, one in weights.items()]
+    return [(str(folder), ("what", "value"), facts), ("tensors", ("name", "shape", "dtype"), tensors)]

@@ -1,0 +1,152 @@
+"""Prediction as a job: images and a model in, a prediction folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellwright.api.data import is_dataset, read_dataset
+from cellwright.api.model import Model, load_model
+from cellwright.config import recipe as recipes
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.progress import Screen, Silent
+
+if TYPE_CHECKING:
+    from cellwright.predict.sources import Source
+    from cellwright.predict.writer import Drawing
+
+
+@dataclass(frozen=True)
+class PredictPlan:
+    """What to predict on, with what, and where it goes; None takes the model's own choice."""
+
+    sources: tuple[Path, ...]
+    model: str
+    out: Path
+    split: str | None = None
+    channel: str | None = None
+    z: int | None = None
+    score: float | None = None
+    min_area_px: int | None = None
+    max_objects: int | None = None
+    save: tuple[str, ...] = ("masks", "overlay")
+    device: str = "auto"
+    fail_fast: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a job did, and one line about it."""
+
+    n_images: int
+    n_failed: int
+    text: str
+
+
+def run_plan(plan: PredictPlan, screen: Screen = Silent()) -> Predicted:
+    """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
+    from cellwright.data.images import read_image
+    from cellwright.predict.run import predict_to_folder
+    from cellwright.predict.writer import Job
+
+    model = load_model(plan.model, device=plan.device)
+    sources = _sources(plan)
+    options = _options(plan, model)
+    screen.note(describe(plan, len(sources)))
+    job = Job(
+        sources=tuple(sources),
+        class_names=model.class_names,
+        recipe_yaml=recipes.dump(model.recipe),
+        model=_digest(plan.model),
+        options=options,
+        reading={"channel": plan.channel, "z": plan.z},
+        save=plan.save,  # type: ignore[arg-type] - checked by Job
+    )
+
+    def read(path: Path) -> Image:
+        return read_image(path, channel=plan.channel, z=plan.z)
+
+    report = predict_to_folder(
+        dataclasses.replace(model.predictor, options=options),
+        job,
+        plan.out,
+        read=read,
+        drawing=drawing(model.class_names),
+        overwrite=plan.overwrite,
+        fail_fast=plan.fail_fast,
+        track=screen.track,
+    )
+    for note in report.notes:
+        screen.note(note)
+    text = f"{report.n_objects} objects in {report.n_images} images: {plan.out}"
+    if report.failures:
+        text += f"; {len(report.failures)} images failed, see {plan.out / 'failures.csv'}"
+    return Predicted(report.n_images, len(report.failures), text)
+
+
+def describe(plan: PredictPlan, n_images: int | None = None) -> str:
+    """What will be read and written."""
+    count = "" if n_images is None else f"{n_images} images, "
+    return f"{count}model {plan.model}; writes {plan.out}/ (predictions.json, summary.csv, {', '.join(plan.save)})"
+
+
+def predict_dataset(model: Model, dataset: Dataset, screen: Screen = Silent()) -> list[Instances]:
+    """Everything that ``model`` finds on every image of a dataset (no score threshold), in order, in memory."""
+    from cellwright.data.images import read_image
+    from cellwright.predict.options import PredictOptions
+    from cellwright.predict.sources import sources_of_dataset
+
+    predictor = dataclasses.replace(model.predictor, options=PredictOptions(min_area_px=model.options.min_area_px))
+    paths = [source.path for source in sources_of_dataset(dataset)]
+    return [predictor.predict([read_image(path)])[0] for path in screen.track(paths, "predicting", len(paths))]
+
+
+def drawing(class_names: Sequence[str]) -> Drawing:
+    """How pictures of predictions are drawn."""
+    from cellwright.predict.writer import Drawing
+    from cellwright.report.draw import contact_sheet, draw_overlay
+
+    def overlay(image: Image, cells: Instances) -> np.ndarray:
+        return draw_overlay(image, cells, class_names=class_names)
+
+    def thumbnail(image: Image, cells: Instances) -> np.ndarray:
+        outline_px = max(round(max(image.image_hw) / 400), 1)
+        return draw_overlay(image, cells, class_names=class_names, outline_px=outline_px, legend=False)
+
+    return Drawing(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet)
+
+
+def _sources(plan: PredictPlan) -> list[Source]:
+    from cellwright.predict.sources import sources_of_dataset, sources_of_paths
+
+    if len(plan.sources) == 1 and is_dataset(plan.sources[0]):
+        dataset = read_dataset(plan.sources[0])
+        return sources_of_dataset(dataset.with_split(plan.split) if plan.split is not None else dataset)
+    if plan.split is not None:
+        remedy = "name a dataset folder, or leave --split out"
+        raise UsageError("only a dataset has splits", got=f"--split {plan.split}", remedy=remedy)
+    return sources_of_paths(plan.sources)
+
+
+def _options(plan: PredictPlan, model: Model):
+    changes = {"score_threshold": plan.score, "min_area_px": plan.min_area_px, "max_objects": plan.max_objects}
+    return dataclasses.replace(model.options, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _digest(model: str) -> str:
+    """What tells two models apart: the weights' hash, or the name of one that has none."""
+    from cellwright.models.checkpoint import WEIGHTS, model_folder
+
+    if not Path(model).exists():
+        return model
+    return hashlib.sha256((model_folder(model) / WEIGHTS).read_bytes()).hexdigest()

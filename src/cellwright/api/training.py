@@ -1,0 +1,251 @@
+"""Training as a job: a recipe and a dataset in, a run folder out; the same call goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellwright.api.data import read_dataset
+from cellwright.api.model import Model, load_model, network_model, resolve_device
+from cellwright.config import recipe as recipes
+from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.schema import Recipe
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import InputError, RecipeError
+from cellwright.core.files import read_json
+from cellwright.core.progress import Screen, Silent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from cellwright.train.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What to train, on what, and where it goes. ``data`` is a folder or a dataset in memory."""
+
+    recipe: str | Recipe
+    data: Path | Dataset
+    out: Path
+    init: str | None = None
+    overrides: tuple[str, ...] = ()
+    max_minutes: float | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. metrics: of the best model, by name; empty where nothing was evaluated."""
+
+    folder: Path
+    metrics: dict[str, float]
+    finished: bool
+
+    @property
+    def model(self) -> Model:
+        """The best model, loaded now on the device that ``auto`` takes."""
+        return load_model(self.folder)
+
+
+def train(
+    recipe: str | Recipe,
+    data: Dataset | Path | str,
+    *,
+    out: Path | str,
+    init: str | None = None,
+    overrides: tuple[str, ...] = (),
+    max_minutes: float | None = None,
+    device: str = "auto",
+) -> Run:
+    """Train a model; a run at ``out`` with the same recipe and data that is not finished goes on.
+
+    recipe: a shipped name, a YAML file, or a `Recipe`. data: a dataset or its folder, with the split "train" (all images
+    where there are no splits). overrides: ``"train.lr=2e-4"``. Raises `OutputError` where the run is finished or another.
+    """
+    dataset = data if isinstance(data, Dataset) else Path(data)
+    return run_plan(TrainPlan(recipe, dataset, Path(out), init, overrides, max_minutes, device))
+
+
+def run_plan(plan: TrainPlan, screen: Screen = Silent()) -> Run:
+    """Carry out a plan. Raises what `train.loop.train` raises, `RecipeError` and `InputError`."""
+    import torch
+
+    from cellwright.models.build import build_network
+    from cellwright.models.checkpoint import start_from
+    from cellwright.train import loop
+    from cellwright.train.environment import describe_environment
+    from cellwright.train.run_folder import open_run
+
+    recipe = _recipe_of(plan)
+    dataset = plan.data if isinstance(plan.data, Dataset) else read_dataset(plan.data)
+    training, validation = _splits(dataset, recipe)
+    _check_classes(recipe, dataset)
+    device = resolve_device(plan.device)
+    init = plan.init or getattr(recipe.model, "init", None)
+    inputs = {"data": fingerprint(training), **({"init": init} if init else {})}
+    environment = describe_environment(device, recipe.train.threads, inputs)
+    run = open_run(plan.out, recipe_yaml=recipes.dump(recipe), environment=environment, overwrite=plan.overwrite)
+    torch.manual_seed(recipe.train.seed)
+    network = build_network(recipe, len(dataset.class_names))
+    if init is not None:
+        start_from(network, init)
+    hooks = loop.Hooks(
+        save_model=_saver(recipe, dataset, run.model, environment),
+        evaluate=_evaluation(recipe, dataset, validation, device) if validation is not None else None,
+        reporter=_reporter(screen),
+    )
+    loader = _loader(recipe, training, network)
+    screen.note(describe(plan, training, validation))
+    result = loop.train(network, loader, recipe.train, run, hooks, device=device, max_minutes=plan.max_minutes)
+    _draw_curves(plan.out)
+    if not result.finished:
+        screen.note(f"stopped at step {result.step} of {result.total_steps}; the same command goes on")
+    return Run(plan.out, result.best_metrics, result.finished)
+
+
+def read_run(folder: Path) -> Run:
+    """A run that is on disk. `InputError` where ``folder`` holds none."""
+    if not (folder / "metrics.json").is_file():
+        raise InputError("no run here", where=folder, expected="a folder with metrics.json and model/")
+    best = read_json(folder / "metrics.json")["best"]["metrics"]
+    return Run(folder, {k: v for k, v in best.items() if v is not None}, (folder / "DONE").exists())
+
+
+def describe(plan: TrainPlan, training: Dataset | None = None, validation: Dataset | None = None) -> str:
+    """What will be read, done and written, in a few lines."""
+    recipe = _recipe_of(plan)
+    lines = [f"recipe {recipe.name}: {recipe.description}"]
+    if training is not None:
+        judged = f", validates on {len(validation)}" if validation is not None else ", validates on none"
+        lines.append(f"trains on {len(training)} images{judged}")
+    length = f"{recipe.train.steps} steps" if recipe.train.steps is not None else f"{recipe.train.epochs:g} epochs"
+    lines.append(f"{length} of {recipe.train.batch_size} images; writes {plan.out}/")
+    return "\n".join(lines)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of what a run depends on: ids, sizes, splits, classes, and the size of every image file."""
+    digest = hashlib.sha256(repr(dataset.class_names).encode())
+    for sample in dataset:
+        size = sample.image_path.stat().st_size if sample.image_path is not None else 0
+        digest.update(repr((sample.id, sample.image_hw, sample.split, size)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _recipe_of(plan: TrainPlan) -> Recipe:
+    if isinstance(plan.recipe, Recipe):
+        if plan.overrides:
+            raise RecipeError(
+                "overrides go with a recipe's name", got=plan.overrides, remedy="change the recipe itself"
+            )
+        return plan.recipe.resolved()
+    recipe = recipes.load(plan.recipe, plan.overrides).resolved()
+    if recipe.model.kind == "classical":
+        remedy = "use it at once: cellwright predict IMAGES --model classical"
+        raise RecipeError("the classical method is not trained", where=recipe.name, remedy=remedy)
+    return recipe
+
+
+def _splits(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, Dataset | None]:
+    """Training and validation images; without splits all are trained on and none validated."""
+    if not dataset.splits:
+        return dataset, None
+    judged = recipe.evaluate.split
+    validation = dataset.with_split(judged) if judged in dataset.splits else None
+    if validation is not None and recipe.evaluate.max_images is not None:
+        validation = validation.with_samples(validation.samples[: recipe.evaluate.max_images])
+    return dataset.with_split("train"), validation
+
+
+def _check_classes(recipe: Recipe, dataset: Dataset) -> None:
+    n_classes = len(dataset.class_names)
+    if recipe.classes is not None and recipe.classes != n_classes:
+        raise RecipeError(
+            "the recipe's class count differs from the dataset's",
+            where="classes",
+            got=f"recipe {recipe.classes}, dataset {n_classes} ({', '.join(dataset.class_names)})",
+            remedy=f"set --set classes={n_classes}, or choose another dataset",
+        )
+
+
+def _loader(recipe: Recipe, training: Dataset, network: nn.Module):
+    from cellwright.data.loader import LoaderConfig, TrainingLoader
+
+    _check_has_objects(training)
+    config = LoaderConfig(
+        input=recipe.input,
+        augment=recipe.augment,
+        data=recipe.data,
+        resize_rule=CONVENTIONS[recipe.conventions].resize_rule,
+        stride=network.stride,  # type: ignore[arg-type]
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+    )
+    return TrainingLoader(training.samples, config)
+
+
+def _check_has_objects(training: Dataset) -> None:
+    if not any(len(sample.read_instances()) for sample in training):
+        raise InputError(
+            "the training images hold no object",
+            where=training.root,
+            got=f"0 objects in {len(training)} images",
+            remedy="check that the annotations were found: cellwright data info",
+        )
+
+
+def _saver(
+    recipe: Recipe, dataset: Dataset, folder: Path, environment: dict[str, object]
+) -> Callable[[nn.Module, dict[str, float]], None]:
+    from cellwright import __version__
+    from cellwright.models.checkpoint import ModelInfo, save_model
+
+    git = environment.get("git")
+
+    def save(network: nn.Module, metrics: dict[str, float]) -> None:
+        info = ModelInfo(
+            kind=recipe.model.kind,
+            recipe=recipe.to_dict(),
+            class_names=dataset.class_names,
+            normalisation=recipe.input.model_dump(mode="json"),
+            data_licence=dataset.licence,
+            version=__version__,
+            git_hash=git["commit"] if isinstance(git, dict) else None,
+            metrics={name: value for name, value in metrics.items() if value == value},  # NaN is not JSON
+        )
+        save_model(folder, network.state_dict(), info)
+
+    return save
+
+
+def _evaluation(
+    recipe: Recipe, dataset: Dataset, validation: Dataset, device: torch.device
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Scores a network on the validation images; the truth is decoded once."""
+    from cellwright.api.judge import judge_model
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        model = network_model(recipe.name, network, recipe, dataset.class_names, device)
+        return dict(judge_model(model, validation, recipe.evaluate.metrics).headline())
+
+    return evaluate
+
+
+def _reporter(screen: Screen) -> Reporter:
+    from cellwright.train.reporter import choose_reporter
+
+    stream = sys.stdout if screen.log_format == "json" else sys.stderr
+    return choose_reporter(stream, log_format=screen.log_format, quiet=screen.quiet)
+
+
+def _draw_curves(folder: Path) -> None:
+    from cellwright.report.plots import plot_curves
+
+    plot_curves(folder / "log.csv", folder / "curves")

@@ -1,0 +1,96 @@
+"""What the terminal shows: progress, tables, notes and errors; nothing of it goes into files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal, TypeVar
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+T = TypeVar("T")
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags that every verb takes."""
+
+    quiet: Annotated[bool, Parameter(negative="")] = False
+    """Print results and errors only."""
+    log_format: Literal["text", "json"] = "text"
+    """json: one JSON object a line instead of text and bars."""
+    dry_run: Annotated[bool, Parameter(negative="")] = False
+    """Say what would be done and written, and stop."""
+
+    @property
+    def show(self) -> Show:
+        """The `Show` that these flags ask for."""
+        return Show(self.quiet, self.log_format)
+
+
+class Show:
+    """Prints for one command. Progress bars need a terminal; without one, a line now and then."""
+
+    def __init__(self, quiet: bool = False, log_format: Literal["text", "json"] = "text") -> None:
+        self.quiet, self.log_format, self.json = quiet, log_format, log_format == "json"
+        self.out, self.err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+
+    def note(self, text: str) -> None:
+        """A line about what is going on (standard error, unless --quiet)."""
+        if self.json:
+            self._json("note", {"text": text})
+        elif not self.quiet:
+            self.err.print(text, markup=False)
+
+    def result(self, text: str, values: Mapping[str, object] | None = None) -> None:
+        """A result (standard output); ``values`` go into the JSON line only."""
+        if self.json:
+            self._json("result", {"text": text, **(values or {})})
+        else:
+            self.out.print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """A table (standard output); numbers are right-aligned."""
+        rows = [list(row) for row in rows]
+        if self.json:
+            self._json("table", {"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]})
+            return
+        table = Table(title=title or None, title_justify="left")
+        for k, name in enumerate(columns):
+            numeric = all(isinstance(row[k], int | float) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
+        self.out.print(table)
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+        """The `Track` of this terminal: a bar, or a line every ten seconds, or nothing."""
+        if self.quiet or self.json:
+            return items
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        return self._bar(items, description, total) if self.err.is_terminal else self._lines(items, description, total)
+
+    def _bar(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=self.err, transient=True) as progress:
+            yield from progress.track(items, total=total, description=description)
+
+    def _lines(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        last = time.monotonic()
+        for k, item in enumerate(items):
+            yield item
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                self.err.print(f"{description}: {k + 1}{f'/{total}' if total is not None else ''}", markup=False)
+
+    def _json(self, event: str, values: Mapping[str, object]) -> None:
+        print(json.dumps({"event": event, **values}, default=str), file=sys.stdout, flush=True)

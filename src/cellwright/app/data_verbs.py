@@ -1,0 +1,200 @@
+"""``cellwright data ...`` and ``cellwright recipes ...``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from cellwright.app.console import Common
+
+PLAIN = Common()
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def convert(
+    source: list[Path],
+    /,
+    *,
+    out: Path = Path("work/dataset"),
+    format: str | None = None,  # noqa: A002 - the flag's name is fixed by the interface
+    classes: list[str] | None = None,
+    copy_images: Flag = False,
+    overwrite: Flag = False,
+    common: Common = PLAIN,
+) -> None:
+    """Turn annotations of any known format into a dataset.
+
+    Parameters
+    ----------
+    source:
+        Folders or files to read; several are put together.
+    out:
+        Dataset folder to write.
+    format:
+        Name of the source's format; found out when left away.
+    classes:
+        Class names, where the format has none.
+    copy_images:
+        Copy the images into the dataset instead of pointing at them.
+    overwrite:
+        Replace a dataset that exists.
+    """
+    from cellwright.api import data
+
+    show = common.show
+    plan = data.ConvertPlan(tuple(source), out, format, tuple(classes or ()) or None, copy_images, overwrite)
+    show.note(f"reads {', '.join(map(str, source))}; writes {out / 'dataset.json'}")
+    if not common.dry_run:
+        dataset = data.convert(plan, show.track)
+        show.result(data.one_line(dataset), {"out": str(out)})
+
+
+def info(dataset: Path, /, *, split: str | None = None, common: Common = PLAIN) -> None:
+    """Counts, classes, sizes, density, overlaps and bit depth of a dataset.
+
+    Parameters
+    ----------
+    dataset:
+        A dataset folder, or any source that `data convert` reads.
+    split:
+        Only this split.
+    """
+    from cellwright.api import data
+
+    for title, columns, rows in data.info_tables(dataset, split, common.show.track):
+        common.show.table(title, columns, rows)
+
+
+def check(dataset: Path, /, *, split: str | None = None, common: Common = PLAIN) -> int:
+    """Find what is wrong with a dataset and say what to do; exit code 3 where there are errors.
+
+    Parameters
+    ----------
+    dataset:
+        A dataset folder, or any source that `data convert` reads.
+    split:
+        Only this split.
+    """
+    from cellwright.api import data
+
+    show = common.show
+    findings = data.check(dataset, split, show.track)
+    rows = [(one.severity, one.where, one.what, one.remedy) for one in findings]
+    if rows:
+        show.table("", ("severity", "where", "what", "remedy"), rows)
+    n_errors = sum(one.severity == "error" for one in findings)
+    show.result(f"{n_errors} errors, {len(findings) - n_errors} other findings", {"errors": n_errors})
+    return 3 if n_errors else 0
+
+
+def split(
+    dataset: Path,
+    /,
+    *,
+    val: float = 0.2,
+    folds: int | None = None,
+    seed: int = 0,
+    group: str | None = None,
+    out: Path | None = None,
+    overwrite: Flag = False,
+    common: Common = PLAIN,
+) -> None:
+    """Give every image a split: seeded, even in density and classes, groups kept together.
+
+    Parameters
+    ----------
+    dataset:
+        A dataset folder.
+    val:
+        Share of the images to validate on, 0 to 1.
+    folds:
+        Make k folds (splits fold_0 ... fold_k-1) instead.
+    seed:
+        Seed of the draw.
+    group:
+        Regular expression on image ids that names the group an image belongs to; groups never part.
+    out:
+        Dataset folder to write; left away, the dataset's own splits are set anew.
+    overwrite:
+        Replace a dataset that exists at --out, or splits that are set.
+    """
+    from cellwright.api import data
+
+    show = common.show
+    show.note(f"writes {(out or dataset) / 'dataset.json'}")
+    if not common.dry_run:
+        plan = data.SplitPlan(dataset, out, val, folds, seed, group, overwrite)
+        for title, columns, rows in data.split(plan, show.track):
+            show.table(title, columns, rows)
+
+
+def show(
+    dataset: Path,
+    /,
+    *,
+    split: str | None = None,
+    max_images: int = 24,
+    out: Path = Path("work/contact_sheet.png"),
+    common: Common = PLAIN,
+) -> None:
+    """Draw a contact sheet of images with their objects outlined.
+
+    Parameters
+    ----------
+    dataset:
+        A dataset folder, or any source that `data convert` reads.
+    split:
+        Only this split.
+    max_images:
+        Images on the sheet, evenly picked.
+    out:
+        PNG to write (replaced).
+    """
+    from cellwright.api import data
+
+    screen = common.show
+    screen.note(f"writes {out}")
+    if not common.dry_run:
+        data.contact_sheet(dataset, split, max_images, out, screen.track)
+        screen.result(str(out), {"out": str(out)})
+
+
+def list_recipes(*, common: Common = PLAIN) -> None:
+    """The shipped recipes."""
+    from cellwright.config.recipe import load, shipped_names
+
+    rows = [(name, load(name).description) for name in shipped_names()]
+    common.show.table("", ("recipe", "what it is"), rows)
+
+
+def copy_recipe(name: str, /, *, out: Path | None = None, common: Common = PLAIN) -> None:
+    """Write a shipped recipe to a file, to change it.
+
+    Parameters
+    ----------
+    name:
+        A shipped recipe, such as vrdl_nuclei/quick.
+    out:
+        File to write; left away, the recipe's own name in this folder.
+    """
+    from cellwright.config.recipe import dump, load
+    from cellwright.core.errors import OutputError
+    from cellwright.core.files import write_text
+
+    target = out or Path(f"{name.rsplit('/', 1)[-1]}.yaml")
+    if target.exists():
+        raise OutputError("this file exists", where=target, remedy="choose another --out")
+    if not common.dry_run:
+        write_text(target, dump(load(name)))
+    common.show.result(str(target), {"out": str(target)})
+
+
+GROUPS = {
+    "data": (
+        "Convert, inspect, check and split annotated images.",
+        {"convert": convert, "info": info, "check": check, "split": split, "show": show},
+    ),
+    "recipes": ("Shipped experiments.", {"list": list_recipes, "copy": copy_recipe}),
+}

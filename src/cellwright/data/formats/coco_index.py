@@ -1,0 +1,290 @@
+"""Where each annotation of a COCO JSON file stands, so that one image's objects are read without the rest.
+
+The index holds images, categories and the byte span of every annotation, grouped by image. For a foreign file it is
+built in one streaming pass each time the file is opened. Beside our own ``dataset.json`` lies a sidecar
+``dataset.index`` that is memory-mapped: a million objects open at once. The sidecar is trusted while the JSON has the
+same length and the same bytes before its first and behind its last annotation; the annotations themselves are always
+read from the JSON, and `coco_objects` checks that each belongs to its image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.errors import FormatError, did_you_mean
+from cellwright.core.files import write_bytes
+from cellwright.data.formats.json_stream import Element, stream_json
+
+MAGIC = b"cellwright index 1\n"
+ALIGNMENT = 64
+LARGEST = 1 << 62  # what fits 64 bits with room for arithmetic
+STREAMED = frozenset({"images", "annotations"})
+
+
+@dataclass(frozen=True, eq=False)
+class CocoIndex:
+    """What a file holds, in its own order.
+
+    images, categories: their records. sections: every other top-level value.
+    starts: (I + 1,) int64; the annotations of image i are ``spans[starts[i]:starts[i + 1]]``, in file order.
+    spans: (A, 2) int64, first and last-plus-one byte of each annotation.
+    scored: whether the annotations carry scores, that is, are predictions.
+    """
+
+    path: Path
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    sections: dict[str, Any]
+    starts: np.ndarray
+    spans: np.ndarray
+    scored: bool
+
+    def spans_of(self, image: int) -> np.ndarray:
+        """Spans (n, 2) int64 of the annotations of the image at this position."""
+        return self.spans[int(self.starts[image]) : int(self.starts[image + 1])]
+
+
+class _Collector:
+    """Annotations while they stream by: 8 bytes a number, not a dict each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images: list[dict[str, Any]] = []
+        self.image_ids, self.category_ids, self.spans = array("q"), array("q"), array("q")
+        self.n_scored = 0
+
+    def add_annotation(self, element: Element) -> None:
+        value = element.value
+        where = f"{self.path}, annotation {len(self.image_ids) + 1}"
+        if not isinstance(value, dict):
+            raise FormatError("an annotation is not an object", where=where, got=type(value).__name__, expected="{...}")
+        self.image_ids.append(whole_number(value.get("image_id"), "image_id", where))
+        self.category_ids.append(whole_number(value.get("category_id"), "category_id", where))
+        self.spans.append(element.start)
+        self.spans.append(element.end)
+        self.n_scored += value.get("score") is not None
+
+
+def open_index(path: Path) -> CocoIndex:
+    """The index of a dataset file: its sidecar where there is a fresh one, else built by reading the file once."""
+    return read_sidecar(path) or build_index(path)
+
+
+def build_index(
+    path: Path,
+    *,
+    images: Sequence[dict[str, Any]] | None = None,
+    categories: Sequence[dict[str, Any]] | None = None,
+) -> CocoIndex:
+    """Read a file once, keeping only where its annotations stand.
+
+    images, categories: given for a list of results, which has none of its own.
+    Raises `FormatError` for malformed JSON, records without their fields, sizes that are not positive whole numbers,
+    image ids that occur twice, and annotations of an unknown image or category.
+    """
+    found = _Collector(path)
+    sections: dict[str, Any] = {}
+    for element in stream_json(path, STREAMED):
+        if element.whole:
+            sections[element.section] = _decoded(element, path)
+        elif element.section == "images":
+            found.images.append(_checked_image(_decoded(element, path), len(found.images), path))
+        else:
+            found.add_annotation(element)
+    records = list(images) if images is not None else found.images
+    known = list(categories) if categories is not None else _checked_categories(sections.pop("categories", None), path)
+    if images is None and not records:
+        raise _no_images(path, sections)
+    starts, order = _group(found, [image["id"] for image in records])
+    _check_categories_known(found, [category["id"] for category in known])
+    spans = np.array(found.spans, np.int64).reshape(-1, 2)[order]
+    scored = found.n_scored > 0 or sections.get("kind") == "predictions" or images is not None
+    if scored and found.n_scored < len(found.image_ids):
+        raise FormatError(
+            "some annotations have a score and others have none",
+            where=path,
+            got=f"{found.n_scored} scores for {len(found.image_ids)} annotations",
+            expected="predictions (all with a score) or ground truth (none)",
+        )
+    return CocoIndex(path, records, known, sections, starts, spans, scored)
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of a dataset file lies."""
+    return path.with_suffix(".index")
+
+
+def write_sidecar(index: CocoIndex) -> Path:
+    """Write the sidecar of a file that has just been written; returns its path."""
+    head = {
+        "length": index.path.stat().st_size,
+        "outside": _outside_digest(index.path, index.spans),
+        "n_annotations": len(index.spans),
+        "scored": index.scored,
+        "images": index.images,
+        "categories": index.categories,
+        "sections": index.sections,
+    }
+    text = MAGIC + json.dumps(head).encode() + b"\n"
+    text += b" " * (-len(text) % ALIGNMENT)
+    arrays = index.starts.astype("<i8").tobytes() + index.spans.astype("<i8").tobytes()
+    path = sidecar_path(index.path)
+    write_bytes(path, len(text).to_bytes(ALIGNMENT, "little") + text + arrays)
+    return path
+
+
+def read_sidecar(path: Path) -> CocoIndex | None:
+    """The memory-mapped index beside ``path``; None where there is none or it describes another file."""
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        return None
+    with sidecar.open("rb") as file:
+        length = int.from_bytes(file.read(ALIGNMENT), "little")
+        text = file.read(length) if length < 1 << 32 else b""
+    if not text.startswith(MAGIC):
+        return None
+    head = json.loads(text[len(MAGIC) :])
+    n_images, n_annotations = len(head["images"]), head["n_annotations"]
+    expected = ALIGNMENT + length + 8 * (n_images + 1) + 16 * n_annotations
+    if sidecar.stat().st_size != expected or path.stat().st_size != head["length"]:
+        return None
+    # A plain array over the map: cheaper to slice than np.memmap, and it pickles as its own content.
+    values = np.asarray(np.memmap(sidecar, "<i8", "r", offset=ALIGNMENT + length))
+    starts, spans = values[: n_images + 1], values[n_images + 1 :].reshape(-1, 2)
+    if _outside_digest(path, spans) != head["outside"]:
+        return None
+    return CocoIndex(path, head["images"], head["categories"], head["sections"], starts, spans, head["scored"])
+
+
+def whole_number(value: Any, field: str, where: object) -> int:
+    """``value`` as int; 7 and 7.0 pass, everything else is a `FormatError` naming the field."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if is_whole and not isinstance(value, bool) and abs(value) < LARGEST:
+        return int(value)
+    got = "nothing" if value is None else repr(value)
+    raise FormatError(
+        f"{field} is not a whole number",
+        where=where,
+        got=got,
+        expected="a whole number",
+        remedy="write the file again with whole numbers there",
+    )
+
+
+def _outside_digest(path: Path, spans: np.ndarray) -> str:
+    """Digest of the bytes before the first and behind the last annotation; of the whole file where there is none."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if not len(spans):
+            digest.update(file.read())
+            return digest.hexdigest()
+        digest.update(file.read(int(spans[:, 0].min())))
+        file.seek(int(spans[:, 1].max()))
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _decoded(element: Element, path: Path) -> Any:
+    try:
+        return element.text_value()
+    except UnicodeDecodeError as error:
+        where = f"{path}, byte {element.start}"
+        raise FormatError("text in this file is not UTF-8", where=where, got=str(error)) from error
+
+
+def _checked_image(image: Any, position: int, path: Path) -> dict[str, Any]:
+    where = f"{path}, image {position + 1}"
+    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
+        got = type(image).__name__ if not isinstance(image, dict) else repr(image.get("file_name"))
+        raise FormatError("an image has no file name", where=where, got=got, expected='"file_name": "..."')
+    checked = {**image, "id": whole_number(image.get("id"), "id", where)}
+    for field in ("width", "height"):
+        if image.get(field) is None:
+            continue
+        checked[field] = whole_number(image[field], field, f"{where} ({image['file_name']})")
+        if checked[field] <= 0:
+            place = f"{where} ({image['file_name']})"
+            raise FormatError(f"{field} is not above 0", where=place, got=checked[field], expected="pixels")
+    return checked
+
+
+def _checked_categories(categories: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(categories, list) or not categories:
+        raise FormatError(
+            "this file names no categories",
+            where=path,
+            got="nothing" if categories is None else repr(categories)[:40],
+            expected='"categories": [{"id": 1, "name": "nucleus"}]',
+            remedy="add a categories list",
+        )
+    checked = []
+    for k, category in enumerate(categories):
+        where = f"{path}, category {k + 1}"
+        if not isinstance(category, dict) or not isinstance(category.get("name"), str):
+            raise FormatError("a category has no name", where=where, got=repr(category)[:60], expected='"name": "..."')
+        checked.append({**category, "id": whole_number(category.get("id"), "id", where)})
+    for field in ("id", "name"):
+        values = [category[field] for category in checked]
+        if len(set(values)) != len(values):
+            raise FormatError(f"two categories have the same {field}", where=path, got=values)
+    return sorted(checked, key=lambda category: category["id"])
+
+
+def _no_images(path: Path, sections: dict[str, Any]) -> FormatError:
+    return FormatError(
+        "this file lists no images",
+        where=path,
+        got=f"sections {', '.join(sections) or 'none'}",
+        expected='"images": [...], "annotations": [...], "categories": [...]',
+        remedy=did_you_mean("images", sections) if sections else "give a COCO instances file",
+    )
+
+
+def _group(found: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Starts (I + 1,) and the order (A,) that sorts the annotations by image, keeping file order within each."""
+    ids = np.array(known_ids, np.int64)
+    if np.unique(ids).size != ids.size:
+        values, counts = np.unique(ids, return_counts=True)
+        raise FormatError("two images have the same id", where=found.path, got=int(values[counts > 1][0]))
+    annotated = np.array(found.image_ids, np.int64)
+    ranks = np.argsort(ids, kind="stable")
+    places = np.searchsorted(ids[ranks], annotated)
+    unknown = (
+        (places >= ids.size) | (ids[ranks[np.minimum(places, ids.size - 1)]] != annotated)
+        if ids.size
+        else (np.ones(annotated.size, bool))
+    )
+    if unknown.any():
+        k = int(np.flatnonzero(unknown)[0])
+        raise FormatError(
+            "an annotation belongs to no image",
+            where=f"{found.path}, annotation {k + 1}",
+            got=f"image_id {int(annotated[k])}",
+            expected=f"one of {ids.size} image ids" + (f", {ids.min()} to {ids.max()}" if ids.size else ""),
+            remedy="use the images that these annotations were made for",
+        )
+    image_of = ranks[places] if annotated.size else np.zeros(0, np.int64)
+    counts = np.bincount(image_of, minlength=ids.size)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), np.argsort(image_of, kind="stable")
+
+
+def _check_categories_known(found: _Collector, known_ids: list[int]) -> None:
+    used = np.array(found.category_ids, np.int64)
+    unknown = ~np.isin(used, np.array(known_ids, np.int64))
+    if unknown.any():
+        k = int(np.flatnonzero(unknown)[0])
+        raise FormatError(
+            "an annotation has an unknown category",
+            where=f"{found.path}, annotation {k + 1}",
+            got=f"category_id {int(used[k])}",
+            expected=f"one of {', '.join(map(str, known_ids))}",
+            remedy="add the category to the file's categories, or correct the annotation",
+        )

@@ -1,0 +1,114 @@
+"""A CSV table whose errors name file, line and column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellwright.core.errors import FormatError, InputError
+from cellwright.data.formats.pairing import first_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: cells by lower-case column name, and ``file, line n`` for messages."""
+
+    cells: dict[str, str]
+    where: str
+
+    def text(self, column: str) -> str:
+        """A cell that must not be empty."""
+        value = self.cells[column].strip()
+        if not value:
+            raise FormatError("a cell is empty", where=f"{self.where}, column {column}")
+        return value
+
+    def whole(self, column: str, lowest: int, highest: int) -> int:
+        """A cell that must be a whole number in [lowest, highest]."""
+        value = self.cells[column].strip()
+        number = int(value) if value.isascii() and value.isdecimal() and len(value) < 20 else -1
+        if not lowest <= number <= highest:
+            raise FormatError(
+                "a cell is out of range",
+                where=f"{self.where}, column {column}",
+                got=repr(value[:40]),
+                expected=f"a whole number from {lowest} to {highest}",
+            )
+        return number
+
+    def share(self, column: str) -> float:
+        """A cell that must be a number in [0, 1]."""
+        value = self.cells[column].strip()
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number <= 1:
+            where = f"{self.where}, column {column}"
+            raise FormatError(
+                "a cell is out of range", where=where, got=repr(value[:40]), expected="a number from 0 to 1"
+            )
+        return number
+
+
+def first_header(path: Path) -> tuple[str, ...]:
+    """The column names, lower case, on a file's first line; empty where it has none. For sniffs: never raises."""
+    try:
+        line = first_bytes(path).splitlines()[0].decode("utf-8-sig")
+        return tuple(name.strip().lower() for name in next(csv.reader([line])))
+    except (UnicodeDecodeError, IndexError, StopIteration, csv.Error):
+        return ()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a UTF-8 table with a header; blank lines are passed over.
+
+    `FormatError` names the line that has too few or too many cells, or is not text.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            "this table is not UTF-8 text", where=path, got=f"byte {error.start}: {error.reason}"
+        ) from error
+    except OSError as error:
+        raise InputError("cannot read this table", where=path, got=error.strerror or str(error)) from error
+    rows: list[Row] = []
+    header: list[str] | None = None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # The module's limit on a cell (131,072 characters) is shorter than the runs of a large object.
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    try:
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if header is None:
+                header = [name.strip().lower() for name in cells]
+                _check_header(header, where)
+            elif cells:
+                rows.append(_row(header, cells, where))
+    except csv.Error as error:
+        raise FormatError("this table is broken", where=f"{path}, line {reader.line_num}", got=str(error)) from error
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _check_header(header: list[str], where: str) -> None:
+    twice = [name for name in set(header) if header.count(name) > 1]
+    if twice:
+        raise FormatError("a column stands twice in this table", where=where, got=", ".join(sorted(twice)))
+
+
+def _row(header: list[str], cells: list[str], where: str) -> Row:
+    if len(cells) != len(header):
+        raise FormatError(
+            "a row has another number of cells than the header",
+            where=where,
+            got=f"{len(cells)} cells",
+            expected=f"{len(header)}: {', '.join(header)}"[:200],
+            remedy="look for a missing comma, or a file that was cut short",
+        )
+    return Row(dict(zip(header, cells, strict=True)), where)

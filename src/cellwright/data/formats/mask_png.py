@@ -1,0 +1,155 @@
+"""The foreground of one mask file, cut at its box at once, so that a full mask never outlives its decoding.
+
+A mask of one nucleus in a 1000 x 1000 image is a million zeros and a few hundred ones, and a set has tens of thousands
+of them: decoding is nearly all of a conversion's time. PNG allows a short cut. Scanlines are stored as residuals of a
+filter that looks left and up (PNG specification, section 9); while all residuals are zero the pixels are zero, whatever
+the filter. So only the band of scanlines between the first and the last residual that is not zero is handed to the
+decoder, as a PNG of its own. Where the short cut does not hold (palette, interlace, damage) the whole file is decoded.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from cellwright.core.errors import FormatError
+from cellwright.data.images import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file, read_image
+
+BoxAndCrop = tuple[tuple[int, int, int, int], np.ndarray]
+
+MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
+
+# Bytes a pixel by (colour type, bit depth): the whole-byte kinds without a palette.
+PIXEL_BYTES = {(0, 8): 1, (2, 8): 3, (4, 8): 2, (6, 8): 4, (0, 16): 2, (2, 16): 6, (4, 16): 4, (6, 16): 8}
+
+
+class MaskReader:
+    """Reads masks of one image one after the other; holds a buffer for inflating, so use one a thread."""
+
+    def __init__(self) -> None:
+        self._buffer = np.zeros(0, np.uint8)
+
+    def read(self, path: Path, image_hw: tuple[int, int]) -> BoxAndCrop:
+        """Tight box x0, y0, x1, y1 and crop (h, w) bool of the pixels that are not black; alpha does not count.
+
+        Box and crop are empty where no pixel is set. `FormatError` for a mask of another size than its image, and for
+        a file that cannot be decoded.
+        """
+        if path.suffix.lower() != ".png":
+            return tight_crop(foreground(read_image(path).data), path, image_hw)
+        data = read_file(path)
+        band = self._png_band(data)
+        if band is None:
+            return tight_crop(foreground(decode_png(data, path)), path, image_hw)
+        top, height, width, png = band
+        if (height, width) != image_hw:
+            raise _other_size(path, (height, width), image_hw)
+        if png is None:
+            return (0, 0, 0, 0), np.zeros((0, 0), bool)
+        pixels = foreground(decode_png(png, path))
+        if pixels[-1].any() and top + len(pixels) < height:
+            # Residuals of zero may also repeat the scanline above.
+            return tight_crop(foreground(decode_png(data, path)), path, image_hw)
+        (x0, y0, x1, y1), crop = tight_crop(pixels, path, pixels.shape)
+        return (x0, y0 + top, x1, y1 + top), crop
+
+    def _png_band(self, data: bytes) -> tuple[int, int, int, bytes | None] | None:
+        """First row, height, width and a PNG of the rows that can hold foreground (None: there is none).
+
+        None altogether where the short cut does not apply; the decoder then finds what is wrong, if anything is.
+        """
+        import imagecodecs
+
+        chunks = _png_chunks(data)
+        if chunks is None:
+            return None
+        header, compressed = chunks
+        width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+        pixel_bytes = PIXEL_BYTES.get((colour, depth))
+        if pixel_bytes is None or interlace or not width or not height:
+            return None
+        stride = 1 + width * pixel_bytes
+        if height * stride > MAX_DEFLATE_RATIO * len(compressed):
+            return None  # the header claims more than the stream can hold; the decoder will say so
+        if self._buffer.size != height * stride:
+            self._buffer = np.zeros(height * stride, np.uint8)
+        try:
+            inflated = imagecodecs.deflate_decode(compressed, out=self._buffer.data, raw=False)
+        except (
+            imagecodecs.DeflateError
+        ):  # not a whole stream of this size: the decoder will say so, with the file's name
+            return None
+        if len(inflated) != self._buffer.size:
+            return None
+        rows = self._buffer.reshape(height, stride)
+        used = np.flatnonzero(rows[:, 1:].any(axis=1))
+        if not used.size:
+            return 0, height, width, None
+        # One scanline more: where it decodes to black, so does everything below it.
+        top, bottom = int(used[0]), min(int(used[-1]) + 2, height)
+        return top, height, width, _png_file(header, width, rows[top:bottom])
+
+
+def foreground(pixels: np.ndarray) -> np.ndarray:
+    """Bool (H, W): which pixels of (H, W) or (H, W, C) are not black. Two and four channels end with alpha."""
+    if pixels.ndim == 2:
+        return pixels != 0
+    colours = pixels[:, :, :-1] if pixels.shape[2] in (2, 4) else pixels
+    return (colours != 0).any(axis=2)
+
+
+def tight_crop(pixels: np.ndarray, path: Path, image_hw: tuple[int, int]) -> BoxAndCrop:
+    """Tight box and a copy of the crop of a bool mask (H, W); `FormatError` where its size is not ``image_hw``."""
+    if pixels.shape != tuple(image_hw):
+        raise _other_size(path, pixels.shape, image_hw)
+    ys, xs = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if not ys.size:
+        return (0, 0, 0, 0), np.zeros((0, 0), bool)
+    box = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+    return box, pixels[box[1] : box[3], box[0] : box[2]].copy()
+
+
+def _other_size(path: Path, got_hw: tuple[int, ...], image_hw: tuple[int, int]) -> FormatError:
+    return FormatError(
+        "this mask has another size than its image",
+        where=path,
+        got=f"{got_hw[0]} x {got_hw[1]} (height x width)",
+        expected=f"{image_hw[0]} x {image_hw[1]}",
+        remedy="save the mask at the image's size, or move it to the image it belongs to",
+    )
+
+
+def _png_chunks(data: bytes) -> tuple[bytes, bytes] | None:
+    """The header's and the joined image data's bytes; None unless every chunk is whole and its checksum right."""
+    if data[:8] != PNG_SIGNATURE:
+        return None
+    at, header, parts = 8, b"", []
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, body, end = data[at + 4 : at + 8], data[at + 8 : at + 8 + length], at + 12 + length
+        if end > len(data) or zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end - 4 : end], "big"):
+            return None
+        if kind == b"IEND":
+            return (header, b"".join(parts)) if len(header) == 13 and parts else None
+        if kind == b"IHDR":
+            header = body
+        elif kind == b"IDAT":
+            parts.append(body)
+        elif kind == b"tRNS":
+            return None
+        at = end
+    return None
+
+
+def _png_file(header: bytes, width: int, rows: np.ndarray) -> bytes:
+    """A PNG of some scanlines (n, 1 + bytes a row), stored without compression."""
+    ihdr = struct.pack(">II", width, len(rows)) + header[8:]
+    idat = zlib.compress(rows.tobytes(), 0)
+    return PNG_SIGNATURE + b"".join(_chunk(*c) for c in ((b"IHDR", ihdr), (b"IDAT", idat), (b"IEND", b"")))
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))

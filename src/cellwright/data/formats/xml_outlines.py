@@ -1,0 +1,293 @@
+"""Aperio ImageScope XML, as MoNuSeg and MoNuSAC publish their outlines: one ``<Region>`` an object.
+
+The class is the name of the ``<Annotation>`` layer, else its first attribute's value or name ("Description" is none).
+The pixel size is ``MicronsPerPixel``. Vertices are taken as MATLAB's ``poly2mask`` takes them, whose pixel centres lie
+on whole numbers from 1: in coordinates with the image's corner at 0 an outline is at (x - 0.5, y - 0.5). It is filled
+by `poly2mask`, as the masks of MoNuSeg were. Outlines may overlap. A region marked ``NegativeROA`` is cut out of the
+region around it.
+
+The file is parsed as a stream; a document type, and with it every entity, is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.parsers import expat
+
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import FormatError, InputError
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
+from cellwright.data.formats.contract import Format, ReadOptions
+from cellwright.data.formats.outlines import check_cover, checked_ring, without_empty
+from cellwright.data.formats.pairing import Pictures, annotation_files, first_bytes, first_files, root_of, split_ids
+from cellwright.data.formats.poly2mask import poly2mask
+
+# Aperio's region types that enclose an area; the others are arrows and rulers.
+_FREEHAND, _RECTANGLE, _ELLIPSE = "0", "1", "2"
+_ELLIPSE_VERTICES = 72
+_MAX_COORDINATE = 1e7
+_CHUNK = 1 << 20
+
+
+@dataclass
+class _Region:
+    where: str
+    number: int
+    kind: str
+    negative: bool
+    layer: int
+    vertices: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Layer:
+    name: str
+    attribute: str = ""
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """What one file holds. rings[i] belong to object i: the outline (n, 2) x, y and the holes cut out of it.
+
+    places: file and line of each object, for messages.
+    """
+
+    numbers: tuple[int, ...]
+    class_names: tuple[str, ...]
+    rings: tuple[tuple[np.ndarray, ...], ...]
+    places: tuple[str, ...]
+    microns_per_pixel: float | None
+
+
+class _Reader:
+    """Collects layers and regions while expat walks through the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.layers: list[_Layer] = []
+        self.regions: list[_Region] = []
+        self.microns: float | None = None
+        self._open: list[str] = []
+        self._parser = expat.ParserCreate()
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.StartDoctypeDeclHandler = self._refuse
+        self._parser.EntityDeclHandler = self._refuse
+        self._parser.buffer_text = True
+
+    def parse(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    self._parser.Parse(chunk, False)
+            self._parser.Parse(b"", True)
+        except expat.ExpatError as error:
+            where = f"{self.path}, line {error.lineno}, column {error.offset}"
+            got = expat.ErrorString(error.code)
+            raise FormatError("this file is not whole XML", where=where, got=got, remedy="get a fresh copy") from error
+        except (LookupError, ValueError) as error:  # an encoding that Python does not know
+            raise FormatError("this XML cannot be decoded", where=self.path, got=str(error)) from error
+        except OSError as error:
+            raise InputError("cannot read this file", where=self.path, got=error.strerror or str(error)) from error
+
+    def _where(self) -> str:
+        return f"{self.path}, line {self._parser.CurrentLineNumber}"
+
+    def _refuse(self, *_declaration: object) -> None:
+        raise FormatError(
+            "this XML declares a document type or entities, which are never expanded",
+            where=self._where(),
+            expected="plain elements, as ImageScope writes them",
+            remedy="take the <!DOCTYPE ...> part out",
+        )
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        if not self._open and tag != "Annotations":
+            raise FormatError("this is no Aperio XML", where=self._where(), got=f"<{tag}>", expected="<Annotations>")
+        self._open.append(tag)
+        if tag == "Annotations":
+            self.microns = self._microns(attributes)
+        elif tag == "Annotation":
+            self.layers.append(_Layer(attributes.get("Name", "").strip()))
+        elif tag == "Attribute" and self.layers and self._open[-3:-1] == ["Annotation", "Attributes"]:
+            self._attribute(attributes)
+        elif tag == "Region":
+            self._region(attributes)
+        elif tag == "Vertex" and self._open[-3:-1] == ["Region", "Vertices"]:
+            point = self._number(attributes, "X"), self._number(attributes, "Y")
+            self.regions[-1].vertices.append(point)
+
+    def _end(self, _tag: str) -> None:
+        self._open.pop()
+
+    def _microns(self, attributes: dict[str, str]) -> float | None:
+        value = attributes.get("MicronsPerPixel", "").strip()
+        if not value:
+            return None
+        microns = self._number(attributes, "MicronsPerPixel")
+        return microns if microns > 0 else None
+
+    def _attribute(self, attributes: dict[str, str]) -> None:
+        name, value = attributes.get("Name", "").strip(), attributes.get("Value", "").strip()
+        layer = self.layers[-1]
+        layer.attribute = layer.attribute or value or (name if name != "Description" else "")
+
+    def _region(self, attributes: dict[str, str]) -> None:
+        if not self.layers:
+            raise FormatError("a <Region> stands outside an <Annotation>", where=self._where())
+        text = attributes.get("Id", "").strip()
+        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+        negative = attributes.get("NegativeROA", "0") == "1"
+        kind = attributes.get("Type", _FREEHAND)
+        self.regions.append(_Region(self._where(), number, kind, negative, len(self.layers) - 1))
+
+    def _number(self, attributes: dict[str, str], name: str) -> float:
+        text = attributes.get(name, "")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= _MAX_COORDINATE:
+            where = f"{self._where()}, attribute {name}"
+            raise FormatError("an attribute is no usable number", where=where, got=repr(text[:40]), expected="a number")
+        return value
+
+
+def parse(path: Path) -> Outlines:
+    """The outlines of one file in poly2mask's place: (x - 0.5, y - 0.5), corner origin.
+
+    `FormatError` names the line of what is broken, of arrows and rulers, and of a negative region around nothing.
+    """
+    reader = _Reader(path)
+    reader.parse()
+    rings = [_ring(region) for region in reader.regions]
+    outer = [k for k, region in enumerate(reader.regions) if not region.negative]
+    holes: dict[int, list[np.ndarray]] = {k: [] for k in outer}
+    for k, region in enumerate(reader.regions):
+        if region.negative:
+            holes[_around(rings, reader.regions, outer, k)].append(rings[k])
+    layers = [layer.name or layer.attribute or DEFAULT_CLASS for layer in reader.layers]
+    return Outlines(
+        tuple(reader.regions[k].number for k in outer),
+        tuple(layers[reader.regions[k].layer] for k in outer),
+        tuple((rings[k], *holes[k]) for k in outer),
+        tuple(reader.regions[k].where for k in outer),
+        reader.microns,
+    )
+
+
+def _ring(region: _Region) -> np.ndarray:
+    """Vertices (n, 2) of a region, n of 0 where it encloses nothing."""
+    points = np.array(region.vertices, np.float64).reshape(-1, 2) - 0.5
+    if region.kind == _ELLIPSE and len(points) >= 2:
+        low, high = points.min(0), points.max(0)
+        angles = np.linspace(0, 2 * np.pi, _ELLIPSE_VERTICES, endpoint=False)
+        return (low + high) / 2 + (high - low) / 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    if region.kind not in (_FREEHAND, _RECTANGLE):
+        raise FormatError(
+            "a region is an arrow or a ruler and encloses nothing",
+            where=region.where,
+            got=f"Type {region.kind[:20]!r}",
+            expected="Type 0 (outline), 1 (rectangle) or 2 (ellipse)",
+            remedy="delete it in ImageScope",
+        )
+    if region.kind == _RECTANGLE and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    return points if len(points) >= 3 else np.zeros((0, 2))
+
+
+def _around(rings: list[np.ndarray], regions: list[_Region], outer: list[int], hole: int) -> int:
+    """The smallest region of the hole's layer around its first vertex."""
+    fitting = []
+    for k in outer if len(rings[hole]) else ():
+        if regions[k].layer == regions[hole].layer and len(rings[k]) and _contains(rings[k], rings[hole][0]):
+            fitting.append((float(np.prod(np.ptp(rings[k], axis=0))), k))
+    if not fitting:
+        raise FormatError(
+            "a negative region lies in no region", where=regions[hole].where, expected="a region around it"
+        )
+    return min(fitting)[1]
+
+
+def _contains(ring: np.ndarray, point: np.ndarray) -> bool:
+    """Even-odd."""
+    (x, y), (ax, ay) = point, ring.T
+    bx, by = np.roll(ax, -1), np.roll(ay, -1)
+    crossing = (ay > y) != (by > y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = ax + (y - ay) / (by - ay) * (bx - ax)
+    return bool(np.count_nonzero(crossing & (x < at)) % 2)
+
+
+def sniff(path: Path) -> bool:
+    """Whether an XML file here begins as ImageScope's do."""
+    files = [file for file in first_files(path) if file.suffix.lower() == ".xml"]
+    return any(b"<Annotations" in first_bytes(file) for file in files[:3])
+
+
+@dataclass(frozen=True)
+class LoadOutlines:
+    """Rasterises one file; ``class_names`` are the classes kept, in order."""
+
+    path: Path
+    image_hw: tuple[int, int]
+    class_names: tuple[str, ...]
+
+    def __call__(self) -> Instances:
+        outlines = parse(self.path)
+        kept = [k for k, name in enumerate(outlines.class_names) if name in self.class_names]
+        objects = [self._checked(outlines, k) for k in kept]
+        check_cover(objects, self.image_hw, self.path)
+        cut = [poly2mask(rings, self.image_hw) for rings in objects]
+        boxes = np.array([box for box, _ in cut], np.int32).reshape(-1, 4)
+        masks = MaskSet.from_crops(boxes, [crop for _, crop in cut], self.image_hw)
+        numbers = np.array([outlines.numbers[k] for k in kept], np.int64)
+        if np.unique(numbers).size < numbers.size or (numbers <= 0).any():
+            numbers = np.arange(1, len(kept) + 1)
+        classes = np.array([self.class_names.index(outlines.class_names[k]) for k in kept], np.int64)
+        return without_empty(Instances.from_masks(masks, class_ids=classes, ids=numbers), self.path)
+
+    def _checked(self, outlines: Outlines, k: int) -> list[np.ndarray]:
+        return [checked_ring(ring, self.image_hw, outlines.places[k]) for ring in outlines.rings[k]]
+
+
+def read(path: Path, options: ReadOptions) -> Dataset:
+    """Every XML at or below ``path``. Ids are the regions' where they are unique, else 1..N in the file's order.
+
+    The image of ``x.xml`` is ``x.tif`` (or .png ...) beside it, or in ``Tissue Images/`` or ``images/`` beside its
+    folder.
+    """
+    root = root_of(path)
+    files = annotation_files(path, lambda file: file.suffix.lower() == ".xml", "Aperio XML files")
+    pictures = Pictures(options)
+    heads, found = [], set()
+    for file in options.track(files, "reading outlines", len(files)):
+        outlines = parse(file)
+        found.update(outlines.class_names)
+        picture = pictures.of(file, file.stem)
+        microns = outlines.microns_per_pixel
+        heads.append((file, picture, (microns, microns) if microns else picture.pixel_size_um))
+    names = named_classes(sorted(found), options, path)
+    places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
+    samples = []
+    for (file, picture, size_um), (sample_id, split) in zip(heads, places, strict=True):
+        load = LoadOutlines(file, picture.image_hw, names)
+        samples.append(
+            Sample(sample_id, picture.path, picture.image_hw, load, None, split, None, size_um, "xml_outlines")
+        )
+    return Dataset(tuple(samples), names, root, info={"format": FORMAT.name})
+
+
+FORMAT = Format(
+    name="xml_outlines",
+    describe="Aperio ImageScope XML outlines (MoNuSeg, MoNuSAC) with microns per pixel",
+    sniff=sniff,
+    read=read,
+)

@@ -1,0 +1,218 @@
+"""TIFF, OME-TIFF and ImageJ TIFF: one (H, W, C) image out of whatever axes the file has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import numpy as np
+
+from cellwright.core.errors import FormatError, InputError, UsageError
+
+if TYPE_CHECKING:
+    import tifffile
+
+RGB_NAMES = {3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
+
+# What tifffile calls an axis that the file does not name; a plain stack of pages is read as z.
+UNNAMED_AXES = "QI"
+
+# Microns per unit, as OME and ImageJ spell the units.
+MICRONS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+
+
+@dataclass(frozen=True)
+class TiffHeader:
+    """Axes, shape and names of a file's first series; nothing is decoded."""
+
+    axes: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    channel_names: tuple[str, ...]
+    pixel_size_um: tuple[float, float] | None
+
+    def extent(self, axis: str) -> int:
+        """Length along ``axis``; 1 where the file has no such axis."""
+        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.extent("Y"), self.extent("X")
+
+    def describe(self) -> str:
+        """``"CYX uint16 (3, 512, 512), channels DAPI, actin, tubulin"``."""
+        names = f", channels {', '.join(self.channel_names)}" if len(self.channel_names) > 1 else ""
+        return f"{self.axes} {self.dtype} {self.shape}{names}"
+
+
+def read_tiff_header(path: Path | str) -> TiffHeader:
+    """Header of the first series; `FormatError` where the file is not a readable TIFF."""
+    with _open(path) as tif:
+        return _header(tif, path)
+
+
+def read_tiff(
+    path: Path | str, *, channel: str | int | None = None, z: int | None = None
+) -> tuple[np.ndarray, tuple[str, ...], tuple[float, float] | None]:
+    """Data (H, W, C) in its own dtype, C channel names, and the pixel size (y, x) in microns or None.
+
+    A file with several channels that are not RGB needs ``channel`` (a name or a 0-based index), a stack needs ``z``
+    (0-based); otherwise `InputError` lists what was found.
+    """
+    with _open(path) as tif:
+        header = _header(tif, path)
+        try:
+            data = tif.series[0].asarray()
+        except Exception as error:  # tifffile and its codecs raise many types on damaged files
+            raise _damaged(path, error) from error
+    axes = header.axes
+    for axis in [a for a in axes if a not in "YXSC"]:
+        data = np.take(data, _plane(header, axis, z, path), axis=axes.index(axis))
+        axes = axes.replace(axis, "")
+    data, names = _channel_last(data, axes, header)
+    if names in RGB_NAMES.values() and channel is None:
+        return data, names, header.pixel_size_um
+    keep = _channel_index(names, channel, path, header)
+    return data[:, :, keep : keep + 1], (names[keep],), header.pixel_size_um
+
+
+def _open(path: Path | str) -> tifffile.TiffFile:
+    import tifffile
+
+    try:
+        return tifffile.TiffFile(path)
+    except OSError as error:
+        raise InputError("cannot read this image", where=path, got=error.strerror or str(error)) from error
+    except Exception as error:  # a damaged header surfaces as TiffFileError, struct.error, ValueError, ...
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path | str, error: Exception) -> FormatError:
+    return FormatError(
+        "this image cannot be decoded",
+        where=path,
+        got=f"{type(error).__name__}: {error}",
+        expected="a whole TIFF file",
+        remedy="copy or download the file again, or take it out of the folder",
+    )
+
+
+def _header(tif: tifffile.TiffFile, path: Path | str) -> TiffHeader:
+    try:
+        series = tif.series[0]
+        axes, shape = series.axes, tuple(int(n) for n in series.shape)
+        dtype = np.dtype(series.dtype)
+        names, pixel_size = _metadata(tif)
+    except Exception as error:  # a damaged directory surfaces as IndexError, struct.error, ValueError, ...
+        raise _damaged(path, error) from error
+    if "Y" not in axes or "X" not in axes:
+        raise FormatError("this TIFF holds no image plane", where=path, got=f"axes {axes}", expected="Y and X axes")
+    if 0 in shape:
+        raise FormatError("this TIFF holds no pixel", where=path, got=f"axes {axes} of {shape}")
+    n_channels = shape[axes.index("C")] if "C" in axes else 1
+    if len(names) != n_channels:
+        names = tuple(str(i) for i in range(n_channels)) if n_channels > 1 else ("grey",)
+    return TiffHeader(axes, shape, dtype, names, pixel_size)
+
+
+def _metadata(tif: tifffile.TiffFile) -> tuple[tuple[str, ...], tuple[float, float] | None]:
+    if tif.is_ome and tif.ome_metadata:
+        return _ome_metadata(tif.ome_metadata)
+    if tif.is_imagej and tif.imagej_metadata:
+        unit = str(tif.imagej_metadata.get("unit", "")).encode().decode("unicode_escape")
+        return (), _resolution(tif, MICRONS.get(unit))
+    return (), None
+
+
+def _ome_metadata(xml: str) -> tuple[tuple[str, ...], tuple[float, float] | None]:
+    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+    if pixels is None:
+        return (), None
+    channels = [e for e in pixels if e.tag.endswith("}Channel")]
+    names = tuple(e.get("Name") or str(i) for i, e in enumerate(channels))
+    sizes = []
+    for axis in "YX":
+        size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
+        sizes.append(float(size) * MICRONS[unit] if size and unit in MICRONS else None)
+    y, x = sizes
+    return names, (y, x) if y and x else None
+
+
+def _resolution(tif: tifffile.TiffFile, microns_per_unit: float | None) -> tuple[float, float] | None:
+    """Pixel size of an ImageJ file: its resolution tags count pixels per unit of its metadata."""
+    tags = tif.pages.first.tags
+    if microns_per_unit is None or "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    sizes = []
+    for name in ("YResolution", "XResolution"):
+        pixels, units = tags[name].value
+        sizes.append(units / pixels * microns_per_unit if pixels else 0.0)
+    return (sizes[0], sizes[1]) if all(sizes) else None
+
+
+def _plane(header: TiffHeader, axis: str, z: int | None, path: Path | str) -> int:
+    """Index along an axis that is neither plane nor channel."""
+    extent = header.extent(axis)
+    if extent == 1:
+        return 0
+    if axis != "Z" and axis not in UNNAMED_AXES:
+        raise InputError(
+            f"this file has several planes along axis {axis}",
+            where=path,
+            got=header.describe(),
+            expected="one image, with channels or a z stack at most",
+            remedy=f"save one plane of axis {axis} a file",
+        )
+    if z is None:
+        raise InputError(
+            "this file is a stack and no plane was chosen",
+            where=path,
+            got=header.describe(),
+            remedy=f"choose a plane with --z 0 to --z {extent - 1}",
+        )
+    if not 0 <= z < extent:
+        raise UsageError(
+            "there is no such plane", where=path, got=f"z = {z}", expected=f"0 to {extent - 1} ({header.describe()})"
+        )
+    return z
+
+
+def _channel_last(data: np.ndarray, axes: str, header: TiffHeader) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Data (H, W, C) and its channel names, from axes made of Y, X, C and S (samples of a pixel: RGB)."""
+    order = [axes.index(a) for a in "YXCS" if a in axes]
+    data = data.transpose(order)
+    height, width = data.shape[:2]
+    data = data.reshape(height, width, -1)
+    samples, channels = header.extent("S"), header.extent("C")
+    if samples == 1:
+        return data, header.channel_names
+    if channels == 1:
+        return data, RGB_NAMES.get(samples, tuple(str(i) for i in range(samples)))
+    return data, tuple(f"{name}.{s}" for name in header.channel_names for s in range(samples))
+
+
+def _channel_index(names: tuple[str, ...], channel: str | int | None, path: Path | str, header: TiffHeader) -> int:
+    if channel is None:
+        if len(names) == 1:
+            return 0
+        raise InputError(
+            "this image has several channels that are not red, green and blue, and none was chosen",
+            where=path,
+            got=header.describe(),
+            remedy=f"choose one with --channel: {', '.join(names)} (or 0 to {len(names) - 1})",
+        )
+    return pick_channel(names, channel, path)
+
+
+def pick_channel(names: tuple[str, ...], channel: str | int, path: Path | str | None) -> int:
+    """Index of a channel given by name or 0-based index; `UsageError` lists the names that exist."""
+    if isinstance(channel, str) and channel in names:
+        return names.index(channel)
+    if str(channel).isdecimal() and int(channel) < len(names):
+        return int(channel)
+    raise UsageError(
+        "there is no such channel", where=path, got=channel, expected=f"{', '.join(names)} (or 0 to {len(names) - 1})"
+    )

@@ -1,0 +1,162 @@
+"""The loops of `evaluate`, compiled by numba on first use and cached."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# What a detection is at one IoU threshold and in one size band.
+FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
+
+
+@njit(cache=True)
+def greedy_codes(order, start, pair_truth, pair_iou, truth_ignored, truth_crowd, outside, thresholds):
+    """COCO's greedy matching in one image, for A size bands and T thresholds.
+
+    order: (D,) predictions, highest score first. start: (D + 1,) and pair_truth, pair_iou (P,): the pairs of prediction
+    d are ``start[d]:start[d + 1]``, by ascending truth. truth_ignored: (A, G); truth_crowd: (G,), may be matched again
+    and again; outside: (A, D), the prediction's own size is outside the band. Returns codes (A, T, D) uint8.
+
+    A prediction takes the free object of the highest IoU; of equal ones the last. Only where no object that counts is
+    left may it take an ignored one, and then it is ignored itself.
+    """
+    n_bands, n_thresholds, n = outside.shape[0], thresholds.size, order.size
+    codes = np.zeros((n_bands, n_thresholds, n), np.uint8)
+    taken = np.zeros(truth_crowd.size, np.bool_)
+    for a in range(n_bands):
+        for t in range(n_thresholds):
+            taken[:] = False
+            for d in order:
+                best, best_ignored = -1, -1
+                iou = iou_ignored = thresholds[t]
+                for p in range(start[d], start[d + 1]):
+                    g = pair_truth[p]
+                    if taken[g] and not truth_crowd[g]:
+                        continue
+                    if truth_ignored[a, g]:
+                        if pair_iou[p] >= iou_ignored:
+                            best_ignored, iou_ignored = g, pair_iou[p]
+                    elif pair_iou[p] >= iou:
+                        best, iou = g, pair_iou[p]
+                if best >= 0:
+                    taken[best] = True
+                    codes[a, t, d] = TRUE_POSITIVE
+                elif best_ignored >= 0:
+                    taken[best_ignored] = True
+                    codes[a, t, d] = IGNORED
+                elif outside[a, d]:
+                    codes[a, t, d] = IGNORED
+    return codes
+
+
+@njit(cache=True)
+def precision_recall(codes, rank, caps, n_truth, recall_points):
+    """Interpolated precision (A, M, T, R) and final recall (A, M, T) of one class.
+
+    codes: (A, T, D) by descending score over all images. rank: (D,) place among the predictions of its own image and
+    class. caps: (M,) predictions allowed there. n_truth: (A,); a band with none is NaN throughout.
+    """
+    n_bands, n_thresholds, n = codes.shape
+    precision = np.full((n_bands, caps.size, n_thresholds, recall_points.size), np.nan)
+    recall = np.full((n_bands, caps.size, n_thresholds), np.nan)
+    reached, exact = np.empty(n), np.empty(n)
+    for a in range(n_bands):
+        if n_truth[a] == 0:
+            continue
+        for m in range(caps.size):
+            for t in range(n_thresholds):
+                count, tp, fp = 0, 0.0, 0.0
+                for d in range(n):
+                    if rank[d] >= caps[m]:
+                        continue
+                    tp += codes[a, t, d] == TRUE_POSITIVE
+                    fp += codes[a, t, d] == FALSE_POSITIVE
+                    reached[count] = tp / n_truth[a]
+                    exact[count] = tp / (fp + tp + 2.220446049250313e-16)  # np.spacing(1), as the COCO API has it
+                    count += 1
+                recall[a, m, t] = reached[count - 1] if count else 0.0
+                _envelope(exact, reached, count, recall_points, precision[a, m, t])
+    return precision, recall
+
+
+@njit(cache=True)
+def _envelope(exact, reached, count, recall_points, out):
+    """At every recall point the best precision at that recall or beyond; 0 where the recall is not reached."""
+    for d in range(count - 1, 0, -1):
+        exact[d - 1] = max(exact[d - 1], exact[d])
+    d = 0
+    for r in range(recall_points.size):
+        while d < count and reached[d] < recall_points[r]:
+            d += 1
+        out[r] = exact[d] if d < count else 0.0
+
+
+@njit(cache=True)
+def resampled_ap(codes, image, weights, truth_per_image, recall_points):
+    """AP (B,), mean over T thresholds, of one class when image i is drawn ``weights[b, i]`` times.
+
+    codes: (T, D) by descending score. image: (D,). weights: (B, I). truth_per_image: (I,). NaN where no object is
+    drawn. Counting a detection w times equals w copies of its image: their ties stand next to each other.
+    """
+    n_thresholds, n = codes.shape
+    result = np.full(weights.shape[0], np.nan)
+    reached, exact, row = np.empty(n), np.empty(n), np.empty(recall_points.size)
+    for b in range(weights.shape[0]):
+        n_truth = 0
+        for i in range(truth_per_image.size):
+            n_truth += weights[b, i] * truth_per_image[i]
+        if n_truth == 0:
+            continue
+        total = 0.0
+        for t in range(n_thresholds):
+            tp = fp = 0.0
+            for d in range(n):
+                if codes[t, d] == TRUE_POSITIVE:
+                    tp += weights[b, image[d]]
+                elif codes[t, d] == FALSE_POSITIVE:
+                    fp += weights[b, image[d]]
+                reached[d] = tp / n_truth
+                exact[d] = tp / (fp + tp + 2.220446049250313e-16)
+            _envelope(exact, reached, n, recall_points, row)
+            total += row.mean()
+        result[b] = total / n_thresholds
+    return result
+
+
+@njit(cache=True)
+def inner_bands(boxes, offsets, crops, distance):
+    """Crops of the pixels within ``distance`` (chessboard) of the outside of their own mask."""
+    bands = np.zeros(crops.size, np.uint8)
+    for k in range(boxes.shape[0]):
+        height, width = boxes[k, 3] - boxes[k, 1], boxes[k, 2] - boxes[k, 0]
+        depth = np.zeros((height + 2, width + 2), np.int32)  # a frame of background: a mask ends where its box does
+        at = offsets[k]
+        for y in range(1, height + 1):
+            for x in range(1, width + 1):
+                if crops[at + (y - 1) * width + x - 1]:
+                    above = min(depth[y - 1, x - 1], depth[y - 1, x], depth[y - 1, x + 1])
+                    depth[y, x] = 1 + min(above, depth[y, x - 1])
+        for y in range(height, 0, -1):
+            for x in range(width, 0, -1):
+                if depth[y, x]:
+                    below = min(depth[y + 1, x - 1], depth[y + 1, x], depth[y + 1, x + 1])
+                    depth[y, x] = min(depth[y, x], 1 + min(below, depth[y, x + 1]))
+                    bands[at + (y - 1) * width + x - 1] = depth[y, x] <= distance
+    return bands
+
+
+@njit(cache=True)
+def pool_adjacent_violators(values, weights):
+    """The non-decreasing sequence (N,) nearest to ``values`` in weighted squares (PAVA)."""
+    level, mass, size = np.empty(values.size), np.empty(values.size), np.empty(values.size, np.int64)
+    blocks = 0
+    for i in range(values.size):
+        level[blocks], mass[blocks], size[blocks] = values[i], weights[i], 1
+        blocks += 1
+        while blocks > 1 and level[blocks - 2] >= level[blocks - 1]:
+            joint = mass[blocks - 2] + mass[blocks - 1]
+            level[blocks - 2] = (level[blocks - 2] * mass[blocks - 2] + level[blocks - 1] * mass[blocks - 1]) / joint
+            mass[blocks - 2] = joint
+            size[blocks - 2] += size[blocks - 1]
+            blocks -= 1
+    return np.repeat(level[:blocks], size[:blocks])

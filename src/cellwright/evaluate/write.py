@@ -1,0 +1,79 @@
+"""An evaluation folder: metrics.json, per_image.csv, per_class.csv, objects.csv, report.md."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellwright.core.files import write_json, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cellwright.evaluate.report import Report
+
+SCHEMA_VERSION = 1
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write the five files and return their paths; each is whole or absent."""
+    write_json(folder / "metrics.json", metrics_json(report))
+    tables = {"per_image.csv": report.per_image, "per_class.csv": report.per_class, "objects.csv": report.objects}
+    for name, table in tables.items():
+        write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "report.md", markdown(report))
+    return [folder / name for name in ("metrics.json", *tables, "report.md")]
+
+
+def metrics_json(report: Report) -> dict[str, Any]:
+    """Everything but the large tables, as strict JSON: undefined figures are null and stand under ``reasons``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "values": _finite(report.values),
+        "reasons": report.reasons,
+        "notes": list(report.notes),
+        "per_class": [_finite(row) for row in report.per_class.to_dict("records")],
+        "tables": {name: [_finite(row) for row in table.to_dict("records")] for name, table in report.tables.items()},
+    }
+
+
+def markdown(report: Report) -> str:
+    """The report as a page: headline, notes, errors by kind, the worst images, classes, then every figure."""
+    parts = ["# Evaluation", _table(["metric", "value"], report.headline())]
+    parts += [f"- {note}" for note in report.notes]
+    titles = {"errors": "Objects by kind", "lost_recall": "Where lost recall went", "reliability": "Reliability"}
+    for name, table in report.tables.items():
+        parts += [f"## {titles.get(name, name)}", _frame(table)]
+    if len(report.per_image):
+        columns = ["image", "n_truth", "n_predicted", "accuracy@0.5", "kaggle_score", "pq"]
+        parts += ["## Worst images", _frame(report.worst_images()[columns])]
+    if len(report.per_class) > 1:
+        columns = ("class", "n_truth", "n_predicted", "AP@all", "pooled_accuracy@0.5", "pooled_pq")
+        parts += ["## Classes", _frame(report.per_class[[c for c in columns if c in report.per_class]])]
+    rows = [(name, _shown(value) if name not in report.reasons else f"undefined: {report.reasons[name]}")
+            for name, value in report.values.items()]  # fmt: skip
+    return "\n\n".join([*parts, "## Every figure", _table(["metric", "value"], rows)]) + "\n"
+
+
+def _frame(table: pd.DataFrame) -> str:
+    return _table(list(table.columns), table.itertuples(index=False))
+
+
+def _table(columns: list[str], rows: Any) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_shown(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "-"
+        return f"{value:.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
+    return str(value).replace("|", "\\|")
+
+
+def _finite(row: dict[Any, Any]) -> dict[str, Any]:
+    """The row with NaN as None."""
+    return {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}

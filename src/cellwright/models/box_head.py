@@ -1,0 +1,204 @@
+"""Box head (Girshick 2015; Lin et al. 2017): the class and the refined box of every region.
+
+Shape shorthand: R regions, K classes (background is column K and never leaves this file), M side of pooled features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cellwright.models.layers import ConvNorm, NormName, init_kaiming, init_normal
+from cellwright.models.losses import box_loss, class_loss
+from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
+from cellwright.ops.batch import Batch
+from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, large_enough
+from cellwright.ops.nms import grouped_nms
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSampling:
+    """Which regions a step learns from; see ``BoxHeadConfig`` and ``RoIConfig.ignore_ioa``."""
+
+    foreground_iou: float
+    background_iou: float
+    per_image: int
+    positive_fraction: float
+    ignore_ioa: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRules:
+    """Which refined boxes become detections; see ``BoxHeadConfig``. ``min_box_px`` 0 drops no box for its size."""
+
+    score_threshold: float
+    nms_iou: float
+    per_image: int
+    min_box_px: float
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of one image that a step learns from.
+
+    Attributes:
+        boxes: FloatTensor[R,4] px.
+        class_ids: LongTensor[R], 0..K; K is background.
+        objects: LongTensor[R], index into the image's objects; 0 for background.
+    """
+
+    boxes: Tensor
+    class_ids: Tensor
+    objects: Tensor
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's, best first: boxes FloatTensor[D,4] px, scores FloatTensor[D], class_ids LongTensor[D]."""
+
+    boxes: Tensor
+    scores: Tensor
+    class_ids: Tensor
+
+
+class BoxHead(nn.Module):
+    """Pooled features of regions to class logits and box deltas."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        resolution: int,
+        conv_channels: Sequence[int],
+        fc_channels: Sequence[int],
+        norm: NormName,
+        n_classes: int,
+        class_agnostic: bool,
+    ) -> None:
+        """``conv_channels``, ``fc_channels``: one entry a layer; ``n_classes`` is K, without background."""
+        super().__init__()
+        self.n_classes = n_classes
+        convs, fcs, channels = [], [], in_channels
+        for out_channels in conv_channels:
+            convs.append(ConvNorm(channels, out_channels, 3, norm=norm, relu=True))
+            channels = out_channels
+        channels *= resolution**2
+        for out_channels in fc_channels:
+            fc = nn.Linear(channels, out_channels)
+            nn.init.kaiming_uniform_(fc.weight, a=1)
+            nn.init.zeros_(fc.bias)
+            fcs.append(fc)
+            channels = out_channels
+        self.convs, self.fcs = nn.Sequential(*convs), nn.ModuleList(fcs)
+        self.class_logits = nn.Linear(channels, n_classes + 1)
+        self.deltas = nn.Linear(channels, 4 * (1 if class_agnostic else n_classes))
+        init_kaiming(self.convs)
+        init_normal(self.class_logits, std=0.01)
+        init_normal(self.deltas, std=0.001)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """FloatTensor[R,C,M,M] -> class logits FloatTensor[R,K+1], deltas FloatTensor[R,K*4] (or [R,4]); R may be 0."""
+        hidden = self.convs(pooled).flatten(1)
+        for fc in self.fcs:
+            hidden = F.relu(fc(hidden), inplace=True)
+        return self.class_logits(hidden), self.deltas(hidden)
+
+
+@torch.no_grad()
+def sample_regions(
+    proposals: Sequence[Tensor], batch: Batch, n_classes: int, sampling: RegionSampling, generator: torch.Generator
+) -> list[Regions]:
+    """Draw, per image, the regions to learn from: proposals and the objects' own boxes, some foreground, some not.
+
+    Args:
+        proposals: per image FloatTensor[N,4] px.
+        batch: its objects; those to ignore are no targets, and regions inside them are not drawn.
+        n_classes: K, the class of background.
+        sampling: thresholds and counts.
+        generator: on the CPU.
+    """
+    regions = []
+    for image, boxes in enumerate(proposals):
+        ignore = batch.ignore[image]
+        own = torch.nonzero(~ignore).squeeze(1)
+        objects = batch.boxes[image][own]
+        candidates = torch.cat([boxes, objects])
+        assignment = assign(
+            candidates,
+            objects,
+            foreground_iou=sampling.foreground_iou,
+            background_iou=sampling.background_iou,
+            keep_best=False,
+        )
+        ignored = inside_ignored(candidates, batch.boxes[image][ignore], sampling.ignore_ioa)
+        labels = assignment.labels.masked_fill(ignored, UNUSED)
+        drawn = sample(labels, sampling.per_image, sampling.positive_fraction, generator)
+        foreground = labels[drawn] == FOREGROUND
+        if len(own):
+            matched = own[assignment.objects[drawn]] * foreground
+            class_ids = torch.where(foreground, batch.class_ids[image][matched], n_classes)
+        else:
+            matched = torch.zeros_like(drawn)
+            class_ids = torch.full_like(drawn, n_classes)
+        regions.append(Regions(candidates[drawn], class_ids, matched))
+    return regions
+
+
+def region_losses(
+    class_logits: Tensor,
+    deltas: Tensor,
+    regions: Sequence[Regions],
+    batch: Batch,
+    *,
+    delta_weights: Sequence[float],
+    smooth_l1_beta: float,
+) -> dict[str, Tensor]:
+    """``class`` and ``box`` losses of all regions of the batch, whose predictions are stacked image by image."""
+    n_classes = class_logits.shape[1] - 1
+    targets = []
+    for region, boxes in zip(regions, batch.boxes, strict=True):
+        matched = boxes[region.objects] if len(boxes) else region.boxes
+        targets.append(encode_boxes(matched, region.boxes, delta_weights))
+    class_ids = torch.cat([region.class_ids for region in regions])
+    return {
+        "class": class_loss(class_logits, class_ids),
+        "box": box_loss(deltas, class_ids, torch.cat(targets), n_classes=n_classes, beta=smooth_l1_beta),
+    }
+
+
+@torch.no_grad()
+def select_detections(
+    class_logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    image_hw: tuple[int, int],
+    *,
+    delta_weights: Sequence[float],
+    rules: DetectionRules,
+) -> Detections:
+    """Detections of one image: every class of every proposal that scores enough, after NMS per class.
+
+    Args:
+        class_logits: FloatTensor[R,K+1].
+        deltas: FloatTensor[R,K*4] or FloatTensor[R,4].
+        proposals: FloatTensor[R,4] px.
+        image_hw: boxes are clipped to it.
+        delta_weights: as in training.
+        rules: thresholds and counts.
+    """
+    scores = F.softmax(class_logits, dim=1)[:, :-1]
+    usable = (scores > rules.score_threshold) & (scores.isfinite() & deltas.isfinite().all(dim=1, keepdim=True))
+    row, class_ids = torch.nonzero(usable, as_tuple=True)
+    per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    chosen = per_box[row, class_ids if per_box.shape[1] > 1 else torch.zeros_like(class_ids)]
+    boxes = clip_boxes(decode_boxes(chosen, proposals[row], delta_weights), image_hw)
+    scores = scores[row, class_ids]
+    if rules.min_box_px > 0:
+        large = large_enough(boxes, rules.min_box_px)
+        boxes, scores, class_ids = boxes[large], scores[large], class_ids[large]
+    best = grouped_nms(boxes, scores, class_ids, rules.nms_iou)[: rules.per_image]
+    return Detections(boxes[best], scores[best], class_ids[best])

@@ -1,0 +1,247 @@
+"""A model is a folder: ``weights.safetensors``, ``model.json`` and a model card, ``README.md``.
+
+Written file by file, each whole or absent, ``model.json`` last: a folder without it is no model. Loading is strict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cellwright.config.schema import Recipe
+from cellwright.core.errors import ModelError
+from cellwright.core.files import atomic_path, read_json, write_json, write_text
+from cellwright.models.build import build_network
+from cellwright.models.foreign import LoadReport, load_foreign, read_foreign
+
+SCHEMA_VERSION = 1
+WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What ``model.json`` says.
+
+    Attributes:
+        kind: model family, the recipe's ``model.kind``.
+        recipe: the resolved recipe as plain values.
+        class_names: one name a class, in the order of the class ids.
+        normalisation: the recipe's ``input`` section again, for tools that read no recipes.
+        thresholds: names and values found on validation data; empty before ``tune``.
+        calibration: parameters that turn raw scores into expected quality, or None.
+        data_licence: licence of the training data; empty where it is not known.
+        version: of cellwright that wrote the folder.
+        git_hash: of the code, or None outside a checkout.
+        metrics: names and values on the validation split.
+    """
+
+    kind: str
+    recipe: dict[str, Any]
+    class_names: tuple[str, ...]
+    normalisation: dict[str, Any]
+    thresholds: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    data_licence: str = ""
+    version: str = ""
+    git_hash: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def save_model(folder: Path | str, weights: Mapping[str, Tensor], info: ModelInfo) -> Path:
+    """Write a model folder; files of a model that is there are replaced one by one. Returns the folder.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    with atomic_path(folder / WEIGHTS) as path:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+    write_text(folder / CARD, model_card(info))
+    write_json(folder / INFO, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(info)})
+    return folder
+
+
+def read_model_info(folder: Path | str, *, kind: str | None = None) -> ModelInfo:
+    """``model.json`` of a model folder.
+
+    Args:
+        folder: the model folder, or a run folder (its ``model/``).
+        kind: the family that is expected; None takes any.
+
+    Raises:
+        ModelError: no model there, of a newer schema, with fields missing or unknown, or of another kind.
+    """
+    folder = model_folder(folder)
+    content = read_json(folder / INFO)
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        raise ModelError(
+            "this model folder has another schema version",
+            where=folder / INFO,
+            got=found,
+            expected=SCHEMA_VERSION,
+            remedy="load it with the cellwright version that wrote it",
+        )
+    values = {key: value for key, value in content.items() if key != "schema_version"}
+    known = {f.name for f in dataclasses.fields(ModelInfo)}
+    required = {"kind", "recipe", "class_names", "normalisation"}
+    if not required <= set(values) <= known:
+        problem = sorted(required - set(values)) or sorted(set(values) - known)
+        raise ModelError("fields of this model folder are missing or unknown", where=folder / INFO, got=problem)
+    info = ModelInfo(**{**values, "class_names": tuple(values["class_names"])})
+    if kind is not None and info.kind != kind:
+        raise ModelError(
+            f"this model folder holds a {info.kind!r} model, not a {kind!r} one",
+            where=folder,
+            got=info.kind,
+            expected=kind,
+            remedy=f"name a folder of kind {kind!r}, or use a recipe with model.kind {info.kind!r}",
+        )
+    return info
+
+
+def model_folder(path: Path | str) -> Path:
+    """``path`` or its ``model/``, whichever holds ``model.json``; ``ModelError`` where neither does."""
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / INFO).is_file():
+            return folder
+    raise ModelError(
+        "no model here", where=path, expected=f"a folder with {INFO}, or a run with model/{INFO}",
+        remedy="check the path; a run has a model once its first checkpoint is written",
+    )  # fmt: skip
+
+
+def read_weights(folder: Path | str) -> dict[str, Tensor]:
+    """The tensors of a model or run folder, on the CPU; ``ModelError`` for a damaged or missing file."""
+    path = model_folder(folder) / WEIGHTS
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError("the weights of this model cannot be read", where=path, got=str(error)) from error
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: object) -> None:
+    """Copy ``weights`` into ``network``: exactly its names and shapes, else ``ModelError`` naming the first few."""
+    own = network.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, the recipe makes {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"{len(problems)} tensors do not fit the recipe's network", where=where, got="; ".join(problems[:5])
+        )
+    network.load_state_dict(dict(weights), strict=True)
+
+
+def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[nn.Module, ModelInfo]:
+    """The network of a model or run folder in evaluation mode, on the CPU, and what its ``model.json`` says."""
+    folder = model_folder(folder)
+    info = read_model_info(folder, kind=kind)
+    try:
+        recipe = Recipe.model_validate(info.recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ModelError(
+            "the recipe in this model folder is not valid", where=folder / INFO, got=f"{place}: {first['msg']}"
+        ) from error
+    network = build_network(recipe, len(info.class_names))
+    load_weights(network, read_weights(folder), where=folder / WEIGHTS)
+    return network.eval(), info
+
+
+def start_from(network: nn.Module, init: str, *, fresh: Sequence[str] = ()) -> LoadReport:
+    """Copy the weights that a recipe's ``model.init`` names into a fresh network.
+
+    Args:
+        network: changed in place.
+        init: ``torchvision:NAME`` (a weight name such as ``resnet50`` or ``maskrcnn_resnet50_fpn``, which is
+            downloaded, or a ``.pth`` file), ``detectron2:FILE``, or a model or run folder.
+        fresh: parts (``fpn rpn box_head mask_head``) that keep their random start.
+
+    Raises:
+        ModelError: nothing there, or tensors that do not fit; the message names the first few.
+    """
+    scheme, _, name = init.partition(":")
+    match scheme:
+        case "torchvision":
+            return load_foreign(network, _torchvision_weights(name), "torchvision", fresh=fresh, where=init)
+        case "detectron2":
+            return load_foreign(network, read_foreign(name), "detectron2", fresh=fresh, where=init)
+    weights, own = read_weights(init), network.state_dict()
+    kept = {key: tensor for key, tensor in own.items() if key.split(".")[0] in fresh}
+    wanted = {key: tensor for key, tensor in weights.items() if key.split(".")[0] not in fresh}
+    load_weights(network, {**kept, **wanted}, where=init)
+    return LoadReport(
+        taken=tuple((key, key, tuple(tensor.shape)) for key, tensor in wanted.items()),
+        left_out=tuple((key, f"{key.split('.')[0]} starts fresh") for key in weights if key not in wanted),
+        fresh=tuple(kept),
+    )
+
+
+def _torchvision_weights(name: str) -> dict[str, Tensor]:
+    if Path(name).suffix in {".pth", ".pt", ".pkl"}:
+        return read_foreign(name)
+    from torchvision.models import get_model_weights, list_models
+
+    if name not in list_models():
+        raise ModelError("torchvision has no model of this name", got=name, expected="such as maskrcnn_resnet50_fpn")
+    try:
+        return dict(get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            "torchvision's weights cannot be downloaded",
+            where=name,
+            got=str(error),
+            remedy="download the .pth file elsewhere and name it: torchvision:FILE.pth",
+        ) from error
+
+
+def model_card(info: ModelInfo) -> str:
+    """The README.md of a model folder: what it is, what it was trained on, how good, how to use it."""
+    recipe = info.recipe
+    metrics = "\n".join(f"| `{name}` | {value:.4g} |" for name, value in info.metrics.items()) or "| none yet | |"
+    thresholds = "\n".join(f"- `{name}`: {value:.4g}" for name, value in info.thresholds.items()) or "- defaults"
+    return f"""# {recipe.get("name", info.kind)}
+
+{recipe.get("description", "")}
+
+- model kind: `{info.kind}`
+- classes: {", ".join(info.class_names) or "none"}
+- licence of the training data: {info.data_licence or "not known: do not share these weights"}
+- made by cellwright {info.version or "(version not recorded)"}, code {info.git_hash or "(not recorded)"}
+
+## On validation images
+
+| metric | value |
+|---|---|
+{metrics}
+
+Thresholds:
+
+{thresholds}
+
+## Use
+
+    cellwright predict IMAGES --model THIS_FOLDER --out RESULT
+
+## Input
+
+```json
+{json.dumps(info.normalisation, indent=1)}
+```
+"""

@@ -1,0 +1,56 @@
+"""The losses of Mask R-CNN as pure functions of predictions and targets.
+
+Shape shorthand: S sampled boxes, P positives among them, K classes, M side of a mask.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def smooth_l1_sum(predictions: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """Sum of smooth L1 (Girshick 2015) over FloatTensor[P,4]: quadratic below ``beta``, linear above; 0 is plain L1."""
+    if beta == 0:
+        return (predictions - targets).abs().sum()
+    return F.smooth_l1_loss(predictions, targets, beta=beta, reduction="sum")
+
+
+def objectness_loss(logits: Tensor, labels: Tensor, normaliser: float) -> Tensor:
+    """Binary cross-entropy of FloatTensor[S] logits with labels 0/1 [S], summed, over ``normaliser``."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum") / normaliser
+
+
+def class_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
+    """Mean softmax cross-entropy of FloatTensor[S,K+1] with LongTensor[S] (background is K); 0 for S = 0."""
+    return F.cross_entropy(logits, class_ids, reduction="sum") / max(len(class_ids), 1)
+
+
+def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: int, beta: float) -> Tensor:
+    """Smooth L1 of the foreground boxes' deltas, over the number of all S boxes (Girshick 2015, equation 1).
+
+    Args:
+        deltas: FloatTensor[S,K*4] or, class-agnostic, FloatTensor[S,4].
+        class_ids: LongTensor[S], 0..K; K is background.
+        targets: FloatTensor[S,4]; rows of background are not looked at.
+        n_classes: K.
+        beta: see ``smooth_l1_sum``.
+    """
+    foreground = torch.nonzero(class_ids < n_classes).squeeze(1)
+    per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    column = class_ids[foreground] if per_box.shape[1] > 1 else torch.zeros_like(foreground)
+    return smooth_l1_sum(per_box[foreground, column], targets[foreground], beta) / max(len(class_ids), 1)
+
+
+def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the pixels of each box's own class's mask (He et al. 2017); 0 for P = 0.
+
+    Args:
+        logits: FloatTensor[P,K,M,M] or, class-agnostic, FloatTensor[P,1,M,M].
+        class_ids: LongTensor[P], 0..K-1.
+        targets: FloatTensor[P,M,M] in [0, 1].
+    """
+    column = class_ids if logits.shape[1] > 1 else torch.zeros_like(class_ids)
+    chosen = logits[torch.arange(len(logits), device=logits.device), column]
+    return F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum") / max(targets.numel(), 1)

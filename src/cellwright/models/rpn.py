@@ -1,0 +1,208 @@
+"""Region proposal network (Ren et al. 2015) over a feature pyramid.
+
+Shape shorthand: B images, A anchors a cell, N anchors of all levels together (order: level, y, x, anchor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cellwright.models.layers import ConvNorm, init_normal
+from cellwright.models.losses import objectness_loss, smooth_l1_sum
+from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
+from cellwright.ops.batch import Batch
+from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, grid_anchors, large_enough
+from cellwright.ops.nms import grouped_nms
+
+_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How scored anchors become proposals: the best ``pre_nms`` of a level, NMS per level, the best ``post_nms``."""
+
+    pre_nms: int
+    post_nms: int
+    nms_iou: float
+    min_box_px: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorSampling:
+    """Which anchors a step learns from; see ``RPNConfig`` and ``RoIConfig.ignore_ioa``."""
+
+    foreground_iou: float
+    background_iou: float
+    per_image: int
+    positive_fraction: float
+    ignore_ioa: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPNLossRules:
+    """``normaliser``: "sampled" divides by the anchors drawn, "batch_size" by ``per_image`` times the images."""
+
+    smooth_l1_beta: float
+    normaliser: Literal["sampled", "batch_size"]
+    class_weight: float
+    box_weight: float
+
+
+@dataclass(frozen=True)
+class AnchorScores:
+    """What the head says about every anchor.
+
+    Attributes:
+        anchors: FloatTensor[N,4] px, the same for every image.
+        logits: FloatTensor[B,N], objectness.
+        deltas: FloatTensor[B,N,4], coded relative to the anchors.
+        per_level: anchors of each level; they sum to N.
+    """
+
+    anchors: Tensor
+    logits: Tensor
+    deltas: Tensor
+    per_level: tuple[int, ...]
+
+
+class RPNHead(nn.Module):
+    """3x3 convolutions shared by all levels, then objectness and box deltas for every anchor of a cell."""
+
+    def __init__(self, channels: int, n_anchors: int, n_convs: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(ConvNorm(channels, channels, 3, norm="none", relu=True) for _ in range(n_convs)))
+        self.objectness = nn.Conv2d(channels, n_anchors, 1)
+        self.deltas = nn.Conv2d(channels, n_anchors * 4, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                init_normal(layer, std=0.01)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level FloatTensor[B,A,H_l,W_l] logits and FloatTensor[B,A*4,H_l,W_l] deltas."""
+        hidden = [self.convs(feature) for feature in features]
+        return [self.objectness(h) for h in hidden], [self.deltas(h) for h in hidden]
+
+
+class RPN(nn.Module):
+    """Scores anchors, proposes boxes, and learns from the objects that anchors are assigned to."""
+
+    def __init__(
+        self,
+        head: RPNHead,
+        *,
+        cells: Sequence[Tensor],
+        first_level: int,
+        infer_strides: bool,
+        train_selection: Selection,
+        test_selection: Selection,
+        sampling: AnchorSampling,
+        loss_rules: RPNLossRules,
+    ) -> None:
+        """``cells``: the cell anchors FloatTensor[A,4] of each level (``ops.boxes.cell_anchors``), finest first.
+
+        ``infer_strides``: take a level's stride from the sizes of its map and of the image, as torchvision does,
+        instead of 2**level. They differ where the image has an odd number of strides.
+        """
+        super().__init__()
+        self.head = head
+        self.cells = tuple(cells)
+        self.first_level = first_level
+        self.infer_strides = infer_strides
+        self.train_selection, self.test_selection = train_selection, test_selection
+        self.sampling = sampling
+        self.loss_rules = loss_rules
+
+    def forward(self, features: Sequence[Tensor]) -> AnchorScores:
+        """``features``: FloatTensor[B,C,H_l,W_l] of levels ``first_level``..6."""
+        logits, deltas = self.head(features)
+        anchors = self.anchors_of(features)
+        return AnchorScores(
+            anchors=torch.cat(anchors),
+            logits=torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in logits], dim=1),
+            deltas=torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in deltas], dim=1),
+            per_level=tuple(len(level) for level in anchors),
+        )
+
+    def anchors_of(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Per level FloatTensor[h*w*A,4] px; ``features`` as in ``forward``."""
+        padded = [side * 2**self.first_level for side in features[0].shape[2:]]
+        anchors = []
+        for level, (cell, feature) in enumerate(zip(self.cells, features, strict=True)):
+            height, width = feature.shape[2:]
+            stride = 2 ** (self.first_level + level)
+            strides = (padded[0] // height, padded[1] // width) if self.infer_strides else (stride, stride)
+            anchors.append(grid_anchors(cell.to(feature.device), (height, width), strides))
+        return anchors
+
+    @torch.no_grad()
+    def proposals(
+        self, scores: AnchorScores, image_hws: Sequence[tuple[int, int]], selection: Selection
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Per image FloatTensor[R,4] boxes inside the image and their logits FloatTensor[R], best first."""
+        boxes, logits = [], []
+        for image, image_hw in enumerate(image_hws):
+            index, level = _best_of_each_level(scores.logits[image], scores.per_level, selection.pre_nms)
+            kept = decode_boxes(scores.deltas[image, index], scores.anchors[index], _DELTA_WEIGHTS)
+            score = scores.logits[image, index]
+            finite = kept.isfinite().all(dim=1) & score.isfinite()
+            kept = clip_boxes(kept, image_hw)
+            usable = finite & large_enough(kept, selection.min_box_px)
+            kept, score, level = kept[usable], score[usable], level[usable]
+            best = grouped_nms(kept, score, level, selection.nms_iou)[: selection.post_nms]
+            boxes.append(kept[best])
+            logits.append(score[best])
+        return boxes, logits
+
+    def losses(self, scores: AnchorScores, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """``rpn_class`` (objectness) and ``rpn_box`` over a seeded sample of anchors."""
+        logits, deltas, labels, targets = [], [], [], []
+        for image in range(len(batch)):
+            label, matched = self.anchor_targets(scores.anchors, batch.boxes[image], batch.ignore[image])
+            drawn = sample(label, self.sampling.per_image, self.sampling.positive_fraction, generator)
+            positive = drawn[label[drawn] == FOREGROUND]
+            logits.append(scores.logits[image, drawn])
+            labels.append(label[drawn])
+            deltas.append(scores.deltas[image, positive])
+            targets.append(encode_boxes(matched[positive], scores.anchors[positive], _DELTA_WEIGHTS))
+        rules = self.loss_rules
+        if rules.normaliser == "sampled":
+            normaliser = max(sum(map(len, labels)), 1)
+        else:
+            normaliser = self.sampling.per_image * len(batch)
+        class_loss = objectness_loss(torch.cat(logits), torch.cat(labels), normaliser)
+        box_loss = smooth_l1_sum(torch.cat(deltas), torch.cat(targets), rules.smooth_l1_beta) / normaliser
+        return {"rpn_class": rules.class_weight * class_loss, "rpn_box": rules.box_weight * box_loss}
+
+    @torch.no_grad()
+    def anchor_targets(self, anchors: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels Int8Tensor[N] (``ops.assign``) and the box FloatTensor[N,4] of each anchor's best object.
+
+        Anchors inside ignored regions are neither positive nor negative; without objects the boxes are all 0.
+        """
+        objects = boxes[~ignore]
+        assignment = assign(
+            anchors,
+            objects,
+            foreground_iou=self.sampling.foreground_iou,
+            background_iou=self.sampling.background_iou,
+            keep_best=True,
+        )
+        ignored = inside_ignored(anchors, boxes[ignore], self.sampling.ignore_ioa)
+        matched = objects[assignment.objects] if len(objects) else torch.zeros_like(anchors)
+        return assignment.labels.masked_fill(ignored, UNUSED), matched
+
+
+def _best_of_each_level(logits: Tensor, per_level: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+    """Indices and levels, LongTensor[T] each, of the best ``count`` anchors of every level; logits FloatTensor[N]."""
+    indices, levels, start = [], [], 0
+    for number, level in enumerate(logits.split(list(per_level))):
+        index = level.topk(min(count, len(level))).indices
+        indices.append(index + start)
+        levels.append(torch.full_like(index, number))
+        start += len(level)
+    return torch.cat(indices), torch.cat(levels)

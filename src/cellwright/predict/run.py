@@ -1,0 +1,94 @@
+"""Predict a list of images into a folder: one after the other, each recorded as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellwright.core.errors import CellwrightError, InputError
+from cellwright.core.image import Image
+from cellwright.core.progress import Track, no_progress
+from cellwright.predict.predictor import Predictor
+from cellwright.predict.writer import Drawing, Job, PredictionFolder
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What a job did.
+
+    n_images: images with a result, of which n_resumed were there before this run. n_objects: objects in all of them.
+    failures: (source id, error) of every image without a result. notes: what a user should know, one sentence each.
+    """
+
+    n_images: int
+    n_resumed: int
+    n_objects: int
+    failures: tuple[tuple[str, CellwrightError], ...]
+    notes: tuple[str, ...]
+
+
+def predict_to_folder(
+    predictor: Predictor,
+    job: Job,
+    out: Path,
+    *,
+    read: Callable[[Path], Image],
+    drawing: Drawing,
+    overwrite: bool = False,
+    fail_fast: bool = False,
+    track: Track = no_progress,
+) -> FolderReport:
+    """Leave the prediction folder ``out``; go on where the same job stopped.
+
+    An image that cannot be read or does not fit the model is recorded in failures.csv and the rest goes on, unless
+    ``fail_fast``: then its `InputError` is raised and the folder stays unfinished. Raises `OutputError` as
+    `PredictionFolder`, and where the disk is full.
+    """
+    folder = PredictionFolder(out, job, drawing, overwrite=overwrite)
+    failures: list[tuple[str, CellwrightError]] = []
+    n_resumed = 0
+    for index, source in enumerate(track(job.sources, "predicting", len(job.sources))):
+        if folder.is_done(index):
+            n_resumed += 1
+            continue
+        try:
+            image = read(source.path)
+            outcome = predictor.outcomes([image])[0]
+        except InputError as error:
+            if fail_fast:
+                raise
+            folder.fail(index, error)
+            failures.append((source.id, error))
+            continue
+        folder.write(index, image, outcome)
+    rows = folder.finish()
+    return FolderReport(
+        n_images=len(rows),
+        n_resumed=n_resumed,
+        n_objects=sum(row["objects"] for row in rows),
+        failures=tuple(failures),
+        notes=_notes(rows),
+    )
+
+
+def _notes(rows: list[dict[str, object]]) -> tuple[str, ...]:
+    def count(column: str) -> tuple[int, int]:
+        values = [int(str(row[column])) for row in rows if row[column]]
+        return len(values), sum(values)
+
+    notes = []
+    images, _ = count("model_cap_reached")
+    if images:
+        caps = max(int(str(row["model_cap_reached"])) for row in rows if row["model_cap_reached"])
+        notes.append(f"{images} image(s) reached the model's own cap of {caps} objects: some may be missing")
+    images, objects = count("left_out_max_objects")
+    if images:
+        notes.append(f"--max-objects left out {objects} object(s) in {images} image(s)")
+    images, pixels = count("overlap_pixels_lost_in_label_image")
+    if images:
+        notes.append(
+            f"{pixels} pixel(s) of overlapping objects in {images} image(s) went to the higher score in the label "
+            "images; predictions.json keeps them all"
+        )
+    return tuple(notes)

@@ -1,0 +1,213 @@
+"""Pictures of objects on their image: outlines by class, truth against prediction, contact sheets.
+
+Outlines follow the pixel edges of the masks and are drawn inside them, one object after the other from its own crop:
+cost follows the outlines' length, and overlapping objects keep theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.report.colours import (
+    BLACK,
+    DASHED,
+    DOTTED,
+    SKY_BLUE,
+    VERMILLION,
+    WHITE,
+    YELLOW,
+    LineStyle,
+    class_styles,
+)
+from cellwright.report.display import to_display_rgb
+from cellwright.report.text import draw_labels, legend_strip, shortened
+
+# Steps of a unit edge by its direction (right, down, left, up), and from the edge's start to the pixel on its right
+# hand, where an outline of `MaskSet.to_polygons` has the object.
+_STEP_XY = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+_INSIDE_XY = np.array([[0, 0], [-1, 0], [-1, -1], [0, -1]])
+
+
+def draw_overlay(
+    image: Image,
+    instances: Instances,
+    *,
+    class_names: Sequence[str] | None = None,
+    outline_px: int = 1,
+    fill_alpha: float = 0.0,
+    show_boxes: bool = False,
+    show_scores: bool = False,
+    legend: bool = True,
+) -> np.ndarray:
+    """The image with its objects outlined by class, uint8 RGB.
+
+    Shape (H, W, 3), with ``legend`` a strip more below, so that the image's pixels keep their places.
+    class_names: None calls them "objects", or "class 0", "class 1", ... where there are several.
+    outline_px: width of the lines, 0 for none. fill_alpha: opacity of the filled masks, 0..1.
+    show_scores: percent beside every object. Raises `InputError` where objects and image differ in size,
+    `UsageError` where a class id has no name.
+    """
+    _check_sizes(image, instances)
+    styles = class_styles(_names(instances, class_names))
+    canvas = to_display_rgb(image).copy()
+    for class_id, style in enumerate(styles):
+        chosen = instances.masks[instances.class_ids == class_id]
+        if fill_alpha > 0:
+            _fill(canvas, chosen, style, fill_alpha)
+        draw_outlines(canvas, chosen, style, outline_px)
+        if show_boxes:
+            _draw_boxes(canvas, instances.boxes_xyxy[instances.class_ids == class_id], style)
+    if show_scores and instances.scores is not None:
+        texts = [f"{round(100 * float(score))}" for score in instances.scores]
+        draw_labels(canvas, instances.boxes_xyxy, texts)
+    if not legend:
+        return canvas
+    counts = np.bincount(instances.class_ids, minlength=len(styles))
+    return np.concatenate([canvas, legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist()))])
+
+
+def draw_comparison(
+    image: Image,
+    truth: Instances,
+    predicted: Instances,
+    *,
+    truth_matched: np.ndarray,
+    predicted_matched: np.ndarray,
+    outline_px: int = 1,
+    legend: bool = True,
+) -> np.ndarray:
+    """Truth against prediction: found and spurious predictions and missed truth, uint8 RGB as `draw_overlay`.
+
+    truth_matched: (N,) bool; predicted_matched: (M,) bool: who found whom is the judge's business (`evaluate`).
+    """
+    _check_sizes(image, truth)
+    _check_sizes(image, predicted)
+    for name, flags, objects in (("truth", truth_matched, truth), ("predicted", predicted_matched, predicted)):
+        if flags.shape != (len(objects),) or flags.dtype != bool:
+            got = f"shape {flags.shape}, {flags.dtype}"
+            raise InputError(f"{name}_matched does not fit", got=got, expected=f"({len(objects)},) bool")
+    styles = (
+        LineStyle("found", SKY_BLUE),
+        LineStyle("missed", YELLOW, DASHED),
+        LineStyle("spurious", VERMILLION, DOTTED),
+    )
+    groups = (predicted.masks[predicted_matched], truth.masks[~truth_matched], predicted.masks[~predicted_matched])
+    canvas = to_display_rgb(image).copy()
+    for masks, style in zip(groups, styles, strict=True):
+        draw_outlines(canvas, masks, style, outline_px)
+    if not legend:
+        return canvas
+    return np.concatenate([canvas, legend_strip(canvas.shape[1], _with_counts(styles, [len(g) for g in groups]))])
+
+
+def draw_outlines(canvas: np.ndarray, masks: MaskSet, style: LineStyle, outline_px: int) -> None:
+    """Outline masks in place on an RGB canvas (H, W, 3) uint8, in the style's colour and pattern."""
+    if outline_px < 1 or len(masks) == 0:
+        return
+    y, x = outline_pixels(masks, style.pattern)
+    line = np.zeros(canvas.shape[:2], np.uint8)
+    line[y, x] = 1
+    if outline_px > 1:
+        line = cv2.dilate(line, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (outline_px, outline_px)))
+    canvas[line > 0] = style.colour
+
+
+def outline_pixels(masks: MaskSet, pattern: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels that lie inside the masks along their outlines, holes included.
+
+    pattern: pixels to draw and to skip in turn along each ring; empty draws all. A pixel may come twice.
+    """
+    rings = [ring for polygons in masks.to_polygons() for polygon in polygons for ring in polygon]
+    if not rings:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    start = np.concatenate(rings)
+    delta = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]) - start
+    direction = np.where(delta[:, 0] != 0, np.where(delta[:, 0] > 0, 0, 2), np.where(delta[:, 1] > 0, 1, 3))
+    length = np.abs(delta).sum(axis=1)
+    edge = np.repeat(np.arange(len(start)), length)
+    along = np.arange(len(edge)) - np.repeat(np.cumsum(length) - length, length)
+    pixels = start[edge] + along[:, None] * _STEP_XY[direction[edge]] + _INSIDE_XY[direction[edge]]
+    if pattern:
+        ring_length = np.add.reduceat(length, np.cumsum([0] + [len(ring) for ring in rings[:-1]]))
+        along_ring = np.arange(len(edge)) - np.repeat(np.cumsum(ring_length) - ring_length, ring_length)
+        drawn = np.repeat(np.arange(len(pattern)) % 2 == 0, pattern)
+        pixels = pixels[drawn[along_ring % len(drawn)]]
+    return pixels[:, 1], pixels[:, 0]
+
+
+def contact_sheet(
+    tiles: Sequence[tuple[str, np.ndarray]], *, columns: int | None = None, tile_px: int = 320, title: str = ""
+) -> np.ndarray:
+    """Pictures with captions in a grid, uint8 RGB on white.
+
+    tiles: (caption, uint8 RGB (h, w, 3)); each is shrunk or enlarged into a square of ``tile_px``, kept in proportion.
+    columns: None makes the grid nearly square. No tiles give a sheet that says so.
+    """
+    columns = columns or max(math.ceil(math.sqrt(len(tiles))), 1)
+    rows = math.ceil(len(tiles) / columns)
+    font, gap, caption_px = ImageFont.load_default(12), 8, 20
+    head = 28 if title or not tiles else 0
+    size = (columns * (tile_px + gap) + gap, head + rows * (tile_px + caption_px + gap) + gap)
+    sheet = Pillow.new("RGB", size, WHITE)
+    draw = ImageDraw.Draw(sheet)
+    words = shortened(title or ("" if tiles else "no pictures"), ImageFont.load_default(15), size[0] - 2 * gap)
+    draw.text((gap, head // 2 + 2), words, fill=BLACK, font=ImageFont.load_default(15), anchor="lm")
+    for k, (caption, rgb) in enumerate(tiles):
+        left = gap + (k % columns) * (tile_px + gap)
+        top = head + gap + (k // columns) * (tile_px + caption_px + gap)
+        tile = _fitted(rgb, tile_px)
+        sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
+        text = shortened(caption, font, tile_px)
+        draw.text((left, top + tile_px + caption_px // 2), text, fill=BLACK, font=font, anchor="lm")
+    return np.array(sheet)
+
+
+def _fitted(rgb: np.ndarray, tile_px: int) -> Pillow.Image:
+    scale = tile_px / max(rgb.shape[:2])
+    size_wh = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
+    # Enlarged pixels stay square, so that one-pixel outlines stay sharp.
+    how = Pillow.Resampling.NEAREST if scale >= 2 else Pillow.Resampling.LANCZOS
+    return Pillow.fromarray(np.ascontiguousarray(rgb)).resize(size_wh, how)
+
+
+def _names(instances: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    n_needed = int(instances.class_ids.max(initial=0)) + 1
+    if class_names is None:
+        return ("objects",) if n_needed == 1 else tuple(f"class {k}" for k in range(n_needed))
+    if len(instances) and n_needed > len(class_names):
+        got, expected = f"class id {n_needed - 1}", f"a name for each class; there are {len(class_names)}"
+        raise UsageError("an object's class has no name", got=got, expected=expected)
+    return tuple(class_names)
+
+
+def _check_sizes(image: Image, instances: Instances) -> None:
+    if image.image_hw != instances.image_hw:
+        raise InputError(
+            "objects and image differ in size", where=image.path, got=instances.image_hw, expected=image.image_hw
+        )
+
+
+def _fill(canvas: np.ndarray, masks: MaskSet, style: LineStyle, alpha: float) -> None:
+    inside = masks.foreground()
+    mixed = (1 - alpha) * canvas[inside] + alpha * np.array(style.colour)
+    canvas[inside] = np.round(mixed).astype(np.uint8)
+
+
+def _draw_boxes(canvas: np.ndarray, boxes: np.ndarray, style: LineStyle) -> None:
+    for x0, y0, x1, y1 in np.round(boxes).astype(int).tolist():
+        cv2.rectangle(canvas, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), style.colour, 1)
+
+
+def _with_counts(styles: Sequence[LineStyle], counts: Sequence[int]) -> list[LineStyle]:
+    pairs = zip(styles, counts, strict=True)
+    return [LineStyle(f"{style.name} ({count:,})", style.colour, style.pattern) for style, count in pairs]

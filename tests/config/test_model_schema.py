@@ -1,0 +1,83 @@
+"""The ``model:`` section: what conventions fill in, and which fields must agree."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from cellwright.config.conventions import CONVENTIONS, DETECTRON2, TORCHVISION, Conventions
+from cellwright.config.model_schema import MaskRCNNConfig
+
+
+def test_the_tables_cover_every_row_and_carry_their_names() -> None:
+    assert {name: table.name for name, table in CONVENTIONS.items()} == {name: name for name in CONVENTIONS}
+    differing = {f.name for f in fields(Conventions) if getattr(TORCHVISION, f.name) != getattr(DETECTRON2, f.name)}
+    # Rows in which the frameworks agree: no row would be needed, but for the counts, which both are defaults.
+    assert {f.name for f in fields(Conventions)} - differing == {"pre_nms_train", "pre_nms_test", "post_nms_test"}
+
+
+@pytest.mark.parametrize("conventions", [TORCHVISION, DETECTRON2], ids=lambda c: c.name)
+def test_resolving_fills_what_is_open_and_nothing_else(conventions: Conventions) -> None:
+    given = MaskRCNNConfig.model_validate({"roi": {"sampling_ratio": 1}, "rpn": {"post_nms_test": 4000}})
+    done = given.resolved(conventions)
+    assert done.roi.sampling_ratio == 1
+    assert done.rpn.post_nms_test == 4000
+    assert done.roi.aligned == conventions.roi_aligned
+    assert done.rpn.post_nms_train == conventions.post_nms_train
+    assert done.resolved(DETECTRON2 if conventions is TORCHVISION else TORCHVISION) == done
+    open_fields = [
+        f"{section}.{name}"
+        for section, value in done
+        if isinstance(value, BaseModel)
+        for name, inner in value
+        if inner is None
+    ]
+    assert open_fields == []
+
+
+def described(model: type[BaseModel]) -> list[str]:
+    """Names of fields without a description, nested sections included."""
+    missing = []
+    for name, field in model.model_fields.items():
+        if not field.description:
+            missing.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            missing += [f"{name}.{inner}" for inner in described(field.annotation)]
+    return missing
+
+
+def test_every_field_is_described() -> None:
+    assert described(MaskRCNNConfig) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"anchors": {"sizes_px": [[8], [16]]}}, ["anchors.sizes_px", "fpn.first_level"]),
+        ({"anchors": {"sizes_px": [[8], [16, 20], [32], [64], [128]]}}, ["anchors.sizes_px"]),
+        ({"fpn": {"first_level": 1}}, ["anchors.sizes_px", "fpn.first_level"]),
+        ({"fpn": {"channels": 20, "norm": "group_norm"}}, ["fpn.norm", "fpn.channels"]),
+        ({"backbone": {"width": 20, "norm": "group_norm"}}, ["backbone.norm", "backbone.width"]),
+        ({"rpn": {"background_iou": 0.8}}, ["rpn.background_iou", "rpn.foreground_iou"]),
+        ({"roi": {"canonical_level": 6}}, ["roi.canonical_level", "fpn.first_level"]),
+        (
+            {"box_head": {"detections_per_image": 500}, "rpn": {"post_nms_test": 300}},
+            ["box_head.detections_per_image", "rpn.post_nms_test"],
+        ),
+    ],
+)
+def test_fields_that_must_agree_are_both_named(changes: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        MaskRCNNConfig.model_validate(changes)
+    for name in named:
+        assert name in str(caught.value)
+
+
+def test_unknown_keys_and_change_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        MaskRCNNConfig.model_validate({"backbone": {"depths": 50}})
+    with pytest.raises(ValidationError):
+        MaskRCNNConfig().kind = "unet"

@@ -1,0 +1,71 @@
+"""Real data for tests that ask for it; they skip with a reason where it is absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+UNPACKED = REPOSITORY / ".cache" / "real"
+
+
+def _shared() -> Path:
+    """The folder of real data and reference vectors: ``CELLWRIGHT_DATA``, else ``../shared``."""
+    given = os.environ.get("CELLWRIGHT_DATA")
+    return Path(given) if given else REPOSITORY.parent / "shared"
+
+
+def _unpack(name: str) -> Path:
+    """``.cache/real/<name>``, unpacked from ``data/<name>.tar.xz`` the first time it is asked for."""
+    folder = UNPACKED / name
+    if folder.is_dir():
+        return folder
+    archive = _shared() / "data" / f"{name}.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"{archive.name} is not there: set CELLWRIGHT_DATA to the folder that holds data/")
+    temporary = UNPACKED / f".{name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as packed:
+            packed.extractall(temporary, filter="data")
+        (temporary / name).rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another test process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vrdl_root() -> Path:
+    """The VRDL nuclei set: ``train/<id>/{images,masks}``, ``test/*.png``, ``test_img_ids.json``. Read only."""
+    return _unpack("vrdl_nuclei")
+
+
+@pytest.fixture(scope="session")
+def dsb_root() -> Path:
+    """The Data Science Bowl 2018 training set: ``<id>/{images,masks}``. Read only."""
+    return _unpack("dsb2018_stage1_train")
+
+
+@pytest.fixture(scope="session")
+def samples_root() -> Path:
+    """Zipped samples of other formats (``nycu2025_sample.zip``, ``monuseg_xml.zip``). Read only."""
+    folder = _shared() / "data" / "samples"
+    if not folder.is_dir():
+        pytest.skip("data/samples is not there: set CELLWRIGHT_DATA to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fixtures_root() -> Path:
+    """Reference vectors, one folder a model; each has a README. Read only."""
+    folder = _shared() / "fixtures"
+    if not folder.is_dir():
+        pytest.skip("fixtures/ is not there: set CELLWRIGHT_DATA to the folder that holds it")
+    return folder

@@ -1,0 +1,186 @@
+"""Mask folders: hand-made ones against what was drawn, and the real sets against pycocotools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from pycocotools import mask as coco_mask
+
+from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.formats import mask_folder
+from cellwright.data.formats.contract import ReadOptions, WriteOptions
+from cellwright.data.images import decode_png
+
+HW = (30, 40)
+
+
+def draw_objects() -> np.ndarray:
+    """Three masks (3, H, W): a disc with a hole, two parts, one pixel at the corner; the first two overlap."""
+    y, x = np.mgrid[: HW[0], : HW[1]]
+    radius = np.hypot(y - 12, x - 14)
+    parts = np.zeros((3, *HW), bool)
+    parts[0] = (radius < 9) & (radius > 2)
+    parts[1, 10:14, 20:30] = True
+    parts[1, 25:28, 2:4] = True
+    parts[2, 29, 39] = True
+    return parts
+
+
+def make_sample(root: Path, name: str, masks: dict[str, np.ndarray]) -> Path:
+    for part in ("images", "masks"):
+        (root / name / part).mkdir(parents=True)
+    Pillow.fromarray(np.full((*HW, 3), 90, np.uint8)).save(root / name / "images" / f"{name}.png")
+    for file, mask in masks.items():
+        Pillow.fromarray(mask).save(root / name / "masks" / file)
+    return root / name
+
+
+def read_one(root: Path) -> Instances:
+    return mask_folder.read(root, ReadOptions())[0].read_instances()
+
+
+def test_reads_8_bit_16_bit_and_colour_masks_in_natural_order(tmp_path: Path) -> None:
+    drawn = draw_objects()
+    make_sample(
+        tmp_path,
+        "a",
+        {
+            "mask_2.png": np.repeat(drawn[0][:, :, None] * np.uint8(255), 3, axis=2),
+            "mask_10.png": drawn[1].astype(np.uint16) * np.uint16(300),
+            "mask_11.png": drawn[2] * np.uint8(1),
+        },
+    )
+    dataset = mask_folder.read(tmp_path, ReadOptions(class_names=("nucleus",)))
+    assert dataset.class_names == ("nucleus",)
+    assert (dataset[0].id, dataset[0].image_hw, dataset.root) == ("a", HW, tmp_path)
+    instances = dataset[0].read_instances()
+    np.testing.assert_array_equal(instances.masks.to_dense(), drawn)
+    assert instances.ids.tolist() == [2, 10, 11]
+    assert instances.scores is None
+
+
+def test_names_without_numbers_give_ids_from_1(tmp_path: Path) -> None:
+    drawn = draw_objects()
+    make_sample(tmp_path, "a", {f"{name}.png": drawn[k] for k, name in enumerate(["07a9", "e5", "mask_3"])})
+    assert read_one(tmp_path).ids.tolist() == [1, 2, 3]
+
+
+def test_clutter_is_passed_over_and_reported(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0]})
+    strays = [
+        "a/masks/.ipynb_checkpoints/mask_1-checkpoint.png",
+        "a/masks/Thumbs.db",
+        "a/notes.txt",
+        "a/images/.hidden.png",
+    ]
+    strays += [".DS_Store", "labels.csv", "empty/readme"]
+    for stray in strays:
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).write_text("x")
+    assert len(mask_folder.read(tmp_path, ReadOptions())) == 1
+    assert len(read_one(tmp_path)) == 1
+    found = {one.path.relative_to(tmp_path).as_posix() for one in mask_folder.clutter(tmp_path)}
+    assert found == {*strays[1:6], "a/masks/.ipynb_checkpoints", "empty"}
+    assert sample.is_dir()
+
+
+def test_no_masks_folder_is_an_image_without_objects(tmp_path: Path) -> None:
+    folder = make_sample(tmp_path, "a", {})
+    (folder / "masks").rmdir()
+    assert len(read_one(tmp_path)) == 0
+
+
+def test_mask_without_a_pixel_is_named(tmp_path: Path) -> None:
+    empty = np.zeros(HW, np.uint8)
+    make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0], "mask_2.png": empty})
+    with pytest.raises(
+        FormatError, match=r"a mask has no pixel\n  where: .*masks\n  got: mask_2\.png(.|\n)*fix: delete"
+    ):
+        read_one(tmp_path)
+    make_sample(tmp_path / "more", "a", {f"mask_{k}.png": empty for k in range(1, 6)})
+    with pytest.raises(FormatError, match=r"5 masks have no pixel(.|\n)*mask_1.png, mask_2.png, mask_3.png and 2 more"):
+        read_one(tmp_path / "more")
+
+
+def test_mask_of_another_size_and_truncated_mask_are_named(tmp_path: Path) -> None:
+    folder = make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0], "wide.png": np.ones((30, 41), np.uint8)})
+    with pytest.raises(FormatError, match=r"wide\.png\n  got: 30 x 41 \(height x width\)\n  expected: 30 x 40"):
+        read_one(tmp_path)
+    wide = folder / "masks" / "wide.png"
+    wide.write_bytes(wide.read_bytes()[:50])
+    with pytest.raises(FormatError, match=r"cannot be decoded\n  where: .*wide\.png"):
+        read_one(tmp_path)
+
+
+def test_truncated_image_is_named_at_once(tmp_path: Path) -> None:
+    folder = make_sample(tmp_path, "a", {})
+    (folder / "images" / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(FormatError, match=r"a\.png"):
+        mask_folder.read(tmp_path, ReadOptions())
+
+
+def test_two_images_in_a_sample_and_no_samples(tmp_path: Path) -> None:
+    folder = make_sample(tmp_path, "a", {})
+    Pillow.fromarray(np.zeros(HW, np.uint8)).save(folder / "images" / "b.png")
+    with pytest.raises(FormatError, match=r"exactly one image(.|\n)*got: a\.png, b\.png"):
+        mask_folder.read(tmp_path, ReadOptions())
+    with pytest.raises(InputError, match="no sample folders here"):
+        mask_folder.read(tmp_path / "a", ReadOptions())
+
+
+def test_write_is_the_inverse_of_read(tmp_path: Path) -> None:
+    make_sample(tmp_path / "in", "a", {f"mask_{k}.png": one for k, one in zip((3, 7, 12), draw_objects(), strict=True)})
+    dataset = mask_folder.read(tmp_path / "in", ReadOptions())
+    mask_folder.write(dataset, tmp_path / "out", WriteOptions())
+    again = mask_folder.read(tmp_path / "out", ReadOptions())
+    before, after = dataset[0].read_instances(), again[0].read_instances()
+    assert before.masks == after.masks
+    assert after.ids.tolist() == [3, 7, 12]
+    assert again[0].image_path is not None
+    assert again[0].image_path.read_bytes() == (tmp_path / "in/a/images/a.png").read_bytes()
+
+
+def test_write_says_what_it_cannot_hold(tmp_path: Path) -> None:
+    empty = Loaded(Instances.from_masks(MaskSet.empty(HW)))
+    with pytest.raises(UsageError, match=r"got: 2 classes: a, b"):
+        mask_folder.write(Dataset((Sample("s", None, HW, empty),), ("a", "b")), tmp_path / "out", WriteOptions())
+    with pytest.raises(InputError, match=r"needs its image\n  where: sample s"):
+        mask_folder.write(Dataset((Sample("s", None, HW, empty),), ("a",)), tmp_path / "out", WriteOptions())
+    assert not (tmp_path / "out" / "s").exists()
+
+
+def compare_with_pycocotools(sample: Sample) -> int:
+    """Our masks against whole decoded PNGs, encoded by pycocotools; returns how many there were."""
+    assert sample.image_path is not None
+    files = mask_folder.mask_files(sample.image_path.parents[1] / "masks")
+    instances = sample.read_instances()
+    assert len(files) == len(instances)
+    for file, ours in zip(files, instances.masks.to_rle(), strict=True):
+        pixels = decode_png(file.read_bytes(), file)
+        theirs = coco_mask.encode(np.asfortranarray((pixels if pixels.ndim == 2 else pixels[:, :, :3].max(2)) > 0))
+        assert ours["counts"] == theirs["counts"].decode()
+    return len(files)
+
+
+def test_one_real_image_equals_pycocotools(vrdl_root: Path) -> None:
+    dataset = mask_folder.read(vrdl_root / "train", ReadOptions())
+    assert len(dataset) == 24
+    assert compare_with_pycocotools(dataset.sample("TCGA-A7-A13F-01Z-00-DX1")) == 356
+
+
+def test_real_rgba_images_equal_pycocotools(dsb_root: Path) -> None:
+    dataset = mask_folder.read(dsb_root, ReadOptions())
+    assert len(dataset) == 664
+    assert sum(compare_with_pycocotools(sample) for sample in list(dataset)[:8]) > 100
+
+
+@pytest.mark.slow
+def test_all_real_images_equal_pycocotools(vrdl_root: Path, dsb_root: Path) -> None:
+    assert sum(map(compare_with_pycocotools, mask_folder.read(vrdl_root / "train", ReadOptions()))) == 14_597
+    assert sum(map(compare_with_pycocotools, mask_folder.read(dsb_root, ReadOptions()))) == 28_986

@@ -1,0 +1,102 @@
+"""Which format a path is, over all formats at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from cellwright.core.errors import InputError, UsageError
+from cellwright.data.formats import (
+    FORMATS,
+    ReadOptions,
+    WriteOptions,
+    coco,
+    format_named,
+    image_folder,
+    read_dataset,
+    sniff,
+)
+
+
+def save_image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(np.zeros((8, 9), np.uint8)).save(path)
+    return path
+
+
+def test_names_are_the_tables_keys() -> None:
+    assert {name: one.name for name, one in FORMATS.items()} == {name: name for name in FORMATS}
+
+
+def test_each_of_ours_is_known_by_its_look(tmp_path: Path) -> None:
+    save_image(tmp_path / "folder/s1/images/s1.png")
+    save_image(tmp_path / "folder/s1/masks/mask_1.png")
+    save_image(tmp_path / "images/sub/a.png")
+    (tmp_path / "results.json").write_text('[{"image_id": 1, "category_id": 1}]')
+    (tmp_path / "instances.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    coco.write(read_dataset(tmp_path / "images"), tmp_path / "dataset", WriteOptions(copy_images=True))
+    for name, expected in {
+        "folder": "mask_folder",
+        "images": "image_folder",
+        "images/sub/a.png": "image_folder",
+        "results.json": "coco_results",
+        "instances.json": "coco",
+        "dataset": "coco",
+        "dataset/dataset.json": "coco",
+    }.items():
+        assert sniff(tmp_path / name).name == expected, name
+
+
+def test_real_sets(vrdl_root: Path, dsb_root: Path) -> None:
+    assert sniff(vrdl_root / "train").name == sniff(dsb_root).name == "mask_folder"
+    assert sniff(vrdl_root / "test").name == "image_folder"
+    test = read_dataset(vrdl_root / "test")
+    assert len(test) == 6
+    assert all(len(sample.read_instances()) == 0 for sample in test)
+    assert test[0].id == "TCGA-50-5931-01Z-00-DX1"
+
+
+def test_nothing_fits(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(
+        InputError, match=r"no known format\n(.|\n)*got: a folder with notes\.txt, sub/\n(.|\n)*mask_folder: <id>"
+    ):
+        sniff(tmp_path)
+    with pytest.raises(InputError, match=r"got: a file notes\.txt of 0 bytes"):
+        sniff(tmp_path / "notes.txt")
+    with pytest.raises(InputError, match="no such file or folder"):
+        sniff(tmp_path / "absent")
+
+
+def test_several_fit_and_a_name_decides(tmp_path: Path) -> None:
+    save_image(tmp_path / "s1/images/s1.png")
+    save_image(tmp_path / "s1/masks/mask_1.png")
+    save_image(tmp_path / "s2/image.png")
+    save_image(tmp_path / "s2/class1.png")
+    with pytest.raises(InputError, match=r"several formats fit(.|\n)*got: mask_folder, class_masks(.|\n)*--format"):
+        sniff(tmp_path)
+    assert read_dataset(tmp_path, name="mask_folder")[0].id == "s1"
+    with pytest.raises(UsageError, match="did you mean 'mask_folder'"):
+        format_named("mask_foldr")
+
+
+def test_a_folder_of_ours_is_ours_whatever_lies_in_it(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    save_image(tmp_path / "a_masks.png")
+    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    (tmp_path / "predictions.json").write_text("{}")
+    assert sniff(tmp_path).name == "coco"
+
+
+def test_image_ids_keep_an_extension_where_it_tells_two_apart(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif", "sub/a.png", ".ipynb_checkpoints/a.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    assert [s.id for s in image_folder.read(tmp_path, ReadOptions())] == ["a.png", "a.tif", "sub/a"]
+    found = [one.path.name for one in image_folder.clutter(tmp_path)]
+    assert found == [".ipynb_checkpoints", "notes.txt"]

@@ -1,0 +1,188 @@
+"""Aperio XML: MoNuSeg's own masks pixel for pixel, hand-drawn regions, and what is refused."""
+
+from __future__ import annotations
+
+import zipfile
+
+import imagecodecs
+import numpy as np
+import pytest
+
+from cellwright.core.errors import FormatError, InputError
+from cellwright.data.formats import FORMATS, ReadOptions, sniff, xml_outlines
+from cellwright.data.formats.poly2mask import poly2mask
+
+SQUARE = [(1, 1), (4, 1), (4, 4), (1, 4)]
+
+
+def region(vertices, number=1, **attributes):
+    points = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in vertices)
+    extra = "".join(f' {name}="{value}"' for name, value in attributes.items())
+    return f'<Region Id="{number}"{extra}><Vertices>{points}</Vertices></Region>'
+
+
+def layer(*regions, name="", attributes=""):
+    return f'<Annotation Id="1" Name="{name}">{attributes}<Regions>{"".join(regions)}</Regions></Annotation>'
+
+
+def write(folder, *layers, microns='MicronsPerPixel="0.25"', head=""):
+    (folder / "x.xml").write_text(f"{head}<Annotations {microns}>{''.join(layers)}</Annotations>", encoding="utf-8")
+    (folder / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((20, 30), np.uint8)))
+    return folder / "x.xml"
+
+
+def read(path):
+    return xml_outlines.read(path, ReadOptions())
+
+
+@pytest.mark.parametrize("stem", ["TCGA-B0-5698-01Z-00-DX1", "TCGA-CH-5767-01Z-00-DX1"])
+def test_monuseg_masks_agree_with_vrdl(stem, samples_root, vrdl_root, tmp_path):
+    with zipfile.ZipFile(samples_root / "monuseg_xml.zip") as archive:
+        archive.extractall(tmp_path)
+    xml = tmp_path / "monuseg_xml" / f"{stem}.xml"
+    (xml.parent / f"{stem}.png").symlink_to(vrdl_root / "train" / stem / "images" / f"{stem}.png")
+    sample = read(xml)[0]
+    assert sample.pixel_size_um is not None
+    assert sample.pixel_size_um[0] == pytest.approx(0.252, abs=0.003)
+    ours = sample.read_instances()
+    truth = FORMATS["mask_folder"].read(vrdl_root / "train", ReadOptions()).sample(stem).read_instances()
+    i, _, iou = truth.masks.iou(ours.masks)
+    best = np.zeros(len(truth))
+    np.maximum.at(best, i, iou)
+    assert np.median(best) >= 0.99
+    assert len(ours) == len(truth)
+    # Where outlines overlap VRDL gives the pixel to the first: so resolved, every mask is the same.
+    flat = ours.masks.to_label_map()
+    theirs = [flat[y0:y1, x0:x1][truth.masks.crop(k) > 0] for k, (x0, y0, x1, y1) in enumerate(truth.masks.boxes)]
+    same = [np.unique(labels).size == 1 and (flat == labels[0]).sum() == labels.size for labels in theirs]
+    assert all(same)
+
+
+def test_poly2mask_takes_the_pixels_whose_centres_a_square_holds():
+    # Corner coordinates 0.5 .. 3.5: the centres 1.5 and 2.5 lie inside, 0.5 and 3.5 on the border (one side counts).
+    box, crop = poly2mask([np.array(SQUARE) - 0.5], (20, 30))
+    assert box.tolist() == [1, 1, 4, 4]
+    assert crop.all()
+
+
+def test_poly2mask_cuts_at_the_border():
+    square = np.array([(-5.0, -5), (100, -5), (100, 100), (-5, 100)])
+    box, crop = poly2mask([square], (20, 30))
+    assert box.tolist() == [0, 0, 30, 20]
+    assert crop.all()
+    assert poly2mask([square + 200], (20, 30))[1].size == 0
+    assert poly2mask([square[:2]], (20, 30))[1].size == 0
+
+
+def test_poly2mask_against_pixel_centres():
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:40, :40] + 0.5
+    for _ in range(30):
+        angle = np.sort(rng.uniform(0, 2 * np.pi, 12))
+        ring = 20 + rng.uniform(5, 18, (12, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1)
+        inside = np.zeros((40, 40), bool)
+        for (ax, ay), (bx, by) in zip(ring, np.roll(ring, -1, 0), strict=True):
+            inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) / (by - ay) * (bx - ax))
+        (x0, y0, x1, y1), crop = poly2mask([ring], (40, 40))
+        mask = np.zeros((40, 40), bool)
+        mask[y0:y1, x0:x1] = crop
+        # The two differ only where a centre lies within the snapping of a side: a few of some 300 pixels.
+        assert (mask != inside).sum() <= 0.1 * inside.sum()
+
+
+def test_layers_are_classes_and_ids_are_kept(tmp_path):
+    monusac = '<Attributes><Attribute Name="Epithelial" Id="0" Value=""/></Attributes>'
+    monuseg = '<Attributes><Attribute Name="Description" Id="0" Value=""/></Attributes>'
+    moved = [(x + 10, y) for x, y in SQUARE]
+    path = write(
+        tmp_path,
+        layer(region(SQUARE, 7), attributes=monusac),
+        layer(region(moved, 3), name="Größe"),
+        layer(region([(x, y + 9) for x, y in SQUARE], 4), attributes=monuseg),
+    )
+    assert sniff(tmp_path).name == "xml_outlines"
+    dataset = read(path)
+    assert dataset.class_names == ("Epithelial", "Größe", "cell")
+    assert dataset[0].pixel_size_um == (0.25, 0.25)
+    cells = dataset[0].read_instances()
+    assert cells.ids.tolist() == [7, 3, 4]
+    assert cells.class_ids.tolist() == [0, 1, 2]
+    kept = xml_outlines.read(path, ReadOptions(class_names=("Größe",)))[0].read_instances()
+    assert kept.ids.tolist() == [3]
+
+
+def test_ids_that_repeat_are_counted(tmp_path):
+    path = write(tmp_path, layer(region(SQUARE, 1)), layer(region([(x + 9, y) for x, y in SQUARE], 1)))
+    assert read(path)[0].read_instances().ids.tolist() == [1, 2]
+
+
+def test_a_negative_region_is_cut_out(tmp_path):
+    outer = [(1, 1), (11, 1), (11, 11), (1, 11)]
+    inner = [(4, 4), (7, 4), (7, 7), (4, 7)]
+    path = write(tmp_path, layer(region(outer, 1), region(inner, 2, NegativeROA=1)))
+    cells = read(path)[0].read_instances()
+    assert cells.masks.areas.tolist() == [100 - 9]
+    alone = write(tmp_path, layer(region(inner, 2, NegativeROA=1)))
+    with pytest.raises(FormatError, match="negative region lies in no region"):
+        read(alone)
+
+
+def test_ellipses_and_rectangles(tmp_path):
+    path = write(tmp_path, layer(region([(2, 2), (14, 10)], 1, Type=2), region([(16, 2), (20, 5)], 2, Type=1)))
+    areas = read(path)[0].read_instances().masks.areas
+    assert areas[0] == pytest.approx(np.pi * 6 * 4, rel=0.05)
+    assert areas[1] == 12
+
+
+def test_a_region_without_pixels_is_left_out_and_said(tmp_path, caplog):
+    path = write(tmp_path, layer(region(SQUARE, 1), region([(8, 8), (8, 8.1), (8.1, 8)], 9), region([(1, 1)], 5)))
+    assert read(path)[0].read_instances().ids.tolist() == [1]
+    assert "2 object(s) without a pixel" in caplog.text
+    assert "9" in caplog.text
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS + "<Annotations>&b;</Annotations>", ["line 1", "never expanded"]),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><Annotations/>', ["never expanded"]),
+        ("<Annotations>\n<Annotation>\n</Annotations>", ["line 3", "not whole XML"]),
+        ("<Annotations><Annotation>", ["not whole XML"]),
+        ("", ["not whole XML"]),
+        ("<kml/>", ["no Aperio XML", "<kml>"]),
+        ("<Annotations><Region/></Annotations>", ["outside an <Annotation>"]),
+        ('<?xml version="1.0" encoding="x-unknown"?><Annotations/>', ["x.xml"]),
+        (f"<Annotations>{layer(region([(1, 'a')]))}</Annotations>", ["line 1", "attribute Y", "'a'"]),
+        (f"<Annotations>{layer(region([('nan', 1)]))}</Annotations>", ["attribute X"]),
+        (f"<Annotations>{layer(region(SQUARE, Type=4))}</Annotations>", ["arrow or a ruler", "'4'"]),
+        ('<Annotations MicronsPerPixel="x"/>', ["MicronsPerPixel"]),
+    ],
+)
+def test_what_is_refused(text, words, tmp_path):
+    path = write(tmp_path)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FormatError) as caught:
+        read(path)
+    for word in [*words, "x.xml"]:
+        assert word in str(caught.value)
+
+
+def test_outlines_of_another_magnification_are_refused(tmp_path):
+    path = write(tmp_path, layer(region([(x * 100, y * 100) for x, y in SQUARE])))
+    with pytest.raises(FormatError, match="far outside its image") as caught:
+        read(path)[0].read_instances()
+    assert "line 1" in str(caught.value)
+
+
+def test_the_image_is_needed_and_found_in_monusegs_own_folders(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    path = write(tmp_path / "Annotations", layer(region(SQUARE)))
+    (tmp_path / "Tissue Images").mkdir()
+    (path.parent / "x.png").rename(tmp_path / "Tissue Images" / "x.png")
+    assert read(path)[0].image_path == tmp_path / "Tissue Images" / "x.png"
+    (tmp_path / "Tissue Images" / "x.png").unlink()
+    with pytest.raises(InputError, match="size of the annotated image is not known"):
+        read(path)

@@ -1,0 +1,176 @@
+"""Batches follow from the step alone: not from workers, cache, or where a run began."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cellwright.config.input_schema import InputConfig
+from cellwright.config.train_schema import AugmentConfig, DataConfig
+from cellwright.core.dataset import Loaded, Sample
+from cellwright.core.errors import FormatError, InputError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.loader import LoaderConfig, TrainingLoader, batch_indices
+from cellwright.data.network_input import to_network
+from cellwright.ops.batch import Batch
+
+AUGMENT = AugmentConfig(
+    crop_px=24, scale_min=0.8, scale_max=1.25, quarter_turns=True, brightness=0.2, hue=0.1, saturation=0.1
+)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Five RGBA images of different sizes, two overlapping objects each; the last has none."""
+    made = []
+    for i in range(5):
+        hw = (36 + i, 45 - i)
+        rng = np.random.default_rng(i)
+        image = rng.integers(0, 255, (*hw, 4), dtype=np.uint8)
+        image[:, :, 3] = 255
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+        boxes = np.array([[3 + i, 4, 20 + i, 20], [10, 10, 30, 30]])
+        masks = MaskSet.from_crops(boxes, [np.ones((b[3] - b[1], b[2] - b[0]), bool) for b in boxes], hw)
+        instances = Instances.from_masks(masks) if i < 4 else Instances.empty(hw)
+        made.append(Sample(f"image-{i}", tmp_path / f"{i}.png", hw, Loaded(instances)))
+    return made
+
+
+def loader_for(samples: list[Sample], **changes: object) -> TrainingLoader:
+    config = LoaderConfig(InputConfig(), AUGMENT, DataConfig(), "torchvision", stride=16, batch_size=3, seed=7)
+    return TrainingLoader(samples, dataclasses.replace(config, **changes))
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    assert torch.equal(a.images, b.images)
+    assert a.image_hws == b.image_hws
+    assert a.seed == b.seed
+    for name in ("boxes", "class_ids", "ignore", "layers", "layer_of"):
+        assert all(torch.equal(x, y) for x, y in zip(getattr(a, name), getattr(b, name), strict=True)), name
+
+
+def test_every_sample_is_seen_once_an_epoch() -> None:
+    line = np.concatenate([batch_indices(3, step, 4, 7) for step in range(14)])
+    epochs = line.reshape(8, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert batch_indices(3, 5, 4, 7).tolist() == batch_indices(3, 5, 4, 7).tolist()
+    assert batch_indices(0, 0, 5, 1).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("data", [DataConfig(workers=2), DataConfig(workers=1, cache_mb=0), DataConfig(cache_mb=0)])
+def test_workers_and_cache_change_no_bit(samples: list[Sample], data: DataConfig) -> None:
+    expected = list(loader_for(samples).batches(0, 6))
+    for a, b in zip(expected, loader_for(samples, data=data).batches(0, 6), strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_started_afresh(samples: list[Sample], method: str) -> None:
+    data = DataConfig(workers=2, start_method=method)  # type: ignore[arg-type]
+    for a, b in zip(loader_for(samples).batches(0, 3), loader_for(samples, data=data).batches(0, 3), strict=True):
+        assert_same(a, b)
+
+
+def test_batches_from_the_middle_equal_those_of_a_whole_run(samples: list[Sample]) -> None:
+    torch.manual_seed(1)
+    whole = list(loader_for(samples).batches(0, 5))
+    state = torch.get_rng_state()
+    rest = list(loader_for(samples).batches(3, 5))
+    assert torch.equal(state, torch.get_rng_state())  # torch's own generator is left alone
+    assert len(rest) == 2
+    assert_same(whole[3], rest[0])
+    assert_same(whole[4], rest[1])
+    assert whole[0].seed != whole[1].seed
+    assert list(loader_for(samples).batches(5, 5)) == []
+
+
+def test_a_plain_sample_is_the_image_itself(samples: list[Sample]) -> None:
+    plain = AugmentConfig(horizontal_flip=0)
+    (batch,) = loader_for(samples, augment=plain, batch_size=1).batches(0, 1)
+    sample = samples[int(batch_indices(7, 0, 1, 5)[0])]
+    height, width = sample.image_hw
+    pixels = cv2.imread(str(sample.image_path), cv2.IMREAD_UNCHANGED)[:, :, 2::-1]
+    expected = to_network(Image.from_array(pixels), InputConfig())
+    assert np.array_equal(batch.images[0, :, :height, :width].numpy(), expected)
+    assert batch.images.shape[2] % 16 == batch.images.shape[3] % 16 == 0
+    assert torch.count_nonzero(batch.images[0, :, height:]) == 0
+    instances = sample.read_instances()
+    assert np.array_equal(batch.boxes[0].numpy(), instances.boxes_xyxy)
+    back, numbers = MaskSet.from_layers(batch.layers[0].numpy())
+    assert back == instances.masks
+    assert numbers.tolist() == [1, 2][: len(instances)]
+
+
+def test_percentiles_are_those_of_the_whole_image(samples: list[Sample]) -> None:
+    """A crop is normalised as at prediction, where the network sees the whole image."""
+    config = InputConfig(normalise="percentile", percentiles=(5, 95))
+    augment = AugmentConfig(crop_px=16, horizontal_flip=0)
+    (batch,) = loader_for(samples, input=config, augment=augment, batch_size=1).batches(0, 1)
+    sample = samples[int(batch_indices(7, 0, 1, 5)[0])]
+    pixels = cv2.imread(str(sample.image_path), cv2.IMREAD_UNCHANGED)[:, :, 2::-1]
+    whole = to_network(Image.from_array(pixels), config)
+    crop = batch.images[0].numpy()
+    places = [(y, x) for y in range(whole.shape[1] - 15) for x in range(whole.shape[2] - 15)]
+    assert any(np.array_equal(whole[:, y : y + 16, x : x + 16], crop) for y, x in places)
+
+
+def test_the_network_scale_applies_to_training_too(samples: list[Sample]) -> None:
+    plain = AugmentConfig(horizontal_flip=0)
+    (batch,) = loader_for(samples, input=InputConfig(scale=2), augment=plain, batch_size=1).batches(0, 1)
+    sample = samples[int(batch_indices(7, 0, 1, 5)[0])]
+    assert batch.image_hws == [(2 * sample.image_hw[0], 2 * sample.image_hw[1])]
+
+
+def test_object_filters(samples: list[Sample]) -> None:
+    plain = AugmentConfig(horizontal_flip=0)
+    data = DataConfig(min_area_px=300)
+    (batch,) = loader_for(samples, augment=plain, data=data, batch_size=5).batches(0, 1)
+    # 17 x 16 px are below the limit, 20 x 20 are not; one image has no object.
+    assert sorted(len(boxes) for boxes in batch.boxes) == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_is_named(samples: list[Sample], workers: int) -> None:
+    path = samples[2].image_path
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(FormatError) as caught:
+        list(loader_for(samples, data=DataConfig(workers=workers)).batches(0, 4))
+    assert str(path) in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_objects_of_another_size_are_named(samples: list[Sample]) -> None:
+    wrong = [dataclasses.replace(samples[0], load=Loaded(Instances.empty((9, 9))))]
+    with pytest.raises(InputError, match="sample image-0") as caught:
+        next(loader_for(wrong).batches(0, 1))
+    assert "objects (9, 9)" in str(caught.value)
+
+
+def test_no_images_and_no_image_path(samples: list[Sample]) -> None:
+    with pytest.raises(InputError, match="nothing to train on"):
+        loader_for([])
+    results = [dataclasses.replace(samples[0], image_path=None)]
+    with pytest.raises(InputError, match="no image to train on"):
+        next(loader_for(results).batches(0, 1))
+
+
+def test_the_cache_has_a_limit_and_does_not_travel(samples: list[Sample]) -> None:
+    loader = loader_for(samples)
+    list(loader.batches(0, 4))
+    cache = loader._batches.cache
+    assert len(cache) == 5
+    assert len(pickle.loads(pickle.dumps(cache))) == 0
+    cache.limit_bytes = 0
+    cache.offer(99, cache.get(0))  # type: ignore[arg-type]
+    assert cache.get(99) is None

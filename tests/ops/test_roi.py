@@ -1,0 +1,80 @@
+"""Mask targets from label layers against RoIAlign of dense bitmasks; pooling from a pyramid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from cellwright.ops import roi
+from cellwright.ops.roi import Pooling, pool_boxes, sample_mask_targets
+
+HW = (70, 90)
+
+
+def field(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Label layers (2,h,w) of 12 objects, the layer of each, and boxes near them, some far too large or tiny."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(HW[0]), torch.arange(HW[1]), indexing="ij")
+    layers, layer_of, boxes = torch.zeros((2, *HW), dtype=torch.int32), torch.arange(12) % 2, []
+    for k in range(12):
+        cy, cx, radius = (torch.rand(3, generator=generator) * torch.tensor([70.0, 90.0, 14.0])).tolist()
+        layers[layer_of[k]][(y - cy) ** 2 + (x - cx) ** 2 < (radius + 2) ** 2] = k + 1
+        jitter = torch.rand(4, generator=generator) * 30
+        low_high = torch.tensor([cx, cy, cx, cy]) + jitter * torch.tensor([-1, -1, 1, 1])
+        boxes.append(low_high.clamp(min=0).minimum(torch.tensor([90.0, 70.0, 90.0, 70.0])))
+    boxes += [
+        torch.tensor([0.0, 0.0, 90.0, 70.0]),
+        torch.tensor([3.2, 4.1, 3.5, 4.3]),
+        torch.tensor([5.0, 5.0, 5.0, 9.0]),
+    ]
+    return layers, layer_of, torch.stack(boxes)
+
+
+@pytest.mark.parametrize("chunk", [800, 1_000_000])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("resolution", [14, 28])
+def test_targets_equal_roi_align_of_bitmasks(
+    monkeypatch: pytest.MonkeyPatch, resolution: int, aligned: bool, chunk: int
+) -> None:
+    monkeypatch.setattr(roi, "_CHUNK_VALUES", chunk)
+    for seed in range(3):
+        layers, layer_of, boxes = field(seed)
+        index = torch.arange(len(boxes)) % 12
+        values = (index + 1).int()
+        ours = sample_mask_targets(layers, layer_of[index], values, boxes, resolution, aligned=aligned)
+        bitmasks = (layers[layer_of[index]] == values[:, None, None]).float()[:, None]
+        rois = torch.cat([torch.arange(len(boxes))[:, None].float(), boxes], dim=1)
+        dense = roi_align(bitmasks, rois, resolution, 1.0, 0, aligned)[:, 0]
+        assert torch.equal(ours, dense)
+        assert ours.sum() > 100
+
+
+def test_no_regions() -> None:
+    layers = torch.zeros((1, 5, 5), dtype=torch.int32)
+    none = torch.zeros(0, dtype=torch.int64)
+    targets = sample_mask_targets(layers, none, none.int(), torch.zeros((0, 4)), 28, aligned=True)
+    assert targets.shape == (0, 28, 28)
+
+
+def test_pooling_equals_torchvisions_pooler() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn((2, 3, 256 >> level, 320 >> level), generator=generator) for level in range(2, 6)]
+    boxes = []
+    for count in (40, 0):
+        low = torch.rand((count, 2), generator=generator) * 100
+        size = 2 ** (torch.rand((count, 2), generator=generator) * 8)
+        boxes.append(torch.cat([low, low + size], dim=1))
+    pooling = Pooling(
+        sampling_ratio=2,
+        aligned=False,
+        level_rule="torchvision",
+        canonical_box_px=224,
+        canonical_level=4,
+        first_level=2,
+    )
+    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    expected = pooler({str(i): one for i, one in enumerate(maps)}, boxes, [(256, 320)] * 2)
+    assert torch.equal(pool_boxes(maps, boxes, 7, pooling), expected)
+    assert pool_boxes(maps, [boxes[1], boxes[1]], 7, pooling).shape == (0, 3, 7, 7)
