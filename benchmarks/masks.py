@@ -46,7 +46,11 @@ def to_rle(way: str, labels: np.ndarray) -> Callable[[], object]:
 
     ids = np.unique(labels)[1:]
     if way == "cellwright":
-        return lambda: MaskSet.from_label_map(labels)[0].to_rle()
+
+        def ours() -> object:
+            return MaskSet.from_label_map(labels)[0].to_rle()
+
+        return ours
     if way == "pycocotools":  # one full-frame mask at a time: slow, but lean
         return lambda: [coco_mask.encode(np.asfortranarray(labels == one, np.uint8)) for one in ids]
     return lambda: coco_mask.encode(np.asfortranarray(dense_of(labels, ids).transpose(1, 2, 0)))

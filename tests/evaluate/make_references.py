@@ -2,7 +2,8 @@
 
 Both need an older numpy than cellwright, so this runs in an environment of its own and imports nothing of ours:
 
-    python -m venv references && references/bin/pip install "stardist==0.9.1" "cellpose==3.1.1.2" "numpy<2"
+    python -m venv references
+    references/bin/pip install "stardist==0.9.1" "cellpose==3.1.1.2" "numpy<2" "setuptools<80"
     references/bin/python tests/evaluate/make_references.py tests/evaluate/references.json
 
 `test_make_references.py` does that when asked for slow tests.

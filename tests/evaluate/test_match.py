@@ -44,8 +44,9 @@ def test_pairs_equal_dense_counting(draw: Callable[..., Pair], seed: int) -> Non
     truth, predicted = draw(np.random.default_rng(seed), n_truth=15)
     pairs = pair_image(truth, predicted, "a", PairOptions(foreground=True))
     np.testing.assert_array_equal(dense(pairs, pairs.iou), dense_iou(truth.masks, predicted.masks))
-    crowd = truth.masks.to_dense()[truth.ignore].any(0)
     for class_id in (ALL_CLASSES, 0, 1, 2):
+        of_class = (truth.class_ids == class_id) | (class_id == ALL_CLASSES)
+        crowd = truth.masks.to_dense()[truth.ignore & of_class].any(0)
         planes = [
             side.masks[keep & ((side.class_ids == class_id) | (class_id == ALL_CLASSES))].to_dense().any(0) & ~crowd
             for side, keep in ((truth, ~truth.ignore), (predicted, np.ones(len(predicted), bool)))

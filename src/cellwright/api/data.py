@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class ConvertPlan:
     class_names: tuple[str, ...] | None = None
     copy_images: bool = False
     overwrite: bool = False
+    rle_order: Literal["row", "column"] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def convert(plan: ConvertPlan, track: Track = no_progress) -> Dataset:
     from cellwright.data.merge import merge_datasets
 
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
-    options = ReadOptions(class_names=plan.class_names, track=track)
+    options = ReadOptions(class_names=plan.class_names, rle_order=plan.rle_order, track=track)
     parts = [read(source, options, name=plan.format) for source in plan.sources]
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if not len(dataset):

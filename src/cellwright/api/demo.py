@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cellwright.api import judge, predicting, training
 from cellwright.api.outputs import claim_folder
-from cellwright.core.progress import Screen, Silent
+from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     from cellwright.evaluate.report import Report
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 RECIPE = "synthetic/demo"
 
 
-def demo(out: Path, *, overwrite: bool = False, screen: Screen = Silent()) -> tuple[Report, Path]:
+def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tuple[Report, Path]:
     """Draw a dataset, train ``synthetic/demo`` on it, evaluate, predict on fields never seen.
 
     Leaves ``out/data``, ``out/run``, ``out/evaluation``, ``out/predictions``. An interrupted demo goes on with its run.

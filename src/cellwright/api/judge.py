@@ -14,7 +14,7 @@ from cellwright.api.predicting import predict_dataset
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
-from cellwright.core.progress import Screen, Silent
+from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     from cellwright.evaluate.report import Report
@@ -58,9 +58,7 @@ def evaluate(
     )
 
 
-def judge_model(
-    model: Model, truth: Dataset, metrics: Sequence[str] | None = None, screen: Screen = Silent()
-) -> Report:
+def judge_model(model: Model, truth: Dataset, metrics: Sequence[str] | None = None, screen: Screen = SILENT) -> Report:
     """Predict on the images of ``truth`` and judge; everything found counts for average precision."""
     found = predict_dataset(model, truth, screen)
     return evaluate(
@@ -73,7 +71,7 @@ def judge_model(
     )
 
 
-def run_plan(plan: JudgePlan, screen: Screen = Silent()) -> Report:
+def run_plan(plan: JudgePlan, screen: Screen = SILENT) -> Report:
     """Carry out a plan: the report, also written to ``plan.out``.
 
     Raises `OutputError` where it exists, `InputError` where predictions and truth share no image.

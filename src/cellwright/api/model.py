@@ -17,8 +17,8 @@ from cellwright.core.instances import Instances
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from cellwright.models.contract import Network
     from cellwright.predict.options import PredictOptions
     from cellwright.predict.predictor import Predictor
 
@@ -79,17 +79,20 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
 
 def classical_model(recipe: Recipe) -> Model:
     """The baseline that needs no training."""
+    from cellwright.config.classical_schema import ClassicalConfig
     from cellwright.models.classical import ClassicalSegmenter
     from cellwright.predict.options import PredictOptions
     from cellwright.predict.predictor import Predictor
 
+    if not isinstance(recipe.model, ClassicalConfig):
+        raise ModelError("this recipe is not a classical one", got=recipe.model.kind, expected="classical")
     segmenter = ClassicalSegmenter(recipe.model)
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
     return Model("classical", ("nucleus",), recipe, Predictor(segmenter), options)
 
 
 def network_model(
-    name: str, network: nn.Module, recipe: Recipe, class_names: Sequence[str], device: torch.device
+    name: str, network: Network, recipe: Recipe, class_names: Sequence[str], device: torch.device
 ) -> Model:
     """A trained (or training) network as a model; it is moved to ``device``."""
     from cellwright.config.conventions import CONVENTIONS
@@ -97,7 +100,8 @@ def network_model(
     from cellwright.predict.predictor import NetworkSegmenter, Predictor
 
     rule = CONVENTIONS[recipe.conventions].resize_rule
-    segmenter = NetworkSegmenter(network.to(device), recipe.input, rule, device)
+    network.to(device)
+    segmenter = NetworkSegmenter(network, recipe.input, rule, device)
     cap = recipe.model.box_head.detections_per_image if recipe.model.kind == "mask_rcnn" else None
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
     return Model(name, tuple(class_names), recipe, Predictor(segmenter, model_cap=cap), options)

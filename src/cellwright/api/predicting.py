@@ -18,7 +18,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.core.progress import Screen, Silent
+from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     from cellwright.predict.sources import Source
@@ -53,7 +53,7 @@ class Predicted:
     text: str
 
 
-def run_plan(plan: PredictPlan, screen: Screen = Silent()) -> Predicted:
+def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
     """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
     from cellwright.data.images import read_image
     from cellwright.predict.run import predict_to_folder
@@ -100,7 +100,7 @@ def describe(plan: PredictPlan, n_images: int | None = None) -> str:
     return f"{count}model {plan.model}; writes {plan.out}/ (predictions.json, summary.csv, {', '.join(plan.save)})"
 
 
-def predict_dataset(model: Model, dataset: Dataset, screen: Screen = Silent()) -> list[Instances]:
+def predict_dataset(model: Model, dataset: Dataset, screen: Screen = SILENT) -> list[Instances]:
     """Everything that ``model`` finds on every image of a dataset (no score threshold), in order, in memory."""
     from cellwright.data.images import read_image
     from cellwright.predict.options import PredictOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, RecipeError
 from cellwright.core.files import read_json
-from cellwright.core.progress import Screen, Silent
+from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from cellwright.models.contract import Network
     from cellwright.train.reporter import Reporter
 
 
@@ -66,14 +67,15 @@ def train(
 ) -> Run:
     """Train a model; a run at ``out`` with the same recipe and data that is not finished goes on.
 
-    recipe: a shipped name, a YAML file, or a `Recipe`. data: a dataset or its folder, with the split "train" (all images
-    where there are no splits). overrides: ``"train.lr=2e-4"``. Raises `OutputError` where the run is finished or another.
+    recipe: a shipped name, a YAML file, or a `Recipe`. data: a dataset or its folder, with the split "train" (all
+    images where there are no splits). overrides: ``"train.lr=2e-4"``. Raises `OutputError` where the run at ``out`` is
+    finished or another one.
     """
     dataset = data if isinstance(data, Dataset) else Path(data)
     return run_plan(TrainPlan(recipe, dataset, Path(out), init, overrides, max_minutes, device))
 
 
-def run_plan(plan: TrainPlan, screen: Screen = Silent()) -> Run:
+def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     """Carry out a plan. Raises what `train.loop.train` raises, `RecipeError` and `InputError`."""
     import torch
 
@@ -175,7 +177,7 @@ def _check_classes(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def _loader(recipe: Recipe, training: Dataset, network: nn.Module):
+def _loader(recipe: Recipe, training: Dataset, network: Network):
     from cellwright.data.loader import LoaderConfig, TrainingLoader
 
     _check_has_objects(training)
@@ -203,13 +205,13 @@ def _check_has_objects(training: Dataset) -> None:
 
 def _saver(
     recipe: Recipe, dataset: Dataset, folder: Path, environment: dict[str, object]
-) -> Callable[[nn.Module, dict[str, float]], None]:
+) -> Callable[[Network, dict[str, float]], None]:
     from cellwright import __version__
     from cellwright.models.checkpoint import ModelInfo, save_model
 
     git = environment.get("git")
 
-    def save(network: nn.Module, metrics: dict[str, float]) -> None:
+    def save(network: Network, metrics: dict[str, float]) -> None:
         info = ModelInfo(
             kind=recipe.model.kind,
             recipe=recipe.to_dict(),
@@ -218,7 +220,7 @@ def _saver(
             data_licence=dataset.licence,
             version=__version__,
             git_hash=git["commit"] if isinstance(git, dict) else None,
-            metrics={name: value for name, value in metrics.items() if value == value},  # NaN is not JSON
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         )
         save_model(folder, network.state_dict(), info)
 
@@ -227,11 +229,11 @@ def _saver(
 
 def _evaluation(
     recipe: Recipe, dataset: Dataset, validation: Dataset, device: torch.device
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Callable[[Network], dict[str, float]]:
     """Scores a network on the validation images; the truth is decoded once."""
     from cellwright.api.judge import judge_model
 
-    def evaluate(network: nn.Module) -> dict[str, float]:
+    def evaluate(network: Network) -> dict[str, float]:
         model = network_model(recipe.name, network, recipe, dataset.class_names, device)
         return dict(judge_model(model, validation, recipe.evaluate.metrics).headline())
 
@@ -246,6 +248,6 @@ def _reporter(screen: Screen) -> Reporter:
 
 
 def _draw_curves(folder: Path) -> None:
-    from cellwright.report.plots import plot_curves
+    from cellwright.report.plots import draw_curves
 
-    plot_curves(folder / "log.csv", folder / "curves")
+    draw_curves(folder / "log.csv", folder / "curves")

@@ -21,7 +21,7 @@ app = App(
     name="cellwright",
     version=__version__,
     help="Segment every cell or nucleus in a microscopy image as its own object.",
-    default_parameter=None,
+    suppress_keyboard_interrupt=False,  # `main` prints the line that goes on
 )
 for verbs in (model_verbs.VERBS, result_verbs.VERBS):
     for verb_name, handler in verbs.items():

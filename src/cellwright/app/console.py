@@ -38,8 +38,11 @@ class Show:
     """Prints for one command. Progress bars need a terminal; without one, a line now and then."""
 
     def __init__(self, quiet: bool = False, log_format: Literal["text", "json"] = "text") -> None:
-        self.quiet, self.log_format, self.json = quiet, log_format, log_format == "json"
-        self.out, self.err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
+        self.quiet: bool = quiet
+        self.log_format: Literal["text", "json"] = log_format
+        self.json = log_format == "json"
+        self.out = Console(highlight=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line about what is going on (standard error, unless --quiet)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -22,6 +22,7 @@ def convert(
     classes: list[str] | None = None,
     copy_images: Flag = False,
     overwrite: Flag = False,
+    rle_order: Literal["row", "column"] | None = None,
     common: Common = PLAIN,
 ) -> None:
     """Turn annotations of any known format into a dataset.
@@ -40,11 +41,14 @@ def convert(
         Copy the images into the dataset instead of pointing at them.
     overwrite:
         Replace a dataset that exists.
+    rle_order:
+        How a Kaggle table counts pixels, where its columns do not say.
     """
     from cellwright.api import data
 
     show = common.show
-    plan = data.ConvertPlan(tuple(source), out, format, tuple(classes or ()) or None, copy_images, overwrite)
+    names = tuple(classes or ()) or None
+    plan = data.ConvertPlan(tuple(source), out, format, names, copy_images, overwrite, rle_order)
     show.note(f"reads {', '.join(map(str, source))}; writes {out / 'dataset.json'}")
     if not common.dry_run:
         dataset = data.convert(plan, show.track)

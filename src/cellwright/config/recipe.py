@@ -119,9 +119,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         below = out.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        other_kind = both and key == "model" and value.get("kind", below.get("kind")) != below.get("kind")
-        out[key] = _merged(below, value) if both and not other_kind else value
+        out[key] = value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            other_kind = key == "model" and value.get("kind", below.get("kind")) != below.get("kind")
+            out[key] = value if other_kind else _merged(below, value)
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,8 @@ class Instances:
         if self.masks.image_hw != tuple(self.image_hw):
             raise InputError("masks of another image size", got=self.masks.image_hw, expected=self.image_hw)
         for name, shape, kinds in _FIELDS:
-            value = getattr(self, name)
-            if value is None and name == "scores":
+            value: np.ndarray | None = getattr(self, name)
+            if value is None:
                 continue
             if value.shape != (n, *shape) or value.dtype.kind not in kinds:
                 raise InputError(
@@ -100,7 +101,8 @@ class Instances:
         """The objects at an index array, a bool array or a slice."""
         if not isinstance(index, slice):
             index = np.asarray(index, bool if np.asarray(index).dtype == bool else np.int64).reshape(-1)
-        rest = {name: None if getattr(self, name) is None else getattr(self, name)[index] for name in _PER_OBJECT}
+        rest: dict[str, Any] = {name: getattr(self, name) for name in _PER_OBJECT}
+        rest = {name: None if value is None else value[index] for name, value in rest.items()}
         columns = {name: values[index] for name, values in self.columns.items()}
         return Instances(self.image_hw, columns=columns, **rest)
 

@@ -62,17 +62,19 @@ def fill_objects(
         ring_starts = np.cumsum([0] + [len(ring) for ring in rings])
         polygon_starts = np.cumsum([0] + [len(polygon) for polygon in polygons])
         boxes[k] = *low, *np.maximum(low, high)
-        crops.append(_polygon_kernels.fill(*boxes[k].tolist(), points, ring_starts, polygon_starts))
+        x0, y0, x1, y1 = boxes[k].tolist()
+        crops.append(_polygon_kernels.fill(x0, y0, x1, y1, points, ring_starts, polygon_starts))
     sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sides.prod(1))])
     return boxes, offsets, np.concatenate(crops) if crops else np.zeros(0, np.uint8)
 
 
 def _checked_ring(ring: Ring, k: int) -> np.ndarray:
+    points: np.ndarray
     try:
         points = np.asarray(ring, np.float64)
     except (TypeError, ValueError):
-        points = np.zeros(0)
+        points = np.zeros((0, 2))
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
         raise FormatError(
             "a ring of a polygon is malformed",

@@ -17,8 +17,11 @@ class Track(Protocol):
 class Screen(Protocol):
     """What a job may show: notes, progress, and (for training) how its own lines should look."""
 
-    quiet: bool
-    log_format: Literal["text", "json"]
+    @property
+    def quiet(self) -> bool: ...
+
+    @property
+    def log_format(self) -> Literal["text", "json"]: ...
 
     def note(self, text: str) -> None:
         """A line about what is going on."""
@@ -46,3 +49,6 @@ class Silent:
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
         """The items."""
         return items
+
+
+SILENT = Silent()

@@ -48,7 +48,7 @@ def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat
             got = item.get("size") if isinstance(item, dict) else type(item).__name__
             raise FormatError("an RLE does not fit its image", where=f"object {k}", got=got, expected=[height, width])
     counts, starts = _all_counts(objects)
-    bad, *flat = _rle_kernels.decode_runs(height, width, counts, starts)
+    bad, boxes, offsets, crops = _rle_kernels.decode_runs(height, width, counts, starts)
     if bad >= 0:
         total = int(counts[starts[bad] : starts[bad + 1]].sum())
         raise FormatError(
@@ -57,7 +57,7 @@ def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat
             got=f"sum {total}",
             expected=f"{height} x {width} = {height * width}, no negative count",
         )
-    return tuple(flat)
+    return boxes, offsets, crops
 
 
 def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> list[dict[str, Any]]:
@@ -79,7 +79,8 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
             continue
         # The coding multiplies by 5 in C integers: far outside vertices are drawn in first.
         near = [np.clip(np.asarray(part, np.float64), -4 * max(image_hw), 5 * max(image_hw)).tolist() for part in parts]
-        runs.append(coco_mask.merge(coco_mask.frPyObjects(near, height, width)))
+        parts_runs: Any = coco_mask.frPyObjects(near, height, width)
+        runs.append(coco_mask.merge(parts_runs))
     return runs
 
 

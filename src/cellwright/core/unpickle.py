@@ -12,6 +12,9 @@ The C unpickler is avoided on purpose: a few bytes make it reserve gigabytes (me
 which calls to carry out.
 """
 
+# The pure-Python unpickler is not in the type stubs.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import ast
@@ -184,7 +187,7 @@ _CALLABLE = frozenset(_GLOBALS.values())
 class _DataUnpickler(pickle._Unpickler):
     """The standard library's unpickler with names, calls and states restricted as the module says."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         try:

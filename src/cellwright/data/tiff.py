@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,10 @@ from cellwright.core.errors import FormatError, InputError, UsageError
 
 if TYPE_CHECKING:
     import tifffile
+
+# Pages of one file; bytes of pixels in one byte of a file.
+MAX_DIRECTORIES = 100_000
+MAX_CODEC_RATIO = 20_000
 
 RGB_NAMES = {3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 
@@ -64,8 +70,11 @@ def read_tiff(
     """
     with _open(path) as tif:
         header = _header(tif, path)
+        check_plausible(math.prod(header.shape) * header.dtype.itemsize, path)
         try:
             data = tif.series[0].asarray()
+            if data.shape != header.shape:
+                raise ValueError(f"pixels of shape {data.shape}, a header of {header.shape}")
         except Exception as error:  # tifffile and its codecs raise many types on damaged files
             raise _damaged(path, error) from error
     axes = header.axes
@@ -83,11 +92,43 @@ def _open(path: Path | str) -> tifffile.TiffFile:
     import tifffile
 
     try:
+        check_directories(path)
         return tifffile.TiffFile(path)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError("cannot read this image", where=path, got=error.strerror or str(error)) from error
     except Exception as error:  # a damaged header surfaces as TiffFileError, struct.error, ValueError, ...
         raise _damaged(path, error) from error
+
+
+def check_directories(path: Path | str) -> None:
+    """`FormatError` for a TIFF whose chain of directories runs in a circle, which would be followed without end."""
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+        order, big = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
+        counts, offsets, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+        word = struct.calcsize(offsets)
+        place = head[8:16] if big else head[4:8]
+        seen: set[int] = set()
+        while len(place) == word:
+            (at,) = struct.unpack(order + offsets, place)
+            if at in seen or len(seen) > MAX_DIRECTORIES:
+                raise _damaged(path, ValueError("its directories run in a circle"))
+            seen.add(at)
+            file.seek(min(at, 1 << 60))
+            count = file.read(struct.calcsize(counts))
+            if not at or len(count) < struct.calcsize(counts):
+                return
+            file.seek(min(entry * struct.unpack(order + counts, count)[0], 1 << 40), 1)
+            place = file.read(word)
+
+
+def check_plausible(decoded_bytes: float, path: Path | str) -> None:
+    """`FormatError` for a file that claims more pixels than any codec squeezes into its size."""
+    size = Path(path).stat().st_size
+    if decoded_bytes > MAX_CODEC_RATIO * size:
+        raise _damaged(path, ValueError(f"{decoded_bytes:.3g} bytes of pixels in a file of {size} bytes"))
 
 
 def _damaged(path: Path | str, error: Exception) -> FormatError:
@@ -95,7 +136,7 @@ def _damaged(path: Path | str, error: Exception) -> FormatError:
         "this image cannot be decoded",
         where=path,
         got=f"{type(error).__name__}: {error}",
-        expected="a whole TIFF file",
+        expected="a whole image file",
         remedy="copy or download the file again, or take it out of the folder",
     )
 

@@ -52,8 +52,8 @@ class Side:
 
     def __getitem__(self, keep: np.ndarray) -> Side:
         scores = None if self.scores is None else self.scores[keep]
-        rest = (self.ids, self.class_ids, self.areas, self.sizes, self.boxes, self.ignore)
-        return Side(*(values[keep] for values in rest), scores)
+        ids, class_ids, areas = self.ids[keep], self.class_ids[keep], self.areas[keep]
+        return Side(ids, class_ids, areas, self.sizes[keep], self.boxes[keep], self.ignore[keep], scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class ImagePairs:
     pairs of predictions, or None. boundary: boundary IoU of every pair that shares pixels of the ``boundary_px`` wide
     inner bands, or None.
     foreground: class id (`ALL_CLASSES` for all) -> pixels of the truth's union, of the prediction's, of both; pixels in
-    ignored regions are left out. Empty when not asked for.
+    ignored regions of that class are left out. Empty when not asked for.
     """
 
     image_id: str
@@ -305,17 +305,16 @@ def _above(predicted: Instances, score_threshold: float) -> Instances:
 def _foregrounds(truth: Instances, predicted: Instances) -> dict[int, tuple[int, int, int]]:
     """Pixels of the truth's union, the prediction's and both, for all classes and for each that occurs."""
     classes = np.union1d(truth.class_ids, predicted.class_ids)
-    counted = ~truth.masks[truth.ignore].foreground() if truth.ignore.any() else None
     result = {}
     for class_id in (ALL_CLASSES, *map(int, classes)):
         if class_id != ALL_CLASSES and len(classes) == 1:
             result[class_id] = result[ALL_CLASSES]
             break
-        chosen = [~truth.ignore, np.ones(len(predicted), bool)]
-        if class_id != ALL_CLASSES:
-            chosen = [chosen[0] & (truth.class_ids == class_id), predicted.class_ids == class_id]
-        planes = [side.masks[keep].foreground() for side, keep in zip((truth, predicted), chosen, strict=True)]
-        if counted is not None:
+        of_class = [(side.class_ids == class_id) | (class_id == ALL_CLASSES) for side in (truth, predicted)]
+        planes = [truth.masks[of_class[0] & ~truth.ignore].foreground(), predicted.masks[of_class[1]].foreground()]
+        ignored = of_class[0] & truth.ignore
+        if ignored.any():
+            counted = ~truth.masks[ignored].foreground()
             planes = [plane & counted for plane in planes]
         both = np.count_nonzero(planes[0] & planes[1])
         result[class_id] = (np.count_nonzero(planes[0]), np.count_nonzero(planes[1]), both)

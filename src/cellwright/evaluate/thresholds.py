@@ -147,6 +147,8 @@ def _image_values(pairs: ImagePairs, min_area: int, steps: np.ndarray, metric: s
     order = np.argsort(-scores, kind="stable")
     by_prediction = np.argsort(pairs.pairs.predicted, kind="stable")
     n_pairs = np.bincount(pairs.pairs.predicted, minlength=len(scores))
+    # The Kaggle score asks for IoU above the threshold, the others for at least that.
+    limits = np.nextafter(THRESHOLDS, 1) if metric == "kaggle_score" else np.array(THRESHOLDS)
     no_crowd, inside = np.zeros(n_truth, bool), np.zeros((1, len(scores)), bool)
     codes = greedy_codes(
         order,
@@ -156,7 +158,7 @@ def _image_values(pairs: ImagePairs, min_area: int, steps: np.ndarray, metric: s
         no_crowd[None],
         no_crowd,
         inside,
-        np.array(THRESHOLDS),
+        limits,
     )[0]
     found = np.concatenate([np.zeros((len(THRESHOLDS), 1)), np.cumsum(codes[:, order] == TRUE_POSITIVE, axis=1)], 1)
     n_kept = np.searchsorted(-scores[order], -steps, side="right")

@@ -47,10 +47,10 @@ def markdown(report: Report) -> str:
         parts += [f"## {titles.get(name, name)}", _frame(table)]
     if len(report.per_image):
         columns = ["image", "n_truth", "n_predicted", "accuracy@0.5", "kaggle_score", "pq"]
-        parts += ["## Worst images", _frame(report.worst_images()[columns])]
+        parts += ["## Worst images", _frame(report.worst_images().filter(columns))]
     if len(report.per_class) > 1:
         columns = ("class", "n_truth", "n_predicted", "AP@all", "pooled_accuracy@0.5", "pooled_pq")
-        parts += ["## Classes", _frame(report.per_class[[c for c in columns if c in report.per_class]])]
+        parts += ["## Classes", _frame(report.per_class.filter(columns))]
     rows = [(name, _shown(value) if name not in report.reasons else f"undefined: {report.reasons[name]}")
             for name, value in report.values.items()]  # fmt: skip
     return "\n\n".join([*parts, "## Every figure", _table(["metric", "value"], rows)]) + "\n"

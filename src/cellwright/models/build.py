@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 from cellwright.config.conventions import CONVENTIONS, Conventions
 from cellwright.config.model_schema import BackboneConfig, MaskRCNNConfig, RPNConfig
@@ -23,7 +22,7 @@ from cellwright.ops.roi import Pooling
 T = TypeVar("T")
 
 
-def build_network(recipe: Recipe, n_classes: int) -> nn.Module:
+def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN:
     """A fresh ``Network`` with random weights, drawn from torch's global generator; seed it first.
 
     Raises:

@@ -22,6 +22,7 @@ from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path, read_json, write_json, write_text
 from cellwright.models.build import build_network
 from cellwright.models.foreign import LoadReport, load_foreign, read_foreign
+from cellwright.models.mask_rcnn import MaskRCNN
 
 SCHEMA_VERSION = 1
 WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
@@ -147,7 +148,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: ob
     network.load_state_dict(dict(weights), strict=True)
 
 
-def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[nn.Module, ModelInfo]:
+def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN, ModelInfo]:
     """The network of a model or run folder in evaluation mode, on the CPU, and what its ``model.json`` says."""
     folder = model_folder(folder)
     info = read_model_info(folder, kind=kind)
@@ -161,7 +162,8 @@ def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[nn.Mod
         ) from error
     network = build_network(recipe, len(info.class_names))
     load_weights(network, read_weights(folder), where=folder / WEIGHTS)
-    return network.eval(), info
+    network.eval()
+    return network, info
 
 
 def start_from(network: nn.Module, init: str, *, fresh: Sequence[str] = ()) -> LoadReport:

@@ -65,13 +65,13 @@ def select(found: Instances, options: PredictOptions, model_cap: int | None = No
     capped = model_cap is not None and len(found) >= model_cap
     threshold = np.float32(options.score_threshold)
     kept = found.by_score()
-    good = kept.scores >= threshold
+    good = _scores(kept) >= threshold
     n_good, pixels_before = int(good.sum()), int(kept.masks.areas[good].sum())
     if options.resolve_overlaps:
         kept = _without_overlaps(kept)
-    pixels_resolved = pixels_before - int(kept.masks.areas[kept.scores >= threshold].sum())
+    pixels_resolved = pixels_before - int(kept.masks.areas[_scores(kept) >= threshold].sum())
     kept = kept[kept.masks.areas >= options.min_area_px]
-    n_left = int((kept.scores >= threshold).sum())
+    n_left = int((_scores(kept) >= threshold).sum())
     n_over_cap = 0 if options.max_objects is None else max(n_left - options.max_objects, 0)
     candidates = kept[: options.max_objects]
     candidates = replace(candidates, ids=np.arange(1, len(candidates) + 1))
@@ -84,6 +84,11 @@ def select(found: Instances, options: PredictOptions, model_cap: int | None = No
         pixels_resolved=pixels_resolved,
         model_cap=model_cap if capped else None,
     )
+
+
+def _scores(found: Instances) -> np.ndarray:
+    assert found.scores is not None  # `select` sees to it
+    return found.scores
 
 
 def _without_overlaps(found: Instances) -> Instances:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -59,8 +59,8 @@ class Hooks:
         reporter: shows progress.
     """
 
-    save_model: Callable[[nn.Module, dict[str, float]], None]
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    save_model: Callable[[Network, dict[str, float]], None]
+    evaluate: Callable[[Network], dict[str, float]] | None = None
     reporter: Reporter = field(default_factory=SilentReporter)
 
 
@@ -180,7 +180,8 @@ def _evaluate_and_keep_best(state: TrainState, job: _Job) -> None:
     check_finite(state.network, position.step)
     started = time.perf_counter()
     metrics: dict[str, float] = {}
-    with state.evaluated_weights() as network:
+    with state.evaluated_weights() as weighted:
+        network = cast(Network, weighted)
         if hooks.evaluate is not None:
             with job.interruption.allowed():
                 metrics = hooks.evaluate(network)

@@ -76,9 +76,9 @@ def draw(
     dense = dense_shapes(rng, image_hw, n)
     if not overlaps:
         taken = np.zeros(image_hw, bool)
-        for mask in dense:
-            mask &= ~taken
-            taken |= mask
+        for k in range(n):
+            dense[k] &= ~taken
+            taken |= dense[k]
         dense = dense[dense.any((1, 2))]
     n = len(dense)
     ignore = np.zeros(n, bool)

@@ -20,8 +20,9 @@ CHILD = Path(__file__).with_name("fuzz_child.py")
 LABELS = suite.draw(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
 XML = """<Annotations MicronsPerPixel="0.25">
 <Annotation Id="1" Name="a"><Regions>
-<Region Id="1" Type="0"><Vertices><Vertex X="1.5" Y="2.25"/><Vertex X="9" Y="2"/><Vertex X="8" Y="9.5"/></Vertices></Region>
-<Region Id="2" Type="0" NegativeROA="1"><Vertices><Vertex X="6" Y="4"/><Vertex X="7" Y="4"/><Vertex X="7" Y="5"/>
+<Region Id="1" Type="0"><Vertices><Vertex X="1.5" Y="2.25"/><Vertex X="9" Y="2"/><Vertex X="8" Y="9.5"/></Vertices>
+</Region><Region Id="2" Type="0" NegativeROA="1">
+<Vertices><Vertex X="6" Y="4"/><Vertex X="7" Y="4"/><Vertex X="7" Y="5"/>
 </Vertices></Region></Regions></Annotation></Annotations>
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 
 import conformance as suite
 import imagecodecs
@@ -56,7 +57,7 @@ def test_every_polygon_is_valid_and_covers_its_mask(seed):
 
 def test_a_feature_as_qupath_wants_it():
     cells = suite.draw(1, overlaps=False, scored=True)
-    cells = cells.replace(columns={"Area um^2": np.where(np.arange(len(cells)) == 1, np.nan, 2.5)})
+    cells = replace(cells, columns={"Area um^2": np.where(np.arange(len(cells)) == 1, np.nan, 2.5)})
     value = collection(cells)
     assert value["type"] == "FeatureCollection"
     ids = [one["id"] for one in value["features"]]
@@ -76,7 +77,7 @@ def test_a_feature_as_qupath_wants_it():
 def test_measurements_survive(tmp_path):
     cells = suite.draw(1, overlaps=False, scored=True)
     area = np.where(np.arange(len(cells)) == 1, np.nan, 2.5)
-    again = load(save(tmp_path, collection(cells.replace(columns={"Area um^2": area}))))
+    again = load(save(tmp_path, collection(replace(cells, columns={"Area um^2": area}))))
     np.testing.assert_array_equal(again.columns["Area um^2"], area)
     assert again.scores is not None
 
@@ -153,6 +154,7 @@ def test_somebody_elses_score_is_a_measurement(tmp_path):
         ([feature(), feature({"type": "Polygon", "coordinates": [[[1, 2], [3]]]})], ["feature 1", "coordinates"]),
         ([feature({"type": "Polygon", "coordinates": [[[1, 2], [3, "x"], [4, 4]]]})], ["feature 0", "coordinates"]),
         ([feature({"type": "Polygon", "coordinates": 3})], ["feature 0", "coordinates"]),
+        ([feature({"type": "Polygon", "coordinates": [[[1, 2], [10**400, 1], [4, 4]]]})], ["feature 0", "finite"]),
         ([feature({"type": "Polygon", "coordinates": [[[1, 2], [3e9, 1], [4, 4]]]})], ["far outside"]),
         (
             '[{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1, NaN], [1, 2], [3, 4]]]}}]',

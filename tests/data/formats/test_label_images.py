@@ -145,7 +145,18 @@ def test_a_file_that_claims_to_be_huge_is_refused_before_decoding(tmp_path):
     data = bytearray(path.read_bytes())
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="more pixels than its file can hold"):
+    with pytest.raises(FormatError, match="bytes of pixels in a file of"):
+        read_label_map(path)
+
+
+def test_a_tiff_whose_directories_run_in_a_circle_is_refused(tmp_path):
+    path = put(tmp_path / "x.tif", LABELS)
+    data = bytearray(path.read_bytes())
+    first = int.from_bytes(data[4:8], "little")
+    end = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")
+    data[end : end + 4] = data[4:8]
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="run in a circle"):
         read_label_map(path)
 
 

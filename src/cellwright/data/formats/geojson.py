@@ -25,6 +25,7 @@ from cellwright.core.errors import FormatError
 from cellwright.core.files import read_json, write_json
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.polygons import MultiPolygon
 from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import check_cover, checked_ring, without_empty
@@ -157,7 +158,7 @@ def _polygons(feature: dict[str, Any], image_hw: tuple[int, int], where: str) ->
             expected="Polygon or MultiPolygon",
             remedy="export areas only: no points, no lines",
         )
-    parts = geometry.get("coordinates")
+    parts: Any = geometry.get("coordinates")
     parts = [parts] if kind == "Polygon" else parts
     if not isinstance(parts, list) or not all(isinstance(part, list) for part in parts):
         where, expected = f"{where}, geometry.coordinates", "lists of rings"
@@ -258,10 +259,10 @@ def feature_collection(
 
 
 def _feature(
-    instances: Instances, k: int, class_names: Sequence[str], polygons: list[list[np.ndarray]], sample_id: str
+    instances: Instances, k: int, class_names: Sequence[str], polygons: MultiPolygon, sample_id: str
 ) -> dict[str, Any]:
     number, class_id = int(instances.ids[k]), int(instances.class_ids[k])
-    closed = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in polygons]
+    closed = [[np.vstack([ring, ring[:1]]).tolist() for ring in rings] for rings in polygons]
     one_part = len(closed) == 1
     measurements = {
         name: float(values[k])

@@ -28,6 +28,7 @@ from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import write_bytes
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.polygons import MultiPolygon
 from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import check_cover, checked_ring, concat_in_order, without_empty
@@ -346,13 +347,13 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     return Dataset(tuple(samples), names, root, info={"format": FORMAT.name})
 
 
-def _roi_of(polygons: list[list[np.ndarray]], name: str) -> ImagejRoi:
+def _roi_of(polygons: MultiPolygon, name: str) -> ImagejRoi:
     """A traced polygon for one part without holes, else a composite of all rings."""
     import roifile
 
-    rings = [ring for rings in polygons for ring in rings]
+    rings = [np.asarray(ring, np.int64) for rings in polygons for ring in rings]
     if len(rings) == 1:
-        roi = roifile.ImagejRoi.frompoints(rings[0].astype(np.int64), name=name)
+        roi = roifile.ImagejRoi.frompoints(rings[0], name=name)
         roi.roitype = roifile.ROI_TYPE.TRACED
         return roi
     points = np.concatenate(rings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -153,5 +153,6 @@ def _count_parts(objects: Sequence[tuple[RunText, tuple[int, int]]]) -> tuple[di
     for runs, image_hw in sampled:
         positions = parse_runs(runs, image_hw)
         for order in parts:
-            parts[order] += label(crop_of(positions, image_hw, order)[1], structure=np.ones((3, 3)))[1]
+            labelled: Any = label(crop_of(positions, image_hw, order)[1], structure=np.ones((3, 3)))
+            parts[order] += labelled[1]
     return parts, len(sampled)

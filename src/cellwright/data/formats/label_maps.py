@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +13,12 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.data.tiff import check_directories, check_plausible
 
 _log = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = (".tif", ".tiff", ".png")
 _MAX_LABEL = 2**32 - 1
-# No codec in use squeezes a label map further; a file that claims more pixels than this would fill memory to no end.
-_MAX_BYTES_PER_FILE_BYTE = 20_000
 
 
 def read_label_map(path: Path) -> np.ndarray:
@@ -68,9 +69,7 @@ def _check_whole(raw: np.ndarray, path: Path) -> None:
 
 def _decode(path: Path) -> np.ndarray:
     try:
-        size = path.stat().st_size
-        read = _decode_tiff if path.suffix.lower() in (".tif", ".tiff") else _decode_png
-        return read(path, size)
+        return _decode_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _decode_png(path)
     except InputError:
         raise
     except OSError as error:
@@ -81,9 +80,11 @@ def _decode(path: Path) -> np.ndarray:
         raise FormatError("this label image is broken", where=path, got=got, remedy="get a fresh copy of it") from error
 
 
-def _decode_tiff(path: Path, size: int) -> np.ndarray:
+def _decode_tiff(path: Path) -> np.ndarray:
     import tifffile
 
+    size = path.stat().st_size
+    check_directories(path)
     with tifffile.TiffFile(path) as tif:
         if not tif.series:
             raise FormatError("this label image has no pixels", where=path)
@@ -97,8 +98,9 @@ def _decode_tiff(path: Path, size: int) -> np.ndarray:
                 expected="one 2-D image",
                 remedy="save the labels as a single-channel 2-D image",
             )
-        _check_plausible(float(np.prod([float(side) for side in series.shape])) * series.dtype.itemsize, size, path)
-        for page in series.pages:
+        check_plausible(math.prod(series.shape) * series.dtype.itemsize, path)
+        pages: Any = series.pages
+        for page in pages:
             ends = [
                 int(offset) + int(count) for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
             ]
@@ -117,16 +119,15 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return real[0], real[1] if len(real) > 1 else 1
 
 
-def _decode_png(path: Path, size: int) -> np.ndarray:
+def _decode_png(path: Path) -> np.ndarray:
     from PIL import Image as PillowImage
 
-    # Pillow's guard against giant pictures is a process-wide setting; ours looks at the ratio to the file's size.
     with path.open("rb") as file:
         header = file.read(33)
     if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 33:
         raise FormatError("this label image is no PNG file", where=path, got=repr(header[:8]))
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
-    _check_plausible(float(width) * height * (2 if header[24] == 16 else 1), size, path)
+    check_plausible(float(width) * height * (2 if header[24] == 16 else 1), path)
     if header[25] not in (0, 3):
         raise FormatError(
             "this is not a label image",
@@ -143,16 +144,6 @@ def _decode_png(path: Path, size: int) -> np.ndarray:
     return imagecodecs.png_decode(path.read_bytes())
 
 
-def _check_plausible(decoded_bytes: float, file_bytes: int, path: Path) -> None:
-    if decoded_bytes > _MAX_BYTES_PER_FILE_BYTE * max(file_bytes, 1):
-        raise FormatError(
-            "this label image claims more pixels than its file can hold",
-            where=path,
-            got=f"{decoded_bytes:.3g} bytes of pixels in a file of {file_bytes} bytes",
-            remedy="get a fresh copy of it",
-        )
-
-
 def looks_labelled(path: Path) -> bool | None:
     """Whether an image file looks like a label map: hardly more connected areas of one value than values.
 
@@ -166,7 +157,8 @@ def looks_labelled(path: Path) -> bool | None:
     except InputError:
         return False
     n_values = np.unique(labels[labels > 0]).size
-    n_areas = int(label(labels, connectivity=2, background=0).max())
+    areas: Any = label(labels, connectivity=2, background=0)
+    n_areas = int(areas.max())
     return n_areas <= 2.5 * n_values if n_values else None
 
 

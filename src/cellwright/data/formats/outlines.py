@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,10 @@ def checked_ring(points: object, image_hw: tuple[int, int], where: str) -> np.nd
     `FormatError` for what is not a list of number pairs, and for a vertex farther from the image than the image is wide
     or high: such an outline belongs to another image or another magnification.
     """
+    ring: Any
     try:
         ring = np.asarray(points, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         ring = np.zeros(0)
     if ring.ndim != 2 or ring.shape[1] not in (2, 3) or not np.isfinite(ring).all():
         raise FormatError("an outline is malformed", where=where, got=str(points)[:60], expected="pairs of finite x, y")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,38 +27,36 @@ SNIFF_LIMIT = 400
 _SNIFF_LIMIT_PER_FOLDER = 40
 
 
-def walk(root: Path, max_depth: int = 8) -> Iterator[Path]:
+def walk(root: Path, max_depth: int = 8, per_folder: int | None = None) -> Iterator[Path]:
     """Files under ``root``, sorted folder by folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
 
-    Links to folders are not followed, so a loop of links cannot trap a reader.
+    per_folder: give no more than the first so many of each folder. Links to folders are not followed, so a loop of
+    links cannot trap a reader.
     """
     try:
         entries = sorted(root.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
         raise InputError("cannot list this folder", where=root, got=error.strerror or str(error)) from error
     visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-    yield from (entry for entry in visible if entry.is_file())
+    yield from islice((entry for entry in visible if entry.is_file()), per_folder)
     if max_depth > 0:
         for entry in visible:
             if entry.is_dir() and not entry.is_symlink():
-                yield from walk(entry, max_depth - 1)
+                yield from walk(entry, max_depth - 1, per_folder)
 
 
 def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
     """The first files of each folder under ``path``, ``limit`` in all; ``[path]`` for a file, ``[]`` for neither.
 
-    For sniffs: never raises. Nothing for a folder of our own, which holds `OWN_FILES`: what lies beside them are exports.
+    For sniffs: never raises. Nothing for a folder of our own, which holds `OWN_FILES`: what lies beside these are
+    exports.
     """
-    seen: Counter[Path] = Counter()
     try:
         if path.is_file():
             return [path]
-        if any((path / name).is_file() for name in OWN_FILES):
+        if not path.is_dir() or any((path / name).is_file() for name in OWN_FILES):
             return []
-        some = (
-            file for file in walk(path) if (seen.update([file.parent]) or seen[file.parent]) <= _SNIFF_LIMIT_PER_FOLDER
-        )
-        return list(islice(some, limit)) if path.is_dir() else []
+        return list(islice(walk(path, per_folder=_SNIFF_LIMIT_PER_FOLDER), limit))
     except (OSError, InputError):
         return []
 

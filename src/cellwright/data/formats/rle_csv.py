@@ -120,16 +120,16 @@ class LoadRuns:
         if not self.objects:
             return Instances.empty(self.image_hw, scored=self.scored)
         masks = kaggle_runs.decode([one.runs for one in self.objects], self.image_hw, self.order)
-        ids = [one.object_id for one in self.objects]
-        scores = [one.score for one in self.objects]
-        if len(set(ids)) < len(ids) and None not in ids:
+        ids = [one.object_id for one in self.objects if one.object_id is not None]
+        scores = [one.score for one in self.objects if one.score is not None]
+        if len(set(ids)) < len(ids):
             where = self.objects[0].runs.where
             raise FormatError("an object_id stands twice in one image", where=f"the image of {where}", got=sorted(ids))
         return Instances.from_masks(
             masks,
             class_ids=np.array(self.class_ids, np.int64),
-            ids=None if None in ids else np.array(ids, np.int64),
-            scores=None if None in scores else np.array(scores, np.float32),
+            ids=np.array(ids, np.int64) if len(ids) == len(masks) else None,
+            scores=np.array(scores, np.float32) if len(scores) == len(masks) else None,
         )
 
 
