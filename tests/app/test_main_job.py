@@ -10,40 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from drawn import TINY, draw_mask_folder, run
 from pycocotools.coco import COCO
 
 from cellwright.api.data import read_dataset
-from cellwright.app.cli import main
-from cellwright.data.synthetic import draw_field
-
-TINY = [
-    "--set=train.steps=4",
-    "--set=train.warmup_steps=1",
-    "--set=train.evaluate_every_steps=4",
-    "--set=train.checkpoint_every_steps=2",
-    "--set=augment.crop_px=96",
-    "--set=model.backbone.width=8",
-    "--set=model.fpn.channels=16",
-]
-
-
-def run(*words: object) -> int:
-    """Exit code of ``cellwright words...``."""
-    with pytest.raises(SystemExit) as done:
-        main([str(word) for word in words])
-    return int(done.value.code or 0)
-
-
-def draw_mask_folder(root: Path, n_images: int) -> None:
-    """VRDL's layout: ``<id>/images/<id>.png`` and one PNG a nucleus."""
-    for k in range(n_images):
-        image, truth = draw_field(k, (128, 160), 14)
-        folder = root / f"field {k}"
-        (folder / "images").mkdir(parents=True)
-        (folder / "masks").mkdir()
-        cv2.imwrite(str(folder / "images" / f"field {k}.png"), image.data[:, :, ::-1])
-        for i, mask in enumerate(truth.masks.to_dense()):
-            cv2.imwrite(str(folder / "masks" / f"mask_{i:03d}.png"), mask.astype(np.uint8) * 255)
 
 
 @pytest.fixture(scope="module")
@@ -229,4 +199,3 @@ def test_interruption_prints_the_line_that_goes_on(
     monkeypatch.setattr("cellwright.api.doctor.facts", interrupted)
     assert run("doctor", "--quiet") == 130
     assert "cellwright doctor --quiet" in capsys.readouterr().err
-

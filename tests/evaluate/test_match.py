@@ -87,6 +87,16 @@ def test_heaviest_matching_is_optimal(edges: list[tuple[int, int, float]]) -> No
     assert weight[chosen].sum() == pytest.approx(best, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_heaviest_matching_of_larger_graphs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.random((50, 60)) * (rng.random((50, 60)) < rng.choice([0.03, 0.1, 0.5]))
+    rows, columns = np.nonzero(table)
+    chosen = heaviest_matching(rows, columns, table[rows, columns])
+    assert len(set(rows[chosen])) == len(set(columns[chosen])) == chosen.sum()
+    assert table[rows, columns][chosen].sum() == pytest.approx(table[linear_sum_assignment(-table)].sum(), abs=1e-9)
+
+
 def test_more_pairs_beat_more_overlap(boxes: Callable[..., Instances]) -> None:
     """Two predictions on one wide object: the better takes it, unless the other object would go without."""
     truth = boxes((0, 0, 10, 10), (0, 10, 10, 30))

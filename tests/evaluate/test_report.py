@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +180,17 @@ def test_each_image_is_read_once_and_let_go(fields: tuple[list[Instances], list[
     readers = [Reader(side) for side in fields]
     evaluate_pairs(*readers)
     assert [reader.read for reader in readers] == [[0, 1, 2, 3]] * 2
+
+
+def test_figures_need_no_pandas() -> None:
+    code = """import sys, numpy as np
+from cellwright.core.instances import Instances
+from cellwright.evaluate.report import evaluate_pairs
+one = Instances.empty((8, 8), scored=True)
+assert np.isnan(evaluate_pairs([one], [one])["AP@all"])
+print(*[name for name in ("pandas", "torch") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_files(report: Report, tmp_path: Path) -> None:

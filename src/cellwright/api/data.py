@@ -35,6 +35,7 @@ class ConvertPlan:
     copy_images: bool = False
     overwrite: bool = False
     rle_order: Literal["row", "column"] | None = None
+    images: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def convert(plan: ConvertPlan, track: Track = no_progress) -> Dataset:
     from cellwright.data.merge import merge_datasets
 
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
-    options = ReadOptions(class_names=plan.class_names, rle_order=plan.rle_order, track=track)
+    images = None if plan.images is None else read(plan.images, ReadOptions(track=track))
+    options = ReadOptions(class_names=plan.class_names, rle_order=plan.rle_order, images=images, track=track)
     parts = [read(source, options, name=plan.format) for source in plan.sources]
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if not len(dataset):

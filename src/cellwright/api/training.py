@@ -14,9 +14,10 @@ from cellwright.api.data import read_dataset
 from cellwright.api.model import Model, load_model, network_model, resolve_device
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.model_schema import MaskRCNNConfig
 from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError, RecipeError
+from cellwright.core.errors import InputError, RecipeError, did_you_mean
 from cellwright.core.files import read_json
 from cellwright.core.progress import SILENT, Screen
 
@@ -89,15 +90,18 @@ def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     dataset = plan.data if isinstance(plan.data, Dataset) else read_dataset(plan.data)
     training, validation = _splits(dataset, recipe)
     _check_classes(recipe, dataset)
+    _check_best_metric(recipe, dataset)
     device = resolve_device(plan.device)
-    init = plan.init or getattr(recipe.model, "init", None)
-    inputs = {"data": fingerprint(training), **({"init": init} if init else {})}
+    inputs = {"data": fingerprint(training), **_init_fingerprint(recipe)}
     environment = describe_environment(device, recipe.train.threads, inputs)
     run = open_run(plan.out, recipe_yaml=recipes.dump(recipe), environment=environment, overwrite=plan.overwrite)
     torch.manual_seed(recipe.train.seed)
     network = build_network(recipe, len(dataset.class_names))
-    if init is not None:
-        start_from(network, init)
+    if isinstance(recipe.model, MaskRCNNConfig) and recipe.model.init is not None:
+        loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)
+        screen.note(
+            f"starts from {recipe.model.init}: {len(loaded.taken)} tensors, {len(loaded.fresh)} start at random"
+        )
     hooks = loop.Hooks(
         save_model=_saver(recipe, dataset, run.model, environment),
         evaluate=_evaluation(recipe, dataset, validation, device) if validation is not None else None,
@@ -148,7 +152,8 @@ def _recipe_of(plan: TrainPlan) -> Recipe:
                 "overrides go with a recipe's name", got=plan.overrides, remedy="change the recipe itself"
             )
         return plan.recipe.resolved()
-    recipe = recipes.load(plan.recipe, plan.overrides).resolved()
+    init = (f"model.init={plan.init}",) if plan.init is not None else ()
+    recipe = recipes.load(plan.recipe, (*plan.overrides, *init)).resolved()
     if recipe.model.kind == "classical":
         remedy = "use it at once: cellwright predict IMAGES --model classical"
         raise RecipeError("the classical method is not trained", where=recipe.name, remedy=remedy)
@@ -175,6 +180,31 @@ def _check_classes(recipe: Recipe, dataset: Dataset) -> None:
             got=f"recipe {recipe.classes}, dataset {n_classes} ({', '.join(dataset.class_names)})",
             remedy=f"set --set classes={n_classes}, or choose another dataset",
         )
+
+
+def _check_best_metric(recipe: Recipe, dataset: Dataset) -> None:
+    """Now, not after the first thousand steps."""
+    from cellwright.api.judge import evaluate
+
+    known = evaluate([], [], metrics=recipe.evaluate.metrics, class_names=dataset.class_names).values
+    if recipe.train.best_metric not in known:
+        raise RecipeError(
+            "the metric that picks the best model is not among those that are computed",
+            where="train.best_metric, evaluate.metrics",
+            got=f"{recipe.train.best_metric!r} with metrics {', '.join(recipe.evaluate.metrics)}",
+            remedy=did_you_mean(recipe.train.best_metric, known),
+        )
+
+
+def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
+    """A hash of the weights that training starts from; the name itself where it is no file. Never a path."""
+    init = getattr(recipe.model, "init", None)
+    if init is None:
+        return {}
+    path = Path(init.rpartition(":")[2])
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return {"init": digest if files else init}
 
 
 def _loader(recipe: Recipe, training: Dataset, network: Network):
@@ -235,7 +265,8 @@ def _evaluation(
 
     def evaluate(network: Network) -> dict[str, float]:
         model = network_model(recipe.name, network, recipe, dataset.class_names, device)
-        return dict(judge_model(model, validation, recipe.evaluate.metrics).headline())
+        report = judge_model(model, validation, recipe.evaluate.metrics)
+        return {**dict(report.headline()), recipe.train.best_metric: report[recipe.train.best_metric]}
 
     return evaluate
 

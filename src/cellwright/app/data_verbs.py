@@ -23,6 +23,7 @@ def convert(
     copy_images: Flag = False,
     overwrite: Flag = False,
     rle_order: Literal["row", "column"] | None = None,
+    images: Path | None = None,
     common: Common = PLAIN,
 ) -> None:
     """Turn annotations of any known format into a dataset.
@@ -43,12 +44,14 @@ def convert(
         Replace a dataset that exists.
     rle_order:
         How a Kaggle table counts pixels, where its columns do not say.
+    images:
+        Folder or dataset of the images, where they do not lie beside their annotations.
     """
     from cellwright.api import data
 
     show = common.show
     names = tuple(classes or ()) or None
-    plan = data.ConvertPlan(tuple(source), out, format, names, copy_images, overwrite, rle_order)
+    plan = data.ConvertPlan(tuple(source), out, format, names, copy_images, overwrite, rle_order, images)
     show.note(f"reads {', '.join(map(str, source))}; writes {out / 'dataset.json'}")
     if not common.dry_run:
         dataset = data.convert(plan, show.track)

@@ -73,7 +73,7 @@ def _checked_ring(ring: Ring, k: int) -> np.ndarray:
     points: np.ndarray
     try:
         points = np.asarray(ring, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.zeros((0, 2))
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
         raise FormatError(

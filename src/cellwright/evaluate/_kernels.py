@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 from numba import njit
 
@@ -160,3 +162,76 @@ def pool_adjacent_violators(values, weights):
             size[blocks - 2] += size[blocks - 1]
             blocks -= 1
     return np.repeat(level[:blocks], size[:blocks])
+
+
+@njit(cache=True)
+def heaviest_edges(start, columns, weight, n_columns):
+    """For each row the edge (R,) int64 that the one-to-one matching of the largest total weight gives it, or -1.
+
+    start: (R + 1,) and columns, weight (E,): row r has the edges ``start[r]:start[r + 1]``, weights above 0. Shortest
+    augmenting paths with potentials (Jonker & Volgenant 1987) on the sparse graph; each row has a column of its own,
+    ``n_columns + r``, that stands for "unmatched", so that a path always ends. Work follows the small contested parts.
+    """
+    n_rows = start.size - 1
+    top = weight.max() if weight.size else 0.0
+    row_potential, column_potential = np.zeros(n_rows), np.zeros(n_columns + n_rows)
+    row_of = np.full(n_columns + n_rows, -1)
+    edge_of = np.full(n_columns + n_rows, -1)  # the edge that joins a taken column to its row; -1 for "unmatched"
+    distance, done = np.full(n_columns + n_rows, np.inf), np.zeros(n_columns + n_rows, np.bool_)
+    from_row, from_edge = np.empty(n_columns + n_rows, np.int64), np.empty(n_columns + n_rows, np.int64)
+    for source in range(n_rows):
+        row, walked, end = source, 0.0, -1
+        heap = [(0.0, np.int64(-1))]
+        heap.clear()
+        touched = [np.int64(-1)]
+        touched.clear()
+        while end < 0:
+            for e in range(start[row], start[row + 1] + 1):
+                last = e == start[row + 1]  # after its edges, the row's own column
+                column = n_columns + row if last else columns[e]
+                if done[column]:
+                    continue
+                cost = top if last else top - weight[e]
+                there = walked + max(cost - row_potential[row] - column_potential[column], 0.0)
+                if there < distance[column]:
+                    if distance[column] == np.inf:
+                        touched.append(np.int64(column))
+                    distance[column] = there
+                    from_row[column], from_edge[column] = row, -1 if last else e
+                    heapq.heappush(heap, (there, np.int64(column)))
+            walked, column = heapq.heappop(heap)
+            while done[column]:
+                walked, column = heapq.heappop(heap)
+            done[column] = True
+            if row_of[column] < 0:
+                end = column
+            else:
+                row = row_of[column]
+        row_potential[source] += walked
+        for column in touched:
+            if done[column] and column != end:
+                row_potential[row_of[column]] += walked - distance[column]
+                column_potential[column] -= walked - distance[column]
+        for column in touched:
+            distance[column], done[column] = np.inf, False
+        while end >= 0:  # walk back, and hand every column on the way to its new row
+            row = from_row[end]
+            previous = -1
+            if row != source:
+                previous = matched_column(row, start, columns, row_of, n_columns)
+            row_of[end], edge_of[end] = row, from_edge[end]
+            end = previous
+    result = np.full(n_rows, -1)
+    for column in range(n_columns):
+        if row_of[column] >= 0:
+            result[row_of[column]] = edge_of[column]
+    return result
+
+
+@njit(cache=True)
+def matched_column(row, start, columns, row_of, n_columns):
+    """The column that ``row`` holds."""
+    for e in range(start[row], start[row + 1]):
+        if row_of[columns[e]] == row:
+            return columns[e]
+    return n_columns + row

@@ -50,8 +50,8 @@ def compare(
     p: two-sided, the share of resamples in which the sign turns, doubled, at least 1 / samples. Raises `InputError`
     where the images differ.
     """
-    if first.evidence.image_ids != second.evidence.image_ids:
-        apart = sorted(set(first.evidence.image_ids) ^ set(second.evidence.image_ids))
+    if first.judged.image_ids != second.judged.image_ids:
+        apart = sorted(set(first.judged.image_ids) ^ set(second.judged.image_ids))
         raise InputError(
             "a paired comparison needs the same images in the same order",
             got=f"{len(apart)} images on one side only" + (f", such as {apart[0]}" if apart else ""),
@@ -72,7 +72,7 @@ def compare(
 def _names(names: Sequence[str] | None, report: Report) -> list[str]:
     if names is None:
         return [name for name in HEADLINE if name in report.values]
-    means = report.evidence.scores[0].values() if report.evidence.scores else {}
+    means = report.judged.scores[0].values() if report.judged.scores else {}
     for name in names:
         if not _AP.fullmatch(name) and name.removeprefix("pooled_") not in means:
             raise UsageError(
@@ -86,7 +86,7 @@ def _names(names: Sequence[str] | None, report: Report) -> list[str]:
 
 def _draw(report: Report, samples: int, seed: int) -> np.ndarray:
     """How often each image is drawn, (B, I) int64; the same for every figure."""
-    n = len(report.evidence.image_ids)
+    n = len(report.judged.image_ids)
     if n == 0:
         return np.zeros((samples, 0), np.int64)
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.int64)
@@ -106,12 +106,12 @@ def _resampled(report: Report, name: str, drawn: np.ndarray) -> np.ndarray:
         return np.full(len(drawn), np.nan)
     parts = _AP.fullmatch(name)
     if parts:
-        result = report.evidence.boxes if parts[1] else report.evidence.masks
+        result = report.judged.boxes if parts[1] else report.judged.masks
         threshold = int(parts[2]) / 100 if parts[2] else None
         return np.full(len(drawn), np.nan) if result is None else _resampled_ap(result, parts[3], threshold, drawn)
     if name.startswith("pooled_"):
-        return _resampled_pooled(report.evidence.scores, name.removeprefix("pooled_"), drawn)
-    values = np.array([scores.values()[name] for scores in report.evidence.scores])
+        return _resampled_pooled(report.judged.scores, name.removeprefix("pooled_"), drawn)
+    values = np.array([scores.values()[name] for scores in report.judged.scores])
     defined = ~np.isnan(values)
     n = drawn @ defined.astype(np.int64)
     return np.divide(drawn @ np.nan_to_num(values), n, out=np.full(len(drawn), np.nan), where=n > 0)

@@ -18,6 +18,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 
 ALL_CLASSES = -1
+ScoreThreshold = float | tuple[float, ...]  # for all classes, or one a class
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +78,15 @@ class PairOptions:
 
     boxes: box IoU. foreground: union masks. boundary_px: width of the band for boundary IoU, None for none.
     repeats: overlaps among the predictions themselves, which tell duplicates from fragments. score_threshold: of the
-    predictions that make up the foreground; all stay in the pairs, and `ImagePairs.above` leaves the others out.
+    predictions that make up the foreground, one or one a class; all stay in the pairs, and `ImagePairs.above` leaves
+    the others out.
     """
 
     boxes: bool = False
     foreground: bool = False
     boundary_px: int | None = None
     repeats: bool = False
-    score_threshold: float = 0.0
+    score_threshold: ScoreThreshold = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +146,10 @@ class ImagePairs:
         kept = self.select(self.truth.class_ids == class_id, self.predicted.class_ids == class_id)
         return replace(kept, foreground=foreground)
 
-    def above(self, score_threshold: float) -> ImagePairs:
+    def above(self, score_threshold: ScoreThreshold) -> ImagePairs:
         """Without the predictions that score less; without scores all stay."""
-        scores = self.predicted.scores
-        if scores is None or score_threshold <= 0:
-            return self
-        # Compared as float32, as the predictor does, so that a score of the threshold itself stays.
-        return self.select(np.ones(len(self.truth), bool), scores.astype(np.float32) >= np.float32(score_threshold))
+        kept = reaches(self.predicted.scores, self.predicted.class_ids, score_threshold)
+        return self if kept.all() else self.select(np.ones(len(self.truth), bool), kept)
 
     def judged(self) -> ImagePairs:
         """Without ignored regions, and without the predictions that they excuse.
@@ -247,21 +246,12 @@ def heaviest_matching(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray)
     left = np.flatnonzero(~alone)
     if not len(left):
         return chosen
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-
-    row_ids, row = np.unique(rows[left], return_inverse=True)
+    _, row = np.unique(rows[left], return_inverse=True)
     column_ids, column = np.unique(columns[left], return_inverse=True)
-    # Every row gets a column of its own that stands for "unmatched", so that a full matching exists; the solver reads
-    # a stored 0 as no edge, hence costs between 1 and 2.
-    n_rows, n_columns = len(row_ids), len(column_ids)
-    cost = np.concatenate([2 - weight[left] / weight[left].max(), np.full(n_rows, 2.0)])
-    edges = np.concatenate([row, np.arange(n_rows)]), np.concatenate([column, n_columns + np.arange(n_rows)])
-    graph = coo_matrix((cost, edges), (n_rows, n_columns + n_rows)).tocsr()
-    matched_row, matched_column = min_weight_full_bipartite_matching(graph)
-    partner = np.empty(n_rows, np.int64)
-    partner[matched_row] = matched_column
-    chosen[left] = partner[row] == column
+    order = np.argsort(row, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(row))]).astype(np.int64)
+    edges = _kernels().heaviest_edges(start, column[order], weight[left][order], len(column_ids))
+    chosen[left[order[edges[edges >= 0]]]] = True
     return chosen
 
 
@@ -296,10 +286,24 @@ def inner_band(masks: MaskSet, distance: int) -> MaskSet:
     return replace(masks, crops=crops)  # a mask's outermost pixels stay, so its box stays tight
 
 
-def _above(predicted: Instances, score_threshold: float) -> Instances:
-    if predicted.scores is None or score_threshold <= 0:
-        return predicted
-    return predicted[predicted.scores.astype(np.float32) >= np.float32(score_threshold)]
+def reaches(scores: np.ndarray | None, class_ids: np.ndarray, threshold: ScoreThreshold) -> np.ndarray:
+    """Which predictions (N,) bool score at least the threshold (of their class); without scores all do.
+
+    `UsageError` for a class without a threshold.
+    """
+    limits = np.asarray(threshold, np.float32)
+    if limits.ndim and class_ids.max(initial=-1) >= len(limits):
+        got = f"class id {class_ids.max()} with {len(limits)} thresholds"
+        raise UsageError("a class has no score threshold", got=got, expected="one threshold, or one a class")
+    if scores is None:
+        return np.ones(len(class_ids), bool)
+    # Compared as float32, as the predictor does, so that a score of the threshold itself stays.
+    return scores.astype(np.float32) >= (limits[class_ids] if limits.ndim else limits)
+
+
+def _above(predicted: Instances, score_threshold: ScoreThreshold) -> Instances:
+    kept = reaches(predicted.scores, predicted.class_ids, score_threshold)
+    return predicted if kept.all() else predicted[kept]
 
 
 def _foregrounds(truth: Instances, predicted: Instances) -> dict[int, tuple[int, int, int]]:

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
@@ -16,7 +17,7 @@ from cellwright.evaluate.coco import CocoResult, coco_result
 from cellwright.evaluate.errors_by_kind import Verdicts, judge_objects
 from cellwright.evaluate.label_metrics import Scores, no_scores, score_image
 from cellwright.evaluate.lost_recall import lost_recall
-from cellwright.evaluate.match import ImagePairs, PairOptions, pair_image
+from cellwright.evaluate.match import ImagePairs, PairOptions, ScoreThreshold, pair_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,16 +48,28 @@ _BOUNDARY = re.compile(r"boundary_iou@(\d+)px")
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What the figures were computed from, for intervals and comparisons: one entry an image.
+class Judged:
+    """Everything gathered before tables are made: one entry an image.
 
-    masks, boxes: None where AP was not asked for or the predictions have no scores.
+    images: with the predictions of at least the score threshold. found: with all of them, for AP and ranking.
+    nothing: the sums of no images.
     """
 
-    image_ids: tuple[str, ...]
+    found: tuple[ImagePairs, ...]
+    images: tuple[ImagePairs, ...]
+    groups: frozenset[str]
+    class_names: tuple[str, ...]
     scores: tuple[Scores, ...]
+    nothing: Scores
+    verdicts: tuple[tuple[Verdicts, Verdicts], ...]
     masks: CocoResult | None
     boxes: CocoResult | None
+    lost: Counter[str] | None
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Their names, in the order given."""
+        return tuple(pairs.image_id for pairs in self.images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +79,33 @@ class Report:
     values: figures of the whole data set by name ("AP@100", "AP@all", "box_AP@100", "AP_ceiling@100", "accuracy@0.5",
     "kaggle_score", "pooled_pq", ...): means over images unless "pooled_" or "class_mean_" stands in front; NaN where
     undefined, and then ``reasons`` says why. All names: docs/metrics.md.
-    per_image: a row an image, in the order given. per_class: a row a class. objects: a row an object on either side,
-    with its kind of error; empty unless "errors" was asked for.
-    tables: "errors" by kind, "reliability", "lost_recall", as far as they were asked for. notes: what a reader should
-    know before quoting a figure.
+    notes: what a reader should know before quoting a figure. judged: what the tables are made of.
     """
 
     values: dict[str, float]
     reasons: dict[str, str]
-    per_image: pd.DataFrame
-    per_class: pd.DataFrame
-    objects: pd.DataFrame
-    tables: dict[str, pd.DataFrame]
     notes: tuple[str, ...]
-    evidence: Evidence
+    judged: Judged
+
+    @cached_property
+    def per_image(self) -> pd.DataFrame:
+        """A row an image, in the order given: numbers of objects, every figure but AP, errors by kind."""
+        return _tables().per_image(self.judged)
+
+    @cached_property
+    def per_class(self) -> pd.DataFrame:
+        """A row a class: numbers of objects, AP, and the figures of that class alone, as mean and pooled."""
+        return _tables().per_class(self.judged)
+
+    @cached_property
+    def objects(self) -> pd.DataFrame:
+        """A row an object on either side, with its kind of error; empty unless "errors" was asked for."""
+        return _tables().objects(self.judged)
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """ "errors" by kind, "reliability", "lost_recall", as far as they were asked for."""
+        return _tables().extra_tables(self.judged)
 
     def __getitem__(self, name: str) -> float:
         """One figure; `UsageError` with the nearest name where there is none."""
@@ -102,26 +128,6 @@ class Report:
         return write_report(self, Path(folder))
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """Everything gathered before tables are made: one entry an image.
-
-    images: with the predictions of at least the score threshold. found: with all of them, for AP and ranking.
-    nothing: the sums of no images.
-    """
-
-    found: tuple[ImagePairs, ...]
-    images: tuple[ImagePairs, ...]
-    groups: frozenset[str]
-    class_names: tuple[str, ...]
-    scores: tuple[Scores, ...]
-    nothing: Scores
-    verdicts: tuple[tuple[Verdicts, Verdicts], ...]
-    masks: CocoResult | None
-    boxes: CocoResult | None
-    lost: Counter[str] | None
-
-
 def evaluate_pairs(
     predictions: Sequence[Instances],
     truths: Sequence[Instances],
@@ -131,7 +137,7 @@ def evaluate_pairs(
     image_ids: Sequence[str] | None = None,
     track: Track = no_progress,
     candidates: Sequence[Instances] | None = None,
-    score_threshold: float = 0.0,
+    score_threshold: ScoreThreshold = 0.0,
 ) -> Report:
     """Judge predictions against truth, image by image.
 
@@ -141,7 +147,7 @@ def evaluate_pairs(
     class_names: None names the classes that occur by number.
     image_ids: names for the tables; None numbers the images from 0. candidates: what the model proposed before
     thresholds, suppression and cap, as `lost_recall` wants it; None leaves that table out. score_threshold: predictions
-    that score less count for AP and ranking only.
+    that score less count for AP and ranking only; one number, or one a class.
 
     Predictions without scores get no AP and no ranking (NaN with a reason). No images, no objects and no predictions
     are legal. Raises `InputError` where lengths, image sizes or class ids do not fit, `UsageError` for unknown metrics.
@@ -190,19 +196,16 @@ def _judged(
 
 
 def _report(judged: Judged) -> Report:
+    from cellwright.evaluate import figures
+
+    values, reasons = figures.all_values(judged)
+    return Report(values, reasons, figures.notes(judged, values), judged)
+
+
+def _tables() -> Any:
     from cellwright.evaluate import tables
 
-    values, reasons = tables.all_values(judged)
-    return Report(
-        values,
-        reasons,
-        tables.per_image(judged),
-        tables.per_class(judged),
-        tables.objects(judged),
-        tables.extra_tables(judged),
-        tables.notes(judged, values),
-        Evidence(tuple(pairs.image_id for pairs in judged.images), judged.scores, judged.masks, judged.boxes),
-    )
+    return tables
 
 
 def _groups(metrics: Iterable[str] | None) -> tuple[frozenset[str], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,29 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write the five files and return their paths; each is whole or absent."""
-    write_json(folder / "metrics.json", metrics_json(report))
+def write_report(
+    report: Report, folder: Path, *, limits: pd.DataFrame | None = None, sections: Sequence[str] = ()
+) -> list[Path]:
+    """Write the five files and return their paths; each is whole or absent.
+
+    limits: the table of `bootstrap.intervals`, for metrics.json and beside the headline. sections: more of the page, in
+    Markdown, after the worst images.
+    """
+    write_json(folder / "metrics.json", metrics_json(report, limits))
     tables = {"per_image.csv": report.per_image, "per_class.csv": report.per_class, "objects.csv": report.objects}
     for name, table in tables.items():
         write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "report.md", markdown(report, limits, sections))
     return [folder / name for name in ("metrics.json", *tables, "report.md")]
 
 
-def metrics_json(report: Report) -> dict[str, Any]:
+def metrics_json(report: Report, limits: pd.DataFrame | None = None) -> dict[str, Any]:
     """Everything but the large tables, as strict JSON: undefined figures are null and stand under ``reasons``."""
+    intervals = [] if limits is None else [_finite(row) for row in limits.to_dict("records")]
     return {
         "schema_version": SCHEMA_VERSION,
         "values": _finite(report.values),
+        "intervals_95": intervals,
         "reasons": report.reasons,
         "notes": list(report.notes),
         "per_class": [_finite(row) for row in report.per_class.to_dict("records")],
@@ -38,9 +47,9 @@ def metrics_json(report: Report) -> dict[str, Any]:
     }
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, limits: pd.DataFrame | None = None, sections: Sequence[str] = ()) -> str:
     """The report as a page: headline, notes, errors by kind, the worst images, classes, then every figure."""
-    parts = ["# Evaluation", _table(["metric", "value"], report.headline())]
+    parts = ["# Evaluation", _headline(report, limits)]
     parts += [f"- {note}" for note in report.notes]
     titles = {"errors": "Objects by kind", "lost_recall": "Where lost recall went", "reliability": "Reliability"}
     for name, table in report.tables.items():
@@ -48,12 +57,25 @@ def markdown(report: Report) -> str:
     if len(report.per_image):
         columns = ["image", "n_truth", "n_predicted", "accuracy@0.5", "kaggle_score", "pq"]
         parts += ["## Worst images", _frame(report.worst_images().filter(columns))]
+    parts += sections
     if len(report.per_class) > 1:
         columns = ("class", "n_truth", "n_predicted", "AP@all", "pooled_accuracy@0.5", "pooled_pq")
         parts += ["## Classes", _frame(report.per_class.filter(columns))]
     rows = [(name, _shown(value) if name not in report.reasons else f"undefined: {report.reasons[name]}")
             for name, value in report.values.items()]  # fmt: skip
     return "\n\n".join([*parts, "## Every figure", _table(["metric", "value"], rows)]) + "\n"
+
+
+def _headline(report: Report, limits: pd.DataFrame | None) -> str:
+    if limits is None:
+        return _table(["metric", "value"], report.headline())
+    text = "95 % intervals: bootstrap over images (percentiles of 1,000 resamples)."
+    return _frame(limits.rename(columns={"low": "95 % from", "high": "to"})) + f"\n\n{text}"
+
+
+def table_markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, numbers to four places, undefined ones as "-"."""
+    return _frame(table)
 
 
 def _frame(table: pd.DataFrame) -> str:

@@ -19,6 +19,9 @@ from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, large_enough
 from cellwright.ops.nms import grouped_nms
 
+# What may become of a box that was looked at: dropped by one of these, or kept.
+STEPS = ("threshold", "nms", "cap", "kept")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSampling:
@@ -202,3 +205,41 @@ def select_detections(
         boxes, scores, class_ids = boxes[large], scores[large], class_ids[large]
     best = grouped_nms(boxes, scores, class_ids, rules.nms_iou)[: rules.per_image]
     return Detections(boxes[best], scores[best], class_ids[best])
+
+
+@torch.no_grad()
+def explain_detections(
+    class_logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    image_hw: tuple[int, int],
+    *,
+    delta_weights: Sequence[float],
+    rules: DetectionRules,
+) -> tuple[Detections, Tensor]:
+    """Every box that `select_detections` (same arguments) looks at, and the step at which it was dropped.
+
+    A proposal of which no class scores enough stands with its best class.
+
+    Returns:
+        the boxes, in the order of the proposals, and LongTensor[D], indices into ``STEPS``.
+    """
+    scores = F.softmax(class_logits, dim=1)[:, :-1]
+    above = scores > rules.score_threshold
+    best_class = F.one_hot(scores.argmax(dim=1), scores.shape[1]).bool()
+    looked_at = (above | (best_class & ~above.any(dim=1, keepdim=True))) & scores.isfinite()
+    row, class_ids = torch.nonzero(looked_at & deltas.isfinite().all(dim=1, keepdim=True), as_tuple=True)
+    per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    chosen = per_box[row, class_ids if per_box.shape[1] > 1 else torch.zeros_like(class_ids)]
+    boxes = clip_boxes(decode_boxes(chosen, proposals[row], delta_weights), image_hw)
+    scores = scores[row, class_ids]
+    if rules.min_box_px > 0:
+        large = large_enough(boxes, rules.min_box_px)
+        boxes, scores, class_ids = boxes[large], scores[large], class_ids[large]
+    step = torch.full_like(class_ids, STEPS.index("threshold"))
+    usable = torch.nonzero(scores > rules.score_threshold).squeeze(1)
+    best = usable[grouped_nms(boxes[usable], scores[usable], class_ids[usable], rules.nms_iou)]
+    step[usable] = STEPS.index("nms")
+    step[best] = STEPS.index("cap")
+    step[best[: rules.per_image]] = STEPS.index("kept")
+    return Detections(boxes, scores, class_ids), step

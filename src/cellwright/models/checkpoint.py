@@ -37,8 +37,12 @@ class ModelInfo:
         recipe: the resolved recipe as plain values.
         class_names: one name a class, in the order of the class ids.
         normalisation: the recipe's ``input`` section again, for tools that read no recipes.
-        thresholds: names and values found on validation data; empty before ``tune``.
-        calibration: parameters that turn raw scores into expected quality, or None.
+        thresholds: found by ``tune``, else empty: ``score/<class>`` (raw score, before calibration) and
+            ``min_area_px/<class>``. A class without an entry keeps the recipe's.
+        calibration: knots ``scores`` and ``expected_iou`` of the lines that turn raw scores into the IoU to expect, or
+            None.
+        tuned_on: where they come from, or None: ``split``, ``metric``, and ``images``, a digest of the objects of each
+            image, so that figures on the same images can be told.
         data_licence: licence of the training data; empty where it is not known.
         version: of cellwright that wrote the folder.
         git_hash: of the code, or None outside a checkout.
@@ -51,6 +55,7 @@ class ModelInfo:
     normalisation: dict[str, Any]
     thresholds: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    tuned_on: dict[str, Any] | None = None
     data_licence: str = ""
     version: str = ""
     git_hash: str | None = None
@@ -218,6 +223,10 @@ def model_card(info: ModelInfo) -> str:
     recipe = info.recipe
     metrics = "\n".join(f"| `{name}` | {value:.4g} |" for name, value in info.metrics.items()) or "| none yet | |"
     thresholds = "\n".join(f"- `{name}`: {value:.4g}" for name, value in info.thresholds.items()) or "- defaults"
+    tuned = "Thresholds"
+    if info.tuned_on is not None:
+        split, metric = info.tuned_on["split"], info.tuned_on["metric"]
+        tuned = f"Thresholds, tuned on split {split} for {metric}; scores are calibrated to the IoU to expect"
     return f"""# {recipe.get("name", info.kind)}
 
 {recipe.get("description", "")}
@@ -233,7 +242,7 @@ def model_card(info: ModelInfo) -> str:
 |---|---|
 {metrics}
 
-Thresholds:
+{tuned}:
 
 {thresholds}
 

@@ -30,6 +30,20 @@ class Segmenter(Protocol):
 
 
 @runtime_checkable
+class Explains(Protocol):
+    """A network that can tell what became of its own candidates."""
+
+    def candidates(
+        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], near: Tensor
+    ) -> Instances:
+        """The candidates of one image whose boxes overlap one of ``near`` (FloatTensor[N,4], pixels of the output).
+
+        A column ``dropped_by`` says "threshold", "nms", "cap" or "kept"; other arguments as in ``Network.detect``.
+        """
+        ...
+
+
+@runtime_checkable
 class Network(Protocol):
     """A trainable ``nn.Module``. ``train()`` and ``eval()`` change normalisation layers only, never a return type."""
 

@@ -8,20 +8,23 @@ network's input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cellwright.core.instances import Instances
 from cellwright.models.box_head import (
+    STEPS,
     BoxHead,
     DetectionRules,
     Detections,
     Regions,
     RegionSampling,
+    explain_detections,
     region_losses,
     sample_regions,
     select_detections,
@@ -173,12 +176,7 @@ class MaskRCNN(nn.Module):
         """Classes, scores and refined boxes, per image."""
         rules, results = self.rules.box, []
         for image, (regions, image_hw) in enumerate(zip(proposals, image_hws, strict=True)):
-            own = [feature[image : image + 1] for feature in features[:-1]]
-            chunks = [
-                self.box_head(pool_boxes(own, [chunk], rules.resolution, self.rules.pooling))
-                for chunk in regions.split(self.rules.regions_at_once)
-            ]
-            class_logits, deltas = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+            class_logits, deltas = self.classify([feature[image : image + 1] for feature in features], regions)
             results.append(
                 select_detections(
                     class_logits,
@@ -190,6 +188,16 @@ class MaskRCNN(nn.Module):
                 )
             )
         return results
+
+    def classify(self, features: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits and box deltas of one image's regions FloatTensor[R,4]; ``features`` of that image alone."""
+        resolution, pooling = self.rules.box.resolution, self.rules.pooling
+        chunks = [
+            self.box_head(pool_boxes(features[:-1], [chunk], resolution, pooling))
+            for chunk in regions.split(self.rules.regions_at_once)
+        ]
+        class_logits, deltas = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return class_logits, deltas
 
     @torch.no_grad()
     def masks_for(
@@ -212,21 +220,58 @@ class MaskRCNN(nn.Module):
             results.append(torch.cat(chunks))
         return results
 
-    def place(
-        self, detections: Detections, probs: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int]
+    @torch.no_grad()
+    def candidates(
+        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], near: Tensor
     ) -> Instances:
-        """One image's detections and masks FloatTensor[N,M,M] at the output's resolution."""
+        """What became of every proposal of one image that overlaps a box of ``near``: shows where recall is lost.
+
+        ``images``: FloatTensor[1,C,H,W]; ``near``: FloatTensor[N,4], pixels of the output. A text column ``dropped_by``
+        says "threshold", "nms", "cap" or "kept" (this network's own), scores are those of the class; not sorted.
+        """
+        features = self.features(images)
+        (regions,) = self.proposals(features, [image_hw])
+        rules = self.rules.box
+        found, step = explain_detections(
+            *self.classify(features, regions),
+            regions,
+            image_hw,
+            delta_weights=rules.delta_weights,
+            rules=rules.detection,
+        )
+        boxes = scale_boxes(found.boxes, image_hw, output_hw)
+        corners = torch.minimum(boxes[:, None, 2:], near[:, 2:]) - torch.maximum(boxes[:, None, :2], near[:, :2])
+        chosen = torch.nonzero((corners > 0).all(dim=2).any(dim=1)).squeeze(1)
+        found = Detections(found.boxes[chosen], found.scores[chosen], found.class_ids[chosen])
+        (probs,) = self.masks_for(features, [found.boxes], [found.class_ids])
+        names = np.array(STEPS)[step[chosen].cpu().numpy()]
+        return self.place(found, probs, image_hw, output_hw, {"dropped_by": names})
+
+    def place(
+        self,
+        detections: Detections,
+        probs: Tensor,
+        image_hw: tuple[int, int],
+        output_hw: tuple[int, int],
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> Instances:
+        """One image's detections, masks FloatTensor[N,M,M] and named columns (N,) at the output's resolution."""
         boxes = scale_boxes(detections.boxes, image_hw, output_hw)
         scores, class_ids = detections.scores, detections.class_ids
+        index = torch.arange(len(boxes), device=boxes.device)
         if self.rules.box.drop_empty_boxes:
             boxes = clip_boxes(boxes, output_hw)
-            kept = large_enough(boxes, 0.0)
-            boxes, scores, class_ids, probs = boxes[kept], scores[kept], class_ids[kept], probs[kept]
+            index = torch.nonzero(large_enough(boxes, 0.0)).squeeze(1)
+            boxes, scores, class_ids, probs = boxes[index], scores[index], class_ids[index], probs[index]
         masks = paste_masks(probs, boxes, output_hw, rule=self.rules.mask.paste, threshold=self.rules.mask.threshold)
         visible = masks.areas > 0
-        return Instances.from_masks(
+        placed = Instances.from_masks(
             masks[visible],
             class_ids=class_ids.cpu().numpy()[visible],
             scores=scores.float().cpu().numpy()[visible],
             boxes_xyxy=boxes.float().cpu().numpy()[visible],
         )
+        if not columns:
+            return placed
+        rows = index.cpu().numpy()[visible]
+        return replace(placed, columns={name: values[rows] for name, values in columns.items()})

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 
 from cellwright.config.input_schema import InputConfig
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.network_input import resize_for_network
-from cellwright.models.contract import Network, Segmenter
+from cellwright.models.contract import Explains, Network, Segmenter
 from cellwright.ops.batch import stack_images
 from cellwright.predict.options import Outcome, PredictOptions, select
 
@@ -44,6 +45,20 @@ class NetworkSegmenter:
             for start in range(0, len(images), self.batch_size):
                 found.extend(self._detect(images[start : start + self.batch_size]))
         return found
+
+    def candidates(self, image: Image, near_xyxy: np.ndarray) -> Instances | None:
+        """What became of the network's candidates that overlap boxes (N, 4); None where it cannot tell.
+
+        A column ``dropped_by`` says "threshold", "nms", "cap" or "kept" (see ``Explains``).
+        """
+        if not isinstance(self.network, Explains):
+            return None
+        self.network.eval()
+        made = torch.from_numpy(resize_for_network(image, self.input_config, self.resize_rule))
+        stacked, (input_hw,) = stack_images([made], self.network.stride)
+        near = torch.as_tensor(near_xyxy, dtype=torch.float32, device=self.device)
+        with torch.inference_mode():
+            return self.network.candidates(stacked.to(self.device), input_hw, image.image_hw, near)
 
     def _detect(self, images: Sequence[Image]) -> list[Instances]:
         inputs = [torch.from_numpy(resize_for_network(image, self.input_config, self.resize_rule)) for image in images]

@@ -1,0 +1,77 @@
+"""Training through the front door: the real network, interrupted after every step, ends in the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import cellwright as cw
+from cellwright.api.training import fingerprint
+from cellwright.config import recipe as recipes
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import RecipeError, UsageError
+from cellwright.data.synthetic import write_demo_dataset
+
+CHANGES = (
+    "train.steps=3",
+    "train.warmup_steps=1",
+    "train.evaluate_every_steps=3",
+    "train.checkpoint_every_steps=1",
+    "augment.crop_px=96",
+    "model.backbone.width=8",
+    "model.fpn.channels=16",
+    "train.threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("drawn")
+    return write_demo_dataset(folder, splits=(("train", 3), ("val", 1)), image_hw=(128, 128), n_objects=12)
+
+
+def test_stopping_after_every_step_and_any_workers_change_no_bit(drawn: Dataset, tmp_path: Path) -> None:
+    whole = cw.train("synthetic/demo", drawn, out=tmp_path / "whole", overrides=CHANGES, device="cpu")
+    assert whole.finished
+    changes = (*CHANGES, "data.workers=2")
+    for _ in range(3):  # a limit of no time ends a call after one step
+        part = cw.train("synthetic/demo", drawn, out=tmp_path / "parts", overrides=changes, device="cpu", max_minutes=0)
+    assert part.finished
+    one, other = (load_file(tmp_path / name / "model" / "weights.safetensors") for name in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_a_trained_model_is_a_folder_that_predicts(drawn: Dataset, tmp_path: Path) -> None:
+    run = cw.train("synthetic/demo", drawn, out=tmp_path / "run", overrides=CHANGES, device="cpu")
+    assert set(run.metrics) >= {"AP50@all", "accuracy@0.5"}
+    image = cw.read_image(drawn[0].image_path or "")
+    cells = cw.load_model(tmp_path / "run").predict(image)
+    again = cw.load_model(tmp_path / "run" / "model").predict([image.data])
+    assert cells.masks == again[0].masks
+    further = (*CHANGES, "train.steps=4")
+    assert cw.train("synthetic/demo", drawn, out=tmp_path / "next", overrides=further, init=str(run.folder)).finished
+    assert str(tmp_path) not in (tmp_path / "next" / "environment.json").read_text()
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(drawn: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'AP50@all'"):
+        cw.train("synthetic/demo", drawn, out=tmp_path / "a", overrides=(*CHANGES, "train.best_metric=AP50"))
+    with pytest.raises(RecipeError, match="is not trained"):
+        cw.train("synthetic/demo", drawn, out=tmp_path / "a", overrides=("model.kind=classical",))
+    with pytest.raises(UsageError, match="does not answer"):
+        cw.train("synthetic/demo", drawn, out=tmp_path / "a", overrides=CHANGES, device="cuda:99")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_fingerprint_knows_the_data(drawn: Dataset) -> None:
+    assert fingerprint(drawn) == fingerprint(drawn)
+    assert fingerprint(drawn) != fingerprint(drawn.with_split("val"))
+
+
+def test_a_recipe_object_trains_too(drawn: Dataset, tmp_path: Path) -> None:
+    recipe = recipes.load("synthetic/demo", CHANGES)
+    assert cw.train(recipe, drawn, out=tmp_path / "run").finished

@@ -1,0 +1,42 @@
+"""What ``import cellwright`` offers is pinned: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import cellwright
+
+PUBLIC = [
+    "CellwrightError",
+    "Dataset",
+    "Image",
+    "Instances",
+    "MaskSet",
+    "Sample",
+    "evaluate",
+    "load_model",
+    "read_dataset",
+    "read_image",
+    "read_instances",
+    "save",
+    "show",
+    "train",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert cellwright.__all__ == PUBLIC
+    assert all(getattr(cellwright, name).__doc__ for name in PUBLIC)
+    assert set(PUBLIC) < set(dir(cellwright))
+    with pytest.raises(AttributeError, match="no attribute 'predict_all'"):
+        cellwright.predict_all  # noqa: B018
+
+
+def test_the_command_line_loads_few_modules() -> None:
+    """Counted, not timed: a timed test fails on a busy machine."""
+    code = "import sys; import cellwright, cellwright.app.cli; print(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 800
