@@ -40,3 +40,13 @@ def test_the_command_line_loads_few_modules() -> None:
     code = "import sys; import cellwright, cellwright.app.cli; print(len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 800
+
+
+def test_functions_called_like_rooms_stay_functions() -> None:
+    """Importing ``cellwright.train`` the module must not hide ``cellwright.train`` the function."""
+    import cellwright.evaluate.report
+    import cellwright.train.log
+
+    assert callable(cellwright.train)
+    assert callable(cellwright.evaluate)
+    assert cellwright.evaluate([], []).values["n_images"] == 0

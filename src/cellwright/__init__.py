@@ -5,7 +5,9 @@ Importing this loads no torch: names are looked up when they are first used.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,3 +67,15 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+class _FrontDoor(ModuleType):
+    """This package. Two of its functions are called like rooms (`train`, `evaluate`): importing a room puts the module
+    into its parent package, where the function would then be hidden from the second call on."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor

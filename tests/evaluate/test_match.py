@@ -22,6 +22,7 @@ from cellwright.evaluate.match import (
     inner_band,
     one_to_one,
     pair_image,
+    reaches,
 )
 
 Pair = tuple[Instances, Instances]
@@ -167,3 +168,12 @@ def test_sizes_that_differ_are_named(boxes: Callable[..., Instances]) -> None:
     assert "64 x 64" in str(caught.value)
     with pytest.raises(UsageError, match="width"):
         pair_image(boxes((0, 0, 5, 5)), boxes((0, 0, 5, 5)), "7", PairOptions(boundary_px=0))
+
+
+def test_a_score_threshold_for_each_class() -> None:
+    scores, classes = np.array([0.3, 0.3, 0.7]), np.array([0, 1, 1])
+    assert reaches(scores, classes, (0.2, 0.5)).tolist() == [True, False, True]
+    assert reaches(scores, classes, 0.3).tolist() == [True, True, True]
+    assert reaches(None, classes, (0.2, 0.5)).all()
+    with pytest.raises(UsageError, match="no score threshold"):
+        reaches(scores, classes, (0.2,))

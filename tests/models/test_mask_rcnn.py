@@ -211,3 +211,36 @@ def test_learns_one_batch() -> None:
     best = np.zeros(len(masks))
     np.maximum.at(best, i, iou)
     assert (best > 0.7).sum() >= 5
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"score_threshold": 0.33, "detections_per_image": 12}, {"score_threshold": 0.0, "nms_iou": 0.2}],
+    ids=["threshold and cap", "nms"],
+)
+def test_candidates_that_are_kept_are_the_detections(rules: dict[str, Any]) -> None:
+    network = small({"box_head": rules}).eval()
+    images = batch_of([squares()]).images
+    hw, output_hw = (60, 90), (120, 180)
+    (detected,) = network.detect(images, [hw], [output_hw])
+    everywhere = torch.tensor([[0.0, 0.0, 180.0, 120.0]])
+    found = network.candidates(images, hw, output_hw, everywhere)
+    fates = found.columns["dropped_by"]
+    kept = found[fates == "kept"].by_score()
+    assert 0 < len(kept) < len(found)
+    np.testing.assert_array_equal(kept.scores, detected.scores)
+    np.testing.assert_array_equal(kept.class_ids, detected.class_ids)
+    assert kept.masks == detected.masks
+    assert set(fates[found.scores <= np.float32(rules["score_threshold"])]) <= {"threshold"}
+    assert {"threshold", "cap"} <= set(fates) if "detections_per_image" in rules else {"nms"} <= set(fates)
+
+
+def test_candidates_near_nothing_are_none() -> None:
+    network = small().eval()
+    images = batch_of([squares()]).images
+    assert len(network.candidates(images, (60, 90), (60, 90), torch.zeros((0, 4)))) == 0
+    corner = torch.tensor([[0.0, 0.0, 3.0, 3.0]])
+    near = network.candidates(images, (60, 90), (60, 90), corner)
+    everything = network.candidates(images, (60, 90), (60, 90), torch.tensor([[0.0, 0.0, 90.0, 60.0]]))
+    assert 0 < len(near) < len(everything)
+    assert (near.boxes_xyxy[:, :2] < 3).all()

@@ -8,7 +8,7 @@ import pytest
 from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.predict.options import PredictOptions, select
+from cellwright.predict.options import PredictOptions, ScoreMap, select
 
 
 def three() -> Instances:
@@ -82,3 +82,50 @@ def test_no_objects_and_truth():
 def test_options_out_of_range_are_named(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         PredictOptions(**wrong)
+
+
+def classes() -> Instances:
+    """Three squares of 4, 9 and 16 px; classes 0, 1, 1; scores .9, .6, .5."""
+    dense = np.zeros((3, 20, 20), bool)
+    for k in range(3):
+        dense[k, 5 * k : 5 * k + k + 2, : k + 2] = True
+    scores = np.array([0.9, 0.6, 0.5], np.float32)
+    return Instances.from_masks(MaskSet.from_dense(dense), class_ids=np.array([0, 1, 1]), scores=scores)
+
+
+def test_a_threshold_for_each_class():
+    outcome = select(classes(), PredictOptions(score_threshold=(0.95, 0.55)))
+    assert outcome.instances.scores.tolist() == pytest.approx([0.6])
+    # What is left out stands behind, although one of it scores more.
+    assert outcome.candidates.scores.tolist() == pytest.approx([0.6, 0.9, 0.5])
+    assert outcome.candidates.ids.tolist() == [1, 2, 3]
+    assert outcome.n_low_score == 2
+    capped = select(classes(), PredictOptions(score_threshold=(0.95, 0.5), max_objects=1))
+    assert capped.instances.scores.tolist() == pytest.approx([0.6])
+    assert capped.n_over_cap == 1
+
+
+def test_a_smallest_area_for_each_class():
+    outcome = select(classes(), PredictOptions(min_area_px=(0, 10)))
+    assert outcome.instances.masks.areas.tolist() == [4, 16]
+    assert outcome.n_small == 1
+
+
+def test_calibrated_scores_are_shown_and_thresholded():
+    calibration = ScoreMap((0.0, 0.5, 1.0), (0.0, 0.1, 0.6))
+    outcome = select(classes(), PredictOptions(calibration=calibration))
+    np.testing.assert_allclose(outcome.instances.scores, [0.5, 0.2, 0.1], atol=1e-6)
+    outcome = select(classes(), PredictOptions(score_threshold=0.15, calibration=calibration))
+    assert len(outcome.instances) == 2
+    # Scores that a calibration ties keep the order of the model.
+    flat = select(classes()[::-1], PredictOptions(calibration=ScoreMap((0.0, 1.0), (0.3, 0.3))))
+    assert flat.instances.masks.areas.tolist() == [4, 9, 16]
+
+
+@pytest.mark.parametrize(
+    ("scores", "values"),
+    [((), ()), ((0.0,), (0.1, 0.2)), ((0.5, 0.5), (0.1, 0.2)), ((0.1, 0.5), (0.2, 0.1)), ((0.0, 1.5), (0.0, 1.0))],
+)
+def test_what_is_no_calibration(scores, values):
+    with pytest.raises(UsageError, match="no calibration"):
+        ScoreMap(scores, values)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cellwright.api.outputs import claim_file
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import InputError, OutputError, UsageError
+from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
@@ -48,6 +48,21 @@ class SplitPlan:
     folds: int | None = None
     seed: int = 0
     group: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What ``data merge`` puts together.
+
+    class_map: ``old=new`` (``old=`` leaves the class out), or YAML files of such pairs. keep: only these classes, in
+    this order; none keeps all.
+    """
+
+    sources: tuple[Path, ...]
+    out: Path
+    class_map: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     overwrite: bool = False
 
 
@@ -157,6 +172,78 @@ def split(plan: SplitPlan, track: Track = no_progress) -> list[Table]:
     for part, target in zip(parts, targets, strict=True):
         coco.write(part, target, WriteOptions(track=track))
     return [_split_table(target, target.name) for target in targets]
+
+
+def merge(plan: MergePlan, track: Track = no_progress) -> tuple[Dataset, Table]:
+    """Write the merged dataset; returns it as it now is on disk, and the table of objects per class and split.
+
+    Raises `UsageError` for a map or a class that fits no dataset, `OutputError` where a dataset exists.
+    """
+    from cellwright.data.formats import ReadOptions, WriteOptions, coco
+    from cellwright.data.formats import read_dataset as read
+    from cellwright.data.merge import keep_classes, merge_datasets
+
+    if plan.out.resolve() in [source.resolve() for source in plan.sources]:
+        remedy = "choose another --out: the sources stay as they are"
+        raise UsageError("a dataset cannot be merged into itself", where=plan.out, remedy=remedy)
+    claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    class_map = read_class_map(plan.class_map)
+    merged = merge_datasets([read(source, ReadOptions(track=track)) for source in plan.sources], class_map)
+    merged = keep_classes(merged, plan.keep) if plan.keep else merged
+    coco.write(merged, plan.out, WriteOptions(track=track))
+    written = read_dataset(plan.out)
+    return written, _class_table(written)
+
+
+def read_class_map(words: Sequence[str]) -> dict[str, str | None]:
+    """Old class name -> new one (None leaves it out) from ``old=new`` and from YAML files of ``old: new``.
+
+    Raises `UsageError` for another word or a class named twice, `FormatError` for a file that holds no such pairs.
+    """
+    found: dict[str, str | None] = {}
+    for word in words:
+        if word.lower().endswith((".yaml", ".yml", ".json")) and "=" not in word:
+            pairs = _map_file(Path(word))
+        else:
+            old, equals, new = word.partition("=")
+            if not old.strip() or not equals:
+                raise UsageError("this is no class map", got=repr(word), expected="old=new, old=, or a YAML file")
+            pairs = {old.strip(): new.strip() or None}
+        twice = sorted(set(pairs) & set(found))
+        if twice:
+            raise UsageError("a class is mapped twice", got=twice[0])
+        found |= pairs
+    return found
+
+
+def _map_file(path: Path) -> dict[str, str | None]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("cannot read this class map", where=path, got=error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError("this class map is no YAML", where=path, got=str(error).replace("\n", " ")) from error
+    if not isinstance(content, dict) or not all(isinstance(v, str | None) for v in content.values()):
+        raise FormatError(
+            "this is no class map", where=path, got=str(content)[:80], expected="lines old: new (nothing: leave out)"
+        )
+    return {str(old): new for old, new in content.items()}
+
+
+def _class_table(dataset: Dataset) -> Table:
+    """Objects of every class, split by split."""
+    splits = (*dataset.splits, *((None,) if any(one.split is None for one in dataset) else ()))
+    counts = {split: np.zeros(len(dataset.class_names), np.int64) for split in splits}
+    for sample in dataset:
+        counts[sample.split] += np.bincount(sample.read_instances().class_ids, minlength=len(dataset.class_names))
+    rows = [
+        (name, *(int(counts[split][k]) for split in splits), int(sum(counts[split][k] for split in splits)))
+        for k, name in enumerate(dataset.class_names)
+    ]
+    columns = ("class", *("no split" if split is None else split for split in splits), "all")
+    return f"objects in {len(dataset)} images", columns, rows
 
 
 def contact_sheet(path: Path, split: str | None, max_images: int, out: Path, track: Track = no_progress) -> None:

@@ -35,9 +35,9 @@ def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tupl
     run = out / "run"
     if not (run / "DONE").is_file():
         training.run_plan(training.TrainPlan(RECIPE, out / "data", run), screen)
-    report = judge.run_plan(
+    judged = judge.run_plan(
         judge.JudgePlan((run,), out / "data", out / "evaluation", split="val", overwrite=True), screen
     )
     plan = predicting.PredictPlan((out / "data",), str(run), predictions, split="test")
     predicting.run_plan(plan, screen)
-    return report, predictions
+    return judged.verdicts[0].report, predictions

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from cellwright.core.instances import Instances
 if TYPE_CHECKING:
     import torch
 
+    from cellwright.models.checkpoint import ModelInfo
     from cellwright.models.contract import Network
     from cellwright.predict.options import PredictOptions
     from cellwright.predict.predictor import Predictor
@@ -31,7 +32,8 @@ class Model:
     """A loaded model with the thresholds of its recipe.
 
     name: as it was asked for. class_names: one a class id. recipe: resolved. predictor: all that the model finds.
-    options: which of it becomes a result.
+    options: which of it becomes a result; with what `tune` found, where the model is tuned.
+    tuned_on: where that comes from (``ModelInfo.tuned_on``), None for an untuned model.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Model:
     recipe: Recipe
     predictor: Predictor
     options: PredictOptions
+    tuned_on: Mapping[str, Any] | None = None
 
     @overload
     def predict(self, images: Image | np.ndarray) -> Instances: ...
@@ -74,7 +77,8 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
     recipe = Recipe.model_validate(info.recipe)
-    return network_model(str(name), network, recipe, info.class_names, resolve_device(device))
+    model = network_model(str(name), network, recipe, info.class_names, resolve_device(device))
+    return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
 
 
 def classical_model(recipe: Recipe) -> Model:
@@ -107,6 +111,32 @@ def network_model(
     return Model(name, tuple(class_names), recipe, Predictor(segmenter, model_cap=cap), options)
 
 
+def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
+    """The recipe's options with the thresholds and the calibration of ``model.json``; ``plain`` where it has none."""
+    from cellwright.predict.options import ScoreMap
+
+    if not info.thresholds and info.calibration is None:
+        return plain
+    try:
+        calibration = None
+        if info.calibration is not None:
+            calibration = ScoreMap(tuple(info.calibration["scores"]), tuple(info.calibration["expected_iou"]))
+        names = info.class_names
+        scores = np.array([info.thresholds.get(f"score/{name}", plain.score_threshold) for name in names])
+        areas = [info.thresholds.get(f"min_area_px/{name}", plain.min_area_px) for name in names]
+        # Thresholds go by what the result shows.
+        shown = scores if calibration is None else calibration(scores)
+        return dataclasses.replace(
+            plain,
+            score_threshold=tuple(shown.tolist()),
+            min_area_px=tuple(int(area) for area in areas),  # type: ignore[arg-type] - a recipe's is one number
+            calibration=calibration,
+        )
+    except (KeyError, TypeError, UsageError) as error:
+        remedy = "tune the model again: cellwright tune"
+        raise ModelError("the tuning in this model folder is damaged", got=str(error), remedy=remedy) from error
+
+
 def resolve_device(device: str) -> torch.device:
     """``auto`` takes CUDA, then mps, then the CPU. `UsageError` for a device that does not answer."""
     import torch
@@ -137,6 +167,9 @@ def inspect_tables(folder: Path) -> list[Table]:
         ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
         ("parameters", sum(tensor.numel() for tensor in weights.values())),
         *info.metrics.items(),
+        *info.thresholds.items(),
     ]
+    if info.tuned_on is not None:
+        facts.append(("tuned", f"on split {info.tuned_on['split']} for {info.tuned_on['metric']}"))
     tensors = [(key, "x".join(map(str, one.shape)), str(one.dtype).split(".")[-1]) for key, one in weights.items()]
     return [(str(folder), ("what", "value"), facts), ("tensors", ("name", "shape", "dtype"), tensors)]

@@ -21,6 +21,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
+    from cellwright.predict.options import PredictOptions
     from cellwright.predict.sources import Source
     from cellwright.predict.writer import Drawing
 
@@ -63,6 +64,8 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
     sources = _sources(plan)
     options = _options(plan, model)
     screen.note(describe(plan, len(sources)))
+    if model.tuned_on is not None:
+        screen.note(describe_tuning(model, options))
     job = Job(
         sources=tuple(sources),
         class_names=model.class_names,
@@ -71,6 +74,7 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
         options=options,
         reading={"channel": plan.channel, "z": plan.z},
         save=plan.save,  # type: ignore[arg-type] - checked by Job
+        info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
     )
 
     def read(path: Path) -> Image:
@@ -100,13 +104,31 @@ def describe(plan: PredictPlan, n_images: int | None = None) -> str:
     return f"{count}model {plan.model}; writes {plan.out}/ (predictions.json, summary.csv, {', '.join(plan.save)})"
 
 
-def predict_dataset(model: Model, dataset: Dataset, screen: Screen = SILENT) -> list[Instances]:
-    """Everything that ``model`` finds on every image of a dataset (no score threshold), in order, in memory."""
+def describe_tuning(model: Model, options: PredictOptions) -> str:
+    """What a tuned model leaves out, class by class, and what its scores mean."""
+    scores, areas = options.score_threshold, options.min_area_px
+    rows = []
+    for k, name in enumerate(model.class_names):
+        score = scores[k] if isinstance(scores, tuple) else scores
+        area = areas[k] if isinstance(areas, tuple) else areas
+        rows.append(f"{name} from score {score:.3g} and {area} px")
+    where = f"split {model.tuned_on['split']} for {model.tuned_on['metric']}" if model.tuned_on else "no split"
+    meaning = "; scores are the IoU to expect" if options.calibration is not None else ""
+    return f"tuned on {where}: keeps {', '.join(rows)}{meaning}"
+
+
+def predict_dataset(
+    model: Model, dataset: Dataset, screen: Screen = SILENT, options: PredictOptions | None = None
+) -> list[Instances]:
+    """What ``model`` finds on every image of a dataset, in order, in memory.
+
+    options: None takes the model's own without its score threshold, so that everything found is there.
+    """
     from cellwright.data.images import read_image
-    from cellwright.predict.options import PredictOptions
     from cellwright.predict.sources import sources_of_dataset
 
-    predictor = dataclasses.replace(model.predictor, options=PredictOptions(min_area_px=model.options.min_area_px))
+    options = dataclasses.replace(model.options, score_threshold=0.0) if options is None else options
+    predictor = dataclasses.replace(model.predictor, options=options)
     paths = [source.path for source in sources_of_dataset(dataset)]
     return [predictor.predict([read_image(path)])[0] for path in screen.track(paths, "predicting", len(paths))]
 
@@ -138,7 +160,7 @@ def _sources(plan: PredictPlan) -> list[Source]:
     return sources_of_paths(plan.sources)
 
 
-def _options(plan: PredictPlan, model: Model):
+def _options(plan: PredictPlan, model: Model) -> PredictOptions:
     changes = {"score_threshold": plan.score, "min_area_px": plan.min_area_px, "max_objects": plan.max_objects}
     return dataclasses.replace(model.options, **{name: value for name, value in changes.items() if value is not None})
 

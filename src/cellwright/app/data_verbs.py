@@ -74,7 +74,16 @@ def info(dataset: Path, /, *, split: str | None = None, common: Common = PLAIN) 
         common.show.table(title, columns, rows)
 
 
-def check(dataset: Path, /, *, split: str | None = None, common: Common = PLAIN) -> int:
+def check(
+    dataset: Path,
+    /,
+    *,
+    split: str | None = None,
+    suspects: int = 20,
+    out: Path | None = None,
+    overwrite: Flag = False,
+    common: Common = PLAIN,
+) -> int:
     """Find what is wrong with a dataset and say what to do; exit code 3 where there are errors.
 
     Parameters
@@ -83,16 +92,34 @@ def check(dataset: Path, /, *, split: str | None = None, common: Common = PLAIN)
         A dataset folder, or any source that `data convert` reads.
     split:
         Only this split.
+    suspects:
+        How many of the annotations most likely wrong (merged, split, displaced, tiny, open) to list; 0 for none.
+    out:
+        CSV for up to 1000 suspects; a contact sheet of the worst 24 goes beside it (.png).
+    overwrite:
+        Replace --out and its contact sheet where they exist.
     """
     from cellwright.api import data
+    from cellwright.api import suspects as doubtful
+    from cellwright.data.check import SEVERITIES
 
     show = common.show
+    plan = doubtful.SuspectPlan(dataset, split, out, overwrite)
+    doubtful.claim_outputs(plan)
+    if out is not None:
+        show.note(f"writes {out} and {out.with_suffix('.png')}")
+        if common.dry_run:
+            return 0
     findings = data.check(dataset, split, show.track)
-    rows = [(one.severity, one.where, one.what, one.remedy) for one in findings]
-    if rows:
+    found = doubtful.find_suspects(plan, track=show.track) if suspects > 0 or out is not None else []
+    listed = [*findings, *doubtful.as_findings(found[: max(suspects, 0)])]
+    listed.sort(key=lambda one: SEVERITIES.index(one.severity))
+    if listed:
+        rows = [(one.severity, one.where, one.what, one.remedy) for one in listed]
         show.table("", ("severity", "where", "what", "remedy"), rows)
     n_errors = sum(one.severity == "error" for one in findings)
-    show.result(f"{n_errors} errors, {len(findings) - n_errors} other findings", {"errors": n_errors})
+    text = f"{n_errors} errors, {len(findings) - n_errors} other findings, {len(found)} suspects"
+    show.result(text, {"errors": n_errors, "suspects": len(found), "out": None if out is None else str(out)})
     return 3 if n_errors else 0
 
 
@@ -135,6 +162,43 @@ def split(
         plan = data.SplitPlan(dataset, out, val, folds, seed, group, overwrite)
         for title, columns, rows in data.split(plan, show.track):
             show.table(title, columns, rows)
+
+
+def merge(
+    dataset: list[Path],
+    /,
+    *,
+    map: list[str] | None = None,  # noqa: A002 - the flag's name is fixed by the interface
+    keep: list[str] | None = None,
+    out: Path = Path("work/merged"),
+    overwrite: Flag = False,
+    common: Common = PLAIN,
+) -> None:
+    """Put datasets together, with classes renamed, united or left out; prints the objects of each class and split.
+
+    Parameters
+    ----------
+    dataset:
+        Dataset folders, or any sources that `data convert` reads; one may be given to change its classes.
+    map:
+        "old=new" renames a class, the same new name twice unites two, "old=" leaves its objects out; repeatable. Or a
+        YAML file of such pairs.
+    keep:
+        Keep only these classes (new names), numbered in this order; repeatable.
+    out:
+        Dataset folder to write.
+    overwrite:
+        Replace a dataset that exists.
+    """
+    from cellwright.api import data
+
+    screen = common.show
+    screen.note(f"merges {', '.join(str(one) for one in dataset)}; writes {out / 'dataset.json'}")
+    if not common.dry_run:
+        plan = data.MergePlan(tuple(dataset), out, tuple(map or ()), tuple(keep or ()), overwrite)
+        merged, table = data.merge(plan, screen.track)
+        screen.table(*table)
+        screen.result(data.one_line(merged), {"out": str(out)})
 
 
 def show(
@@ -200,8 +264,8 @@ def copy_recipe(name: str, /, *, out: Path | None = None, common: Common = PLAIN
 
 GROUPS = {
     "data": (
-        "Convert, inspect, check and split annotated images.",
-        {"convert": convert, "info": info, "check": check, "split": split, "show": show},
+        "Convert, inspect, check, split and merge annotated images.",
+        {"convert": convert, "info": info, "check": check, "split": split, "merge": merge, "show": show},
     ),
     "recipes": ("Shipped experiments.", {"list": list_recipes, "copy": copy_recipe}),
 }

@@ -1,13 +1,17 @@
-"""``cellwright predict | evaluate | export``: what makes, judges and hands on results."""
+"""``cellwright predict | tune | evaluate | export``: what makes, judges and hands on results."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from cellwright.app.console import Common
+from cellwright.app.console import Common, Show
+
+if TYPE_CHECKING:
+    from cellwright.api.judge import Judgement
 
 PLAIN = Common()
 Flag = Annotated[bool, Parameter(negative="")]
@@ -88,6 +92,48 @@ def predict(
     return 3 if done.n_failed else 0
 
 
+def tune(
+    model: Path,
+    /,
+    *,
+    data: Path,
+    split: str = "val",
+    metric: str = "accuracy@0.5",
+    device: str = "auto",
+    out: Path = Path("work/tuned"),
+    overwrite: Flag = False,
+    common: Common = PLAIN,
+) -> None:
+    """Find score thresholds and smallest areas for each class, and calibrate scores, on a validation split.
+
+    Parameters
+    ----------
+    model:
+        A model folder or a run; it stays as it is.
+    data:
+        Dataset folder that holds the split.
+    split:
+        Split to tune on; do not report figures on it afterwards.
+    metric:
+        What to maximise, as a mean over images: accuracy@T or f1@T for T from 0.5 to 0.95, or kaggle_score.
+    device:
+        auto, cpu, cuda:N or mps.
+    out:
+        Model folder to write: a copy with thresholds and calibration, used by default wherever it is loaded.
+    overwrite:
+        Replace a model folder that exists at --out.
+    """
+    from cellwright.api import tuning
+
+    show = common.show
+    show.note(f"tunes {model} on split {split} of {data} for {metric}; writes {out}")
+    if not common.dry_run:
+        plan = tuning.TunePlan(model, data, out, split, metric, device, overwrite)
+        done = tuning.run_plan(plan, screen=show)
+        show.table(*done.table())
+        show.result(f"tuned model: {out}", {"out": str(out)})
+
+
 def evaluate(
     prediction: list[Path],
     /,
@@ -95,23 +141,30 @@ def evaluate(
     data: Path,
     split: str | None = None,
     metrics: list[str] | None = None,
+    pictures: int | Literal["all"] = 12,
+    ignore_classes: Flag = False,
     device: str = "auto",
     out: Path | None = None,
     overwrite: Flag = False,
     common: Common = PLAIN,
 ) -> None:
-    """Judge masks against truth with the field's metrics.
+    """Judge masks against truth with the field's metrics; two predictions are compared.
 
     Parameters
     ----------
     prediction:
-        A prediction folder, a dataset, a COCO results file, or a model or run (which predicts first).
+        A prediction folder, label images, a COCO results file, a Kaggle table or anything else that `data convert`
+        reads, from any tool; or a model or run (which predicts first). Two give a paired comparison.
     data:
         The truth: a dataset folder, or any source that `data convert` reads.
     split:
         Only this split of the truth.
     metrics:
         Groups of metrics; left away, all.
+    pictures:
+        Draw the errors of so many images, the worst first; 0 draws none, "all" every one.
+    ignore_classes:
+        Judge as if all objects were of one class.
     device:
         auto, cpu, cuda:N or mps, where a model predicts first.
     out:
@@ -128,17 +181,42 @@ def evaluate(
         out=out or Path("work/evaluation"),
         split=split,
         metrics=tuple(metrics or ()) or None,
+        pictures=pictures,
+        ignore_classes=ignore_classes,
         device=device,
         overwrite=overwrite,
     )
     show.note(f"writes {plan.out}")
     if common.dry_run:
         return
-    report = judge.run_plan(plan, screen=show)
-    show.table(str(prediction[0]), ("metric", "value"), report.headline())
-    for note in report.notes:
-        show.note(note)
+    judged = judge.run_plan(plan, screen=show)
+    _show_judgement(judged, show)
     show.result(f"everything: {plan.out / 'report.md'}", {"out": str(plan.out)})
+
+
+def _show_judgement(judged: Judgement, show: Show) -> None:
+    """Six figures, or those of two side by side; what to know about them."""
+    if judged.comparison is None:
+        (one,) = judged.verdicts
+        found = one.limits.itertuples(index=False)
+        rows = [(metric, value, _interval(low, high)) for metric, value, low, high in found]
+        show.table(one.name, ("metric", "value", "95 % interval"), rows)
+    else:
+        names = [one.name for one in judged.verdicts]
+        rows = [
+            (metric, first, second, difference, _interval(low, high), p)
+            for metric, first, second, difference, low, high, p in judged.comparison.itertuples(index=False)
+        ]
+        columns = ("metric", *names, "difference", "95 % interval", "p")
+        show.table(f"{names[1]} against {names[0]}", columns, rows)
+    notes = dict.fromkeys(note for one in judged.verdicts for note in one.report.notes)
+    for note in notes:
+        show.note(note)
+
+
+def _interval(low: float, high: float) -> str:
+    """``0.4120 to 0.5631``; a dash with fewer than two images."""
+    return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def export(
@@ -175,4 +253,4 @@ def export(
         show.result("\n".join(map(str, paths)), {"out": [str(path) for path in paths]})
 
 
-VERBS = {"predict": predict, "evaluate": evaluate, "export": export}
+VERBS = {"predict": predict, "tune": tune, "evaluate": evaluate, "export": export}

@@ -17,8 +17,8 @@ from cellwright.core.progress import Track, no_progress
 from cellwright.data.formats import FORMATS
 from cellwright.data.images import read_image
 
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+Severity = Literal["error", "warning", "suspect", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "suspect", "note")
 
 # Two masks this alike outline one object twice, drawn by two hands or saved at two sizes.
 NEARLY_SAME_IOU = 0.9

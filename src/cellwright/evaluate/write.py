@@ -34,11 +34,18 @@ def write_report(
 
 
 def metrics_json(report: Report, limits: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Everything but the large tables, as strict JSON: undefined figures are null and stand under ``reasons``."""
+    """Everything but the large tables, as strict JSON: undefined figures are null and stand under ``reasons``.
+
+    What only a model can tell, where its recall was lost, stands apart: ``values`` are then the same figures for a
+    model and for the predictions that it left.
+    """
+    lost = {name: value for name, value in report.values.items() if name.startswith("lost_recall_")}
+    values = {name: value for name, value in report.values.items() if name not in lost}
     intervals = [] if limits is None else [_finite(row) for row in limits.to_dict("records")]
     return {
         "schema_version": SCHEMA_VERSION,
-        "values": _finite(report.values),
+        "values": _finite(values),
+        "lost_recall": _finite({name.removeprefix("lost_recall_"): value for name, value in lost.items()}),
         "intervals_95": intervals,
         "reasons": report.reasons,
         "notes": list(report.notes),

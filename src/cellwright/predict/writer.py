@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,8 @@ class Job:
     """What is predicted and left; two jobs that are equal leave the same files.
 
     recipe_yaml: the resolved recipe, kept as ``recipe.yaml``. model: what tells two sets of weights apart (a digest).
-    reading: the choices made for reading images (channel, z). save: what is left for each image.
+    reading: the choices made for reading images (channel, z). save: what is left for each image. info: more to say in
+    predictions.json (JSON values); it does not make a job another one.
     """
 
     sources: tuple[Source, ...]
@@ -55,6 +56,7 @@ class Job:
     options: PredictOptions
     reading: Mapping[str, str | int | None]
     save: tuple[Save, ...] = SAVES
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.save if name not in SAVES]
@@ -152,7 +154,7 @@ class PredictionFolder:
             _write_png(self.out / "contact_sheet.png", self._drawing.sheet(tiles))
         samples = tuple(sample for part in parts for sample in part)
         threshold = self._job.options.score_threshold
-        info = {"description": "predictions by cellwright", "score_threshold": threshold}
+        info = {"description": "predictions by cellwright", "score_threshold": threshold, **self._job.info}
         whole = Dataset(samples, self._job.class_names, root=self.out, info=info)
         coco.write(whole, self.out / PREDICTIONS_NAME, WriteOptions())
         shutil.rmtree(self._progress)

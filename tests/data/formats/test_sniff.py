@@ -100,3 +100,13 @@ def test_image_ids_keep_an_extension_where_it_tells_two_apart(tmp_path: Path) ->
     assert [s.id for s in image_folder.read(tmp_path, ReadOptions())] == ["a.png", "a.tif", "sub/a"]
     found = [one.path.name for one in image_folder.clutter(tmp_path)]
     assert found == [".ipynb_checkpoints", "notes.txt"]
+
+
+def test_a_folder_of_annotated_sets_is_no_folder_of_images(tmp_path):
+    """VRDL's root: masks must not be read as images; the message names the set to give."""
+    save_image(tmp_path / "train" / "one" / "masks" / "m.png")
+    save_image(tmp_path / "train" / "one" / "images" / "one.png")
+    save_image(tmp_path / "test" / "two.png")
+    with pytest.raises(InputError, match="give one of the folders in it: test, train"):
+        sniff(tmp_path)
+    assert sniff(tmp_path / "train").name == "mask_folder"

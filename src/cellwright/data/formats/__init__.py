@@ -66,7 +66,10 @@ def sniff(path: Path) -> Format:
         raise InputError(
             "several formats fit", where=path, got=names, remedy=f"say which with --format, one of {names}"
         )
-    raise InputError("no known format", where=path, got=_found(path), expected=f"one of\n{known}")
+    inner = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
+    inner = [name for name in inner if any(one.sniff(path / name) for one in FORMATS.values())][:SHOWN_ENTRIES]
+    remedy = f"give one of the folders in it: {', '.join(inner)}" if inner else None
+    raise InputError("no known format", where=path, got=_found(path), expected=f"one of\n{known}", remedy=remedy)
 
 
 def read_dataset(path: Path, options: ReadOptions | None = None, *, name: str | None = None) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -41,7 +41,7 @@ class CocoLoader:
             return Instances.empty(self.image_hw, scored=self.scored)
         masks = _masks(annotations, self.image_hw, self._where)
         boxes = np.array([self._box(a, tight) for a, tight in zip(annotations, masks.boxes, strict=True)], np.float32)
-        return Instances.from_masks(
+        found = Instances.from_masks(
             masks,
             class_ids=np.array([self.class_of[a["category_id"]] for a in annotations]),
             scores=np.array([self._score(a) for a in annotations], np.float32) if self.scored else None,
@@ -49,6 +49,7 @@ class CocoLoader:
             ignore=np.array([a.get("iscrowd", 0) == 1 for a in annotations]),
             boxes_xyxy=boxes,
         )
+        return found if self.scored else replace(found, columns=_recorded_areas(annotations, masks))
 
     def _annotations(self) -> list[dict[str, Any]]:
         if not len(self.spans):
@@ -106,6 +107,15 @@ class CocoLoader:
         return score
 
 
+def _recorded_areas(annotations: Sequence[dict[str, Any]], masks: MaskSet) -> dict[str, np.ndarray]:
+    """Column ``area`` where the file's areas (of polygons, say) are not pixel counts: COCO's size bands go by it."""
+    areas = [a.get("area") for a in annotations]
+    if not all(isinstance(area, int | float) and math.isfinite(area) for area in areas):
+        return {}
+    values = np.array(areas, np.float64)
+    return {} if np.array_equal(values, masks.areas) else {"area": values}
+
+
 def annotations_of(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """COCO annotations of one image's objects, in order, with compressed RLE; ``id`` is left to the caller.
 
@@ -114,7 +124,7 @@ def annotations_of(instances: Instances, image_id: int, category_ids: Sequence[i
     """
     boxes = instances.boxes_xyxy.astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
-    areas = instances.masks.areas.tolist()
+    areas = [short_float(v) for v in instances.columns.get("area", instances.masks.areas)]
     written = []
     for k, runs in enumerate(instances.masks.to_rle()):
         annotation = {

@@ -12,11 +12,11 @@ from cellwright.data.images import find_images, image_hw_of, is_image_name, is_o
 
 
 def sniff(path: Path) -> bool:
-    """Whether ``path`` is an image or holds one directly or one folder down."""
+    """Whether ``path`` is an image or holds one directly or one folder down, with no folder of masks below it."""
     if path.is_file():
         return is_image_name(path.name)
-    if not path.is_dir():
-        return False
+    if not path.is_dir() or next(path.glob("*/*/masks"), None) is not None:
+        return False  # masks read as images would be a dataset of nonsense
     return any(
         is_image_name(file.name) and not is_own_output(file.name)
         for pattern in ("*", "*/*")

@@ -46,6 +46,7 @@ from cellwright.data.images import IMAGE_SUFFIXES, image_hw_of
 _LABEL_FOLDERS = ("masks", "labels", "label")
 _IMAGE_FOLDER = "images"
 _ENDING = re.compile(r"(.+?)(_cp_masks|_masks|_mask|_labels|_label)")
+_ONE_CLASS = re.compile(r"class\d+")  # the label maps of `class_masks`
 _CELLPOSE = "_seg.npy"
 _LOOKED_AT = 4  # label images without a telling name that a sniff decodes
 
@@ -71,7 +72,10 @@ def sniff_alone(path: Path) -> bool:
     """Whether the TIFFs and PNGs here, under whatever names, look like label images: flat areas on a background."""
     seen = first_files(path)
     files = [file for file in seen if file.suffix.lower() in LABEL_SUFFIXES]
-    if not files or len(files) < len(seen) or _has_marked(files) or any(f.stem == "image" for f in files):
+    # A folder that is itself called "labels" or "masks" is only a label folder like any other.
+    if not files or len(files) < len(seen) or _has_marked([f for f in files if f.parent != path]):
+        return False
+    if any(_label_stem(f) is not None or f.stem == "image" or _ONE_CLASS.fullmatch(f.stem) for f in files):
         return False
     answers = [looks_labelled(file) for file in files[:_LOOKED_AT]]
     return True in answers and False not in answers
