@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import cellwright as cw
-from cellwright.api.training import fingerprint
+from cellwright.api.training import Run, fingerprint
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import RecipeError, UsageError
@@ -33,14 +35,31 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_demo_dataset(folder, splits=(("train", 3), ("val", 1)), image_hw=(128, 128), n_objects=12)
 
 
-def test_stopping_after_every_step_and_any_workers_change_no_bit(drawn: Dataset, tmp_path: Path) -> None:
+def test_stopping_after_every_step_and_any_workers_change_no_bit(
+    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = cw.train("synthetic/demo", drawn, out=tmp_path / "whole", overrides=CHANGES, device="cpu")
     assert whole.finished
-    changes = (*CHANGES, "data.workers=2")
-    for _ in range(3):  # a limit of no time ends a call after one step
-        part = cw.train("synthetic/demo", drawn, out=tmp_path / "parts", overrides=changes, device="cpu", max_minutes=0)
-    assert part.finished
-    one, other = (load_file(tmp_path / name / "model" / "weights.safetensors") for name in ("whole", "parts"))
+    loop = importlib.import_module("cellwright.train.loop")
+    take_step, changes, parts = loop.take_step, (*CHANGES, "data.workers=2"), tmp_path / "parts"
+
+    def train_on() -> Run | None:
+        """One more step, then the power goes."""
+        steps = itertools.count()
+
+        def first_only(*arguments: object) -> object:
+            if next(steps):
+                raise KeyboardInterrupt
+            return take_step(*arguments)
+
+        monkeypatch.setattr(loop, "take_step", first_only)
+        try:
+            return cw.train("synthetic/demo", drawn, out=parts, overrides=changes, device="cpu")
+        except KeyboardInterrupt:
+            return None
+
+    assert [train_on() is not None for _ in range(3)] == [False, False, True]
+    one, other = (load_file(folder / "model" / "weights.safetensors") for folder in (tmp_path / "whole", parts))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[key], other[key]) for key in one)
 
@@ -58,7 +77,7 @@ def test_a_trained_model_is_a_folder_that_predicts(drawn: Dataset, tmp_path: Pat
 
 
 def test_what_does_not_fit_is_refused_before_the_first_step(drawn: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"did you mean 'AP50@all'"):
+    with pytest.raises(RecipeError, match="did you mean"):
         cw.train("synthetic/demo", drawn, out=tmp_path / "a", overrides=(*CHANGES, "train.best_metric=AP50"))
     with pytest.raises(RecipeError, match="is not trained"):
         cw.train("synthetic/demo", drawn, out=tmp_path / "a", overrides=("model.kind=classical",))

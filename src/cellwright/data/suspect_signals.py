@@ -91,7 +91,12 @@ def measure_sample(masks: MaskSet, image: Image | None) -> tuple[ObjectSignals, 
         areas,
         robust_z(log_area, log_area),
         at_border.astype(float),
-        *shapes.T,
+        shapes[:, 0],
+        shapes[:, 1],
+        shapes[:, 2],
+        shapes[:, 3],
+        shapes[:, 4],
+        shapes[:, 5],
         contrast,
         robust_z(contrast, contrast) if signal is not None else np.zeros(len(masks)),
         better_place,
@@ -197,7 +202,7 @@ def _neck(depth: np.ndarray) -> tuple[float, np.ndarray | None]:
         neck = 1 - min((level + 0.5) / peaks[second], 1) if level else 1.0
         weighed = neck * min(2 * peaks[second] / peak, 1.0)
         if weighed > best:
-            best, lobes = weighed, np.where(parts == first, 1, np.where(parts == second, 2, 0))
+            best, lobes = float(weighed), np.where(parts == first, 1, np.where(parts == second, 2, 0))
     return best, lobes
 
 
@@ -212,7 +217,7 @@ def _places(masks: MaskSet, signal: np.ndarray | None) -> tuple[np.ndarray, np.n
     owners = np.zeros(masks.image_hw, np.int32)
     for k, (x0, y0, x1, y1) in enumerate(masks.boxes):
         owners[y0:y1, x0:x1] += masks.crop(k)
-    for k in np.flatnonzero(masks.areas > 0):
+    for k in np.flatnonzero(masks.areas > 0).tolist():
         contrast[k], better[k] = _place_of(masks.crop(k), masks.boxes[k], signal, owners)
     return contrast, better
 
@@ -322,7 +327,7 @@ def _pairs(masks: MaskSet, areas: np.ndarray, fills: np.ndarray, signal: np.ndar
 def _mean_signals(masks: MaskSet, signal: np.ndarray | None) -> np.ndarray:
     means = np.zeros(len(masks))
     if signal is not None:
-        for k in np.flatnonzero(masks.areas > 0):
+        for k in np.flatnonzero(masks.areas > 0).tolist():
             x0, y0, x1, y1 = masks.boxes[k]
             means[k] = signal[y0:y1, x0:x1][masks.crop(k) > 0].mean()
     return means

@@ -193,7 +193,7 @@ class _Pool:
         """Score, kind, members (one object, or the two of a pair, smaller id first) and why; worst first."""
         logits, kinds, rows = [], [], []
         for kind, terms in self.evidence().items():
-            logit = _BIAS[kind] + sum(_WEIGHTS[kind][name] * values for name, values in terms.items())
+            logit = np.add.reduce([_WEIGHTS[kind][name] * values for name, values in terms.items()]) + _BIAS[kind]
             enough = np.flatnonzero(logit > np.log(LEAST_SCORE / (1 - LEAST_SCORE)))
             logits.append(logit[enough])
             kinds.append(np.full(len(enough), KINDS.index(kind)))

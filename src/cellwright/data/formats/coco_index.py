@@ -101,7 +101,8 @@ def build_index(
             found.add_annotation(element)
     records = list(images) if images is not None else found.images
     known = list(categories) if categories is not None else _checked_categories(sections.pop("categories", None), path)
-    if images is None and not records:
+    # Ours may be empty: every image of a job failed.
+    if images is None and not records and "schema_version" not in sections:
         raise _no_images(path, sections)
     starts, order = _group(found, [image["id"] for image in records])
     _check_categories_known(found, [category["id"] for category in known])
