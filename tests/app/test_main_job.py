@@ -105,6 +105,24 @@ def test_an_export_loads_in_pycocotools(job: Path) -> None:
     assert run("export", job / "pred", "--to", "coco_results", "--out", job / "answer.zip") == 2
 
 
+def test_exports_to_tools_hold_what_the_label_images_hold(job: Path) -> None:
+    (sample,) = read_dataset(job / "pred", require_images=False)
+    found = sample.read_instances()
+    assert found.scores is not None
+    middle = float(np.median(found.scores)) if len(found) else 0.5
+    images = ["predict", job / "data", "--split", "val", "--model", job / "run"]
+    assert run(*images, "--score", middle, "--out", job / "half") == 0
+    assert run("export", job / "half", "--to", "geojson", "--out", job / "geo") == 0
+    assert run("export", job / "half", "--to", "geojson", "--out", job / "geo") == 2
+    assert run("export", job / "half", "--to", "geojson", "--out", job / "geo", "--overwrite") == 0
+    (file,) = (job / "geo").rglob("*.geojson")
+    (half,) = read_dataset(job / "half", require_images=False)
+    scores = half.read_instances().scores
+    assert scores is not None
+    n_shown = int((scores >= np.float32(middle)).sum())
+    assert len(json.loads(file.read_text())["features"]) == n_shown < len(scores)
+
+
 def test_show_info_and_check_say_what_is_there(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "info", job / "data") == 0
     assert "4 images" in capsys.readouterr().out

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellwright.api.data import read_dataset
-from cellwright.api.outputs import claim_file, claim_folder
+from cellwright.api.outputs import claim_file
+from cellwright.api.sides import above_threshold
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.errors import OutputError, UsageError, did_you_mean
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
@@ -18,6 +19,7 @@ from cellwright.core.progress import Track, no_progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RANKED = ("coco", "coco_results")
 SUFFIXES = (".tif", ".tiff", ".png", ".json")
 
 
@@ -62,6 +64,8 @@ def export(
 ) -> list[Path]:
     """Write predictions (or truth) in another format; returns the files written.
 
+    The COCO formats get every candidate, since average precision rewards uncertain objects too; all others get the
+    objects that reach the score threshold of the prediction folder, the same as in its label images.
     Raises `UsageError` for a format that cannot be written, `OutputError` where ``out`` exists.
     """
     from cellwright.data.formats import FORMATS
@@ -74,11 +78,15 @@ def export(
         )
     if out.suffix:
         claim_file(out, overwrite=overwrite)
-    else:
-        claim_folder(out, ".cellwright-export", overwrite=overwrite)
+    elif not overwrite and out.is_dir() and any(out.iterdir()):
+        remedy = "give --overwrite to replace files of the same names, or choose another --out"
+        raise OutputError("this folder is not empty", where=out, remedy=remedy)
+    dataset = read_dataset(source, require_images=False)
+    if to not in RANKED:
+        dataset = above_threshold(dataset)
     write = FORMATS[to].write
     assert write is not None
-    return write(read_dataset(source, require_images=False), out, WriteOptions(image_ids=image_ids, track=track))
+    return write(dataset, out, WriteOptions(image_ids=image_ids, track=track))
 
 
 def _save_labels(cells: Instances, path: Path) -> None:

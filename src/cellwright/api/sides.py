@@ -88,7 +88,7 @@ def read_truth(path: Path, predictions: Sequence[Path], track: Track = no_progre
         tellers = [one for one in predictions if one.exists() and not _is_model_folder(one)]
         teller = next((one for one in tellers if sniff(one).name not in LISTS), None)
         other = None if teller is None else read_side(teller, None, track)
-    return _above_threshold(read_side(path, other, track))
+    return above_threshold(read_side(path, other, track))
 
 
 def pair_sides(
@@ -171,7 +171,8 @@ class _Above:
         return found[reaches(found.scores, found.class_ids, self.threshold)]
 
 
-def _above_threshold(dataset: Dataset) -> Dataset:
+def above_threshold(dataset: Dataset) -> Dataset:
+    """Predictions without the candidates below their own score threshold; what has no threshold stays as it is."""
     threshold = _threshold_of(dataset)
     if threshold == 0.0:
         return dataset
@@ -232,7 +233,7 @@ def _named(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
 def _above_threshold_of_classes(dataset: Dataset) -> Dataset:
     """Thresholds that differ by class cannot be told any more once classes are gone: then they apply now."""
     threshold = _threshold_of(dataset)
-    return _above_threshold(dataset) if isinstance(threshold, tuple) and len(set(threshold)) > 1 else dataset
+    return above_threshold(dataset) if isinstance(threshold, tuple) and len(set(threshold)) > 1 else dataset
 
 
 def _united(dataset: Dataset) -> Dataset:
