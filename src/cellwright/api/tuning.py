@@ -46,7 +46,7 @@ class Tuned:
 
     def table(self) -> Table:
         """A row a class."""
-        columns = ("class", "score from", "area from (px)", f"{self.found.metric} before", "after")
+        columns = ("class", "score from", "area from (px)", f"{self.found.metric} of everything found", "tuned")
         rows = [(name, one.score, one.min_area_px, one.before, one.after) for name, one in self.found.classes.items()]
         return "tuned, by the model's own score", columns, rows
 
