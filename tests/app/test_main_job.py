@@ -185,7 +185,7 @@ def test_a_dataset_without_objects_is_refused(job: Path, capsys: pytest.CaptureF
     assert run("data", "convert", bare, "--out", tmp_path / "data") == 0
     capsys.readouterr()
     assert run("train", "synthetic/demo", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY) == 2
-    assert "hold no object" in capsys.readouterr().err
+    assert "this dataset has no objects" in capsys.readouterr().err
 
 
 def test_help_and_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:

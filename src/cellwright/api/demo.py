@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from cellwright.api import judge, predicting, training
 from cellwright.api.outputs import claim_folder
+from cellwright.core.files import write_text
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     from cellwright.evaluate.report import Report
 
 RECIPE = "synthetic/demo"
+MARKER = "DEMO"
 
 
 def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tuple[Report, Path]:
@@ -26,8 +28,9 @@ def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tupl
     from cellwright.data.synthetic import write_demo_dataset
 
     predictions = out / "predictions"
-    if overwrite or (predictions / "predictions.json").is_file():
-        claim_folder(out, "data", overwrite=overwrite)
+    if overwrite or (predictions / "predictions.json").is_file() or not (out / MARKER).is_file():
+        claim_folder(out, MARKER, overwrite=overwrite)
+    write_text(out / MARKER, "made by: cellwright demo\n")
     drawn = write_demo_dataset(
         out / "data", splits=(("train", 12), ("val", 2), ("test", 2)), image_hw=(384, 384), n_objects=110
     )

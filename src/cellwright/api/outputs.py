@@ -35,4 +35,10 @@ def claim_folder(folder: Path, marker: str, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError("this output exists", where=folder, remedy="give --overwrite, or choose another --out")
+    if Path.cwd().is_relative_to(folder.resolve()) or (folder / ".git").exists():
+        raise OutputError(
+            "this folder is more than an output of this command, so it is not removed",
+            where=folder,
+            remedy="choose another --out, or remove the old output by hand",
+        )
     shutil.rmtree(folder)

@@ -208,9 +208,10 @@ def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
 
 
 def _loader(recipe: Recipe, training: Dataset, network: Network):
+    from cellwright.data.check import require_objects
     from cellwright.data.loader import LoaderConfig, TrainingLoader
 
-    _check_has_objects(training)
+    require_objects(training)
     config = LoaderConfig(
         input=recipe.input,
         augment=recipe.augment,
@@ -221,16 +222,6 @@ def _loader(recipe: Recipe, training: Dataset, network: Network):
         seed=recipe.train.seed,
     )
     return TrainingLoader(training.samples, config)
-
-
-def _check_has_objects(training: Dataset) -> None:
-    if not any(len(sample.read_instances()) for sample in training):
-        raise InputError(
-            "the training images hold no object",
-            where=training.root,
-            got=f"0 objects in {len(training)} images",
-            remedy="check that the annotations were found: cellwright data info",
-        )
 
 
 def _saver(
