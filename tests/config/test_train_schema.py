@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cellwright.config.train_schema import AugmentConfig, DataConfig, TrainConfig
+from cellwright.config.sample_schema import AugmentConfig, DataConfig
+from cellwright.config.train_schema import TrainConfig
 
 
 @pytest.mark.parametrize("schema", [TrainConfig, AugmentConfig, DataConfig])

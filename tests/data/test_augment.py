@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellwright.config.train_schema import AugmentConfig
+from cellwright.config.sample_schema import AugmentConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.augment import Geometry, augment, draw_geometry, warp_image, warp_labels

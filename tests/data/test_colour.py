@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from cellwright.config.train_schema import AugmentConfig
+from cellwright.config.sample_schema import AugmentConfig
 from cellwright.data.colour import jitter_colour
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cellwright.config.input_schema import InputConfig
-from cellwright.config.train_schema import AugmentConfig, DataConfig
+from cellwright.config.sample_schema import AugmentConfig, DataConfig
 from cellwright.core.dataset import Loaded, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.image import Image

@@ -10,7 +10,8 @@ from cellwright.config.classical_schema import ClassicalConfig
 from cellwright.config.conventions import CONVENTIONS, ConventionsName
 from cellwright.config.input_schema import InputConfig
 from cellwright.config.model_schema import MaskRCNNConfig
-from cellwright.config.train_schema import AugmentConfig, DataConfig, TrainConfig
+from cellwright.config.sample_schema import AugmentConfig, DataConfig
+from cellwright.config.train_schema import TrainConfig
 
 SCHEMA_VERSION = 1
 ModelConfig = Annotated[MaskRCNNConfig | ClassicalConfig, Field(discriminator="kind")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cellwright.config.train_schema import AugmentConfig
+from cellwright.config.sample_schema import AugmentConfig
 from cellwright.data.colour import jitter_colour
 from cellwright.data.labels import Labels, count_pixels, relabel
 

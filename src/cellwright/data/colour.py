@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cellwright.config.train_schema import AugmentConfig
+from cellwright.config.sample_schema import AugmentConfig
 
 # Luma and the two chroma axes of NTSC's YIQ: saturation scales the chroma plane and hue turns it.
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cellwright.config.input_schema import InputConfig
-from cellwright.config.train_schema import AugmentConfig, DataConfig
+from cellwright.config.sample_schema import AugmentConfig, DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
 from cellwright.data.augment import augment

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import torch
 
+from cellwright.config.backbone_schema import BackboneConfig
 from cellwright.config.conventions import CONVENTIONS, Conventions
-from cellwright.config.model_schema import BackboneConfig, MaskRCNNConfig, RPNConfig
+from cellwright.config.model_schema import MaskRCNNConfig, RPNConfig
 from cellwright.config.schema import Recipe
 from cellwright.core.errors import RecipeError
 from cellwright.models.box_head import BoxHead, DetectionRules, RegionSampling
