@@ -1,4 +1,4 @@
-"""Against ``torchvision.models.detection.maskrcnn_resnet50_fpn`` with the same, calibrated weights."""
+"""Against torchvision's Mask R-CNN, v1, v2 and a report's light v2, with the same, calibrated weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.ops import MultiScaleRoIAlign
 
 from cellwright.config.conventions import TORCHVISION
 from cellwright.config.model_schema import MaskRCNNConfig
 from cellwright.core.masks import MaskSet
-from cellwright.models.box_head import Detections
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.foreign import load_foreign
 from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.regions import Detections
 from cellwright.ops.batch import Batch, stack_images
 
 N_CLASSES = 4
@@ -27,6 +28,17 @@ LOSS_NAMES = {
     "rpn_box": "loss_rpn_box_reg",
 }
 EVERYTHING = 1 << 20  # lifts a sampler's cap
+# v2: batch norm in the pyramid and the heads, two RPN convolutions, a 4 conv + 1 fc box head (Li et al. 2021).
+V2 = {
+    "fpn": {"norm": "batch_norm"},
+    "rpn": {"convs": 2},
+    "box_head": {"convs": 4, "fcs": 1, "norm": "batch_norm"},
+    "mask_head": {"norm": "batch_norm"},
+}
+# Its box head looks at the two finest levels only.
+LIGHT_V2 = V2 | {"box_head": V2["box_head"] | {"pooled_levels": 2}}
+VERSIONS = {"v1": {}, "v2": V2, "light_v2": LIGHT_V2}
+PARAMETERS = {"v1": 43_991_661, "v2": 45_896_557, "light_v2": 45_896_557}
 
 
 def picture(height: int, width: int, seed: int) -> Tensor:
@@ -78,10 +90,18 @@ def images() -> list[Tensor]:
     return [picture(160, 256, seed=1), picture(150, 240, seed=2)]
 
 
+@pytest.fixture(scope="module", params=list(VERSIONS))
+def version(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def theirs(images: list[Tensor]) -> nn.Module:
+def theirs(images: list[Tensor], version: str) -> nn.Module:
     torch.manual_seed(0)
-    model = maskrcnn_resnet50_fpn(
+    build = maskrcnn_resnet50_fpn if version == "v1" else maskrcnn_resnet50_fpn_v2
+    pooler = {"box_roi_pool": MultiScaleRoIAlign(["0", "1"], 7, 2)} if version == "light_v2" else {}
+    model = build(
+        **pooler,
         weights=None,
         weights_backbone=None,
         num_classes=N_CLASSES + 1,
@@ -104,17 +124,19 @@ def theirs(images: list[Tensor]) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def ours(theirs: nn.Module) -> MaskRCNN:
+def ours(theirs: nn.Module, version: str) -> MaskRCNN:
+    counts = {"pre_nms_test": 300, "post_nms_test": 300, "pre_nms_train": 200, "post_nms_train": 100}
+    sections = VERSIONS[version]
     config = MaskRCNNConfig.model_validate(
-        {
-            "rpn": {
-                "pre_nms_test": 300,
-                "post_nms_test": 300,
-                "pre_nms_train": 200,
-                "post_nms_train": 100,
+        sections
+        | {
+            "rpn": {**sections.get("rpn", {}), **counts, "samples_per_image": EVERYTHING},
+            "box_head": {
+                **sections.get("box_head", {}),
+                "score_threshold": 0.0,
                 "samples_per_image": EVERYTHING,
+                "positive_fraction": 0.5,
             },
-            "box_head": {"score_threshold": 0.0, "samples_per_image": EVERYTHING, "positive_fraction": 0.5},
             "roi": {"chunk": 170},  # so that chunked and whole heads are compared too
         }
     )
@@ -123,6 +145,11 @@ def ours(theirs: nn.Module) -> MaskRCNN:
     assert not report.fresh
     assert not report.left_out
     return network
+
+
+def test_parameters_are_counted_as_torchvision_counts_them(theirs: nn.Module, ours: MaskRCNN, version: str) -> None:
+    count = sum(parameter.numel() for parameter in ours.parameters())
+    assert count == sum(parameter.numel() for parameter in theirs.parameters()) == PARAMETERS[version]
 
 
 def prepared(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -220,8 +247,9 @@ def test_losses(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor], batch: 
         masks = (layers[layer_of] == values).to(torch.uint8)
         targets.append({"boxes": batch.boxes[image], "labels": batch.class_ids[image] + 1, "masks": masks})
     theirs.train()
+    ours.train()
     theirs.transform._skip_resize = True
-    for model in (theirs.backbone, ours.backbone):
+    for model in (theirs.backbone, ours.backbone, ours.fpn):
         model.train(training)
     expected = theirs(images, targets)
     losses = ours.losses(batch)

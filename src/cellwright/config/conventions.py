@@ -52,6 +52,8 @@ class Conventions:
     """Detections with a side below it are dropped before NMS; 0 drops none."""
     drop_empty_boxes: bool
     """Detections are clipped to the output image and those left without area are dropped."""
+    background_rows: bool
+    """Box deltas and masks have a row for background that nothing uses; parameter counts are the framework's own."""
     smooth_l1_beta: float
     """Where smooth L1 turns from quadratic to linear, in units of the coded deltas; 0 is plain L1."""
 
@@ -86,6 +88,7 @@ TORCHVISION = Conventions(
     level_rule="torchvision",
     box_min_px=1e-2,
     drop_empty_boxes=False,
+    background_rows=True,
     smooth_l1_beta=1 / 9,
     mask_target="soft",
     mask_target_aligned=False,
@@ -110,6 +113,7 @@ DETECTRON2 = Conventions(
     level_rule="detectron2",
     box_min_px=0.0,
     drop_empty_boxes=True,
+    background_rows=False,
     smooth_l1_beta=0.0,
     mask_target="binary",
     mask_target_aligned=True,

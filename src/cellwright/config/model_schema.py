@@ -1,29 +1,41 @@
-"""The recipe's ``model:`` section for Mask R-CNN. Default widths and thresholds are the papers'.
+"""The recipe's ``model:`` section for the R-CNN family: one class a kind, defaults from the papers.
 
-Fields whose default is None follow the recipe's ``conventions`` key: ``MaskRCNNConfig.resolved(conventions)`` fills
-them in, and the resolved section is what is saved beside every result.
+Fields whose default is None follow the recipe's ``conventions`` key: ``resolved(conventions)`` fills them in, and the
+resolved section is what is saved beside every result.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cellwright.config.backbone_schema import BackboneConfig
-from cellwright.config.conventions import Conventions, LossNormaliser, MaskTarget, PasteRule
+from cellwright.config.conventions import Conventions, LossNormaliser
+from cellwright.config.heads_schema import (
+    BoxHeadConfig,
+    C4BoxHeadConfig,
+    C4MaskHeadConfig,
+    CascadeBoxHeadConfig,
+    CoarseMaskConfig,
+    Fraction,
+    HeadNorm,
+    MaskHeadConfig,
+    MaskScoringConfig,
+    Pixels,
+    PointHeadConfig,
+    Positive,
+    PyramidRegionConfig,
+    RegionConfig,
+    Section,
+    check_group_norm,
+)
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Pixels = Annotated[float, Field(gt=0.0)]
-HeadNorm = Literal["none", "batch_norm", "group_norm"]
+Part = Literal["fpn", "rpn", "box_head", "mask_head", "point_head", "mask_scoring", "classes"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FPNConfig(_Section):
+class FPNConfig(Section):
     """Feature pyramid (Lin et al. 2017), levels ``first_level``..6; level l has a stride of 2**l px."""
 
     channels: Positive = Field(default=256, description="Channels of every level.")
@@ -36,13 +48,18 @@ class FPNConfig(_Section):
     def n_levels(self) -> int:
         return 7 - self.first_level
 
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        check_group_norm(self.norm, "fpn.channels", self.channels)
+        return self
 
-class AnchorConfig(_Section):
+
+class AnchorConfig(Section):
     """Reference boxes of the proposal network, centred at multiples of the level's stride."""
 
     sizes_px: tuple[tuple[Pixels, ...], ...] = Field(
         default=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
-        description="Square root of the anchors' area, px: one tuple a pyramid level, all of one length.",
+        description="Square root of the anchors' area, px: one tuple a pyramid level, of one size or more.",
     )
     ratios: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         default=(0.5, 1.0, 2.0), min_length=1, description="Height over width."
@@ -52,14 +69,13 @@ class AnchorConfig(_Section):
     )
 
     @model_validator(mode="after")
-    def _one_head_fits_every_level(self) -> Self:
-        lengths = {len(sizes) for sizes in self.sizes_px}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError("anchors.sizes_px: every level needs the same number of sizes, at least one")
+    def _every_level_has_anchors(self) -> Self:
+        if not self.sizes_px or not all(self.sizes_px):
+            raise ValueError("anchors.sizes_px: every level needs a size, at least one")
         return self
 
 
-class RPNConfig(_Section):
+class RPNConfig(Section):
     """Region proposal network (Ren et al. 2015)."""
 
     convs: Positive = Field(default=1, description="3x3 convolutions before the two predictors.")
@@ -101,142 +117,38 @@ class RPNConfig(_Section):
         return self
 
 
-class RoIConfig(_Section):
-    """How features of a box are pooled (RoIAlign, He et al. 2017), for both heads."""
+class _RCNN(Section):
+    """What every kind shares. ``kind`` and the sections that differ stand in the subclasses."""
 
-    aligned: bool | None = Field(default=None, description="Half-pixel shift. None: from conventions.")
-    sampling_ratio: int | None = Field(
-        default=None,
-        ge=0,
-        le=16,
-        description="Samples an output cell and axis; 0 adapts to the box. None: from conventions.",
-    )
-    canonical_box_px: Pixels = Field(
-        default=224.0, description="Square root of the area that belongs to canonical_level, px."
-    )
-    canonical_level: int = Field(default=4, ge=1, le=6, description="Pyramid level of boxes of canonical_box_px.")
-    ignore_ioa: Fraction = Field(
-        default=0.5,
-        description="Anchors and boxes with at least this part of their area inside an ignored region are not used.",
-    )
-    chunk: Positive = Field(
-        default=1000, description="Boxes that go through a head at once at inference; bounds memory."
-    )
+    supports_mask_scoring: ClassVar[str | None] = None
+    """Why a kind has no mask scoring; None where it has."""
 
-
-class BoxHeadConfig(_Section):
-    """Box classifier and regressor."""
-
-    resolution: Positive = Field(default=7, description="Side of the pooled features, cells.")
-    convs: int = Field(default=0, ge=0, le=8, description="3x3 convolutions before the fully connected layers.")
-    conv_channels: Positive = Field(default=256, description="Their channels.")
-    fcs: int = Field(default=2, ge=0, le=4, description="Fully connected layers.")
-    fc_channels: Positive = Field(default=1024, description="Their channels.")
-    norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
-    class_agnostic: bool = Field(default=False, description="One box for all classes instead of one for each.")
-    delta_weights: tuple[Pixels, Pixels, Pixels, Pixels] = Field(
-        default=(10.0, 10.0, 5.0, 5.0), description="Factors of the coded dx, dy, dw, dh."
-    )
-    samples_per_image: Positive = Field(default=512, description="Boxes drawn for the losses, an image.")
-    positive_fraction: Fraction = Field(default=0.25, description="At most this part of them holds an object.")
-    foreground_iou: Fraction = Field(default=0.5, description="Boxes with at least this IoU with an object hold it.")
-    background_iou: Fraction = Field(
-        default=0.5, description="Boxes with less than this IoU with every object are background."
-    )
-    smooth_l1_beta: float | None = Field(
-        default=None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
-    )
-    score_threshold: Fraction = Field(default=0.05, description="Detections must score more than this.")
-    nms_iou: Fraction = Field(
-        default=0.5, description="Detections of a class that overlap a better one by more are dropped."
-    )
-    detections_per_image: Positive = Field(default=100, description="Best detections kept, an image.")
-    min_box_px: float | None = Field(
-        default=None, ge=0.0, description="Smallest side of a detection, px. None: from conventions."
-    )
-    class_weight: float = Field(default=1.0, ge=0.0, description="Weight of the classification loss.")
-    box_weight: float = Field(default=1.0, ge=0.0, description="Weight of the box loss.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.background_iou > self.foreground_iou:
-            raise ValueError("box_head.background_iou must not exceed box_head.foreground_iou")
-        if self.norm == "group_norm" and self.convs and self.conv_channels % 8:
-            raise ValueError("box_head.norm is group_norm: box_head.conv_channels must be a multiple of 8")
-        return self
-
-
-class MaskHeadConfig(_Section):
-    """Fully convolutional mask predictor; its masks have twice the pooled resolution."""
-
-    resolution: Positive = Field(default=14, description="Side of the pooled features, cells.")
-    convs: int = Field(default=4, ge=0, le=8, description="3x3 convolutions before the upsampling.")
-    channels: Positive = Field(default=256, description="Channels of the convolutions and of the upsampling.")
-    norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
-    class_agnostic: bool = Field(default=False, description="One mask for all classes instead of one for each.")
-    target: MaskTarget | None = Field(
-        default=None, description="Soft or binary training targets. None: from conventions."
-    )
-    target_aligned: bool | None = Field(
-        default=None, description="Half-pixel shift of the targets. None: from conventions."
-    )
-    paste: PasteRule | None = Field(
-        default=None, description="Resampling of masks into the image. None: from conventions."
-    )
-    threshold: Fraction = Field(default=0.5, description="A pixel belongs to the object from this probability on.")
-    weight: float = Field(default=1.0, ge=0.0, description="Weight of the mask loss.")
-
-    @model_validator(mode="after")
-    def _group_norm_divides(self) -> Self:
-        if self.norm == "group_norm" and self.channels % 8:
-            raise ValueError("mask_head.norm is group_norm: mask_head.channels must be a multiple of 8")
-        return self
-
-
-class MaskRCNNConfig(_Section):
-    """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017)."""
-
-    kind: Literal["mask_rcnn"] = Field(default="mask_rcnn", description="The model family.")
     backbone: BackboneConfig = Field(default=BackboneConfig(), description="Feature extractor.")
-    fpn: FPNConfig = Field(default=FPNConfig(), description="Feature pyramid.")
-    anchors: AnchorConfig = Field(default=AnchorConfig(), description="Reference boxes.")
     rpn: RPNConfig = Field(default=RPNConfig(), description="Proposal network.")
-    roi: RoIConfig = Field(default=RoIConfig(), description="Pooling of boxes.")
-    box_head: BoxHeadConfig = Field(default=BoxHeadConfig(), description="Classes and boxes.")
-    mask_head: MaskHeadConfig = Field(default=MaskHeadConfig(), description="Masks.")
     init: str | None = Field(
         default=None, description="Weights to start from: torchvision:NAME, detectron2:FILE, a model or a run folder."
     )
-    init_fresh: tuple[Literal["fpn", "rpn", "box_head", "mask_head"], ...] = Field(
+    init_fresh: tuple[Part, ...] = Field(
         default=(),
-        description="Parts that are not taken from init but start at random, where classes or widths differ.",
+        description="Parts that are not taken from init but start at random; classes: all layers with a row a class.",
     )
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        levels, sizes = self.fpn.n_levels, len(self.anchors.sizes_px)
-        if levels != sizes:
-            raise ValueError(
-                f"anchors.sizes_px has {sizes} levels, but fpn.first_level = {self.fpn.first_level} makes {levels} "
-                f"(levels {self.fpn.first_level} to 6)"
-            )
-        if self.fpn.norm == "group_norm" and self.fpn.channels % 8:
-            raise ValueError("fpn.norm is group_norm: fpn.channels must be a multiple of 8")
-        if not self.fpn.first_level <= self.roi.canonical_level <= 5:
-            raise ValueError(f"roi.canonical_level must lie between fpn.first_level = {self.fpn.first_level} and 5")
-        kept, proposed = self.box_head.detections_per_image, self.rpn.post_nms_test
-        if proposed is not None and kept > proposed:
-            raise ValueError(
-                f"box_head.detections_per_image = {kept} exceeds rpn.post_nms_test = {proposed}: "
-                "more detections asked for than there are proposals"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_scoring_has_its_place(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mask_scoring") is not None and cls.supports_mask_scoring:
+            raise ValueError(f"mask_scoring: {cls.supports_mask_scoring}")
+        return values
 
-    def resolved(self, conventions: Conventions) -> MaskRCNNConfig:
+    def _resolved(self, conventions: Conventions, more: Mapping[str, Mapping[str, object]]) -> Self:
         """This section with every None that ``conventions`` decides filled in; validated again."""
         c = conventions
-        filled = {
-            "backbone": {"stride_in_1x1": c.stride_in_1x1, "stem_channels": self.backbone.width},
+        filled: dict[str, dict[str, object]] = {
+            "backbone": {
+                "stride_in_1x1": c.stride_in_1x1,
+                "stem_channels": self.backbone.width,
+                "group_width": self.backbone.width // self.backbone.groups,
+            },
             "anchors": {"rounded": c.round_anchors},
             "rpn": {
                 "pre_nms_train": c.pre_nms_train,
@@ -257,7 +169,144 @@ class MaskRCNNConfig(_Section):
         }
         sections = self.model_dump()
         for section, defaults in filled.items():
-            for field, value in defaults.items():
+            for field, value in {**defaults, **more.get(section, {})}.items():
                 if sections[section][field] is None:
                     sections[section][field] = value
-        return MaskRCNNConfig.model_validate(sections)
+        return type(self).model_validate(sections)
+
+
+class _Pyramid(_RCNN):
+    """What the kinds with a feature pyramid share."""
+
+    fpn: FPNConfig = Field(default=FPNConfig(), description="Feature pyramid.")
+    anchors: AnchorConfig = Field(default=AnchorConfig(), description="Reference boxes.")
+    roi: PyramidRegionConfig = Field(default=PyramidRegionConfig(), description="Pooling of boxes.")
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        levels, sizes = self.fpn.n_levels, len(self.anchors.sizes_px)
+        if levels != sizes:
+            raise ValueError(
+                f"anchors.sizes_px has {sizes} levels, but fpn.first_level = {self.fpn.first_level} makes {levels} "
+                f"(levels {self.fpn.first_level} to 6)"
+            )
+        if not self.fpn.first_level <= self.roi.canonical_level <= 5:
+            raise ValueError(f"roi.canonical_level must lie between fpn.first_level = {self.fpn.first_level} and 5")
+        return self
+
+    def resolved(self, conventions: Conventions) -> Self:
+        """This section with every None that ``conventions`` decides filled in; validated again."""
+        return self._resolved(conventions, {"box_head": {"pooled_levels": self.fpn.n_levels - 1}})
+
+
+class MaskRCNNConfig(_Pyramid):
+    """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017)."""
+
+    kind: Literal["mask_rcnn"] = Field(default="mask_rcnn", description="The model family.")
+    box_head: BoxHeadConfig = Field(default=BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: MaskHeadConfig = Field(default=MaskHeadConfig(), description="Masks.")
+    mask_scoring: MaskScoringConfig | None = Field(
+        default=None, description="Mask quality; None: scores are the class's."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        check_parts(self.box_head, self.rpn, self.fpn)
+        check_scoring(self.mask_scoring, self.mask_head)
+        return self
+
+
+class CascadeConfig(_Pyramid):
+    """Cascade Mask R-CNN: box heads in a row, each stricter than the one before (Cai & Vasconcelos 2018, 2019)."""
+
+    kind: Literal["cascade_mask_rcnn"] = Field(default="cascade_mask_rcnn", description="The model family.")
+    box_head: CascadeBoxHeadConfig = Field(default=CascadeBoxHeadConfig(), description="Classes and boxes.")
+    mask_head: MaskHeadConfig = Field(default=MaskHeadConfig(), description="Masks, of the last stage's boxes.")
+    mask_scoring: MaskScoringConfig | None = Field(
+        default=None, description="Mask quality; None: scores are the class's."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        check_parts(self.box_head, self.rpn, self.fpn)
+        check_scoring(self.mask_scoring, self.mask_head)
+        return self
+
+
+class PointRendConfig(_Pyramid):
+    """Mask R-CNN whose masks are refined point by point (Kirillov et al. 2020)."""
+
+    supports_mask_scoring: ClassVar[str | None] = (
+        "PointRend has no mask head whose pooled features and mask could be scored; use kind mask_rcnn or "
+        "cascade_mask_rcnn, or leave mask_scoring out"
+    )
+
+    kind: Literal["pointrend"] = Field(default="pointrend", description="The model family.")
+    box_head: BoxHeadConfig = Field(default=BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: CoarseMaskConfig = Field(default=CoarseMaskConfig(), description="Coarse masks.")
+    point_head: PointHeadConfig = Field(default=PointHeadConfig(), description="Their refinement.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        check_parts(self.box_head, self.rpn, self.fpn)
+        return self
+
+
+class C4Config(_RCNN):
+    """Mask R-CNN on res4 alone; res5 is the head of boxes and masks (He et al. 2017, "C4")."""
+
+    supports_mask_scoring: ClassVar[str | None] = (
+        "the C4 head predicts masks from the box head's res5 features, and the scoring head is made for a mask head of "
+        "its own (Huang et al. 2019); use kind mask_rcnn or cascade_mask_rcnn, or leave mask_scoring out"
+    )
+
+    kind: Literal["mask_rcnn_c4"] = Field(default="mask_rcnn_c4", description="The model family.")
+    anchors: AnchorConfig = Field(
+        default=AnchorConfig(sizes_px=((32.0, 64.0, 128.0, 256.0, 512.0),)),
+        description="Reference boxes, all on one map of stride 16 px.",
+    )
+    roi: RegionConfig = Field(default=RegionConfig(), description="Pooling of boxes.")
+    box_head: C4BoxHeadConfig = Field(default=C4BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: C4MaskHeadConfig = Field(default=C4MaskHeadConfig(), description="Masks.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if len(self.anchors.sizes_px) != 1:
+            raise ValueError(
+                f"anchors.sizes_px has {len(self.anchors.sizes_px)} levels, but C4 has one map: [[32, 64, ...]]"
+            )
+        if self.backbone.depth < 50:
+            raise ValueError(
+                f"backbone.depth = {self.backbone.depth}: C4's head is res5 of a bottleneck network, 50 or more"
+            )
+        check_parts(self.box_head, self.rpn, None)
+        return self
+
+    def resolved(self, conventions: Conventions) -> Self:
+        """As in `MaskRCNNConfig`; counts of proposals are those of Detectron2's C4 models: one map has all anchors."""
+        counts = {"pre_nms_train": 12000, "pre_nms_test": 6000, "post_nms_train": 2000, "post_nms_test": 1000}
+        return self._resolved(conventions, {"rpn": counts})
+
+
+RCNNConfig = MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig
+
+
+def check_parts(
+    box_head: BoxHeadConfig | C4BoxHeadConfig | CascadeBoxHeadConfig, rpn: RPNConfig, fpn: FPNConfig | None
+) -> None:
+    """Raise ``ValueError`` where the box head asks for more than proposals or levels there are."""
+    kept, proposed = box_head.detections_per_image, rpn.post_nms_test
+    if proposed is not None and kept > proposed:
+        raise ValueError(
+            f"box_head.detections_per_image = {kept} exceeds rpn.post_nms_test = {proposed}: "
+            "more detections asked for than there are proposals"
+        )
+    levels = None if isinstance(box_head, C4BoxHeadConfig) else box_head.pooled_levels
+    if fpn is not None and levels is not None and levels > fpn.n_levels - 1:
+        raise ValueError(f"box_head.pooled_levels = {levels}, but boxes can be pooled from {fpn.n_levels - 1} levels")
+
+
+def check_scoring(scoring: MaskScoringConfig | None, mask_head: MaskHeadConfig) -> None:
+    """Raise ``ValueError`` where the scoring head cannot halve the mask head's resolution."""
+    if scoring is not None and mask_head.resolution % 2:
+        raise ValueError(f"mask_scoring needs an even mask_head.resolution, got {mask_head.resolution}")

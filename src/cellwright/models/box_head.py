@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cellwright.models.layers import ConvNorm, NormName, init_kaiming, init_normal
 from cellwright.models.losses import box_loss, class_loss
+from cellwright.models.regions import Detections, Regions
 from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, large_enough
@@ -25,7 +26,7 @@ STEPS = ("threshold", "nms", "cap", "kept")
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSampling:
-    """Which regions a step learns from; see ``BoxHeadConfig`` and ``RoIConfig.ignore_ioa``."""
+    """Which regions a step learns from; see ``BoxHeadConfig`` and ``RegionConfig.ignore_ioa``."""
 
     foreground_iou: float
     background_iou: float
@@ -44,32 +45,8 @@ class DetectionRules:
     min_box_px: float
 
 
-@dataclass(frozen=True)
-class Regions:
-    """The regions of one image that a step learns from.
-
-    Attributes:
-        boxes: FloatTensor[R,4] px.
-        class_ids: LongTensor[R], 0..K; K is background.
-        objects: LongTensor[R], index into the image's objects; 0 for background.
-    """
-
-    boxes: Tensor
-    class_ids: Tensor
-    objects: Tensor
-
-
-@dataclass(frozen=True)
-class Detections:
-    """One image's, best first: boxes FloatTensor[D,4] px, scores FloatTensor[D], class_ids LongTensor[D]."""
-
-    boxes: Tensor
-    scores: Tensor
-    class_ids: Tensor
-
-
 class BoxHead(nn.Module):
-    """Pooled features of regions to class logits and box deltas."""
+    """Pooled features of regions to class logits and box deltas: convolutions, fully connected layers, predictors."""
 
     def __init__(
         self,
@@ -80,16 +57,22 @@ class BoxHead(nn.Module):
         fc_channels: Sequence[int],
         norm: NormName,
         n_classes: int,
-        class_agnostic: bool,
+        n_boxes: int,
+        averages: bool = False,
     ) -> None:
-        """``conv_channels``, ``fc_channels``: one entry a layer; ``n_classes`` is K, without background."""
+        """``conv_channels``, ``fc_channels``: one entry a layer.
+
+        ``n_classes`` is K, without background; ``n_boxes`` a region: 1 (class-agnostic), K, or K + 1 with a last one
+        for background that nothing uses. ``averages``: the first layer sees the mean over all cells (C4).
+        """
         super().__init__()
         self.n_classes = n_classes
+        self.averages = averages
         convs, fcs, channels = [], [], in_channels
         for out_channels in conv_channels:
             convs.append(ConvNorm(channels, out_channels, 3, norm=norm, relu=True))
             channels = out_channels
-        channels *= resolution**2
+        channels *= 1 if averages else resolution**2
         for out_channels in fc_channels:
             fc = nn.Linear(channels, out_channels)
             nn.init.kaiming_uniform_(fc.weight, a=1)
@@ -98,14 +81,15 @@ class BoxHead(nn.Module):
             channels = out_channels
         self.convs, self.fcs = nn.Sequential(*convs), nn.ModuleList(fcs)
         self.class_logits = nn.Linear(channels, n_classes + 1)
-        self.deltas = nn.Linear(channels, 4 * (1 if class_agnostic else n_classes))
+        self.deltas = nn.Linear(channels, 4 * n_boxes)
         init_kaiming(self.convs)
         init_normal(self.class_logits, std=0.01)
         init_normal(self.deltas, std=0.001)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """FloatTensor[R,C,M,M] -> class logits FloatTensor[R,K+1], deltas FloatTensor[R,K*4] (or [R,4]); R may be 0."""
-        hidden = self.convs(pooled).flatten(1)
+        """FloatTensor[R,C,M,M] -> class logits FloatTensor[R,K+1], deltas FloatTensor[R,n_boxes*4]; R may be 0."""
+        hidden = self.convs(pooled)
+        hidden = hidden.mean(dim=(2, 3)) if self.averages else hidden.flatten(1)
         for fc in self.fcs:
             hidden = F.relu(fc(hidden), inplace=True)
         return self.class_logits(hidden), self.deltas(hidden)
@@ -159,8 +143,12 @@ def region_losses(
     *,
     delta_weights: Sequence[float],
     smooth_l1_beta: float,
+    class_weights: Tensor | None,
 ) -> dict[str, Tensor]:
-    """``class`` and ``box`` losses of all regions of the batch, whose predictions are stacked image by image."""
+    """``class`` and ``box`` losses of all regions of the batch, whose predictions are stacked image by image.
+
+    ``class_weights``: FloatTensor[K+1] or None, see ``losses.class_loss``.
+    """
     n_classes = class_logits.shape[1] - 1
     targets = []
     for region, boxes in zip(regions, batch.boxes, strict=True):
@@ -168,14 +156,14 @@ def region_losses(
         targets.append(encode_boxes(matched, region.boxes, delta_weights))
     class_ids = torch.cat([region.class_ids for region in regions])
     return {
-        "class": class_loss(class_logits, class_ids),
+        "class": class_loss(class_logits, class_ids, class_weights),
         "box": box_loss(deltas, class_ids, torch.cat(targets), n_classes=n_classes, beta=smooth_l1_beta),
     }
 
 
 @torch.no_grad()
 def select_detections(
-    class_logits: Tensor,
+    scores: Tensor,
     deltas: Tensor,
     proposals: Tensor,
     image_hw: tuple[int, int],
@@ -186,14 +174,13 @@ def select_detections(
     """Detections of one image: every class of every proposal that scores enough, after NMS per class.
 
     Args:
-        class_logits: FloatTensor[R,K+1].
-        deltas: FloatTensor[R,K*4] or FloatTensor[R,4].
+        scores: FloatTensor[R,K], without background.
+        deltas: FloatTensor[R,n_boxes*4].
         proposals: FloatTensor[R,4] px.
         image_hw: boxes are clipped to it.
         delta_weights: as in training.
         rules: thresholds and counts.
     """
-    scores = F.softmax(class_logits, dim=1)[:, :-1]
     usable = (scores > rules.score_threshold) & (scores.isfinite() & deltas.isfinite().all(dim=1, keepdim=True))
     row, class_ids = torch.nonzero(usable, as_tuple=True)
     per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
@@ -209,7 +196,7 @@ def select_detections(
 
 @torch.no_grad()
 def explain_detections(
-    class_logits: Tensor,
+    scores: Tensor,
     deltas: Tensor,
     proposals: Tensor,
     image_hw: tuple[int, int],
@@ -224,7 +211,6 @@ def explain_detections(
     Returns:
         the boxes, in the order of the proposals, and LongTensor[D], indices into ``STEPS``.
     """
-    scores = F.softmax(class_logits, dim=1)[:, :-1]
     above = scores > rules.score_threshold
     best_class = F.one_hot(scores.argmax(dim=1), scores.shape[1]).bool()
     looked_at = (above | (best_class & ~above.any(dim=1, keepdim=True))) & scores.isfinite()

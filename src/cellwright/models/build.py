@@ -8,14 +8,25 @@ import torch
 
 from cellwright.config.backbone_schema import BackboneConfig
 from cellwright.config.conventions import CONVENTIONS, Conventions
-from cellwright.config.model_schema import MaskRCNNConfig, RPNConfig
+from cellwright.config.heads_schema import C4BoxHeadConfig, CascadeBoxHeadConfig, CoarseMaskConfig
+from cellwright.config.model_schema import (
+    C4Config,
+    CascadeConfig,
+    MaskRCNNConfig,
+    PointRendConfig,
+    RCNNConfig,
+    RPNConfig,
+)
 from cellwright.config.schema import Recipe
 from cellwright.core.errors import RecipeError
 from cellwright.models.box_head import BoxHead, DetectionRules, RegionSampling
 from cellwright.models.fpn import FPN
+from cellwright.models.layers import Deformable
 from cellwright.models.mask_head import MaskHead
 from cellwright.models.mask_rcnn import BoxRules, MaskRCNN, MaskRules, Rules
-from cellwright.models.resnet import ResNet
+from cellwright.models.mask_scoring import MaskScoring
+from cellwright.models.pointrend import CoarseMaskHead, PointHead, PointRules
+from cellwright.models.resnet import BottleneckStyle, ResNet
 from cellwright.models.rpn import RPN, AnchorSampling, RPNHead, RPNLossRules, Selection
 from cellwright.ops.boxes import cell_anchors
 from cellwright.ops.roi import Pooling
@@ -31,52 +42,67 @@ def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN:
     """
     conventions = CONVENTIONS[recipe.conventions]
     match recipe.model:
-        case MaskRCNNConfig():
+        case MaskRCNNConfig() | C4Config() | CascadeConfig() | PointRendConfig():
             network = build_mask_rcnn(recipe.model, conventions, in_channels=recipe.input.channels, n_classes=n_classes)
         case other:
-            raise RecipeError(
-                "this model kind has no network to build", where="model.kind", got=other.kind, expected="mask_rcnn"
-            )
+            raise RecipeError("this model kind has no network to build", where="model.kind", got=other.kind)
     # A fifth less time a training step on the CPU; feature maps follow the weights' layout.
     return network.to(memory_format=torch.channels_last)
 
 
-def build_mask_rcnn(config: MaskRCNNConfig, conventions: Conventions, *, in_channels: int, n_classes: int) -> MaskRCNN:
-    """Mask R-CNN from its section; what is None there follows ``conventions``."""
+def build_mask_rcnn(config: RCNNConfig, conventions: Conventions, *, in_channels: int, n_classes: int) -> MaskRCNN:
+    """A member of the R-CNN family from its section; what is None there follows ``conventions``.
+
+    Raises:
+        RecipeError: ``box_head.class_weights`` has not one entry a class and one for background.
+    """
     c = config.resolved(conventions)
+    weights = c.box_head.class_weights
+    if weights is not None and len(weights) != n_classes + 1:
+        expected = f"{n_classes + 1}: one a class, background last"
+        raise RecipeError(
+            "class weights do not fit", where="box_head.class_weights", got=len(weights), expected=expected
+        )
     backbone = _resnet(c.backbone, in_channels)
+    fpn = None
+    if not isinstance(c, C4Config):
+        fpn = FPN(backbone.out_channels[c.fpn.first_level - 1 :], c.fpn.channels, c.fpn.norm)
+    # C4's heads look at res5 behind the pooling.
+    map_channels, region_channels = (
+        (backbone.out_channels[-2], backbone.out_channels[-1]) if isinstance(c, C4Config) else (c.fpn.channels,) * 2
+    )
+    rows = n_classes + conventions.background_rows
+    point_head = mask_scoring = None
+    if isinstance(c, PointRendConfig):
+        point_head = PointHead(
+            in_channels=map_channels,
+            channels=c.point_head.channels,
+            n_layers=c.point_head.fcs,
+            n_masks=rows,
+        )
+    elif not isinstance(c, C4Config) and c.mask_scoring is not None:
+        mask_scoring = MaskScoring(
+            in_channels=region_channels,
+            resolution=c.mask_head.resolution,
+            n_convs=c.mask_scoring.convs,
+            channels=c.mask_scoring.channels,
+            fc_channels=[c.mask_scoring.fc_channels] * c.mask_scoring.fcs,
+            n_classes=n_classes,
+        )
     return MaskRCNN(
         backbone=backbone,
-        fpn=FPN(backbone.out_channels[c.fpn.first_level - 1 :], c.fpn.channels, c.fpn.norm),
-        rpn=_rpn(c, conventions),
-        box_head=BoxHead(
-            in_channels=c.fpn.channels,
-            resolution=c.box_head.resolution,
-            conv_channels=[c.box_head.conv_channels] * c.box_head.convs,
-            fc_channels=[c.box_head.fc_channels] * c.box_head.fcs,
-            norm=c.box_head.norm,
-            n_classes=n_classes,
-            class_agnostic=c.box_head.class_agnostic,
-        ),
-        mask_head=MaskHead(
-            in_channels=c.fpn.channels,
-            n_convs=c.mask_head.convs,
-            channels=c.mask_head.channels,
-            norm=c.mask_head.norm,
-            n_classes=n_classes,
-            class_agnostic=c.mask_head.class_agnostic,
-        ),
-        rules=Rules(
-            pooling=_pooling(c, conventions),
-            box=_box_rules(c, conventions),
-            mask=_mask_rules(c),
-            regions_at_once=c.roi.chunk,
-        ),
+        fpn=fpn,
+        rpn=_rpn(c, conventions, map_channels),
+        box_heads=_box_heads(c, region_channels, n_classes, rows),
+        mask_head=_mask_head(c, region_channels, rows),
+        point_head=point_head,
+        mask_scoring=mask_scoring,
+        rules=_rules(c, conventions),
     )
 
 
 def _decided(value: T | None) -> T:
-    """A field that ``MaskRCNNConfig.resolved`` has filled in, for the type checker."""
+    """A field that ``resolved`` has filled in, for the type checker."""
     assert value is not None
     return value
 
@@ -87,19 +113,25 @@ def _resnet(c: BackboneConfig, in_channels: int) -> ResNet:
         in_channels=in_channels,
         width=c.width,
         stem_channels=_decided(c.stem_channels),
+        bottlenecks=BottleneckStyle(
+            channels=c.inner_width,
+            groups=c.groups,
+            stride_in_1x1=_decided(c.stride_in_1x1),
+            deformable=Deformable(groups=c.deformable_groups, modulated=c.deformable_modulated),
+            deformable_stages=c.deformable_stages,
+        ),
         norm=c.norm,
         norm_eps=c.norm_eps,
-        stride_in_1x1=_decided(c.stride_in_1x1),
         frozen_stages=c.frozen_stages,
     )
 
 
-def _rpn(c: MaskRCNNConfig, conventions: Conventions) -> RPN:
+def _rpn(c: RCNNConfig, conventions: Conventions, channels: int) -> RPN:
     cells = [cell_anchors(sizes, c.anchors.ratios, rounded=_decided(c.anchors.rounded)) for sizes in c.anchors.sizes_px]
     return RPN(
-        RPNHead(c.fpn.channels, len(cells[0]), c.rpn.convs),
+        RPNHead(channels, max(map(len, cells)), c.rpn.convs),
         cells=cells,
-        first_level=c.fpn.first_level,
+        first_level=_first_level(c),
         infer_strides=conventions.infer_anchor_stride,
         train_selection=_selection(c.rpn, c.rpn.pre_nms_train, c.rpn.post_nms_train),
         test_selection=_selection(c.rpn, c.rpn.pre_nms_test, c.rpn.post_nms_test),
@@ -125,17 +157,111 @@ def _selection(c: RPNConfig, pre_nms: int | None, post_nms: int | None) -> Selec
     )
 
 
-def _box_rules(c: MaskRCNNConfig, conventions: Conventions) -> BoxRules:
+def _first_level(c: RCNNConfig) -> int:
+    """Level l has a stride of 2**l px; C4's only map is level 4."""
+    return 4 if isinstance(c, C4Config) else c.fpn.first_level
+
+
+def _box_heads(c: RCNNConfig, in_channels: int, n_classes: int, rows: int) -> list[BoxHead]:
     head = c.box_head
+    convs, fcs, norm = [], [], "none"
+    if not isinstance(head, C4BoxHeadConfig):
+        convs, fcs, norm = [head.conv_channels] * head.convs, [head.fc_channels] * head.fcs, head.norm
+    if isinstance(head, CascadeBoxHeadConfig):
+        n_stages, n_boxes = len(head.stage_ious), 1
+    else:
+        n_stages, n_boxes = 1, 1 if head.class_agnostic else rows
+    return [
+        BoxHead(
+            in_channels=in_channels,
+            resolution=head.resolution,
+            conv_channels=convs,
+            fc_channels=fcs,
+            norm=norm,
+            n_classes=n_classes,
+            n_boxes=n_boxes,
+            averages=isinstance(head, C4BoxHeadConfig),
+        )
+        for _ in range(n_stages)
+    ]
+
+
+def _mask_head(c: RCNNConfig, in_channels: int, rows: int) -> MaskHead | CoarseMaskHead:
+    head = c.mask_head
+    if isinstance(head, CoarseMaskConfig):
+        return CoarseMaskHead(
+            in_channels=in_channels,
+            resolution=head.resolution,
+            channels=head.channels,
+            fc_channels=[head.fc_channels] * head.fcs,
+            n_masks=rows,
+        )
+    return MaskHead(
+        in_channels=in_channels,
+        n_convs=head.convs,
+        channels=head.channels,
+        norm=head.norm,
+        n_masks=1 if head.class_agnostic else rows,
+    )
+
+
+def _rules(c: RCNNConfig, conventions: Conventions) -> Rules:
+    points, scoring_weight = None, 0.0
+    if isinstance(c, PointRendConfig):
+        points = PointRules(
+            stride=2**c.fpn.first_level,
+            train_points=c.point_head.train_points,
+            oversample=c.point_head.oversample,
+            uncertain_fraction=c.point_head.uncertain_fraction,
+            subdivisions=c.point_head.subdivisions,
+            test_points=c.point_head.test_points,
+            weight=c.point_head.weight,
+        )
+    elif not isinstance(c, C4Config) and c.mask_scoring is not None:
+        scoring_weight = c.mask_scoring.weight
+    return Rules(
+        pooling=Pooling(
+            sampling_ratio=_decided(c.roi.sampling_ratio),
+            aligned=_decided(c.roi.aligned),
+            level_rule=conventions.level_rule,
+            # With one map the size of a box decides nothing.
+            canonical_box_px=224.0 if isinstance(c, C4Config) else c.roi.canonical_box_px,
+            canonical_level=4 if isinstance(c, C4Config) else c.roi.canonical_level,
+            first_level=_first_level(c),
+        ),
+        box=_box_rules(c, conventions),
+        mask=MaskRules(
+            resolution=c.mask_head.resolution,
+            binary_targets=c.mask_head.target == "binary",
+            aligned_targets=_decided(c.mask_head.target_aligned),
+            paste=_decided(c.mask_head.paste),
+            threshold=c.mask_head.threshold,
+            weight=c.mask_head.weight,
+        ),
+        points=points,
+        scoring_weight=scoring_weight,
+        regions_at_once=c.roi.chunk,
+    )
+
+
+def _box_rules(c: RCNNConfig, conventions: Conventions) -> BoxRules:
+    head = c.box_head
+    if isinstance(head, CascadeBoxHeadConfig):
+        ious, weights, background_iou = head.stage_ious, head.stage_delta_weights, head.stage_ious[0]
+    else:
+        ious, weights, background_iou = (head.foreground_iou,), (head.delta_weights,), head.background_iou
     return BoxRules(
         resolution=head.resolution,
-        delta_weights=head.delta_weights,
+        pooled_levels=None if isinstance(head, C4BoxHeadConfig) else head.pooled_levels,
+        stage_ious=ious,
+        stage_delta_weights=weights,
         smooth_l1_beta=_decided(head.smooth_l1_beta),
         class_weight=head.class_weight,
         box_weight=head.box_weight,
+        class_weights=head.class_weights,
         sampling=RegionSampling(
-            foreground_iou=head.foreground_iou,
-            background_iou=head.background_iou,
+            foreground_iou=ious[0],
+            background_iou=background_iou,
             per_image=head.samples_per_image,
             positive_fraction=head.positive_fraction,
             ignore_ioa=c.roi.ignore_ioa,
@@ -147,26 +273,4 @@ def _box_rules(c: MaskRCNNConfig, conventions: Conventions) -> BoxRules:
             min_box_px=_decided(head.min_box_px),
         ),
         drop_empty_boxes=conventions.drop_empty_boxes,
-    )
-
-
-def _pooling(c: MaskRCNNConfig, conventions: Conventions) -> Pooling:
-    return Pooling(
-        sampling_ratio=_decided(c.roi.sampling_ratio),
-        aligned=_decided(c.roi.aligned),
-        level_rule=conventions.level_rule,
-        canonical_box_px=c.roi.canonical_box_px,
-        canonical_level=c.roi.canonical_level,
-        first_level=c.fpn.first_level,
-    )
-
-
-def _mask_rules(c: MaskRCNNConfig) -> MaskRules:
-    return MaskRules(
-        resolution=c.mask_head.resolution,
-        binary_targets=c.mask_head.target == "binary",
-        aligned_targets=_decided(c.mask_head.target_aligned),
-        paste=_decided(c.mask_head.paste),
-        threshold=c.mask_head.threshold,
-        weight=c.mask_head.weight,
     )

@@ -22,16 +22,23 @@ def objectness_loss(logits: Tensor, labels: Tensor, normaliser: float) -> Tensor
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum") / normaliser
 
 
-def class_loss(logits: Tensor, class_ids: Tensor) -> Tensor:
-    """Mean softmax cross-entropy of FloatTensor[S,K+1] with LongTensor[S] (background is K); 0 for S = 0."""
-    return F.cross_entropy(logits, class_ids, reduction="sum") / max(len(class_ids), 1)
+def class_loss(logits: Tensor, class_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean softmax cross-entropy of FloatTensor[S,K+1] with LongTensor[S] (background is K); 0 for S = 0.
+
+    ``weights``: FloatTensor[K+1]; the mean is then weighted by each sample's class.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, class_ids, reduction="sum") / max(len(class_ids), 1)
+    weights = weights.to(logits.dtype)
+    total = weights[class_ids].sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return F.cross_entropy(logits, class_ids, weight=weights, reduction="sum") / total
 
 
 def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: int, beta: float) -> Tensor:
     """Smooth L1 of the foreground boxes' deltas, over the number of all S boxes (Girshick 2015, equation 1).
 
     Args:
-        deltas: FloatTensor[S,K*4] or, class-agnostic, FloatTensor[S,4].
+        deltas: FloatTensor[S,K*4], or more where background has a box, or class-agnostic FloatTensor[S,4].
         class_ids: LongTensor[S], 0..K; K is background.
         targets: FloatTensor[S,4]; rows of background are not looked at.
         n_classes: K.
@@ -47,10 +54,15 @@ def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross-entropy over the pixels of each box's own class's mask (He et al. 2017); 0 for P = 0.
 
     Args:
-        logits: FloatTensor[P,K,M,M] or, class-agnostic, FloatTensor[P,1,M,M].
+        logits: FloatTensor[P,K,M,M], or more where background has a mask, or class-agnostic FloatTensor[P,1,M,M].
         class_ids: LongTensor[P], 0..K-1.
         targets: FloatTensor[P,M,M] in [0, 1].
     """
-    column = class_ids if logits.shape[1] > 1 else torch.zeros_like(class_ids)
-    chosen = logits[torch.arange(len(logits), device=logits.device), column]
+    chosen = of_class(logits, class_ids)
     return F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum") / max(targets.numel(), 1)
+
+
+def of_class(values: Tensor, class_ids: Tensor) -> Tensor:
+    """[P,K,...] and LongTensor[P] -> [P,...]: each row's own class, or its only column where it is class-agnostic."""
+    column = class_ids if values.shape[1] > 1 else torch.zeros_like(class_ids)
+    return values[torch.arange(len(values), device=values.device), column]

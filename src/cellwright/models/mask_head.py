@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellwright.models.box_head import Regions
 from cellwright.models.layers import ConvNorm, NormName, init_kaiming, init_normal
+from cellwright.models.regions import Regions
 from cellwright.ops.batch import Batch
 from cellwright.ops.roi import sample_mask_targets
 
@@ -21,19 +21,18 @@ from cellwright.ops.roi import sample_mask_targets
 class MaskHead(nn.Module):
     """Pooled features of regions to mask logits."""
 
-    def __init__(
-        self, *, in_channels: int, n_convs: int, channels: int, norm: NormName, n_classes: int, class_agnostic: bool
-    ) -> None:
+    def __init__(self, *, in_channels: int, n_convs: int, channels: int, norm: NormName, n_masks: int) -> None:
+        """``n_masks`` a region: 1 (class-agnostic), K, or K + 1 with a last one for background that nothing uses."""
         super().__init__()
         widths = [in_channels] + [channels] * n_convs
         self.convs = nn.Sequential(*(ConvNorm(a, b, 3, norm=norm, relu=True) for a, b in pairwise(widths)))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, 2)
-        self.logits = nn.Conv2d(channels, 1 if class_agnostic else n_classes, 1)
+        self.logits = nn.Conv2d(channels, n_masks, 1)
         init_kaiming(self)
         init_normal(self.logits, std=0.001)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """FloatTensor[R,C,M,M] -> logits FloatTensor[R,K,2M,2M] (K = 1 when class-agnostic); R may be 0."""
+        """FloatTensor[R,C,M,M] -> logits FloatTensor[R,n_masks,2M,2M]; R may be 0."""
         return self.logits(F.relu(self.upsample(self.convs(pooled)), inplace=True))
 
 

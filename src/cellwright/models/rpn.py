@@ -1,4 +1,4 @@
-"""Region proposal network (Ren et al. 2015) over a feature pyramid.
+"""Region proposal network (Ren et al. 2015) over one feature map or a pyramid.
 
 Shape shorthand: B images, A anchors a cell, N anchors of all levels together (order: level, y, x, anchor).
 """
@@ -34,7 +34,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorSampling:
-    """Which anchors a step learns from; see ``RPNConfig`` and ``RoIConfig.ignore_ioa``."""
+    """Which anchors a step learns from; see ``RPNConfig`` and ``RegionConfig.ignore_ioa``."""
 
     foreground_iou: float
     background_iou: float
@@ -103,7 +103,8 @@ class RPN(nn.Module):
         sampling: AnchorSampling,
         loss_rules: RPNLossRules,
     ) -> None:
-        """``cells``: the cell anchors FloatTensor[A,4] of each level (``ops.boxes.cell_anchors``), finest first.
+        """``cells``: cell anchors FloatTensor[A,4] of each level (``ops.boxes.cell_anchors``), finest first. A level
+        with fewer of them than others uses the head's first outputs.
 
         ``infer_strides``: take a level's stride from the sizes of its map and of the image, as torchvision does,
         instead of 2**level. They differ where the image has an odd number of strides.
@@ -120,6 +121,8 @@ class RPN(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> AnchorScores:
         """``features``: FloatTensor[B,C,H_l,W_l] of levels ``first_level``..6."""
         logits, deltas = self.head(features)
+        logits = [level[:, : len(cell)] for level, cell in zip(logits, self.cells, strict=True)]
+        deltas = [level[:, : 4 * len(cell)] for level, cell in zip(deltas, self.cells, strict=True)]
         anchors = self.anchors_of(features)
         return AnchorScores(
             anchors=torch.cat(anchors),

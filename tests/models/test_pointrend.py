@@ -1,0 +1,273 @@
+"""PointRend's parts on hand-drawn maps with hand-set heads, and the whole kind at reduced size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cellwright.config.conventions import DETECTRON2, TORCHVISION, Conventions
+from cellwright.config.model_schema import PointRendConfig
+from cellwright.core.masks import MaskSet
+from cellwright.models import pointrend
+from cellwright.models.build import build_mask_rcnn
+from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.pointrend import CoarseMaskHead, PointHead, PointRules, draw_points, render_masks, sample_grid
+from cellwright.models.regions import Regions
+from cellwright.ops.batch import Batch
+
+RULES = PointRules(
+    stride=1,
+    train_points=196,
+    oversample=3.0,
+    uncertain_fraction=0.75,
+    subdivisions=3,
+    test_points=784,
+    weight=1.0,
+)
+# A disc about the middle of a 64 px map, as the logit of being inside.
+CENTRE, RADIUS = 32.0, 19.0
+
+
+def disc() -> Tensor:
+    """FloatTensor[1,1,64,64]: distance to the disc's edge, px, positive inside."""
+    axis = torch.arange(64) + 0.5 - CENTRE
+    return (RADIUS - torch.hypot(axis[:, None], axis[None]))[None, None]
+
+
+def head_of(fine: float, coarse: float) -> PointHead:
+    """For one fine channel and two classes: class 0's logit is ``fine * map + coarse * its own coarse logit``, class
+    1's the negative of the map and its own coarse logit."""
+    head = PointHead(in_channels=1, channels=2, n_layers=2, n_masks=2)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        # ReLU passes the map as its positive and its negative part.
+        head.fcs[0].weight[:, 0, 0] = torch.tensor([1.0, -1.0])
+        head.fcs[1].weight[[0, 1], [0, 1], 0] = 1.0
+        head.logits.weight[0, :, 0] = torch.tensor([fine, -fine, coarse, 0.0])
+        head.logits.weight[1, :, 0] = torch.tensor([-fine, fine, 0.0, coarse])
+    return head
+
+
+def render(coarse: Tensor, head: PointHead, fine: Tensor, boxes: Tensor, class_id: int, rules: PointRules) -> Tensor:
+    return render_masks(coarse, head, fine, boxes, torch.full((len(boxes),), class_id), rules)
+
+
+def test_a_shape_on_the_fine_map_is_rendered() -> None:
+    """Few points are computed, and yet every cell is on the right side of the disc's edge."""
+    boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0], [20.0, 4.0, 60.0, 44.0]])
+    rules = replace(RULES, test_points=400)
+    masks = render(torch.zeros((2, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, rules)
+    assert masks.shape == (2, 56, 56)
+    units = (torch.arange(56) + 0.5) / 56
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
+        y, x = y0 + units * (y1 - y0), x0 + units * (x1 - x0)
+        distance = RADIUS - torch.hypot(y[:, None] - CENTRE, x[None] - CENTRE)
+        clear = distance.abs() > 0.05  # nearer, the map's own interpolation decides
+        assert torch.equal(mask[clear] > 0.5, distance[clear] > 0)
+        assert clear.float().mean() > 0.98
+
+
+def test_the_wanted_class_is_rendered() -> None:
+    boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
+    inside, outside = (render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, k, RULES) for k in (0, 1))
+    assert torch.allclose(inside + outside, torch.ones(1, 56, 56), atol=1e-6)
+
+
+def test_coarse_logits_passed_on_are_enlarged_bilinearly() -> None:
+    """With a point head that repeats the coarse logit and points for every cell, beside which there is zero."""
+    coarse = torch.randn((3, 2, 7, 7), generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]]).repeat(3, 1)
+    ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 1, replace(RULES, test_points=56 * 56))
+    framed = F.interpolate(F.pad(coarse[:, 1:], (1, 1, 1, 1)), scale_factor=8, mode="bilinear", align_corners=False)
+    assert torch.allclose(ours, framed[:, 0, 8:-8, 8:-8].sigmoid(), atol=1e-5)
+
+
+def test_subdivisions_without_computed_points_only_interpolate() -> None:
+    """One point a step in 56 x 56 cells: all others stay the interpolation of the dense 7 x 7 start."""
+    coarse = torch.randn((1, 2, 7, 7), generator=torch.Generator().manual_seed(1))
+    boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
+    ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 0, replace(RULES, test_points=1, subdivisions=1))
+    plain = F.interpolate(coarse[:, :1], scale_factor=2, mode="bilinear", align_corners=False).sigmoid()[:, 0]
+    assert ((ours - plain).abs() > 1e-6).sum() <= 1
+
+
+@pytest.mark.parametrize("subdivisions", [0, 1])
+def test_few_subdivisions(subdivisions: int) -> None:
+    boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
+    rules = replace(RULES, subdivisions=subdivisions)
+    masks = render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, rules)
+    side = 7 << subdivisions
+    assert masks.shape == (1, side, side)
+    assert masks[0, side // 2, side // 2] > 0.99
+    assert masks[0, 0, 0] < 0.01
+
+
+def test_chunks_do_not_change_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = PointHead(in_channels=6, channels=16, n_layers=3, n_masks=3)
+    torch.nn.init.normal_(head.logits.weight)
+    coarse, fine = torch.randn((11, 3, 7, 7)), torch.randn((1, 6, 20, 30))
+    corners = torch.rand((11, 2)) * torch.tensor([80.0, 50.0])
+    boxes = torch.cat([corners, corners + 5 + torch.rand((11, 2)) * 40], dim=1)
+    class_ids, rules = torch.arange(11) % 3, replace(RULES, stride=4, subdivisions=5)
+    whole = render_masks(coarse, head, fine, boxes, class_ids, rules)
+    monkeypatch.setattr(pointrend, "_CHUNK_VALUES", 1)
+    assert torch.allclose(render_masks(coarse, head, fine, boxes, class_ids, rules), whole, atol=1e-5)
+
+
+def test_the_grid_reads_cell_centres() -> None:
+    """A map whose value is x + 100 y, px: the grid of a box reads the centres of its cells."""
+    y, x = torch.meshgrid(torch.arange(16) * 4 + 2.0, torch.arange(24) * 4 + 2.0, indexing="ij")
+    fine = (x + 100 * y).expand(2, 1, -1, -1)
+    boxes = [torch.tensor([[10.0, 20.0, 38.0, 48.0]]), torch.tensor([[40.0, 6.0, 54.0, 34.0], [4.0, 4.0, 18.0, 18.0]])]
+    grid = sample_grid(fine, boxes, 14, replace(RULES, stride=4))
+    assert grid.shape == (3, 1, 14, 14)
+    expected = (10 + 2 * torch.arange(14) + 1) + 100 * (20 + 2 * torch.arange(14)[:, None] + 1)
+    assert torch.allclose(grid[0, 0], expected.float(), rtol=1e-4)
+    assert torch.allclose(grid[1, 0, 0], 40.5 + torch.arange(14) + 100 * 7.0, rtol=1e-4)
+
+
+def test_points_are_drawn_where_the_mask_is_uncertain() -> None:
+    ramp = (torch.arange(7) - 3.0).expand(5, 7, 7)  # logit 0 along x = 1/2
+    points = draw_points(ramp, RULES, torch.Generator().manual_seed(0))
+    assert points.shape == (5, 196, 2)
+    assert ((points >= 0) & (points < 1)).all()
+    uncertain, uniform = points[:, :147], points[:, 147:]
+    # Also at the border, where the coarse mask falls off to zero.
+    near = torch.minimum((uncertain[..., 0] - 0.5).abs(), torch.minimum(uncertain, 1 - uncertain).amin(dim=2))
+    assert near.max() < 0.2
+    assert (uniform[..., 0] - 0.5).abs().mean() == pytest.approx(0.25, abs=0.03)
+    again = draw_points(ramp, RULES, torch.Generator().manual_seed(0))
+    other = draw_points(ramp, RULES, torch.Generator().manual_seed(1))
+    assert torch.equal(points, again)
+    assert not torch.equal(points, other)
+
+
+def test_coarse_head_reduces_only_where_channels_shrink() -> None:
+    same = CoarseMaskHead(in_channels=8, resolution=14, channels=8, fc_channels=[16, 16], n_masks=3)
+    fewer = CoarseMaskHead(in_channels=12, resolution=14, channels=8, fc_channels=[16], n_masks=3)
+    assert "reduce.conv.weight" not in same.state_dict()
+    assert fewer.state_dict()["reduce.conv.weight"].shape == (8, 12, 1, 1)
+    assert same.state_dict()["shrink.conv.weight"].shape == (8, 8, 2, 2)
+    assert same(torch.randn(2, 8, 14, 14)).shape == (2, 3, 7, 7)
+    assert fewer(torch.randn(0, 12, 14, 14)).shape == (0, 3, 7, 7)
+
+
+# --- the whole kind -----------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {
+    "kind": "pointrend",
+    "backbone": {"depth": 18, "width": 8},
+    "fpn": {"channels": 16},
+    "anchors": {"sizes_px": ((8,), (16,), (32,), (64,), (128,))},
+    "box_head": {"fc_channels": 32, "score_threshold": 0.0},
+    "mask_head": {"channels": 8, "fc_channels": 32},
+    "point_head": {"channels": 16, "train_points": 24, "subdivisions": 3, "test_points": 100},
+}
+
+
+def small(conventions: Conventions = DETECTRON2) -> MaskRCNN:
+    torch.manual_seed(0)
+    return build_mask_rcnn(PointRendConfig.model_validate(SMALL), conventions, in_channels=3, n_classes=2)
+
+
+def batch_of(masks: list[MaskSet]) -> Batch:
+    layers = [one.to_layers() for one in masks]
+    return Batch(
+        images=torch.randn((len(masks), 3, 64, 96), generator=torch.Generator().manual_seed(0)),
+        image_hws=[one.image_hw for one in masks],
+        boxes=[torch.from_numpy(one.boxes).float() for one in masks],
+        class_ids=[torch.arange(len(one)) % 2 for one in masks],
+        ignore=[torch.zeros(len(one), dtype=torch.bool) for one in masks],
+        layers=[torch.from_numpy(one) for one, _ in layers],
+        layer_of=[torch.from_numpy(of) for _, of in layers],
+        seed=7,
+    )
+
+
+def squares() -> MaskSet:
+    """Four squares of 12 px, two of them overlapping."""
+    labels = np.zeros((4, 60, 90), bool)
+    for k, (y, x) in enumerate([(4, 4), (10, 10), (30, 5), (35, 50)]):
+        labels[k, y : y + 12, x : x + 12] = True
+    return MaskSet.from_dense(labels)
+
+
+@pytest.mark.parametrize("conventions", [TORCHVISION, DETECTRON2], ids=lambda c: c.name)
+def test_one_step_of_training(conventions: Conventions) -> None:
+    network = small(conventions).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    losses = network.losses(batch_of([squares(), MaskSet.empty((64, 96))]))
+    assert set(losses) == {"rpn_class", "rpn_box", "class", "box", "mask", "point"}
+    total = torch.stack(list(losses.values())).sum()
+    assert total.isfinite()
+    total.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert all(fc.weight.grad.abs().sum() > 0 for fc in [*network.point_head.fcs, *network.mask_head.fcs])
+    optimiser.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_the_point_loss_falls_when_it_is_trained_on() -> None:
+    """Sixty steps on one batch: points inside and outside the squares are told apart."""
+    network, batch = small().train(), batch_of([squares()])
+    boxes = batch.boxes[0]
+    regions = [Regions(boxes, batch.class_ids[0], torch.arange(len(boxes)))]
+    parameters = [*network.point_head.parameters(), *network.mask_head.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=0.01)
+    with torch.no_grad():
+        images = torch.zeros_like(batch.images)
+        images[0, :, :60, :90] = (batch.layers[0] > 0).any(dim=0).float()
+        source = network.region_features(network.features(images))
+    seen = []
+    for _ in range(60):
+        losses = network.point_losses(source, regions, batch, batch.generator())
+        optimiser.zero_grad()
+        (losses["mask"] + losses["point"]).backward()
+        optimiser.step()
+        seen.append(losses["point"].item())
+    assert seen[-1] < 0.5 * seen[0]
+
+
+def test_images_without_objects() -> None:
+    network = small().train()
+    losses = network.losses(batch_of([MaskSet.empty((60, 90)), MaskSet.empty((64, 96))]))
+    assert losses["mask"] == losses["point"] == 0
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_no_boxes_no_masks() -> None:
+    network = small().eval()
+    features = network.features(torch.zeros((1, 3, 64, 96)))
+    none = torch.zeros(0, dtype=torch.int64)
+    (probs,) = network.masks_for(features, [torch.zeros((0, 4))], [none])
+    assert probs.shape == (0, 56, 56)
+
+
+def test_finds_objects() -> None:
+    (found,) = small().eval().detect(torch.randn((1, 3, 64, 96)), [(60, 90)], [(120, 180)])
+    assert found.image_hw == (120, 180)
+    assert (found.masks.areas > 0).all()
+
+
+def test_half_precision() -> None:
+    """Under autocast losses stay near those of full precision, and masks come out as 32-bit probabilities."""
+    network, batch = small().train(), batch_of([squares()])
+    full = network.losses(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network.losses(batch)
+        features = network.features(batch.images[:1])
+        (probs,) = network.masks_for(features, [batch.boxes[0]], [batch.class_ids[0]])
+    assert half["point"].item() == pytest.approx(full["point"].item(), rel=0.05)
+    assert probs.dtype == torch.float32
