@@ -29,14 +29,12 @@ def test_every_shipped_recipe_loads_and_its_dump_loads_again(name: str, tmp_path
 def test_standard_is_quick_with_more_steps() -> None:
     quick, standard = recipes.load("vrdl_nuclei/quick"), recipes.load("vrdl_nuclei/standard")
     assert standard.model == quick.model
-    assert standard.train.steps == 10 * (quick.train.steps or 0)
+    assert standard.train.length.amount == 10 * quick.train.length.amount
 
 
 def test_overrides_go_through_the_validator() -> None:
-    recipe = recipes.load(
-        "vrdl_nuclei/quick", ["train.lr=2e-4", "augment.crop_px=128", "train.steps=null", "train.epochs=3"]
-    )
-    assert (recipe.train.lr, recipe.augment.crop_px, recipe.train.epochs) == (2e-4, 128, 3)
+    recipe = recipes.load("vrdl_nuclei/quick", ["train.lr=2e-4", "augment.crop_px=128", "train.length=3 epochs"])
+    assert (recipe.train.lr, recipe.augment.crop_px, str(recipe.train.length)) == (2e-4, 128, "3 epochs")
     with pytest.raises(RecipeError, match="has no value"):
         recipes.load("vrdl_nuclei/quick", ["train.lr"])
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cellwright.config.sample_schema import AugmentConfig, DataConfig
+from cellwright.config import recipe as recipes
+from cellwright.config.schedule_schema import (
+    ConstantSchedule,
+    CosineSchedule,
+    MultiStepSchedule,
+    Span,
+    StepSchedule,
+)
 from cellwright.config.train_schema import TrainConfig
+from cellwright.core.errors import RecipeError
+
+SCHEDULES = [ConstantSchedule, MultiStepSchedule, StepSchedule, CosineSchedule]
 
 
-@pytest.mark.parametrize("schema", [TrainConfig, AugmentConfig, DataConfig])
+@pytest.mark.parametrize("schema", [TrainConfig, *SCHEDULES])
 def test_every_field_has_a_one_line_description_and_a_default(schema: type[BaseModel]) -> None:
     schema()
     for name, field in schema.model_fields.items():
@@ -20,14 +30,13 @@ def test_every_field_has_a_one_line_description_and_a_default(schema: type[BaseM
 @pytest.mark.parametrize(
     ("schema", "values", "words"),
     [
-        (TrainConfig, {"epochs": 3}, ["steps (2000)", "epochs (3.0)"]),
-        (TrainConfig, {"steps": None}, ["steps (None)", "epochs (None)"]),
-        (TrainConfig, {"steps": 50, "warmup_steps": 50}, ["warmup_steps (50)", "steps (50)"]),
-        (TrainConfig, {"milestones": (0.9, 0.5)}, ["milestones"]),
+        (TrainConfig, {"length": "50%"}, ["length (50%)", "steps or epochs"]),
+        (TrainConfig, {"length": 50}, ["length", "2000 steps, 2.5 epochs or 5%"]),
+        (TrainConfig, {"schedule": {"kind": "multi_step", "milestones": ["9 steps", "5 steps"]}}, ["must rise"]),
+        (TrainConfig, {"schedule": {"kind": "multi_step", "milestones": ["9 steps", "50%"]}}, ["9 steps, 50%"]),
+        (TrainConfig, {"schedule": {"kind": "cosine", "milestones": ["50%"]}}, ["schedule.cosine.milestones"]),
         (TrainConfig, {"learning_rate": 1}, ["learning_rate"]),
         (TrainConfig, {"lr": float("nan")}, ["lr"]),
-        (AugmentConfig, {"scale_min": 2}, ["scale_min (2.0)", "scale_max (1.0)"]),
-        (DataConfig, {"min_area_px": 9, "max_area_px": 3}, ["min_area_px (9)", "max_area_px (3)"]),
     ],
 )
 def test_fields_that_do_not_fit(schema: type[BaseModel], values: dict[str, object], words: list[str]) -> None:
@@ -36,7 +45,48 @@ def test_fields_that_do_not_fit(schema: type[BaseModel], values: dict[str, objec
     assert all(word in str(caught.value) for word in words)
 
 
-def test_epochs_become_steps() -> None:
-    config = TrainConfig(steps=None, epochs=2.5, batch_size=4)
-    assert config.total_steps(10) == 7  # 25 images in sevens of 4, rounded up
-    assert TrainConfig(steps=9, warmup_steps=1).total_steps(10) == 9
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2000 steps", "2000 steps"),
+        ("1steps", "1 step"),
+        ("1.0 epochs", "1 epoch"),
+        (" 2.50 epochs ", "2.5 epochs"),
+        ("100%", "100%"),
+        ("5.25 %", "5.25%"),
+    ],
+)
+def test_a_span_is_read_and_shown(text: str, shown: str) -> None:
+    assert str(Span.parse(text)) == shown
+    assert Span.parse(shown) == Span.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "0 steps", "2.5 steps", "-1 epochs", "101%", "3 days", "1e3 steps", 20, None])
+def test_what_is_no_span(text: object) -> None:
+    with pytest.raises(ValueError, match=r"no stretch of training|whole numbers"):
+        Span.parse(text)
+
+
+def test_a_recipe_keeps_its_spans_and_another_schedule_replaces_the_whole() -> None:
+    changes = ["train.length=2.5 epochs", "train.schedule.kind=multi_step", "train.schedule.milestones=[70%, 95%]"]
+    recipe = recipes.load("synthetic/demo", changes)
+    again = recipes.from_dict(recipe.to_dict(), "again")
+    assert again.train == recipe.train
+    assert (str(again.train.length), again.train.schedule.kind) == ("2.5 epochs", "multi_step")
+    assert recipe.to_dict()["train"]["schedule"]["milestones"] == ["70%", "95%"]
+    back = recipes.load("synthetic/demo", [*changes, "train.schedule.kind=cosine"])
+    assert back.train.schedule == CosineSchedule()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.length=2000", "train.length.*write it as 2000 steps"),
+        ("train.schedule.kind=cosin", "train.schedule"),
+        ("train.schedule.final_facto=1", "final_factor"),
+        ("train.steps=5", "train.steps"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(override: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        recipes.load("synthetic/demo", [override])

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellwright.config.input_schema import InputConfig
 from cellwright.config.sample_schema import AugmentConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.augment import Geometry, augment, draw_geometry, warp_image, warp_labels
+from cellwright.data.augment import Frame, augment, draw_geometry
+from cellwright.data.geometry import Geometry
 from cellwright.data.labels import Labels
+from cellwright.data.warp import warp_image, warp_labels
 
 
 def overlapping_discs(rng: np.random.Generator, hw: tuple[int, int], n: int) -> Labels:
@@ -102,7 +105,7 @@ def test_image_and_labels_stay_aligned_under_scaling(
         quarter_turns=True,
         min_visible=0,
     )
-    out_image, out = augment(image, labels, config, rng, base_scale)
+    out_image, out = augment(image, labels, config, rng, Frame(InputConfig(scale=base_scale)))
     check_records(out)
     # A nearest label and a linear intensity disagree only where the intensity is halfway between two pixels.
     bright = out_image[:, :, 0] > 120

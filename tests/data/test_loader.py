@@ -18,8 +18,9 @@ from cellwright.core.errors import FormatError, InputError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.loader import LoaderConfig, TrainingLoader, batch_indices
+from cellwright.data.loader import LoaderConfig, TrainingLoader
 from cellwright.data.network_input import to_network
+from cellwright.data.sampling import SampleOrder
 from cellwright.ops.batch import Batch
 
 AUGMENT = AugmentConfig(
@@ -57,15 +58,6 @@ def assert_same(a: Batch, b: Batch) -> None:
         assert all(torch.equal(x, y) for x, y in zip(getattr(a, name), getattr(b, name), strict=True)), name
 
 
-def test_every_sample_is_seen_once_an_epoch() -> None:
-    line = np.concatenate([batch_indices(3, step, 4, 7) for step in range(14)])
-    epochs = line.reshape(8, 7)
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert batch_indices(3, 5, 4, 7).tolist() == batch_indices(3, 5, 4, 7).tolist()
-    assert batch_indices(0, 0, 5, 1).tolist() == [0] * 5
-
-
 @pytest.mark.parametrize("data", [DataConfig(workers=2), DataConfig(workers=1, cache_mb=0), DataConfig(cache_mb=0)])
 def test_workers_and_cache_change_no_bit(samples: list[Sample], data: DataConfig) -> None:
     expected = list(loader_for(samples).batches(0, 6))
@@ -97,7 +89,7 @@ def test_batches_from_the_middle_equal_those_of_a_whole_run(samples: list[Sample
 def test_a_plain_sample_is_the_image_itself(samples: list[Sample]) -> None:
     plain = AugmentConfig(horizontal_flip=0)
     (batch,) = loader_for(samples, augment=plain, batch_size=1).batches(0, 1)
-    sample = samples[int(batch_indices(7, 0, 1, 5)[0])]
+    sample = samples[int(SampleOrder(7, 5).batch(0, 1)[0])]
     height, width = sample.image_hw
     pixels = cv2.imread(str(sample.image_path), cv2.IMREAD_UNCHANGED)[:, :, 2::-1]
     expected = to_network(Image.from_array(pixels), InputConfig())
@@ -116,7 +108,7 @@ def test_percentiles_are_those_of_the_whole_image(samples: list[Sample]) -> None
     config = InputConfig(normalise="percentile", percentiles=(5, 95))
     augment = AugmentConfig(crop_px=16, horizontal_flip=0)
     (batch,) = loader_for(samples, input=config, augment=augment, batch_size=1).batches(0, 1)
-    sample = samples[int(batch_indices(7, 0, 1, 5)[0])]
+    sample = samples[int(SampleOrder(7, 5).batch(0, 1)[0])]
     pixels = cv2.imread(str(sample.image_path), cv2.IMREAD_UNCHANGED)[:, :, 2::-1]
     whole = to_network(Image.from_array(pixels), config)
     crop = batch.images[0].numpy()
@@ -127,8 +119,43 @@ def test_percentiles_are_those_of_the_whole_image(samples: list[Sample]) -> None
 def test_the_network_scale_applies_to_training_too(samples: list[Sample]) -> None:
     plain = AugmentConfig(horizontal_flip=0)
     (batch,) = loader_for(samples, input=InputConfig(scale=2), augment=plain, batch_size=1).batches(0, 1)
-    sample = samples[int(batch_indices(7, 0, 1, 5)[0])]
+    sample = samples[int(SampleOrder(7, 5).batch(0, 1)[0])]
     assert batch.image_hws == [(2 * sample.image_hw[0], 2 * sample.image_hw[1])]
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_lies_outside_the_image_is_the_batchs_own_padding(
+    samples: list[Sample], order: str, channels: int
+) -> None:
+    """Zero, after normalising, as the padding beside it; off by what rounding to 8 bits leaves."""
+    order = order if channels == 3 else "rgb"
+    mean = (0.2, 0.5, 0.8)[:channels]
+    config = InputConfig(channels=channels, colour_order=order, mean=mean, std=(0.5,) * channels)  # type: ignore[arg-type]
+    augment = AugmentConfig(crop_px=64, pad_to_crop=True, horizontal_flip=0)
+    (batch,) = loader_for(samples, input=config, augment=augment).batches(0, 1)
+    assert batch.image_hws == [(64, 64)] * 3
+    assert torch.abs(batch.images[:, :, 50:, 50:]).max() <= 0.5 / 255 / 0.5 + 1e-6
+    assert all(layers.shape[1:] == (64, 64) for layers in batch.layers)
+
+
+def test_rare_classes_come_more_often_and_the_epoch_grows(samples: list[Sample]) -> None:
+    """One of five images holds class 1, as the only object that is large enough: sqrt(.8 / .2) = 2 times."""
+    made = []
+    for i, sample in enumerate(samples):
+        instances = sample.read_instances()
+        class_ids = np.array([0, 1 if i == 2 else 0])[: len(instances)]
+        made.append(dataclasses.replace(sample, load=Loaded(dataclasses.replace(instances, class_ids=class_ids))))
+    data = DataConfig(repeat_factor_threshold=0.8)
+    loader = loader_for(made, data=data)
+    assert loader.n_samples == 6
+    assert loader_for(made).n_samples == 5
+    line = np.concatenate([loader._batches.order.batch(step, 3) for step in range(8)]).reshape(4, 6)
+    assert all(np.bincount(epoch, minlength=5).tolist() == [1, 1, 2, 1, 1] for epoch in line)
+    # No image holds class 1 once its object is too large to be trained on.
+    assert loader_for(made, data=data.model_copy(update={"max_area_px": 300})).n_samples == 5
+    for a, b in zip(loader.batches(4, 6), loader_for(made, data=data).batches(4, 6), strict=True):
+        assert_same(a, b)
 
 
 def test_object_filters(samples: list[Sample]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -62,7 +63,11 @@ def test_log_has_every_step_once_and_metrics_where_evaluated(tmp_path: Path, sam
 
 
 def test_training_lowers_the_loss(tmp_path: Path, samples: list[Sample]) -> None:
-    tiny_train(tmp_path / "run", samples, tiny_config(steps=60, checkpoint_every_steps=60, evaluate_every_steps=60))
+    tiny_train(
+        tmp_path / "run",
+        samples,
+        tiny_config(length="60 steps", checkpoint_every="60 steps", evaluate_every="60 steps"),
+    )
     with (tmp_path / "run" / "log.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
@@ -70,7 +75,7 @@ def test_training_lowers_the_loss(tmp_path: Path, samples: list[Sample]) -> None
 
 def test_the_best_model_is_kept_not_the_last(tmp_path: Path, samples: list[Sample]) -> None:
     scores = iter([0.2, math.nan, 0.9, 0.4])
-    config = tiny_config(evaluate_every_steps=3)
+    config = tiny_config(evaluate_every="3 steps")
     network = tiny_network()
     result = tiny_train(tmp_path / "run", samples, config, network=network, evaluate=lambda _: {"score": next(scores)})
     assert (result.best_step, result.best_metrics, result.metrics) == (9, {"score": 0.9}, {"score": 0.4})
@@ -86,6 +91,95 @@ def test_without_evaluation_the_last_model_is_saved(tmp_path: Path, samples: lis
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in saved.items())
 
 
+def test_early_stopping_counts_evaluations_without_a_better_one(tmp_path: Path, samples: list[Sample]) -> None:
+    scores = iter([0.2, 0.5, math.nan, 0.4, 0.6, 0.6, 0.1, 0.2, 0.9])
+    config = tiny_config(length="20 steps", evaluate_every="2 steps", patience=3)
+    result = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": next(scores)})
+    assert (result.step, result.total_steps, result.finished, result.best_step) == (16, 20, True, 10)
+    assert (tmp_path / "run" / "DONE").read_text() == "16 of 20 steps; nothing better than step 10\n"
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads((newest / "state.json").read_text())["patience_spent"] == 3
+    (tmp_path / "run" / "DONE").unlink()  # killed at the very end: nothing is left to do
+    again = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": 1.0})
+    assert (again.step, again.finished) == (16, True)
+
+
+def test_a_loss_is_best_where_it_is_lowest(tmp_path: Path, samples: list[Sample]) -> None:
+    for name in ("loss", "score_calibration_error", "errors_missed/astro"):
+        scores = iter([0.5, 0.2, 0.3, 0.2, 0.1])
+        config = tiny_config(evaluate_every="2 steps", best_metric=name, patience=2)
+        result = tiny_train(
+            tmp_path / name, samples, config, evaluate=lambda _, name=name, scores=scores: {name: next(scores)}
+        )
+        assert (result.step, result.best_step, result.best_metrics) == (8, 4, {name: 0.2})
+
+
+def test_evaluations_that_max_minutes_adds_spend_no_patience(tmp_path: Path, samples: list[Sample]) -> None:
+    config = tiny_config(length="8 steps", evaluate_every="4 steps", checkpoint_every="1 step", patience=1)
+    scores = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.1, 5: 0.3, 8: 0.2}
+    for step in (1, 2, 3, 4, 5):
+        result = tiny_train(
+            tmp_path / "run", samples, config, evaluate=lambda _, step=step: {"score": scores[step]}, max_minutes=1e-9
+        )
+        assert (result.step, result.finished) == (step, False)
+    result = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": scores[8]})
+    assert (result.step, result.finished, result.best_step) == (8, True, 1)
+
+
+def test_what_the_recipe_asks_and_cannot_have_is_said(tmp_path: Path, samples: list[Sample]) -> None:
+    for changes, words in (
+        ({"precision": "fp16"}, "fp16 needs CUDA"),
+        ({"compile": True}, "no backbone"),
+        ({"warmup": "12 steps"}, "warm-up is as long as the run"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            tiny_train(tmp_path / "run", samples, tiny_config(**changes))
+    with pytest.raises(RecipeError, match="stopping early needs an evaluation"):
+        tiny_train(tmp_path / "run", samples, tiny_config(patience=3), evaluate=None)
+
+
+def test_tensorboard_is_written_or_its_want_is_said(tmp_path: Path, samples: list[Sample]) -> None:
+    config = tiny_config(tensorboard=True)
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(RecipeError, match="TensorBoard is not installed") as caught:
+            tiny_train(tmp_path / "run", samples, config)
+        assert "pip install 'cellwright[tensorboard]'" in str(caught.value)
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_train(tmp_path / "run", samples, config, max_minutes=1e-9)
+    tiny_train(tmp_path / "run", samples, config)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step"}
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows]
+    assert [event.step for event in events.Scalars("score")] == [1, 6, 12]
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_learns_the_same(tmp_path: Path, samples: list[Sample]) -> None:
+    """Names of tensors, averaging (a deep copy) and resuming stay as they are; the losses differ by rounding only."""
+
+    class Compiled(type(tiny_network())):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = self.layers[0]
+
+    def run(folder: Path, *, compiled: bool, **arguments: float) -> list[float]:
+        torch.manual_seed(11)
+        config = tiny_config(compile=compiled, ema_decay=0.9)
+        tiny_train(folder, samples, config, network=Compiled(), **arguments)  # type: ignore[arg-type]
+        with (folder / "log.csv").open(newline="") as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
+
+    plain = run(tmp_path / "plain", compiled=False)
+    run(tmp_path / "compiled", compiled=True, max_minutes=1e-9)
+    assert run(tmp_path / "compiled", compiled=True) == pytest.approx(plain, rel=1e-4)
+
+
 def test_averaged_weights_are_what_is_evaluated_and_saved(tmp_path: Path, samples: list[Sample]) -> None:
     network, seen = tiny_network(), []
 
@@ -94,7 +188,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(tmp_path: Path, sample
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return weight_sum(model)
 
-    config = tiny_config(ema_decay=0.9, evaluate_every_steps=12)
+    config = tiny_config(ema_decay=0.9, evaluate_every="12 steps")
     tiny_train(tmp_path / "run", samples, config, network=network, evaluate=evaluate)
     averaged = load_file(tmp_path / "run" / "checkpoints" / "step_00000012" / "averaged.safetensors")
     assert all(torch.equal(value, averaged[name]) for name, value in seen[0].items())
@@ -113,9 +207,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_writes_no_weights(tmp_path: 
     with pytest.raises(TrainingDiverged) as caught:
         tiny_train(tmp_path / "run", samples, tiny_config(), network=tiny_network(spoil_at=6))
     message = str(caught.value)
-    assert "training diverged at step 6: a loss is not finite" in message
+    assert "training diverged at step 7: a loss is not finite" in message
     assert "foreground nan" in message
-    assert "lower train.lr (now 0.05)" in message
+    assert "lower train.lr (now 0.05), lengthen train.warmup (now 3 steps)" in message
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        assert [row["loss_foreground"] == "nan" for row in csv.DictReader(file)] == [False] * 6 + [True]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
     for file in tmp_path.rglob("*.safetensors"):
         assert all(torch.isfinite(value).all() for value in load_file(file).values())
@@ -129,10 +225,26 @@ def test_an_exploded_gradient_ends_the_run(tmp_path: Path, samples: list[Sample]
         )
 
 
+def test_a_learning_rate_too_high_without_warm_up_ends_in_words(tmp_path: Path, samples: list[Sample]) -> None:
+    """Nothing is spoilt by hand: the gradients explode by themselves, as those of a published run did."""
+    config = tiny_config(lr=10, warmup=None, clip_norm=None, length="60 steps", momentum=0.99)
+    with pytest.raises(TrainingDiverged, match="training diverged at step") as caught:
+        tiny_train(tmp_path / "run", samples, config)
+    assert "lower train.lr (now 10), lengthen train.warmup (now none)" in str(caught.value)
+    assert not (tmp_path / "run" / "DONE").exists()
+    saved = sorted((tmp_path / "run").rglob("*.safetensors"))
+    assert saved
+    for file in saved:
+        assert all(torch.isfinite(value).all() for value in load_file(file).values()), file
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"at step {rows[-1]['step']}:" in str(caught.value), "the log ends with the step that failed"
+
+
 def test_weights_that_overflow_are_never_saved(tmp_path: Path, samples: list[Sample]) -> None:
     """Loss and gradient of the very last step are finite, the weights after it are not."""
     network = tiny_network()
-    config = tiny_config(steps=4, warmup_steps=0)
+    config = tiny_config(length="4 steps", warmup=None)
 
     def spoil(module: torch.nn.Module, inputs: object, output: object) -> None:
         if module.training and network.calls == 3:
@@ -205,6 +317,6 @@ def test_a_bad_sample_ends_the_run_with_its_name(tmp_path: Path) -> None:
 
 
 def test_epochs_count_the_images_of_the_loader(tmp_path: Path, samples: list[Sample]) -> None:
-    config = tiny_config(steps=None, epochs=2)
+    config = tiny_config(length="2 epochs")
     assert tiny_loader(samples, config, DataConfig()).n_samples == 5
     assert tiny_train(tmp_path / "run", samples, config).step == 5

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_run import draw_samples, tiny_config, tiny_train, weight_sum
+from tiny_run import draw_samples, long_config, tiny_config, tiny_train, weight_sum
 
 from cellwright.config.sample_schema import DataConfig
 
@@ -37,15 +37,14 @@ def losses(run: Path) -> list[tuple[str, ...]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of ``STEPS`` that nobody disturbs, and its data."""
     folder = tmp_path_factory.mktemp("whole")
-    config = tiny_config(steps=STEPS, ema_decay=0.9)
+    config = tiny_config(length=f"{STEPS} steps", ema_decay=0.9)
     tiny_train(folder / "run", draw_samples(folder / "data"), config)
     return folder / "run", folder / "data"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize(("workers", "kill_after"), [(0, 13), (2, 29)])
-def test_kill_and_run_again(tmp_path: Path, whole: tuple[Path, Path], workers: int, kill_after: int) -> None:
-    expected, data = whole
+def test_kill_and_run_again_with_loading_processes(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    (expected, data), workers, kill_after = whole, 2, 29
     run = tmp_path / "run"
     command = [sys.executable, str(PROGRAM), str(run), str(data), str(workers), str(STEPS)]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -57,7 +56,7 @@ def test_kill_and_run_again(tmp_path: Path, whole: tuple[Path, Path], workers: i
     killed.stderr.close()
     assert not (run / "DONE").exists()
     again = tiny_train(
-        run, draw_samples(data), tiny_config(steps=STEPS, ema_decay=0.9), data=DataConfig(workers=workers)
+        run, draw_samples(data), tiny_config(length=f"{STEPS} steps", ema_decay=0.9), data=DataConfig(workers=workers)
     )
     assert again.finished
     assert bits(run) == bits(expected)
@@ -74,11 +73,35 @@ def until(condition, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("kills", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_ten_kills_at_random_points_of_two_hundred_steps(tmp_path: Path, kills: int) -> None:
+    """With accumulation, Adam, averaging and patience; a kill may hit a step, an evaluation, a checkpoint's write."""
+    tiny_train(tmp_path / "whole", draw_samples(tmp_path / "data"), long_config())
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "run"), str(tmp_path / "data"), str(kills)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    ends = [line.rpartition(" ")[2] for line in done.stdout.splitlines()]
+    assert ends == [str(int(signal.SIGKILL))] * kills + ["0"], done.stdout + done.stderr
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert [int(row[0]) for row in losses(tmp_path / "run")] == list(range(1, 201))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimiser": "sgd"},
+        {"optimiser": "adamw", "accumulate": 3},
+        {"optimiser": "adam", "precision": "bf16", "patience": 9},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("stop_at", [1, 4, 6, 11])
-def test_ctrl_c_at_any_step_and_during_evaluation(tmp_path: Path, optimiser: str, stop_at: int) -> None:
+def test_ctrl_c_at_any_step_and_during_evaluation(tmp_path: Path, changes: dict[str, object], stop_at: int) -> None:
     samples = draw_samples(tmp_path / "data")
-    config = tiny_config(optimiser=optimiser, lr=0.01)
+    config = tiny_config(lr=0.01, **changes)
     tiny_train(tmp_path / "whole", samples, config)
     during_evaluation = stop_at == 6
 

@@ -27,7 +27,7 @@ def make_state(seed: int, optimiser: str = "sgd", width: int = 4) -> TrainState:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
     network[2].bias.requires_grad_(False)
-    config = TrainConfig(optimiser=optimiser, steps=10, warmup_steps=1)  # type: ignore[arg-type]
+    config = TrainConfig(optimiser=optimiser, length="10 steps", warmup="1 step")  # type: ignore[arg-type]
     state = TrainState(network, build_optimiser(network, config), Position(threads=1), initial_average(network))
     for _ in range(3):
         network(torch.randn(5, 3)).square().sum().backward()

@@ -1,11 +1,16 @@
 """A whole run in small: drawn images, a network of three layers, the real loader and loop.
 
-Tests import it; `test_resume.py` also runs it as a program, to kill it: ``python tiny_run.py RUN DATA WORKERS STEPS``.
+Tests import it; `test_resume.py` also runs it as a program, to kill it: ``python tiny_run.py RUN DATA WORKERS STEPS``,
+or ``python tiny_run.py RUN DATA KILLS`` to have it kill itself at so many random points.
 """
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +116,12 @@ def tiny_network(spoil_at: int = -1, gradient_factor: float = 1.0) -> TinyNetwor
 def tiny_config(**changes: object) -> TrainConfig:
     """Twelve steps of two images."""
     defaults = {
-        "steps": 12,
+        "length": "12 steps",
         "batch_size": 2,
         "lr": 0.05,
-        "warmup_steps": 3,
-        "checkpoint_every_steps": 4,
-        "evaluate_every_steps": 6,
+        "warmup": "3 steps",
+        "checkpoint_every": "4 steps",
+        "evaluate_every": "6 steps",
         "best_metric": "score",
         "threads": 1,
     }
@@ -156,9 +161,47 @@ def save_weights(run: RunFolder, network: nn.Module) -> None:
 
 def run_to_kill(root: Path, data: Path, workers: int, steps: int) -> None:
     """What `test_resume.py` starts in a process of its own."""
-    config = tiny_config(steps=steps, ema_decay=0.9)
+    config = tiny_config(length=f"{steps} steps", ema_decay=0.9)
     tiny_train(root, draw_samples(data), config, data=DataConfig(workers=workers))
 
 
+def long_config() -> TrainConfig:
+    """Two hundred steps with everything that has a state of its own."""
+    return tiny_config(
+        length="200 steps",
+        accumulate=2,
+        optimiser="adam",
+        lr=0.005,
+        ema_decay=0.9,
+        checkpoint_every="7 steps",
+        evaluate_every="10 steps",
+        patience=1000,
+    )
+
+
+def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
+    """Train in a child of this process, kill it at a random point, go on in another; the last one may finish."""
+    samples, config, rng = draw_samples(data), long_config(), random.Random(3)
+    # The first step of a process imports for seconds; here once for all children.
+    tiny_train(root.with_name("warm"), samples, config, max_minutes=1e-9)
+    log = root / "log.csv"
+    for point in [*sorted(rng.uniform(0, 195) for _ in range(kills)), None]:
+        child = os.fork()
+        if child == 0:
+            tiny_train(root, samples, config)
+            os._exit(0)
+        while point is not None and not (log.exists() and log.read_text().count("\n") > point):
+            time.sleep(0.001)
+        if point is not None:
+            time.sleep(rng.uniform(0, 0.03))  # into a step, an evaluation, or the writing of a checkpoint
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        print(f"asked for {point}, rows {log.read_text().count(chr(10)) - 1}, status {status}", flush=True)
+
+
 if __name__ == "__main__":
-    run_to_kill(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    run, drawn, *numbers = sys.argv[1:]
+    if len(numbers) == 1:
+        kill_again_and_again(Path(run), Path(drawn), int(numbers[0]))
+    else:
+        run_to_kill(Path(run), Path(drawn), int(numbers[0]), int(numbers[1]))

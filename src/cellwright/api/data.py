@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cellwright.api.outputs import claim_file
-from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cellwright.data.check import Finding
 
 DATASET_FILE = "dataset.json"
-TILE_PX = 480
 Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 
@@ -135,7 +134,7 @@ def info_tables(path: Path, split: str | None = None, track: Track = no_progress
     """The table of ``data info``."""
     from cellwright.data.info import describe_dataset
 
-    dataset = _of_split(read_dataset(path), split)
+    dataset = of_split(read_dataset(path), split)
     return [(one_line(dataset), ("what", "value"), describe_dataset(dataset, track=track).rows())]
 
 
@@ -143,7 +142,7 @@ def check(path: Path, split: str | None = None, track: Track = no_progress) -> l
     """Everything wrong or worth knowing, worst first."""
     from cellwright.data.check import check_dataset
 
-    return check_dataset(_of_split(read_dataset(path), split), track=track)
+    return check_dataset(of_split(read_dataset(path), split), track=track)
 
 
 def split(plan: SplitPlan, track: Track = no_progress) -> list[Table]:
@@ -246,37 +245,8 @@ def _class_table(dataset: Dataset) -> Table:
     return f"objects in {len(dataset)} images", columns, rows
 
 
-def contact_sheet(path: Path, split: str | None, max_images: int, out: Path, track: Track = no_progress) -> None:
-    """Draw up to ``max_images`` images, evenly picked, with their objects outlined, into one PNG."""
-    import cv2
-
-    from cellwright.core.files import write_bytes
-    from cellwright.report.draw import contact_sheet as lay_out
-    from cellwright.report.draw import draw_overlay
-
-    dataset = _of_split(read_dataset(path), split)
-    picked = np.unique(np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).round().astype(int))
-    tiles = []
-    for k in track(picked.tolist(), "drawing", len(picked)):
-        sample = dataset[k]
-        cells = sample.read_instances()
-        scale = min(TILE_PX / max(sample.image_hw), 1.0)
-        image = read_image(_image_path(sample, dataset))
-        # Lines as wide as the shrinking needs: one pixel of a large image vanishes on a tile.
-        overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=round(1 / scale))
-        size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
-        tiles.append((f"{sample.id}: {len(cells)}", cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
-    sheet = lay_out(tiles)
-    write_bytes(out, cv2.imencode(".png", np.ascontiguousarray(sheet[:, :, ::-1]))[1].tobytes())
-
-
-def _image_path(sample: Sample, dataset: Dataset) -> Path:
-    if sample.image_path is None:
-        raise InputError("a sample has no image", where=f"{dataset.root}, sample {sample.id}")
-    return sample.image_path
-
-
-def _of_split(dataset: Dataset, split: str | None) -> Dataset:
+def of_split(dataset: Dataset, split: str | None) -> Dataset:
+    """The samples of ``split``; None: all."""
     return dataset if split is None else dataset.with_split(split)
 
 

@@ -5,32 +5,33 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellwright.api.data import read_dataset
-from cellwright.api.model import Model, load_model, network_model, resolve_device
+from cellwright.api.model import Model, load_model, resolve_device
+from cellwright.api.training_hooks import HEADLINE, evaluation, saver, shown_metrics
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_schema import RCNNConfig
 from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, RecipeError, did_you_mean
-from cellwright.core.files import read_json
+from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
-    import torch
-
     from cellwright.models.contract import Network
-    from cellwright.train.reporter import Reporter
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What to train, on what, and where it goes. ``data`` is a folder or a dataset in memory."""
+    """What to train, on what, and where it goes.
+
+    data: a folder, or a dataset in memory. keep_finished: a finished run at ``out`` of the same recipe and data is
+    taken as it is, instead of refused.
+    """
 
     recipe: str | Recipe
     data: Path | Dataset
@@ -40,15 +41,20 @@ class TrainPlan:
     max_minutes: float | None = None
     device: str = "auto"
     overwrite: bool = False
+    keep_finished: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk. metrics: of the best model, by name; empty where nothing was evaluated."""
+    """A run on disk. metrics: of the best model, by name, those that are defined; none where nothing was evaluated."""
 
     folder: Path
     metrics: dict[str, float]
     finished: bool
+
+    def headline(self) -> list[tuple[str, float]]:
+        """The figures to look at first, as (name, value); all of them where none of those is there."""
+        return [(name, self.metrics[name]) for name in HEADLINE if name in self.metrics] or sorted(self.metrics.items())
 
     @property
     def model(self) -> Model:
@@ -84,9 +90,10 @@ def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     from cellwright.models.checkpoint import start_from
     from cellwright.train import loop
     from cellwright.train.environment import describe_environment
-    from cellwright.train.run_folder import open_run
+    from cellwright.train.reporter import choose_reporter
+    from cellwright.train.run_folder import RunFolder, check_same_run, open_run
 
-    recipe = _recipe_of(plan)
+    recipe = recipe_of(plan)
     dataset = plan.data if isinstance(plan.data, Dataset) else read_dataset(plan.data)
     training, validation = _splits(dataset, recipe)
     _check_classes(recipe, dataset)
@@ -94,26 +101,33 @@ def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     device = resolve_device(plan.device)
     inputs = {"data": fingerprint(training), **_init_fingerprint(recipe)}
     environment = describe_environment(device, recipe.train.threads, inputs)
+    if plan.keep_finished and not plan.overwrite and RunFolder(plan.out).done.exists():
+        check_same_run(RunFolder(plan.out), recipes.dump(recipe), environment)
+        return read_run(plan.out)
     run = open_run(plan.out, recipe_yaml=recipes.dump(recipe), environment=environment, overwrite=plan.overwrite)
     torch.manual_seed(recipe.train.seed)
     network = build_network(recipe, len(dataset.class_names))
-    if isinstance(recipe.model, MaskRCNNConfig) and recipe.model.init is not None:
+    if isinstance(recipe.model, RCNNConfig) and recipe.model.init is not None:
         loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)
-        screen.note(
-            f"starts from {recipe.model.init}: {len(loaded.taken)} tensors, {len(loaded.fresh)} start at random"
-        )
+        write_text(run.init_report, loaded.text())
+        screen.note(f"starts from {recipe.model.init}: {loaded.headline}; each of them in {run.init_report.name}")
+    stream = sys.stdout if screen.log_format == "json" else sys.stderr
     hooks = loop.Hooks(
-        save_model=_saver(recipe, dataset, run.model, environment),
-        evaluate=_evaluation(recipe, dataset, validation, device) if validation is not None else None,
-        reporter=_reporter(screen),
+        save_model=saver(recipe, dataset, run.model, environment),
+        evaluate=evaluation(recipe, dataset, validation, device) if validation is not None else None,
+        reporter=choose_reporter(stream, log_format=screen.log_format, quiet=screen.quiet),
+        headline=shown_metrics(recipe),
     )
     loader = _loader(recipe, training, network)
     screen.note(describe(plan, training, validation))
-    result = loop.train(network, loader, recipe.train, run, hooks, device=device, max_minutes=plan.max_minutes)
-    _draw_curves(plan.out)
+    try:
+        result = loop.train(network, loader, recipe.train, run, hooks, device=device, max_minutes=plan.max_minutes)
+    finally:
+        _draw_curves(plan.out)  # also of a run that diverged or was interrupted: there they are needed most
     if not result.finished:
         screen.note(f"stopped at step {result.step} of {result.total_steps}; the same command goes on")
-    return Run(plan.out, result.best_metrics, result.finished)
+    metrics = {name: value for name, value in result.best_metrics.items() if math.isfinite(value)}
+    return Run(plan.out, metrics, result.finished)
 
 
 def read_run(folder: Path) -> Run:
@@ -126,13 +140,19 @@ def read_run(folder: Path) -> Run:
 
 def describe(plan: TrainPlan, training: Dataset | None = None, validation: Dataset | None = None) -> str:
     """What will be read, done and written, in a few lines."""
-    recipe = _recipe_of(plan)
+    recipe = recipe_of(plan)
     lines = [f"recipe {recipe.name}: {recipe.description}"]
     if training is not None:
         judged = f", validates on {len(validation)}" if validation is not None else ", validates on none"
         lines.append(f"trains on {len(training)} images{judged}")
-    length = f"{recipe.train.steps} steps" if recipe.train.steps is not None else f"{recipe.train.epochs:g} epochs"
-    lines.append(f"{length} of {recipe.train.batch_size} images; writes {plan.out}/")
+    train = recipe.train
+    lines.append(f"{train.length} of {train.batch_size * train.accumulate} images a step; writes {plan.out}/")
+    if isinstance(recipe.model, RCNNConfig) and recipe.model.init is None:
+        backbone = recipe.model.backbone
+        if backbone.frozen_stages or backbone.norm == "frozen_batch_norm":
+            lines.append(
+                "warning: layers of the backbone are frozen and no weights are given (--init): they stay random"
+            )
     return "\n".join(lines)
 
 
@@ -145,18 +165,21 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _recipe_of(plan: TrainPlan) -> Recipe:
+def recipe_of(plan: TrainPlan) -> Recipe:
+    """The plan's recipe, resolved. Raises `RecipeError` where it cannot be read or is not trained."""
     if isinstance(plan.recipe, Recipe):
-        if plan.overrides:
-            raise RecipeError(
-                "overrides go with a recipe's name", got=plan.overrides, remedy="change the recipe itself"
-            )
+        if plan.overrides or plan.init is not None:
+            got = (*plan.overrides, *((f"model.init={plan.init}",) if plan.init is not None else ()))
+            raise RecipeError("overrides go with a recipe's name", got=got, remedy="change the recipe itself")
         return plan.recipe.resolved()
     init = (f"model.init={plan.init}",) if plan.init is not None else ()
     recipe = recipes.load(plan.recipe, (*plan.overrides, *init)).resolved()
     if recipe.model.kind == "classical":
         remedy = "use it at once: cellwright predict IMAGES --model classical"
         raise RecipeError("the classical method is not trained", where=recipe.name, remedy=remedy)
+    if recipe.model.kind == "unet":
+        remedy = "train one of the R-CNN family (cellwright recipes list)"
+        raise RecipeError("the dense family is not built yet", where=recipe.name, got="model.kind unet", remedy=remedy)
     return recipe
 
 
@@ -224,52 +247,8 @@ def _loader(recipe: Recipe, training: Dataset, network: Network):
     return TrainingLoader(training.samples, config)
 
 
-def _saver(
-    recipe: Recipe, dataset: Dataset, folder: Path, environment: dict[str, object]
-) -> Callable[[Network, dict[str, float]], None]:
-    from cellwright import __version__
-    from cellwright.models.checkpoint import ModelInfo, save_model
-
-    git = environment.get("git")
-
-    def save(network: Network, metrics: dict[str, float]) -> None:
-        info = ModelInfo(
-            kind=recipe.model.kind,
-            recipe=recipe.to_dict(),
-            class_names=dataset.class_names,
-            normalisation=recipe.input.model_dump(mode="json"),
-            data_licence=dataset.licence,
-            version=__version__,
-            git_hash=git["commit"] if isinstance(git, dict) else None,
-            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        )
-        save_model(folder, network.state_dict(), info)
-
-    return save
-
-
-def _evaluation(
-    recipe: Recipe, dataset: Dataset, validation: Dataset, device: torch.device
-) -> Callable[[Network], dict[str, float]]:
-    """Scores a network on the validation images; the truth is decoded once."""
-    from cellwright.api.judge import judge_model
-
-    def evaluate(network: Network) -> dict[str, float]:
-        model = network_model(recipe.name, network, recipe, dataset.class_names, device)
-        report = judge_model(model, validation, recipe.evaluate.metrics)
-        return {**dict(report.headline()), recipe.train.best_metric: report[recipe.train.best_metric]}
-
-    return evaluate
-
-
-def _reporter(screen: Screen) -> Reporter:
-    from cellwright.train.reporter import choose_reporter
-
-    stream = sys.stdout if screen.log_format == "json" else sys.stderr
-    return choose_reporter(stream, log_format=screen.log_format, quiet=screen.quiet)
-
-
 def _draw_curves(folder: Path) -> None:
     from cellwright.report.plots import draw_curves
 
-    draw_curves(folder / "log.csv", folder / "curves")
+    if (folder / "log.csv").is_file():
+        draw_curves(folder / "log.csv", folder / "curves")

@@ -49,11 +49,11 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises `RecipeError` naming the file and key; an unknown key gets the nearest known one.
     """
     text, place = read_text(name_or_path)
-    values = _parse(text, place)
+    values = parse(text, place)
     base_name = values.pop("extends", None)
     if base_name is not None:
         base_text, base_place = read_text(_base_of(place, str(base_name)))
-        base = _parse(base_text, base_place)
+        base = parse(base_text, base_place)
         if "extends" in base:
             remedy = "extend the first recipe of the chain, or write the keys out"
             raise RecipeError("a recipe may extend once", where=f"{place} -> {base_place}", remedy=remedy)
@@ -64,6 +64,17 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError("an override has no value", got=repr(override), expected="key.sub=value")
         values = _merged(values, _nested(key.strip().split("."), _scalar(value, override)))
     return from_dict(values, place)
+
+
+def parse(text: str, place: str) -> dict[str, Any]:
+    """A recipe's values as they are written, not validated; ``place`` is named in the `RecipeError`."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError("this recipe is not valid YAML", where=place, got=str(error).replace("\n", " ")) from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RecipeError("a recipe is a mapping of sections", where=place, got=type(values).__name__)
+    return values
 
 
 def from_dict(values: Mapping[str, Any], place: str) -> Recipe:
@@ -85,16 +96,6 @@ def _base_of(place: str, name: str) -> str:
     if beside.with_suffix(".yaml").is_file():
         return str(beside.with_suffix(".yaml"))
     return beside.as_posix() if beside.as_posix() in shipped_names() else name
-
-
-def _parse(text: str, place: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError("this recipe is not valid YAML", where=place, got=str(error).replace("\n", " ")) from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError("a recipe is a mapping of sections", where=place, got=type(values).__name__)
-    return values
 
 
 def _scalar(text: str, override: str) -> Any:
@@ -121,7 +122,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = out.get(key)
         out[key] = value
         if isinstance(value, Mapping) and isinstance(below, Mapping):
-            other_kind = key == "model" and value.get("kind", below.get("kind")) != below.get("kind")
+            other_kind = value.get("kind", below.get("kind")) != below.get("kind")
             out[key] = value if other_kind else _merged(below, value)
     return out
 

@@ -29,6 +29,12 @@ class DataConfig(BaseModel):
     max_area_px: int | None = Field(
         default=None, ge=1, description="Largest object trained on, pixels of the source image; none: no limit."
     )
+    repeat_factor_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Images with a class that a smaller share of the images holds come more often (LVIS); none: never.",
+    )
 
     @model_validator(mode="after")
     def _areas_are_ordered(self) -> Self:
@@ -38,28 +44,102 @@ class DataConfig(BaseModel):
 
 
 class AugmentConfig(BaseModel):
-    """Random changes of a training sample. Geometry first (one warp), then colour; each is off at its neutral value."""
+    """Random changes of a training sample. Geometry first (one warp), then colour; each is off at its neutral value.
+
+    The order: cut from the source, resize, scale, crop, mirror, turn, affine map, elastic map, padding; gamma, stain,
+    brightness and contrast and colour, inversion, blur, noise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    crop_relative: float | None = Field(
+        default=None, gt=0, le=1, description="Share of each side cut out before resizing, 0..1; none: whole image."
+    )
+    crop_source_px: int | None = Field(
+        default=None, ge=16, le=16384, description="Side of the square cut out before resizing, px; none: whole image."
+    )
+    short_sides_px: tuple[int, ...] = Field(
+        default=(), description="Short side becomes one of these, px, equally likely; empty: as input says."
+    )
+    max_side_px: int | None = Field(
+        default=None, ge=16, le=16384, description="Long side never exceeds this after short_sides_px, px; none: any."
+    )
+    scale_min: float = Field(default=1.0, ge=0.1, le=10, description="Smallest scale, a factor on the resized image.")
+    scale_max: float = Field(default=1.0, ge=0.1, le=10, description="Largest scale, a factor on the resized image.")
+    scale_draw: Literal["log_uniform", "uniform"] = Field(
+        default="log_uniform", description="How the scale is drawn; large-scale jitter was published with uniform."
+    )
     crop_px: int | None = Field(
         default=None, ge=16, le=16384, description="Side of the square crop, pixels after scaling; none: whole image."
+    )
+    pad_to_crop: bool = Field(
+        default=False,
+        description="Pad what is smaller than crop_px, right and below, so that all samples are that size.",
     )
     horizontal_flip: float = Field(default=0.5, ge=0, le=1, description="Probability of mirroring left and right.")
     vertical_flip: float = Field(default=0.0, ge=0, le=1, description="Probability of mirroring top and bottom.")
     quarter_turns: bool = Field(default=False, description="Turn by 0, 90, 180 or 270 degrees, equally likely.")
-    scale_min: float = Field(default=1.0, ge=0.1, le=10, description="Smallest scale, a factor; drawn log-uniformly.")
-    scale_max: float = Field(default=1.0, ge=0.1, le=10, description="Largest scale, a factor; drawn log-uniformly.")
+    rotation_deg: float = Field(default=0.0, ge=0, le=180, description="Turn about the centre by +- this, degrees.")
+    shear_deg: float = Field(default=0.0, ge=0, le=45, description="Slant along x and along y by +- this, degrees.")
+    translation: float = Field(default=0.0, ge=0, le=0.5, description="Shift along x and y by +- this share of a side.")
+    elastic_amplitude_px: float = Field(
+        default=0.0,
+        ge=0,
+        le=512,
+        description="Elastic map: points move by up to +- this along x and y, px of the sample.",
+    )
+    elastic_smoothness_px: float = Field(
+        default=64.0, ge=4, le=4096, description="Elastic map: distance of the grid points that move on their own, px."
+    )
     min_visible: float = Field(
         default=0.25, ge=0, le=1, description="Objects that keep a smaller share of their area in the crop are dropped."
     )
     brightness: float = Field(default=0.0, ge=0, lt=1, description="Intensities times 1 +- this, 0..1.")
     contrast: float = Field(default=0.0, ge=0, lt=1, description="Distance from the mean times 1 +- this, 0..1.")
+    gamma: float = Field(
+        default=0.0, ge=0, le=4, description="Exponent from 1 / (1 + this) to 1 + this, over the image's own range."
+    )
     saturation: float = Field(default=0.0, ge=0, lt=1, description="Distance from grey times 1 +- this; RGB only.")
     hue: float = Field(default=0.0, ge=0, le=0.5, description="Colours turned by +- this, in turns; RGB only.")
+    stain: float = Field(
+        default=0.0, ge=0, lt=1, description="Densities of haematoxylin, eosin and DAB times 1 +- this; RGB only."
+    )
+    stain_shift: float = Field(
+        default=0.0, ge=0, le=1, description="Densities of the three stains (natural log) plus +- this; RGB only."
+    )
+    blur_px: float = Field(
+        default=0.0, ge=0, le=32, description="Standard deviation of a Gaussian blur, 0 to this, px."
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Standard deviation of Gaussian noise, 0 to this share of the image's range.",
+    )
+    greyscale: float = Field(default=0.0, ge=0, le=1, description="Probability of losing the colour; RGB only.")
+    invert: float = Field(
+        default=0.0, ge=0, le=1, description="Probability of turning dark and bright round in the image's own range."
+    )
 
     @model_validator(mode="after")
-    def _scales_are_ordered(self) -> Self:
+    def _fields_fit_together(self) -> Self:
         if self.scale_max < self.scale_min:
             raise ValueError(f"scale_min ({self.scale_min}) is above scale_max ({self.scale_max})")
+        if self.crop_relative is not None and self.crop_source_px is not None:
+            raise ValueError(
+                f"crop_relative ({self.crop_relative}) and crop_source_px ({self.crop_source_px}) cannot both be set"
+            )
+        if any(not 16 <= side <= 16384 for side in self.short_sides_px):
+            raise ValueError(f"short_sides_px {self.short_sides_px} must lie in 16..16384")
+        if self.max_side_px is not None and self.max_side_px < max(self.short_sides_px, default=self.max_side_px + 1):
+            raise ValueError(
+                f"max_side_px ({self.max_side_px}) needs short_sides_px that do not exceed it ({self.short_sides_px})"
+            )
+        if self.pad_to_crop and self.crop_px is None:
+            raise ValueError("pad_to_crop (True) needs a crop_px (None)")
+        if 4 * self.elastic_amplitude_px >= self.elastic_smoothness_px:
+            raise ValueError(
+                f"elastic_amplitude_px ({self.elastic_amplitude_px}) must be below a quarter of elastic_smoothness_px "
+                f"({self.elastic_smoothness_px}), or the image would fold"
+            )
         return self

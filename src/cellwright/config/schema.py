@@ -8,13 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cellwright.config.classical_schema import ClassicalConfig
 from cellwright.config.conventions import CONVENTIONS, ConventionsName
+from cellwright.config.dense_schema import UNetConfig
 from cellwright.config.input_schema import InputConfig
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig, RCNNConfig
 from cellwright.config.sample_schema import AugmentConfig, DataConfig
 from cellwright.config.train_schema import TrainConfig
 
 SCHEMA_VERSION = 1
-ModelConfig = Annotated[MaskRCNNConfig | ClassicalConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig | UNetConfig | ClassicalConfig,
+    Field(discriminator="kind"),
+]
 
 
 class EvaluateConfig(BaseModel):
@@ -62,13 +66,18 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        if self.augment.crop_px is not None and self.augment.crop_px < 64 and self.model.kind == "mask_rcnn":
+        if self.augment.crop_px is not None and self.augment.crop_px < 64 and isinstance(self.model, RCNNConfig):
             raise ValueError(f"augment.crop_px ({self.augment.crop_px}) is below 64, the stride of the last FPN level")
+        if self.input.normalise == "percentile" and (self.augment.stain or self.augment.stain_shift):
+            raise ValueError(
+                f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need "
+                "intensities of light: input.normalise must be fixed, not percentile"
+            )
         return self
 
     def resolved(self) -> Recipe:
         """This recipe with every None that ``conventions`` decides filled in; what is saved beside a result."""
-        if not isinstance(self.model, MaskRCNNConfig):
+        if not isinstance(self.model, RCNNConfig):
             return self
         return self.model_copy(update={"model": self.model.resolved(CONVENTIONS[self.conventions])})
 

@@ -6,63 +6,37 @@ passed in, so a sample is a pure function of its inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
+from cellwright.config.input_schema import InputConfig
 from cellwright.config.sample_schema import AugmentConfig
-from cellwright.data.colour import jitter_colour
-from cellwright.data.labels import Labels, count_pixels, relabel
+from cellwright.data.colour import change_colour, draw_colour
+from cellwright.data.elastic import Elastic
+from cellwright.data.geometry import Affine, Geometry
+from cellwright.data.labels import Labels
+from cellwright.data.network_input import ResizeRule, network_hw, resize_hw
+from cellwright.data.warp import warp_image, warp_labels
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Cut a window from the source, resize it to ``out_hw``, mirror it, turn it: in this order, as one affine map.
+class Frame:
+    """What the network asks of every sample, augmented or not.
 
     Attributes:
-        window: y0, x0, y1, x1 in source pixels, half open, inside the image.
-        out_hw: size of the resized window in pixels, before the turn.
-        horizontal_flip: mirror left and right.
-        vertical_flip: mirror top and bottom.
-        quarter_turns: 0..3 turns of 90 degrees as `numpy.rot90` (counter-clockwise).
+        input: size where ``short_sides_px`` is empty, and the value that means 1.0.
+        rule: whose rounding and interpolation resizing follows.
+        fill: (C,) pixel outside the image, in the image's own units; None: zeros.
     """
 
-    window: tuple[int, int, int, int]
-    out_hw: tuple[int, int]
-    horizontal_flip: bool = False
-    vertical_flip: bool = False
-    quarter_turns: int = 0
-
-    @property
-    def resizes(self) -> bool:
-        """Whether pixels are interpolated; if not, every output pixel is one source pixel."""
-        y0, x0, y1, x1 = self.window
-        return self.out_hw != (y1 - y0, x1 - x0)
-
-    def output_from_window(self) -> np.ndarray:
-        """(3, 3) float64: window coordinates (x, y, 1) to output coordinates, both with pixel centres at integers."""
-        y0, x0, y1, x1 = self.window
-        height, width = self.out_hw
-        scale_x, scale_y = width / (x1 - x0), height / (y1 - y0)
-        steps = [np.diag([scale_x, scale_y, 1.0])]
-        if self.horizontal_flip:
-            steps.append(np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]]))
-        if self.vertical_flip:
-            steps.append(np.array([[1.0, 0, 0], [0, -1, height], [0, 0, 1]]))
-        for _ in range(self.quarter_turns):
-            steps.append(np.array([[0.0, 1, 0], [-1, 0, width], [0, 0, 1]]))
-            height, width = width, height
-        to_corner, to_centre = np.eye(3), np.eye(3)
-        to_corner[:2, 2], to_centre[:2, 2] = 0.5, -0.5
-        whole = to_corner
-        for step in steps:
-            whole = step @ whole
-        return to_centre @ whole
+    input: InputConfig = field(default_factory=InputConfig)
+    rule: ResizeRule = "torchvision"
+    fill: tuple[float, ...] | None = None
 
 
 def augment(
-    image: np.ndarray, labels: Labels, config: AugmentConfig, rng: np.random.Generator, base_scale: float = 1.0
+    image: np.ndarray, labels: Labels, config: AugmentConfig, rng: np.random.Generator, frame: Frame | None = None
 ) -> tuple[np.ndarray, Labels]:
     """One random variant of a sample.
 
@@ -71,81 +45,91 @@ def augment(
         labels: its objects; ``labels.layers`` is (L, H, W). N = 0 is fine.
         config: what may be drawn.
         rng: the source of every draw.
-        base_scale: fixed factor from the source to the network's input, times which the random scale is taken.
+        frame: None is a network that takes images as they are.
 
     Returns:
         The image (h, w, C) in its own dtype and its objects. h and w are at most ``config.crop_px``; an image smaller
-        than the crop stays smaller. Objects that keep less than ``config.min_visible`` of their area, or no pixel, are
-        gone from layers and lists; ignored regions stay while a pixel of them does.
+        than the crop stays smaller unless ``config.pad_to_crop``. Objects that keep less than ``config.min_visible`` of
+        their area, or no pixel, are gone from layers and lists; ignored regions stay while a pixel of them does.
     """
-    geometry = draw_geometry((image.shape[0], image.shape[1]), config, rng, base_scale)
+    frame = frame or Frame()
+    geometry = draw_geometry((image.shape[0], image.shape[1]), config, rng, frame)
+    colour = draw_colour(config, rng)
     labels = warp_labels(labels, geometry, config.min_visible)
-    return jitter_colour(warp_image(image, geometry), config, rng), labels
+    pixels = warp_image(image, geometry, rule=frame.rule, fill=frame.fill)
+    return change_colour(pixels, colour, full_range=frame.input.full_range), labels
 
 
 def draw_geometry(
-    image_hw: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, base_scale: float = 1.0
+    image_hw: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, frame: Frame | None = None
 ) -> Geometry:
-    """Draw scale, window, mirroring and turn for an image of ``image_hw`` pixels.
+    """Draw cuts, size, mirroring, turn and bending for an image of ``image_hw`` pixels.
 
-    Seven numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they were.
+    The same numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they
+    were.
     """
-    draws = rng.random(6)
-    low, high = np.log(config.scale_min), np.log(config.scale_max)
-    scale = base_scale * float(np.exp(low + draws[0] * (high - low)))
-    starts, stops, sizes = [], [], []
-    for side, draw in zip(image_hw, draws[1:3], strict=True):
-        cut = side if config.crop_px is None else min(side, max(1, round(config.crop_px / scale)))
+    frame = frame or Frame()
+    draws, bend, seed = rng.random(9), rng.uniform(-1, 1, size=5), int(rng.integers(2**63))
+    cut_hw = _cut_hw(image_hw, config)
+    low, high = config.scale_min, config.scale_max
+    log_uniform = config.scale_draw == "log_uniform"
+    scale = low * (high / low) ** draws[0] if log_uniform else low + draws[0] * (high - low)
+    window, sizes = [], []
+    resized_hw = _resized_hw(cut_hw, draws[8], config, frame)
+    for axis in (0, 1):
+        cut, resized = cut_hw[axis], resized_hw[axis] * scale
+        shown = cut if config.crop_px is None else min(cut, max(1, round(config.crop_px * cut / resized)))
         # A window as wide as asked gives exactly the crop's size, not one that is rounded twice.
-        full = config.crop_px is not None and cut == round(config.crop_px / scale)
-        starts.append(min(int(draw * (side - cut + 1)), side - cut))
-        stops.append(starts[-1] + cut)
-        sizes.append(config.crop_px if full and config.crop_px is not None else max(1, round(cut * scale)))
+        full = config.crop_px is not None and shown == round(config.crop_px * cut / resized)
+        start = _place(draws[6 + axis], image_hw[axis] - cut) + _place(draws[1 + axis], cut - shown)
+        window.append((start, start + shown))
+        sizes.append(config.crop_px if full and config.crop_px is not None else max(1, round(resized * shown / cut)))
+    turns = int(draws[5] * 4) if config.quarter_turns else 0
     return Geometry(
-        window=(starts[0], starts[1], stops[0], stops[1]),
+        window=(window[0][0], window[1][0], window[0][1], window[1][1]),
         out_hw=(sizes[0], sizes[1]),
         horizontal_flip=bool(draws[3] < config.horizontal_flip),
         vertical_flip=bool(draws[4] < config.vertical_flip),
-        quarter_turns=int(draws[5] * 4) if config.quarter_turns else 0,
+        quarter_turns=turns,
+        affine=_affine(bend, config, (sizes[1], sizes[0]) if turns % 2 else (sizes[0], sizes[1])),
+        elastic=(
+            Elastic(config.elastic_amplitude_px, config.elastic_smoothness_px, seed)
+            if config.elastic_amplitude_px
+            else None
+        ),
+        canvas_hw=(config.crop_px, config.crop_px) if config.pad_to_crop and config.crop_px is not None else None,
     )
 
 
-def warp_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The (h, w, C) output of ``geometry`` for an (H, W, C) image: linear where it resizes, else the very pixels."""
-    return _warp(image, geometry, cv2.INTER_LINEAR)
+def _cut_hw(image_hw: tuple[int, int], config: AugmentConfig) -> tuple[int, int]:
+    """Size of what is cut from the source before resizing, px; Detectron2's rounding of relative crops."""
+    if config.crop_relative is not None:
+        height, width = (max(1, int(side * config.crop_relative + 0.5)) for side in image_hw)
+        return height, width
+    side = max(image_hw) if config.crop_source_px is None else config.crop_source_px
+    return min(image_hw[0], side), min(image_hw[1], side)
 
 
-def warp_labels(labels: Labels, geometry: Geometry, min_visible: float) -> Labels:
-    """The objects of ``labels`` after ``geometry``: nearest pixels, boxes tight anew, numbers 1..n in the old order.
-
-    The visible share is counted in source pixels inside the window, so it does not depend on the scale.
-    """
-    y0, x0, y1, x1 = geometry.window
-    visible = count_pixels(labels.layers[:, y0:y1, x0:x1], len(labels))
-    keep = (visible >= min_visible * labels.areas) | labels.ignore
-    channels_last = np.moveaxis(labels.layers, 0, 2)
-    warped = np.moveaxis(_warp(channels_last, geometry, cv2.INTER_NEAREST), 2, 0)
-    return relabel(labels, np.ascontiguousarray(warped), keep)
+def _resized_hw(hw: tuple[int, int], draw: float, config: AugmentConfig, frame: Frame) -> tuple[int, int]:
+    """Size that ``hw`` has before the random scale; ``draw`` (0..1) chooses the short side."""
+    if not config.short_sides_px:
+        return network_hw(hw, frame.input, frame.rule)
+    short_side = config.short_sides_px[int(draw * len(config.short_sides_px))]
+    return resize_hw(hw, short_side, config.max_side_px, frame.rule)
 
 
-def _warp(pixels: np.ndarray, geometry: Geometry, interpolation: int) -> np.ndarray:
-    y0, x0, y1, x1 = geometry.window
-    window = pixels[y0:y1, x0:x1]
-    if not geometry.resizes:
-        if geometry.horizontal_flip:
-            window = window[:, ::-1]
-        if geometry.vertical_flip:
-            window = window[::-1]
-        # A copy even where nothing changes: the caller's arrays are a cache that must stay as it is.
-        return np.rot90(window, geometry.quarter_turns).copy()
-    height, width = geometry.out_hw[:: -1 if geometry.quarter_turns % 2 else 1]
-    window_from_output = np.linalg.inv(geometry.output_from_window())[:2]
-    # Beyond the window its edge is repeated: half a pixel of it is read when an image is enlarged.
-    warped = cv2.warpAffine(
-        np.ascontiguousarray(window),
-        window_from_output,
-        (width, height),
-        flags=interpolation | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
+def _place(draw: float, room: int) -> int:
+    """A start in 0..room, all equally likely for ``draw`` in 0..1."""
+    return min(int(draw * (room + 1)), room)
+
+
+def _affine(draws: np.ndarray, config: AugmentConfig, hw: tuple[int, int]) -> Affine | None:
+    """``draws``: five numbers in -1..1. None where the configuration asks for no affine map."""
+    if not (config.rotation_deg or config.shear_deg or config.translation):
+        return None
+    rotation, shear_x, shear_y, right, down = draws.tolist()
+    return Affine(
+        rotation_deg=rotation * config.rotation_deg,
+        shear_deg=(shear_x * config.shear_deg, shear_y * config.shear_deg),
+        shift_px=(right * config.translation * hw[1], down * config.translation * hw[0]),
     )
-    return warped.reshape(height, width, pixels.shape[2])

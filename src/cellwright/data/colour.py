@@ -1,42 +1,147 @@
-"""Colour jitter as one linear map of the channels, so that each image is read and rounded once."""
+"""Colour of a training sample: what is drawn becomes a `Colour`, and an image is rounded once for all of it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from cellwright.config.sample_schema import AugmentConfig
+from cellwright.data.stain import change_stains
 
 # Luma and the two chroma axes of NTSC's YIQ: saturation scales the chroma plane and hue turns it.
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 
-def jitter_colour(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue of ``image`` by random amounts.
+@dataclass(frozen=True)
+class Colour:
+    """One change of colour, carried out in the order of the attributes; the defaults change nothing.
+
+    Attributes:
+        gamma: exponent over the image's own range, which stays.
+        stain_factors: of haematoxylin, eosin and DAB; RGB only, as all that speaks of colours.
+        stain_shifts: added to the three densities, natural log.
+        brightness: factor.
+        contrast: factor about the image's own mean.
+        saturation: factor on the distance from grey; 0 is greyscale.
+        hue_turns: colours are turned by it, 1 is a whole turn.
+        invert: dark and bright change places in the image's own range.
+        blur_px: standard deviation of a Gaussian, pixels.
+        noise: standard deviation of Gaussian noise, as a share of the image's own range.
+        noise_seed: of the noise.
+    """
+
+    gamma: float = 1.0
+    stain_factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    stain_shifts: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue_turns: float = 0.0
+    invert: bool = False
+    blur_px: float = 0.0
+    noise: float = 0.0
+    noise_seed: int = 0
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the linear map of the channels (brightness to invert) is more than the identity."""
+        neutral = Colour()
+        names = ("brightness", "contrast", "saturation", "hue_turns", "invert")
+        return any(getattr(self, name) != getattr(neutral, name) for name in names)
+
+    @property
+    def stains(self) -> bool:
+        """Whether amounts of stain change."""
+        return self.stain_factors != (1.0, 1.0, 1.0) or self.stain_shifts != (0.0, 0.0, 0.0)
+
+
+def draw_colour(config: AugmentConfig, rng: np.random.Generator) -> Colour:
+    """Draw a `Colour`.
+
+    The same numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they
+    were.
+    """
+    draws = rng.uniform(-1, 1, size=11).tolist()
+    chances = rng.random(4).tolist()
+    seed = int(rng.integers(2**63))
+    grey = chances[0] < config.greyscale
+    return Colour(
+        gamma=(1 + config.gamma) ** draws[4],
+        stain_factors=(1 + config.stain * draws[5], 1 + config.stain * draws[6], 1 + config.stain * draws[7]),
+        stain_shifts=(config.stain_shift * draws[8], config.stain_shift * draws[9], config.stain_shift * draws[10]),
+        brightness=1 + config.brightness * draws[0],
+        contrast=1 + config.contrast * draws[1],
+        saturation=0.0 if grey else 1 + config.saturation * draws[2],
+        hue_turns=config.hue * draws[3],
+        invert=chances[1] < config.invert,
+        blur_px=config.blur_px * chances[2],
+        noise=config.noise * chances[3],
+        noise_seed=seed,
+    )
+
+
+def change_colour(image: np.ndarray, colour: Colour, *, full_range: float | None = None) -> np.ndarray:
+    """``image`` after ``colour``.
 
     Args:
-        image: (H, W, C) of any real dtype. Saturation and hue apply to C = 3 only, taken as RGB (BGR turns the hue the
-            other way, which is as likely).
-        config: the half-widths of the four uniform draws; all 0 returns ``image`` itself.
-        rng: four numbers are drawn whatever ``config`` says, so that switching one off leaves the others as they were.
+        image: (H, W, C), H and W >= 1, of any real dtype. What speaks of colours applies to C = 3 only, taken as RGB.
+        colour: what to do.
+        full_range: the intensity of unstained glass; None: the largest value of an integer dtype, 1 for floats.
 
     Returns:
-        A new array of the same shape and dtype; integers are rounded and clipped to their dtype's range. Contrast is
-        scaled about the image's own mean.
+        A new array of the same shape and dtype, or ``image`` itself where nothing changes. Integers are rounded and
+        clipped to their dtype's range, once at the end.
     """
-    draws = rng.uniform(-1, 1, size=4)
-    brightness = 1 + config.brightness * draws[0]
-    contrast = 1 + config.contrast * draws[1]
-    if not (config.brightness or config.contrast or config.saturation or config.hue):
+    has_colour = image.shape[2] == 3
+    if not (colour.gamma != 1 or (colour.stains and has_colour) or colour.is_linear or colour.blur_px or colour.noise):
         return image
-    matrix = np.eye(image.shape[2])
-    if image.shape[2] == 3:
-        matrix = _chroma_map(1 + config.saturation * draws[2], config.hue * draws[3])
-    mean = matrix @ image.reshape(-1, image.shape[2]).mean(axis=0, dtype=np.float64)
-    gain = brightness * contrast
-    offset = brightness * (1 - contrast) * mean.mean()
-    return _apply_linear(image, gain * matrix, offset)
+    low, high = cv2.minMaxLoc(image.reshape(len(image), -1))[:2]
+    values = _float32(image, colour.gamma, low, high)
+    if colour.stains and has_colour:
+        if full_range is None:
+            full_range = float(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else 1.0
+        values = change_stains(values, np.array(colour.stain_factors), np.array(colour.stain_shifts), full_range)
+    if colour.is_linear:
+        values = _linear(values, colour, low + high)
+    if colour.blur_px:
+        values = cv2.GaussianBlur(values, (0, 0), colour.blur_px).reshape(image.shape)
+    if colour.noise and high > low:
+        noise = np.random.default_rng(colour.noise_seed).standard_normal(image.shape, np.float32)
+        values = values + noise * np.float32(colour.noise * (high - low))
+    if np.issubdtype(image.dtype, np.integer):
+        limits = np.iinfo(image.dtype)
+        values = np.rint(values, out=values).clip(limits.min, limits.max, out=values)
+    return values.astype(image.dtype, copy=False)
+
+
+def _float32(image: np.ndarray, gamma: float, low: float, high: float) -> np.ndarray:
+    """``image`` as a new float32 array, its range low..high bent by ``gamma``."""
+    if gamma == 1 or not high > low:
+        return image.astype(np.float32)
+    if image.dtype in (np.uint8, np.uint16):
+        # A table of the dtype's values: a power a value, not a pixel.
+        shares = ((np.arange(int(high) + 1) - low) / (high - low)).clip(0)
+        return ((high - low) * shares**gamma + low).astype(np.float32)[image]
+    shares = (image.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return shares.clip(0, 1) ** np.float32(gamma) * np.float32(high - low) + np.float32(low)
+
+
+def _linear(values: np.ndarray, colour: Colour, turning_point: float) -> np.ndarray:
+    """Brightness, contrast, saturation, hue and inversion (about half of ``turning_point``) as one map."""
+    gain = colour.brightness * colour.contrast
+    sign = -1.0 if colour.invert else 1.0
+    if values.shape[2] != 3:
+        mean = float(values.mean(dtype=np.float64))
+        offset = colour.brightness * (1 - colour.contrast) * mean
+        return values * np.float32(sign * gain) + np.float32(sign * offset + turning_point * colour.invert)
+    matrix = _chroma_map(colour.saturation, colour.hue_turns)
+    mean = float((matrix @ cv2.mean(values)[:3]).mean())
+    offset = sign * colour.brightness * (1 - colour.contrast) * mean + turning_point * colour.invert
+    # cv2.transform, not a matrix product: BLAS may split the work, and so the rounding, by thread count.
+    return cv2.transform(values, np.column_stack([sign * gain * matrix, np.full(3, offset)]))
 
 
 def _chroma_map(saturation: float, turns: float) -> np.ndarray:
@@ -44,17 +149,3 @@ def _chroma_map(saturation: float, turns: float) -> np.ndarray:
     cosine, sine = saturation * np.cos(2 * np.pi * turns), saturation * np.sin(2 * np.pi * turns)
     chroma = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     return _YIQ_TO_RGB @ chroma @ _RGB_TO_YIQ
-
-
-def _apply_linear(image: np.ndarray, matrix: np.ndarray, offset: float) -> np.ndarray:
-    """``matrix @ pixel + offset`` for every pixel; ``matrix`` (C, C) is diagonal unless C is 3."""
-    values = image.astype(np.float32)
-    if image.shape[2] == 3:
-        # cv2.transform, not a matrix product: BLAS may split the work, and so the rounding, by thread count.
-        changed = cv2.transform(values, np.column_stack([matrix, np.full(3, offset)]))
-    else:
-        changed = values * np.float32(matrix[0, 0]) + np.float32(offset)
-    if np.issubdtype(image.dtype, np.integer):
-        limits = np.iinfo(image.dtype)
-        changed = np.clip(np.rint(changed), limits.min, limits.max)
-    return changed.astype(image.dtype)

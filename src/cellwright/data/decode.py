@@ -12,7 +12,7 @@ from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.data.images import read_image
-from cellwright.data.labels import Labels
+from cellwright.data.labels import Labels, filter_areas
 from cellwright.data.network_input import to_network
 
 
@@ -75,6 +75,28 @@ def network_pixels(pixels: np.ndarray, decoded: Decoded, input_config: InputConf
     if decoded.is_normalised:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return np.ascontiguousarray(to_network(Image(pixels, decoded.channels), input_config))
+
+
+def padding_pixel(decoded: Decoded, input_config: InputConfig) -> tuple[float, ...]:
+    """(C,) the pixel of ``decoded`` that becomes 0 in the network's input, as the padding of a batch is."""
+    n_channels = decoded.pixels.shape[2]
+    if decoded.is_normalised:
+        return (0.0,) * n_channels
+    full = input_config.full_range
+    if full is None:
+        full = float(np.iinfo(decoded.pixels.dtype).max) if decoded.pixels.dtype.kind == "u" else 1.0
+    mean = input_config.mean[::-1] if input_config.colour_order == "bgr" else input_config.mean
+    if len(mean) != n_channels:
+        # Grey that is repeated, or colour that becomes grey: one value for all.
+        mean = (sum(mean) / len(mean),) * n_channels
+    return tuple(full * value for value in mean)
+
+
+def trained_classes(sample: Sample, data_config: DataConfig) -> np.ndarray:
+    """(n,) int64: class ids of the objects of ``sample`` that are targets, after the recipe's filters."""
+    instances = sample.read_instances()
+    fits = filter_areas(instances.masks.areas, data_config.min_area_px, data_config.max_area_px)
+    return instances.class_ids[fits & ~instances.ignore]
 
 
 class DecodeCache:

@@ -47,9 +47,7 @@ class Labels:
         Ignored regions stay whatever their area. An image without objects gives one layer of zeros and N = 0.
         """
         areas = instances.masks.areas
-        fits = areas >= min_area_px
-        if max_area_px is not None:
-            fits &= areas <= max_area_px
+        fits = filter_areas(areas, min_area_px, max_area_px)
         chosen = instances[fits | (instances.ignore & (areas > 0))]
         layers, layer_of = chosen.masks.to_layers()
         return Labels(
@@ -60,6 +58,11 @@ class Labels:
             ignore=chosen.ignore,
             areas=chosen.masks.areas,
         )
+
+
+def filter_areas(areas: np.ndarray, min_area_px: int, max_area_px: int | None) -> np.ndarray:
+    """(N,) bool: which (N,) areas lie within the limits, pixels; None: no upper limit."""
+    return (areas >= min_area_px) & (areas <= (np.inf if max_area_px is None else max_area_px))
 
 
 def count_pixels(layers: np.ndarray, n_objects: int) -> np.ndarray:

@@ -21,15 +21,23 @@ from cellwright.config.input_schema import InputConfig
 from cellwright.config.sample_schema import AugmentConfig, DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
-from cellwright.data.augment import augment
-from cellwright.data.decode import DecodeCache, Decoded, decode_sample, network_pixels
+from cellwright.data.augment import Frame, augment
+from cellwright.data.decode import (
+    DecodeCache,
+    Decoded,
+    decode_sample,
+    network_pixels,
+    padding_pixel,
+    trained_classes,
+)
 from cellwright.data.labels import Labels
-from cellwright.data.network_input import ResizeRule, network_hw
+from cellwright.data.network_input import ResizeRule
+from cellwright.data.sampling import SampleOrder, repeat_factors
 from cellwright.ops.batch import Batch, stack_images
 
-# First words of the seeds, so that two kinds of draws never share a stream. (A shorter seed is padded with zeros by
-# numpy: [5, 3] and [5, 3, 0] are the same seed.)
-_SHUFFLE, _AUGMENT, _MODEL = 1, 2, 3
+# First words of the seeds, so that two kinds of draws never share a stream; 1 is that of `sampling`. (A shorter seed is
+# padded with zeros by numpy: [5, 3] and [5, 3, 0] are the same seed.)
+_AUGMENT, _MODEL = 2, 3
 
 
 @dataclass(frozen=True)
@@ -55,18 +63,6 @@ class LoaderConfig:
     seed: int
 
 
-def batch_indices(seed: int, step: int, batch_size: int, n_samples: int) -> np.ndarray:
-    """(batch_size,) int64: the samples of step ``step`` (0-based).
-
-    Every sample is seen once before any is seen twice: epoch after epoch of seeded permutations stand in one line, and
-    a step takes the next ``batch_size`` of it, across the border of two epochs if need be.
-    """
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, offsets = places // n_samples, places % n_samples
-    orders = {int(e): np.random.default_rng([_SHUFFLE, seed, int(e)]).permutation(n_samples) for e in np.unique(epochs)}
-    return np.array([orders[int(e)][o] for e, o in zip(epochs, offsets, strict=True)], dtype=np.int64)
-
-
 class TrainingBatches(Dataset):
     """A torch dataset whose item ``step`` is the whole batch of that step.
 
@@ -76,6 +72,7 @@ class TrainingBatches(Dataset):
     def __init__(self, samples: Sequence[Sample], config: LoaderConfig) -> None:
         self.samples = tuple(samples)
         self.config = config
+        self.order = SampleOrder(config.seed, len(self.samples), _repeat_factors(self.samples, config.data))
         shares = max(1, config.data.workers)
         self.cache = DecodeCache(config.data.cache_mb * 2**20 // shares)
 
@@ -89,12 +86,11 @@ class TrainingBatches(Dataset):
         """The batch of step ``step``. Raises `InputError` naming a sample that cannot be read."""
         config = self.config
         images, labels = [], []
-        for place, index in enumerate(batch_indices(config.seed, step, config.batch_size, len(self.samples))):
+        for place, index in enumerate(self.order.batch(step, config.batch_size)):
             decoded = self._decoded(int(index))
-            rng = np.random.default_rng([_AUGMENT, config.seed, step, place])
-            image_hw = decoded.pixels.shape[:2]
-            base_scale = network_hw(image_hw, config.input, config.resize_rule)[0] / image_hw[0]
-            pixels, objects = augment(decoded.pixels, decoded.labels, config.augment, rng, base_scale)
+            frame = Frame(config.input, config.resize_rule, padding_pixel(decoded, config.input))
+            rng = augment_rng(config.seed, step, place)
+            pixels, objects = augment(decoded.pixels, decoded.labels, config.augment, rng, frame)
             images.append(torch.from_numpy(network_pixels(pixels, decoded, config.input)))
             labels.append(objects)
         seed = int(np.random.SeedSequence([_MODEL, config.seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -107,6 +103,18 @@ class TrainingBatches(Dataset):
         decoded = decode_sample(self.samples[index], self.config.input, self.config.data)
         self.cache.offer(index, decoded)
         return decoded
+
+
+def augment_rng(seed: int, step: int, place: int) -> np.random.Generator:
+    """The source of the random changes of the sample at ``place`` of the batch of step ``step``."""
+    return np.random.default_rng([_AUGMENT, seed, step, place])
+
+
+def _repeat_factors(samples: Sequence[Sample], data: DataConfig) -> tuple[float, ...] | None:
+    """How often an epoch holds each sample; None: once. Reads the objects of all samples if it is asked for."""
+    if data.repeat_factor_threshold is None:
+        return None
+    return repeat_factors((trained_classes(one, data) for one in samples), data.repeat_factor_threshold)
 
 
 def collate(images: Sequence[Tensor], labels: Sequence[Labels], *, stride: int, seed: int) -> Batch:
@@ -140,8 +148,8 @@ class TrainingLoader:
 
     @property
     def n_samples(self) -> int:
-        """Training images, at least 1."""
-        return len(self._batches.samples)
+        """Samples of an epoch, at least 1: the training images, more where ``repeat_factor_threshold`` repeats some."""
+        return self._batches.order.n_samples
 
     @property
     def batch_size(self) -> int:

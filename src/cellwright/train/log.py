@@ -6,12 +6,22 @@ import csv
 import io
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Protocol, Self, TextIO
 
 from cellwright.core.errors import FormatError
 from cellwright.core.files import output_error, write_text
 
 Row = dict[str, float | int | None]
+
+
+class Mirror(Protocol):
+    """Is told every value that the log is told."""
+
+    def add(self, step: int, values: Row) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class StepLog:
@@ -22,12 +32,14 @@ class StepLog:
     value is an empty cell.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, mirror: Mirror | None = None) -> None:
         """Go on with the log at ``path`` from ``step`` (0: begin anew): later rows and a torn last line are cut off.
+
+        What is logged from now on also goes to ``mirror``, which is closed with the log.
 
         Raises `OutputError` where the file cannot be written and `FormatError` where it is not our log.
         """
-        self.path = path
+        self.path, self._step, self._mirror = path, step, mirror
         kept = _read_rows(path, step) if step else []
         self._columns = list(dict.fromkeys(name for row in kept for name in row)) or ["step"]
         # The row of ``step`` itself may still get metrics: the run may have ended between step and evaluation.
@@ -45,20 +57,29 @@ class StepLog:
             self.flush()
         finally:
             self._file.close()
+            if self._mirror is not None:
+                self._mirror.close()
 
     def step(self, step: int, values: Row) -> None:
         """Begin the row of ``step``; the row before it is written."""
-        self.flush()
-        self._open_row = {"step": str(step)}
+        self._write_open_row()
+        self._open_row, self._step = {"step": str(step)}, step
         self.add(values)
 
     def add(self, values: Row) -> None:
         """Put more values into the open row."""
         assert self._open_row is not None, "no step has been logged yet"
-        self._open_row |= {name: "" if value is None else repr(value) for name, value in values.items()}
+        self._open_row |= {name: "" if value is None else str(value) for name, value in values.items()}
+        if self._mirror is not None:
+            self._mirror.add(self._step, values)
 
     def flush(self) -> None:
         """Write the open row, so that it survives whatever comes."""
+        self._write_open_row()
+        if self._mirror is not None:
+            self._mirror.flush()
+
+    def _write_open_row(self) -> None:
         if self._open_row is None:
             return
         row, self._open_row = self._open_row, None

@@ -6,6 +6,7 @@ is killed goes on from its last checkpoint and ends in the same bits as one that
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from cellwright.core.errors import RecipeError, did_you_mean
 from cellwright.core.files import write_json, write_text
 from cellwright.models.contract import Network
 from cellwright.ops.batch import Batch
+from cellwright.train.best import count_patience, is_better, is_out_of_patience
 from cellwright.train.environment import peak_memory_mb, reproducible
 from cellwright.train.interrupt import Interruption, interruptible
 from cellwright.train.log import StepLog
 from cellwright.train.optimiser import build_optimiser
-from cellwright.train.reporter import Reporter, SilentReporter, StepReport
+from cellwright.train.reporter import Pace, Reporter, SilentReporter, StepReport
 from cellwright.train.run_folder import SCHEMA_VERSION, RunFolder
+from cellwright.train.schedule import Timeline, learning_rate
 from cellwright.train.state import (
     Position,
     TrainState,
@@ -36,16 +39,17 @@ from cellwright.train.state import (
     newest_checkpoint,
     save_checkpoint,
 )
-from cellwright.train.step import StepOutcome, take_step
+from cellwright.train.step import StepOutcome, diverged, take_step
+from cellwright.train.tensorboard import TensorBoardMirror
 
 
 class Loader(Protocol):
-    """Where batches come from: the batch of a step depends on its number alone."""
+    """Where batches come from: a batch depends on its number alone."""
 
     @property
     def n_samples(self) -> int: ...
 
-    def batches(self, first_step: int, total_steps: int) -> Iterator[Batch]: ...
+    def batches(self, first: int, total: int, /) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,18 @@ class Hooks:
             name; None: nothing to evaluate on, and the last weights are the best.
         save_model: writes the network, as given, and the metrics as the run's best model, atomically.
         reporter: shows progress.
+        headline: the metrics that it shows; empty: all.
     """
 
     save_model: Callable[[Network, dict[str, float]], None]
     evaluate: Callable[[Network], dict[str, float]] | None = None
     reporter: Reporter = field(default_factory=SilentReporter)
+    headline: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a call to `train` ended. ``finished`` is False where ``max_minutes`` ended it before ``total_steps``."""
+    """How a call to `train` ended. ``finished`` is False where ``max_minutes`` ended it before the run's own end."""
 
     step: int
     total_steps: int
@@ -84,7 +90,7 @@ class _Job:
     run: RunFolder
     hooks: Hooks
     device: torch.device
-    total_steps: int
+    timeline: Timeline
     log: StepLog
     interruption: Interruption
 
@@ -113,26 +119,32 @@ def train(
 
     Raises:
         TrainingDiverged: a loss, gradient or weight is not finite, or the gradient exceeds
-            ``config.max_gradient_norm``. Nothing is written; the last checkpoint is sound.
+            ``config.max_gradient_norm``. The log ends with that step; no weight is written, the last checkpoint is
+            sound.
+        RecipeError: the recipe does not fit the device, the network, or the want of an evaluation.
         KeyboardInterrupt: after SIGINT or SIGTERM; a checkpoint of the last whole step has been saved (a second
             signal does not wait for it).
         OutputError, FormatError, InputError: the run folder, a checkpoint or a sample is at fault.
     """
     device = torch.device(device)
     assert isinstance(network, nn.Module)
-    total_steps = config.total_steps(loader.n_samples)
-    state = _initial_state(network.to(device), config)
+    timeline = Timeline.of(config, loader.n_samples)
+    if config.patience is not None and hooks.evaluate is None:
+        remedy = "add a validation split, or set train.patience to null"
+        raise RecipeError("stopping early needs an evaluation", where="train.patience", remedy=remedy)
+    state = _initial_state(network.to(device), config, device)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         load_checkpoint(checkpoint, state)
+    first = state.position.step
     with (
         reproducible(state.position.threads, deterministic=config.deterministic and device.type == "cpu"),
-        StepLog(run.log, state.position.step) as log,
+        StepLog(run.log, first, TensorBoardMirror(run.tensorboard, first) if config.tensorboard else None) as log,
         hooks.reporter,
         interruptible() as interruption,
     ):
         if checkpoint is not None:
-            hooks.reporter.note(f"going on from step {state.position.step} ({checkpoint.name})")
-        job = _Job(config, run, hooks, device, total_steps, log, interruption)
+            hooks.reporter.note(f"going on from step {first} ({checkpoint.name})")
+        job = _Job(config, run, hooks, device, timeline, log, interruption)
         try:
             _run_steps(state, loader, job, max_minutes)
         except KeyboardInterrupt:
@@ -140,40 +152,52 @@ def train(
                 log.flush()
                 save_checkpoint(run.checkpoints, state, config.keep_checkpoints)
             raise
-    position = state.position
-    finished = position.step >= total_steps
+    position, total_steps = state.position, timeline.total_steps
+    stopped_early = is_out_of_patience(position, config)
+    finished = position.step >= total_steps or stopped_early
     if finished:
-        write_text(run.done, f"{position.step} of {total_steps} steps\n")
+        reason = f"; nothing better than step {position.best_step}" if position.step < total_steps else ""
+        write_text(run.done, f"{position.step} of {total_steps} steps{reason}\n")
     best = position.best_metrics
     return TrainResult(position.step, total_steps, finished, position.metrics, position.best_step, best)
 
 
 def _run_steps(state: TrainState, loader: Loader, job: _Job, max_minutes: float | None) -> None:
     """Steps, and between them what is due: evaluation first, so that a checkpoint knows its outcome."""
-    config, position = job.config, state.position
+    config, position, timeline = job.config, state.position, job.timeline
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-    batches = loader.batches(position.step, job.total_steps)
-    pace = _Pace()
+    # A step takes ``accumulate`` batches, so they are numbered that much faster.
+    batches = loader.batches(position.step * config.accumulate, timeline.total_steps * config.accumulate)
+    pace, first = Pace(), position.step
     while True:
-        last = position.step >= job.total_steps or (position.step > 0 and time.monotonic() >= deadline)
-        if last or _is_due(position.step, config.evaluate_every_steps):
-            _evaluate_and_keep_best(state, job)
-        if last or _is_due(position.step, config.checkpoint_every_steps):
+        # Each call takes a step at least, so that calls of whatever length come to an end.
+        out_of_time = position.step > first and time.monotonic() >= deadline
+        last = position.step >= timeline.total_steps or out_of_time
+        due = timeline.is_due(position.step, config.evaluate_every)
+        if last or due:
+            _evaluate_and_keep_best(state, job, due=due)
+        last = last or is_out_of_patience(position, config)
+        if last or timeline.is_due(position.step, config.checkpoint_every):
             job.log.flush()
             save_checkpoint(job.run.checkpoints, state, config.keep_checkpoints)
         if last:
             return
         started = time.perf_counter()
         with job.interruption.allowed():
-            batch = next(batches).to(job.device)
+            parts = [batch.to(job.device) for batch in itertools.islice(batches, config.accumulate)]
         data_s = time.perf_counter() - started
-        outcome = take_step(state, batch, config, job.total_steps)
+        outcome = take_step(state, parts, config, learning_rate(config, position.step, timeline))
         step_s = time.perf_counter() - started
-        _record(outcome, len(batch), data_s, step_s, pace.after(step_s), job)
+        _record(outcome, sum(map(len, parts)), data_s, step_s, pace.after(step_s), job)
+        if outcome.problem is not None:
+            raise diverged(outcome, config)
 
 
-def _evaluate_and_keep_best(state: TrainState, job: _Job) -> None:
-    """Evaluate, log, and save the model if it is the best so far; without an evaluation, the newest is the best."""
+def _evaluate_and_keep_best(state: TrainState, job: _Job, *, due: bool) -> None:
+    """Evaluate, log, and save the model if it is the best so far; without an evaluation, the newest is the best.
+
+    Only an evaluation that was ``due`` counts for early stopping.
+    """
     position, hooks, name = state.position, job.hooks, job.config.best_metric
     if position.step in (0, position.evaluated_step):
         return
@@ -193,13 +217,16 @@ def _evaluate_and_keep_best(state: TrainState, job: _Job) -> None:
                 got=name,
                 remedy=remedy,
             )
-        if not metrics or _is_better(metrics[name], position.best_metrics.get(name)):
+        if metrics and due:
+            count_patience(position, name, metrics[name])
+        if not metrics or is_better(name, metrics[name], position.best_metrics.get(name)):
             hooks.save_model(network, metrics)
             position.best_step, position.best_metrics = position.step, metrics
     position.evaluated_step, position.metrics = position.step, metrics
     if metrics:
         job.log.add({"evaluate_s": round(time.perf_counter() - started, 3), **metrics})
-        hooks.reporter.note(f"step {position.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        shown = {key: metrics[key] for key in hooks.headline or metrics if key in metrics}
+        hooks.reporter.note(f"step {position.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
     write_json(job.run.metrics, _metrics_json(position, name))
 
 
@@ -212,27 +239,6 @@ def _metrics_json(position: Position, best_metric: str) -> dict[str, object]:
         "metrics": finite_or_none(position.metrics),
         "best": best,
     }
-
-
-def _is_better(value: float, best: float | None) -> bool:
-    """Whether ``value`` beats ``best``; anything beats no value, and NaN beats nothing but that."""
-    return best is None or math.isnan(best) or value > best
-
-
-def _is_due(step: int, every_steps: int) -> bool:
-    return step > 0 and step % every_steps == 0
-
-
-class _Pace:
-    """Steps a second, smoothed: each step moves the mean by a tenth, the first sets it."""
-
-    def __init__(self) -> None:
-        self._mean_s: float | None = None
-
-    def after(self, step_s: float) -> float:
-        """Steps a second after one more step of ``step_s`` seconds."""
-        self._mean_s = step_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * step_s
-        return 1 / max(self._mean_s, 1e-9)
 
 
 def _record(outcome: StepOutcome, n_images: int, data_s: float, step_s: float, pace: float, job: _Job) -> None:
@@ -250,11 +256,11 @@ def _record(outcome: StepOutcome, n_images: int, data_s: float, step_s: float, p
             "peak_memory_mb": None if memory is None else round(memory, 1),
         },
     )
-    eta_s = (job.total_steps - outcome.step) / pace
+    eta_s = (job.timeline.total_steps - outcome.step) / pace
     job.hooks.reporter.step(
         StepReport(
             step=outcome.step,
-            total_steps=job.total_steps,
+            total_steps=job.timeline.total_steps,
             loss=outcome.loss,
             losses=outcome.losses,
             lr=outcome.lr,
@@ -266,8 +272,20 @@ def _record(outcome: StepOutcome, n_images: int, data_s: float, step_s: float, p
     )
 
 
-def _initial_state(network: nn.Module, config: TrainConfig) -> TrainState:
-    averaged = None if config.ema_decay is None else initial_average(network)
+def _initial_state(network: nn.Module, config: TrainConfig, device: torch.device) -> TrainState:
+    if config.precision == "fp16" and device.type != "cuda":
+        remedy = "choose bf16 or float32, or train with --device cuda:0"
+        raise RecipeError("fp16 needs CUDA", where="train.precision", got=f"device {device}", remedy=remedy)
+    backbone = getattr(network, "backbone", None)
+    if config.compile:
+        if not isinstance(backbone, nn.Module):
+            raise RecipeError("this network has no backbone", where="train.compile", remedy="set it to false")
+        backbone.compile()  # in place: the names of its tensors stay
     network.train()
-    position = Position(threads=config.threads or torch.get_num_threads())
-    return TrainState(network, build_optimiser(network, config), position, averaged)
+    return TrainState(
+        network,
+        build_optimiser(network, config),
+        Position(threads=config.threads or torch.get_num_threads()),
+        averaged=None if config.ema_decay is None else initial_average(network),
+        scaler=torch.amp.GradScaler("cuda") if config.precision == "fp16" else None,
+    )

@@ -160,6 +160,18 @@ class BarReporter:
         self._progress.console.print(text, markup=False, highlight=False)
 
 
+class Pace:
+    """Steps a second, smoothed: each step moves the mean by a tenth, the first sets it."""
+
+    def __init__(self) -> None:
+        self._mean_s: float | None = None
+
+    def after(self, step_s: float) -> float:
+        """Steps a second after one more step of ``step_s`` seconds."""
+        self._mean_s = step_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * step_s
+        return 1 / max(self._mean_s, 1e-9)
+
+
 def choose_reporter(stream: TextIO, *, log_format: Literal["text", "json"] = "text", quiet: bool = False) -> Reporter:
     """JSON lines if asked for; nothing if quiet; a live line on a terminal; else plain lines."""
     if log_format == "json":

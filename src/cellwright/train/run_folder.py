@@ -36,6 +36,16 @@ class RunFolder:
         return self.root / "log.csv"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, with ``train.tensorboard``."""
+        return self.root / "tensorboard"
+
+    @property
+    def init_report(self) -> Path:
+        """What became of each tensor of the initial weights."""
+        return self.root / "init_report.txt"
+
+    @property
     def metrics(self) -> Path:
         """The last and the best evaluation."""
         return self.root / "metrics.json"
@@ -74,7 +84,9 @@ def open_run(root: Path, *, recipe_yaml: str, environment: dict[str, Any], overw
     if root.exists() and not root.is_dir():
         raise OutputError("a file stands where the run's folder should be", where=root, remedy=_OTHER_RUN)
     if root.is_dir() and any(root.iterdir()):
-        before = _check_same_run(run, recipe_yaml, environment)
+        if run.done.exists():
+            raise OutputError("this run is finished", where=run.root, remedy=_OTHER_RUN)
+        before = check_same_run(run, recipe_yaml, environment)
         # A run keeps its thread count, because another one rounds differently.
         environment = {**environment, **{key: before[key] for key in ("threads",) if key in before}}
     try:
@@ -86,8 +98,8 @@ def open_run(root: Path, *, recipe_yaml: str, environment: dict[str, Any], overw
     return run
 
 
-def _check_same_run(run: RunFolder, recipe_yaml: str, environment: dict[str, Any]) -> dict[str, Any]:
-    """The environment that the unfinished run at ``run`` recorded, if it is the same run; else `OutputError`."""
+def check_same_run(run: RunFolder, recipe_yaml: str, environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment that the run at ``run`` recorded, if it has the same recipe and inputs; else `OutputError`."""
     if not run.recipe.is_file():
         raise OutputError(
             "this folder is not empty and holds no run",
@@ -95,8 +107,6 @@ def _check_same_run(run: RunFolder, recipe_yaml: str, environment: dict[str, Any
             expected="a new folder, or one with recipe.yaml",
             remedy="choose another --out",
         )
-    if run.done.exists():
-        raise OutputError("this run is finished", where=run.root, remedy=_OTHER_RUN)
     before = run.recipe.read_text(encoding="utf-8")
     if before != recipe_yaml:
         differing = _first_difference(before, recipe_yaml)

@@ -3,35 +3,92 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from fractions import Fraction
 
+from cellwright.config.schedule_schema import (
+    ConstantSchedule,
+    CosineSchedule,
+    MultiStepSchedule,
+    Span,
+    StepSchedule,
+)
 from cellwright.config.train_schema import TrainConfig
+from cellwright.core.errors import RecipeError
 
 
-def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The learning rate of step ``step`` (0-based) in a run of ``total_steps``.
+@dataclass(frozen=True)
+class Timeline:
+    """What the spans of a recipe are in optimiser steps. Fractions are exact: what is due never depends on rounding.
 
-    Warm-up rises linearly from ``lr * warmup_start_factor`` at step 0 to the full curve at step ``warmup_steps``, as
-    Detectron2's `WarmupMultiStepLR` does (the factor multiplies the curve, so both may overlap). A cosine falls over
-    the steps after warm-up and reaches ``lr * final_factor`` at ``total_steps``.
+    Attributes:
+        total_steps: of the whole run, at least 1.
+        steps_per_epoch: a pass over the training images; no whole number where batches cross its border.
     """
-    return config.lr * _warmup_factor(config, step) * _curve(config, step, total_steps)
+
+    total_steps: int
+    steps_per_epoch: Fraction
+
+    @staticmethod
+    def of(config: TrainConfig, n_samples: int) -> Timeline:
+        """The timeline over ``n_samples`` (>= 1) images. `RecipeError` where warm-up is as long as the run."""
+        per_epoch = Fraction(n_samples, config.batch_size * config.accumulate)
+        amount = Fraction(config.length.amount)
+        timeline = Timeline(math.ceil(amount * per_epoch if config.length.unit == "epochs" else amount), per_epoch)
+        endless = isinstance(config.schedule, ConstantSchedule)
+        if config.warmup is not None and timeline.steps(config.warmup) >= timeline.total_steps and not endless:
+            raise RecipeError(
+                "warm-up is as long as the run, so the schedule never starts",
+                where="train.warmup, train.length",
+                got=f"warm-up of {config.warmup} in {timeline.total_steps} steps",
+                remedy="shorten train.warmup (null: none), or lengthen train.length",
+            )
+        return timeline
+
+    def steps(self, span: Span) -> Fraction:
+        """``span`` in steps."""
+        amount = Fraction(span.amount)
+        match span.unit:
+            case "steps":
+                return amount
+            case "epochs":
+                return amount * self.steps_per_epoch
+            case "%":
+                return amount * self.total_steps / 100
+
+    def is_due(self, step: int, every: Span) -> bool:
+        """Whether a multiple of ``every`` is reached with step ``step`` (steps done)."""
+        distance = self.steps(every)
+        return step > 0 and step // distance > (step - 1) // distance
 
 
-def _warmup_factor(config: TrainConfig, step: int) -> float:
-    if step >= config.warmup_steps:
+def learning_rate(config: TrainConfig, step: int, timeline: Timeline) -> float:
+    """The learning rate of step ``step`` (0-based).
+
+    Warm-up rises linearly from ``lr * warmup_start_factor`` at step 0 to the full curve at its end, as Detectron2's
+    `WarmupMultiStepLR` does (the factor multiplies the curve, so both may overlap). A cosine falls over the steps after
+    warm-up and reaches ``lr * final_factor`` at the end of the run.
+    """
+    warmup_steps = Fraction(0) if config.warmup is None else timeline.steps(config.warmup)
+    return config.lr * _warmup_factor(config, step, warmup_steps) * _curve(config, step, warmup_steps, timeline)
+
+
+def _warmup_factor(config: TrainConfig, step: int, warmup_steps: Fraction) -> float:
+    if step >= warmup_steps:
         return 1.0
-    done = step / config.warmup_steps
+    done = float(step / warmup_steps)
     return config.warmup_start_factor * (1 - done) + done
 
 
-def _curve(config: TrainConfig, step: int, total_steps: int) -> float:
+def _curve(config: TrainConfig, step: int, warmup_steps: Fraction, timeline: Timeline) -> float:
     match config.schedule:
-        case "constant":
+        case ConstantSchedule():
             return 1.0
-        case "multi_step":
-            passed = sum(step >= round(share * total_steps) for share in config.milestones)
-            return config.decay_factor**passed
-        case "cosine":
-            length = max(1, total_steps - config.warmup_steps)
-            done = min(1.0, max(0.0, (step - config.warmup_steps) / length))
-            return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * done))
+        case MultiStepSchedule(milestones=milestones, factor=factor):
+            return factor ** sum(step >= timeline.steps(milestone) for milestone in milestones)
+        case StepSchedule(every=every, factor=factor):
+            return factor ** (step // timeline.steps(every))
+        case CosineSchedule(final_factor=final_factor):
+            length = max(Fraction(1), timeline.total_steps - warmup_steps)
+            done = float(min(Fraction(1), max(Fraction(0), (step - warmup_steps) / length)))
+            return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,7 +1,8 @@
 """Everything that a run needs to go on: weights, optimiser, averaged weights, position. Written whole or not at all.
 
 `RUN/checkpoints/step_00002000/` holds `weights.safetensors`, `optimiser.safetensors`, `averaged.safetensors` (with
-`ema_decay`) and `state.json`. States of random generators are not among them: every draw is a function of the step.
+`ema_decay`) and `state.json`, which also keeps the loss scale of fp16. States of random generators are not among them:
+every draw is a function of the step.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Position:
         metrics: of the last evaluation.
         best_step: step of the best evaluation, -1 before the first.
         best_metrics: of the best evaluation.
+        patience_best: best value among the evaluations that were due, None before the first.
+        patience_spent: such evaluations since then.
         threads: CPU threads that the run uses from its first step on; other numbers round differently.
     """
 
@@ -47,17 +50,23 @@ class Position:
     metrics: dict[str, float] = field(default_factory=dict)
     best_step: int = -1
     best_metrics: dict[str, float] = field(default_factory=dict)
+    patience_best: float | None = None
+    patience_spent: int = 0
     threads: int = 1
 
 
 @dataclass
 class TrainState:
-    """What changes while training. ``averaged`` holds the averaged weights by name; None without averaging."""
+    """What changes while training.
+
+    ``averaged`` holds the averaged weights by name, None without averaging; ``scaler`` scales the loss of fp16.
+    """
 
     network: nn.Module
     optimiser: torch.optim.Optimizer
     position: Position
     averaged: dict[str, Tensor] | None
+    scaler: torch.amp.GradScaler | None = None
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -104,7 +113,7 @@ def check_finite(network: nn.Module, step: int) -> None:
             raise TrainingDiverged(
                 "training diverged: a weight is not finite",
                 where=f"step {step}, tensor {name}",
-                remedy="lower train.lr, or lengthen train.warmup_steps; the last checkpoint is still sound",
+                remedy="lower train.lr, or lengthen train.warmup; the last checkpoint is still sound",
             )
 
 
@@ -124,7 +133,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
             _save_tensors(partial / "optimiser.safetensors", _optimiser_tensors(state))
             if state.averaged is not None:
                 _save_tensors(partial / "averaged.safetensors", state.averaged)
-            write_json(partial / "state.json", _position_json(state.position))
+            write_json(partial / "state.json", _description(state))
             _flush_to_disk(partial)
     for old in _checkpoints(folder)[:-keep]:
         # Renamed first: a removal that is interrupted must not leave half a checkpoint under a checkpoint's name.
@@ -161,6 +170,8 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
             remedy="go on with the version that wrote it (see environment.json), or choose another --out",
         )
     state.position = _position_from(described)
+    if state.scaler is not None:
+        state.scaler.load_state_dict(described["scaler"])
     device = next(iter(state.network.state_dict().values())).device
     _load_into(state.network, _load_tensors(path / "weights.safetensors", device), path)
     _load_optimiser(state, _load_tensors(path / "optimiser.safetensors", device), path)
@@ -168,13 +179,20 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
         state.averaged = _load_tensors(path / "averaged.safetensors", device)
 
 
-def _position_json(position: Position) -> dict[str, object]:
-    metrics, best = finite_or_none(position.metrics), finite_or_none(position.best_metrics)
-    return {"schema_version": SCHEMA_VERSION, **vars(position), "metrics": metrics, "best_metrics": best}
+def _description(state: TrainState) -> dict[str, object]:
+    """Everything of ``state`` that is no tensor, as strict JSON."""
+    position = state.position
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **vars(position),
+        "metrics": finite_or_none(position.metrics),
+        "best_metrics": finite_or_none(position.best_metrics),
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+    }
 
 
 def _position_from(described: dict[str, Any]) -> Position:
-    values = {name: value for name, value in described.items() if name != "schema_version"}
+    values = {name: value for name, value in described.items() if name not in ("schema_version", "scaler")}
     for name in ("metrics", "best_metrics"):
         values[name] = {key: math.nan if value is None else value for key, value in values[name].items()}
     return Position(**values)

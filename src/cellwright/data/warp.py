@@ -1,0 +1,167 @@
+"""One geometric change of a sample: the same map for the image and its label layers, whatever the number of objects.
+
+Without an affine or elastic part every output row and column is one of the window: pixels are cut, resized, mirrored
+and turned. With one, all of it is a single remap that reads only the part of the source that it shows.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from cellwright.data.geometry import Geometry
+from cellwright.data.labels import Labels, count_pixels, relabel
+from cellwright.data.network_input import ResizeRule, resize_antialiased
+
+# OpenCV's constant borders know four channels.
+_MAX_CHANNELS = 4
+
+
+def warp_image(
+    image: np.ndarray,
+    geometry: Geometry,
+    *,
+    rule: ResizeRule = "torchvision",
+    fill: tuple[float, ...] | None = None,
+) -> np.ndarray:
+    """The (h, w, C) output of ``geometry`` for an (H, W, C) image, in its own dtype, a new array.
+
+    Args:
+        image: uint8, int16, uint16, float32 or float64.
+        geometry: what to do. Without resizing and bending the output holds the very pixels.
+        rule: pixels are interpolated linearly; Detectron2's rule takes means first where the image shrinks, as its
+            resizing at prediction does.
+        fill: (C,) values of what lies outside the image; None: zeros.
+    """
+    outside = (0.0,) * image.shape[2] if fill is None else fill
+    if geometry.bends:
+        return _remap_image(image, geometry, outside, shrink_first=rule == "detectron2")
+    y0, x0, y1, x1 = geometry.window
+    window = image[y0:y1, x0:x1]
+    if geometry.resizes:
+        window = _resize(window, geometry.out_hw, rule)
+    return _padded(_mirrored(window, geometry), geometry.output_hw, outside)
+
+
+def warp_labels(labels: Labels, geometry: Geometry, min_visible: float) -> Labels:
+    """The objects of ``labels`` after ``geometry``: nearest pixels, boxes tight anew, numbers 1..n in the old order.
+
+    The visible share is counted in source pixels inside the frame, before the elastic part, so it does not depend on
+    the scale. Ignored regions stay while a pixel of them does.
+    """
+    visible = count_pixels(_shown(labels.layers, geometry), len(labels))
+    keep = (visible >= min_visible * labels.areas) | labels.ignore
+    y0, x0, y1, x1 = geometry.window
+    if geometry.bends:
+        layers = np.stack([_remap_layer(layer, geometry) for layer in labels.layers])
+        return relabel(labels, layers, keep)
+    window = labels.layers[:, y0:y1, x0:x1]
+    if geometry.resizes:
+        rows, columns = (
+            ((2 * np.arange(new) + 1) * old) // (2 * new)
+            for new, old in zip(geometry.out_hw, window.shape[1:], strict=True)
+        )
+        window = window.take(rows, axis=1).take(columns, axis=2)
+    layers = _padded(_mirrored(np.moveaxis(window, 0, 2), geometry), geometry.output_hw, (0,) * len(window))
+    return relabel(labels, np.ascontiguousarray(np.moveaxis(layers, 2, 0)), keep)
+
+
+def _mirrored(window: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A view of (h, w, C) pixels, mirrored and turned."""
+    window = window[:, ::-1] if geometry.horizontal_flip else window
+    window = window[::-1] if geometry.vertical_flip else window
+    return np.rot90(window, geometry.quarter_turns)
+
+
+def _padded(pixels: np.ndarray, output_hw: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
+    """A new array of ``output_hw`` with ``pixels`` at its top left."""
+    height, width = pixels.shape[:2]
+    if (height, width) == output_hw:
+        # A copy even where nothing changes: the caller's arrays are a cache that must stay as it is.
+        return pixels.copy()
+    canvas = np.empty((*output_hw, pixels.shape[2]), pixels.dtype)
+    canvas[:] = _in_dtype(np.array(fill), pixels.dtype)
+    canvas[:height, :width] = pixels
+    return canvas
+
+
+def _resize(window: np.ndarray, hw: tuple[int, int], rule: ResizeRule) -> np.ndarray:
+    """(h, w, C) pixels resized as the network's input is at prediction, in their own dtype."""
+    if rule == "detectron2":
+        return _in_dtype(resize_antialiased(window, hw), window.dtype)
+    planes = [np.ascontiguousarray(part) for part in _by_channels(window)]
+    return _joined([cv2.resize(part, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR) for part in planes], hw)
+
+
+def _remap_image(image: np.ndarray, geometry: Geometry, fill: tuple[float, ...], *, shrink_first: bool) -> np.ndarray:
+    y0, x0, y1, x1 = _read_window(geometry, image.shape[:2])
+    source = image[y0:y1, x0:x1]
+    (x, y), (top, left, _, _) = geometry.window_xy, geometry.window
+    shrink = 1 / np.sqrt(abs(np.linalg.det(geometry.source_from_output[:, :2])))
+    factor_x = factor_y = 1.0
+    if shrink_first and shrink < 1:
+        small_hw = max(1, round((y1 - y0) * shrink)), max(1, round((x1 - x0) * shrink))
+        factor_y, factor_x = small_hw[0] / (y1 - y0), small_hw[1] / (x1 - x0)
+        source = _in_dtype(resize_antialiased(source, small_hw), image.dtype)
+    x = (x + np.float32(left - x0 + 0.5)) * np.float32(factor_x) - np.float32(0.5)
+    y = (y + np.float32(top - y0 + 0.5)) * np.float32(factor_y) - np.float32(0.5)
+    parts = []
+    for k, part in enumerate(_by_channels(source)):
+        border = tuple(fill[k * _MAX_CHANNELS : (k + 1) * _MAX_CHANNELS])
+        parts.append(cv2.remap(np.ascontiguousarray(part), x, y, cv2.INTER_LINEAR, None, cv2.BORDER_CONSTANT, border))
+    return _joined(parts, geometry.output_hw)
+
+
+def _remap_layer(layer: np.ndarray, geometry: Geometry) -> np.ndarray:
+    y0, x0, y1, x1 = _read_window(geometry, layer.shape)
+    (x, y), (top, left, _, _) = geometry.window_xy, geometry.window
+    x, y = x + np.float32(left - x0), y + np.float32(top - y0)
+    source = np.ascontiguousarray(layer[y0:y1, x0:x1])
+    return cv2.remap(source, x, y, cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, (0,))
+
+
+def _read_window(geometry: Geometry, image_hw: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """y0, x0, y1, x1 of the source that the output shows, with a pixel around it; at least one pixel of the image."""
+    bounds = []
+    for values, start, side in zip(geometry.window_xy[::-1], geometry.window[:2], image_hw, strict=True):
+        low = min(max(start + int(np.floor(values.min())) - 1, 0), side - 1)
+        bounds.append((low, max(min(start + int(np.ceil(values.max())) + 2, side), low + 1)))
+    return bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1]
+
+
+def _shown(layers: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(L, h, w) the part of ``layers`` whose pixel centres the output's frame holds, the elastic part left out."""
+    if geometry.affine is None:
+        y0, x0, y1, x1 = geometry.window
+        return layers[:, y0:y1, x0:x1]
+    y0, x0, y1, x1 = _read_window(geometry, layers.shape[1:])
+    matrix = geometry.output_from_source()
+    ys, xs = np.arange(y0, y1), np.arange(x0, x1)
+    first, last = np.full(len(ys), -np.inf), np.full(len(ys), np.inf)
+    # A row of the source meets the frame in one stretch: where both output coordinates lie between -.5 and side - .5.
+    for (per_x, per_y, start), side in zip(matrix[:2], geometry.output_hw[::-1], strict=True):
+        offset = per_y * ys + start
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = np.sort(np.stack([(-0.5 - offset) / per_x, (side - 0.5 - offset) / per_x]), axis=0)
+        if per_x == 0:
+            inside = (offset >= -0.5) & (offset < side - 0.5)
+            ends = np.where(inside, [[-np.inf], [np.inf]], [[np.inf], [-np.inf]])
+        first, last = np.maximum(first, ends[0]), np.minimum(last, ends[1])
+    shown = (xs >= first[:, None]) & (xs < last[:, None])
+    return layers[:, y0:y1, x0:x1] * shown
+
+
+def _by_channels(pixels: np.ndarray) -> list[np.ndarray]:
+    return [pixels[:, :, k : k + _MAX_CHANNELS] for k in range(0, pixels.shape[2], _MAX_CHANNELS)]
+
+
+def _joined(parts: list[np.ndarray], hw: tuple[int, int]) -> np.ndarray:
+    return parts[0].reshape(*hw, -1) if len(parts) == 1 else np.concatenate([one.reshape(*hw, -1) for one in parts], 2)
+
+
+def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``values`` in ``dtype``; integers are rounded and clipped."""
+    if values.dtype == dtype or not np.issubdtype(dtype, np.integer):
+        return values.astype(dtype, copy=False)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
