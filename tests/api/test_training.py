@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +13,17 @@ import pytest
 from safetensors.numpy import load_file
 
 import cellwright as cw
-from cellwright.api.training import Run, fingerprint
+from cellwright.api.training import Run, TrainPlan, fingerprint, run_plan
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import RecipeError, UsageError
+from cellwright.core.errors import OutputError, RecipeError, UsageError
 from cellwright.data.synthetic import write_demo_dataset
 
 CHANGES = (
-    "train.steps=3",
-    "train.warmup_steps=1",
-    "train.evaluate_every_steps=3",
-    "train.checkpoint_every_steps=1",
+    "train.length=3 steps",
+    "train.warmup=1 step",
+    "train.evaluate_every=3 steps",
+    "train.checkpoint_every=1 step",
     "augment.crop_px=96",
     "model.backbone.width=8",
     "model.fpn.channels=16",
@@ -66,14 +68,29 @@ def test_stopping_after_every_step_and_any_workers_change_no_bit(
 
 def test_a_trained_model_is_a_folder_that_predicts(drawn: Dataset, tmp_path: Path) -> None:
     run = cw.train("synthetic/demo", drawn, out=tmp_path / "run", overrides=CHANGES, device="cpu")
-    assert set(run.metrics) >= {"AP50@all", "accuracy@0.5"}
+    names = {"AP50@all", "accuracy@0.5", "box_AP@all", "AP@all/nucleus", "accuracy@0.5/nucleus"}
+    assert names <= set(run.metrics)
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert names <= set(last)
+    assert float(last["AP@all/nucleus"]) == float(last["AP@all"]), "there is one class only"
+    curves = {path.stem for path in (tmp_path / "run" / "curves").iterdir()}
+    assert curves == {"lr", "losses", "memory", "iteration_time", "ap_box", "ap_mask", "ap_per_class"}
+    plan = TrainPlan("synthetic/demo", drawn, tmp_path / "run", overrides=CHANGES, device="cpu", keep_finished=True)
+    assert run_plan(plan).metrics == run.metrics
+    with pytest.raises(OutputError, match="another recipe"):
+        run_plan(replace(plan, overrides=(*CHANGES, "train.seed=5")))
     image = cw.read_image(drawn[0].image_path or "")
     cells = cw.load_model(tmp_path / "run").predict(image)
     again = cw.load_model(tmp_path / "run" / "model").predict([image.data])
     assert cells.masks == again[0].masks
-    further = (*CHANGES, "train.steps=4")
+    further = (*CHANGES, "train.length=4 steps")
     assert cw.train("synthetic/demo", drawn, out=tmp_path / "next", overrides=further, init=str(run.folder)).finished
     assert str(tmp_path) not in (tmp_path / "next" / "environment.json").read_text()
+    weights = load_file(tmp_path / "next" / "model" / "weights.safetensors")
+    report = (tmp_path / "next" / "init_report.txt").read_text()
+    assert report.startswith(f"{len(weights)} loaded tensors\n")
+    assert all(f"  {name} " in report for name in weights)
 
 
 def test_what_does_not_fit_is_refused_before_the_first_step(drawn: Dataset, tmp_path: Path) -> None:
@@ -94,3 +111,5 @@ def test_the_fingerprint_knows_the_data(drawn: Dataset) -> None:
 def test_a_recipe_object_trains_too(drawn: Dataset, tmp_path: Path) -> None:
     recipe = recipes.load("synthetic/demo", CHANGES)
     assert cw.train(recipe, drawn, out=tmp_path / "run").finished
+    with pytest.raises(RecipeError, match="overrides go with a recipe's name"):
+        cw.train(recipe, drawn, out=tmp_path / "next", init="somewhere")

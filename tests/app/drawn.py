@@ -12,10 +12,10 @@ from cellwright.app.cli import main
 from cellwright.data.synthetic import draw_field
 
 TINY = (
-    "--set=train.steps=4",
-    "--set=train.warmup_steps=1",
-    "--set=train.evaluate_every_steps=4",
-    "--set=train.checkpoint_every_steps=2",
+    "--set=train.length=4 steps",
+    "--set=train.warmup=1 step",
+    "--set=train.evaluate_every=4 steps",
+    "--set=train.checkpoint_every=2 steps",
     "--set=augment.crop_px=96",
     "--set=model.backbone.width=8",
     "--set=model.fpn.channels=16",

@@ -1,19 +1,16 @@
-"""Model folders, foreign weights, and what is said when they do not fit."""
+"""Model folders: written, read, started from, and what is said when they do not fit."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet18
 
 from cellwright.config.schema import Recipe
-from cellwright.core.errors import CellwrightError, ModelError
+from cellwright.core.errors import ModelError
 from cellwright.models.build import build_network
 from cellwright.models.checkpoint import (
     ModelInfo,
@@ -25,7 +22,6 @@ from cellwright.models.checkpoint import (
     save_model,
     start_from,
 )
-from cellwright.models.foreign import load_foreign, our_name, read_foreign
 
 MODEL = {
     "kind": "mask_rcnn",
@@ -121,9 +117,9 @@ def test_loading_is_strict(saved: Path) -> None:
     weights = read_weights(saved)
     network = build_network(recipe(), 2)
     for changed, message in (
-        ({k: v for k, v in weights.items() if k != "box_head.deltas.bias"}, r"box_head\.deltas\.bias is missing"),
+        ({k: v for k, v in weights.items() if k != "box_head.0.deltas.bias"}, r"box_head\.0\.deltas\.bias is missing"),
         ({**weights, "extra": torch.zeros(1)}, "extra is unknown"),
-        ({**weights, "mask_head.logits.bias": torch.zeros(7)}, r"mask_head\.logits\.bias is \(7,\), .* \(2,\)"),
+        ({**weights, "mask_head.logits.bias": torch.zeros(7)}, r"mask_head\.logits\.bias is \(7,\), .* \(3,\)"),
     ):
         with pytest.raises(ModelError, match=message):
             load_weights(network, changed, where="test")
@@ -131,78 +127,41 @@ def test_loading_is_strict(saved: Path) -> None:
 
 def test_start_from_a_model_with_other_classes(saved: Path) -> None:
     network = build_network(recipe(), 5)
-    with pytest.raises(ModelError, match="do not fit"):
+    with pytest.raises(ModelError, match=r"class counts[\s\S]*2 classes in the file, 5 classes in[\s\S]*=\[classes\]"):
         start_from(network, str(saved))
     report = start_from(network, str(saved), fresh=("box_head", "mask_head"))
     assert {name.split(".")[0] for name in report.fresh} == {"box_head", "mask_head"}
-    assert torch.equal(network.state_dict()["rpn.head.deltas.bias"], read_weights(saved)["rpn.head.deltas.bias"])
-
-
-def test_start_from_imagenet_weights(tmp_path: Path) -> None:
-    classifier = resnet18(weights=None)
-    torch.save(classifier.state_dict(), tmp_path / "resnet18.pth")
-    network = build_network(recipe(), 2)
-    report = start_from(network, f"torchvision:{tmp_path / 'resnet18.pth'}")
-    own = network.state_dict()
-    assert torch.equal(
-        own["backbone.res3.0.shortcut.conv.weight"], classifier.state_dict()["layer2.0.downsample.0.weight"]
-    )
-    assert {name for name, _ in report.left_out} == {"fc.weight", "fc.bias"}
-    assert {name.split(".")[0] for name in report.fresh} == {"fpn", "rpn", "box_head", "mask_head"}
-    assert len(report.text().splitlines()) == 1 + len(report.taken) + len(report.left_out) + len(report.fresh)
-
-
-def test_unknown_names_and_wrong_shapes_are_errors() -> None:
-    network = build_network(recipe(), 2)
-    state = resnet18(weights=None).state_dict()
-    with pytest.raises(ModelError, match=r"no place[\s\S]*layer9"):
-        load_foreign(network, {**state, "layer9.weight": torch.zeros(1)}, "torchvision", fresh=(), where="x")
-    with pytest.raises(ModelError, match=r"conv1\.weight: \(1, 2\) in the file"):
-        load_foreign(network, {**state, "conv1.weight": torch.zeros(1, 2)}, "torchvision", fresh=(), where="x")
-    with pytest.raises(ModelError, match=r"not in the file"):
-        load_foreign(network, {k: v for k, v in state.items() if k != "bn1.bias"}, "torchvision", fresh=(), where="x")
-
-
-class _Attack:
-    def __reduce__(self) -> tuple[object, ...]:
-        return print, ("this must not run",)
-
-
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
-def test_nothing_but_data_is_unpickled(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pkl":
-        path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2)}, "b": _Attack()}))
-    else:
-        torch.save({"model": {"a": torch.zeros(2)}, "b": _Attack()}, path)
-    with pytest.raises(CellwrightError):
-        read_foreign(path)
-    assert "this must not run" not in capsys.readouterr().out
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot read these weights"):
-        read_foreign(tmp_path / "nothing.pth")
-
-
-@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_101_FPN_3x"])
-def test_zoo_names_all_have_a_place(fixtures_root: Path, name: str) -> None:
-    """Every tensor of the published Detectron2 checkpoints meets one of ours of the same shape, and none is left."""
-    lines = (fixtures_root / "zoo_keys" / f"{name}.txt").read_text().splitlines()
-    theirs = {
-        key: tuple(int(side) for side in shape.split("x") if side)
-        for key, shape, _ in (line.split("\t") for line in lines)
+    own, stored = network.state_dict(), read_weights(saved)
+    assert torch.equal(own["rpn.head.deltas.bias"], stored["rpn.head.deltas.bias"])
+    report = start_from(network, str(saved), fresh=("classes",))
+    assert set(report.fresh) == {
+        f"{layer}.{leaf}"
+        for layer in ("box_head.0.class_logits", "box_head.0.deltas", "mask_head.logits")
+        for leaf in ("weight", "bias")
     }
-    depth = 101 if "101" in name else 50
-    model = {"kind": "mask_rcnn", "backbone": {"depth": depth, "norm": "frozen_batch_norm"}}
-    zoo = Recipe.model_validate({"name": "zoo", "conventions": "detectron2", "model": model})
-    with torch.device("meta"):
-        own = {key: tuple(tensor.shape) for key, tensor in build_network(zoo, 80).state_dict().items()}
-    assert {our_name(key, "detectron2"): shape for key, shape in theirs.items()} == own
+    assert torch.equal(network.state_dict()["box_head.0.fcs.1.weight"], stored["box_head.0.fcs.1.weight"])
 
 
-def test_pth_and_pkl_hold_the_same(fixtures_root: Path) -> None:
-    folder = fixtures_root / "mask_rcnn_R_50_FPN"
-    a, b = read_foreign(folder / "model.pth"), read_foreign(folder / "model.pkl")
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def test_a_head_that_the_old_model_has_not(saved: Path) -> None:
+    scored = Recipe.model_validate({**recipe().to_dict(), "model": {**MODEL, "mask_scoring": {"channels": 16}}})
+    with pytest.raises(ModelError, match=r"not in the file[\s\S]*model\.init_fresh=\[mask_scoring\]"):
+        start_from(build_network(scored, 2), str(saved))
+    report = start_from(build_network(scored, 2), str(saved), fresh=("mask_scoring",))
+    assert {name.split(".")[0] for name in report.fresh} == {"mask_scoring"}
+
+
+def test_the_card_says_where_imported_weights_are_from(tmp_path: Path) -> None:
+    imported = info(origin="model_final.pkl (detectron2, sha256 0123)")
+    folder = save_model(tmp_path / "model", build_network(recipe(), 2).state_dict(), imported)
+    assert read_model_info(folder).origin == imported.origin
+    card = (folder / "README.md").read_text()
+    assert "imported from model_final.pkl (detectron2, sha256 0123); what their licence allows is yours" in card
+
+
+def test_a_model_outlives_changes_of_the_training_schema(saved: Path) -> None:
+    """What trained it is kept as it was written, whether or not this version can read it."""
+    content = json.loads((saved / "model.json").read_text())
+    content["recipe"]["train"] = {"a_key_of_an_older_version": 1}
+    (saved / "model.json").write_text(json.dumps(content))
+    _, info = load_network(saved)
+    assert info.recipe["train"] == {"a_key_of_an_older_version": 1}

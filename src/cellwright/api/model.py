@@ -65,7 +65,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
     """
     from cellwright.config.classical_schema import ClassicalConfig
-    from cellwright.models.checkpoint import load_network
+    from cellwright.models.checkpoint import load_network, recipe_of
 
     if str(name) == "classical":
         # .3 was picked on the same training images as the method's other defaults.
@@ -76,8 +76,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
-    recipe = Recipe.model_validate(info.recipe)
-    model = network_model(str(name), network, recipe, info.class_names, resolve_device(device))
+    model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device))
     return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
 
 
@@ -100,13 +99,14 @@ def network_model(
 ) -> Model:
     """A trained (or training) network as a model; it is moved to ``device``."""
     from cellwright.config.conventions import CONVENTIONS
+    from cellwright.config.model_schema import RCNNConfig
     from cellwright.predict.options import PredictOptions
     from cellwright.predict.predictor import NetworkSegmenter, Predictor
 
     rule = CONVENTIONS[recipe.conventions].resize_rule
     network.to(device)
     segmenter = NetworkSegmenter(network, recipe.input, rule, device)
-    cap = recipe.model.box_head.detections_per_image if recipe.model.kind == "mask_rcnn" else None
+    cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
     return Model(name, tuple(class_names), recipe, Predictor(segmenter, model_cap=cap), options)
 
@@ -153,17 +153,24 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def inspect_tables(folder: Path) -> list[Table]:
-    """What a model folder or run holds, as tables."""
+def inspect_tables(name: str | Path) -> list[Table]:
+    """What a model folder, a run, a weight file or ``torchvision:NAME`` holds, as tables."""
+    from cellwright.api.importing import inspect_foreign
+    from cellwright.models.architecture import summary
     from cellwright.models.checkpoint import read_model_info, read_weights
+    from cellwright.models.sources import is_foreign
 
-    info, weights = read_model_info(folder), read_weights(folder)
+    if is_foreign(str(name)) and not Path(name).is_dir():
+        return inspect_foreign(str(name))
+    info, weights = read_model_info(name), read_weights(name)
     facts = [
         ("kind", info.kind),
+        ("network", summary({key: tuple(one.shape) for key, one in weights.items()})),
         ("classes", ", ".join(info.class_names)),
         ("recipe", info.recipe.get("name", "")),
         ("conventions", info.recipe.get("conventions", "")),
         ("licence of the training data", info.data_licence or "not known"),
+        *([("imported from", info.origin)] if info.origin else []),
         ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
         ("parameters", sum(tensor.numel() for tensor in weights.values())),
         *info.metrics.items(),
@@ -172,4 +179,4 @@ def inspect_tables(folder: Path) -> list[Table]:
     if info.tuned_on is not None:
         facts.append(("tuned", f"on split {info.tuned_on['split']} for {info.tuned_on['metric']}"))
     tensors = [(key, "x".join(map(str, one.shape)), str(one.dtype).split(".")[-1]) for key, one in weights.items()]
-    return [(str(folder), ("what", "value"), facts), ("tensors", ("name", "shape", "dtype"), tensors)]
+    return [(str(name), ("what", "value"), facts), ("tensors", ("name", "shape", "dtype"), tensors)]

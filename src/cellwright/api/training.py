@@ -177,9 +177,6 @@ def recipe_of(plan: TrainPlan) -> Recipe:
     if recipe.model.kind == "classical":
         remedy = "use it at once: cellwright predict IMAGES --model classical"
         raise RecipeError("the classical method is not trained", where=recipe.name, remedy=remedy)
-    if recipe.model.kind == "unet":
-        remedy = "train one of the R-CNN family (cellwright recipes list)"
-        raise RecipeError("the dense family is not built yet", where=recipe.name, got="model.kind unet", remedy=remedy)
     return recipe
 
 

@@ -67,7 +67,8 @@ class Show:
         table = Table(title=title or None, title_justify="left")
         for k, name in enumerate(columns):
             numeric = all(isinstance(row[k], int | float) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+            # A column without a heading names the rows.
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not name)
         for row in rows:
             table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
         self.out.print(table)

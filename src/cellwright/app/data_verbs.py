@@ -206,11 +206,13 @@ def show(
     /,
     *,
     split: str | None = None,
-    max_images: int = 24,
+    max_images: int | None = None,
+    augment: str | None = None,
+    variants: int = 5,
     out: Path = Path("work/contact_sheet.png"),
     common: Common = PLAIN,
 ) -> None:
-    """Draw a contact sheet of images with their objects outlined.
+    """Draw a contact sheet of images with their objects outlined, or of what a recipe's augmentation makes of them.
 
     Parameters
     ----------
@@ -219,17 +221,27 @@ def show(
     split:
         Only this split.
     max_images:
-        Images on the sheet, evenly picked.
+        Images on the sheet, evenly picked; left away, 24, or 6 with --augment.
+    augment:
+        A recipe: each image in a row with random variants of it, as training with that recipe sees them.
+    variants:
+        Variants of each image, with --augment.
     out:
         PNG to write (replaced).
     """
-    from cellwright.api import data
+    from cellwright.api import sheets
 
     screen = common.show
     screen.note(f"writes {out}")
-    if not common.dry_run:
-        data.contact_sheet(dataset, split, max_images, out, screen.track)
-        screen.result(str(out), {"out": str(out)})
+    if common.dry_run:
+        return
+    if augment is None:
+        sheets.contact_sheet(dataset, split, 24 if max_images is None else max_images, out, screen.track)
+    else:
+        n_images = 6 if max_images is None else max_images
+        plan = sheets.VariantPlan(dataset, augment, out, split, n_images, variants)
+        sheets.variant_sheet(plan, screen.track)
+    screen.result(str(out), {"out": str(out)})
 
 
 def list_recipes(*, common: Common = PLAIN) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from cellwright.config.backbone_schema import BackboneConfig
 from cellwright.config.conventions import CONVENTIONS, Conventions
+from cellwright.config.dense_schema import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
 from cellwright.config.heads_schema import C4BoxHeadConfig, CascadeBoxHeadConfig, CoarseMaskConfig
 from cellwright.config.model_schema import (
     C4Config,
@@ -19,7 +21,9 @@ from cellwright.config.model_schema import (
 )
 from cellwright.config.schema import Recipe
 from cellwright.core.errors import RecipeError
+from cellwright.models import flow, semantic, watershed
 from cellwright.models.box_head import BoxHead, DetectionRules, RegionSampling
+from cellwright.models.dense import DenseNetwork, DenseWeights, Target
 from cellwright.models.fpn import FPN
 from cellwright.models.layers import Deformable
 from cellwright.models.mask_head import MaskHead
@@ -28,13 +32,14 @@ from cellwright.models.mask_scoring import MaskScoring
 from cellwright.models.pointrend import CoarseMaskHead, PointHead, PointRules
 from cellwright.models.resnet import BottleneckStyle, ResNet
 from cellwright.models.rpn import RPN, AnchorSampling, RPNHead, RPNLossRules, Selection
+from cellwright.models.unet import UNet
 from cellwright.ops.boxes import cell_anchors
 from cellwright.ops.roi import Pooling
 
 T = TypeVar("T")
 
 
-def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN:
+def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
     """A fresh ``Network`` with random weights, drawn from torch's global generator; seed it first.
 
     Raises:
@@ -44,6 +49,8 @@ def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN:
     match recipe.model:
         case MaskRCNNConfig() | C4Config() | CascadeConfig() | PointRendConfig():
             network = build_mask_rcnn(recipe.model, conventions, in_channels=recipe.input.channels, n_classes=n_classes)
+        case UNetConfig():
+            network = build_dense(recipe.model, in_channels=recipe.input.channels, n_classes=n_classes)
         case other:
             raise RecipeError("this model kind has no network to build", where="model.kind", got=other.kind)
     # A fifth less time a training step on the CPU; feature maps follow the weights' layout.
@@ -99,6 +106,43 @@ def build_mask_rcnn(config: RCNNConfig, conventions: Conventions, *, in_channels
         mask_scoring=mask_scoring,
         rules=_rules(c, conventions),
     )
+
+
+def build_dense(config: UNetConfig, *, in_channels: int, n_classes: int) -> DenseNetwork:
+    """A member of the dense family from its section."""
+    c, target = config, _target(config.target)
+    unet = UNet(
+        in_channels=in_channels,
+        out_channels=len(target.channels) + (n_classes if n_classes > 1 else 0),
+        width=c.width,
+        depth=c.depth,
+        style=c.style,
+        norm=c.norm,
+        deep_supervision=c.deep_supervision,
+    )
+    weights = DenseWeights(
+        cross_entropy=c.cross_entropy_weight, dice=c.dice_weight, flow=c.flow_weight, distance=c.distance_weight
+    )
+    return DenseNetwork(unet, target, n_classes=n_classes, weights=weights)
+
+
+def _target(c: SemanticTarget | WatershedTarget | FlowTarget) -> Target:
+    shared = {"body_threshold": c.body_threshold, "min_area_px": c.min_area_px, "max_hole_share": c.max_hole_share}
+    match c:
+        case SemanticTarget():
+            rules = semantic.SemanticRules(**shared)
+            return Target(semantic.CHANNELS, semantic.encode, partial(semantic.decode, rules=rules))
+        case WatershedTarget():
+            rules = watershed.WatershedRules(
+                **shared,
+                core_threshold=c.core_threshold,
+                core_distance=c.core_distance,
+                peak_distance=c.peak_distance,
+            )
+            return Target(watershed.CHANNELS, watershed.encode, partial(watershed.decode, rules=rules))
+        case FlowTarget():
+            rules = flow.FlowRules(**shared, steps=c.steps, max_error=c.max_error)
+            return Target(flow.CHANNELS, flow.encode, partial(flow.decode, rules=rules))
 
 
 def _decided(value: T | None) -> T:

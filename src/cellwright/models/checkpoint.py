@@ -21,8 +21,10 @@ from cellwright.config.schema import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path, read_json, write_json, write_text
 from cellwright.models.build import build_network
-from cellwright.models.foreign import LoadReport, load_foreign, read_foreign
+from cellwright.models.dense import DenseNetwork
+from cellwright.models.foreign import LoadReport, load_foreign
 from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.sources import find_weights, is_foreign
 
 SCHEMA_VERSION = 1
 WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
@@ -44,6 +46,7 @@ class ModelInfo:
         tuned_on: where they come from, or None: ``split``, ``metric``, and ``images``, a digest of the objects of each
             image, so that figures on the same images can be told.
         data_licence: licence of the training data; empty where it is not known.
+        origin: where imported weights come from (file and digest, no folders); empty where they were trained here.
         version: of cellwright that wrote the folder.
         git_hash: of the code, or None outside a checkout.
         metrics: names and values on the validation split.
@@ -57,6 +60,7 @@ class ModelInfo:
     calibration: dict[str, Any] | None = None
     tuned_on: dict[str, Any] | None = None
     data_licence: str = ""
+    origin: str = ""
     version: str = ""
     git_hash: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -153,19 +157,27 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: ob
     network.load_state_dict(dict(weights), strict=True)
 
 
-def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN, ModelInfo]:
-    """The network of a model or run folder in evaluation mode, on the CPU, and what its ``model.json`` says."""
-    folder = model_folder(folder)
-    info = read_model_info(folder, kind=kind)
+def recipe_of(info: ModelInfo, *, where: object = None) -> Recipe:
+    """The recipe of a model, as far as using it goes: how it was trained is history, which newer versions may not read.
+
+    Raises ``ModelError`` naming the first field of ``where`` that is not valid.
+    """
+    used = {key: value for key, value in info.recipe.items() if key not in ("train", "augment", "data", "evaluate")}
     try:
-        recipe = Recipe.model_validate(info.recipe)
+        return Recipe.model_validate(used)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ModelError(
-            "the recipe in this model folder is not valid", where=folder / INFO, got=f"{place}: {first['msg']}"
+            "the recipe in this model folder is not valid", where=where, got=f"{place}: {first['msg']}"
         ) from error
-    network = build_network(recipe, len(info.class_names))
+
+
+def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN | DenseNetwork, ModelInfo]:
+    """The network of a model or run folder in evaluation mode, on the CPU, and what its ``model.json`` says."""
+    folder = model_folder(folder)
+    info = read_model_info(folder, kind=kind)
+    network = build_network(recipe_of(info, where=folder / INFO), len(info.class_names))
     load_weights(network, read_weights(folder), where=folder / WEIGHTS)
     network.eval()
     return network, info
@@ -176,46 +188,21 @@ def start_from(network: nn.Module, init: str, *, fresh: Sequence[str] = ()) -> L
 
     Args:
         network: changed in place.
-        init: ``torchvision:NAME`` (a weight name such as ``resnet50`` or ``maskrcnn_resnet50_fpn``, which is
-            downloaded, or a ``.pth`` file), ``detectron2:FILE``, or a model or run folder.
-        fresh: parts (``fpn rpn box_head mask_head``) that keep their random start.
+        init: ``torchvision:NAME``, ``torchvision:FILE`` or ``detectron2:FILE`` (see ``sources.find_weights``), or a
+            model or run folder.
+        fresh: parts (``fpn rpn box_head mask_head point_head mask_scoring``) that keep their random start;
+            ``classes``: all layers with a row a class.
 
     Raises:
-        ModelError: nothing there, or tensors that do not fit; the message names the first few.
+        ModelError: nothing there, or tensors that do not fit; the message says which keys or parts.
     """
-    scheme, _, name = init.partition(":")
-    match scheme:
-        case "torchvision":
-            return load_foreign(network, _torchvision_weights(name), "torchvision", fresh=fresh, where=init)
-        case "detectron2":
-            return load_foreign(network, read_foreign(name), "detectron2", fresh=fresh, where=init)
-    weights, own = read_weights(init), network.state_dict()
-    kept = {key: tensor for key, tensor in own.items() if key.split(".")[0] in fresh}
-    wanted = {key: tensor for key, tensor in weights.items() if key.split(".")[0] not in fresh}
-    load_weights(network, {**kept, **wanted}, where=init)
-    return LoadReport(
-        taken=tuple((key, key, tuple(tensor.shape)) for key, tensor in wanted.items()),
-        left_out=tuple((key, f"{key.split('.')[0]} starts fresh") for key in weights if key not in wanted),
-        fresh=tuple(kept),
-    )
-
-
-def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    if Path(name).suffix in {".pth", ".pt", ".pkl"}:
-        return read_foreign(name)
-    from torchvision.models import get_model_weights, list_models
-
-    if name not in list_models():
-        raise ModelError("torchvision has no model of this name", got=name, expected="such as maskrcnn_resnet50_fpn")
-    try:
-        return dict(get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            "torchvision's weights cannot be downloaded",
-            where=name,
-            got=str(error),
-            remedy="download the .pth file elsewhere and name it: torchvision:FILE.pth",
-        ) from error
+    if not is_foreign(init):
+        return load_foreign(network, read_weights(init), "cellwright", fresh=fresh, where=init)
+    if ":" not in init:
+        remedy = f"say whose weights they are: torchvision:{init} or detectron2:{init}, or name a model's folder"
+        raise ModelError("these weights need a framework", got=init, remedy=remedy)
+    found = find_weights(init)
+    return load_foreign(network, found.tensors, found.framework, fresh=fresh, where=init)
 
 
 def model_card(info: ModelInfo) -> str:
@@ -234,7 +221,7 @@ def model_card(info: ModelInfo) -> str:
 - model kind: `{info.kind}`
 - classes: {", ".join(info.class_names) or "none"}
 - licence of the training data: {info.data_licence or "not known: do not share these weights"}
-- made by cellwright {info.version or "(version not recorded)"}, code {info.git_hash or "(not recorded)"}
+{_origin(info)}- made by cellwright {info.version or "(version not recorded)"}, code {info.git_hash or "(not recorded)"}
 
 ## On validation images
 
@@ -256,3 +243,9 @@ def model_card(info: ModelInfo) -> str:
 {json.dumps(info.normalisation, indent=1)}
 ```
 """
+
+
+def _origin(info: ModelInfo) -> str:
+    if not info.origin:
+        return ""
+    return f"- weights: imported from {info.origin}; what their licence allows is yours to check\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,116 +15,102 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cellwright.config.conventions import CONVENTIONS
 from cellwright.core.errors import ModelError
 from cellwright.core.unpickle import read_pickle
+from cellwright.models.architecture import Shapes
+from cellwright.models.foreign_fit import CLASSES, Problem, depends_on_classes, misfit, part_of, with_our_rows
+from cellwright.models.foreign_names import Framework, our_names, why_unused
 
-Framework = Literal["torchvision", "detectron2"]
-Part = Literal["backbone", "fpn", "rpn", "box_head", "mask_head"]
-PARTS: tuple[Part, ...] = ("backbone", "fpn", "rpn", "box_head", "mask_head")
+Fate = Literal["loaded", "renamed", "re-initialised", "missing", "filled", "unused"]
+_FATES: dict[Fate, str] = {
+    "loaded": "under the same name",
+    "renamed": "their name -> ours",
+    "re-initialised": "in the file, but starting at random",
+    "missing": "not in the file, starting at random",
+    "filled": "not in the file, set to what its absence means",
+    "unused": "in the file only",
+}
+# What PyTorch and safetensors raise on bytes that are no weights.
+_BROKEN = (
+    RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
+_DOWNLOAD_AGAIN = "download it again, and compare its size with the publisher's"
 
-# (pattern of the whole foreign name, our name). The first that fits decides.
-_TORCHVISION_BODY = (
-    (r"conv1\.weight", r"backbone.stem.conv.weight"),
-    (r"bn1\.(\w+)", r"backbone.stem.norm.\1"),
-    (r"layer1\.(.*)", r"res2.\1"),
-    (r"layer2\.(.*)", r"res3.\1"),
-    (r"layer3\.(.*)", r"res4.\1"),
-    (r"layer4\.(.*)", r"res5.\1"),
-)
-_TORCHVISION_BLOCK = (
-    (r"(res\d\.\d+)\.conv(\d)\.weight", r"backbone.\1.conv\2.conv.weight"),
-    (r"(res\d\.\d+)\.bn(\d)\.(\w+)", r"backbone.\1.conv\2.norm.\3"),
-    (r"(res\d\.\d+)\.downsample\.0\.weight", r"backbone.\1.shortcut.conv.weight"),
-    (r"(res\d\.\d+)\.downsample\.1\.(\w+)", r"backbone.\1.shortcut.norm.\2"),
-)
-_TORCHVISION_DETECTOR = (
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"fpn.lateral.\1.conv.\2"),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.(\w+)", r"fpn.lateral.\1.norm.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"fpn.output.\1.conv.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.(\w+)", r"fpn.output.\1.norm.\2"),
-    (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.convs.0.conv.\1"),
-    (r"rpn\.head\.conv\.(\d)\.0\.(weight|bias)", r"rpn.head.convs.\1.conv.\2"),
-    (r"rpn\.head\.cls_logits\.(\w+)", r"rpn.head.objectness.\1"),
-    (r"rpn\.head\.bbox_pred\.(\w+)", r"rpn.head.deltas.\1"),
-    (r"roi_heads\.box_head\.fc6\.(\w+)", r"box_head.fcs.0.\1"),
-    (r"roi_heads\.box_head\.fc7\.(\w+)", r"box_head.fcs.1.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box_head.class_logits.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"box_head.deltas.\1"),
-    (r"roi_heads\.mask_head\.(\d)\.0\.(weight|bias)", r"mask_head.convs.\1.conv.\2"),
-    (r"roi_heads\.mask_head\.(\d)\.1\.(\w+)", r"mask_head.convs.\1.norm.\2"),
-    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"mask_head.upsample.\1"),
-    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask_head.logits.\1"),
-)
-_DETECTRON2 = (
-    (r"backbone\.bottom_up\.stem\.conv1\.weight", r"backbone.stem.conv.weight"),
-    (r"backbone\.bottom_up\.stem\.conv1\.norm\.(\w+)", r"backbone.stem.norm.\1"),
-    (r"backbone\.bottom_up\.(res\d\.\d+\.\w+)\.weight", r"backbone.\1.conv.weight"),
-    (r"backbone\.bottom_up\.(res\d\.\d+\.\w+)\.norm\.(\w+)", r"backbone.\1.norm.\2"),
-    (r"proposal_generator\.rpn_head\.conv\.(weight|bias)", r"rpn.head.convs.0.conv.\1"),
-    (r"proposal_generator\.rpn_head\.conv\.conv(\d)\.(weight|bias)", r"rpn.head.convs.\1.conv.\2"),
-    (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", r"rpn.head.objectness.\1"),
-    (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", r"rpn.head.deltas.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box_head.class_logits.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"box_head.deltas.\1"),
-    (r"roi_heads\.mask_head\.deconv\.(\w+)", r"mask_head.upsample.\1"),
-    (r"roi_heads\.mask_head\.predictor\.(\w+)", r"mask_head.logits.\1"),
-)
-# Detectron2 counts these from another number than we do: (pattern, our name, number of the first).
-_DETECTRON2_COUNTED = (
-    (r"backbone\.fpn_(?P<what>lateral|output)(?P<n>\d)\.(?P<leaf>weight|bias)", "fpn.{what}.{n}.conv.{leaf}", 2),
-    (r"backbone\.fpn_(?P<what>lateral|output)(?P<n>\d)\.norm\.(?P<leaf>\w+)", "fpn.{what}.{n}.norm.{leaf}", 2),
-    (r"roi_heads\.box_head\.fc(?P<n>\d)\.(?P<leaf>\w+)", "box_head.fcs.{n}.{leaf}", 1),
-    (r"roi_heads\.box_head\.conv(?P<n>\d)\.(?P<leaf>weight|bias)", "box_head.convs.{n}.conv.{leaf}", 1),
-    (r"roi_heads\.box_head\.conv(?P<n>\d)\.norm\.(?P<leaf>\w+)", "box_head.convs.{n}.norm.{leaf}", 1),
-    (r"roi_heads\.mask_head\.mask_fcn(?P<n>\d)\.(?P<leaf>weight|bias)", "mask_head.convs.{n}.conv.{leaf}", 1),
-    (r"roi_heads\.mask_head\.mask_fcn(?P<n>\d)\.norm\.(?P<leaf>\w+)", "mask_head.convs.{n}.norm.{leaf}", 1),
-)
-# Tensors that carry no weights, and the ImageNet classifier.
-_NOT_WEIGHTS = (
-    r"pixel_(mean|std)",
-    r".*anchor_generator\.cell_anchors\..*",
-    r"fc\.(weight|bias)",
-    r"linear\.(weight|bias)",
-)
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What became of one tensor. ``theirs`` or ``ours`` is empty where only one side has it."""
+
+    fate: Fate
+    theirs: str
+    ours: str
+    shape: tuple[int, ...]
+    why: str = ""
+
+    def line(self) -> str:
+        """``name [-> name] shape[: why]``."""
+        names = " -> ".join(dict.fromkeys(name for name in (self.theirs, self.ours) if name))
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        return f"{names} {shape}{f': {self.why}' if self.why else ''}"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Where every tensor came from and went to.
+    """Where every tensor came from and went to: one record for each of the file and each of the network."""
 
-    Attributes:
-        taken: (their name, our name, shape) of each tensor that was copied.
-        left_out: (their name, why) of each tensor of the file that was not.
-        fresh: our names of the tensors that keep their random start.
-    """
+    records: tuple[TensorRecord, ...]
 
-    taken: tuple[tuple[str, str, tuple[int, ...]], ...]
-    left_out: tuple[tuple[str, str], ...]
-    fresh: tuple[str, ...]
+    @property
+    def taken(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """(their name, our name, shape) of each tensor that was copied."""
+        return tuple((r.theirs, r.ours, r.shape) for r in self.records if r.fate in ("loaded", "renamed"))
+
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """(their name, why) of each tensor of the file that was not."""
+        return tuple((r.theirs, r.why) for r in self.records if r.fate in ("unused", "re-initialised"))
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Our names of the tensors that keep their random start."""
+        return tuple(r.ours for r in self.records if r.fate in ("re-initialised", "missing"))
+
+    @property
+    def headline(self) -> str:
+        """How many of each fate, in one line."""
+        counts = Counter(record.fate for record in self.records)
+        return ", ".join(f"{counts[fate]} {fate}" for fate in _FATES if counts[fate]) + " tensors"
 
     def text(self) -> str:
-        """One line a tensor, for a log or a terminal."""
-        lines = [f"{len(self.taken)} tensors taken, {len(self.left_out)} left out, {len(self.fresh)} at random"]
-        lines += [f"  {theirs} -> {ours} {'x'.join(map(str, shape))}" for theirs, ours, shape in self.taken]
-        lines += [f"  {theirs} left out: {why}" for theirs, why in self.left_out]
-        lines += [f"  {ours} starts at random" for ours in self.fresh]
-        return "\n".join(lines)
+        """The headline, then one line a tensor under its fate."""
+        lines = [self.headline]
+        for fate, meaning in _FATES.items():
+            own = [record for record in self.records if record.fate == fate]
+            if own:
+                lines += ["", f"{fate} ({meaning}): {len(own)}", *(f"  {record.line()}" for record in own)]
+        return "\n".join(lines) + "\n"
 
 
 def read_foreign(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` (state dict) or ``.pkl`` (named arrays) file; nothing but data is unpickled.
+    """The tensors of a ``.pth`` (state dict), ``.pkl`` (named arrays) or ``.safetensors`` file; data only, no code.
 
-    A dict under the key "model" or "state_dict" is looked into, as both frameworks wrap theirs.
+    A dict under the key "model", "state_dict" or "blobs" is looked into, as the frameworks wrap theirs.
 
     Raises:
-        ModelError: the file is missing, damaged, holds more than data, or no named tensors.
+        ModelError: the file is missing, damaged, no weights at all, holds more than data, or no named tensors.
+        FormatError: a pickle that is broken or holds more than data.
     """
     path = Path(path)
     content: Any
     try:
+        _check_head(path)
+        if path.suffix == ".safetensors":
+            return load_file(path)
         if path.suffix == ".pkl":
             with path.open("rb") as file:
                 content = read_pickle(file, where=path)
@@ -131,131 +118,226 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError("cannot read these weights", where=path, got=error.strerror or str(error)) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        got = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ModelError(
-            "these weights cannot be loaded safely", where=path, got=got, expected="a .pth or .pkl file of tensors only"
-        ) from error
-    for key in ("model", "state_dict"):
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, str(error)) from error
+    except _BROKEN as error:
+        # PyTorch's unpickler meets an unknown instruction as a missing key.
+        raise _damaged(path, "bytes that are no pickle" if isinstance(error, KeyError) else str(error)) from error
+    for key in ("model", "state_dict", "blobs"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
         raise ModelError("these weights are no named tensors", where=path, got=type(content).__name__)
-    tensors = {str(k): torch.as_tensor(v) for k, v in content.items() if isinstance(v, Tensor | np.ndarray)}
+    tensors = {str(name): _tensor(value) for name, value in content.items() if _is_numeric(value)}
     if not tensors:
         raise ModelError("these weights hold no tensor", where=path, got=f"keys {sorted(map(str, content))[:5]}")
-    return tensors
+    # Parallel training puts this before every name.
+    wrapped = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in tensors.items()}
 
 
-def our_name(theirs: str, framework: Framework) -> str | None:
-    """Our name of a foreign tensor, or None where none is known."""
-    if framework == "torchvision":
-        body = theirs.removeprefix("backbone.body.")
-        in_stage = _rename(body, _TORCHVISION_BODY)
-        if in_stage is not None:
-            return in_stage if in_stage.startswith("backbone.") else _rename(in_stage, _TORCHVISION_BLOCK)
-        return _rename(theirs, _TORCHVISION_DETECTOR)
-    for pattern, ours, first in _DETECTRON2_COUNTED:
-        if match := re.fullmatch(pattern, theirs):
-            return ours.format(**{**match.groupdict(), "n": int(match["n"]) - first})
-    return _rename(theirs, _DETECTRON2)
+def _check_head(path: Path) -> None:
+    """Raise ``ModelError`` for what a failed download leaves; ``OSError`` where nothing can be read."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    if not head:
+        raise ModelError("this file is empty", where=path, got="0 bytes", remedy=_DOWNLOAD_AGAIN)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ModelError(
+            "this is a web page, not weights: the download failed",
+            where=path,
+            got=text.split(b"\n")[0][:40].decode("ascii", "replace"),
+            remedy="open the link in a browser, and save the file that it leads to",
+        )
+    if text.startswith(b"version https://git-lfs"):
+        remedy = "fetch the file itself: git lfs pull"
+        raise ModelError("this is a pointer of git-lfs, not the weights", where=path, remedy=remedy)
 
 
-def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
-    for pattern, ours in rules:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(ours)
-    return None
+def _unsafe(path: Path, text: str) -> ModelError:
+    """The error for a ``.pth`` that PyTorch's own restricted unpickler refuses."""
+    if match := re.search(r"GLOBAL ([\w.]+)", text):
+        return ModelError(
+            "this file holds more than tensors, and is not loaded",
+            where=path,
+            got=f"the name {match[1]}",
+            expected="tensors and plain containers",
+            remedy="ask its author for a plain state_dict, or save one in the tool that wrote it",
+        )
+    return _damaged(path, text.rpartition("WeightsUnpickler error: ")[2])
+
+
+def _damaged(path: Path, text: str) -> ModelError:
+    lines = text.strip().splitlines()
+    return ModelError(
+        "these weights are damaged or cut short, or no weights",
+        where=path,
+        got=lines[0].partition(". ")[0][:150] if lines else "no pickle",
+        expected="a .pth, .pkl or .safetensors file of tensors",
+        remedy=_DOWNLOAD_AGAIN,
+    )
+
+
+def _is_numeric(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")).reshape(value.shape))
+
+
+def translate(tensors: Mapping[str, Tensor], framework: Framework, where: object) -> dict[str, str]:
+    """Our name of every tensor that has a place here: {ours: theirs}.
+
+    Raises:
+        ModelError: a tensor that is neither known nor known to be of no use, or two for one place.
+    """
+    named: dict[str, str] = {}
+    unknown, twice = [], []
+    for theirs, ours in our_names(tensors, framework).items():
+        if ours is None:
+            if why_unused(theirs) is None:
+                unknown.append(theirs)
+        elif ours in named:
+            twice.append(f"{named[ours]} and {theirs}")
+        else:
+            named[ours] = theirs
+    if not named:
+        raise ModelError(
+            "no tensor of these weights is known",
+            where=where,
+            got=f"{len(tensors)} tensors, such as {', '.join(sorted(tensors)[:3])}",
+            expected=f"a ResNet or a member of the R-CNN family, under {framework}'s names",
+        )
+    if unknown or twice:
+        raise ModelError(
+            f"{len(unknown or twice)} tensors of these weights have no place in the R-CNN family under {framework}'s "
+            f"names",
+            where=where,
+            got=", ".join((unknown or twice)[:5]),
+            remedy="check that the weights are of this architecture: cellwright model inspect FILE",
+        )
+    return named
+
+
+def shapes_of(tensors: Mapping[str, Tensor], named: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of foreign tensors under our names; batch norm folded into weight and bias counts as batch norm."""
+    shapes = {ours: tuple(tensors[theirs].shape) for ours, theirs in named.items()}
+    return {**shapes, **{ours: shapes[weight] for ours, weight in _folded(named).items()}}
+
+
+def _folded(named: Mapping[str, str]) -> dict[str, str]:
+    """Statistics that Caffe2 files leave out: {our name: our name of the norm's weight}."""
+    return {
+        statistic: ours
+        for ours, theirs in named.items()
+        if re.search(r"_bn_(s|gamma)$", theirs)
+        for statistic in (ours.replace(".norm.weight", f".norm.running_{which}") for which in ("mean", "var"))
+        if statistic not in named
+    }
 
 
 def load_foreign(
     network: nn.Module, tensors: Mapping[str, Tensor], framework: Framework, *, fresh: Sequence[str], where: object
 ) -> LoadReport:
-    """Copy foreign tensors into a Mask R-CNN, strictly.
+    """Copy foreign tensors into a network of the R-CNN family, strictly.
 
     Args:
-        network: a ``MaskRCNN``; changed in place.
+        network: a ``MaskRCNN``; changed in place, or not at all where something does not fit.
         tensors: the foreign state dict.
         framework: whose names and row order the tensors have.
-        fresh: parts that keep their random start. A file with a backbone only (ImageNet) leaves all others fresh.
+        fresh: parts that keep their random start; "classes" is all layers with a row a class. A file with a backbone
+            only (ImageNet) leaves all others fresh, and mask scoring, which nobody publishes, always starts so.
         where: the file, for messages.
 
     Raises:
         ModelError: a tensor has no known name, another shape, or a part that is wanted is not in the file.
     """
-    named, left_out = _translate(tensors, framework, where)
-    has_background = CONVENTIONS[framework].foreign_background == "first"
-    parts = {ours.split(".")[0] for _, ours, _ in named}
-    if not parts:
-        raise ModelError("no tensor of these weights is known", where=where, got=sorted(tensors)[:5])
-    skipped = set(fresh) | (set(PARTS) - parts if parts == {"backbone"} else set())
-    own, taken = network.state_dict(), {}
-    for theirs, ours, tensor in named:
-        if ours.split(".")[0] in skipped:
-            left_out.append((theirs, f"{ours.split('.')[0]} starts fresh"))
-        elif ours not in own and ours.endswith("num_batches_tracked"):
-            left_out.append((theirs, "the normalisation is frozen"))
-        else:
-            taken[ours] = (theirs, _without_background_row(ours, tensor) if has_background else tensor)
-    missing = [name for name in own if name not in taken and name.split(".")[0] not in skipped]
-    # Frozen statistics come without a step counter; a fresh one is right.
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    _check_fit(own, taken, missing, where)
-    with torch.no_grad():
-        for ours, (_, tensor) in taken.items():
-            own[ours].copy_(tensor)
-    return LoadReport(
-        taken=tuple((theirs, ours, tuple(tensor.shape)) for ours, (theirs, tensor) in taken.items()),
-        left_out=tuple(left_out),
-        fresh=tuple(name for name in own if name not in taken),
-    )
+    named = translate(tensors, framework, where)
+    own = network.state_dict()
+    own_shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    shapes = shapes_of(tensors, named)
+    skipped = _parts_skipped(named, own, framework, fresh)
+    found = with_our_rows({ours: tensors[theirs] for ours, theirs in named.items()}, framework, own_shapes)
+    records = [
+        TensorRecord("unused", theirs, "", tuple(tensor.shape), why_unused(theirs) or "")
+        for theirs, tensor in tensors.items()
+        if theirs not in set(named.values())
+    ]
+    problems: list[Problem] = []
 
+    def is_skipped(ours: str) -> bool:
+        by_class = CLASSES in fresh and depends_on_classes(ours, shapes, own_shapes)
+        return part_of(ours) in skipped or by_class
 
-def _translate(
-    tensors: Mapping[str, Tensor], framework: Framework, where: object
-) -> tuple[list[tuple[str, str, Tensor]], list[tuple[str, str]]]:
-    """(their name, our name, tensor) of every weight, and (their name, why) of what is none."""
-    named, left_out, unknown = [], [], []
-    for theirs, tensor in tensors.items():
-        ours = our_name(theirs, framework)
-        if ours is not None:
-            named.append((theirs, ours, tensor))
-        elif any(re.fullmatch(pattern, theirs) for pattern in _NOT_WEIGHTS):
-            left_out.append((theirs, "no weight of a detector"))
-        else:
-            unknown.append(theirs)
-    if unknown:
-        raise ModelError(
-            f"{len(unknown)} tensors of these weights have no place in a {framework} Mask R-CNN with FPN",
-            where=where,
-            got=", ".join(unknown[:5]),
-            remedy="check that the weights are of this architecture",
-        )
-    return named, left_out
-
-
-def _without_background_row(ours: str, tensor: Tensor) -> Tensor:
-    """Background, first in torchvision's rows, goes last in the classifier and away elsewhere."""
-    if ours.startswith("box_head.class_logits."):
-        return torch.cat([tensor[1:], tensor[:1]])
-    if ours.startswith("box_head.deltas."):
-        return tensor[4:]
-    return tensor[1:] if ours.startswith("mask_head.logits.") else tensor
-
-
-def _check_fit(
-    own: Mapping[str, Tensor], taken: Mapping[str, tuple[str, Tensor]], missing: Sequence[str], where: object
-) -> None:
-    problems = [f"{name}: not in the file" for name in missing]
-    for ours, (theirs, tensor) in taken.items():
-        if ours not in own:
-            problems.append(f"{theirs}: the recipe's network has no {ours}")
-        elif own[ours].shape != tensor.shape:
-            problems.append(f"{theirs}: {tuple(tensor.shape)} in the file, {tuple(own[ours].shape)} in the network")
+    for ours, tensor in found.items():
+        record = _record_of_theirs(ours, named[ours], tensor, own_shapes, is_skipped(ours))
+        (problems if isinstance(record, Problem) else records).append(record)  # type: ignore[arg-type]
+    backbone_alone = {part_of(ours) for ours in named} == {"backbone"}
+    for ours in own_shapes.keys() - found.keys():
+        folded = ours in shapes
+        record = _record_of_ours(ours, own_shapes[ours], is_skipped(ours), folded=folded, alone=backbone_alone)
+        (problems if isinstance(record, Problem) else records).append(record)  # type: ignore[arg-type]
+    place = {name: index for index, name in enumerate(own)}
     if problems:
-        raise ModelError(
-            f"{len(problems)} tensors do not fit the recipe's network",
-            where=where,
-            got="; ".join(problems[:5]),
-            remedy="make depth, widths and classes those of the file, or name the part in model.init_fresh",
-        )
+        problems.sort(key=lambda problem: place.get(problem.ours, len(place)))
+        raise misfit(shapes, own_shapes, problems, fresh, where)
+    records.sort(key=lambda record: place.get(record.ours, len(place)))
+    with torch.no_grad():
+        for record in records:
+            if record.fate in ("loaded", "renamed"):
+                own[record.ours].copy_(found[record.ours])
+            elif record.fate == "filled" and record.ours in shapes:
+                own[record.ours].fill_(1.0 if record.ours.endswith("running_var") else 0.0)
+    return LoadReport(tuple(records))
+
+
+def _parts_skipped(
+    named: Mapping[str, str], own: Mapping[str, Tensor], framework: Framework, fresh: Sequence[str]
+) -> set[str]:
+    parts = {part_of(ours) for ours in named}
+    skipped = set(fresh)
+    if parts == {"backbone"}:
+        skipped |= {part_of(ours) for ours in own} - parts
+    if framework != "cellwright":
+        skipped.add("mask_scoring")
+    return skipped
+
+
+def _record_of_theirs(ours: str, theirs: str, tensor: Tensor, own: Shapes, skipped: bool) -> TensorRecord | Problem:
+    shape = tuple(tensor.shape)
+    if skipped:
+        if ours not in own:
+            return TensorRecord("unused", theirs, "", shape, f"{part_of(ours)} starts fresh")
+        why = "named in init_fresh" if shape == own[ours] else f"{_sides(own[ours])} here"
+        return TensorRecord("re-initialised", theirs, ours, shape, why)
+    if ours not in own:
+        if ours.endswith("num_batches_tracked"):
+            return TensorRecord("unused", theirs, "", shape, "the normalisation is frozen")
+        return Problem(ours, f"{theirs} in the file, nothing in the network")
+    if shape != own[ours]:
+        return Problem(ours, f"{_sides(shape)} in the file ({theirs}), {_sides(own[ours])} in the network")
+    return TensorRecord("loaded" if theirs == ours else "renamed", theirs, ours, shape)
+
+
+def _record_of_ours(
+    ours: str, shape: tuple[int, ...], skipped: bool, *, folded: bool, alone: bool
+) -> TensorRecord | Problem:
+    if folded:
+        value = 1 if ours.endswith("running_var") else 0
+        return TensorRecord("filled", "", ours, shape, f"{value}: batch norm is folded into its weight and bias")
+    if skipped:
+        return TensorRecord("missing", "", ours, shape)
+    if ours.endswith("num_batches_tracked"):
+        # Frozen statistics come without a step counter; a fresh one is right.
+        return TensorRecord("filled", "", ours, shape, "0: the steps of the statistics are not known")
+    if alone and ".offset." in ours:
+        return TensorRecord("filled", "", ours, shape, "0: deformable convolutions start on the regular grid")
+    return Problem(ours, "not in the file")
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

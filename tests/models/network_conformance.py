@@ -1,0 +1,353 @@
+"""What every network has to do, written once: a row of ``CASES`` is a model, the checks hold each to the contract.
+
+A new model is conformant when it has a row here and `test_network_conformance.py` passes. Rows are reduced in width,
+never in structure: a channel less is a faster test, a layer less is another model.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import FrozenBatchNorm2d
+
+from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.model_schema import RCNNConfig
+from cellwright.config.schema import Recipe
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.models.build import build_network
+from cellwright.models.checkpoint import ModelInfo, save_model
+from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.ops.batch import Batch
+from cellwright.train.environment import reproducible
+
+# The batch holds no object of the last class.
+CLASSES = ("nucleus", "debris", "mitosis")
+STEPS, LEARNING_RATE = 6, 2e-3
+CAP, OUTPUT_HWS = 24, [(120, 180), (64, 96)]
+Sections = dict[str, dict[str, Any]]
+
+# All anchors are drawn, so that every level of the pyramid takes part in the loss; regions are not, so that the seed
+# decides something.
+_RPN = {"samples_per_image": 4096, "pre_nms_train": 200, "post_nms_train": 48, "pre_nms_test": 100, "post_nms_test": 48}
+_BOX = {"samples_per_image": 24, "positive_fraction": 0.5, "score_threshold": 0.0, "detections_per_image": CAP}
+_PYRAMID: Sections = {
+    "backbone": {"depth": 50, "width": 8},
+    "fpn": {"channels": 16},
+    "anchors": {"sizes_px": [[6], [10], [14], [20], [28]], "ratios": [1.0]},
+    "rpn": _RPN,
+    "roi": {"canonical_box_px": 24},  # so that boxes of 12 px come from level 3, those of 24 from level 4
+    "box_head": {"fc_channels": 24, **_BOX},
+    "mask_head": {"channels": 8},
+}
+_C4: Sections = {
+    "backbone": {"depth": 50, "width": 8, "norm": "frozen_batch_norm", "frozen_stages": 2},
+    "anchors": {"sizes_px": [[6, 10, 14, 20, 28]], "ratios": [1.0]},
+    "rpn": _RPN,
+    "box_head": _BOX,
+    "mask_head": {"channels": 8},
+}
+_ZOO = {"norm": "frozen_batch_norm", "frozen_stages": 2}  # what Detectron2's model zoo does with ImageNet backbones
+_RESNEXT = {"groups": 8, "group_width": 1, "stride_in_1x1": False}
+_V2: Sections = {
+    "backbone": {"norm": "batch_norm"},
+    "fpn": {"norm": "batch_norm"},
+    "rpn": {"convs": 2},
+    "box_head": {"convs": 4, "conv_channels": 8, "fcs": 1, "norm": "batch_norm"},
+    "mask_head": {"norm": "batch_norm"},
+}
+_GN: Sections = {
+    "box_head": {"convs": 4, "conv_channels": 8, "fcs": 1, "norm": "group_norm"},
+    "mask_head": {"convs": 8, "norm": "group_norm"},
+}
+_X152_DCONV_GN: Sections = {"backbone": {**_ZOO, **_RESNEXT, "deformable_stages": [3, 4, 5]}, **_GN}
+_SCORING: Sections = {"mask_scoring": {"channels": 8, "fc_channels": 16}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model: its kind, and how it differs from the smallest one of that kind."""
+
+    kind: Literal["mask_rcnn", "mask_rcnn_c4", "cascade_mask_rcnn", "pointrend"]
+    changes: Sections = dataclasses.field(default_factory=dict)
+    conventions: Literal["torchvision", "detectron2"] = "detectron2"
+
+    def recipe(self, more: Sections | None = None) -> Recipe:
+        """The whole recipe; ``more`` changes it further."""
+        sections = copy.deepcopy(_C4 if self.kind == "mask_rcnn_c4" else _PYRAMID)
+        if self.kind == "pointrend":
+            sections["mask_head"] = {"channels": 8, "fc_channels": 16}
+            sections["point_head"] = {"channels": 8, "train_points": 25, "subdivisions": 3, "test_points": 80}
+        for changes in (self.changes, more or {}):
+            for name, section in changes.items():
+                sections[name] = {**sections.get(name, {}), **section}
+        content = {"name": "reduced", "conventions": self.conventions, "model": {"kind": self.kind, **sections}}
+        return Recipe.model_validate(content).resolved()
+
+
+CASES = {
+    "fpn_r18": Case("mask_rcnn", {"backbone": {"depth": 18}}),
+    "fpn_r34_group_norm": Case("mask_rcnn", {"backbone": {"depth": 34, "norm": "group_norm"}}),
+    "fpn_r50": Case("mask_rcnn", {"backbone": _ZOO}),
+    "fpn_x50": Case("mask_rcnn", {"backbone": {**_ZOO, **_RESNEXT}}),
+    "fpn_first_level_1": Case(
+        "mask_rcnn",
+        {
+            "backbone": {"depth": 18},
+            "fpn": {"first_level": 1},
+            "anchors": {"sizes_px": [[4], [6], [10], [14], [20], [28]]},
+        },
+    ),
+    "c4_r50": Case("mask_rcnn_c4"),
+    "c4_r50_masks_of_28": Case("mask_rcnn_c4", {"mask_head": {"resolution": 28}}),
+    "c4_r101": Case("mask_rcnn_c4", {"backbone": {"depth": 101, "width": 4}}),
+    "torchvision_v1": Case("mask_rcnn", conventions="torchvision"),
+    "torchvision_v2": Case("mask_rcnn", _V2, "torchvision"),
+    "torchvision_light_v2": Case(
+        "mask_rcnn", _V2 | {"box_head": {**_V2["box_head"], "pooled_levels": 2}}, "torchvision"
+    ),
+    "group_norm_heads": Case("mask_rcnn", {"backbone": {"depth": 18}, **_GN}),
+    "deformable_v1": Case("mask_rcnn", {"backbone": {**_ZOO, "deformable_stages": [3, 4, 5], "deformable_groups": 2}}),
+    "deformable_v2": Case("mask_rcnn", {"backbone": {"deformable_stages": [4, 5], "deformable_modulated": True}}),
+    "cascade_r50": Case("cascade_mask_rcnn", {"backbone": _ZOO}),
+    "cascade_x50_dconv_gn": Case("cascade_mask_rcnn", _X152_DCONV_GN),
+    "pointrend_r50": Case("pointrend", {"backbone": _ZOO}, "torchvision"),
+    "pointrend_x50": Case("pointrend", {"backbone": {**_ZOO, **_RESNEXT}}),
+    "mask_scoring": Case("mask_rcnn", {"backbone": {"depth": 18}, **_SCORING}),
+    "mask_scoring_cascade": Case("cascade_mask_rcnn", {"backbone": {"depth": 18}, **_SCORING}),
+    "class_agnostic": Case(
+        "mask_rcnn",
+        {"backbone": {"depth": 18}, "box_head": {"class_agnostic": True}, "mask_head": {"class_agnostic": True}},
+    ),
+    "class_weights": Case(
+        "mask_rcnn", {"backbone": {"depth": 18}, "box_head": {"class_weights": [2.0, 0.5, 1.0, 0.25]}}
+    ),
+}
+
+
+def build(recipe: Recipe, seed: int = 0) -> MaskRCNN:
+    """A fresh network in training mode, whose frozen parts are such as a trained backbone has."""
+    torch.manual_seed(seed)
+    network = build_network(recipe, len(CLASSES))
+    calm(network)
+    return network.train()
+
+
+def calm(network: nn.Module) -> None:
+    """Where norms are constants, let residual branches add little, as in the backbones that come with frozen norms.
+
+    At their random start every block would double the variance: 50 blocks make 1e15 of it.
+    """
+    for name, norm in network.named_modules():
+        if isinstance(norm, FrozenBatchNorm2d) and name.endswith("conv3.norm"):
+            norm.state_dict()["weight"].fill_(0.25)
+
+
+def squares() -> MaskSet:
+    """Six squares of 12 px in 60 x 90, two of them overlapping."""
+    corners = [(4, 4), (10, 10), (30, 5), (8, 40), (35, 50), (44, 70)]
+    boxes = np.array([[x, y, x + 12, y + 12] for y, x in corners])
+    return MaskSet.from_crops(boxes, [np.ones((12, 12), bool)] * len(corners), (60, 90))
+
+
+def batch_of(masks: Sequence[MaskSet], *, n_ignored: int = 0, stride: int = 32) -> Batch:
+    """Bright objects on noise, of the first two classes; the last ``n_ignored`` of each image are ignored."""
+    height, width = (-(-max(one.image_hw[axis] for one in masks) // stride) * stride for axis in (0, 1))
+    images = 0.3 * torch.randn((len(masks), 3, height, width), generator=torch.Generator().manual_seed(0))
+    for image, one in zip(images, masks, strict=True):
+        h, w = one.image_hw
+        image[:, :h, :w] += 2 * torch.from_numpy(one.foreground())
+        image[:, h:], image[:, :, w:] = 0, 0
+    layers = [one.to_layers() for one in masks]
+    return Batch(
+        images=images,
+        image_hws=[one.image_hw for one in masks],
+        boxes=[torch.from_numpy(one.boxes).float() for one in masks],
+        class_ids=[torch.arange(len(one)) % 2 for one in masks],
+        ignore=[torch.arange(len(one)) >= len(one) - n_ignored for one in masks],
+        layers=[torch.from_numpy(one) for one, _ in layers],
+        layer_of=[torch.from_numpy(of) for _, of in layers],
+        seed=7,
+    )
+
+
+def usual_batch(*, n_ignored: int = 0) -> Batch:
+    """An image with objects, and a larger one without any."""
+    return batch_of([squares(), MaskSet.empty((64, 96))], n_ignored=n_ignored)
+
+
+def loss_names(recipe: Recipe) -> set[str]:
+    """What ``MaskRCNN.losses`` promises."""
+    names = {"rpn_class", "rpn_box", "mask"}
+    stages = [f"_stage{k}" for k in range(3)] if recipe.model.kind == "cascade_mask_rcnn" else [""]
+    names |= {f"{loss}{stage}" for loss in ("class", "box") for stage in stages}
+    if recipe.model.kind == "pointrend":
+        names.add("point")
+    if getattr(recipe.model, "mask_scoring", None) is not None:
+        names.add("mask_quality")
+    return names
+
+
+def backward(network: MaskRCNN, batch: Batch) -> dict[str, float]:
+    """Losses as numbers; gradients of their sum are left in the network."""
+    network.zero_grad(set_to_none=True)
+    losses = network.losses(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def check_no_holes(network: MaskRCNN) -> None:
+    """A gradient, if of 0, for all that is trained; without regions only a head's norms are passed over."""
+    for name, parameter in network.named_parameters():
+        if parameter.grad is None:
+            assert not parameter.requires_grad or (name.startswith(("box_head.", "mask_head.")) and ".norm." in name), (
+                name
+            )
+        else:
+            assert parameter.grad.isfinite().all(), name
+
+
+def gradients(network: MaskRCNN) -> dict[str, Tensor | None]:
+    return {name: None if p.grad is None else p.grad.clone() for name, p in network.named_parameters()}
+
+
+def idle_rows(name: str, recipe: Recipe) -> list[int]:
+    """Rows of a predictor whose gradient must be 0: those of the class that the batch lacks, and of background.
+
+    Class logits compete, so all learn; PointRend's point head looks at the coarse masks of all classes.
+    """
+    assert isinstance(recipe.model, RCNNConfig)
+    parts = name.split(".")
+    per_row = {"deltas": 4, "logits": 1, "quality": 1}.get(parts[-2], 0)
+    if parts[0] not in {"box_head", "mask_head", "point_head", "mask_scoring"} or not per_row:
+        return []
+    agnostic = recipe.model.kind == "cascade_mask_rcnn" or getattr(recipe.model.box_head, "class_agnostic", False)
+    if (parts[-2] == "deltas" and agnostic) or getattr(recipe.model.mask_head, "class_agnostic", False):
+        return []
+    if recipe.model.kind == "pointrend" and parts[0] == "mask_head":
+        return []
+    n_rows = len(CLASSES) + (CONVENTIONS[recipe.conventions].background_rows and parts[-2] != "quality")
+    return list(range(2 * per_row, n_rows * per_row))
+
+
+def check_gradients(network: MaskRCNN, found: dict[str, Tensor | None], recipe: Recipe) -> None:
+    """Every trainable tensor learns, in every row that can; no frozen one does."""
+    for name, parameter in network.named_parameters():
+        gradient = found[name]
+        if not parameter.requires_grad:
+            assert gradient is None, name
+            assert name.startswith("backbone."), name
+            continue
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().sum() > 0, name
+        idle = idle_rows(name, recipe)
+        assert not gradient[idle].any(), name
+        if idle and name.endswith("weight"):  # a bias may see as many pulls up as down: L1's are all of one size
+            assert gradient.flatten(1).any(dim=1).sum() == len(gradient) - len(idle), name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network after ``STEPS`` steps on one batch, and what was seen on the way.
+
+    first, again: the losses and gradients of the first step, of two networks from the same seed. losses: of each step.
+    before: the weights at the start. detected: on the batch, at ``OUTPUT_HWS``. folder: where the model was saved.
+    """
+
+    recipe: Recipe
+    batch: Batch
+    network: MaskRCNN
+    first: tuple[dict[str, float], dict[str, Tensor | None]]
+    again: tuple[dict[str, float], dict[str, Tensor | None]]
+    losses: tuple[dict[str, float], ...]
+    before: dict[str, Tensor]
+    detected: list[Instances]
+    folder: Path
+
+
+def train(case: Case, folder: Path) -> Trained:
+    """A few steps on one batch, twice for the first of them, and the model saved."""
+    recipe, batch = case.recipe(), usual_batch()
+    with reproducible(torch.get_num_threads(), deterministic=True):
+        other = build(recipe)
+        again = backward(other, batch), gradients(other)
+        network = build(recipe)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        first = backward(network, batch), gradients(network)
+        losses = [first[0]]
+        trainable = [p for p in network.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0)
+        for step in range(STEPS):
+            optimiser.step()
+            if step + 1 < STEPS:
+                losses.append(backward(network, batch))
+    info = ModelInfo(
+        kind=recipe.model.kind,
+        recipe=recipe.to_dict(),
+        class_names=CLASSES,
+        normalisation=recipe.input.model_dump(mode="json"),
+    )
+    save_model(folder, network.state_dict(), info)
+    detected = network.eval().detect(batch.images, batch.image_hws, OUTPUT_HWS)
+    return Trained(recipe, batch, network, first, again, tuple(losses), before, detected, folder)
+
+
+def check_detections(found: Instances, image_hw: tuple[int, int]) -> None:
+    """What ``Network.detect`` promises of one image."""
+    assert found.image_hw == found.masks.image_hw == image_hw
+    assert found.scores is not None
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.ids.tolist() == list(range(1, len(found) + 1))
+    assert (found.masks.areas > 0).all()
+    assert set(found.class_ids) <= set(range(len(CLASSES)))
+    x0, y0, x1, y1 = found.boxes_xyxy.T
+    assert (x0 >= 0).all()
+    assert (y0 >= 0).all()
+    assert (x1 <= image_hw[1] * (1 + 1e-6)).all()
+    assert (y1 <= image_hw[0] * (1 + 1e-6)).all()
+    assert ((x1 > x0) & (y1 > y0)).all()
+
+
+def check_equal(one: Instances, other: Instances) -> None:
+    """The same objects to the last bit."""
+    for name in ("ids", "boxes_xyxy", "class_ids", "scores", "ignore"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert one.masks == other.masks
+
+
+class _Storages(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made, bytes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return result
+
+
+@contextmanager
+def largest_arrays() -> Iterator[list[int]]:
+    """Filled at the end: bytes of the largest tensor made inside, and of all NumPy arrays and objects at their peak."""
+    sizes: list[int] = []
+    tracemalloc.start()
+    try:
+        with _Storages() as storages:
+            yield sizes
+        sizes += [storages.largest, tracemalloc.get_traced_memory()[1]]
+    finally:
+        tracemalloc.stop()
