@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from cellwright.config import conventions, recipe
 from cellwright.config.classical_schema import ClassicalConfig
+from cellwright.config.dense_schema import FlowTarget, UNetConfig, WatershedTarget
 from cellwright.config.heads_schema import MaskScoringConfig
 from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.config.schema import Recipe
@@ -130,11 +131,17 @@ def frameworks() -> str:
     return table(["row", "what it decides", *(one.name for one in both)], rows)
 
 
+def dense() -> str:
+    """The U-Net's options and those of all targets, each once."""
+    targets = [row for kind in (WatershedTarget, FlowTarget) for row in field_rows(kind, "target.", {})]
+    return table(OPTION, list(dict.fromkeys(field_rows(UNetConfig, "", {}) + targets)))
+
+
 def made(page: str) -> str:
     """The page with every table made anew."""
     kinds = (MaskRCNNConfig, C4Config, CascadeConfig, PointRendConfig)
     makers = {kind.model_fields["kind"].default: lambda kind=kind: options(kind) for kind in kinds}
-    makers |= {"sizes": sizes, "frameworks": frameworks}
+    makers |= {"sizes": sizes, "frameworks": frameworks, "unet": dense}
     makers["checkpoints"] = lambda: f"```yaml\n{(HERE / 'checkpoints.yaml').read_text(encoding='utf-8')}```"
     makers["mask_scoring"] = lambda: table(OPTION, field_rows(MaskScoringConfig, "mask_scoring.", {}))
     makers["classical"] = lambda: table(OPTION, field_rows(ClassicalConfig, "", {}))

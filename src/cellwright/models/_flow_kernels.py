@@ -267,7 +267,7 @@ def sinks(ends, pixels, height, width, reach):
 
 @njit(cache=True, nogil=True)
 def _window_sums(counts, reach):
-    """Sums (H, W) int32 over windows of side ``2 * reach + 1`` at a histogram's filled cells; those cells (M,) int64."""
+    """Sums (H, W) int32 over windows of side ``2 * reach + 1`` at a histogram's filled cells; the cells (M,) int64."""
     height, width = counts.shape
     sums = np.zeros((height, width), np.int32)
     filled = np.empty(counts.size, np.int64)

@@ -1,0 +1,192 @@
+"""The dense flow: what a batch teaches, what counts in the losses, and the way from maps to objects."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cellwright as cw
+from cellwright.config.schema import Recipe
+from cellwright.core.masks import MaskSet
+from cellwright.data.synthetic import write_demo_dataset
+from cellwright.models import flow, semantic, watershed
+from cellwright.models.build import build_network
+from cellwright.models.dense import DenseNetwork, DenseWeights, Target, first_of_layers, soft_dice_loss
+from cellwright.models.unet import UNet
+from cellwright.ops.batch import Batch
+
+TARGETS = {
+    "semantic": Target(semantic.CHANNELS, semantic.encode, semantic.decode),
+    "watershed": Target(watershed.CHANNELS, watershed.encode, watershed.decode),
+    "flow": Target(flow.CHANNELS, flow.encode, partial(flow.decode, rules=flow.FlowRules())),
+}
+WEIGHTS = DenseWeights(cross_entropy=1.0, dice=1.0, flow=5.0, distance=1.0)
+
+
+def discs(apart_px: int = 17) -> np.ndarray:
+    """(64, 80) int32: a grid of discs of 15 px, labels from 1."""
+    labels = np.zeros((64, 80), np.int32)
+    y, x = np.mgrid[:64, :80]
+    for row in range(10, 56, apart_px):
+        for column in range(10, 72, apart_px):
+            labels[(y - row) ** 2 + (x - column) ** 2 <= 7.5**2] = labels.max() + 1
+    return labels
+
+
+def batch_of(labels: np.ndarray, ignore: tuple[int, ...] = (), class_ids: np.ndarray | None = None) -> Batch:
+    """One image that shows its labels, padded from 64 x 80 to 80 x 96."""
+    masks, _ = MaskSet.from_label_map(labels)
+    images = torch.zeros((1, 3, 80, 96))
+    images[0, :, :64, :80] = torch.from_numpy((labels > 0).astype(np.float32))
+    ids = np.zeros(len(masks), np.int64) if class_ids is None else class_ids
+    return Batch(
+        images=images,
+        image_hws=[(64, 80)],
+        boxes=[torch.from_numpy(masks.boxes).float()],
+        class_ids=[torch.from_numpy(ids)],
+        ignore=[torch.tensor([index in ignore for index in range(len(masks))], dtype=torch.bool)],
+        layers=[torch.from_numpy(labels)[None]],
+        layer_of=[torch.zeros(len(masks), dtype=torch.long)],
+        seed=0,
+    )
+
+
+def network(target: Target, n_classes: int = 1, **settings: Any) -> DenseNetwork:
+    torch.manual_seed(0)
+    n_maps = len(target.channels) + (n_classes if n_classes > 1 else 0)
+    options = {"width": 8, "depth": 3, "style": "residual", "norm": "batch_norm", "deep_supervision": False}
+    unet = UNet(in_channels=3, out_channels=n_maps, **(options | settings))
+    return DenseNetwork(unet, target, n_classes=n_classes, weights=WEIGHTS)
+
+
+class Oracle(nn.Module):
+    """A network that is sure of the truth: logits of true maps."""
+
+    def __init__(self, maps: Tensor, channels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.logits = maps.clone()
+        self.logits[:, [not name.startswith("flow") for name in channels]] = torch.logit(
+            maps[:, [not name.startswith("flow") for name in channels]], eps=1e-6
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.logits]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("output_hw", [(64, 80), (128, 160)])
+def test_true_maps_give_the_objects_back(name: str, output_hw: tuple[int, int]) -> None:
+    labels, dense = discs(20), network(TARGETS[name])
+    maps, _, _ = dense.targets(batch_of(labels))
+    dense.unet = Oracle(maps, TARGETS[name].channels)  # type: ignore[assignment]
+    (found,) = dense.detect(torch.zeros(1, 3, 80, 96), [(64, 80)], [output_hw])
+    truth = MaskSet.from_label_map(labels)[0].resize(output_hw)
+    _, _, iou = truth.iou(found.masks)
+    assert len(found) == len(truth) == 12
+    assert np.sort(iou)[-12:].min() > 0.9
+    assert found.image_hw == output_hw
+    assert found.scores is not None
+    assert (found.scores > 0.8).all()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_losses_fall_on_one_batch(name: str) -> None:
+    dense, batch = network(TARGETS[name], deep_supervision=True), batch_of(discs())
+    optimiser = torch.optim.Adam(dense.parameters(), 1e-2)
+    totals = []
+    for _ in range(12):
+        losses = dense.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        totals.append(total.item())
+    expected = {"semantic": {"body"}, "watershed": {"body", "border", "distance"}, "flow": {"flow", "body"}}
+    assert set(losses) == expected[name]
+    assert totals[-1] < 0.7 * totals[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in dense.parameters())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_padding_and_ignored_objects_count_for_nothing(name: str) -> None:
+    dense, batch = network(TARGETS[name]), batch_of(discs(), ignore=(3,))
+    maps, classes, counted = dense.targets(batch)
+    ignored = torch.zeros(80, 96, dtype=torch.bool)
+    ignored[:64, :80] = torch.from_numpy(discs() == 4)
+    assert ignored.any()
+    outside = ignored.clone()
+    outside[64:] = outside[:, 80:] = True
+    assert torch.equal(counted[0] == 0, outside)
+    assert (maps[0][:, ignored] == 0).all()
+    logits = torch.randn(maps.shape)
+    changed = torch.where(outside, logits + 7, logits)
+    one = dense._stage_losses(logits, maps, classes, counted)
+    other = dense._stage_losses(changed, maps, classes, counted)
+    assert {k: v.item() for k, v in one.items()} == pytest.approx({k: v.item() for k, v in other.items()})
+
+
+def test_an_image_without_objects_is_legal() -> None:
+    for target in TARGETS.values():
+        dense, batch = network(target), batch_of(np.zeros((64, 80), np.int32))
+        assert all(loss.isfinite() for loss in dense.losses(batch).values())
+        dense.unet = Oracle(torch.zeros(1, len(target.channels), 80, 96), target.channels)  # type: ignore[assignment]
+        (found,) = dense.detect(batch.images, [(64, 80)], [(64, 80)])
+        assert len(found) == 0
+        assert found.scores is not None
+
+
+def test_classes_by_their_mean_probability() -> None:
+    labels = discs(20)
+    dense = network(TARGETS["watershed"], n_classes=2)
+    wanted = np.arange(labels.max()) % 2
+    maps, classes, _ = dense.targets(batch_of(labels, class_ids=wanted))
+    assert set(classes.unique().tolist()) == {-1, 0, 1}
+    sure = torch.stack([(classes[0] == k).float() * 0.6 + 0.2 for k in range(2)])
+    sure[:, 10, 10] = torch.tensor([0.0, 1.0])  # one pixel of another opinion
+    found = dense.decode(torch.cat([maps[0], sure])[:, :64, :80].numpy())
+    truth = MaskSet.from_label_map(labels)[0]
+    i, j, iou = truth.iou(found.masks)
+    pairs = iou > 0.5
+    assert pairs.sum() == len(truth)
+    assert np.array_equal(found.class_ids[j[pairs]], wanted[i[pairs]])
+    assert "class" in dense.losses(batch_of(labels, class_ids=wanted))
+
+
+def test_soft_dice_against_sets() -> None:
+    truth = torch.zeros(1, 8, 8)
+    truth[0, 2:6, 2:6] = 1
+    found = torch.zeros(1, 8, 8)
+    found[0, 2:6, 2:4] = 1
+    everything = torch.ones(1, 8, 8)
+    assert soft_dice_loss(truth, truth, everything) == 0
+    assert soft_dice_loss(found, truth, everything).item() == pytest.approx(1 - 17 / 25)  # 2 * 8 + 1 over 16 + 8 + 1
+    assert soft_dice_loss(found, truth, 1 - truth) == 0  # nothing counts but background, where both are right
+
+
+def test_the_first_layer_stays_where_objects_overlap() -> None:
+    layers = np.array([[[1, 1, 0, 0]], [[0, 2, 2, 0]]])
+    assert first_of_layers(layers).tolist() == [[1, 1, 2, 0]]
+
+
+def test_trains_saves_loads_and_predicts(tmp_path: Path) -> None:
+    """Through the front door on drawn nuclei: some steps, a model folder, objects of an image."""
+    drawn = write_demo_dataset(tmp_path / "d", splits=(("train", 2), ("val", 1)), image_hw=(96, 96), n_objects=8)
+    changes = ("train.length=4 steps", "train.warmup=1 step", "augment.crop_px=64", "model.width=4", "model.depth=2")
+    done = cw.train("vrdl_nuclei/flow", drawn, out=tmp_path / "run", overrides=changes, device="cpu")
+    assert done.finished
+    model = cw.load_model(tmp_path / "run", device="cpu")
+    image = cw.read_image(next(sample.image_path for sample in drawn if sample.split == "val"))  # type: ignore[arg-type]
+    assert model.predict(image).image_hw == (96, 96)
+
+
+def test_the_recipe_decides_the_network() -> None:
+    content = {"name": "small", "model": {"kind": "unet", "width": 4, "depth": 2, "target": {"kind": "semantic"}}}
+    made = build_network(Recipe.model_validate(content), 3)
+    assert isinstance(made, DenseNetwork)
+    assert (made.unet.out_channels, made.stride) == (4, 4)  # body and three classes
