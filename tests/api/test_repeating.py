@@ -73,6 +73,17 @@ def test_the_same_call_goes_on_where_time_ran_out(trainer: Trainer, tmp_path: Pa
     assert not run_repeats(plan_of(tmp_path, max_minutes=0.0), 2).runs
 
 
+def test_runs_that_are_finished_stay_in_the_summary_of_a_call_without_time(trainer: Trainer, tmp_path: Path) -> None:
+    for seed in (7, 8):
+        write_text(tmp_path / f"seed_{seed}" / "DONE", "")
+    write_text(tmp_path / "repeat.json", "{}")
+    assert list(run_repeats(plan_of(tmp_path, max_minutes=0.0), 3).runs) == [7, 8]
+    assert not run_repeats(plan_of(tmp_path, max_minutes=0.0, overwrite=True), 3).runs
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(UsageError, match="--max-minutes"):
+            plan_of(tmp_path, max_minutes=wrong)
+
+
 def test_other_folders_and_no_runs_are_refused(trainer: Trainer, tmp_path: Path) -> None:
     write_text(tmp_path / "run" / "recipe.yaml", "")
     write_text(tmp_path / "thesis" / "chapter.txt", "years of work")

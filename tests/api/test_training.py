@@ -16,7 +16,8 @@ import cellwright as cw
 from cellwright.api.training import Run, TrainPlan, fingerprint, run_plan
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import OutputError, RecipeError, UsageError
+from cellwright.core.errors import CellwrightError, OutputError, RecipeError, UsageError
+from cellwright.core.files import write_text
 from cellwright.data.synthetic import write_demo_dataset
 
 CHANGES = (
@@ -101,6 +102,24 @@ def test_what_does_not_fit_is_refused_before_the_first_step(drawn: Dataset, tmp_
     with pytest.raises(UsageError, match="does not answer"):
         cw.train("synthetic/demo", drawn, out=tmp_path / "a", overrides=CHANGES, device="cuda:99")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.precision=fp16", "fp16 needs CUDA"),
+        ("train.warmup=9 steps", "warm-up is as long"),
+        ("model.box_head.class_weights=[1,2,3]", "class weights do not fit"),
+        ("model.init=nowhere", "nowhere"),
+    ],
+)
+def test_a_request_that_does_not_fit_overwrites_no_run(drawn: Dataset, tmp_path: Path, change: str, said: str) -> None:
+    write_text(tmp_path / "recipe.yaml", "a run of days")
+    plan = TrainPlan("synthetic/demo", drawn, tmp_path, overrides=(*CHANGES, change), device="cpu", overwrite=True)
+    with pytest.raises(CellwrightError, match=said) as caught:
+        run_plan(plan)
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "recipe.yaml").read_text() == "a run of days"
 
 
 def test_the_fingerprint_knows_the_data(drawn: Dataset) -> None:

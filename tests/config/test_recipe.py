@@ -55,6 +55,13 @@ def test_wrong_keys_and_values_are_named(override: str, message: str) -> None:
         recipes.load("vrdl_nuclei/quick", [override])
 
 
+def test_batch_norm_sees_more_than_one_value() -> None:
+    changes = ("augment.crop_px=64", "model.depth=6")
+    with pytest.raises(RecipeError, match=r"crop_px \(64\) must be above 64"):
+        recipes.load("vrdl_nuclei/flow", (*changes, "train.batch_size=1"))
+    recipes.load("vrdl_nuclei/flow", changes)
+
+
 def test_a_recipe_extends_once(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", MINIMAL)
     write(tmp_path / "b.yaml", "extends: a\nname: b\ntrain: {lr: 0.5}\n")

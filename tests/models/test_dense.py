@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 import cellwright as cw
 from cellwright.config.schema import Recipe
+from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models import flow, semantic, watershed
 from cellwright.models.build import build_network
+from cellwright.models.checkpoint import ModelInfo, read_weights, save_model, start_from
 from cellwright.models.dense import DenseNetwork, DenseWeights, Target, first_of_layers, soft_dice_loss
 from cellwright.models.unet import UNet
 from cellwright.ops.batch import Batch
@@ -183,6 +185,44 @@ def test_trains_saves_loads_and_predicts(tmp_path: Path) -> None:
     model = cw.load_model(tmp_path / "run", device="cpu")
     image = cw.read_image(next(sample.image_path for sample in drawn if sample.split == "val"))  # type: ignore[arg-type]
     assert model.predict(image).image_hw == (96, 96)
+
+
+def small(target: str, n_classes: int = 1) -> Recipe:
+    model = {"kind": "unet", "width": 4, "depth": 2, "target": {"kind": target}}
+    return Recipe.model_validate({"name": "small", "classes": n_classes, "model": model})
+
+
+def saved(folder: Path, target: str) -> Path:
+    recipe = small(target)
+    torch.manual_seed(1)
+    weights = build_network(recipe, 1).state_dict()
+    info = ModelInfo(kind="unet", recipe=recipe.to_dict(), class_names=("cell",), normalisation={})
+    return save_model(folder, weights, info)
+
+
+def test_starts_from_a_model_of_its_own_kind(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "flow")
+    weights = read_weights(folder)
+    network = build_network(small("flow"), 1)
+    report = start_from(network, str(folder))
+    assert not report.fresh
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    other = build_network(small("watershed"), 1)
+    first = other.state_dict()["unet.maps.0.weight"].clone()
+    report = start_from(other, str(folder), fresh=("maps",))
+    assert report.fresh == ("unet.maps.0.weight", "unet.maps.0.bias")
+    assert torch.equal(other.state_dict()["unet.maps.0.weight"], first)
+    assert torch.equal(
+        other.state_dict()["unet.encoder.0.conv1.conv.weight"], weights["unet.encoder.0.conv1.conv.weight"]
+    )
+
+
+def test_starts_from_nothing_else(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "semantic")
+    with pytest.raises(ModelError, match=r"unet.maps.0.weight is \(1, 4, 1, 1\), the recipe makes \(3, 4, 1, 1\)"):
+        start_from(build_network(small("flow"), 1), str(folder))
+    with pytest.raises(ModelError, match="a U-Net cannot start from these weights"):
+        start_from(build_network(small("flow"), 1), "torchvision:resnet50")
 
 
 def test_the_recipe_decides_the_network() -> None:

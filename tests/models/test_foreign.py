@@ -272,6 +272,16 @@ def test_unknown_missing_and_wrong_tensors_are_errors() -> None:
             load_foreign(network, changed, "torchvision", fresh=(), where="x")
 
 
+@pytest.mark.parametrize("name", ["backbone.bottom_up.res2.0.conv2.weight", "roi_heads.box_predictor.cls_score.bias"])
+@pytest.mark.parametrize("shape", [None, (), (3,), (4, 0)])
+def test_tensors_without_sides_are_errors(
+    detector: dict[str, Tensor], name: str, shape: tuple[int, ...] | None
+) -> None:
+    tensors = {theirs: tensor for theirs, tensor in detector.items() if theirs != name}
+    with pytest.raises(ModelError, match="file"):
+        load(make(), tensors if shape is None else {**tensors, name: torch.zeros(shape)})
+
+
 def test_the_report_lists_every_tensor_of_both_sides(tmp_path: Path) -> None:
     state = {f"module.{name}": tensor for name, tensor in resnet18(weights=None).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "parallel.pth")

@@ -99,6 +99,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert newest.name == "step_123456789"
 
 
+def test_a_state_of_other_fields_is_named(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, make_state(0), keep=2)
+    described = path / "state.json"
+    described.write_text(described.read_text().replace('"best_step"', '"bst"'))
+    with pytest.raises(FormatError, match=r"damaged\n  where: .*state\.json"):
+        load_checkpoint(path, make_state(1))
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, make_state(0), keep=2)
     weights = path / "weights.safetensors"

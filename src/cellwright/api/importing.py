@@ -69,7 +69,7 @@ def run_plan(plan: ImportPlan, screen: Screen = SILENT) -> Imported:
     recipe = _recipe_of(plan)
     found = find_weights(plan.source)
     shapes = shapes_of(found.tensors, translate(found.tensors, found.framework, plan.source))
-    if "kind" not in architecture(shapes):
+    if "kind" not in architecture(shapes, plan.source):
         raise ModelError(
             "these weights are a backbone alone, which finds nothing",
             where=plan.source,
@@ -91,7 +91,10 @@ def run_plan(plan: ImportPlan, screen: Screen = SILENT) -> Imported:
         screen.note(f"note: {note}")
     if report.fresh:
         parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in report.fresh))
-        screen.note(f"note: {len(report.fresh)} tensors start at random ({parts}): train before you predict")
+        screen.note(
+            f"note: {len(report.fresh)} tensors start at random ({parts}): train before you predict, "
+            "or, where the file has them, import with --set model.init_fresh=[]"
+        )
     info = ModelInfo(
         kind=recipe.model.kind,
         recipe=recipe.to_dict(),
@@ -124,6 +127,7 @@ def inspect_foreign(source: str) -> list[Table]:
     found = find_weights(source)
     names = our_names(found.tensors, found.framework)
     shapes = shapes_of(found.tensors, {ours: theirs for theirs, ours in names.items() if ours is not None})
+    built = architecture(shapes, source)
     unknown = [theirs for theirs, ours in names.items() if ours is None and why_unused(theirs) is None]
     used = sum(ours is not None for ours in names.values())
     facts = [
@@ -135,7 +139,6 @@ def inspect_foreign(source: str) -> list[Table]:
     if unknown:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         facts.append(("no place here", f"{len(unknown)}: {shown}; the file cannot be imported"))
-    built = architecture(shapes)
     keys = [(key if key.startswith("input.") else f"model.{key}", _shown(v), "the tensors") for key, v in built.items()]
     if (n_classes := class_count(shapes)) is not None:
         keys.insert(0, ("classes", str(n_classes), "the tensors"))

@@ -73,13 +73,14 @@ def run_repeats(plan: TrainPlan, times: int, screen: Screen = SILENT) -> Repeats
     repeats = Repeats(plan.out, {}, times)
     _write(repeats, recipe.train.seed)
     for seed in range(recipe.train.seed, recipe.train.seed + times):
-        left = None if deadline is None else (deadline - time.monotonic()) / 60
-        if left is not None and left <= 0:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
+        out = plan.out / f"seed_{seed}"
+        kept = not plan.overwrite and (out / "DONE").exists()  # takes no time, and belongs into the summary
+        if left is not None and left <= 0 and not kept:
             screen.note("the time is over; the same command goes on")
             break
         screen.note(f"seed {seed} ({seed - recipe.train.seed + 1} of {times})")
         seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        out = plan.out / f"seed_{seed}"
         single = TrainPlan(seeded, data, out, None, (), left, plan.device, plan.overwrite, keep_finished=True)
         run = run_plan(single, screen)
         if run.finished:

@@ -14,10 +14,11 @@ from cellwright.api.model import Model, load_model, resolve_device
 from cellwright.api.training_hooks import HEADLINE, evaluation, saver, shown_metrics
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.dense_schema import UNetConfig
 from cellwright.config.model_schema import RCNNConfig
 from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError, RecipeError, did_you_mean
+from cellwright.core.errors import InputError, RecipeError, UsageError, did_you_mean
 from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, Screen
 
@@ -42,6 +43,10 @@ class TrainPlan:
     device: str = "auto"
     overwrite: bool = False
     keep_finished: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_minutes is not None and not self.max_minutes >= 0:  # true of NaN
+            raise UsageError("this is no length of time", where="--max-minutes", got=self.max_minutes, expected=">= 0")
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,18 @@ def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     if plan.keep_finished and not plan.overwrite and RunFolder(plan.out).done.exists():
         check_same_run(RunFolder(plan.out), recipes.dump(recipe), environment)
         return read_run(plan.out)
-    run = open_run(plan.out, recipe_yaml=recipes.dump(recipe), environment=environment, overwrite=plan.overwrite)
     torch.manual_seed(recipe.train.seed)
     network = build_network(recipe, len(dataset.class_names))
-    if isinstance(recipe.model, RCNNConfig) and recipe.model.init is not None:
-        loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)
+    model = recipe.model
+    init, fresh = (model.init, model.init_fresh) if isinstance(model, RCNNConfig | UNetConfig) else (None, ())
+    loaded = None if init is None else start_from(network, init, fresh=fresh)
+    loader = _loader(recipe, training, network)
+    # All that may be wrong with the request is found before the folder is touched: --overwrite removes a run.
+    loop.check(network, loader, recipe.train, evaluates=validation is not None, device=device)
+    run = open_run(plan.out, recipe_yaml=recipes.dump(recipe), environment=environment, overwrite=plan.overwrite)
+    if loaded is not None:
         write_text(run.init_report, loaded.text())
-        screen.note(f"starts from {recipe.model.init}: {loaded.headline}; each of them in {run.init_report.name}")
+        screen.note(f"starts from {init}: {loaded.headline}; each of them in {run.init_report.name}")
     stream = sys.stdout if screen.log_format == "json" else sys.stderr
     hooks = loop.Hooks(
         save_model=saver(recipe, dataset, run.model, environment),
@@ -118,7 +128,6 @@ def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
         reporter=choose_reporter(stream, log_format=screen.log_format, quiet=screen.quiet),
         headline=shown_metrics(recipe),
     )
-    loader = _loader(recipe, training, network)
     screen.note(describe(plan, training, validation))
     try:
         result = loop.train(network, loader, recipe.train, run, hooks, device=device, max_minutes=plan.max_minutes)

@@ -64,3 +64,7 @@ class UNetConfig(_Section):
     dice_weight: float = Field(default=1.0, ge=0, description="Weight of their soft Dice loss.")
     flow_weight: float = Field(default=5.0, ge=0, description="Weight of the flows' squared error.")
     distance_weight: float = Field(default=1.0, ge=0, description="Weight of the distance map's absolute error.")
+    init: str | None = Field(default=None, description="A model or run folder of the same network to start from.")
+    init_fresh: tuple[Literal["maps"], ...] = Field(
+        default=(), description="maps: the last layers start at random, where target or classes differ."
+    )

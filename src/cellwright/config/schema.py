@@ -68,6 +68,14 @@ class Recipe(BaseModel):
     def _sections_fit_together(self) -> Self:
         if self.augment.crop_px is not None and self.augment.crop_px < 64 and isinstance(self.model, RCNNConfig):
             raise ValueError(f"augment.crop_px ({self.augment.crop_px}) is below 64, the stride of the last FPN level")
+        crop, stride = self.augment.crop_px, 0
+        if isinstance(self.model, UNetConfig) and self.model.norm == "batch_norm":
+            stride = 2**self.model.depth
+        if crop is not None and crop <= stride and self.train.batch_size == 1:
+            raise ValueError(
+                f"augment.crop_px ({crop}) must be above {stride} (2 to the power of model.depth), or train.batch_size "
+                "(1) above 1: batch_norm needs more than one value"
+            )
         if self.input.normalise == "percentile" and (self.augment.stain or self.augment.stain_shift):
             raise ValueError(
                 f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need "

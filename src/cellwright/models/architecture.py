@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from cellwright.core.errors import ModelError
 from cellwright.models.resnet import BLOCKS_PER_STAGE, BOTTLENECK_FROM_DEPTH
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,21 +21,32 @@ KINDS = {
 }
 
 
-def architecture(shapes: Shapes) -> dict[str, object]:
+def architecture(shapes: Shapes, where: object = None) -> dict[str, object]:
     """Keys below ``model.`` and their values, such as ``backbone.depth``; only of the parts that there are.
 
     ``kind`` is missing where the tensors are a backbone alone. Widths that follow from another one are left out.
+    Raises `ModelError` where tensors lack, or have too few sides, that every network of this family has.
     """
     found: dict[str, object] = {}
     if "rpn.head.objectness.weight" in shapes or "box_head.0.class_logits.weight" in shapes:
         found["kind"] = _kind(shapes)
-    return {**found, **_backbone(shapes), **_pyramid(shapes), **_box_head(shapes), **_mask_heads(shapes)}
+    try:
+        return {**found, **_backbone(shapes), **_pyramid(shapes), **_box_head(shapes), **_mask_heads(shapes)}
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        got = f"no {error.args[0]}" if isinstance(error, KeyError) else "weights with too few or empty sides"
+        raise ModelError(
+            "these tensors make no whole network",
+            where=where,
+            got=got,
+            expected="all tensors of the parts that there are",
+            remedy="save the network's whole state dict",
+        ) from error
 
 
 def class_count(shapes: Shapes) -> int | None:
     """Classes without background; None where no classifier is among the tensors."""
     rows = shapes.get("box_head.0.class_logits.weight")
-    return rows[0] - 1 if rows is not None else None
+    return rows[0] - 1 if rows else None
 
 
 def summary(shapes: Shapes) -> str:

@@ -68,7 +68,11 @@ def build_mask_rcnn(config: RCNNConfig, conventions: Conventions, *, in_channels
     if weights is not None and len(weights) != n_classes + 1:
         expected = f"{n_classes + 1}: one a class, background last"
         raise RecipeError(
-            "class weights do not fit", where="box_head.class_weights", got=len(weights), expected=expected
+            "class weights do not fit",
+            where="model.box_head.class_weights",
+            got=f"{len(weights)} of them",
+            expected=expected,
+            remedy="write so many of them, or set it to null",
         )
     backbone = _resnet(c.backbone, in_channels)
     fpn = None

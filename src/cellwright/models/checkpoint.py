@@ -22,7 +22,7 @@ from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path, read_json, write_json, write_text
 from cellwright.models.build import build_network
 from cellwright.models.dense import DenseNetwork
-from cellwright.models.foreign import LoadReport, load_foreign
+from cellwright.models.foreign import LoadReport, TensorRecord, load_foreign
 from cellwright.models.mask_rcnn import MaskRCNN
 from cellwright.models.sources import find_weights, is_foreign
 
@@ -196,13 +196,31 @@ def start_from(network: nn.Module, init: str, *, fresh: Sequence[str] = ()) -> L
     Raises:
         ModelError: nothing there, or tensors that do not fit; the message says which keys or parts.
     """
+    if isinstance(network, DenseNetwork):
+        return _start_dense(network, init, fresh)
     if not is_foreign(init):
         return load_foreign(network, read_weights(init), "cellwright", fresh=fresh, where=init)
     if ":" not in init:
+        if not Path(init).exists():
+            raise ModelError("no such weights", where=init, expected="a file, a model folder, or torchvision:NAME")
         remedy = f"say whose weights they are: torchvision:{init} or detectron2:{init}, or name a model's folder"
         raise ModelError("these weights need a framework", got=init, remedy=remedy)
     found = find_weights(init)
     return load_foreign(network, found.tensors, found.framework, fresh=fresh, where=init)
+
+
+def _start_dense(network: DenseNetwork, init: str, fresh: Sequence[str]) -> LoadReport:
+    """The dense family starts from its own models only, tensor by tensor."""
+    if is_foreign(init):
+        expected = "a model or run folder of the dense family"
+        raise ModelError("a U-Net cannot start from these weights", where="model.init", got=init, expected=expected)
+    prefix = "unet.maps." if "maps" in fresh else None
+    kept = {name: t for name, t in network.state_dict().items() if prefix and name.startswith(prefix)}
+    taken = {name: t for name, t in read_weights(init).items() if not (prefix and name.startswith(prefix))}
+    load_weights(network, {**kept, **taken}, where=init)
+    records = [TensorRecord("loaded", name, name, tuple(tensor.shape)) for name, tensor in taken.items()]
+    records += [TensorRecord("re-initialised", name, name, tuple(tensor.shape)) for name, tensor in kept.items()]
+    return LoadReport(tuple(records))
 
 
 def model_card(info: ModelInfo) -> str:

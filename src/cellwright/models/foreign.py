@@ -180,7 +180,9 @@ def _damaged(path: Path, text: str) -> ModelError:
 
 
 def _is_numeric(value: object) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
+    if isinstance(value, Tensor):
+        return value.layout == torch.strided and not value.is_meta
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
 
 
 def _tensor(value: Tensor | np.ndarray) -> Tensor:

@@ -60,16 +60,17 @@ def with_our_rows(tensors: Mapping[str, Tensor], framework: Framework, own: Shap
     """
     rows = {ours: _background_last(ours, tensor, framework) for ours, tensor in tensors.items()}
     n_classes, classes = class_count(own), tensors.get("box_head.0.class_logits.bias")
-    if n_classes is None or classes is None or len(classes) != n_classes + 1:
+    if n_classes is None or classes is None or classes.shape != (n_classes + 1,):
         return rows
     return {
-        ours: _rows_fitted(ours, tensor, own, n_classes) if ours in own else tensor for ours, tensor in rows.items()
+        ours: _rows_fitted(ours, tensor, own, n_classes) if tensor.ndim == len(own.get(ours, ())) else tensor
+        for ours, tensor in rows.items()
     }
 
 
 def _background_last(ours: str, tensor: Tensor, framework: Framework) -> Tensor:
     size = _DELTAS if ".deltas." in ours else _MASK
-    if framework not in _BACKGROUND_FIRST or not _PER_CLASS.fullmatch(ours) or len(tensor) <= size:
+    if framework not in _BACKGROUND_FIRST or not _PER_CLASS.fullmatch(ours) or tensor.ndim == 0 or len(tensor) <= size:
         return tensor
     # Caffe2's models have no use for the row either, but Detectron2, which trains on from them, has no such row.
     dropped = framework == "caffe2" and "class_logits" not in ours
@@ -101,7 +102,7 @@ def _rows_fitted(ours: str, tensor: Tensor, own: Shapes, n_classes: int) -> Tens
 def misfit(theirs: Shapes, own: Shapes, problems: Sequence[Problem], fresh: Sequence[str], where: object) -> ModelError:
     """The error for tensors that do not fit: which keys of the recipe differ, and what to set."""
     n_theirs, n_own = class_count(theirs), class_count(own)
-    differ = [] if not theirs else _differences(architecture(theirs), architecture(own), fresh)
+    differ = [] if not theirs else _differences(architecture(theirs, where), architecture(own), fresh)
     parts = {part_of(problem.ours) for problem in problems}
     remedy = _fresh_remedy(parts, fresh)
     counts = f"{_classes(n_theirs)} in the file, {_classes(n_own)} in the recipe's network"

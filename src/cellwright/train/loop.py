@@ -40,7 +40,7 @@ from cellwright.train.state import (
     save_checkpoint,
 )
 from cellwright.train.step import StepOutcome, diverged, take_step
-from cellwright.train.tensorboard import TensorBoardMirror
+from cellwright.train.tensorboard import TensorBoardMirror, check_tensorboard
 
 
 class Loader(Protocol):
@@ -95,6 +95,24 @@ class _Job:
     interruption: Interruption
 
 
+def check(network: Network, loader: Loader, config: TrainConfig, *, evaluates: bool, device: torch.device) -> None:
+    """Raise the `RecipeError` that `train` would, before anything is written: the recipe does not fit the device, the
+    network, the number of images, or the want of an evaluation."""
+    assert isinstance(network, nn.Module)
+    Timeline.of(config, loader.n_samples)
+    if config.patience is not None and not evaluates:
+        remedy = "add a validation split, or set train.patience to null"
+        raise RecipeError("stopping early needs an evaluation", where="train.patience", remedy=remedy)
+    if config.precision == "fp16" and device.type != "cuda":
+        remedy = "choose bf16 or float32, or train with --device cuda:0"
+        raise RecipeError("fp16 needs CUDA", where="train.precision", got=f"device {device}", remedy=remedy)
+    if config.compile and not isinstance(getattr(network, "backbone", None), nn.Module):
+        raise RecipeError("this network has no backbone", where="train.compile", remedy="set it to false")
+    build_optimiser(network, config)
+    if config.tensorboard:
+        check_tensorboard()
+
+
 def train(
     network: Network,
     loader: Loader,
@@ -128,11 +146,9 @@ def train(
     """
     device = torch.device(device)
     assert isinstance(network, nn.Module)
+    check(network, loader, config, evaluates=hooks.evaluate is not None, device=device)
     timeline = Timeline.of(config, loader.n_samples)
-    if config.patience is not None and hooks.evaluate is None:
-        remedy = "add a validation split, or set train.patience to null"
-        raise RecipeError("stopping early needs an evaluation", where="train.patience", remedy=remedy)
-    state = _initial_state(network.to(device), config, device)
+    state = _initial_state(network.to(device), config)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         load_checkpoint(checkpoint, state)
     first = state.position.step
@@ -272,15 +288,9 @@ def _record(outcome: StepOutcome, n_images: int, data_s: float, step_s: float, p
     )
 
 
-def _initial_state(network: nn.Module, config: TrainConfig, device: torch.device) -> TrainState:
-    if config.precision == "fp16" and device.type != "cuda":
-        remedy = "choose bf16 or float32, or train with --device cuda:0"
-        raise RecipeError("fp16 needs CUDA", where="train.precision", got=f"device {device}", remedy=remedy)
-    backbone = getattr(network, "backbone", None)
+def _initial_state(network: nn.Module, config: TrainConfig) -> TrainState:
     if config.compile:
-        if not isinstance(backbone, nn.Module):
-            raise RecipeError("this network has no backbone", where="train.compile", remedy="set it to false")
-        backbone.compile()  # in place: the names of its tensors stay
+        cast(nn.Module, network.backbone).compile()  # in place: the names of its tensors stay
     network.train()
     return TrainState(
         network,

@@ -169,7 +169,13 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
             expected=SCHEMA_VERSION,
             remedy="go on with the version that wrote it (see environment.json), or choose another --out",
         )
-    state.position = _position_from(described)
+    try:
+        state.position = _position_from(described)
+    except (AttributeError, KeyError, TypeError) as error:
+        remedy = f"remove the folder {path.name}; the run then goes on from the checkpoint before it"
+        raise FormatError(
+            "this checkpoint is damaged", where=path / "state.json", got=str(error), remedy=remedy
+        ) from error
     if state.scaler is not None:
         state.scaler.load_state_dict(described["scaler"])
     device = next(iter(state.network.state_dict().values())).device

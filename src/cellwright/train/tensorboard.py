@@ -8,6 +8,19 @@ from cellwright.core.errors import RecipeError
 from cellwright.train.log import Row
 
 
+def check_tensorboard() -> None:
+    """Raise `RecipeError` where the package is missing."""
+    try:
+        import torch.utils.tensorboard.writer  # noqa: F401 - whether it can be imported is the question
+    except ImportError as error:
+        raise RecipeError(
+            "TensorBoard is not installed",
+            where="train.tensorboard",
+            got=str(error),
+            remedy="pip install 'cellwright[tensorboard]', or set train.tensorboard to false",
+        ) from error
+
+
 class TensorBoardMirror:
     """Writes event files below ``folder``; what an interrupted run wrote there after ``step`` is hidden.
 
@@ -15,15 +28,9 @@ class TensorBoardMirror:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError as error:
-            raise RecipeError(
-                "TensorBoard is not installed",
-                where="train.tensorboard",
-                got=str(error),
-                remedy="pip install 'cellwright[tensorboard]', or set train.tensorboard to false",
-            ) from error
+        check_tensorboard()
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def add(self, step: int, values: Row) -> None:
