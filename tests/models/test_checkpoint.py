@@ -165,8 +165,3 @@ def test_a_model_outlives_changes_of_the_training_schema(saved: Path) -> None:
     (saved / "model.json").write_text(json.dumps(content))
     _, info = load_network(saved)
     assert info.recipe["train"] == {"a_key_of_an_older_version": 1}
-
-
-def test_weights_that_are_not_there_are_no_question_of_frameworks(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no such weights"):
-        start_from(build_network(recipe(), 2), str(tmp_path / "gone.pth"))

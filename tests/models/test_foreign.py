@@ -404,7 +404,7 @@ def test_torchvision_s_own_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ("torchvision:vgg16", r"no such weights[\s\S]*resnext101_32x8d"),
         ("torchvision:resnet34:V9", r"no such version[\s\S]*IMAGENET1K_V1"),
         ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", r"detectron2:FILE\.pkl"),
-        ("weights.pth", r"need a framework[\s\S]*torchvision:weights\.pth or detectron2:weights\.pth"),
+        ("weights.pth", "no such weights"),
         ("detectron2:nothing.pkl", "cannot read these weights"),
         ("nothing", "no model here"),
     ],
@@ -412,6 +412,13 @@ def test_torchvision_s_own_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_init_may_not_say(init: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         start_from(make(), init)
+
+
+def test_a_file_whose_framework_is_not_said(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.touch()
+    with pytest.raises(ModelError, match=r"need a framework[\s\S]*torchvision:.*weights\.pth or detectron2:"):
+        start_from(make(), str(path))
 
 
 def test_a_file_under_the_wrong_framework(fixtures_root: Path) -> None:
