@@ -1,4 +1,4 @@
-"""The loops of `semantic` and `watershed`, compiled by numba on first use and cached: depth, flooding, mean bodies.
+"""The loops of `watershed`, compiled by numba on first use and cached: depth and flooding.
 
 Every loop is serial and releases the interpreter lock: results never depend on threads.
 """
@@ -228,17 +228,3 @@ def _drop_first(costs, ages, size):
         slot, child = child, 2 * child + 1
     costs[slot], ages[slot] = cost, age
     return size
-
-
-@njit(cache=True, nogil=True)
-def means_inside(labels, largest, values):
-    """Mean (largest,) float64 of ``values`` over the pixels of every label 1..largest, none of which is empty."""
-    sums, counts = np.zeros(largest + 1), np.zeros(largest + 1, np.int64)
-    height, width = labels.shape
-    for y in range(height):
-        for x in range(width):
-            k = labels[y, x]
-            if k > 0:
-                sums[k] += values[y, x]
-                counts[k] += 1
-    return sums[1:] / counts[1:]

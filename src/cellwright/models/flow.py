@@ -87,16 +87,16 @@ def _objects(
     flow_y, flow_x, body = maps
     labels, n = parts_of(_kernels().sinks(ends, pixels, *body.shape, reach_px))
     boxes, areas = _extents(labels, n)
-    n = _kernels().relabel(labels, areas >= max(rules.min_area_px, 1))
+    n = _label_kernels().relabel(labels, areas >= max(rules.min_area_px, 1))
     boxes, areas = _extents(labels, n)
-    _kernels().fill_holes(labels, boxes, areas, body, rules.body_threshold, rules.max_hole_share)
+    _label_kernels().fill_holes(labels, boxes, areas, body, rules.body_threshold, rules.max_hole_share)
     own = np.zeros((2, *body.shape), np.float32)
     _kernels().heat_flows(labels, boxes, own)
     errors, bodies, counts = _kernels().agreement(labels, n, own, flow_y, flow_x, body)
     errors, bodies = errors[1:] / counts[1:], bodies[1:] / counts[1:]
     keep = np.concatenate([[True], errors <= (np.inf if rules.max_error is None else rules.max_error)])
     failed = ~keep[labels.ravel()]
-    n = _kernels().relabel(labels, keep)
+    n = _label_kernels().relabel(labels, keep)
     scores = (bodies * (1 - errors / 2))[keep[1:]]
     return labels, n, scores.clip(0, 1).astype(np.float32), failed
 
@@ -138,3 +138,9 @@ def _kernels() -> Any:
     from cellwright.models import _flow_kernels
 
     return _flow_kernels
+
+
+def _label_kernels() -> Any:
+    from cellwright.models import _label_kernels
+
+    return _label_kernels

@@ -96,22 +96,22 @@ def parts_of(labels: np.ndarray) -> tuple[np.ndarray, int]:
 
         parts = np.empty(labels.shape, np.int32)
         return parts, int(ndimage.label(labels, np.ones((3, 3)), output=parts))  # type: ignore[arg-type]
-    from cellwright.models import _flow_kernels
+    from cellwright.models import _label_kernels
 
-    return _flow_kernels.parts_of(labels)
+    return _label_kernels.parts_of(labels)
 
 
 def finished(labels: np.ndarray, n: int, body: np.ndarray, rules: SemanticRules) -> tuple[np.ndarray, np.ndarray]:
     """Labels 1..n (H, W) int32, changed in place: no small objects, holes filled; and their scores (N,) float32."""
     from cellwright.core import _kernels as core_kernels
-    from cellwright.models import _flow_kernels, _watershed_kernels
+    from cellwright.models import _label_kernels
 
     _, areas = core_kernels.label_extents(labels, n)
-    n = _flow_kernels.relabel(labels, areas >= max(rules.min_area_px, 1))
+    n = _label_kernels.relabel(labels, areas >= max(rules.min_area_px, 1))
     boxes, areas = core_kernels.label_extents(labels, n)
     # No pixel is at least infinity: the rule for holes that are body, which following a flow leaves, never applies.
-    _flow_kernels.fill_holes(labels, boxes, areas, body, np.inf, rules.max_hole_share)
-    return labels, _watershed_kernels.means_inside(labels, n, body).clip(0, 1).astype(np.float32)
+    _label_kernels.fill_holes(labels, boxes, areas, body, np.inf, rules.max_hole_share)
+    return labels, _label_kernels.means_inside(labels, n, body).clip(0, 1).astype(np.float32)
 
 
 def to_instances(labels: np.ndarray, scores: np.ndarray, class_probs: np.ndarray | None = None) -> Instances:
