@@ -163,7 +163,7 @@ def test_turning_back_brings_back_what_stayed_inside() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    angle=st.floats(-180, 180),
+    angle=st.floats(-180, 180) | st.just(1e-308),
     shear=st.tuples(st.floats(-25, 25), st.floats(-25, 25)),
     scale=st.floats(0.8, 2),
     seed=st.integers(0, 999),
@@ -171,7 +171,8 @@ def test_turning_back_brings_back_what_stayed_inside() -> None:
 def test_counts_and_areas(angle: float, shear: tuple[float, float], scale: float, seed: int) -> None:
     """On a canvas that holds everything no object is lost or torn, and areas grow as the map says."""
     room = np.zeros((260, 260), np.int32)
-    room[100:160, 90:170] = disc_map((60, 80), 20, 8)
+    # No tip of a single pixel: nearest sampling may part that from its disc.
+    room[100:160, 90:170] = disc_map((60, 80), 20, 8.3)
     labels, side = labels_of(room), round(260 * scale)
     geometry = Geometry((0, 0, 260, 260), (side, side), affine=Affine(angle, shear), elastic=Elastic(3, 40, seed))
     out = warp_labels(labels, geometry, 0)

@@ -141,11 +141,11 @@ def _shown(layers: np.ndarray, geometry: Geometry) -> np.ndarray:
     # A row of the source meets the frame in one stretch: where both output coordinates lie between -.5 and side - .5.
     for (per_x, per_y, start), side in zip(matrix[:2], geometry.output_hw[::-1], strict=True):
         offset = per_y * ys + start
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ends = np.sort(np.stack([(-0.5 - offset) / per_x, (side - 0.5 - offset) / per_x]), axis=0)
-        if per_x == 0:
+        if abs(per_x) * max(layers.shape) < 1e-6:  # px that a whole row rises: it lies inside, or outside
             inside = (offset >= -0.5) & (offset < side - 0.5)
             ends = np.where(inside, [[-np.inf], [np.inf]], [[np.inf], [-np.inf]])
+        else:
+            ends = np.sort(np.stack([(-0.5 - offset) / per_x, (side - 0.5 - offset) / per_x]), axis=0)
         first, last = np.maximum(first, ends[0]), np.minimum(last, ends[1])
     shown = (xs >= first[:, None]) & (xs < last[:, None])
     return layers[:, y0:y1, x0:x1] * shown
