@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples in every run, so that a change is judged and not a draw; HYPOTHESIS_PROFILE=random looks for new ones.
+# The same examples in every run, so that a change is judged and not a draw: HYPOTHESIS_PROFILE=random draws new ones.
 settings.register_profile("fixed", derandomize=True, database=None)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

@@ -28,6 +28,16 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_a_split_of_three_parts_by_what_images_look_like(job: Path, tmp_path: Path) -> None:
+    words = ["--val", "0.2", "--test", "0.2", "--alike", "--out", tmp_path / "three", "--quiet"]
+    assert run("data", "split", job / "data", *words) == 0
+    parted = read_dataset(tmp_path / "three")
+    assert set(parted.splits) == {"train", "val", "test"}
+    assert all(sample.group for sample in parted)
+    assert run("data", "split", job / "data", "--alike", "--group", "a", "--out", tmp_path / "no") == 2
+    assert run("data", "split", job / "data", "--folds", "2", "--test", "0.2", "--out", tmp_path / "no") == 2
+
+
 @pytest.fixture(scope="module")
 def evaluated(job: Path) -> Path:
     """The classical method, judged with two pictures."""

@@ -123,6 +123,21 @@ def test_the_network_scale_applies_to_training_too(samples: list[Sample]) -> Non
     assert batch.image_hws == [(2 * sample.image_hw[0], 2 * sample.image_hw[1])]
 
 
+def test_objects_are_brought_to_the_networks_diameter(samples: list[Sample]) -> None:
+    """The median of the whole image decides, whatever a crop shows; an image without objects keeps its size."""
+    plain = AugmentConfig(horizontal_flip=0, crop_px=4096)
+    for step in range(5):
+        config = InputConfig(diameter_px=40)
+        loader = loader_for(samples, input=config, augment=plain, batch_size=1)
+        (batch,) = loader.batches(step, step + 1)
+        instances = samples[int(SampleOrder(7, 5).batch(step, 1)[0])].read_instances()
+        seen = 2 * np.sqrt(np.bincount(batch.layers[0].numpy().ravel())[1:] / np.pi)
+        if len(instances):
+            assert np.median(seen) == pytest.approx(40, rel=0.02)
+        else:
+            assert batch.image_hws == [instances.image_hw]
+
+
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_lies_outside_the_image_is_the_batchs_own_padding(

@@ -48,6 +48,8 @@ class SplitPlan:
     seed: int = 0
     group: str | None = None
     overwrite: bool = False
+    test: float = 0.0
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,22 @@ def split(plan: SplitPlan, track: Track = no_progress) -> list[Table]:
     from cellwright.data.formats import WriteOptions, coco
     from cellwright.data.split import folds, split_dataset
 
+    if plan.alike and plan.group is not None:
+        raise UsageError("groups are made in one way", got="--alike and --group", remedy="leave one out")
+    if plan.folds is not None and plan.test:
+        raise UsageError("folds leave no test split", got=f"--folds and --test {plan.test:g}", remedy="leave one out")
     dataset = read_dataset(plan.dataset)
     if plan.out is None and not is_dataset(plan.dataset):
         raise UsageError("only a dataset folder can be split in place", where=plan.dataset, remedy="give --out")
     if plan.out is None and dataset.splits and not plan.overwrite:
         found = ", ".join(dataset.splits)
         raise OutputError("the splits are set", where=plan.dataset, got=found, remedy="give --overwrite, or an --out")
+    if plan.alike:
+        from cellwright.data.alike import group_alike
+
+        dataset = group_alike(dataset, track)
     if plan.folds is None:
-        done = split_dataset(dataset, plan.val, plan.seed, group=plan.group, track=track)
+        done = split_dataset(dataset, plan.val, plan.seed, test=plan.test, group=plan.group, track=track)
         target = _claimed(plan, "")
         coco.write(done, target, WriteOptions(track=track))
         return [_split_table(target, "")]

@@ -84,13 +84,13 @@ def _row(
 ) -> list[tuple[str, np.ndarray]]:
     """Captions and pictures: the image, then its variants."""
     from cellwright.config.conventions import CONVENTIONS
-    from cellwright.data.augment import Frame, augment
-    from cellwright.data.decode import decode_sample, padding_pixel
+    from cellwright.data.augment import augment
+    from cellwright.data.decode import decode_sample, frame_of
     from cellwright.data.loader import augment_rng
     from cellwright.report.draw import draw_overlay
 
     decoded = decode_sample(sample, recipe.input, recipe.data)
-    frame = Frame(recipe.input, CONVENTIONS[recipe.conventions].resize_rule, padding_pixel(decoded, recipe.input))
+    frame = frame_of(decoded, recipe.input, CONVENTIONS[recipe.conventions].resize_rule)
 
     def tile(name: str, pixels: np.ndarray, labels: Labels) -> tuple[str, np.ndarray]:
         height, width = pixels.shape[:2]

@@ -128,9 +128,11 @@ def split(
     /,
     *,
     val: float = 0.2,
+    test: float = 0.0,
     folds: int | None = None,
     seed: int = 0,
     group: str | None = None,
+    alike: Flag = False,
     out: Path | None = None,
     overwrite: Flag = False,
     common: Common = PLAIN,
@@ -143,12 +145,16 @@ def split(
         A dataset folder.
     val:
         Share of the images to validate on, 0 to 1.
+    test:
+        Share of the images to test on, 0 to 1: never trained or tuned on.
     folds:
         Make k folds (splits fold_0 ... fold_k-1) instead.
     seed:
         Seed of the draw.
     group:
         Regular expression on image ids that names the group an image belongs to; groups never part.
+    alike:
+        Images of one size that look alike are one group.
     out:
         Dataset folder to write; left away, the dataset's own splits are set anew.
     overwrite:
@@ -159,7 +165,7 @@ def split(
     show = common.show
     show.note(f"writes {(out or dataset) / 'dataset.json'}")
     if not common.dry_run:
-        plan = data.SplitPlan(dataset, out, val, folds, seed, group, overwrite)
+        plan = data.SplitPlan(dataset, out, val, folds, seed, group, overwrite, test, alike)
         for title, columns, rows in data.split(plan, show.track):
             show.table(title, columns, rows)
 

@@ -31,6 +31,12 @@ class InputConfig(BaseModel):
     )
     max_side: int | None = Field(default=None, ge=16, description="Long side never exceeds this after short_side, px.")
     scale: float = Field(default=1.0, ge=0.1, le=8, description="Factor on the size where short_side is none.")
+    diameter_px: float | None = Field(
+        default=None,
+        ge=4,
+        le=512,
+        description="Resized until an image's objects have this median diameter, px; none: whatever their size.",
+    )
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -46,6 +52,11 @@ class InputConfig(BaseModel):
         if self.max_side is not None and (self.short_side is None or self.max_side < self.short_side):
             raise ValueError(
                 f"input.max_side ({self.max_side}) needs an input.short_side not above it ({self.short_side})"
+            )
+        if self.diameter_px is not None and (self.short_side is not None or self.scale != 1):
+            raise ValueError(
+                f"input.diameter_px ({self.diameter_px:g}) sets the size: leave out input.short_side "
+                f"({self.short_side}) and input.scale ({self.scale:g})"
             )
         if self.colour_order == "bgr" and self.channels != 3:
             raise ValueError(f"input.colour_order bgr needs input.channels 3, got {self.channels}")

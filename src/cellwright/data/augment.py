@@ -28,11 +28,13 @@ class Frame:
         input: size where ``short_sides_px`` is empty, and the value that means 1.0.
         rule: whose rounding and interpolation resizing follows.
         fill: (C,) pixel outside the image, in the image's own units; None: zeros.
+        scale: factor on the size that ``input`` asks for: what its ``diameter_px`` makes of this sample.
     """
 
     input: InputConfig = field(default_factory=InputConfig)
     rule: ResizeRule = "torchvision"
     fill: tuple[float, ...] | None = None
+    scale: float = 1.0
 
 
 def augment(
@@ -74,6 +76,7 @@ def draw_geometry(
     low, high = config.scale_min, config.scale_max
     log_uniform = config.scale_draw == "log_uniform"
     scale = low * (high / low) ** draws[0] if log_uniform else low + draws[0] * (high - low)
+    scale *= frame.scale
     window, sizes = [], []
     resized_hw = _resized_hw(cut_hw, draws[8], config, frame)
     for axis in (0, 1):

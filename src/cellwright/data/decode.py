@@ -11,9 +11,10 @@ from cellwright.config.sample_schema import DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
+from cellwright.data.augment import Frame
 from cellwright.data.images import read_image
 from cellwright.data.labels import Labels, filter_areas
-from cellwright.data.network_input import to_network
+from cellwright.data.network_input import ResizeRule, diameter_scale, to_network
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ def network_pixels(pixels: np.ndarray, decoded: Decoded, input_config: InputConf
     if decoded.is_normalised:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return np.ascontiguousarray(to_network(Image(pixels, decoded.channels), input_config))
+
+
+def frame_of(decoded: Decoded, input_config: InputConfig, rule: ResizeRule) -> Frame:
+    """What the network asks of ``decoded`` before it is augmented; a sample without objects keeps its size."""
+    areas = decoded.labels.areas[~decoded.labels.ignore]
+    scale = diameter_scale(2 * float(np.sqrt(np.median(areas) / np.pi)), input_config) if len(areas) else 1.0
+    return Frame(input_config, rule, padding_pixel(decoded, input_config), scale)
 
 
 def padding_pixel(decoded: Decoded, input_config: InputConfig) -> tuple[float, ...]:

@@ -21,13 +21,13 @@ from cellwright.config.input_schema import InputConfig
 from cellwright.config.sample_schema import AugmentConfig, DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
-from cellwright.data.augment import Frame, augment
+from cellwright.data.augment import augment
 from cellwright.data.decode import (
     DecodeCache,
     Decoded,
     decode_sample,
+    frame_of,
     network_pixels,
-    padding_pixel,
     trained_classes,
 )
 from cellwright.data.labels import Labels
@@ -88,7 +88,7 @@ class TrainingBatches(Dataset):
         images, labels = [], []
         for place, index in enumerate(self.order.batch(step, config.batch_size)):
             decoded = self._decoded(int(index))
-            frame = Frame(config.input, config.resize_rule, padding_pixel(decoded, config.input))
+            frame = frame_of(decoded, config.input, config.resize_rule)
             rng = augment_rng(config.seed, step, place)
             pixels, objects = augment(decoded.pixels, decoded.labels, config.augment, rng, frame)
             images.append(torch.from_numpy(network_pixels(pixels, decoded, config.input)))

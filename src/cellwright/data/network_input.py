@@ -48,6 +48,24 @@ def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule)
     return height, width
 
 
+def diameter_scale(diameter_px: float, config: InputConfig) -> float:
+    """Factor, 1/8 to 8, on the size of an image whose objects have the median diameter ``diameter_px``.
+
+    1 where ``config`` asks for no diameter.
+    """
+    if config.diameter_px is None:
+        return 1.0
+    return float(np.clip(config.diameter_px / diameter_px, 1 / 8, 8))
+
+
+def rescale(chw: np.ndarray, scale: float) -> np.ndarray:
+    """(C, H, W) float32 at ``scale`` times its size, antialiased where that is smaller; at least one pixel a side."""
+    new_hw = max(1, int(chw.shape[1] * scale + 0.5)), max(1, int(chw.shape[2] * scale + 0.5))
+    if new_hw == chw.shape[1:]:
+        return chw
+    return np.ascontiguousarray(resize_antialiased(chw.transpose(1, 2, 0), new_hw).transpose(2, 0, 1))
+
+
 def resize_hw(image_hw: tuple[int, int], short_side: int, max_side: int | None, rule: ResizeRule) -> tuple[int, int]:
     """(h, w) of an image whose short side becomes ``short_side`` unless its long side would pass ``max_side``.
 
