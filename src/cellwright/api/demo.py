@@ -1,4 +1,4 @@
-"""The whole job on drawn nuclei: for a new machine with no data and no network."""
+"""What a new machine with no data and no network can see: segmented images, and the whole job on drawn nuclei."""
 
 from __future__ import annotations
 
@@ -7,17 +7,37 @@ from typing import TYPE_CHECKING
 
 from cellwright.api import judge, predicting, training
 from cellwright.api.outputs import claim_folder
-from cellwright.core.files import write_text
+from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     from cellwright.evaluate.report import Report
 
+MODEL = "nuclei"
 RECIPE = "synthetic/demo"
 MARKER = "DEMO"
 
 
-def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tuple[Report, Path]:
+def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> Path:
+    """Segment a stained tissue that scikit-image ships and a drawn field with the model in the box, in seconds.
+
+    Leaves ``out/images`` and ``out/predictions``; returns the latter. Raises `OutputError` for a demo that is finished.
+    """
+    from skimage import data
+
+    from cellwright.data.synthetic import draw_field
+
+    predictions = _claimed(out, overwrite)
+    images = out / "images"
+    images.mkdir(exist_ok=True)
+    drawn, _ = draw_field(0, (512, 512), 220)
+    for name, pixels in (("tissue", data.immunohistochemistry()), ("drawn", drawn.data)):
+        write_png(images / f"{name}.png", pixels)
+    predicting.run_plan(predicting.PredictPlan((images,), MODEL, predictions), screen)
+    return predictions
+
+
+def demo_training(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tuple[Report, Path]:
     """Draw a dataset, train ``synthetic/demo`` on it, evaluate, predict on fields never seen.
 
     Leaves ``out/data``, ``out/run``, ``out/evaluation``, ``out/predictions``. An interrupted demo goes on with its run.
@@ -27,10 +47,7 @@ def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tupl
     from cellwright.data.formats.contract import WriteOptions
     from cellwright.data.synthetic import write_demo_dataset
 
-    predictions = out / "predictions"
-    if overwrite or (predictions / "predictions.json").is_file() or not (out / MARKER).is_file():
-        claim_folder(out, MARKER, overwrite=overwrite)
-    write_text(out / MARKER, "made by: cellwright demo\n")
+    predictions = _claimed(out, overwrite)
     drawn = write_demo_dataset(
         out / "data", splits=(("train", 12), ("val", 2), ("test", 2)), image_hw=(384, 384), n_objects=110
     )
@@ -44,3 +61,12 @@ def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tupl
     plan = predicting.PredictPlan((out / "data",), str(run), predictions, split="test")
     predicting.run_plan(plan, screen)
     return judged.verdicts[0].report, predictions
+
+
+def _claimed(out: Path, overwrite: bool) -> Path:
+    """The prediction folder of a demo at ``out``, which is new, unfinished, or emptied."""
+    predictions = out / "predictions"
+    if overwrite or (predictions / "predictions.json").is_file() or not (out / MARKER).is_file():
+        claim_folder(out, MARKER, overwrite=overwrite)
+    write_text(out / MARKER, "made by: cellwright demo\n")
+    return predictions

@@ -12,7 +12,7 @@ import numpy as np
 from cellwright.api.sides import Sides
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
-from cellwright.core.files import write_bytes
+from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.progress import SILENT, Screen
 
@@ -27,7 +27,6 @@ def write_error_pictures(
 
     None are drawn where errors were not judged. Where an image's file is absent the objects stand on black.
     """
-    import cv2
 
     from cellwright.data.formats.pairing import output_path
     from cellwright.report.error_picture import draw_errors
@@ -50,7 +49,7 @@ def write_error_pictures(
             predicted_kinds=judged.verdicts[k][1].kind,
         )
         path = output_path(folder, sides.truth[k].id, ".png")
-        write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))[1].tobytes())
+        write_png(path, picture)
         paths.append(path)
     if without:
         screen.note(f"{without} of {len(order)} pictures of errors are on black: no single image could be read")

@@ -12,6 +12,7 @@ from cellwright.api.data import of_split, read_dataset, read_image
 from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
@@ -55,7 +56,7 @@ def contact_sheet(path: Path, split: str | None, max_images: int, out: Path, tra
         overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=round(1 / scale))
         size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
         tiles.append((f"{sample.id}: {len(cells)}", cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
-    _write_sheet(lay_out(tiles), out)
+    write_png(out, lay_out(tiles))
 
 
 def variant_sheet(plan: VariantPlan, track: Track = no_progress) -> None:
@@ -76,7 +77,7 @@ def variant_sheet(plan: VariantPlan, track: Track = no_progress) -> None:
     for place, k in enumerate(track(picked, "drawing", len(picked))):
         tiles += _row(dataset[k], place, recipe, dataset.class_names, plan.variants)
     title = f"{recipe.name}: {plan.variants} variant{'' if plan.variants == 1 else 's'} of each image"
-    _write_sheet(lay_out(tiles, columns=1 + plan.variants, tile_px=VARIANT_TILE_PX, title=title), plan.out)
+    write_png(plan.out, lay_out(tiles, columns=1 + plan.variants, tile_px=VARIANT_TILE_PX, title=title))
 
 
 def _row(
@@ -124,15 +125,6 @@ def _instances(labels: Labels) -> Instances:
 def _evenly_picked(n: int, n_most: int) -> list[int]:
     """Up to ``n_most`` of 0..n-1, rising, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n_most, n)).round().astype(int)).tolist()
-
-
-def _write_sheet(rgb: np.ndarray, out: Path) -> None:
-    """Write a uint8 RGB picture (H, W, 3) as PNG, replacing what is there."""
-    import cv2
-
-    from cellwright.core.files import write_bytes
-
-    write_bytes(out, cv2.imencode(".png", np.ascontiguousarray(rgb[:, :, ::-1]))[1].tobytes())
 
 
 def _image_path(sample: Sample, dataset: Dataset) -> Path:

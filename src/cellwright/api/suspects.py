@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cellwright.api.data import read_dataset
 from cellwright.api.outputs import claim_file
 from cellwright.core.errors import UsageError
@@ -52,15 +50,12 @@ def find_suspects(plan: SuspectPlan, limit: int = WRITTEN, track: Track = no_pro
     dataset = dataset if plan.split is None else dataset.with_split(plan.split)
     suspects = rank_suspects(dataset, limit=limit, track=track)
     if plan.out is not None:
-        import cv2
-
-        from cellwright.core.files import write_bytes
+        from cellwright.core.files import write_png
         from cellwright.report.suspects import draw_suspects
 
         sheet = draw_suspects(dataset, suspects, track)
         write_suspects(suspects, plan.out)
-        png = cv2.imencode(".png", np.ascontiguousarray(sheet[:, :, ::-1]))[1]
-        write_bytes(plan.out.with_suffix(".png"), png.tobytes())
+        write_png(plan.out.with_suffix(".png"), sheet)
     return suspects
 
 

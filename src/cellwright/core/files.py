@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cellwright.core.errors import FormatError, InputError, OutputError
 
 
@@ -48,6 +50,14 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     """Write ``data`` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_png(path: Path | str, pixels: np.ndarray) -> None:
+    """Write (H, W) grey or (H, W, 3) RGB pixels, uint8 or uint16, as PNG, atomically."""
+    import cv2
+
+    written = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]  # OpenCV writes blue first
+    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(written))[1].tobytes())
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import UsageError
-from cellwright.core.files import atomic_path
+from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
@@ -105,7 +105,7 @@ def write_demo_dataset(
     for index, split in enumerate(names):
         image, truth = draw_field(seed * 100_003 + index, image_hw, n_objects, look)
         relative = Path("images") / f"field_{index:03d}.png"
-        _write_png(out / relative, image)
+        write_png(out / relative, image.data[:, :, 0] if image.n_channels == 1 else image.data)
         samples.append(
             Sample(
                 id=relative.with_suffix("").as_posix(),
@@ -121,13 +121,6 @@ def write_demo_dataset(
         )
     info = {"description": "synthetic nuclei drawn by cellwright", "seed": seed}
     return Dataset(tuple(samples), ("nucleus",), root=out, licence="CC0-1.0", info=info)
-
-
-def _write_png(path: Path, image: Image) -> None:
-    data = image.data[:, :, 0] if image.n_channels == 1 else image.data[:, :, ::-1]  # cv2 writes B, G, R
-    encoded = cv2.imencode(".png", np.ascontiguousarray(data))[1]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
 
 
 # --- where the nuclei lie -------------------------------------------------------------------------------------------

@@ -1,0 +1,121 @@
+"""How much a few annotated images teach: models of each family, trained for the same minutes on 1, 4 and 20 images.
+
+    python benchmarks/learning_curve.py --data work/vrdl [--minutes 10] [--sizes 1,4,20] [--out work/learning_curve]
+
+Each model starts from scratch by its own recipe; only its length is set, so that the steps fill the minutes (a step is
+timed first), and warm-up is 5 % of it. The images of a smaller set lie in every larger one. All are judged on the split
+"val", which picks nothing: the model of the last step counts. A stopped command goes on; ``--only RECIPE:SIZE``
+does one part of the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import cellwright as cw
+from cellwright.api.judge import JudgePlan
+from cellwright.api.judge import run_plan as judge
+from cellwright.core.dataset import Dataset
+
+RECIPES = "vrdl_nuclei/quick,vrdl_nuclei/flow,vrdl_nuclei/unet_watershed"
+METRICS = ("AP50@100", "AP@100", "AP@all", "accuracy@0.5", "aji", "pq", "score_iou_spearman")
+TIMED_STEPS = 16
+
+
+def subset(data: Dataset, n_images: int) -> Dataset:
+    """``n_images`` of the training images and all validation images."""
+    training = [sample for sample in data if sample.split == "train"]
+    if n_images > len(training):
+        raise SystemExit(f"--sizes asks for {n_images} images; {len(training)} are there to train on")
+    order = np.random.default_rng(0).permutation(len(training))[:n_images]
+    return data.with_samples([training[k] for k in order] + [sample for sample in data if sample.split == "val"])
+
+
+def step_seconds(folder: Path) -> list[float]:
+    """Seconds of each step that a run has logged."""
+    with (folder / "log.csv").open() as log:
+        return [float(row["step_s"]) for row in csv.DictReader(log) if row["step_s"]]
+
+
+def train_and_judge(recipe: str, n_images: int, args: argparse.Namespace) -> dict[str, float | str]:
+    """One row: a model of ``recipe`` trained on ``n_images``, judged on all validation images."""
+    data, folder = cw.read_dataset(args.data), args.out / recipe.replace("/", "_") / f"{n_images}_images"
+    chosen = subset(data, n_images)
+    trial, run, judged = folder / "timing", folder / "run", folder / "evaluation"
+    if not (trial / "DONE").is_file():
+        short = (f"train.length={TIMED_STEPS} steps", *last_step_only(TIMED_STEPS))
+        training_only = chosen.with_samples([sample for sample in chosen if sample.split == "train"])
+        cw.train(recipe, training_only, out=trial, overrides=short)
+    # The first steps decode images and wake up libraries.
+    pace = statistics.median(step_seconds(trial)[TIMED_STEPS // 2 :])
+    n_steps = round(60 * args.minutes / pace)
+    if not (run / "DONE").is_file():
+        cw.train(recipe, chosen, out=run, overrides=(f"train.length={n_steps} steps", *last_step_only(n_steps)))
+    verdict = judge(JudgePlan((run,), args.data, judged, split="val", pictures=0, overwrite=True)).verdicts[0]
+    values = {name: round(float(verdict.report[name]), 4) for name in METRICS}
+    minutes = round(sum(step_seconds(run)) / 60, 2)
+    return {"recipe": recipe, "images": n_images, "steps": n_steps, "minutes": minutes, **values}
+
+
+def last_step_only(n_steps: int) -> tuple[str, str]:
+    """Overrides by which a run of ``n_steps`` is evaluated once, at its end."""
+    return "train.warmup=5%", f"train.evaluate_every={n_steps} steps"
+
+
+def draw(rows: Sequence[dict], path: Path) -> None:
+    """AP@all and AJI over the number of images, a line a recipe."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    both = figure.subplots(1, 2)
+    sizes = sorted({row["images"] for row in rows})
+    for axes, metric in zip(both, ("AP@all", "aji"), strict=True):
+        for style, recipe in zip(
+            ("o-", "s--", "^:", "d-."), dict.fromkeys(row["recipe"] for row in rows), strict=False
+        ):
+            points = [(row["images"], row[metric]) for row in rows if row["recipe"] == recipe]
+            axes.plot(*zip(*points, strict=True), style, label=recipe)
+        axes.set(xlabel="training images", ylabel=metric, xscale="log", ylim=(0, None))
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+    both[-1].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    columns = ("recipe", "images", "steps", "minutes", *METRICS)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(str(row[name]) for name in columns) + " |" for row in rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a dataset with the splits train and val")
+    parser.add_argument("--minutes", type=float, default=10, help="of training each, this machine's clock")
+    parser.add_argument("--sizes", default="1,4,20", help="numbers of training images")
+    parser.add_argument("--recipes", default=RECIPES)
+    parser.add_argument("--only", action="append", help="RECIPE:SIZE; may come several times")
+    parser.add_argument("--out", type=Path, default=Path("work/learning_curve"))
+    args = parser.parse_args()
+    wanted = [(recipe, int(size)) for recipe in args.recipes.split(",") for size in args.sizes.split(",")]
+    only = [(one.rsplit(":", 1)[0], int(one.rsplit(":", 1)[1])) for one in args.only or []]
+    rows = []
+    for recipe, size in only or wanted:
+        print(f"{recipe}, {size} images: {args.minutes:g} minutes", flush=True)
+        rows.append(train_and_judge(recipe, size, args))
+        print(json.dumps(rows[-1]), flush=True)
+    if not only:
+        (args.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+        draw(rows, args.out / "learning_curve.png")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
