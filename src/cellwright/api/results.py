@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellwright.api.data import read_dataset
+from cellwright.api.extras import Extra, write_extra
+from cellwright.api.measuring import as_image
 from cellwright.api.outputs import claim_file
 from cellwright.api.sides import above_threshold
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import OutputError, UsageError, did_you_mean
+from cellwright.core.errors import InputError, OutputError, UsageError, did_you_mean
+from cellwright.core.files import atomic_path, write_bytes
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
@@ -20,27 +24,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RANKED = ("coco", "coco_results")
-SUFFIXES = (".tif", ".tiff", ".png", ".json")
+_EXTRAS: dict[str, Extra] = {".geojson": "geojson", ".zip": "rois", ".csv": "measurements"}
+SUFFIXES = (".tif", ".tiff", ".png", ".json", *_EXTRAS)
 
 
-def save(cells: Instances, path: Path | str, *, image: Image | np.ndarray | None = None) -> Path:
-    """Write objects; the suffix decides: ``.tif`` label image (uint32), ``.png`` overlay (needs ``image``), ``.json``
-    COCO. The file is written whole or not at all. `UsageError` for another suffix."""
-    path = Path(path)
+def save(
+    cells: Instances,
+    path: Path | str,
+    *,
+    image: Image | np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Path:
+    """Write objects; the suffix decides. The file is written whole or not at all.
+
+    ``.tif`` label image (uint32), ``.png`` overlay (needs ``image``), ``.json`` COCO, ``.geojson`` QuPath, ``.zip``
+    ImageJ ROIs, ``.csv`` measurements. With ``image``, measurements (in ``.csv`` and ``.geojson``) hold intensities.
+    class_names: None calls a single class "cell", several "class0", "class1", ...
+    Raises `UsageError` for another suffix or an overlay without image, `InputError` for an image of another size or a
+    class without a name.
+    """
+    path, image = Path(path), as_image(image)
+    names = _class_names(cells, class_names)
     match path.suffix.lower():
         case ".tif" | ".tiff":
             _save_labels(cells, path)
         case ".png":
             if image is None:
                 raise UsageError("an overlay needs the image", where=path, remedy="save(cells, path, image=image)")
-            _save_overlay(cells, path, image)
+            _save_overlay(cells, path, image, class_names)
         case ".json":
             from cellwright.data.formats import coco
             from cellwright.data.formats.contract import WriteOptions
 
-            names = tuple(f"class{k}" for k in range(int(cells.class_ids.max(initial=0)) + 1))
             sample = Sample(path.stem, None, cells.image_hw, Loaded(cells))
             coco.write(Dataset((sample,), names), path, WriteOptions())
+        case ".geojson" | ".zip" | ".csv" as suffix:
+            write_extra(_EXTRAS[suffix], path, cells, image, sample_id=_sample_id(image, path), class_names=names)
         case other:
             raise UsageError("cannot save objects like this", where=path, got=other, expected=", ".join(SUFFIXES))
     return path
@@ -89,21 +108,36 @@ def export(
     return write(dataset, out, WriteOptions(image_ids=image_ids, track=track))
 
 
+def _class_names(cells: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    from cellwright.data.formats.class_names import DEFAULT_CLASS
+
+    highest = int(cells.class_ids.max(initial=0))
+    if class_names is None:
+        return tuple(f"class{k}" for k in range(highest + 1)) if highest else (DEFAULT_CLASS,)
+    if highest >= len(class_names):
+        raise InputError("an object has a class id without a name", got=highest, expected=", ".join(class_names))
+    return tuple(class_names)
+
+
+def _sample_id(image: Image | None, path: Path) -> str:
+    """The image's name without its extension, else that of the file written."""
+    if image is not None and image.path is not None:
+        return Path(image.path).stem
+    return path.stem.removesuffix("_measurements").removesuffix("_rois")
+
+
 def _save_labels(cells: Instances, path: Path) -> None:
     import tifffile
-
-    from cellwright.core.files import atomic_path
 
     best_first = cells.by_score()
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, best_first.masks.to_label_map(best_first.ids), compression="zlib")
 
 
-def _save_overlay(cells: Instances, path: Path, image: Image | np.ndarray) -> None:
+def _save_overlay(cells: Instances, path: Path, image: Image, class_names: Sequence[str] | None) -> None:
     import cv2
 
-    from cellwright.core.files import write_bytes
     from cellwright.report.draw import draw_overlay
 
-    picture = draw_overlay(image if isinstance(image, Image) else Image.from_array(image), cells)
+    picture = draw_overlay(image, cells, class_names=class_names)
     write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))[1].tobytes())
