@@ -1,0 +1,352 @@
+"""The model in the box against StarDist 0.9 and Cellpose 3.1, both trained from scratch on the same images of DSB2018.
+
+    python benchmarks/nuclei.py prepare --data work/dsb2018
+    python benchmarks/nuclei.py train stardist --core-minutes 30
+    python benchmarks/nuclei.py train cellpose --core-minutes 30
+    python benchmarks/nuclei.py predict stardist
+    python benchmarks/nuclei.py predict cellpose
+    python benchmarks/nuclei.py predict ours [--model nuclei] [--tune]
+    python benchmarks/nuclei.py judge [--split test]
+
+A stage that is done is left as it is (``--again`` does it anew). Everything goes to ``work/bench/nuclei``; the peers'
+environments are made by uv or pip in ``work/bench`` the first time (TensorFlow 2.15 wants a Python up to 3.11).
+
+Core-minutes are CPU time of the training process, all threads, and every process is told to use one. Steps, crops,
+augmentation and targets made on the fly count; reading the images, Cellpose's flows (made once), its size model and
+the passes over val do not. Thresholds are tuned on val, each by the peer's own means (see `nuclei_stardist.py` and
+`nuclei_cellpose.py`); ours by ``cellwright tune``, with ``--tune`` or before. Nothing is chosen on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+HERE = Path(__file__).parent
+PEERS = {
+    "stardist": ["stardist==0.9.*", "tensorflow-cpu==2.15.*", "numpy<2", "setuptools<80"],
+    "cellpose": ["cellpose==3.1.*"],
+}
+TITLES = {"ours": "cellwright `nuclei`", "stardist": "StarDist 0.9", "cellpose": "Cellpose 3.1"}
+FIGURES = ("accuracy@0.5", "accuracy@0.75", "accuracy@0.9", "aji", "pq")
+MODALITIES = ("fluorescence", "stained, colour", "bright field, grey")
+SAMPLES = 10_000
+# One thread; and glibc keeps freed arrays instead of paging them in anew: Cellpose's step took 5.3 s so, else 9.0 s.
+ALIKE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One contender on one split: its report and the CPU seconds of each image."""
+
+    report: Any
+    cpu_seconds: list[float]
+
+
+# --- the peers' environments ----------------------------------------------------------------------------------------
+
+
+def peer_python(peer: str) -> str:
+    """The interpreter of a peer's environment, made now where it is not there."""
+    folder = Path("work/bench") / peer
+    python = str(folder / "bin" / "python")
+    if version_of(peer, python) is None:
+        uv = shutil.which("uv")
+        if uv is not None:
+            subprocess.run([uv, "venv", "--quiet", "--clear", "--python", "3.11", str(folder)], check=True)
+            subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *PEERS[peer]], check=True)
+        else:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
+    return python
+
+
+def version_of(package: str, python: str) -> str | None:
+    """The package's version in an environment; None where either is missing."""
+    if not Path(python).exists():
+        return None
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def run_peer(peer: str, stage: str, folder: Path, *options: str) -> None:
+    """One stage of a peer in its environment, its output shown."""
+    command = [peer_python(peer), str(HERE / f"nuclei_{peer}.py"), stage, str(folder), *options]
+    subprocess.run(command, check=True)
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Images (H, W, 3) uint8 and labels (H, W) int32 of every split as TIFFs, and each image's modality."""
+    import cellwright as cw
+
+    facts: dict[str, Any] = {"data": str(args.data), "modality": {}}
+    dataset = cw.read_dataset(args.data)
+    for split in ("train", "val", "test"):
+        samples = list(dataset.with_split(split))
+        if args.limit:
+            samples = samples[:: -(-len(samples) // args.limit)]
+        for kind in ("images", "labels"):
+            (args.folder / "data" / split / kind).mkdir(parents=True, exist_ok=True)
+        for sample in samples:
+            assert sample.image_path is not None
+            image = rgb(cw.read_image(sample.image_path).data)
+            labels = sample.read_instances().masks.to_label_map().astype(np.int32)
+            for kind, pixels in (("images", image), ("labels", labels)):
+                path = args.folder / "data" / split / kind / f"{sample.id}.tif"
+                tifffile.imwrite(path, pixels, compression="zlib")
+            facts["modality"][sample.id] = modality(image)
+        facts[split] = [sample.id for sample in samples]
+        print(f"{split}: {len(samples)} images")
+    write_json(args.folder / "data.json", facts)
+
+
+def rgb(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) uint8 as (H, W, 3): grey thrice, without alpha."""
+    assert pixels.dtype == np.uint8
+    return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[:, :, :3]
+
+
+def modality(image: np.ndarray) -> str:
+    """By colour and brightness, which part DSB2018 without a doubtful image."""
+    if (np.ptp(image, axis=2).mean()) > 5:
+        return MODALITIES[1]
+    return MODALITIES[0] if np.median(image) < 100 else MODALITIES[2]
+
+
+def train(args: argparse.Namespace) -> None:
+    """A peer from scratch, within its core-minutes."""
+    path = args.folder / args.who / "train.json"
+    if path.exists() and not args.again:
+        print(f"done before: {path}")
+        return
+    for stale in ("predict.json", "thresholds.json", "model/thresholds.json"):
+        (args.folder / args.who / stale).unlink(missing_ok=True)
+    run_peer(args.who, "train", args.folder, "--core-minutes", str(args.core_minutes), *args.options)
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Label images of a split, and CPU seconds of each image."""
+    path = args.folder / args.who / "predict.json"
+    if args.again or (args.who == "ours" and read_json(path).get("tuned") != tuning_of(args)):
+        path.unlink(missing_ok=True)
+    if args.split in read_json(path).get("splits", {}):
+        print(f"done before: {path}")
+    elif args.who == "ours":
+        predict_ours(args, path)
+    else:
+        run_peer(args.who, "predict", args.folder, "--split", args.split)
+
+
+def tuning_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What makes predictions of ours what they are."""
+    return {"model": args.model, "here": args.tune}
+
+
+def predict_ours(args: argparse.Namespace, path: Path) -> None:
+    """The command line predicts; the seconds are those of the same model asked image by image."""
+    data = read_json(args.folder / "data.json")["data"]
+    splits = read_json(path).get("splits", {})
+    out = path.parent
+    cellwright = str(Path(sys.executable).with_name("cellwright"))
+    model = str(out / "tuned") if args.tune else args.model
+    if args.tune and not splits:
+        command = [cellwright, "tune", args.model, "--data", data, "--split", "val", "--out", model, "--overwrite"]
+        subprocess.run(command, check=True)
+    command = [cellwright, "predict", data, "--split", args.split, "--model", model, "--save", "masks"]
+    subprocess.run([*command, "--device", "cpu", "--out", str(out / args.split), "--overwrite"], check=True)
+    splits[args.split] = time_ours(model, args.folder, args.split)
+    write_json(path, {"tuned": tuning_of(args), "splits": splits})
+
+
+def time_ours(model: str, folder: Path, split: str) -> dict[str, Any]:
+    """CPU seconds of each image, one thread; the first image of each size runs once before, as for the peers."""
+    import torch
+
+    import cellwright as cw
+    from nuclei_peer import read_split
+
+    torch.set_num_threads(1)
+    loaded, warm, seconds = cw.load_model(model, device="cpu"), set(), []
+    images = read_split(folder, split)
+    for image in images.images:
+        if image.shape not in warm:
+            loaded.predict(image)
+            warm.add(image.shape)
+        start = time.process_time()
+        loaded.predict(image)
+        seconds.append(time.process_time() - start)
+    return {"ids": images.ids, "cpu_seconds": seconds}
+
+
+# --- the judge ------------------------------------------------------------------------------------------------------
+
+
+def judge(args: argparse.Namespace) -> None:
+    """Figures on a split, by modality, and ours against each peer; ``results_SPLIT.json`` and ``.md``."""
+    facts = json.loads((args.folder / "data.json").read_text())
+    ids = facts[args.split]
+    there = [who for who in TITLES if args.split in read_json(args.folder / who / "predict.json").get("splits", {})]
+    ways = {who: judged(who, args, ids) for who in there}
+    kinds = [facts["modality"][name] for name in ids]
+    results = {
+        "split": args.split,
+        "images": len(ids),
+        "ways": {who: figures(way, kinds) for who, way in ways.items()},
+        "ours_against": {
+            who: [against(row) for row in compared(way, ways["ours"]).to_dict("records")]
+            for who, way in ways.items()
+            if who != "ours" and "ours" in ways
+        },
+        "versions": {who: version_of(who, str(Path("work/bench") / who / "bin" / "python")) for who in PEERS},
+        "trained": {who: read_json(args.folder / who / "train.json") for who in PEERS},
+        "tuned": {who: read_json(args.folder / who / "predict.json").get("tuned") for who in TITLES},
+    }
+    write_json(args.folder / f"results_{args.split}.json", results)
+    text = page(results)
+    (args.folder / f"results_{args.split}.md").write_text(text)
+    print(text)
+
+
+def judged(who: str, args: argparse.Namespace, ids: list[str]) -> Way:
+    """The report on one contender's objects, image by image as in ``ids``."""
+    import cellwright as cw
+
+    data = read_json(args.folder / "data.json")["data"]
+    truth = cw.read_dataset(data).with_split(args.split)
+    out = args.folder / who / args.split
+    if who == "ours":
+        found = cw.read_dataset(out)
+        predictions = [found.sample(name).read_instances() for name in ids]
+    else:
+        labels = [tifffile.imread(out / f"{name}.tif") for name in ids]
+        predictions = [cw.Instances.from_masks(cw.MaskSet.from_label_map(one)[0]) for one in labels]
+    truths = [truth.sample(name).read_instances() for name in ids]
+    report = cw.evaluate(predictions, truths, metrics=["accuracy", "pq", "aji"], image_ids=ids)
+    return Way(report, read_json(args.folder / who / "predict.json")["splits"][args.split]["cpu_seconds"])
+
+
+def figures(way: Way, kinds: list[str]) -> dict[str, Any]:
+    """Means over all images and over those of each modality, and the seconds."""
+    table = way.report.per_image[list(FIGURES)]
+    parts = {kind: [k for k, one in enumerate(kinds) if one == kind] for kind in MODALITIES}
+    return {
+        "all": {name: way.report[name] for name in FIGURES},
+        **{
+            kind: {"images": len(rows), **{name: float(table[name].iloc[rows].mean()) for name in FIGURES}}
+            for kind, rows in parts.items()
+            if rows
+        },
+        "cpu_seconds": {"mean": float(np.mean(way.cpu_seconds)), "median": float(np.median(way.cpu_seconds))},
+    }
+
+
+def compared(peer: Way, ours: Way) -> Any:
+    """Ours minus the peer, paired over images."""
+    from cellwright.evaluate.bootstrap import compare
+
+    return compare(peer.report, ours.report, list(FIGURES), samples=SAMPLES)
+
+
+def against(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the comparison and its verdict: the 95 % interval lies on one side of 0, or it does not."""
+    verdict = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "undecided"
+    named = {"metric": row["metric"], "peer": row["first"], "ours": row["second"]}
+    return {**named, **{key: row[key] for key in ("difference", "low", "high", "p")}, "verdict": verdict}
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def page(results: dict[str, Any]) -> str:
+    """The Markdown of the results."""
+    ways = results["ways"]
+    head = "| | " + " | ".join(FIGURES) + " | CPU s an image |\n|---|" + "---:|" * (len(FIGURES) + 1)
+    parts = [f"{results['images']} images of the {results['split']} split; means over images.", head]
+    for who, one in ways.items():
+        parts[-1] += row(TITLES[who], [*one["all"].values()], f"{one['cpu_seconds']['mean']:.2f}")
+    for kind in MODALITIES:
+        rows = {who: one[kind] for who, one in ways.items() if kind in one}
+        if rows:
+            count = next(iter(rows.values()))["images"]
+            parts.append(head.replace("| |", f"| {kind}, {count} images |").replace(" CPU s an image |", ""))
+            parts[-1] = parts[-1].removesuffix("---:|")
+            parts[-1] += "".join(row(TITLES[who], [one[name] for name in FIGURES]) for who, one in rows.items())
+    for who, table in results["ours_against"].items():
+        lines = (
+            f"| ours minus {TITLES[who]} | difference | 95 % from | to | p | ours is |\n|---|---:|---:|---:|---:|---|"
+        )
+        for one in table:
+            numbers = " | ".join(f"{one[key]:+.3f}" for key in ("difference", "low", "high"))
+            lines += f"\n| {one['metric']} | {numbers} | {one['p']:.4f} | {one['verdict']} |"
+        parts.append(lines)
+    parts += [training_line(who, one) for who, one in results["trained"].items() if one]
+    return "\n\n".join(parts) + "\n"
+
+
+def row(title: str, values: list[float], *more: str) -> str:
+    return f"\n| {title} | " + " | ".join([*(f"{value:.3f}" for value in values), *more]) + " |"
+
+
+def training_line(who: str, facts: dict[str, Any]) -> str:
+    """What a peer's training was."""
+    minutes = f"{facts['cpu_seconds'] / 60:.1f} of {facts['core_minutes']:g} core-minutes"
+    return f"{TITLES[who]}: {minutes}, {facts['steps']} steps, {facts['crops']} crops of {facts['images']} images."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A stage's facts; nothing where it has not run."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    from cellwright.core.files import write_json as write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, facts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("work/bench/nuclei"))
+    stages = parser.add_subparsers(dest="stage", required=True)
+    one = stages.add_parser("prepare", help="write the splits for the peers")
+    one.add_argument("--data", type=Path, default=Path("work/dsb2018"))
+    one.add_argument("--limit", type=int, help="so many images of each split at most, to try the stages")
+    one = stages.add_parser("train", help="train a peer from scratch; options it does not know go to the peer")
+    one.add_argument("who", choices=sorted(PEERS))
+    one.add_argument("--core-minutes", type=float, default=30.0)
+    one.add_argument("--again", action="store_true")
+    one = stages.add_parser("predict", help="predict on a split")
+    one.add_argument("who", choices=sorted(TITLES))
+    one.add_argument("--split", default="test", choices=["val", "test"])
+    one.add_argument("--model", default="nuclei", help="ours: a name or a model folder")
+    one.add_argument("--tune", action="store_true", help="ours: tune a copy on val first")
+    one.add_argument("--again", action="store_true")
+    one = stages.add_parser("judge", help="judge all that have predicted")
+    one.add_argument("--split", default="test", choices=["val", "test"])
+    args, args.options = parser.parse_known_args()
+    if args.options and args.stage != "train":
+        parser.error(f"unknown: {' '.join(args.options)}")
+    {"prepare": prepare, "train": train, "predict": predict, "judge": judge}[args.stage](args)
+
+
+if __name__ == "__main__":
+    if ALIKE.items() <= os.environ.items():
+        sys.exit(main())
+    # The C library reads them when a process starts.
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALIKE})
