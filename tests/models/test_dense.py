@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 import cellwright as cw
 from cellwright.config.schema import Recipe
@@ -19,7 +22,8 @@ from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models import flow, semantic, watershed
 from cellwright.models.build import build_network
 from cellwright.models.checkpoint import ModelInfo, read_weights, save_model, start_from
-from cellwright.models.dense import DenseNetwork, DenseWeights, Target, first_of_layers, soft_dice_loss
+from cellwright.models.dense import DenseNetwork, DenseWeights, Target, first_of_layers
+from cellwright.models.losses import border_weights
 from cellwright.models.unet import UNet
 from cellwright.ops.batch import Batch
 
@@ -85,7 +89,7 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize("output_hw", [(64, 80), (128, 160)])
 def test_true_maps_give_the_objects_back(name: str, output_hw: tuple[int, int]) -> None:
     labels, dense = discs(20), network(TARGETS[name])
-    maps, _, _ = dense.targets(batch_of(labels))
+    maps, _, _, _ = dense.targets(batch_of(labels))
     dense.unet = Oracle(maps, TARGETS[name].channels)  # type: ignore[assignment]
     (found,) = dense.detect(torch.zeros(1, 3, 80, 96), [(64, 80)], [output_hw])
     truth = MaskSet.from_label_map(labels)[0].resize(output_hw)
@@ -118,7 +122,8 @@ def test_losses_fall_on_one_batch(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_padding_and_ignored_objects_count_for_nothing(name: str) -> None:
     dense, batch = network(TARGETS[name]), batch_of(discs(), ignore=(3,))
-    maps, classes, counted = dense.targets(batch)
+    maps, classes, counted, between = dense.targets(batch)
+    assert between is None
     ignored = torch.zeros(80, 96, dtype=torch.bool)
     ignored[:64, :80] = torch.from_numpy(discs() == 4)
     assert ignored.any()
@@ -128,8 +133,8 @@ def test_padding_and_ignored_objects_count_for_nothing(name: str) -> None:
     assert (maps[0][:, ignored] == 0).all()
     logits = torch.randn(maps.shape)
     changed = torch.where(outside, logits + 7, logits)
-    one = dense._stage_losses(logits, maps, classes, counted)
-    other = dense._stage_losses(changed, maps, classes, counted)
+    one = dense._stage_losses(logits, maps, classes, counted, None)
+    other = dense._stage_losses(changed, maps, classes, counted, None)
     assert {k: v.item() for k, v in one.items()} == pytest.approx({k: v.item() for k, v in other.items()})
 
 
@@ -147,7 +152,7 @@ def test_classes_by_their_mean_probability() -> None:
     labels = discs(20)
     dense = network(TARGETS["watershed"], n_classes=2)
     wanted = np.arange(labels.max()) % 2
-    maps, classes, _ = dense.targets(batch_of(labels, class_ids=wanted))
+    maps, classes, _, _ = dense.targets(batch_of(labels, class_ids=wanted))
     assert set(classes.unique().tolist()) == {-1, 0, 1}
     sure = torch.stack([(classes[0] == k).float() * 0.6 + 0.2 for k in range(2)])
     sure[:, 10, 10] = torch.tensor([0.0, 1.0])  # one pixel of another opinion
@@ -158,17 +163,6 @@ def test_classes_by_their_mean_probability() -> None:
     assert pairs.sum() == len(truth)
     assert np.array_equal(found.class_ids[j[pairs]], wanted[i[pairs]])
     assert "class" in dense.losses(batch_of(labels, class_ids=wanted))
-
-
-def test_soft_dice_against_sets() -> None:
-    truth = torch.zeros(1, 8, 8)
-    truth[0, 2:6, 2:6] = 1
-    found = torch.zeros(1, 8, 8)
-    found[0, 2:6, 2:4] = 1
-    everything = torch.ones(1, 8, 8)
-    assert soft_dice_loss(truth, truth, everything) == 0
-    assert soft_dice_loss(found, truth, everything).item() == pytest.approx(1 - 17 / 25)  # 2 * 8 + 1 over 16 + 8 + 1
-    assert soft_dice_loss(found, truth, 1 - truth) == 0  # nothing counts but background, where both are right
 
 
 def test_the_first_layer_stays_where_objects_overlap() -> None:
@@ -230,3 +224,60 @@ def test_the_recipe_decides_the_network() -> None:
     made = build_network(Recipe.model_validate(content), 3)
     assert isinstance(made, DenseNetwork)
     assert (made.unet.out_channels, made.stride) == (4, 4)  # body and three classes
+
+
+def with_weights(dense: DenseNetwork, **changes: Any) -> DenseNetwork:
+    dense.weights = replace(dense.weights, **changes)
+    return dense
+
+
+def test_pixels_between_objects_count_more_in_body_alone() -> None:
+    labels, batch = discs(), batch_of(discs())
+    dense = with_weights(network(TARGETS["watershed"]), border=10.0, border_sigma_px=3.0, dice=0.0)
+    maps, classes, counted, between = dense.targets(batch)
+    assert between is not None
+    assert np.array_equal(between[0, :64, :80], border_weights(labels, weight=10.0, sigma_px=3.0))
+    logits = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
+    weighted = dense._stage_losses(logits, maps, classes, counted, between)
+    plain = dense._stage_losses(logits, maps, classes, counted, None)
+    assert weighted["border"] == plain["border"]
+    assert weighted["distance"] == plain["distance"]
+    entropy = F.binary_cross_entropy_with_logits(logits[0, 0, :64, :80], maps[0, 0, :64, :80], reduction="none")
+    expected = (entropy.numpy() * border_weights(labels, weight=10.0, sigma_px=3.0)).mean()
+    assert weighted["body"].item() == pytest.approx(expected, rel=1e-5)
+    assert weighted["body"] > 1.5 * plain["body"]
+    assert all(loss.isfinite() for loss in dense.losses(batch_of(np.zeros((64, 80), np.int32))).values())
+
+
+def test_the_focal_loss_stands_in_for_cross_entropy() -> None:
+    dense = with_weights(network(TARGETS["watershed"]), focal_gamma=2.0, focal_alpha=0.25, dice=0.0)
+    maps, classes, counted, _ = dense.targets(batch_of(discs()))
+    logits = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
+    losses = dense._stage_losses(logits, maps, classes, counted, None)
+    for index, name in enumerate(("body", "border")):
+        pixels = sigmoid_focal_loss(logits[0, index, :64, :80], maps[0, index, :64, :80], alpha=0.25, gamma=2.0)
+        assert losses[name].item() == pytest.approx(pixels.mean().item(), rel=1e-5)
+
+
+def test_losses_of_the_recipe() -> None:
+    model = {"kind": "unet", "width": 4, "depth": 2}
+    made = build_network(Recipe.model_validate({"name": "plain", "model": model}), 1)
+    assert isinstance(made, DenseNetwork)
+    assert made.weights == WEIGHTS
+    options = {"body_loss": "focal", "focal_gamma": 3.0, "border_weight": 10.0, "border_sigma_px": 4.0}
+    made = build_network(Recipe.model_validate({"name": "other", "model": {**model, **options}}), 1)
+    assert isinstance(made, DenseNetwork)
+    assert made.weights == replace(WEIGHTS, focal_gamma=3.0, border=10.0, border_sigma_px=4.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"focal_gamma": 1.0}, "do nothing without body_loss: focal"),
+        ({"focal_alpha": 0.25}, "do nothing without body_loss: focal"),
+        ({"border_sigma_px": 3.0}, "does nothing without border_weight"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(option: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate({"name": "idle", "model": {"kind": "unet", **option}})

@@ -329,6 +329,26 @@ def test_an_object_whose_flow_disagrees_is_dropped_and_scores_fall_with_agreemen
     assert everything[labels == 3].all()
 
 
+def test_an_outline_lies_at_a_share_of_the_objects_own_body() -> None:
+    """Two discs whose body falls off to the rim, one of them less than half as bright: the same pixels, at any brightness."""
+    ys, xs = np.mgrid[:40, :80] + 0.5
+    labels = np.zeros((40, 80), np.int32)
+    distances = [np.hypot(ys - 20, xs - x) for x in (20, 60)]
+    for k, distance in enumerate(distances):
+        labels[distance <= 15.8] = k + 1
+    maps = encode(labels)
+    fading = [np.clip(1.2 - distance / 15, 0, 1) for distance in distances]
+    maps[2] = np.maximum(fading[0], 0.4 * fading[1]).astype(np.float32)
+    low = FlowRules(body_threshold=0.15, outline_share=0.61, max_error=None)
+    found, _ = decode(maps, low)
+    assert np.array_equal(found[:, :40] > 0, fading[0][:, :40] >= 0.61)
+    assert np.array_equal(found[:, 40:] > 0, found[:, :40] > 0)
+    # Where the threshold lies above it, the share tells nothing.
+    plain, shared = (decode(maps, FlowRules(outline_share=share, max_error=None)) for share in (0, 0.5))
+    assert np.array_equal(plain[0], shared[0])
+    assert len(plain[1]) == 1  # the dim disc is nowhere above half
+
+
 def test_scores_are_the_mean_body_of_a_perfect_flow() -> None:
     labels = touching(5, 60, 20.0)
     maps = encode(labels)

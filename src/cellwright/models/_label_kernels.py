@@ -96,6 +96,25 @@ def fill_holes(labels, boxes, areas, body, threshold, share):
 
 
 @njit(cache=True, nogil=True)
+def cut_outlines(labels, largest, body, share):
+    """Labels (H, W) int32 without the pixels whose body is below ``share`` of the highest body of their label."""
+    height, width = labels.shape
+    highest = np.zeros(largest + 1, np.float32)
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label > 0 and body[y, x] > highest[label]:
+                highest[label] = body[y, x]
+    cut = np.zeros((height, width), np.int32)
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label > 0 and body[y, x] >= np.float32(share) * highest[label]:
+                cut[y, x] = label
+    return cut
+
+
+@njit(cache=True, nogil=True)
 def _flood(seen, stack, start, height, width):
     """Mark what hangs together with ``start`` by sides; its cells are ``stack[:n]``, n is returned."""
     stack[0] = start
@@ -153,3 +172,68 @@ def means_inside(labels, largest, values):
                 sums[k] += values[y, x]
                 counts[k] += 1
     return sums[1:] / counts[1:]
+
+
+@njit(cache=True, nogil=True)
+def two_nearest(labels, reach):
+    """Distances (2, H, W) float32, px, from every pixel to the nearest and the second nearest object; labels (H, W)
+    int32, 0 being background. What is further away than ``reach`` px is infinity.
+
+    Exact, for all objects in one go. Of a column only the two objects that are nearest along it matter, as they come
+    before any third wherever one looks from. So a pixel looks at two objects a column, outwards until a column is
+    further away than what has been found.
+    """
+    height, width = labels.shape
+    names, steps = _two_in_columns(labels)
+    nearest = np.full((2, height, width), np.inf, np.float32)
+    found, squares = np.empty(2, np.int32), np.empty(2, np.int64)
+    for y in range(height):
+        for x in range(width):
+            found[:], squares[:] = 0, reach * reach + 1
+            for away in range(min(reach + 1, width)):
+                if away * away >= squares[1]:
+                    break
+                for column in (x - away, x + away):
+                    if 0 <= column < width:
+                        for i in range(2):
+                            if names[y, column, i]:
+                                far = away**2 + steps[y, column, i] ** 2
+                                _keep_two(found, squares, names[y, column, i], far)
+            for i in range(2):
+                if found[i]:
+                    nearest[i, y, x] = np.sqrt(squares[i])
+    return nearest
+
+
+@njit(cache=True, nogil=True)
+def _two_in_columns(labels):
+    """The two objects (H, W, 2) int32 nearest to each pixel within its column, 0 for none, and how far (H, W, 2), px:
+    those met last on the way down, and those met last on the way up."""
+    height, width = labels.shape
+    names, steps = np.zeros((height, width, 2), np.int32), np.full((height, width, 2), height, np.int64)
+    for downwards in (True, False):
+        met, places = np.zeros((width, 2), np.int32), np.zeros((width, 2), np.int64)
+        for row in range(height):
+            y = row if downwards else height - 1 - row
+            for x in range(width):
+                k = labels[y, x]
+                if k > 0:
+                    if k != met[x, 0]:
+                        met[x, 1], places[x, 1] = met[x, 0], places[x, 0]
+                    met[x, 0], places[x, 0] = k, y
+                for i in range(2):
+                    if met[x, i]:
+                        _keep_two(names[y, x], steps[y, x], met[x, i], abs(y - places[x, i]))
+    return names, steps
+
+
+@njit(cache=True, nogil=True)
+def _keep_two(names, distances, name, distance):
+    """Enter an object among the nearest two (nearest first), of which each has a name of its own; in place."""
+    if name == names[0]:
+        distances[0] = min(distances[0], distance)
+    elif distance < distances[0]:
+        names[1], distances[1] = names[0], distances[0]
+        names[0], distances[0] = name, distance
+    elif distance < distances[1]:
+        names[1], distances[1] = name, distance

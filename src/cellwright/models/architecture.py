@@ -51,6 +51,9 @@ def class_count(shapes: Shapes) -> int | None:
 
 def summary(shapes: Shapes) -> str:
     """One line for people, such as "Mask R-CNN C4, ResNet-50, 80 classes"."""
+    if maps := shapes.get("unet.maps.0.weight"):
+        own = "unet.encoder.0.conv1.conv.weight" in shapes
+        return f"U-Net{'' if own else ' with an encoder of timm'}, {maps[0]} maps"
     found, n_classes = architecture(shapes), class_count(shapes)
     parts = [KINDS[str(found["kind"])]] if "kind" in found else []
     if "backbone.depth" in found:

@@ -32,6 +32,7 @@ from cellwright.models.mask_scoring import MaskScoring
 from cellwright.models.pointrend import CoarseMaskHead, PointHead, PointRules
 from cellwright.models.resnet import BottleneckStyle, ResNet
 from cellwright.models.rpn import RPN, AnchorSampling, RPNHead, RPNLossRules, Selection
+from cellwright.models.timm_encoder import TimmUNet
 from cellwright.models.unet import UNet
 from cellwright.ops.boxes import cell_anchors
 from cellwright.ops.roi import Pooling
@@ -113,9 +114,15 @@ def build_mask_rcnn(config: RCNNConfig, conventions: Conventions, *, in_channels
 
 
 def build_dense(config: UNetConfig, *, in_channels: int, n_classes: int) -> DenseNetwork:
-    """A member of the dense family from its section."""
+    """A member of the dense family from its section.
+
+    Raises:
+        RecipeError: ``encoder`` names no network of timm that fits.
+        UsageError: it names one, but the extra ``timm`` is not installed.
+    """
     c, target = config, _target(config.target)
-    unet = UNet(
+    kind = UNet if c.encoder is None else partial(TimmUNet, c.encoder.removeprefix("timm:"))
+    unet = kind(
         in_channels=in_channels,
         out_channels=len(target.channels) + (n_classes if n_classes > 1 else 0),
         width=c.width,
@@ -125,7 +132,14 @@ def build_dense(config: UNetConfig, *, in_channels: int, n_classes: int) -> Dens
         deep_supervision=c.deep_supervision,
     )
     weights = DenseWeights(
-        cross_entropy=c.cross_entropy_weight, dice=c.dice_weight, flow=c.flow_weight, distance=c.distance_weight
+        cross_entropy=c.cross_entropy_weight,
+        dice=c.dice_weight,
+        flow=c.flow_weight,
+        distance=c.distance_weight,
+        focal_gamma=c.focal_gamma if c.body_loss == "focal" else None,
+        focal_alpha=c.focal_alpha,
+        border=c.border_weight,
+        border_sigma_px=c.border_sigma_px,
     )
     return DenseNetwork(unet, target, n_classes=n_classes, weights=weights)
 
@@ -145,7 +159,7 @@ def _target(c: SemanticTarget | WatershedTarget | FlowTarget) -> Target:
             )
             return Target(watershed.CHANNELS, watershed.encode, partial(watershed.decode, rules=rules))
         case FlowTarget():
-            rules = flow.FlowRules(**shared, steps=c.steps, max_error=c.max_error)
+            rules = flow.FlowRules(**shared, steps=c.steps, outline_share=c.outline_share, max_error=c.max_error)
             return Target(flow.CHANNELS, flow.encode, partial(flow.decode, rules=rules))
 
 

@@ -24,10 +24,12 @@ from cellwright.models.build import build_network
 from cellwright.models.dense import DenseNetwork
 from cellwright.models.foreign import LoadReport, TensorRecord, load_foreign
 from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.sources import find_weights, is_foreign
+from cellwright.models.sources import find_weights, is_foreign, shipped_model
+from cellwright.models.timm_encoder import TimmUNet, published_weights
 
 SCHEMA_VERSION = 1
 WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
+_REINSTALL = "install cellwright again, or name another model: a model folder, or a run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +122,18 @@ def read_model_info(folder: Path | str, *, kind: str | None = None) -> ModelInfo
 
 
 def model_folder(path: Path | str) -> Path:
-    """``path`` or its ``model/``, whichever holds ``model.json``; ``ModelError`` where neither does."""
+    """``path`` or its ``model/``, whichever holds ``model.json``, or the folder of a model in the box.
+
+    Raises:
+        ModelError: there is no model.
+    """
+    shipped = shipped_model(path)
     path = Path(path)
-    for folder in (path, path / "model"):
+    for folder in (path, path / "model") if shipped is None else (shipped,):
         if (folder / INFO).is_file():
             return folder
+    if shipped is not None:
+        raise ModelError("this model is not in the installed package", where=shipped, got=str(path), remedy=_REINSTALL)
     raise ModelError(
         "no model here", where=path, expected=f"a folder with {INFO}, or a run with model/{INFO}",
         remedy="check the path; a run has a model once its first checkpoint is written",
@@ -132,15 +141,36 @@ def model_folder(path: Path | str) -> Path:
 
 
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
-    """The tensors of a model or run folder, on the CPU; ``ModelError`` for a damaged or missing file."""
+    """The tensors of a model or run folder as they are stored, on the CPU; ``ModelError`` where they cannot be read.
+
+    A network that they are loaded into is float32, whatever the precision on disk.
+    """
     path = model_folder(folder) / WEIGHTS
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError("the weights of this model cannot be read", where=path, got=str(error)) from error
+        remedy = None if shipped_model(folder) is None else _REINSTALL
+        raise ModelError(
+            "the weights of this model cannot be read", where=path, got=str(error), remedy=remedy
+        ) from error
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: object) -> None:
+def in_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as float16: half the size on disk; counters (integers) stay.
+
+    Raises:
+        ModelError: a value lies beyond float16's range of 65504.
+    """
+    half = {name: one.half() if one.is_floating_point() else one for name, one in weights.items()}
+    lost = [name for name, one in half.items() if one.is_floating_point() and not one.isfinite().all()]
+    if lost:
+        raise ModelError("these weights do not fit half precision", where=lost[0], expected="values up to 65504")
+    return half
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], *, where: object, remedy: str | None = None
+) -> None:
     """Copy ``weights`` into ``network``: exactly its names and shapes, else ``ModelError`` naming the first few."""
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
@@ -151,9 +181,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: ob
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        raise ModelError(
-            f"{len(problems)} tensors do not fit the recipe's network", where=where, got="; ".join(problems[:5])
-        )
+        problem, got = f"{len(problems)} tensors do not fit the recipe's network", "; ".join(problems[:5])
+        raise ModelError(problem, where=where, got=got, remedy=remedy)
     network.load_state_dict(dict(weights), strict=True)
 
 
@@ -175,10 +204,9 @@ def recipe_of(info: ModelInfo, *, where: object = None) -> Recipe:
 
 def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN | DenseNetwork, ModelInfo]:
     """The network of a model or run folder in evaluation mode, on the CPU, and what its ``model.json`` says."""
-    folder = model_folder(folder)
-    info = read_model_info(folder, kind=kind)
-    network = build_network(recipe_of(info, where=folder / INFO), len(info.class_names))
-    load_weights(network, read_weights(folder), where=folder / WEIGHTS)
+    place, info = model_folder(folder), read_model_info(folder, kind=kind)
+    network = build_network(recipe_of(info, where=place / INFO), len(info.class_names))
+    load_weights(network, read_weights(folder), where=place / WEIGHTS)
     network.eval()
     return network, info
 
@@ -188,8 +216,8 @@ def start_from(network: nn.Module, init: str, *, fresh: Sequence[str] = ()) -> L
 
     Args:
         network: changed in place.
-        init: ``torchvision:NAME``, ``torchvision:FILE`` or ``detectron2:FILE`` (see ``sources.find_weights``), or a
-            model or run folder.
+        init: ``torchvision:NAME``, ``torchvision:FILE`` or ``detectron2:FILE`` (see ``sources.find_weights``), a model
+            in the box (``nuclei``), or a model or run folder; ``timm:NAME`` for a U-Net's encoder of timm.
         fresh: parts (``fpn rpn box_head mask_head point_head mask_scoring``) that keep their random start;
             ``classes``: all layers with a row a class.
 
@@ -211,16 +239,35 @@ def start_from(network: nn.Module, init: str, *, fresh: Sequence[str] = ()) -> L
 
 def _start_dense(network: DenseNetwork, init: str, fresh: Sequence[str]) -> LoadReport:
     """The dense family starts from its own models only, tensor by tensor."""
-    if is_foreign(init):
-        expected = "a model or run folder of the dense family"
+    if init.startswith("timm:") and isinstance(network.unet, TimmUNet):
+        return _start_encoder(network, network.unet, init)
+    if is_foreign(init) or init.startswith("timm:"):
+        expected = "nuclei, or a model or run folder of the dense family"
         raise ModelError("a U-Net cannot start from these weights", where="model.init", got=init, expected=expected)
     prefix = "unet.maps." if "maps" in fresh else None
     kept = {name: t for name, t in network.state_dict().items() if prefix and name.startswith(prefix)}
     taken = {name: t for name, t in read_weights(init).items() if not (prefix and name.startswith(prefix))}
-    load_weights(network, {**kept, **taken}, where=init)
+    remedy = None if prefix else "where only the maps differ, start them at random: --set model.init_fresh=[maps]"
+    load_weights(network, {**kept, **taken}, where=init, remedy=remedy)
     records = [TensorRecord("loaded", name, name, tuple(tensor.shape)) for name, tensor in taken.items()]
     records += [TensorRecord("re-initialised", name, name, tuple(tensor.shape)) for name, tensor in kept.items()]
     return LoadReport(tuple(records))
+
+
+def _start_encoder(network: DenseNetwork, unet: TimmUNet, init: str) -> LoadReport:
+    """timm's published weights for the encoder; the decoder starts at random."""
+    taken = published_weights(unet, init.removeprefix("timm:"))
+    load_weights(unet.encoder, taken, where=init, remedy=f"name weights of model.encoder: timm:{unet.name}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {f"unet.encoder.{name}": name for name in taken}
+    return LoadReport(
+        tuple(
+            TensorRecord("renamed", found[name], name, shape)
+            if name in found
+            else TensorRecord("missing", "", name, shape)
+            for name, shape in shapes.items()
+        )
+    )
 
 
 def model_card(info: ModelInfo) -> str:

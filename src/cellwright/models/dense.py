@@ -11,7 +11,7 @@ Shape shorthand: B images, D maps of the target, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.core.instances import Instances
+from cellwright.models.losses import border_weights, focal_loss, soft_dice_loss
 from cellwright.models.semantic import to_instances
+from cellwright.models.timm_encoder import TimmUNet
 from cellwright.models.unet import UNet
 from cellwright.ops.batch import Batch
 
@@ -42,18 +44,26 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseWeights:
-    """Weights of the losses; see ``UNetConfig``."""
+    """Weights of the losses, and what stands in for plain cross-entropy; see ``UNetConfig``.
+
+    focal_gamma: that of the focal loss; None for cross-entropy. focal_alpha: None for no balance.
+    border: how much more the body's pixels between objects count, 0 for as much as others.
+    """
 
     cross_entropy: float
     dice: float
     flow: float
     distance: float
+    focal_gamma: float | None = None
+    focal_alpha: float | None = None
+    border: float = 0.0
+    border_sigma_px: float = 5.0
 
 
 class DenseNetwork(nn.Module):
     """A ``Network`` (see ``models/contract.py``); ``models/build.py`` makes one from a recipe."""
 
-    def __init__(self, unet: UNet, target: Target, *, n_classes: int, weights: DenseWeights) -> None:
+    def __init__(self, unet: UNet | TimmUNet, target: Target, *, n_classes: int, weights: DenseWeights) -> None:
         """``unet`` predicts D maps and, for more than one class, K class maps after them."""
         super().__init__()
         self.unet, self.target, self.n_classes, self.weights = unet, target, n_classes, weights
@@ -66,18 +76,20 @@ class DenseNetwork(nn.Module):
 
         Pixels of ignored objects and of the padding count for nothing.
         """
-        maps, classes, counted = self.targets(batch)
+        maps, classes, counted, between = self.targets(batch)
         stages = self.unet(batch.images)
         total: dict[str, Tensor] = {}
         # Coarser stages (deep supervision) count half of the one before, and all together count 1.
         shares = [2.0**-level for level in range(len(stages))]
         for share, stage in zip(shares, stages, strict=True):
             full = F.interpolate(stage, maps.shape[2:], mode="bilinear") if stage.shape[2:] != maps.shape[2:] else stage
-            for name, loss in self._stage_losses(full.float(), maps, classes, counted).items():
+            for name, loss in self._stage_losses(full.float(), maps, classes, counted, between).items():
                 total[name] = total.get(name, torch.zeros_like(loss)) + share / sum(shares) * loss
         return total
 
-    def _stage_losses(self, logits: Tensor, maps: Tensor, classes: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    def _stage_losses(
+        self, logits: Tensor, maps: Tensor, classes: Tensor, counted: Tensor, between: Tensor | None
+    ) -> dict[str, Tensor]:
         weights, channels, losses = self.weights, self.target.channels, {}
         for index, name in enumerate(channels):
             predicted, wanted = logits[:, index], maps[:, index]
@@ -88,7 +100,9 @@ class DenseNetwork(nn.Module):
                 case "distance":
                     losses[name] = weights.distance * _mean((predicted.sigmoid() - wanted).abs(), counted)
                 case _:
-                    entropy = F.binary_cross_entropy_with_logits(predicted, wanted, reduction="none")
+                    entropy = self._entropy(predicted, wanted)
+                    if name == "body" and between is not None:
+                        entropy = entropy * between
                     losses[name] = weights.cross_entropy * _mean(entropy, counted)
                     losses[name] = losses[name] + weights.dice * soft_dice_loss(predicted.sigmoid(), wanted, counted)
         if self.n_classes > 1:
@@ -96,14 +110,23 @@ class DenseNetwork(nn.Module):
             losses["class"] = _mean(entropy, counted * (classes >= 0))
         return losses
 
+    def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """FloatTensor[B,H,W] of each pixel: cross-entropy, or the focal loss."""
+        gamma, alpha = self.weights.focal_gamma, self.weights.focal_alpha
+        if gamma is None:
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return focal_loss(logits, targets, gamma=gamma, alpha=alpha)
+
     @torch.no_grad()
-    def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What a batch teaches: maps FloatTensor[B,D,H,W], the class of each pixel LongTensor[B,H,W] (-1 where there is
-        no object), and which pixels count FloatTensor[B,H,W]."""
+        no object), which pixels count FloatTensor[B,H,W], and `border_weights` FloatTensor[B,H,W], None without."""
         n_images, _, height, width = batch.images.shape
         maps = np.zeros((n_images, len(self.target.channels), height, width), np.float32)
         classes = np.full((n_images, height, width), -1, np.int64)
         counted = np.zeros((n_images, height, width), np.float32)
+        between = np.ones((n_images, height, width), np.float32)
+        weight, sigma_px = self.weights.border, self.weights.border_sigma_px
         for image, (h, w) in enumerate(batch.image_hws):
             labels = first_of_layers(batch.layers[image].cpu().numpy())
             ignore = np.concatenate([[False], batch.ignore[image].cpu().numpy()])[labels]
@@ -111,8 +134,10 @@ class DenseNetwork(nn.Module):
             maps[image, :, :h, :w] = self.target.encode(labels)
             classes[image, :h, :w] = np.concatenate([[-1], batch.class_ids[image].cpu().numpy()])[labels]
             counted[image, :h, :w] = ~ignore
-        device = batch.images.device
-        return tuple(torch.from_numpy(one).to(device) for one in (maps, classes, counted))  # type: ignore[return-value]
+            if weight:
+                between[image, :h, :w] = border_weights(labels, weight=weight, sigma_px=sigma_px)
+        made = [torch.from_numpy(one).to(batch.images.device) for one in (maps, classes, counted, between)]
+        return made[0], made[1], made[2], made[3] if weight else None
 
     # --- inference ------------------------------------------------------------------------------------------------
 
@@ -121,13 +146,18 @@ class DenseNetwork(nn.Module):
         self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
     ) -> list[Instances]:
         """The objects of each image at ``output_hws``, best first; see ``Network.detect``."""
-        found = []
+        return [self.decode(maps) for maps in self.output_maps(images, image_hws, output_hws)]
+
+    @torch.no_grad()
+    def output_maps(
+        self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
+    ) -> Iterator[np.ndarray]:
+        """What `decode` takes, of each image at ``output_hws``: (D, H, W) float32, or (D + K, H, W)."""
         for maps, image_hw, output_hw in zip(self.maps(images), image_hws, output_hws, strict=True):
             inside = maps[:, : image_hw[0], : image_hw[1]]
             if image_hw != output_hw:
                 inside = F.interpolate(inside[None], output_hw, mode="bilinear", antialias=True)[0]
-            found.append(self.decode(inside.cpu().numpy()))
-        return found
+            yield inside.cpu().numpy()
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
@@ -158,13 +188,6 @@ def first_of_layers(layers: np.ndarray) -> np.ndarray:
     for layer in layers[1:]:
         labels = np.where(labels == 0, layer, labels)
     return labels
-
-
-def soft_dice_loss(probs: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """1 - 2 PT / (P^2 + T^2), summed over the pixels that count (Milletari et al. 2016); FloatTensor[B,H,W] each."""
-    overlap = (probs * targets * counted).sum()
-    size = ((probs**2 + targets**2) * counted).sum()
-    return 1 - (2 * overlap + 1) / (size + 1)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class FlowRules:
     steps: Euler steps, each as long as the field is there, so at most 1 px: a pixel further from its sink is lost.
     tolerance_px: a pixel that a step, or two, would bring back to within this distance has arrived. 0 takes every step
         that could still change a bit of the result.
+    outline_share: an object's outline lies where the body falls to this share of the object's own highest, so that a
+        dim object is not cut down to its middle. It tells only where ``body_threshold`` is lower.
     max_error: objects whose field differs more from the one that their outline would have are dropped: the mean over
         the object of the squared length of the difference, 0 to 4; `None` keeps all. Cellpose's threshold.
     min_area_px: smaller objects are dropped.
@@ -37,6 +39,7 @@ class FlowRules:
     body_threshold: float = 0.5
     steps: int = 200
     tolerance_px: float = 1e-4
+    outline_share: float = 0.5
     max_error: float | None = 0.4
     min_area_px: int = 1
     max_hole_share: float = 0.1
@@ -86,6 +89,8 @@ def _objects(
     """Labels 1..n (H, W) int32 of pixels that have been followed, n, scores (n,), and where others failed (H * W,)."""
     flow_y, flow_x, body = maps
     labels, n = parts_of(_kernels().sinks(ends, pixels, *body.shape, reach_px))
+    if rules.body_threshold < rules.outline_share:  # else no object has a pixel to lose
+        labels, n = parts_of(_label_kernels().cut_outlines(labels, n, body, rules.outline_share))
     boxes, areas = _extents(labels, n)
     n = _label_kernels().relabel(labels, areas >= max(rules.min_area_px, 1))
     boxes, areas = _extents(labels, n)

@@ -11,7 +11,7 @@ network's input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -239,11 +239,7 @@ class MaskRCNN(nn.Module):
         source, found = self.region_features(features), []
         for image, detections in enumerate(self.boxes(features, proposals, image_hws)):
             placed = []
-            # Masks become pixels chunk by chunk: a thousand PointRend masks are 200 MB before they are pasted.
-            for chunk in torch.arange(len(detections.boxes), device=images.device).split(self.rules.regions_at_once):
-                own = detections[chunk]
-                probs, quality = self._masks(source.of_image(image), own.boxes, own.class_ids)
-                own = replace(own, scores=own.scores * quality)
+            for own, probs in self.masks_in_parts(source.of_image(image), detections):
                 placed.append(self.place(own, probs, image_hws[image], output_hws[image]))
             together = concat(placed)
             found.append(together if self.mask_scoring is None else _best_first(together))
@@ -310,12 +306,23 @@ class MaskRCNN(nn.Module):
 
         ``boxes``: per image FloatTensor[N,4]; ``class_ids``: per image LongTensor[N], which class's mask is wanted.
         """
-        source, at_once = self.region_features(features), self.rules.regions_at_once
-        results = []
-        for image, (own_boxes, own_classes) in enumerate(zip(boxes, class_ids, strict=True)):
-            chunks = zip(own_boxes.split(at_once), own_classes.split(at_once), strict=True)
-            results.append(torch.cat([self._masks(source.of_image(image), *chunk)[0] for chunk in chunks]))
+        source, results = self.region_features(features), []
+        for image, own in enumerate(zip(boxes, class_ids, strict=True)):
+            detections = Detections(own[0], own[0].new_ones(len(own[0])), own[1])
+            results.append(torch.cat([probs for _, probs in self.masks_in_parts(source.of_image(image), detections)]))
         return results
+
+    def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]:
+        """One image's detections in order, ``regions_at_once`` of them with their masks FloatTensor[n,M,M] in [0, 1].
+
+        Their scores are multiplied by the expected quality where there is a scoring head. No detections come as one
+        empty part. A thousand PointRend masks are 200 MB, so nobody should hold all of them.
+        """
+        index = torch.arange(len(detections.boxes), device=detections.boxes.device)
+        for part in index.split(self.rules.regions_at_once):
+            own = detections[part]
+            probs, quality = self._masks(source, own.boxes, own.class_ids)
+            yield replace(own, scores=own.scores * quality), probs
 
     def _masks(self, source: RegionFeatures, boxes: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
         """One image's: probabilities FloatTensor[N,M,M], expected quality FloatTensor[N] (1 without a scoring head)."""

@@ -1,4 +1,4 @@
-"""Where weights to start from come from: what ``model.init`` and ``cellwright model import`` name."""
+"""Where weights come from: the models in the box, and what ``model.init`` and ``cellwright model import`` name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from cellwright.models.foreign import read_foreign
 from cellwright.models.foreign_names import Framework, framework_of
 
 FILES = (".pth", ".pt", ".pkl", ".safetensors")
+# Models in the box: the folders of the package's ``weights/``.
+SHIPPED = ("nuclei",)
+SHIPPED_ROOT = Path(__file__).parents[1] / "weights"
 # What torchvision has of our family; its other models are refused before they are downloaded.
 _TORCHVISION_FAMILIES = ("resnet", "resnext", "wide_resnet", "maskrcnn")
 
@@ -29,6 +32,11 @@ class Weights:
 def is_foreign(name: str) -> bool:
     """Whether ``name`` means weights of other frameworks (``torchvision:...``, ``detectron2:...``, or a file)."""
     return name.partition(":")[0] in ("torchvision", "detectron2") or Path(name).suffix in FILES
+
+
+def shipped_model(name: Path | str) -> Path | None:
+    """The folder of the model in the box called ``name``; None for any other name. It is only read."""
+    return SHIPPED_ROOT / str(name) if str(name) in SHIPPED else None
 
 
 def find_weights(name: str) -> Weights:

@@ -1,0 +1,119 @@
+"""Every R-CNN asked in views: one is the network itself, a turned one gives turned results, masks are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import network_conformance as suite
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cellwright.core.instances import Instances
+from cellwright.core.masks import SoftMasks
+from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.ops.batch import stack_images
+from cellwright.ops.paste import paste_soft_masks
+from cellwright.predict.in_views import find_in_views
+from cellwright.predict.views import PLAIN, View, parse_views
+
+HW = (60, 90)
+FAMILY = ("fpn_r18", "torchvision_v1", "c4_r50", "cascade_r50", "pointrend_x50", "mask_scoring")
+
+
+@pytest.fixture(scope="module", params=FAMILY)
+def rcnn(request: pytest.FixtureRequest) -> MaskRCNN:
+    """A network at its random start, whose masks are not all .5."""
+    network = suite.build(suite.CASES[request.param].recipe()).eval()
+    logits = (network.mask_head if network.point_head is None else network.point_head).logits
+    with torch.no_grad():
+        logits.weight *= 300
+    return network
+
+
+def squares() -> np.ndarray:
+    """Bright squares on noise, (3, 60, 90) float32."""
+    (image,) = suite.batch_of([suite.squares()]).images
+    return image[:, :60, :90].numpy()
+
+
+def look_at(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, tuple[int, int]]]:
+    def look(view: View) -> tuple[Tensor, tuple[int, int]]:
+        stacked, (hw,) = stack_images([torch.from_numpy(view.turn(image))], stride)
+        return stacked, hw
+
+    return look
+
+
+def found_in(network: MaskRCNN, views: tuple[View, ...], image: np.ndarray) -> Instances:
+    with torch.inference_mode():
+        return find_in_views(network, views, look_at(image, network.stride), image.shape[1:])
+
+
+def soft_of(found: Instances) -> SoftMasks:
+    assert found.soft_masks is not None
+    return found.soft_masks
+
+
+def test_one_plain_view_is_the_network_itself(rcnn: MaskRCNN) -> None:
+    image = squares()
+    stacked, hw = look_at(image, rcnn.stride)(View())
+    (expected,) = rcnn.detect(stacked, [hw], [hw])
+    found = found_in(rcnn, PLAIN, image)
+    assert len(found) > 5
+    suite.check_equal(found, expected)
+    assert soft_of(found).threshold(0.5) == found.masks
+
+
+def test_a_turned_view_gives_the_turned_result(rcnn: MaskRCNN) -> None:
+    image, view = squares(), View(horizontal_flip=True, quarter_turns=1)
+    found, turned = found_in(rcnn, (view,), image), found_in(rcnn, PLAIN, view.turn(image))
+    assert len(found) > 5
+    np.testing.assert_allclose(found.scores, turned.scores, atol=1e-6)
+    np.testing.assert_allclose(view.turn_boxes(found.boxes_xyxy, HW), turned.boxes_xyxy, atol=1e-4)
+    if rcnn.rules.mask.paste == "torchvision":
+        return  # its paste cuts boxes towards zero, which no turn commutes with
+    for i in range(len(found)):
+        there = soft_of(turned).crop(i).astype(int)
+        assert np.abs(view.turn(soft_of(found).crop(i)) - there).max() <= 1, i
+
+
+def test_masks_are_the_mean_of_each_views_own(rcnn: MaskRCNN) -> None:
+    """Against the long way: masks of the merged boxes from each view's features, turned back, averaged, pasted."""
+    image, views = squares(), parse_views("turns")[:3]
+    found = found_in(rcnn, views, image)
+    boxes, class_ids = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.class_ids)
+    total = torch.zeros(())
+    for view in views:
+        stacked, _ = look_at(image, rcnn.stride)(view)
+        own = torch.from_numpy(view.turn_boxes(boxes.numpy(), HW))
+        (probs,) = rcnn.masks_for(rcnn.features(stacked), [own], [class_ids])
+        total = total + torch.from_numpy(view.turn_back(probs.numpy()))
+    expected = paste_soft_masks(total / len(views), boxes, HW, rule=rcnn.rules.mask.paste)
+    soft = soft_of(found)
+    assert len(found) > 1
+    assert np.array_equal(soft.boxes, expected.boxes)
+    assert np.abs(soft.probs.astype(int) - expected.probs).max() <= 1
+    suite.check_detections(found, HW)
+
+
+def test_cost_follows_the_foreground() -> None:
+    network = suite.build(suite.CASES["fpn_r18"].recipe()).eval()
+    hw = (1080, 1620)
+    with suite.largest_arrays() as sizes, torch.inference_mode():
+        found = find_in_views(network, parse_views("mirror"), look_at(squares(), network.stride), hw)
+    assert len(found) > 5
+    assert max(sizes) < len(found) * hw[0] * hw[1] / 2, sizes
+
+
+def test_an_image_in_which_nothing_is_found(rcnn: MaskRCNN) -> None:
+    rules = replace(rcnn.rules.box, detection=replace(rcnn.rules.box.detection, score_threshold=1.0))
+    network, kept = rcnn, rcnn.rules
+    network.rules = replace(kept, box=rules)
+    found = found_in(network, parse_views("flips"), squares())
+    network.rules = kept
+    assert len(found) == 0
+    assert found.scores is not None
+    assert found.image_hw == HW
