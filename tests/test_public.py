@@ -16,8 +16,11 @@ PUBLIC = [
     "Instances",
     "MaskSet",
     "Sample",
+    "View",
     "evaluate",
+    "fuse",
     "load_model",
+    "measure",
     "read_dataset",
     "read_image",
     "read_instances",
@@ -45,8 +48,10 @@ def test_the_command_line_loads_few_modules() -> None:
 def test_functions_called_like_rooms_stay_functions() -> None:
     """Importing ``cellwright.train`` the module must not hide ``cellwright.train`` the function."""
     import cellwright.evaluate.report
+    import cellwright.measure.table
     import cellwright.train.log
 
     assert callable(cellwright.train)
     assert callable(cellwright.evaluate)
+    assert callable(cellwright.measure)
     assert cellwright.evaluate([], []).values["n_images"] == 0

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cellwright.api.data import read_dataset, read_image, read_instances
+    from cellwright.api.fusing import fuse
     from cellwright.api.judge import evaluate
+    from cellwright.api.measuring import measure
     from cellwright.api.model import load_model
     from cellwright.api.results import save, show
     from cellwright.api.training import train
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cellwright.core.image import Image
     from cellwright.core.instances import Instances
     from cellwright.core.masks import MaskSet
+    from cellwright.predict.views import View
 
 __version__ = "0.1.0"
 
@@ -31,8 +34,11 @@ __all__ = [
     "Instances",
     "MaskSet",
     "Sample",
+    "View",
     "evaluate",
+    "fuse",
     "load_model",
+    "measure",
     "read_dataset",
     "read_image",
     "read_instances",
@@ -48,8 +54,11 @@ _HOMES = {
     "Instances": "core.instances",
     "MaskSet": "core.masks",
     "Sample": "core.dataset",
+    "View": "predict.views",
     "evaluate": "api.judge",
+    "fuse": "api.fusing",
     "load_model": "api.model",
+    "measure": "api.measuring",
     "read_dataset": "api.data",
     "read_image": "api.data",
     "read_instances": "api.data",

@@ -19,7 +19,7 @@ MARKER = "DEMO"
 
 
 def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> Path:
-    """Segment a stained tissue that scikit-image ships and a drawn field with the model in the box, in seconds.
+    """Segment a cell, coins (both shipped by scikit-image) and drawn nuclei with the model in the box, in seconds.
 
     Leaves ``out/images`` and ``out/predictions``; returns the latter. Raises `OutputError` for a demo that is finished.
     """
@@ -31,7 +31,7 @@ def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> Path
     images = out / "images"
     images.mkdir(exist_ok=True)
     drawn, _ = draw_field(0, (512, 512), 220)
-    for name, pixels in (("tissue", data.immunohistochemistry()), ("drawn", drawn.data)):
+    for name, pixels in (("cell", data.cell()), ("coins", data.coins()), ("drawn", drawn.data)):
         write_png(images / f"{name}.png", pixels)
     predicting.run_plan(predicting.PredictPlan((images,), MODEL, predictions), screen)
     return predictions

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from cellwright.predict.options import PredictOptions
     from cellwright.predict.predictor import Predictor
 
-NAMED_MODELS = {"classical": "threshold and watershed; needs no training, finds nuclei only"}
+# What a --model takes by name; a folder of such a name is meant with ./ before it.
+NAMED_MODELS = {
+    "nuclei": "U-Net with flows, trained on DSB2018; fluorescence, H&E and bright field; finds nuclei only",
+    "classical": "threshold and watershed; needs no training, finds nuclei only",
+}
+DEFAULT_MODEL = "nuclei"
 Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 
@@ -44,23 +49,26 @@ class Model:
     tuned_on: Mapping[str, Any] | None = None
 
     @overload
-    def predict(self, images: Image | np.ndarray) -> Instances: ...
+    def predict(self, images: Image | np.ndarray, diameter: float | None = None) -> Instances: ...
     @overload
-    def predict(self, images: Sequence[Image | np.ndarray]) -> list[Instances]: ...
-    def predict(self, images):
+    def predict(self, images: Sequence[Image | np.ndarray], diameter: float | None = None) -> list[Instances]: ...
+    def predict(self, images, diameter=None):
         """The objects of an image, best first, ids 1..N; a list of images gives a list.
 
-        A plain array is grey (H, W) or channel-last (H, W, C). Raises `InputError` where its channels do not fit.
+        A plain array is grey (H, W) or channel-last (H, W, C). diameter: median of the images' objects, px of the
+        image, for models that go by one (``nuclei``); None estimates it for each image. Raises `InputError` where
+        channels do not fit, `UsageError` for a diameter that is none or that the model does not go by.
         """
         single = isinstance(images, Image | np.ndarray)
         wanted = [images] if single else list(images)
         made = [one if isinstance(one, Image) else Image.from_array(one) for one in wanted]
-        found = dataclasses.replace(self.predictor, options=self.options).predict(made)
+        predictor = dataclasses.replace(self.predictor, options=self.options)
+        found = (predictor if diameter is None else predictor.with_diameter(diameter)).predict(made)
         return found[0] if single else found
 
 
 def load_model(name: str | Path, *, device: str = "auto") -> Model:
-    """A model by name (``classical``), from its folder, or from a run (its best).
+    """A model by name (``nuclei``, ``classical``), from its folder, or from a run (its best).
 
     Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
     """
@@ -72,7 +80,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         return classical_model(
             Recipe(name="classical", model=ClassicalConfig(), predict=PredictConfig(score_threshold=0.3))
         )
-    if not Path(name).exists():
+    if str(name) not in NAMED_MODELS and not Path(name).exists():
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
@@ -138,8 +146,13 @@ def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
 
 
 def resolve_device(device: str) -> torch.device:
-    """``auto`` takes CUDA, then mps, then the CPU. `UsageError` for a device that does not answer."""
+    """``auto`` takes CUDA, then mps, then the CPU, whose freed memory is then kept for what comes next.
+
+    `UsageError` for a device that does not answer.
+    """
     import torch
+
+    from cellwright.core.memory import keep_freed_memory
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -150,6 +163,8 @@ def resolve_device(device: str) -> torch.device:
         first = str(error).splitlines()[0]
         remedy = "use --device cpu; see cellwright doctor"
         raise UsageError("this device does not answer", got=f"{device}: {first}", remedy=remedy) from error
+    if chosen.type == "cpu":
+        keep_freed_memory()
     return chosen
 
 

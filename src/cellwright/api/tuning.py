@@ -104,7 +104,9 @@ def _fields(found: Tuning, plan: TunePlan, digests: Sequence[str]) -> dict[str, 
 
 
 def _check_classes(model: Model, dataset: Dataset) -> None:
-    if model.class_names != dataset.class_names:
+    # One thing is sought and one annotated, whatever each calls it.
+    only_one = len(model.class_names) == len(dataset.class_names) == 1
+    if model.class_names != dataset.class_names and not only_one:
         raise InputError(
             "the classes of the model and of the dataset differ",
             where=dataset.root,

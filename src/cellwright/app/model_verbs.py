@@ -16,25 +16,33 @@ Flag = Annotated[bool, Parameter(negative="")]
 def demo(
     *, train: Flag = False, out: Path = Path("work/demo"), overwrite: Flag = False, common: Common = PLAIN
 ) -> None:
-    """The whole job on drawn nuclei: train a small model for about two minutes, evaluate it, predict.
+    """Segment three images with the model in the box; with --train, do the whole job on drawn nuclei.
 
     Parameters
     ----------
     train:
-        Train the small model; while no model is shipped, always done.
+        Draw a dataset, train a small model on it for about two minutes, evaluate it, and predict with that.
     out:
-        Folder to write: the drawn dataset, the run, the evaluation and the predictions.
+        Folder to write: images and predictions; with --train the drawn dataset, the run and the evaluation too.
     overwrite:
         Begin again where the folder holds a finished demo.
     """
     from cellwright.api import demo as api
 
     show = common.show
-    show.note(f"draws nuclei, trains about two minutes and predicts; writes {out}/data, run, evaluation, predictions")
-    if not common.dry_run:
-        report, folder = api.demo(out, overwrite=overwrite, screen=show)
+    if train:
+        what = f"draws nuclei, trains about two minutes; writes {out}/data, run, evaluation, predictions"
+    else:
+        what = f"segments three images; writes {out}/images, predictions"
+    show.note(what)
+    if common.dry_run:
+        return
+    if train:
+        report, folder = api.demo_training(out, overwrite=overwrite, screen=show)
         show.table("on drawn images never trained on", ("metric", "value"), report.headline())
-        show.result(f"predictions: {folder}; look at {folder / 'contact_sheet.png'}", {"out": str(folder)})
+    else:
+        folder = api.demo(out, overwrite=overwrite, screen=show)
+    show.result(f"predictions: {folder}; look at {folder / 'contact_sheet.png'}", {"out": str(folder)})
 
 
 def doctor(*, common: Common = PLAIN) -> None:
@@ -67,7 +75,7 @@ def train(
     data:
         Dataset folder with the splits train and val.
     init:
-        Weights to start from: a model folder or a run.
+        Weights to start from: nuclei, a model folder, or a run.
     set:
         Change a key of the recipe, such as train.lr=2e-4; repeatable.
     repeat:
@@ -152,7 +160,7 @@ def inspect(model: str, /, *, common: Common = PLAIN) -> None:
     Parameters
     ----------
     model:
-        A model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME.
+        nuclei, a model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME.
     """
     from cellwright.api.model import inspect_tables
 
@@ -211,28 +219,29 @@ def export(
     overwrite: Flag = False,
     common: Common = PLAIN,
 ) -> None:
-    """Write a model for another runtime: the network in parts, each checked, and how to run them.
+    """Write a model for another runtime (the network in parts, each checked), or in half the size.
 
     Parameters
     ----------
     model:
-        A model folder or a run.
+        nuclei, a model folder, or a run.
     to:
-        onnx, which needs the extra: pip install "cellwright[onnx]".
+        onnx, which needs the extra (pip install "cellwright[onnx]"), or half: a model folder with weights in float16.
     out:
-        Folder to write: a file for each part, and export.json with all numbers and steps between them.
+        Folder to write: with onnx a file for each part, and export.json with all numbers and steps between them.
     overwrite:
         Replace an export that exists.
     """
     from cellwright.api import exporting
 
     show = common.show
-    show.note(f"writes {out}/export.json and the network's parts for {to}")
+    plan = exporting.ExportPlan(model, out, to, overwrite)
+    show.note(exporting.describe(plan))
     if common.dry_run:
         return
-    exported = exporting.run_plan(exporting.ExportPlan(model, out, to, overwrite), screen=show)
-    show.table(*exported.table())
-    show.result(f"how to run them: {out / exporting.MANIFEST}", {"out": str(out)})
+    exported = exporting.run_plan(plan, screen=show)
+    show.table(*exported.table)
+    show.result(exported.text, {"out": str(out)})
 
 
 VERBS = {"demo": demo, "doctor": doctor, "train": train, "compare": compare}
