@@ -10,7 +10,14 @@ import pytest
 from cellwright.config.input_schema import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
-from cellwright.data.network_input import network_hw, resize_antialiased, resize_for_network, resize_hw, to_network
+from cellwright.data.network_input import (
+    network_hw,
+    rescale,
+    resize_antialiased,
+    resize_for_network,
+    resize_hw,
+    to_network,
+)
 
 RNG = np.random.default_rng(0)
 RGB8 = RNG.integers(0, 256, (37, 61, 3), np.uint8)
@@ -105,3 +112,14 @@ def test_16_bit_is_resized_without_losing_bits() -> None:
         got, expected = (resize_for_network(one, config, rule) for one in (sixteen, Image.from_array(RGB8)))
         # PIL rounds 8-bit pixels between its two passes: up to one level, in units of the standard deviation.
         assert np.abs(got - expected).max() < (1.01 / 255 / 0.224 if rule == "detectron2" else 1e-4)
+
+
+def test_rescaling_averages_what_it_shrinks() -> None:
+    fine = np.indices((60, 90)).sum(axis=0)[None].astype(np.float32) % 2
+    small = rescale(np.repeat(fine, 3, axis=0), 0.1)
+    assert small.shape == (3, 6, 9)
+    np.testing.assert_allclose(small, 0.5, atol=0.02)
+    assert rescale(fine, 1.0) is fine
+    assert rescale(fine, 0.001).shape == (1, 1, 1)
+    large = rescale(np.float32([[[0, 1]]]), 2.0)
+    np.testing.assert_allclose(large, [[[0, 0.25, 0.75, 1]] * 2], atol=1e-6)

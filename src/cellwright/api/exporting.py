@@ -1,7 +1,8 @@
-"""Exporting a model to another runtime: its graphs, and one file that says how to run them."""
+"""Exporting a model: to another runtime as graphs and a file that says how to run them, or in half precision."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MANIFEST = "export.json"
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "half")
 Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 
@@ -36,31 +37,37 @@ class ExportPlan:
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """The folder on disk and what its ``export.json`` says."""
+    """The folder on disk, what its ``export.json`` or ``model.json`` says, a table to show, and one line about it."""
 
     folder: Path
     manifest: dict[str, Any]
+    table: Table
+    text: str
 
-    def table(self) -> Table:
-        """A row a graph."""
-        rows = [
-            (one["file"], ", ".join(one["inputs"]), ", ".join(one["outputs"]), f"{one['largest_difference']:.1e}")
-            for one in self.manifest["graphs"].values()
-        ]
-        return "checked with ONNX Runtime against torch", ("file", "inputs", "outputs", "largest difference"), rows
+
+def describe(plan: ExportPlan) -> str:
+    """What will be written."""
+    if plan.to == "half":
+        return f"writes {plan.out}: the same model, its weights in half precision"
+    return f"writes {plan.out}/{MANIFEST} and the network's parts for {plan.to}"
 
 
 def run_plan(plan: ExportPlan, screen: Screen = SILENT) -> Exported:
     """Carry out a plan: the folder is whole or absent.
 
     Raises `UsageError` for an unknown target, a model without a network, or where the extra ``onnx`` is not installed,
-    `ModelError` where ONNX cannot hold the network or gives other numbers, `OutputError` where ``plan.out`` exists.
+    `ModelError` where the target cannot hold the network or gives other numbers, `OutputError` where ``plan.out``
+    exists.
     """
     if plan.to not in TARGETS:
         raise UsageError("cannot export to this", got=repr(plan.to), remedy=did_you_mean(plan.to, TARGETS))
     if str(plan.model) == "classical":
         remedy = "train a model first: cellwright train"
         raise UsageError("the classical method has no network to export", got="classical", remedy=remedy)
+    return _to_half(plan) if plan.to == "half" else _to_onnx(plan, screen)
+
+
+def _to_onnx(plan: ExportPlan, screen: Screen) -> Exported:
     from cellwright.models.checkpoint import load_network
     from cellwright.models.export import require_tools, write_graph
 
@@ -75,7 +82,35 @@ def run_plan(plan: ExportPlan, screen: Screen = SILENT) -> Exported:
             written[graph.name] = write_graph(graph, folder)
         manifest = {**_head(network, info), "graphs": written, **rules}
         write_json(folder / MANIFEST, manifest)
-    return Exported(plan.out, manifest)
+    rows = [
+        (one["file"], ", ".join(one["inputs"]), ", ".join(one["outputs"]), f"{one['largest_difference']:.1e}")
+        for one in written.values()
+    ]
+    table = "checked with ONNX Runtime against torch", ("file", "inputs", "outputs", "largest difference"), rows
+    return Exported(plan.out, manifest, table, f"how to run them: {plan.out / MANIFEST}")
+
+
+def _to_half(plan: ExportPlan) -> Exported:
+    from cellwright.models.checkpoint import (
+        INFO,
+        WEIGHTS,
+        in_half_precision,
+        model_folder,
+        read_model_info,
+        read_weights,
+        save_model,
+    )
+
+    if plan.out.resolve() == model_folder(plan.model).resolve():
+        raise UsageError("a model in half precision is a copy", where=plan.out, remedy="choose another --out")
+    info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
+    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
+    with atomic_path(plan.out) as folder:
+        save_model(folder, half, info)
+        size = (folder / WEIGHTS).stat().st_size
+    row = (WEIGHTS, len(half), sum(one.numel() for one in half.values()), f"{size / 1e6:.2f}")
+    table = "weights in half precision", ("file", "tensors", "numbers", "size (MB)"), [row]
+    return Exported(plan.out, dataclasses.asdict(info), table, f"model: {plan.out}")
 
 
 def _parts(network: Network):

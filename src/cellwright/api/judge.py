@@ -128,7 +128,7 @@ def run_plan(plan: JudgePlan, screen: Screen = SILENT) -> Judgement:
     truth = read_truth(plan.data, plan.predictions, screen.track)
     wanted = truth if plan.split is None else truth.with_split(plan.split)
     claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    names = _names(plan.predictions)
+    names = short_names(plan.predictions)
     verdicts = []
     for source, name in zip(plan.predictions, names, strict=True):
         folder = plan.out if len(names) == 1 else plan.out / name
@@ -200,7 +200,7 @@ def _comparison_page(verdicts: Sequence[Verdict], comparison: pd.DataFrame) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def _names(predictions: Sequence[Path]) -> list[str]:
+def short_names(predictions: Sequence[Path]) -> list[str]:
     """A short name for each, distinct: the last part of the path, with more of it or a number where that is needed."""
     names = [path.stem if path.is_file() else path.resolve().name for path in predictions]
     if len(set(names)) < len(names):

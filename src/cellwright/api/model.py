@@ -14,6 +14,7 @@ from cellwright.config.schema import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.predict.views import View, as_views
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ NAMED_MODELS = {
     "classical": "threshold and watershed; needs no training, finds nuclei only",
 }
 DEFAULT_MODEL = "nuclei"
+Views = str | Sequence[View]
 Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 
@@ -49,21 +51,28 @@ class Model:
     tuned_on: Mapping[str, Any] | None = None
 
     @overload
-    def predict(self, images: Image | np.ndarray, diameter: float | None = None) -> Instances: ...
+    def predict(
+        self, images: Image | np.ndarray, diameter: float | None = None, views: Views | None = None
+    ) -> Instances: ...
     @overload
-    def predict(self, images: Sequence[Image | np.ndarray], diameter: float | None = None) -> list[Instances]: ...
-    def predict(self, images, diameter=None):
+    def predict(
+        self, images: Sequence[Image | np.ndarray], diameter: float | None = None, views: Views | None = None
+    ) -> list[Instances]: ...
+    def predict(self, images, diameter=None, views=None):
         """The objects of an image, best first, ids 1..N; a list of images gives a list.
 
         A plain array is grey (H, W) or channel-last (H, W, C). diameter: median of the images' objects, px of the
-        image, for models that go by one (``nuclei``); None estimates it for each image. Raises `InputError` where
-        channels do not fit, `UsageError` for a diameter that is none or that the model does not go by.
+        image, for models that go by one (``nuclei``); None estimates it for each image. views: sizes and orientations
+        in which each image is seen, as a text ("flips", "0.8,1,1.25:mirror") or as `View` objects; None is the image
+        as it is. Raises `InputError` where channels do not fit, `UsageError` for a diameter or views that are none or
+        that the model has no use for.
         """
         single = isinstance(images, Image | np.ndarray)
         wanted = [images] if single else list(images)
         made = [one if isinstance(one, Image) else Image.from_array(one) for one in wanted]
         predictor = dataclasses.replace(self.predictor, options=self.options)
-        found = (predictor if diameter is None else predictor.with_diameter(diameter)).predict(made)
+        predictor = predictor if diameter is None else predictor.with_diameter(diameter)
+        found = (predictor if views is None else predictor.with_views(as_views(views))).predict(made)
         return found[0] if single else found
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellwright.api.data import is_dataset, read_dataset
-from cellwright.api.model import Model, load_model
-from cellwright.config import recipe as recipes
+from cellwright.api.model import NAMED_MODELS, Model, load_model
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
+from cellwright.predict.fusion import FusionOptions
+from cellwright.predict.views import parse_views
 
 if TYPE_CHECKING:
     from cellwright.predict.options import PredictOptions
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictPlan:
-    """What to predict on, with what, and where it goes; None takes the model's own choice."""
+    """What to predict on, with what, and where it goes; None takes the model's own choice.
+
+    diameter_px: of the objects of all these images, as the median of equivalent circles; None estimates it.
+    views: as `parse_views` reads them; None is the image as it is. others: models whose objects are fused with those of
+    ``model``, as ``fusion`` says.
+    """
 
     sources: tuple[Path, ...]
     model: str
@@ -36,6 +42,10 @@ class PredictPlan:
     split: str | None = None
     channel: str | None = None
     z: int | None = None
+    diameter_px: float | None = None
+    views: str | None = None
+    others: tuple[str, ...] = ()
+    fusion: FusionOptions = field(default_factory=FusionOptions)
     score: float | None = None
     min_area_px: int | None = None
     max_objects: int | None = None
@@ -43,6 +53,11 @@ class PredictPlan:
     device: str = "auto"
     fail_fast: bool = False
     overwrite: bool = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models by name."""
+        return self.model, *self.others
 
 
 @dataclass(frozen=True)
@@ -56,23 +71,28 @@ class Predicted:
 
 def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
     """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
+    from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe, sized
     from cellwright.data.images import read_image
     from cellwright.predict.run import predict_to_folder
     from cellwright.predict.writer import Job
 
-    model = load_model(plan.model, device=plan.device)
+    members = [load_model(name, device=plan.device) for name in plan.models]
+    model = fused_model(members if plan.diameter_px is None else sized(members, plan.diameter_px), plan.fusion)
+    predictor = model.predictor if plan.views is None else model.predictor.with_views(parse_views(plan.views))
     sources = _sources(plan)
     options = _options(plan, model)
     screen.note(describe(plan, len(sources)))
     if model.tuned_on is not None:
         screen.note(describe_tuning(model, options))
+    if (note := calibration_note(members)) is not None:
+        screen.note(note)
     job = Job(
         sources=tuple(sources),
         class_names=model.class_names,
-        recipe_yaml=recipes.dump(model.recipe),
-        model=_digest(plan.model),
+        recipe_yaml=fused_recipe(members, plan.fusion),
+        model=" ".join(_digest(name) for name in plan.models),
         options=options,
-        reading={"channel": plan.channel, "z": plan.z},
+        reading={"channel": plan.channel, "z": plan.z, "diameter": plan.diameter_px, "views": plan.views},
         save=plan.save,  # type: ignore[arg-type] - checked by Job
         info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
     )
@@ -81,7 +101,7 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
         return read_image(path, channel=plan.channel, z=plan.z)
 
     report = predict_to_folder(
-        dataclasses.replace(model.predictor, options=options),
+        dataclasses.replace(predictor, options=options),
         job,
         plan.out,
         read=read,
@@ -101,7 +121,10 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
 def describe(plan: PredictPlan, n_images: int | None = None) -> str:
     """What will be read and written."""
     count = "" if n_images is None else f"{n_images} images, "
-    return f"{count}model {plan.model}; writes {plan.out}/ (predictions.json, summary.csv, {', '.join(plan.save)})"
+    only = " (finds nuclei only)" if any(name in NAMED_MODELS for name in plan.models) else ""
+    seen = "" if plan.views is None else f" in {len(parse_views(plan.views))} views"
+    files = f"predictions.json, summary.csv, {', '.join(plan.save)}"
+    return f"{count}model {' + '.join(plan.models)}{only}{seen}; writes {plan.out}/ ({files})"
 
 
 def describe_tuning(model: Model, options: PredictOptions) -> str:
@@ -169,6 +192,6 @@ def _digest(model: str) -> str:
     """What tells two models apart: the weights' hash, or the name of one that has none."""
     from cellwright.models.checkpoint import WEIGHTS, model_folder
 
-    if not Path(model).exists():
+    if model == "classical":
         return model
     return hashlib.sha256((model_folder(model) / WEIGHTS).read_bytes()).hexdigest()

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from cellwright.api.model import NAMED_MODELS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
@@ -100,23 +101,23 @@ def pair_sides(
     wanted has no prediction, or one that was predicted on has no truth at all: figures on what is left would mislead.
     """
     predicted, truth, wanted, notes = _same_classes(predicted, truth, wanted, ignore_classes=ignore_classes)
-    found = _partners(wanted, predicted)
+    found = partners(wanted, predicted)
     missing = [one.id for one, partner in zip(wanted, found, strict=True) if partner is None]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(wanted)} images have no prediction",
             where=name,
-            got=f"predictions for {_shown([one.id for one in predicted]) or 'no image'}",
-            expected=_shown(missing),
+            got=f"predictions for {shown([one.id for one in predicted]) or 'no image'}",
+            expected=shown(missing),
             remedy="predict on these images too, or judge a split that was predicted on (--split)",
         )
-    lonely = [one.id for one, partner in zip(predicted, _partners(predicted, truth), strict=True) if partner is None]
+    lonely = [one.id for one, partner in zip(predicted, partners(predicted, truth), strict=True) if partner is None]
     if lonely:
         raise InputError(
             f"{len(lonely)} of {len(predicted)} images that were predicted on have no truth",
             where=name,
-            got=_shown(lonely),
-            expected=f"images such as {_shown([one.id for one in truth]) or '(the truth holds none)'}",
+            got=shown(lonely),
+            expected=f"images such as {shown([one.id for one in truth]) or '(the truth holds none)'}",
             remedy="annotate them (an image without objects too), or leave their predictions out",
         )
     return Sides(
@@ -124,7 +125,7 @@ def pair_sides(
         predicted=tuple(one for one in found if one is not None),
         truth=wanted.samples,
         class_names=wanted.class_names,
-        score_threshold=_threshold_of(predicted),
+        score_threshold=threshold_of(predicted),
         notes=notes,
         tuned_on=predicted.info.get("tuned_on"),
     )
@@ -173,7 +174,7 @@ class _Above:
 
 def above_threshold(dataset: Dataset) -> Dataset:
     """Predictions without the candidates below their own score threshold; what has no threshold stays as it is."""
-    threshold = _threshold_of(dataset)
+    threshold = threshold_of(dataset)
     if threshold == 0.0:
         return dataset
     samples = [dataclasses.replace(one, load=_Above(one.load, threshold)) for one in dataset]
@@ -182,7 +183,8 @@ def above_threshold(dataset: Dataset) -> Dataset:
     )
 
 
-def _threshold_of(dataset: Dataset) -> float | tuple[float, ...]:
+def threshold_of(dataset: Dataset) -> float | tuple[float, ...]:
+    """The score below which the dataset's objects are candidates only: one number, or one a class; 0 for none."""
     found = dataset.info.get("score_threshold", 0.0)
     return tuple(float(one) for one in found) if isinstance(found, list | tuple) else float(found)
 
@@ -201,7 +203,7 @@ def _same_classes(
         notes = () if len(names) == len(wanted_names) else (
             f"predicted classes that the truth does not know: {', '.join(names[len(wanted_names) :])}",
         )  # fmt: skip
-        return _named(predicted, names), _named(truth, names), _named(wanted, names), notes
+        return named(predicted, names), named(truth, names), named(wanted, names), notes
     if not ignore_classes and min(len(own), len(wanted_names)) > 1:
         raise UsageError(
             "predictions and truth have no class in common",
@@ -214,15 +216,16 @@ def _same_classes(
         # One thing was sought and one annotated, whatever each tool calls it.
         return dataclasses.replace(predicted, class_names=wanted_names), truth, wanted, ()
     note = f"judged without classes: predictions hold {', '.join(own)}, the truth {', '.join(wanted_names)}"
-    return _united(_above_threshold_of_classes(predicted)), _united(truth), _united(wanted), (note,)
+    return without_classes(predicted), without_classes(truth), without_classes(wanted), (note,)
 
 
-def _named(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+def named(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The dataset with classes ``names``, which hold all of its own; its thresholds follow."""
     from cellwright.data.merge import map_classes
 
     if dataset.class_names == names:
         return dataset
-    threshold = _threshold_of(dataset)
+    threshold = threshold_of(dataset)
     mapped = map_classes(dataset, {}, names)
     if isinstance(threshold, tuple):
         by_name = dict(zip(dataset.class_names, threshold, strict=True))
@@ -230,22 +233,22 @@ def _named(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
     return dataclasses.replace(mapped, info=mapped.info | {"score_threshold": threshold})
 
 
-def _above_threshold_of_classes(dataset: Dataset) -> Dataset:
-    """Thresholds that differ by class cannot be told any more once classes are gone: then they apply now."""
-    threshold = _threshold_of(dataset)
-    return above_threshold(dataset) if isinstance(threshold, tuple) and len(set(threshold)) > 1 else dataset
+def without_classes(dataset: Dataset) -> Dataset:
+    """The dataset with all objects of one class, `ONE_CLASS`.
 
-
-def _united(dataset: Dataset) -> Dataset:
+    Thresholds that differ by class cannot be told any more once classes are gone: then they apply now.
+    """
     from cellwright.data.merge import map_classes
 
-    threshold = _threshold_of(dataset)
+    threshold = threshold_of(dataset)
+    if isinstance(threshold, tuple) and len(set(threshold)) > 1:
+        dataset, threshold = above_threshold(dataset), 0.0
     info = dataset.info | {"score_threshold": threshold[0] if isinstance(threshold, tuple) else threshold}
-    named = dataclasses.replace(dataset, info=info)
-    return map_classes(named, dict.fromkeys(dataset.class_names, ONE_CLASS), [ONE_CLASS])
+    named_anew = dataclasses.replace(dataset, info=info)
+    return map_classes(named_anew, dict.fromkeys(dataset.class_names, ONE_CLASS), [ONE_CLASS])
 
 
-def _partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
+def partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
     """For each sample the one of ``others`` with its id, else with the last part of its id where that is unique."""
     by_id = {one.id: one for one in others}
     names = Counter(PurePosixPath(one.id).name for one in others)
@@ -258,7 +261,8 @@ def _partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
     return found
 
 
-def _shown(ids: Sequence[str]) -> str:
+def shown(ids: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
     return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
 
 
@@ -267,5 +271,11 @@ def _is_model_folder(path: Path) -> bool:
 
 
 def is_model(path: Path) -> bool:
-    """Whether ``path`` names a model that predicts first: ``classical``, a model folder, or a run."""
-    return str(path) == "classical" or _is_model_folder(path)
+    """Whether ``path`` names a model that predicts first: one by name (``nuclei``), a model folder, or a run.
+
+    `UsageError` where a file or folder here has a model's name: it could be either.
+    """
+    if str(path) in NAMED_MODELS and path.exists():
+        remedy = f"give the whole path of the file or folder, or rename it to judge the model {path}"
+        raise UsageError("this is the name of a model and of a file or folder here", got=str(path), remedy=remedy)
+    return str(path) in NAMED_MODELS or _is_model_folder(path)

@@ -227,10 +227,12 @@ def _check_best_metric(recipe: Recipe, dataset: Dataset) -> None:
 
 def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
     """A hash of the weights that training starts from; the name itself where it is no file. Never a path."""
+    from cellwright.models.sources import shipped_model
+
     init = getattr(recipe.model, "init", None)
     if init is None:
         return {}
-    path = Path(init.rpartition(":")[2])
+    path = shipped_model(init) or Path(init.rpartition(":")[2])
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
     return {"init": digest if files else init}

@@ -1,4 +1,4 @@
-"""``cellwright predict | tune | evaluate | export``: what makes, judges and hands on results."""
+"""``cellwright predict | fuse | tune | evaluate | export``: what makes, judges and hands on results."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ def predict(
     source: list[Path],
     /,
     *,
-    model: str,
+    model: tuple[str, ...] = ("nuclei",),
+    fuse: str = "wbf",
+    weights: str | None = None,
     split: str | None = None,
     channel: str | None = None,
     z: int | None = None,
+    diameter: float | None = None,
+    views: str | None = None,
     score: float | None = None,
     min_area: int | None = None,
     max_objects: int | None = None,
@@ -42,13 +46,22 @@ def predict(
     source:
         Images, folders of images, or a dataset.
     model:
-        classical, a model folder, or a run.
+        nuclei (finds nuclei only), classical, a model folder, or a run; repeated, what several find is fused.
+    fuse:
+        How several models are fused, at IoU .5: wbf, nms, soft_nms, mask_nms or mask_vote.
+    weights:
+        How much each of several models counts, such as 1,2; left away, all alike.
     split:
         Only this split of a dataset.
     channel:
         Name or number of the channel to use, where there are several that are not RGB.
     z:
         Plane of a stack, counted from 0.
+    diameter:
+        Median diameter of the image's objects, pixels, for models that go by it; left away, estimated for each image.
+    views:
+        Look at each image several times and average: mirror, flips or turns, and sizes before them, as factors
+        (0.8,1,1.25:flips) or short sides (400,600,800,max1600:mirror).
     score:
         Leave out objects that score less, 0 to 1; left away, the model's own threshold.
     min_area:
@@ -66,16 +79,23 @@ def predict(
     overwrite:
         Begin again where the folder holds predictions.
     """
-    from cellwright.api import predicting
+    from cellwright.api import fusing, predicting
 
     show = common.show
     plan = predicting.PredictPlan(
         sources=tuple(source),
-        model=model,
+        model=model[0],
+        others=model[1:],
+        fusion=fusing.FusionOptions(
+            fuse,  # type: ignore[arg-type] - checked there
+            weights=None if weights is None else fusing.parse_weights(weights),
+        ),
         out=out,
         split=split,
         channel=channel,
         z=z,
+        diameter_px=diameter,
+        views=views,
         score=score,
         min_area_px=min_area,
         max_objects=max_objects,
@@ -90,6 +110,99 @@ def predict(
     done = predicting.run_plan(plan, screen=show)
     show.result(done.text, {"out": str(out), "images": done.n_images, "failed": done.n_failed})
     return 3 if done.n_failed else 0
+
+
+def fuse(
+    prediction: list[Path],
+    /,
+    *,
+    method: str = "wbf",
+    iou: float = 0.5,
+    score: float = 0.05,
+    weights: str | None = None,
+    class_agnostic: Flag = False,
+    decay: str = "gaussian",
+    sigma: float = 0.5,
+    over_smaller: Flag = False,
+    threshold: float | None = None,
+    resolve_overlaps: Flag = False,
+    data: Path | None = None,
+    split: str | None = None,
+    ignore_classes: Flag = False,
+    save: tuple[str, ...] = ("masks", "overlay"),
+    device: str = "auto",
+    out: Path = Path("work/fused"),
+    overwrite: Flag = False,
+    common: Common = PLAIN,
+) -> None:
+    """Make one result of several on the same images, from any tools, or suppress what lies double in one.
+
+    Parameters
+    ----------
+    prediction:
+        Prediction folders, label images, COCO results files, Kaggle tables or anything else that `evaluate` takes, or
+        models, which predict first.
+    method:
+        wbf (weighted boxes fusion), nms or soft_nms by boxes, mask_nms or mask_vote by masks.
+    iou:
+        Overlap above which two objects are taken for one.
+    score:
+        Leave out objects that score less, before weights.
+    weights:
+        How much each prediction counts, such as 1,2; left away, all alike.
+    class_agnostic:
+        Let objects of different classes compete too.
+    decay:
+        Of soft_nms: linear (above --iou) or gaussian (of width --sigma).
+    sigma:
+        Of soft_nms with gaussian decay.
+    over_smaller:
+        Of mask_nms: go by the intersection over the smaller mask, so that fragments inside an object go too.
+    threshold:
+        Fused objects that score less stay in predictions.json only; left away, the weighted mean of the predictions'
+        own thresholds.
+    resolve_overlaps:
+        Give every shared pixel to the object that scores higher.
+    data:
+        The images: a dataset or a folder. For lists that do not name theirs, and to fuse on part of them.
+    split:
+        Only this split of --data.
+    ignore_classes:
+        Fuse as if all objects were of one class.
+    save:
+        What to leave for each image: masks, overlay.
+    device:
+        auto, cpu, cuda:N or mps, where a model predicts first.
+    out:
+        Folder to write: an ordinary prediction folder.
+    overwrite:
+        Begin again where the folder holds predictions.
+    """
+    from cellwright.api import fusing
+
+    show = common.show
+    plan = fusing.FusePlan(
+        members=fusing.MemberPlan(tuple(prediction), data, split, ignore_classes, device),
+        out=out,
+        options=fusing.FusionOptions(
+            method=method,  # type: ignore[arg-type] - checked there
+            iou=iou,
+            score=score,
+            weights=None if weights is None else fusing.parse_weights(weights),
+            class_agnostic=class_agnostic,
+            decay=decay,  # type: ignore[arg-type]
+            sigma=sigma,
+            over_smaller=over_smaller,
+        ),
+        threshold=threshold,
+        resolve_overlaps=resolve_overlaps,
+        save=save,
+        overwrite=overwrite,
+    )
+    show.note(fusing.describe(plan))
+    if not common.dry_run:
+        done = fusing.run_plan(plan, screen=show)
+        show.result(done.text, {"out": str(out), "images": done.n_images})
 
 
 def tune(
@@ -109,7 +222,7 @@ def tune(
     Parameters
     ----------
     model:
-        A model folder or a run; it stays as it is.
+        nuclei, a model folder, or a run; it stays as it is.
     data:
         Dataset folder that holds the split.
     split:
@@ -253,4 +366,4 @@ def export(
         show.result("\n".join(map(str, paths)), {"out": [str(path) for path in paths]})
 
 
-VERBS = {"predict": predict, "tune": tune, "evaluate": evaluate, "export": export}
+VERBS = {"predict": predict, "fuse": fuse, "tune": tune, "evaluate": evaluate, "export": export}

@@ -50,7 +50,7 @@ def paste_masks(
     crops = []
     for part in _chunks(windows):
         values = _fill(probs[part].float(), boxes[part].float(), windows[part], rule)
-        crops.append((values > threshold if rule == "torchvision" else values >= threshold).to(torch.uint8).cpu())
+        crops.append(_reached(values, threshold, rule).cpu())
     return MaskSet.from_flat(image_hw, *_as_arrays(windows, crops))
 
 
@@ -58,10 +58,51 @@ def paste_soft_masks(probs: Tensor, boxes: Tensor, image_hw: tuple[int, int], *,
     """The same with probabilities kept, rounded to 1/255; arguments as in ``paste_masks``."""
     windows = _windows(boxes, probs.shape[-1], image_hw, rule)
     crops = [
-        (_fill(probs[part].float(), boxes[part].float(), windows[part], rule) * 255).round().to(torch.uint8).cpu()
+        _rounded(_fill(probs[part].float(), boxes[part].float(), windows[part], rule)).cpu()
         for part in _chunks(windows)
     ]
     return SoftMasks(image_hw, *_as_arrays(windows, crops))
+
+
+class PasteMean:
+    """Masks of the same N objects from several looks at them: the mean of what each would paste.
+
+    It holds four bytes for each pixel of the objects' windows, however many looks there are.
+    """
+
+    def __init__(self, boxes: Tensor, mask_side: int, image_hw: tuple[int, int], *, rule: PasteRule) -> None:
+        """``boxes``, ``image_hw``, ``rule`` as in ``paste_masks``; ``mask_side``: M of the masks to come."""
+        self._boxes, self._image_hw = boxes.float(), image_hw
+        self._rule: PasteRule = rule
+        self._windows = _windows(boxes, mask_side, image_hw, rule)
+        sizes = (self._windows[:, 2:] - self._windows[:, :2]).prod(dim=1)
+        self._ends = sizes.cumsum(0)
+        self._sums = torch.zeros(int(sizes.sum()), device=boxes.device)
+
+    def add(self, first: int, probs: Tensor) -> None:
+        """One look's masks FloatTensor[n,M,M] in [0, 1] of the objects from ``first`` on."""
+        own = slice(first, first + len(probs))
+        boxes, windows = self._boxes[own], self._windows[own]
+        end = int(self._ends[first - 1]) if first else 0
+        for part in _chunks(windows):
+            values = _fill(probs[part].float(), boxes[part], windows[part], self._rule)
+            self._sums[end : end + len(values)] += values
+            end += len(values)
+
+    def finish(self, looks: int, *, threshold: float) -> tuple[MaskSet, SoftMasks]:
+        """N masks where the mean of so many looks reaches the threshold, and the means rounded to 1/255."""
+        mean = self._sums / looks
+        boxes, offsets, inside = _as_arrays(self._windows, [_reached(mean, threshold, self._rule).cpu()])
+        soft = SoftMasks(self._image_hw, boxes, offsets, _rounded(mean).cpu().numpy())
+        return MaskSet.from_flat(self._image_hw, boxes, offsets, inside), soft
+
+
+def _reached(values: Tensor, threshold: float, rule: PasteRule) -> Tensor:
+    return (values > threshold if rule == "torchvision" else values >= threshold).to(torch.uint8)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return (values * 255).round().to(torch.uint8)
 
 
 def _windows(boxes: Tensor, mask_side: int, image_hw: tuple[int, int], rule: PasteRule) -> Tensor:

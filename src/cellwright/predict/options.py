@@ -9,6 +9,7 @@ import numpy as np
 from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.predict.diameter import Diameter
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Outcome:
     n_low_score, n_small, n_over_cap: objects left out by score, by area, by ``max_objects``.
     pixels_resolved: pixels taken from objects that scored less, where overlaps were resolved.
     model_cap: the model's own cap where the image reached it, so that objects may be missing; None where it did not.
+    diameter: by which the image was resized; None for models that do not go by one.
     """
 
     instances: Instances
@@ -99,6 +101,7 @@ class Outcome:
     n_over_cap: int = 0
     pixels_resolved: int = 0
     model_cap: int | None = None
+    diameter: Diameter | None = None
 
 
 def select(found: Instances, options: PredictOptions, model_cap: int | None = None) -> Outcome:

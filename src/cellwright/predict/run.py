@@ -91,4 +91,26 @@ def _notes(rows: list[dict[str, object]]) -> tuple[str, ...]:
             f"{pixels} pixel(s) of overlapping objects in {images} image(s) went to the higher score in the label "
             "images; predictions.json keeps them all"
         )
-    return tuple(notes)
+    return (*notes, *_diameter_notes(rows))
+
+
+def _diameter_notes(rows: list[dict[str, object]]) -> list[str]:
+    """By which diameters images were resized."""
+    sized = [row for row in rows if row["diameter_from"]]
+    found = [float(str(row["diameter_px"])) for row in sized if row["diameter_px"] is not None]
+    notes = []
+    if found:
+        low, high, source = min(found), max(found), sized[0]["diameter_from"]
+        shown = f"diameter {low:.1f} px" if f"{low:.1f}" == f"{high:.1f}" else f"diameters {low:.1f} to {high:.1f} px"
+        notes.append(f"{shown} ({source}){', each in summary.csv' if low < high else ''}")
+    if len(found) < len(sized):
+        notes.append(
+            f"{len(sized) - len(found)} image(s) held nothing to measure a diameter on: seen at their own size"
+        )
+    limited = sum(row["network_scale_wanted"] is not None for row in sized)
+    if limited:
+        notes.append(
+            f"{limited} image(s) were resized less than their diameter asks for (network_scale in summary.csv), which "
+            "costs quality: large images of tiny objects are better cut into parts"
+        )
+    return notes

@@ -28,6 +28,7 @@ from cellwright.core.instances import Instances
 from cellwright.data.formats import coco
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 from cellwright.data.formats.pairing import output_path
+from cellwright.predict.diameter import Diameter
 from cellwright.predict.options import Outcome, PredictOptions
 from cellwright.predict.sources import Source
 
@@ -45,8 +46,8 @@ class Job:
     """What is predicted and left; two jobs that are equal leave the same files.
 
     recipe_yaml: the resolved recipe, kept as ``recipe.yaml``. model: what tells two sets of weights apart (a digest).
-    reading: the choices made for reading images (channel, z). save: what is left for each image. info: more to say in
-    predictions.json (JSON values); it does not make a job another one.
+    reading: the choices made for reading images (channel, z, diameter). save: what is left for each image. info: more
+    to say in predictions.json (JSON values); it does not make a job another one.
     """
 
     sources: tuple[Source, ...]
@@ -54,7 +55,7 @@ class Job:
     recipe_yaml: str
     model: str
     options: PredictOptions
-    reading: Mapping[str, str | int | None]
+    reading: Mapping[str, str | float | None]
     save: tuple[Save, ...] = SAVES
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,7 +120,7 @@ class PredictionFolder:
             _write_png(self._tile(index), _shrunk(self._drawing.thumbnail(image, cells)))
         sample = Sample(
             id=source.id,
-            image_path=source.path,
+            image_path=source.path if source.path.is_file() else None,  # results may be fused without their images
             image_hw=image.image_hw,
             load=Loaded(outcome.candidates),
             image_id=index + 1 if source.image_id is None else source.image_id,
@@ -229,7 +230,20 @@ def _summary_row(name: str, outcome: Outcome, class_names: Sequence[str]) -> dic
         # A label image holds one object a pixel: what the lower scores lose there is said here.
         "overlap_pixels_lost_in_label_image": int(cells.masks.areas.sum()) - covered,
     }
-    return row
+    return row | _diameter_columns(outcome.diameter)
+
+
+def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:
+    """By which diameter the image was resized, and how far; all empty for models that do not go by one."""
+    if diameter is None:
+        return dict.fromkeys(("diameter_px", "diameter_from", "network_scale", "network_scale_wanted"))
+    px, wanted = diameter.px, diameter.wanted_scale
+    return {
+        "diameter_px": None if px is None else round(px, 2),
+        "diameter_from": "estimated" if diameter.estimated else "given",
+        "network_scale": round(diameter.scale, 4),
+        "network_scale_wanted": None if wanted is None else round(wanted, 4),
+    }
 
 
 def _caption(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,124 @@
+"""`cellwright fuse` on the command line: what comes out is judged and exported like any prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from drawn import draw_mask_folder, run
+
+from cellwright.api.data import read_dataset
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three drawn images and two predictions: the classical method's, and its larger objects only."""
+    root = tmp_path_factory.mktemp("fuse")
+    draw_mask_folder(root / "source", 3)
+    assert run("data", "convert", root / "source", "--out", root / "data", "--quiet") == 0
+    common = ["predict", root / "data", "--model", "classical", "--quiet"]
+    assert run(*common, "--out", root / "all") == 0
+    assert run(*common, "--min-area", "300", "--out", root / "large") == 0
+    return root
+
+
+def test_fused_predictions_are_predictions(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = job / "both"
+    words = ["--method", "wbf", "--iou", ".5", "--score", ".05", "--weights", "1,2", "--out", out]
+    assert run("fuse", job / "all", job / "large", *words) == 0
+    said = capsys.readouterr()
+    assert "objects in 3 images, fused from 2 predictions" in said.out
+    assert "scores that are not calibrated" in said.err
+    back = read_dataset(out)
+    plain = [read_dataset(job / name)[0].read_instances() for name in ("all", "large")]
+    cells = back[0].read_instances()
+    assert len(cells) == len(plain[0]) > len(plain[1])
+    # Found by both: the same object and score; by the light one alone: a third of its mean share.
+    best = np.sort(plain[0].scores)[::-1]
+    assert cells.scores.max() == pytest.approx(best[0], abs=1e-6)
+    assert (cells.scores < 0.4).sum() >= len(plain[0]) - len(plain[1])
+    settings = yaml.safe_load((out / "recipe.yaml").read_text())["fuse"]
+    assert (settings["members"], settings["method"], settings["weights"]) == (["all", "large"], "wbf", [1.0, 2.0])
+    assert run("evaluate", out, "--data", job / "data", "--pictures", "0", "--quiet", "--out", job / "eval") == 0
+    assert json.loads((job / "eval" / "metrics.json").read_text())["values"]["n_predicted"] > 0
+    assert run("export", out, "--to", "rle_csv_submission", "--quiet", "--out", job / "submission.csv") == 0
+    assert set(pd.read_csv(job / "submission.csv")["id"]) == {one.id for one in back}
+    assert run("fuse", job / "all", job / "large", *words) == 2
+    assert "these predictions are finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["nms", "soft_nms", "mask_nms", "mask_vote"])
+def test_every_method_runs(job: Path, method: str) -> None:
+    words = ["--method", method, "--decay", "linear", "--over-smaller", "--resolve-overlaps", "--save", "masks"]
+    out = job / method
+    assert run("fuse", job / "all", job / "large", *words, "--threshold", "0", "--quiet", "--out", out) == 0
+    for sample in read_dataset(out):
+        cells = sample.read_instances()
+        assert len(cells)
+        assert cells.masks.areas.sum() == cells.masks.foreground().sum()
+    assert not list(out.glob("*_overlay.png"))
+
+
+def test_results_lists_need_their_dataset(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = [job / "all.json", job / "large.json"]
+    for path in lists:
+        assert run("export", job / path.stem, "--to", "coco_results", "--quiet", "--out", path) == 0
+    assert run("fuse", *lists, "--out", job / "from_lists") == 2
+    assert "give the dataset that it was made for with --data" in capsys.readouterr().err
+    assert run("fuse", *lists, "--data", job / "data", "--quiet", "--out", job / "from_lists") == 0
+    assert run("fuse", job / "all", job / "large", "--quiet", "--out", job / "from_folders") == 0
+    first, second = (read_dataset(job / name) for name in ("from_lists", "from_folders"))
+    for a, b in zip(first, second, strict=True):
+        assert a.read_instances().masks == b.read_instances().masks
+
+
+def test_several_models_are_fused_as_they_predict(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = job / "source" / "field 0" / "images" / "field 0.png"
+    words = ["--fuse", "mask_vote", "--weights", "1,1", "--out", job / "two"]
+    assert run("predict", "--model", "classical", image, "--model", "classical", *words) == 0
+    assert "model classical + classical" in capsys.readouterr().err
+    settings = yaml.safe_load((job / "two" / "recipe.yaml").read_text())
+    assert settings["fuse"]["method"] == "mask_vote"
+    assert [one["name"] for one in settings["models"]] == ["classical_1", "classical_2"]
+    # Two that agree are one, above their threshold.
+    back = read_dataset(job / "two")
+    assert back.info["score_threshold"] == pytest.approx(0.3)
+    alone = read_dataset(job / "all").sample("field 0").read_instances()
+    found = back[0].read_instances()
+    assert found.masks == alone[alone.scores >= np.float32(0.05)].masks
+    np.testing.assert_allclose(found.scores, alone.scores[alone.scores >= np.float32(0.05)], atol=1e-6)
+    again = ["predict", image, "--model", "classical", "--model", "classical", "--out", job / "three"]
+    for more, message in (
+        (["--fuse", "vote"], "did you mean 'mask_vote'?"),
+        (["--weights", "1,2,3"], "3 weights: 1, 2, 3"),
+        (["--diameter", "20"], "does not go by a diameter"),
+        (["--views", "flips"], "only networks look at images in views"),
+    ):
+        assert run(*again, *more) == 2, more
+        assert message in capsys.readouterr().err
+    assert not (job / "three").exists()
+
+
+def test_wrong_usage(job: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    both = [job / "all", job / "large", "--out", tmp_path / "x"]
+    for words, message in (
+        (["--method", "wfb"], "did you mean 'wbf'?"),
+        (["--weights", "1,2,3"], "3 weights: 1, 2, 3"),
+        (["--weights", "1;2"], "these are no weights"),
+        (["--weights", "1,-2"], "weights"),
+        (["--iou", "1.5"], "out of range"),
+        (["--decay", "cubic"], "known: gaussian, linear"),
+        (["--split", "val"], "only a dataset has splits"),
+        (["--save", "maps"], "cannot save this"),
+    ):
+        assert run("fuse", *both, *words) == 2, words
+        assert message in capsys.readouterr().err
+    assert run("fuse", job / "all", job / "nowhere") == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert run("fuse", *both, "--dry-run") == 0
+    assert not (tmp_path / "x").exists()
