@@ -1,6 +1,6 @@
 """What a few minutes with `nuclei/finetune` do for the model in the box, on images of a kind that it has not seen.
 
-    python benchmarks/finetune.py --data work/vrdl [--minutes 5] [--out work/finetune]
+    python benchmarks/finetune.py --data work/vrdl [--minutes 5] [--object-minutes 2] [--out work/finetune]
 
 ``four_images``: trained on four of the training images, judged on the validation images. ``twenty_objects``: for each
 validation image a window of its left half with twenty nuclei is annotated, the model trained on that window alone, and
@@ -78,7 +78,7 @@ def twenty_objects(data: Dataset, args: argparse.Namespace) -> list[dict]:
         height, width = sample.image_hw
         window = part(sample, annotated_window(sample), folder, "window")
         neighbours = [part(sample, (0, width // 2, height, width), folder, "right")]
-        model = trained([window], data.class_names, folder / "run", args.minutes)
+        model = trained([window], data.class_names, folder / "run", args.object_minutes)
         for name, one in (("shipped", cw.load_model("nuclei")), ("fine-tuned", model)):
             rows.append({"case": f"twenty objects of image {k}", "model": name, **judged(one, neighbours)})
     return rows
@@ -92,7 +92,8 @@ def markdown(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a dataset with the splits train and val")
-    parser.add_argument("--minutes", type=float, default=5, help="at most so long a training")
+    parser.add_argument("--minutes", type=float, default=5, help="of training on four images, at most")
+    parser.add_argument("--object-minutes", type=float, default=2, help="of training on twenty objects, at most")
     parser.add_argument("--out", type=Path, default=Path("work/finetune"))
     args = parser.parse_args()
     data = cw.read_dataset(args.data)

@@ -245,6 +245,8 @@ def _start_dense(network: DenseNetwork, init: str, fresh: Sequence[str]) -> Load
         expected = "nuclei, or a model or run folder of the dense family"
         raise ModelError("a U-Net cannot start from these weights", where="model.init", got=init, expected=expected)
     prefix = "unet.maps." if "maps" in fresh else None
+    if prefix is None:
+        _check_same_maps(network, init)
     kept = {name: t for name, t in network.state_dict().items() if prefix and name.startswith(prefix)}
     taken = {name: t for name, t in read_weights(init).items() if not (prefix and name.startswith(prefix))}
     remedy = None if prefix else "where only the maps differ, start them at random: --set model.init_fresh=[maps]"
@@ -252,6 +254,20 @@ def _start_dense(network: DenseNetwork, init: str, fresh: Sequence[str]) -> Load
     records = [TensorRecord("loaded", name, name, tuple(tensor.shape)) for name, tensor in taken.items()]
     records += [TensorRecord("re-initialised", name, name, tuple(tensor.shape)) for name, tensor in kept.items()]
     return LoadReport(tuple(records))
+
+
+def _check_same_maps(network: DenseNetwork, init: str) -> None:
+    """Maps of two targets may have the same shapes and mean different things."""
+    theirs = build_network(recipe_of(read_model_info(init), where=init), 1)
+    own = network.target.channels
+    if isinstance(theirs, DenseNetwork) and theirs.target.channels != own:
+        raise ModelError(
+            "these weights predict other maps",
+            where=init,
+            got=", ".join(theirs.target.channels),
+            expected=", ".join(own),
+            remedy="start the last layers at random: --set model.init_fresh=[maps]",
+        )
 
 
 def _start_encoder(network: DenseNetwork, unet: TimmUNet, init: str) -> LoadReport:
