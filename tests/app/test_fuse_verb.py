@@ -83,7 +83,7 @@ def test_several_models_are_fused_as_they_predict(job: Path, capsys: pytest.Capt
     assert "model classical + classical" in capsys.readouterr().err
     settings = yaml.safe_load((job / "two" / "recipe.yaml").read_text())
     assert settings["fuse"]["method"] == "mask_vote"
-    assert [one["name"] for one in settings["models"]] == ["classical_1", "classical_2"]
+    assert [one["name"] for one in settings["models"]] == ["classical", "classical"]
     # Two that agree are one, above their threshold.
     back = read_dataset(job / "two")
     assert back.info["score_threshold"] == pytest.approx(0.3)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import yaml
 
-from cellwright.api.judge import short_names
 from cellwright.api.members import joined_tuning, mean_threshold
 from cellwright.api.model import Model
 from cellwright.config import recipe as recipes
@@ -73,12 +72,13 @@ def fused_recipe(members: Sequence[Model], options: FusionOptions) -> str:
     """What goes into ``recipe.yaml``: how members are fused and the recipe of each; of one member its own recipe."""
     if len(members) == 1:
         return recipes.dump(members[0].recipe)
-    names = short_names([Path(one.name) for one in members])  # whole paths are nobody's business
-    models = [
-        {"name": name, "recipe": yaml.safe_load(recipes.dump(one.recipe))}
-        for name, one in zip(names, members, strict=True)
-    ]
+    models = [{"name": _shareable(one.name), "recipe": yaml.safe_load(recipes.dump(one.recipe))} for one in members]
     return yaml.safe_dump({"fuse": options.as_values(len(members)), "models": models}, sort_keys=False)
+
+
+def _shareable(name: str) -> str:
+    """The name of a model for files, which hold no absolute path."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def calibration_note(members: Sequence[Model]) -> str | None:
