@@ -15,7 +15,7 @@ from cellwright.config import recipe as recipes
 from drawn_formats import write_cells4, write_sartorius
 from test_recipes import reduced
 
-SHORT = ("--set=train.length=4 steps", "--set=train.warmup=null", "--set=train.evaluate_every=4 steps", "--quiet")
+SHORT = ("--set=train.length=4 steps", "--set=train.warmup=null", "--set=train.lr=1e-6", "--quiet")
 
 
 def run(*words: object) -> int:
@@ -54,7 +54,7 @@ def test_sartorius_with_thresholds_a_class(tmp_path: Path) -> None:
     thresholds = json.loads((tuned / "model.json").read_text())["thresholds"]
     assert {name for name in thresholds if name.startswith("score/")} <= {"score/shsy5y", "score/astro", "score/cort"}
     assert run("predict", data, "--split", "val", "--model", tuned, "--out", found, "--quiet") == 0
-    assert run("export", found, "--to", "rle_csv", "--out", out, "--quiet") == 0
+    assert run("export", found, "--to", "rle_csv_submission", "--out", out, "--quiet") == 0
     table = pd.read_csv(out, keep_default_na=False)
     assert list(table.columns)[:2] == ["id", "predicted"]
     for _, rows in table.groupby("id"):
@@ -75,7 +75,7 @@ def test_cells4_by_fusing_two_models_in_views(tmp_path: Path) -> None:
     words = ("--model", cascade, "--model", points, "--fuse", "wbf", "--score", "0", *views)
     assert run("predict", data, "--split", "val", *words, "--out", found, "--quiet") == 0
     ids = tmp_path / "test_image_name_to_ids.json"
-    names = [row["file_name"] for row in json.loads((found / "predictions.json").read_text())["images"]]
+    names = [Path(row["file_name"]).name for row in json.loads((found / "predictions.json").read_text())["images"]]
     sizes = {"height": 128, "width": 160}
     ids.write_text(json.dumps([{"file_name": name, "id": 7 + k, **sizes} for k, name in enumerate(names)]))
     assert run("export", found, "--to", "coco_results", "--image-ids", ids, "--out", answer, "--quiet") == 0
