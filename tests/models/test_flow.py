@@ -330,7 +330,7 @@ def test_an_object_whose_flow_disagrees_is_dropped_and_scores_fall_with_agreemen
 
 
 def test_an_outline_lies_at_a_share_of_the_objects_own_body() -> None:
-    """Two discs whose body falls off to the rim, one of them less than half as bright: the same pixels, at any brightness."""
+    """Two discs whose body falls off to the rim, one less than half as bright: the same pixels of both."""
     ys, xs = np.mgrid[:40, :80] + 0.5
     labels = np.zeros((40, 80), np.int32)
     distances = [np.hypot(ys - 20, xs - x) for x in (20, 60)]
