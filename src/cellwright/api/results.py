@@ -15,7 +15,7 @@ from cellwright.api.outputs import claim_file
 from cellwright.api.sides import above_threshold
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, OutputError, UsageError, did_you_mean
-from cellwright.core.files import atomic_path, write_bytes
+from cellwright.core.files import atomic_path, write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
@@ -135,9 +135,8 @@ def _save_labels(cells: Instances, path: Path) -> None:
 
 
 def _save_overlay(cells: Instances, path: Path, image: Image, class_names: Sequence[str] | None) -> None:
-    import cv2
 
     from cellwright.report.draw import draw_overlay
 
     picture = draw_overlay(image, cells, class_names=class_names)
-    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))[1].tobytes())
+    write_png(path, picture)

@@ -22,7 +22,7 @@ import tifffile
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, OutputError, UsageError
-from cellwright.core.files import atomic_path, read_json, write_bytes, write_json, write_text
+from cellwright.core.files import atomic_path, read_json, write_json, write_png, write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.formats import coco
@@ -115,9 +115,9 @@ class PredictionFolder:
         if "masks" in self._job.save:
             _write_labels(self._output(index, "masks"), cells, image)
         if "overlay" in self._job.save:
-            _write_png(self._output(index, "overlay"), self._drawing.overlay(image, cells))
+            write_png(self._output(index, "overlay"), self._drawing.overlay(image, cells))
         if index < SHEET_TILES:
-            _write_png(self._tile(index), _shrunk(self._drawing.thumbnail(image, cells)))
+            write_png(self._tile(index), _shrunk(self._drawing.thumbnail(image, cells)))
         sample = Sample(
             id=source.id,
             image_path=source.path if source.path.is_file() else None,  # results may be fused without their images
@@ -152,7 +152,7 @@ class PredictionFolder:
         write_text(self.out / "failures.csv", _csv(["image", "problem", "where", "got", "fix"], failures))
         tiles = [(_caption(rows[k]), _read_png(self._tile(i))) for k, i in enumerate(done) if self._tile(i).is_file()]
         if tiles:
-            _write_png(self.out / "contact_sheet.png", self._drawing.sheet(tiles))
+            write_png(self.out / "contact_sheet.png", self._drawing.sheet(tiles))
         samples = tuple(sample for part in parts for sample in part)
         threshold = self._job.options.score_threshold
         info = {"description": "predictions by cellwright", "score_threshold": threshold, **self._job.info}
@@ -276,10 +276,6 @@ def _write_labels(path: Path, cells: Instances, image: Image) -> None:
         resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, labels, compression="zlib", photometric="minisblack", **resolution)
-
-
-def _write_png(path: Path, rgb: np.ndarray) -> None:
-    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(rgb[:, :, ::-1]))[1].tobytes())
 
 
 def _read_png(path: Path) -> np.ndarray:
