@@ -14,7 +14,7 @@ environments are made by uv or pip in ``work/bench`` the first time (TensorFlow 
 Core-minutes are CPU time of the training process, all threads, and every process is told to use one. Steps, crops,
 augmentation and targets made on the fly count; reading the images, Cellpose's flows (made once), its size model and
 the passes over val do not. Thresholds are tuned on val, each by the peer's own means (see `nuclei_stardist.py` and
-`nuclei_cellpose.py`); ours by ``cellwright tune``, with ``--tune`` or before. Nothing is chosen on test.
+`nuclei_cellpose.py`); ours by ``cellwright tune`` with ``--tune``, else as its card says. Nothing is chosen on test.
 """
 
 from __future__ import annotations
