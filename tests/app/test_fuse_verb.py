@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from drawn import draw_mask_folder, run
 
+import cellwright as cw
 from cellwright.api.data import read_dataset
 
 
@@ -61,6 +63,31 @@ def test_every_method_runs(job: Path, method: str) -> None:
         assert len(cells)
         assert cells.masks.areas.sum() == cells.masks.foreground().sum()
     assert not list(out.glob("*_overlay.png"))
+
+
+def test_every_file_of_an_image_tells_of_the_same_objects(job: Path, tmp_path: Path) -> None:
+    for sample in read_dataset(job / "all"):
+        cells = sample.read_instances()
+        table = pd.read_csv(job / "all" / f"{sample.id}_measurements.csv", index_col="label")
+        assert list(table.columns[:3]) == ["image", "class", "score"]
+        assert dict(table["area_px"]) == dict(zip(cells.ids, cells.masks.areas, strict=True))
+        assert any("intensity" in name for name in table)
+        outlines = cw.read_instances(job / "all" / f"{sample.id}.geojson")
+        assert sorted(outlines.masks.areas) == sorted(cells.masks.areas)
+        rois = cw.read_instances(job / "all" / f"{sample.id}_rois.zip")
+        assert sorted(rois.masks.areas) == sorted(cells.masks.areas)
+    # Without the images, as where somebody else's results are fused, nothing is measured on the black stand-in.
+    lists = [job / "all", job / "large"]
+    moved = [shutil.copytree(path, tmp_path / path.name) for path in lists]
+    for path in moved:
+        content = json.loads((path / "predictions.json").read_text())
+        for image in content["images"]:
+            image.pop("cellwright", None)
+            image["file_name"] = f"gone/{image['file_name'].split('/')[-1]}"
+        (path / "predictions.json").write_text(json.dumps(content))
+    assert run("fuse", *moved, "--save", "measurements", "--quiet", "--out", tmp_path / "fused") == 0
+    for path in (tmp_path / "fused").rglob("*_measurements.csv"):
+        assert not any("intensity" in name for name in pd.read_csv(path))
 
 
 def test_results_lists_need_their_dataset(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image as Pillow
 
 from cellwright.core.errors import InputError, OutputError, UsageError
+from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
@@ -23,7 +24,7 @@ from cellwright.predict.options import PredictOptions
 from cellwright.predict.predictor import Predictor
 from cellwright.predict.run import predict_to_folder
 from cellwright.predict.sources import Source, sources_of_dataset, sources_of_paths
-from cellwright.predict.writer import Drawing, Job
+from cellwright.predict.writer import Job, Makers
 
 
 @dataclass
@@ -49,10 +50,11 @@ def squares(image_hw) -> Instances:
     return Instances.from_masks(masks, scores=np.array([0.4, 0.8]), class_ids=np.array([0, 1]), boxes_xyxy=boxes)
 
 
-DRAWING = Drawing(
+MAKERS = Makers(
     overlay=lambda image, cells: np.full((*image.image_hw, 3), len(cells), np.uint8),
     thumbnail=lambda image, cells: np.full((*image.image_hw, 3), 100 + len(cells), np.uint8),
     sheet=lambda tiles: np.full((10 * len(tiles), 10, 3), 7, np.uint8),
+    beside=lambda kind, path, cells, image, sample_id: write_text(path, f"{kind} {len(cells)} {sample_id}"),
 )
 
 
@@ -75,7 +77,7 @@ def job_for(sources, **changes) -> Job:
 
 def run(job, out, segmenter=None, **options):
     predictor = Predictor(segmenter or Squares(), job.options, model_cap=2)
-    return predict_to_folder(predictor, job, out, read=read_image, drawing=DRAWING, **options)
+    return predict_to_folder(predictor, job, out, read=read_image, makers=MAKERS, **options)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -90,7 +92,8 @@ def test_the_folder_holds_what_the_interface_says(images, tmp_path):
     out = tmp_path / "pred"
     report = run(job_for(sources_of_paths([images])), out)
     assert (report.n_images, report.n_resumed, report.n_objects, report.failures) == (3, 0, 6, ())
-    outputs = [f"{stem}_{kind}" for stem in ("a.png", "a.tif", "deep/b") for kind in ("masks.tif", "overlay.png")]
+    endings = ("_masks.tif", "_overlay.png", ".geojson", "_rois.zip", "_measurements.csv")
+    outputs = [f"{stem}{ending}" for stem in ("a.png", "a.tif", "deep/b") for ending in endings]
     shared = ["contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
     assert set(files_in(out)) - {"predictions.index"} == {*outputs, *shared}
     assert (out / "recipe.yaml").read_text() == "name: test\n"
@@ -125,9 +128,9 @@ def test_labels_are_the_ids_and_the_higher_score_wins_where_objects_overlap(imag
 
 def test_options_are_applied_and_a_cap_is_shown(images, tmp_path):
     captions = []
-    drawing = replace(DRAWING, sheet=lambda tiles: (captions.extend(t for t, _ in tiles), DRAWING.sheet(tiles))[1])
+    makers = replace(MAKERS, sheet=lambda tiles: (captions.extend(t for t, _ in tiles), MAKERS.sheet(tiles))[1])
     job = job_for(sources_of_paths([images / "a.png"]), options=PredictOptions(max_objects=1))
-    report = predict_to_folder(Predictor(Squares(), job.options), job, tmp_path / "p", read=read_image, drawing=drawing)
+    report = predict_to_folder(Predictor(Squares(), job.options), job, tmp_path / "p", read=read_image, makers=makers)
     assert report.n_objects == 1
     assert rows(tmp_path / "p" / "summary.csv")[0]["left_out_max_objects"] == "1"
     assert captions == ["a: 1 object, 1 over --max-objects left out"]
@@ -301,7 +304,7 @@ def test_pixel_size_travels_into_the_label_image(tmp_path):
     sized = Image(np.zeros((16, 16, 1), np.uint8), ("grey",), (0.5, 0.25), "x.png")
     job = job_for([Source("x", tmp_path / "x.png")])
     predictor = Predictor(Squares(), PredictOptions())
-    predict_to_folder(predictor, job, tmp_path / "p", read=lambda path: sized, drawing=DRAWING)
+    predict_to_folder(predictor, job, tmp_path / "p", read=lambda path: sized, makers=MAKERS)
     with tifffile.TiffFile(tmp_path / "p" / "x_masks.tif") as file:
         tags = file.pages[0].tags
         assert tags["XResolution"].value[0] / tags["XResolution"].value[1] == pytest.approx(1e4 / 0.25)

@@ -12,8 +12,6 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 
 Extra = Literal["geojson", "rois", "measurements"]
-# What ``--save`` calls it, and how its file's name ends.
-ENDINGS: dict[Extra, str] = {"geojson": ".geojson", "rois": "_rois.zip", "measurements": "_measurements.csv"}
 
 
 def write_extra(

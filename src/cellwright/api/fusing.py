@@ -19,6 +19,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
 from cellwright.predict.fusion import FusionOptions, Method
 from cellwright.predict.fusion import fuse as fuse_image
+from cellwright.predict.saves import SAVES
 
 if TYPE_CHECKING:
     from cellwright.predict.writer import Job
@@ -37,7 +38,7 @@ class FusePlan:
     options: FusionOptions = field(default_factory=FusionOptions)
     threshold: float | None = None
     resolve_overlaps: bool = False
-    save: tuple[str, ...] = ("masks", "overlay")
+    save: tuple[str, ...] = SAVES
     overwrite: bool = False
 
 
@@ -101,7 +102,7 @@ def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
 
     Raises `OutputError` for a finished folder, and what `read_members` and `FusionOptions` raise.
     """
-    from cellwright.api.predicting import drawing
+    from cellwright.api.predicting import makers
     from cellwright.predict.options import select
     from cellwright.predict.writer import PredictionFolder
 
@@ -111,7 +112,7 @@ def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
         screen.note(note)
     threshold = mean_threshold(members.thresholds, weights) if plan.threshold is None else plan.threshold
     job = _job(plan, members, threshold)
-    folder = PredictionFolder(plan.out, job, drawing(members.class_names), overwrite=plan.overwrite)
+    folder = PredictionFolder(plan.out, job, makers(members.class_names), overwrite=plan.overwrite)
     unread = []
     for index, found in enumerate(screen.track(members.found, "fusing", len(members.found))):
         if folder.is_done(index):
@@ -119,7 +120,7 @@ def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
         fused = fuse_image([one.read_instances() for one in found], plan.options)
         image, was_read = _picture(members.images[index])
         unread += [] if was_read else [members.images[index].id]
-        folder.write(index, image, select(fused, job.options))
+        folder.write(index, image, select(fused, job.options), blank=not was_read)
     rows = folder.finish()
     if unread:
         screen.note(f"{len(unread)} image(s) are not there or cannot be read: their overlays are on black")

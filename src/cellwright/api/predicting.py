@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
 from cellwright.predict.fusion import FusionOptions
+from cellwright.predict.saves import SAVES, Save
 from cellwright.predict.views import parse_views
 
 if TYPE_CHECKING:
     from cellwright.predict.options import PredictOptions
     from cellwright.predict.sources import Source
-    from cellwright.predict.writer import Drawing
+    from cellwright.predict.writer import Makers
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PredictPlan:
     score: float | None = None
     min_area_px: int | None = None
     max_objects: int | None = None
-    save: tuple[str, ...] = ("masks", "overlay")
+    save: tuple[str, ...] = SAVES
     device: str = "auto"
     fail_fast: bool = False
     overwrite: bool = False
@@ -105,7 +106,7 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
         job,
         plan.out,
         read=read,
-        drawing=drawing(model.class_names),
+        makers=makers(model.class_names),
         overwrite=plan.overwrite,
         fail_fast=plan.fail_fast,
         track=screen.track,
@@ -156,9 +157,10 @@ def predict_dataset(
     return [predictor.predict([read_image(path)])[0] for path in screen.track(paths, "predicting", len(paths))]
 
 
-def drawing(class_names: Sequence[str]) -> Drawing:
-    """How pictures of predictions are drawn."""
-    from cellwright.predict.writer import Drawing
+def makers(class_names: Sequence[str]) -> Makers:
+    """How the pictures and tables of predictions are made."""
+    from cellwright.api.extras import Extra, write_extra
+    from cellwright.predict.writer import Makers
     from cellwright.report.draw import contact_sheet, draw_overlay
 
     def overlay(image: Image, cells: Instances) -> np.ndarray:
@@ -168,7 +170,10 @@ def drawing(class_names: Sequence[str]) -> Drawing:
         outline_px = max(round(max(image.image_hw) / 400), 1)
         return draw_overlay(image, cells, class_names=class_names, outline_px=outline_px, legend=False)
 
-    return Drawing(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet)
+    def beside(kind: Save, path: Path, cells: Instances, image: Image | None, sample_id: str) -> None:
+        write_extra(cast(Extra, kind), path, cells, image, sample_id=sample_id, class_names=class_names)
+
+    return Makers(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet, beside=beside)
 
 
 def _sources(plan: PredictPlan) -> list[Source]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from cellwright.app.console import Common, Show
+from cellwright.predict.saves import SAVES
 
 if TYPE_CHECKING:
     from cellwright.api.judge import Judgement
@@ -32,7 +33,7 @@ def predict(
     score: float | None = None,
     min_area: int | None = None,
     max_objects: int | None = None,
-    save: tuple[str, ...] = ("masks", "overlay"),
+    save: tuple[str, ...] = SAVES,
     device: str = "auto",
     fail_fast: Flag = False,
     out: Path = Path("work/predictions"),
@@ -69,7 +70,7 @@ def predict(
     max_objects:
         Keep at most so many objects an image, best first; left away, all that the model finds.
     save:
-        What to leave for each image: masks, overlay.
+        What to leave for each image: masks (label image), overlay, geojson (QuPath), rois (ImageJ), measurements (CSV).
     device:
         auto, cpu, cuda:N or mps.
     fail_fast:
@@ -129,7 +130,7 @@ def fuse(
     data: Path | None = None,
     split: str | None = None,
     ignore_classes: Flag = False,
-    save: tuple[str, ...] = ("masks", "overlay"),
+    save: tuple[str, ...] = SAVES,
     device: str = "auto",
     out: Path = Path("work/fused"),
     overwrite: Flag = False,
@@ -170,7 +171,7 @@ def fuse(
     ignore_classes:
         Fuse as if all objects were of one class.
     save:
-        What to leave for each image: masks, overlay.
+        What to leave for each image: masks (label image), overlay, geojson (QuPath), rois (ImageJ), measurements (CSV).
     device:
         auto, cpu, cuda:N or mps, where a model predicts first.
     out:

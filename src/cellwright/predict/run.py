@@ -10,7 +10,7 @@ from cellwright.core.errors import CellwrightError, InputError
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
 from cellwright.predict.predictor import Predictor
-from cellwright.predict.writer import Drawing, Job, PredictionFolder
+from cellwright.predict.writer import Job, Makers, PredictionFolder
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def predict_to_folder(
     out: Path,
     *,
     read: Callable[[Path], Image],
-    drawing: Drawing,
+    makers: Makers,
     overwrite: bool = False,
     fail_fast: bool = False,
     track: Track = no_progress,
@@ -45,7 +45,7 @@ def predict_to_folder(
     ``fail_fast``: then its `InputError` is raised and the folder stays unfinished. Raises `OutputError` as
     `PredictionFolder`, and where the disk is full.
     """
-    folder = PredictionFolder(out, job, drawing, overwrite=overwrite)
+    folder = PredictionFolder(out, job, makers, overwrite=overwrite)
     failures: list[tuple[str, CellwrightError]] = []
     n_resumed = 0
     for index, source in enumerate(track(job.sources, "predicting", len(job.sources))):

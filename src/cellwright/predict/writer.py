@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,15 +30,13 @@ from cellwright.data.formats.contract import ReadOptions, WriteOptions
 from cellwright.data.formats.pairing import output_path
 from cellwright.predict.diameter import Diameter
 from cellwright.predict.options import Outcome, PredictOptions
+from cellwright.predict.saves import ENDINGS, SAVES, Save
 from cellwright.predict.sources import Source
 
 SCHEMA_VERSION = 1
 PREDICTIONS_NAME = "predictions.json"
 SHEET_TILES = 24
 _TILE_PX = 480
-
-Save = Literal["masks", "overlay"]
-SAVES: tuple[Save, ...] = ("masks", "overlay")
 
 
 @dataclass(frozen=True)
@@ -77,28 +75,30 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How pictures are made; handed in, because drawing is the report's business.
+class Makers:
+    """How pictures and tables are made; handed in, because drawing and measuring are other rooms' business.
 
     overlay: an image and its objects -> uint8 RGB (H', W', 3). thumbnail: the same with lines that survive shrinking.
-    sheet: (caption, RGB) tiles -> uint8 RGB.
+    sheet: (caption, RGB) tiles -> uint8 RGB. beside: writes the file of another kind of `Save`, given the kind, the
+    path, the objects, the image (None where it is not there) and the image's id.
     """
 
     overlay: Callable[[Image, Instances], np.ndarray]
     thumbnail: Callable[[Image, Instances], np.ndarray]
     sheet: Callable[[Sequence[tuple[str, np.ndarray]]], np.ndarray]
+    beside: Callable[[Save, Path, Instances, Image | None, str], None]
 
 
 class PredictionFolder:
     """An open prediction folder: `is_done`, `write` and `fail` image by image, then `finish`."""
 
-    def __init__(self, out: Path, job: Job, drawing: Drawing, *, overwrite: bool = False) -> None:
+    def __init__(self, out: Path, job: Job, makers: Makers, *, overwrite: bool = False) -> None:
         """Begin, or go on where the same job stopped.
 
         Raises `OutputError` for a finished job, another job's folder, or a folder that is not ours; with ``overwrite``
         the first two are removed and begun anew.
         """
-        self.out, self._job, self._drawing = out, job, drawing
+        self.out, self._job, self._makers = out, job, makers
         self._progress = out / ".progress"
         self._failures: dict[str, CellwrightError] = {}
         _claim(out, self._progress / "job.json", job.facts(), overwrite=overwrite)
@@ -109,15 +109,23 @@ class PredictionFolder:
         outputs = [self._output(index, kind) for kind in self._job.save]
         return all(path.is_file() for path in [*outputs, self._record(index)])
 
-    def write(self, index: int, image: Image, outcome: Outcome) -> None:
-        """Leave the outputs of source ``index``; its record comes last, so that a torn set is done again."""
+    def write(self, index: int, image: Image, outcome: Outcome, *, blank: bool = False) -> None:
+        """Leave the outputs of source ``index``; its record comes last, so that a torn set is done again.
+
+        blank: ``image`` stands in for one that is not there, and nothing is measured on it.
+        """
         source, cells = self._job.sources[index], outcome.instances
-        if "masks" in self._job.save:
-            _write_labels(self._output(index, "masks"), cells, image)
-        if "overlay" in self._job.save:
-            write_png(self._output(index, "overlay"), self._drawing.overlay(image, cells))
+        for kind in self._job.save:
+            path = self._output(index, kind)
+            match kind:
+                case "masks":
+                    _write_labels(path, cells, image)
+                case "overlay":
+                    write_png(path, self._makers.overlay(image, cells))
+                case _:
+                    self._makers.beside(kind, path, cells, None if blank else image, source.id)
         if index < SHEET_TILES:
-            write_png(self._tile(index), _shrunk(self._drawing.thumbnail(image, cells)))
+            write_png(self._tile(index), _shrunk(self._makers.thumbnail(image, cells)))
         sample = Sample(
             id=source.id,
             image_path=source.path if source.path.is_file() else None,  # results may be fused without their images
@@ -152,7 +160,7 @@ class PredictionFolder:
         write_text(self.out / "failures.csv", _csv(["image", "problem", "where", "got", "fix"], failures))
         tiles = [(_caption(rows[k]), _read_png(self._tile(i))) for k, i in enumerate(done) if self._tile(i).is_file()]
         if tiles:
-            write_png(self.out / "contact_sheet.png", self._drawing.sheet(tiles))
+            write_png(self.out / "contact_sheet.png", self._makers.sheet(tiles))
         samples = tuple(sample for part in parts for sample in part)
         threshold = self._job.options.score_threshold
         info = {"description": "predictions by cellwright", "score_threshold": threshold, **self._job.info}
@@ -162,8 +170,7 @@ class PredictionFolder:
         return rows
 
     def _output(self, index: int, kind: Save) -> Path:
-        endings: dict[Save, str] = {"masks": "_masks.tif", "overlay": "_overlay.png"}
-        return output_path(self.out, self._job.sources[index].id, endings[kind])
+        return output_path(self.out, self._job.sources[index].id, ENDINGS[kind])
 
     def _record(self, index: int) -> Path:
         return self._progress / f"{index:08d}.json"
