@@ -14,6 +14,7 @@ import pytest
 from drawn import TINY, draw_mask_folder, run
 
 from cellwright.api.data import read_dataset
+from cellwright.api.judge import evaluate
 from cellwright.api.model import load_model
 
 
@@ -128,6 +129,26 @@ def test_lost_recall_sums_to_the_loss(job: Path) -> None:
     assert "Where lost recall went" in (out / "report.md").read_text()
 
 
+def test_what_was_predicted_tells_of_thresholds_only(job: Path, tmp_path: Path) -> None:
+    words = ["--data", job / "data", "--split", "val", "--quiet"]
+    assert run("predict", job / "data", "--split", "val", "--model", "classical", "--score", "0.6", "--save", "masks",
+               "--out", tmp_path / "pred", "--quiet") == 0  # fmt: skip
+    assert run("evaluate", tmp_path / "pred", *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    # The same by another way: what a lower threshold finds is what the threshold lost.
+    at, below = (metrics["values"]["recall@0.5"], 0)
+    pred = read_dataset(tmp_path / "pred", require_images=False)
+    truth = read_dataset(job / "data").with_split("val")
+    both = [[one.read_instances() for one in side] for side in (pred, truth)]
+    below = evaluate(*both).values["recall@0.5"]
+    assert below > at
+    lost = metrics["lost_recall"]
+    assert lost["nms"] == lost["cap"] == 0
+    assert sum(lost.values()) == pytest.approx(1 - at)
+    assert lost["threshold"] == pytest.approx(below - at)
+    assert "counts as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+
+
 def test_images_missing_on_one_side(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     part = job / "part"
     assert run("predict", job / "data", "--split", "val", "--model", "classical", "--out", part) == 0
@@ -201,6 +222,31 @@ def test_tuning_a_tuned_model_is_tuning_the_plain_one(job: Path, tuned: Path) ->
     assert run("tune", tuned, "--data", job / "data", "--out", job / "again", "--quiet") == 0
     first, second = (json.loads((folder / "model.json").read_text()) for folder in (tuned, job / "again"))
     assert first == second
+
+
+def test_a_model_tuned_in_views_looks_in_them(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tuned"
+    words = ["--data", job / "data", "--split", "val"]
+    assert run("tune", job / "run", *words, "--views", "nonsense", "--out", out) == 2
+    assert run("tune", job / "run", *words, "--views", "mirror", "--out", out) == 0
+    info = json.loads((out / "model.json").read_text())
+    assert info["tuned_on"]["views"] == "mirror"
+    plain, tuned = load_model(job / "run", device="cpu"), load_model(out, device="cpu")
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    seen, in_views = tuned.predict(picture), plain.predict(picture, views="mirror")
+    assert [tuple(box) for box in seen.boxes_xyxy] == [tuple(box) for box in in_views.boxes_xyxy[: len(seen)]]
+    capsys.readouterr()
+    common = ["predict", job / "data", "--split", "val", "--model", out, "--save", "masks"]
+    assert run(*common, "--out", tmp_path / "own") == 0
+    said = capsys.readouterr().err
+    assert "seen in views mirror" in said
+    assert "in other views" not in said
+    assert run(*common, "--views", "1", "--out", tmp_path / "other") == 0
+    assert "in other views (1) than it was tuned in" in capsys.readouterr().err
+    assert run("tune", out, *words, "--out", tmp_path / "again") == 0
+    assert json.loads((tmp_path / "again" / "model.json").read_text()) == info
+    assert run("evaluate", out, *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
+    assert "counts as never proposed" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_what_cannot_be_tuned(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -145,20 +145,20 @@ def _judge_one(
     source: Path, name: str, truth: tuple[Dataset, Dataset], plan: JudgePlan, folder: Path, screen: Screen
 ) -> Verdict:
     from cellwright.api.error_pictures import pictures_section, write_error_pictures
+    from cellwright.api.lost import candidates_of
     from cellwright.evaluate.bootstrap import intervals
     from cellwright.evaluate.write import write_report
 
-    candidates = None
     whole, wanted = truth
+    model = None
     if is_model(source):
-        from cellwright.api.lost import candidates_of
-
         model = load_model(source, device=plan.device)
         sides = _predicted(model, whole, wanted, screen, ignore_classes=plan.ignore_classes)
-        candidates = candidates_of(model, sides) if plan.metrics is None else None
     else:
         predicted = read_side(source, whole, screen.track)
         sides = pair_sides(str(source), predicted, whole, wanted, ignore_classes=plan.ignore_classes)
+    candidates, notes = candidates_of(sides, model) if plan.metrics is None else (None, ())
+    sides = dataclasses.replace(sides, notes=(*sides.notes, *notes))
     report = judge_sides(sides, plan.metrics, candidates, screen.track)
     limits = intervals(report)
     pictures = write_error_pictures(sides, report, folder / "errors", plan.pictures, screen)

@@ -20,24 +20,32 @@ if TYPE_CHECKING:
 COLUMN = "dropped_by"
 
 
-def candidates_of(model: Model, sides: Sides) -> Sequence[Instances] | None:
-    """The candidates of every image, computed when indexed; None for a model that cannot tell.
+WRITTEN = "lost recall is told from what was predicted: what suppression or a cap took away counts as never proposed"
 
-    Images without a lost object are not looked at a second time, and only candidates that overlap a lost object are
-    given: no other can be the reason of its loss.
+
+def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[Instances], tuple[str, ...]]:
+    """The candidates of every image, computed when indexed, and what to know about them.
+
+    A model that explains itself, and sees images as they are, is asked: images without a lost object are not looked at
+    a second time, and only candidates that overlap a lost object are given, since no other can be the reason of its
+    loss. Else they are the predictions, those below their score threshold included.
     """
     from cellwright.models.contract import Explains
     from cellwright.predict.predictor import NetworkSegmenter
+    from cellwright.predict.views import PLAIN
 
-    segmenter = model.predictor.segmenter
-    if not isinstance(segmenter, NetworkSegmenter) or not isinstance(segmenter.network, Explains):
-        return None
-    return _Candidates(model, segmenter, sides)
+    segmenter = None if model is None else model.predictor.segmenter
+    explains = isinstance(segmenter, NetworkSegmenter) and isinstance(segmenter.network, Explains)
+    if model is None or not explains or segmenter.views != PLAIN:
+        return _Predicted(sides), (WRITTEN,)
+    return _Asked(sides, model, segmenter), ()
 
 
-class _Candidates(Sequence[Instances]):
-    def __init__(self, model: Model, segmenter: NetworkSegmenter, sides: Sides) -> None:
-        self._model, self._segmenter, self._sides = model, segmenter, sides
+class _OfImages(Sequence[Instances]):
+    """The candidates of each image, made when they are asked for."""
+
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
 
     def __len__(self) -> int:
         return len(self._sides.truth)
@@ -48,6 +56,26 @@ class _Candidates(Sequence[Instances]):
     def __getitem__(self, index: slice) -> Sequence[Instances]: ...
     def __getitem__(self, index: int | slice) -> Instances | Sequence[Instances]:
         return [self._of(k) for k in range(len(self))[index]] if isinstance(index, slice) else self._of(index)
+
+    def _of(self, index: int) -> Instances:
+        raise NotImplementedError
+
+
+class _Predicted(_OfImages):
+    def _of(self, index: int) -> Instances:
+        from cellwright.evaluate.match import reaches
+
+        found = self._sides.predicted[index].read_instances()
+        kept = np.ones(len(found), bool)
+        if found.scores is not None:
+            kept = reaches(found.scores, found.class_ids, self._sides.score_threshold)
+        return dataclasses.replace(found, columns={COLUMN: np.where(kept, "kept", "threshold")})
+
+
+class _Asked(_OfImages):
+    def __init__(self, sides: Sides, model: Model, segmenter: NetworkSegmenter) -> None:
+        super().__init__(sides)
+        self._model, self._segmenter = model, segmenter
 
     def _of(self, index: int) -> Instances:
         truth = self._sides.truth[index].read_instances()

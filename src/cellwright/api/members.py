@@ -249,7 +249,8 @@ def joined_tuning(members: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]
     tuned = [one for one in members if one]
     if not tuned:
         return None
-    return {
+    views = {"views": ", ".join(dict.fromkeys(str(one.get("views", "none")) for one in tuned))}
+    return (views if any("views" in one for one in tuned) else {}) | {
         "split": ", ".join(dict.fromkeys(str(one.get("split")) for one in tuned)),
         "metric": ", ".join(dict.fromkeys(str(one.get("metric")) for one in tuned)),
         "images": sorted({digest for one in tuned for digest in one.get("images", ())}),

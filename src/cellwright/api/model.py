@@ -64,8 +64,8 @@ class Model:
         A plain array is grey (H, W) or channel-last (H, W, C). diameter: median of the images' objects, px of the
         image, for models that go by one (``nuclei``); None estimates it for each image. views: sizes and orientations
         in which each image is seen, as a text ("flips", "0.8,1,1.25:mirror") or as `View` objects; None is the image
-        as it is. Raises `InputError` where channels do not fit, `UsageError` for a diameter or views that are none or
-        that the model has no use for.
+        as it is, for a tuned model the views that it was tuned in. Raises `InputError` where channels do not fit,
+        `UsageError` for a diameter or views that are none or that the model has no use for.
         """
         single = isinstance(images, Image | np.ndarray)
         wanted = [images] if single else list(images)
@@ -94,7 +94,13 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device))
-    return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
+    views = (info.tuned_on or {}).get("views")
+    return dataclasses.replace(
+        model,
+        predictor=model.predictor if views is None else model.predictor.with_views(as_views(views)),
+        options=_tuned_options(model.options, info),
+        tuned_on=info.tuned_on,
+    )
 
 
 def classical_model(recipe: Recipe) -> Model:

@@ -33,8 +33,8 @@ class PredictPlan:
     """What to predict on, with what, and where it goes; None takes the model's own choice.
 
     diameter_px: of the objects of all these images, as the median of equivalent circles; None estimates it.
-    views: as `parse_views` reads them; None is the image as it is. others: models whose objects are fused with those of
-    ``model``, as ``fusion`` says.
+    views: as `parse_views` reads them; None is the image as it is, or what a model was tuned in. others: models whose
+    objects are fused with those of ``model``, as ``fusion`` says.
     """
 
     sources: tuple[Path, ...]
@@ -79,12 +79,15 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
 
     members = [load_model(name, device=plan.device) for name in plan.models]
     model = fused_model(members if plan.diameter_px is None else sized(members, plan.diameter_px), plan.fusion)
+    views = plan.views if plan.views is not None else (model.tuned_on or {}).get("views")
     predictor = model.predictor if plan.views is None else model.predictor.with_views(parse_views(plan.views))
     sources = _sources(plan)
     options = _options(plan, model)
     screen.note(describe(plan, len(sources)))
     if model.tuned_on is not None:
         screen.note(describe_tuning(model, options))
+        if plan.views not in (None, model.tuned_on.get("views")):
+            screen.note(f"in other views ({plan.views}) than it was tuned in: what it keeps and its scores may be off")
     if (note := calibration_note(members)) is not None:
         screen.note(note)
     job = Job(
@@ -93,7 +96,7 @@ def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
         recipe_yaml=fused_recipe(members, plan.fusion),
         model=" ".join(_digest(name) for name in plan.models),
         options=options,
-        reading={"channel": plan.channel, "z": plan.z, "diameter": plan.diameter_px, "views": plan.views},
+        reading={"channel": plan.channel, "z": plan.z, "diameter": plan.diameter_px, "views": views},
         save=plan.save,  # type: ignore[arg-type] - checked by Job
         info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
     )
@@ -136,7 +139,9 @@ def describe_tuning(model: Model, options: PredictOptions) -> str:
         score = scores[k] if isinstance(scores, tuple) else scores
         area = areas[k] if isinstance(areas, tuple) else areas
         rows.append(f"{name} from score {score:.3g} and {area} px")
-    where = f"split {model.tuned_on['split']} for {model.tuned_on['metric']}" if model.tuned_on else "no split"
+    tuned_on = model.tuned_on or {}
+    where = f"split {tuned_on['split']} for {tuned_on['metric']}" if tuned_on else "no split"
+    where += f", seen in views {tuned_on['views']}" if "views" in tuned_on else ""
     meaning = "; scores are the IoU to expect" if options.calibration is not None else ""
     return f"tuned on {where}: keeps {', '.join(rows)}{meaning}"
 

@@ -16,6 +16,7 @@ from cellwright.api.sides import digest
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.progress import SILENT, Screen
+from cellwright.predict.views import parse_views
 
 if TYPE_CHECKING:
     from cellwright.evaluate.thresholds import Tuning
@@ -26,13 +27,17 @@ Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 @dataclass(frozen=True)
 class TunePlan:
-    """What is tuned on what, for which metric, and where the tuned copy goes."""
+    """What is tuned on what, for which metric, and where the tuned copy goes.
+
+    views: in which the images are seen, and then whenever the copy predicts; None takes the model's own.
+    """
 
     model: Path
     data: Path
     out: Path
     split: str = "val"
     metric: str = METRIC
+    views: str | None = None
     device: str = "auto"
     overwrite: bool = False
 
@@ -68,13 +73,16 @@ def run_plan(plan: TunePlan, screen: Screen = SILENT) -> Tuned:
         raise UsageError("the classical method has no folder to hold thresholds", got="classical", remedy=remedy)
     if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
         raise UsageError("a tuned model is a copy", where=plan.out, remedy="choose another --out")
-    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
     dataset = read_dataset(plan.data).with_split(plan.split)
     model = load_model(plan.model, device=plan.device)
+    if plan.views is not None:
+        model = dataclasses.replace(model, predictor=model.predictor.with_views(parse_views(plan.views)))
+    views = plan.views or (model.tuned_on or {}).get("views")
     _check_classes(model, dataset)
+    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
     pairs, digests = _pairs(model, dataset, screen)
     found = tune(pairs, model.class_names, plan.metric)
-    info = dataclasses.replace(read_model_info(plan.model), **_fields(found, plan, digests))
+    info = dataclasses.replace(read_model_info(plan.model), **_fields(found, plan, views, digests))
     save_model(plan.out, read_weights(plan.model), info)
     for name in found.untuned:
         screen.note(f"class {name} has no object on this split: it keeps the recipe's threshold")
@@ -95,11 +103,13 @@ def _pairs(model: Model, dataset: Dataset, screen: Screen):
     return pairs, digests
 
 
-def _fields(found: Tuning, plan: TunePlan, digests: Sequence[str]) -> dict[str, Any]:
+def _fields(found: Tuning, plan: TunePlan, views: str | None, digests: Sequence[str]) -> dict[str, Any]:
     """The fields of ``ModelInfo`` that tuning sets."""
     thresholds = {f"score/{name}": one.score for name, one in found.classes.items()}
     thresholds |= {f"min_area_px/{name}": float(one.min_area_px) for name, one in found.classes.items()}
     tuned_on = {"split": plan.split, "metric": plan.metric, "images": sorted(digests)}
+    if views is not None:
+        tuned_on["views"] = views
     return {"thresholds": thresholds, "calibration": found.calibration.to_dict(), "tuned_on": tuned_on}
 
 

@@ -213,6 +213,7 @@ def tune(
     data: Path,
     split: str = "val",
     metric: str = "accuracy@0.5",
+    views: str | None = None,
     device: str = "auto",
     out: Path = Path("work/tuned"),
     overwrite: Flag = False,
@@ -230,6 +231,8 @@ def tune(
         Split to tune on; do not report figures on it afterwards.
     metric:
         What to maximise, as a mean over images: accuracy@T or f1@T for T from 0.5 to 0.95, or kaggle_score.
+    views:
+        As for `predict`; the tuned model then looks in these views wherever it predicts.
     device:
         auto, cpu, cuda:N or mps.
     out:
@@ -242,7 +245,7 @@ def tune(
     show = common.show
     show.note(f"tunes {model} on split {split} of {data} for {metric}; writes {out}")
     if not common.dry_run:
-        plan = tuning.TunePlan(model, data, out, split, metric, device, overwrite)
+        plan = tuning.TunePlan(model, data, out, split, metric, views, device, overwrite)
         done = tuning.run_plan(plan, screen=show)
         show.table(*done.table())
         show.result(f"tuned model: {out}", {"out": str(out)})

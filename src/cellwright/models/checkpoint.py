@@ -45,8 +45,9 @@ class ModelInfo:
             ``min_area_px/<class>``. A class without an entry keeps the recipe's.
         calibration: knots ``scores`` and ``expected_iou`` of the lines that turn raw scores into the IoU to expect, or
             None.
-        tuned_on: where they come from, or None: ``split``, ``metric``, and ``images``, a digest of the objects of each
-            image, so that figures on the same images can be told.
+        tuned_on: where they come from, or None: ``split``, ``metric``, ``views`` (those that the images were seen in,
+            where not as they are) and ``images``, a digest of the objects of each image, so that figures on the same
+            images can be told.
         data_licence: licence of the training data; empty where it is not known.
         origin: where imported weights come from (file and digest, no folders); empty where they were trained here.
         version: of cellwright that wrote the folder.
