@@ -19,6 +19,7 @@ import cellwright as cw
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.files import write_png
 from cellwright.core.instances import Instances
+from tables import markdown
 
 METRICS = ("accuracy@0.5", "accuracy@0.75", "aji", "pq")
 N_IMAGES, N_OBJECTS = 4, 20
@@ -82,11 +83,6 @@ def twenty_objects(data: Dataset, args: argparse.Namespace) -> list[dict]:
         for name, one in (("shipped", cw.load_model("nuclei")), ("fine-tuned", model)):
             rows.append({"case": f"twenty objects of image {k}", "model": name, **judged(one, neighbours)})
     return rows
-
-
-def markdown(rows: list[dict]) -> str:
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows)])
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import cellwright as cw
 from cellwright.api.judge import JudgePlan
 from cellwright.api.judge import run_plan as judge
 from cellwright.core.dataset import Dataset
+from tables import markdown
 
 RECIPES = "vrdl_nuclei/quick,vrdl_nuclei/flow,vrdl_nuclei/unet_watershed"
 METRICS = ("AP50@100", "AP@100", "AP@all", "accuracy@0.5", "aji", "pq", "score_iou_spearman")
@@ -87,12 +88,6 @@ def draw(rows: Sequence[dict], path: Path) -> None:
         axes.minorticks_off()
     both[-1].legend(frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def markdown(rows: Sequence[dict]) -> str:
-    columns = ("recipe", "images", "steps", "minutes", *METRICS)
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(str(row[name]) for name in columns) + " |" for row in rows)])
 
 
 def main() -> None:

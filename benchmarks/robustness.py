@@ -18,6 +18,7 @@ import numpy as np
 
 import cellwright as cw
 from cellwright.data.colour import Colour, change_colour
+from tables import markdown
 
 METRICS = ("accuracy@0.5", "accuracy@0.75", "accuracy@0.9", "aji", "pq")
 CHANGES = {
@@ -89,11 +90,6 @@ def by_change(model, pairs: list[tuple[np.ndarray, cw.Instances]]) -> list[dict]
         after = judged(model, [rescaled(rgb, truth, scale) for rgb, truth in pairs])["accuracy@0.5"]
         rows.append({"change": f"scale x {scale:g}", "images": len(pairs), "without": plain[id(pairs)], "with": after})
     return [{**row, "drop": round(row["without"] - row["with"], 4)} for row in rows]
-
-
-def markdown(rows: list[dict]) -> str:
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows)])
 
 
 def main() -> None:
