@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from cellwright.config.schema import Recipe
-from cellwright.core.errors import ModelError
+from cellwright.core.errors import ModelError, OutputError
+from cellwright.models import tensor_files
 from cellwright.models.build import build_network
 from cellwright.models.checkpoint import (
     ModelInfo,
@@ -70,6 +72,33 @@ def test_round_trip(saved: Path) -> None:
     assert "CC0-1.0" in card
     assert "AP@100" in card
     assert str(saved) not in card + (saved / "model.json").read_text()
+
+
+def test_others_may_read_what_they_may_read_elsewhere(saved: Path) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in saved.iterdir()}
+    assert len(modes) == 1, "safetensors alone would leave its file to the owner"
+
+
+def test_a_full_disk_is_said_and_the_old_model_stays(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        path.write_bytes(b"half a model")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensor_files, "save_file", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        save_model(saved, build_network(recipe(), 2).state_dict(), info())
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_other_errors_of_safetensors_are_said_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        raise SafetensorError("something else")
+
+    monkeypatch.setattr(tensor_files, "save_file", broken)
+    with pytest.raises(OutputError, match="something else"):
+        save_model(saved, build_network(recipe(), 2).state_dict(), info())
 
 
 def test_a_run_folder_is_a_model(saved: Path) -> None:

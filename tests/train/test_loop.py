@@ -271,7 +271,7 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path, samples: list[Sampl
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_is_said(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors go to a device that is always full; the message is ours and no half checkpoint stays."""
-    from cellwright.train import state
+    from cellwright.models import tensor_files
 
     def to_full_device(tensors: dict[str, torch.Tensor], path: Path) -> None:
         path.write_bytes(b"half a checkpoint")
@@ -279,7 +279,7 @@ def test_a_full_disk_is_said(tmp_path: Path, samples: list[Sample], monkeypatch:
         with Path("/dev/full").open("wb", buffering=0) as file:
             file.write(b"x")
 
-    monkeypatch.setattr(state, "save_file", to_full_device)
+    monkeypatch.setattr(tensor_files, "save_file", to_full_device)
     with pytest.raises(OutputError, match="the disk is full") as caught:
         tiny_train(tmp_path / "run", samples, tiny_config())
     assert "step_00000004" in str(caught.value)

@@ -15,7 +15,6 @@ from cellwright.train.optimiser import build_optimiser
 from cellwright.train.state import (
     Position,
     TrainState,
-    _as_os_error,
     initial_average,
     load_checkpoint,
     newest_checkpoint,
@@ -129,14 +128,6 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     (path / "state.json").write_text(text.replace('"schema_version": 1', '"schema_version": 9'))
     with pytest.raises(FormatError, match="another schema version"):
         load_checkpoint(path, make_state(1))
-
-
-def test_the_full_disk_inside_an_error_of_safetensors_is_found() -> None:
-    from safetensors import SafetensorError
-
-    error = _as_os_error(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
-    assert error.errno == 28
-    assert _as_os_error(SafetensorError("something else")).errno == 0
 
 
 def test_a_checkpoint_folder_that_is_a_file(tmp_path: Path) -> None:

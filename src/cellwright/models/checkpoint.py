@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cellwright.config.schema import Recipe
@@ -25,6 +25,7 @@ from cellwright.models.dense import DenseNetwork
 from cellwright.models.foreign import LoadReport, TensorRecord, load_foreign
 from cellwright.models.mask_rcnn import MaskRCNN
 from cellwright.models.sources import find_weights, is_foreign, shipped_model
+from cellwright.models.tensor_files import save_tensors
 from cellwright.models.timm_encoder import TimmUNet, published_weights
 
 SCHEMA_VERSION = 1
@@ -77,7 +78,7 @@ def save_model(folder: Path | str, weights: Mapping[str, Tensor], info: ModelInf
     """
     folder = Path(folder)
     with atomic_path(folder / WEIGHTS) as path:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+        save_tensors(path, weights)
     write_text(folder / CARD, model_card(info))
     write_json(folder / INFO, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(info)})
     return folder

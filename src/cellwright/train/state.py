@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cellwright.core.errors import FormatError, TrainingDiverged
 from cellwright.core.files import atomic_path, output_error, read_json, write_json
+from cellwright.models.tensor_files import save_tensors
 
 SCHEMA_VERSION = 1
 _FOLDER = re.compile(r"step_(\d{8,})")
@@ -129,10 +130,10 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
     if not path.exists():
         with atomic_path(path) as partial:
             partial.mkdir()
-            _save_tensors(partial / "weights.safetensors", state.network.state_dict())
-            _save_tensors(partial / "optimiser.safetensors", _optimiser_tensors(state))
+            save_tensors(partial / "weights.safetensors", state.network.state_dict())
+            save_tensors(partial / "optimiser.safetensors", _optimiser_tensors(state))
             if state.averaged is not None:
-                _save_tensors(partial / "averaged.safetensors", state.averaged)
+                save_tensors(partial / "averaged.safetensors", state.averaged)
             write_json(partial / "state.json", _description(state))
             _flush_to_disk(partial)
     for old in _checkpoints(folder)[:-keep]:
@@ -253,21 +254,6 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def initial_average(network: nn.Module) -> dict[str, Tensor]:
     """Averaged weights before the first step: a copy of the network's."""
     return _copied(network.state_dict())
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Copies, because safetensors refuses views and tensors that share memory.
-    owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    try:
-        save_file(owned, path)
-    except SafetensorError as error:
-        raise _as_os_error(error) from error
-
-
-def _as_os_error(error: SafetensorError) -> OSError:
-    """The `OSError` inside safetensors' own error: it keeps the number in its text only ("os error 28")."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(0, str(error))
 
 
 def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
