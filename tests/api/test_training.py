@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import cellwright as cw
-from cellwright.api.training import Run, TrainPlan, fingerprint, run_plan
+from cellwright.api.training import Run, TrainPlan, fingerprint, rehearse, run_plan
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import CellwrightError, OutputError, RecipeError, UsageError
+from cellwright.core.errors import CellwrightError, ModelError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_text
 from cellwright.data.synthetic import write_demo_dataset
 
@@ -132,3 +132,18 @@ def test_a_recipe_object_trains_too(drawn: Dataset, tmp_path: Path) -> None:
     assert cw.train(recipe, drawn, out=tmp_path / "run").finished
     with pytest.raises(RecipeError, match="overrides go with a recipe's name"):
         cw.train(recipe, drawn, out=tmp_path / "next", init="somewhere")
+
+
+def test_a_rehearsal_finds_what_a_run_would_and_writes_nothing(drawn: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    plan = TrainPlan("synthetic/demo", drawn, out, overrides=CHANGES, device="cpu")
+    said = rehearse(plan)
+    assert f"writes {out}/" in said
+    assert "trains on 3 images, validates on 1" in said
+    with pytest.raises(ModelError, match="nothing"):
+        rehearse(replace(plan, init=str(tmp_path / "nothing")))
+    fresh = rehearse(replace(plan, overrides=(*CHANGES, "model.init_fresh=[classes]")))
+    assert "model.init_fresh does nothing" in fresh
+    first = cw.train("synthetic/demo", drawn, out=tmp_path / "first", overrides=CHANGES, device="cpu")
+    assert f"starts from {first.folder}: " in rehearse(replace(plan, init=str(first.folder)))
+    assert not out.exists()

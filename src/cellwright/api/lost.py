@@ -34,11 +34,15 @@ def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[In
     from cellwright.predict.predictor import NetworkSegmenter
     from cellwright.predict.views import PLAIN
 
-    segmenter = None if model is None else model.predictor.segmenter
-    explains = isinstance(segmenter, NetworkSegmenter) and isinstance(segmenter.network, Explains)
-    if model is None or not explains or segmenter.views != PLAIN:
-        return _Predicted(sides), (WRITTEN,)
-    return _Asked(sides, model, segmenter), ()
+    if model is not None:
+        finder = model.predictor.segmenter
+        if (
+            isinstance(found_by, NetworkSegmenter)
+            and found_by.views == PLAIN
+            and isinstance(found_by.network, Explains)
+        ):
+            return _Asked(sides, model, finder), ()
+    return _Predicted(sides), (WRITTEN,)
 
 
 class _OfImages(Sequence[Instances]):

@@ -23,7 +23,11 @@ from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
+    import torch
+
+    from cellwright.data.loader import TrainingLoader
     from cellwright.models.contract import Network
+    from cellwright.models.foreign import LoadReport
 
 
 @dataclass(frozen=True)
@@ -89,46 +93,33 @@ def train(
 
 def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     """Carry out a plan. Raises what `train.loop.train` raises, `RecipeError` and `InputError`."""
-    import torch
-
-    from cellwright.models.build import build_network
-    from cellwright.models.checkpoint import start_from
     from cellwright.train import loop
     from cellwright.train.environment import describe_environment
     from cellwright.train.reporter import choose_reporter
     from cellwright.train.run_folder import RunFolder, check_same_run, open_run
 
-    recipe = recipe_of(plan)
-    dataset = plan.data if isinstance(plan.data, Dataset) else read_dataset(plan.data)
-    training, validation = _splits(dataset, recipe)
-    _check_classes(recipe, dataset)
-    _check_best_metric(recipe, dataset)
-    device = resolve_device(plan.device)
-    inputs = {"data": fingerprint(training), **_init_fingerprint(recipe)}
+    request = _request(plan)
+    recipe, device = request.recipe, request.device
+    inputs = {"data": fingerprint(request.training), **_init_fingerprint(recipe)}
     environment = describe_environment(device, recipe.train.threads, inputs)
     if plan.keep_finished and not plan.overwrite and RunFolder(plan.out).done.exists():
         check_same_run(RunFolder(plan.out), recipes.dump(recipe), environment)
         return read_run(plan.out)
-    torch.manual_seed(recipe.train.seed)
-    network = build_network(recipe, len(dataset.class_names))
-    model = recipe.model
-    init, fresh = (model.init, model.init_fresh) if isinstance(model, RCNNConfig | UNetConfig) else (None, ())
-    loaded = None if init is None else start_from(network, init, fresh=fresh)
-    loader = _loader(recipe, training, network)
     # All that may be wrong with the request is found before the folder is touched: --overwrite removes a run.
-    loop.check(network, loader, recipe.train, evaluates=validation is not None, device=device)
+    network, loader, loaded = _ready(request)
     run = open_run(plan.out, recipe_yaml=recipes.dump(recipe), environment=environment, overwrite=plan.overwrite)
     if loaded is not None:
         write_text(run.init_report, loaded.text())
-        screen.note(f"starts from {init}: {loaded.headline}; each of them in {run.init_report.name}")
+        screen.note(f"{_start(request, loaded)}; each of them in {run.init_report.name}")
     stream = sys.stdout if screen.log_format == "json" else sys.stderr
+    validation = request.validation
     hooks = loop.Hooks(
-        save_model=saver(recipe, dataset, run.model, environment),
-        evaluate=evaluation(recipe, dataset, validation, device) if validation is not None else None,
+        save_model=saver(recipe, request.dataset, run.model, environment),
+        evaluate=evaluation(recipe, request.dataset, validation, device) if validation is not None else None,
         reporter=choose_reporter(stream, log_format=screen.log_format, quiet=screen.quiet),
         headline=shown_metrics(recipe),
     )
-    screen.note(describe(plan, training, validation))
+    screen.note(describe(plan, request.training, validation))
     try:
         result = loop.train(network, loader, recipe.train, run, hooks, device=device, max_minutes=plan.max_minutes)
     finally:
@@ -137,6 +128,17 @@ def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
         screen.note(f"stopped at step {result.step} of {result.total_steps}; the same command goes on")
     metrics = {name: value for name, value in result.best_metrics.items() if math.isfinite(value)}
     return Run(plan.out, metrics, result.finished)
+
+
+def rehearse(plan: TrainPlan) -> str:
+    """What `run_plan` would do, in a few lines, after every check that it makes before it writes; nothing is written.
+
+    Raises what `run_plan` raises before its first step.
+    """
+    request = _request(plan)
+    _, _, loaded = _ready(request)
+    lines = [describe(plan, request.training, request.validation)]
+    return "\n".join(lines if loaded is None else [*lines, _start(request, loaded)])
 
 
 def read_run(folder: Path) -> Run:
@@ -162,6 +164,8 @@ def describe(plan: TrainPlan, training: Dataset | None = None, validation: Datas
             lines.append(
                 "warning: layers of the backbone are frozen and no weights are given (--init): they stay random"
             )
+    if getattr(recipe.model, "init_fresh", ()) and getattr(recipe.model, "init", None) is None:
+        lines.append("no weights are given (--init): everything starts at random, and model.init_fresh does nothing")
     return "\n".join(lines)
 
 
@@ -172,6 +176,54 @@ def fingerprint(dataset: Dataset) -> str:
         size = sample.image_path.stat().st_size if sample.image_path is not None else 0
         digest.update(repr((sample.id, sample.image_hw, sample.split, size)).encode())
     return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What a plan names, read: the data in its parts, and where it trains."""
+
+    recipe: Recipe
+    dataset: Dataset
+    training: Dataset
+    validation: Dataset | None
+    device: torch.device
+
+    @property
+    def init(self) -> tuple[str | None, tuple[str, ...]]:
+        """What training starts from, and which parts of it do not count."""
+        model = self.recipe.model
+        return (model.init, model.init_fresh) if isinstance(model, RCNNConfig | UNetConfig) else (None, ())
+
+
+def _request(plan: TrainPlan) -> _Request:
+    recipe = recipe_of(plan)
+    dataset = plan.data if isinstance(plan.data, Dataset) else read_dataset(plan.data)
+    training, validation = _splits(dataset, recipe)
+    _check_classes(recipe, dataset)
+    _check_best_metric(recipe, dataset)
+    return _Request(recipe, dataset, training, validation, resolve_device(plan.device))
+
+
+def _ready(request: _Request) -> tuple[Network, TrainingLoader, LoadReport | None]:
+    """The network with its first weights, the data's loader, and what became of the weights that were given."""
+    import torch
+
+    from cellwright.models.build import build_network
+    from cellwright.models.checkpoint import start_from
+    from cellwright.train import loop
+
+    torch.manual_seed(request.recipe.train.seed)
+    network = build_network(request.recipe, len(request.dataset.class_names))
+    init, fresh = request.init
+    loaded = None if init is None else start_from(network, init, fresh=fresh)
+    loader = _loader(request.recipe, request.training, network)
+    evaluates = request.validation is not None
+    loop.check(network, loader, request.recipe.train, evaluates=evaluates, device=request.device)
+    return network, loader, loaded
+
+
+def _start(request: _Request, loaded: LoadReport) -> str:
+    return f"starts from {request.init[0]}: {loaded.headline}"
 
 
 def recipe_of(plan: TrainPlan) -> Recipe:
@@ -238,7 +290,7 @@ def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
     return {"init": digest if files else init}
 
 
-def _loader(recipe: Recipe, training: Dataset, network: Network):
+def _loader(recipe: Recipe, training: Dataset, network: Network) -> TrainingLoader:
     from cellwright.data.check import require_objects
     from cellwright.data.loader import LoaderConfig, TrainingLoader
 

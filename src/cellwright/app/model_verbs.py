@@ -103,7 +103,7 @@ def train(
         overwrite=overwrite,
     )
     if common.dry_run:
-        show.note(training.describe(plan))
+        show.note(training.rehearse(plan))
         return
     if repeat is not None:
         repeats = repeating.run_repeats(plan, repeat, screen=show)
