@@ -36,11 +36,7 @@ def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[In
 
     if model is not None:
         finder = model.predictor.segmenter
-        if (
-            isinstance(found_by, NetworkSegmenter)
-            and found_by.views == PLAIN
-            and isinstance(found_by.network, Explains)
-        ):
+        if isinstance(finder, NetworkSegmenter) and finder.views == PLAIN and isinstance(finder.network, Explains):
             return _Asked(sides, model, finder), ()
     return _Predicted(sides), (WRITTEN,)
 
