@@ -57,3 +57,13 @@ def test_no_path_of_a_machine_and_no_host_in_the_tree() -> None:
             text = path.read_text(errors="ignore")
             assert not any(host in text for host in hosts), name
             assert "/work" + "/main" not in text, name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_every_error_says_what_was_expected_or_what_to_do(path: Path) -> None:
+    ours = {"InputError", "UsageError", "FormatError", "ModelError", "OutputError", "RecipeError"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in ours:
+            continue
+        given = {keyword.arg for keyword in node.keywords}
+        assert given & {"remedy", "expected", None}, f"line {node.lineno}: {node.func.id} leaves the user alone"

@@ -119,7 +119,12 @@ def convert(plan: ConvertPlan, track: Track = no_progress) -> Dataset:
     parts = [read(source, options, name=plan.format) for source in plan.sources]
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if not len(dataset):
-        raise InputError("these sources hold no image", where=", ".join(map(str, plan.sources)), got="0 images")
+        raise InputError(
+            "these sources hold no image",
+            where=", ".join(map(str, plan.sources)),
+            got="0 images",
+            remedy="name a folder or file that data convert reads: docs/formats.md",
+        )
     coco.write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=track))
     return read_dataset(plan.out)
 
@@ -220,7 +225,7 @@ def read_class_map(words: Sequence[str]) -> dict[str, str | None]:
             pairs = {old.strip(): new.strip() or None}
         twice = sorted(set(pairs) & set(found))
         if twice:
-            raise UsageError("a class is mapped twice", got=twice[0])
+            raise UsageError("a class is mapped twice", got=twice[0], remedy="give each class one --map")
         found |= pairs
     return found
 
@@ -231,9 +236,19 @@ def _map_file(path: Path) -> dict[str, str | None]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("cannot read this class map", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this class map",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError("this class map is no YAML", where=path, got=str(error).replace("\n", " ")) from error
+        raise FormatError(
+            "this class map is no YAML",
+            where=path,
+            got=str(error).replace("\n", " "),
+            remedy="write one line a class: old name: new name",
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(v, str | None) for v in content.values()):
         raise FormatError(
             "this is no class map", where=path, got=str(content)[:80], expected="lines old: new (nothing: leave out)"

@@ -126,7 +126,11 @@ def _parts(network: Network):
         case DenseNetwork():
             return [export_dense.graph_of(network)], export_dense.rules_of(network)
         case other:
-            raise UsageError("this kind of model cannot be exported yet", got=type(other).__name__)
+            raise UsageError(
+                "this kind of model cannot be exported yet",
+                got=type(other).__name__,
+                remedy="export an R-CNN or a U-Net model",
+            )
 
 
 def _head(network: Network, info: ModelInfo) -> dict[str, Any]:

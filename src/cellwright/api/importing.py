@@ -157,7 +157,12 @@ def inspect_foreign(source: str) -> list[Table]:
 def _recipe_of(plan: ImportPlan) -> Recipe:
     recipe = plan.recipe if isinstance(plan.recipe, Recipe) else recipes.load(plan.recipe, plan.overrides)
     if not isinstance(recipe.model, RCNNConfig):
-        raise RecipeError("this model kind has no weights to import", where=recipe.name, got=recipe.model.kind)
+        raise RecipeError(
+            "this model kind has no weights to import",
+            where=recipe.name,
+            got=recipe.model.kind,
+            remedy="name a recipe of the R-CNN family: cellwright recipes list",
+        )
     return recipe.resolved()
 
 
@@ -178,7 +183,12 @@ def _class_names(plan: ImportPlan, recipe: Recipe, in_file: int | None) -> tuple
     try:
         lines = plan.classes.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("cannot read these class names", where=plan.classes, got=str(error)) from error
+        raise InputError(
+            "cannot read these class names",
+            where=plan.classes,
+            got=str(error),
+            remedy="give a text file with one name a line",
+        ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != wanted or len(set(names)) != len(names):
         raise InputError(

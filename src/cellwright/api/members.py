@@ -171,7 +171,11 @@ def _same_images(
     """The images and each member's sample of every one. Without --data no member may lack what another one has."""
     base = datasets[0] if wanted is None else wanted
     if not len(base):
-        raise InputError("there are no images to fuse on", where=names[0] if wanted is None else wanted.root)
+        raise InputError(
+            "there are no images to fuse on",
+            where=names[0] if wanted is None else wanted.root,
+            remedy="give predictions on one image at least, or another --split",
+        )
     columns = [partners(base, one) for one in datasets]
     lacking = {name: _unpaired(base, column) for name, column in zip(names, columns, strict=True)}
     if wanted is None:

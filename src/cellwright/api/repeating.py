@@ -65,7 +65,7 @@ def run_repeats(plan: TrainPlan, times: int, screen: Screen = SILENT) -> Repeats
     `training.run_plan` raises.
     """
     if times < 1:
-        raise UsageError("at least one run is needed", where="--repeat", got=times)
+        raise UsageError("at least one run is needed", where="--repeat", got=times, remedy="give --repeat 1 or more")
     _check_folder(plan.out)
     recipe = recipe_of(plan)
     data = plan.data if isinstance(plan.data, Dataset) else read_dataset(plan.data)

@@ -93,7 +93,12 @@ def read_record(root: Path) -> RunRecord:
         metrics = {str(name): float(value) for name, value in best.get("metrics", {}).items() if value is not None}
         best_step, chosen_by = int(best.get("step", 0)), str(best.get("chosen_by", ""))
     except (AttributeError, TypeError, ValueError) as error:
-        raise FormatError("this is not a run's metrics.json", where=run.metrics, got=str(error)) from error
+        raise FormatError(
+            "this is not a run's metrics.json",
+            where=run.metrics,
+            got=str(error),
+            remedy="run the train command again: it writes the file anew",
+        ) from error
     return RunRecord(
         folder=root,
         recipe=recipe,
@@ -121,7 +126,12 @@ def read_records(root: Path) -> tuple[tuple[RunRecord, ...], int]:
     try:
         folders = [root / str(one["folder"]) for one in _mapping(summary)["runs"]]
     except (KeyError, TypeError) as error:
-        raise FormatError("this summary of repeated runs is damaged", where=summary, got=str(error)) from error
+        raise FormatError(
+            "this summary of repeated runs is damaged",
+            where=summary,
+            got=str(error),
+            remedy="run the train command again: it writes the file anew",
+        ) from error
     found = [read_record(folder) for folder in folders if RunFolder(folder).recipe.is_file()]
     if not found:
         raise InputError("no run here", where=root, expected=f"the runs that {SUMMARY} names")
@@ -181,5 +191,7 @@ def _count_parameters(run: RunFolder) -> int | None:
                 trained = [name for name in file.keys() if not name.endswith(_STATISTICS)]  # noqa: SIM118 - no mapping
                 return sum(math.prod(file.get_slice(name).get_shape()) for name in trained)
         except (OSError, SafetensorError) as error:
-            raise FormatError("these weights are damaged", where=path, got=str(error)) from error
+            raise FormatError(
+                "these weights are damaged", where=path, got=str(error), remedy="copy the run or model folder again"
+            ) from error
     return None

@@ -129,5 +129,9 @@ def _evenly_picked(n: int, n_most: int) -> list[int]:
 
 def _image_path(sample: Sample, dataset: Dataset) -> Path:
     if sample.image_path is None:
-        raise InputError("a sample has no image", where=f"{dataset.root}, sample {sample.id}")
+        raise InputError(
+            "a sample has no image",
+            where=f"{dataset.root}, sample {sample.id}",
+            remedy="convert the dataset again where its images are",
+        )
     return sample.image_path

@@ -35,7 +35,9 @@ def read_text(name_or_path: str) -> tuple[str, str]:
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError("cannot read this recipe", where=path, got=str(error)) from error
+            raise RecipeError(
+                "cannot read this recipe", where=path, got=str(error), remedy="check the path and its permissions"
+            ) from error
     names = shipped_names()
     if name_or_path in names:
         return (resources.files("cellwright") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8"), name_or_path
@@ -71,9 +73,19 @@ def parse(text: str, place: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError("this recipe is not valid YAML", where=place, got=str(error).replace("\n", " ")) from error
+        raise RecipeError(
+            "this recipe is not valid YAML",
+            where=place,
+            got=str(error).replace("\n", " "),
+            remedy="mend the line that is named",
+        ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError("a recipe is a mapping of sections", where=place, got=type(values).__name__)
+        raise RecipeError(
+            "a recipe is a mapping of sections",
+            where=place,
+            got=type(values).__name__,
+            remedy="begin from a shipped one: cellwright recipes copy NAME",
+        )
     return values
 
 
@@ -102,7 +114,11 @@ def _scalar(text: str, override: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError("an override has a value that is not YAML", got=repr(override)) from error
+        raise RecipeError(
+            "an override has a value that is not YAML",
+            got=repr(override),
+            remedy="write key=value, such as train.lr=2e-4",
+        ) from error
     if isinstance(value, str):  # YAML 1.1 reads 2e-4 as text
         try:
             return float(value)
@@ -140,7 +156,12 @@ def _recipe_error(error: ValidationError, place: str) -> RecipeError:
             message = item["msg"].removeprefix("Value error, ")
             shown = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
             lines.append(f"{key or 'recipe'}: {message}{shown}")
-    return RecipeError("this recipe does not validate", where=place, got="\n       ".join(lines))
+    return RecipeError(
+        "this recipe does not validate",
+        where=place,
+        got="\n       ".join(lines),
+        remedy="see docs/recipes.md, or: cellwright recipes copy NAME",
+    )
 
 
 def _walk(loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

@@ -56,7 +56,9 @@ class Dataset(Sequence[Sample]):
         ids = [sample.id for sample in self.samples]
         if len(set(ids)) != len(ids):
             twice = next(one for one in ids if ids.count(one) > 1)
-            raise UsageError("two samples have the same id", where=self.root, got=repr(twice))
+            raise UsageError(
+                "two samples have the same id", where=self.root, got=repr(twice), remedy="rename one of the images"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -76,8 +76,17 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}, column {error.colno}"
-        raise FormatError("this file is not valid JSON", where=place, got=error.msg) from error
+        raise FormatError(
+            "this file is not valid JSON", where=place, got=error.msg, remedy="export or copy the file again"
+        ) from error
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
-        raise FormatError("this file is not valid JSON", where=path, got=str(error)) from error
+        raise FormatError(
+            "this file is not valid JSON", where=path, got=str(error), remedy="export or copy the file again"
+        ) from error
     except OSError as error:
-        raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this file",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error

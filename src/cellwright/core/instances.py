@@ -56,9 +56,15 @@ class Instances:
                     expected=f"shape {(n, *shape)}, dtype kind {kinds}",
                 )
         if n and (self.ids.min() <= 0 or np.unique(self.ids).size != n):
-            raise InputError("object ids must be unique and above 0", got=f"{n} objects, lowest {self.ids.min()}")
+            raise InputError(
+                "object ids must be unique and above 0",
+                got=f"{n} objects, lowest {self.ids.min()}",
+                remedy="number the objects from 1",
+            )
         if n and self.class_ids.min() < 0:
-            raise InputError("class ids must not be negative", got=int(self.class_ids.min()))
+            raise InputError(
+                "class ids must not be negative", got=int(self.class_ids.min()), remedy="number the classes from 0"
+            )
         if self.scores is not None and n and not ((self.scores >= 0) & (self.scores <= 1)).all():
             bad = self.scores[~((self.scores >= 0) & (self.scores <= 1))][0]
             raise InputError("scores must lie in [0, 1]", got=bad, remedy="rescale the scores before giving them")
@@ -128,7 +134,11 @@ def concat(parts: Sequence[Instances]) -> Instances:
     """
     scores = [part.scores for part in parts if part.scores is not None]
     if scores and len(scores) != len(parts):
-        raise InputError("predictions and truth cannot be joined", got="some parts without scores")
+        raise InputError(
+            "predictions and truth cannot be joined",
+            got="some parts without scores",
+            remedy="join predictions with predictions, truth with truth",
+        )
     return Instances.from_masks(
         concat_masks([part.masks for part in parts]),
         class_ids=np.concatenate([part.class_ids for part in parts]),

@@ -396,7 +396,11 @@ def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels as (H, W) int32 counted 1..K in a contiguous array, and the ids (K,) int64 that they stand for."""
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
-        raise InputError("a label map needs two axes of integers", got=f"shape {labels.shape}, {labels.dtype}")
+        raise InputError(
+            "a label map needs two axes of integers",
+            got=f"shape {labels.shape}, {labels.dtype}",
+            remedy="give an (H, W) array of integers, 0 for background",
+        )
     largest, smallest = (int(labels.max()), int(labels.min())) if labels.size else (0, 0)
     if smallest < 0:
         raise InputError("a label map has a negative label", got=smallest, expected="0 for background, ids above 0")

@@ -68,7 +68,12 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
     runs: list[dict[str, Any]] = []
     for k, parts in enumerate(objects):
         if not isinstance(parts, (list, tuple)):
-            raise FormatError("a polygon segmentation is not a list", where=f"object {k}", got=type(parts).__name__)
+            raise FormatError(
+                "a polygon segmentation is not a list",
+                where=f"object {k}",
+                got=type(parts).__name__,
+                remedy="export the file again: a segmentation is a list of lists x, y, x, y, ...",
+            )
         for part in parts:
             xy = np.asarray(part, np.float64) if _is_flat_numbers(part) else np.zeros(0)
             if xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all():
@@ -96,7 +101,9 @@ def _all_counts(objects: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
     ends = np.cumsum([0] + [len(text) for text in texts])
     bad, counts, starts = _rle_kernels.decode_strings(np.frombuffer(b"".join(texts), np.uint8), ends)
     if bad >= 0:
-        raise FormatError("an RLE string is broken", where=f"object {bad}", got=repr(texts[bad][:40]))
+        raise FormatError(
+            "an RLE string is broken", where=f"object {bad}", got=repr(texts[bad][:40]), remedy="export the file again"
+        )
     if all(isinstance(item["counts"], (str, bytes)) for item in objects):
         return counts, starts
     parts = [
@@ -111,7 +118,9 @@ def _all_counts(objects: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
 def _text(counts: Any, k: int) -> bytes:
     if isinstance(counts, str):
         if not counts.isascii():
-            raise FormatError("an RLE string is broken", where=f"object {k}", got=repr(counts[:40]))
+            raise FormatError(
+                "an RLE string is broken", where=f"object {k}", got=repr(counts[:40]), remedy="export the file again"
+            )
         return counts.encode("ascii")
     return counts if isinstance(counts, bytes) else b""
 
@@ -121,5 +130,7 @@ def _integers(counts: Any, k: int) -> np.ndarray:
         isinstance(v, (int, np.integer)) and not isinstance(v, bool) and abs(int(v)) < 2**62 for v in counts
     )
     if not whole:
-        raise FormatError("RLE counts are not integers", where=f"object {k}", got=str(counts)[:60])
+        raise FormatError(
+            "RLE counts are not integers", where=f"object {k}", got=str(counts)[:60], remedy="export the file again"
+        )
     return np.asarray(counts, np.int64)

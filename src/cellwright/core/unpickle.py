@@ -265,7 +265,12 @@ def read_npy_object(path: Path | str) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this file",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
     dtype, fortran, shape, start = _npy_header(data, path)
     if dtype.dtype.kind == "O":
         value = read_pickle(io.BytesIO(data[start:]), where=path)
@@ -273,7 +278,9 @@ def read_npy_object(path: Path | str) -> Any:
     try:
         return _build_array(data[start:], dtype, shape, "F" if fortran else "C")
     except _Refused as refusal:
-        raise FormatError("this .npy file is broken", where=path, got=str(refusal)) from None
+        raise FormatError(
+            "this .npy file is broken", where=path, got=str(refusal), remedy="save it again with numpy or Cellpose"
+        ) from None
 
 
 def _npy_header(data: bytes, path: Path) -> tuple[_Dtype, bool, object, int]:
@@ -294,7 +301,9 @@ def _npy_header(data: bytes, path: Path) -> tuple[_Dtype, bool, object, int]:
         return _Dtype(header.get("descr")), bool(header.get("fortran_order")), header.get("shape"), start
     except (_Refused, *_BROKEN, SyntaxError) as error:
         got = f"{type(error).__name__}: {error}"[:200]
-        raise FormatError("this .npy file has a broken header", where=path, got=got) from error
+        raise FormatError(
+            "this .npy file has a broken header", where=path, got=got, remedy="save it again with numpy or Cellpose"
+        ) from error
 
 
 def _unwrap(value: Any, done: dict[int, Any], depth: int) -> Any:

@@ -178,7 +178,12 @@ def _open_pillow(path: Path) -> PillowImage:
     except UnidentifiedImageError as error:
         raise damaged_image(path, error) from error
     except OSError as error:
-        raise InputError("cannot read this image", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this image",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check that the file is there and may be read",
+        ) from error
 
 
 def _png_header(path: Path) -> ImageHeader:
@@ -186,7 +191,12 @@ def _png_header(path: Path) -> ImageHeader:
         with path.open("rb") as file:
             head = file.read(26)
     except OSError as error:
-        raise InputError("cannot read this image", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this image",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check that the file is there and may be read",
+        ) from error
     if len(head) < 26 or head[:8] != PNG_SIGNATURE or head[12:16] != b"IHDR" or head[25] not in PNG_CHANNELS:
         raise damaged_image(path, ValueError("no PNG header"))
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])

@@ -82,7 +82,7 @@ def merge_datasets(datasets: Sequence[Dataset], class_map: Mapping[str, str | No
     numbers are given anew where two samples would share one. `UsageError` for a map that names no class of any.
     """
     if not datasets:
-        raise UsageError("there is no dataset to merge")
+        raise UsageError("there is no dataset to merge", remedy="name one dataset or more")
     mapping = dict(class_map or {})
     old_names = dict.fromkeys(name for dataset in datasets for name in dataset.class_names)
     for name in mapping:
@@ -90,7 +90,7 @@ def merge_datasets(datasets: Sequence[Dataset], class_map: Mapping[str, str | No
             raise UsageError("the class map names no class", got=repr(name), remedy=did_you_mean(name, old_names))
     new_names = list(dict.fromkeys(n for n in (mapping.get(name, name) for name in old_names) if n is not None))
     if not new_names:
-        raise UsageError("the class map leaves no class", got=mapping)
+        raise UsageError("the class map leaves no class", got=mapping, remedy="map one class at least to a name")
     mapped = [
         map_classes(one, {name: mapping[name] for name in one.class_names if name in mapping}, new_names)
         for one in datasets

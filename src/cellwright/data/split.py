@@ -60,7 +60,7 @@ def folds(
 ) -> tuple[Dataset, ...]:
     """``n_folds`` datasets; in the k-th, fold k is "val" and the others "train". Samples marked "test" stay so."""
     if n_folds < 2:
-        raise UsageError("cross-validation needs at least two folds", got=n_folds)
+        raise UsageError("cross-validation needs at least two folds", got=n_folds, remedy="give --folds 2 or more")
     grouped = with_groups(dataset, group)
     movable = [k for k, sample in enumerate(grouped) if sample.split != FIXED_SPLIT]
     shares = np.full(n_folds, 1 / n_folds)

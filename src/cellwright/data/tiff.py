@@ -97,7 +97,12 @@ def _open(path: Path | str) -> tifffile.TiffFile:
     except InputError:
         raise
     except OSError as error:
-        raise InputError("cannot read this image", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this image",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check that the file is there and may be read",
+        ) from error
     except Exception as error:  # a damaged header surfaces as TiffFileError, struct.error, ValueError, ...
         raise _damaged(path, error) from error
 
@@ -152,7 +157,9 @@ def _header(tif: tifffile.TiffFile, path: Path | str) -> TiffHeader:
     if "Y" not in axes or "X" not in axes:
         raise FormatError("this TIFF holds no image plane", where=path, got=f"axes {axes}", expected="Y and X axes")
     if 0 in shape:
-        raise FormatError("this TIFF holds no pixel", where=path, got=f"axes {axes} of {shape}")
+        raise FormatError(
+            "this TIFF holds no pixel", where=path, got=f"axes {axes} of {shape}", remedy="save it again, or remove it"
+        )
     n_channels = shape[axes.index("C")] if "C" in axes else 1
     if len(names) != n_channels:
         names = tuple(str(i) for i in range(n_channels)) if n_channels > 1 else ("grey",)

@@ -55,6 +55,7 @@ def compare(
         raise InputError(
             "a paired comparison needs the same images in the same order",
             got=f"{len(apart)} images on one side only" + (f", such as {apart[0]}" if apart else ""),
+            remedy="predict on the same images with both",
         )
     names = [name for name in _names(names, first) if name in second.values]
     drawn = _draw(first, samples, seed)

@@ -53,7 +53,12 @@ def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
         case UNetConfig():
             network = build_dense(recipe.model, in_channels=recipe.input.channels, n_classes=n_classes)
         case other:
-            raise RecipeError("this model kind has no network to build", where="model.kind", got=other.kind)
+            raise RecipeError(
+                "this model kind has no network to build",
+                where="model.kind",
+                got=other.kind,
+                remedy="name a recipe that is trained: cellwright recipes list",
+            )
     # A fifth less time a training step on the CPU; feature maps follow the weights' layout.
     return network.to(memory_format=torch.channels_last)
 

@@ -110,7 +110,12 @@ def read_model_info(folder: Path | str, *, kind: str | None = None) -> ModelInfo
     required = {"kind", "recipe", "class_names", "normalisation"}
     if not required <= set(values) <= known:
         problem = sorted(required - set(values)) or sorted(set(values) - known)
-        raise ModelError("fields of this model folder are missing or unknown", where=folder / INFO, got=problem)
+        raise ModelError(
+            "fields of this model folder are missing or unknown",
+            where=folder / INFO,
+            got=problem,
+            remedy="save the model again with this version of cellwright",
+        )
     info = ModelInfo(**{**values, "class_names": tuple(values["class_names"])})
     if kind is not None and info.kind != kind:
         raise ModelError(
@@ -200,7 +205,10 @@ def recipe_of(info: ModelInfo, *, where: object = None) -> Recipe:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ModelError(
-            "the recipe in this model folder is not valid", where=where, got=f"{place}: {first['msg']}"
+            "the recipe in this model folder is not valid",
+            where=where,
+            got=f"{place}: {first['msg']}",
+            remedy="copy the model folder again, or use the version of cellwright that wrote it",
         ) from error
 
 

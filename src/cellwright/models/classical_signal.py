@@ -70,7 +70,12 @@ def _channels(image: Image) -> tuple[np.ndarray | None, np.ndarray]:
         )
     values = data.astype(np.float32)
     if not np.isfinite(values).all():
-        raise InputError("the image holds pixels that are not finite", where=image.path, got=image.describe())
+        raise InputError(
+            "the image holds pixels that are not finite",
+            where=image.path,
+            got=image.describe(),
+            remedy="replace NaN and infinity by numbers",
+        )
     values -= min(float(values.min()), 0.0)
     white = float(np.percentile(values, 99.8)) or float(values.max())
     values = np.minimum(values / white, 1.0) if white > 0 else values

@@ -131,7 +131,12 @@ def trace(graph: Graph) -> ModelProto:
             )
     except torch.onnx.OnnxExporterError as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError("this part of the network cannot become ONNX", where=graph.name, got=first) from error
+        raise ModelError(
+            "this part of the network cannot become ONNX",
+            where=graph.name,
+            got=first,
+            remedy="predict with cellwright itself, and report this network",
+        ) from error
     assert program is not None
     model = program.model_proto
     _name_sides(model, graph)

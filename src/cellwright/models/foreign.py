@@ -117,7 +117,12 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ModelError("cannot read these weights", where=path, got=error.strerror or str(error)) from error
+        raise ModelError(
+            "cannot read these weights",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
     except pickle.UnpicklingError as error:
         raise _unsafe(path, str(error)) from error
     except _BROKEN as error:
@@ -127,10 +132,20 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise ModelError("these weights are no named tensors", where=path, got=type(content).__name__)
+        raise ModelError(
+            "these weights are no named tensors",
+            where=path,
+            got=type(content).__name__,
+            remedy="give a file of a state dictionary, such as torch.save(model.state_dict(), file)",
+        )
     tensors = {str(name): _tensor(value) for name, value in content.items() if _is_numeric(value)}
     if not tensors:
-        raise ModelError("these weights hold no tensor", where=path, got=f"keys {sorted(map(str, content))[:5]}")
+        raise ModelError(
+            "these weights hold no tensor",
+            where=path,
+            got=f"keys {sorted(map(str, content))[:5]}",
+            remedy="give a file of a state dictionary, such as torch.save(model.state_dict(), file)",
+        )
     # Parallel training puts this before every name.
     wrapped = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in tensors.items()}

@@ -71,7 +71,11 @@ def checked_labels(labels: np.ndarray) -> np.ndarray:
     """Labels (H, W), contiguous. Raises `InputError` for another shape and for values that are not integers."""
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
-        raise InputError("a label map needs two axes of integers", got=f"shape {labels.shape}, {labels.dtype}")
+        raise InputError(
+            "a label map needs two axes of integers",
+            got=f"shape {labels.shape}, {labels.dtype}",
+            remedy="give an (H, W) array of integers, 0 for background",
+        )
     return np.ascontiguousarray(labels)
 
 

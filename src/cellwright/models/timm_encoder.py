@@ -160,7 +160,12 @@ def _create(
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if pretrained:
             raise
-        raise RecipeError("timm cannot make this encoder", where=f"timm:{name}", got=_first_line(error)) from error
+        raise RecipeError(
+            "timm cannot make this encoder",
+            where=f"timm:{name}",
+            got=_first_line(error),
+            remedy="choose another name of timm, one with feature maps",
+        ) from error
 
 
 def _check(encoder: Any, name: str, in_channels: int, stride: int) -> None:

@@ -43,7 +43,9 @@ def find_in_views(network: Network, views: Sequence[View], look: Look, output_hw
     if isinstance(network, MaskRCNN):
         merged = merge_detections(_boxes(network, views, look, output_hw), network.rules.box.detection)
         return _with_masks(network, views, look, merged, output_hw)
-    raise UsageError("this network cannot be asked in views", where="views", got=type(network).__name__)
+    raise UsageError(
+        "this network cannot be asked in views", where="views", got=type(network).__name__, remedy="leave the views out"
+    )
 
 
 def mean_maps(network: DenseNetwork, views: Sequence[View], look: Look, output_hw: tuple[int, int]) -> np.ndarray:

@@ -107,7 +107,9 @@ class Outcome:
 def select(found: Instances, options: PredictOptions, model_cap: int | None = None) -> Outcome:
     """Apply ``options`` to what a model found. ``model_cap`` is the most objects that the model gives for an image."""
     if found.scores is None:
-        raise UsageError("these objects are truth, not predictions", got="objects without scores")
+        raise UsageError(
+            "these objects are truth, not predictions", got="objects without scores", remedy="give objects with scores"
+        )
     capped = model_cap is not None and len(found) >= model_cap
     kept = options.calibrated(found)
     # With a threshold for each class, what is good enough is no longer simply the top of the list.

@@ -83,7 +83,12 @@ def read_log(path: Path) -> Curves:
         text = path.read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
     except OSError as error:
-        raise InputError("cannot read this log", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this log",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise FormatError("this is not a run's log", where=path, got=str(error), expected="a CSV table") from error
     names = [name for name in (rows[0] if rows else {}) if name is not None]
@@ -143,7 +148,12 @@ def _number(cell: str | None, name: str, path: Path, k: int) -> float:
         return float(cell)
     except ValueError:
         where = f"{path}, line {k + 2}, column {name}"
-        raise FormatError("a cell of this log is not a number", where=where, got=repr(cell)) from None
+        raise FormatError(
+            "a cell of this log is not a number",
+            where=where,
+            got=repr(cell),
+            remedy="remove the line, or the file: training writes it anew",
+        ) from None
 
 
 def _plot(path: Path, steps: np.ndarray, subject: Subject) -> None:

@@ -241,7 +241,12 @@ def _load_optimiser(state: TrainState, tensors: dict[str, Tensor], path: Path) -
     names = {id(parameter): name for name, parameter in state.network.named_parameters()}
     order = [names[id(p)] for group in state.optimiser.param_groups for p in group["params"]]
     if unknown := sorted(set(places) - set(order)):
-        raise FormatError("this checkpoint's optimiser knows other parameters", where=path, got=", ".join(unknown[:5]))
+        raise FormatError(
+            "this checkpoint's optimiser knows other parameters",
+            where=path,
+            got=", ".join(unknown[:5]),
+            remedy="begin again with --overwrite, or another --out",
+        )
     groups = state.optimiser.state_dict()["param_groups"]
     buffers = {index: places[name] for index, name in enumerate(order) if name in places}
     state.optimiser.load_state_dict({"state": buffers, "param_groups": groups})

@@ -140,7 +140,10 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         instances = sample.read_instances()
         if len(instances) and int(instances.class_ids.max()) >= len(dataset.class_names):
             raise OutputError(
-                "an object has a class without a name", where=sample.id, got=int(instances.class_ids.max())
+                "an object has a class without a name",
+                where=sample.id,
+                got=int(instances.class_ids.max()),
+                remedy="name every class of the dataset",
             )
         for class_id in np.unique(instances.class_ids).tolist() or [0]:
             target = output_path(out, sample.id, f"/class{class_id + 1}.tif")

@@ -152,6 +152,7 @@ class _Stream:
                     "predictions and truth cannot stand in one dataset",
                     where=f"sample {sample.id}",
                     got="objects " + ("with" if instances.scores is not None else "without") + " scores",
+                    remedy="keep them in two files",
                 )
             for annotation in annotations_of(instances, self._images[k]["id"], category_ids):
                 text = _json_bytes({"id": len(spans) + 1, **annotation})

@@ -198,7 +198,9 @@ def _decoded(element: Element, path: Path) -> Any:
         return element.text_value()
     except UnicodeDecodeError as error:
         where = f"{path}, byte {element.start}"
-        raise FormatError("text in this file is not UTF-8", where=where, got=str(error)) from error
+        raise FormatError(
+            "text in this file is not UTF-8", where=where, got=str(error), remedy="save the file as UTF-8"
+        ) from error
 
 
 def _checked_image(image: Any, position: int, path: Path) -> dict[str, Any]:
@@ -235,7 +237,9 @@ def _checked_categories(categories: Any, path: Path) -> list[dict[str, Any]]:
     for field in ("id", "name"):
         values = [category[field] for category in checked]
         if len(set(values)) != len(values):
-            raise FormatError(f"two categories have the same {field}", where=path, got=values)
+            raise FormatError(
+                f"two categories have the same {field}", where=path, got=values, remedy="rename or renumber one of them"
+            )
     return sorted(checked, key=lambda category: category["id"])
 
 
@@ -254,7 +258,12 @@ def _group(found: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.ndar
     ids = np.array(known_ids, np.int64)
     if np.unique(ids).size != ids.size:
         values, counts = np.unique(ids, return_counts=True)
-        raise FormatError("two images have the same id", where=found.path, got=int(values[counts > 1][0]))
+        raise FormatError(
+            "two images have the same id",
+            where=found.path,
+            got=int(values[counts > 1][0]),
+            remedy="give every image an id of its own",
+        )
     annotated = np.array(found.image_ids, np.int64)
     ranks = np.argsort(ids, kind="stable")
     places = np.searchsorted(ids[ranks], annotated)

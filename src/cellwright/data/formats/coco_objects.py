@@ -58,7 +58,12 @@ class CocoLoader:
             with self.path.open("rb") as file:
                 texts = _read_spans(file, self.spans)
         except OSError as error:
-            raise InputError("cannot read this file", where=self.path, got=error.strerror or str(error)) from error
+            raise InputError(
+                "cannot read this file",
+                where=self.path,
+                got=error.strerror or str(error),
+                remedy="check the path and its permissions",
+            ) from error
         try:
             annotations: list[Any] = [json.loads(text) for text in texts]
         except ValueError:

@@ -162,7 +162,9 @@ def read_image_ids(path: Path) -> list[tuple[str, int, tuple[int, int] | None]]:
     for what, values in (("file name", [e[0] for e in entries]), ("id", [e[1] for e in entries])):
         twice = sorted({value for value in values if values.count(value) > 1}, key=str)
         if twice:
-            raise FormatError(f"two entries have the same {what}", where=path, got=twice[0])
+            raise FormatError(
+                f"two entries have the same {what}", where=path, got=twice[0], remedy="remove one of them"
+            )
     return entries
 
 

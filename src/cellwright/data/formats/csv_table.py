@@ -23,7 +23,9 @@ class Row:
         """A cell that must not be empty."""
         value = self.cells[column].strip()
         if not value:
-            raise FormatError("a cell is empty", where=f"{self.where}, column {column}")
+            raise FormatError(
+                "a cell is empty", where=f"{self.where}, column {column}", remedy="fill it in, or remove the row"
+            )
         return value
 
     def whole(self, column: str, lowest: int, highest: int) -> int:
@@ -72,10 +74,18 @@ def read_rows(path: Path) -> list[Row]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(
-            "this table is not UTF-8 text", where=path, got=f"byte {error.start}: {error.reason}"
+            "this table is not UTF-8 text",
+            where=path,
+            got=f"byte {error.start}: {error.reason}",
+            remedy="save the table as CSV in UTF-8",
         ) from error
     except OSError as error:
-        raise InputError("cannot read this table", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this table",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
     rows: list[Row] = []
     header: list[str] | None = None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -90,7 +100,12 @@ def read_rows(path: Path) -> list[Row]:
             elif cells:
                 rows.append(_row(header, cells, where))
     except csv.Error as error:
-        raise FormatError("this table is broken", where=f"{path}, line {reader.line_num}", got=str(error)) from error
+        raise FormatError(
+            "this table is broken",
+            where=f"{path}, line {reader.line_num}",
+            got=str(error),
+            remedy="save the table again as CSV",
+        ) from error
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -99,7 +114,12 @@ def read_rows(path: Path) -> list[Row]:
 def _check_header(header: list[str], where: str) -> None:
     twice = [name for name in set(header) if header.count(name) > 1]
     if twice:
-        raise FormatError("a column stands twice in this table", where=where, got=", ".join(sorted(twice)))
+        raise FormatError(
+            "a column stands twice in this table",
+            where=where,
+            got=", ".join(sorted(twice)),
+            remedy="remove or rename one of them",
+        )
 
 
 def _row(header: list[str], cells: list[str], where: str) -> Row:

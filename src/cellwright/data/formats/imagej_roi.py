@@ -102,7 +102,12 @@ def _read_entries(path: Path) -> tuple[list[Entry], dict[str, Any]]:
         with zipfile.ZipFile(path) as archive:
             return _zip_entries(archive, path), _note(archive.comment)
     except OSError as error:
-        raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this file",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, *_BROKEN_ROI) as error:
         raise FormatError(
             "this zip of ROIs is broken", where=path, got=str(error)[:200], remedy="save it again"
@@ -175,7 +180,12 @@ def _rings(roi: ImagejRoi, entry: Entry, image_hw: tuple[int, int]) -> list[np.n
         else:
             found = roi.coordinates(multi=True)
     except _BROKEN_ROI as error:
-        raise FormatError("this ROI's path is broken", where=entry.where, got=str(error)[:200]) from error
+        raise FormatError(
+            "this ROI's path is broken",
+            where=entry.where,
+            got=str(error)[:200],
+            remedy="save the ROI again with ImageJ",
+        ) from error
     rings = [checked_ring(ring, image_hw, entry.where) for ring in found]
     return [ring for ring in rings if len(ring)]
 

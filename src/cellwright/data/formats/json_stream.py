@@ -58,7 +58,12 @@ def stream_json(path: Path, streamed: frozenset[str]) -> Iterator[Element]:
         with path.open("rb") as file:
             yield from _Reader(path, file).elements(streamed)
     except OSError as error:
-        raise InputError("cannot read this file", where=path, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot read this file",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        ) from error
 
 
 class _Reader:

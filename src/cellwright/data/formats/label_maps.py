@@ -74,7 +74,12 @@ def _decode(path: Path) -> np.ndarray:
         raise
     except OSError as error:
         got = error.strerror or str(error)[:200]
-        raise InputError("cannot read this label image", where=path, got=got) from error
+        raise InputError(
+            "cannot read this label image",
+            where=path,
+            got=got,
+            remedy="open it in another program and save it again as PNG or TIFF",
+        ) from error
     except Exception as error:  # decoders of damaged files raise whatever their codecs raise
         got = f"{type(error).__name__}: {error}"[:200]
         raise FormatError("this label image is broken", where=path, got=got, remedy="get a fresh copy of it") from error
@@ -87,7 +92,7 @@ def _decode_tiff(path: Path) -> np.ndarray:
     check_directories(path)
     with tifffile.TiffFile(path) as tif:
         if not tif.series:
-            raise FormatError("this label image has no pixels", where=path)
+            raise FormatError("this label image has no pixels", where=path, remedy="save it again, or remove it")
         series = tif.series[0]
         shape = tuple(int(side) for side in series.shape if side != 1)
         if len(tif.series) > 1 or len(shape) > 2:
@@ -125,7 +130,9 @@ def _decode_png(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         header = file.read(33)
     if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 33:
-        raise FormatError("this label image is no PNG file", where=path, got=repr(header[:8]))
+        raise FormatError(
+            "this label image is no PNG file", where=path, got=repr(header[:8]), remedy="save it again as PNG or TIFF"
+        )
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     check_plausible(float(width) * height * (2 if header[24] == 16 else 1), path)
     if header[25] not in (0, 3):

@@ -36,7 +36,12 @@ def walk(root: Path, max_depth: int = 8, per_folder: int | None = None) -> Itera
     try:
         entries = sorted(root.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError("cannot list this folder", where=root, got=error.strerror or str(error)) from error
+        raise InputError(
+            "cannot list this folder",
+            where=root,
+            got=error.strerror or str(error),
+            remedy="check the folder's permissions",
+        ) from error
     visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
     yield from islice((entry for entry in visible if entry.is_file()), per_folder)
     if max_depth > 0:
@@ -64,7 +69,7 @@ def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
 def annotation_files(path: Path, wanted: Callable[[Path], bool], what: str) -> list[Path]:
     """The files under ``path`` (or ``path`` itself) that are ``wanted``; `InputError` where there is none."""
     if not path.exists():
-        raise InputError("no such file or folder", where=path)
+        raise InputError("no such file or folder", where=path, remedy="check the path")
     files = [path] if path.is_file() else [file for file in walk(path) if wanted(file)]
     if not files:
         raise InputError(f"no {what} here", where=path, expected=f"{what} in the folder or below it")
@@ -210,7 +215,12 @@ def output_path(out: Path, sample_id: str, ending: str) -> Path:
         or ":" in relative.parts[0]
         or "\0" in sample_id
     ):
-        raise OutputError("a sample's id would leave the output folder", where=out, got=repr(sample_id))
+        raise OutputError(
+            "a sample's id would leave the output folder",
+            where=out,
+            got=repr(sample_id),
+            remedy="rename the image, without .. in its name",
+        )
     return out / relative.parent / f"{relative.name}{ending}"
 
 
@@ -222,7 +232,12 @@ def copy_image(sample: Sample, target: Path) -> list[Path]:
     try:
         data = sample.image_path.read_bytes()
     except OSError as error:
-        raise InputError("cannot read this image", where=sample.image_path, got=error.strerror) from error
+        raise InputError(
+            "cannot read this image",
+            where=sample.image_path,
+            got=error.strerror,
+            remedy="check that the file is there and may be read",
+        ) from error
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
     return [target]

@@ -124,7 +124,12 @@ class LoadRuns:
         scores = [one.score for one in self.objects if one.score is not None]
         if len(set(ids)) < len(ids):
             where = self.objects[0].runs.where
-            raise FormatError("an object_id stands twice in one image", where=f"the image of {where}", got=sorted(ids))
+            raise FormatError(
+                "an object_id stands twice in one image",
+                where=f"the image of {where}",
+                got=sorted(ids),
+                remedy="number the objects of each image",
+            )
         return Instances.from_masks(
             masks,
             class_ids=np.array(self.class_ids, np.int64),
@@ -183,7 +188,12 @@ def _images_below(root: Path) -> dict[str, list[Path]]:
 def _only(files: list[Path], table: Path, image_id: str) -> Path | None:
     if len(files) > 1:
         got = ", ".join(str(file) for file in files[:4])
-        raise InputError("several images have the name that a table uses", where=f"{table}, image {image_id}", got=got)
+        raise InputError(
+            "several images have the name that a table uses",
+            where=f"{table}, image {image_id}",
+            got=got,
+            remedy="rename the images, so that each name stands once",
+        )
     return files[0] if files else None
 
 

@@ -92,9 +92,16 @@ class _Reader:
             got = expat.ErrorString(error.code)
             raise FormatError("this file is not whole XML", where=where, got=got, remedy="get a fresh copy") from error
         except (LookupError, ValueError) as error:  # an encoding that Python does not know
-            raise FormatError("this XML cannot be decoded", where=self.path, got=str(error)) from error
+            raise FormatError(
+                "this XML cannot be decoded", where=self.path, got=str(error), remedy="save it as UTF-8"
+            ) from error
         except OSError as error:
-            raise InputError("cannot read this file", where=self.path, got=error.strerror or str(error)) from error
+            raise InputError(
+                "cannot read this file",
+                where=self.path,
+                got=error.strerror or str(error),
+                remedy="check the path and its permissions",
+            ) from error
 
     def _where(self) -> str:
         return f"{self.path}, line {self._parser.CurrentLineNumber}"
@@ -140,7 +147,9 @@ class _Reader:
 
     def _region(self, attributes: dict[str, str]) -> None:
         if not self.layers:
-            raise FormatError("a <Region> stands outside an <Annotation>", where=self._where())
+            raise FormatError(
+                "a <Region> stands outside an <Annotation>", where=self._where(), remedy="export the annotations again"
+            )
         text = attributes.get("Id", "").strip()
         number = int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
         negative = attributes.get("NegativeROA", "0") == "1"
