@@ -2,10 +2,9 @@
 
     python benchmarks/last_points.py --data work/vrdl --model runs/flow --other runs/quick [--views flips]
 
-Every image of the split "val" is judged by what was chosen on the other images of that split: for the tuned rows each
-model is tuned as often as there are images, each time without the one that it is then judged on. The score of a tuned
-model is the IoU to expect, so that two families may be compared. Seconds an image: wall clock of predicting alone, one
-thread, each row from scratch.
+Judged on the images of the split "val", in the tuned rows with thresholds and calibration that `cellwright tune` finds
+on the split "train": nothing is chosen on the images that are reported. The score of a tuned model is the IoU to
+expect, so that two families may be compared. Seconds an image: wall clock of predicting alone, one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +26,8 @@ from cellwright.api.model import Model
 from cellwright.api.sides import Sides
 from cellwright.api.tuning import TunePlan
 from cellwright.api.tuning import run_plan as tune
-from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.data.formats import coco
-from cellwright.data.formats.contract import WriteOptions
-from cellwright.evaluate.lost_recall import lost_recall
+from cellwright.core.dataset import Loaded, Sample
+from cellwright.evaluate.lost_recall import CAUSES, lost_recall
 from cellwright.evaluate.match import PairOptions, pair_image
 from cellwright.predict.fusion import FusionOptions
 from cellwright.predict.options import Outcome
@@ -41,21 +38,12 @@ RANKED = ("AP50@100", "AP@100", "AP@all", "score_iou_spearman")
 KEPT = ("accuracy@0.5", "aji", "pq")
 
 
-def without(data: Dataset, sample: Sample, folder: Path) -> Path:
-    """The dataset without an image, on disk."""
-    path = folder / sample.id
-    rest = data.with_samples([one for one in data if one.id != sample.id])
-    path.mkdir(parents=True, exist_ok=True)
-    coco.write(replace(rest, root=path), path / "dataset.json", WriteOptions())
-    return path
-
-
-def tuned(run: Path, views: str | None, data: Path, folder: Path) -> Path:
-    """``run`` tuned on a dataset's split "val"; what is there already is taken."""
-    name = run.name + ("" if views is None else "_views")
-    if not (folder / name / "model.json").is_file():
-        tune(TunePlan(run, data, folder / name, views=views))
-    return folder / name
+def tuned(run: Path, args: argparse.Namespace, views: str | None) -> Model:
+    """``run`` tuned on the training images, seen in ``views``; what is there already is taken."""
+    folder = args.out / (f"{run.name}_tuned" + ("" if views is None else "_in_views"))
+    if not (folder / "model.json").is_file():
+        tune(TunePlan(run, args.data, folder, split="train", views=views))
+    return cw.load_model(folder)
 
 
 def lost(model: Model, sample: Sample, outcome: Outcome) -> Counter[str]:
@@ -68,13 +56,13 @@ def lost(model: Model, sample: Sample, outcome: Outcome) -> Counter[str]:
     return Counter(lost_recall(truth, candidates[0], pairs))
 
 
-def row(name: str, model_of: Callable[[Sample], Model], samples: list[Sample]) -> dict[str, object]:
-    """A row of the table; ``model_of`` gives the model for each image."""
+def row(name: str, model: Model, samples: Sequence[Sample]) -> dict[str, object]:
+    """A row of the table."""
+    predictor = replace(model.predictor, options=model.options)
     outcomes, seconds, causes = [], 0.0, Counter()
     for sample in samples:
         assert sample.image_path is not None
-        model, image = model_of(sample), cw.read_image(sample.image_path)
-        predictor = replace(model.predictor, options=model.options)
+        image = cw.read_image(sample.image_path)
         start = time.perf_counter()
         outcomes.append(predictor.outcomes([image])[0])
         seconds += time.perf_counter() - start
@@ -83,59 +71,46 @@ def row(name: str, model_of: Callable[[Sample], Model], samples: list[Sample]) -
     ranked = cw.evaluate([one.candidates for one in outcomes], truth, metrics=["coco_ap", "ranking"])
     kept = cw.evaluate([one.instances for one in outcomes], truth, metrics=["accuracy", "aji", "pq"])
     n = sum(map(len, truth))
-    shares = {cause.replace("_", " "): round(causes[cause] / n, 3) for cause in ("never_proposed", "threshold", "nms")}
-    taken = round((causes["cap"] + causes["taken"]) / n, 3)
-    figures = {
-        metric: round(float(report[metric]), 4) for report, of in ((ranked, RANKED), (kept, KEPT)) for metric in of
-    }
-    return {"result": name, **figures, **shares, "cap or taken": taken, "s": round(seconds / len(samples), 2)}
+    figures = {name: round(float(ranked[name]), 4) for name in RANKED}
+    figures |= {name: round(float(kept[name]), 4) for name in KEPT}
+    figures |= {f"lost: {cause}": round(causes[cause] / n, 3) for cause in CAUSES}
+    return {"result": name, **figures, "s": round(seconds / len(samples), 2)}
 
 
-def rows(args: argparse.Namespace, data: Dataset, samples: list[Sample]):
+def rows(args: argparse.Namespace, samples: Sequence[Sample]) -> Iterator[dict[str, object]]:
     """The rows, one after the other."""
-    runs = {"model": args.model, "other": args.other}
-    folds = {sample.id: without(data, sample, args.out / "without") for sample in samples}
-    wbf = FusionOptions("wbf")
+    wbf, a, b = FusionOptions("wbf"), args.model.name, args.other.name
 
-    def plain(which: str, views: str | None) -> Model:
-        model = cw.load_model(runs[which])
-        return model if views is None else replace(model, predictor=model.predictor.with_views(parse_views(views)))
+    def plain(run: Path) -> Model:
+        return cw.load_model(run)
 
-    def tuned_of(sample: Sample, which: str, views: str | None) -> Model:
-        return cw.load_model(tuned(runs[which], views, folds[sample.id], args.out / "tuned" / sample.id))
+    def in_views(run: Path) -> Model:
+        model = cw.load_model(run)
+        return replace(model, predictor=model.predictor.with_views(parse_views(args.views)))
 
-    a, b, views = args.model.name, args.other.name, args.views
-    first, second = plain("model", None), plain("other", None)
-    yield row(a, lambda _: first, samples)
-    yield row(b, lambda _: second, samples)
-    first, second = plain("model", views), plain("other", views)
-    yield row(f"{a}, views", lambda _: first, samples)
-    yield row(f"{b}, views", lambda _: second, samples)
-    both = fused_model([first, second], wbf)
-    yield row(f"{a} + {b}, views, wbf", lambda _: both, samples)
-    yield row(f"{a}, tuned", lambda one: tuned_of(one, "model", None), samples)
-    yield row(f"{b}, tuned", lambda one: tuned_of(one, "other", None), samples)
-    yield row(f"{a}, views, tuned", lambda one: tuned_of(one, "model", views), samples)
-    yield row(f"{b}, views, tuned", lambda one: tuned_of(one, "other", views), samples)
-    yield row(
-        f"{a} + {b}, views, wbf, tuned",
-        lambda one: fused_model([tuned_of(one, "model", views), tuned_of(one, "other", views)], wbf),
-        samples,
-    )
+    for words, make in (("", plain), (", views", in_views)):
+        yield row(a + words, make(args.model), samples)
+        yield row(b + words, make(args.other), samples)
+    both = fused_model([in_views(args.model), in_views(args.other)], wbf)
+    yield row(f"{a} + {b}, views, wbf", both, samples)
+    for words, views in ((", tuned", None), (", views, tuned", args.views)):
+        yield row(a + words, tuned(args.model, args, views), samples)
+        yield row(b + words, tuned(args.other, args, views), samples)
+    both = fused_model([tuned(args.model, args, args.views), tuned(args.other, args, args.views)], wbf)
+    yield row(f"{a} + {b}, views, wbf, tuned", both, samples)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a dataset with a split val of two images or more")
+    parser.add_argument("--data", type=Path, required=True, help="a dataset with the splits train and val")
     parser.add_argument("--model", type=Path, required=True, help="a run or a model folder")
     parser.add_argument("--other", type=Path, required=True, help="one of another family")
     parser.add_argument("--views", default="flips")
     parser.add_argument("--out", type=Path, default=Path("work/last_points"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = cw.read_dataset(args.data).with_split("val")
     done: list[dict[str, object]] = []
-    for one in rows(args, data, list(data)):
+    for one in rows(args, cw.read_dataset(args.data).with_split("val").samples):
         done.append(one)
         print(json.dumps(one), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
