@@ -12,6 +12,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.models.contract import Segmenter
+from cellwright.predict.diameter import Diameter
 from cellwright.predict.fused import FusedSegmenter
 from cellwright.predict.fusion import FusionOptions
 from cellwright.predict.options import PredictOptions, ScoreMap
@@ -69,3 +70,21 @@ def test_options_of_a_result_apply_to_what_is_fused() -> None:
 def test_another_number_of_weights() -> None:
     with pytest.raises(UsageError, match="2 weights: 1, 2\n  expected: 1"):
         FusedSegmenter((Square(2, 0.9),), FusionOptions(weights=(1, 2)))
+
+
+@dataclass
+class Sized(Square):
+    """One that resizes images by a diameter, and says so."""
+
+    diameter: Diameter | None = None
+
+    def find(self, images):
+        return [(found, self.diameter) for found in self.predict(images)]
+
+
+def test_the_diameter_of_the_first_member_that_goes_by_one_is_told() -> None:
+    by_12, by_24 = (Diameter(px, estimated=True, scale=24 / px, wanted_scale=None) for px in (12.0, 24.0))
+    members = (Square(2, 0.9), Predictor(Sized(4, 0.3, by_12)), Sized(4, 0.3, by_24))
+    outcome = Predictor(FusedSegmenter(members, FusionOptions())).outcomes([BRIGHT])[0]
+    assert outcome.diameter == by_12
+    assert Predictor(FusedSegmenter(members[:1], FusionOptions())).outcomes([BRIGHT])[0].diameter is None

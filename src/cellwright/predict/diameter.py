@@ -12,15 +12,18 @@ A look costs as much as predicting an image of 384 x 384 px, however large the i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 
 from cellwright.config.input_schema import InputConfig
+from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.network_input import diameter_scale, rescale
+from cellwright.models.contract import Segmenter
 
 WORKING_DIAMETERS_PX = (8.0, 24.0, 72.0)
 LOOK_SIDE_PX = 384
@@ -54,6 +57,22 @@ class Diameter:
         largest = max((MAX_ENLARGED_PX / (image_hw[0] * image_hw[1])) ** 0.5, 1.0)
         wanted, scale = config.diameter_px / px, min(diameter_scale(px, config), largest)
         return Diameter(px, estimated, scale, None if wanted == scale else wanted)
+
+
+@runtime_checkable
+class Sizes(Protocol):
+    """A segmenter that tells by which diameter it resized each image."""
+
+    def find(self, images: Sequence[Image]) -> list[tuple[Instances, Diameter | None]]:
+        """One pair an image: its objects, and None where it was resized by no diameter."""
+        ...
+
+
+def find(segmenter: Segmenter, images: Sequence[Image]) -> list[tuple[Instances, Diameter | None]]:
+    """What any segmenter finds, with the diameters where it tells them."""
+    if isinstance(segmenter, Sizes):
+        return segmenter.find(images)
+    return [(found, None) for found in segmenter.predict(images)]
 
 
 @dataclass(frozen=True, eq=False)

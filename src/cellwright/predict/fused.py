@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.models.contract import Segmenter
+from cellwright.predict.diameter import Diameter, find
 from cellwright.predict.fusion import FusionOptions, fuse
 
 
@@ -27,5 +28,14 @@ class FusedSegmenter:
 
     def predict(self, images: Sequence[Image]) -> list[Instances]:
         """One `Instances` an image, best first; no images, no results. Raises what the members raise."""
-        found = [member.predict(images) for member in self.members]
-        return [fuse(of_image, self.options) for of_image in zip(*found, strict=True)]
+        return [found for found, _ in self.find(images)]
+
+    def find(self, images: Sequence[Image]) -> list[tuple[Instances, Diameter | None]]:
+        """As `predict`, each with the diameter by which the first member that goes by one resized the image."""
+        found = [find(member, images) for member in self.members]
+        results: list[tuple[Instances, Diameter | None]] = []
+        for of_image in zip(*found, strict=True):
+            diameters = [diameter for _, diameter in of_image if diameter is not None]
+            fused = fuse([instances for instances, _ in of_image], self.options)
+            results.append((fused, diameters[0] if diameters else None))
+        return results

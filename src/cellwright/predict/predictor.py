@@ -17,7 +17,7 @@ from cellwright.core.instances import Instances
 from cellwright.data.network_input import rescale, resize_for_network, to_network
 from cellwright.models.contract import Explains, Network, Segmenter
 from cellwright.ops.batch import stack_images
-from cellwright.predict.diameter import Diameter, estimate_diameter
+from cellwright.predict.diameter import Diameter, estimate_diameter, find
 from cellwright.predict.fused import FusedSegmenter
 from cellwright.predict.in_views import find_in_views
 from cellwright.predict.options import Outcome, PredictOptions, select
@@ -142,12 +142,14 @@ class Predictor:
 
     def outcomes(self, images: Sequence[Image]) -> list[Outcome]:
         """As `predict`, with what the options and the model's cap left out, and the diameters of the images."""
-        if not isinstance(self.segmenter, NetworkSegmenter):
-            return [select(found, self.options, self.model_cap) for found in self.segmenter.predict(images)]
         return [
             replace(select(found, self.options, self.model_cap), diameter=diameter)
-            for found, diameter in self.segmenter.find(images)
+            for found, diameter in find(self.segmenter, images)
         ]
+
+    def find(self, images: Sequence[Image]) -> list[tuple[Instances, Diameter | None]]:
+        """As `predict`, each with the diameter by which the image was resized; None where that was by none."""
+        return [(outcome.instances, outcome.diameter) for outcome in self.outcomes(images)]
 
     def with_diameter(self, px: float) -> Predictor:
         """For images whose objects have the median diameter ``px``, pixels of the image.
