@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellwright.api.model import Model
-from cellwright.api.sides import Sides
+from cellwright.api.sides import ObjectsOf, Sides
 from cellwright.core.dataset import Sample
 from cellwright.core.instances import Instances
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from cellwright.predict.predictor import NetworkSegmenter
 
 COLUMN = "dropped_by"
-
-
 WRITTEN = "lost recall is told from what was predicted: what suppression or a cap took away counts as never proposed"
 
 
@@ -34,58 +33,36 @@ def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[In
     from cellwright.predict.predictor import NetworkSegmenter
     from cellwright.predict.views import PLAIN
 
+    of_image, notes = partial(_predicted, sides), (WRITTEN,)
     if model is not None:
         finder = model.predictor.segmenter
         if isinstance(finder, NetworkSegmenter) and finder.views == PLAIN and isinstance(finder.network, Explains):
-            return _Asked(sides, model, finder), ()
-    return _Predicted(sides), (WRITTEN,)
+            of_image, notes = partial(_asked, sides, model, finder), ()
+    samples = [dataclasses.replace(one, load=partial(of_image, k)) for k, one in enumerate(sides.predicted)]
+    return ObjectsOf(samples), notes
 
 
-class _OfImages(Sequence[Instances]):
-    """The candidates of each image, made when they are asked for."""
+def _predicted(sides: Sides, index: int) -> Instances:
+    """Everything that was predicted, by whether it reaches the threshold."""
+    from cellwright.evaluate.match import reaches
 
-    def __init__(self, sides: Sides) -> None:
-        self._sides = sides
-
-    def __len__(self) -> int:
-        return len(self._sides.truth)
-
-    @overload
-    def __getitem__(self, index: int) -> Instances: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Instances]: ...
-    def __getitem__(self, index: int | slice) -> Instances | Sequence[Instances]:
-        return [self._of(k) for k in range(len(self))[index]] if isinstance(index, slice) else self._of(index)
-
-    def _of(self, index: int) -> Instances:
-        raise NotImplementedError
+    found = sides.predicted[index].read_instances()
+    kept = np.ones(len(found), bool)
+    if found.scores is not None:
+        kept = reaches(found.scores, found.class_ids, sides.score_threshold)
+    return dataclasses.replace(found, columns={COLUMN: np.where(kept, "kept", "threshold")})
 
 
-class _Predicted(_OfImages):
-    def _of(self, index: int) -> Instances:
-        from cellwright.evaluate.match import reaches
-
-        found = self._sides.predicted[index].read_instances()
-        kept = np.ones(len(found), bool)
-        if found.scores is not None:
-            kept = reaches(found.scores, found.class_ids, self._sides.score_threshold)
-        return dataclasses.replace(found, columns={COLUMN: np.where(kept, "kept", "threshold")})
-
-
-class _Asked(_OfImages):
-    def __init__(self, sides: Sides, model: Model, segmenter: NetworkSegmenter) -> None:
-        super().__init__(sides)
-        self._model, self._segmenter = model, segmenter
-
-    def _of(self, index: int) -> Instances:
-        truth = self._sides.truth[index].read_instances()
-        lost = _lost(truth, self._sides.predicted[index].read_instances(), self._sides)
+def _asked(sides: Sides, model: Model, segmenter: NetworkSegmenter, index: int) -> Instances:
+    """What the network says about its candidates near the objects of an image that it lost."""
+    truth = sides.truth[index].read_instances()
+    lost = _lost(truth, sides.predicted[index].read_instances(), sides)
+    if not len(lost):
         none = Instances.empty(truth.image_hw, scored=True)
-        if not len(lost):
-            return dataclasses.replace(none, columns={COLUMN: np.zeros(0, "U9")})
-        found = self._segmenter.candidates(_image(self._sides.truth[index]), lost.masks.boxes)
-        assert found is not None, "candidates_of has asked"
-        return _with_options(found, self._model)
+        return dataclasses.replace(none, columns={COLUMN: np.zeros(0, "U9")})
+    found = segmenter.candidates(_image(sides.truth[index]), lost.masks.boxes)
+    assert found is not None, "candidates_of has asked"
+    return _with_options(found, model)
 
 
 def _lost(truth: Instances, predicted: Instances, sides: Sides) -> Instances:
