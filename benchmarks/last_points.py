@@ -88,6 +88,9 @@ def rows(args: argparse.Namespace, samples: Sequence[Sample]) -> Iterator[dict[s
         model = cw.load_model(run)
         return replace(model, predictor=model.predictor.with_views(parse_views(args.views)))
 
+    first = cw.read_image(samples[0].image_path or "")
+    for run in (args.model, args.other):
+        plain(run).predict(first)  # what is compiled at its first call is not counted
     for words, make in (("", plain), (", views", in_views)):
         yield row(a + words, make(args.model), samples)
         yield row(b + words, make(args.other), samples)
