@@ -12,6 +12,7 @@ import numpy as np
 from cellwright.api.outputs import claim_file
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
+from cellwright.core.files import unreadable
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
@@ -236,12 +237,7 @@ def _map_file(path: Path) -> dict[str, str | None]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            "cannot read this class map",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error, "class map") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FormatError(
             "this class map is no YAML",

@@ -123,7 +123,7 @@ def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
         folder.write(index, image, select(fused, job.options), blank=not was_read)
     rows = folder.finish()
     if unread:
-        screen.note(f"{len(unread)} image(s) are not there or cannot be read: their overlays are on black")
+        screen.note(f"{len(unread)} image(s) are not there or cannot be read: overlays on black, no intensities")
     n_objects = sum(row["objects"] for row in rows)
     text = f"{n_objects} objects in {len(rows)} images, fused from {len(members.names)} predictions: {plan.out}"
     return Fused(len(rows), n_objects, text)

@@ -46,6 +46,12 @@ def output_error(path: Path | str, error: OSError) -> OutputError:
     return OutputError("cannot write this output", where=path, got=error.strerror or str(error), remedy=remedy)
 
 
+def unreadable(path: Path | str | None, error: OSError, what: str = "file") -> InputError:
+    """The `InputError` for an `OSError` met while reading ``path``."""
+    got = error.strerror or str(error)
+    return InputError(f"cannot read this {what}", where=path, got=got, remedy="check the path and its permissions")
+
+
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Write ``data`` atomically."""
     with atomic_path(path) as temporary:
@@ -84,9 +90,4 @@ def read_json(path: Path | str) -> Any:
             "this file is not valid JSON", where=path, got=str(error), remedy="export or copy the file again"
         ) from error
     except OSError as error:
-        raise InputError(
-            "cannot read this file",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error) from error

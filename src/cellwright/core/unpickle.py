@@ -29,7 +29,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable
 
 _MAX_DEPTH = 200
 _MAX_HEADER = 10_000  # as numpy itself limits it
@@ -265,12 +266,7 @@ def read_npy_object(path: Path | str) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            "cannot read this file",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error) from error
     dtype, fortran, shape, start = _npy_header(data, path)
     if dtype.dtype.kind == "O":
         value = read_pickle(io.BytesIO(data[start:]), where=path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError
+from cellwright.core.files import unreadable
 from cellwright.core.image import Image
 from cellwright.data.tiff import RGB_NAMES, pick_channel, read_tiff, read_tiff_header
 
@@ -112,9 +113,7 @@ def read_file(path: Path | str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(
-            "cannot read this image", where=path, got=error.strerror or str(error), remedy="check the path"
-        ) from error
+        raise unreadable(path, error, "image") from error
 
 
 def find_images(path: Path | str) -> list[Path]:
@@ -178,12 +177,7 @@ def _open_pillow(path: Path) -> PillowImage:
     except UnidentifiedImageError as error:
         raise damaged_image(path, error) from error
     except OSError as error:
-        raise InputError(
-            "cannot read this image",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check that the file is there and may be read",
-        ) from error
+        raise unreadable(path, error, "image") from error
 
 
 def _png_header(path: Path) -> ImageHeader:
@@ -191,12 +185,7 @@ def _png_header(path: Path) -> ImageHeader:
         with path.open("rb") as file:
             head = file.read(26)
     except OSError as error:
-        raise InputError(
-            "cannot read this image",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check that the file is there and may be read",
-        ) from error
+        raise unreadable(path, error, "image") from error
     if len(head) < 26 or head[:8] != PNG_SIGNATURE or head[12:16] != b"IHDR" or head[25] not in PNG_CHANNELS:
         raise damaged_image(path, ValueError("no PNG header"))
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.files import unreadable
 
 if TYPE_CHECKING:
     import tifffile
@@ -97,12 +98,7 @@ def _open(path: Path | str) -> tifffile.TiffFile:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(
-            "cannot read this image",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check that the file is there and may be read",
-        ) from error
+        raise unreadable(path, error, "image") from error
     except Exception as error:  # a damaged header surfaces as TiffFileError, struct.error, ValueError, ...
         raise _damaged(path, error) from error
 

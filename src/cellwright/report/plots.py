@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError
-from cellwright.core.files import atomic_path
+from cellwright.core.errors import FormatError
+from cellwright.core.files import atomic_path, unreadable
 from cellwright.report.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, RGB, SKY_BLUE, VERMILLION
 
 if TYPE_CHECKING:
@@ -83,12 +83,7 @@ def read_log(path: Path) -> Curves:
         text = path.read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
     except OSError as error:
-        raise InputError(
-            "cannot read this log",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error, "log") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise FormatError("this is not a run's log", where=path, got=str(error), expected="a CSV table") from error
     names = [name for name in (rows[0] if rows else {}) if name is not None]

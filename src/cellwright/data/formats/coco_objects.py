@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.data.formats.coco_index import LARGEST, whole_number
@@ -58,12 +59,7 @@ class CocoLoader:
             with self.path.open("rb") as file:
                 texts = _read_spans(file, self.spans)
         except OSError as error:
-            raise InputError(
-                "cannot read this file",
-                where=self.path,
-                got=error.strerror or str(error),
-                remedy="check the path and its permissions",
-            ) from error
+            raise unreadable(self.path, error) from error
         try:
             annotations: list[Any] = [json.loads(text) for text in texts]
         except ValueError:

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable
 from cellwright.data.formats.pairing import first_bytes
 
 
@@ -80,12 +81,7 @@ def read_rows(path: Path) -> list[Row]:
             remedy="save the table as CSV in UTF-8",
         ) from error
     except OSError as error:
-        raise InputError(
-            "cannot read this table",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error, "table") from error
     rows: list[Row] = []
     header: list[str] | None = None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError, InputError
-from cellwright.core.files import write_bytes
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable, write_bytes
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.polygons import MultiPolygon
@@ -102,12 +102,7 @@ def _read_entries(path: Path) -> tuple[list[Entry], dict[str, Any]]:
         with zipfile.ZipFile(path) as archive:
             return _zip_entries(archive, path), _note(archive.comment)
     except OSError as error:
-        raise InputError(
-            "cannot read this file",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, *_BROKEN_ROI) as error:
         raise FormatError(
             "this zip of ROIs is broken", where=path, got=str(error)[:200], remedy="save it again"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable
 
 CHUNK_BYTES = 1 << 20
 # One element longer than this is no annotation.
@@ -58,12 +59,7 @@ def stream_json(path: Path, streamed: frozenset[str]) -> Iterator[Element]:
         with path.open("rb") as file:
             yield from _Reader(path, file).elements(streamed)
     except OSError as error:
-        raise InputError(
-            "cannot read this file",
-            where=path,
-            got=error.strerror or str(error),
-            remedy="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 class _Reader:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError, OutputError
-from cellwright.core.files import atomic_path
+from cellwright.core.files import atomic_path, unreadable
 from cellwright.data.formats.contract import ReadOptions
 from cellwright.data.images import IMAGE_SUFFIXES, image_hw_of
 
@@ -232,12 +232,7 @@ def copy_image(sample: Sample, target: Path) -> list[Path]:
     try:
         data = sample.image_path.read_bytes()
     except OSError as error:
-        raise InputError(
-            "cannot read this image",
-            where=sample.image_path,
-            got=error.strerror,
-            remedy="check that the file is there and may be read",
-        ) from error
+        raise unreadable(sample.image_path, error, "image") from error
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
     return [target]

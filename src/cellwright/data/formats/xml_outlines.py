@@ -19,7 +19,8 @@ from xml.parsers import expat
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
@@ -96,12 +97,7 @@ class _Reader:
                 "this XML cannot be decoded", where=self.path, got=str(error), remedy="save it as UTF-8"
             ) from error
         except OSError as error:
-            raise InputError(
-                "cannot read this file",
-                where=self.path,
-                got=error.strerror or str(error),
-                remedy="check the path and its permissions",
-            ) from error
+            raise unreadable(self.path, error) from error
 
     def _where(self) -> str:
         return f"{self.path}, line {self._parser.CurrentLineNumber}"
