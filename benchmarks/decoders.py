@@ -78,8 +78,8 @@ def compared(case: str, ways: dict[str, Callable[[], np.ndarray]], repeat: int) 
 def watershed_rows(repeat: int) -> Iterator[Row]:
     from skimage.segmentation import watershed as skimage_watershed
 
-    from cellwright.models.semantic import parts_of
-    from cellwright.models.watershed import WatershedRules, decode, encode, flood
+    from cellwright.models.dense.semantic import parts_of
+    from cellwright.models.dense.watershed import WatershedRules, decode, encode, flood
 
     truth = draw_cells()
     maps = as_a_network_gives(encode(truth))
@@ -170,7 +170,7 @@ STEPS = 200
 
 
 def flow_rows(repeat: int) -> Iterator[Row]:
-    from cellwright.models.flow import FlowRules, decode, encode, follow
+    from cellwright.models.dense.flow import FlowRules, decode, encode, follow
 
     truth = draw_cells()
     maps = noisy_flow(encode(truth))

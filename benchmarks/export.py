@@ -22,8 +22,8 @@ import torch
 from cellwright.config.recipe import load
 from cellwright.config.schema import Recipe
 from cellwright.models.build import build_network
-from cellwright.models.export import write_graph
-from cellwright.models.export_rcnn import graphs_of
+from cellwright.models.export.onnx import write_graph
+from cellwright.models.export.rcnn import graphs_of
 
 
 def recipes() -> dict[str, Recipe]:

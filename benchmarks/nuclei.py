@@ -257,7 +257,7 @@ def figures(way: Way, kinds: list[str]) -> dict[str, Any]:
 
 def compared(peer: Way, ours: Way) -> Any:
     """Ours minus the peer, paired over images."""
-    from cellwright.evaluate.bootstrap import compare
+    from cellwright.evaluation.bootstrap import compare
 
     return compare(peer.report, ours.report, list(FIGURES), samples=SAMPLES)
 

@@ -21,9 +21,9 @@ from torchvision.models.detection.mask_rcnn import (
 
 from cellwright.config.schema import Recipe
 from cellwright.models.build import build_network
-from cellwright.models.foreign_names import our_names
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.pointrend import CoarseMaskHead
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.pointrend import CoarseMaskHead
+from cellwright.models.weights.foreign_names import our_names
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"

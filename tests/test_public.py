@@ -40,16 +40,16 @@ def test_the_public_names_are_these() -> None:
 
 def test_the_command_line_loads_few_modules() -> None:
     """Counted, not timed: a timed test fails on a busy machine."""
-    code = "import sys; import cellwright, cellwright.app.cli; print(len(sys.modules))"
+    code = "import sys; import cellwright, cellwright.cli.app; print(len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 800
 
 
 def test_functions_called_like_rooms_stay_functions() -> None:
-    """Importing ``cellwright.train`` the module must not hide ``cellwright.train`` the function."""
-    import cellwright.evaluate.report
-    import cellwright.measure.table
-    import cellwright.train.log
+    """Importing ``cellwright.training`` must not hide ``cellwright.train`` the function."""
+    import cellwright.evaluation.report
+    import cellwright.measurement.table
+    import cellwright.training.log
 
     assert callable(cellwright.train)
     assert callable(cellwright.evaluate)

@@ -19,11 +19,11 @@ from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.data.loader import LoaderConfig, TrainingLoader
 from cellwright.models.build import build_network
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.train.optimiser import build_optimiser
-from cellwright.train.schedule import Timeline, learning_rate
-from cellwright.train.state import Position, TrainState, initial_average
-from cellwright.train.step import take_step
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.training.optimiser import build_optimiser
+from cellwright.training.schedule import Timeline, learning_rate
+from cellwright.training.state import Position, TrainState, initial_average
+from cellwright.training.step import take_step
 from drawn_formats import write_cells4, write_livecell, write_mask_folder, write_sartorius
 
 SHIPPED = recipes.shipped_names()

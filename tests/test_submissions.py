@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellwright.app.cli import main
+from cellwright.cli.app import main
 from cellwright.config import recipe as recipes
 from drawn_formats import write_cells4, write_sartorius
 from test_recipes import reduced

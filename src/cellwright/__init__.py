@@ -5,9 +5,7 @@ Importing this loads no torch: names are looked up when they are first used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from cellwright.core.image import Image
     from cellwright.core.instances import Instances
     from cellwright.core.masks import MaskSet
-    from cellwright.predict.views import View
+    from cellwright.prediction.views import View
 
 __version__ = "0.1.0"
 
@@ -54,7 +52,7 @@ _HOMES = {
     "Instances": "core.instances",
     "MaskSet": "core.masks",
     "Sample": "core.dataset",
-    "View": "predict.views",
+    "View": "prediction.views",
     "evaluate": "api.judge",
     "fuse": "api.fusing",
     "load_model": "api.model",
@@ -76,15 +74,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
-
-
-class _FrontDoor(ModuleType):
-    """This package. Two of its functions are called like rooms (`train`, `evaluate`): importing a room puts the module
-    into its parent package, where the function would then be hidden from the second call on."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _FrontDoor

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from cellwright.api.compare import ComparePlan, Comparison, run_plan
 from cellwright.api.run_records import ABSENT, differing, read_record
-from cellwright.app.cli import main
+from cellwright.cli.app import main
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text

@@ -13,8 +13,8 @@ from cellwright.api.fused_model import calibration_note, fused_model, fused_reci
 from cellwright.api.model import Model
 from cellwright.core.errors import UsageError
 from cellwright.data.synthetic import draw_field
-from cellwright.predict.fusion import FusionOptions, fuse
-from cellwright.predict.options import ScoreMap
+from cellwright.prediction.fusion import FusionOptions, fuse
+from cellwright.prediction.options import ScoreMap
 
 
 @pytest.fixture(scope="module")

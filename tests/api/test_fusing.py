@@ -20,8 +20,8 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import FORMATS, WriteOptions
 from cellwright.data.synthetic import draw_field
-from cellwright.predict.fusion import FusionOptions
-from cellwright.predict.fusion import fuse as fuse_image
+from cellwright.prediction.fusion import FusionOptions
+from cellwright.prediction.fusion import fuse as fuse_image
 
 HW = (60, 80)
 NAMES = ("field 1", "b", "leer")  # nobody finds anything on the last

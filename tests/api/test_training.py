@@ -43,7 +43,7 @@ def test_stopping_after_every_step_and_any_workers_change_no_bit(
 ) -> None:
     whole = cw.train("synthetic/demo", drawn, out=tmp_path / "whole", overrides=CHANGES, device="cpu")
     assert whole.finished
-    loop = importlib.import_module("cellwright.train.loop")
+    loop = importlib.import_module("cellwright.training.loop")
     take_step, changes, parts = loop.take_step, (*CHANGES, "data.workers=2"), tmp_path / "parts"
 
     def train_on() -> Run | None:

@@ -16,9 +16,9 @@ from cellwright.config.conventions import DETECTRON2
 from cellwright.config.model_schema import RCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
-from cellwright.models.foreign import load_foreign, read_foreign
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.regions import Detections, Regions
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.regions import Detections, Regions
+from cellwright.models.weights.foreign import load_foreign, read_foreign
 from cellwright.ops.batch import Batch
 
 IMAGE_HW, OUTPUT_HW = (256, 320), (400, 500)

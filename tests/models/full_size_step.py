@@ -20,7 +20,7 @@ from cellwright.data.network_input import resize_for_network
 from cellwright.data.synthetic import draw_field
 from cellwright.models.build import build_network
 from cellwright.ops.batch import Batch, stack_images
-from cellwright.train.environment import peak_memory_mb
+from cellwright.training.environment import peak_memory_mb
 
 IMAGE_HW, N_OBJECTS, N_CLASSES = (512, 512), 150, 4
 

@@ -28,10 +28,10 @@ from cellwright.config.schema import Recipe
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_network
-from cellwright.models.checkpoint import ModelInfo, save_model
-from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.weights.model_folder import ModelInfo, save_model
 from cellwright.ops.batch import Batch
-from cellwright.train.environment import reproducible
+from cellwright.training.environment import reproducible
 
 # The batch holds no object of the last class.
 CLASSES = ("nucleus", "debris", "mitosis")

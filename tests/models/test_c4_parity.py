@@ -19,8 +19,8 @@ from detectron2_fixture import (
 from torchvision.ops import roi_align
 
 from cellwright.config.model_schema import C4Config
-from cellwright.models.mask_head import mask_targets
-from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.assign import FOREGROUND
 
 

@@ -18,8 +18,8 @@ from detectron2_fixture import (
 )
 
 from cellwright.config.model_schema import CascadeConfig
-from cellwright.models.cascade import relabel_regions
-from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.cascade import relabel_regions
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 
 
 def config(anchors_per_image: int = 256, regions_per_image: int = 512, region_fraction: float = 0.25) -> CascadeConfig:

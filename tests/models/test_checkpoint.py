@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from cellwright.config.schema import Recipe
 from cellwright.core.errors import ModelError, OutputError
-from cellwright.models import tensor_files
 from cellwright.models.build import build_network
-from cellwright.models.checkpoint import (
+from cellwright.models.weights import tensor_files
+from cellwright.models.weights.model_folder import (
     ModelInfo,
     load_network,
     load_weights,

@@ -19,12 +19,12 @@ from cellwright.config.schema import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset
-from cellwright.models import flow, semantic, watershed
 from cellwright.models.build import build_network
-from cellwright.models.checkpoint import ModelInfo, read_weights, save_model, start_from
-from cellwright.models.dense import DenseNetwork, DenseWeights, Target, first_of_layers
+from cellwright.models.dense import flow, semantic, watershed
+from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target, first_of_layers
+from cellwright.models.dense.unet import UNet
 from cellwright.models.losses import border_weights
-from cellwright.models.unet import UNet
+from cellwright.models.weights.model_folder import ModelInfo, read_weights, save_model, start_from
 from cellwright.ops.batch import Batch
 
 TARGETS = {

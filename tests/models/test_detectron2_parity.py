@@ -18,8 +18,8 @@ from detectron2_fixture import (
 )
 
 from cellwright.config.model_schema import MaskRCNNConfig
-from cellwright.models.mask_head import mask_targets
-from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.assign import FOREGROUND
 
 

@@ -18,12 +18,12 @@ from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConf
 from cellwright.config.schema import Recipe
 from cellwright.core.errors import ModelError, OutputError, UsageError
 from cellwright.models.build import build_mask_rcnn, build_network
-from cellwright.models.checkpoint import ModelInfo, save_model
-from cellwright.models.export import TOLERANCE, Axis, Graph, trace, write_graph
-from cellwright.models.export_rcnn import graphs_of
+from cellwright.models.export.onnx import TOLERANCE, Axis, Graph, trace, write_graph
+from cellwright.models.export.rcnn import graphs_of
 from cellwright.models.layers import Deformable, DeformConvNorm
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.pointrend import CoarseMaskHead
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.pointrend import CoarseMaskHead
+from cellwright.models.weights.model_folder import ModelInfo, save_model
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

@@ -15,7 +15,15 @@ from scipy import ndimage
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.models.flow import CHANNELS, FlowRules, decode, decode_instances, encode, encode_instances, follow
+from cellwright.models.dense.flow import (
+    CHANNELS,
+    FlowRules,
+    decode,
+    decode_instances,
+    encode,
+    encode_instances,
+    follow,
+)
 
 EVERY_STEP = FlowRules(tolerance_px=-1)
 

@@ -19,12 +19,12 @@ from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_schema import MaskRCNNConfig, Part, PointRendConfig
 from cellwright.core.errors import CellwrightError, ModelError
 from cellwright.models.build import build_mask_rcnn
-from cellwright.models.checkpoint import start_from
-from cellwright.models.foreign import LoadReport, load_foreign, read_foreign
-from cellwright.models.foreign_fit import CLASSES
-from cellwright.models.foreign_names import PARTS, detectron2_name, framework_of, our_names
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.sources import find_weights
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.weights.foreign import LoadReport, load_foreign, read_foreign
+from cellwright.models.weights.foreign_fit import CLASSES
+from cellwright.models.weights.foreign_names import PARTS, detectron2_name, framework_of, our_names
+from cellwright.models.weights.model_folder import start_from
+from cellwright.models.weights.sources import find_weights
 
 BACKBONE = {"depth": 50, "width": 8, "stem_channels": 16, "norm": "frozen_batch_norm"}
 FPN = {"backbone": BACKBONE, "fpn": {"channels": 32}, "box_head": {"fc_channels": 64}, "mask_head": {"channels": 32}}

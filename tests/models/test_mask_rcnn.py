@@ -14,7 +14,7 @@ from cellwright.config.model_schema import MaskRCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.contract import Network
-from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.batch import Batch
 
 SMALL: dict[str, Any] = {

@@ -13,10 +13,10 @@ from cellwright.config.conventions import TORCHVISION
 from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
-from cellwright.models.mask_head import mask_targets
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.mask_scoring import MaskScoring, mask_ious, quality_loss
-from cellwright.models.regions import Regions
+from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_scoring import MaskScoring, mask_ious, quality_loss
+from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 
 SIDE = 4

@@ -11,8 +11,8 @@ import torch
 
 from cellwright.config.model_schema import RCNNConfig
 from cellwright.core.masks import MaskSet
-from cellwright.models.checkpoint import load_network, read_weights
 from cellwright.models.contract import Explains, Network
+from cellwright.models.weights.model_folder import load_network, read_weights
 
 
 @pytest.fixture(scope="module", params=list(suite.CASES))

@@ -9,7 +9,7 @@ import network_conformance as suite
 import pytest
 
 import cellwright as cw
-from cellwright.app.cli import main
+from cellwright.cli.app import main
 from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.instances import Instances

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cellwright.core.instances import Instances
 from cellwright.core.masks import SoftMasks
-from cellwright.models.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.batch import stack_images
 from cellwright.ops.paste import paste_soft_masks
-from cellwright.predict.in_views import find_in_views
-from cellwright.predict.views import PLAIN, View, parse_views
+from cellwright.prediction.in_views import find_in_views
+from cellwright.prediction.views import PLAIN, View, parse_views
 
 HW = (60, 90)
 FAMILY = ("fpn_r18", "torchvision_v1", "c4_r50", "cascade_r50", "pointrend_x50", "mask_scoring")

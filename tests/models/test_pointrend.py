@@ -14,11 +14,18 @@ from torch import Tensor
 from cellwright.config.conventions import DETECTRON2, TORCHVISION, Conventions
 from cellwright.config.model_schema import PointRendConfig
 from cellwright.core.masks import MaskSet
-from cellwright.models import pointrend
 from cellwright.models.build import build_mask_rcnn
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.pointrend import CoarseMaskHead, PointHead, PointRules, draw_points, render_masks, sample_grid
-from cellwright.models.regions import Regions
+from cellwright.models.rcnn import pointrend
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.pointrend import (
+    CoarseMaskHead,
+    PointHead,
+    PointRules,
+    draw_points,
+    render_masks,
+    sample_grid,
+)
+from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 
 RULES = PointRules(

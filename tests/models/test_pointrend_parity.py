@@ -25,11 +25,11 @@ from detectron2_fixture import (
 from torch import Tensor
 
 from cellwright.config.model_schema import PointRendConfig
-from cellwright.models import pointrend
-from cellwright.models.mask_head import mask_targets
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.pointrend import PointHead, sample_grid, subdivide
-from cellwright.models.regions import Regions
+from cellwright.models.rcnn import pointrend
+from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.pointrend import PointHead, sample_grid, subdivide
+from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 from cellwright.ops.points import points_in_boxes, sample_labels, uncertain_cells
 

@@ -14,8 +14,8 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.mask_folder import MaskFolderLoader
-from cellwright.data.images import image_hw_of
-from cellwright.models.semantic import (
+from cellwright.data.images.files import image_hw_of
+from cellwright.models.dense.semantic import (
     CHANNELS,
     SemanticRules,
     decode,

@@ -16,9 +16,9 @@ from cellwright.config.schema import Recipe
 from cellwright.core.errors import CellwrightError, ModelError, RecipeError, UsageError
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_network
-from cellwright.models.checkpoint import ModelInfo, load_network, save_model, start_from
-from cellwright.models.dense import DenseNetwork
-from cellwright.models.timm_encoder import TimmUNet
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.encoders import TimmUNet
+from cellwright.models.weights.model_folder import ModelInfo, load_network, save_model, start_from
 from cellwright.ops.batch import Batch
 
 timm = pytest.importorskip("timm", reason="needs the extra timm")
@@ -89,7 +89,7 @@ def test_sizes_and_skips(name: str, depth: int, strides: tuple[int, ...], channe
 
 
 def test_an_encoders_map_at_full_resolution_is_the_skip() -> None:
-    from cellwright.models import timm_encoder
+    from cellwright.models.dense import encoders as timm_encoder
 
     class Vgg(torch.nn.Module):
         """As timm's vgg11 at depth 1, whose classifier of 100 million weights is made and thrown away."""
@@ -157,8 +157,8 @@ def test_trains_a_step_saves_loads_and_says_what_it_is(tmp_path: Path) -> None:
 def test_onnx_gives_what_torch_gives(tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra onnx")
-    from cellwright.models.export import TOLERANCE, write_graph
-    from cellwright.models.export_dense import graph_of
+    from cellwright.models.export.dense import graph_of
+    from cellwright.models.export.onnx import TOLERANCE, write_graph
 
     dense = network(channels=2, depth=2).eval()
     torch.nn.init.normal_(dense.unet.maps[-1].weight, std=0.1)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from cellwright.config.conventions import TORCHVISION
 from cellwright.config.model_schema import MaskRCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
-from cellwright.models.foreign import load_foreign
-from cellwright.models.mask_rcnn import MaskRCNN
-from cellwright.models.regions import Detections
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.regions import Detections
+from cellwright.models.weights.foreign import load_foreign
 from cellwright.ops.batch import Batch, stack_images
 
 N_CLASSES = 4

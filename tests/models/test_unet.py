@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cellwright.models.unet import UNet
+from cellwright.models.dense.unet import UNet
 
 
 def unet(**changes: Any) -> UNet:

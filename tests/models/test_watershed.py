@@ -16,10 +16,10 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.mask_folder import MaskFolderLoader
-from cellwright.data.images import image_hw_of
+from cellwright.data.images.files import image_hw_of
 from cellwright.data.synthetic import FieldLook, draw_field
-from cellwright.models.semantic import parts_of
-from cellwright.models.watershed import (
+from cellwright.models.dense.semantic import parts_of
+from cellwright.models.dense.watershed import (
     CHANNELS,
     WatershedRules,
     decode,

@@ -14,10 +14,10 @@ from torch import nn
 from torchvision.models import detection
 
 from cellwright.config.schema import Recipe
-from cellwright.models.architecture import architecture, summary
 from cellwright.models.build import build_network
-from cellwright.models.foreign import load_foreign, shapes_of, translate
-from cellwright.models.foreign_names import framework_of
+from cellwright.models.weights.architecture import architecture, summary
+from cellwright.models.weights.foreign import load_foreign, shapes_of, translate
+from cellwright.models.weights.foreign_names import framework_of
 
 X101 = {"depth": 101, "groups": 32, "group_width": 8, "stride_in_1x1": False}
 X152 = {**X101, "depth": 152, "deformable_stages": [3, 4, 5]}

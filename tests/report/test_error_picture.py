@@ -11,7 +11,7 @@ from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.evaluate.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS
+from cellwright.evaluation.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS
 from cellwright.report.error_picture import (
     FOUND,
     IGNORED,

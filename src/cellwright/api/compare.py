@@ -228,7 +228,7 @@ def _notes(sides: Sequence[Side]) -> list[str]:
 def _write(comparison: Comparison, out: Path) -> None:
     import pandas as pd
 
-    from cellwright.evaluate.write import table_markdown
+    from cellwright.evaluation.write import table_markdown
     from cellwright.report.compare import RunLine, draw_comparison, shared_metric
 
     sides = comparison.sides

@@ -70,7 +70,7 @@ class MergePlan:
 
 def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
     """An image in its own dtype; see `data.images.read_image`."""
-    from cellwright.data.images import read_image as read
+    from cellwright.data.images.files import read_image as read
 
     return read(path, channel=channel, z=z)
 

@@ -11,7 +11,7 @@ from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
-    from cellwright.evaluate.report import Report
+    from cellwright.evaluation.report import Report
 
 MODEL = "nuclei"
 RECIPE = "synthetic/demo"

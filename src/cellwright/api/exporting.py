@@ -16,8 +16,8 @@ from cellwright.core.files import atomic_path, write_json
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
-    from cellwright.models.checkpoint import ModelInfo
     from cellwright.models.contract import Network
+    from cellwright.models.weights.model_folder import ModelInfo
 
 SCHEMA_VERSION = 1
 MANIFEST = "export.json"
@@ -68,8 +68,8 @@ def run_plan(plan: ExportPlan, screen: Screen = SILENT) -> Exported:
 
 
 def _to_onnx(plan: ExportPlan, screen: Screen) -> Exported:
-    from cellwright.models.checkpoint import load_network
-    from cellwright.models.export import require_tools, write_graph
+    from cellwright.models.export.onnx import require_tools, write_graph
+    from cellwright.models.weights.model_folder import load_network
 
     require_tools()
     network, info = load_network(plan.model)
@@ -91,7 +91,7 @@ def _to_onnx(plan: ExportPlan, screen: Screen) -> Exported:
 
 
 def _to_half(plan: ExportPlan) -> Exported:
-    from cellwright.models.checkpoint import (
+    from cellwright.models.weights.model_folder import (
         INFO,
         WEIGHTS,
         in_half_precision,
@@ -115,10 +115,10 @@ def _to_half(plan: ExportPlan) -> Exported:
 
 def _parts(network: Network):
     """The graphs of a network, and what ``export.json`` says of the way between them: one case a family."""
-    from cellwright.models import export_dense
-    from cellwright.models.dense import DenseNetwork
-    from cellwright.models.export_rcnn import graphs_of, rules_of, steps_of
-    from cellwright.models.mask_rcnn import MaskRCNN
+    from cellwright.models.dense.dense import DenseNetwork
+    from cellwright.models.export import dense as export_dense
+    from cellwright.models.export.rcnn import graphs_of, rules_of, steps_of
+    from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 
     match network:
         case MaskRCNN():
@@ -135,8 +135,8 @@ def _parts(network: Network):
 
 def _head(network: Network, info: ModelInfo) -> dict[str, Any]:
     """What holds for every family: how images are made, and which objects become a result."""
-    from cellwright.models.checkpoint import recipe_of
-    from cellwright.models.export import TOLERANCE
+    from cellwright.models.export.onnx import TOLERANCE
+    from cellwright.models.weights.model_folder import recipe_of
 
     recipe = recipe_of(info)
     return {

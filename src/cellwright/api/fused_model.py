@@ -12,7 +12,7 @@ from cellwright.api.members import joined_tuning, mean_threshold
 from cellwright.api.model import Model
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import UsageError
-from cellwright.predict.fusion import FusionOptions
+from cellwright.prediction.fusion import FusionOptions
 
 
 def fused_model(members: Sequence[Model], options: FusionOptions) -> Model:
@@ -22,9 +22,9 @@ def fused_model(members: Sequence[Model], options: FusionOptions) -> Model:
     score threshold is the weighted mean of the members'. ``recipe`` is the first one's; `fused_recipe` has them all.
     Raises `UsageError` for members with different classes or another number of weights.
     """
-    from cellwright.predict.fused import FusedSegmenter
-    from cellwright.predict.options import PredictOptions
-    from cellwright.predict.predictor import Predictor
+    from cellwright.prediction.fused import FusedSegmenter
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.predictor import Predictor
 
     weights = options.weights_of(len(members))
     first = members[0]
@@ -55,7 +55,7 @@ def sized(members: Sequence[Model], diameter_px: float) -> list[Model]:
 
     Raises `UsageError` where none does, or that is no size.
     """
-    from cellwright.predict.predictor import NetworkSegmenter
+    from cellwright.prediction.predictor import NetworkSegmenter
 
     def goes_by_it(one: Model) -> bool:
         segmenter = one.predictor.segmenter

@@ -17,12 +17,12 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
-from cellwright.predict.fusion import FusionOptions, Method
-from cellwright.predict.fusion import fuse as fuse_image
-from cellwright.predict.saves import SAVES
+from cellwright.prediction.fusion import FusionOptions, Method
+from cellwright.prediction.fusion import fuse as fuse_image
+from cellwright.prediction.saves import SAVES
 
 if TYPE_CHECKING:
-    from cellwright.predict.writer import Job
+    from cellwright.prediction.writer import Job
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
     Raises `OutputError` for a finished folder, and what `read_members` and `FusionOptions` raise.
     """
     from cellwright.api.predicting import makers
-    from cellwright.predict.options import select
-    from cellwright.predict.writer import PredictionFolder
+    from cellwright.prediction.options import select
+    from cellwright.prediction.writer import PredictionFolder
 
     weights = plan.options.weights_of(len(plan.members.predictions))
     members = read_members(plan.members, screen)
@@ -146,9 +146,9 @@ def describe(plan: FusePlan) -> str:
 
 
 def _job(plan: FusePlan, members: Members, threshold: float | tuple[float, ...]) -> Job:
-    from cellwright.predict.options import PredictOptions
-    from cellwright.predict.sources import Source
-    from cellwright.predict.writer import Job
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.sources import Source
+    from cellwright.prediction.writer import Job
 
     settings = {"members": list(members.names), **plan.options.as_values(len(members.names))}
     sources = [
@@ -169,7 +169,7 @@ def _job(plan: FusePlan, members: Members, threshold: float | tuple[float, ...])
 
 def _picture(sample: Sample) -> tuple[Image, bool]:
     """The image to draw on, and whether it could be read; black where it is not there."""
-    from cellwright.data.images import read_image
+    from cellwright.data.images.files import read_image
 
     black = Image.from_array(np.zeros(sample.image_hw, np.uint8), pixel_size_um=sample.pixel_size_um)
     if sample.image_path is None:

@@ -18,8 +18,8 @@ from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
     from cellwright.api.model import Table
-    from cellwright.models.foreign import LoadReport
-    from cellwright.models.sources import Weights
+    from cellwright.models.weights.foreign import LoadReport
+    from cellwright.models.weights.sources import Weights
 
 REPORT = "import_report.txt"
 _FRAMEWORKS = {
@@ -60,11 +60,11 @@ def run_plan(plan: ImportPlan, screen: Screen = SILENT) -> Imported:
     import torch
 
     from cellwright import __version__
-    from cellwright.models.architecture import architecture, class_count
     from cellwright.models.build import build_network
-    from cellwright.models.checkpoint import INFO, ModelInfo, save_model
-    from cellwright.models.foreign import load_foreign, shapes_of, translate
-    from cellwright.models.sources import find_weights
+    from cellwright.models.weights.architecture import architecture, class_count
+    from cellwright.models.weights.foreign import load_foreign, shapes_of, translate
+    from cellwright.models.weights.model_folder import INFO, ModelInfo, save_model
+    from cellwright.models.weights.sources import find_weights
 
     recipe = _recipe_of(plan)
     found = find_weights(plan.source)
@@ -119,10 +119,10 @@ def describe(plan: ImportPlan) -> str:
 
 def inspect_foreign(source: str) -> list[Table]:
     """What a weight file (or ``torchvision:NAME``) holds, as tables: framework, network, recipe keys, tensors."""
-    from cellwright.models.architecture import architecture, class_count, summary
-    from cellwright.models.foreign import shapes_of
-    from cellwright.models.foreign_names import our_names, why_unused
-    from cellwright.models.sources import find_weights
+    from cellwright.models.weights.architecture import architecture, class_count, summary
+    from cellwright.models.weights.foreign import shapes_of
+    from cellwright.models.weights.foreign_names import our_names, why_unused
+    from cellwright.models.weights.sources import find_weights
 
     found = find_weights(source)
     names = our_names(found.tensors, found.framework)

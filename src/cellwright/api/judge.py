@@ -21,7 +21,7 @@ from cellwright.core.progress import SILENT, Screen, Track, no_progress
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cellwright.evaluate.report import Report
+    from cellwright.evaluation.report import Report
 
 MARKER = "report.md"
 PICTURES = 12
@@ -76,7 +76,7 @@ def evaluate(
 
     score_threshold: below it objects count for average precision only, not for the metrics of label images.
     """
-    from cellwright.evaluate.report import evaluate_pairs
+    from cellwright.evaluation.report import evaluate_pairs
 
     return evaluate_pairs(
         predictions,
@@ -100,7 +100,7 @@ def judge_sides(
     track: Track = no_progress,
 ) -> Report:
     """The report on two sides; ``candidates`` (one `Instances` an image) add where recall was lost."""
-    from cellwright.evaluate.report import evaluate_pairs
+    from cellwright.evaluation.report import evaluate_pairs
 
     report = evaluate_pairs(
         ObjectsOf(sides.predicted),
@@ -146,8 +146,8 @@ def _judge_one(
 ) -> Verdict:
     from cellwright.api.error_pictures import pictures_section, write_error_pictures
     from cellwright.api.lost import candidates_of
-    from cellwright.evaluate.bootstrap import intervals
-    from cellwright.evaluate.write import write_report
+    from cellwright.evaluation.bootstrap import intervals
+    from cellwright.evaluation.write import write_report
 
     whole, wanted = truth
     model = None
@@ -176,14 +176,14 @@ def _predicted(model: Model, truth: Dataset, wanted: Dataset, screen: Screen, *,
 
 
 def _compare(first: Verdict, second: Verdict) -> pd.DataFrame:
-    from cellwright.evaluate.bootstrap import compare
+    from cellwright.evaluation.bootstrap import compare
 
     table = compare(first.report, second.report)
     return table.rename(columns={"first": first.name, "second": second.name})
 
 
 def _comparison_page(verdicts: Sequence[Verdict], comparison: pd.DataFrame) -> str:
-    from cellwright.evaluate.write import table_markdown
+    from cellwright.evaluation.write import table_markdown
 
     first, second = verdicts
     shown = comparison.rename(columns={"low": "95 % from", "high": "to"})

@@ -16,7 +16,7 @@ from cellwright.core.instances import Instances
 
 if TYPE_CHECKING:
     from cellwright.core.image import Image
-    from cellwright.predict.predictor import NetworkSegmenter
+    from cellwright.prediction.predictor import NetworkSegmenter
 
 COLUMN = "dropped_by"
 WRITTEN = "lost recall is told from what was predicted: what suppression or a cap took away counts as never proposed"
@@ -30,8 +30,8 @@ def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[In
     loss. Else they are the predictions, those below their score threshold included.
     """
     from cellwright.models.contract import Explains
-    from cellwright.predict.predictor import NetworkSegmenter
-    from cellwright.predict.views import PLAIN
+    from cellwright.prediction.predictor import NetworkSegmenter
+    from cellwright.prediction.views import PLAIN
 
     of_image, notes = partial(_predicted, sides), (WRITTEN,)
     if model is not None:
@@ -44,7 +44,7 @@ def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[In
 
 def _predicted(sides: Sides, index: int) -> Instances:
     """Everything that was predicted, by whether it reaches the threshold."""
-    from cellwright.evaluate.match import reaches
+    from cellwright.evaluation.match import reaches
 
     found = sides.predicted[index].read_instances()
     kept = np.ones(len(found), bool)
@@ -67,8 +67,8 @@ def _asked(sides: Sides, model: Model, segmenter: NetworkSegmenter, index: int) 
 
 def _lost(truth: Instances, predicted: Instances, sides: Sides) -> Instances:
     """The objects that count and are not matched at IoU .5, as the judge matches them."""
-    from cellwright.evaluate.lost_recall import FOUND
-    from cellwright.evaluate.match import PairOptions, one_to_one, pair_image
+    from cellwright.evaluation.lost_recall import FOUND
+    from cellwright.evaluation.match import PairOptions, one_to_one, pair_image
 
     pairs = pair_image(truth, predicted, "", PairOptions()).above(sides.score_threshold)
     keep, _ = pairs.counted()
@@ -93,7 +93,7 @@ def _with_options(found: Instances, model: Model) -> Instances:
 
 
 def _image(sample: Sample) -> Image:
-    from cellwright.data.images import read_image
+    from cellwright.data.images.files import read_image
 
     assert sample.image_path is not None, "it was predicted on"
     return read_image(sample.image_path)

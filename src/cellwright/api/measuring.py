@@ -27,7 +27,7 @@ def measure(
 
     The columns, with their units and definitions: `measure.table.measure_instances`.
     """
-    from cellwright.measure.table import measure_instances
+    from cellwright.measurement.table import measure_instances
 
     return measure_instances(cells, as_image(image), class_names=class_names)
 
@@ -41,7 +41,7 @@ def write_measurements(
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Write the table as CSV, atomically: first columns image (``image_name`` in each row), label, class, score."""
-    from cellwright.measure.table import table_csv
+    from cellwright.measurement.table import table_csv
 
     write_text(path, table_csv(measure(cells, image, class_names=class_names), image_name))
 

@@ -14,15 +14,15 @@ from cellwright.config.schema import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.predict.views import View, as_views
+from cellwright.prediction.views import View, as_views
 
 if TYPE_CHECKING:
     import torch
 
-    from cellwright.models.checkpoint import ModelInfo
     from cellwright.models.contract import Network
-    from cellwright.predict.options import PredictOptions
-    from cellwright.predict.predictor import Predictor
+    from cellwright.models.weights.model_folder import ModelInfo
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.predictor import Predictor
 
 # What a --model takes by name; a folder of such a name is meant with ./ before it.
 NAMED_MODELS = {
@@ -82,7 +82,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
     """
     from cellwright.config.classical_schema import ClassicalConfig
-    from cellwright.models.checkpoint import load_network, recipe_of
+    from cellwright.models.weights.model_folder import load_network, recipe_of
 
     if str(name) == "classical":
         # .3 was picked on the same training images as the method's other defaults.
@@ -107,8 +107,8 @@ def classical_model(recipe: Recipe) -> Model:
     """The baseline that needs no training."""
     from cellwright.config.classical_schema import ClassicalConfig
     from cellwright.models.classical import ClassicalSegmenter
-    from cellwright.predict.options import PredictOptions
-    from cellwright.predict.predictor import Predictor
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.predictor import Predictor
 
     if not isinstance(recipe.model, ClassicalConfig):
         raise ModelError("this recipe is not a classical one", got=recipe.model.kind, expected="classical")
@@ -123,8 +123,8 @@ def network_model(
     """A trained (or training) network as a model; it is moved to ``device``."""
     from cellwright.config.conventions import CONVENTIONS
     from cellwright.config.model_schema import RCNNConfig
-    from cellwright.predict.options import PredictOptions
-    from cellwright.predict.predictor import NetworkSegmenter, Predictor
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.predictor import NetworkSegmenter, Predictor
 
     rule = CONVENTIONS[recipe.conventions].resize_rule
     network.to(device)
@@ -136,7 +136,7 @@ def network_model(
 
 def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
     """The recipe's options with the thresholds and the calibration of ``model.json``; ``plain`` where it has none."""
-    from cellwright.predict.options import ScoreMap
+    from cellwright.prediction.options import ScoreMap
 
     if not info.thresholds and info.calibration is None:
         return plain
@@ -186,9 +186,9 @@ def resolve_device(device: str) -> torch.device:
 def inspect_tables(name: str | Path) -> list[Table]:
     """What a model folder, a run, a weight file or ``torchvision:NAME`` holds, as tables."""
     from cellwright.api.importing import inspect_foreign
-    from cellwright.models.architecture import summary
-    from cellwright.models.checkpoint import read_model_info, read_weights
-    from cellwright.models.sources import is_foreign
+    from cellwright.models.weights.architecture import summary
+    from cellwright.models.weights.model_folder import read_model_info, read_weights
+    from cellwright.models.weights.sources import is_foreign
 
     if is_foreign(str(name)) and not Path(name).is_dir():
         return inspect_foreign(str(name))

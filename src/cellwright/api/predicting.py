@@ -18,14 +18,14 @@ from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
-from cellwright.predict.fusion import FusionOptions
-from cellwright.predict.saves import SAVES, Save
-from cellwright.predict.views import parse_views
+from cellwright.prediction.fusion import FusionOptions
+from cellwright.prediction.saves import SAVES, Save
+from cellwright.prediction.views import parse_views
 
 if TYPE_CHECKING:
-    from cellwright.predict.options import PredictOptions
-    from cellwright.predict.sources import Source
-    from cellwright.predict.writer import Makers
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.sources import Source
+    from cellwright.prediction.writer import Makers
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Predicted:
 def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
     """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
     from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe, sized
-    from cellwright.data.images import read_image
-    from cellwright.predict.run import predict_to_folder
-    from cellwright.predict.writer import Job
+    from cellwright.data.images.files import read_image
+    from cellwright.prediction.run import predict_to_folder
+    from cellwright.prediction.writer import Job
 
     members = [load_model(name, device=plan.device) for name in plan.models]
     model = fused_model(members if plan.diameter_px is None else sized(members, plan.diameter_px), plan.fusion)
@@ -153,8 +153,8 @@ def predict_dataset(
 
     options: None takes the model's own without its score threshold, so that everything found is there.
     """
-    from cellwright.data.images import read_image
-    from cellwright.predict.sources import sources_of_dataset
+    from cellwright.data.images.files import read_image
+    from cellwright.prediction.sources import sources_of_dataset
 
     options = dataclasses.replace(model.options, score_threshold=0.0) if options is None else options
     predictor = dataclasses.replace(model.predictor, options=options)
@@ -165,7 +165,7 @@ def predict_dataset(
 def makers(class_names: Sequence[str]) -> Makers:
     """How the pictures and tables of predictions are made."""
     from cellwright.api.extras import Extra, write_extra
-    from cellwright.predict.writer import Makers
+    from cellwright.prediction.writer import Makers
     from cellwright.report.draw import contact_sheet, draw_overlay
 
     def overlay(image: Image, cells: Instances) -> np.ndarray:
@@ -182,7 +182,7 @@ def makers(class_names: Sequence[str]) -> Makers:
 
 
 def _sources(plan: PredictPlan) -> list[Source]:
-    from cellwright.predict.sources import sources_of_dataset, sources_of_paths
+    from cellwright.prediction.sources import sources_of_dataset, sources_of_paths
 
     if len(plan.sources) == 1 and is_dataset(plan.sources[0]):
         dataset = read_dataset(plan.sources[0])
@@ -200,7 +200,7 @@ def _options(plan: PredictPlan, model: Model) -> PredictOptions:
 
 def _digest(model: str) -> str:
     """What tells two models apart: the weights' hash, or the name of one that has none."""
-    from cellwright.models.checkpoint import WEIGHTS, model_folder
+    from cellwright.models.weights.model_folder import WEIGHTS, model_folder
 
     if model == "classical":
         return model

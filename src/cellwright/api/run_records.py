@@ -16,7 +16,7 @@ from cellwright.config import recipe as recipes
 from cellwright.core.errors import FormatError, InputError, RecipeError
 from cellwright.core.files import read_json
 from cellwright.report.plots import Curves, read_log
-from cellwright.train.run_folder import RunFolder
+from cellwright.training.run_folder import RunFolder
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of normalisation layers: nobody trains them
 

@@ -166,7 +166,7 @@ class _Above:
     threshold: float | tuple[float, ...]
 
     def __call__(self) -> Instances:
-        from cellwright.evaluate.match import reaches
+        from cellwright.evaluation.match import reaches
 
         found = self.load()
         return found[reaches(found.scores, found.class_ids, self.threshold)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cellwright.data.loader import TrainingLoader
     from cellwright.models.contract import Network
-    from cellwright.models.foreign import LoadReport
+    from cellwright.models.weights.foreign import LoadReport
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def train(
 
 def run_plan(plan: TrainPlan, screen: Screen = SILENT) -> Run:
     """Carry out a plan. Raises what `train.loop.train` raises, `RecipeError` and `InputError`."""
-    from cellwright.train import loop
-    from cellwright.train.environment import describe_environment
-    from cellwright.train.reporter import choose_reporter
-    from cellwright.train.run_folder import RunFolder, check_same_run, open_run
+    from cellwright.training import loop
+    from cellwright.training.environment import describe_environment
+    from cellwright.training.reporter import choose_reporter
+    from cellwright.training.run_folder import RunFolder, check_same_run, open_run
 
     request = _request(plan)
     recipe, device = request.recipe, request.device
@@ -209,8 +209,8 @@ def _ready(request: _Request) -> tuple[Network, TrainingLoader, LoadReport | Non
     import torch
 
     from cellwright.models.build import build_network
-    from cellwright.models.checkpoint import start_from
-    from cellwright.train import loop
+    from cellwright.models.weights.model_folder import start_from
+    from cellwright.training import loop
 
     torch.manual_seed(request.recipe.train.seed)
     network = build_network(request.recipe, len(request.dataset.class_names))
@@ -279,7 +279,7 @@ def _check_best_metric(recipe: Recipe, dataset: Dataset) -> None:
 
 def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
     """A hash of the weights that training starts from; the name itself where it is no file. Never a path."""
-    from cellwright.models.sources import shipped_model
+    from cellwright.models.weights.sources import shipped_model
 
     init = getattr(recipe.model, "init", None)
     if init is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cellwright.api.model import network_model
 from cellwright.config.schema import Recipe
 from cellwright.core.dataset import Dataset
-from cellwright.evaluate.report import HEADLINE
+from cellwright.evaluation.report import HEADLINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ def saver(
 ) -> Callable[[Network, dict[str, float]], None]:
     """Writes a network as the model folder ``folder``."""
     from cellwright import __version__
-    from cellwright.models.checkpoint import ModelInfo, save_model
+    from cellwright.models.weights.model_folder import ModelInfo, save_model
 
     git = environment.get("git")
 

@@ -16,10 +16,10 @@ from cellwright.api.sides import digest
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.progress import SILENT, Screen
-from cellwright.predict.views import parse_views
+from cellwright.prediction.views import parse_views
 
 if TYPE_CHECKING:
-    from cellwright.evaluate.thresholds import Tuning
+    from cellwright.evaluation.thresholds import Tuning
 
 METRIC = "accuracy@0.5"
 Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
@@ -62,8 +62,8 @@ def run_plan(plan: TunePlan, screen: Screen = SILENT) -> Tuned:
     A model that is tuned already is tuned anew from its own scores. Raises `UsageError` for an unknown metric or a
     model without a folder, `InputError` where classes do not fit, `OutputError` where ``plan.out`` exists.
     """
-    from cellwright.evaluate.thresholds import METRICS, tune
-    from cellwright.models.checkpoint import INFO, model_folder, read_model_info, read_weights, save_model
+    from cellwright.evaluation.thresholds import METRICS, tune
+    from cellwright.models.weights.model_folder import INFO, model_folder, read_model_info, read_weights, save_model
 
     if plan.metric not in METRICS:
         remedy = did_you_mean(plan.metric, METRICS)
@@ -91,8 +91,8 @@ def run_plan(plan: TunePlan, screen: Screen = SILENT) -> Tuned:
 
 def _pairs(model: Model, dataset: Dataset, screen: Screen):
     """What thresholds are chosen from: every prediction with the model's own score, and the images' digests."""
-    from cellwright.evaluate.match import PairOptions, pair_image
-    from cellwright.predict.options import PredictOptions
+    from cellwright.evaluation.match import PairOptions, pair_image
+    from cellwright.prediction.options import PredictOptions
 
     found = predict_dataset(model, dataset, screen, PredictOptions())
     pairs, digests = [], []

@@ -12,7 +12,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images import read_image
+from cellwright.data.images.files import read_image
 
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
 SCALES_PX = (1, 2, 4, 8, 16)

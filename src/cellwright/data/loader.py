@@ -22,7 +22,7 @@ from cellwright.config.sample_schema import AugmentConfig, DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
 from cellwright.data.augment import augment
-from cellwright.data.decode import (
+from cellwright.data.images.decode import (
     DecodeCache,
     Decoded,
     decode_sample,

@@ -29,7 +29,7 @@ from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images import read_image
+from cellwright.data.images.files import read_image
 from cellwright.data.suspect_signals import ObjectSignals, PairSignals, measure_sample
 
 SuspectKind = Literal["merged", "split", "displaced", "tiny", "open"]

@@ -21,19 +21,19 @@ from cellwright.config.model_schema import (
 )
 from cellwright.config.schema import Recipe
 from cellwright.core.errors import RecipeError
-from cellwright.models import flow, semantic, watershed
-from cellwright.models.box_head import BoxHead, DetectionRules, RegionSampling
-from cellwright.models.dense import DenseNetwork, DenseWeights, Target
-from cellwright.models.fpn import FPN
+from cellwright.models.dense import flow, semantic, watershed
+from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target
+from cellwright.models.dense.encoders import TimmUNet
+from cellwright.models.dense.unet import UNet
 from cellwright.models.layers import Deformable
-from cellwright.models.mask_head import MaskHead
-from cellwright.models.mask_rcnn import BoxRules, MaskRCNN, MaskRules, Rules
-from cellwright.models.mask_scoring import MaskScoring
-from cellwright.models.pointrend import CoarseMaskHead, PointHead, PointRules
-from cellwright.models.resnet import BottleneckStyle, ResNet
-from cellwright.models.rpn import RPN, AnchorSampling, RPNHead, RPNLossRules, Selection
-from cellwright.models.timm_encoder import TimmUNet
-from cellwright.models.unet import UNet
+from cellwright.models.rcnn.box_head import BoxHead, DetectionRules, RegionSampling
+from cellwright.models.rcnn.fpn import FPN
+from cellwright.models.rcnn.mask_head import MaskHead
+from cellwright.models.rcnn.mask_rcnn import BoxRules, MaskRCNN, MaskRules, Rules
+from cellwright.models.rcnn.mask_scoring import MaskScoring
+from cellwright.models.rcnn.pointrend import CoarseMaskHead, PointHead, PointRules
+from cellwright.models.rcnn.resnet import BottleneckStyle, ResNet
+from cellwright.models.rcnn.rpn import RPN, AnchorSampling, RPNHead, RPNLossRules, Selection
 from cellwright.ops.boxes import cell_anchors
 from cellwright.ops.roi import Pooling
 

@@ -107,7 +107,7 @@ def border_weights(labels: np.ndarray, *, weight: float, sigma_px: float) -> np.
         weight: the paper's w_0, 10 there.
         sigma_px: how far it reaches, px; 5 in the paper.
     """
-    from cellwright.models import _label_kernels
+    from cellwright.models.dense import _label_kernels
 
     # At six sigma the exponential is less than float32 can add to 1.
     nearest = _label_kernels.two_nearest(np.ascontiguousarray(labels, np.int32), math.ceil(6 * sigma_px))

@@ -13,7 +13,7 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.tiff import check_directories, check_plausible
+from cellwright.data.images.tiff import check_directories, check_plausible
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,294 @@
+"""Several predictions of one image as one: suppression, Weighted Boxes Fusion, a vote of masks.
+
+Objects in, objects out, whoever found them; no image and no network is needed. Scores are compared as they are: those
+of different families of models mean the same only where they are calibrated (`ScoreMap`). What is computed follows the
+pixels of the objects and the pairs that overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from cellwright.core.errors import InputError, UsageError, did_you_mean
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet, SoftMasks
+from cellwright.core.masks import concat as concat_masks
+from cellwright.prediction.suppression import (
+    Pairs,
+    box_pairs,
+    gaussian_decay,
+    hard_nms,
+    linear_decay,
+    mask_pairs,
+    soft_nms,
+)
+
+Method = Literal["wbf", "nms", "soft_nms", "mask_nms", "mask_vote"]
+Decay = Literal["linear", "gaussian"]
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """How predictions are fused.
+
+    method: ``wbf`` weighted boxes fusion, ``nms`` and ``soft_nms`` by boxes, ``mask_nms`` and ``mask_vote`` by masks.
+    iou: overlap above which two objects are taken for one. score: objects that score less are left out, before weights.
+    weights: above 0, one a member; None: all 1. class_agnostic: objects of different classes compete too.
+    decay: of soft_nms: ``linear`` from ``iou`` on, or ``gaussian`` of width ``sigma``, which has no use for ``iou``.
+    over_smaller: mask_nms goes by the intersection over the smaller mask, so that fragments inside an object go too.
+
+    Raises `UsageError` for what is out of range.
+    """
+
+    method: Method = "wbf"
+    iou: float = 0.5
+    score: float = 0.05
+    weights: tuple[float, ...] | None = None
+    class_agnostic: bool = False
+    decay: Decay = "gaussian"
+    sigma: float = 0.5
+    over_smaller: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("method", self.method, get_args(Method)), ("decay", self.decay, get_args(Decay))):
+            if value not in known:
+                remedy = did_you_mean(str(value), known)
+                raise UsageError(f"no such {name} of fusion", got=repr(value), remedy=remedy)
+        weights = () if self.weights is None else self.weights
+        limits = (
+            ("iou", self.iou, 0 <= self.iou < 1, "0 to 1, below 1"),
+            ("score", self.score, 0 <= self.score <= 1, "0 to 1"),
+            ("sigma", self.sigma, 0 < self.sigma < math.inf, "above 0"),
+            ("weights", weights, all(0 < one < math.inf for one in weights), "numbers above 0"),
+        )
+        for name, value, fits, expected in limits:
+            if not fits:
+                raise UsageError("an option of fusion is out of range", where=name, got=value, expected=expected)
+
+    def weights_of(self, n_members: int) -> np.ndarray:
+        """Weights (M,) float64; `UsageError` where there are more or fewer than members."""
+        if self.weights is not None and len(self.weights) != n_members:
+            raise UsageError(
+                "weights and predictions differ in number",
+                got=f"{len(self.weights)} weights: {', '.join(f'{one:g}' for one in self.weights)}",
+                expected=f"{n_members}, one for each prediction in their order",
+            )
+        return np.ones(n_members) if self.weights is None else np.array(self.weights, np.float64)
+
+    def as_values(self, n_members: int) -> dict[str, object]:
+        """As plain values for files, with the weights spelt out."""
+        return {**asdict(self), "weights": self.weights_of(n_members).tolist()}
+
+
+def fuse(members: Sequence[Instances], options: FusionOptions | None = None) -> Instances:
+    """What several members found on one image, as one result, best first, ids 1..N.
+
+    Objects without scores (label images) count with score 1; regions to ignore are left out. ``wbf`` gives fused boxes
+    and masks; ``mask_vote`` fused masks and their tight boxes; the others give objects of the members as they are, with
+    their score times the weight over the largest weight. Scores above 1 become 1. No objects at all is a legal result.
+    The methods that go by masks leave out objects without a pixel; the others keep them, so boxes alone give boxes.
+
+    Raises `UsageError` without members or with another number of weights, `InputError` for images of different sizes.
+    """
+    options = FusionOptions() if options is None else options
+    if not members:
+        raise UsageError("there is nothing to fuse", expected="one prediction at least")
+    sizes = [member.image_hw for member in members]
+    if len(set(sizes)) > 1:
+        got = ", ".join(f"{height} x {width}" for height, width in sizes)
+        remedy = "give predictions of the same image at the same size"
+        raise InputError("predictions of images of different sizes (height x width)", got=got, remedy=remedy)
+    pool = _Pool.of(members, options)
+    if not len(pool.objects):
+        return Instances.empty(sizes[0], scored=True)
+    match options.method:
+        case "wbf":
+            return _weighted_boxes_fusion(pool, options.iou)
+        case "mask_vote":
+            return _mask_vote(pool, options.iou)
+        case _:
+            return _suppressed(pool, options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """The objects of all members, in order of falling share, ties as they stand.
+
+    objects: scored as their members score them. member: (N,) int64. shares: (N,) float64, score x weight. groups: (N,)
+    int64, objects of different groups never meet. soft: what the masks' pixels count, None where all count fully.
+    weights: (M,) float64.
+    """
+
+    objects: Instances
+    member: np.ndarray
+    shares: np.ndarray
+    groups: np.ndarray
+    soft: SoftMasks | None
+    weights: np.ndarray
+
+    @staticmethod
+    def of(members: Sequence[Instances], options: FusionOptions) -> _Pool:
+        weights = options.weights_of(len(members))
+        kept = []
+        for one in members:
+            scores = np.ones(len(one), np.float32) if one.scores is None else one.scores
+            kept.append(replace(one, scores=scores)[(scores >= np.float32(options.score)) & ~one.ignore])
+        objects = Instances.from_masks(
+            concat_masks([one.masks for one in kept]),
+            class_ids=np.concatenate([one.class_ids for one in kept]),
+            scores=np.concatenate([one.scores for one in kept if one.scores is not None]),
+            boxes_xyxy=np.concatenate([one.boxes_xyxy for one in kept]),
+        )
+        member = np.repeat(np.arange(len(kept)), [len(one) for one in kept])
+        shares = _scores(objects) * weights[member]
+        order = np.argsort(-shares, kind="stable")
+        if options.method.startswith("mask_"):
+            order = order[objects.masks.areas[order] > 0]
+        objects = objects[order]
+        groups = np.zeros(len(objects), np.int64) if options.class_agnostic else objects.class_ids
+        soft = _joined_soft(kept)
+        return _Pool(objects, member[order], shares[order], groups, None if soft is None else soft[order], weights)
+
+
+def _suppressed(pool: _Pool, options: FusionOptions) -> Instances:
+    """The objects that hard or soft suppression leaves."""
+    objects, scores = pool.objects, pool.shares / pool.weights.max()
+    if options.method == "mask_nms":
+        pairs = mask_pairs(objects.masks, pool.groups, over_smaller=options.over_smaller)
+    else:
+        pairs = box_pairs(objects.boxes_xyxy, pool.groups)
+    if options.method == "soft_nms":
+        order, scores = soft_nms(scores, pairs, _decay(pairs, options))
+        order = order[scores[order] >= options.score]
+    else:
+        order = hard_nms(scores, pairs, options.iou)
+    return _result(objects.masks[order], objects.class_ids[order], scores[order], objects.boxes_xyxy[order])
+
+
+def _decay(pairs: Pairs, options: FusionOptions) -> np.ndarray:
+    if options.decay == "linear":
+        return linear_decay(pairs.overlap, options.iou)
+    return gaussian_decay(pairs.overlap, options.sigma)
+
+
+def _weighted_boxes_fusion(pool: _Pool, limit: float) -> Instances:
+    """Weighted Boxes Fusion; the masks of a cluster are averaged with the weights of its boxes."""
+    cluster, boxes, scores = weighted_boxes(pool.objects.boxes_xyxy, pool.shares, pool.groups, pool.weights, limit)
+    soft = _solid(pool.objects.masks) if pool.soft is None else pool.soft
+    masks = _blended(soft, cluster, pool.shares)
+    return _result(masks, _classes(pool, cluster), scores, boxes)
+
+
+def weighted_boxes(
+    boxes: np.ndarray, shares: np.ndarray, groups: np.ndarray, weights: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted Boxes Fusion (Solovyev et al. 2021).
+
+    boxes: (N, 4) in order of falling share, N at least 1. shares: (N,) score x weight. groups: (N,) int64.
+    weights: (M,), one a member.
+
+    Box after box joins the cluster of its group whose fused box it overlaps most, by IoU above ``limit``, or begins a
+    new one. A fused box is the mean of its T boxes with their shares as weights; its score is the mean share, times
+    min(T, M) / sum of weights, so that what few members found scores less.
+
+    Returns the cluster (N,) int64 of every box, fused boxes (C, 4) and scores (C,) float64, which may exceed 1 where
+    a heavy member has several boxes in a cluster.
+    """
+    from cellwright.prediction._fusion_kernels import weighted_clusters
+
+    exact = np.ascontiguousarray(boxes, np.float64)
+    cluster, fused = weighted_clusters(exact, shares.astype(np.float64), groups.astype(np.int64), float(limit))
+    counts = np.bincount(cluster, minlength=len(fused))
+    mean_shares = np.bincount(cluster, shares, minlength=len(fused)) / counts
+    return cluster, fused, mean_shares * np.minimum(counts, len(weights)) / weights.sum()
+
+
+def _mask_vote(pool: _Pool, limit: float) -> Instances:
+    """Greedy clusters by mask IoU; in each the best object of every member votes on every pixel.
+
+    As in NMS the best object left stands for all that it overlaps by more than ``limit``; of these the one of each
+    other member that overlaps most votes with it. A pixel is in with more than half of the voters' weight; at exactly
+    half the best object decides. The score is the weighted mean over all members, an absent one counting as 0.
+    """
+    pairs = mask_pairs(pool.objects.masks, pool.groups)
+    cluster = np.full(len(pool.objects), -1, np.int64)
+    taken = np.zeros(len(cluster), bool)
+    seeds = []
+    for k in range(len(cluster)):
+        if taken[k]:
+            continue
+        near, overlap = pairs.of(k)
+        open_ = (overlap > limit) & ~taken[near]
+        near = near[open_][np.argsort(-overlap[open_], kind="stable")]
+        first = np.unique(pool.member[near], return_index=True)[1]
+        voters = [k, *(m for m in near[first].tolist() if pool.member[m] != pool.member[k])]
+        taken[[k, *near.tolist()]] = True
+        cluster[voters] = len(seeds)
+        seeds.append(k)
+    votes = pool.weights[pool.member]
+    votes[seeds] *= 1 + 1e-6  # breaks ties, no majority
+    masks = _blended(_solid(pool.objects.masks), cluster, votes)
+    voting = cluster >= 0
+    scores = np.bincount(cluster[voting], pool.shares[voting]) / pool.weights.sum()
+    return _result(masks, _classes(pool, cluster), scores, masks.boxes)
+
+
+def _blended(soft: SoftMasks, cluster: np.ndarray, shares: np.ndarray) -> MaskSet:
+    """One mask for each cluster: where the mean of its members' probabilities, ``shares`` (N,) as weights, is at least
+    .5. cluster: (N,) int64, -1 for objects that are in none."""
+    from cellwright.prediction._fusion_kernels import blend
+
+    order = np.argsort(cluster, kind="stable")
+    starts = np.searchsorted(cluster[order], np.arange(cluster.max(initial=-1) + 2))
+    # Members that all score 0 count alike.
+    counted = np.maximum(shares, 1e-12)
+    return MaskSet.from_flat(soft.image_hw, *blend(order, starts, counted, soft.boxes, soft.offsets, soft.probs))
+
+
+def _classes(pool: _Pool, cluster: np.ndarray) -> np.ndarray:
+    """The class (C,) int64 with the largest share in each cluster, the lower one of two that are equal."""
+    n_clusters = int(cluster.max(initial=-1)) + 1
+    inside, classes = cluster >= 0, pool.objects.class_ids
+    pairs, where = np.unique(np.stack([cluster[inside], classes[inside]], 1), axis=0, return_inverse=True)
+    total = np.bincount(where.reshape(-1), pool.shares[inside], minlength=len(pairs))
+    order = np.lexsort((pairs[:, 1], -total, pairs[:, 0]))
+    return pairs[order[np.searchsorted(pairs[order, 0], np.arange(n_clusters))], 1]
+
+
+def _joined_soft(members: Sequence[Instances]) -> SoftMasks | None:
+    """The probabilities of all members' objects, 0 and 1 for a member without; None where no member has any."""
+    if all(one.soft_masks is None for one in members):
+        return None
+    parts = [_solid(one.masks) if one.soft_masks is None else one.soft_masks for one in members]
+    ends = np.cumsum([len(part.probs) for part in parts])
+    offsets = [part.offsets[:-1] + end - len(part.probs) for part, end in zip(parts, ends, strict=True)]
+    return SoftMasks(
+        parts[0].image_hw,
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([*offsets, ends[-1:]]),
+        np.concatenate([part.probs for part in parts]),
+    )
+
+
+def _solid(masks: MaskSet) -> SoftMasks:
+    return SoftMasks(masks.image_hw, masks.boxes, masks.offsets, masks.crops * np.uint8(255))
+
+
+def _result(masks: MaskSet, class_ids: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> Instances:
+    ranked = np.argsort(-scores, kind="stable")
+    return Instances.from_masks(
+        masks[ranked],
+        class_ids=class_ids[ranked],
+        scores=np.minimum(scores[ranked], 1.0),
+        boxes_xyxy=boxes[ranked],
+    )
+
+
+def _scores(found: Instances) -> np.ndarray:
+    assert found.scores is not None  # the pool gives every object a score
+    return found.scores.astype(np.float64)

@@ -1,0 +1,112 @@
+"""One optimiser step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cellwright.config.train_schema import TrainConfig
+from cellwright.core.errors import TrainingDiverged
+from cellwright.ops.batch import Batch
+from cellwright.training.optimiser import clip_gradients, set_learning_rate
+from cellwright.training.state import TrainState
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Numbers of one step.
+
+    Attributes:
+        step: steps done with this one.
+        lr: learning rate.
+        losses: by name, means over the batches.
+        gradient_norm: before clipping; NaN where the gradient was not computed, infinite where fp16 overflowed (that
+            step changes no weight, and the next one scales its loss less).
+        problem: why the run has diverged, None where it has not.
+    """
+
+    step: int
+    lr: float
+    losses: dict[str, float]
+    gradient_norm: float
+    problem: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Sum of all losses."""
+        return sum(self.losses.values())
+
+
+def take_step(state: TrainState, batches: Sequence[Batch], config: TrainConfig, lr: float) -> StepOutcome:
+    """One optimiser step on the mean gradient of ``batches``; ``state`` moves on by one.
+
+    Where the outcome has a problem (a loss or the gradient's norm is not finite, or the norm is above
+    ``config.max_gradient_norm``) no weight has changed, and ``state`` has not moved.
+    """
+    network, optimiser, scaler = state.network, state.optimiser, state.scaler
+    step = state.position.step + 1
+    losses: dict[str, float] = {}
+    optimiser.zero_grad(set_to_none=True)
+    for batch in batches:
+        for name, value in _backward(state, batch, config, len(batches)).items():
+            losses[name] = losses.get(name, 0.0) + value
+        if not all(math.isfinite(value) for value in losses.values()):
+            return StepOutcome(step, lr, losses, math.nan, "a loss is not finite")
+    if scaler is not None:
+        scaler.unscale_(optimiser)
+    norm = float(clip_gradients(network.parameters(), config.clip_norm))
+    if problem := _gradient_problem(norm, state, config):
+        return StepOutcome(step, lr, losses, norm, problem)
+    set_learning_rate(optimiser, lr)
+    if scaler is None:
+        optimiser.step()
+    else:
+        scaler.step(optimiser)  # does nothing where the gradient overflowed
+        scaler.update()
+    state.position.step = step
+    if config.ema_decay is not None:
+        state.update_average(config.ema_decay)
+    return StepOutcome(step, lr, losses, norm)
+
+
+def _backward(state: TrainState, batch: Batch, config: TrainConfig, n_batches: int) -> dict[str, float]:
+    """Add the gradient of one of ``n_batches`` batches; its share of each loss. No gradient from a loss not finite."""
+    # Layers that draw from torch's global generator (dropout) then depend on the step alone, too.
+    torch.manual_seed(batch.seed)
+    dtype = _AUTOCAST.get(config.precision)
+    with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
+        losses: dict[str, Tensor] = state.network.losses(batch)  # type: ignore[operator]
+    stacked = torch.stack([loss.float() for loss in losses.values()]) / n_batches
+    values = dict(zip(losses, stacked.detach().tolist(), strict=True))
+    if all(math.isfinite(value) for value in values.values()):
+        total = stacked.sum()
+        (total if state.scaler is None else state.scaler.scale(total)).backward()
+    return values
+
+
+def _gradient_problem(norm: float, state: TrainState, config: TrainConfig) -> str | None:
+    """What is wrong with a gradient of this norm; an overflow of fp16 is not, while its scale can still fall."""
+    if state.scaler is not None and not math.isfinite(norm) and state.scaler.get_scale() > 1:
+        return None
+    if norm <= config.max_gradient_norm:  # false of NaN
+        return None
+    return f"the gradient norm is {norm:g}, above train.max_gradient_norm ({config.max_gradient_norm:g})"
+
+
+def diverged(outcome: StepOutcome, config: TrainConfig) -> TrainingDiverged:
+    """The error for an outcome with a problem: what was found, and which keys to turn."""
+    clip = "none" if config.clip_norm is None else f"{config.clip_norm:g}"
+    return TrainingDiverged(
+        f"training diverged at step {outcome.step}: {outcome.problem}",
+        where=f"step {outcome.step}, learning rate {outcome.lr:g}",
+        got=", ".join(f"{name} {value:g}" for name, value in outcome.losses.items()),
+        expected="finite losses and gradients",
+        remedy=f"lower train.lr (now {config.lr:g}), lengthen train.warmup (now {config.warmup or 'none'}) or lower "
+        f"train.clip_norm (now {clip}), and begin anew; the last checkpoint is sound",
+    )

@@ -1,0 +1,315 @@
+"""Judging, comparing, tuning and merging through the command line, on drawn nuclei and a model of a few steps."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import TINY, draw_mask_folder, run
+
+from cellwright.api.data import read_dataset
+from cellwright.api.judge import evaluate
+from cellwright.api.model import load_model
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 6 images in two splits and a run of four steps on it."""
+    root = tmp_path_factory.mktemp("judging")
+    draw_mask_folder(root / "source", 6)
+    assert run("data", "convert", root / "source", "--out", root / "data", "--quiet") == 0
+    assert run("data", "split", root / "data", "--val", "0.5") == 0
+    assert run("train", "synthetic/demo", "--data", root / "data", "--out", root / "run", "--quiet", *TINY) == 0
+    return root
+
+
+def test_a_split_of_three_parts_by_what_images_look_like(job: Path, tmp_path: Path) -> None:
+    words = ["--val", "0.2", "--test", "0.2", "--alike", "--out", tmp_path / "three", "--quiet"]
+    assert run("data", "split", job / "data", *words) == 0
+    parted = read_dataset(tmp_path / "three")
+    assert set(parted.splits) == {"train", "val", "test"}
+    assert all(sample.group for sample in parted)
+    assert run("data", "split", job / "data", "--alike", "--group", "a", "--out", tmp_path / "no") == 2
+    assert run("data", "split", job / "data", "--folds", "2", "--test", "0.2", "--out", tmp_path / "no") == 2
+
+
+@pytest.fixture(scope="module")
+def evaluated(job: Path) -> Path:
+    """The classical method, judged with two pictures."""
+    words = ["--data", job / "data", "--split", "val", "--pictures", "2"]
+    assert run("evaluate", "classical", "--out", job / "eval", *words) == 0
+    return job / "eval"
+
+
+@pytest.fixture(scope="module")
+def tuned(job: Path) -> Path:
+    assert run("tune", job / "run", "--data", job / "data", "--out", job / "tuned") == 0
+    return job / "tuned"
+
+
+def test_the_folder_holds_what_the_interface_promises(evaluated: Path) -> None:
+    names = {path.name for path in evaluated.iterdir()}
+    assert names == {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "errors", "report.md"}
+    objects = pd.read_csv(evaluated / "objects.csv")
+    per_image = pd.read_csv(evaluated / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
+    assert set(objects["image"]) <= set(per_image["image"])
+    # The two worst images are drawn, the worst first in the report, and the links lead to files.
+    drawn = [f"errors/{name}.png" for name in per_image["image"][:2]]
+    page = (evaluated / "report.md").read_text()
+    links = [re.sub("%20", " ", link) for link in re.findall(r"!\[.*?\]\((.*?)\)", page)]
+    assert links == drawn
+    assert {path.name for path in (evaluated / "errors").iterdir()} == {Path(name).name for name in drawn}
+    picture = cv2.imread(str(evaluated / drawn[0]))
+    assert picture.shape[1] % 160 == 0
+    assert picture.shape[0] > picture.shape[1] * 128 / 160  # the legend below
+
+
+def test_intervals_hold_the_headline(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    rows = {row["metric"]: row for row in metrics["intervals_95"]}
+    assert list(rows) == ["AP@all", "AP50@all", "kaggle_score", "accuracy@0.5", "pq", "aji"]
+    for name, row in rows.items():
+        assert row["value"] == metrics["values"][name]
+        assert row["low"] <= row["value"] <= row["high"]
+    assert "95 % from" in (evaluated / "report.md").read_text()
+
+
+def test_all_pictures_or_none(job: Path) -> None:
+    common = ["--data", job / "data", "--quiet"]
+    assert run("evaluate", "classical", *common, "--pictures", "all", "--out", job / "eval_all") == 0
+    assert len(list((job / "eval_all" / "errors").iterdir())) == 6
+    assert run("evaluate", "classical", *common, "--pictures", "0", "--out", job / "eval_none") == 0
+    assert not (job / "eval_none" / "errors").exists()
+    assert run("evaluate", "classical", *common, "--metrics", "pq", "--out", job / "eval_pq") == 0
+    assert not (job / "eval_pq" / "errors").exists()
+
+
+def test_two_predictions_are_compared(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = job / "both"
+    words = ["--data", job / "data", "--split", "val", "--pictures", "1", "--out", out]
+    assert run("evaluate", job / "run", "classical", *words) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    table = pd.read_csv(out / "comparison.csv")
+    assert list(table.columns) == ["metric", "run", "classical", "difference", "low", "high", "p"]
+    np.testing.assert_allclose(table["classical"] - table["run"], table["difference"])
+    for name in ("run", "classical"):
+        values = json.loads((out / name / "metrics.json").read_text())["values"]
+        assert [values[metric] for metric in table["metric"]] == pytest.approx(table[name].tolist())
+        assert (out / name / "report.md").is_file()
+    assert "classical against run" in (out / "report.md").read_text()
+    assert run("evaluate", "classical", "classical", "classical", *words, "--overwrite") == 2
+
+
+def test_the_same_prediction_twice_differs_by_nothing(job: Path) -> None:
+    out = job / "twice"
+    words = ["--data", job / "data", "--split", "val", "--pictures", "0", "--quiet", "--out", out]
+    assert run("evaluate", "classical", "classical", *words) == 0
+    table = pd.read_csv(out / "comparison.csv")
+    assert (table["difference"] == 0).all()
+    assert (table["p"] == 1).all()
+    assert {path.name for path in out.iterdir() if path.is_dir()} == set(table.columns[1:3])
+
+
+def test_lost_recall_sums_to_the_loss(job: Path) -> None:
+    out = job / "eval_run"
+    words = ["--data", job / "data", "--split", "val", "--pictures", "0", "--quiet", "--out", out]
+    assert run("evaluate", job / "run", *words) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    causes = {row["cause"]: row["objects"] for row in metrics["tables"]["lost_recall"]}
+    assert set(causes) == {"never_proposed", "threshold", "nms", "cap", "taken"} == set(metrics["lost_recall"])
+    lost = pd.read_csv(out / "per_image.csv")["fn@0.5"].sum()
+    assert sum(causes.values()) == lost > 0
+    assert sum(metrics["lost_recall"].values()) == pytest.approx(lost / metrics["values"]["n_truth"])
+    assert "Where lost recall went" in (out / "report.md").read_text()
+
+
+def test_what_was_predicted_tells_of_thresholds_only(job: Path, tmp_path: Path) -> None:
+    words = ["--data", job / "data", "--split", "val", "--quiet"]
+    assert run("predict", job / "data", "--split", "val", "--model", "classical", "--score", "0.6", "--save", "masks",
+               "--out", tmp_path / "pred", "--quiet") == 0  # fmt: skip
+    assert run("evaluate", tmp_path / "pred", *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    # The same by another way: what a lower threshold finds is what the threshold lost.
+    at, below = (metrics["values"]["recall@0.5"], 0)
+    pred = read_dataset(tmp_path / "pred", require_images=False)
+    truth = read_dataset(job / "data").with_split("val")
+    both = [[one.read_instances() for one in side] for side in (pred, truth)]
+    below = evaluate(*both).values["recall@0.5"]
+    assert below > at
+    lost = metrics["lost_recall"]
+    assert lost["nms"] == lost["cap"] == 0
+    assert sum(lost.values()) == pytest.approx(1 - at)
+    assert lost["threshold"] == pytest.approx(below - at)
+    assert "counts as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+
+
+def test_images_missing_on_one_side(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = job / "part"
+    assert run("predict", job / "data", "--split", "val", "--model", "classical", "--out", part) == 0
+    assert run("evaluate", part, "--data", job / "data", "--split", "val", "--out", job / "e1", "--quiet") == 0
+    assert run("evaluate", part, "--data", job / "data", "--out", job / "e2") == 2
+    assert "3 of 6 images have no prediction" in capsys.readouterr().err
+    # Predictions on images that nobody annotated.
+    assert run("evaluate", job / "data", "--data", part, "--out", job / "e3") == 2
+    assert "3 of 6 images that were predicted on have no truth" in capsys.readouterr().err
+    assert not (job / "e2" / "metrics.json").exists()
+
+
+def test_a_tuned_folder_loads_and_says_what_it_does(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = json.loads((tuned / "model.json").read_text())
+    (name,) = info["class_names"]
+    assert set(info["thresholds"]) == {f"score/{name}", f"min_area_px/{name}"}
+    assert info["tuned_on"]["split"] == "val"
+    assert len(info["tuned_on"]["images"]) == 3
+    assert (tuned / "weights.safetensors").read_bytes() == (job / "run" / "model" / "weights.safetensors").read_bytes()
+    model, plain = load_model(tuned, device="cpu"), load_model(job / "run", device="cpu")
+    assert plain.tuned_on is None
+    assert plain.options.calibration is None
+    knots = info["calibration"]
+    expected = np.interp(info["thresholds"][f"score/{name}"], knots["scores"], knots["expected_iou"])
+    assert model.options.score_threshold == pytest.approx((expected,), abs=1e-6)
+    out = job / "pred_tuned"
+    assert run("predict", job / "data", "--split", "val", "--model", tuned, "--out", out) == 0
+    assert "tuned on split val for accuracy@0.5" in capsys.readouterr().err
+    assert run("model", "inspect", tuned) == 0
+    assert "on split val for accuracy@0.5" in capsys.readouterr().out
+    assert "accuracy@0.5" in (tuned / "README.md").read_text()
+    info = read_dataset(out, require_images=False).info
+    assert info["score_threshold"] == list(model.options.score_threshold)
+
+
+def test_tuned_scores_are_the_plain_ones_calibrated(job: Path, tuned: Path) -> None:
+    from cellwright.data.images.files import read_image
+
+    model, plain = load_model(tuned, device="cpu"), load_model(job / "run", device="cpu")
+    sample = read_dataset(job / "data")[0]
+    image = read_image(sample.image_path)
+    raw = plain.predictor.predict([image])[0]
+    shown = model.predict(image)
+    assert model.options.calibration is not None
+    info = json.loads((tuned / "model.json").read_text())
+    score, area = info["thresholds"].values()
+    kept = raw[(raw.scores >= np.float32(score)) & (raw.masks.areas >= area)]
+    assert len(kept) == len(shown)
+    np.testing.assert_array_equal(shown.scores, model.options.calibration(kept.scores))
+
+
+def test_the_split_that_was_tuned_on_is_not_reported_unwarned(
+    job: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data", job / "data", "--pictures", "0"]
+    assert run("evaluate", tuned, *common, "--split", "val", "--out", job / "w1") == 0
+    assert "3 of these 3 images are those that the thresholds" in capsys.readouterr().err
+    assert "warning" in (job / "w1" / "report.md").read_text()
+    assert run("evaluate", tuned, *common, "--split", "train", "--out", job / "w2") == 0
+    assert "warning" not in capsys.readouterr().err
+    # The predictions that it leaves know it too.
+    assert run("predict", job / "data", "--split", "val", "--model", tuned, "--out", job / "pred_w") == 0
+    assert run("evaluate", job / "pred_w", *common, "--split", "val", "--out", job / "w3") == 0
+    assert "3 of these 3 images are those that the thresholds" in capsys.readouterr().err
+    first, second = (json.loads((job / name / "metrics.json").read_text())["values"] for name in ("w1", "w3"))
+    numbers, again = ({k: v for k, v in one.items() if v is not None} for one in (first, second))
+    assert numbers == pytest.approx(again, rel=1e-6)
+
+
+def test_tuning_a_tuned_model_is_tuning_the_plain_one(job: Path, tuned: Path) -> None:
+    assert run("tune", tuned, "--data", job / "data", "--out", job / "again", "--quiet") == 0
+    first, second = (json.loads((folder / "model.json").read_text()) for folder in (tuned, job / "again"))
+    assert first == second
+
+
+def test_a_model_tuned_in_views_looks_in_them(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tuned"
+    words = ["--data", job / "data", "--split", "val"]
+    assert run("tune", job / "run", *words, "--views", "nonsense", "--out", out) == 2
+    assert run("tune", job / "run", *words, "--views", "mirror", "--out", out) == 0
+    info = json.loads((out / "model.json").read_text())
+    assert info["tuned_on"]["views"] == "mirror"
+    plain, tuned = load_model(job / "run", device="cpu"), load_model(out, device="cpu")
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    seen, in_views = tuned.predict(picture), plain.predict(picture, views="mirror")
+    assert [tuple(box) for box in seen.boxes_xyxy] == [tuple(box) for box in in_views.boxes_xyxy[: len(seen)]]
+    capsys.readouterr()
+    common = ["predict", job / "data", "--split", "val", "--model", out, "--save", "masks"]
+    assert run(*common, "--out", tmp_path / "own") == 0
+    said = capsys.readouterr().err
+    assert "seen in views mirror" in said
+    assert "in other views" not in said
+    assert run(*common, "--views", "1", "--out", tmp_path / "other") == 0
+    assert "in other views (1) than it was tuned in" in capsys.readouterr().err
+    assert run("tune", out, *words, "--out", tmp_path / "again") == 0
+    assert json.loads((tmp_path / "again" / "model.json").read_text()) == info
+    assert run("evaluate", out, *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
+    assert "counts as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+
+
+def test_what_cannot_be_tuned(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["--data", job / "data"]
+    assert run("tune", "classical", *common, "--out", tmp_path / "a") == 2
+    assert run("tune", job / "run", *common, "--metric", "accuracy@0.55x", "--out", tmp_path / "a") == 2
+    assert "did you mean 'accuracy@0.55'" in capsys.readouterr().err
+    assert run("tune", job / "run", *common, "--out", job / "run" / "model", "--overwrite") == 2
+    assert run("tune", job / "run", *common, "--out", tuned) == 2
+    assert run("tune", job / "run", *common, "--split", "test", "--out", tmp_path / "a") == 2
+    assert "no such split" in capsys.readouterr().err
+    broken = tmp_path / "broken"
+    shutil.copytree(tuned, broken)
+    info = json.loads((broken / "model.json").read_text())
+    info["calibration"]["scores"] = [0.5, 0.1]
+    (broken / "model.json").write_text(json.dumps(info))
+    assert run("predict", job / "data", "--model", broken, "--out", tmp_path / "p") == 2
+    assert "the tuning in this model folder is damaged" in capsys.readouterr().err
+
+
+def test_merge_renames_unites_and_counts(job: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    words = ["data", "convert", job / "source", "--classes", "nucleus", "--out", other, "--quiet"]
+    assert run(*words) == 0
+    data = read_dataset(job / "data")
+    n = {split: sum(len(s.read_instances()) for s in data.with_split(split)) for split in data.splits}
+    (name,) = data.class_names
+    capsys.readouterr()
+    words = ["data", "merge", job / "data", other, "--log-format", "json"]
+    assert run(*words, "--out", tmp_path / "two") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (table,) = [one["rows"] for one in events if one["event"] == "table"]
+    whole = sum(n.values())
+    counted = {row["class"]: row for row in table}
+    assert counted["nucleus"]["no split"] == counted["nucleus"]["all"] == whole
+    assert {split: counted[name][split] for split in n} == n
+    assert counted[name]["all"] == whole
+    merged = read_dataset(tmp_path / "two")
+    assert len(merged) == 12
+    assert all("/" in sample.id for sample in merged)
+    map_file = tmp_path / "map.yaml"
+    map_file.write_text(f"{name}: nuclear thing\n")
+    assert run(*words, "--map", map_file, "--map", "nucleus=nuclear thing", "--out", tmp_path / "one") == 0
+    assert read_dataset(tmp_path / "one").class_names == ("nuclear thing",)
+    assert run(*words, "--keep", "nucleus", "--out", tmp_path / "kept") == 0
+    assert sum(len(one.read_instances()) for one in read_dataset(tmp_path / "kept")) == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--map", "nothing"], "this is no class map"),
+        (["--map", "no such=x"], "the class map names no class"),
+        (["--map", "absent.yaml"], "cannot read this class map"),
+        (["--keep", "no such"], "no such class"),
+        (["--map", "LIST"], "this is no class map"),
+    ],
+)
+def test_maps_that_do_not_fit(
+    job: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    words = [str(tmp_path / "list.yaml") if word == "LIST" else word for word in words]
+    assert run("data", "merge", job / "data", *words, "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert run("data", "merge", job / "data", "--out", job / "data", "--overwrite") == 2

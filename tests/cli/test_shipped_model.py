@@ -1,0 +1,195 @@
+"""The model in the box through the command line and Python, with an untrained network in its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawn import draw_mask_folder, run
+from safetensors.torch import load_file
+
+import cellwright as cw
+from cellwright.api.model import NAMED_MODELS
+from cellwright.api.training import _init_fingerprint
+from cellwright.config.schema import Recipe
+from cellwright.core.errors import ModelError, UsageError
+from cellwright.models.build import build_network
+from cellwright.models.weights import sources
+from cellwright.models.weights.model_folder import ModelInfo, in_half_precision, load_network, save_model, start_from
+
+RECIPE = {
+    "name": "dsb2018/nuclei",
+    "classes": 1,
+    "input": {"normalise": "percentile", "diameter_px": 24},
+    "model": {"kind": "unet", "width": 4, "depth": 2, "target": {"kind": "flow"}},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as a run leaves it, in float32."""
+    recipe = Recipe.model_validate(RECIPE).resolved()
+    torch.manual_seed(3)
+    network = build_network(recipe, 1)
+    with torch.no_grad():
+        network.unet.maps[0].weight *= 100  # type: ignore[union-attr]
+    info = ModelInfo(
+        kind="unet",
+        recipe=recipe.to_dict(),
+        class_names=("nucleus",),
+        normalisation=recipe.input.model_dump(mode="json"),
+        data_licence="CC0-1.0",
+    )
+    return save_model(tmp_path_factory.mktemp("run") / "model", network.state_dict(), info)
+
+
+@pytest.fixture
+def box(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package's folder of models, with ``nuclei`` in it; the working folder is an empty one."""
+    monkeypatch.setattr(sources, "SHIPPED_ROOT", tmp_path / "weights")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("model", "export", model.parent, "--to", "half", "--out", tmp_path / "weights" / "nuclei") == 0
+    return tmp_path / "weights"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    draw_mask_folder(root / "source", 2)
+    assert run("data", "convert", root / "source", "--out", root / "data", "--quiet") == 0
+    assert run("data", "split", root / "data", "--val", "0.5") == 0
+    return root / "data"
+
+
+def test_half_precision_on_disk_and_float32_in_use(box: Path, model: Path) -> None:
+    stored, before = load_file(box / "nuclei" / "weights.safetensors"), load_file(model / "weights.safetensors")
+    counters = {name for name in stored if name.endswith("num_batches_tracked")}
+    assert counters
+    for name, tensor in stored.items():
+        assert tensor.dtype == (torch.int64 if name in counters else torch.float16)
+        torch.testing.assert_close(tensor.to(before[name].dtype), before[name], rtol=1e-3, atol=1e-7)
+    assert {path.name for path in (box / "nuclei").iterdir()} == {"weights.safetensors", "model.json", "README.md"}
+    assert (box / "nuclei" / "model.json").read_bytes() == (model / "model.json").read_bytes()
+    network, _ = load_network("nuclei")
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_half_precision_refuses_what_it_cannot_hold(model: Path) -> None:
+    with pytest.raises(ModelError, match="half precision"):
+        in_half_precision({"a": torch.tensor([1e5])})
+    assert run("model", "export", model, "--to", "half", "--out", model, "--overwrite") == 2
+    assert load_file(model / "weights.safetensors")["unet.maps.0.weight"].dtype == torch.float32
+
+
+def test_predict_needs_no_model_named(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", data, "--split", "val", "--out", "a", "--device", "cpu") == 0
+    shown = capsys.readouterr().err
+    assert "model nuclei (finds nuclei only)" in shown
+    assert "diameter" in shown
+    (row,) = csv.DictReader(Path("a/summary.csv").read_text().splitlines())
+    assert row["diameter_from"] == "estimated"
+    assert run("predict", data, "--split", "val", "--out", "b", "--diameter", "12") == 0
+    assert "diameter 12.0 px (given)" in capsys.readouterr().err
+    (row,) = csv.DictReader(Path("b/summary.csv").read_text().splitlines())
+    assert (row["diameter_px"], row["diameter_from"], row["network_scale"]) == ("12.0", "given", "2.0")
+    assert row["network_scale_wanted"] == ""
+    assert run("predict", data, "--split", "val", "--out", "c", "--diameter", "1") == 0
+    assert "1 image(s) were resized less than their diameter asks for" in capsys.readouterr().err
+
+
+def test_python(box: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (48, 64), np.uint8)
+    model = cw.load_model("nuclei", device="cpu")
+    assert model.class_names == ("nucleus",)
+    cells = model.predict(image, diameter=24)
+    assert cells.image_hw == (48, 64)
+    (again,) = model.predict([image], diameter=24.0)
+    assert again.masks == cells.masks
+    with pytest.raises(UsageError, match="no diameter"):
+        model.predict(image, diameter=-1)
+    with pytest.raises(UsageError, match="does not go by a diameter"):
+        cw.load_model("classical").predict(image, diameter=24)
+
+
+def test_a_diameter_that_does_not_fit_stops_before_anything_is_written(box: Path, data: Path) -> None:
+    assert run("predict", data, "--out", "none", "--diameter", "0") == 2
+    assert run("predict", data, "--out", "none", "--diameter", "20", "--model", "classical") == 2
+    assert not Path("none").exists()
+
+
+def test_the_name_works_wherever_a_model_does(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("model", "list") == 0
+    assert "nuclei only" in capsys.readouterr().out
+    assert run("model", "inspect", "nuclei") == 0
+    assert "float16" in capsys.readouterr().out
+    common = ["--data", data, "--quiet"]
+    assert run("evaluate", "nuclei", *common, "--split", "val", "--pictures", "0", "--metrics", "pq") == 0
+    assert run("tune", "nuclei", *common, "--out", "tuned") == 0
+    tuned = json.loads(Path("tuned/model.json").read_text())
+    assert tuned["tuned_on"]["split"] == "val"
+    assert load_file("tuned/weights.safetensors")["unet.maps.0.weight"].dtype == torch.float16
+    assert json.loads((box / "nuclei" / "model.json").read_text())["tuned_on"] is None, "the box is only read"
+
+
+def test_training_starts_from_it(box: Path) -> None:
+    recipe = Recipe.model_validate(RECIPE)
+    network, shipped = build_network(recipe, 1), load_file(box / "nuclei" / "weights.safetensors")
+    assert not start_from(network, "nuclei").fresh
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, shipped[name].to(tensor.dtype)), name
+    with pytest.raises(ModelError, match=r"unet\.maps\.0\.weight[\s\S]*model\.init_fresh=\[maps\]"):
+        start_from(build_network(recipe, 2), "nuclei")
+    # Another version's weights under the same name make another run.
+    started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": "nuclei"})})
+    before = _init_fingerprint(started)
+    (box / "nuclei" / "weights.safetensors").write_bytes(b"others")
+    assert before["init"] != _init_fingerprint(started)["init"] != "nuclei"
+
+
+def test_what_is_wrong_with_the_box_is_said(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = box / "nuclei" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    for break_more in (weights.unlink, (box / "nuclei" / "model.json").unlink, lambda: None):
+        with pytest.raises(ModelError, match="install cellwright again"):
+            cw.load_model("nuclei")
+        break_more()
+    with pytest.raises(ModelError, match="did you mean 'nuclei'"):
+        cw.load_model("nucle")
+
+
+def test_a_folder_with_the_name_of_a_model(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("nuclei").mkdir()
+    assert run("evaluate", "nuclei", "--data", data) == 2
+    assert "name of a model and of a file or folder" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="no model here"):
+        cw.load_model("./nuclei")
+
+
+def test_the_wheel_holds_the_models() -> None:
+    from hatchling.builders.wheel import WheelBuilder
+
+    root = Path(__file__).parents[2]
+    packed = {file.distribution_path for file in WheelBuilder(str(root)).recurse_included_files()}
+    assert "cellwright/recipes/dsb2018/nuclei.yaml" in packed
+    for name in sources.SHIPPED:
+        for file in (sources.SHIPPED_ROOT / name).glob("*.*"):
+            assert f"cellwright/weights/{name}/{file.name}" in packed
+        assert f"cellwright/weights/{name}/weights.safetensors" in packed
+
+
+@pytest.mark.parametrize("name", sources.SHIPPED)
+def test_what_is_shipped(name: str) -> None:
+    folder = sources.SHIPPED_ROOT / name
+    assert (folder / "weights.safetensors").stat().st_size <= 8_000_000
+    assert {one.dtype for one in load_file(folder / "weights.safetensors").values()} <= {torch.float16, torch.int64}
+    network, info = load_network(name)
+    assert all(bool(one.isfinite().all()) for one in network.state_dict().values())
+    assert info.data_licence == "CC0-1.0"
+    assert "CC0-1.0" in (folder / "README.md").read_text()
+    assert NAMED_MODELS[name].endswith("finds nuclei only")

@@ -1,0 +1,161 @@
+"""AP against the COCO API itself, on fields with crowds, several classes, equal scores and empty images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.evaluation.coco import CAPS, RECALL_POINTS, CocoResult, coco_result, size_thirds
+from cellwright.evaluation.match import PairOptions, pair_image
+
+Pair = tuple[Instances, Instances]
+
+
+def reference(pairs: Sequence[Pair], kind: str, n_classes: int, ours: CocoResult) -> COCOeval:
+    """What the COCO API says of the same objects, in the same size bands."""
+    truth, results = COCO(), []
+    truth.dataset = {
+        "images": [{"id": i + 1, "height": t.image_hw[0], "width": t.image_hw[1]} for i, (t, _) in enumerate(pairs)],
+        "categories": [{"id": k + 1, "name": str(k)} for k in range(n_classes)],
+        "annotations": [],
+    }
+    for i, (true, predicted) in enumerate(pairs):
+        for records, side in ((truth.dataset["annotations"], true), (results, predicted)):
+            for k, rle in enumerate(side.masks.to_rle()):
+                x0, y0, x1, y1 = map(float, side.boxes_xyxy[k])
+                record = {"image_id": i + 1, "category_id": int(side.class_ids[k]) + 1, "id": len(records) + 1}
+                record |= {"iscrowd": int(side.ignore[k]), "area": int(side.masks.areas[k])}
+                record |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": rle}
+                if side.scores is not None:
+                    record["score"] = float(side.scores[k])
+                    del record["segmentation" if kind == "box" else "bbox"]
+                records.append(record)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found = truth.loadRes(results) if results else COCO()
+        if not results:
+            found.dataset = {**truth.dataset, "annotations": []}
+            found.createIndex()
+        judge = COCOeval(truth, found, "segm" if kind == "mask" else "bbox")
+        judge.params.maxDets = [100, 10**6]
+        judge.params.areaRng = [list(limits) for limits in ours.bands.values()]
+        judge.params.areaRngLbl = list(ours.bands)
+        judge.evaluate()
+        judge.accumulate()
+    return judge
+
+
+def result(pairs: Sequence[Pair], kind: str, n_classes: int) -> CocoResult:
+    options = PairOptions(boxes=kind == "box")
+    return coco_result([pair_image(t, p, str(i), options) for i, (t, p) in enumerate(pairs)], kind, n_classes)
+
+
+def assert_equal(pairs: Sequence[Pair], kind: str, n_classes: int) -> None:
+    ours = result(pairs, kind, n_classes)
+    theirs = reference(pairs, kind, n_classes, ours).eval
+    for mine, name in ((ours.precision, "precision"), (ours.recall, "recall")):
+        np.testing.assert_allclose(np.nan_to_num(mine, nan=-1), theirs[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["mask", "box"])
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_coco_api(draw: Callable[..., Pair], kind: str, seed: int) -> None:
+    rng = np.random.default_rng([7, seed])
+    pairs = [draw(rng, n_truth=int(n)) for n in rng.integers(0, 25, 6)]
+    assert_equal(pairs, kind, 4)  # class 3 never occurs
+
+
+@pytest.mark.parametrize("kind", ["mask", "box"])
+def test_equals_the_coco_api_beyond_the_cap(draw: Callable[..., Pair], kind: str) -> None:
+    rng = np.random.default_rng(11)
+    pairs = [draw(rng, n_truth=130, n_classes=1, size=220) for _ in range(2)]
+    assert_equal(pairs, kind, 1)
+    ours = result(pairs, kind, 1)
+    assert ours.ap(cap="100") < ours.ap(cap="all")
+
+
+def test_named_figures_are_those_of_summarize(draw: Callable[..., Pair]) -> None:
+    rng = np.random.default_rng(3)
+    pairs = [draw(rng) for _ in range(5)]
+    ours = result(pairs, "mask", 3)
+    judge = reference(pairs, "mask", 3, ours)
+    precision = judge.eval["precision"]
+
+    def mean(values: np.ndarray) -> float:
+        return values[values > -1].mean()
+
+    assert ours.ap(cap="100") == pytest.approx(mean(precision[:, :, :, 0, 0]), abs=1e-12)
+    assert ours.ap(threshold=0.75) == pytest.approx(mean(precision[5, :, :, 0, 1]), abs=1e-12)
+    assert ours.ap(band="small", threshold=0.5) == pytest.approx(mean(precision[0, :, :, 1, 1]), abs=1e-12)
+    assert ours.ap(class_id=2) == pytest.approx(mean(precision[:, :, 2, 0, 1]), abs=1e-12)
+    assert ours.ar(cap="100") == pytest.approx(mean(judge.eval["recall"][:, :, 0, 0]), abs=1e-12)
+
+
+def test_fractional_boxes(draw: Callable[..., Pair]) -> None:
+    rng = np.random.default_rng(5)
+    truth, predicted = draw(rng, n_truth=20)
+    moved = predicted.boxes_xyxy + np.round(rng.uniform(-0.4, 0.4, predicted.boxes_xyxy.shape) * 16) / 16
+    moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 0.25)
+    assert_equal([(truth, replace(predicted, boxes_xyxy=moved.astype(np.float32)))], "box", 3)
+
+
+@pytest.mark.parametrize("kind", ["mask", "box"])
+def test_absent_and_empty(boxes: Callable[..., Instances], kind: str) -> None:
+    none = Instances.empty((64, 64), scored=True)
+    one = boxes((3, 3, 20, 20), scores=np.array([0.7]))
+    truth = replace(one, scores=None)
+    assert np.isnan(result([], kind, 1).ap())
+    assert np.isnan(result([(truth[:0], none)], kind, 1).ap())  # neither
+    assert np.isnan(result([(truth[:0], one)], kind, 1).ap())  # no truth: undefined, whatever is predicted
+    assert result([(truth, none)], kind, 1).ap() == 0
+    assert result([(truth, one)], kind, 1).ap() == pytest.approx(1)
+    assert result([(truth, one)], kind, 2).ap() == pytest.approx(1)  # the absent class is left out of the mean
+    assert np.isnan(result([(truth, one)], kind, 2).ap(class_id=1))
+    assert np.isnan(result([(replace(truth, ignore=np.array([True])), one)], kind, 1).ap())  # all ignored
+
+
+def test_an_annotated_area_decides_the_size_band(boxes: Callable[..., Instances]) -> None:
+    truth = boxes((0, 0, 40, 40))
+    predicted = replace(truth, scores=np.ones(1, np.float32))
+    assert result([(truth, predicted)], "mask", 1).ap(band="medium") == pytest.approx(1)
+    stated = replace(truth, columns={"area": np.array([900.0])})
+    assert result([(stated, predicted)], "mask", 1).ap(band="small") == pytest.approx(1)
+    assert np.isnan(result([(stated, predicted)], "mask", 1).ap(band="medium"))
+
+
+def test_ceiling_is_what_perfect_predictions_reach() -> None:
+    labels = np.kron(np.arange(1, 145).reshape(12, 12), np.ones((4, 4), np.int64))
+    labels[::4], labels[:, ::4] = 0, 0
+    masks, _ = MaskSet.from_label_map(labels)
+    truth = Instances.from_masks(masks)
+    few = truth[:30]
+    perfect = [(one, replace(one, scores=np.ones(len(one), np.float32))) for one in (truth, few)]
+    ours = result(perfect, "mask", 1)
+    assert ours.ceiling() == pytest.approx(ours.ap(cap="100"), abs=1e-12)
+    assert ours.ceiling() == pytest.approx(np.mean(RECALL_POINTS <= 130 / 174))
+    assert ours.ceiling(CAPS["all"]) == 1
+    assert ours.ap() == pytest.approx(1)
+
+
+def test_thirds_hold_a_third_each() -> None:
+    sides = np.arange(1, 31)
+    flat = Instances.from_masks(
+        MaskSet.from_flat(
+            (64, 64),
+            np.stack([0 * sides, 0 * sides, sides, sides], 1),
+            np.concatenate([[0], np.cumsum(sides**2)]),
+            np.ones(int((sides**2).sum()), np.uint8),
+        )
+    )
+    bands = size_thirds([pair_image(flat, flat, "a", PairOptions())])
+    for low, high in bands.values():
+        assert np.count_nonzero((flat.masks.areas >= low) & (flat.masks.areas <= high)) == 10

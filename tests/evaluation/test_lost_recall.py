@@ -1,0 +1,66 @@
+"""Where lost recall went, drawn by hand; the parts sum to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cellwright.core.errors import InputError
+from cellwright.core.instances import Instances
+from cellwright.evaluation.lost_recall import lost_recall
+from cellwright.evaluation.match import PairOptions, one_to_one, pair_image
+
+Boxes = Callable[..., Instances]
+PLACES = [(0, 0, 10, 10), (0, 20, 10, 30), (0, 40, 10, 50), (20, 0, 30, 10), (20, 20, 30, 30), (40, 40, 50, 50)]
+
+
+def with_fates(candidates: Instances, fates: list[str]) -> Instances:
+    return replace(candidates, columns={"dropped_by": np.array(fates)})
+
+
+def causes(truth: Instances, predicted: Instances, candidates: Instances) -> dict[str, int]:
+    return lost_recall(truth, candidates, pair_image(truth, predicted, "a", PairOptions()))
+
+
+def test_every_cause(boxes: Boxes) -> None:
+    truth = boxes(*PLACES)
+    predicted = boxes(PLACES[0])
+    near_threshold, by_nms, by_cap, hardly = (0, 20, 10, 28), (0, 40, 10, 49), (20, 0, 30, 9), (20, 20, 30, 23)
+    candidates = with_fates(
+        boxes(PLACES[0], near_threshold, by_nms, by_nms, by_cap, by_cap, hardly),
+        ["kept", "threshold", "threshold", "nms", "nms", "cap", "kept"],
+    )
+    found = causes(truth, predicted, candidates)
+    assert found == {"never_proposed": 2, "threshold": 1, "nms": 1, "cap": 1, "taken": 0}
+
+
+def test_one_prediction_for_two_objects(boxes: Boxes) -> None:
+    truth = boxes((0, 0, 10, 10), (0, 0, 10, 9))
+    predicted = boxes((0, 0, 10, 10))
+    found = causes(truth, predicted, with_fates(predicted, ["kept"]))
+    assert found["taken"] == sum(found.values()) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_sum_to_the_loss(draw: Callable[..., tuple[Instances, Instances]], seed: int) -> None:
+    rng = np.random.default_rng([5, seed])
+    truth, candidates = draw(rng, n_truth=30)
+    fates = rng.choice(["threshold", "nms", "cap", "kept"], len(candidates))
+    predicted = candidates[fates == "kept"]
+    pairs = pair_image(truth, predicted, "a", PairOptions())
+    found = lost_recall(truth, with_fates(candidates, fates.tolist()), pairs)
+    judged = pairs.judged()
+    assert sum(found.values()) == len(judged.truth) - len(one_to_one(judged, 0.5).iou)
+
+
+def test_empty_and_wrong_candidates(boxes: Boxes) -> None:
+    truth, none = boxes(*PLACES[:2]), Instances.empty((64, 64))
+    assert causes(truth, none, with_fates(none, []))["never_proposed"] == 2
+    assert sum(causes(none, none, with_fates(none, [])).values()) == 0
+    with pytest.raises(InputError, match="dropped_by"):
+        causes(truth, none, truth)
+    with pytest.raises(InputError, match="lost"):
+        causes(truth, none, with_fates(truth, ["kept", "lost"]))

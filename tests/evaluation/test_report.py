@@ -1,0 +1,225 @@
+"""The report as users meet it: names, reasons, tables, streaming, files, messages."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.instances import Instances
+from cellwright.evaluation.report import METRICS, Report, evaluate_pairs
+
+Boxes = Callable[..., Instances]
+Draw = Callable[..., tuple[Instances, Instances]]
+
+
+@pytest.fixture(scope="module")
+def fields() -> tuple[list[Instances], list[Instances]]:
+    from conftest import draw_pair
+
+    rng = np.random.default_rng(8)
+    pairs = [draw_pair(rng, n_truth=n) for n in (15, 25, 0, 8)]
+    return [predicted for _, predicted in pairs], [truth for truth, _ in pairs]
+
+
+@pytest.fixture(scope="module")
+def report(fields: tuple[list[Instances], list[Instances]]) -> Report:
+    return evaluate_pairs(*fields, class_names=["a", "b", "c"], image_ids=["w", "x", "y", "z"])
+
+
+def test_names_of_the_design(report: Report) -> None:
+    # fmt: off
+    names = [
+        "AP@100", "AP@all", "AP50@all", "AP75@100", "AP_small@all", "AP_smallest_third@all", "AR@100", "box_AP@100",
+        "AP_ceiling@100", "accuracy@0.5", "accuracy@0.95", "f1@0.75", "precision@0.5", "recall@0.5", "kaggle_score",
+        "pq", "sq", "dq", "aji", "aji_plus", "aji_cellpose", "dice", "mean_matched_iou@0.5", "boundary_iou@2px",
+        "pooled_pq", "class_mean_pq", "errors_merged", "score_iou_spearman", "score_calibration_error",
+    ]
+    # fmt: on
+    for name in names:
+        assert math.isfinite(report[name]), name
+    assert [name for name, _ in report.headline()] == [
+        "AP@all",
+        "AP50@all",
+        "kaggle_score",
+        "accuracy@0.5",
+        "pq",
+        "aji",
+    ]
+
+
+def test_means_are_over_the_images_where_defined(report: Report) -> None:
+    assert report.per_image["image"].tolist() == ["w", "x", "y", "z"]
+    for name in ("accuracy@0.5", "pq", "aji", "boundary_iou@2px", "kaggle_score"):
+        assert report[name] == pytest.approx(report.per_image[name].mean())  # pandas leaves NaN out, too
+    sums = report.per_image[["tp@0.5", "fp@0.5", "fn@0.5"]].sum()
+    assert report["pooled_accuracy@0.5"] == pytest.approx(sums["tp@0.5"] / sums.sum())
+
+
+def test_classes_and_objects(report: Report) -> None:
+    assert report.per_class["class"].tolist() == ["a", "b", "c"]
+    assert report["AP@all"] == pytest.approx(report.per_class["AP@all"].mean())
+    assert report["class_mean_pq"] == pytest.approx(report.per_class["pooled_pq"].mean())
+    assert report.per_class["n_truth"].sum() == report["n_truth"]
+    truth = report.objects[report.objects["side"] == "truth"]
+    assert (truth["kind"] == "missed").sum() == report["errors_missed"] == report.per_image["errors_missed"].sum()
+    assert len(report.objects) - len(truth) == report["n_predicted"]
+    matched = truth[truth["kind"] == "correct"]
+    assert (matched["partner_id"] > 0).all()
+    assert (matched["iou"] >= 0.5).all()
+
+
+def test_one_class_alone_gives_its_own_figures(fields: tuple[list[Instances], list[Instances]], report: Report) -> None:
+    alone = [
+        [replace(s, class_ids=0 * s.class_ids) for s in (one[one.class_ids == 1] for one in side)] for side in fields
+    ]
+    of_class = evaluate_pairs(*alone)
+    row = report.per_class.set_index("class").loc["b"]
+    for name in ("AP@all", "box_AP75@100", "pooled_aji", "pq", "dice", "pooled_boundary_iou@2px"):
+        assert row[name] == pytest.approx(of_class[name]), name
+
+
+def test_worst_images_first(report: Report) -> None:
+    worst = report.worst_images()["accuracy@0.5"].dropna().tolist()
+    assert worst == sorted(worst)
+    assert len(report.worst_images(2)) == 2
+
+
+def test_without_scores_there_is_no_ap_and_a_reason(boxes: Boxes) -> None:
+    one = boxes((0, 0, 10, 10))
+    found = evaluate_pairs([one], [one])
+    assert math.isnan(found["AP@all"])
+    assert "no scores" in found.reasons["AP@all"]
+    assert any("no AP" in note for note in found.notes)
+    assert found["accuracy@0.5"] == 1
+
+
+def test_every_undefined_figure_has_a_reason(boxes: Boxes) -> None:
+    one = boxes((0, 0, 10, 10), scores=np.ones(1))
+    none, truth = Instances.empty((64, 64), scored=True), replace(one, scores=None)
+    for pairs in (
+        [],
+        [(none, truth)],
+        [(one, truth[:0])],
+        [(none, truth[:0])],
+        [(one, replace(truth, ignore=~truth.ignore))],
+    ):
+        found = evaluate_pairs([p for p, _ in pairs], [t for _, t in pairs])
+        undefined = {name for name, value in found.values.items() if math.isnan(value)}
+        assert undefined
+        assert undefined == set(found.reasons)
+        assert not any(reason == "" for reason in found.reasons.values())
+
+
+def test_the_ceiling_is_said() -> None:
+    from cellwright.core.masks import MaskSet
+
+    labels = np.zeros((48, 48), np.int64)
+    labels[::4, ::4] = np.arange(1, 145).reshape(12, 12)
+    truth = Instances.from_masks(MaskSet.from_label_map(labels)[0])
+    found = evaluate_pairs([replace(truth, scores=np.ones(144, np.float32))], [truth], metrics=["coco_ap"])
+    assert found["AP@all"] == pytest.approx(1)
+    assert found["AP@100"] == pytest.approx(found["AP_ceiling@100"]) == pytest.approx(70 / 101)
+    assert any("1 of 1 images hold more than 100 objects" in note for note in found.notes)
+
+
+def test_only_what_was_asked_for(boxes: Boxes) -> None:
+    one = boxes((0, 0, 10, 10), scores=np.ones(1))
+    truth = replace(one, scores=None)
+    few = evaluate_pairs([one], [truth], metrics=["accuracy"])
+    assert "kaggle_score" in few.values  # counts cost nothing and always come
+    assert not any(name.startswith(("AP", "aji", "errors", "boundary")) for name in few.values)
+    assert few.objects.empty
+    assert evaluate_pairs([one], [truth], metrics=["boundary_iou@4px"])["boundary_iou@4px"] == 1
+    for name in METRICS:
+        evaluate_pairs([one], [truth], metrics=[name])
+
+
+def test_a_score_threshold_spares_ap(boxes: Boxes) -> None:
+    predicted = boxes((0, 0, 10, 10), (20, 20, 30, 30), scores=np.array([0.9, 0.2]))
+    truth = replace(predicted, scores=None)
+    found = evaluate_pairs([predicted], [truth], score_threshold=0.5)
+    assert found["AP@all"] == pytest.approx(1)
+    assert found["accuracy@0.5"] == found["aji"] == 0.5
+    assert found["dice"] == pytest.approx(2 / 3)
+    assert any("1 predictions below the score threshold" in note for note in found.notes)
+
+
+def test_lost_recall_needs_candidates(boxes: Boxes) -> None:
+    truth = boxes((0, 0, 10, 10), (20, 20, 30, 30), (40, 40, 50, 50))
+    predicted = replace(truth[:1], scores=np.ones(1, np.float32))
+    candidates = replace(truth[:2], columns={"dropped_by": np.array(["kept", "nms"])})
+    found = evaluate_pairs([predicted], [truth], candidates=[candidates])
+    assert found["lost_recall_nms"] == found["lost_recall_never_proposed"] == pytest.approx(1 / 3)
+    lost = sum(value for name, value in found.values.items() if name.startswith("lost_recall_"))
+    assert lost == pytest.approx(1 - found["recall@0.5"])
+    assert found.tables["lost_recall"]["objects"].sum() == 2
+
+
+def test_each_image_is_read_once_and_let_go(fields: tuple[list[Instances], list[Instances]]) -> None:
+    class Reader(Sequence[Instances]):
+        def __init__(self, images: list[Instances]) -> None:
+            self.images, self.read = images, []
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, k: int) -> Instances:  # type: ignore[override]
+            self.read.append(k)
+            return self.images[k]
+
+    readers = [Reader(side) for side in fields]
+    evaluate_pairs(*readers)
+    assert [reader.read for reader in readers] == [[0, 1, 2, 3]] * 2
+
+
+def test_figures_need_no_pandas() -> None:
+    code = """import sys, numpy as np
+from cellwright.core.instances import Instances
+from cellwright.evaluate.report import evaluate_pairs
+one = Instances.empty((8, 8), scored=True)
+assert np.isnan(evaluate_pairs([one], [one])["AP@all"])
+print(*[name for name in ("pandas", "torch") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_files(report: Report, tmp_path: Path) -> None:
+    paths = report.save(tmp_path / "out")
+    names = {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "report.md"}
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()} == names
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert stored["schema_version"] == 1
+    assert stored["values"]["AP@all"] == report["AP@all"]
+    assert pd.read_csv(tmp_path / "out" / "per_image.csv").shape == report.per_image.shape
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "| AP@all |" in page
+    assert "Worst images" in page
+
+
+def test_files_of_an_empty_report(tmp_path: Path) -> None:
+    stored = evaluate_pairs([], []).save(tmp_path)[0].read_text()
+    assert json.loads(stored)["values"]["AP@all"] is None
+    assert json.loads(stored)["reasons"]["AP@all"] == "no images"
+
+
+def test_messages(boxes: Boxes) -> None:
+    one = boxes((0, 0, 10, 10), class_ids=np.array([2]))
+    with pytest.raises(UsageError, match="did you mean 'coco_ap'"):
+        evaluate_pairs([one], [one], metrics=["cocoap"])
+    with pytest.raises(InputError, match="predictions and truths differ in number"):
+        evaluate_pairs([one, one], [one])
+    with pytest.raises(InputError, match="class id without a name") as caught:
+        evaluate_pairs([one], [one], class_names=["a", "b"], image_ids=["first"])
+    assert "image first" in str(caught.value)
+    with pytest.raises(UsageError, match="did you mean 'AP@all'"):
+        evaluate_pairs([one], [one])["AP@al"]

@@ -1,0 +1,234 @@
+"""Measurements against skimage, shapely and numpy on dense masks, and on shapes whose figures are known."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from skimage.measure import regionprops, regionprops_table
+
+import cellwright as cw
+from cellwright.core.errors import InputError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.synthetic import FieldLook, draw_field
+from cellwright.measurement.table import measure_instances, table_csv
+
+# Overlaps, holes, parts, border pixels, 1-pixel and empty objects all occur in random bits.
+dense_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
+    lambda hw: hnp.arrays(bool, st.tuples(st.integers(0, 4), st.just(hw[0]), st.just(hw[1])))
+)
+quick = settings(deadline=None, max_examples=40)
+
+SHAPE = (
+    *("area_px", "centroid_y_px", "centroid_x_px", "bbox_x0_px", "bbox_y0_px", "bbox_x1_px", "bbox_y1_px"),
+    *("equivalent_diameter_px", "perimeter_px", "major_axis_px", "minor_axis_px", "eccentricity", "orientation_deg"),
+    *("solidity", "circularity"),
+)
+
+
+def measured(dense: np.ndarray, image: Image | None = None) -> pd.DataFrame:
+    return measure_instances(Instances.from_masks(MaskSet.from_dense(dense)), image)
+
+
+def hull_pixels(mask: np.ndarray) -> int:
+    """Pixel centres in the convex hull of the mask's pixel centres, by shapely."""
+    y, x = np.nonzero(mask)
+    hull = shapely.MultiPoint(np.stack([x, y], 1)).convex_hull.buffer(1e-9)
+    return int(shapely.contains_xy(hull, *np.meshgrid(*map(np.arange, mask.shape[::-1]))).sum())
+
+
+@quick
+@given(dense_masks, st.integers(0, 2**32 - 1))
+def test_every_figure_is_skimages_or_counted_on_dense_masks(dense: np.ndarray, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 65536, (*dense.shape[1:], 2), np.uint16)
+    table = measured(dense, Image(values, ("DAPI", "actin")))
+    assert table.index.tolist() == list(range(1, len(dense) + 1))
+    for (_, row), mask in zip(table.iterrows(), dense, strict=True):
+        if not mask.any():
+            assert row.area_px == row.bbox_x1_px == 0
+            assert row[["centroid_y_px", "perimeter_px", "solidity", "circularity", "intensity_mean_DAPI"]].isna().all()
+            continue
+        (region,) = regionprops(mask.astype(np.uint8), values)
+        y0, x0, y1, x1 = region.bbox
+        assert row[["bbox_x0_px", "bbox_y0_px", "bbox_x1_px", "bbox_y1_px"]].tolist() == [x0, y0, x1, y1]
+        expected = {
+            "area_px": region.area,
+            "centroid_y_px": region.centroid[0] + 0.5,
+            "centroid_x_px": region.centroid[1] + 0.5,
+            "equivalent_diameter_px": region.equivalent_diameter_area,
+            "perimeter_px": region.perimeter_crofton,
+            "major_axis_px": region.axis_major_length,
+            "solidity": region.area / hull_pixels(mask),
+            "circularity": min(4 * np.pi * region.area / region.perimeter_crofton**2, 1),
+            "intensity_mean_DAPI": region.intensity_mean[0],
+            "intensity_min_DAPI": region.intensity_min[0],
+            "intensity_max_actin": region.intensity_max[1],
+            "intensity_std_actin": region.intensity_std[1],
+        }
+        assert row[list(expected)].to_dict() == pytest.approx(expected, abs=1e-6)
+        # A root of what is 0 but for rounding: skimage's, ours is exact.
+        assert row.minor_axis_px == pytest.approx(region.axis_minor_length, abs=1e-5)
+        assert row.eccentricity == pytest.approx(region.eccentricity, abs=1e-5)
+        if np.isnan(row.orientation_deg):
+            assert region.axis_major_length == pytest.approx(region.axis_minor_length)
+        else:
+            turn = row.orientation_deg - (np.degrees(region.orientation) - 90)
+            assert (turn + 90) % 180 - 90 == pytest.approx(0, abs=1e-4)
+            assert -90 < row.orientation_deg <= 90
+
+
+@quick
+@given(dense_masks)
+def test_turning_and_moving_changes_places_only(dense: np.ndarray) -> None:
+    masks = MaskSet.from_dense(dense)
+    height, width = masks.image_hw
+    moved = masks.shift(5, 900, (height + 5, width + 900)).rot90(1)
+    a = measure_instances(Instances.from_masks(masks))
+    b = measure_instances(Instances.from_masks(moved))
+    same = ["area_px", "perimeter_px", "major_axis_px", "minor_axis_px", "eccentricity", "solidity", "circularity"]
+    pd.testing.assert_frame_equal(a[same], b[same])
+    turn = (b.orientation_deg - a.orientation_deg) % 180
+    assert turn.dropna().to_numpy() == pytest.approx(90)
+    for name in ("eccentricity", "solidity", "circularity"):
+        assert b[name].dropna().between(0, 1).all()
+
+
+@pytest.mark.parametrize("radius", [6, 15, 40.5])
+def test_discs(radius: float) -> None:
+    y, x = np.mgrid[:100, :120] + 0.5
+    row = measured(((y - 50) ** 2 + (x - 60) ** 2 < radius**2)[None]).iloc[0]
+    assert row.centroid_y_px == pytest.approx(50)
+    assert row.centroid_x_px == pytest.approx(60)
+    assert row.perimeter_px == pytest.approx(2 * np.pi * radius, rel=0.03)
+    assert row.equivalent_diameter_px == pytest.approx(2 * radius, rel=0.01)
+    assert row.major_axis_px == pytest.approx(2 * radius, rel=0.02)
+    assert row.solidity == 1
+    assert row.circularity > 0.97
+    assert np.isnan(row.orientation_deg)
+
+
+@pytest.mark.parametrize("degrees", [-60, 0, 20, 45, 90])
+def test_ellipses_lean_as_they_look(degrees: float) -> None:
+    canvas = np.zeros((200, 200), np.uint8)
+    cv2.ellipse(canvas, (100, 100), (60, 25), -degrees, 0, 360, 1, -1)  # OpenCV turns clockwise
+    row = measured(canvas[None] > 0).iloc[0]
+    assert (row.orientation_deg - degrees + 90) % 180 - 90 == pytest.approx(0, abs=0.3)
+    assert row.major_axis_px == pytest.approx(120, rel=0.02)
+    assert row.minor_axis_px == pytest.approx(50, rel=0.03)
+    assert row.solidity > 0.99
+
+
+def test_overlapping_objects_keep_all_their_pixels() -> None:
+    dense = np.zeros((2, 10, 10), bool)
+    dense[0, 2:8, 2:8] = dense[1, 5:10, 5:10] = True
+    image = np.zeros((10, 10), np.uint8)
+    image[5:8, 5:8] = 90
+    table = measured(dense, Image.from_array(image))
+    assert table.area_px.tolist() == [36, 25]
+    assert table.intensity_mean_grey.tolist() == pytest.approx([90 * 9 / 36, 90 * 9 / 25])
+    assert table.solidity.tolist() == [1, 1]
+
+
+def test_values_of_every_kind_of_image() -> None:
+    dense = np.ones((1, 300, 300), bool)
+    rng = np.random.default_rng(0)
+    bright = rng.integers(65000, 65536, (300, 300), np.uint16)  # their sum passes 32 bits
+    row = measured(dense, Image.from_array(bright)).iloc[0]
+    assert row.intensity_mean_grey == pytest.approx(bright.mean(dtype=float), rel=1e-12)
+    assert row.intensity_std_grey == pytest.approx(bright.std(dtype=float), rel=1e-9)
+    assert (row.intensity_min_grey, row.intensity_max_grey) == (bright.min(), bright.max())
+    for plain in (bright.astype(">u2"), bright.astype(np.int32), bright[:, ::-1][:, ::-1], bright.astype(np.float32)):
+        again = measured(dense, Image.from_array(plain)).iloc[0]
+        assert again.intensity_mean_grey == pytest.approx(row.intensity_mean_grey)
+    holed = np.full((300, 300), -2.5)
+    holed[7, 7] = np.nan
+    assert measured(dense, Image.from_array(holed)).filter(like="intensity").isna().all(axis=None)
+
+
+def test_channels_give_names_and_alpha_is_left_out() -> None:
+    dense, data = np.ones((1, 2, 2), bool), np.zeros((2, 2, 4), np.uint8)
+    names = [f"intensity_{one}_{c}" for c in "RGB" for one in ("mean", "min", "max", "std")]
+    assert list(measured(dense, Image.from_array(data)).filter(like="intensity")) == names
+    twice = measured(dense, Image(data[..., :2], ("DAPI", "DAPI"))).filter(like="intensity_mean")
+    assert list(twice) == ["intensity_mean_DAPI0", "intensity_mean_DAPI1"]
+    assert list(measured(dense, Image(data[..., :1], ("A",))).filter(like="mean")) == ["intensity_mean_A"]
+
+
+def test_no_objects_have_every_column() -> None:
+    image = Image(np.zeros((5, 6, 1), np.uint16), ("DAPI",), pixel_size_um=(0.5, 0.25))
+    full = measured(np.ones((1, 5, 6), bool), image)
+    none = measure_instances(Instances.empty((5, 6), scored=True), image)
+    assert len(none) == 0
+    assert none.index.name == "label"
+    assert list(none) == list(full) == ["class", "score", "area_px", "area_um2", *list(full)[4:]]
+    assert none.dtypes.to_dict() == full.dtypes.to_dict()
+    assert set(SHAPE) < set(full)
+    assert full.area_um2.tolist() == [30 * 0.125]
+    assert full.equivalent_diameter_um[1] == pytest.approx(np.sqrt(4 * 30 * 0.125 / np.pi))
+    assert list(measured(np.ones((1, 5, 6), bool))) == ["class", "score", *SHAPE]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    cells = Instances.from_masks(MaskSet.from_dense(np.ones((1, 5, 6), bool)), class_ids=np.array([2]))
+    with pytest.raises(InputError, match="not the one that the objects lie in") as caught:
+        cw.measure(cells, np.zeros((6, 5), np.uint8))
+    assert "6 x 5" in str(caught.value)
+    with pytest.raises(InputError, match="without a name"):
+        cw.measure(cells, class_names=["a", "b"])
+    assert cw.measure(cells, class_names=["a", "b", "c"])["class"].tolist() == ["c"]
+
+
+def test_ids_scores_and_the_csv_survive(tmp_path: Path) -> None:
+    image, truth = draw_field(1, (90, 100), 8, FieldLook(stain="fluorescence", bit_depth=16))
+    scores = np.linspace(0.1, 0.9, len(truth)).astype(np.float32)
+    cells = Instances.from_masks(truth.masks, scores=scores, ids=truth.ids + 40)
+    table = cw.measure(cells, image, class_names=["nucleus"])
+    assert table.index.tolist() == cells.ids.tolist()
+    assert table.score.tolist() == scores.tolist()
+    (tmp_path / "a.csv").write_text(table_csv(table, "sub/a"))
+    back = pd.read_csv(tmp_path / "a.csv")
+    assert list(back)[:4] == ["image", "label", "class", "score"]
+    assert back.score.tolist() == pytest.approx(scores.tolist(), rel=1e-6)
+    assert "0.9," in (tmp_path / "a.csv").read_text()
+    np.testing.assert_allclose(back[list(SHAPE)], table[list(SHAPE)], rtol=1e-6)
+    assert set(back.image) == {"sub/a"}
+    blank = table_csv(cw.measure(truth), "a").splitlines()[1]
+    assert blank.startswith("a,1,0,,")
+    with pytest.raises(InputError, match="no known format"):
+        cw.read_dataset(tmp_path)
+
+
+def test_a_real_image_against_regionprops_table(vrdl_root: Path) -> None:
+    sample = cw.read_dataset(vrdl_root / "train", format="mask_folder").sample("TCGA-CH-5767-01Z-00-DX1")
+    assert sample.image_path is not None
+    cells, image = sample.read_instances(), cw.read_image(sample.image_path)
+    table = cw.measure(cells, image)
+    names = {
+        "area_px": "area",
+        "perimeter_px": "perimeter_crofton",
+        "major_axis_px": "axis_major_length",
+        "minor_axis_px": "axis_minor_length",
+        "eccentricity": "eccentricity",
+        "intensity_mean_R": "intensity_mean-0",
+        "intensity_std_G": "intensity_std-1",
+        "intensity_max_B": "intensity_max-2",
+    }
+    labels = cells.masks.to_label_map(cells.ids).astype(np.int32)
+    wanted = ("label", *(name.split("-")[0] for name in names.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = pd.DataFrame(regionprops_table(labels, image.data[..., :3], properties=wanted)).set_index("label")
+    whole = theirs.index[table.area_px.loc[theirs.index] == theirs.area]  # a label map cuts overlapping objects
+    assert len(whole) > 0.8 * len(cells)
+    for ours, name in names.items():
+        np.testing.assert_allclose(table.loc[whole, ours], theirs.loc[whole, name], rtol=1e-6, atol=1e-6)

@@ -1,0 +1,223 @@
+"""How large objects are: a network that sees well near its own diameter only, on drawn nuclei of known size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+import cellwright as cw
+from cellwright.config.classical_schema import ClassicalConfig
+from cellwright.config.input_schema import InputConfig
+from cellwright.core.errors import UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.data.synthetic import FieldLook, draw_field
+from cellwright.models.classical import ClassicalSegmenter
+from cellwright.models.dense import flow
+from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target
+from cellwright.models.dense.semantic import parts_of as parts_and_count
+from cellwright.prediction import diameter as module
+from cellwright.prediction.diameter import Diameter
+from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+
+NOMINAL_PX = 24.0
+CONFIG = InputConfig(normalise="percentile", percentiles=(0, 100), diameter_px=NOMINAL_PX)
+SIZES = {5: ((160, 200), 130), 12: ((240, 300), 90), 24: ((360, 300), 60), 50: ((600, 500), 40), 100: ((800, 900), 20)}
+
+
+def parts_of(mask: np.ndarray) -> np.ndarray:
+    return parts_and_count(mask)[0]
+
+
+class NearSighted(nn.Module):
+    """In place of a U-Net: what is bright in parts that touch, surely where about 24 px wide.
+
+    Wider than 48 px it sees fragments of 12 px, not surely; narrower than 12 px only blurs.
+    """
+
+    stride, in_channels, out_channels = 16, 3, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int]] = []
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.seen += [(int(images.shape[2]), int(images.shape[3]))] * len(images)
+        return [torch.from_numpy(np.stack([self._maps(one.numpy()) for one in images.mean(dim=1)]))]
+
+    def _maps(self, grey: np.ndarray) -> np.ndarray:
+        bright = parts_of(grey > 0.5)
+        diameters = 2 * np.sqrt(np.bincount(bright.ravel()) / np.pi)
+        diameters[0] = 0
+        narrow, wide = (diameters < NOMINAL_PX / 2)[bright], (diameters > NOMINAL_PX * 2)[bright]
+        blurred = parts_of(ndimage.uniform_filter((narrow & (bright > 0)).astype(np.float32), 9) > 0.3)
+        rows, columns = np.indices(grey.shape) // 12
+        fragments = (rows * 1000 + columns + 1) * wide
+        labels = np.where(wide, 10**6 + fragments, np.where(blurred > 0, 10**5 + blurred, bright * ~narrow))
+        maps = flow.encode(np.unique(labels, return_inverse=True)[1].reshape(grey.shape))
+        sure = np.where(wide | (blurred > 0), 0.6, 0.97).astype(np.float32)
+        maps[2] = np.log(np.clip(maps[2] * sure, 1e-6, None) / np.clip(1 - maps[2] * sure, 1e-6, None))
+        return maps
+
+
+def segmenter(**changes: object) -> NetworkSegmenter:
+    weights = DenseWeights(cross_entropy=1, dice=1, flow=1, distance=1)
+    target = Target(flow.CHANNELS, flow.encode, flow.decode)
+    network = DenseNetwork(NearSighted(), target, n_classes=1, weights=weights)  # type: ignore[arg-type]
+    return replace(NetworkSegmenter(network, CONFIG), **changes)  # type: ignore[arg-type]
+
+
+def seen_by(one: NetworkSegmenter) -> list[tuple[int, int]]:
+    return one.network.unet.seen  # type: ignore[attr-defined]
+
+
+def drawn(size_px: int, seed: int = 1) -> tuple[Image, Instances, float]:
+    """Nuclei that do not touch, as they are: 40 on 0; their truth; their median diameter."""
+    image_hw, n = SIZES[size_px]
+    look = FieldLook(stain="fluorescence", diameter_px=size_px, touching=0.0, overlap=0.0)
+    _, truth = draw_field(seed, image_hw, n, look)
+    parts = parts_of(np.asarray(ndimage.binary_dilation(truth.masks.foreground())))
+    # One of two that would touch is left out.
+    first = np.unique([parts[truth.masks[[k]].foreground()][0] for k in range(len(truth))], return_index=True)[1]
+    truth = truth[np.sort(first)]
+    image = Image.from_array(truth.masks.foreground().astype(np.uint8) * np.uint8(40))
+    return image, truth, float(np.median(2 * np.sqrt(truth.masks.areas / np.pi)))
+
+
+@pytest.mark.parametrize("size_px", SIZES)
+def test_nuclei_of_any_size_are_measured_and_found(size_px: int) -> None:
+    image, truth, median_px = drawn(size_px)
+    ((found, diameter),) = segmenter().find([image])
+    assert diameter is not None
+    assert diameter.estimated
+    assert diameter.px is not None
+    assert diameter.px == pytest.approx(median_px, rel=0.12)
+    assert diameter.scale == pytest.approx(NOMINAL_PX / diameter.px)
+    assert diameter.wanted_scale is None
+    assert found.image_hw == image.image_hw
+    report = cw.evaluate([found], [truth])
+    assert report["accuracy@0.5"] > 0.93
+    assert report["accuracy@0.75"] > 0.85
+
+
+def test_without_a_diameter_it_would_not_work() -> None:
+    """The test's network is as near-sighted as it says."""
+    for size_px in (5, 100):
+        image, truth, _ = drawn(size_px)
+        plain = segmenter(input_config=CONFIG.model_copy(update={"diameter_px": None}))
+        ((found, diameter),) = plain.find([image])
+        assert diameter is None
+        assert len(seen_by(plain)) == 1
+        assert cw.evaluate([found], [truth])["accuracy@0.5"] < 0.5
+
+
+def test_a_diameter_that_is_given_is_taken() -> None:
+    image, _, _ = drawn(50)
+    guessing = segmenter()
+    ((guessed, diameter),) = guessing.find([image])
+    assert diameter is not None
+    assert diameter.px is not None
+    assert len(seen_by(guessing)) == 5, "three looks, one more, and the image"
+    told = segmenter(diameter_px=diameter.px)
+    ((found, given),) = told.find([image])
+    assert given == replace(diameter, estimated=False)
+    assert len(seen_by(told)) == 1
+    assert found.masks == guessed.masks
+    assert np.array_equal(found.scores, guessed.scores)  # type: ignore[arg-type]
+    ((_, other),) = segmenter(diameter_px=48.0).find([image])
+    assert other == Diameter(48.0, estimated=False, scale=0.5)
+
+
+def test_images_of_a_batch_have_a_diameter_each() -> None:
+    images = [drawn(12)[0], drawn(50)[0], Image.from_array(np.zeros((40, 50), np.uint8))]
+    together, alone = segmenter(batch_size=3).find(images), [segmenter().find([one])[0] for one in images]
+    for (found, diameter), (expected, own) in zip(together, alone, strict=True):
+        assert diameter == own
+        assert found.masks == expected.masks
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((70, 90), np.uint8), np.full((1, 1), 9, np.uint16)])
+def test_nothing_to_see(pixels: np.ndarray) -> None:
+    ((found, diameter),) = segmenter().find([Image.from_array(pixels)])
+    assert len(found) == 0
+    assert found.image_hw == pixels.shape
+    assert diameter == Diameter(None, estimated=True)
+
+
+def test_depth_and_channels_change_nothing() -> None:
+    image, _, _ = drawn(24)
+    grey = image.data[:, :, 0]
+    ((expected, diameter),) = segmenter().find([image])
+    rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    alpha = np.concatenate([rgb, np.random.default_rng(0).integers(0, 255, (*grey.shape, 1), np.uint8)], axis=2)
+    for pixels in (grey.astype(np.uint16) * 300, grey.astype(np.float32) / 7, rgb, alpha):
+        ((found, same),) = segmenter().find([Image.from_array(pixels)])
+        assert same == diameter
+        assert found.masks == expected.masks
+
+
+def test_looks_cost_the_same_however_large_the_image_is() -> None:
+    """Nuclei in one corner of a large image: the looks go there."""
+    image, truth, median_px = drawn(12)
+    large = np.zeros((1500, 2500), np.uint8)
+    large[-240:, 2000:2300] = image.data[:, :, 0]
+    one = segmenter()
+    pixels = np.repeat(large[None] / np.float32(40), 3, axis=0)
+    found = module.estimate_diameter(pixels, NOMINAL_PX, one._look)
+    assert found == pytest.approx(median_px, rel=0.12)
+    assert all(max(hw) <= module.LOOK_SIDE_PX + 16 for hw in seen_by(one))
+    assert len(truth) > 20
+
+
+def test_few_large_nuclei_outside_the_shared_window() -> None:
+    """A bright speck draws the small looks; the look at large objects still sees them."""
+    y, x = np.mgrid[:400, :400]
+    pixels = 0.6 * ((y - 320) ** 2 + (x - 320) ** 2 <= 40**2) + 0.45 * ((y // 2 + x // 2) % 2) * (y < 100) * (x < 100)
+    found = module.estimate_diameter(np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, segmenter()._look)
+    assert found == pytest.approx(80, rel=0.1)
+
+
+def test_an_image_is_not_enlarged_without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"diameter_px": 24.0})
+    assert Diameter.of(6.0, (1000, 1000), config, estimated=False).scale == 4
+    large = Diameter.of(6.0, (2048, 2048), config, estimated=True)
+    assert (large.scale, large.wanted_scale) == (2, 4)
+    huge = Diameter.of(6.0, (20000, 20000), config, estimated=True)
+    assert (huge.scale, huge.wanted_scale) == (1, 4)
+    assert Diameter.of(48.0, (20000, 20000), config, estimated=True).scale == 0.5
+    tiny = Diameter.of(1.0, (100, 100), config, estimated=False)
+    assert (tiny.scale, tiny.wanted_scale) == (8, 24)
+    monkeypatch.setattr(module, "MAX_ENLARGED_PX", 100 * 100)
+    one = segmenter(diameter_px=12.0)
+    ((_, diameter),) = one.find([Image.from_array(np.zeros((80, 80), np.uint8))])
+    assert diameter == Diameter(12.0, estimated=False, scale=1.25, wanted_scale=2.0)
+    assert seen_by(one) == [(112, 112)]
+
+
+def test_a_predictor_hands_the_diameter_on() -> None:
+    image, _, median_px = drawn(24)
+    predictor = Predictor(segmenter())
+    (outcome,) = predictor.outcomes([image])
+    assert outcome.diameter is not None
+    assert outcome.diameter.px == pytest.approx(median_px, rel=0.12)
+    (given,) = predictor.with_diameter(20).outcomes([image])
+    assert given.diameter == Diameter(20, estimated=False, scale=1.2)
+    assert Predictor(ClassicalSegmenter(ClassicalConfig())).outcomes([image])[0].diameter is None
+
+
+@pytest.mark.parametrize("px", [0, -3, float("nan"), float("inf")])
+def test_what_is_no_diameter(px: float) -> None:
+    with pytest.raises(UsageError, match="no diameter"):
+        Predictor(segmenter()).with_diameter(px)
+
+
+def test_models_that_go_by_no_diameter_say_so() -> None:
+    plain = segmenter(input_config=CONFIG.model_copy(update={"diameter_px": None}))
+    for one in (plain, ClassicalSegmenter(ClassicalConfig())):
+        with pytest.raises(UsageError, match=r"does not go by a diameter[\s\S]*input\.diameter_px[\s\S]*leave"):
+            Predictor(one).with_diameter(20.0)

@@ -1,0 +1,312 @@
+"""The prediction folder from end to end: files, names, failures, going on, refusing, reading back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as Pillow
+
+from cellwright.core.errors import InputError, OutputError, UsageError
+from cellwright.core.files import write_text
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.images.files import read_image
+from cellwright.data.synthetic import write_demo_dataset
+from cellwright.prediction.folder import is_prediction_folder, read_predictions
+from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.predictor import Predictor
+from cellwright.prediction.run import predict_to_folder
+from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
+from cellwright.prediction.writer import Job, Makers
+
+
+@dataclass
+class Squares:
+    """A segmenter that finds two overlapping squares in every image, and stops the world on demand."""
+
+    stop_at: int | None = None
+    seen: list = field(default_factory=list)
+
+    def predict(self, images):
+        self.seen += [Path(image.path).name for image in images]
+        if self.stop_at is not None and len(self.seen) > self.stop_at:
+            raise KeyboardInterrupt
+        return [squares(image.image_hw) for image in images]
+
+
+def squares(image_hw) -> Instances:
+    dense = np.zeros((2, *image_hw), bool)
+    dense[0, 2:8, 2:8] = True
+    dense[1, 5:12, 5:12] = True
+    boxes = np.array([[1.25, 2, 8.5, 8], [5, 5, 12.1, 12]], np.float32)
+    masks = MaskSet.from_dense(dense)
+    return Instances.from_masks(masks, scores=np.array([0.4, 0.8]), class_ids=np.array([0, 1]), boxes_xyxy=boxes)
+
+
+MAKERS = Makers(
+    overlay=lambda image, cells: np.full((*image.image_hw, 3), len(cells), np.uint8),
+    thumbnail=lambda image, cells: np.full((*image.image_hw, 3), 100 + len(cells), np.uint8),
+    sheet=lambda tiles: np.full((10 * len(tiles), 10, 3), 7, np.uint8),
+    beside=lambda kind, path, cells, image, sample_id: write_text(path, f"{kind} {len(cells)} {sample_id}"),
+)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """``a.png`` beside ``a.tif``, and ``deep/b.png``."""
+    root = tmp_path / "images"
+    (root / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (20, 30)), ("deep/b.png", (16, 16))):
+        Pillow.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(root / name)
+    tifffile.imwrite(root / "a.tif", rng.integers(0, 9, (24, 24), dtype=np.uint16))
+    return root
+
+
+def job_for(sources, **changes) -> Job:
+    facts = {"recipe_yaml": "name: test\n", "model": "m1", "options": PredictOptions(), "reading": {"channel": None}}
+    return Job(tuple(sources), ("round", "long"), **{**facts, **changes})
+
+
+def run(job, out, segmenter=None, **options):
+    predictor = Predictor(segmenter or Squares(), job.options, model_cap=2)
+    return predict_to_folder(predictor, job, out, read=read_image, makers=MAKERS, **options)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_the_folder_holds_what_the_interface_says(images, tmp_path):
+    out = tmp_path / "pred"
+    report = run(job_for(sources_of_paths([images])), out)
+    assert (report.n_images, report.n_resumed, report.n_objects, report.failures) == (3, 0, 6, ())
+    endings = ("_masks.tif", "_overlay.png", ".geojson", "_rois.zip", "_measurements.csv")
+    outputs = [f"{stem}{ending}" for stem in ("a.png", "a.tif", "deep/b") for ending in endings]
+    shared = ["contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
+    assert set(files_in(out)) - {"predictions.index"} == {*outputs, *shared}
+    assert (out / "recipe.yaml").read_text() == "name: test\n"
+    assert rows(out / "failures.csv") == []
+    text = (out / "predictions.json").read_text()
+    assert str(tmp_path) not in text, "no absolute path"
+    content = json.loads(text)
+    assert content["schema_version"] == 1
+    assert {category["name"] for category in content["categories"]} == {"round", "long"}
+    assert len(content["annotations"]) == 6
+    assert all("score" in annotation for annotation in content["annotations"])
+
+
+def test_labels_are_the_ids_and_the_higher_score_wins_where_objects_overlap(images, tmp_path):
+    out = tmp_path / "pred"
+    report = run(job_for(sources_of_paths([images / "a.png"])), out)
+    labels = tifffile.imread(out / "a_masks.tif")
+    assert labels.dtype == np.uint32
+    expected = np.zeros((20, 30), np.uint32)
+    expected[2:8, 2:8] = 2  # the lower score
+    expected[5:12, 5:12] = 1
+    assert np.array_equal(labels, expected)
+    with tifffile.TiffFile(out / "a_masks.tif") as file:
+        assert file.pages[0].compression.name == "ADOBE_DEFLATE"
+    row = rows(out / "summary.csv")[0]
+    assert row["overlap_pixels_lost_in_label_image"] == "9"
+    assert (row["image"], row["objects"], row["objects_round"], row["objects_long"]) == ("a", "2", "1", "1")
+    assert row["model_cap_reached"] == "2"
+    assert any("9 pixel" in note for note in report.notes)
+    assert any("cap of 2" in note for note in report.notes)
+
+
+def test_options_are_applied_and_a_cap_is_shown(images, tmp_path):
+    captions = []
+    makers = replace(MAKERS, sheet=lambda tiles: (captions.extend(t for t, _ in tiles), MAKERS.sheet(tiles))[1])
+    job = job_for(sources_of_paths([images / "a.png"]), options=PredictOptions(max_objects=1))
+    report = predict_to_folder(Predictor(Squares(), job.options), job, tmp_path / "p", read=read_image, makers=makers)
+    assert report.n_objects == 1
+    assert rows(tmp_path / "p" / "summary.csv")[0]["left_out_max_objects"] == "1"
+    assert captions == ["a: 1 object, 1 over --max-objects left out"]
+    assert "--max-objects left out 1" in report.notes[0]
+
+
+def test_predictions_come_back_as_they_were(images, tmp_path):
+    run(job_for(sources_of_paths([images])), tmp_path / "pred")
+    assert is_prediction_folder(tmp_path / "pred")
+    data = read_predictions(tmp_path / "pred")
+    assert data.class_names == ("round", "long")
+    assert sorted(sample.id for sample in data) == ["a.png", "a.tif", "deep/b"]
+    sample = data.sample("deep/b")
+    assert sample.image_path.resolve() == images / "deep" / "b.png"
+    back, expected = sample.read_instances(), squares((16, 16)).by_score()
+    assert back.masks == expected.masks
+    assert np.array_equal(back.scores, expected.scores)
+    assert np.array_equal(back.boxes_xyxy, expected.boxes_xyxy)
+    assert back.class_ids.tolist() == [1, 0]
+    assert back.ids.tolist() == [1, 2]
+
+
+def test_predictions_come_back_when_the_images_are_gone(images, tmp_path):
+    run(job_for(sources_of_paths([images / "a.png"])), tmp_path / "pred")
+    (images / "a.png").unlink()
+    sample = read_predictions(tmp_path / "pred")[0]
+    assert sample.image_path is None
+    assert len(sample.read_instances()) == 2
+
+
+def test_a_dataset_keeps_its_ids_numbers_and_splits(tmp_path):
+    drawn = write_demo_dataset(tmp_path / "d", splits=(("train", 1), ("val", 1)), image_hw=(32, 32), n_objects=3)
+    numbered = drawn.with_samples([replace(sample, image_id=70 + k) for k, sample in enumerate(drawn)])
+    run(job_for(sources_of_dataset(numbered)), tmp_path / "pred")
+    back = read_predictions(tmp_path / "pred")
+    assert [(sample.id, sample.image_id, sample.split) for sample in back] == [
+        ("images/field_000", 70, "train"),
+        ("images/field_001", 71, "val"),
+    ]
+    assert (tmp_path / "pred" / "images" / "field_001_masks.tif").is_file()
+
+
+def test_a_bad_image_is_recorded_and_the_rest_goes_on(images, tmp_path):
+    whole = (images / "a.png").read_bytes()
+    (images / "a.png").write_bytes(whole[: len(whole) // 2])
+    report = run(job_for(sources_of_paths([images])), tmp_path / "pred")
+    assert report.n_images == 2
+    assert [name for name, _ in report.failures] == ["a.png"]
+    failure = rows(tmp_path / "pred" / "failures.csv")[0]
+    assert failure["image"] == "a.png"
+    assert failure["problem"]
+    assert str(tmp_path) not in failure["where"]
+    numbers = {sample.id: sample.image_id for sample in read_predictions(tmp_path / "pred")}
+    assert numbers == {"a.tif": 2, "deep/b": 3}, "numbers do not move where one fails"
+
+
+def test_fail_fast_stops_at_the_first(images, tmp_path):
+    (images / "a.png").write_bytes(b"")
+    with pytest.raises(InputError):
+        run(job_for(sources_of_paths([images])), tmp_path / "pred", fail_fast=True)
+    assert not is_prediction_folder(tmp_path / "pred")
+
+
+def test_no_image_at_all_can_be_read(images, tmp_path):
+    (images / "a.png").write_bytes(b"")
+    report = run(job_for(sources_of_paths([images / "a.png"])), tmp_path / "pred")
+    assert (report.n_images, len(report.failures)) == (0, 1)
+    assert len(read_predictions(tmp_path / "pred")) == 0
+
+
+def test_an_interrupted_job_goes_on_and_ends_in_the_same_files(images, tmp_path):
+    job, whole, torn = job_for(sources_of_paths([images])), tmp_path / "whole", tmp_path / "torn"
+    run(job, whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, torn, Squares(stop_at=1))
+    assert not is_prediction_folder(torn)
+    with pytest.raises(InputError, match="not finished"):
+        read_predictions(torn)
+    rest = Squares()
+    report = run(job, torn, rest)
+    assert rest.seen == ["a.tif", "b.png"]
+    assert report.n_resumed == 1
+    assert files_in(whole) == files_in(torn)
+    for name in files_in(whole):
+        if not name.endswith(".index"):  # its header holds the time
+            assert (whole / name).read_bytes() == (torn / name).read_bytes(), name
+
+
+def test_a_missing_output_of_an_unfinished_job_is_made_again(images, tmp_path):
+    job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
+    with pytest.raises(KeyboardInterrupt):
+        run(job, out, Squares(stop_at=2))
+    (out / "a.png_overlay.png").unlink()
+    rest = Squares()
+    run(job, out, rest)
+    assert rest.seen == ["a.png", "b.png"]
+
+
+def test_a_finished_folder_is_refused_and_can_be_overwritten(images, tmp_path):
+    job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
+    run(job, out)
+    with pytest.raises(OutputError, match="--overwrite"):
+        run(job, out)
+    (out / "stale_masks.tif").write_bytes(b"")
+    run(job_for(sources_of_paths([images / "a.png"])), out, overwrite=True)
+    assert not (out / "stale_masks.tif").exists()
+    assert len(read_predictions(out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"options": PredictOptions(score_threshold=0.2)}, "the options"),
+        ({"model": "m2"}, "the model"),
+        ({"recipe_yaml": "name: other\n"}, "the recipe"),
+        ({"save": ("masks",)}, "the options"),
+    ],
+)
+def test_an_unfinished_folder_of_another_job_is_refused(images, tmp_path, changes, word):
+    sources = sources_of_paths([images])
+    with pytest.raises(KeyboardInterrupt):
+        run(job_for(sources), tmp_path / "pred", Squares(stop_at=1))
+    with pytest.raises(OutputError, match=word):
+        run(job_for(sources, **changes), tmp_path / "pred")
+    with pytest.raises(OutputError, match="the images"):
+        run(job_for(sources[:2]), tmp_path / "pred")
+
+
+def test_a_folder_that_is_not_ours_is_never_touched(images, tmp_path):
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="holds no predictions"):
+            run(job_for(sources_of_paths([images])), images, overwrite=overwrite)
+    with pytest.raises(OutputError, match="file"):
+        run(job_for(sources_of_paths([images])), images / "a.png")
+    assert files_in(images) == ["a.png", "a.tif", "deep/b.png"]
+
+
+def test_only_what_is_asked_for_is_saved(images, tmp_path):
+    run(job_for(sources_of_paths([images / "a.png"]), save=("masks",)), tmp_path / "pred")
+    assert "a_overlay.png" not in files_in(tmp_path / "pred")
+    assert {"a_masks.tif", "contact_sheet.png"} <= set(files_in(tmp_path / "pred"))
+    with pytest.raises(UsageError, match="geojsn"):
+        job_for([], save=("geojsn",))
+
+
+def test_sources_pass_over_hidden_files_and_own_outputs(images, tmp_path):
+    (images / ".ipynb_checkpoints").mkdir()
+    (images / ".ipynb_checkpoints" / "a.png").write_bytes((images / "a.png").read_bytes())
+    run(job_for(sources_of_paths([images])), images / "out")
+    assert [source.id for source in sources_of_paths([images])] == ["a.png", "a.tif", "deep/b"]
+    assert [source.id for source in sources_of_paths([images, images / "a.png"])] == ["a.png", "a.tif", "deep/b"]
+
+
+def test_two_folders_with_the_same_names_are_told_apart(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        Pillow.new("L", (4, 4)).save(tmp_path / name / "x.png")
+    ids = [source.id for source in sources_of_paths([tmp_path / "one", tmp_path / "two"])]
+    assert ids == ["one/x", "two/x"]
+    with pytest.raises(UsageError, match="same outputs"):
+        sources_of_paths([tmp_path / "one" / "x.png", tmp_path / "two" / "x.png"])
+
+
+def test_a_sample_without_an_image_is_named(tmp_path):
+    drawn = write_demo_dataset(tmp_path, splits=(("train", 1),), image_hw=(32, 32), n_objects=1)
+    with pytest.raises(InputError, match="field_000"):
+        sources_of_dataset(drawn.with_samples([replace(drawn[0], image_path=None)]))
+
+
+def test_pixel_size_travels_into_the_label_image(tmp_path):
+    sized = Image(np.zeros((16, 16, 1), np.uint8), ("grey",), (0.5, 0.25), "x.png")
+    job = job_for([Source("x", tmp_path / "x.png")])
+    predictor = Predictor(Squares(), PredictOptions())
+    predict_to_folder(predictor, job, tmp_path / "p", read=lambda path: sized, makers=MAKERS)
+    with tifffile.TiffFile(tmp_path / "p" / "x_masks.tif") as file:
+        tags = file.pages[0].tags
+        assert tags["XResolution"].value[0] / tags["XResolution"].value[1] == pytest.approx(1e4 / 0.25)
+        assert tags["YResolution"].value[0] / tags["YResolution"].value[1] == pytest.approx(1e4 / 0.5)
+    assert read_predictions(tmp_path / "p")[0].pixel_size_um == (0.5, 0.25)

@@ -1,0 +1,322 @@
+"""What a run leaves, what is kept as best, and how it ends when it goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import draw_samples, tiny_config, tiny_loader, tiny_network, tiny_train, weight_sum
+
+from cellwright.config.sample_schema import DataConfig
+from cellwright.core.dataset import Sample
+from cellwright.core.errors import InputError, OutputError, RecipeError, TrainingDiverged
+from cellwright.training.reporter import LineReporter
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    return draw_samples(tmp_path_factory.mktemp("data"))
+
+
+def test_a_run_folder_holds_what_the_design_says(tmp_path: Path, samples: list[Sample]) -> None:
+    shown = io.StringIO()
+    network = tiny_network()
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    result = tiny_train(tmp_path / "run", samples, tiny_config(), network=network, reporter=LineReporter(shown))
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert result.finished
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"recipe.yaml", "environment.json", "log.csv", "metrics.json", "DONE", "checkpoints", "model"}
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step_00000008", "step_00000012"]
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["threads"] == 1
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["step"] == 12
+    assert metrics["metrics"]["undefined"] is None
+    assert metrics["best"]["chosen_by"] == "score"
+    weights = load_file(tmp_path / "run" / "checkpoints" / "step_00000012" / "weights.safetensors")
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in weights.items())
+    lines = shown.getvalue().splitlines()
+    assert lines[0].startswith("step 1/12  loss ")
+    assert any(line.startswith("step 6: score ") for line in lines)
+
+
+def test_log_has_every_step_once_and_metrics_where_evaluated(tmp_path: Path, samples: list[Sample]) -> None:
+    tiny_train(tmp_path / "run", samples, tiny_config())
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [bool(row["score"]) for row in rows] == [step in (6, 12) for step in range(1, 13)]
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(float(row["loss_foreground"]) + float(row["loss_size"]))
+    assert {"lr", "gradient_norm", "step_s", "samples_per_s", "peak_memory_mb"} <= set(rows[0])
+
+
+def test_training_lowers_the_loss(tmp_path: Path, samples: list[Sample]) -> None:
+    tiny_train(
+        tmp_path / "run",
+        samples,
+        tiny_config(length="60 steps", checkpoint_every="60 steps", evaluate_every="60 steps"),
+    )
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_the_best_model_is_kept_not_the_last(tmp_path: Path, samples: list[Sample]) -> None:
+    scores = iter([0.2, math.nan, 0.9, 0.4])
+    config = tiny_config(evaluate_every="3 steps")
+    network = tiny_network()
+    result = tiny_train(tmp_path / "run", samples, config, network=network, evaluate=lambda _: {"score": next(scores)})
+    assert (result.best_step, result.best_metrics, result.metrics) == (9, {"score": 0.9}, {"score": 0.4})
+    saved = load_file(tmp_path / "run" / "model" / "weights.safetensors")
+    assert not all(torch.equal(value, network.state_dict()[name]) for name, value in saved.items())
+
+
+def test_without_evaluation_the_last_model_is_saved(tmp_path: Path, samples: list[Sample]) -> None:
+    network = tiny_network()
+    result = tiny_train(tmp_path / "run", samples, tiny_config(), network=network, evaluate=None)
+    assert (result.best_step, result.best_metrics) == (12, {})
+    saved = load_file(tmp_path / "run" / "model" / "weights.safetensors")
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in saved.items())
+
+
+def test_early_stopping_counts_evaluations_without_a_better_one(tmp_path: Path, samples: list[Sample]) -> None:
+    scores = iter([0.2, 0.5, math.nan, 0.4, 0.6, 0.6, 0.1, 0.2, 0.9])
+    config = tiny_config(length="20 steps", evaluate_every="2 steps", patience=3)
+    result = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": next(scores)})
+    assert (result.step, result.total_steps, result.finished, result.best_step) == (16, 20, True, 10)
+    assert (tmp_path / "run" / "DONE").read_text() == "16 of 20 steps; nothing better than step 10\n"
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads((newest / "state.json").read_text())["patience_spent"] == 3
+    (tmp_path / "run" / "DONE").unlink()  # killed at the very end: nothing is left to do
+    again = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": 1.0})
+    assert (again.step, again.finished) == (16, True)
+
+
+def test_a_loss_is_best_where_it_is_lowest(tmp_path: Path, samples: list[Sample]) -> None:
+    for name in ("loss", "score_calibration_error", "errors_missed/astro"):
+        scores = iter([0.5, 0.2, 0.3, 0.2, 0.1])
+        config = tiny_config(evaluate_every="2 steps", best_metric=name, patience=2)
+        result = tiny_train(
+            tmp_path / name, samples, config, evaluate=lambda _, name=name, scores=scores: {name: next(scores)}
+        )
+        assert (result.step, result.best_step, result.best_metrics) == (8, 4, {name: 0.2})
+
+
+def test_evaluations_that_max_minutes_adds_spend_no_patience(tmp_path: Path, samples: list[Sample]) -> None:
+    config = tiny_config(length="8 steps", evaluate_every="4 steps", checkpoint_every="1 step", patience=1)
+    scores = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.1, 5: 0.3, 8: 0.2}
+    for step in (1, 2, 3, 4, 5):
+        result = tiny_train(
+            tmp_path / "run", samples, config, evaluate=lambda _, step=step: {"score": scores[step]}, max_minutes=1e-9
+        )
+        assert (result.step, result.finished) == (step, False)
+    result = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": scores[8]})
+    assert (result.step, result.finished, result.best_step) == (8, True, 1)
+
+
+def test_what_the_recipe_asks_and_cannot_have_is_said(tmp_path: Path, samples: list[Sample]) -> None:
+    for changes, words in (
+        ({"precision": "fp16"}, "fp16 needs CUDA"),
+        ({"compile": True}, "no backbone"),
+        ({"warmup": "12 steps"}, "warm-up is as long as the run"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            tiny_train(tmp_path / "run", samples, tiny_config(**changes))
+    with pytest.raises(RecipeError, match="stopping early needs an evaluation"):
+        tiny_train(tmp_path / "run", samples, tiny_config(patience=3), evaluate=None)
+
+
+def test_tensorboard_is_written_or_its_want_is_said(tmp_path: Path, samples: list[Sample]) -> None:
+    config = tiny_config(tensorboard=True)
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(RecipeError, match="TensorBoard is not installed") as caught:
+            tiny_train(tmp_path / "run", samples, config)
+        assert "pip install 'cellwright[tensorboard]'" in str(caught.value)
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_train(tmp_path / "run", samples, config, max_minutes=1e-9)
+    tiny_train(tmp_path / "run", samples, config)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step"}
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows]
+    assert [event.step for event in events.Scalars("score")] == [1, 6, 12]
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_learns_the_same(tmp_path: Path, samples: list[Sample]) -> None:
+    """Names of tensors, averaging (a deep copy) and resuming stay as they are; the losses differ by rounding only."""
+
+    class Compiled(type(tiny_network())):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = self.layers[0]
+
+    def run(folder: Path, *, compiled: bool, **arguments: float) -> list[float]:
+        torch.manual_seed(11)
+        config = tiny_config(compile=compiled, ema_decay=0.9)
+        tiny_train(folder, samples, config, network=Compiled(), **arguments)  # type: ignore[arg-type]
+        with (folder / "log.csv").open(newline="") as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
+
+    plain = run(tmp_path / "plain", compiled=False)
+    run(tmp_path / "compiled", compiled=True, max_minutes=1e-9)
+    assert run(tmp_path / "compiled", compiled=True) == pytest.approx(plain, rel=1e-4)
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved(tmp_path: Path, samples: list[Sample]) -> None:
+    network, seen = tiny_network(), []
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        assert not model.training
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return weight_sum(model)
+
+    config = tiny_config(ema_decay=0.9, evaluate_every="12 steps")
+    tiny_train(tmp_path / "run", samples, config, network=network, evaluate=evaluate)
+    averaged = load_file(tmp_path / "run" / "checkpoints" / "step_00000012" / "averaged.safetensors")
+    assert all(torch.equal(value, averaged[name]) for name, value in seen[0].items())
+    own = network.state_dict()
+    assert not torch.equal(own["layers.0.weight"], averaged["layers.0.weight"])
+    assert torch.equal(own["layers.1.running_mean"], averaged["layers.1.running_mean"])  # copied, not averaged
+
+
+def test_an_unknown_best_metric_is_named(tmp_path: Path, samples: list[Sample]) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'score'") as caught:
+        tiny_train(tmp_path / "run", samples, tiny_config(best_metric="scor"))
+    assert "train.best_metric" in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_writes_no_weights(tmp_path: Path, samples: list[Sample]) -> None:
+    with pytest.raises(TrainingDiverged) as caught:
+        tiny_train(tmp_path / "run", samples, tiny_config(), network=tiny_network(spoil_at=6))
+    message = str(caught.value)
+    assert "training diverged at step 7: a loss is not finite" in message
+    assert "foreground nan" in message
+    assert "lower train.lr (now 0.05), lengthen train.warmup (now 3 steps)" in message
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        assert [row["loss_foreground"] == "nan" for row in csv.DictReader(file)] == [False] * 6 + [True]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+    for file in tmp_path.rglob("*.safetensors"):
+        assert all(torch.isfinite(value).all() for value in load_file(file).values())
+    assert tiny_train(tmp_path / "run", samples, tiny_config()).finished
+
+
+def test_an_exploded_gradient_ends_the_run(tmp_path: Path, samples: list[Sample]) -> None:
+    with pytest.raises(TrainingDiverged, match=r"above train.max_gradient_norm \(100\)"):
+        tiny_train(
+            tmp_path / "run", samples, tiny_config(max_gradient_norm=100), network=tiny_network(gradient_factor=1e6)
+        )
+
+
+def test_a_learning_rate_too_high_without_warm_up_ends_in_words(tmp_path: Path, samples: list[Sample]) -> None:
+    """Nothing is spoilt by hand: the gradients explode by themselves, as those of a published run did."""
+    config = tiny_config(lr=10, warmup=None, clip_norm=None, length="60 steps", momentum=0.99)
+    with pytest.raises(TrainingDiverged, match="training diverged at step") as caught:
+        tiny_train(tmp_path / "run", samples, config)
+    assert "lower train.lr (now 10), lengthen train.warmup (now none)" in str(caught.value)
+    assert not (tmp_path / "run" / "DONE").exists()
+    saved = sorted((tmp_path / "run").rglob("*.safetensors"))
+    assert saved
+    for file in saved:
+        assert all(torch.isfinite(value).all() for value in load_file(file).values()), file
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"at step {rows[-1]['step']}:" in str(caught.value), "the log ends with the step that failed"
+
+
+def test_weights_that_overflow_are_never_saved(tmp_path: Path, samples: list[Sample]) -> None:
+    """Loss and gradient of the very last step are finite, the weights after it are not."""
+    network = tiny_network()
+    config = tiny_config(length="4 steps", warmup=None)
+
+    def spoil(module: torch.nn.Module, inputs: object, output: object) -> None:
+        if module.training and network.calls == 3:
+            network.layers[1].running_var.fill_(math.inf)
+
+    network.layers[0].register_forward_hook(spoil)
+    with pytest.raises(TrainingDiverged, match="not finite") as caught:
+        tiny_train(tmp_path / "run", samples, config, network=network)
+    assert "layers.1.running_var" in str(caught.value)
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions differ")
+def test_a_run_folder_that_cannot_be_written(tmp_path: Path, samples: list[Sample]) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(OutputError, match=r"cannot write this output|a file stands") as caught:
+        tiny_train(blocker / "run", samples, tiny_config())
+    assert str(blocker) in str(caught.value)
+    with pytest.raises(OutputError, match="a file stands"):
+        tiny_train(blocker, samples, tiny_config())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_said(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors go to a device that is always full; the message is ours and no half checkpoint stays."""
+    from cellwright.models.weights import tensor_files
+
+    def to_full_device(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        path.write_bytes(b"half a checkpoint")
+        # Opened for writing, and never given to safetensors, which would rename a file over the device.
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(tensor_files, "save_file", to_full_device)
+    with pytest.raises(OutputError, match="the disk is full") as caught:
+        tiny_train(tmp_path / "run", samples, tiny_config())
+    assert "step_00000004" in str(caught.value)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_threads_of_the_first_call_are_kept(tmp_path: Path, samples: list[Sample]) -> None:
+    seen = []
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        seen.append(torch.get_num_threads())
+        return weight_sum(model)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        config = tiny_config(threads=None)
+        tiny_train(tmp_path / "run", samples, config, evaluate=evaluate, max_minutes=1e-9)
+        torch.set_num_threads(1)
+        tiny_train(tmp_path / "run", samples, config, evaluate=evaluate)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {2}
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["threads"] == 2
+
+
+def test_a_bad_sample_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    samples = draw_samples(tmp_path / "data")
+    path = samples[3].image_path
+    assert path is not None
+    path.write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"3\.png"):
+        tiny_train(tmp_path / "run", samples, tiny_config(), data=DataConfig(workers=0))
+
+
+def test_epochs_count_the_images_of_the_loader(tmp_path: Path, samples: list[Sample]) -> None:
+    config = tiny_config(length="2 epochs")
+    assert tiny_loader(samples, config, DataConfig()).n_samples == 5
+    assert tiny_train(tmp_path / "run", samples, config).step == 5

@@ -1,0 +1,207 @@
+"""A whole run in small: drawn images, a network of three layers, the real loader and loop.
+
+Tests import it; `test_resume.py` also runs it as a program, to kill it: ``python tiny_run.py RUN DATA WORKERS STEPS``,
+or ``python tiny_run.py RUN DATA KILLS`` to have it kill itself at so many random points.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cellwright.config.input_schema import InputConfig
+from cellwright.config.sample_schema import AugmentConfig, DataConfig
+from cellwright.config.train_schema import TrainConfig
+from cellwright.core.dataset import Loaded, Sample
+from cellwright.core.files import atomic_path
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.loader import LoaderConfig, TrainingLoader
+from cellwright.ops.batch import Batch
+from cellwright.training.environment import describe_environment
+from cellwright.training.loop import Hooks, TrainResult, train
+from cellwright.training.reporter import Reporter, SilentReporter
+from cellwright.training.run_folder import RunFolder, open_run
+
+RECIPE = "name: tiny\n"
+AUGMENT = AugmentConfig(
+    crop_px=24, quarter_turns=True, scale_min=0.8, scale_max=1.25, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1
+)
+
+
+def draw_samples(folder: Path, n: int = 5) -> list[Sample]:
+    """``n`` images with bright squares that overlap, written as PNG below ``folder``."""
+    import cv2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        hw = (40 + i, 48 - i)
+        corners = rng.integers(0, 34, (i + 2, 2))
+        boxes = np.array([[x, y, min(x + 7, hw[1]), min(y + 6, hw[0])] for y, x in corners])
+        masks = MaskSet.from_crops(boxes, [np.ones((y1 - y0, x1 - x0), bool) for x0, y0, x1, y1 in boxes], hw)
+        image = rng.integers(0, 60, (*hw, 3), dtype=np.uint8)
+        image[masks.foreground()] += 120
+        path = folder / f"{i}.png"
+        cv2.imwrite(str(path), image)
+        samples.append(Sample(str(i), path, hw, Loaded(Instances.from_masks(masks))))
+    return samples
+
+
+def tiny_loader(samples: list[Sample], config: TrainConfig, data: DataConfig, stride: int = 8) -> TrainingLoader:
+    """The real loader over ``samples``."""
+    return TrainingLoader(
+        samples,
+        LoaderConfig(
+            input=InputConfig(),
+            augment=AUGMENT,
+            data=data,
+            resize_rule="torchvision",
+            stride=stride,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        ),
+    )
+
+
+class TinyNetwork(nn.Module):
+    """Tells foreground from background, pixel by pixel; with batch norm, dropout and a draw of its own.
+
+    ``spoil_at`` makes the loss NaN at that step of this object's life; ``gradient_factor`` blows gradients up.
+    """
+
+    stride = 8
+
+    def __init__(self, spoil_at: int = -1, gradient_factor: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2), nn.Conv2d(8, 1, 1)
+        )
+        self.spoil_at, self.gradient_factor, self.calls = spoil_at, gradient_factor, 0
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        noise = torch.randn(batch.images.shape, generator=batch.generator())
+        logits = self.layers(batch.images + 0.1 * noise)[:, 0]
+        target = torch.zeros_like(logits)
+        for i, layers in enumerate(batch.layers):
+            height, width = layers.shape[1:]
+            target[i, :height, :width] = (layers > 0).any(dim=0).float()
+        self.calls += 1
+        spoilt = float("nan") if self.calls - 1 == self.spoil_at else self.gradient_factor
+        return {
+            "foreground": spoilt * nn.functional.binary_cross_entropy_with_logits(logits, target),
+            "size": 0.01 * logits.square().mean(),
+        }
+
+    def detect(self, images: Tensor, image_hws: object, output_hws: object) -> list[Instances]:
+        raise NotImplementedError("these tests do not predict")
+
+
+def tiny_network(spoil_at: int = -1, gradient_factor: float = 1.0) -> TinyNetwork:
+    """The same weights every time."""
+    torch.manual_seed(11)
+    return TinyNetwork(spoil_at, gradient_factor)
+
+
+def tiny_config(**changes: object) -> TrainConfig:
+    """Twelve steps of two images."""
+    defaults = {
+        "length": "12 steps",
+        "batch_size": 2,
+        "lr": 0.05,
+        "warmup": "3 steps",
+        "checkpoint_every": "4 steps",
+        "evaluate_every": "6 steps",
+        "best_metric": "score",
+        "threads": 1,
+    }
+    return TrainConfig(**{**defaults, **changes})
+
+
+def weight_sum(network: nn.Module) -> dict[str, float]:
+    """A "metric" that shows any change of bits."""
+    total = sum(value.double().abs().sum() for value in network.state_dict().values())
+    return {"score": float(total), "undefined": float("nan")}
+
+
+def tiny_train(
+    root: Path,
+    samples: list[Sample],
+    config: TrainConfig,
+    *,
+    network: TinyNetwork | None = None,
+    data: DataConfig | None = None,
+    reporter: Reporter | None = None,
+    evaluate: object = weight_sum,
+    max_minutes: float | None = None,
+) -> TrainResult:
+    """Open the run at ``root`` and train."""
+    environment = describe_environment(torch.device("cpu"), config.threads, {"data": "drawn"})
+    run = open_run(root, recipe_yaml=RECIPE, environment=environment)
+    loader = tiny_loader(samples, config, data or DataConfig())
+    hooks = Hooks(lambda model, metrics: save_weights(run, model), evaluate, reporter or SilentReporter())  # type: ignore[arg-type]
+    return train(network or tiny_network(), loader, config, run, hooks, max_minutes=max_minutes)
+
+
+def save_weights(run: RunFolder, network: nn.Module) -> None:
+    """A stand-in for the model folder."""
+    with atomic_path(run.model / "weights.safetensors") as partial:
+        save_file({name: value.clone() for name, value in network.state_dict().items()}, partial)
+
+
+def run_to_kill(root: Path, data: Path, workers: int, steps: int) -> None:
+    """What `test_resume.py` starts in a process of its own."""
+    config = tiny_config(length=f"{steps} steps", ema_decay=0.9)
+    tiny_train(root, draw_samples(data), config, data=DataConfig(workers=workers))
+
+
+def long_config() -> TrainConfig:
+    """Two hundred steps with everything that has a state of its own."""
+    return tiny_config(
+        length="200 steps",
+        accumulate=2,
+        optimiser="adam",
+        lr=0.005,
+        ema_decay=0.9,
+        checkpoint_every="7 steps",
+        evaluate_every="10 steps",
+        patience=1000,
+    )
+
+
+def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
+    """Train in a child of this process, kill it at a random point, go on in another; the last one may finish."""
+    samples, config, rng = draw_samples(data), long_config(), random.Random(3)
+    # The first step of a process imports for seconds; here once for all children.
+    tiny_train(root.with_name("warm"), samples, config, max_minutes=1e-9)
+    log = root / "log.csv"
+    for point in [*sorted(rng.uniform(0, 195) for _ in range(kills)), None]:
+        child = os.fork()
+        if child == 0:
+            tiny_train(root, samples, config)
+            os._exit(0)
+        while point is not None and not (log.exists() and log.read_text().count("\n") > point):
+            time.sleep(0.001)
+        if point is not None:
+            time.sleep(rng.uniform(0, 0.03))  # into a step, an evaluation, or the writing of a checkpoint
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        print(f"asked for {point}, rows {log.read_text().count(chr(10)) - 1}, status {status}", flush=True)
+
+
+if __name__ == "__main__":
+    run, drawn, *numbers = sys.argv[1:]
+    if len(numbers) == 1:
+        kill_again_and_again(Path(run), Path(drawn), int(numbers[0]))
+    else:
+        run_to_kill(Path(run), Path(drawn), int(numbers[0]), int(numbers[1]))
