@@ -22,8 +22,8 @@ from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models.build import build_network
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target, first_of_layers
+from cellwright.models.dense.losses import border_weights
 from cellwright.models.dense.unet import UNet
-from cellwright.models.losses import border_weights
 from cellwright.models.weights.model_folder import ModelInfo, read_weights, save_model, start_from
 from cellwright.ops.batch import Batch
 

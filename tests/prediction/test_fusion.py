@@ -15,7 +15,8 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.geometry import box_iou
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, SoftMasks
-from cellwright.prediction.fusion import FusionOptions, fuse, weighted_boxes
+from cellwright.ops.weighted_boxes import weighted_boxes
+from cellwright.prediction.fusion import FusionOptions, fuse
 from cellwright.prediction.suppression import box_pairs, gaussian_decay, hard_nms, linear_decay, mask_pairs, soft_nms
 
 STORED = json.loads(Path(__file__).with_name("fusion_references.json").read_text())["cases"]

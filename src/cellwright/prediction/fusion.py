@@ -18,6 +18,7 @@ from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, SoftMasks
 from cellwright.core.masks import concat as concat_masks
+from cellwright.ops.weighted_boxes import weighted_boxes
 from cellwright.prediction.suppression import (
     Pairs,
     box_pairs,
@@ -182,30 +183,6 @@ def _weighted_boxes_fusion(pool: _Pool, limit: float) -> Instances:
     soft = _solid(pool.objects.masks) if pool.soft is None else pool.soft
     masks = _blended(soft, cluster, pool.shares)
     return _result(masks, _classes(pool, cluster), scores, boxes)
-
-
-def weighted_boxes(
-    boxes: np.ndarray, shares: np.ndarray, groups: np.ndarray, weights: np.ndarray, limit: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weighted Boxes Fusion (Solovyev et al. 2021).
-
-    boxes: (N, 4) in order of falling share, N at least 1. shares: (N,) score x weight. groups: (N,) int64.
-    weights: (M,), one a member.
-
-    Box after box joins the cluster of its group whose fused box it overlaps most, by IoU above ``limit``, or begins a
-    new one. A fused box is the mean of its T boxes with their shares as weights; its score is the mean share, times
-    min(T, M) / sum of weights, so that what few members found scores less.
-
-    Returns the cluster (N,) int64 of every box, fused boxes (C, 4) and scores (C,) float64, which may exceed 1 where
-    a heavy member has several boxes in a cluster.
-    """
-    from cellwright.prediction._fusion_kernels import weighted_clusters
-
-    exact = np.ascontiguousarray(boxes, np.float64)
-    cluster, fused = weighted_clusters(exact, shares.astype(np.float64), groups.astype(np.int64), float(limit))
-    counts = np.bincount(cluster, minlength=len(fused))
-    mean_shares = np.bincount(cluster, shares, minlength=len(fused)) / counts
-    return cluster, fused, mean_shares * np.minimum(counts, len(weights)) / weights.sum()
 
 
 def _mask_vote(pool: _Pool, limit: float) -> Instances:

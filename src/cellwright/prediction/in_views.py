@@ -26,7 +26,7 @@ from cellwright.models.rcnn.regions import Detections
 from cellwright.ops.boxes import scale_boxes
 from cellwright.ops.nms import grouped_nms
 from cellwright.ops.paste import PasteMean
-from cellwright.prediction.fusion import weighted_boxes
+from cellwright.ops.weighted_boxes import weighted_boxes
 from cellwright.prediction.views import View
 
 Look = Callable[[View], tuple[Tensor, tuple[int, int]]]

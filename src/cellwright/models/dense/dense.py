@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from cellwright.core.instances import Instances
 from cellwright.models.dense.encoders import TimmUNet
+from cellwright.models.dense.losses import border_weights, focal_loss, soft_dice_loss
 from cellwright.models.dense.semantic import to_instances
 from cellwright.models.dense.unet import UNet
-from cellwright.models.losses import border_weights, focal_loss, soft_dice_loss
 from cellwright.ops.batch import Batch
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.models.layers import ConvNorm, NormName, init_kaiming, init_normal
-from cellwright.models.losses import box_loss, class_loss
+from cellwright.models.rcnn.losses import box_loss, class_loss
 from cellwright.models.rcnn.regions import Detections, Regions
 from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from cellwright.core.instances import Instances, concat
-from cellwright.models.losses import mask_loss, of_class
 from cellwright.models.rcnn.box_head import (
     STEPS,
     BoxHead,
@@ -33,6 +32,7 @@ from cellwright.models.rcnn.box_head import (
 )
 from cellwright.models.rcnn.cascade import refine_boxes, relabel_regions, scale_gradient
 from cellwright.models.rcnn.fpn import FPN
+from cellwright.models.rcnn.losses import mask_loss, of_class
 from cellwright.models.rcnn.mask_head import MaskHead, mask_targets
 from cellwright.models.rcnn.mask_scoring import MaskScoring, quality_loss
 from cellwright.models.rcnn.pointrend import (

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
-from cellwright.models.losses import mask_loss, of_class
+from cellwright.models.rcnn.losses import mask_loss, of_class
 from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 from cellwright.ops.points import (

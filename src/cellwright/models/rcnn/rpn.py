@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cellwright.models.layers import ConvNorm, init_normal
-from cellwright.models.losses import objectness_loss, smooth_l1_sum
+from cellwright.models.rcnn.losses import objectness_loss, smooth_l1_sum
 from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, grid_anchors, large_enough
