@@ -15,7 +15,7 @@ def test_overwriting_removes_an_old_output_only(tmp_path: Path, monkeypatch: pyt
     old = tmp_path / "old"
     old.mkdir()
     (old / "report.md").write_text("ours")
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         claim_folder(old, "report.md", overwrite=False)
     monkeypatch.chdir(old)  # such as --out .
     with pytest.raises(OutputError, match="not removed"):

@@ -76,7 +76,7 @@ def test_an_imported_model_finds_what_detectron2_found(
     assert "imported from model.pkl (detectron2, sha256 " in card
     assert str(tmp_path) not in card + (out / "model.json").read_text() + report
     assert run(*words) == 2
-    assert "this output exists" in capsys.readouterr().err
+    assert "this output already exists" in capsys.readouterr().err
     assert run(*words, "--overwrite", "--quiet") == 0
 
     with np.load(folder / "infer_A.npz") as arrays:

@@ -8,22 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellwright.api.data import read_dataset
 from cellwright.api.extras import Extra, write_extra
 from cellwright.api.measuring import as_image
-from cellwright.api.outputs import claim_file
-from cellwright.api.sides import above_threshold
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import InputError, OutputError, UsageError, did_you_mean
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import atomic_path, write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.core.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RANKED = ("coco", "coco_results")
 _EXTRAS: dict[str, Extra] = {".geojson": "geojson", ".zip": "rois", ".csv": "measurements"}
 SUFFIXES = (".tif", ".tiff", ".png", ".json", *_EXTRAS)
 
@@ -70,42 +65,6 @@ def show(image: Image | np.ndarray, cells: Instances) -> Axes:
     from cellwright.report.show import show as draw
 
     return draw(image if isinstance(image, Image) else Image.from_array(image), cells)
-
-
-def export(
-    source: Path,
-    *,
-    to: str,
-    out: Path,
-    image_ids: Path | None = None,
-    overwrite: bool = False,
-    track: Track = no_progress,
-) -> list[Path]:
-    """Write predictions (or truth) in another format; returns the files written.
-
-    The COCO formats get every candidate, since average precision rewards uncertain objects too; all others get the
-    objects that reach the score threshold of the prediction folder, the same as in its label images.
-    Raises `UsageError` for a format that cannot be written, `OutputError` where ``out`` exists.
-    """
-    from cellwright.data.formats import FORMATS
-    from cellwright.data.formats.contract import WriteOptions
-
-    writable = [name for name, one in FORMATS.items() if one.write is not None]
-    if to not in writable:
-        raise UsageError(
-            "no such export format", got=to, expected=", ".join(writable), remedy=did_you_mean(to, writable)
-        )
-    if out.suffix:
-        claim_file(out, overwrite=overwrite)
-    elif not overwrite and out.is_dir() and any(out.iterdir()):
-        remedy = "give --overwrite to replace files of the same names, or choose another --out"
-        raise OutputError("this folder is not empty", where=out, remedy=remedy)
-    dataset = read_dataset(source, require_images=False)
-    if to not in RANKED:
-        dataset = above_threshold(dataset)
-    write = FORMATS[to].write
-    assert write is not None
-    return write(dataset, out, WriteOptions(image_ids=image_ids, track=track))
 
 
 def _class_names(cells: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:

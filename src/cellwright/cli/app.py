@@ -1,59 +1,136 @@
-"""The command line: verbs, exit codes, and nothing else; all work goes through `cellwright.api`.
+"""The command line: its verbs, its exit codes, and how errors are printed. All work is done in `cellwright.api`.
 
-Exit codes: 0 done; 1 our bug (a report is left); 2 input or usage; 3 finished, some inputs failed; 130 interrupted.
+Exit codes: 0 done; 1 a bug in cellwright (a report is saved); 2 wrong input or usage; 3 finished, but some inputs
+failed; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError
 
 from cellwright import __version__
-from cellwright.cli import data_verbs, model_verbs, result_verbs
+from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_names, positional, split_lists
 from cellwright.core.errors import CellwrightError
 
-app = App(
-    name="cellwright",
-    version=__version__,
-    help="Segment every cell or nucleus in a microscopy image as its own object.",
-    suppress_keyboard_interrupt=False,  # `main` prints the line that goes on
-)
-for verbs in (model_verbs.VERBS, result_verbs.VERBS):
-    for verb_name, handler in verbs.items():
-        app.command(handler, name=verb_name)
-for group_name, (help_text, verbs) in {**data_verbs.GROUPS, **model_verbs.GROUPS}.items():
-    group = App(name=group_name, help=help_text)
-    for verb_name, handler in verbs.items():
-        group.command(handler, name=verb_name)
-    app.command(group)
+# Verb: (module and function of its handler, help). Modules are imported when their verb runs.
+VERBS = {
+    "demo": ("model_verbs:demo", "Segment three example images, or draw, train and evaluate a small data set."),
+    "doctor": ("model_verbs:doctor", "Show versions, the device and why there is no GPU, models and extras."),
+    "train": ("model_verbs:train", "Train a model, or resume an interrupted training."),
+    "tune": ("result_verbs:tune", "Choose score thresholds and minimum areas per class, and calibrate scores."),
+    "predict": ("result_verbs:predict", "Segment images, or resume an interrupted prediction."),
+    "fuse": ("result_verbs:fuse", "Fuse several predictions of the same images (ensemble), or remove duplicates."),
+    "evaluate": ("result_verbs:evaluate", "Evaluate predictions against ground truth, or compare two predictions."),
+    "export": ("result_verbs:export", "Write predictions in another format, for a submission or another tool."),
+    "compare": ("model_verbs:compare", "Compare runs: their recipes, results and costs."),
+}
+GROUPS = {
+    "data": (
+        "Convert, inspect, check, split and merge annotated images.",
+        {
+            "convert": ("data_verbs:convert", "Convert annotations of any known format to a dataset."),
+            "info": ("data_verbs:info", "Show counts, classes, sizes, density, overlaps and bit depth of a dataset."),
+            "check": ("data_verbs:check", "List errors and suspicious annotations of a dataset, and how to fix them."),
+            "split": ("data_verbs:split", "Split a dataset for training, validation and test, or into folds."),
+            "merge": ("data_verbs:merge", "Merge datasets; rename, combine or drop classes."),
+            "show": ("data_verbs:show", "Draw images with their objects, or the augmentation of a recipe."),
+        },
+    ),
+    "recipes": (
+        "List and copy the shipped recipes.",
+        {
+            "list": ("data_verbs:list_recipes", "List the shipped recipes, and which to start with."),
+            "copy": ("data_verbs:copy_recipe", "Copy a shipped recipe to a file, to change it."),
+        },
+    ),
+    "model": (
+        "List, inspect, import and export models.",
+        {
+            "list": ("model_verbs:list_models", "List the models that can be named instead of a folder."),
+            "inspect": ("model_verbs:inspect", "Show the network, recipe and tensors of a model or weight file."),
+            "import": ("model_verbs:import_weights", "Import weights of torchvision or Detectron2 as a model folder."),
+            "export": ("model_verbs:export", "Export a model to ONNX or to half precision."),
+        },
+    ),
+}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The ``cellwright`` command; always leaves by `SystemExit`."""
-    words = sys.argv[1:] if argv is None else argv
+def build_app() -> App:
+    """The cyclopts application with all verbs, none of them imported."""
+    settings = {"default_parameter": DEFAULTS, "help_formatter": HelpFormatter(), "config": split_lists}
+    app = App(
+        name="cellwright",
+        version=__version__,
+        help="Segment every cell or nucleus in a microscopy image as its own object.",
+        **settings,
+    )
+    for place, (name, (handler, line)) in enumerate(VERBS.items()):
+        app.command(f"cellwright.cli.{handler}", name=name, help=line, sort_key=place)
+    for group_name, (group_line, verbs) in GROUPS.items():
+        group = App(name=group_name, help=group_line, sort_key=len(VERBS))
+        for place, (name, (handler, line)) in enumerate(verbs.items()):
+            group.command(f"cellwright.cli.{handler}", name=name, help=line, sort_key=place)
+        app.command(group)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The ``cellwright`` command; always raises `SystemExit`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options: dict[str, str] = {}
     try:
-        code = app(words, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
+        command, bound, _ = build_app().parse_args(words, print_error=False, exit_on_error=False)
+        options |= _options_of(bound)
+        code = command(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        print(f"error: {_usage_message(error, _verb(words))}", file=sys.stderr)
         sys.exit(2)
     except CellwrightError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(str(error), options)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on: cellwright {shlex.join(words)}", file=sys.stderr)
+        print(f"\ninterrupted; to resume, run again: cellwright {shlex.join(words)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
-    except Exception:  # noqa: BLE001 - what reaches this line is our bug, and the user gets a report to send
+    except Exception:  # noqa: BLE001 - anything else is a bug in cellwright: save a report that the user can send
         sys.exit(_report_bug(words))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _report_bug(words: list[str]) -> int:
+def _options_of(bound: inspect.BoundArguments) -> dict[str, str]:
+    """What one types for each parameter of a verb."""
+    parameters = bound.signature.parameters.values()
+    names = {p.name: f"--{p.name.replace('_', '-')}" for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for value in bound.arguments.values():
+        names |= option_names(value)
+    return names
+
+
+def _usage_message(error: CycloptsError, verb: str) -> str:
+    argument = getattr(error, "argument", None)
+    if isinstance(error, MissingArgumentError) and argument is not None and argument.index is not None:
+        name = positional(argument)
+        return f"{name} is missing\n  fix: put it before the options: cellwright {verb}{name} [OPTIONS]"
+    return f"{error}\n  fix: see cellwright {verb}--help"
+
+
+def _verb(words: Sequence[str]) -> str:
+    """``"data split "`` of the words typed; "" where they name no verb."""
+    if words and words[0] in GROUPS:
+        return " ".join(words[: 2 if words[1:] and words[1] in GROUPS[words[0]][1] else 1]) + " "
+    return f"{words[0]} " if words and words[0] in VERBS else ""
+
+
+def _report_bug(words: Sequence[str]) -> int:
     text = f"cellwright {__version__}, Python {sys.version}\ncommand: cellwright {shlex.join(words)}\n\n"
     text += traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="cellwright-bug-", suffix=".txt", delete=False) as file:

@@ -1,4 +1,4 @@
-"""What the terminal shows: progress, tables, notes and errors; nothing of it goes into files."""
+"""What the terminal shows: progress, tables, notes and errors. Nothing of it goes into files."""
 
 from __future__ import annotations
 
@@ -9,57 +9,74 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from cellwright.cli.arguments import as_typed, option_names
+
 T = TypeVar("T")
+COMMON = Group("Common options", sort_key=100)
 
 
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common:
-    """Flags that every verb takes."""
+    """Options that every verb takes."""
 
-    quiet: Annotated[bool, Parameter(negative="")] = False
+    quiet: Annotated[bool, Parameter(group=COMMON)] = False
     """Print results and errors only."""
-    log_format: Literal["text", "json"] = "text"
-    """json: one JSON object a line instead of text and bars."""
-    dry_run: Annotated[bool, Parameter(negative="")] = False
-    """Say what would be done and written, and stop."""
+    log_format: Annotated[Literal["text", "json"], Parameter(group=COMMON)] = "text"
+    """json prints one JSON object per line instead of text and progress bars."""
+    dry_run: Annotated[bool, Parameter(group=COMMON)] = False
+    """Check the request, print what would be written, and stop."""
+
+    def screen(self, plan: object = None) -> Show:
+        """The `Show` that these options ask for; it shows parameters of ``plan`` as command-line options."""
+        return Show(self.quiet, self.log_format, option_names(plan))
 
     @property
     def show(self) -> Show:
-        """The `Show` that these flags ask for."""
-        return Show(self.quiet, self.log_format)
+        """As ``screen()``."""
+        return self.screen()
 
 
 class Show:
-    """Prints for one command. Progress bars need a terminal; without one, a line now and then."""
+    """Prints for one command: a `cellwright.core.progress.Screen`.
 
-    def __init__(self, quiet: bool = False, log_format: Literal["text", "json"] = "text") -> None:
+    Progress bars need a terminal; without one, long work prints a line every ten seconds.
+    """
+
+    def __init__(
+        self,
+        quiet: bool = False,
+        log_format: Literal["text", "json"] = "text",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self.quiet: bool = quiet
         self.log_format: Literal["text", "json"] = log_format
         self.json = log_format == "json"
+        self.options = dict(options or {})
         self.out = Console(highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """A line about what is going on (standard error, unless --quiet)."""
+        """Print a line about the work in progress (standard error, unless --quiet)."""
+        text = as_typed(text, self.options)
         if self.json:
             self._json("note", {"text": text})
         elif not self.quiet:
             self.err.print(text, markup=False)
 
     def result(self, text: str, values: Mapping[str, object] | None = None) -> None:
-        """A result (standard output); ``values`` go into the JSON line only."""
+        """Print a result (standard output); ``values`` appear in the JSON line only."""
         if self.json:
             self._json("result", {"text": text, **(values or {})})
         else:
             self.out.print(text, markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table (standard output); numbers are right-aligned."""
+        """Print a table (standard output); numbers are right-aligned."""
         rows = [list(row) for row in rows]
         if self.json:
             self._json("table", {"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]})
@@ -67,14 +84,14 @@ class Show:
         table = Table(title=title or None, title_justify="left")
         for k, name in enumerate(columns):
             numeric = all(isinstance(row[k], int | float) for row in rows)
-            # A column without a heading names the rows.
+            # A column without a heading holds the names of the rows.
             table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not name)
         for row in rows:
             table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
         self.out.print(table)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-        """The `Track` of this terminal: a bar, or a line every ten seconds, or nothing."""
+        """`Track` for this terminal: a progress bar, a line every ten seconds, or nothing."""
         if self.quiet or self.json:
             return items
         if total is None and hasattr(items, "__len__"):

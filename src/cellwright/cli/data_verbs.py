@@ -278,12 +278,3 @@ def copy_recipe(name: str, /, *, out: Path | None = None, common: Common = PLAIN
     if not common.dry_run:
         write_text(target, dump(load(name)))
     common.show.result(str(target), {"out": str(target)})
-
-
-GROUPS = {
-    "data": (
-        "Convert, inspect, check, split and merge annotated images.",
-        {"convert": convert, "info": info, "check": check, "split": split, "merge": merge, "show": show},
-    ),
-    "recipes": ("Shipped experiments.", {"list": list_recipes, "copy": copy_recipe}),
-}

@@ -242,12 +242,3 @@ def export(
     exported = exporting.run_plan(plan, screen=show)
     show.table(*exported.table)
     show.result(exported.text, {"out": str(out)})
-
-
-VERBS = {"demo": demo, "doctor": doctor, "train": train, "compare": compare}
-GROUPS = {
-    "model": (
-        "Models in the box and on disk.",
-        {"list": list_models, "inspect": inspect, "import": import_weights, "export": export},
-    )
-}

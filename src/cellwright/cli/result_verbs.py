@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from cellwright.api.export import ExportPlan
 from cellwright.cli.console import Common, Show
 from cellwright.prediction.saves import SAVES
 
@@ -336,38 +337,10 @@ def _interval(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
-def export(
-    prediction: Path,
-    /,
-    *,
-    to: str,
-    image_ids: Path | None = None,
-    out: Path,
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Write predictions in another format, for a submission or another tool.
+def export(plan: ExportPlan, *, common: Common = PLAIN) -> None:
+    """Show the paths of the files written."""
+    from cellwright.api.export import run
 
-    Parameters
-    ----------
-    prediction:
-        A prediction folder, or anything that `data convert` reads.
-    to:
-        Format, such as coco_results.
-    image_ids:
-        JSON list of file_name, id, height, width that fixes the images of a submission.
-    out:
-        File or folder to write; .zip packs a submission.
-    overwrite:
-        Replace what exists.
-    """
-    from cellwright.api import results
-
-    show = common.show
-    show.note(f"writes {out}")
-    if not common.dry_run:
-        paths = results.export(prediction, to=to, image_ids=image_ids, out=out, overwrite=overwrite, track=show.track)
-        show.result("\n".join(map(str, paths)), {"out": [str(path) for path in paths]})
-
-
-VERBS = {"predict": predict, "fuse": fuse, "tune": tune, "evaluate": evaluate, "export": export}
+    screen = common.screen(plan)
+    if paths := run(plan, screen, dry_run=common.dry_run):
+        screen.result("\n".join(map(str, paths)), {"out": [str(path) for path in paths]})

@@ -1,0 +1,5 @@
+"""``python -m cellwright``: the command line."""
+
+from cellwright.cli.app import main
+
+main()

@@ -1,0 +1,133 @@
+"""How the fields of a plan become command-line options, and how they are shown by ``--help``.
+
+A verb's options are the fields of its plan, a dataclass in ``cellwright.api``: name, type, default and the docstring
+below the field. cyclopts reads them as they are; this module holds what is the same for all verbs.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from attrs import evolve
+from cyclopts import App, Parameter
+from cyclopts.help import DefaultFormatter
+from rich.text import Text
+
+from cellwright.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
+    from cyclopts.argument import Argument
+    from cyclopts.help import HelpPanel
+
+_IN_BACKTICKS = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]+))?`")
+
+
+def shown_default(value: object) -> str:
+    """A default as one would type it; "" for None, False and empty lists, which ``--help`` does not show."""
+    if value is None or value is False:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+DEFAULTS = Parameter(negative=(), consume_multiple=1, show_default=shown_default)
+
+
+class HelpFormatter(DefaultFormatter):
+    """The panels of cyclopts without empty defaults, and with positional arguments shown as positional only."""
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        entries = [
+            evolve(
+                entry,
+                positive_names=() if entry.positional_label else entry.positive_names,
+                default=entry.default or None,
+            )
+            for entry in panel.entries
+        ]
+        super().__call__(console, options, panel.copy(entries=entries))
+
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        """``Usage: cellwright predict SOURCES [OPTIONS]``: list options take every word up to the next option."""
+        words = str(usage).split()
+        if "[OPTIONS]" in words and words[-1].isupper():
+            words.remove("[OPTIONS]")
+            words.append("[OPTIONS]")
+        super().render_usage(console, options, Text(" ".join(words) + "\n"))
+
+
+def split_lists(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Split the words of list options at commas, in place; called by cyclopts before it converts them.
+
+    ``--save masks,rois``, ``--save masks rois`` and ``--save masks --save rois`` are the same. Paths and ``key=value``
+    words stay whole, and so do the words of a repeated option, since names may contain commas.
+    """
+    for argument in arguments:
+        if argument.index is not None and any(token.keyword for token in argument.tokens):
+            raise UsageError(
+                f"unknown option {argument.tokens[0].keyword}",
+                got=argument.tokens[0].keyword,
+                remedy=f"give it without the option: {' '.join(('cellwright', *commands))} {positional(argument)}",
+            )
+        element = _element_type(argument.hint)
+        if argument.index is not None or element in (None, Path):
+            continue
+        repeated = sum(token.index == 0 for token in argument.tokens) > 1
+        words = []
+        for token in argument.tokens:
+            whole = "=" in token.value or (element is str and repeated) or Path(token.value).exists()
+            parts = [token.value] if whole else [part.strip() for part in token.value.split(",")]
+            words += [token.evolve(value=part) for part in parts if part]
+        argument.tokens[:] = [token.evolve(index=k) for k, token in enumerate(words)]
+
+
+def _element_type(hint: Any) -> Any:
+    """``X`` of ``tuple[X, ...]`` (or of an optional one), else None."""
+    for kind in (hint, *get_args(hint)):
+        if get_origin(kind) in (tuple, list) and (elements := get_args(kind)):
+            return str if get_origin(elements[0]) is None and elements[0] not in (Path, int, float) else elements[0]
+    return None
+
+
+def positional(argument: Argument) -> str:
+    """``SOURCES`` for the field ``sources``."""
+    return argument.name.lstrip("-").upper()
+
+
+def option_names(plan: object) -> dict[str, str]:
+    """Field name -> what one types for it: ``min_area`` -> ``--min-area``; positional fields in capitals."""
+    if not dataclasses.is_dataclass(plan):
+        return {}
+    return {
+        field.name: f"--{field.name.replace('_', '-')}" if field.kw_only else field.name.upper()
+        for field in dataclasses.fields(plan)
+    }
+
+
+def as_typed(text: str, names: Mapping[str, str]) -> str:
+    """``text`` with parameters in backticks as command-line options, where ``names`` has them.
+
+    >>> as_typed('give `overwrite=True` or `split="val"`', {"overwrite": "--overwrite", "split": "--split"})
+    'give --overwrite or --split val'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in names:
+            return match[0]
+        if value is None or value == "True":
+            return names[name]
+        try:
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed = value
+        if parsed is None or parsed is False:
+            return f"no {names[name]}"
+        return f"{names[name]} {shown_default(parsed)}"
+
+    return _IN_BACKTICKS.sub(option, text)

@@ -1,0 +1,116 @@
+"""What is the same for the options of all verbs: names, lists, help texts, and how errors name them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from cyclopts import App, Parameter, UnknownOptionError
+from drawn import run
+
+from cellwright.cli.app import GROUPS, VERBS, build_app
+from cellwright.cli.arguments import DEFAULTS, as_typed, option_names, split_lists
+from cellwright.core.errors import UsageError
+
+ALL_VERBS = [(verb,) for verb in VERBS] + [(group, verb) for group, (_, verbs) in GROUPS.items() for verb in verbs]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Plan:
+    """A plan with every kind of field."""
+
+    sources: tuple[Path, ...]
+    """Files."""
+    _: KW_ONLY
+    model: tuple[str, ...] = ("nuclei",)
+    """Models."""
+    save: tuple[Literal["masks", "rois"], ...] = ()
+    """Outputs."""
+    weights: tuple[float, ...] | None = None
+    """Numbers."""
+    overrides: tuple[str, ...] = ()
+    """Settings."""
+    min_area: int | None = None
+    """Pixels."""
+    overwrite: bool = False
+    """Replace."""
+
+
+def parsed(*words: str) -> Plan:
+    app = App(default_parameter=DEFAULTS, config=split_lists)
+
+    def verb(plan: Plan) -> None:
+        """Do nothing."""
+
+    app.command(verb, name="verb")
+    _, bound, _ = app.parse_args(["verb", *words], print_error=False, exit_on_error=False)
+    return bound.arguments["plan"]
+
+
+def test_lists_take_spaces_commas_or_a_repeated_option() -> None:
+    for words in (["--save", "masks,rois"], ["--save", "masks", "rois"], ["--save=masks", "--save=rois"]):
+        assert parsed("a.png", *words).save == ("masks", "rois")
+    assert parsed("a.png", "--save", "masks,", "rois").save == ("masks", "rois")
+    assert parsed("a.png", "--weights", "1,.5").weights == (1, 0.5)
+    assert parsed("a.png", "--model", "one,two").model == ("one", "two")
+
+
+def test_names_may_contain_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed("a.png", "--model", "a,b", "--model", "c").model == ("a,b", "c")
+    assert parsed("a,b.png", "c.png").sources == (Path("a,b.png"), Path("c.png"))
+    assert parsed("a.png", "--overrides", "train.steps=[1,2]").overrides == ("train.steps=[1,2]",)
+    monkeypatch.chdir(tmp_path)
+    Path("run,2").mkdir()
+    assert parsed("a.png", "--model", "run,2").model == ("run,2",)
+
+
+def test_positional_arguments_have_no_option() -> None:
+    with pytest.raises(UsageError, match="unknown option --sources"):
+        parsed("--sources", "a.png")
+
+
+@pytest.mark.parametrize("words", ALL_VERBS, ids=" ".join)
+def test_every_verb_has_a_readable_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words, "--help") == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.findall(r"--(?:empty|no)-\S*", text) == []
+    assert "[default: ]" not in text
+    assert "[default: None]" not in text
+    assert "('" not in text
+    labels = [line[5:].split() for line in text.splitlines() if line.startswith("│ *  ")]
+    assert [label[1] for label in labels if label[0].isupper() and label[1].startswith("--")] == []
+
+
+@pytest.mark.parametrize("words", ALL_VERBS, ids=" ".join)
+def test_no_verb_takes_an_option_without_meaning(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words, "--help") == 0
+    for name in set(re.findall(r"--([a-z-]+)", capsys.readouterr().out)):
+        for prefix in ("no", "empty"):
+            with pytest.raises(UnknownOptionError, match=f"--{prefix}-{name}"):
+                build_app().parse_args([*words, f"--{prefix}-{name}"], print_error=False, exit_on_error=False)
+
+
+def test_a_missing_argument_says_where_to_put_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", "--to", "coco", "--out", "x") == 2
+    assert "cellwright export PREDICTION [OPTIONS]" in capsys.readouterr().err
+
+
+def test_errors_name_parameters_as_they_are_typed() -> None:
+    names = option_names(parsed("a.png"))
+    assert as_typed("set `overwrite=True`", names) == "set --overwrite"
+    assert (
+        as_typed("set `min_area=30`, not `save=('masks', 'rois')`", names) == "set --min-area 30, not --save masks rois"
+    )
+    assert as_typed("`sources` or `model`", names) == "SOURCES or --model"
+    assert as_typed("run `cellwright data split`; `other=1`", names) == "run `cellwright data split`; `other=1`"
+
+
+def test_python_errors_name_no_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out.json").write_text("mine")
+    assert run("export", tmp_path, "--to", "coco", "--out", tmp_path / "out.json") == 2
+    assert "use --overwrite, or choose another --out" in capsys.readouterr().err
