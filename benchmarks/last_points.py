@@ -31,7 +31,7 @@ from cellwright.evaluation.lost_recall import CAUSES, lost_recall
 from cellwright.evaluation.match import PairOptions, pair_image
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.options import Outcome
-from cellwright.prediction.views import parse_views
+from cellwright.data.views import parse_views
 from tables import markdown
 
 RANKED = ("AP50@100", "AP@100", "AP@all", "score_iou_spearman")

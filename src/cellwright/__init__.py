@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cellwright.core.image import Image
     from cellwright.core.instances import Instances
     from cellwright.core.masks import MaskSet
-    from cellwright.prediction.views import View
+    from cellwright.data.views import View
 
 __version__ = "0.1.0"
 
@@ -52,7 +52,7 @@ _HOMES = {
     "Instances": "core.instances",
     "MaskSet": "core.masks",
     "Sample": "core.dataset",
-    "View": "prediction.views",
+    "View": "data.views",
     "evaluate": "api.judge",
     "fuse": "api.fusing",
     "load_model": "api.model",

@@ -1,4 +1,4 @@
-"""Every R-CNN asked in views: one is the network itself, a turned one gives turned results, masks are averaged."""
+"""Test-time augmentation of every R-CNN: one view is the network itself, a turned view gives turned results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from cellwright.core.instances import Instances
 from cellwright.core.masks import SoftMasks
+from cellwright.data.views import PLAIN, View, parse_views
+from cellwright.models.rcnn.box_head import DetectionRules
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.regions import Detections
+from cellwright.models.rcnn.views import merge_detections
 from cellwright.ops.batch import stack_images
 from cellwright.ops.paste import paste_soft_masks
-from cellwright.prediction.in_views import find_in_views
-from cellwright.prediction.views import PLAIN, View, parse_views
 
 HW = (60, 90)
+RULES = DetectionRules(score_threshold=0.05, nms_iou=0.5, per_image=10, min_box_px=0.0)
 FAMILY = ("fpn_r18", "torchvision_v1", "c4_r50", "cascade_r50", "pointrend_x50", "mask_scoring")
 
 
@@ -39,17 +42,17 @@ def squares() -> np.ndarray:
     return image[:, :60, :90].numpy()
 
 
-def look_at(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, tuple[int, int]]]:
-    def look(view: View) -> tuple[Tensor, tuple[int, int]]:
+def rendered(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, tuple[int, int]]]:
+    def render(view: View) -> tuple[Tensor, tuple[int, int]]:
         stacked, (hw,) = stack_images([torch.from_numpy(view.turn(image))], stride)
         return stacked, hw
 
-    return look
+    return render
 
 
 def found_in(network: MaskRCNN, views: tuple[View, ...], image: np.ndarray) -> Instances:
     with torch.inference_mode():
-        return find_in_views(network, views, look_at(image, network.stride), image.shape[1:])
+        return network.detect_views(views, rendered(image, network.stride), image.shape[1:])  # type: ignore[arg-type]
 
 
 def soft_of(found: Instances) -> SoftMasks:
@@ -59,7 +62,7 @@ def soft_of(found: Instances) -> SoftMasks:
 
 def test_one_plain_view_is_the_network_itself(rcnn: MaskRCNN) -> None:
     image = squares()
-    stacked, hw = look_at(image, rcnn.stride)(View())
+    stacked, hw = rendered(image, rcnn.stride)(View())
     (expected,) = rcnn.detect(stacked, [hw], [hw])
     found = found_in(rcnn, PLAIN, image)
     assert len(found) > 5
@@ -87,7 +90,7 @@ def test_masks_are_the_mean_of_each_views_own(rcnn: MaskRCNN) -> None:
     boxes, class_ids = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.class_ids)
     total = torch.zeros(())
     for view in views:
-        stacked, _ = look_at(image, rcnn.stride)(view)
+        stacked, _ = rendered(image, rcnn.stride)(view)
         own = torch.from_numpy(view.turn_boxes(boxes.numpy(), HW))
         (probs,) = rcnn.masks_for(rcnn.features(stacked), [own], [class_ids])
         total = total + torch.from_numpy(view.turn_back(probs.numpy()))
@@ -103,7 +106,7 @@ def test_cost_follows_the_foreground() -> None:
     network = suite.build(suite.CASES["fpn_r18"].recipe()).eval()
     hw = (1080, 1620)
     with suite.largest_arrays() as sizes, torch.inference_mode():
-        found = find_in_views(network, parse_views("mirror"), look_at(squares(), network.stride), hw)
+        found = network.detect_views(parse_views("mirror"), rendered(squares(), network.stride), hw)
     assert len(found) > 5
     assert max(sizes) < len(found) * hw[0] * hw[1] / 2, sizes
 
@@ -117,3 +120,28 @@ def test_an_image_in_which_nothing_is_found(rcnn: MaskRCNN) -> None:
     assert len(found) == 0
     assert found.scores is not None
     assert found.image_hw == HW
+
+
+def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:
+    boxes = torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4)
+    return Detections(boxes, torch.tensor([row[1] for row in rows]), torch.tensor([row[2] for row in rows]).long())
+
+
+def test_boxes_of_one_object_become_their_mean() -> None:
+    first = detections(((0, 0, 10, 10), 0.9, 0), ((30, 30, 40, 40), 0.8, 1), ((60, 0, 70, 10), 0.06, 0))
+    second = detections(((2, 0, 12, 10), 0.3, 0), ((30, 30, 40, 40), 0.4, 0))
+    merged = merge_detections([first, second], RULES)
+    assert merged.boxes[0].tolist() == pytest.approx([0.5, 0, 10.5, 10])
+    assert merged.scores.tolist() == pytest.approx([0.6, 0.4, 0.2]), "one that a view does not show counts half"
+    assert merged.class_ids.tolist() == [0, 1, 0], "classes do not meet; what scores .03 on average is gone"
+    assert len(merge_detections([first, second], replace(RULES, per_image=1)).boxes) == 1
+
+
+def test_merging_one_view_changes_nothing_and_none_is_legal() -> None:
+    one = detections(((0, 0, 10, 10), 0.9, 0), ((4, 0, 14, 10), 0.8, 0), ((0, 0, 10, 10), 0.7, 1))
+    merged = merge_detections([one], RULES)
+    assert torch.equal(merged.boxes, one.boxes)
+    assert torch.equal(merged.scores, one.scores)
+    assert torch.equal(merged.class_ids, one.class_ids)
+    assert merge_detections([detections(), detections()], RULES).boxes.shape == (0, 4)
+    assert len(merge_detections([detections(((5, 5, 5, 9), 0.9, 0))], RULES).boxes) == 0, "no area"

@@ -19,6 +19,7 @@ from cellwright.core.errors import OutputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.network_input import to_network
+from cellwright.data.views import PLAIN, View, parse_views
 from cellwright.models.build import build_network
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense.unet import UNet
@@ -26,7 +27,6 @@ from cellwright.models.weights.model_folder import ModelInfo, save_model
 from cellwright.prediction.fused import FusedSegmenter
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.predictor import NetworkSegmenter, Predictor
-from cellwright.prediction.views import PLAIN, View, parse_views
 
 RECIPE = Recipe.model_validate(
     {"name": "tiny", "model": {"kind": "unet", "width": 4, "depth": 1, "target": {"kind": "semantic"}}}

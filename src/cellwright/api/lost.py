@@ -29,9 +29,9 @@ def candidates_of(sides: Sides, model: Model | None = None) -> tuple[Sequence[In
     a second time, and only candidates that overlap a lost object are given, since no other can be the reason of its
     loss. Else they are the predictions, those below their score threshold included.
     """
+    from cellwright.data.views import PLAIN
     from cellwright.models.contract import Explains
     from cellwright.prediction.predictor import NetworkSegmenter
-    from cellwright.prediction.views import PLAIN
 
     of_image, notes = partial(_predicted, sides), (WRITTEN,)
     if model is not None:

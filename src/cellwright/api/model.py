@@ -14,7 +14,7 @@ from cellwright.config.schema import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.prediction.views import View, as_views
+from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,9 @@ from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, Screen
+from cellwright.data.views import parse_views
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.saves import SAVES, Save
-from cellwright.prediction.views import parse_views
 
 if TYPE_CHECKING:
     from cellwright.prediction.options import PredictOptions

@@ -16,7 +16,7 @@ from cellwright.api.sides import digest
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.progress import SILENT, Screen
-from cellwright.prediction.views import parse_views
+from cellwright.data.views import parse_views
 
 if TYPE_CHECKING:
     from cellwright.evaluation.thresholds import Tuning

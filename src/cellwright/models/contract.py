@@ -1,44 +1,58 @@
-"""What every model offers, whatever its family.
+"""What a model offers, whatever its family.
 
-``Segmenter`` is what users and the predictor meet: images in, objects out. ``Network`` is a trainable module behind a
-segmenter: it turns a batch into losses and padded image tensors into objects.
+`Segmenter` is the public protocol: images in, objects out. `Network` is a trainable module: a batch becomes losses, and
+padded image tensors become objects. A network may also support test-time augmentation (`DetectsViews`) and report what
+became of its candidates (`Explains`). Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.ops.batch import Batch
+from cellwright.data.views import View
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from cellwright.ops.batch import Batch
+
+RenderView: TypeAlias = "Callable[[View], tuple[Tensor, tuple[int, int]]]"
+"""A view's network input FloatTensor[1,C,H,W], normalised, turned and padded, and its unpadded (h, w)."""
 
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Finds the objects of whole images. The classical baseline implements it directly."""
+    """A method that finds the objects of whole images.
+
+    Implement this one method to use a model of your own in `cellwright`: `predict_folder`, `evaluate` and `fuse` take
+    what it returns, and `cellwright.testing` checks an implementation.
+
+    >>> class Threshold:
+    ...     def predict(self, images):
+    ...         return [self._objects(image.data[:, :, 0]) for image in images]
+    ...
+    ...     def _objects(self, grey):
+    ...         masks, _ = MaskSet.from_label_map((grey > 100).astype("uint8"))
+    ...         return Instances.from_masks(masks, scores=np.full(len(masks), 0.9))
+    >>> isinstance(Threshold(), Segmenter)
+    True
+    >>> import numpy as np
+    >>> from cellwright import Image, Instances, MaskSet
+    >>> [instances] = Threshold().predict([Image.from_array(np.eye(4, dtype=np.uint8) * 200)])
+    >>> len(instances), instances.masks.areas.tolist()
+    (1, [4])
+    """
 
     def predict(self, images: Sequence[Image]) -> list[Instances]:
-        """One ``Instances`` an image, at the image's own resolution, with scores in [0, 1], highest first.
+        """The objects of each image, in the order of the images.
 
-        An image without objects gives ``Instances`` of length 0; an empty sequence gives an empty list.
-        """
-        ...
-
-
-@runtime_checkable
-class Explains(Protocol):
-    """A network that can tell what became of its own candidates."""
-
-    def candidates(
-        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], near: Tensor
-    ) -> Instances:
-        """The candidates of one image whose boxes overlap one of ``near`` (FloatTensor[N,4], pixels of the output).
-
-        A column ``dropped_by`` says "threshold", "nms", "cap" or "kept"; other arguments as in ``Network.detect``.
+        Each `Instances` has the size of its image, scores in [0, 1] and class ids 0..K-1, best first. An image without
+        objects gives `Instances` of length 0; an empty sequence gives an empty list. Raise `InputError` for an image
+        that cannot be used: `predict_folder` then records the failure and continues.
         """
         ...
 
@@ -78,3 +92,35 @@ class Network(Protocol):
     def eval(self) -> nn.Module: ...
 
     def to(self, device: torch.device | str) -> nn.Module: ...
+
+
+@runtime_checkable
+class DetectsViews(Protocol):
+    """A network that supports test-time augmentation."""
+
+    def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
+        """The objects of one image, from the network's outputs for all its views.
+
+        Args:
+            views: at least one. With the plain view alone, the result equals that of ``Network.detect``.
+            render: makes the network's input for a view; a family may ask for the same view more than once.
+            output_hw: (height, width) at which boxes and masks are given, in the image's own orientation, px.
+
+        Returns:
+            ``Instances`` sorted by falling score; no objects is a legal result.
+        """
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A network that can report what became of its own candidates."""
+
+    def candidates(
+        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], near: Tensor
+    ) -> Instances:
+        """The candidates of one image whose boxes overlap one of ``near`` (FloatTensor[N,4], pixels of the output).
+
+        A column ``dropped_by`` says "threshold", "nms", "cap" or "kept"; other arguments as in ``Network.detect``.
+        """
+        ...

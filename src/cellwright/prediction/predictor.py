@@ -15,13 +15,12 @@ from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.network_input import rescale, resize_for_network, to_network
-from cellwright.models.contract import Explains, Network, Segmenter
+from cellwright.data.views import PLAIN, View
+from cellwright.models.contract import DetectsViews, Explains, Network, Segmenter
 from cellwright.ops.batch import stack_images
 from cellwright.prediction.diameter import Diameter, estimate_diameter, find
 from cellwright.prediction.fused import FusedSegmenter
-from cellwright.prediction.in_views import find_in_views
 from cellwright.prediction.options import Outcome, PredictOptions, select
-from cellwright.prediction.views import PLAIN, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +81,9 @@ class NetworkSegmenter:
         return [(one.by_score(), diameter) for one, diameter in zip(found, diameters, strict=True)]
 
     def _find_in_views(self, image: Image) -> tuple[Instances, Diameter | None]:
+        if not isinstance(self.network, DetectsViews):
+            got = type(self.network).__name__
+            raise UsageError("this network does not support views", where="views", got=got, remedy="omit `views`")
         resize, diameter = self._sized(image)
         resized: dict[object, np.ndarray] = {}
 
@@ -92,7 +94,7 @@ class NetworkSegmenter:
             stacked, (input_hw,) = self._stack([view.turn(resized[view.size])])
             return stacked, input_hw
 
-        return find_in_views(self.network, self.views, look, image.image_hw).by_score(), diameter
+        return self.network.detect_views(self.views, look, image.image_hw).by_score(), diameter
 
     def _input(self, image: Image) -> tuple[np.ndarray, Diameter | None]:
         """What the network sees of an image (C, h, w), and the diameter that this went by."""

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.core.instances import Instances
+from cellwright.data.views import View
+from cellwright.models.contract import RenderView
 from cellwright.models.dense.encoders import TimmUNet
 from cellwright.models.dense.losses import border_weights, focal_loss, soft_dice_loss
 from cellwright.models.dense.semantic import to_instances
@@ -147,6 +149,23 @@ class DenseNetwork(nn.Module):
     ) -> list[Instances]:
         """The objects of each image at ``output_hws``, best first; see ``Network.detect``."""
         return [self.decode(maps) for maps in self.output_maps(images, image_hws, output_hws)]
+
+    @torch.no_grad()
+    def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
+        """The objects of one image with test-time augmentation, best first; see ``DetectsViews.detect_views``."""
+        return self.decode(self.mean_maps(views, render, output_hw))
+
+    @torch.no_grad()
+    def mean_maps(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> np.ndarray:
+        """What `decode` takes, averaged over the views: each view's maps are turned back, flows as vectors."""
+        total = None
+        for view in views:
+            images, image_hw = render(view)
+            (turned,) = self.output_maps(images, [image_hw], [view.turned_hw(output_hw)])
+            maps = view.turn_maps_back(turned, self.target.channels)
+            total = maps if total is None else np.add(total, maps, out=total)
+        assert total is not None  # there is at least one view
+        return np.divide(total, np.float32(len(views)), out=total)
 
     @torch.no_grad()
     def output_maps(

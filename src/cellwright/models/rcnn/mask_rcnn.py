@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cellwright.core.instances import Instances, concat
+from cellwright.data.views import View
+from cellwright.models.contract import RenderView
 from cellwright.models.rcnn.box_head import (
     STEPS,
     BoxHead,
@@ -46,6 +48,7 @@ from cellwright.models.rcnn.pointrend import (
 from cellwright.models.rcnn.regions import Detections, RegionFeatures, Regions
 from cellwright.models.rcnn.resnet import ResNet
 from cellwright.models.rcnn.rpn import RPN
+from cellwright.models.rcnn.views import detect_views
 from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import clip_boxes, decode_boxes, large_enough, scale_boxes
 from cellwright.ops.paste import paste_masks
@@ -251,6 +254,14 @@ class MaskRCNN(nn.Module):
             together = concat(placed)
             found.append(together if self.mask_scoring is None else _best_first(together))
         return found
+
+    @torch.no_grad()
+    def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
+        """The objects of one image with test-time augmentation; see ``DetectsViews.detect_views``."""
+        box, mask = self.rules.box.detection, self.rules.mask
+        return detect_views(
+            self, views, render, output_hw, detection=box, paste=mask.paste, mask_threshold=mask.threshold
+        )
 
     def features(self, images: Tensor) -> list[Tensor]:
         """FloatTensor[B,C,H,W] -> FloatTensor[B,C',H_l,W_l], finest first, the last for proposals only; C4: res4."""

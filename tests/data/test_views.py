@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cellwright.config.input_schema import InputConfig
 from cellwright.core.errors import UsageError
+from cellwright.data.views import ORIENTATIONS, PLAIN, View, as_views, parse_views
 from cellwright.models.dense import flow
-from cellwright.prediction.views import ORIENTATIONS, PLAIN, View, as_views, parse_views
 
 EIGHT = [View(horizontal_flip=flip, quarter_turns=turns) for turns in range(4) for flip in (False, True)]
 eight = pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""Views brought together: boxes of several views merged, maps of several views averaged."""
+"""Test-time augmentation of dense networks: the maps of several views averaged, flows as vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,57 +10,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.data.views import PLAIN, View, parse_views
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target
 from cellwright.models.dense.unet import UNet
-from cellwright.models.rcnn.box_head import DetectionRules
-from cellwright.models.rcnn.regions import Detections
 from cellwright.ops.batch import stack_images
-from cellwright.prediction.in_views import find_in_views, mean_maps, merge_detections
-from cellwright.prediction.views import PLAIN, View, parse_views
-
-RULES = DetectionRules(score_threshold=0.05, nms_iou=0.5, per_image=10, min_box_px=0.0)
 
 
-def look_at(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, tuple[int, int]]]:
-    def look(view: View) -> tuple[Tensor, tuple[int, int]]:
+def rendered(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, tuple[int, int]]]:
+    def render(view: View) -> tuple[Tensor, tuple[int, int]]:
         stacked, (hw,) = stack_images([torch.from_numpy(view.turn(image))], stride)
         return stacked, hw
 
-    return look
+    return render
 
 
 def found_in(network: DenseNetwork, views: tuple[View, ...], image: np.ndarray) -> Instances:
     with torch.inference_mode():
-        return find_in_views(network, views, look_at(image, network.stride), image.shape[1:])  # type: ignore[arg-type]
-
-
-def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:
-    boxes = torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4)
-    return Detections(boxes, torch.tensor([row[1] for row in rows]), torch.tensor([row[2] for row in rows]).long())
-
-
-def test_boxes_of_one_object_become_their_mean() -> None:
-    first = detections(((0, 0, 10, 10), 0.9, 0), ((30, 30, 40, 40), 0.8, 1), ((60, 0, 70, 10), 0.06, 0))
-    second = detections(((2, 0, 12, 10), 0.3, 0), ((30, 30, 40, 40), 0.4, 0))
-    merged = merge_detections([first, second], RULES)
-    assert merged.boxes[0].tolist() == pytest.approx([0.5, 0, 10.5, 10])
-    assert merged.scores.tolist() == pytest.approx([0.6, 0.4, 0.2]), "one that a view does not show counts half"
-    assert merged.class_ids.tolist() == [0, 1, 0], "classes do not meet; what scores .03 on average is gone"
-    assert len(merge_detections([first, second], replace(RULES, per_image=1)).boxes) == 1
-
-
-def test_merging_one_view_changes_nothing_and_none_is_legal() -> None:
-    one = detections(((0, 0, 10, 10), 0.9, 0), ((4, 0, 14, 10), 0.8, 0), ((0, 0, 10, 10), 0.7, 1))
-    merged = merge_detections([one], RULES)
-    assert torch.equal(merged.boxes, one.boxes)
-    assert torch.equal(merged.scores, one.scores)
-    assert torch.equal(merged.class_ids, one.class_ids)
-    assert merge_detections([detections(), detections()], RULES).boxes.shape == (0, 4)
-    assert len(merge_detections([detections(((5, 5, 5, 9), 0.9, 0))], RULES).boxes) == 0, "no area"
+        return network.detect_views(views, rendered(image, network.stride), image.shape[1:])  # type: ignore[arg-type]
 
 
 TARGETS = {
@@ -116,7 +84,7 @@ def test_true_maps_of_all_views_agree(name: str) -> None:
     network, image = knowing(name, n_classes=2), discs()
     with torch.inference_mode():
         plain, mean = (
-            mean_maps(network, views, look_at(image, 8), (61, 90)) for views in (PLAIN, parse_views("turns"))
+            network.mean_maps(views, rendered(image, 8), (61, 90)) for views in (PLAIN, parse_views("turns"))
         )
     # The source of a symmetric disc has no direction: rounding gives it one.
     assert (np.abs(mean - plain) > 1e-3).sum() <= 12
@@ -130,7 +98,7 @@ def test_true_maps_of_all_views_agree(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_one_plain_view_of_maps_is_the_network_itself(name: str) -> None:
     network, image = knowing(name), discs()
-    stacked, hw = look_at(image, 8)(View())
+    stacked, hw = rendered(image, 8)(View())
     (expected,) = network.detect(stacked, [hw], [hw])
     found = found_in(network, PLAIN, image)
     assert found.masks == expected.masks
@@ -142,21 +110,13 @@ def test_views_of_other_sizes_are_averaged_at_the_output() -> None:
     """A view at half size is brought to the output's size before it counts."""
     network, image = knowing("semantic"), discs()
 
-    def look(view: View) -> tuple[Tensor, tuple[int, int]]:
+    def render(view: View) -> tuple[Tensor, tuple[int, int]]:
         shown = image[:, ::2, ::2] if view.scale == 0.5 else image
-        return look_at(shown, 8)(view)
+        return rendered(shown, 8)(view)
 
     with torch.inference_mode():
-        mean = mean_maps(network, parse_views("0.5,1:mirror"), look, (61, 90))
+        mean = network.mean_maps(parse_views("0.5,1:mirror"), render, (61, 90))
     body = image[0] > 0
     assert mean.shape == (1, 61, 90)
     assert ((mean[0] > 0.5) == body).mean() > 0.95
     assert 0.01 < np.abs(mean[0] - body).mean() < 0.05
-
-
-def test_other_networks_are_refused() -> None:
-    class Fake(nn.Module):
-        stride = 1
-
-    with pytest.raises(UsageError, match="views"):
-        find_in_views(Fake(), PLAIN, look_at(discs(), 1), (61, 90))  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Test-time augmentation of R-CNNs: boxes merged over the views, then masks averaged over the views.
+
+The boxes of each view are brought back to the image and merged class by class (Weighted Boxes Fusion). Each view is
+then run a second time, for the masks of the merged boxes from its own features, and these are averaged on the pixels
+of each object. Only one view is in memory at a time, beside the pixels of the objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellwright.core.instances import Instances
+from cellwright.data.views import View
+from cellwright.models.contract import RenderView
+from cellwright.models.rcnn.box_head import DetectionRules
+from cellwright.models.rcnn.regions import Detections, RegionFeatures
+from cellwright.ops.boxes import scale_boxes
+from cellwright.ops.nms import grouped_nms
+from cellwright.ops.paste import PasteMean
+from cellwright.ops.weighted_boxes import weighted_boxes
+
+
+class TwoStageNetwork(Protocol):
+    """What `detect_views` calls of a `MaskRCNN`; see there."""
+
+    def features(self, images: Tensor) -> list[Tensor]: ...
+
+    def proposals(self, features: Sequence[Tensor], image_hws: Sequence[tuple[int, int]]) -> list[Tensor]: ...
+
+    def boxes(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_hws: Sequence[tuple[int, int]]
+    ) -> list[Detections]: ...
+
+    def region_features(self, features: Sequence[Tensor]) -> RegionFeatures: ...
+
+    def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]: ...
+
+
+def detect_views(
+    network: TwoStageNetwork,
+    views: Sequence[View],
+    render: RenderView,
+    output_hw: tuple[int, int],
+    *,
+    detection: DetectionRules,
+    paste: Literal["torchvision", "detectron2"],
+    mask_threshold: float,
+) -> Instances:
+    """The objects of one image, best first; see ``DetectsViews.detect_views``."""
+    merged = merge_detections(_boxes_of_views(network, views, render, output_hw), detection)
+    if not len(merged.boxes):
+        return Instances.empty(output_hw, scored=True)
+    mean, qualities = _masks_of_views(network, views, render, merged, output_hw, paste)
+    masks, soft = mean.finish(len(views), threshold=mask_threshold)
+    scores = (merged.scores * qualities / len(views)).numpy()
+    visible = np.flatnonzero(masks.areas > 0)
+    best = visible[np.argsort(-scores[visible], kind="stable")]
+    instances = Instances.from_masks(
+        masks[best],
+        class_ids=merged.class_ids.numpy()[best],
+        scores=scores[best],
+        boxes_xyxy=merged.boxes.numpy()[best],
+    )
+    return replace(instances, soft_masks=soft[best])
+
+
+def merge_detections(of_views: Sequence[Detections], rules: DetectionRules) -> Detections:
+    """The detections of several views as those of one, on the CPU, best first: Weighted Boxes Fusion in each class.
+
+    Boxes that the network's own non-maximum suppression treats as one object (IoU above ``rules.nms_iou``) become
+    their mean, weighted by score. The score is the mean over the views; a view without the object counts as 0.
+    Detections are then dropped as in a single view: by score, by suppression and by the network's cap.
+    """
+    boxes, scores, class_ids = (
+        torch.cat(parts).numpy()
+        for parts in zip(*((of_view.boxes, of_view.scores, of_view.class_ids) for of_view in of_views), strict=True)
+    )
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    order = np.flatnonzero(solid)[np.argsort(-scores[solid], kind="stable")]
+    if not len(order):
+        return Detections(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    boxes, scores, class_ids = boxes[order], scores[order].astype(np.float64), class_ids[order]
+    cluster, fused, means = weighted_boxes(boxes, scores, class_ids, np.ones(len(of_views)), rules.nms_iou)
+    first = np.unique(cluster, return_index=True)[1]
+    merged = Detections(
+        torch.from_numpy(fused.astype(np.float32)),
+        torch.from_numpy(means.astype(np.float32)),
+        torch.from_numpy(class_ids[first]),
+    )
+    merged = merged[merged.scores > rules.score_threshold]
+    return merged[grouped_nms(merged.boxes, merged.scores, merged.class_ids, rules.nms_iou)[: rules.per_image]]
+
+
+def _boxes_of_views(
+    network: TwoStageNetwork, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]
+) -> list[Detections]:
+    """The detections of each view, in pixels of the output and turned back to the image's orientation."""
+    of_views = []
+    for view in views:
+        images, image_hw = render(view)
+        features = network.features(images)
+        (own,) = network.boxes(features, network.proposals(features, [image_hw]), [image_hw])
+        turned = scale_boxes(own.boxes, image_hw, view.turned_hw(output_hw))
+        boxes = view.turn_boxes_back(turned.float().cpu().numpy(), output_hw)
+        of_views.append(Detections(torch.from_numpy(boxes), own.scores.float().cpu(), own.class_ids.cpu()))
+    return of_views
+
+
+def _masks_of_views(
+    network: TwoStageNetwork,
+    views: Sequence[View],
+    render: RenderView,
+    merged: Detections,
+    output_hw: tuple[int, int],
+    paste: Literal["torchvision", "detectron2"],
+) -> tuple[PasteMean, Tensor]:
+    """The sum of the views' masks of N merged boxes, and of their expected qualities FloatTensor[N]."""
+    mean, qualities = None, torch.zeros(len(merged.boxes))
+    for view in views:
+        images, image_hw = render(view)
+        source = network.region_features(network.features(images))
+        turned = torch.from_numpy(view.turn_boxes(merged.boxes.numpy(), output_hw))
+        boxes = scale_boxes(turned, view.turned_hw(output_hw), image_hw).to(images.device)
+        asked = Detections(boxes, torch.ones(len(boxes), device=boxes.device), merged.class_ids.to(boxes.device))
+        first = 0
+        for part, probs in network.masks_in_parts(source, asked):
+            if mean is None:
+                mean = PasteMean(merged.boxes.to(boxes.device), probs.shape[-1], output_hw, rule=paste)
+            mean.add(first, _turned_back(probs, view))
+            qualities[first : first + len(probs)] += part.scores.float().cpu()
+            first += len(probs)
+    assert mean is not None  # there is at least one view and one object
+    return mean, qualities
+
+
+def _turned_back(probs: Tensor, view: View) -> Tensor:
+    """Masks FloatTensor[N,M,M] of a turned image, in the orientation of the image."""
+    turned = torch.rot90(probs, -view.quarter_turns, (-2, -1))
+    return turned.flip(-1) if view.horizontal_flip else turned
