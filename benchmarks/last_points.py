@@ -27,11 +27,11 @@ from cellwright.api.sides import Sides
 from cellwright.api.tuning import TunePlan
 from cellwright.api.tuning import run_plan as tune
 from cellwright.core.dataset import Loaded, Sample
+from cellwright.data.views import parse_views
 from cellwright.evaluation.lost_recall import CAUSES, lost_recall
 from cellwright.evaluation.match import PairOptions, pair_image
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.options import Outcome
-from cellwright.data.views import parse_views
 from tables import markdown
 
 RANKED = ("AP50@100", "AP@100", "AP@all", "score_iou_spearman")
