@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cellwright.config.sample_schema import AugmentConfig
+from cellwright.config.input import AugmentConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.augment import augment

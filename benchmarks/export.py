@@ -19,8 +19,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from cellwright.config.recipe import load
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe, load
 from cellwright.models.build import build_network
 from cellwright.models.export.onnx import write_graph
 from cellwright.models.export.rcnn import graphs_of

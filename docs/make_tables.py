@@ -17,11 +17,10 @@ import yaml
 from pydantic import BaseModel
 
 from cellwright.config import conventions, recipe
-from cellwright.config.classical_schema import ClassicalConfig
-from cellwright.config.dense_schema import FlowTarget, UNetConfig, WatershedTarget
-from cellwright.config.heads_schema import MaskScoringConfig
-from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.model_classical import ClassicalConfig
+from cellwright.config.model_dense import FlowTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, MaskScoringConfig, PointRendConfig
+from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
 
 HERE = Path(__file__).parent

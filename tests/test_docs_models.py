@@ -19,7 +19,7 @@ from torchvision.models.detection.mask_rcnn import (
     MaskRCNN_ResNet50_FPN_Weights,
 )
 
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.pointrend import CoarseMaskHead

@@ -15,7 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from cellwright.api.data import read_dataset
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.data.loader import LoaderConfig, TrainingLoader
 from cellwright.models.build import build_network

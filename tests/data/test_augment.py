@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import AugmentConfig
+from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.augment import Frame, augment, draw_geometry

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import AugmentConfig
+from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torchvision.transforms.v2 import functional as tv
 
-from cellwright.config.sample_schema import AugmentConfig
+from cellwright.config.input import AugmentConfig
 from cellwright.data.colour import Colour, change_colour, draw_colour
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import AugmentConfig, DataConfig
+from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.core.dataset import Loaded, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.image import Image

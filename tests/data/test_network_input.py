@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.data.network_input import (

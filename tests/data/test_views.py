@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import UsageError
 from cellwright.data.views import ORIENTATIONS, PLAIN, View, as_views, parse_views
 from cellwright.models.dense import flow

@@ -13,7 +13,7 @@ import torch
 from torchvision.ops import box_iou
 
 from cellwright.config.conventions import DETECTRON2
-from cellwright.config.model_schema import RCNNConfig
+from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN

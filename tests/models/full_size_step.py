@@ -15,7 +15,7 @@ from torch import nn
 
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.data.network_input import resize_for_network
 from cellwright.data.synthetic import draw_field
 from cellwright.models.build import build_network

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.model_schema import RCNNConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_network

@@ -18,7 +18,7 @@ from detectron2_fixture import (
 )
 from torchvision.ops import roi_align
 
-from cellwright.config.model_schema import C4Config
+from cellwright.config.model_rcnn import C4Config
 from cellwright.models.rcnn.mask_head import mask_targets
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.assign import FOREGROUND

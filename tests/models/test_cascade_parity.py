@@ -17,7 +17,7 @@ from detectron2_fixture import (
     unmatched,
 )
 
-from cellwright.config.model_schema import CascadeConfig
+from cellwright.config.model_rcnn import CascadeConfig
 from cellwright.models.rcnn.cascade import relabel_regions
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, OutputError
 from cellwright.models.build import build_network
 from cellwright.models.weights import tensor_files

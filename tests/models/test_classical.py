@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from pydantic import ValidationError
 from skimage import data as samples
 
-from cellwright.config.classical_schema import ClassicalConfig
+from cellwright.config.model_classical import ClassicalConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 import cellwright as cw
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset

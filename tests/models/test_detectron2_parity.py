@@ -17,7 +17,7 @@ from detectron2_fixture import (
     unmatched,
 )
 
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.models.rcnn.mask_head import mask_targets
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.assign import FOREGROUND

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cellwright.api import exporting
 from cellwright.config.conventions import TORCHVISION
-from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, OutputError, UsageError
 from cellwright.models.build import build_mask_rcnn, build_network
 from cellwright.models.export.onnx import TOLERANCE, Axis, Graph, trace, write_graph

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models import ResNet34_Weights, resnet18, resnet34
 
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.model_schema import MaskRCNNConfig, Part, PointRendConfig
+from cellwright.config.model_rcnn import MaskRCNNConfig, Part, PointRendConfig
 from cellwright.core.errors import CellwrightError, ModelError
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellwright.config.conventions import DETECTRON2, TORCHVISION, Conventions
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.contract import Network

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from cellwright.config.conventions import TORCHVISION
-from cellwright.config.model_schema import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
+from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_head import mask_targets

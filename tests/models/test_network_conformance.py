@@ -9,7 +9,7 @@ import network_conformance as suite
 import pytest
 import torch
 
-from cellwright.config.model_schema import RCNNConfig
+from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.contract import Explains, Network
 from cellwright.models.weights.model_folder import load_network, read_weights

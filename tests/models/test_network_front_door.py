@@ -10,7 +10,7 @@ import pytest
 
 import cellwright as cw
 from cellwright.cli.app import main
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.instances import Instances
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cellwright.config.conventions import DETECTRON2, TORCHVISION, Conventions
-from cellwright.config.model_schema import PointRendConfig
+from cellwright.config.model_rcnn import PointRendConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn import pointrend

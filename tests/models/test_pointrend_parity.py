@@ -24,7 +24,7 @@ from detectron2_fixture import (
 )
 from torch import Tensor
 
-from cellwright.config.model_schema import PointRendConfig
+from cellwright.config.model_rcnn import PointRendConfig
 from cellwright.models.rcnn import pointrend
 from cellwright.models.rcnn.mask_head import mask_targets
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN

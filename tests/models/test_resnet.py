@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 
-from cellwright.config.backbone_schema import BackboneConfig
+from cellwright.config.model_rcnn import BackboneConfig
 from cellwright.models.build import _resnet
 from cellwright.models.layers import ConvNorm, Deformable, DeformConvNorm, make_norm
 from cellwright.models.rcnn.resnet import ResNet

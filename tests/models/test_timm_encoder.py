@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import CellwrightError, ModelError, RecipeError, UsageError
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_network

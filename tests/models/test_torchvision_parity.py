@@ -11,7 +11,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 from torchvision.ops import MultiScaleRoIAlign
 
 from cellwright.config.conventions import TORCHVISION
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN

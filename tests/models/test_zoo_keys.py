@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models import detection
 
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
 from cellwright.models.weights.architecture import architecture, summary
 from cellwright.models.weights.foreign import load_foreign, shapes_of, translate

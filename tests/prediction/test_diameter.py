@@ -11,8 +11,8 @@ from scipy import ndimage
 from torch import nn
 
 import cellwright as cw
-from cellwright.config.classical_schema import ClassicalConfig
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
+from cellwright.config.model_classical import ClassicalConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import cellwright as cw
 from cellwright.api.predicting import PredictPlan, describe, run_plan
-from cellwright.config.classical_schema import ClassicalConfig
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.input import InputConfig
+from cellwright.config.model_classical import ClassicalConfig
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import OutputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import draw_samples, tiny_config, tiny_loader, tiny_network, tiny_train, weight_sum
 
-from cellwright.config.sample_schema import DataConfig
+from cellwright.config.input import DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError, OutputError, RecipeError, TrainingDiverged
 from cellwright.training.reporter import LineReporter

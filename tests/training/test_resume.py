@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_run import draw_samples, long_config, tiny_config, tiny_train, weight_sum
 
-from cellwright.config.sample_schema import DataConfig
+from cellwright.config.input import DataConfig
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 STEPS = 90

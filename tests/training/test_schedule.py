@@ -7,8 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from cellwright.config.schedule_schema import Span
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.training import Span, TrainConfig
 from cellwright.core.errors import RecipeError
 from cellwright.training.schedule import Timeline, learning_rate
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.training import TrainConfig
 from cellwright.core.errors import FormatError, OutputError
 from cellwright.training.optimiser import build_optimiser
 from cellwright.training.state import (

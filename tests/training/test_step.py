@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.training import TrainConfig
 from cellwright.core.errors import RecipeError
 from cellwright.ops.batch import Batch
 from cellwright.training.optimiser import build_optimiser, set_learning_rate

@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import AugmentConfig, DataConfig
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
+from cellwright.config.training import TrainConfig
 from cellwright.core.dataset import Loaded, Sample
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cellwright.api.outputs import claim_folder
 from cellwright.config import recipe as recipes
-from cellwright.config.model_schema import RCNNConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import InputError, ModelError, RecipeError
 from cellwright.core.files import write_text
 from cellwright.core.progress import SILENT, Screen

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from cellwright.config.schema import PredictConfig, Recipe
+from cellwright.config.recipe import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -81,7 +81,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
 
     Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
     """
-    from cellwright.config.classical_schema import ClassicalConfig
+    from cellwright.config.model_classical import ClassicalConfig
     from cellwright.models.weights.model_folder import load_network, recipe_of
 
     if str(name) == "classical":
@@ -105,7 +105,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
 
 def classical_model(recipe: Recipe) -> Model:
     """The baseline that needs no training."""
-    from cellwright.config.classical_schema import ClassicalConfig
+    from cellwright.config.model_classical import ClassicalConfig
     from cellwright.models.classical import ClassicalSegmenter
     from cellwright.prediction.options import PredictOptions
     from cellwright.prediction.predictor import Predictor
@@ -122,7 +122,7 @@ def network_model(
 ) -> Model:
     """A trained (or training) network as a model; it is moved to ``device``."""
     from cellwright.config.conventions import CONVENTIONS
-    from cellwright.config.model_schema import RCNNConfig
+    from cellwright.config.model_rcnn import RCNNConfig
     from cellwright.prediction.options import PredictOptions
     from cellwright.prediction.predictor import NetworkSegmenter, Predictor
 

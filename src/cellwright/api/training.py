@@ -14,9 +14,9 @@ from cellwright.api.model import Model, load_model, resolve_device
 from cellwright.api.training_hooks import HEADLINE, evaluation, saver, shown_metrics
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.dense_schema import UNetConfig
-from cellwright.config.model_schema import RCNNConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, RecipeError, UsageError, did_you_mean
 from cellwright.core.files import read_json, write_text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellwright.api.model import network_model
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.evaluation.report import HEADLINE
 

@@ -1,4 +1,4 @@
-"""Recipes as files: find, extend once, override, validate, dump."""
+"""`Recipe`: one experiment, every choice of it in one validated, frozen object; and recipes as files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,92 @@ import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cellwright.config.schema import Recipe
+from cellwright.config.conventions import CONVENTIONS, ConventionsName
+from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
+from cellwright.config.model_classical import ClassicalConfig
+from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig, RCNNConfig
+from cellwright.config.section import Section
+from cellwright.config.training import TrainConfig
 from cellwright.core.errors import RecipeError, did_you_mean
+
+SCHEMA_VERSION = 1
+ModelConfig = Annotated[
+    MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig | UNetConfig | ClassicalConfig,
+    Field(discriminator="kind"),
+]
+
+
+class EvaluateConfig(Section):
+    """How a model is judged while it trains."""
+
+    split: str = Field(default="val", description="Split that is judged.")
+    metrics: tuple[str, ...] = Field(
+        default=("coco_ap", "accuracy"), description="Groups of metrics, see docs/metrics.md."
+    )
+    max_images: int | None = Field(default=None, ge=1, description="Only the first images of the split; none: all.")
+
+
+class PredictConfig(Section):
+    """Which of the model's objects become a result."""
+
+    score_threshold: float = Field(
+        default=0.5, ge=0, le=1, description="Objects that score less are left out of a result."
+    )
+    min_area_px: int = Field(default=0, ge=0, description="Smaller objects are left out, pixels of the image.")
+
+
+class Recipe(Section):
+    """One experiment. Sections that do not apply to a model kind are not read by it."""
+
+    name: str = Field(description="What the recipe is called in tables.")
+    description: str = Field(default="", description="What the experiment is, and what was published for it.")
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="Version of this schema.")
+    classes: int | None = Field(default=None, ge=1, description="Object classes; none: as many as the dataset has.")
+    conventions: ConventionsName = Field(
+        default="torchvision", description="Whose habits decide where frameworks differ."
+    )
+    input: InputConfig = Field(default=InputConfig(), description="From image to network input.")
+    model: ModelConfig = Field(description="The network, or the classical method.")
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="Random changes of training samples.")
+    data: DataConfig = Field(default=DataConfig(), description="What is loaded, and how.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Optimiser and schedule.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Judging while training.")
+    predict: PredictConfig = Field(default=PredictConfig(), description="From detections to a result.")
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        if self.augment.crop_px is not None and self.augment.crop_px < 64 and isinstance(self.model, RCNNConfig):
+            raise ValueError(f"augment.crop_px ({self.augment.crop_px}) is below 64, the stride of the last FPN level")
+        crop, stride = self.augment.crop_px, 0
+        if isinstance(self.model, UNetConfig) and self.model.norm == "batch_norm":
+            stride = 2**self.model.depth
+        if crop is not None and crop <= stride and self.train.batch_size == 1:
+            raise ValueError(
+                f"augment.crop_px ({crop}) must be above {stride} (2 to the power of model.depth), or train.batch_size "
+                "(1) above 1: batch_norm needs more than one value"
+            )
+        if self.input.normalise == "percentile" and (self.augment.stain or self.augment.stain_shift):
+            raise ValueError(
+                f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need "
+                "intensities of light: input.normalise must be fixed, not percentile"
+            )
+        return self
+
+    def resolved(self) -> Recipe:
+        """This recipe with every None that ``conventions`` decides filled in; what is saved beside a result."""
+        if not isinstance(self.model, RCNNConfig):
+            return self
+        return self.model_copy(update={"model": self.model.resolved(CONVENTIONS[self.conventions])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are written to YAML and JSON; tuples become lists."""
+        return self.model_dump(mode="json")
 
 
 def shipped_names() -> list[str]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import AugmentConfig
+from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.data.colour import change_colour, draw_colour
 from cellwright.data.elastic import Elastic
 from cellwright.data.geometry import Affine, Geometry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cellwright.config.sample_schema import AugmentConfig
+from cellwright.config.input import AugmentConfig
 from cellwright.data.stain import change_stains
 
 # Luma and the two chroma axes of NTSC's YIQ: saturation scales the chroma plane and hue turns it.

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import AugmentConfig, DataConfig
+from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
 from cellwright.data.augment import augment

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 

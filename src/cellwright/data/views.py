@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import UsageError, did_you_mean
 
 # Whether it is mirrored, and quarter turns afterwards; upside down is mirrored and turned by half.

@@ -7,19 +7,21 @@ from typing import TypeVar
 
 import torch
 
-from cellwright.config.backbone_schema import BackboneConfig
 from cellwright.config.conventions import CONVENTIONS, Conventions
-from cellwright.config.dense_schema import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
-from cellwright.config.heads_schema import C4BoxHeadConfig, CascadeBoxHeadConfig, CoarseMaskConfig
-from cellwright.config.model_schema import (
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_rcnn import (
+    BackboneConfig,
+    C4BoxHeadConfig,
     C4Config,
+    CascadeBoxHeadConfig,
     CascadeConfig,
+    CoarseMaskConfig,
     MaskRCNNConfig,
     PointRendConfig,
     RCNNConfig,
     RPNConfig,
 )
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import RecipeError
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target

@@ -14,7 +14,7 @@ import numpy as np
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
-from cellwright.config.classical_schema import ClassicalConfig
+from cellwright.config.model_classical import ClassicalConfig
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from skimage.filters import threshold_otsu
 
-from cellwright.config.classical_schema import SignalKind
+from cellwright.config.model_classical import SignalKind
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 

@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import cv2
 import numpy as np
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.network_input import diameter_scale, rescale

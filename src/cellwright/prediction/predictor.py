@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cellwright.config.input_schema import InputConfig
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances

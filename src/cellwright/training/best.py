@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.training import TrainConfig
 from cellwright.training.state import Position
 
 

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.training import TrainConfig
 from cellwright.core.errors import RecipeError, did_you_mean
 from cellwright.core.files import write_json, write_text
 from cellwright.models.contract import Network

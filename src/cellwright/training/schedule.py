@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cellwright.config.schedule_schema import (
+from cellwright.config.training import (
     ConstantSchedule,
     CosineSchedule,
     MultiStepSchedule,
     Span,
     StepSchedule,
+    TrainConfig,
 )
-from cellwright.config.train_schema import TrainConfig
 from cellwright.core.errors import RecipeError
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cellwright.config.train_schema import TrainConfig
+from cellwright.config.training import TrainConfig
 from cellwright.core.errors import TrainingDiverged
 from cellwright.ops.batch import Batch
 from cellwright.training.optimiser import clip_gradients, set_learning_rate

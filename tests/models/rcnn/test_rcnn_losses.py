@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cellwright.config.conventions import DETECTRON2
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.core.errors import RecipeError
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.losses import class_loss, of_class, smooth_l1_sum

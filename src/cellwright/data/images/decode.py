@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellwright.config.input_schema import InputConfig
-from cellwright.config.sample_schema import DataConfig
+from cellwright.config.input import DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image

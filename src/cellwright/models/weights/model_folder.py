@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cellwright.config.schema import Recipe
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path, read_json, write_json, write_text
 from cellwright.models.build import build_network

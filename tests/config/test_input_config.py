@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cellwright.config.sample_schema import AugmentConfig, DataConfig
-from cellwright.config.schema import Recipe
+from cellwright.config.input import AugmentConfig, DataConfig
+from cellwright.config.recipe import Recipe
 
 
 @pytest.mark.parametrize("schema", [AugmentConfig, DataConfig])

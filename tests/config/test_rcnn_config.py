@@ -1,4 +1,4 @@
-"""The ``model:`` section: what conventions fill in, and which fields must agree."""
+"""The R-CNN ``model`` section: what the conventions fill in, and which fields must agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from cellwright.config.conventions import CONVENTIONS, DETECTRON2, TORCHVISION, Conventions
-from cellwright.config.model_schema import MaskRCNNConfig
+from cellwright.config.model_rcnn import BackboneConfig, MaskRCNNConfig
 
 
 def test_the_tables_cover_every_row_and_carry_their_names() -> None:
@@ -81,3 +81,51 @@ def test_unknown_keys_and_change_are_refused() -> None:
         MaskRCNNConfig.model_validate({"backbone": {"depths": 50}})
     with pytest.raises(ValidationError):
         MaskRCNNConfig().kind = "unet"
+
+
+# --- backbone -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"depth": 18, "groups": 32}, ["backbone.groups = 32", "backbone.depth = 18", "50, 101 or 152"]),
+        ({"depth": 34, "group_width": 8}, ["backbone.group_width = 8", "backbone.depth = 34"]),
+        ({"depth": 34, "deformable_stages": [5]}, ["backbone.deformable_stages = (5,)", "backbone.depth = 34"]),
+        ({"groups": 32, "width": 48}, ["backbone.width = 48", "backbone.groups = 32", "backbone.group_width"]),
+        ({"deformable_stages": [3, 3]}, ["backbone.deformable_stages", "[3, 3]"]),
+        ({"deformable_modulated": True}, ["backbone.deformable_modulated", "without backbone.deformable_stages"]),
+        ({"deformable_groups": 2}, ["backbone.deformable_groups", "without backbone.deformable_stages"]),
+        (
+            {"deformable_stages": [4, 3], "deformable_groups": 3},
+            ["backbone.deformable_groups = 3", "128 channels", "res3"],
+        ),
+        ({"norm": "group_norm", "groups": 4, "group_width": 3}, ["backbone.norm", "backbone.group_width", "12"]),
+        ({"norm": "group_norm", "width": 20}, ["backbone.norm", "backbone.width", "20"]),
+        ({"norm": "group_norm", "stem_channels": 20}, ["backbone.norm", "backbone.stem_channels", "20"]),
+        ({"deformable_stages": [1]}, ["deformable_stages.0"]),
+        ({"depth": 200}, ["18, 34, 50, 101 or 152"]),
+    ],
+)
+def test_backbone_errors_name_the_fields(settings: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        BackboneConfig.model_validate(settings)
+    for name in named:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "inner_width"),
+    [
+        ({}, 64),
+        ({"depth": 18, "width": 32}, 32),
+        ({"depth": 18, "width": 32, "group_width": 32}, 32),  # as a resolved section has it
+        ({"groups": 32}, 64),
+        ({"groups": 32, "group_width": 8}, 256),
+        ({"group_width": 128}, 128),
+        ({"width": 20, "groups": 32, "group_width": 1, "deformable_stages": [3, 4, 5], "deformable_groups": 64}, 32),
+        ({"norm": "group_norm", "width": 8, "groups": 32, "group_width": 1}, 32),
+    ],
+)
+def test_valid_backbones(settings: dict[str, Any], inner_width: int) -> None:
+    assert BackboneConfig.model_validate(settings).inner_width == inner_width

@@ -6,14 +6,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from cellwright.config import recipe as recipes
-from cellwright.config.schedule_schema import (
+from cellwright.config.training import (
     ConstantSchedule,
     CosineSchedule,
     MultiStepSchedule,
     Span,
     StepSchedule,
+    TrainConfig,
 )
-from cellwright.config.train_schema import TrainConfig
 from cellwright.core.errors import RecipeError
 
 SCHEDULES = [ConstantSchedule, MultiStepSchedule, StepSchedule, CosineSchedule]

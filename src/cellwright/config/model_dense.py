@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from cellwright.config.section import Fraction, Section
 
 
-class _Decoding(_Section):
+class _Decoding(Section):
     """What the decoders share."""
 
     body_threshold: Fraction = Field(default=0.5, description="Probability from which a pixel is foreground.")
@@ -52,7 +48,7 @@ class FlowTarget(_Decoding):
     )
 
 
-class UNetConfig(_Section):
+class UNetConfig(Section):
     """U-Net (Ronneberger et al. 2015) that predicts maps, of which a decoder makes objects."""
 
     kind: Literal["unet"] = Field(default="unet", description="The model family.")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from cellwright.config.section import Section
 
 SignalKind = Literal["auto", "stain", "bright", "dark"]
 ThresholdKind = Literal["auto", "otsu", "local"]
 
 
-class ClassicalConfig(BaseModel):
+class ClassicalConfig(Section):
     """Threshold and watershed. Lengths are shares of the objects' diameter, so that they hold at any magnification."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["classical"] = Field(default="classical", description="The method.")
     diameter_px: float | None = Field(

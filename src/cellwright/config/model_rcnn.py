@@ -1,0 +1,617 @@
+"""The recipe's ``model:`` section for the R-CNN family: one class a kind, defaults from the papers.
+
+Fields whose default is None follow the recipe's ``conventions`` key: ``resolved(conventions)`` fills them in, and the
+resolved section is what is saved beside every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cellwright.config.conventions import Conventions, LossNormaliser, MaskTarget, PasteRule
+from cellwright.config.section import Fraction, Pixels, Positive, Section
+
+Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
+DeformableStage = Literal[2, 3, 4, 5]
+BASIC_BLOCK_DEPTHS = (18, 34)
+HeadNorm = Literal["none", "batch_norm", "group_norm"]
+DeltaWeights = tuple[Pixels, Pixels, Pixels, Pixels]
+Part = Literal["fpn", "rpn", "box_head", "mask_head", "point_head", "mask_scoring", "classes"]
+
+
+class BackboneConfig(Section):
+    """ResNet (He et al. 2016) and ResNeXt (Xie et al. 2017). Stage outputs have stride 4, 8, 16, 32 px.
+
+    A bottleneck of stage s has ``groups * group_width * 2**(s - 2)`` channels inside and ``4 * width * 2**(s - 2)``
+    outside. ResNeXt 32x8d is groups 32, group_width 8.
+    """
+
+    depth: Literal[18, 34, 50, 101, 152] = Field(
+        default=50, description="Layers. 18 and 34 use basic blocks, 50, 101 and 152 bottlenecks."
+    )
+    width: Positive = Field(
+        default=64, description="Channels of res2: as many in basic blocks, 4 times as many in bottlenecks."
+    )
+    groups: Positive = Field(default=1, description="Groups of the bottlenecks' 3x3 convolutions (ResNeXt).")
+    group_width: Positive | None = Field(
+        default=None, description="Channels of such a group in res2; doubles each stage. None: width / groups."
+    )
+    stem_channels: Positive | None = Field(
+        default=None, description="Channels of the 7x7 stem. None: the same as width."
+    )
+    norm: Norm = Field(
+        default="batch_norm", description="Normalisation of every convolution. Frozen: constants, never updated."
+    )
+    norm_eps: float = Field(
+        default=1e-5, ge=0.0, le=0.1, description="Added to the variance. torchvision's COCO weights: 0."
+    )
+    stride_in_1x1: bool | None = Field(
+        default=None, description="Bottlenecks stride in the 1x1. None: from conventions."
+    )
+    deformable_stages: tuple[DeformableStage, ...] = Field(
+        default=(), description="Stages whose 3x3 convolutions are deformable (Dai et al. 2017); bottlenecks only."
+    )
+    deformable_modulated: bool = Field(
+        default=False, description="Deformable samples are weighted too (version 2, Zhu et al. 2019)."
+    )
+    deformable_groups: Positive = Field(
+        default=1, description="Parts of the channels that have their own deformable offsets."
+    )
+    frozen_stages: int = Field(
+        default=0, ge=0, le=5, description="Stages not trained, from the stem (1) to res5 (5); 0 is none."
+    )
+
+    @property
+    def inner_width(self) -> int:
+        """Channels of res2's 3x3 convolutions."""
+        return self.width if self.group_width is None else self.groups * self.group_width
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.group_width is None and self.width % self.groups:
+            raise ValueError(
+                f"backbone.width = {self.width} does not divide into backbone.groups = {self.groups}: "
+                "set backbone.group_width, the channels of a group (8 in ResNeXt 32x8d)"
+            )
+        if self.depth in BASIC_BLOCK_DEPTHS:
+            wanted = {
+                "groups": self.groups > 1,
+                "group_width": self.inner_width != self.width,
+                "deformable_stages": bool(self.deformable_stages),
+            }
+            for name in (name for name, asked in wanted.items() if asked):
+                raise ValueError(
+                    f"backbone.{name} = {getattr(self, name)} needs bottlenecks, but backbone.depth = {self.depth} "
+                    "has basic blocks: use depth 50, 101 or 152"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _deformable_fits(self) -> Self:
+        stages = self.deformable_stages
+        if len(set(stages)) < len(stages):
+            raise ValueError(f"backbone.deformable_stages names a stage twice: {list(stages)}")
+        if not stages and (self.deformable_modulated or self.deformable_groups > 1):
+            raise ValueError(
+                "backbone.deformable_modulated and backbone.deformable_groups do nothing without "
+                "backbone.deformable_stages: name stages, such as [3, 4, 5]"
+            )
+        channels = self.inner_width * 2 ** (min(stages, default=2) - 2)
+        if channels % self.deformable_groups:
+            raise ValueError(
+                f"backbone.deformable_groups = {self.deformable_groups} must divide the {channels} channels of "
+                f"res{min(stages)}'s 3x3 convolutions (backbone.groups * backbone.group_width, doubled each stage)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _group_norm_divides(self) -> Self:
+        if self.norm == "group_norm":
+            widths = {
+                "width": self.width,
+                "stem_channels": self.stem_channels or self.width,
+                "groups * backbone.group_width": self.inner_width,
+            }
+            for name, channels in widths.items():
+                if channels % 8:
+                    raise ValueError(
+                        f"backbone.norm is group_norm: backbone.{name} must be a multiple of 8, got {channels}"
+                    )
+        return self
+
+
+class RegionConfig(Section):
+    """How features of a box are pooled (RoIAlign, He et al. 2017), for every head."""
+
+    aligned: bool | None = Field(default=None, description="Half-pixel shift. None: from conventions.")
+    sampling_ratio: int | None = Field(
+        default=None,
+        ge=0,
+        le=16,
+        description="Samples an output cell and axis; 0 adapts to the box. None: from conventions.",
+    )
+    ignore_ioa: Fraction = Field(
+        default=0.5,
+        description="Anchors and boxes with at least this part of their area inside an ignored region are not used.",
+    )
+    chunk: Positive = Field(
+        default=1000, description="Boxes that go through a head at once at inference; bounds memory."
+    )
+
+
+class PyramidRegionConfig(RegionConfig):
+    """The same over a feature pyramid: which level a box is pooled from (Lin et al. 2017, equation 1)."""
+
+    canonical_box_px: Pixels = Field(
+        default=224.0, description="Square root of the area that belongs to canonical_level, px."
+    )
+    canonical_level: int = Field(default=4, ge=1, le=6, description="Pyramid level of boxes of canonical_box_px.")
+
+
+class _BoxRules(Section):
+    """What box heads of every kind share: which regions are learnt from, and which boxes become detections."""
+
+    samples_per_image: Positive = Field(default=512, description="Boxes drawn for the losses, an image.")
+    positive_fraction: Fraction = Field(default=0.25, description="At most this part of them holds an object.")
+    smooth_l1_beta: float | None = Field(
+        default=None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
+    )
+    score_threshold: Fraction = Field(default=0.05, description="Detections must score more than this.")
+    nms_iou: Fraction = Field(
+        default=0.5, description="Detections of a class that overlap a better one by more are dropped."
+    )
+    detections_per_image: Positive = Field(default=100, description="Best detections kept, an image.")
+    min_box_px: float | None = Field(
+        default=None, ge=0.0, description="Smallest side of a detection, px. None: from conventions."
+    )
+    class_weight: float = Field(default=1.0, ge=0.0, description="Weight of the classification loss.")
+    box_weight: float = Field(default=1.0, ge=0.0, description="Weight of the box loss.")
+    class_weights: tuple[Annotated[float, Field(gt=0.0)], ...] | None = Field(
+        default=None,
+        description="Weight of each class in the classification loss, in the order of the classes, background last; "
+        "None: all 1.",
+    )
+
+
+class _SingleStage(_BoxRules):
+    """A head that looks once."""
+
+    class_agnostic: bool = Field(default=False, description="One box for all classes instead of one for each.")
+    delta_weights: DeltaWeights = Field(
+        default=(10.0, 10.0, 5.0, 5.0), description="Factors of the coded dx, dy, dw, dh."
+    )
+    foreground_iou: Fraction = Field(default=0.5, description="Boxes with at least this IoU with an object hold it.")
+    background_iou: Fraction = Field(
+        default=0.5, description="Boxes with less than this IoU with every object are background."
+    )
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        if self.background_iou > self.foreground_iou:
+            raise ValueError("box_head.background_iou must not exceed box_head.foreground_iou")
+        return self
+
+
+class _BoxLayers(Section):
+    """Layers of a box head over pyramid features."""
+
+    resolution: Positive = Field(default=7, description="Side of the pooled features, cells.")
+    pooled_levels: Positive | None = Field(
+        default=None, description="Finest pyramid levels that boxes are pooled from. None: all."
+    )
+    convs: int = Field(default=0, ge=0, le=8, description="3x3 convolutions before the fully connected layers.")
+    conv_channels: Positive = Field(default=256, description="Their channels.")
+    fcs: int = Field(default=2, ge=0, le=4, description="Fully connected layers.")
+    fc_channels: Positive = Field(default=1024, description="Their channels.")
+    norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        if self.convs:
+            check_group_norm(self.norm, "box_head.conv_channels", self.conv_channels)
+        return self
+
+
+class BoxHeadConfig(_SingleStage, _BoxLayers):
+    """Box classifier and regressor over a feature pyramid (Lin et al. 2017)."""
+
+
+class C4BoxHeadConfig(_SingleStage):
+    """Box classifier and regressor on the mean of res5's features (He et al. 2017, figure 4 left)."""
+
+    resolution: Positive = Field(default=14, description="Side of the pooled res4 features, cells; res5 halves it.")
+
+
+class CascadeBoxHeadConfig(_BoxRules, _BoxLayers):
+    """Box heads in a row, each on the class-agnostic boxes of the one before (Cai & Vasconcelos 2018)."""
+
+    stage_ious: tuple[Fraction, ...] = Field(
+        default=(0.5, 0.6, 0.7),
+        min_length=2,
+        description="Stage by stage: boxes with at least this IoU with an object hold it, all others are background.",
+    )
+    stage_delta_weights: tuple[DeltaWeights, ...] = Field(
+        default=((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+        description="Stage by stage: factors of the coded dx, dy, dw, dh.",
+    )
+
+    @model_validator(mode="after")
+    def _one_entry_a_stage(self) -> Self:
+        if len(self.stage_ious) != len(self.stage_delta_weights):
+            raise ValueError(
+                f"box_head.stage_ious has {len(self.stage_ious)} stages, box_head.stage_delta_weights "
+                f"{len(self.stage_delta_weights)}: one entry a stage in both"
+            )
+        return self
+
+
+class _MaskRules(Section):
+    """What mask heads of every kind share."""
+
+    target: MaskTarget | None = Field(
+        default=None, description="Soft or binary training targets. None: from conventions."
+    )
+    target_aligned: bool | None = Field(
+        default=None, description="Half-pixel shift of the targets. None: from conventions."
+    )
+    paste: PasteRule | None = Field(
+        default=None, description="Resampling of masks into the image. None: from conventions."
+    )
+    threshold: Fraction = Field(default=0.5, description="A pixel belongs to the object from this probability on.")
+    weight: float = Field(default=1.0, ge=0.0, description="Weight of the mask loss.")
+
+
+class MaskHeadConfig(_MaskRules):
+    """Fully convolutional mask predictor; its masks have twice the pooled resolution."""
+
+    resolution: Positive = Field(default=14, description="Side of the pooled features, cells.")
+    convs: int = Field(default=4, ge=0, le=8, description="3x3 convolutions before the upsampling.")
+    channels: Positive = Field(default=256, description="Channels of the convolutions and of the upsampling.")
+    norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
+    class_agnostic: bool = Field(default=False, description="One mask for all classes instead of one for each.")
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        if self.convs:
+            check_group_norm(self.norm, "mask_head.channels", self.channels)
+        return self
+
+
+class C4MaskHeadConfig(MaskHeadConfig):
+    """Mask predictor on res5's features; res5 halves the pooled resolution and the predictor doubles it again."""
+
+    resolution: Positive = Field(
+        default=14,
+        description="Side of the pooled res4 features, cells; as box_head.resolution, res5 runs once for both.",
+    )
+    convs: int = Field(default=0, ge=0, le=8, description="3x3 convolutions before the upsampling.")
+
+
+class CoarseMaskConfig(_MaskRules):
+    """PointRend's coarse head: a 7 x 7 mask from a 14 x 14 grid on the finest level (Kirillov et al. 2020)."""
+
+    resolution: Positive = Field(
+        default=14, multiple_of=2, description="Side of the grid that is sampled; masks have half."
+    )
+    channels: Positive = Field(
+        default=256, description="Channels of its convolutions; a 1x1 reduces the pyramid's where they are fewer."
+    )
+    fcs: Positive = Field(default=2, le=4, description="Fully connected layers.")
+    fc_channels: Positive = Field(default=1024, description="Their channels.")
+
+
+class PointHeadConfig(Section):
+    """PointRend's point head: a class's logit at any point, from the finest level and the coarse mask."""
+
+    fcs: Positive = Field(default=3, le=8, description="Layers, each a 1x1 over the points.")
+    channels: Positive = Field(default=256, description="Their channels.")
+    train_points: Positive = Field(default=196, description="Points an object that the loss looks at.")
+    oversample: float = Field(default=3.0, ge=1.0, description="Candidates drawn, as a multiple of train_points.")
+    uncertain_fraction: Fraction = Field(
+        default=0.75, description="Part of train_points that are the most uncertain candidates; the rest is uniform."
+    )
+    subdivisions: int = Field(
+        default=5,
+        ge=0,
+        le=8,
+        description="Doublings of the coarse mask; those that need no choice of points are dense.",
+    )
+    test_points: Positive = Field(default=784, description="Most uncertain points computed anew after each doubling.")
+    weight: float = Field(default=1.0, ge=0.0, description="Weight of the point loss.")
+
+
+class MaskScoringConfig(Section):
+    """A head that predicts each mask's IoU with its object; score = class x IoU (Huang et al. 2019)."""
+
+    convs: Positive = Field(default=4, le=8, description="3x3 convolutions, the last of stride 2.")
+    channels: Positive = Field(default=256, description="Their channels.")
+    fcs: int = Field(default=2, ge=0, le=4, description="Fully connected layers before the predictor.")
+    fc_channels: Positive = Field(default=1024, description="Their channels.")
+    weight: float = Field(default=1.0, ge=0.0, description="Weight of its squared error.")
+
+
+def check_group_norm(norm: str, field: str, channels: int) -> None:
+    """Raise ``ValueError`` naming ``field`` (``section.field``) where group norm cannot divide its channels."""
+    if norm == "group_norm" and channels % 8:
+        section = field.partition(".")[0]
+        raise ValueError(f"{section}.norm is group_norm: {field} must be a multiple of 8, got {channels}")
+
+
+class FPNConfig(Section):
+    """Feature pyramid (Lin et al. 2017), levels ``first_level``..6; level l has a stride of 2**l px."""
+
+    channels: Positive = Field(default=256, description="Channels of every level.")
+    first_level: Literal[1, 2] = Field(
+        default=2, description="Finest level: 2 has stride 4 px; 1 has stride 2 px, for tiny objects."
+    )
+    norm: HeadNorm = Field(default="none", description="Normalisation of the lateral and output convolutions.")
+
+    @property
+    def n_levels(self) -> int:
+        return 7 - self.first_level
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        check_group_norm(self.norm, "fpn.channels", self.channels)
+        return self
+
+
+class AnchorConfig(Section):
+    """Reference boxes of the proposal network, centred at multiples of the level's stride."""
+
+    sizes_px: tuple[tuple[Pixels, ...], ...] = Field(
+        default=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
+        description="Square root of the anchors' area, px: one tuple a pyramid level, of one size or more.",
+    )
+    ratios: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
+        default=(0.5, 1.0, 2.0), min_length=1, description="Height over width."
+    )
+    rounded: bool | None = Field(
+        default=None, description="Round cell anchors to whole pixels. None: from conventions."
+    )
+
+    @model_validator(mode="after")
+    def _every_level_has_anchors(self) -> Self:
+        if not self.sizes_px or not all(self.sizes_px):
+            raise ValueError("anchors.sizes_px: every level needs a size, at least one")
+        return self
+
+
+class RPNConfig(Section):
+    """Region proposal network (Ren et al. 2015)."""
+
+    convs: Positive = Field(default=1, description="3x3 convolutions before the two predictors.")
+    foreground_iou: Fraction = Field(
+        default=0.7, description="Anchors with at least this IoU with an object are positive."
+    )
+    background_iou: Fraction = Field(
+        default=0.3, description="Anchors with less than this IoU with every object are negative."
+    )
+    samples_per_image: Positive = Field(default=256, description="Anchors drawn for the loss, an image.")
+    positive_fraction: Fraction = Field(default=0.5, description="At most this part of them is positive.")
+    pre_nms_train: Positive | None = Field(
+        default=None, description="Best anchors a level before NMS. None: from conventions."
+    )
+    pre_nms_test: Positive | None = Field(default=None, description="The same at inference. None: from conventions.")
+    post_nms_train: Positive | None = Field(
+        default=None, description="Proposals an image after NMS. None: from conventions."
+    )
+    post_nms_test: Positive | None = Field(default=None, description="The same at inference. None: from conventions.")
+    nms_iou: Fraction = Field(
+        default=0.7, description="Proposals of a level that overlap a better one by more are dropped."
+    )
+    min_box_px: float | None = Field(
+        default=None, ge=0.0, description="Smallest side of a proposal, px. None: from conventions."
+    )
+    smooth_l1_beta: float | None = Field(
+        default=None, ge=0.0, description="Smooth L1's corner; 0 is L1. None: from conventions."
+    )
+    loss_normaliser: LossNormaliser | None = Field(
+        default=None, description="Divide by anchors sampled, or by the sample size asked for. None: from conventions."
+    )
+    class_weight: float = Field(default=1.0, ge=0.0, description="Weight of the objectness loss.")
+    box_weight: float = Field(default=1.0, ge=0.0, description="Weight of the box loss.")
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        if self.background_iou > self.foreground_iou:
+            raise ValueError("rpn.background_iou must not exceed rpn.foreground_iou")
+        return self
+
+
+class _RCNN(Section):
+    """What every kind shares. ``kind`` and the sections that differ stand in the subclasses."""
+
+    supports_mask_scoring: ClassVar[str | None] = None
+    """Why a kind has no mask scoring; None where it has."""
+
+    backbone: BackboneConfig = Field(default=BackboneConfig(), description="Feature extractor.")
+    rpn: RPNConfig = Field(default=RPNConfig(), description="Proposal network.")
+    init: str | None = Field(
+        default=None, description="Weights to start from: torchvision:NAME, detectron2:FILE, a model or a run folder."
+    )
+    init_fresh: tuple[Part, ...] = Field(
+        default=(),
+        description="Parts that are not taken from init but start at random; classes: all layers with a row a class.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_scoring_has_its_place(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mask_scoring") is not None and cls.supports_mask_scoring:
+            raise ValueError(f"mask_scoring: {cls.supports_mask_scoring}")
+        return values
+
+    def _resolved(self, conventions: Conventions, more: Mapping[str, Mapping[str, object]]) -> Self:
+        """This section with every None that ``conventions`` decides filled in; validated again."""
+        c = conventions
+        filled: dict[str, dict[str, object]] = {
+            "backbone": {
+                "stride_in_1x1": c.stride_in_1x1,
+                "stem_channels": self.backbone.width,
+                "group_width": self.backbone.width // self.backbone.groups,
+            },
+            "anchors": {"rounded": c.round_anchors},
+            "rpn": {
+                "pre_nms_train": c.pre_nms_train,
+                "pre_nms_test": c.pre_nms_test,
+                "post_nms_train": c.post_nms_train,
+                "post_nms_test": c.post_nms_test,
+                "min_box_px": c.rpn_min_box_px,
+                "smooth_l1_beta": c.smooth_l1_beta,
+                "loss_normaliser": c.rpn_loss_normaliser,
+            },
+            "roi": {"aligned": c.roi_aligned, "sampling_ratio": c.roi_sampling_ratio},
+            "box_head": {"smooth_l1_beta": c.smooth_l1_beta, "min_box_px": c.box_min_px},
+            "mask_head": {
+                "target": c.mask_target,
+                "target_aligned": c.mask_target_aligned,
+                "paste": c.paste_rule,
+            },
+        }
+        sections = self.model_dump()
+        for section, defaults in filled.items():
+            for field, value in {**defaults, **more.get(section, {})}.items():
+                if sections[section][field] is None:
+                    sections[section][field] = value
+        return type(self).model_validate(sections)
+
+
+class _Pyramid(_RCNN):
+    """What the kinds with a feature pyramid share."""
+
+    fpn: FPNConfig = Field(default=FPNConfig(), description="Feature pyramid.")
+    anchors: AnchorConfig = Field(default=AnchorConfig(), description="Reference boxes.")
+    roi: PyramidRegionConfig = Field(default=PyramidRegionConfig(), description="Pooling of boxes.")
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        levels, sizes = self.fpn.n_levels, len(self.anchors.sizes_px)
+        if levels != sizes:
+            raise ValueError(
+                f"anchors.sizes_px has {sizes} levels, but fpn.first_level = {self.fpn.first_level} makes {levels} "
+                f"(levels {self.fpn.first_level} to 6)"
+            )
+        if not self.fpn.first_level <= self.roi.canonical_level <= 5:
+            raise ValueError(f"roi.canonical_level must lie between fpn.first_level = {self.fpn.first_level} and 5")
+        return self
+
+    def resolved(self, conventions: Conventions) -> Self:
+        """This section with every None that ``conventions`` decides filled in; validated again."""
+        return self._resolved(conventions, {"box_head": {"pooled_levels": self.fpn.n_levels - 1}})
+
+
+class MaskRCNNConfig(_Pyramid):
+    """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017)."""
+
+    kind: Literal["mask_rcnn"] = Field(default="mask_rcnn", description="The model family.")
+    box_head: BoxHeadConfig = Field(default=BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: MaskHeadConfig = Field(default=MaskHeadConfig(), description="Masks.")
+    mask_scoring: MaskScoringConfig | None = Field(
+        default=None, description="Mask quality; None: scores are the class's."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        check_parts(self.box_head, self.rpn, self.fpn)
+        check_scoring(self.mask_scoring, self.mask_head)
+        return self
+
+
+class CascadeConfig(_Pyramid):
+    """Cascade Mask R-CNN: box heads in a row, each stricter than the one before (Cai & Vasconcelos 2018, 2019)."""
+
+    kind: Literal["cascade_mask_rcnn"] = Field(default="cascade_mask_rcnn", description="The model family.")
+    box_head: CascadeBoxHeadConfig = Field(default=CascadeBoxHeadConfig(), description="Classes and boxes.")
+    mask_head: MaskHeadConfig = Field(default=MaskHeadConfig(), description="Masks, of the last stage's boxes.")
+    mask_scoring: MaskScoringConfig | None = Field(
+        default=None, description="Mask quality; None: scores are the class's."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        check_parts(self.box_head, self.rpn, self.fpn)
+        check_scoring(self.mask_scoring, self.mask_head)
+        return self
+
+
+class PointRendConfig(_Pyramid):
+    """Mask R-CNN whose masks are refined point by point (Kirillov et al. 2020)."""
+
+    supports_mask_scoring: ClassVar[str | None] = (
+        "PointRend has no mask head whose pooled features and mask could be scored; use kind mask_rcnn or "
+        "cascade_mask_rcnn, or leave mask_scoring out"
+    )
+
+    kind: Literal["pointrend"] = Field(default="pointrend", description="The model family.")
+    box_head: BoxHeadConfig = Field(default=BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: CoarseMaskConfig = Field(default=CoarseMaskConfig(), description="Coarse masks.")
+    point_head: PointHeadConfig = Field(default=PointHeadConfig(), description="Their refinement.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        check_parts(self.box_head, self.rpn, self.fpn)
+        return self
+
+
+class C4Config(_RCNN):
+    """Mask R-CNN on res4 alone; res5 is the head of boxes and masks (He et al. 2017, "C4")."""
+
+    supports_mask_scoring: ClassVar[str | None] = (
+        "the C4 head predicts masks from the box head's res5 features, and the scoring head is made for a mask head of "
+        "its own (Huang et al. 2019); use kind mask_rcnn or cascade_mask_rcnn, or leave mask_scoring out"
+    )
+
+    kind: Literal["mask_rcnn_c4"] = Field(default="mask_rcnn_c4", description="The model family.")
+    anchors: AnchorConfig = Field(
+        default=AnchorConfig(sizes_px=((32.0, 64.0, 128.0, 256.0, 512.0),)),
+        description="Reference boxes, all on one map of stride 16 px.",
+    )
+    roi: RegionConfig = Field(default=RegionConfig(), description="Pooling of boxes.")
+    box_head: C4BoxHeadConfig = Field(default=C4BoxHeadConfig(), description="Classes and boxes.")
+    mask_head: C4MaskHeadConfig = Field(default=C4MaskHeadConfig(), description="Masks.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if len(self.anchors.sizes_px) != 1:
+            raise ValueError(
+                f"anchors.sizes_px has {len(self.anchors.sizes_px)} levels, but C4 has one map: [[32, 64, ...]]"
+            )
+        if self.backbone.depth < 50:
+            raise ValueError(
+                f"backbone.depth = {self.backbone.depth}: C4's head is res5 of a bottleneck network, 50 or more"
+            )
+        check_parts(self.box_head, self.rpn, None)
+        return self
+
+    def resolved(self, conventions: Conventions) -> Self:
+        """As in `MaskRCNNConfig`; counts of proposals are those of Detectron2's C4 models: one map has all anchors."""
+        counts = {"pre_nms_train": 12000, "pre_nms_test": 6000, "post_nms_train": 2000, "post_nms_test": 1000}
+        return self._resolved(conventions, {"rpn": counts})
+
+
+RCNNConfig = MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig
+
+
+def check_parts(
+    box_head: BoxHeadConfig | C4BoxHeadConfig | CascadeBoxHeadConfig, rpn: RPNConfig, fpn: FPNConfig | None
+) -> None:
+    """Raise ``ValueError`` where the box head asks for more than proposals or levels there are."""
+    kept, proposed = box_head.detections_per_image, rpn.post_nms_test
+    if proposed is not None and kept > proposed:
+        raise ValueError(
+            f"box_head.detections_per_image = {kept} exceeds rpn.post_nms_test = {proposed}: "
+            "more detections asked for than there are proposals"
+        )
+    levels = None if isinstance(box_head, C4BoxHeadConfig) else box_head.pooled_levels
+    if fpn is not None and levels is not None and levels > fpn.n_levels - 1:
+        raise ValueError(f"box_head.pooled_levels = {levels}, but boxes can be pooled from {fpn.n_levels - 1} levels")
+
+
+def check_scoring(scoring: MaskScoringConfig | None, mask_head: MaskHeadConfig) -> None:
+    """Raise ``ValueError`` where the scoring head cannot halve the mask head's resolution."""
+    if scoring is not None and mask_head.resolution % 2:
+        raise ValueError(f"mask_scoring needs an even mask_head.resolution, got {mask_head.resolution}")

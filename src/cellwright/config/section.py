@@ -1,0 +1,17 @@
+"""What every section of a recipe is: a frozen pydantic model, and the field types that sections share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Pixels = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: frozen; unknown keys, infinity and NaN are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
