@@ -1,9 +1,9 @@
-"""The house rules that a machine can see: file and function sizes, what imports cost, what is public."""
+"""Rules about the source tree: sizes of files and functions, imports, and what error messages contain."""
 
 from __future__ import annotations
 
 import ast
-import statistics
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +15,9 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 PYTHON_FILES = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 
 
-def test_no_file_over_500_lines_and_median_under_200() -> None:
+def test_no_file_over_800_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in PYTHON_FILES}
-    assert {name: n for name, n in lengths.items() if n > 500} == {}
-    assert statistics.median(n for name, n in lengths.items() if name.startswith("src")) < 200
+    assert {name: n for name, n in lengths.items() if n > 800} == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
@@ -34,6 +33,83 @@ def test_functions_are_under_60_lines_and_8_parameters(path: Path) -> None:
         is_block = path.name.startswith("_") or "/cli/" in path.as_posix() or node.name == "__init__"
         assert is_block or len(args) <= 8, f"{node.name} has {len(args)} parameters"
         assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg.arg}"  # type: ignore[union-attr]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported_modules(name: str) -> set[str]:
+    """The modules of cellwright that a module imports, inside functions too, but not for type checking only."""
+    tree = ast.parse(MODULES[name].read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    imported = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                imported.add(submodule if submodule in MODULES else str(node.module))
+    return (imported & MODULES.keys()) - {name}
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others (strongly connected components)."""
+    reached = {name: set(targets) for name, targets in imports.items()}
+    changed = True
+    while changed:
+        changed = False
+        for name, targets in reached.items():
+            further = targets.union(*(reached[target] for target in targets))
+            changed |= further != targets
+            reached[name] = further
+    groups = {tuple(sorted(b for b in reached[a] if a in reached[b])) for a in reached if a in reached[a]}
+    return [list(group) for group in sorted(groups)]
+
+
+def test_circles_are_recognised() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+@pytest.mark.xfail(strict=False, reason="some are being removed")
+def test_no_import_circles_among_files() -> None:
+    assert circles({name: imported_modules(name) for name in MODULES}) == []
+
+
+def documentation(tree: ast.Module) -> set[int]:
+    """The docstrings, those of fields included: every string that is a statement of its own."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+@pytest.mark.xfail(strict=False, reason="messages are being rewritten")
+def test_only_the_command_line_names_options() -> None:
+    """Library messages write a parameter as `name` or `name=value`; the command line shows it as an option."""
+    named = []
+    for path in SOURCES:
+        if "cli" in path.relative_to(ROOT / "src" / "cellwright").parts:
+            continue
+        tree = ast.parse(path.read_text())
+        ignored = documentation(tree)
+        named += [
+            f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in ignored
+            if re.search(r"(?<![\w-])--[a-z]", node.value)
+        ]
+    assert named == []
 
 
 @pytest.mark.parametrize(
@@ -66,4 +142,6 @@ def test_every_error_says_what_was_expected_or_what_to_do(path: Path) -> None:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in ours:
             continue
         given = {keyword.arg for keyword in node.keywords}
-        assert given & {"remedy", "expected", None}, f"line {node.lineno}: {node.func.id} leaves the user alone"
+        assert given & {"remedy", "expected", None}, (
+            f"line {node.lineno}: {node.func.id} has neither remedy nor expected"
+        )
