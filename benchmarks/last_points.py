@@ -22,7 +22,7 @@ import torch
 import cellwright as cw
 from cellwright.api.fused_model import fused_model
 from cellwright.api.lost import candidates_of
-from cellwright.api.model import Model
+from cellwright.api.models import Model
 from cellwright.api.sides import Sides
 from cellwright.api.tuning import TunePlan
 from cellwright.api.tuning import run_plan as tune

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cellwright.api.data import read_dataset, read_image, read_instances
-    from cellwright.api.fusing import fuse
+    from cellwright.api.fuse import fuse
     from cellwright.api.judge import evaluate
     from cellwright.api.measuring import measure
-    from cellwright.api.model import load_model
+    from cellwright.api.models import load_model
     from cellwright.api.results import save, show
     from cellwright.api.training import train
     from cellwright.core.dataset import Dataset, Sample
@@ -54,8 +54,8 @@ _HOMES = {
     "Sample": "core.dataset",
     "View": "data.views",
     "evaluate": "api.judge",
-    "fuse": "api.fusing",
-    "load_model": "api.model",
+    "fuse": "api.fuse",
+    "load_model": "api.models",
     "measure": "api.measuring",
     "read_dataset": "api.data",
     "read_image": "api.data",

@@ -10,7 +10,7 @@ import yaml
 
 import cellwright as cw
 from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe
-from cellwright.api.model import Model
+from cellwright.api.models import Model
 from cellwright.core.errors import UsageError
 from cellwright.data.synthetic import draw_field
 from cellwright.prediction.fusion import FusionOptions, fuse

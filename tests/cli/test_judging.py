@@ -15,7 +15,7 @@ from drawn import TINY, draw_mask_folder, run
 
 from cellwright.api.data import read_dataset
 from cellwright.api.judge import evaluate
-from cellwright.api.model import load_model
+from cellwright.api.models import load_model
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from drawn import draw_mask_folder, run
 from safetensors.torch import load_file
 
 import cellwright as cw
-from cellwright.api.model import NAMED_MODELS
+from cellwright.api.models import NAMED_MODELS
 from cellwright.api.training import _init_fingerprint
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, UsageError

@@ -115,7 +115,7 @@ def test_an_encoders_map_at_full_resolution_is_the_skip() -> None:
 
 
 def test_trains_a_step_saves_loads_and_says_what_it_is(tmp_path: Path) -> None:
-    from cellwright.api.model import inspect_tables
+    from cellwright.api.models import inspect_tables
 
     labels = np.zeros((64, 64), np.int32)
     labels[8:24, 8:24], labels[8:24, 26:40] = 1, 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cellwright as cw
-from cellwright.api.predicting import PredictPlan, describe, run_plan
+from cellwright.api.predict import PredictPlan, describe, run_plan
 from cellwright.config.input import InputConfig
 from cellwright.config.model_classical import ClassicalConfig
 from cellwright.config.recipe import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from cellwright.api.members import joined_tuning, mean_threshold
-from cellwright.api.model import Model
+from cellwright.api.models import Model
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import UsageError
 from cellwright.prediction.fusion import FusionOptions

@@ -17,7 +17,7 @@ from cellwright.core.files import write_text
 from cellwright.core.progress import SILENT, Screen
 
 if TYPE_CHECKING:
-    from cellwright.api.model import Table
+    from cellwright.api.models import Table
     from cellwright.models.weights.foreign import LoadReport
     from cellwright.models.weights.sources import Weights
 

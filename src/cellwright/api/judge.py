@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cellwright.api.model import Model, load_model
+from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import claim_folder
-from cellwright.api.predicting import predict_dataset
+from cellwright.api.predict import predict_dataset
 from cellwright.api.sides import ObjectsOf, Sides, is_model, pair_sides, read_side, read_truth, tuning_warning
 from cellwright.core.dataset import Dataset, Loaded
 from cellwright.core.errors import UsageError

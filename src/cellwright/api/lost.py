@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellwright.api.model import Model
+from cellwright.api.models import Model
 from cellwright.api.sides import ObjectsOf, Sides
 from cellwright.core.dataset import Sample
 from cellwright.core.instances import Instances

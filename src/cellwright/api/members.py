@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from cellwright.api.judge import short_names
-from cellwright.api.model import load_model
-from cellwright.api.predicting import predict_dataset
+from cellwright.api.models import load_model
+from cellwright.api.predict import predict_dataset
 from cellwright.api.sides import (
     LISTS,
     is_model,

@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from cellwright.api.model import NAMED_MODELS
+from cellwright.api.models import NAMED_MODELS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances

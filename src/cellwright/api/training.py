@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellwright.api.data import read_dataset
-from cellwright.api.model import Model, load_model, resolve_device
+from cellwright.api.models import Model, load_model, resolve_device
 from cellwright.api.training_hooks import HEADLINE, evaluation, saver, shown_metrics
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellwright.api.model import network_model
+from cellwright.api.models import network_model
 from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.evaluation.report import HEADLINE

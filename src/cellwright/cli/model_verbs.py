@@ -149,7 +149,7 @@ def compare(
 
 def list_models(*, common: Common = PLAIN) -> None:
     """The models that a --model takes by name."""
-    from cellwright.api.model import NAMED_MODELS
+    from cellwright.api.models import NAMED_MODELS
 
     common.show.table("", ("model", "what it is"), NAMED_MODELS.items())
 
@@ -162,7 +162,7 @@ def inspect(model: str, /, *, common: Common = PLAIN) -> None:
     model:
         nuclei, a model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME.
     """
-    from cellwright.api.model import inspect_tables
+    from cellwright.api.models import inspect_tables
 
     for title, columns, rows in inspect_tables(model):
         common.show.table(title, columns, rows)

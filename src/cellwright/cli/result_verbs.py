@@ -81,7 +81,8 @@ def predict(
     overwrite:
         Begin again where the folder holds predictions.
     """
-    from cellwright.api import fusing, predicting
+    from cellwright.api import fuse as fusing
+    from cellwright.api import predict as predicting
 
     show = common.show
     plan = predicting.PredictPlan(
@@ -180,7 +181,7 @@ def fuse(
     overwrite:
         Begin again where the folder holds predictions.
     """
-    from cellwright.api import fusing
+    from cellwright.api import fuse as fusing
 
     show = common.show
     plan = fusing.FusePlan(

@@ -102,7 +102,7 @@ def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
 
     Raises `OutputError` for a finished folder, and what `read_members` and `FusionOptions` raise.
     """
-    from cellwright.api.predicting import makers
+    from cellwright.api.predict import makers
     from cellwright.prediction.options import select
     from cellwright.prediction.writer import PredictionFolder
 

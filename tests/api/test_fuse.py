@@ -12,7 +12,7 @@ import tifffile
 
 import cellwright as cw
 from cellwright.api.data import read_dataset
-from cellwright.api.fusing import FusePlan, MemberPlan, fuse, run_plan
+from cellwright.api.fuse import FusePlan, MemberPlan, fuse, run_plan
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.files import read_json, write_bytes, write_json
@@ -222,7 +222,7 @@ def test_results_without_their_images(places: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cellwright.api import fusing
+    from cellwright.api import fuse as fusing
 
     calls = []
 
