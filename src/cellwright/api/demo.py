@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellwright.api import judge, predicting, training
+from cellwright.api import judge, predict, training
 from cellwright.api.outputs import claim_folder
 from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, Screen
@@ -33,7 +33,7 @@ def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> Path
     drawn, _ = draw_field(0, (512, 512), 220)
     for name, pixels in (("cell", data.cell()), ("coins", data.coins()), ("drawn", drawn.data)):
         write_png(images / f"{name}.png", pixels)
-    predicting.run_plan(predicting.PredictPlan((images,), MODEL, predictions), screen)
+    predict.run_plan(predict.PredictPlan((images,), MODEL, predictions), screen)
     return predictions
 
 
@@ -58,8 +58,8 @@ def demo_training(out: Path, *, overwrite: bool = False, screen: Screen = SILENT
     judged = judge.run_plan(
         judge.JudgePlan((run,), out / "data", out / "evaluation", split="val", overwrite=True), screen
     )
-    plan = predicting.PredictPlan((out / "data",), str(run), predictions, split="test")
-    predicting.run_plan(plan, screen)
+    plan = predict.PredictPlan((out / "data",), str(run), predictions, split="test")
+    predict.run_plan(plan, screen)
     return judged.verdicts[0].report, predictions
 
 
