@@ -31,10 +31,8 @@ from cellwright.config.input import AugmentConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.augment import augment
-from cellwright.data.elastic import Elastic
-from cellwright.data.geometry import Affine, Geometry
 from cellwright.data.labels import Labels
-from cellwright.data.warp import warp_labels
+from cellwright.data.warp import Affine, Elastic, Geometry, warp_labels
 
 OURS = "cellwright label layers"
 CONFIG = AugmentConfig(horizontal_flip=0.5, rotation_deg=30, elastic_amplitude_px=8, elastic_smoothness_px=64)

@@ -185,7 +185,7 @@ def test_a_tuned_folder_loads_and_says_what_it_does(job: Path, tuned: Path, caps
 
 
 def test_tuned_scores_are_the_plain_ones_calibrated(job: Path, tuned: Path) -> None:
-    from cellwright.data.images.files import read_image
+    from cellwright.data.images.read import read_image
 
     model, plain = load_model(tuned, device="cpu"), load_model(job / "run", device="cpu")
     sample = read_dataset(job / "data")[0]

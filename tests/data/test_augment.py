@@ -11,9 +11,8 @@ from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.augment import Frame, augment, draw_geometry
-from cellwright.data.geometry import Geometry
 from cellwright.data.labels import Labels
-from cellwright.data.warp import warp_image, warp_labels
+from cellwright.data.warp import Geometry, warp_image, warp_labels
 
 
 def overlapping_discs(rng: np.random.Generator, hw: tuple[int, int], n: int) -> Labels:

@@ -13,8 +13,7 @@ from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.augment import Frame, augment, draw_geometry
-from cellwright.data.colour import draw_colour
+from cellwright.data.augment import Frame, augment, draw_colour, draw_geometry
 from cellwright.data.labels import Labels
 from cellwright.data.network_input import resize_for_network, resize_hw, to_network
 
@@ -204,3 +203,41 @@ def test_a_sample_without_changes_is_what_prediction_sees(rule: str) -> None:
     predicted = resize_for_network(image, config, rule)  # type: ignore[arg-type]
     # torchvision's rule resizes after normalising; in training half a grey level is rounded off before it.
     assert np.abs(trained - predicted).max() < (1e-6 if rule == "detectron2" else 0.02)
+
+
+def test_draws_follow_their_half_widths() -> None:
+    config = AugmentConfig(
+        brightness=0.3,
+        contrast=0.2,
+        gamma=1,
+        saturation=0.4,
+        hue=0.1,
+        stain=0.2,
+        stain_shift=0.05,
+        blur_px=2,
+        noise=0.1,
+        greyscale=0.25,
+        invert=0.5,
+    )
+    rng = np.random.default_rng(0)
+    drawn = [draw_colour(config, rng) for _ in range(2000)]
+    spans = {
+        "brightness": (0.7, 1.3),
+        "contrast": (0.8, 1.2),
+        "gamma": (0.5, 2),
+        "hue_turns": (-0.1, 0.1),
+        "blur_px": (0, 2),
+        "noise": (0, 0.1),
+    }
+    for name, (low, high) in spans.items():
+        values = np.array([getattr(one, name) for one in drawn])
+        assert low <= values.min() < low + 0.02 * (high - low)
+        assert high >= values.max() > high - 0.02 * (high - low)
+    factors = np.array([one.stain_factors for one in drawn])
+    assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.1
+    assert factors.min(axis=0) == pytest.approx([0.8] * 3, abs=0.01)
+    assert np.abs([one.stain_shifts for one in drawn]).max() == pytest.approx(0.05, abs=0.001)
+    assert np.median([one.gamma for one in drawn]) == pytest.approx(1, abs=0.05)
+    assert np.mean([one.saturation == 0 for one in drawn]) == pytest.approx(0.25, abs=0.03)
+    assert np.mean([one.invert for one in drawn]) == pytest.approx(0.5, abs=0.04)
+    assert len({one.noise_seed for one in drawn}) == 2000

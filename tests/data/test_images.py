@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image as Pillow
 
 from cellwright.core.errors import FormatError, InputError, UsageError
-from cellwright.data.images.files import find_images, image_header, image_hw_of, read_image
+from cellwright.data.images.read import find_images, image_header, image_hw_of, read_image
 
 RNG = np.random.default_rng(0)
 GREY8 = RNG.integers(0, 256, (20, 30), np.uint8)

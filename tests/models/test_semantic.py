@@ -14,7 +14,7 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.mask_folder import MaskFolderLoader
-from cellwright.data.images.files import image_hw_of
+from cellwright.data.images.read import image_hw_of
 from cellwright.models.dense.semantic import (
     CHANNELS,
     SemanticRules,

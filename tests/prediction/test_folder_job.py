@@ -17,7 +17,7 @@ from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.images.files import read_image
+from cellwright.data.images.read import read_image
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.prediction.folder import is_prediction_folder, read_predictions
 from cellwright.prediction.options import PredictOptions

@@ -70,7 +70,7 @@ class MergePlan:
 
 def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
     """An image in its own dtype; see `data.images.read_image`."""
-    from cellwright.data.images.files import read_image as read
+    from cellwright.data.images.read import read_image as read
 
     return read(path, channel=channel, z=z)
 
@@ -172,7 +172,7 @@ def split(plan: SplitPlan, track: Track = no_progress) -> list[Table]:
         found = ", ".join(dataset.splits)
         raise OutputError("the splits are set", where=plan.dataset, got=found, remedy="give --overwrite, or an --out")
     if plan.alike:
-        from cellwright.data.alike import group_alike
+        from cellwright.data.split import group_alike
 
         dataset = group_alike(dataset, track)
     if plan.folds is None:

@@ -66,7 +66,7 @@ def pictures_section(paths: Sequence[Path], folder: Path) -> list[str]:
 
 def _image_of(*samples: Sample) -> Image | None:
     """The image of whichever sample has it, None where there is none or it cannot be shown as it is (a stack)."""
-    from cellwright.data.images.files import read_image
+    from cellwright.data.images.read import read_image
 
     for sample in samples:
         if sample.image_path is not None and sample.image_path.is_file():

@@ -169,7 +169,7 @@ def _job(plan: FusePlan, members: Members, threshold: float | tuple[float, ...])
 
 def _picture(sample: Sample) -> tuple[Image, bool]:
     """The image to draw on, and whether it could be read; black where it is not there."""
-    from cellwright.data.images.files import read_image
+    from cellwright.data.images.read import read_image
 
     black = Image.from_array(np.zeros(sample.image_hw, np.uint8), pixel_size_um=sample.pixel_size_um)
     if sample.image_path is None:

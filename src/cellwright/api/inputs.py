@@ -47,7 +47,7 @@ def as_image(image: ImageLike) -> Image:
     if isinstance(image, Image):
         return image
     if isinstance(image, str | os.PathLike):
-        from cellwright.data.images.files import read_image
+        from cellwright.data.images.read import read_image
 
         return read_image(Path(image))
     if _is_pillow(image):

@@ -93,7 +93,7 @@ def _with_options(found: Instances, model: Model) -> Instances:
 
 
 def _image(sample: Sample) -> Image:
-    from cellwright.data.images.files import read_image
+    from cellwright.data.images.read import read_image
 
     assert sample.image_path is not None, "it was predicted on"
     return read_image(sample.image_path)

@@ -73,7 +73,7 @@ class Predicted:
 def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
     """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
     from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe, sized
-    from cellwright.data.images.files import read_image
+    from cellwright.data.images.read import read_image
     from cellwright.prediction.run import predict_to_folder
     from cellwright.prediction.writer import Job
 
@@ -153,7 +153,7 @@ def predict_dataset(
 
     options: None takes the model's own without its score threshold, so that everything found is there.
     """
-    from cellwright.data.images.files import read_image
+    from cellwright.data.images.read import read_image
     from cellwright.prediction.sources import sources_of_dataset
 
     options = dataclasses.replace(model.options, score_threshold=0.0) if options is None else options

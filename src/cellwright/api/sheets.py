@@ -86,7 +86,7 @@ def _row(
     """Captions and pictures: the image, then its variants."""
     from cellwright.config.conventions import CONVENTIONS
     from cellwright.data.augment import augment
-    from cellwright.data.images.decode import decode_sample, frame_of
+    from cellwright.data.decode import decode_sample, frame_of
     from cellwright.data.loader import augment_rng
     from cellwright.report.draw import draw_overlay
 

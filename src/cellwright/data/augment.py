@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cellwright.config.input import AugmentConfig, InputConfig
-from cellwright.data.colour import change_colour, draw_colour
-from cellwright.data.elastic import Elastic
-from cellwright.data.geometry import Affine, Geometry
+from cellwright.data.colour import Colour, change_colour
 from cellwright.data.labels import Labels
 from cellwright.data.network_input import ResizeRule, network_hw, resize_hw
-from cellwright.data.warp import warp_image, warp_labels
+from cellwright.data.warp import Affine, Elastic, Geometry, warp_image, warp_labels
 
 
 @dataclass(frozen=True)
@@ -134,4 +132,29 @@ def _affine(draws: np.ndarray, config: AugmentConfig, hw: tuple[int, int]) -> Af
         rotation_deg=rotation * config.rotation_deg,
         shear_deg=(shear_x * config.shear_deg, shear_y * config.shear_deg),
         shift_px=(right * config.translation * hw[1], down * config.translation * hw[0]),
+    )
+
+
+def draw_colour(config: AugmentConfig, rng: np.random.Generator) -> Colour:
+    """Draw a `Colour`.
+
+    The same numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they
+    were.
+    """
+    draws = rng.uniform(-1, 1, size=11).tolist()
+    chances = rng.random(4).tolist()
+    seed = int(rng.integers(2**63))
+    grey = chances[0] < config.greyscale
+    return Colour(
+        gamma=(1 + config.gamma) ** draws[4],
+        stain_factors=(1 + config.stain * draws[5], 1 + config.stain * draws[6], 1 + config.stain * draws[7]),
+        stain_shifts=(config.stain_shift * draws[8], config.stain_shift * draws[9], config.stain_shift * draws[10]),
+        brightness=1 + config.brightness * draws[0],
+        contrast=1 + config.contrast * draws[1],
+        saturation=0.0 if grey else 1 + config.saturation * draws[2],
+        hue_turns=config.hue * draws[3],
+        invert=chances[1] < config.invert,
+        blur_px=config.blur_px * chances[2],
+        noise=config.noise * chances[3],
+        noise_seed=seed,
     )

@@ -15,7 +15,7 @@ from cellwright.core.errors import CellwrightError, InputError
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.formats import FORMATS
-from cellwright.data.images.files import read_image
+from cellwright.data.images.read import read_image
 
 Severity = Literal["error", "warning", "suspect", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "suspect", "note")

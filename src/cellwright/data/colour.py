@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cellwright.config.input import AugmentConfig
-from cellwright.data.stain import change_stains
-
 # Luma and the two chroma axes of NTSC's YIQ: saturation scales the chroma plane and hue turns it.
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
@@ -56,31 +53,6 @@ class Colour:
     def stains(self) -> bool:
         """Whether amounts of stain change."""
         return self.stain_factors != (1.0, 1.0, 1.0) or self.stain_shifts != (0.0, 0.0, 0.0)
-
-
-def draw_colour(config: AugmentConfig, rng: np.random.Generator) -> Colour:
-    """Draw a `Colour`.
-
-    The same numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they
-    were.
-    """
-    draws = rng.uniform(-1, 1, size=11).tolist()
-    chances = rng.random(4).tolist()
-    seed = int(rng.integers(2**63))
-    grey = chances[0] < config.greyscale
-    return Colour(
-        gamma=(1 + config.gamma) ** draws[4],
-        stain_factors=(1 + config.stain * draws[5], 1 + config.stain * draws[6], 1 + config.stain * draws[7]),
-        stain_shifts=(config.stain_shift * draws[8], config.stain_shift * draws[9], config.stain_shift * draws[10]),
-        brightness=1 + config.brightness * draws[0],
-        contrast=1 + config.contrast * draws[1],
-        saturation=0.0 if grey else 1 + config.saturation * draws[2],
-        hue_turns=config.hue * draws[3],
-        invert=chances[1] < config.invert,
-        blur_px=config.blur_px * chances[2],
-        noise=config.noise * chances[3],
-        noise_seed=seed,
-    )
 
 
 def change_colour(image: np.ndarray, colour: Colour, *, full_range: float | None = None) -> np.ndarray:
@@ -149,3 +121,25 @@ def _chroma_map(saturation: float, turns: float) -> np.ndarray:
     cosine, sine = saturation * np.cos(2 * np.pi * turns), saturation * np.sin(2 * np.pi * turns)
     chroma = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     return _YIQ_TO_RGB @ chroma @ _RGB_TO_YIQ
+
+
+# Optical density of red, green and blue a unit of haematoxylin, eosin and DAB: Ruifrok & Johnston's table 1.
+STAIN_RGB = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+# Black lets one part in 256 through, or its density would be infinite (Ruifrok & Johnston add 1 to 8-bit values).
+_DARKEST = 1 / 256
+
+
+def change_stains(rgb: np.ndarray, factors: np.ndarray, shifts: np.ndarray, full_range: float) -> np.ndarray:
+    """(H, W, 3) float32 of an (H, W, 3) float32 RGB image whose stain amounts are changed.
+
+    factors, shifts: (3,) haematoxylin, eosin, DAB: an amount a becomes ``factor a + shift``, in units of natural-log
+    optical density. full_range: the intensity of unstained glass; what is brighter, or darker than 1/256 of it, is
+    clipped first.
+    """
+    mixed = np.linalg.inv(STAIN_RGB) @ np.diag(factors) @ STAIN_RGB
+    offset = shifts @ STAIN_RGB
+    through = np.clip(rgb * np.float32(1 / full_range), np.float32(_DARKEST), np.float32(1))
+    # cv2.transform multiplies column vectors; log and not -log: the sign of the shifts turns instead.
+    changed = cv2.transform(cv2.log(through), np.column_stack([mixed.T, -offset]))
+    return cv2.exp(changed) * np.float32(full_range)

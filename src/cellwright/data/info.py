@@ -12,7 +12,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images.files import image_header
+from cellwright.data.images.read import image_header
 
 QUANTILES = (5, 25, 50, 75, 95)
 NO_SPLIT = "(none)"

@@ -21,7 +21,7 @@ from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
 from cellwright.data.augment import augment
-from cellwright.data.images.decode import (
+from cellwright.data.decode import (
     DecodeCache,
     Decoded,
     decode_sample,

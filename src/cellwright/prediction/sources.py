@@ -10,7 +10,7 @@ from pathlib import Path
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.data.formats.image_folder import sample_ids
-from cellwright.data.images.files import find_images
+from cellwright.data.images.read import find_images
 
 
 @dataclass(frozen=True)

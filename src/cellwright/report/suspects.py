@@ -12,7 +12,7 @@ from cellwright.core.errors import CellwrightError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images.files import read_image
+from cellwright.data.images.read import read_image
 from cellwright.data.suspects import Suspect
 from cellwright.report.colours import DOTTED, SKY_BLUE, YELLOW, LineStyle
 from cellwright.report.display import to_display_rgb

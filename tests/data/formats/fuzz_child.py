@@ -26,7 +26,7 @@ import numpy as np
 
 from cellwright.core.errors import CellwrightError
 from cellwright.data.formats import FORMATS, ReadOptions
-from cellwright.data.images.files import read_image
+from cellwright.data.images.read import read_image
 
 SECONDS_A_CASE = 20
 MEMORY_BYTES = 2 << 30

@@ -15,7 +15,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import mask_folder
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
-from cellwright.data.images.files import decode_png
+from cellwright.data.images.read import decode_png
 
 HW = (30, 40)
 

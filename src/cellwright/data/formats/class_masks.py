@@ -25,7 +25,7 @@ from cellwright.data.formats.class_names import unnamed_classes
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.label_maps import LABEL_SUFFIXES, flat_labels, read_label_map, write_label_map
 from cellwright.data.formats.pairing import copy_image, first_files, output_path, root_of, split_ids, walk
-from cellwright.data.images.files import IMAGE_SUFFIXES, image_hw_of
+from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
 CLASS_ID_STRIDE = 1_000_000
 

@@ -27,7 +27,7 @@ from cellwright.data.formats.coco_objects import CocoLoader, annotations_of, cat
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.pairing import copy_image, output_path
-from cellwright.data.images.files import image_hw_of, walk_visible
+from cellwright.data.images.read import image_hw_of, walk_visible
 
 SCHEMA_VERSION = 1
 DATASET_NAME = "dataset.json"

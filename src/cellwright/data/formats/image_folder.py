@@ -8,7 +8,7 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.instances import Instances
 from cellwright.data.formats.class_names import DEFAULT_CLASS, unnamed_classes
 from cellwright.data.formats.contract import Clutter, Format, ReadOptions
-from cellwright.data.images.files import find_images, image_hw_of, is_image_name, is_own_output
+from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output
 
 
 def sniff(path: Path) -> bool:

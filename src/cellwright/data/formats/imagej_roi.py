@@ -43,7 +43,7 @@ from cellwright.data.formats.pairing import (
     root_of,
     split_ids,
 )
-from cellwright.data.images.files import IMAGE_SUFFIXES
+from cellwright.data.images.read import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi

@@ -41,7 +41,7 @@ from cellwright.data.formats.pairing import (
     split_ids,
     walk,
 )
-from cellwright.data.images.files import IMAGE_SUFFIXES, image_hw_of
+from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
 _LABEL_FOLDERS = ("masks", "labels", "label")
 _IMAGE_FOLDER = "images"

@@ -26,7 +26,7 @@ from cellwright.core.masks import MaskSet
 from cellwright.data.formats.class_names import DEFAULT_CLASS, unnamed_classes
 from cellwright.data.formats.contract import Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.images.files import image_hw_of, is_image_name, read_file
+from cellwright.data.images.read import image_hw_of, is_image_name, read_file
 
 # Below this many masks, starting threads costs more than it saves.
 MIN_MASKS_A_THREAD = 64

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cellwright.core.errors import FormatError
-from cellwright.data.images.files import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file, read_image
+from cellwright.data.images.read import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file, read_image
 
 BoxAndCrop = tuple[tuple[int, int, int, int], np.ndarray]
 

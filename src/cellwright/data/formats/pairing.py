@@ -11,7 +11,7 @@ from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError, OutputError
 from cellwright.core.files import atomic_path, unreadable
 from cellwright.data.formats.contract import ReadOptions
-from cellwright.data.images.files import IMAGE_SUFFIXES, image_hw_of
+from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
 # Folders that hold the images of annotations which lie in a folder of their own (MoNuSeg: "Tissue Images").
 IMAGE_FOLDERS = ("images", "Images", "Tissue Images", "image", "imgs")

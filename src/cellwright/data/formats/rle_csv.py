@@ -31,7 +31,7 @@ from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.csv_table import Row, first_header, read_rows
 from cellwright.data.formats.kaggle_runs import Order, RunText
 from cellwright.data.formats.pairing import Pictures, copy_image, first_files, output_path, root_of, walk
-from cellwright.data.images.files import IMAGE_SUFFIXES
+from cellwright.data.images.read import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 

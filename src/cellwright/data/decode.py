@@ -11,7 +11,7 @@ from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.data.augment import Frame
-from cellwright.data.images.files import read_image
+from cellwright.data.images.read import read_image
 from cellwright.data.labels import Labels, filter_areas
 from cellwright.data.network_input import ResizeRule, diameter_scale, to_network
 
