@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.ops import FrozenBatchNorm2d
 
-from cellwright.api.data import read_dataset
+from cellwright.api.read import read_dataset
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.recipe import Recipe

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cellwright.api.data import read_dataset, read_image, read_instances
     from cellwright.api.fuse import fuse
     from cellwright.api.judge import evaluate
     from cellwright.api.measuring import measure
     from cellwright.api.models import load_model
+    from cellwright.api.read import read_dataset, read_image, read_instances
     from cellwright.api.results import save, show
     from cellwright.api.training import train
     from cellwright.core.dataset import Dataset, Sample
@@ -57,9 +57,9 @@ _HOMES = {
     "fuse": "api.fuse",
     "load_model": "api.models",
     "measure": "api.measuring",
-    "read_dataset": "api.data",
-    "read_image": "api.data",
-    "read_instances": "api.data",
+    "read_dataset": "api.read",
+    "read_image": "api.read",
+    "read_instances": "api.read",
     "save": "api.results",
     "show": "api.results",
     "train": "api.training",

@@ -11,8 +11,8 @@ import pytest
 import tifffile
 
 import cellwright as cw
-from cellwright.api.data import read_dataset
 from cellwright.api.fuse import FusePlan, MemberPlan, fuse, run_plan
+from cellwright.api.read import read_dataset
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.files import read_json, write_bytes, write_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cellwright.api.demo import demo
+from cellwright.api.demo import DemoPlan, run
 from cellwright.api.outputs import claim_folder
 from cellwright.core.errors import OutputError
 
@@ -29,5 +29,5 @@ def test_a_folder_with_somebodys_data_is_no_demo(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("precious")
     with pytest.raises(OutputError, match="not an output of this command"):
-        demo(tmp_path, overwrite=True)
+        run(DemoPlan(out=tmp_path, overwrite=True))
     assert (tmp_path / "data" / "mine.txt").read_text() == "precious"

@@ -68,6 +68,12 @@ def test_names_may_contain_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert parsed("a.png", "--model", "run,2").model == ("run,2",)
 
 
+def test_positional_arguments_may_follow_a_list_option() -> None:
+    plan = parsed("--model", "one", "a.png", "b.png", "--min-area", "3", "--model", "two")
+    assert plan == Plan((Path("a.png"), Path("b.png")), model=("one", "two"), min_area=3)
+    assert parsed("a.png", "--model", "one", "two").model == ("one", "two")
+
+
 def test_positional_arguments_have_no_option() -> None:
     with pytest.raises(UsageError, match="unknown option --sources"):
         parsed("--sources", "a.png")

@@ -13,7 +13,7 @@ import yaml
 from drawn import draw_mask_folder, run
 
 import cellwright as cw
-from cellwright.api.data import read_dataset
+from cellwright.api.read import read_dataset
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_inspect_recognises_the_network(
     assert {"what": "network", "value": network} in facts["rows"]
     assert {row["key"]: row["value"] for row in keys["rows"]}["model.backbone.depth"] == "50"
     assert len(rows["rows"]) == tensors
-    assert not [row for row in rows["rows"] if row["our name"] == "none: unknown"]
+    assert not [row for row in rows["rows"] if row["name here"] == "none: unknown"]
 
 
 def test_an_imported_model_finds_what_detectron2_found(
@@ -102,7 +102,7 @@ def test_what_import_refuses(
         ((file, "--set", "classes=2"), "4 in the file, 2 in the recipe"),
         ((file, "--set", "model.backbone.depth=101"), "model.backbone.depth is 50 in the file, 101 in the recipe"),
         ((file, "--classes", short), "expected: 4 different names"),
-        ((fixtures_root / "micro" / "imagenet_c2_msra.pkl",), "a backbone alone"),
+        ((fixtures_root / "micro" / "imagenet_c2_msra.pkl",), "only a backbone"),
     ):
         assert run("model", "import", *words, "--recipe", recipe, "--out", out) == 2
         assert message in capsys.readouterr().err
@@ -110,8 +110,8 @@ def test_what_import_refuses(
     words = (file, "--set", "classes=2", "--set", "model.init_fresh=[classes]")
     assert run("model", "import", *words, "--recipe", recipe, "--out", out) == 0
     said = capsys.readouterr().err
-    assert "the 2 classes are called class_1 to class_2" in said
-    assert "6 tensors start at random (box_head, mask_head): train before you predict" in said
+    assert "the classes are called class_1 to class_2" in said
+    assert "6 tensors initialised randomly (box_head, mask_head): train the model before you predict" in said
 
 
 class _Attack:

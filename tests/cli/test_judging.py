@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from drawn import TINY, draw_mask_folder, run
 
-from cellwright.api.data import read_dataset
 from cellwright.api.judge import evaluate
 from cellwright.api.models import load_model
+from cellwright.api.read import read_dataset
 
 
 @pytest.fixture(scope="module")
@@ -298,11 +298,11 @@ def test_merge_renames_unites_and_counts(job: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--map", "nothing"], "this is no class map"),
+        (["--map", "nothing"], "invalid class map"),
         (["--map", "no such=x"], "the class map names no class"),
         (["--map", "absent.yaml"], "cannot read this class map"),
         (["--keep", "no such"], "no such class"),
-        (["--map", "LIST"], "this is no class map"),
+        (["--map", "LIST"], "invalid class map"),
     ],
 )
 def test_maps_that_do_not_fit(

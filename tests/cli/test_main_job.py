@@ -13,7 +13,7 @@ import tifffile
 from drawn import TINY, draw_mask_folder, run
 from pycocotools.coco import COCO
 
-from cellwright.api.data import read_dataset
+from cellwright.api.read import read_dataset
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +196,13 @@ def test_help_and_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_our_own_bug_leaves_a_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken() -> list[tuple[str, str]]:
-        raise ZeroDivisionError("by our own fault")
+    def broken(plan: object) -> list[tuple[str, str]]:
+        raise ZeroDivisionError("a bug of ours")
 
     monkeypatch.setattr("cellwright.api.doctor.facts", broken)
     assert run("doctor") == 1
     error = capsys.readouterr().err
-    assert "by our own fault" in error
+    assert "a bug of ours" in error
     report = Path(error.split("report: ")[1].strip())
     assert "Traceback" in report.read_text()
     report.unlink()
@@ -211,7 +211,7 @@ def test_our_own_bug_leaves_a_report(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_interruption_prints_the_line_that_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted() -> list[tuple[str, str]]:
+    def interrupted(plan: object) -> list[tuple[str, str]]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cellwright.api.doctor.facts", interrupted)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellwright.api import exporting
+from cellwright.api.export_model import ExportModelPlan, run
 from cellwright.config.conventions import TORCHVISION
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.config.recipe import Recipe
@@ -148,7 +148,7 @@ def test_the_folder_alone_gives_the_detections(case: str, tmp_path: Path) -> Non
     from exported import Exported
 
     network = saved(tmp_path / "model", *CASES[case])
-    done = exporting.run_plan(exporting.ExportPlan(tmp_path / "model", tmp_path / "out"))
+    done = run(ExportModelPlan(tmp_path / "model", to="onnx", out=tmp_path / "out"))
     assert set(done.manifest) >= {"class_names", "input", "proposals", "boxes", "masks", "result", "steps"}
     assert done.manifest["result"]["thresholds"] == {"score/nucleus": 0.4}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
@@ -219,13 +219,13 @@ def test_every_kind_names_its_parts() -> None:
 
 
 def test_refusals_of_the_front_door(tmp_path: Path) -> None:
-    plan = exporting.ExportPlan(Path("classical"), tmp_path / "out")
+    plan = ExportModelPlan(Path("classical"), to="onnx", out=tmp_path / "out")
     with pytest.raises(UsageError, match="no network to export"):
-        exporting.run_plan(plan)
-    with pytest.raises(UsageError, match="cannot export to this"):
-        exporting.run_plan(exporting.ExportPlan(tmp_path, tmp_path / "out", to="tflite"))
+        run(plan)
+    with pytest.raises(UsageError, match="unknown export target"):
+        run(ExportModelPlan(tmp_path, to="tflite", out=tmp_path / "out"))
     saved(tmp_path / "model", *CASES["mask_scoring"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "export.json").write_text(json.dumps({}))
     with pytest.raises(OutputError, match="exists"):
-        exporting.run_plan(exporting.ExportPlan(tmp_path / "model", tmp_path / "out"))
+        run(ExportModelPlan(tmp_path / "model", to="onnx", out=tmp_path / "out"))

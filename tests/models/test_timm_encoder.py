@@ -115,7 +115,7 @@ def test_an_encoders_map_at_full_resolution_is_the_skip() -> None:
 
 
 def test_trains_a_step_saves_loads_and_says_what_it_is(tmp_path: Path) -> None:
-    from cellwright.api.models import inspect_tables
+    from cellwright.api.inspect_model import InspectPlan, run
 
     labels = np.zeros((64, 64), np.int32)
     labels[8:24, 8:24], labels[8:24, 26:40] = 1, 2
@@ -149,7 +149,7 @@ def test_trains_a_step_saves_loads_and_says_what_it_is(tmp_path: Path) -> None:
     assert torch.equal(again.maps(batch.images), dense.eval().maps(batch.images))
     (found,) = again.detect(batch.images[:1], [(64, 64)], [(64, 64)])
     assert found.image_hw == (64, 64)
-    (_, _, facts), (_, _, tensors) = inspect_tables(folder)
+    (_, _, facts), (_, _, tensors) = run(InspectPlan(str(folder)))
     assert dict(facts)["network"] == "U-Net with an encoder of timm, 3 maps"  # type: ignore[arg-type]
     assert {row[0] for row in tensors} == set(dense.state_dict())
 

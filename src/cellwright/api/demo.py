@@ -1,12 +1,15 @@
-"""What a new machine with no data and no network can see: segmented images, and the whole job on drawn nuclei."""
+"""``demo``: what cellwright does, on a new machine without data and without network."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cyclopts import Parameter
+
 from cellwright.api import judge, predict, training
-from cellwright.api.outputs import claim_folder
+from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, Screen
 
@@ -18,55 +21,80 @@ RECIPE = "synthetic/demo"
 MARKER = "DEMO"
 
 
-def demo(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> Path:
-    """Segment a cell, coins (both shipped by scikit-image) and drawn nuclei with the model in the box, in seconds.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DemoPlan:
+    """Segment three example images, or draw, train and evaluate a small dataset."""
 
-    Leaves ``out/images`` and ``out/predictions``; returns the latter. Raises `OutputError` for a demo that is finished.
-    """
+    train: bool = False
+    """Draw a dataset, train a small model on it for about two minutes, evaluate it, and predict with it."""
+    out: Path = Path("work/demo")
+    """Folder to write: images and predictions; with training, also the dataset, the run and the evaluation."""
+    overwrite: bool = False
+    """Start from scratch if the folder contains a finished demo."""
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """A finished demo: its prediction folder, and with training the evaluation on the validation images."""
+
+    predictions: Path
+    report: Report | None = None
+
+
+def run(plan: DemoPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Demo | None:
+    """Write the demo; None after a dry run. An interrupted demo resumes. Raises `OutputError` for a finished one."""
+    names = "data, run, evaluation, predictions" if plan.train else "images, predictions"
+    is_new = _is_new(plan)
+    screen.note(f"will write {plan.out}/: {names}" + (" (trains for about two minutes)" if plan.train else ""))
+    if dry_run:
+        return None
+    if is_new:
+        claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    write_text(plan.out / MARKER, "made by: cellwright demo\n")
+    return _train(plan.out, screen) if plan.train else _segment(plan.out, screen)
+
+
+def _is_new(plan: DemoPlan) -> bool:
+    """Whether the demo starts from scratch; otherwise it resumes."""
+    finished = (plan.out / "predictions" / "predictions.json").is_file()
+    if not (plan.overwrite or finished or not (plan.out / MARKER).is_file()):
+        return False
+    check_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    return True
+
+
+def _segment(out: Path, screen: Screen) -> Demo:
+    """Segment a cell and coins (both shipped with scikit-image) and drawn nuclei with the bundled pretrained model."""
     from skimage import data
 
     from cellwright.data.synthetic import draw_field
 
-    predictions = _claimed(out, overwrite)
     images = out / "images"
     images.mkdir(exist_ok=True)
     drawn, _ = draw_field(0, (512, 512), 220)
     for name, pixels in (("cell", data.cell()), ("coins", data.coins()), ("drawn", drawn.data)):
         write_png(images / f"{name}.png", pixels)
+    predictions = out / "predictions"
     predict.run_plan(predict.PredictPlan((images,), MODEL, predictions), screen)
-    return predictions
+    return Demo(predictions)
 
 
-def demo_training(out: Path, *, overwrite: bool = False, screen: Screen = SILENT) -> tuple[Report, Path]:
-    """Draw a dataset, train ``synthetic/demo`` on it, evaluate, predict on fields never seen.
-
-    Leaves ``out/data``, ``out/run``, ``out/evaluation``, ``out/predictions``. An interrupted demo goes on with its run.
-    Returns the evaluation and the prediction folder. Raises `OutputError` for a demo that is finished.
-    """
-    from cellwright.data.formats import coco
-    from cellwright.data.formats.contract import WriteOptions
+def _train(out: Path, screen: Screen) -> Demo:
+    """Draw a dataset, train ``synthetic/demo`` on it, evaluate, and predict on images that were not trained on."""
+    from cellwright.data.formats import WriteOptions, coco
     from cellwright.data.synthetic import write_demo_dataset
 
-    predictions = _claimed(out, overwrite)
     drawn = write_demo_dataset(
         out / "data", splits=(("train", 12), ("val", 2), ("test", 2)), image_hw=(384, 384), n_objects=110
     )
     coco.write(drawn, out / "data", WriteOptions())
-    run = out / "run"
-    if not (run / "DONE").is_file():
-        training.run_plan(training.TrainPlan(RECIPE, out / "data", run), screen)
+    folder = out / "run"
+    if not (folder / "DONE").is_file():
+        training.run_plan(training.TrainPlan(RECIPE, out / "data", folder), screen)
     judged = judge.run_plan(
-        judge.JudgePlan((run,), out / "data", out / "evaluation", split="val", overwrite=True), screen
+        judge.JudgePlan((folder,), out / "data", out / "evaluation", split="val", overwrite=True), screen
     )
-    plan = predict.PredictPlan((out / "data",), str(run), predictions, split="test")
-    predict.run_plan(plan, screen)
-    return judged.verdicts[0].report, predictions
-
-
-def _claimed(out: Path, overwrite: bool) -> Path:
-    """The prediction folder of a demo at ``out``, which is new, unfinished, or emptied."""
     predictions = out / "predictions"
-    if overwrite or (predictions / "predictions.json").is_file() or not (out / MARKER).is_file():
-        claim_folder(out, MARKER, overwrite=overwrite)
-    write_text(out / MARKER, "made by: cellwright demo\n")
-    return predictions
+    predict.run_plan(predict.PredictPlan((out / "data",), str(folder), predictions, split="test"), screen)
+    return Demo(predictions, judged.verdicts[0].report)

@@ -1,35 +1,83 @@
-"""What this machine has: versions, device, and why there is no GPU."""
+"""``doctor``: versions, bundled models, installed extras, and (on request) the device."""
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata, util
+import re
+from dataclasses import dataclass
+from importlib import metadata
+
+from cyclopts import Parameter
 
 from cellwright import __version__
 
-SHOWN = ("numpy", "scipy", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
-EXTRAS = ("tensorboard", "timm", "onnx", "openvino", "zarr", "openslide", "fastapi", "napari")
+PACKAGES = ("numpy", "scipy", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
 
 
-def facts() -> list[tuple[str, str]]:
-    """Pairs (what, found)."""
-    import torch
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DoctorPlan:
+    """Show versions, bundled models and installed extras; on request, the device and why there is no GPU."""
 
-    rows = [("cellwright", __version__), ("Python", platform.python_version()), ("system", platform.platform())]
-    rows += [(name, metadata.version(name)) for name in SHOWN]
+    device: bool = False
+    """Load PyTorch, and show the device that it uses, or why it finds no GPU (takes a few seconds)."""
+
+
+def facts(plan: DoctorPlan | None = None) -> list[tuple[str, str]]:
+    """Pairs of a name and a value. Imports PyTorch only if ``plan.device`` is set."""
+    from cellwright.api.models import NAMED_MODELS
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows += [("CPU cores", str(cores)), ("torch threads", str(torch.get_num_threads()))]
-    rows.append(("GPU", _gpu(torch)))
-    rows += [(f"extra {name}", "installed" if util.find_spec(name) else "not installed") for name in EXTRAS]
+    return [
+        ("cellwright", __version__),
+        ("Python", platform.python_version()),
+        ("system", platform.platform()),
+        *((name, _version(name) or "not installed") for name in PACKAGES),
+        ("CPU cores", str(cores)),
+        *(_device() if plan is not None and plan.device else ()),
+        *((f"model {name}", description) for name, description in NAMED_MODELS.items()),
+        *extras(),
+    ]
+
+
+def extras() -> list[tuple[str, str]]:
+    """The extras in the metadata of the installed package, and which of their packages are installed."""
+    try:
+        installed = metadata.metadata("cellwright")
+    except metadata.PackageNotFoundError:
+        return [("extras", "unknown: cellwright runs from its source and is not installed")]
+    packages: dict[str, list[str]] = {name: [] for name in installed.get_all("Provides-Extra") or ()}
+    for requirement in installed.get_all("Requires-Dist") or ():
+        if (match := _REQUIREMENT.match(requirement)) and match[2] in packages:
+            packages[match[2]].append(match[1])
+    rows = []
+    for extra, names in packages.items():
+        missing = [name for name in names if _version(name) is None]
+        versions = ", ".join(f"{name} {_version(name)}" for name in names)
+        how = f'pip install "cellwright[{extra}]"'
+        rows.append((f"extra {extra}", f"missing {', '.join(missing)}: {how}" if missing else f"installed: {versions}"))
     return rows
 
 
-def _gpu(torch) -> str:
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> list[tuple[str, str]]:
+    import torch
+
+    rows = [("PyTorch threads", str(torch.get_num_threads()))]
     if torch.cuda.is_available():
-        return ", ".join(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))
-    if torch.backends.mps.is_available():
-        return "Apple mps"
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "none: this torch is built for the CPU only"
-    return f"none: torch is built for CUDA {torch.version.cuda}, but no driver or card answers"
+        gpu = ", ".join(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))
+    elif torch.backends.mps.is_available():
+        gpu = "Apple mps"
+    elif torch.version.cuda is None and torch.version.hip is None:
+        gpu = "none: this PyTorch is built for the CPU only"
+    else:
+        gpu = f"none: PyTorch is built for CUDA {torch.version.cuda}, but finds no driver or no card"
+    return [*rows, ("GPU", gpu)]

@@ -40,7 +40,7 @@ def run(plan: ExportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> 
     Raises `UsageError` for a format that cannot be written, `OutputError` if the output exists, and what
     `cellwright.read_dataset` raises.
     """
-    from cellwright.api.data import read_dataset
+    from cellwright.api.read import read_dataset
     from cellwright.api.sides import above_threshold
     from cellwright.data.formats import FORMATS
     from cellwright.data.formats.contract import WriteOptions

@@ -85,7 +85,7 @@ def as_instances(objects: ObjectsLike) -> Instances:
     if isinstance(objects, Instances):
         return objects
     if isinstance(objects, str | os.PathLike):
-        from cellwright.api.data import read_instances
+        from cellwright.api.read import read_instances
 
         return read_instances(Path(objects))
     if _is_tensor(objects):

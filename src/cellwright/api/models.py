@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -31,7 +31,6 @@ NAMED_MODELS = {
 }
 DEFAULT_MODEL = "nuclei"
 Views = str | Sequence[View]
-Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,32 +180,3 @@ def resolve_device(device: str) -> torch.device:
     if chosen.type == "cpu":
         keep_freed_memory()
     return chosen
-
-
-def inspect_tables(name: str | Path) -> list[Table]:
-    """What a model folder, a run, a weight file or ``torchvision:NAME`` holds, as tables."""
-    from cellwright.api.importing import inspect_foreign
-    from cellwright.models.weights.architecture import summary
-    from cellwright.models.weights.model_folder import read_model_info, read_weights
-    from cellwright.models.weights.sources import is_foreign
-
-    if is_foreign(str(name)) and not Path(name).is_dir():
-        return inspect_foreign(str(name))
-    info, weights = read_model_info(name), read_weights(name)
-    facts = [
-        ("kind", info.kind),
-        ("network", summary({key: tuple(one.shape) for key, one in weights.items()})),
-        ("classes", ", ".join(info.class_names)),
-        ("recipe", info.recipe.get("name", "")),
-        ("conventions", info.recipe.get("conventions", "")),
-        ("licence of the training data", info.data_licence or "not known"),
-        *([("imported from", info.origin)] if info.origin else []),
-        ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
-        ("parameters", sum(tensor.numel() for tensor in weights.values())),
-        *info.metrics.items(),
-        *info.thresholds.items(),
-    ]
-    if info.tuned_on is not None:
-        facts.append(("tuned", f"on split {info.tuned_on['split']} for {info.tuned_on['metric']}"))
-    tensors = [(key, "x".join(map(str, one.shape)), str(one.dtype).split(".")[-1]) for key, one in weights.items()]
-    return [(str(name), ("what", "value"), facts), ("tensors", ("name", "shape", "dtype"), tensors)]

@@ -19,15 +19,21 @@ def claim_file(path: Path, *, overwrite: bool) -> None:
 
 
 def claim_folder(folder: Path, marker: str, *, overwrite: bool) -> None:
-    """Make room for an output folder; ``marker`` is the name of a file that shows that cellwright wrote it.
+    """Make room for an output folder: remove an old output, if ``overwrite`` is set. Raises as `check_folder`."""
+    if check_folder(folder, marker, overwrite=overwrite):
+        shutil.rmtree(folder)
 
-    An old output is removed if ``overwrite`` is set. Raises `OutputError` for an old output otherwise, and for a folder
-    with other files, which are never removed.
+
+def check_folder(folder: Path, marker: str, *, overwrite: bool) -> bool:
+    """Whether there is an old output to remove; ``marker`` is the name of a file that shows that cellwright wrote it.
+
+    Raises `OutputError` for an old output without ``overwrite``, and for a folder with other files, which are never
+    removed.
     """
     if folder.is_file():
         raise OutputError("the output folder is a file", where=folder, remedy="choose another `out`")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return False
     if not (folder / marker).exists():
         raise OutputError(
             "this folder is not empty and not an output of this command",
@@ -45,4 +51,4 @@ def claim_folder(folder: Path, marker: str, *, overwrite: bool) -> None:
             where=folder,
             remedy="choose another `out`, or remove the old output by hand",
         )
-    shutil.rmtree(folder)
+    return True

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from cellwright.api.data import is_dataset, read_dataset
 from cellwright.api.models import NAMED_MODELS, Model, load_model
+from cellwright.api.read import is_dataset, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image

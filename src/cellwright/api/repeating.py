@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from cellwright.api.data import read_dataset
+from cellwright.api.read import read_dataset
 from cellwright.api.training import Run, TrainPlan, recipe_of, run_plan
 from cellwright.api.training_hooks import HEADLINE
 from cellwright.core.dataset import Dataset

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellwright.api.data import read_dataset
 from cellwright.api.models import Model, load_model, resolve_device
+from cellwright.api.read import read_dataset
 from cellwright.api.training_hooks import HEADLINE, evaluation, saver, shown_metrics
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellwright.api.data import read_dataset
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import claim_folder
 from cellwright.api.predict import predict_dataset
+from cellwright.api.read import read_dataset
 from cellwright.api.sides import digest
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean

@@ -67,6 +67,7 @@ def split_lists(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
     ``--save masks,rois``, ``--save masks rois`` and ``--save masks --save rois`` are the same. Paths and ``key=value``
     words stay whole, and so do the words of a repeated option, since names may contain commas.
     """
+    _return_positionals(arguments)
     for argument in arguments:
         if argument.index is not None and any(token.keyword for token in argument.tokens):
             raise UsageError(
@@ -84,6 +85,25 @@ def split_lists(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
             parts = [token.value] if whole else [part.strip() for part in token.value.split(",")]
             words += [token.evolve(value=part) for part in parts if part]
         argument.tokens[:] = [token.evolve(index=k) for k, token in enumerate(words)]
+
+
+def _return_positionals(arguments: ArgumentCollection) -> None:
+    """Without a word for the positional argument, take those that list options took after their first.
+
+    ``predict --model nuclei a.png`` means the model nuclei and the image a.png.
+    """
+    positionals = [argument for argument in arguments if argument.index is not None and argument.required]
+    if len(positionals) != 1 or positionals[0].tokens:
+        return
+    words = []
+    for argument in arguments:
+        if argument.index is None and _element_type(argument.hint) is not None:
+            words += [token for token in argument.tokens if token.index > 0]
+    if len(words) == 1 or (words and _element_type(positionals[0].hint) is not None):
+        positionals[0].tokens[:] = [token.evolve(keyword=None, index=0) for token in words]
+        for argument in arguments:
+            if argument.index is None and _element_type(argument.hint) is not None:
+                argument.tokens[:] = [token for token in argument.tokens if token.index == 0]
 
 
 def _element_type(hint: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cellwright.cli.arguments import as_typed, option_names
 
@@ -81,13 +82,13 @@ class Show:
         if self.json:
             self._json("table", {"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]})
             return
-        table = Table(title=title or None, title_justify="left")
+        table = Table(title=Text(title) if title else None, title_justify="left")
         for k, name in enumerate(columns):
             numeric = all(isinstance(row[k], int | float) for row in rows)
             # A column without a heading holds the names of the rows.
             table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not name)
         for row in rows:
-            table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
+            table.add_row(*[Text(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row])
         self.out.print(table)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

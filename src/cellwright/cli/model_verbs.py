@@ -1,4 +1,4 @@
-"""``cellwright demo | doctor | train | compare`` and ``cellwright model ...``: what makes and describes models."""
+"""``cellwright demo``, ``doctor``, ``train``, ``compare`` and ``cellwright model ...``."""
 
 from __future__ import annotations
 
@@ -7,49 +7,39 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from cellwright.api.demo import DemoPlan
+from cellwright.api.doctor import DoctorPlan
+from cellwright.api.export_model import ExportModelPlan
+from cellwright.api.import_model import ImportPlan
+from cellwright.api.inspect_model import InspectPlan
 from cellwright.cli.console import Common
 
 PLAIN = Common()
+DEMO, DOCTOR = DemoPlan(), DoctorPlan()
 Flag = Annotated[bool, Parameter(negative="")]
 
 
-def demo(
-    *, train: Flag = False, out: Path = Path("work/demo"), overwrite: Flag = False, common: Common = PLAIN
-) -> None:
-    """Segment three images with the model in the box; with --train, do the whole job on drawn nuclei.
+def demo(plan: DemoPlan = DEMO, *, common: Common = PLAIN) -> None:
+    """Show the evaluation, if there is one, and where the pictures are."""
+    from cellwright.api.demo import run
 
-    Parameters
-    ----------
-    train:
-        Draw a dataset, train a small model on it for about two minutes, evaluate it, and predict with that.
-    out:
-        Folder to write: images and predictions; with --train the drawn dataset, the run and the evaluation too.
-    overwrite:
-        Begin again where the folder holds a finished demo.
-    """
-    from cellwright.api import demo as api
-
-    show = common.show
-    if train:
-        what = f"draws nuclei, trains about two minutes; writes {out}/data, run, evaluation, predictions"
-    else:
-        what = f"segments three images; writes {out}/images, predictions"
-    show.note(what)
-    if common.dry_run:
+    screen = common.screen(plan)
+    if (done := run(plan, screen, dry_run=common.dry_run)) is None:
         return
-    if train:
-        report, folder = api.demo_training(out, overwrite=overwrite, screen=show)
-        show.table("on drawn images never trained on", ("metric", "value"), report.headline())
-    else:
-        folder = api.demo(out, overwrite=overwrite, screen=show)
-    show.result(f"predictions: {folder}; look at {folder / 'contact_sheet.png'}", {"out": str(folder)})
+    if done.report is not None:
+        screen.table("on validation images", ("metric", "value"), done.report.headline())
+    sheet = done.predictions / "contact_sheet.png"
+    screen.result(f"predictions: {done.predictions}; see {sheet}", {"out": str(done.predictions)})
 
 
-def doctor(*, common: Common = PLAIN) -> None:
-    """Versions, device (and why no GPU), models and extras."""
+def doctor(plan: DoctorPlan = DOCTOR, *, common: Common = PLAIN) -> None:
+    """Show the facts, and how to ask about the device."""
     from cellwright.api.doctor import facts
 
-    common.show.table("", ("what", "found"), facts())
+    screen = common.screen(plan)
+    screen.table("", ("what", "found"), facts(plan))
+    if not plan.device:
+        screen.note("to see the GPU, or why there is none: cellwright doctor --device")
 
 
 def train(
@@ -148,97 +138,37 @@ def compare(
 
 
 def list_models(*, common: Common = PLAIN) -> None:
-    """The models that a --model takes by name."""
+    """Show the models that can be named instead of a folder."""
     from cellwright.api.models import NAMED_MODELS
 
-    common.show.table("", ("model", "what it is"), NAMED_MODELS.items())
+    common.screen().table("", ("model", "what it is"), NAMED_MODELS.items())
 
 
-def inspect(model: str, /, *, common: Common = PLAIN) -> None:
-    """What a model folder or a file of weights holds: the network, the recipe that fits, every tensor.
+def inspect(plan: InspectPlan, *, common: Common = PLAIN) -> None:
+    """Show the tables."""
+    from cellwright.api.inspect_model import run
 
-    Parameters
-    ----------
-    model:
-        nuclei, a model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME.
-    """
-    from cellwright.api.models import inspect_tables
-
-    for title, columns, rows in inspect_tables(model):
-        common.show.table(title, columns, rows)
+    for table in run(plan):
+        common.screen(plan).table(*table)
 
 
-def import_weights(
-    file: str,
-    /,
-    *,
-    recipe: str,
-    out: Path,
-    set: Annotated[list[str] | None, Parameter(name="--set")] = None,  # noqa: A002 - the flag's name is fixed
-    classes: Path | None = None,
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Make a model folder of torchvision's or Detectron2's weights; nothing in the file is run.
+def import_weights(plan: ImportPlan, *, common: Common = PLAIN) -> None:
+    """Show how many tensors were used, and where the report is."""
+    from cellwright.api.import_model import REPORT, run
 
-    Parameters
-    ----------
-    file:
-        A .pth, .pkl or .safetensors file, or torchvision:NAME; its licence is yours to check.
-    recipe:
-        A shipped recipe or a YAML file for the same network (`model inspect` lists the keys).
-    out:
-        Folder to write: the model, and import_report.txt with a line for every tensor.
-    set:
-        Change a key of the recipe, such as classes=80; repeatable.
-    classes:
-        Text file with the class names, one a line; left away, class_1, class_2, ...
-    overwrite:
-        Replace a model that exists.
-    """
-    from cellwright.api import importing
-
-    show = common.show
-    plan = importing.ImportPlan(
-        source=file, recipe=recipe, out=out, overrides=tuple(set or ()), classes=classes, overwrite=overwrite
-    )
-    show.note(importing.describe(plan))
-    if common.dry_run:
+    screen = common.screen(plan)
+    if (imported := run(plan, screen, dry_run=common.dry_run)) is None:
         return
-    imported = importing.run_plan(plan, screen=show)
-    values = {"out": str(out), "classes": list(imported.class_names)}
-    show.result(f"{imported.report.headline}; model: {out}, every tensor: {out / importing.REPORT}", values)
+    values = {"out": str(plan.out), "classes": list(imported.class_names)}
+    screen.result(f"{imported.report.headline}; model: {plan.out}, every tensor: {plan.out / REPORT}", values)
 
 
-def export(
-    model: Path,
-    /,
-    *,
-    to: str,
-    out: Path = Path("work/exported_model"),
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Write a model for another runtime (the network in parts, each checked), or in half the size.
+def export(plan: ExportModelPlan, *, common: Common = PLAIN) -> None:
+    """Show what was written."""
+    from cellwright.api.export_model import run
 
-    Parameters
-    ----------
-    model:
-        nuclei, a model folder, or a run.
-    to:
-        onnx, which needs the extra (pip install "cellwright[onnx]"), or half: a model folder with weights in float16.
-    out:
-        Folder to write: with onnx a file for each part, and export.json with all numbers and steps between them.
-    overwrite:
-        Replace an export that exists.
-    """
-    from cellwright.api import exporting
-
-    show = common.show
-    plan = exporting.ExportPlan(model, out, to, overwrite)
-    show.note(exporting.describe(plan))
-    if common.dry_run:
+    screen = common.screen(plan)
+    if (exported := run(plan, screen, dry_run=common.dry_run)) is None:
         return
-    exported = exporting.run_plan(plan, screen=show)
-    show.table(*exported.table)
-    show.result(exported.text, {"out": str(out)})
+    screen.table(*exported.table)
+    screen.result(exported.text, {"out": str(plan.out)})

@@ -82,10 +82,9 @@ def predict(
         Begin again where the folder holds predictions.
     """
     from cellwright.api import fuse as fusing
-    from cellwright.api import predict as predicting
 
     show = common.show
-    plan = predicting.PredictPlan(
+    plan = predict.PredictPlan(
         sources=tuple(source),
         model=model[0],
         others=model[1:],
@@ -108,9 +107,9 @@ def predict(
         overwrite=overwrite,
     )
     if common.dry_run:
-        show.note(predicting.describe(plan))
+        show.note(predict.describe(plan))
         return 0
-    done = predicting.run_plan(plan, screen=show)
+    done = predict.run_plan(plan, screen=show)
     show.result(done.text, {"out": str(out), "images": done.n_images, "failed": done.n_failed})
     return 3 if done.n_failed else 0
 

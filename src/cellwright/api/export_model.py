@@ -1,19 +1,22 @@
-"""Exporting a model: to another runtime as graphs and a file that says how to run them, or in half precision."""
+"""``model export``: a model for another runtime, or with weights in half precision."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cyclopts import Parameter
+
 from cellwright import __version__
-from cellwright.api.outputs import claim_folder
+from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.files import atomic_path, write_json
 from cellwright.core.progress import SILENT, Screen
+from cellwright.core.table import Table
+from cellwright.core.text import count
 
 if TYPE_CHECKING:
     from cellwright.models.contract import Network
@@ -22,22 +25,32 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST = "export.json"
 TARGETS = ("onnx", "half")
-Table = tuple[str, tuple[str, ...], Iterable[Sequence[object]]]
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
-class ExportPlan:
-    """Which model goes where."""
+class ExportModelPlan:
+    """Export a model to ONNX or to half precision."""
 
     model: Path
-    out: Path
-    to: str = "onnx"
+    """nuclei, a model folder, or a run."""
+    _: KW_ONLY
+    to: str
+    """onnx: the parts of the network, each compared with PyTorch; needs pip install "cellwright[onnx]".
+    half: a model folder with weights in float16."""
+    out: Path = Path("work/exported_model")
+    """Folder to write. For onnx it contains one file per part, and export.json, which says how to run them."""
     overwrite: bool = False
+    """Replace an existing export."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """The folder on disk, what its ``export.json`` or ``model.json`` says, a table to show, and one line about it."""
+    """An exported model.
+
+    folder: where it is. manifest: the content of its ``export.json`` or ``model.json``. table: what was written.
+    text: a line about it.
+    """
 
     folder: Path
     manifest: dict[str, Any]
@@ -45,35 +58,34 @@ class Exported:
     text: str
 
 
-def describe(plan: ExportPlan) -> str:
-    """What will be written."""
-    if plan.to == "half":
-        return f"writes {plan.out}: the same model, its weights in half precision"
-    return f"writes {plan.out}/{MANIFEST} and the network's parts for {plan.to}"
+def run(plan: ExportModelPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Exported | None:
+    """Export the model; the folder is complete or absent. Returns None after a dry run.
 
-
-def run_plan(plan: ExportPlan, screen: Screen = SILENT) -> Exported:
-    """Carry out a plan: the folder is whole or absent.
-
-    Raises `UsageError` for an unknown target, a model without a network, or where the extra ``onnx`` is not installed,
-    `ModelError` where the target cannot hold the network or gives other numbers, `OutputError` where ``plan.out``
+    Raises `UsageError` for an unknown target, a model without a network, or if the extra ``onnx`` is not installed,
+    `ModelError` if the target cannot represent the network or gives different numbers, `OutputError` if the output
     exists.
     """
     if plan.to not in TARGETS:
-        raise UsageError("cannot export to this", got=repr(plan.to), remedy=did_you_mean(plan.to, TARGETS))
+        raise UsageError("unknown export target", got=repr(plan.to), remedy=did_you_mean(plan.to, TARGETS))
     if str(plan.model) == "classical":
         remedy = "train a model first: cellwright train"
         raise UsageError("the classical method has no network to export", got="classical", remedy=remedy)
-    return _to_half(plan) if plan.to == "half" else _to_onnx(plan, screen)
+    if plan.to == "half":
+        return _to_half(plan, screen, dry_run=dry_run)
+    return _to_onnx(plan, screen, dry_run=dry_run)
 
 
-def _to_onnx(plan: ExportPlan, screen: Screen) -> Exported:
+def _to_onnx(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
     from cellwright.models.export.onnx import require_tools, write_graph
     from cellwright.models.weights.model_folder import load_network
 
     require_tools()
     network, info = load_network(plan.model)
     graphs, rules = _parts(network)
+    check_folder(plan.out, MANIFEST, overwrite=plan.overwrite)
+    screen.note(f"will write {plan.out}/: {MANIFEST} and {count(len(graphs), 'part')} of the network as ONNX")
+    if dry_run:
+        return None
     claim_folder(plan.out, MANIFEST, overwrite=plan.overwrite)
     with atomic_path(plan.out) as folder:
         folder.mkdir()
@@ -83,14 +95,15 @@ def _to_onnx(plan: ExportPlan, screen: Screen) -> Exported:
         manifest = {**_head(network, info), "graphs": written, **rules}
         write_json(folder / MANIFEST, manifest)
     rows = [
-        (one["file"], ", ".join(one["inputs"]), ", ".join(one["outputs"]), f"{one['largest_difference']:.1e}")
-        for one in written.values()
+        (part["file"], ", ".join(part["inputs"]), ", ".join(part["outputs"]), f"{part['largest_difference']:.1e}")
+        for part in written.values()
     ]
-    table = "checked with ONNX Runtime against torch", ("file", "inputs", "outputs", "largest difference"), rows
+    columns = ("file", "inputs", "outputs", "largest difference")
+    table = Table("ONNX Runtime compared with PyTorch", columns, rows)
     return Exported(plan.out, manifest, table, f"how to run them: {plan.out / MANIFEST}")
 
 
-def _to_half(plan: ExportPlan) -> Exported:
+def _to_half(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
     from cellwright.models.weights.model_folder import (
         INFO,
         WEIGHTS,
@@ -102,19 +115,24 @@ def _to_half(plan: ExportPlan) -> Exported:
     )
 
     if plan.out.resolve() == model_folder(plan.model).resolve():
-        raise UsageError("a model in half precision is a copy", where=plan.out, remedy="choose another --out")
+        remedy = "choose another `out`"
+        raise UsageError("the output folder is the model itself", where=plan.out, remedy=remedy)
     info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
+    check_folder(plan.out, INFO, overwrite=plan.overwrite)
+    screen.note(f"will write {plan.out}/: the model with weights in half precision")
+    if dry_run:
+        return None
     claim_folder(plan.out, INFO, overwrite=plan.overwrite)
     with atomic_path(plan.out) as folder:
         save_model(folder, half, info)
         size = (folder / WEIGHTS).stat().st_size
-    row = (WEIGHTS, len(half), sum(one.numel() for one in half.values()), f"{size / 1e6:.2f}")
-    table = "weights in half precision", ("file", "tensors", "numbers", "size (MB)"), [row]
+    row = (WEIGHTS, len(half), sum(tensor.numel() for tensor in half.values()), f"{size / 1e6:.2f}")
+    table = Table("weights in half precision", ("file", "tensors", "parameters", "size (MB)"), [row])
     return Exported(plan.out, dataclasses.asdict(info), table, f"model: {plan.out}")
 
 
 def _parts(network: Network):
-    """The graphs of a network, and what ``export.json`` says of the way between them: one case a family."""
+    """The graphs of a network, and the steps between them for ``export.json``: one case per family."""
     from cellwright.models.dense.dense import DenseNetwork
     from cellwright.models.export import dense as export_dense
     from cellwright.models.export.rcnn import graphs_of, rules_of, steps_of
@@ -134,7 +152,7 @@ def _parts(network: Network):
 
 
 def _head(network: Network, info: ModelInfo) -> dict[str, Any]:
-    """What holds for every family: how images are made, and which objects become a result."""
+    """The entries of ``export.json`` for every family: how to prepare images, and which objects are kept."""
     from cellwright.models.export.onnx import TOLERANCE
     from cellwright.models.weights.model_folder import recipe_of
 

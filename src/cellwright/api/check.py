@@ -1,0 +1,121 @@
+"""``data check``: errors in a dataset, and the annotations that are most likely wrong."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
+
+from cellwright.api.outputs import claim_file
+from cellwright.api.read import of_split, read_dataset
+from cellwright.core.errors import UsageError
+from cellwright.core.progress import SILENT, Screen
+
+if TYPE_CHECKING:
+    from cellwright.data.check import Finding
+    from cellwright.data.suspects import Suspect
+
+# Suspects in the CSV file.
+MAX_SUSPECTS = 1000
+
+_REMEDIES = {
+    "merged": "inspect it; if it contains two nuclei, separate them",
+    "split": "inspect both; if they are one nucleus, merge them",
+    "displaced": "inspect it; if it misses its nucleus, move or redraw it",
+    "tiny": "inspect it; if it is a stray speck, delete it",
+    "open": "inspect it; if its inside is missing, fill or redraw it",
+}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CheckPlan:
+    """List errors and suspicious annotations of a dataset, and how to fix them."""
+
+    dataset: Path
+    """A dataset folder, or anything that `data convert` reads."""
+    _: KW_ONLY
+    split: str | None = None
+    """Only this split."""
+    suspects: int = 20
+    """Number of suspicious annotations to list (merged, split, displaced, tiny or open objects); 0 for none."""
+    out: Path | None = None
+    """CSV file for up to 1000 suspects; a contact sheet of the first 24 is written beside it (.png)."""
+    overwrite: bool = False
+    """Replace existing files."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found: findings about the dataset, and suspicious annotations (most likely wrong first)."""
+
+    findings: list[Finding]
+    suspects: list[Suspect]
+
+    @property
+    def n_errors(self) -> int:
+        """Number of findings that are errors."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    def most_severe_first(self, n_suspects: int) -> list[Finding]:
+        """All findings and the first ``n_suspects`` suspects."""
+        from cellwright.data.check import SEVERITIES
+
+        listed = [*self.findings, *suspect_findings(self.suspects[: max(n_suspects, 0)])]
+        return sorted(listed, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def run(plan: CheckPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Checked | None:
+    """Check the dataset and write the suspects, if ``out`` is given; None after a dry run.
+
+    Raises `OutputError` if an output exists, `UsageError` for an ``out`` that is not a CSV file, and what
+    `cellwright.read_dataset` raises; whatever is wrong with a single sample becomes a finding.
+    """
+    from cellwright.data.check import check_dataset
+
+    _claim(plan)
+    dataset = of_split(read_dataset(plan.dataset), plan.split)
+    if plan.out is not None:
+        screen.note(f"will write {plan.out} and {plan.out.with_suffix('.png')}")
+    if dry_run:
+        return None
+    findings = check_dataset(dataset, track=screen.track)
+    suspects: list[Suspect] = []
+    if plan.suspects > 0 or plan.out is not None:
+        from cellwright.data.suspects import rank_suspects, write_suspects
+
+        suspects = rank_suspects(dataset, limit=MAX_SUSPECTS, track=screen.track)
+    if plan.out is not None:
+        from cellwright.core.files import write_png
+        from cellwright.report.suspects import draw_suspects
+
+        sheet = draw_suspects(dataset, suspects, screen.track)
+        write_suspects(suspects, plan.out)
+        write_png(plan.out.with_suffix(".png"), sheet)
+    return Checked(findings, suspects)
+
+
+def _claim(plan: CheckPlan) -> None:
+    if plan.out is None:
+        return
+    if plan.out.suffix.lower() != ".csv":
+        raise UsageError("suspects are written as a table", where="`out`", got=plan.out.name, expected="a .csv file")
+    for path in (plan.out, plan.out.with_suffix(".png")):
+        claim_file(path, overwrite=plan.overwrite)
+
+
+def suspect_findings(suspects: list[Suspect]) -> list[Finding]:
+    """Suspects as findings."""
+    from cellwright.data.check import Finding
+
+    return [
+        Finding(
+            "suspect",
+            f"{suspect.sample_id}, object {suspect.object_id}",
+            f"{suspect.kind}? {suspect.why}",
+            _REMEDIES[suspect.kind],
+        )
+        for suspect in suspects
+    ]

@@ -1,0 +1,75 @@
+"""``data convert``: annotations of any known format as a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import Parameter
+
+from cellwright.api.outputs import claim_file
+from cellwright.api.read import DATASET_FILE, read_dataset
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import InputError
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.text import count
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ConvertPlan:
+    """Convert annotations of any known format to a dataset."""
+
+    sources: tuple[Path, ...]
+    """Folders or files to read; several are merged."""
+    _: KW_ONLY
+    format: str | None = None
+    """Name of the format; detected by default."""
+    classes: tuple[str, ...] | None = None
+    """Class names, for formats without them; for other formats, the classes to keep."""
+    images: Path | None = None
+    """Folder or dataset of the images, if they are not beside their annotations."""
+    rle_order: Literal["row", "column"] | None = None
+    """How a Kaggle table counts pixels, if its columns do not show it."""
+    copy_images: bool = False
+    """Copy the images into the dataset instead of referring to them."""
+    out: Path = Path("work/dataset")
+    """Dataset folder to write."""
+    overwrite: bool = False
+    """Replace an existing dataset."""
+
+
+def run(plan: ConvertPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Dataset | None:
+    """Read the sources, write the dataset, and return it as it is on disk; None after a dry run.
+
+    Raises `InputError` for a source that cannot be read (with file and object), `OutputError` if the dataset exists.
+    """
+    from cellwright.data.formats import ReadOptions, WriteOptions, coco
+    from cellwright.data.formats import read_dataset as read
+    from cellwright.data.merge import merge_datasets
+
+    claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    images = None if plan.images is None else read(plan.images, ReadOptions(track=screen.track))
+    options = ReadOptions(class_names=plan.classes or None, rle_order=plan.rle_order, images=images, track=screen.track)
+    parts = [read(source, options, name=plan.format) for source in plan.sources]
+    dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
+    if not len(dataset):
+        raise InputError(
+            "the sources contain no images",
+            where=", ".join(map(str, plan.sources)),
+            got="0 images",
+            remedy="give a folder or file in one of the formats of docs/formats.md",
+        )
+    screen.note(f"will write {plan.out / DATASET_FILE} ({count(len(dataset), 'image')})")
+    if dry_run:
+        return None
+    coco.write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
+    return read_dataset(plan.out)
+
+
+def summary_line(dataset: Dataset) -> str:
+    """``"24 images, 1 class (nucleus), splits train, val: work/vrdl"``."""
+    classes = f"{count(len(dataset.class_names), 'class')} ({', '.join(dataset.class_names)})"
+    splits = f", splits {', '.join(dataset.splits)}" if dataset.splits else ""
+    return f"{count(len(dataset), 'image')}, {classes}{splits}: {dataset.root}"

@@ -1,0 +1,189 @@
+"""``model import``: weights of torchvision or Detectron2 as a model folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+
+from cellwright.api.inspect_model import published_settings, shown_value
+from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.config import recipe as recipes
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
+from cellwright.core.errors import InputError, ModelError, RecipeError
+from cellwright.core.files import write_text
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.text import count
+
+if TYPE_CHECKING:
+    from cellwright.models.weights.foreign import LoadReport
+    from cellwright.models.weights.sources import Weights
+
+REPORT = "import_report.txt"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImportPlan:
+    """Import weights of torchvision or Detectron2 as a model folder. Nothing in the file is executed."""
+
+    source: str
+    """A .pth, .pkl or .safetensors file, or torchvision:NAME. Check its licence yourself."""
+    _: KW_ONLY
+    recipe: str
+    """A shipped recipe or a YAML file for the same network; `model inspect` lists its keys."""
+    set: tuple[str, ...] = ()
+    """Keys of the recipe to change, such as classes=80."""
+    classes: Path | None = None
+    """Text file with one class name per line; by default class_1, class_2, ..."""
+    out: Path
+    """Folder to write: the model, and import_report.txt with one line per tensor."""
+    overwrite: bool = False
+    """Replace an existing model."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model folder made from foreign weights, and a report about every tensor."""
+
+    folder: Path
+    class_names: tuple[str, ...]
+    report: LoadReport
+
+
+def run(plan: ImportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Imported | None:
+    """Write a model folder: weights, ``model.json``, the card, and the report ``import_report.txt``.
+
+    Returns None after a dry run. Raises `ModelError` for a file that cannot be read or does not fit the recipe,
+    `RecipeError`, `InputError` for the class names, and `OutputError`.
+    """
+    import torch
+
+    from cellwright import __version__
+    from cellwright.models.build import build_network
+    from cellwright.models.weights.architecture import architecture, class_count
+    from cellwright.models.weights.foreign import load_foreign, shapes_of, translate
+    from cellwright.models.weights.model_folder import INFO, ModelInfo, save_model
+    from cellwright.models.weights.sources import find_weights
+
+    recipe = _recipe_of(plan)
+    weights = find_weights(plan.source)
+    shapes = shapes_of(weights.tensors, translate(weights.tensors, weights.framework, plan.source))
+    if "kind" not in architecture(shapes, plan.source):
+        init = _as_init(plan.source, weights)
+        raise ModelError(
+            "these weights contain only a backbone, which cannot segment anything",
+            where=plan.source,
+            remedy=f'start a training from them: cellwright train with `init="{init}"`',
+        )
+    assert isinstance(recipe.model, RCNNConfig)
+    names = _class_names(plan, recipe, class_count(shapes))
+    check_folder(plan.out, INFO, overwrite=plan.overwrite)
+    torch.manual_seed(recipe.train.seed)
+    network = build_network(recipe, len(names))
+    report = load_foreign(network, weights.tensors, weights.framework, fresh=recipe.model.init_fresh, where=plan.source)
+    screen.note(f"will write {plan.out}/: weights.safetensors, model.json, README.md, {REPORT}")
+    if dry_run:
+        return None
+    # An existing model is removed only now that there is a new one.
+    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
+    if plan.classes is None:
+        screen.note(f"note: without `classes`, the classes are called class_1 to class_{len(names)}")
+    for note in conflicts_with_published(recipe, weights, architecture(shapes)):
+        screen.note(f"note: {note}")
+    if report.fresh:
+        parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in report.fresh))
+        screen.note(
+            f"note: {count(len(report.fresh), 'tensor')} initialised randomly ({parts}): train the model before you "
+            'predict, or, if the file contains them, import with `set="model.init_fresh=[]"`'
+        )
+    info = ModelInfo(
+        kind=recipe.model.kind,
+        recipe=recipe.to_dict(),
+        class_names=names,
+        normalisation=recipe.input.model_dump(mode="json"),
+        origin=weights.origin,
+        version=__version__,
+    )
+    write_text(plan.out / REPORT, f"{weights.origin} as recipe {recipe.name}\n{report.text()}")
+    save_model(plan.out, network.state_dict(), info)
+    return Imported(plan.out, names, report)
+
+
+def _recipe_of(plan: ImportPlan) -> Recipe:
+    recipe = recipes.load(plan.recipe, plan.set)
+    if not isinstance(recipe.model, RCNNConfig):
+        raise RecipeError(
+            "weights can be imported for models of the R-CNN family only",
+            where=recipe.name,
+            got=recipe.model.kind,
+            remedy="choose a recipe of the R-CNN family: cellwright recipes list",
+        )
+    return recipe.resolved()
+
+
+def _class_names(plan: ImportPlan, recipe: Recipe, in_file: int | None) -> tuple[str, ...]:
+    assert isinstance(recipe.model, RCNNConfig)
+    n_classes = recipe.classes or in_file
+    if n_classes is None:
+        remedy = 'give their number: `set="classes=N"`'
+        raise ModelError("these weights do not show how many classes there are", where=plan.source, remedy=remedy)
+    if in_file is not None and n_classes != in_file and not {"classes", "box_head"} & set(recipe.model.init_fresh):
+        raise ModelError(
+            "the class count of the recipe differs from that of these weights",
+            where=plan.source,
+            got=f"{in_file} in the file, {n_classes} in the recipe",
+            remedy=f'use `set="classes={in_file}"`, or `set="model.init_fresh=[classes]"` and train the new layers',
+        )
+    if plan.classes is None:
+        return tuple(f"class_{k + 1}" for k in range(n_classes))
+    try:
+        lines = plan.classes.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "cannot read these class names",
+            where=plan.classes,
+            got=str(error),
+            remedy="give a text file with one name per line",
+        ) from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != n_classes or len(set(names)) != len(names):
+        raise InputError(
+            "the class names do not fit these weights",
+            where=plan.classes,
+            got=f"{count(len(names), 'name')}, {len(set(names))} different",
+            expected=f"{n_classes} different names, one per line, in the order of the class ids",
+        )
+    return names
+
+
+def _as_init(source: str, weights: Weights) -> str:
+    if ":" in source or weights.framework == "cellwright":
+        return source
+    return f"{'torchvision' if weights.framework == 'torchvision' else 'detectron2'}:{source}"
+
+
+def conflicts_with_published(recipe: Recipe, weights: Weights, built: Mapping[str, object]) -> list[str]:
+    """Notes about recipe keys that the tensors do not show and that differ from the published weights."""
+    values: Any = recipe.to_dict()
+    notes = []
+    for key, published in published_settings(weights, built).items():
+        value = values
+        for step in key.split("."):
+            value = value[step]
+        same = value == published
+        if isinstance(published, tuple):
+            same = len(value) == len(published) and all(
+                math.isclose(a, b, rel_tol=0.01) for a, b in zip(value, published, strict=True)
+            )
+        if not same:
+            notes.append(
+                f"{key} is {shown_value(value)} in the recipe, but such weights were published with "
+                f"{shown_value(published)}"
+            )
+    return notes

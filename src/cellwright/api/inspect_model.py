@@ -1,0 +1,147 @@
+"""``model list`` and ``model inspect``: what a name, a model folder or a weight file contains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
+
+from cellwright.core.table import Table
+
+if TYPE_CHECKING:
+    from cellwright.models.weights.sources import Weights
+
+_FRAMEWORKS = {
+    "torchvision": "torchvision",
+    "detectron2": "Detectron2",
+    "caffe2": "Caffe2 (read as Detectron2 does)",
+    "cellwright": "cellwright",
+}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class InspectPlan:
+    """Show the network, recipe and tensors of a model or weight file."""
+
+    model: str
+    """nuclei, a model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME."""
+
+
+def run(plan: InspectPlan) -> list[Table]:
+    """The content of a model folder, a run, a weight file or ``torchvision:NAME``. Raises `ModelError`."""
+    from cellwright.models.weights.sources import is_foreign
+
+    if is_foreign(plan.model) and not Path(plan.model).is_dir():
+        return _foreign_tables(plan.model)
+    return _model_tables(plan.model)
+
+
+def _model_tables(model: str) -> list[Table]:
+    from cellwright.models.weights.architecture import summary
+    from cellwright.models.weights.model_folder import read_model_info, read_weights
+
+    info, weights = read_model_info(model), read_weights(model)
+    facts = [
+        ("kind", info.kind),
+        ("network", summary({key: tuple(tensor.shape) for key, tensor in weights.items()})),
+        ("classes", ", ".join(info.class_names)),
+        ("recipe", info.recipe.get("name", "")),
+        ("conventions", info.recipe.get("conventions", "")),
+        ("licence of the training data", info.data_licence or "unknown"),
+        *([("imported from", info.origin)] if info.origin else []),
+        ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
+        ("parameters", sum(tensor.numel() for tensor in weights.values())),
+        *info.metrics.items(),
+        *info.thresholds.items(),
+    ]
+    if info.tuned_on is not None:
+        facts.append(("tuned", f"on split {info.tuned_on['split']} for {info.tuned_on['metric']}"))
+    tensors = [
+        (key, "x".join(map(str, tensor.shape)), str(tensor.dtype).split(".")[-1]) for key, tensor in weights.items()
+    ]
+    return [Table(model, ("what", "value"), facts), Table("tensors", ("name", "shape", "dtype"), tensors)]
+
+
+def _foreign_tables(source: str) -> list[Table]:
+    """Weights of another framework: the network, the keys of a recipe that fits, and what becomes of each tensor."""
+    from cellwright.models.weights.architecture import architecture, class_count, summary
+    from cellwright.models.weights.foreign import shapes_of
+    from cellwright.models.weights.foreign_names import our_names, why_unused
+    from cellwright.models.weights.sources import find_weights
+
+    weights = find_weights(source)
+    names = our_names(weights.tensors, weights.framework)
+    shapes = shapes_of(weights.tensors, {ours: theirs for theirs, ours in names.items() if ours is not None})
+    built = architecture(shapes, source)
+    unknown = [theirs for theirs, ours in names.items() if ours is None and why_unused(theirs) is None]
+    used = sum(ours is not None for ours in names.values())
+    facts = [
+        ("names of", _FRAMEWORKS[weights.framework]),
+        ("network", summary(shapes)),
+        ("tensors", f"{len(names)}: {used} used, {len(names) - used - len(unknown)} not needed"),
+        ("size", f"{sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) / 1e6:.2f} M parameters"),
+    ]
+    if unknown:
+        first = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        facts.append(("unknown tensors", f"{len(unknown)}: {first}; the file cannot be imported"))
+    keys = [
+        (key if key.startswith("input.") else f"model.{key}", shown_value(value), "the tensors")
+        for key, value in built.items()
+    ]
+    if (n_classes := class_count(shapes)) is not None:
+        keys.insert(0, ("classes", str(n_classes), "the tensors"))
+    published = published_settings(weights, built)
+    keys += [(key, shown_value(value), "the published weights of this framework") for key, value in published.items()]
+    tensors = [
+        (theirs, ours or f"none: {why_unused(theirs) or 'unknown'}", "x".join(map(str, weights.tensors[theirs].shape)))
+        for theirs, ours in names.items()
+    ]
+    return [
+        Table(weights.origin, ("what", "value"), facts),
+        Table("the recipe that fits", ("key", "value", "known from"), keys),
+        Table("tensors", ("name in the file", "name here", "shape"), tensors),
+    ]
+
+
+def published_settings(weights: Weights, built: Mapping[str, object]) -> dict[str, object]:
+    """Recipe keys that the tensors do not show, with the values of the framework's published weights.
+
+    built: the keys that the tensors do show.
+    """
+    resnext = "backbone.groups" in built
+    if weights.framework == "torchvision":
+        # torchvision's detectors with frozen batch norm were trained with epsilon 0.
+        exact = "kind" in built and built.get("backbone.norm") == "frozen_batch_norm"
+        return {
+            "conventions": "torchvision",
+            **({"model.backbone.norm_eps": 0.0} if exact else {}),
+            "input.colour_order": "rgb",
+            "input.mean": (0.485, 0.456, 0.406),
+            "input.std": (0.229, 0.224, 0.225),
+        }
+    if weights.framework in ("detectron2", "caffe2"):
+        scaled = resnext and built.get("backbone.depth") == 101
+        return {
+            "conventions": "detectron2",
+            "model.backbone.stride_in_1x1": not resnext,
+            "input.colour_order": "bgr",
+            "input.mean": (0.406, 0.456, 0.485),
+            "input.std": (0.225, 0.224, 0.229) if scaled else (0.00392157,) * 3,
+        }
+    return {}
+
+
+def shown_value(value: object) -> str:
+    """A recipe value as YAML writes it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(shown_value(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

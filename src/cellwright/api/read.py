@@ -1,0 +1,126 @@
+"""Reading what is on disk: an image, the objects of one image, a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.text import count
+
+if TYPE_CHECKING:
+    from cellwright.data.formats import Format
+
+DATASET_FILE = "dataset.json"
+
+
+def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
+    """Read an image in its own dtype: TIFF and OME-TIFF, PNG, JPEG, BMP.
+
+    Args:
+        path: the file.
+        channel: name or index of the channel to keep; None keeps all. Several channels without a rule are an error
+            where the image is not RGB.
+        z: plane of a stack, counted from 0.
+
+    Returns:
+        An `Image` with ``data`` (H, W, C), channel names, and the pixel size where the file contains it.
+
+    Raises:
+        InputError: the file is missing or cannot be decoded, or a channel or plane must be chosen.
+
+    Example:
+        >>> import cellwright as cw, numpy as np, tifffile
+        >>> tifffile.imwrite("cells.tif", np.zeros((48, 64), np.uint16))
+        >>> image = cw.read_image("cells.tif")
+        >>> image.data.shape, image.data.dtype
+        ((48, 64, 1), dtype('uint16'))
+    """
+    from cellwright.data.images.read import read_image as read
+
+    return read(path, channel=channel, z=z)
+
+
+def read_dataset(
+    path: Path | str,
+    *,
+    format: str | Format | None = None,  # noqa: A002 - the name of the option
+    require_images: bool = True,
+) -> Dataset:
+    """Read annotated images: a dataset folder, a prediction folder, or any known annotation format.
+
+    Samples are listed now; their objects are read when needed.
+
+    Args:
+        path: a folder or a file.
+        format: name of the format (``docs/formats.md``), or a `Format` of your own; None detects it.
+        require_images: False also reads objects whose image files are missing.
+
+    Returns:
+        A `Dataset`, which is empty only if the source has no images.
+
+    Raises:
+        InputError: nothing is there, or no format or several formats match.
+        FormatError: the content of a file is not what its format requires.
+        UsageError: unknown format name.
+
+    Example:
+        >>> import cellwright as cw
+        >>> from cellwright.data.synthetic import write_demo_dataset
+        >>> _ = write_demo_dataset("drawn", splits=(("train", 2), ("val", 1)), image_hw=(96, 96), n_objects=8)
+        >>> dataset = cw.read_dataset("drawn/images")
+        >>> len(dataset), dataset.class_names
+        (3, ('nucleus',))
+    """
+    from cellwright.data.formats import ReadOptions
+    from cellwright.data.formats import read_dataset as read
+
+    options = ReadOptions(require_images=require_images)
+    if format is None or isinstance(format, str):
+        return read(Path(path), options, name=format)
+    return format.read(Path(path), options)
+
+
+def read_instances(path: Path | str) -> Instances:
+    """Read the objects of one image: a label image (``.tif``, ``.png``), or a source with exactly one image.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+        UsageError: the source has no image, or several.
+
+    Example:
+        >>> import cellwright as cw, numpy as np, tifffile
+        >>> labels = np.zeros((48, 64), np.uint16)
+        >>> labels[4:12, 6:20] = 1
+        >>> labels[20:30, 30:40] = 2
+        >>> tifffile.imwrite("cells_masks.tif", labels)
+        >>> cw.read_instances("cells_masks.tif").ids
+        array([1, 2])
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".tif", ".tiff", ".png"):
+        from cellwright.data.formats.label_maps import instances_of, read_label_map
+
+        return instances_of(read_label_map(path))
+    dataset = read_dataset(path, require_images=False)
+    if len(dataset) != 1:
+        raise UsageError(
+            "expected the objects of exactly one image",
+            where=path,
+            got=count(len(dataset), "image"),
+            remedy="use cellwright.read_dataset",
+        )
+    return dataset[0].read_instances()
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether ``path`` is a dataset folder (or its ``dataset.json``)."""
+    return path.name == DATASET_FILE or (path / DATASET_FILE).is_file()
+
+
+def of_split(dataset: Dataset, split: str | None) -> Dataset:
+    """The samples of ``split``; all of them for None."""
+    return dataset if split is None else dataset.with_split(split)

@@ -1,0 +1,156 @@
+"""``data show``: images with their objects outlined, or with random variants as a recipe's training sees them."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from cyclopts import Parameter
+
+from cellwright.api.read import of_split, read_dataset, read_image
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import write_png
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.text import count
+
+if TYPE_CHECKING:
+    from cellwright.config.recipe import Recipe
+    from cellwright.data.labels import Labels
+
+TILE_PX = 480
+VARIANT_TILE_PX = 320
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ShowPlan:
+    """Draw images with their objects outlined, or the augmentation of a recipe."""
+
+    dataset: Path
+    """A dataset folder, or anything that `data convert` reads."""
+    _: KW_ONLY
+    split: str | None = None
+    """Only this split."""
+    max_images: int | None = None
+    """Number of images, evenly spread over the dataset; by default 24, or 6 with an augmentation."""
+    augment: str | None = None
+    """A recipe: show each image in a row with random variants of it, as training with this recipe sees them."""
+    variants: int = 5
+    """Variants per image."""
+    out: Path = Path("work/contact_sheet.png")
+    """PNG file to write; an existing file is replaced."""
+
+
+def run(plan: ShowPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Path | None:
+    """Write the contact sheet and return its path; None after a dry run.
+
+    Variants are drawn with the recipe's seed, so that the same plan gives the same picture. Raises `RecipeError` for
+    the recipe, `InputError` for an image, `UsageError` for a split or a number of variants below 1.
+    """
+    from cellwright.config.recipe import load
+
+    if plan.augment is not None and plan.variants < 1:
+        raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
+    recipe = None if plan.augment is None else load(plan.augment)
+    dataset = of_split(read_dataset(plan.dataset), plan.split)
+    screen.note(f"will write {plan.out}")
+    if dry_run:
+        return None
+    sheet = _image_sheet(plan, dataset, screen) if recipe is None else _variant_sheet(plan, dataset, recipe, screen)
+    write_png(plan.out, sheet)
+    return plan.out
+
+
+def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: Screen) -> np.ndarray:
+    """One tile per image, with its objects outlined."""
+    import cv2
+
+    from cellwright.report.draw import contact_sheet, draw_overlay
+
+    picked = _evenly_picked(len(dataset), 24 if plan.max_images is None else plan.max_images)
+    tiles = []
+    for k in screen.track(picked, "drawing", len(picked)):
+        sample = dataset[k]
+        cells = sample.read_instances()
+        scale = min(TILE_PX / max(sample.image_hw), 1.0)
+        image = read_image(_image_path(sample, dataset))
+        # A line of one pixel would vanish when a large image shrinks to a tile.
+        overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=round(1 / scale))
+        size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
+        tiles.append((f"{sample.id}: {len(cells)}", cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
+    return contact_sheet(tiles)
+
+
+def _variant_sheet(plan: ShowPlan, dataset: Dataset, recipe: Recipe, screen: Screen) -> np.ndarray:
+    """One row per image: the image, then its variants."""
+    from cellwright.report.draw import contact_sheet
+
+    tiles = []
+    picked = _evenly_picked(len(dataset), 6 if plan.max_images is None else plan.max_images)
+    for place, k in enumerate(screen.track(picked, "drawing", len(picked))):
+        tiles += _row(dataset[k], place, recipe, dataset.class_names, plan.variants)
+    title = f"{recipe.name}: {count(plan.variants, 'variant')} of each image"
+    return contact_sheet(tiles, columns=1 + plan.variants, tile_px=VARIANT_TILE_PX, title=title)
+
+
+def _row(
+    sample: Sample, place: int, recipe: Recipe, class_names: tuple[str, ...], n_variants: int
+) -> list[tuple[str, np.ndarray]]:
+    """Captions and pictures of the image and its variants."""
+    from cellwright.config.conventions import CONVENTIONS
+    from cellwright.data.augment import augment
+    from cellwright.data.decode import decode_sample, frame_of
+    from cellwright.data.loader import augment_rng
+    from cellwright.report.draw import draw_overlay
+
+    decoded = decode_sample(sample, recipe.input, recipe.data)
+    frame = frame_of(decoded, recipe.input, CONVENTIONS[recipe.conventions].resize_rule)
+
+    def tile(name: str, pixels: np.ndarray, labels: Labels) -> tuple[str, np.ndarray]:
+        height, width = pixels.shape[:2]
+        objects = _instances(labels)
+        if decoded.is_normalised and recipe.input.colour_order == "bgr":
+            pixels = pixels[:, :, ::-1]
+        channels = ("R", "G", "B") if pixels.shape[2] == 3 else decoded.channels
+        # A line of one pixel would vanish when a large image shrinks to a tile.
+        line_px = max(1, round(max(height, width) / VARIANT_TILE_PX))
+        overlay = draw_overlay(
+            Image(np.ascontiguousarray(pixels), channels),
+            objects,
+            class_names=class_names,
+            outline_px=line_px,
+            legend=len(class_names) > 1,
+        )
+        return f"{name}: {count(len(objects), 'object')}, {width} x {height} px", overlay
+
+    row = [tile(sample.id, decoded.pixels, decoded.labels)]
+    for step in range(n_variants):
+        rng = augment_rng(recipe.train.seed, step, place)
+        row.append(tile(f"variant {step + 1}", *augment(decoded.pixels, decoded.labels, recipe.augment, rng, frame)))
+    return row
+
+
+def _instances(labels: Labels) -> Instances:
+    masks, numbers = MaskSet.from_layers(labels.layers)
+    return Instances.from_masks(masks, class_ids=labels.class_ids[numbers - 1], ignore=labels.ignore[numbers - 1])
+
+
+def _evenly_picked(n: int, n_most: int) -> list[int]:
+    """Up to ``n_most`` of 0..n-1, ascending, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n_most, n)).round().astype(int)).tolist()
+
+
+def _image_path(sample: Sample, dataset: Dataset) -> Path:
+    if sample.image_path is None:
+        raise InputError(
+            "a sample has no image",
+            where=f"{dataset.root}, sample {sample.id}",
+            remedy="convert the dataset again, with its images",
+        )
+    return sample.image_path

@@ -1,0 +1,112 @@
+"""``data split``: splits for training, validation and test, or folds for cross-validation."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from cellwright.api.outputs import claim_file
+from cellwright.api.read import DATASET_FILE, is_dataset, read_dataset
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import OutputError, UsageError
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.table import Table
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SplitPlan:
+    """Split a dataset for training, validation and test, or into folds.
+
+    The split is random but reproducible, balanced in object density and classes, and never separates a group.
+    """
+
+    dataset: Path
+    """A dataset folder."""
+    _: KW_ONLY
+    val: float = 0.2
+    """Fraction of the images for validation, 0 to 1."""
+    test: float = 0.0
+    """Fraction of the images for the final test, 0 to 1; they are never used for training or tuning."""
+    folds: int | None = None
+    """Make this many folds instead: datasets fold_0, fold_1, ... below the output folder."""
+    seed: int = 0
+    """Seed of the random split."""
+    group: str | None = None
+    """Regular expression on image ids; images with the same match stay in one split, such as those of one patient."""
+    alike: bool = False
+    """Keep images that look alike and have the same size in one split."""
+    out: Path | None = None
+    """Dataset folder to write; by default the splits are set in the dataset itself."""
+    overwrite: bool = False
+    """Replace an existing output, or existing splits."""
+
+
+def run(plan: SplitPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> list[Table]:
+    """Set the splits and write the dataset(s); returns one table of images and objects per split for each of them.
+
+    Raises `OutputError` if splits are set already (or the output exists) without ``overwrite``, `UsageError` for
+    options that exclude each other or fractions that leave a split empty.
+    """
+    from cellwright.data.formats import WriteOptions, coco
+    from cellwright.data.split import folds, split_dataset, with_groups
+
+    _check_options(plan)
+    dataset = read_dataset(plan.dataset)
+    if plan.out is None and dataset.splits and not plan.overwrite:
+        raise OutputError(
+            "the dataset has splits already",
+            where=plan.dataset,
+            got=", ".join(dataset.splits),
+            remedy="use `overwrite=True`, or give another `out`",
+        )
+    dataset = with_groups(dataset, plan.group)
+    targets = _targets(plan)
+    screen.note(f"will write {', '.join(str(target / DATASET_FILE) for target in targets)}")
+    if dry_run:
+        return []
+    if plan.alike:
+        from cellwright.data.split import group_alike
+
+        dataset = group_alike(dataset, screen.track)
+    parts: tuple[Dataset, ...]
+    if plan.folds is None:
+        parts = (split_dataset(dataset, plan.val, plan.seed, test=plan.test, track=screen.track),)
+    else:
+        parts = folds(dataset, plan.folds, plan.seed, track=screen.track)
+    for part, target in zip(parts, targets, strict=True):
+        coco.write(part, target, WriteOptions(track=screen.track))
+    return [_table(target, "" if plan.folds is None else target.name) for target in targets]
+
+
+def _check_options(plan: SplitPlan) -> None:
+    if plan.alike and plan.group is not None:
+        raise UsageError("groups are defined in two ways", got="`alike` and `group`", remedy="use only one of them")
+    if plan.folds is not None and plan.test:
+        raise UsageError("folds have no test split", got=f"`folds` and `test={plan.test:g}`", remedy="omit one of them")
+    if plan.folds is not None and plan.folds < 2:
+        raise UsageError("cross-validation needs at least two folds", got=plan.folds, remedy="give `folds=2` or more")
+    if plan.folds is not None and plan.out is None:
+        raise UsageError("every fold is a dataset of its own", got="`folds` without `out`", remedy="give `out`")
+    if plan.out is None and not is_dataset(plan.dataset):
+        raise UsageError("only a dataset folder can be split in place", where=plan.dataset, remedy="give `out`")
+
+
+def _targets(plan: SplitPlan) -> list[Path]:
+    """The dataset folders to write, all of which may be written."""
+    if plan.out is None:
+        return [plan.dataset]
+    targets = [plan.out] if plan.folds is None else [plan.out / f"fold_{k}" for k in range(plan.folds)]
+    for target in targets:
+        claim_file(target / DATASET_FILE, overwrite=plan.overwrite)
+    return targets
+
+
+def _table(folder: Path, title: str) -> Table:
+    dataset, rows = read_dataset(folder), []
+    for name in dataset.splits:
+        part = dataset.with_split(name)
+        rows.append((name, len(part), sum(len(sample.read_instances()) for sample in part)))
+    return Table(title, ("split", "images", "objects"), rows)

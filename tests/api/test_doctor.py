@@ -1,0 +1,37 @@
+"""``doctor`` reports what is installed, quickly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from cellwright.api.doctor import DoctorPlan, extras, facts
+
+
+def test_the_extras_are_those_of_the_installed_package() -> None:
+    assert [name for name, _ in extras()] == [
+        f"extra {name}" for name in metadata.metadata("cellwright").get_all("Provides-Extra") or ()
+    ]
+
+
+def test_an_extra_is_installed_only_with_all_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+
+    def without_onnxruntime(package: str) -> str:
+        if package == "onnxruntime":
+            raise metadata.PackageNotFoundError(package)
+        return version(package)
+
+    assert dict(extras())["extra onnx"].startswith("installed: onnx ")
+    monkeypatch.setattr(metadata, "version", without_onnxruntime)
+    assert dict(extras())["extra onnx"] == 'missing onnxruntime: pip install "cellwright[onnx]"'
+
+
+def test_torch_is_imported_on_request_only() -> None:
+    code = "import sys; from cellwright.api.doctor import facts; facts(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert "GPU" not in dict(facts())
+    assert {"GPU", "PyTorch threads"} < set(dict(facts(DoctorPlan(device=True))))

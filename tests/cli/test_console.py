@@ -1,0 +1,38 @@
+"""What the terminal shows."""
+
+from __future__ import annotations
+
+import pytest
+from drawn import run
+
+from cellwright.api.recipes import START_HERE
+from cellwright.cli.console import Show
+from cellwright.config.recipe import shipped_names
+
+
+def test_brackets_in_tables_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Show().table("[title]", ("name",), [("[red]a[1].png[/red]",)])
+    text = capsys.readouterr().out
+    assert "[title]" in text
+    assert "[red]a[1].png[/red]" in text
+
+
+def test_notes_name_parameters_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    Show(options={"min_area": "--min-area"}).note("try `min_area=30`")
+    assert capsys.readouterr().err == "try --min-area 30\n"
+
+
+def test_recipes_start_with_those_to_begin_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recipes", "list") == 0
+    text = capsys.readouterr().out
+    places = [text.index(name) for name in ("start here", *START_HERE, "all others", "cells4/")]
+    assert places == sorted(places)
+    assert set(START_HERE) < set(shipped_names())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_doctor_says_how_to_see_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    printed = capsys.readouterr()
+    assert "cellwright doctor --device" in printed.err
+    assert "model nuclei" in printed.out
