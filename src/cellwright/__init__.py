@@ -17,10 +17,19 @@ if TYPE_CHECKING:
     from cellwright.api.results import save, show
     from cellwright.api.training import train
     from cellwright.core.dataset import Dataset, Sample
-    from cellwright.core.errors import CellwrightError
+    from cellwright.core.errors import (
+        CellwrightError,
+        FormatError,
+        InputError,
+        ModelError,
+        OutputError,
+        RecipeError,
+        TrainingDiverged,
+        UsageError,
+    )
     from cellwright.core.image import Image
     from cellwright.core.instances import Instances
-    from cellwright.core.masks import MaskSet
+    from cellwright.core.masks import MaskSet, SoftMasks
     from cellwright.data.views import View
 
 __version__ = "0.1.0"
@@ -28,10 +37,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CellwrightError",
     "Dataset",
+    "FormatError",
     "Image",
+    "InputError",
     "Instances",
     "MaskSet",
+    "ModelError",
+    "OutputError",
+    "RecipeError",
     "Sample",
+    "SoftMasks",
+    "TrainingDiverged",
+    "UsageError",
     "View",
     "evaluate",
     "fuse",
@@ -48,10 +65,18 @@ __all__ = [
 _HOMES = {
     "CellwrightError": "core.errors",
     "Dataset": "core.dataset",
+    "FormatError": "core.errors",
     "Image": "core.image",
+    "InputError": "core.errors",
     "Instances": "core.instances",
     "MaskSet": "core.masks",
+    "ModelError": "core.errors",
+    "OutputError": "core.errors",
+    "RecipeError": "core.errors",
     "Sample": "core.dataset",
+    "SoftMasks": "core.masks",
+    "TrainingDiverged": "core.errors",
+    "UsageError": "core.errors",
     "View": "data.views",
     "evaluate": "api.judge",
     "fuse": "api.fuse",

@@ -128,6 +128,6 @@ def test_a_hostile_pickle_is_refused(
     more = [] if verb == "inspect" else ["--recipe", recipe, "--out", tmp_path / "model"]
     assert run("model", verb, path, *more) == 2
     printed = capsys.readouterr()
-    assert "this pickle holds more than data" in printed.err
+    assert "this pickle contains more than data" in printed.err
     assert "this must not run" not in printed.out + printed.err
     assert not (tmp_path / "model").exists()

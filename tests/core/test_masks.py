@@ -1,4 +1,4 @@
-"""`MaskSet` against pycocotools, shapely, dense numpy and its own inverses."""
+"""`MaskSet` against pycocotools, shapely, dense numpy arrays and its own inverses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.masks import MaskSet, SoftMasks, concat
 
-# Overlaps, holes, parts, border pixels, 1-pixel and empty objects all occur in random bits.
+# Random bits include overlaps, holes, several parts, border pixels, 1-pixel objects and empty objects.
 dense_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
     lambda hw: hnp.arrays(bool, st.tuples(st.integers(0, 5), st.just(hw[0]), st.just(hw[1])))
 )
@@ -52,7 +52,7 @@ def test_rle_equals_pycocotools_both_ways(dense: np.ndarray) -> None:
 
 @quick
 @given(dense_masks)
-def test_polygons_are_valid_have_the_pixels_area_and_fill_back(dense: np.ndarray) -> None:
+def test_polygons_are_valid_and_fill_the_same_pixels(dense: np.ndarray) -> None:
     masks = MaskSet.from_dense(dense)
     outlines = masks.to_polygons()
     for mask, polygons in zip(dense, outlines, strict=True):
@@ -62,8 +62,8 @@ def test_polygons_are_valid_have_the_pixels_area_and_fill_back(dense: np.ndarray
     assert MaskSet.from_polygons(outlines, dense.shape[1:]) == masks
 
 
-def test_a_ring_that_closes_over_a_diagonal_is_split() -> None:
-    """The case in which a naive ring touches itself: a 4-connected path whose ends meet at a corner."""
+def test_a_ring_that_meets_itself_at_a_corner_is_split() -> None:
+    """A simple tracer would return a ring that touches itself: the ends of a 4-connected path meet at a corner."""
     mask = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 1, 1, 1]], bool)
     (polygons,) = MaskSet.from_dense(mask[None]).to_polygons()
     assert len(polygons) == 1
@@ -113,7 +113,7 @@ def test_label_map_round_trip_with_gaps_and_large_ids(labels: np.ndarray) -> Non
 
 @quick
 @given(dense_masks)
-def test_layers_hold_every_overlap(dense: np.ndarray) -> None:
+def test_layers_separate_all_overlaps(dense: np.ndarray) -> None:
     masks = MaskSet.from_dense(dense)
     layers, layer_of = masks.to_layers()
     back, ids = MaskSet.from_layers(layers)
@@ -157,8 +157,8 @@ def test_index_union_concat_pack(dense: np.ndarray, data: st.DataObject) -> None
     index = np.array(chosen, int)
     assert masks[index] == MaskSet.from_dense(dense[index])
     groups = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(dense), max_size=len(dense))), int)
-    united = [dense[groups == g].any(0) for g in np.unique(groups)]
-    assert masks.union(groups) == MaskSet.from_dense(np.array(united, bool).reshape(-1, *dense.shape[1:]))
+    unions = [dense[groups == g].any(0) for g in np.unique(groups)]
+    assert masks.union(groups) == MaskSet.from_dense(np.array(unions, bool).reshape(-1, *dense.shape[1:]))
     assert concat([masks, masks]) == MaskSet.from_dense(np.concatenate([dense, dense]))
     assert MaskSet.unpack(masks.image_hw, masks.boxes, masks.pack()) == masks
 
@@ -172,19 +172,19 @@ def test_coco_polygons_equal_pycocotools() -> None:
     assert [run["counts"].encode() for run in masks.to_rle()] == [run["counts"] for run in expected]
 
 
-def test_first_object_wins_in_a_label_map() -> None:
+def test_the_first_object_is_on_top_in_a_label_map() -> None:
     masks = MaskSet.from_dense(np.array([[[1, 1, 0]], [[0, 1, 1]]], bool))
     assert masks.to_label_map().tolist() == [[1, 1, 2]]
     assert masks.to_label_map(np.array([7, 9])).dtype == np.uint32
 
 
-def test_soft_masks_cut_at_a_probability() -> None:
+def test_soft_masks_are_thresholded_at_a_probability() -> None:
     soft = SoftMasks((2, 4), np.array([[1, 0, 4, 1]], np.int32), np.array([0, 3]), np.array([127, 128, 255], np.uint8))
     assert soft.threshold(0.5).to_dense()[0].tolist() == [[False, False, True, True], [False] * 4]
     assert len(soft[np.zeros(0, int)]) == 0
 
 
-def test_no_objects_everywhere() -> None:
+def test_sets_without_masks() -> None:
     masks = MaskSet.empty((3, 4))
     assert masks.to_rle() == masks.to_polygons() == masks.to_rle_counts() == []
     assert masks.to_label_map().shape == (3, 4)
@@ -197,7 +197,7 @@ def test_no_objects_everywhere() -> None:
     ("counts", "message"),
     [([3, 4], "sum 7"), ([-1, 13], "no negative"), ([1.5], "not integers"), ("~~", "RLE string"), ("P", "RLE string")],
 )
-def test_broken_rle_names_the_object(counts: object, message: str) -> None:
+def test_an_invalid_rle_is_named(counts: object, message: str) -> None:
     good = MaskSet.from_dense(np.ones((1, 3, 4), bool)).to_rle()
     with pytest.raises(FormatError, match=message) as caught:
         MaskSet.from_rle([*good, {"size": [3, 4], "counts": counts}], (3, 4))
@@ -205,9 +205,9 @@ def test_broken_rle_names_the_object(counts: object, message: str) -> None:
 
 
 def test_wrong_sizes_are_refused() -> None:
-    with pytest.raises(FormatError, match="does not fit its image"):
+    with pytest.raises(FormatError, match="RLE and its image differ in size"):
         MaskSet.from_rle([{"size": [4, 3], "counts": [12]}], (3, 4))
-    with pytest.raises(InputError, match="leaves its image"):
+    with pytest.raises(InputError, match="beyond its image"):
         MaskSet.from_crops(np.array([[0, 0, 5, 1]]), [np.ones((1, 5))], (3, 4))
     with pytest.raises(InputError, match="different sizes"):
         MaskSet.empty((3, 4)).intersections(MaskSet.empty((4, 3)))

@@ -1,4 +1,4 @@
-"""Freed arrays stay with the process: the next one of that size faults no page."""
+"""Memory of freed arrays stays with the process: the next array of that size causes no page faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
-    b"x" * int(sys.argv[2])  # numpy would ask for huge pages
+    b"x" * int(sys.argv[2])  # not numpy, which requests huge pages
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -30,5 +30,5 @@ def test_pages_of_freed_arrays_are_used_again() -> None:
         )
         for how in ("kept", "plain")
     ]
-    # Eight arrays, or one whose pages serve eight times.
+    # The pages of eight arrays, or of one that is reused.
     assert faults[0] < faults[1] / 4

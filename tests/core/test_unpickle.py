@@ -1,4 +1,4 @@
-"""The restricted unpickler: what it reads equals what `pickle` reads, and nothing runs."""
+"""The restricted unpickler: data is read as `pickle` reads it, and no code runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(data: bytes):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_data_comes_back_as_pickle_itself_gives_it(protocol):
+def test_data_is_read_as_by_pickle(protocol):
     data = pickle.dumps(PLAIN, protocol=protocol)
     ours, theirs = load(data), pickle.loads(data)
     assert list(ours) == list(theirs)
@@ -47,7 +47,7 @@ def test_data_comes_back_as_pickle_itself_gives_it(protocol):
             assert ours[key] == value, key
 
 
-def test_arrays_of_objects_hold_data():
+def test_object_arrays():
     array = np.array([[1, 2], None, {"x": np.arange(2)}], dtype=object)
     ours = load(pickle.dumps(array))
     assert ours.dtype == object
@@ -56,7 +56,7 @@ def test_arrays_of_objects_hold_data():
 
 
 def test_python_2_strings_are_latin_1():
-    # A protocol 2 pickle of Python 2: {'w': array([1], dtype=int16)}, as Caffe2 weights are.
+    # A protocol 2 pickle written by Python 2: {'w': array([1], dtype=int16)}, like the weights of Caffe2.
     data = (
         b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01\x85"
         b"cnumpy\ndtype\nU\x02i2K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x02\x01\x00tbs."
@@ -65,7 +65,7 @@ def test_python_2_strings_are_latin_1():
 
 
 class Calls:
-    """Pickles as a call of any function."""
+    """Pickles as a call of an arbitrary function."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments
@@ -74,7 +74,7 @@ class Calls:
         return self.function, self.arguments
 
 
-HOSTILE = {
+MALICIOUS = {
     "os.system": Calls(os.system, "touch OWNED"),
     "eval": Calls(eval, "open('OWNED', 'w')"),
     "open": Calls(open, "OWNED", "w"),
@@ -88,11 +88,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("what", MALICIOUS)
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_hostile_pickle_is_refused_and_does_nothing(what, protocol, tmp_path, monkeypatch):
+def test_a_malicious_pickle_is_refused_and_does_nothing(what, protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for data in (HOSTILE[what], {"masks": np.zeros((2, 2), int), "img": [HOSTILE[what]]}):
+    for data in (MALICIOUS[what], {"masks": np.zeros((2, 2), int), "img": [MALICIOUS[what]]}):
         with pytest.raises(FormatError, match="more than data"):
             load(pickle.dumps(data, protocol=protocol))
     assert list(tmp_path.iterdir()) == []
@@ -105,9 +105,9 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(what, protocol, tmp_path, 
         b"c__builtin__\nbytearray\n(I1000000000000\ntR.",
         b"cnumpy\ndtype\n(S'V8'\ntR.",
         b"cnumpy.core.multiarray\n_reconstruct\n.",  # the function itself
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR.",  # an array never filled
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR.",  # an array without content
         b"cnumpy\ndtype\n}S'x'\nI1\nsb.",  # a state for a function
-        b"(lp0\ng0\na.",  # a list that holds itself
+        b"(lp0\ng0\na.",  # a list that contains itself
         b"(i__builtin__\nobject\n.",
         b"\x82\x01.",
         b"Pxx\n.",
@@ -118,20 +118,20 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(what, protocol, tmp_path, 
         b"]" * 5000 + b"a" * 4999 + b".",
     ],
 )
-def test_odd_bytes_are_a_clean_error(data):
+def test_damaged_bytes_raise_a_format_error(data):
     with pytest.raises(FormatError) as caught:
         load(data)
     assert "a.pkl" in str(caught.value)
 
 
-def test_npy_of_objects_and_of_numbers(tmp_path):
+def test_npy_files_of_objects_and_of_numbers(tmp_path):
     np.save(tmp_path / "a_seg.npy", PLAIN)
     np.save(tmp_path / "b.npy", np.arange(4))
     assert read_npy_object(tmp_path / "a_seg.npy")["long"] == 10**30
     assert read_npy_object(tmp_path / "b.npy").tolist() == [0, 1, 2, 3]
 
 
-def test_broken_npy_files(tmp_path):
+def test_damaged_npy_files(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(400))
     np.save(tmp_path / "o.npy", {"masks": np.arange(400)})
     for name in ("a.npy", "o.npy"):

@@ -345,7 +345,7 @@ def _saved(content: object) -> Callable[[Path, Path], bytes]:
     ("name", "content", "message"),
     [
         ("a.pth", _cut("model.pth"), "damaged or cut short"),
-        ("a.pkl", _cut("model.pkl"), "pickle is broken"),
+        ("a.pkl", _cut("model.pkl"), "pickle is damaged"),
         ("a.safetensors", lambda *_: b"\x10\0\0\0\0\0\0\0{", "damaged or cut short"),
         ("a.pth", lambda *_: b"hello", "or no weights"),
         ("a.pkl", lambda *_: b"", "this file is empty"),

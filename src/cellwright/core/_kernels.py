@@ -1,7 +1,7 @@
-"""The loops of `core`, compiled by numba on first use and cached. Nothing here allocates more than the crops it reads.
+"""Loops over boxes and crops, compiled by numba on first use and cached. Memory is proportional to the crops.
 
-Shapes everywhere: boxes (N, 4) int32 ``x0, y0, x1, y1``; offsets (N + 1,) int64; crops flat uint8 of 0 and 1, object i
-being ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
+Shapes: boxes (N, 4) int32 ``x0, y0, x1, y1``; offsets (N + 1,) int64; crops flat uint8 of 0 and 1, where object i is
+``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from numba import njit
 
 @njit(cache=True)
 def box_pairs(a, b):
-    """Pairs (i, j) of boxes a (N, 4), b (M, 4) float64 that share area: a sweep along y with two active lists."""
+    """Pairs (i, j) of overlapping boxes a (N, 4), b (M, 4) float64: a sweep along y with two lists of active boxes."""
     n, m = a.shape[0], b.shape[0]
     order_a, order_b = np.argsort(a[:, 1]), np.argsort(b[:, 1])
     active_a, active_b = np.empty(n, np.int64), np.empty(m, np.int64)
     out_i, out_j = np.empty(256, np.int64), np.empty(256, np.int64)
-    n_a = n_b = found = pa = pb = 0
+    n_a = n_b = n_pairs = pa = pb = 0
     while pa < n or pb < m:
         from_a = pb >= m or (pa < n and a[order_a[pa], 1] <= b[order_b[pb], 1])
         k = order_a[pa] if from_a else order_b[pb]
@@ -32,12 +32,12 @@ def box_pairs(a, b):
             active[kept] = o
             kept += 1
             if nonempty and others[o, 0] < box[2] and box[0] < others[o, 2]:
-                if found == out_i.size:
-                    out_i = np.concatenate((out_i, np.empty(found, np.int64)))
-                    out_j = np.concatenate((out_j, np.empty(found, np.int64)))
-                out_i[found] = k if from_a else o
-                out_j[found] = o if from_a else k
-                found += 1
+                if n_pairs == out_i.size:
+                    out_i = np.concatenate((out_i, np.empty(n_pairs, np.int64)))
+                    out_j = np.concatenate((out_j, np.empty(n_pairs, np.int64)))
+                out_i[n_pairs] = k if from_a else o
+                out_j[n_pairs] = o if from_a else k
+                n_pairs += 1
         if from_a:
             n_b = kept
             pa += 1
@@ -50,12 +50,12 @@ def box_pairs(a, b):
             if nonempty:
                 active_b[n_b] = k
                 n_b += 1
-    return out_i[:found], out_j[:found]
+    return out_i[:n_pairs], out_j[:n_pairs]
 
 
 @njit(cache=True)
 def label_extents(labels, largest):
-    """Boxes (largest + 1, 4) int32 and pixel counts of every label of a (H, W) int32 map; row 0 is not filled."""
+    """Boxes (largest + 1, 4) int32 and pixel counts of each label of a (H, W) int32 array; row 0 is not filled."""
     height, width = labels.shape
     boxes = np.empty((largest + 1, 4), np.int32)
     boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
@@ -74,7 +74,7 @@ def label_extents(labels, largest):
 
 @njit(cache=True)
 def cut_labels(labels, ids, boxes, offsets):
-    """Crops of the objects ``ids`` (N,) of a label map."""
+    """Crops of the objects ``ids`` (N,) of a label array."""
     crops = np.zeros(offsets[-1], np.uint8)
     for i in range(ids.size):
         at = offsets[i]
@@ -87,7 +87,7 @@ def cut_labels(labels, ids, boxes, offsets):
 
 @njit(cache=True)
 def tighten(boxes, offsets, crops):
-    """Canonical boxes, offsets and crops: tight boxes, values 0 and 1, an empty object with box 0, 0, 0, 0."""
+    """Canonical boxes, offsets and crops: tight boxes, values 0 and 1; an empty object has the box 0, 0, 0, 0."""
     n = boxes.shape[0]
     tight, starts = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
     for i in range(n):
@@ -118,7 +118,7 @@ def tighten(boxes, offsets, crops):
 
 @njit(cache=True)
 def crop_sums(offsets, crops):
-    """Foreground pixels (N,) int64 of every object."""
+    """Number of foreground pixels (N,) int64 of each object."""
     sums = np.zeros(offsets.size - 1, np.int64)
     for i in range(sums.size):
         total = 0
@@ -142,7 +142,7 @@ def take(index, boxes, offsets, flat):
 
 @njit(cache=True)
 def pair_areas(i, j, boxes_a, offsets_a, crops_a, boxes_b, offsets_b, crops_b):
-    """Shared pixels (P,) int64 of the pairs (i, j), each counted in the window that both boxes share."""
+    """Number of shared pixels (P,) int64 of the pairs (i, j), counted where the two boxes overlap."""
     areas = np.zeros(i.size, np.int64)
     for p in range(i.size):
         a, b = boxes_a[i[p]], boxes_b[j[p]]
@@ -162,7 +162,7 @@ def pair_areas(i, j, boxes_a, offsets_a, crops_a, boxes_b, offsets_b, crops_b):
 
 @njit(cache=True)
 def paint(canvas, values, boxes, offsets, crops):
-    """Write ``values[i]`` on the pixels of object i, last object first: where objects overlap the first one wins."""
+    """Write ``values[i]`` to the pixels of object i, in reverse order: where objects overlap, the first is on top."""
     for back in range(values.size):
         i = values.size - 1 - back
         at = offsets[i]
@@ -175,7 +175,7 @@ def paint(canvas, values, boxes, offsets, crops):
 
 @njit(cache=True)
 def paint_layers(canvas, layer_of, values, boxes, offsets, crops):
-    """Write ``values[i]`` on the pixels of object i in layer ``layer_of[i]`` of a (L, H, W) canvas."""
+    """Write ``values[i]`` to the pixels of object i in layer ``layer_of[i]`` of a (L, H, W) canvas."""
     for i in range(values.size):
         layer = canvas[layer_of[i]]
         at = offsets[i]
@@ -188,7 +188,7 @@ def paint_layers(canvas, layer_of, values, boxes, offsets, crops):
 
 @njit(cache=True)
 def first_fit_layers(n, i, j):
-    """Layer (N,) int64 of every object: the lowest that no earlier overlapping object holds. Pairs sorted by i."""
+    """Layer (N,) int64 of each object: the lowest without an earlier overlapping object. Pairs are sorted by i."""
     layer_of = np.zeros(n, np.int64)
     taken = np.zeros(n + 1, np.int64)
     p = 0
@@ -206,7 +206,7 @@ def first_fit_layers(n, i, j):
 
 @njit(cache=True)
 def unite(group, n_groups, boxes, offsets, crops):
-    """Boxes, offsets and crops of the union of the objects of each group; ``group`` (N,) counts from 0."""
+    """Boxes, offsets and crops of the union of the objects of each group; ``group`` (N,) is 0-based."""
     out_boxes = np.zeros((n_groups, 4), np.int32)
     for i in range(group.size):
         box, out = boxes[i], out_boxes[group[i]]
@@ -236,7 +236,7 @@ def unite(group, n_groups, boxes, offsets, crops):
 
 @njit(cache=True)
 def cut_window(x0, y0, x1, y1, boxes, offsets, crops):
-    """Boxes (in window coordinates), offsets and crops of the objects cut to a window; not yet tight."""
+    """Boxes (in window coordinates), offsets and crops of the objects clipped to a window; not tight."""
     n = boxes.shape[0]
     out_boxes, starts = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
     for i in range(n):
@@ -261,7 +261,7 @@ def cut_window(x0, y0, x1, y1, boxes, offsets, crops):
 
 @njit(cache=True)
 def dihedral(transpose, flip_y, flip_x, boxes, offsets, flat):
-    """Crops transposed first, then flipped along y and x; the sizes of the flat buffer stay."""
+    """Crops transposed, then flipped along y and x; the size of each crop in the flat buffer stays the same."""
     out = np.empty_like(flat)
     for i in range(boxes.shape[0]):
         height, width = boxes[i, 3] - boxes[i, 1], boxes[i, 2] - boxes[i, 0]
@@ -281,7 +281,7 @@ def dihedral(transpose, flip_y, flip_x, boxes, offsets, flat):
 
 @njit(cache=True)
 def resize_nearest(old_h, old_w, new_h, new_w, boxes, offsets, crops):
-    """Boxes, offsets, crops sampled at the centres of the new pixels; not yet tight."""
+    """Boxes, offsets and crops sampled at the centres of the new pixels; not tight."""
     n = boxes.shape[0]
     ratio_y, ratio_x = old_h / new_h, old_w / new_w
     out_boxes, starts = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)

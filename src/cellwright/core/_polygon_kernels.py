@@ -1,4 +1,4 @@
-"""Polygons on pixel edges, compiled by numba: trace the outlines of crops, fill rings at pixel centres."""
+"""Polygon loops, compiled by numba: trace the outlines of crops along pixel edges, fill rings at pixel centres."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numba import njit
 
 @njit(cache=True)
 def _components(crop, height, width):
-    """4-connected components of a flat crop, counted from 1; 0 is background."""
+    """4-connected components of a flat crop, numbered from 1; 0 is background."""
     parts = np.zeros(crop.size, np.int32)
     stack = np.empty(crop.size, np.int64)
     count = 0
@@ -32,17 +32,17 @@ def _components(crop, height, width):
 
 @njit(cache=True)
 def trace(crop, height, width):
-    """Rings of one crop along pixel edges, foreground on the right hand of the walk (y down).
+    """Rings of one crop along pixel edges, with the foreground on the right of the direction of travel (y down).
 
     Returns vertices (V, 2) int32 ``x, y`` at corners only, ring starts (R + 1,), the 4-connected component of each ring
-    (from 1) and the number of components. A walk keeps to its own pixel at a diagonal corner, and is split where it
-    comes back to a corner, so no ring touches itself. Exterior rings have a positive shoelace area, holes a negative
-    one.
+    (from 1), and the number of components. At a corner where two pixels touch diagonally the walk stays at its own
+    pixel, and it is split where it returns to a corner, so no ring touches itself. Exterior rings have a positive
+    shoelace area, holes a negative one.
     """
     parts, n_parts = _components(crop, height, width)
     grid = width + 1
     # Bit d of used[v]: the edge that leaves corner v in direction d (0 right, 1 down, 2 left, 3 up) has been walked.
-    used, seen_at = np.zeros((height + 1) * grid, np.uint8), np.full((height + 1) * grid, -1, np.int32)
+    used, visited_at = np.zeros((height + 1) * grid, np.uint8), np.full((height + 1) * grid, -1, np.int32)
     vertices = np.empty((64, 2), np.int32)
     starts, owner, n_rings = np.zeros(16, np.int64), np.zeros(16, np.int32), 0
     walk = np.empty((4 * crop.size + 4, 2), np.int32)
@@ -62,19 +62,19 @@ def trace(crop, height, width):
                 cx, cy = nx, ny
                 if turn != direction:
                     v = cy * grid + cx
-                    if seen_at[v] >= 0:  # back at a corner: what lies between is a ring of its own
-                        first = seen_at[v]
+                    if visited_at[v] >= 0:  # back at a corner: the vertices in between are a separate ring
+                        first = visited_at[v]
                         vertices, starts, owner, n_rings = _emit(walk[first:n], part, vertices, starts, owner, n_rings)
                         for k in range(first + 1, n):
-                            seen_at[walk[k, 1] * grid + walk[k, 0]] = -1
+                            visited_at[walk[k, 1] * grid + walk[k, 0]] = -1
                         n = first + 1
                     else:
-                        seen_at[v] = n
+                        visited_at[v] = n
                         walk[n, 0], walk[n, 1] = cx, cy
                         n += 1
                 direction = turn
             for k in range(n):
-                seen_at[walk[k, 1] * grid + walk[k, 0]] = -1
+                visited_at[walk[k, 1] * grid + walk[k, 0]] = -1
             if n > 1:
                 vertices, starts, owner, n_rings = _emit(walk[:n], part, vertices, starts, owner, n_rings)
     return vertices[: starts[n_rings]], starts[: n_rings + 1], owner[:n_rings], n_parts
@@ -82,7 +82,7 @@ def trace(crop, height, width):
 
 @njit(cache=True)
 def _emit(ring, part, vertices, starts, owner, n_rings):
-    """Append one ring to the growing output; returns the (perhaps larger) arrays and the new count."""
+    """Append one ring to the output; returns the arrays, enlarged if necessary, and the new number of rings."""
     at = starts[n_rings]
     while at + ring.shape[0] > vertices.shape[0]:
         vertices = np.concatenate((vertices, np.empty_like(vertices)))
@@ -97,18 +97,18 @@ def _emit(ring, part, vertices, starts, owner, n_rings):
 
 @njit(cache=True)
 def _turn(crop, height, width, x, y, direction):
-    """The direction to leave corner (x, y) in, having come along ``direction`` with the foreground on the right."""
+    """The direction in which to leave corner (x, y), reached in ``direction`` with the foreground on the right."""
     nw = x > 0 and y > 0 and crop[(y - 1) * width + x - 1] != 0
     ne = x < width and y > 0 and crop[(y - 1) * width + x] != 0
     sw = x > 0 and y < height and crop[y * width + x - 1] != 0
     se = x < width and y < height and crop[y * width + x] != 0
-    if direction == 0:  # came right: own pixel is sw, the other side is nw
+    if direction == 0:  # moved right: own pixel is sw, the other side is nw
         ahead_right, ahead_left = se, ne
-    elif direction == 1:  # came down: own pixel is nw
+    elif direction == 1:  # moved down: own pixel is nw
         ahead_right, ahead_left = sw, se
-    elif direction == 2:  # came left: own pixel is ne
+    elif direction == 2:  # moved left: own pixel is ne
         ahead_right, ahead_left = nw, sw
-    else:  # came up: own pixel is se
+    else:  # moved up: own pixel is se
         ahead_right, ahead_left = ne, nw
     if not ahead_right:
         return (direction + 1) % 4
@@ -117,10 +117,10 @@ def _turn(crop, height, width, x, y, direction):
 
 @njit(cache=True)
 def fill(x0, y0, x1, y1, points, ring_starts, polygon_starts):
-    """Flat crop over the box x0, y0, x1, y1 of the union of polygons, each filled even-odd at pixel centres.
+    """Flat crop over the box x0, y0, x1, y1 of the union of polygons, filled at pixel centres by the even-odd rule.
 
-    points (V, 2) float64; ring r is ``points[ring_starts[r]:ring_starts[r + 1]]``, closed by itself; polygon q holds
-    the rings ``polygon_starts[q]:polygon_starts[q + 1]``. A centre on a left edge is inside, on a right edge outside.
+    points (V, 2) float64; ring r is ``points[ring_starts[r]:ring_starts[r + 1]]``, closed implicitly; polygon q has the
+    rings ``polygon_starts[q]:polygon_starts[q + 1]``. A centre on a left edge is inside, one on a right edge outside.
     """
     height, width = y1 - y0, x1 - x0
     crop = np.zeros(height * width, np.uint8)

@@ -1,6 +1,6 @@
-"""COCO run-length coding of crops, compiled by numba: runs, and the 6-bit strings of the COCO API.
+"""COCO run-length encoding, compiled by numba: run lengths, and the strings of 6-bit characters of the COCO API.
 
-A mask's runs are counted down the columns of the full image, background first. Cost follows the crops, not the image.
+Runs are counted along the columns of the whole image, background first. The cost depends on the crops, not the image.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from numba import njit
 
 @njit(cache=True)
 def _runs_of(i, height, total, boxes, offsets, crops, out, at):
-    """Write the counts of object i to ``out[at:]`` and return where they end; ``out`` of size 0 only counts."""
+    """Write the counts of object i to ``out[at:]`` and return their end; with an empty ``out`` only compute the end."""
     write = out.size > 0
     x0, y0 = boxes[i, 0], boxes[i, 1]
     width, rows = boxes[i, 2] - x0, boxes[i, 3] - y0
     end = np.int64(0)  # one past the last foreground pixel so far
-    begun = False
+    started = False
     for x in range(width):
         y = 0
         while y < rows:
@@ -27,16 +27,16 @@ def _runs_of(i, height, total, boxes, offsets, crops, out, at):
             while y < rows and crops[offsets[i] + y * width + x] != 0:
                 y += 1
             first = np.int64(x0 + x) * height + y0 + start
-            if begun and first == end:  # a run that goes on from the last row into the next column
+            if started and first == end:  # a run that continues from the last row into the next column
                 if write:
                     out[at - 1] += y - start
             else:
                 if write:
                     out[at], out[at + 1] = first - end, y - start
                 at += 2
-                begun = True
+                started = True
             end = first + y - start
-    if end < total or not begun:
+    if end < total or not started:
         if write:
             out[at] = total - end
         at += 1
@@ -45,7 +45,7 @@ def _runs_of(i, height, total, boxes, offsets, crops, out, at):
 
 @njit(cache=True)
 def encode_runs(height, width, boxes, offsets, crops):
-    """Counts of all objects in one flat int64 array, and where each object's begin (N + 1,)."""
+    """The counts of all objects in one flat int64 array, and their starts (N + 1,)."""
     n = boxes.shape[0]
     total = np.int64(height) * width
     starts, nothing = np.zeros(n + 1, np.int64), np.empty(0, np.int64)
@@ -59,7 +59,7 @@ def encode_runs(height, width, boxes, offsets, crops):
 
 @njit(cache=True)
 def decode_runs(height, width, counts, starts):
-    """Tight boxes, offsets and crops from counts. Returns also the first object whose counts are wrong, or -1."""
+    """The first object whose counts are invalid, or -1; then tight boxes, offsets and crops."""
     n = starts.size - 1
     total = np.int64(height) * width
     boxes, offsets = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
@@ -98,14 +98,14 @@ def decode_runs(height, width, counts, starts):
 
 @njit(cache=True)
 def encode_strings(counts, starts):
-    """The COCO API's strings of all objects in one flat uint8 array, and where each begins (N + 1,)."""
+    """The strings of all objects in one flat uint8 array, as the COCO API encodes them, and their starts (N + 1,)."""
     n = starts.size - 1
     text, ends = np.empty(counts.size * 13, np.uint8), np.zeros(n + 1, np.int64)
     at = 0
     for i in range(n):
         for k in range(starts[i], starts[i + 1]):
             value = counts[k]
-            if k - starts[i] > 2:  # from the fourth on, the difference from the count two before
+            if k - starts[i] > 2:  # from the fourth count on, the difference from the count two before is stored
                 value -= counts[k - 2]
             more = True
             while more:
@@ -120,7 +120,7 @@ def encode_strings(counts, starts):
 
 @njit(cache=True)
 def decode_strings(text, ends):
-    """Counts (flat) and their starts from strings; returns also the first object with a broken string, or -1."""
+    """The first object whose string is invalid, or -1; then the flat counts and their starts."""
     n = ends.size - 1
     counts, starts = np.empty(text.size, np.int64), np.zeros(n + 1, np.int64)
     at = 0

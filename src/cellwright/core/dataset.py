@@ -1,8 +1,9 @@
-"""`Dataset`: an immutable sequence of samples whose objects are read on demand. Predictions are one too."""
+"""`Dataset`: an immutable sequence of samples whose objects are read on demand. Predictions are datasets too."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +11,31 @@ from typing import Any
 
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
+from cellwright.core.public import public
+from cellwright.core.text import count
 
 
-@dataclass(frozen=True, eq=False)
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class Sample:
-    """One image and the way to its objects.
+    """One image of a dataset, with a function that reads its objects.
 
-    id: unique in the dataset; the image's relative path without its extension, or the source's own id.
-    image_path: None where only objects are known (a results file).
+    id: unique in the dataset; the relative path of the image without its extension, or the id that the source uses.
+    image_path: None where only the objects are available (a results file).
     image_hw: (H, W).
-    load: reads the objects; picklable, so that worker processes may call it.
-    image_id: the COCO number, or None. split: "train", "val", ... or None. group: samples of one group never part.
-    pixel_size_um: (y, x) microns, or None. source: what it was converted from.
+    load: reads the objects; it can be pickled, so worker processes can call it.
+    image_id: the image id of COCO, or None.
+    split: "train", "val", "test" or another name; None if the dataset has not been split.
+    group: samples with the same group are always placed in the same split.
+    pixel_size_um: (y, x) in microns, or None if unknown.
+    source: the dataset or format that the sample comes from.
+
+    >>> cells = Instances.from_label_map(np.eye(8, dtype=np.uint8))
+    >>> sample = Sample("plate1/a", None, (8, 8), Loaded(cells), split="val")
+    >>> sample
+    Sample('plate1/a', 8 x 8 px, no image file, split val)
+    >>> len(sample.read_instances())
+    1
     """
 
     id: str
@@ -35,15 +49,35 @@ class Sample:
     source: str = ""
 
     def read_instances(self) -> Instances:
-        """The objects, decoded now."""
+        """Read and decode the objects; nothing is cached."""
         return self.load()
 
+    def __repr__(self) -> str:
+        image = "no image file" if self.image_path is None else str(self.image_path)
+        parts = [repr(self.id), f"{self.image_hw[0]} x {self.image_hw[1]} px", image]
+        parts += [f"split {self.split}"] if self.split is not None else []
+        parts += [f"group {self.group}"] if self.group is not None else []
+        return f"Sample({', '.join(parts)})"
 
-@dataclass(frozen=True, eq=False)
+
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset(Sequence[Sample]):
-    """Samples and the names of their classes; class id k is ``class_names[k]``.
+    """Samples and the names of their classes: class id k is ``class_names[k]``.
 
-    root: the folder that paths are shown relative to. info: free facts that travel along (JSON values).
+    root: the folder that displayed paths are relative to, or None.
+    licence: the licence of the images and annotations, if known.
+    info: further facts from the source (JSON values), kept when the dataset is written.
+
+    Raises `UsageError` if two samples have the same id.
+
+    >>> cells = Instances.from_label_map(np.eye(8, dtype=np.uint8))
+    >>> samples = [Sample(name, None, (8, 8), Loaded(cells), split=s) for name, s in (("a", "train"), ("b", "val"))]
+    >>> dataset = Dataset(tuple(samples), ("nucleus",))
+    >>> dataset
+    Dataset(2 images, 1 class (nucleus), splits train 1, val 1)
+    >>> [sample.id for sample in dataset.with_split("val")]
+    ['b']
     """
 
     samples: tuple[Sample, ...]
@@ -53,11 +87,11 @@ class Dataset(Sequence[Sample]):
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ids = [sample.id for sample in self.samples]
-        if len(set(ids)) != len(ids):
-            twice = next(one for one in ids if ids.count(one) > 1)
+        ids = Counter(sample.id for sample in self.samples)
+        repeated = next((sample_id for sample_id, times in ids.items() if times > 1), None)
+        if repeated is not None:
             raise UsageError(
-                "two samples have the same id", where=self.root, got=repr(twice), remedy="rename one of the images"
+                "two samples have the same id", where=self.root, got=repr(repeated), remedy="rename one of the images"
             )
 
     def __len__(self) -> int:
@@ -69,35 +103,44 @@ class Dataset(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:5]) + (", ..." if len(self.class_names) > 5 else "")
+        parts = [count(len(self), "image"), f"{count(len(self.class_names), 'class')} ({names})"]
+        sizes = Counter(sample.split for sample in self.samples if sample.split is not None)
+        if sizes:
+            parts.append("splits " + ", ".join(f"{name} {n}" for name, n in sizes.items()))
+        parts += [str(self.root)] if self.root is not None else []
+        return f"Dataset({', '.join(parts)})"
+
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits that exist, in order of appearance."""
+        """The names of the splits, in order of appearance."""
         return tuple(dict.fromkeys(sample.split for sample in self.samples if sample.split is not None))
 
     def with_samples(self, samples: Sequence[Sample]) -> Dataset:
-        """The same dataset with other samples."""
+        """This dataset with other samples."""
         return dataclasses.replace(self, samples=tuple(samples))
 
     def with_split(self, split: str) -> Dataset:
-        """Only the samples of one split. `UsageError` names the splits that exist."""
+        """Only the samples of one split. Raises `UsageError` that lists the splits of this dataset."""
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
-            remedy = f"choose one of: {known}" if self.splits else "make one with: cellwright data split"
+            remedy = f"choose one of: {known}" if self.splits else "create splits with: cellwright data split"
             raise UsageError("no such split", where=self.root, got=repr(split), expected=known, remedy=remedy)
         return self.with_samples([sample for sample in self.samples if sample.split == split])
 
     def sample(self, sample_id: str) -> Sample:
-        """The sample of this id. `UsageError` names the nearest one."""
-        for one in self.samples:
-            if one.id == sample_id:
-                return one
-        remedy = did_you_mean(sample_id, [one.id for one in self.samples])
+        """The sample with this id. Raises `UsageError` that suggests the most similar id."""
+        for sample in self.samples:
+            if sample.id == sample_id:
+                return sample
+        remedy = did_you_mean(sample_id, [sample.id for sample in self.samples])
         raise UsageError("no such sample", where=self.root, got=repr(sample_id), remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A `Sample.load` that returns objects already in memory."""
+    """A `Sample.load` for objects that are already in memory."""
 
     instances: Instances
 

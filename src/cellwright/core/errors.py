@@ -1,15 +1,20 @@
-"""Every error a user can cause, and the one shape of its message.
+"""The errors that a user can cause, and the form of their messages.
 
     CellwrightError               exit code 2
-    |-- UsageError                a flag, a name or an argument
-    |-- InputError                a file, an image, an annotation
-    |   `-- FormatError           content that is not what its format says
-    |-- RecipeError               a recipe's key or value
-    |-- ModelError                a model folder or foreign weights
-    |-- OutputError               an output that exists, a full disk, a folder that cannot be written
+    |-- UsageError                an argument or a name that is not valid
+    |-- InputError                a file, an image or an annotation that cannot be used
+    |   `-- FormatError           a file whose content does not match its format
+    |-- RecipeError               a key or value of a recipe
+    |-- ModelError                a model folder or weights of another framework
+    |-- OutputError               an output that exists, a full disk, a folder without write permission
     `-- TrainingDiverged          a loss or gradient that is not finite
 
-Anything else that reaches the command line is our bug (exit code 1).
+Any other exception that reaches the command line is a bug in cellwright (exit code 1).
+
+Messages address a Python caller. A parameter is written in backticks, as in Python: `` `overwrite=True` ``, or
+`` `min_area` `` without a value. Messages never contain an option such as ``--overwrite``: the command line translates
+the backticked parameters when it prints an error. A complete command without options, such as
+``cellwright data split``, may be suggested as a fix.
 """
 
 from __future__ import annotations
@@ -17,11 +22,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from cellwright.core.public import public
 
+
+@public
 class CellwrightError(Exception):
-    """A failure the user can mend.
+    """Base class of all errors that a user can fix.
 
-    The message says what failed, where (file, sample, field), what was found, what was expected, and what to do.
+    problem: what failed. where: the file, sample or field concerned. got, expected: the value and what was expected
+    instead. remedy: how to fix it. The message has one line for each of them that is given.
+
+    >>> print(InputError("the image has no channel", where="a.tif", expected="at least 1", remedy="save it again"))
+    the image has no channel
+      where: a.tif
+      expected: at least 1
+      fix: save it again
     """
 
     exit_code = 2
@@ -50,36 +65,49 @@ def _rebuild(kind: type[CellwrightError], problem: str, *rest: object) -> Cellwr
     return kind(problem, where=where, got=got, expected=expected, remedy=remedy if remedy is None else str(remedy))
 
 
+@public
 class UsageError(CellwrightError):
-    """A flag, a name or an argument that does not fit."""
+    """An argument or a name that is not valid."""
 
 
+@public
 class InputError(CellwrightError):
     """A file, an image or an annotation that cannot be used."""
 
 
+@public
 class FormatError(InputError):
-    """A file whose content is not what its format says."""
+    """A file whose content does not match its format."""
 
 
+@public
 class RecipeError(CellwrightError):
-    """A recipe with an unknown key, a wrong value, or two fields that do not fit each other."""
+    """A recipe with an unknown key, a wrong value, or two values that contradict each other."""
 
 
+@public
 class ModelError(CellwrightError):
-    """A model folder or foreign weights that cannot be loaded as asked."""
+    """A model folder, or weights of another framework, that cannot be loaded as requested."""
 
 
+@public
 class OutputError(CellwrightError):
-    """An output that exists, a disk that is full, a folder that cannot be written."""
+    """An output that already exists, a full disk, or a folder without write permission."""
 
 
+@public
 class TrainingDiverged(CellwrightError):
-    """A loss or a gradient that is not finite."""
+    """A loss or gradient that is not finite."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"did you mean 'x'?"`` for the nearest of ``known``, else the list of what is known."""
+    """A remedy for an unknown name: the most similar known name if there is one, else all known names.
+
+    >>> did_you_mean("nucleous", ["nucleus", "cell"])
+    "did you mean 'nucleus'?"
+    >>> did_you_mean("tissue", ["nucleus", "cell"])
+    'known: cell, nucleus'
+    """
     choices = sorted(set(known))
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
+    closest = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"did you mean {closest[0]!r}?" if closest else f"known: {', '.join(choices)}"

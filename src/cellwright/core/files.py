@@ -1,4 +1,4 @@
-"""Files that are whole or absent: every output is written to a temporary name beside its place and renamed."""
+"""Reading and writing files. Outputs are written atomically: to a temporary file beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` when the block ends well.
+    """Context manager that yields a temporary path beside ``path`` and renames it to ``path`` on success.
 
-    The temporary name keeps the suffix, so that writers which choose a codec by suffix work. On any failure it is
-    removed (a folder too) and what stood at ``path`` is untouched. An `OSError` becomes an `OutputError`.
+    The temporary name keeps the suffix, for writers that choose a codec by suffix. On failure the temporary file or
+    folder is removed, and an existing file at ``path`` is unchanged. An `OSError` becomes an `OutputError`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
@@ -34,20 +34,20 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        elif os.path.lexists(temporary):  # unlink would raise anew where the parent is a file
+        elif os.path.lexists(temporary):  # unlink itself would raise if the parent is a file
             temporary.unlink(missing_ok=True)
 
 
 def output_error(path: Path | str, error: OSError) -> OutputError:
-    """The `OutputError` for an `OSError` met while writing ``path``."""
+    """The `OutputError` for an `OSError` raised while writing ``path``."""
     if error.errno == errno.ENOSPC:
         return OutputError("the disk is full", where=path, remedy="free some space and run the same command again")
-    remedy = "check the folder's permissions, or choose another --out"
+    remedy = "check the permissions of the folder, or choose another `out`"
     return OutputError("cannot write this output", where=path, got=error.strerror or str(error), remedy=remedy)
 
 
 def unreadable(path: Path | str | None, error: OSError, what: str = "file") -> InputError:
-    """The `InputError` for an `OSError` met while reading ``path``."""
+    """The `InputError` for an `OSError` raised while reading ``path``."""
     got = error.strerror or str(error)
     return InputError(f"cannot read this {what}", where=path, got=got, remedy="check the path and its permissions")
 
@@ -59,11 +59,11 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
-    """Write (H, W) grey or (H, W, 3) RGB pixels, uint8 or uint16, as PNG, atomically."""
+    """Write greyscale (H, W) or RGB (H, W, 3) pixels, uint8 or uint16, as PNG, atomically."""
     import cv2
 
-    written = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]  # OpenCV writes blue first
-    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(written))[1].tobytes())
+    ordered = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]  # OpenCV expects blue first
+    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(ordered))[1].tobytes())
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -77,15 +77,18 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Parse a JSON file; `FormatError` names file, line and column, `InputError` a file that cannot be read."""
+    """Parse a JSON file.
+
+    Raises `FormatError` with line and column if it is not valid JSON, and `InputError` if it cannot be read.
+    """
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        place = f"{path}, line {error.lineno}, column {error.colno}"
+        where = f"{path}, line {error.lineno}, column {error.colno}"
         raise FormatError(
-            "this file is not valid JSON", where=place, got=error.msg, remedy="export or copy the file again"
+            "this file is not valid JSON", where=where, got=error.msg, remedy="export or copy the file again"
         ) from error
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number with thousands of digits
         raise FormatError(
             "this file is not valid JSON", where=path, got=str(error), remedy="export or copy the file again"
         ) from error

@@ -1,8 +1,8 @@
-"""The conventions of the whole project, and boxes in numpy.
+"""Coordinate conventions of the project, and operations on boxes in numpy.
 
-Arrays are indexed (y, x); sizes are ``_hw``. A box is ``x0, y0, x1, y1`` in absolute pixels, half open: the pixel in
-column x covers [x, x + 1), so a box's area is (x1 - x0) * (y1 - y0) with no ``+ 1``. Label 0 is background. Class ids
-run 0..K-1; the background class never leaves the box head. Scores lie in [0, 1].
+Arrays are indexed (y, x), and sizes (height, width) end in ``_hw``. A box is ``x0, y0, x1, y1`` in absolute pixels,
+half open: the pixel in column x covers [x, x + 1), so the area of a box is (x1 - x0) * (y1 - y0), without ``+ 1``.
+Label 0 is background. Class ids are 0..K-1; only the box head has an additional background class. Scores are in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-    """Boxes (N, 4) cut to the image, in their own dtype."""
+    """Boxes (N, 4) clipped to the image; the dtype is kept."""
     height, width = image_hw
     return np.stack(
         [
@@ -31,7 +31,7 @@ def clip_boxes(boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (N, M) float64 of boxes (N, 4) and (M, 4); 0 where both are empty."""
+    """Intersection over union (N, M) float64 of boxes (N, 4) and (M, 4); 0 where both are empty."""
     top_left = np.maximum(a[:, None, :2], b[None, :, :2]).astype(np.float64)
     sides = np.maximum(np.minimum(a[:, None, 2:], b[None, :, 2:]) - top_left, 0)
     inter = sides[..., 0] * sides[..., 1]
@@ -40,9 +40,9 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def overlapping_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index pairs (i, j), int64, sorted by (i, j), of boxes a (N, 4) and b (M, 4) that share some area.
+    """Index pairs (i, j), each (P,) int64, of the boxes a (N, 4) and b (M, 4) that overlap, sorted by (i, j).
 
-    A sweep along y: cost follows the pairs that share rows, never N x M of a crowded image.
+    A sweep along y, so the cost depends on the number of boxes that share rows, not on N x M.
     """
     from cellwright.core import _kernels
 

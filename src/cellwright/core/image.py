@@ -1,4 +1,4 @@
-"""One microscopy image as it was read: own dtype, named channels, pixel size."""
+"""`Image`: the pixels of one microscopy image in their own dtype, with channel names and pixel size."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.public import public
+from cellwright.core.text import count
+
+# Names of the channels of an image that does not name them, by the number of channels.
+CHANNEL_NAMES = {1: ("grey",), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 
 
-@dataclass(frozen=True, eq=False)
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class Image:
-    """An image in its own dtype.
+    """One image.
 
-    data: (H, W, C), 8- or 16-bit unsigned or float32; never rescaled on reading.
-    channels: C names, such as ("R", "G", "B") or ("DAPI",).
-    pixel_size_um: (y, x) in microns, or None where the file does not say.
-    path: the file it came from, for messages; None for an array.
+    data: (H, W, C), uint8, uint16 or float32; the values are those of the file and are never rescaled on reading.
+    channels: C names, such as ``("R", "G", "B")`` or ``("DAPI",)``.
+    pixel_size_um: (y, x) in microns, or None if unknown.
+    path: the file that the image was read from, for error messages; None for an array.
+
+    Raises `InputError` if ``data`` does not have three axes or has no pixel, or if the number of names differs from C.
     """
 
     data: np.ndarray
@@ -30,19 +38,28 @@ class Image:
                 "an image needs three axes (H, W, C) and at least one pixel",
                 where=self.path,
                 got=f"shape {self.data.shape}",
-                remedy="give a grey (H, W) or a colour (H, W, C) array to Image.from_array",
+                remedy="pass a greyscale (H, W) or colour (H, W, C) array to Image.from_array",
             )
         if len(self.channels) != self.data.shape[2]:
             raise InputError(
-                "channel names do not fit the image",
+                "the number of channel names differs from the number of channels",
                 where=self.path,
-                got=f"{len(self.channels)} names",
-                expected=f"{self.data.shape[2]} channels",
+                got=count(len(self.channels), "name"),
+                expected=count(self.data.shape[2], "channel"),
             )
 
     @staticmethod
     def from_array(array: np.ndarray, *, pixel_size_um: tuple[float, float] | None = None) -> Image:
-        """Wrap a grey (H, W) or channel-last (H, W, C) array; float64 becomes float32, bool becomes 0 and 255."""
+        """An image from a greyscale (H, W) or channel-last (H, W, C) array.
+
+        float64 becomes float32; bool becomes uint8 0 and 255. One channel is named "grey", three are R, G, B, four are
+        R, G, B, A; other numbers of channels are named c0, c1, ...
+
+        Raises `InputError` for an array with other axes or without a pixel.
+
+        >>> Image.from_array(np.zeros((60, 80, 3), np.uint8), pixel_size_um=(0.325, 0.325))
+        Image(60 x 80, uint8, 3 channels (R, G, B), 0.325 um/px)
+        """
         array = np.asarray(array)
         data = array[:, :, None] if array.ndim == 2 else array
         if data.dtype == bool:
@@ -50,8 +67,8 @@ class Image:
         elif data.dtype == np.float64:
             data = data.astype(np.float32)
         n_channels = data.shape[2] if data.ndim == 3 else 0
-        names = {1: ("grey",), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
-        return Image(data, names.get(n_channels, tuple(f"c{i}" for i in range(n_channels))), pixel_size_um)
+        names = CHANNEL_NAMES.get(n_channels, tuple(f"c{i}" for i in range(n_channels)))
+        return Image(data, names, pixel_size_um)
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -60,15 +77,40 @@ class Image:
 
     @property
     def n_channels(self) -> int:
-        """Number of channels, an alpha channel included."""
+        """Number of channels, including an alpha channel."""
         return int(self.data.shape[2])
 
+    def without_alpha(self) -> Image:
+        """This image without its last channel if that is called "A" and is not the only one."""
+        if self.n_channels < 2 or self.channels[-1] != "A":
+            return self
+        return Image(self.data[:, :, :-1], self.channels[:-1], self.pixel_size_um, self.path)
+
     def describe(self) -> str:
-        """What was read, in one line: ``"1000 x 800, uint16, 3 channels (R, G, B), 0.325 um/px"``."""
+        """Size (height x width), dtype, channels and pixel size in one line: ``"60 x 80, uint8, 1 channel (grey)"``."""
         height, width = self.image_hw
-        plural = "" if self.n_channels == 1 else "s"
-        text = f"{height} x {width}, {self.data.dtype}, {self.n_channels} channel{plural} ({', '.join(self.channels)})"
+        names = ", ".join(self.channels)
+        text = f"{height} x {width}, {self.data.dtype}, {count(self.n_channels, 'channel')} ({names})"
         if self.pixel_size_um is not None:
             y, x = self.pixel_size_um
             text += f", {y:g} um/px" if y == x else f", {y:g} x {x:g} um/px (y x)"
         return text
+
+    def __repr__(self) -> str:
+        return f"Image({self.describe()}{'' if self.path is None else f', {self.path}'})"
+
+
+def channel_index(channels: tuple[str, ...], channel: str | int, where: object = None) -> int:
+    """Index of a channel given by its name or by its 0-based index.
+
+    Raises `UsageError` that lists the channels and names ``where``, the file.
+
+    >>> channel_index(("DAPI", "actin"), "actin"), channel_index(("DAPI", "actin"), 0)
+    (1, 0)
+    """
+    if isinstance(channel, str) and channel in channels:
+        return channels.index(channel)
+    if str(channel).isdecimal() and int(channel) < len(channels):
+        return int(channel)
+    last = len(channels) - 1
+    raise UsageError("no such channel", where=where, got=channel, expected=f"{', '.join(channels)} (or 0 to {last})")

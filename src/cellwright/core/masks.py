@@ -1,4 +1,4 @@
-"""`MaskSet`: the binary masks of one image as small crops with offsets, so that cost follows the foreground."""
+"""`MaskSet`: the binary masks of one image, stored as small crops, so that memory and time follow the foreground."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ import numpy as np
 from cellwright.core import polygons, rle
 from cellwright.core.errors import InputError
 from cellwright.core.geometry import overlapping_pairs
+from cellwright.core.public import public
+from cellwright.core.text import count
 
 Index = np.ndarray | slice | Sequence[int]
 
+_MAX_LABEL = 2**32 - 1  # of a label array, uint32
 
-@dataclass(frozen=True, eq=False)
+
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class MaskSet:
-    """N binary masks of one image, each a crop over its tight box. N = 0 is legal, and so is an empty mask.
+    """N binary masks of one image, each stored as a crop of its tight box. N may be 0, and a mask may be empty.
 
     image_hw: (H, W) of the image.
-    boxes: (N, 4) int32 ``x0, y0, x1, y1``, half open and tight; an empty mask has box 0, 0, 0, 0.
-    offsets: (N + 1,) int64; object i is ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
-    crops: flat uint8 of 0 and 1.
+    boxes: (N, 4) int32 ``x0, y0, x1, y1``, half open and tight; an empty mask has the box 0, 0, 0, 0.
+    offsets: (N + 1,) int64; mask i is ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
+    crops: flat uint8 array of 0 and 1.
 
-    Masks may overlap, have holes and several parts. Two sets are equal when their sizes and pixels are.
-    Build one with a constructor below: they make the boxes tight; the bare class trusts its caller.
+    Masks may overlap, have holes, and consist of several parts. Two sets are equal if their image sizes and pixels
+    are equal. Use a constructor below, which checks its arguments and makes the boxes tight; the class itself checks
+    nothing. Indexing with an index array, a bool array or a slice gives the chosen masks.
+
+    >>> masks, ids = MaskSet.from_label_map(np.array([[0, 7, 7], [0, 0, 2]]))
+    >>> masks, ids
+    (MaskSet(2 masks, 2 x 3 px), array([2, 7]))
+    >>> masks.areas, masks.boxes.tolist()
+    (array([1, 2]), [[2, 1, 3, 2], [1, 0, 3, 1]])
     """
 
     image_hw: tuple[int, int]
@@ -37,14 +49,15 @@ class MaskSet:
 
     @staticmethod
     def empty(image_hw: tuple[int, int]) -> MaskSet:
-        """No objects."""
+        """A set without masks."""
         return MaskSet(_checked_hw(image_hw), np.zeros((0, 4), np.int32), np.zeros(1, np.int64), np.zeros(0, np.uint8))
 
     @staticmethod
     def from_flat(image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, crops: np.ndarray) -> MaskSet:
-        """From boxes (N, 4) inside the image, offsets (N + 1,) and flat crops, any nonzero being foreground.
+        """From boxes (N, 4) inside the image, offsets (N + 1,) and flat crops in which any nonzero is foreground.
 
-        The boxes need not be tight. Raises `InputError` where a box leaves the image or the bytes do not fit it.
+        The boxes need not be tight. Raises `InputError` if a box extends beyond the image, or if the number of bytes
+        does not match the boxes.
         """
         image_hw, boxes, offsets = _checked_hw(image_hw), _int_boxes(boxes), np.ascontiguousarray(offsets, np.int64)
         height, width = image_hw
@@ -53,7 +66,7 @@ class MaskSet:
         if outside.any():
             k = int(np.flatnonzero(outside)[0])
             raise InputError(
-                "a mask leaves its image",
+                "a mask extends beyond its image",
                 where=f"object {k}",
                 got=f"box {boxes[k].tolist()}",
                 expected=f"inside {width} x {height} (width x height)",
@@ -64,15 +77,18 @@ class MaskSet:
             or crops.size != offsets[-1]
         ):
             raise InputError(
-                "mask bytes do not fit their boxes",
-                got=f"{crops.size} bytes",
-                expected=f"{int(sides.prod(1).sum())} bytes",
+                "the size of the mask data does not match the boxes",
+                got=count(crops.size, "byte"),
+                expected=count(int(sides.prod(1).sum()), "byte"),
             )
         return MaskSet(image_hw, *_kernels().tighten(boxes, offsets, _bytes(crops)))
 
     @staticmethod
     def from_label_map(labels: np.ndarray) -> tuple[MaskSet, np.ndarray]:
-        """From labels (H, W), integers with 0 as background. Returns the masks and their ids (N,) int64, ascending."""
+        """From a label array (H, W) of integers, 0 for background: the masks, and their labels (N,) int64, ascending.
+
+        Raises `InputError` for negative labels and for arrays of another shape or dtype.
+        """
         dense, values = _compact(labels)
         boxes, counts = _kernels().label_extents(dense, values.size)
         present = np.flatnonzero(counts)
@@ -83,20 +99,20 @@ class MaskSet:
 
     @staticmethod
     def from_layers(layers: np.ndarray) -> tuple[MaskSet, np.ndarray]:
-        """From label layers (L, H, W). An id may stand in one layer only. Returns masks and ids, ascending by id."""
+        """From label layers (L, H, W), each label in one layer only: the masks, and their labels, ascending."""
         if layers.ndim != 3:
             raise InputError("label layers need three axes", got=f"shape {layers.shape}", expected="(L, H, W)")
         parts = [MaskSet.from_label_map(layer) for layer in layers]
         ids = np.concatenate([ids for _, ids in parts]) if parts else np.zeros(0, np.int64)
         if np.unique(ids).size != ids.size:
-            raise InputError("a label stands in two layers", expected="every object in one layer")
+            raise InputError("a label occurs in two layers", expected="each object in one layer")
         masks = concat([masks for masks, _ in parts]) if parts else MaskSet.empty(layers.shape[1:])
         order = np.argsort(ids, kind="stable")
         return masks[order], ids[order]
 
     @staticmethod
     def from_dense(masks: np.ndarray) -> MaskSet:
-        """From masks (N, H, W), any nonzero being foreground. For tests and for arrays that others made."""
+        """From dense masks (N, H, W), such as those of torchvision; any nonzero is foreground."""
         if masks.ndim != 3:
             raise InputError("dense masks need three axes", got=f"shape {masks.shape}", expected="(N, H, W)")
         height, width = masks.shape[1:]
@@ -114,53 +130,73 @@ class MaskSet:
 
     @staticmethod
     def from_crops(boxes: np.ndarray, crops: Sequence[np.ndarray], image_hw: tuple[int, int]) -> MaskSet:
-        """From boxes (N, 4) and as many 2-D crops of their sizes, any nonzero being foreground; need not be tight."""
+        """From boxes (N, 4), not necessarily tight, and N 2-D crops of their sizes, in which any nonzero is foreground.
+
+        Raises `InputError` if the numbers of boxes and crops or the sizes of a box and its crop differ.
+        """
         boxes = _int_boxes(boxes)
         if len(boxes) != len(crops):
-            raise InputError("boxes and crops differ in number", got=f"{len(crops)} crops", expected=f"{len(boxes)}")
+            raise InputError(
+                "the numbers of boxes and crops differ", got=count(len(crops), "crop"), expected=len(boxes)
+            )
         for k, (box, crop) in enumerate(zip(boxes, crops, strict=True)):
             if crop.shape != (box[3] - box[1], box[2] - box[0]):
                 raise InputError(
-                    "a crop does not fit its box", where=f"object {k}", got=crop.shape, expected=f"box {box.tolist()}"
+                    "a crop and its box differ in size",
+                    where=f"object {k}",
+                    got=crop.shape,
+                    expected=f"box {box.tolist()}",
                 )
         flat = np.concatenate([(crop != 0).ravel() for crop in crops]) if len(crops) else np.zeros(0, bool)
         return MaskSet.from_flat(image_hw, boxes, _offsets(boxes), flat)
 
     @staticmethod
     def from_rle(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> MaskSet:
-        """From COCO RLE: ``{"size": [h, w], "counts": compressed str | bytes | uncompressed list}`` each.
+        """From COCO RLE dictionaries ``{"size": [h, w], "counts": compressed str | bytes | uncompressed list}``.
 
-        Raises `FormatError` naming the object whose size, counts or string is wrong.
+        Raises `FormatError` that names the object whose size or counts are invalid.
         """
         return MaskSet(image_hw := _checked_hw(image_hw), *rle.decode(objects, image_hw))
 
     @staticmethod
     def from_polygons(objects: Sequence[polygons.MultiPolygon], image_hw: tuple[int, int]) -> MaskSet:
-        """From polygons with holes: an object is a list of polygons, a polygon ``[exterior, *holes]`` of rings (n, 2).
+        """From polygons with holes: an object is a list of polygons, a polygon is ``[exterior, *holes]``, rings (n, 2).
 
-        Vertices are x, y in pixels with the corner of the image at (0, 0). Pixel (x, y) is inside where its centre
-        (x + .5, y + .5) is, even-odd; the exact inverse of `to_polygons`. What leaves the image is cut off.
+        Vertices are x, y in pixels, and (0, 0) is the top left corner of the image. Pixel (x, y) is foreground if its
+        centre (x + .5, y + .5) is inside by the even-odd rule, the exact inverse of `to_polygons`. Parts outside the
+        image are cut off. Raises `FormatError` that names the object with an invalid ring.
         """
         image_hw = _checked_hw(image_hw)
         return MaskSet.from_flat(image_hw, *polygons.fill_objects(objects, image_hw))
 
     @staticmethod
     def from_coco_polygons(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> MaskSet:
-        """From COCO's flat ``[x, y, x, y, ...]`` parts, rasterised and united as the COCO API does it."""
+        """From COCO polygons: an object is a list of parts ``[x, y, x, y, ...]``, rasterised as pycocotools does."""
         image_hw = _checked_hw(image_hw)
         return MaskSet.from_rle(rle.coco_polygon_runs(objects, image_hw), image_hw)
 
     # --- conversions --------------------------------------------------------------------------------------------
 
     def to_label_map(self, ids: np.ndarray | None = None) -> np.ndarray:
-        """Labels (H, W) uint32: ``ids[i]`` or i + 1. Where masks overlap the first in order wins."""
+        """Label array (H, W) uint32 with the values ``ids`` (N,), by default 1..N; 0 is background.
+
+        Where masks overlap, the first in order is on top. Raises `InputError` for ids that are not positive or do not
+        fit uint32.
+        """
         values = np.arange(1, len(self) + 1) if ids is None else self._checked_ids(ids)
+        if len(values) and values.max() > _MAX_LABEL:
+            raise InputError(
+                "an object id is too large for a label array",
+                got=int(values.max()),
+                expected=f"at most {_MAX_LABEL} (uint32)",
+                remedy="number the objects from 1",
+            )
         canvas = np.zeros(self.image_hw, np.uint32)
         _kernels().paint(canvas, values.astype(np.uint32), self.boxes, self.offsets, self.crops)
         return canvas
 
     def to_layers(self, ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Label layers (L, H, W) int32 and the layer (N,) of every object; L = 1 unless masks overlap."""
+        """Label layers (L, H, W) int32, and the layer (N,) of each object; L = 1 unless masks overlap."""
         values = np.arange(1, len(self) + 1) if ids is None else self._checked_ids(ids)
         i, j, _ = self.intersections(self)
         layer_of = _kernels().first_fit_layers(len(self), i, j)
@@ -169,36 +205,36 @@ class MaskSet:
         return canvas, layer_of
 
     def to_rle(self) -> list[dict[str, Any]]:
-        """Compressed COCO RLE, ``counts`` as str (so that it is JSON)."""
+        """Compressed COCO RLE, with ``counts`` as str for JSON."""
         return rle.encode(self.image_hw, self.boxes, self.offsets, self.crops)
 
     def to_rle_counts(self) -> list[list[int]]:
-        """Uncompressed COCO counts of every object: runs down the columns, background first."""
+        """Uncompressed COCO counts of each object: run lengths along the columns, background first."""
         return rle.encode_counts(self.image_hw, self.boxes, self.offsets, self.crops)
 
     def to_polygons(self) -> list[polygons.MultiPolygon]:
-        """Outlines on pixel edges: an object is a list of polygons ``[exterior, *holes]``, rings (n, 2) int32 ``x, y``.
+        """Outlines along pixel edges: an object is a list of polygons ``[exterior, *holes]``, rings (n, 2) int32 x, y.
 
-        Rings are open (the first vertex is not repeated), valid for shapely, and enclose exactly the mask's pixels:
-        one polygon for each 4-connected part. An empty mask gives an empty list.
+        There is one polygon per 4-connected part. Rings are open (the first vertex is not repeated), valid in shapely,
+        and enclose exactly the pixels of the mask. An empty mask gives an empty list.
         """
         return [polygons.trace_crop(self.crop(i), self.boxes[i]) for i in range(len(self))]
 
     def to_dense(self) -> np.ndarray:
-        """Masks (N, H, W) bool: N times the image's memory. Nothing in cellwright calls it."""
+        """Dense masks (N, H, W) bool. They take N times the memory of the image; cellwright itself never needs them."""
         dense = np.zeros((len(self), *self.image_hw), bool)
         for i, (x0, y0, x1, y1) in enumerate(self.boxes):
             dense[i, y0:y1, x0:x1] = self.crop(i)
         return dense
 
     def foreground(self) -> np.ndarray:
-        """Pixels (H, W) bool that lie in any mask."""
+        """The union of all masks, (H, W) bool."""
         canvas = np.zeros(self.image_hw, np.uint8)
         _kernels().paint(canvas, np.ones(len(self), np.uint8), self.boxes, self.offsets, self.crops)
         return canvas.view(bool)
 
     def pack(self) -> np.ndarray:
-        """The crops as packed bits (uint8), for files; `unpack` is the inverse."""
+        """The crops as packed bits (uint8), for storage; `unpack` is the inverse."""
         return np.packbits(self.crops)
 
     @staticmethod
@@ -207,13 +243,12 @@ class MaskSet:
         offsets = _offsets(boxes := _int_boxes(boxes))
         return MaskSet.from_flat(image_hw, boxes, offsets, np.unpackbits(packed, count=int(offsets[-1])))
 
-    # --- one by one ---------------------------------------------------------------------------------------------
+    # --- access -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: Index) -> MaskSet:
-        """The objects at an index array, a bool array or a slice, as a set."""
         chosen = np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index, _index_dtype(index))]
         return MaskSet(self.image_hw, *_kernels().take(np.atleast_1d(chosen), self.boxes, self.offsets, self.crops))
 
@@ -226,22 +261,28 @@ class MaskSet:
     __hash__ = None  # type: ignore[assignment]
 
     def crop(self, i: int) -> np.ndarray:
-        """Object i over its box, (h, w) uint8 of 0 and 1: a view."""
+        """Mask i within its box, (h, w) uint8 of 0 and 1; a view."""
         x0, y0, x1, y1 = self.boxes[i]
         return self.crops[self.offsets[i] : self.offsets[i + 1]].reshape(y1 - y0, x1 - x0)
+
+    def __repr__(self) -> str:
+        return f"MaskSet({count(len(self), 'mask')}, {self.image_hw[0]} x {self.image_hw[1]} px)"
 
     # --- set operations -----------------------------------------------------------------------------------------
 
     @property
     def areas(self) -> np.ndarray:
-        """Pixels (N,) int64 of every mask."""
+        """Number of pixels (N,) int64 of each mask."""
         return _kernels().crop_sums(self.offsets, self.crops)
 
     def intersections(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs (i, j) with shared pixels and how many, each (P,) int64, sorted by (i, j): only overlapping boxes
-        are looked at. ``masks.intersections(masks)`` holds the diagonal and both orders."""
+        """Pairs (i, j) of masks that share pixels, and the number of shared pixels: three arrays (P,) int64.
+
+        Sorted by (i, j). Only masks whose boxes overlap are compared. ``masks.intersections(masks)`` includes each mask
+        with itself and each pair in both orders.
+        """
         if self.image_hw != other.image_hw:
-            raise InputError("masks of images of different sizes", got=other.image_hw, expected=self.image_hw)
+            raise InputError("the masks are for images of different sizes", got=other.image_hw, expected=self.image_hw)
         i, j = overlapping_pairs(self.boxes, other.boxes)
         areas = _kernels().pair_areas(
             i, j, self.boxes, self.offsets, self.crops, other.boxes, other.offsets, other.crops
@@ -250,17 +291,17 @@ class MaskSet:
         return i[shared], j[shared], areas[shared]
 
     def iou(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs (i, j) int64 with shared pixels and their intersection over union, float64."""
+        """Pairs (i, j) int64 of masks that share pixels, and their intersection over union (P,) float64."""
         i, j, inter = self.intersections(other)
         return i, j, inter / (self.areas[i] + other.areas[j] - inter)
 
     def iom(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs (i, j) int64 with shared pixels and their intersection over the smaller of the two, float64."""
+        """Pairs (i, j) int64 of masks that share pixels, and their intersection over the smaller area (P,) float64."""
         i, j, inter = self.intersections(other)
         return i, j, inter / np.minimum(self.areas[i], other.areas[j])
 
     def union(self, groups: np.ndarray) -> MaskSet:
-        """One object for each distinct value of ``groups`` (N,), ascending: the union of its members."""
+        """The union of the masks of each group: one mask per distinct value of ``groups`` (N,), ascending."""
         values, group = np.unique(groups, return_inverse=True)
         united = _kernels().unite(group.astype(np.int64), values.size, self.boxes, self.offsets, self.crops)
         return MaskSet(self.image_hw, *united)
@@ -268,26 +309,26 @@ class MaskSet:
     # --- geometry -----------------------------------------------------------------------------------------------
 
     def window(self, y0: int, x0: int, y1: int, x1: int) -> MaskSet:
-        """What lies in the window, as masks of an image of that size. N is kept: emptied objects are empty masks."""
+        """The masks cropped to a window, as masks of an image of that size. N stays: a mask outside becomes empty."""
         cut = _kernels().cut_window(x0, y0, x1, y1, self.boxes, self.offsets, self.crops)
         return MaskSet(_checked_hw((y1 - y0, x1 - x0)), *_kernels().tighten(*cut))
 
     def shift(self, dy: int, dx: int, image_hw: tuple[int, int]) -> MaskSet:
-        """Masks moved down by dy and right by dx into an image of size ``image_hw``; what leaves it is cut off."""
+        """The masks moved down by dy and right by dx in an image of size ``image_hw``; parts outside are cut off."""
         return self.window(-dy, -dx, image_hw[0] - dy, image_hw[1] - dx)
 
     def flip(self, axis: Literal["horizontal", "vertical"]) -> MaskSet:
-        """Mirrored: "horizontal" swaps left and right, "vertical" up and down."""
+        """The masks mirrored: "horizontal" swaps left and right, "vertical" swaps top and bottom."""
         return self._dihedral(False, axis == "vertical", axis == "horizontal")
 
     def rot90(self, k: int) -> MaskSet:
-        """Turned by k quarter turns, as ``np.rot90`` turns the image (counter-clockwise)."""
+        """The masks rotated by k times 90 degrees counter-clockwise, as ``np.rot90`` rotates the image."""
         return self._dihedral(
             *((False, False, False), (True, True, False), (False, True, True), (True, False, True))[k % 4]
         )
 
     def resize(self, image_hw: tuple[int, int]) -> MaskSet:
-        """Sampled (nearest) at the centres of the new pixels. Small objects may become empty masks."""
+        """The masks resized by nearest-neighbour sampling at pixel centres. Small masks may become empty."""
         (old_h, old_w), (new_h, new_w) = self.image_hw, _checked_hw(image_hw)
         parts = _kernels().resize_nearest(old_h, old_w, new_h, new_w, self.boxes, self.offsets, self.crops)
         return MaskSet((new_h, new_w), *_kernels().tighten(*parts))
@@ -312,18 +353,24 @@ class MaskSet:
         ids = np.asarray(ids)
         if ids.shape != (len(self),) or (len(ids) and ids.min() <= 0):
             raise InputError(
-                "labels need one positive id for every mask",
-                got=f"{ids.size} ids, lowest {ids.min(initial=1)}",
-                expected=f"{len(self)} ids above 0",
+                "each mask needs one positive id",
+                got=f"{count(ids.size, 'id')}, lowest {ids.min(initial=1)}",
+                expected=f"{count(len(self), 'id')} above 0",
             )
         return ids
 
 
-@dataclass(frozen=True, eq=False)
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class SoftMasks:
-    """As `MaskSet`, with a probability of 0 to 255 for every pixel of the box; boxes need not be tight.
+    """N probability masks of one image, stored like a `MaskSet`; the boxes need not be tight.
 
-    probs: flat uint8. For test-time views and fusion, where masks are averaged before they are cut.
+    probs: flat uint8 array of probabilities, 0 to 255 for 0 to 1. Test-time augmentation and fusion average them before
+    the threshold is applied.
+
+    >>> soft = SoftMasks((2, 3), np.array([[0, 0, 3, 1]]), np.array([0, 3]), np.array([100, 130, 255], np.uint8))
+    >>> soft, soft.threshold(0.5).areas
+    (SoftMasks(1 mask, 2 x 3 px), array([2]))
     """
 
     image_hw: tuple[int, int]
@@ -339,20 +386,25 @@ class SoftMasks:
         return SoftMasks(self.image_hw, *_kernels().take(np.atleast_1d(chosen), self.boxes, self.offsets, self.probs))
 
     def crop(self, i: int) -> np.ndarray:
-        """Object i over its box, (h, w) uint8: a view."""
+        """Mask i within its box, (h, w) uint8; a view."""
         x0, y0, x1, y1 = self.boxes[i]
         return self.probs[self.offsets[i] : self.offsets[i + 1]].reshape(y1 - y0, x1 - x0)
 
     def threshold(self, probability: float = 0.5) -> MaskSet:
-        """Pixels of at least this probability, as a `MaskSet`."""
+        """The pixels of at least this probability, as a `MaskSet`."""
         return MaskSet.from_flat(self.image_hw, self.boxes, self.offsets, self.probs >= probability * 255)
+
+    def __repr__(self) -> str:
+        return f"SoftMasks({count(len(self), 'mask')}, {self.image_hw[0]} x {self.image_hw[1]} px)"
 
 
 def concat(parts: Sequence[MaskSet]) -> MaskSet:
-    """All objects of several sets of the same image, in order; at least one set."""
+    """All masks of several sets of the same image, in order. Raises `InputError` if the image sizes differ."""
     sizes = {part.image_hw for part in parts}
     if len(sizes) != 1:
-        raise InputError("masks of images of different sizes cannot be joined", got=sorted(sizes), expected="one size")
+        raise InputError(
+            "masks of images of different sizes cannot be concatenated", got=sorted(sizes), expected="one size"
+        )
     starts = np.cumsum([0] + [part.crops.size for part in parts[:-1]])
     offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=True)]
     offsets.append(np.array([sum(part.crops.size for part in parts)], np.int64))
@@ -369,9 +421,7 @@ def _kernels() -> Any:
 def _checked_hw(image_hw: Sequence[int]) -> tuple[int, int]:
     height, width = int(image_hw[0]), int(image_hw[1])
     if height <= 0 or width <= 0:
-        raise InputError(
-            "an image size must be positive", got=f"{height} x {width}", expected="height and width of at least 1"
-        )
+        raise InputError("invalid image size", got=f"{height} x {width}", expected="height and width of at least 1")
     return height, width
 
 
@@ -393,18 +443,18 @@ def _index_dtype(index: Any) -> Any:
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as (H, W) int32 counted 1..K in a contiguous array, and the ids (K,) int64 that they stand for."""
+    """Labels renumbered to 1..K as contiguous (H, W) int32, and the original labels (K,) int64."""
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise InputError(
-            "a label map needs two axes of integers",
+            "this is not a label array",
             got=f"shape {labels.shape}, {labels.dtype}",
-            remedy="give an (H, W) array of integers, 0 for background",
+            expected="an (H, W) array of integers, 0 for background",
         )
     largest, smallest = (int(labels.max()), int(labels.min())) if labels.size else (0, 0)
     if smallest < 0:
-        raise InputError("a label map has a negative label", got=smallest, expected="0 for background, ids above 0")
-    if largest <= 4 * labels.size:  # a table with an entry for each possible id is cheap
+        raise InputError("a negative label", got=smallest, expected="0 for background, positive object ids")
+    if largest <= 4 * labels.size:  # a table with one entry per possible label is cheap
         return np.ascontiguousarray(labels, np.int32), np.arange(1, largest + 1)
     values, dense = np.unique(labels, return_inverse=True)
     dense = dense.reshape(labels.shape).astype(np.int32) + (values[0] != 0)

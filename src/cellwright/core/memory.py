@@ -1,20 +1,25 @@
-"""How freed memory is kept: large arrays that come and go cost more in page faults than in arithmetic."""
+"""Memory allocation: avoid the page faults of large temporary arrays."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-# glibc's <malloc.h>
+# From glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let glibc give freed arrays to the next ones, for the rest of the process, instead of returning them.
+    """Make this process keep the memory of freed arrays for reuse instead of returning it to the system.
 
-    By default an array above 32 MiB is mapped anew each time, and each of its pages faults on first use: a U-Net then
-    takes 2.2 times as long for 1280 x 1280 px, and a training step 1.2 times. The price is memory that stays with the
-    process, up to half as much again at its peak. Nothing happens where the C library is another one.
+    By default glibc maps every array above 32 MiB separately, and each of its pages faults on first use. With this
+    setting a U-Net predicts 1280 x 1280 px 2.2 times as fast, and a training step is 1.2 times as fast. In exchange,
+    the process keeps up to half as much memory again as its peak use.
+
+    It changes ``malloc`` for the whole process until it ends, so the library never calls it; the command line does.
+    Nothing happens where the C library is not glibc (macOS, Windows, Alpine Linux).
+
+    >>> keep_freed_memory()
     """
     if platform.libc_ver()[0] != "glibc":
         return

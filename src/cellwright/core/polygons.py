@@ -1,4 +1,4 @@
-"""Outlines on pixel edges and back: tracing crops into valid polygons, filling polygons into crops."""
+"""Conversion between masks and polygons: trace the outline of a crop along pixel edges, fill polygons into crops."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MultiPolygon = Sequence[Polygon]
 
 
 def trace_crop(crop: np.ndarray, box: np.ndarray) -> list[list[np.ndarray]]:
-    """Polygons ``[exterior, *holes]`` of one crop (h, w), one for each 4-connected part; rings (n, 2) int32 ``x, y``.
+    """Polygons ``[exterior, *holes]`` of one crop (h, w), one per 4-connected part; rings (n, 2) int32 ``x, y``.
 
-    Rings run along pixel edges and touch neither themselves nor each other along an edge. The vertices are those of the
-    image: ``box`` (4,) gives the crop's place.
+    Rings run along pixel edges; no ring touches itself or shares an edge with another. The vertices are in image
+    coordinates: ``box`` (4,) is the position of the crop in the image.
     """
     from cellwright.core import _polygon_kernels
 
@@ -36,7 +36,7 @@ def trace_crop(crop: np.ndarray, box: np.ndarray) -> list[list[np.ndarray]]:
 
 
 def signed_area(ring: np.ndarray) -> float:
-    """Shoelace area of an open ring (n, 2); positive for exteriors as `trace_crop` walks them (y down)."""
+    """Shoelace area of an open ring (n, 2); positive for the exteriors that `trace_crop` returns (y down)."""
     x, y = ring[:, 0].astype(np.float64), ring[:, 1].astype(np.float64)
     return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
 
@@ -44,9 +44,10 @@ def signed_area(ring: np.ndarray) -> float:
 def fill_objects(
     objects: Sequence[MultiPolygon], image_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, offsets and flat crops of objects given as polygons; pixel centres, even-odd within a polygon.
+    """Boxes, offsets and flat crops of N objects given as polygons; see `MaskSet.from_polygons`.
 
-    Raises `FormatError` naming an object with a ring that is not (n, 2) finite numbers, n at least 3.
+    A pixel is foreground if its centre is inside one of the polygons, by the even-odd rule within each polygon. Raises
+    `FormatError` that names an object with a ring that is not an (n, 2) array of finite numbers with n at least 3.
     """
     from cellwright.core import _polygon_kernels
 
@@ -77,9 +78,9 @@ def _checked_ring(ring: Ring, k: int) -> np.ndarray:
         points = np.zeros((0, 2))
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
         raise FormatError(
-            "a ring of a polygon is malformed",
+            "invalid polygon",
             where=f"object {k}",
             got=str(ring)[:60],
-            expected="at least 3 vertices x, y of finite numbers",
+            expected="at least 3 vertices x, y, finite numbers",
         )
     return points

@@ -1,4 +1,14 @@
-"""Progress without a dependency: long work tells a `Screen` that the front door hands in."""
+"""Progress reporting: the interface through which long-running functions report to a terminal, a log or nothing.
+
+Two protocols, so that the library depends on no progress-bar package. A function that only loops takes a ``track``
+function, used like ``tqdm`` or ``rich.progress.track``::
+
+    for image in track(images, "reading images"):
+        ...
+
+A whole job takes a `ProgressReporter`, which also prints notes. The command line passes one that draws progress bars
+with rich; the default, `SILENT`, shows nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +19,51 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
-    """Passes ``items`` through and shows how far it is; ``total`` where ``items`` has no length."""
+    """Yields ``items`` unchanged and shows the progress under ``description``; ``total`` if they have no length."""
 
     def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]: ...
 
 
-class Screen(Protocol):
-    """What a job may show: notes, progress, and (for training) how its own lines should look."""
+class ProgressReporter(Protocol):
+    """Reports the notes and the progress of one job."""
 
     @property
-    def quiet(self) -> bool: ...
+    def quiet(self) -> bool:
+        """Whether only results and errors are shown."""
+        ...
 
     @property
-    def log_format(self) -> Literal["text", "json"]: ...
+    def log_format(self) -> Literal["text", "json"]:
+        """The format of the lines that training logs."""
+        ...
 
     def note(self, text: str) -> None:
-        """A line about what is going on."""
+        """Report one line of information, such as an assumption about the input."""
         ...
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-        """As `Track`."""
+        """Iterate with progress, as `Track` describes."""
         ...
 
 
 def no_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """The `Track` that shows nothing."""
+    """A `Track` that shows nothing."""
     return items
 
 
-class Silent:
-    """The `Screen` that shows nothing."""
+class _Silent:
+    """A `ProgressReporter` that shows nothing."""
 
     quiet = True
     log_format: Literal["text", "json"] = "text"
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        pass
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-        """The items."""
         return items
 
 
-SILENT = Silent()
+SILENT = _Silent()
+
+Screen = ProgressReporter  # the former name, until all uses have moved

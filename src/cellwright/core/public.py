@@ -1,4 +1,4 @@
-"""The mark of a public type."""
+"""The decorator of the public types."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ T = TypeVar("T", bound=type)
 
 
 def public(kind: T) -> T:
-    """Class decorator for types exported by ``cellwright``: tracebacks, reprs and help show ``cellwright.Name``.
+    """Class decorator for the types that ``cellwright`` exports: tracebacks, reprs and help show ``cellwright.Name``.
 
-    Put it above ``@dataclass``. The class must be in ``cellwright.__all__``, since pickle finds it there.
+    Place it above ``@dataclass``. The class must be listed in ``cellwright.__all__``, because pickle looks it up there.
     """
     kind.__module__ = "cellwright"
     return kind

@@ -1,4 +1,4 @@
-"""COCO run-length encoding of crops: uncompressed counts and the COCO API's strings."""
+"""COCO run-length encoding of crops: uncompressed counts, and the compressed strings of the COCO API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
 def encode(
     image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, crops: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Compressed RLE, one ``{"size": [h, w], "counts": str}`` an object."""
+    """Compressed RLE, one ``{"size": [h, w], "counts": str}`` per object."""
     from cellwright.core import _rle_kernels
 
     counts, starts = _rle_kernels.encode_runs(*image_hw, boxes, offsets, crops)
@@ -28,7 +28,7 @@ def encode(
 def encode_counts(
     image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, crops: np.ndarray
 ) -> list[list[int]]:
-    """Uncompressed counts of every object: runs down the columns, background first."""
+    """Uncompressed counts of each object: run lengths along the columns, background first."""
     from cellwright.core import _rle_kernels
 
     counts, starts = _rle_kernels.encode_runs(*image_hw, boxes, offsets, crops)
@@ -36,9 +36,9 @@ def encode_counts(
 
 
 def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat:
-    """Tight boxes, offsets and crops from RLE, compressed (str or bytes) or not (a list of counts), mixed as they come.
+    """Tight boxes, offsets and crops from RLE: compressed (str or bytes), uncompressed (a list of counts), or mixed.
 
-    Raises `FormatError` naming the first object whose size, string or sum of counts is wrong.
+    Raises `FormatError` that names the first object whose size, string or sum of counts is wrong.
     """
     from cellwright.core import _rle_kernels
 
@@ -46,22 +46,24 @@ def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat
     for k, item in enumerate(objects):
         if not isinstance(item, dict) or "counts" not in item or list(item.get("size", ())) != [height, width]:
             got = item.get("size") if isinstance(item, dict) else type(item).__name__
-            raise FormatError("an RLE does not fit its image", where=f"object {k}", got=got, expected=[height, width])
+            raise FormatError(
+                "an RLE and its image differ in size", where=f"object {k}", got=got, expected=[height, width]
+            )
     counts, starts = _all_counts(objects)
     bad, boxes, offsets, crops = _rle_kernels.decode_runs(height, width, counts, starts)
     if bad >= 0:
         total = int(counts[starts[bad] : starts[bad + 1]].sum())
         raise FormatError(
-            "the counts of an RLE do not fill its image",
+            "the counts of an RLE do not add up to the size of its image",
             where=f"object {bad}",
             got=f"sum {total}",
-            expected=f"{height} x {width} = {height * width}, no negative count",
+            expected=f"{height} x {width} = {height * width}, and no negative count",
         )
     return boxes, offsets, crops
 
 
 def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> list[dict[str, Any]]:
-    """RLE of COCO polygons, rasterised by the COCO API's own rule and united, one an object."""
+    """One RLE per object from COCO polygons: the union of its parts, rasterised by pycocotools' rule."""
     from faster_coco_eval.core import mask as coco_mask
 
     height, width = image_hw
@@ -77,14 +79,15 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
         for part in parts:
             xy = np.asarray(part, np.float64) if _is_flat_numbers(part) else np.zeros(0)
             if xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all():
-                expected = "a flat list x, y, x, y, ... of at least 3 finite vertices"
-                raise FormatError("a polygon is malformed", where=f"object {k}", got=str(part)[:60], expected=expected)
+                expected = "a flat list x, y, x, y, ... of at least 3 vertices, finite numbers"
+                raise FormatError("invalid polygon", where=f"object {k}", got=str(part)[:60], expected=expected)
         if not parts:
             runs.append({"size": [height, width], "counts": [height * width]})
             continue
-        # The coding multiplies by 5 in C integers: far outside vertices are drawn in first.
-        near = [np.clip(np.asarray(part, np.float64), -4 * max(image_hw), 5 * max(image_hw)).tolist() for part in parts]
-        parts_runs: Any = coco_mask.frPyObjects(near, height, width)
+        # The rasteriser multiplies coordinates by 5 in C integers: clip distant vertices to avoid an overflow.
+        limits = -4 * max(image_hw), 5 * max(image_hw)
+        clipped = [np.clip(np.asarray(part, np.float64), *limits).tolist() for part in parts]
+        parts_runs: Any = coco_mask.frPyObjects(clipped, height, width)
         runs.append(coco_mask.merge(parts_runs))
     return runs
 
@@ -94,7 +97,7 @@ def _is_flat_numbers(part: Any) -> bool:
 
 
 def _all_counts(objects: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of all objects in one flat int64 array, and where each begins (N + 1,)."""
+    """The counts of all objects in one flat int64 array, and their starts (N + 1,)."""
     from cellwright.core import _rle_kernels
 
     texts = [_text(item["counts"], k) for k, item in enumerate(objects)]
@@ -102,7 +105,7 @@ def _all_counts(objects: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
     bad, counts, starts = _rle_kernels.decode_strings(np.frombuffer(b"".join(texts), np.uint8), ends)
     if bad >= 0:
         raise FormatError(
-            "an RLE string is broken", where=f"object {bad}", got=repr(texts[bad][:40]), remedy="export the file again"
+            "invalid RLE string", where=f"object {bad}", got=repr(texts[bad][:40]), remedy="export the file again"
         )
     if all(isinstance(item["counts"], (str, bytes)) for item in objects):
         return counts, starts
@@ -119,7 +122,7 @@ def _text(counts: Any, k: int) -> bytes:
     if isinstance(counts, str):
         if not counts.isascii():
             raise FormatError(
-                "an RLE string is broken", where=f"object {k}", got=repr(counts[:40]), remedy="export the file again"
+                "invalid RLE string", where=f"object {k}", got=repr(counts[:40]), remedy="export the file again"
             )
         return counts.encode("ascii")
     return counts if isinstance(counts, bytes) else b""
@@ -131,6 +134,9 @@ def _integers(counts: Any, k: int) -> np.ndarray:
     )
     if not whole:
         raise FormatError(
-            "RLE counts are not integers", where=f"object {k}", got=str(counts)[:60], remedy="export the file again"
+            "the counts of an RLE are not integers",
+            where=f"object {k}",
+            got=str(counts)[:60],
+            remedy="export the file again",
         )
     return np.asarray(counts, np.int64)

@@ -1,15 +1,15 @@
-"""Reading other tools' pickles without running them: plain containers and numpy arrays, nothing else.
+"""Restricted unpickler: reads the pickles of other tools (plain containers and numpy arrays) without running code.
 
-A pickle is a program, and loading one with `pickle` may call anything. Here the program runs on the pure-Python machine
-of the standard library with three of its instructions replaced:
+A pickle is a program, and `pickle.load` may call any function. This module uses the pure-Python unpickler of the
+standard library with three instructions replaced:
 
-- a global name gives a function from the table `_GLOBALS` or is refused by name;
-- a call is carried out only when its target is one of these functions;
-- a state is set only on the two stand-ins for numpy's ``dtype`` and ``ndarray``, which check it and build the array
-  from bytes themselves, so that numpy's own C code never meets the state of a hostile file.
+- a global name is looked up in the table `_GLOBALS`, and refused if it is not there;
+- a call is executed only if its target is one of the functions of that table;
+- a state is set only on the stand-ins for numpy's ``dtype`` and ``ndarray``, which check it and build the array from
+  bytes themselves, so that the C code of numpy never receives the state from a malicious file.
 
-The C unpickler is avoided on purpose: a few bytes make it reserve gigabytes (memo indices), and it cannot be told
-which calls to carry out.
+The C unpickler is not used, because a few bytes make it allocate gigabytes (memo indices), and because it offers no way
+to restrict calls.
 """
 
 # The pure-Python unpickler is not in the type stubs.
@@ -33,10 +33,10 @@ from cellwright.core.errors import FormatError
 from cellwright.core.files import unreadable
 
 _MAX_DEPTH = 200
-_MAX_HEADER = 10_000  # as numpy itself limits it
+_MAX_HEADER = 10_000  # the limit of numpy itself
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c(?:8|16)|[SU]\d{1,6}|O8?|\?|[bBhHiIlLqQefdFD])")
 _NPY_MAGIC = b"\x93NUMPY"
-# What the standard library's machine raises on bytes that are no pickle, beside our own refusals.
+# What the unpickler of the standard library raises for bytes that are not a pickle.
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error,
     OverflowError, MemoryError, AssertionError, RecursionError,
@@ -44,7 +44,7 @@ _BROKEN = (
 
 
 class _Refused(Exception):
-    """The pickle asks for something that is not data; the text says what."""
+    """The pickle contains something other than data; the message says what."""
 
 
 class _Dtype:
@@ -71,7 +71,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stand-in for `numpy.ndarray` while a pickle is read; `value` is the array, or None while its state is not set."""
+    """Stand-in for `numpy.ndarray` while a pickle is read; `value` is the array, or None until its state is set."""
 
     def __init__(self) -> None:
         self.value: np.ndarray | None = None
@@ -89,19 +89,19 @@ def _as_text(value: object) -> str:
 
 
 def _build_array(raw: object, dtype: object, shape: object, order: str) -> np.ndarray:
-    """The array of ``shape`` from its bytes (or, of objects, from a list); the sizes must agree exactly."""
+    """The array of ``shape`` from its bytes, or from a list for an object array; the sizes must match exactly."""
     if not isinstance(dtype, _Dtype):
         raise _Refused("an array without an array type")
     if isinstance(shape, int):
         shape = (shape,)
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise _Refused("an array without a legal shape")
+        raise _Refused("an array without a valid shape")
     count = 1
     for side in shape:
         count *= side
     if dtype.dtype.kind == "O":
         if not isinstance(raw, list) or len(raw) != count:
-            raise _Refused("an array of objects whose list does not fit its shape")
+            raise _Refused("an object array whose list does not match its shape")
         array = np.empty(count, dtype=object)
         array[:] = [None] * count
         for index, item in enumerate(raw):
@@ -109,7 +109,7 @@ def _build_array(raw: object, dtype: object, shape: object, order: str) -> np.nd
         return array.reshape(shape, order="F" if order == "F" else "C")
     data = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.dtype.itemsize:
-        raise _Refused("an array whose bytes do not fit its shape")
+        raise _Refused("an array whose bytes do not match its shape")
     flat = np.frombuffer(bytes(data), dtype=dtype.dtype)
     return flat.reshape(shape, order="F" if order == "F" else "C").copy()
 
@@ -125,7 +125,7 @@ def _reconstruct(kind: object, *_shape_and_type: object) -> _Array:
 
 
 def _ndarray(*_arguments: object) -> _Array:
-    raise _Refused("an array made by calling ndarray")
+    raise _Refused("an array created by calling ndarray")
 
 
 def _frombuffer(raw: object, dtype: object, shape: object, order: object = "C") -> _Array:
@@ -139,7 +139,7 @@ def _scalar(dtype: object, raw: object) -> Any:
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    # Protocol 2 writes bytes as a call of `_codecs.encode(text, "latin1")`.
+    # Protocol 2 stores bytes as a call of `_codecs.encode(text, "latin1")`.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise _Refused("a text encoder")
     return text.encode("latin1")
@@ -154,9 +154,9 @@ def _set(*items: list[Any]) -> set[Any]:
 
 
 def _bytes(*content: object) -> bytes:
-    # A lone number would reserve that many bytes.
+    # A number would allocate that many bytes.
     if content and not isinstance(content[0], bytes | str):
-        raise _Refused("bytes made from something else")
+        raise _Refused("bytes created from something other than text or bytes")
     return _as_text(content[0]).encode("latin1") if content else b""
 
 
@@ -186,7 +186,7 @@ _CALLABLE = frozenset(_GLOBALS.values())
 
 
 class _DataUnpickler(pickle._Unpickler):
-    """The standard library's unpickler with names, calls and states restricted as the module says."""
+    """The pure-Python unpickler with restricted names, calls and states, as the module docstring describes."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -216,7 +216,7 @@ class _DataUnpickler(pickle._Unpickler):
         return target(*arguments)
 
     def load_refused(self) -> None:
-        raise _Refused("an instruction that makes objects of classes")
+        raise _Refused("an instruction that creates objects of classes")
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -236,31 +236,32 @@ class _DataUnpickler(pickle._Unpickler):
 def read_pickle(file: BinaryIO, *, where: Path | str) -> Any:
     """The data in a pickle: None, bool, int, float, str, bytes, list, tuple, dict, set and numpy arrays, nested.
 
-    Python 2 pickles are read too (their strings as latin-1). ``where`` is named in errors. `FormatError` for a broken
-    pickle and for one that asks for anything but data.
+    Pickles of Python 2 are supported, with strings decoded as Latin-1. ``where`` is the file, for error messages.
+    Raises `FormatError` if the pickle is damaged or contains anything other than data.
     """
-    # A regular file that is read whole cannot claim more bytes than it has.
-    machine = _DataUnpickler(io.BytesIO(file.read()), encoding="latin1")
+    # The file is read as a whole, so that it cannot claim more bytes than it has.
+    unpickler = _DataUnpickler(io.BytesIO(file.read()), encoding="latin1")
     try:
-        return _unwrap(machine.load(), {}, 0)
+        return _unwrap(unpickler.load(), {}, 0)
     except _Refused as refusal:
         raise FormatError(
-            "this pickle holds more than data, and is not loaded",
+            "this pickle contains more than data and was not loaded",
             where=where,
             got=str(refusal),
             expected="containers, numbers, strings and numpy arrays",
-            remedy="ask its author for plain arrays, or convert it in the tool that wrote it",
+            remedy="save plain arrays with the tool that wrote it",
         ) from None
     except _BROKEN as error:
         remedy = "get a fresh copy of the file"
         got = f"{type(error).__name__}: {error}"[:200]
-        raise FormatError("this pickle is broken", where=where, got=got, remedy=remedy) from error
+        raise FormatError("this pickle is damaged", where=where, got=got, remedy=remedy) from error
 
 
 def read_npy_object(path: Path | str) -> Any:
-    """The object in a ``.npy`` file of dtype object (Cellpose's ``_seg.npy``: a dict), read as `read_pickle` does.
+    """The object in a ``.npy`` file of dtype object, such as the dictionary in Cellpose's ``_seg.npy``.
 
-    A plain numeric ``.npy`` gives its array. `FormatError` for anything else, `InputError` for an unreadable file.
+    It is read like `read_pickle`. A numeric ``.npy`` file gives its array. Raises `FormatError` for any other content,
+    and `InputError` if the file cannot be read.
     """
     path = Path(path)
     try:
@@ -275,12 +276,12 @@ def read_npy_object(path: Path | str) -> Any:
         return _build_array(data[start:], dtype, shape, "F" if fortran else "C")
     except _Refused as refusal:
         raise FormatError(
-            "this .npy file is broken", where=path, got=str(refusal), remedy="save it again with numpy or Cellpose"
+            "this .npy file is damaged", where=path, got=str(refusal), remedy="save it again with numpy or Cellpose"
         ) from None
 
 
 def _npy_header(data: bytes, path: Path) -> tuple[_Dtype, bool, object, int]:
-    """Type, order and shape of the array, and where its data begin (NumPy enhancement proposal 1)."""
+    """Dtype, order and shape of the array, and the start of its data (NumPy enhancement proposal 1)."""
     width = 2 if data[6:7] == b"\x01" else 4
     start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     text = data[8 + width : start]
@@ -290,20 +291,20 @@ def _npy_header(data: bytes, path: Path) -> tuple[_Dtype, bool, object, int]:
             or data[6:7] not in (b"\x01", b"\x02", b"\x03")
             or start > min(len(data), _MAX_HEADER)
         ):
-            raise _Refused("no NPY magic with a whole header after it")
+            raise _Refused("no NPY signature followed by a complete header")
         header = ast.literal_eval(text.decode("latin1").strip())
         if not isinstance(header, dict):
-            raise _Refused("a header that is no dict")
+            raise _Refused("a header that is not a dictionary")
         return _Dtype(header.get("descr")), bool(header.get("fortran_order")), header.get("shape"), start
     except (_Refused, *_BROKEN, SyntaxError) as error:
         got = f"{type(error).__name__}: {error}"[:200]
         raise FormatError(
-            "this .npy file has a broken header", where=path, got=got, remedy="save it again with numpy or Cellpose"
+            "this .npy file has a damaged header", where=path, got=got, remedy="save it again with numpy or Cellpose"
         ) from error
 
 
 def _unwrap(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """``value`` with every stand-in replaced by its array; shared parts stay shared, cycles end in an error."""
+    """``value`` with each stand-in replaced by its array; shared parts stay shared, and cycles raise an error."""
     if depth > _MAX_DEPTH:
         raise _Refused(f"containers nested deeper than {_MAX_DEPTH}")
     if isinstance(value, _Array):

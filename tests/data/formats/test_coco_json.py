@@ -200,8 +200,8 @@ BAD_OBJECTS = {
         {"segmentation": {"size": [40, 50], "counts": [1999]}},
         r"got: sum 1999\n  expected: 40 x 50 = 2000",
     ),
-    "odd polygon": ({"segmentation": [[1, 2, 3, 4, 5]]}, r"a polygon is malformed(.|\n)*got: \[1, 2, 3, 4, 5\]"),
-    "nan polygon": ({"segmentation": [[1, 2, 3, 4, 5, NAN]]}, "a polygon is malformed"),
+    "odd polygon": ({"segmentation": [[1, 2, 3, 4, 5]]}, r"invalid polygon(.|\n)*got: \[1, 2, 3, 4, 5\]"),
+    "nan polygon": ({"segmentation": [[1, 2, 3, 4, 5, NAN]]}, "invalid polygon"),
     "bbox": ({"bbox": [1, 2, -3, 4]}, r"bbox is malformed(.|\n)*got: \[1, 2, -3, 4\]"),
 }
 
