@@ -78,15 +78,15 @@ def compared(case: str, ways: dict[str, Callable[[], np.ndarray]], repeat: int) 
 def watershed_rows(repeat: int) -> Iterator[Row]:
     from skimage.segmentation import watershed as skimage_watershed
 
-    from cellwright.models.dense.semantic import parts_of
-    from cellwright.models.dense.watershed import WatershedRules, decode, encode, flood
+    from cellwright.models.dense.labels import connected_components
+    from cellwright.models.dense.watershed import decode, encode, flood
 
     truth = draw_cells()
     maps = as_a_network_gives(encode(truth))
     body, border, distance = maps
     mask = body >= 0.5
     cost = without_ties(border - body)
-    core, _ = parts_of(mask & (body - border >= 0.5) & (distance >= 0.3))
+    core, _ = connected_components(mask & (body - border >= 0.5) & (distance >= 0.3))
     peaks = one_pixel_each(truth, distance, mask)
 
     for name, seeds in {"from one pixel a cell": peaks, "from the decoder's seeds": core}.items():
@@ -95,10 +95,9 @@ def watershed_rows(repeat: int) -> Iterator[Row]:
             "skimage": lambda seeds=seeds: skimage_watershed(cost, seeds, mask=mask, connectivity=2),
         }
         yield from compared(f"watershed {name}", ways, repeat)
-    rules = WatershedRules(max_hole_share=0)
     yield from compared(
         "maps to labels and scores",
-        {"cellwright": lambda: decode(maps, rules)[0], "scipy and skimage": lambda: usual_decode(maps)},
+        {"cellwright": lambda: decode(maps, max_hole_share=0)[0], "scipy and skimage": lambda: usual_decode(maps)},
         repeat,
     )
     yield from compared(
@@ -170,19 +169,18 @@ STEPS = 200
 
 
 def flow_rows(repeat: int) -> Iterator[Row]:
-    from cellwright.models.dense.flow import FlowRules, decode, encode, follow
+    from cellwright.models.dense.flow import decode, encode, follow
 
     truth = draw_cells()
     maps = noisy_flow(encode(truth))
-    every_step = FlowRules(steps=STEPS, tolerance_px=-1)
     cases = {
         "labels to flow": {"cellwright": lambda: encode(truth)[:2]},
         "following, 200 steps": {
             "cellwright": lambda: follow(maps)[0],
-            "cellwright, every step": lambda: follow(maps, every_step)[0],
+            "cellwright, every step": lambda: follow(maps, steps=STEPS, tolerance_px=-1)[0],
             "torch grid_sample": lambda: torch_follow(maps),
         },
-        "flow to labels": {"cellwright": lambda: decode(maps, FlowRules(min_area_px=15))[0]},
+        "flow to labels": {"cellwright": lambda: decode(maps, min_area_px=15)[0]},
     }
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "truth.npy", truth)

@@ -215,7 +215,7 @@ def test_shapes_of_mask_scoring() -> None:
 
 
 def test_every_function_that_is_named_exists() -> None:
-    named = re.findall(r"`(\w+/\w+\.py): (\w+)(?:\.(\w+))?`", TEXT)
+    named = re.findall(r"`((?:\w+/)+\w+\.py): (\w+)(?:\.(\w+))?`", TEXT)
     assert len(named) > 30
     for file, name, method in named:
         body = ast.parse((ROOT / "src" / "cellwright" / file).read_text()).body

@@ -11,6 +11,7 @@ from cellwright.config.input import InputConfig
 from cellwright.core.errors import UsageError
 from cellwright.data.views import ORIENTATIONS, PLAIN, View, as_views, parse_views
 from cellwright.models.dense import flow
+from cellwright.models.dense.labels import connected_components
 
 EIGHT = [View(horizontal_flip=flip, quarter_turns=turns) for turns in range(4) for flip in (False, True)]
 eight = pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def one_source(labels: np.ndarray) -> list[int]:
         if (
             len(y) > 1
             and distances[1] - distances[0] > 1e-6
-            and flow.parts_of((labels == label).astype(np.int32))[1] == 1
+            and connected_components((labels == label).astype(np.int32))[1] == 1
         ):
             chosen.append(int(label))
     return chosen

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.views import PLAIN, View, parse_views
-from cellwright.models.dense import flow, semantic, watershed
-from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target
-from cellwright.models.dense.unet import UNet
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.target import Target
 from cellwright.ops.batch import stack_images
 
 
@@ -32,11 +31,7 @@ def found_in(network: DenseNetwork, views: tuple[View, ...], image: np.ndarray) 
         return network.detect_views(views, rendered(image, network.stride), image.shape[1:])  # type: ignore[arg-type]
 
 
-TARGETS = {
-    "semantic": Target(semantic.CHANNELS, semantic.encode, semantic.decode),
-    "watershed": Target(watershed.CHANNELS, watershed.encode, watershed.decode),
-    "flow": Target(flow.CHANNELS, flow.encode, partial(flow.decode, rules=flow.FlowRules())),
-}
+TARGETS = {"semantic": SemanticTarget(), "watershed": WatershedTarget(), "flow": FlowTarget()}
 
 
 class Reads(nn.Module):
@@ -61,9 +56,8 @@ class Reads(nn.Module):
 
 
 def knowing(name: str, n_classes: int = 1) -> DenseNetwork:
-    unet = UNet(in_channels=1, out_channels=1, width=4, depth=1, style="plain", norm="none", deep_supervision=False)
-    weights = DenseWeights(cross_entropy=1.0, dice=1.0, flow=5.0, distance=1.0)
-    network = DenseNetwork(unet, TARGETS[name], n_classes=n_classes, weights=weights)
+    config = UNetConfig(width=4, depth=1, norm="none", target=TARGETS[name])
+    network = DenseNetwork(config, in_channels=1, n_classes=n_classes)
     network.unet = Reads(network.target, n_classes)  # type: ignore[assignment]
     return network.eval()
 

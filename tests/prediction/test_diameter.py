@@ -13,14 +13,15 @@ from torch import nn
 import cellwright as cw
 from cellwright.config.input import InputConfig
 from cellwright.config.model_classical import ClassicalConfig
+from cellwright.config.model_dense import UNetConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense import flow
-from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target
-from cellwright.models.dense.semantic import parts_of as parts_and_count
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.labels import connected_components
 from cellwright.prediction import diameter as module
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.predictor import NetworkSegmenter, Predictor
@@ -31,7 +32,7 @@ SIZES = {5: ((160, 200), 130), 12: ((240, 300), 90), 24: ((360, 300), 60), 50: (
 
 
 def parts_of(mask: np.ndarray) -> np.ndarray:
-    return parts_and_count(mask)[0]
+    return connected_components(mask)[0]
 
 
 class NearSighted(nn.Module):
@@ -66,9 +67,8 @@ class NearSighted(nn.Module):
 
 
 def segmenter(**changes: object) -> NetworkSegmenter:
-    weights = DenseWeights(cross_entropy=1, dice=1, flow=1, distance=1)
-    target = Target(flow.CHANNELS, flow.encode, flow.decode)
-    network = DenseNetwork(NearSighted(), target, n_classes=1, weights=weights)  # type: ignore[arg-type]
+    network = DenseNetwork(UNetConfig(width=4), in_channels=3, n_classes=1)
+    network.unet = NearSighted()  # type: ignore[assignment]
     return replace(NetworkSegmenter(network, CONFIG), **changes)  # type: ignore[arg-type]
 
 

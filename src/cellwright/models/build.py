@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TypeVar
 
 import torch
 
 from cellwright.config.conventions import CONVENTIONS, Conventions
-from cellwright.config.model_dense import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_dense import UNetConfig
 from cellwright.config.model_rcnn import (
     BackboneConfig,
     C4BoxHeadConfig,
@@ -23,10 +22,7 @@ from cellwright.config.model_rcnn import (
 )
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import RecipeError
-from cellwright.models.dense import flow, semantic, watershed
-from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target
-from cellwright.models.dense.encoders import TimmUNet
-from cellwright.models.dense.unet import UNet
+from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.layers import Deformable
 from cellwright.models.rcnn.box_head import BoxHead, DetectionRules, RegionSampling
 from cellwright.models.rcnn.fpn import FPN
@@ -46,14 +42,16 @@ def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
     """A fresh ``Network`` with random weights, drawn from torch's global generator; seed it first.
 
     Raises:
-        RecipeError: the recipe's model kind is not a network (the classical baseline needs no weights).
+        RecipeError: the recipe's model kind is not a network (the classical baseline needs no weights), or
+            ``model.encoder`` names no network of timm that fits.
+        UsageError: ``model.encoder`` needs the extra ``timm``, which is not installed.
     """
     conventions = CONVENTIONS[recipe.conventions]
     match recipe.model:
         case MaskRCNNConfig() | C4Config() | CascadeConfig() | PointRendConfig():
             network = build_mask_rcnn(recipe.model, conventions, in_channels=recipe.input.channels, n_classes=n_classes)
         case UNetConfig():
-            network = build_dense(recipe.model, in_channels=recipe.input.channels, n_classes=n_classes)
+            network = DenseNetwork(recipe.model, in_channels=recipe.input.channels, n_classes=n_classes)
         case other:
             raise RecipeError(
                 "this model kind has no network to build",
@@ -118,56 +116,6 @@ def build_mask_rcnn(config: RCNNConfig, conventions: Conventions, *, in_channels
         mask_scoring=mask_scoring,
         rules=_rules(c, conventions),
     )
-
-
-def build_dense(config: UNetConfig, *, in_channels: int, n_classes: int) -> DenseNetwork:
-    """A member of the dense family from its section.
-
-    Raises:
-        RecipeError: ``encoder`` names no network of timm that fits.
-        UsageError: it names one, but the extra ``timm`` is not installed.
-    """
-    c, target = config, _target(config.target)
-    kind = UNet if c.encoder is None else partial(TimmUNet, c.encoder.removeprefix("timm:"))
-    unet = kind(
-        in_channels=in_channels,
-        out_channels=len(target.channels) + (n_classes if n_classes > 1 else 0),
-        width=c.width,
-        depth=c.depth,
-        style=c.style,
-        norm=c.norm,
-        deep_supervision=c.deep_supervision,
-    )
-    weights = DenseWeights(
-        cross_entropy=c.cross_entropy_weight,
-        dice=c.dice_weight,
-        flow=c.flow_weight,
-        distance=c.distance_weight,
-        focal_gamma=c.focal_gamma if c.body_loss == "focal" else None,
-        focal_alpha=c.focal_alpha,
-        border=c.border_weight,
-        border_sigma_px=c.border_sigma_px,
-    )
-    return DenseNetwork(unet, target, n_classes=n_classes, weights=weights)
-
-
-def _target(c: SemanticTarget | WatershedTarget | FlowTarget) -> Target:
-    shared = {"body_threshold": c.body_threshold, "min_area_px": c.min_area_px, "max_hole_share": c.max_hole_share}
-    match c:
-        case SemanticTarget():
-            rules = semantic.SemanticRules(**shared)
-            return Target(semantic.CHANNELS, semantic.encode, partial(semantic.decode, rules=rules))
-        case WatershedTarget():
-            rules = watershed.WatershedRules(
-                **shared,
-                core_threshold=c.core_threshold,
-                core_distance=c.core_distance,
-                peak_distance=c.peak_distance,
-            )
-            return Target(watershed.CHANNELS, watershed.encode, partial(watershed.decode, rules=rules))
-        case FlowTarget():
-            rules = flow.FlowRules(**shared, steps=c.steps, outline_share=c.outline_share, max_error=c.max_error)
-            return Target(flow.CHANNELS, flow.encode, partial(flow.decode, rules=rules))
 
 
 def _decided(value: T | None) -> T:

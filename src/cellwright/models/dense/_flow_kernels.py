@@ -1,7 +1,7 @@
-"""The loops of `flow`, compiled by numba on first use and cached: heat, following, sinks, errors.
+"""Loops of `flow`, compiled by numba on first use and cached: heat diffusion, following the flow, sinks, agreement.
 
-Every loop is serial and releases the interpreter lock: results never depend on threads, and callers may give images to
-threads of their own. Positions are flat indices ``y * W + x`` of a C-order image unless a name says otherwise.
+Every loop is serial and releases the interpreter lock: results do not depend on threads, and callers may process images
+in threads of their own. Positions are flat indices ``y * W + x`` of a C-order image unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from numba import njit
 
 from cellwright.models.dense._label_kernels import root_of
 
-_FLOCK = 256  # pixels that are followed side by side
+_BATCH = 256  # pixels that are followed together
 
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def heat_flows(parts, boxes, flows):
-    """Write the unit heat-gradient field of every part k (box ``boxes[k]``, k from 1) into flows (2, H, W)."""
+def heat_flows(labels, boxes, flows):
+    """Write the unit heat gradient of every object k >= 1 (box ``boxes[k]``) into ``flows`` (2, H, W)."""
     longest = 0
     for k in range(1, boxes.shape[0]):
         longest = max(longest, (boxes[k, 3] - boxes[k, 1] + 2) * (boxes[k, 2] - boxes[k, 0] + 2))
@@ -27,14 +27,14 @@ def heat_flows(parts, boxes, flows):
         x0, y0, x1, y1 = boxes[k]
         width, height = x1 - x0 + 2, y1 - y0 + 2
         size = width * height
-        source, area = _cut(parts, k, x0, y0, height, width, share[:size])
+        source, area = _cut(labels, k, x0, y0, height, width, share[:size])
         heat[:size] = 0
         sums[:size] = 0
         _diffuse(heat[:size], sums[:size], share[:size], source, width, 2 * (height + width))
-        spent = 0
-        while spent < area and _unreached(heat[:size], share[:size]):  # an arm longer than the box is around
+        extra = 0
+        while extra < area and _unreached(heat[:size], share[:size]):  # an arm longer than the perimeter of the box
             _diffuse(heat[:size], sums[:size], share[:size], source, width, height + width)
-            spent += height + width
+            extra += height + width
         for y in range(1, height - 1):
             for x in range(1, width - 1):
                 at = y * width + x
@@ -43,23 +43,23 @@ def heat_flows(parts, boxes, flows):
                 dy, dx = heat[at + width] - heat[at - width], heat[at + 1] - heat[at - 1]
                 scale = max(abs(dy), abs(dx))
                 if scale > 0:
-                    dy, dx = dy / scale, dx / scale  # heat far from the source is so small that its square is 0
+                    dy, dx = dy / scale, dx / scale  # far from the source the square of the heat would underflow
                     norm = np.sqrt(dy * dy + dx * dx)
                     flows[0, y0 + y - 1, x0 + x - 1] = dy / norm
                     flows[1, y0 + y - 1, x0 + x - 1] = dx / norm
 
 
 @njit(cache=True, nogil=True)
-def _cut(parts, k, x0, y0, height, width, share):
-    """Fill share with 1/9 in part k, 0 around it; returns its pixel nearest to its mean (first in C order), its area.
+def _cut(labels, k, x0, y0, height, width, share):
+    """Fill ``share`` with 1/9 in object k and 0 around it; return the pixel nearest to its mean, and its area.
 
-    Distances are compared as integers, times area squared, so that ties are ties.
+    Distances are compared as integers (times the squared area), so that ties are exact; the first in C order wins.
     """
     area = sum_y = sum_x = 0
     share[:] = 0
     for y in range(1, height - 1):
         for x in range(1, width - 1):
-            if parts[y0 + y - 1, x0 + x - 1] == k:
+            if labels[y0 + y - 1, x0 + x - 1] == k:
                 share[y * width + x] = 1.0 / 9.0
                 area += 1
                 sum_y += y
@@ -76,9 +76,9 @@ def _cut(parts, k, x0, y0, height, width, share):
 
 @njit(cache=True, nogil=True)
 def _diffuse(heat, sums, share, source, width, steps):
-    """Add 1 at the source and replace each pixel by its share of its 3 x 3 window's sum, ``steps`` times, in place.
+    """Add 1 at the source and replace each pixel by its share of the sum over its 3 x 3 window; repeat ``steps`` times.
 
-    The sum is taken along rows, then along columns; shifted views let the compiler use wide registers.
+    In place. Sums are taken along rows, then along columns; shifted views let the compiler vectorise the loops.
     """
     size = heat.size
     left, middle, right, row_sums = heat[: size - 2], heat[1 : size - 1], heat[2:], sums[1 : size - 1]
@@ -105,37 +105,38 @@ def _unreached(heat, share):
 
 @njit(cache=True, nogil=True)
 def masked_field(flow_y, flow_x, body, threshold):
-    """Field (H, W, 2) float32, zero outside the body, and the body's pixels (P,) int64."""
+    """The flow (H, W, 2) float32, zero outside the body, and the body pixels (P,) int64."""
     height, width = body.shape
     field = np.zeros((height, width, 2), np.float32)
     pixels = np.empty(height * width, np.int64)
-    found = 0
+    n = 0
     for y in range(height):
         for x in range(width):
             if body[y, x] >= threshold:
                 field[y, x, 0], field[y, x, 1] = flow_y[y, x], flow_x[y, x]
-                pixels[found] = y * width + x
-                found += 1
-    return field, pixels[:found].copy()
+                pixels[n] = y * width + x
+                n += 1
+    return field, pixels[:n].copy()
 
 
 @njit(cache=True, nogil=True)
 def follow(field, pixels, steps, tolerance):
-    """Positions (P, 2) float32 (y, x) after ``steps`` Euler steps of length 1 in the bilinear field, and steps taken.
+    """Positions (P, 2) float32 (y, x) after ``steps`` unit Euler steps in the bilinear field, and the steps computed.
 
-    Pixels go in flocks, so that the processor has independent work while it waits for one pixel's field. After every
-    eighth step those are done whose last two steps brought them back to within ``tolerance``: they stand, or swing
-    between two places, of which this is the one that the last step ends on, since an even number of steps is left.
+    Pixels are followed in batches, so that the processor has independent work while it waits for memory. After every
+    eighth step, pixels that the last two steps brought back to within ``tolerance`` are finished: they have stopped, or
+    alternate between two positions. The current one is where the last step would end, because an even number of steps
+    remains.
     """
     ends = np.empty((pixels.size, 2), np.float32)
-    ys, xs, old_ys, old_xs = np.empty((4, _FLOCK), np.float32)
-    who = np.empty(_FLOCK, np.int64)
+    ys, xs, old_ys, old_xs = np.empty((4, _BATCH), np.float32)
+    index = np.empty(_BATCH, np.int64)
     width = field.shape[1]
     taken = 0
-    for start in range(0, pixels.size, _FLOCK):
-        left = min(_FLOCK, pixels.size - start)
+    for start in range(0, pixels.size, _BATCH):
+        left = min(_BATCH, pixels.size - start)
         for i in range(left):
-            who[i] = start + i
+            index[i] = start + i
             ys[i], xs[i] = pixels[start + i] // width, pixels[start + i] % width
         t = 0
         while t < steps and left > 0:
@@ -150,9 +151,9 @@ def follow(field, pixels, steps, tolerance):
             for i in range(left):
                 moved = max(abs(ys[i] - old_ys[i]), abs(xs[i] - old_xs[i]))
                 if t >= steps or (block > 1 and moved <= tolerance):
-                    ends[who[i], 0], ends[who[i], 1] = ys[i], xs[i]
+                    ends[index[i], 0], ends[index[i], 1] = ys[i], xs[i]
                 else:
-                    who[kept], ys[kept], xs[kept] = who[i], ys[i], xs[i]
+                    index[kept], ys[kept], xs[kept] = index[i], ys[i], xs[i]
                     kept += 1
             left = kept
     return ends, taken
@@ -160,7 +161,7 @@ def follow(field, pixels, steps, tolerance):
 
 @njit(cache=True, nogil=True)
 def _step(field, ys, xs):
-    """One Euler step of positions (N,), in place, kept inside the image."""
+    """One Euler step of positions (N,), in place, clamped to the image."""
     height, width = field.shape[:2]
     flat = field.reshape(-1)
     top, side, zero = np.float32(height - 1), np.float32(width - 1), np.float32(0)
@@ -182,11 +183,11 @@ def _step(field, ys, xs):
 
 @njit(cache=True, nogil=True)
 def sinks(ends, pixels, height, width, reach):
-    """Labels (H, W) int32, one for each sink: pixels whose ends climb to the same peak of the histogram of ends.
+    """Labels (H, W) int32, one per sink: pixels whose ends lead to the same peak of the histogram of ends.
 
-    From its cell an end goes to the fullest cell (first in C order among equals) at most ``reach`` rows and columns
-    away, and on from there until it stands on the fullest. How full a cell is counts its neighbours up to ``reach - 1``
-    away. A label is the peak's flat index + 1.
+    From the cell of an end, the path goes to the cell with the highest count (the first in C order among equals) at
+    most ``reach`` rows and columns away, and so on until no neighbour is higher. Counts are sums over the window of
+    half side ``reach - 1``. The label is the flat index of the peak + 1.
     """
     cells = np.empty(pixels.size, np.int32)
     counts = np.zeros((height, width), np.int32)
@@ -215,26 +216,26 @@ def sinks(ends, pixels, height, width, reach):
 
 @njit(cache=True, nogil=True)
 def _window_sums(counts, reach):
-    """Sums (H, W) int32 over windows of side ``2 * reach + 1`` at a histogram's filled cells; the cells (M,) int64."""
+    """Sums (H, W) int32 over windows of side ``2 * reach + 1`` of a histogram, and its non-empty cells (M,) int64."""
     height, width = counts.shape
     sums = np.zeros((height, width), np.int32)
     filled = np.empty(counts.size, np.int64)
-    found = 0
+    n = 0
     for cy in range(height):
         for cx in range(width):
             if counts[cy, cx] == 0:
                 continue
-            filled[found] = cy * width + cx
-            found += 1
+            filled[n] = cy * width + cx
+            n += 1
             for y in range(max(cy - reach, 0), min(cy + reach + 1, height)):
                 for x in range(max(cx - reach, 0), min(cx + reach + 1, width)):
                     sums[y, x] += counts[cy, cx]
-    return sums, filled[:found].copy()
+    return sums, filled[:n].copy()
 
 
 @njit(cache=True, nogil=True)
 def agreement(labels, largest, flows, flow_y, flow_x, body):
-    """Sums (largest + 1,) float64 over each label: squared difference of two fields, and body; and pixel counts."""
+    """Per label (largest + 1,): sum of squared differences between two fields, sum of body, and number of pixels."""
     errors, bodies, counts = np.zeros(largest + 1), np.zeros(largest + 1), np.zeros(largest + 1, np.int64)
     height, width = labels.shape
     for y in range(height):

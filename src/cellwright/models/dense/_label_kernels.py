@@ -1,6 +1,6 @@
-"""Loops on label maps that the dense decoders share, compiled by numba on first use and cached.
+"""Loops over label maps that the dense decoders share, compiled by numba on first use and cached.
 
-Every loop is serial and releases the interpreter lock: results never depend on threads.
+Every loop is serial and releases the interpreter lock: results do not depend on threads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def root_of(parent, at):
-    """The root of ``at``; the path is halved on the way."""
+    """Root of ``at`` in a union-find forest; halves the path."""
     while parent[at] != at:
         parent[at] = parent[parent[at]]
         at = parent[at]
@@ -20,7 +20,7 @@ def root_of(parent, at):
 
 @njit(cache=True, nogil=True)
 def _join(parent, a, b):
-    """Unite two trees under the lower root: a root is its part's first pixel in C order."""
+    """Join two trees under the lower root, so that a root is the first pixel of its component in C order."""
     a, b = root_of(parent, a), root_of(parent, b)
     if a < b:
         parent[b] = a
@@ -29,8 +29,8 @@ def _join(parent, a, b):
 
 
 @njit(cache=True, nogil=True)
-def parts_of(labels):
-    """Parts (H, W) int32 counted 1..K in C order of their first pixels, and K: equal labels that touch, corners too."""
+def connected_components(labels):
+    """8-connected components of equal labels, (H, W) int32 1..K in C order of their first pixels, and K."""
     height, width = labels.shape
     parent = np.empty(height * width, np.int32)
     for y in range(height):
@@ -46,9 +46,9 @@ def parts_of(labels):
                 for dx in range(-1 if x > 0 else 0, 2 if x + 1 < width else 1):
                     if labels[y - 1, x + dx] == label:
                         _join(parent, at, at - width + dx)
-    parts = np.zeros((height, width), np.int32)
-    flat = parts.reshape(-1)
-    found = 0
+    components = np.zeros((height, width), np.int32)
+    flat = components.reshape(-1)
+    n = 0
     for y in range(height):
         for x in range(width):
             if labels[y, x] == 0:
@@ -56,48 +56,49 @@ def parts_of(labels):
             at = y * width + x
             root = root_of(parent, at)
             if root == at:
-                found += 1
-                flat[at] = found
+                n += 1
+                flat[at] = n
             else:
                 flat[at] = flat[root]
-    return parts, found
+    return components, n
 
 
 @njit(cache=True, nogil=True)
 def fill_holes(labels, boxes, areas, body, threshold, share):
-    """Give object k (box ``boxes[k]``) its holes that hold no other object and are small or all body; in place.
+    """Fill the holes of every object k (box ``boxes[k]``) that contain no other object; in place.
 
-    Small is up to ``share`` of the object's area. A hole is what cannot be left by sides without crossing the object.
+    A hole is filled if its area is at most ``share`` of the object's, or if the body is at least ``threshold`` in all
+    of it. Holes are 4-connected.
     """
     longest = 0
     for k in range(1, boxes.shape[0]):
         longest = max(longest, (boxes[k, 3] - boxes[k, 1] + 2) * (boxes[k, 2] - boxes[k, 0] + 2))
-    seen, stack = np.empty(longest, np.uint8), np.empty(longest, np.int64)
+    visited, stack = np.empty(longest, np.uint8), np.empty(longest, np.int64)
     for k in range(1, boxes.shape[0]):
         x0, y0, x1, y1 = boxes[k, 0] - 1, boxes[k, 1] - 1, boxes[k, 2] + 1, boxes[k, 3] + 1
         width, height = x1 - x0, y1 - y0
         for y in range(height):
             for x in range(width):
                 rim = y == 0 or x == 0 or y == height - 1 or x == width - 1
-                seen[y * width + x] = 0 if rim else labels[y0 + y, x0 + x] == k
-        _flood(seen, stack, 0, height, width)
+                visited[y * width + x] = 0 if rim else labels[y0 + y, x0 + x] == k
+        _flood(visited, stack, 0, height, width)
         for start in range(width, width * (height - 1)):
-            if seen[start]:
+            if visited[start]:
                 continue
-            found = _flood(seen, stack, start, height, width)
+            n = _flood(visited, stack, start, height, width)
             free, solid = True, True
-            for i in range(found):
+            for i in range(n):
                 y, x = y0 + stack[i] // width, x0 + stack[i] % width
                 free &= labels[y, x] == 0
                 solid &= body[y, x] >= threshold
-            if free and (solid or found <= share * areas[k]):
-                for i in range(found):
+            if free and (solid or n <= share * areas[k]):
+                for i in range(n):
                     labels[y0 + stack[i] // width, x0 + stack[i] % width] = k
 
 
 @njit(cache=True, nogil=True)
 def cut_outlines(labels, largest, body, share):
-    """Labels (H, W) int32 without the pixels whose body is below ``share`` of the highest body of their label."""
+    """Labels (H, W) int32 without the pixels whose body is below ``share`` of the maximum over their object."""
     height, width = labels.shape
     highest = np.zeros(largest + 1, np.float32)
     for y in range(height):
@@ -115,54 +116,54 @@ def cut_outlines(labels, largest, body, share):
 
 
 @njit(cache=True, nogil=True)
-def _flood(seen, stack, start, height, width):
-    """Mark what hangs together with ``start`` by sides; its cells are ``stack[:n]``, n is returned."""
+def _flood(visited, stack, start, height, width):
+    """Visit the 4-connected region of ``start``; returns its size n, and leaves its pixels in ``stack[:n]``."""
     stack[0] = start
-    seen[start] = 1
-    done, found = 0, 1
-    while done < found:
+    visited[start] = 1
+    done, n = 0, 1
+    while done < n:
         at = stack[done]
         done += 1
         y, x = at // width, at % width
-        if y > 0 and not seen[at - width]:
-            seen[at - width] = 1
-            stack[found] = at - width
-            found += 1
-        if y + 1 < height and not seen[at + width]:
-            seen[at + width] = 1
-            stack[found] = at + width
-            found += 1
-        if x > 0 and not seen[at - 1]:
-            seen[at - 1] = 1
-            stack[found] = at - 1
-            found += 1
-        if x + 1 < width and not seen[at + 1]:
-            seen[at + 1] = 1
-            stack[found] = at + 1
-            found += 1
-    return found
+        if y > 0 and not visited[at - width]:
+            visited[at - width] = 1
+            stack[n] = at - width
+            n += 1
+        if y + 1 < height and not visited[at + width]:
+            visited[at + width] = 1
+            stack[n] = at + width
+            n += 1
+        if x > 0 and not visited[at - 1]:
+            visited[at - 1] = 1
+            stack[n] = at - 1
+            n += 1
+        if x + 1 < width and not visited[at + 1]:
+            visited[at + 1] = 1
+            stack[n] = at + 1
+            n += 1
+    return n
 
 
 @njit(cache=True, nogil=True)
 def relabel(labels, keep):
-    """Labels (H, W) counted 1..N over those whose ``keep`` is set, in their order; others become 0; in place."""
+    """Renumber the labels (H, W) that ``keep`` selects as 1..N, set the others to 0, in place; returns N."""
     new = np.zeros(keep.size, np.int32)
-    found = 0
+    n = 0
     for k in range(1, keep.size):
         if keep[k]:
-            found += 1
-            new[k] = found
+            n += 1
+            new[k] = n
     height, width = labels.shape
     for y in range(height):
         for x in range(width):
             if labels[y, x] > 0:
                 labels[y, x] = new[labels[y, x]]
-    return found
+    return n
 
 
 @njit(cache=True, nogil=True)
 def means_inside(labels, largest, values):
-    """Mean (largest,) float64 of ``values`` over the pixels of every label 1..largest, none of which is empty."""
+    """Mean (largest,) float64 of ``values`` over the pixels of each label 1..largest; no label may be empty."""
     sums, counts = np.zeros(largest + 1), np.zeros(largest + 1, np.int64)
     height, width = labels.shape
     for y in range(height):
@@ -176,20 +177,19 @@ def means_inside(labels, largest, values):
 
 @njit(cache=True, nogil=True)
 def two_nearest(labels, reach):
-    """Distances (2, H, W) float32, px, from every pixel to the nearest and the second nearest object; labels (H, W)
-    int32, 0 being background. What is further away than ``reach`` px is infinity.
+    """Distances (2, H, W) float32, px, from every pixel to the nearest and the second nearest object.
 
-    Exact, for all objects in one go. Of a column only the two objects that are nearest along it matter, as they come
-    before any third wherever one looks from. So a pixel looks at two objects a column, outwards until a column is
-    further away than what has been found.
+    Exact; infinity beyond ``reach`` px. Labels are (H, W) int32, 0 for background. All objects are handled in one pass:
+    within a column only the two objects nearest along it can be among the two nearest, so each pixel checks two
+    candidates per column, moving outwards until the column itself is further away than the second nearest object.
     """
     height, width = labels.shape
     names, steps = _two_in_columns(labels)
     nearest = np.full((2, height, width), np.inf, np.float32)
-    found, squares = np.empty(2, np.int32), np.empty(2, np.int64)
+    objects, squares = np.empty(2, np.int32), np.empty(2, np.int64)
     for y in range(height):
         for x in range(width):
-            found[:], squares[:] = 0, reach * reach + 1
+            objects[:], squares[:] = 0, reach * reach + 1
             for away in range(min(reach + 1, width)):
                 if away * away >= squares[1]:
                     break
@@ -198,38 +198,40 @@ def two_nearest(labels, reach):
                         for i in range(2):
                             if names[y, column, i]:
                                 far = away**2 + steps[y, column, i] ** 2
-                                _keep_two(found, squares, names[y, column, i], far)
+                                _keep_two(objects, squares, names[y, column, i], far)
             for i in range(2):
-                if found[i]:
+                if objects[i]:
                     nearest[i, y, x] = np.sqrt(squares[i])
     return nearest
 
 
 @njit(cache=True, nogil=True)
 def _two_in_columns(labels):
-    """The two objects (H, W, 2) int32 nearest to each pixel within its column, 0 for none, and how far (H, W, 2), px:
-    those met last on the way down, and those met last on the way up."""
+    """The two nearest objects of each pixel within its column, (H, W, 2) int32 (0 for none), and their distances, px.
+
+    They are the last objects passed on the way down and on the way up.
+    """
     height, width = labels.shape
     names, steps = np.zeros((height, width, 2), np.int32), np.full((height, width, 2), height, np.int64)
     for downwards in (True, False):
-        met, places = np.zeros((width, 2), np.int32), np.zeros((width, 2), np.int64)
+        passed, rows = np.zeros((width, 2), np.int32), np.zeros((width, 2), np.int64)
         for row in range(height):
             y = row if downwards else height - 1 - row
             for x in range(width):
                 k = labels[y, x]
                 if k > 0:
-                    if k != met[x, 0]:
-                        met[x, 1], places[x, 1] = met[x, 0], places[x, 0]
-                    met[x, 0], places[x, 0] = k, y
+                    if k != passed[x, 0]:
+                        passed[x, 1], rows[x, 1] = passed[x, 0], rows[x, 0]
+                    passed[x, 0], rows[x, 0] = k, y
                 for i in range(2):
-                    if met[x, i]:
-                        _keep_two(names[y, x], steps[y, x], met[x, i], abs(y - places[x, i]))
+                    if passed[x, i]:
+                        _keep_two(names[y, x], steps[y, x], passed[x, i], abs(y - rows[x, i]))
     return names, steps
 
 
 @njit(cache=True, nogil=True)
 def _keep_two(names, distances, name, distance):
-    """Enter an object among the nearest two (nearest first), of which each has a name of its own; in place."""
+    """Insert an object into the two nearest (nearest first, no object twice); in place."""
     if name == names[0]:
         distances[0] = min(distances[0], distance)
     elif distance < distances[0]:

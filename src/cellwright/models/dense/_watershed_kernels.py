@@ -1,6 +1,6 @@
-"""The loops of `watershed`, compiled by numba on first use and cached: depth and flooding.
+"""Loops of `watershed`, compiled by numba on first use and cached: distance transform and flooding.
 
-Every loop is serial and releases the interpreter lock: results never depend on threads.
+Every loop is serial and releases the interpreter lock: results do not depend on threads.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ import numpy as np
 from numba import njit
 
 _BUCKETS = 1 << 16
-_FREE, _SEED, _OUTSIDE = 253, 254, 255  # states of a pixel; below 8 the direction in which it was reached
+_FREE, _SEED, _OUTSIDE = 253, 254, 255  # states of a pixel; a value below 8 is the direction it was reached from
 
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def depths(parts, n):
-    """Distance (H, W) float32, px, of every pixel of a part to the nearest pixel that is not of it; and its maximum
-    (n + 1,) float32 over each part, 1 for background.
+def depths(components, n):
+    """Distance (H, W) float32, px, from every pixel of a component to the nearest pixel outside it, and its maximum.
 
-    Exact, for all parts in one go: distances along columns first, then along each row the lower envelope of their
-    parabolas (Felzenszwalb and Huttenlocher 2012), cut where the label changes. The image's edge is no outside; a part
-    that fills the image is as deep everywhere as no other can be, H + W.
+    The maxima are (n + 1,) float32, 1 for background. Exact, and all components in one pass: distances along columns,
+    then along each row the lower envelope of parabolas (Felzenszwalb and Huttenlocher 2012), cut where the label
+    changes. The area beyond the edge of the image does not count as outside; in a component that fills the image every
+    distance is H + W, more than any other can be.
     """
-    height, width = parts.shape
+    height, width = components.shape
     endless = height + width
     steps = np.zeros((height, width), np.int32)  # along the column
     for y in range(height):
         for x in range(width):
-            if parts[y, x]:
-                same = y > 0 and parts[y - 1, x] == parts[y, x]
+            if components[y, x]:
+                same = y > 0 and components[y - 1, x] == components[y, x]
                 steps[y, x] = steps[y - 1, x] + 1 if same else (endless if y == 0 else 1)
     for y in range(height - 2, -1, -1):
         for x in range(width):
-            if parts[y, x]:
-                below = steps[y + 1, x] + 1 if parts[y + 1, x] == parts[y, x] else 1
+            if components[y, x]:
+                below = steps[y + 1, x] + 1 if components[y + 1, x] == components[y, x] else 1
                 steps[y, x] = min(steps[y, x], below, endless)
     depth, deepest = np.zeros((height, width), np.float32), np.zeros(n + 1, np.float32)
     deepest[0] = 1
@@ -43,8 +43,8 @@ def depths(parts, n):
     for y in range(height):
         x = 0
         while x < width:
-            k, first = parts[y, x], x
-            while x < width and parts[y, x] == k:
+            k, first = components[y, x], x
+            while x < width and components[y, x] == k:
                 squares[x + 1] = min(steps[y, x], endless) ** 2.0
                 x += 1
             if k == 0:
@@ -63,7 +63,7 @@ def depths(parts, n):
 
 @njit(cache=True, nogil=True)
 def _envelope(squares, first, last, centres, starts):
-    """The parabolas ``squares[q] + (x - q)^2``, q from first to last, that are lowest somewhere, and from where on."""
+    """The parabolas ``squares[q] + (x - q)^2``, q from first to last, on the lower envelope, and where they start."""
     at = 0
     centres[0], starts[0], starts[1] = first, -np.inf, np.inf
     for q in range(first + 1, last + 1):
@@ -85,20 +85,24 @@ def _crossing(squares, p, q):
 
 @njit(cache=True, nogil=True)
 def flood(cost, seeds, mask):
-    """Labels (H, W) int32 of the mask: seeds grown in the order of (cost, time of entry), corners being neighbours.
+    """Labels (H, W) int32 of the mask: seeds grown in the order of (cost, time of entry); 8-connected.
 
-    A pixel takes the label of the neighbour that reaches it first and waits with its own cost. Four things make this
-    fast and change no label. A pixel around which nothing is free does not wait. What is lower than the pixel whose
-    turn it is would come before all that wait, and would get the same label: a stack holds it, in no order. So turns
-    only go up, and what waits lies in buckets of about equal cost, of which only the current one is kept sorted. And
-    the flood, which jumps about in the image, writes one byte a pixel, from where it was reached; labels follow later.
-    Pixels that no seed reaches are 0.
+    A pixel takes the label of the neighbour that reaches it first, and enters the queue with its own cost. Pixels that
+    no seed reaches are 0. Four optimisations change no label:
+
+    - A pixel without free neighbours does not enter the queue.
+    - A pixel with a lower cost than the current one would be next in the queue and would pass on the same label, so it
+      goes on a stack, in no order.
+    - Costs therefore only rise, and the queue is split into buckets of similar cost, of which only the current one is
+      kept sorted.
+    - The flood accesses the image at random, so it writes one byte per pixel, the direction it was reached from; labels
+      are assigned afterwards.
     """
     stride = seeds.shape[1] + 2
     steps = np.array([-stride, -1, 1, stride, -stride - 1, -stride + 1, stride - 1, stride + 1])
     state, costs, lowest, scale = _padded(cost, seeds, mask)
     starts = _bucket_starts(state, costs, lowest, scale)
-    pixels, ends = np.empty(starts[-1], np.int32), starts[:-1].copy()  # in a bucket: in the order of entry
+    pixels, ends = np.empty(starts[-1], np.int32), starts[:-1].copy()  # within a bucket, in the order of entry
     heap_costs, heap_ages = np.empty(pixels.size, np.float32), np.empty(pixels.size, np.int32)
     stack = np.empty(pixels.size, np.int32)
     for at in range(stride, state.size - stride):
@@ -139,8 +143,10 @@ def flood(cost, seeds, mask):
 
 @njit(cache=True, nogil=True)
 def _padded(cost, seeds, mask):
-    """State and cost of every pixel, flat, with a rim of 1 px so that no pixel needs a look at its coordinates; the
-    lowest cost of the mask, and what turns a cost above it into the number of its bucket."""
+    """Flat states and costs with a border of 1 px (so that no bounds need checking), the lowest cost, and a scale.
+
+    A pixel belongs to bucket ``int((cost - lowest) * scale)``.
+    """
     height, width = seeds.shape
     state = np.full((height + 2) * (width + 2), _OUTSIDE, np.uint8)
     costs = np.empty(state.size, np.float32)
@@ -157,7 +163,7 @@ def _padded(cost, seeds, mask):
 
 @njit(cache=True, nogil=True)
 def _bucket_starts(state, costs, lowest, scale):
-    """Where each bucket starts, (_BUCKETS + 1,) int64, if every pixel of the mask lay in its own."""
+    """Start of each bucket, (_BUCKETS + 1,) int64, with room for all pixels of the mask."""
     starts = np.zeros(_BUCKETS + 1, np.int64)
     for at in range(state.size):
         if state[at] != _OUTSIDE:
@@ -169,7 +175,7 @@ def _bucket_starts(state, costs, lowest, scale):
 
 @njit(cache=True, nogil=True)
 def _labels_of(state, seeds, steps, stack):
-    """Labels (H, W) int32: every pixel asks the one it was reached from, until a seed or a label is met."""
+    """Labels (H, W) int32: every pixel is traced back to a seed or to a pixel that has a label."""
     height, width = seeds.shape
     labels = np.zeros(state.size, np.int32)
     for y in range(height):
@@ -198,7 +204,7 @@ def _open(state, at, steps):
 
 @njit(cache=True, nogil=True)
 def _enter(costs, ages, size, cost, age):
-    """Add an entry to the heap, lowest (cost, age) first; returns the new size."""
+    """Push an entry onto the heap, lowest (cost, age) first; returns the new size."""
     slot = size
     while slot > 0:
         parent = (slot - 1) >> 1
@@ -212,7 +218,7 @@ def _enter(costs, ages, size, cost, age):
 
 @njit(cache=True, nogil=True)
 def _drop_first(costs, ages, size):
-    """Remove the first entry of the heap; returns the new size."""
+    """Pop the first entry of the heap; returns the new size."""
     size -= 1
     cost, age = costs[size], ages[size]
     slot, child = 0, 1

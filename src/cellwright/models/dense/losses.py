@@ -1,6 +1,6 @@
-"""The losses of the dense family, as pure functions of predictions and targets.
+"""Losses of predicted maps, as pure functions.
 
-Shape shorthand: B images.
+Shape shorthand: B images, H and W of the maps.
 """
 
 from __future__ import annotations
@@ -13,41 +13,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def masked_mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of FloatTensor[B,H,W] over the pixels where ``counted`` is 1; 0 if there are none."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)
+
+
 def soft_dice_loss(probs: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """1 - 2 PT / (P^2 + T^2), summed over the pixels that count (Milletari et al. 2016); FloatTensor[B,H,W] each."""
+    """1 - (2 sum(p t) + 1) / (sum(p^2) + sum(t^2) + 1) over the counted pixels (Milletari et al. 2016).
+
+    All arguments are FloatTensor[B,H,W].
+    """
     overlap = (probs * targets * counted).sum()
     size = ((probs**2 + targets**2) * counted).sum()
     return 1 - (2 * overlap + 1) / (size + 1)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float, alpha: float | None) -> Tensor:
-    """-a (1 - p)^gamma log p of each pixel, p being the probability of what is true there (Lin et al. 2017, eq. 5).
+    """-a (1 - q)^gamma log q per pixel, where q is the probability of the correct class (Lin et al. 2017, eq. 5).
 
     Args:
         logits: a float tensor of any shape.
-        targets: of the same shape, 0 or 1.
-        gamma: how much less a pixel counts that is sure already; 0 is cross-entropy.
-        alpha: a where the target is 1; elsewhere it is 1 - alpha. None: 1 everywhere.
+        targets: 0 or 1, of the same shape.
+        gamma: how strongly pixels that are already classified with confidence are down-weighted; 0 is cross-entropy.
+        alpha: a where the target is 1; it is 1 - alpha where the target is 0. None: 1 everywhere.
+
+    Returns:
+        The loss of each pixel, of the same shape.
     """
-    right = logits * (2 * targets - 1)
-    # The power as an exponential of a logarithm: its gradient is finite for every gamma and however sure the network.
-    loss = -torch.exp(gamma * F.logsigmoid(-right)) * F.logsigmoid(right)
+    correct = logits * (2 * targets - 1)
+    # The power is written as exp(gamma * log(...)), whose gradient is finite for every gamma and any confidence.
+    loss = -torch.exp(gamma * F.logsigmoid(-correct)) * F.logsigmoid(correct)
     return loss if alpha is None else loss * (alpha * targets + (1 - alpha) * (1 - targets))
 
 
 def border_weights(labels: np.ndarray, *, weight: float, sigma_px: float) -> np.ndarray:
-    """1 + weight exp(-(d1 + d2)^2 / (2 sigma^2)) of each pixel, (H, W) float32 (Ronneberger et al. 2015, equation 2).
+    """1 + weight exp(-(d1 + d2)^2 / (2 sigma^2)) per pixel (Ronneberger et al. 2015, equation 2).
 
-    d1 and d2 are the distances, px, to the nearest pixels of the nearest and of the second nearest object; d1 is 0 on
-    an object. The paper's w_c, which balances classes, is 1. Fewer than two objects give 1 everywhere.
+    d1 and d2 are the distances, px, to the nearest and second nearest object; d1 is 0 on an object. The class-balancing
+    weight w_c of the paper is 1.
 
     Args:
-        labels: (H, W) int, 0 being background.
-        weight: the paper's w_0, 10 there.
-        sigma_px: how far it reaches, px; 5 in the paper.
+        labels: (H, W) int, 0 for background.
+        weight: w_0 of the paper, where it is 10.
+        sigma_px: width of the falloff, px; 5 in the paper.
+
+    Returns:
+        (H, W) float32; 1 everywhere if there are fewer than two objects.
     """
     from cellwright.models.dense import _label_kernels
 
-    # At six sigma the exponential is less than float32 can add to 1.
+    # Beyond six sigma the exponential is too small to change a float32 of 1.
     nearest = _label_kernels.two_nearest(np.ascontiguousarray(labels, np.int32), math.ceil(6 * sigma_px))
     return 1 + np.float32(weight) * np.exp(-(nearest.sum(axis=0) ** 2) / np.float32(2 * sigma_px**2))

@@ -1,128 +1,151 @@
-"""Objects as basins: body, border and distance maps, and a flood from seeds.
+"""Objects as watershed basins: body, border and distance maps, flooded from seeds.
 
-Body and border are the maps with which the 2018 Data Science Bowl was won (Buslaev, Durnov and Seferbekov; Caicedo et
-al., Nature Methods 2019): the border is where nuclei touch or nearly touch, and body minus border leaves one seed for
-each. The distance map, as in Bai and Urtasun's deep watershed (2017) but relative to each object's own depth, splits
-objects whose border was overlooked, and gives the smallest ones a seed. `encode` and `decode` are inverse to each
-other: a perfect network's maps give the labels back.
+Body and border are the maps of the winning solution of the 2018 Data Science Bowl (Buslaev, Durnov and Seferbekov;
+Caicedo et al., Nature Methods 2019): the border is where nuclei touch or almost touch, and body minus border leaves one
+seed per nucleus. The distance map follows the deep watershed of Bai and Urtasun (2017), but is relative to the depth of
+each object. It separates objects whose border the network missed, and gives very small objects a seed.
 
-The flow of `decode`: foreground -> seeds -> flood -> small objects, holes -> score.
+`decode`: maps -> foreground and seeds -> flood -> drop small objects, fill holes -> scores.
+It inverts `encode`: the maps of a perfect network give the labels back.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from cellwright.core.instances import Instances
-from cellwright.models.dense.semantic import (
-    SemanticRules,
+from cellwright.config.model_dense import WatershedTarget
+from cellwright.models.dense.labels import (
     checked_labels,
     checked_maps,
-    finished,
-    parts_of,
-    to_instances,
+    clean_objects,
+    connected_components,
+    mean_scores,
 )
 
 CHANNELS: tuple[str, ...] = ("body", "border", "distance")
+_DEFAULT = WatershedTarget()
 
-_DEPTH_A_REACH = 6  # a border reaches 1 px into an object for each so many px of its depth
-_LARGEST_REACH = 3
-
-
-@dataclass(frozen=True)
-class WatershedRules(SemanticRules):
-    """How maps become objects; the first three are those of `SemanticRules`.
-
-    core_threshold: body minus border from which a pixel may be in a seed, in [0, 1].
-    core_distance: distance from which it then is, in [0, 1]; 0 goes by body and border alone. Chosen on true maps of
-        VRDL training images, blurred and with noise of three strengths added.
-    peak_distance: distance from which a pixel of the foreground is in a seed whatever its border; above 1 for never.
-    """
-
-    core_threshold: float = 0.5
-    core_distance: float = 0.3
-    peak_distance: float = 0.9
+_DEPTH_PER_REACH = 6  # the border is 1 px wider on each side for every 6 px of an object's depth
+_MAX_REACH = 3
 
 
 def encode(labels: np.ndarray) -> np.ndarray:
-    """Maps (3, H, W) float32 (`CHANNELS`) of labels (H, W) int, 0 being background.
+    """Training targets of a label map.
 
-    body: 1 on objects. border: 1 where the square of 2 r + 1 px around a pixel, itself of an object or not, holds two
-    objects, r being 1 for the smallest and up to 3 for large ones (one px for each 6 px of depth, the smaller object's
-    counting, so that both sides of a contact give the same). distance: from 0 outside to 1 at the deepest pixel of each
-    object, the Euclidean distance to the nearest pixel that is not the object's over the largest one; the image's edge
-    is no outside. Parts of one label that do not touch, not even at corners, are objects of their own.
-    Raises `InputError` for labels that are not a 2-D array of integers.
+    - body: 1 on objects.
+    - border: 1 where the square of 2 r + 1 px around a pixel (of an object or of the background) contains two objects.
+      r grows from 1 to 3 with the depth of the smaller object, by 1 for every 6 px.
+    - distance: Euclidean distance to the nearest pixel outside the object, divided by its maximum over the object, so
+      that it is 0 outside and 1 at the deepest pixel. Pixels beyond the edge of the image do not count as outside.
+
+    Components of one label that do not touch, not even at a corner, are separate objects.
+
+    Args:
+        labels: (H, W) integers, 0 for background.
+
+    Returns:
+        Maps (3, H, W) float32, in the order of `CHANNELS`.
+
+    Raises:
+        InputError: ``labels`` is not a 2-D array of integers.
     """
     from cellwright.models.dense import _watershed_kernels
 
-    parts, n = parts_of(checked_labels(labels))
-    depth, deepest = _watershed_kernels.depths(parts, n)
-    reach = np.clip(deepest // _DEPTH_A_REACH, 1, _LARGEST_REACH).astype(np.uint8)
-    return np.stack([parts > 0, _borders(parts, reach), depth / deepest[parts]]).astype(np.float32)
+    components, n = connected_components(checked_labels(labels))
+    depth, deepest = _watershed_kernels.depths(components, n)
+    reach = np.clip(deepest // _DEPTH_PER_REACH, 1, _MAX_REACH).astype(np.uint8)
+    maps = components > 0, _borders(components, reach), depth / deepest[components]
+    return np.stack(maps).astype(np.float32)
 
 
-def decode(maps: np.ndarray, rules: WatershedRules | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (H, W) int32 counted 1..N and scores (N,) float32 in [0, 1] of maps (3, H, W) float32 (`CHANNELS`).
+def decode(
+    maps: np.ndarray,
+    *,
+    body_threshold: float = _DEFAULT.body_threshold,
+    core_threshold: float = _DEFAULT.core_threshold,
+    core_distance: float = _DEFAULT.core_distance,
+    peak_distance: float = _DEFAULT.peak_distance,
+    min_area_px: int = _DEFAULT.min_area_px,
+    max_hole_share: float = _DEFAULT.max_hole_share,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores of predicted maps.
 
-    Seeds grow over the foreground, first where body minus border is high; a part of the foreground without a seed is an
-    object as it is. So a part holds at least one object and every object is in one part, pixels that meet at a corner
-    being neighbours. Its score is its mean body probability, filled holes included. No foreground gives no objects.
-    Raises `InputError` for maps of another shape, or with a value that is not finite.
+    Seeds grow over the foreground, first where body minus border is high. A component of the foreground without a seed
+    becomes one object, so every component contains at least one object, and every object is connected.
+
+    Args:
+        maps: (3, H, W) float32: body probability, border probability and relative distance, each in [0, 1].
+        body_threshold: minimum body probability of a foreground pixel, in [0, 1]. A ``cellprob_threshold`` of Cellpose
+            is a logit: its 0 is 0.5 here.
+        core_threshold: minimum of body minus border in a seed, in [0, 1].
+        core_distance: minimum distance in a seed, in [0, 1]; 0 ignores the distance map. The default was chosen on
+            ground-truth maps of the VRDL training images, blurred and with three levels of noise.
+        peak_distance: a foreground pixel with at least this distance belongs to a seed whatever its border; a value
+            above 1 disables this.
+        min_area_px: objects of fewer pixels are dropped.
+        max_hole_share: holes up to this share of the object's area are filled, unless they contain another object.
+
+    Returns:
+        Labels (H, W) int32, objects 1..N, and scores (N,) float32 in [0, 1]: the mean body probability of each object,
+        filled holes included. N is 0 where there is no foreground.
+
+    Raises:
+        InputError: ``maps`` has another shape, or contains NaN or infinity.
+
+    Example:
+        >>> import numpy as np
+        >>> from cellwright.models.dense import watershed
+        >>> touching = np.array([[1, 1, 1, 2, 2, 2]] * 3)
+        >>> labels, scores = watershed.decode(watershed.encode(touching))
+        >>> labels[0], scores
+        (array([1, 1, 1, 2, 2, 2], dtype=int32), array([1., 1.], dtype=float32))
     """
-    rules = WatershedRules() if rules is None else rules
     body, border, distance = checked_maps(maps, CHANNELS)
     cost = border - body
-    core = (cost <= -rules.core_threshold) & (distance >= rules.core_distance)
-    foreground = body >= rules.body_threshold
-    seeds, n = parts_of(foreground & (core | (distance >= rules.peak_distance)))
+    foreground = body >= body_threshold
+    core = (cost <= -core_threshold) & (distance >= core_distance)
+    seeds, n = connected_components(foreground & (core | (distance >= peak_distance)))
     labels = flood(cost, seeds, foreground)
     unseeded = foreground & (labels == 0)
     if unseeded.any():
-        parts, more = parts_of(unseeded)
-        labels = np.where(unseeded, parts + np.int32(n), labels)
-        n += more
-    return finished(labels, n, body, rules)
+        components, n_unseeded = connected_components(unseeded)
+        labels = np.where(unseeded, components + np.int32(n), labels)
+        n += n_unseeded
+    n, _ = clean_objects(labels, n, body, min_area_px=min_area_px, max_hole_share=max_hole_share)
+    return labels, mean_scores(labels, n, body)
 
 
 def flood(cost: np.ndarray, seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Labels (H, W) int32 of a seeded watershed by priority flood (Meyer 1994); no pixel is spent on lines.
+    """Seeded watershed by priority flood (Meyer 1994), without watershed lines.
 
-    cost: (H, W) float32, finite; the lowest pixel on the rim of what is labelled hands on its label next, and of equals
-    the one labelled first. seeds: (H, W) int32, 0 for none. mask: (H, W) bool; labels never leave it, and what no seed
-    reaches is 0. Corners are neighbours. Without ties among costs this is ``skimage.segmentation.watershed(cost, seeds,
-    mask=mask, connectivity=2)``; OpenCV's ``watershed`` follows another rule (colour differences, lines of -1).
+    Of the pixels on the rim of the labelled area, the one with the lowest cost passes on its label next; among equal
+    costs, the one that was labelled first. Without ties this equals ``skimage.segmentation.watershed(cost, seeds,
+    mask=mask, connectivity=2)``. OpenCV's ``watershed`` follows another rule (colour differences, lines of -1).
+
+    Args:
+        cost: (H, W) float32, finite.
+        seeds: (H, W) int32, 0 for none.
+        mask: (H, W) bool; labels stay inside.
+
+    Returns:
+        Labels (H, W) int32; 0 outside the mask and where no seed reaches.
     """
     from cellwright.models.dense import _watershed_kernels
 
     return _watershed_kernels.flood(np.ascontiguousarray(cost, np.float32), seeds, mask)
 
 
-def encode_instances(instances: Instances) -> np.ndarray:
-    """Maps (3, H, W) float32 of the objects of an image; where objects overlap the first in order wins."""
-    return encode(instances.masks.to_label_map())
-
-
-def decode_instances(
-    maps: np.ndarray, rules: WatershedRules | None = None, class_probs: np.ndarray | None = None
-) -> Instances:
-    """The objects of maps (3, H, W), highest score first, ids 1..N; ``class_probs`` as in `semantic.to_instances`."""
-    return to_instances(*decode(maps, rules), class_probs)
-
-
-def _borders(parts: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Pixels (H, W) bool whose square holds two parts; ``reach[k]`` is the largest half side at which part k counts."""
+def _borders(components: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Pixels (H, W) bool whose square contains two components; component k counts in squares of r <= ``reach[k]``."""
     import cv2
 
-    border = np.zeros(parts.shape, bool)
-    if parts.size == 0:
+    border = np.zeros(components.shape, bool)
+    if components.size == 0:
         return border
     for r in range(1, int(reach.max()) + 1):
-        shown = np.where(reach[parts] >= r, parts, 0).astype(np.float32)
+        counted = np.where(reach[components] >= r, components, 0).astype(np.float32)
         square = np.ones((2 * r + 1, 2 * r + 1), np.uint8)
-        highest = cv2.dilate(shown, square)
-        lowest = cv2.erode(np.where(shown == 0, np.float32(np.inf), shown), square)
+        highest = cv2.dilate(counted, square)
+        lowest = cv2.erode(np.where(counted == 0, np.float32(np.inf), counted), square)
         border |= lowest < highest
     return border

@@ -1,9 +1,7 @@
-"""The dense flow: what a batch teaches, what counts in the losses, and the way from maps to objects."""
+"""The dense family: training targets, losses, and the way from maps to objects."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,23 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 import cellwright as cw
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models.build import build_network
-from cellwright.models.dense import flow, semantic, watershed
-from cellwright.models.dense.dense import DenseNetwork, DenseWeights, Target, first_of_layers
+from cellwright.models.dense.dense import DenseNetwork, first_of_layers
 from cellwright.models.dense.losses import border_weights
-from cellwright.models.dense.unet import UNet
+from cellwright.models.dense.target import target_of
 from cellwright.models.weights.model_folder import ModelInfo, read_weights, save_model, start_from
 from cellwright.ops.batch import Batch
 
-TARGETS = {
-    "semantic": Target(semantic.CHANNELS, semantic.encode, semantic.decode),
-    "watershed": Target(watershed.CHANNELS, watershed.encode, watershed.decode),
-    "flow": Target(flow.CHANNELS, flow.encode, partial(flow.decode, rules=flow.FlowRules())),
-}
-WEIGHTS = DenseWeights(cross_entropy=1.0, dice=1.0, flow=5.0, distance=1.0)
+TARGETS = {"semantic": SemanticTarget(), "watershed": WatershedTarget(), "flow": FlowTarget()}
 
 
 def discs(apart_px: int = 17) -> np.ndarray:
-    """(64, 80) int32: a grid of discs of 15 px, labels from 1."""
+    """(64, 80) int32: a grid of discs 15 px wide, labels from 1."""
     labels = np.zeros((64, 80), np.int32)
     y, x = np.mgrid[:64, :80]
     for row in range(10, 56, apart_px):
@@ -46,7 +39,7 @@ def discs(apart_px: int = 17) -> np.ndarray:
 
 
 def batch_of(labels: np.ndarray, ignore: tuple[int, ...] = (), class_ids: np.ndarray | None = None) -> Batch:
-    """One image that shows its labels, padded from 64 x 80 to 80 x 96."""
+    """One image that shows its foreground, padded from 64 x 80 to 80 x 96."""
     masks, _ = MaskSet.from_label_map(labels)
     images = torch.zeros((1, 3, 80, 96))
     images[0, :, :64, :80] = torch.from_numpy((labels > 0).astype(np.float32))
@@ -63,16 +56,16 @@ def batch_of(labels: np.ndarray, ignore: tuple[int, ...] = (), class_ids: np.nda
     )
 
 
-def network(target: Target, n_classes: int = 1, **settings: Any) -> DenseNetwork:
+def network(target: str, n_classes: int = 1, **options: Any) -> DenseNetwork:
     torch.manual_seed(0)
-    n_maps = len(target.channels) + (n_classes if n_classes > 1 else 0)
-    options = {"width": 8, "depth": 3, "style": "residual", "norm": "batch_norm", "deep_supervision": False}
-    unet = UNet(in_channels=3, out_channels=n_maps, **(options | settings))
-    return DenseNetwork(unet, target, n_classes=n_classes, weights=WEIGHTS)
+    config = UNetConfig(target=TARGETS[target], **({"width": 8, "depth": 3, "style": "residual"} | options))
+    return DenseNetwork(config, in_channels=3, n_classes=n_classes)
 
 
 class Oracle(nn.Module):
-    """A network that is sure of the truth: logits of true maps."""
+    """In place of a U-Net: returns the logits of ground-truth maps."""
+
+    stride = 8
 
     def __init__(self, maps: Tensor, channels: tuple[str, ...]) -> None:
         super().__init__()
@@ -87,23 +80,23 @@ class Oracle(nn.Module):
 
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("output_hw", [(64, 80), (128, 160)])
-def test_true_maps_give_the_objects_back(name: str, output_hw: tuple[int, int]) -> None:
-    labels, dense = discs(20), network(TARGETS[name])
+def test_ground_truth_maps_give_the_objects(name: str, output_hw: tuple[int, int]) -> None:
+    labels, dense = discs(20), network(name)
     maps, _, _, _ = dense.targets(batch_of(labels))
-    dense.unet = Oracle(maps, TARGETS[name].channels)  # type: ignore[assignment]
-    (found,) = dense.detect(torch.zeros(1, 3, 80, 96), [(64, 80)], [output_hw])
+    dense.unet = Oracle(maps, dense.target.channels)  # type: ignore[assignment]
+    (instances,) = dense.detect(torch.zeros(1, 3, 80, 96), [(64, 80)], [output_hw])
     truth = MaskSet.from_label_map(labels)[0].resize(output_hw)
-    _, _, iou = truth.iou(found.masks)
-    assert len(found) == len(truth) == 12
+    _, _, iou = truth.iou(instances.masks)
+    assert len(instances) == len(truth) == 12
     assert np.sort(iou)[-12:].min() > 0.9
-    assert found.image_hw == output_hw
-    assert found.scores is not None
-    assert (found.scores > 0.8).all()
+    assert instances.image_hw == output_hw
+    assert instances.scores is not None
+    assert (instances.scores > 0.8).all()
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_losses_fall_on_one_batch(name: str) -> None:
-    dense, batch = network(TARGETS[name], deep_supervision=True), batch_of(discs())
+    dense, batch = network(name, deep_supervision=True), batch_of(discs())
     optimiser = torch.optim.Adam(dense.parameters(), 1e-2)
     totals = []
     for _ in range(12):
@@ -120,10 +113,10 @@ def test_losses_fall_on_one_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_padding_and_ignored_objects_count_for_nothing(name: str) -> None:
-    dense, batch = network(TARGETS[name]), batch_of(discs(), ignore=(3,))
-    maps, classes, counted, between = dense.targets(batch)
-    assert between is None
+def test_padding_and_ignored_objects_do_not_count(name: str) -> None:
+    dense, batch = network(name), batch_of(discs(), ignore=(3,))
+    maps, classes, counted, pixel_weights = dense.targets(batch)
+    assert pixel_weights is None
     ignored = torch.zeros(80, 96, dtype=torch.bool)
     ignored[:64, :80] = torch.from_numpy(discs() == 4)
     assert ignored.any()
@@ -133,49 +126,50 @@ def test_padding_and_ignored_objects_count_for_nothing(name: str) -> None:
     assert (maps[0][:, ignored] == 0).all()
     logits = torch.randn(maps.shape)
     changed = torch.where(outside, logits + 7, logits)
-    one = dense._stage_losses(logits, maps, classes, counted, None)
-    other = dense._stage_losses(changed, maps, classes, counted, None)
-    assert {k: v.item() for k, v in one.items()} == pytest.approx({k: v.item() for k, v in other.items()})
+    losses = dense._stage_losses(logits, maps, classes, counted, None)
+    same = dense._stage_losses(changed, maps, classes, counted, None)
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx({k: v.item() for k, v in same.items()})
 
 
-def test_an_image_without_objects_is_legal() -> None:
-    for target in TARGETS.values():
-        dense, batch = network(target), batch_of(np.zeros((64, 80), np.int32))
+def test_an_image_without_objects_is_valid() -> None:
+    for name in TARGETS:
+        dense, batch = network(name), batch_of(np.zeros((64, 80), np.int32))
         assert all(loss.isfinite() for loss in dense.losses(batch).values())
-        dense.unet = Oracle(torch.zeros(1, len(target.channels), 80, 96), target.channels)  # type: ignore[assignment]
-        (found,) = dense.detect(batch.images, [(64, 80)], [(64, 80)])
-        assert len(found) == 0
-        assert found.scores is not None
+        channels = dense.target.channels
+        dense.unet = Oracle(torch.zeros(1, len(channels), 80, 96), channels)  # type: ignore[assignment]
+        (instances,) = dense.detect(batch.images, [(64, 80)], [(64, 80)])
+        assert len(instances) == 0
+        assert instances.scores is not None
 
 
-def test_classes_by_their_mean_probability() -> None:
+def test_the_class_is_that_of_the_highest_mean_probability() -> None:
     labels = discs(20)
-    dense = network(TARGETS["watershed"], n_classes=2)
-    wanted = np.arange(labels.max()) % 2
-    maps, classes, _, _ = dense.targets(batch_of(labels, class_ids=wanted))
+    dense = network("watershed", n_classes=2)
+    class_ids = np.arange(labels.max()) % 2
+    maps, classes, _, _ = dense.targets(batch_of(labels, class_ids=class_ids))
     assert set(classes.unique().tolist()) == {-1, 0, 1}
-    sure = torch.stack([(classes[0] == k).float() * 0.6 + 0.2 for k in range(2)])
-    sure[:, 10, 10] = torch.tensor([0.0, 1.0])  # one pixel of another opinion
-    found = dense.decode(torch.cat([maps[0], sure])[:, :64, :80].numpy())
+    probs = torch.stack([(classes[0] == k).float() * 0.6 + 0.2 for k in range(2)])
+    probs[:, 10, 10] = torch.tensor([0.0, 1.0])  # a single pixel of the other class
+    instances = dense.decode(torch.cat([maps[0], probs])[:, :64, :80].numpy())
     truth = MaskSet.from_label_map(labels)[0]
-    i, j, iou = truth.iou(found.masks)
+    i, j, iou = truth.iou(instances.masks)
     pairs = iou > 0.5
     assert pairs.sum() == len(truth)
-    assert np.array_equal(found.class_ids[j[pairs]], wanted[i[pairs]])
-    assert "class" in dense.losses(batch_of(labels, class_ids=wanted))
+    assert np.array_equal(instances.class_ids[j[pairs]], class_ids[i[pairs]])
+    assert "class" in dense.losses(batch_of(labels, class_ids=class_ids))
 
 
-def test_the_first_layer_stays_where_objects_overlap() -> None:
+def test_the_first_layer_wins_where_objects_overlap() -> None:
     layers = np.array([[[1, 1, 0, 0]], [[0, 2, 2, 0]]])
     assert first_of_layers(layers).tolist() == [[1, 1, 2, 0]]
 
 
 def test_trains_saves_loads_and_predicts(tmp_path: Path) -> None:
-    """Through the front door on drawn nuclei: some steps, a model folder, objects of an image."""
+    """Through the public API on drawn nuclei: a few steps, a model folder, the objects of an image."""
     drawn = write_demo_dataset(tmp_path / "d", splits=(("train", 2), ("val", 1)), image_hw=(96, 96), n_objects=8)
     changes = ("train.length=4 steps", "train.warmup=1 step", "augment.crop_px=64", "model.width=4", "model.depth=2")
-    done = cw.train("vrdl_nuclei/flow", drawn, out=tmp_path / "run", overrides=changes, device="cpu")
-    assert done.finished
+    run = cw.train("vrdl_nuclei/flow", drawn, out=tmp_path / "run", overrides=changes, device="cpu")
+    assert run.finished
     model = cw.load_model(tmp_path / "run", device="cpu")
     image = cw.read_image(next(sample.image_path for sample in drawn if sample.split == "val"))  # type: ignore[arg-type]
     assert model.predict(image).image_hw == (96, 96)
@@ -194,7 +188,7 @@ def saved(folder: Path, target: str) -> Path:
     return save_model(folder, weights, info)
 
 
-def test_starts_from_a_model_of_its_own_kind(tmp_path: Path) -> None:
+def test_starts_from_a_dense_model(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "flow")
     weights = read_weights(folder)
     network = build_network(small("flow"), 1)
@@ -211,37 +205,40 @@ def test_starts_from_a_model_of_its_own_kind(tmp_path: Path) -> None:
     )
 
 
-def test_starts_from_nothing_else(tmp_path: Path) -> None:
+def test_does_not_start_from_other_weights(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "semantic")
     with pytest.raises(ModelError, match=r"(?s)predict other maps.*init_fresh=\[maps\]"):
         start_from(build_network(small("flow"), 1), str(folder))
-    of_as_many_maps = saved(tmp_path / "watershed", "watershed")
+    same_number_of_maps = saved(tmp_path / "watershed", "watershed")
     with pytest.raises(ModelError, match="predict other maps"):
-        start_from(build_network(small("flow"), 1), str(of_as_many_maps))
+        start_from(build_network(small("flow"), 1), str(same_number_of_maps))
     with pytest.raises(ModelError, match="a U-Net cannot start from these weights"):
         start_from(build_network(small("flow"), 1), "torchvision:resnet50")
 
 
 def test_the_recipe_decides_the_network() -> None:
     content = {"name": "small", "model": {"kind": "unet", "width": 4, "depth": 2, "target": {"kind": "semantic"}}}
-    made = build_network(Recipe.model_validate(content), 3)
-    assert isinstance(made, DenseNetwork)
-    assert (made.unet.out_channels, made.stride) == (4, 4)  # body and three classes
+    dense = build_network(Recipe.model_validate(content), 3)
+    assert isinstance(dense, DenseNetwork)
+    assert (dense.unet.out_channels, dense.stride) == (4, 4)  # body and three classes
 
 
-def with_weights(dense: DenseNetwork, **changes: Any) -> DenseNetwork:
-    dense.weights = replace(dense.weights, **changes)
-    return dense
+def test_the_recipe_sets_the_options_of_the_decoder() -> None:
+    """A threshold that no pixel reaches."""
+    maps = target_of(FlowTarget()).encode(discs())
+    maps[2] *= 0.4
+    assert len(target_of(FlowTarget()).instances(maps)) == 0
+    assert len(target_of(FlowTarget(body_threshold=0.3)).instances(maps)) == discs().max()
 
 
-def test_pixels_between_objects_count_more_in_body_alone() -> None:
+def test_border_weights_apply_to_the_body_only() -> None:
     labels, batch = discs(), batch_of(discs())
-    dense = with_weights(network(TARGETS["watershed"]), border=10.0, border_sigma_px=3.0, dice=0.0)
-    maps, classes, counted, between = dense.targets(batch)
-    assert between is not None
-    assert np.array_equal(between[0, :64, :80], border_weights(labels, weight=10.0, sigma_px=3.0))
+    dense = network("watershed", border_weight=10.0, border_sigma_px=3.0, dice_weight=0.0)
+    maps, classes, counted, pixel_weights = dense.targets(batch)
+    assert pixel_weights is not None
+    assert np.array_equal(pixel_weights[0, :64, :80], border_weights(labels, weight=10.0, sigma_px=3.0))
     logits = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
-    weighted = dense._stage_losses(logits, maps, classes, counted, between)
+    weighted = dense._stage_losses(logits, maps, classes, counted, pixel_weights)
     plain = dense._stage_losses(logits, maps, classes, counted, None)
     assert weighted["border"] == plain["border"]
     assert weighted["distance"] == plain["distance"]
@@ -252,25 +249,14 @@ def test_pixels_between_objects_count_more_in_body_alone() -> None:
     assert all(loss.isfinite() for loss in dense.losses(batch_of(np.zeros((64, 80), np.int32))).values())
 
 
-def test_the_focal_loss_stands_in_for_cross_entropy() -> None:
-    dense = with_weights(network(TARGETS["watershed"]), focal_gamma=2.0, focal_alpha=0.25, dice=0.0)
+def test_the_focal_loss_replaces_cross_entropy() -> None:
+    dense = network("watershed", body_loss="focal", focal_gamma=2.0, focal_alpha=0.25, dice_weight=0.0)
     maps, classes, counted, _ = dense.targets(batch_of(discs()))
     logits = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
     losses = dense._stage_losses(logits, maps, classes, counted, None)
     for index, name in enumerate(("body", "border")):
         pixels = sigmoid_focal_loss(logits[0, index, :64, :80], maps[0, index, :64, :80], alpha=0.25, gamma=2.0)
         assert losses[name].item() == pytest.approx(pixels.mean().item(), rel=1e-5)
-
-
-def test_losses_of_the_recipe() -> None:
-    model = {"kind": "unet", "width": 4, "depth": 2}
-    made = build_network(Recipe.model_validate({"name": "plain", "model": model}), 1)
-    assert isinstance(made, DenseNetwork)
-    assert made.weights == WEIGHTS
-    options = {"body_loss": "focal", "focal_gamma": 3.0, "border_weight": 10.0, "border_sigma_px": 4.0}
-    made = build_network(Recipe.model_validate({"name": "other", "model": {**model, **options}}), 1)
-    assert isinstance(made, DenseNetwork)
-    assert made.weights == replace(WEIGHTS, focal_gamma=3.0, border=10.0, border_sigma_px=4.0)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +267,6 @@ def test_losses_of_the_recipe() -> None:
         ({"border_sigma_px": 3.0}, "does nothing without border_weight"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(option: dict[str, float], message: str) -> None:
+def test_options_without_effect_are_rejected(option: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate({"name": "idle", "model": {"kind": "unet", **option}})

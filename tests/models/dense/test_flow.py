@@ -1,7 +1,8 @@
-"""The flow pair: targets against a plain diffusion, following against torch, round trips on drawn and real labels."""
+"""Flow targets against a plain diffusion, following against torch, and round trips of drawn and real labels."""
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import cv2
@@ -13,32 +14,22 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cellwright.core.errors import InputError
-from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.models.dense.flow import (
-    CHANNELS,
-    FlowRules,
-    decode,
-    decode_instances,
-    encode,
-    encode_instances,
-    follow,
-)
-
-EVERY_STEP = FlowRules(tolerance_px=-1)
+from cellwright.models.dense import flow
+from cellwright.models.dense.flow import CHANNELS, decode, encode, follow
 
 
-def best_ious(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """For each object of one label map the IoU of its best partner in another."""
+def best_ious(truth: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """For each object of a label map, the highest IoU with an object of another."""
     masks, _ = MaskSet.from_label_map(truth)
-    i, _, iou = masks.iou(MaskSet.from_label_map(found)[0])
+    i, _, iou = masks.iou(MaskSet.from_label_map(decoded)[0])
     best = np.zeros(len(masks))
     np.maximum.at(best, i, iou)
     return best
 
 
 def touching(seed: int, side: int, pitch: float) -> np.ndarray:
-    """Cells (side, side): discs about jittered grid points, each pixel to its nearest point, so that most touch."""
+    """Cells (side, side): discs around jittered grid points, split between the nearest points, so that most touch."""
     rng = np.random.default_rng(seed)
     across = max(int(side / pitch), 1)
     places = (np.indices((across, across)).reshape(2, -1).T + 0.5 + rng.uniform(-0.28, 0.28, (across**2, 2))) * pitch
@@ -51,7 +42,7 @@ def touching(seed: int, side: int, pitch: float) -> np.ndarray:
 
 
 def noisy(maps: np.ndarray, seed: int, amount: float) -> np.ndarray:
-    """Blurred maps with smooth noise, as an unsure network would give them."""
+    """Blurred maps with smooth noise, as from an uncertain network."""
     noise = np.stack([ndimage.gaussian_filter(c, 1.5) for c in np.random.default_rng(seed).normal(size=maps.shape)])
     blurred = np.stack([ndimage.gaussian_filter(c, 1.0) for c in maps])
     out = blurred + amount * noise / noise.std() * np.array([1, 1, 0.5])[:, None, None]
@@ -63,7 +54,7 @@ def noisy(maps: np.ndarray, seed: int, amount: float) -> np.ndarray:
 
 
 def plain_flow(mask: np.ndarray) -> np.ndarray:
-    """The paper's diffusion in a bool crop (h, w), step by step on the whole crop."""
+    """The diffusion of the paper in a bool crop (h, w), step by step on the whole crop."""
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded)
     nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2)
@@ -76,7 +67,7 @@ def plain_flow(mask: np.ndarray) -> np.ndarray:
     return flow[:, 1:-1, 1:-1]
 
 
-def test_targets_are_the_plain_diffusions_of_each_object() -> None:
+def test_targets_equal_a_plain_diffusion_per_object() -> None:
     labels = touching(1, 64, 15.0)
     maps = encode(labels)
     assert maps.dtype == np.float32
@@ -92,7 +83,7 @@ def test_targets_are_the_plain_diffusions_of_each_object() -> None:
     assert not lengths[labels == 0].any()
 
 
-def test_a_discs_flow_points_to_its_centre() -> None:
+def test_the_flow_of_a_disc_points_to_its_centre() -> None:
     y, x = np.indices((41, 41)) - 20
     disc = np.hypot(y, x) < 16
     flow_y, flow_x, _ = encode(disc.astype(np.int32))
@@ -101,7 +92,7 @@ def test_a_discs_flow_points_to_its_centre() -> None:
     assert cosine.min() > 0.95
 
 
-def test_targets_depend_on_equality_of_labels_only() -> None:
+def test_targets_depend_only_on_equality_of_labels() -> None:
     labels = touching(2, 48, 12.0)
     renamed = np.where(labels > 0, 10**12 - 7 * labels.astype(np.int64), 0)
     assert np.array_equal(encode(labels), encode(renamed))
@@ -112,7 +103,7 @@ def test_targets_depend_on_equality_of_labels_only() -> None:
 
 
 def follow_in_torch(maps: np.ndarray, steps: int) -> np.ndarray:
-    """Ends (P, 2) of the pixels of the body by torch's own bilinear sampling, every step taken."""
+    """Ends (P, 2) of the body pixels by torch's bilinear sampling, without stopping early."""
     y, x = np.nonzero(maps[2] >= 0.5)
     height, width = maps.shape[1:]
     field = torch.from_numpy(maps[:2] * (maps[2] >= 0.5)).double()[None]
@@ -126,22 +117,22 @@ def follow_in_torch(maps: np.ndarray, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("amount", [0.0, 0.3])
-def test_ends_are_those_of_torch(amount: float) -> None:
+def test_following_agrees_with_torch(amount: float) -> None:
     maps = encode(touching(3, 72, 18.0))
     maps = noisy(maps, 0, amount) if amount else maps
     expected = follow_in_torch(maps, 60)
-    ends, pixels = follow(maps, FlowRules(steps=60, tolerance_px=-1))
+    ends, pixels = follow(maps, steps=60, tolerance_px=-1)
     assert np.array_equal(pixels, np.flatnonzero(maps[2] >= 0.5))
     far = np.abs(ends - expected).max(1)
-    assert (far < 0.01).mean() > 0.995  # a pixel on a watershed may fall to either side by rounding
-    early, _ = follow(maps, FlowRules(steps=60))
+    assert (far < 0.01).mean() > 0.995  # rounding may send a pixel on a watershed to either side
+    early, _ = follow(maps, steps=60)
     assert (np.abs(early - ends).max(1) < 0.02).mean() > 0.999
 
 
 def test_stopping_early_changes_no_object() -> None:
     maps = noisy(encode(touching(4, 96, 16.0)), 1, 0.2)
     labels, scores = decode(maps)
-    expected, expected_scores = decode(maps, EVERY_STEP)
+    expected, expected_scores = decode(maps, tolerance_px=-1)
     assert np.array_equal(labels, expected)
     assert np.array_equal(scores, expected_scores)
 
@@ -151,32 +142,32 @@ def test_stopping_early_changes_no_object() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), pitch=st.floats(8, 40))
-def test_touching_cells_come_back(seed: int, pitch: float) -> None:
+def test_round_trip_of_touching_cells(seed: int, pitch: float) -> None:
     labels = touching(seed, 80, pitch)
-    found, scores = decode(encode(labels))
-    assert best_ious(labels, found).mean() > 0.98
-    assert found.dtype == np.int32
+    decoded, scores = decode(encode(labels))
+    assert best_ious(labels, decoded).mean() > 0.98
+    assert decoded.dtype == np.int32
     assert scores.dtype == np.float32
-    assert np.array_equal(np.unique(found[found > 0]), np.arange(1, len(scores) + 1))
+    assert np.array_equal(np.unique(decoded[decoded > 0]), np.arange(1, len(scores) + 1))
     assert ((scores > 0.8) & (scores <= 1)).all()
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_bent_shapes_come_back(seed: int) -> None:
-    """Bands of smooth noise, side by side: lobes, necks of a pixel, and bays whose sinks crowd each other."""
+def test_round_trip_of_irregular_shapes(seed: int) -> None:
+    """Adjacent level sets of smooth noise: lobes, necks one pixel wide, and bays with sinks close to each other."""
     field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(96, 96)), 5.0)
     labels = np.digitize(field / field.std(), [-1, 0, 1])
     parts = np.zeros(labels.shape, np.int32)
     for level in (1, 2, 3):
         named, _ = ndimage.label(labels == level, np.ones((3, 3)))
         parts[named > 0] = named[named > 0] + parts.max()
-    found, _ = decode(encode(parts))
+    decoded, _ = decode(encode(parts))
     areas = MaskSet.from_label_map(parts)[0].areas
-    assert best_ious(parts, found)[areas >= 20].mean() > 0.75
+    assert best_ious(parts, decoded)[areas >= 20].mean() > 0.75
 
 
-def test_nuclei_seven_pixels_wide_come_back() -> None:
+def test_round_trip_of_nuclei_seven_pixels_wide() -> None:
     labels = np.zeros((120, 120), np.int32)
     y, x = np.indices((7, 7)) - 3
     disc = y**2 + x**2 <= 11
@@ -184,8 +175,8 @@ def test_nuclei_seven_pixels_wide_come_back() -> None:
         for column in range(16):
             window = labels[7 * row : 7 * row + 7, 7 * column + 3 * (row % 2) : 7 * column + 3 * (row % 2) + 7]
             window[disc] = 16 * row + column + 1
-    found, _ = decode(encode(labels))
-    assert best_ious(labels, found).mean() > 0.98
+    decoded, _ = decode(encode(labels))
+    assert best_ious(labels, decoded).mean() > 0.98
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (30, 20)])
@@ -196,37 +187,36 @@ def test_no_body_gives_no_objects(shape: tuple[int, int]) -> None:
     assert labels.shape == shape
     assert not labels.any()
     assert scores.shape == (0,)
-    assert len(decode_instances(maps)) == 0
 
 
 @pytest.mark.parametrize("transpose", [False, True])
 def test_images_of_one_row(transpose: bool) -> None:
     labels = np.array([[1, 0, 2, 2, 2, 3, 3, 3, 3, 3, 0, 0, 4, 4, 4, 4]], np.int32)
     labels = labels.T if transpose else labels
-    found, _ = decode(encode(labels))
-    assert np.array_equal(found, labels)
+    decoded, _ = decode(encode(labels))
+    assert np.array_equal(decoded, labels)
 
 
-def test_pixels_alone_and_objects_at_the_border_come_back() -> None:
+def test_round_trip_of_single_pixels_and_objects_at_the_image_border() -> None:
     labels = np.zeros((40, 40), np.int32)
     for k, (y, x) in enumerate([(0, 0), (0, 39), (39, 0), (39, 39), (20, 20), (20, 24)]):
         labels[y, x] = k + 1
     labels[0:6, 10:20], labels[30:40, 15:30], labels[8:30, 0:5] = 7, 8, 9
-    found, scores = decode(encode(labels))
-    assert (best_ious(labels, found) == 1).all()
+    decoded, scores = decode(encode(labels))
+    assert (best_ious(labels, decoded) == 1).all()
     assert len(scores) == 9
 
 
-def test_small_objects_are_dropped_where_asked() -> None:
+def test_small_objects_are_dropped() -> None:
     labels = np.zeros((20, 20), np.int32)
     labels[2, 2], labels[5:9, 5:9] = 1, 2
-    found, scores = decode(encode(labels), FlowRules(min_area_px=10))
-    assert np.array_equal(found > 0, labels == 2)
+    decoded, scores = decode(encode(labels), min_area_px=10)
+    assert np.array_equal(decoded > 0, labels == 2)
     assert len(scores) == 1
 
 
 def bent(kind: str) -> np.ndarray:
-    """A mask (64, 64) bool that is not convex."""
+    """A non-convex mask (64, 64) bool."""
     y, x = np.indices((64, 64)) - 31.5
     radius, angle = np.hypot(y, x), np.arctan2(y, x)
     match kind:
@@ -244,23 +234,23 @@ def bent(kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["ring", "thin ring", "horseshoe", "cross", "spiral"])
-def test_objects_that_are_not_convex_come_back(kind: str) -> None:
+def test_round_trip_of_non_convex_objects(kind: str) -> None:
     labels = ndimage.label(bent(kind), np.ones((3, 3)))[0].astype(np.int32)
-    found, _ = decode(encode(labels), FlowRules(steps=500))  # a way of more than 200 px leads out of the spiral
-    assert best_ious(labels, found)[0] > 0.98
+    decoded, _ = decode(encode(labels), steps=500)  # the path out of the spiral is longer than 200 px
+    assert best_ious(labels, decoded)[0] > 0.98
 
 
-def test_parts_of_one_label_are_objects_of_their_own() -> None:
+def test_components_of_one_label_are_separate_objects() -> None:
     labels = np.zeros((30, 60), np.int32)
     labels[5:25, 5:25], labels[5:15, 40:50] = 4, 4
-    found, scores = decode(encode(labels))
+    decoded, scores = decode(encode(labels))
     assert len(scores) == 2
-    assert np.array_equal(found[5:25, 5:25], np.ones((20, 20)))
-    assert np.array_equal(found[5:15, 40:50], np.full((10, 10), 2))
+    assert np.array_equal(decoded[5:25, 5:25], np.ones((20, 20)))
+    assert np.array_equal(decoded[5:15, 40:50], np.full((10, 10), 2))
 
 
 def real_labels(folder: Path) -> np.ndarray:
-    """Labels of one image's mask files, the first in order on top."""
+    """Labels from the mask files of one image; where masks overlap, the first wins."""
     masks = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted((folder / "masks").glob("*.png"))]
     labels = np.zeros(masks[0].shape, np.int32)
     for k, mask in enumerate(masks):
@@ -271,15 +261,15 @@ def real_labels(folder: Path) -> np.ndarray:
 def check_real(folders: list[Path]) -> None:
     best = np.concatenate([best_ious(labels, decode(encode(labels))[0]) for labels in map(real_labels, folders)])
     assert best.mean() > 0.999
-    assert (best > 0.9).mean() > 0.998  # a label of several parts comes back as several objects
+    assert (best > 0.9).mean() > 0.998  # a label with several components is decoded as several objects
 
 
-def test_real_labels_come_back(dsb_root: Path) -> None:
+def test_round_trip_of_real_labels(dsb_root: Path) -> None:
     check_real(sorted(path for path in dsb_root.iterdir() if path.is_dir())[::60])
 
 
 @pytest.mark.slow
-def test_all_real_labels_come_back(vrdl_root: Path, dsb_root: Path) -> None:
+def test_round_trip_of_all_real_labels(vrdl_root: Path, dsb_root: Path) -> None:
     check_real(sorted((vrdl_root / "train").iterdir()))
     check_real(sorted(path for path in dsb_root.iterdir() if path.is_dir()))
 
@@ -287,19 +277,19 @@ def test_all_real_labels_come_back(vrdl_root: Path, dsb_root: Path) -> None:
 # --- holes, errors, scores ------------------------------------------------------------------------------------------
 
 
-def test_small_holes_are_filled_and_large_ones_stay() -> None:
+def test_small_holes_are_filled_and_large_ones_kept() -> None:
     labels = np.zeros((60, 30), np.int32)
     labels[2:27, 2:27], labels[32:57, 2:27] = 1, 2
     labels[10:13, 16:19] = 0  # 9 px, 1.5 % of the object
     labels[36:46, 8:18] = 0  # 19 %
-    found, _ = decode(encode(labels))
-    assert np.array_equal(found[2:27, 2:27], np.ones((25, 25)))
-    assert not found[36:46, 8:18].any()
-    kept, _ = decode(encode(labels), FlowRules(max_hole_share=0))
+    decoded, _ = decode(encode(labels))
+    assert np.array_equal(decoded[2:27, 2:27], np.ones((25, 25)))
+    assert not decoded[36:46, 8:18].any()
+    kept, _ = decode(encode(labels), max_hole_share=0)
     assert np.array_equal(kept, labels)
 
 
-def test_a_nucleus_is_filled_where_the_body_fails_at_its_sink() -> None:
+def test_a_gap_in_the_body_at_the_sink_is_filled() -> None:
     labels = np.zeros((30, 30), np.int32)
     labels[2:27, 2:27] = 1
     maps = encode(labels)
@@ -307,18 +297,18 @@ def test_a_nucleus_is_filled_where_the_body_fails_at_its_sink() -> None:
     assert np.array_equal(decode(maps)[0], labels)
 
 
-def test_two_sinks_side_by_side_are_told_apart_by_the_flow() -> None:
-    """One object lies in a bay of the other: the sinks are 2 px apart, and a coarse look takes them for one."""
+def test_adjacent_sinks_are_separated_by_the_flow() -> None:
+    """One object is in a bay of the other: the sinks are 2 px apart, and the first pass merges them."""
     labels = np.zeros((24, 24), np.int32)
     labels[4:20, 4:14] = 1
     labels[10:14, 6:15] = 2
     maps = encode(labels)
-    merged, _ = decode(maps, FlowRules(max_error=None))
+    merged, _ = decode(maps, max_error=None)
     assert merged.max() == 1
     assert np.array_equal(np.sort(best_ious(labels, decode(maps)[0])), [1, 1])
 
 
-def test_an_object_whose_flow_disagrees_is_dropped_and_scores_fall_with_agreement() -> None:
+def test_objects_with_inconsistent_flow_are_dropped_and_scores_follow_agreement() -> None:
     labels = np.zeros((40, 120), np.int32)
     labels[8:32, 8:32], labels[8:32, 48:72], labels[8:32, 88:112] = 1, 2, 3
     maps = encode(labels)
@@ -327,18 +317,18 @@ def test_an_object_whose_flow_disagrees_is_dropped_and_scores_fall_with_agreemen
     second = labels == 2
     maps[0, second] = (np.cos(turn) * flow_y - np.sin(turn) * flow_x)[second]
     maps[1, second] = (np.sin(turn) * flow_y + np.cos(turn) * flow_x)[second]
-    maps[:2, labels == 3] *= 0.05  # too unsure of its direction to be believed
-    found, scores = decode(maps)
-    assert not found[labels == 3].any()
+    maps[:2, labels == 3] *= 0.05  # too short to count as consistent
+    decoded, scores = decode(maps)
+    assert not decoded[labels == 3].any()
     assert len(scores) == 2
     assert scores[0] == pytest.approx(1, abs=1e-5)
     assert scores[1] == pytest.approx(np.cos(turn), abs=0.02)  # 1 - |a - b|^2 / 2 of unit vectors
-    everything, _ = decode(maps, FlowRules(max_error=None))
+    everything, _ = decode(maps, max_error=None)
     assert everything[labels == 3].all()
 
 
-def test_an_outline_lies_at_a_share_of_the_objects_own_body() -> None:
-    """Two discs whose body falls off to the rim, one less than half as bright: the same pixels of both."""
+def test_the_outline_is_at_a_share_of_the_maximum_of_each_object() -> None:
+    """Two discs whose body fades towards the rim, one less than half as bright: both give the same pixels."""
     ys, xs = np.mgrid[:40, :80] + 0.5
     labels = np.zeros((40, 80), np.int32)
     distances = [np.hypot(ys - 20, xs - x) for x in (20, 60)]
@@ -347,66 +337,45 @@ def test_an_outline_lies_at_a_share_of_the_objects_own_body() -> None:
     maps = encode(labels)
     fading = [np.clip(1.2 - distance / 15, 0, 1) for distance in distances]
     maps[2] = np.maximum(fading[0], 0.4 * fading[1]).astype(np.float32)
-    low = FlowRules(body_threshold=0.15, outline_share=0.61, max_error=None)
-    found, _ = decode(maps, low)
-    assert np.array_equal(found[:, :40] > 0, fading[0][:, :40] >= 0.61)
-    assert np.array_equal(found[:, 40:] > 0, found[:, :40] > 0)
-    # Where the threshold lies above it, the share tells nothing.
-    plain, shared = (decode(maps, FlowRules(outline_share=share, max_error=None)) for share in (0, 0.5))
+    decoded, _ = decode(maps, body_threshold=0.15, outline_share=0.61, max_error=None)
+    assert np.array_equal(decoded[:, :40] > 0, fading[0][:, :40] >= 0.61)
+    assert np.array_equal(decoded[:, 40:] > 0, decoded[:, :40] > 0)
+    # With a higher threshold the share has no effect.
+    plain, shared = (decode(maps, outline_share=share, max_error=None) for share in (0, 0.5))
     assert np.array_equal(plain[0], shared[0])
-    assert len(plain[1]) == 1  # the dim disc is nowhere above half
+    assert len(plain[1]) == 1  # the dim disc is below one half everywhere
 
 
-def test_scores_are_the_mean_body_of_a_perfect_flow() -> None:
+def test_with_perfect_flow_the_score_is_the_mean_body() -> None:
     labels = touching(5, 60, 20.0)
     maps = encode(labels)
     maps[2] *= 0.75
-    found, scores = decode(maps)
+    decoded, scores = decode(maps)
     assert np.allclose(scores, 0.75, atol=0.01)
     maps[2] *= 0.5
     assert not decode(maps)[0].any()
-    assert np.array_equal(decode(maps, FlowRules(body_threshold=0.3))[0], found)
+    assert np.array_equal(decode(maps, body_threshold=0.3)[0], decoded)
 
 
-# --- instances, refusals --------------------------------------------------------------------------------------------
+# --- invalid input --------------------------------------------------------------------------------------------
 
 
-def test_instances_are_sorted_and_take_the_class_of_most_of_their_pixels() -> None:
-    labels = np.zeros((40, 80), np.int32)
-    labels[5:35, 5:35], labels[5:35, 45:75] = 1, 2
-    maps = encode_instances(Instances.from_masks(MaskSet.from_label_map(labels)[0]))
-    assert np.array_equal(maps, encode(labels))
-    maps[2, :, :40] *= 0.8
-    class_probs = np.zeros((2, 40, 80), np.float32)
-    class_probs[0, :, :38], class_probs[1, :, 38:] = 1, 1
-    class_probs[:, 10:20, 50:60] = np.array([1, 0])[:, None, None]  # a fourth of the right one
-    found = decode_instances(maps, class_probs=class_probs)
-    assert found.ids.tolist() == [1, 2]
-    assert found.class_ids.tolist() == [1, 0]
-    assert found.scores is not None
-    assert found.scores.tolist() == pytest.approx([1, 0.8], abs=0.01)
-    assert found.masks.boxes.tolist() == [[45, 5, 75, 35], [5, 5, 35, 35]]
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(flow).failed == 0
 
 
-def test_overlaps_go_to_the_first() -> None:
-    square = np.ones((10, 10), bool)
-    masks = MaskSet.from_crops(np.array([[0, 0, 10, 10], [6, 0, 16, 10]]), [square, square], (10, 20))
-    found = decode_instances(encode_instances(Instances.from_masks(masks)))
-    assert sorted(found.masks.areas.tolist()) == [60, 100]
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="two axes"):
+def test_invalid_input_is_rejected() -> None:
+    with pytest.raises(InputError, match="2-D array"):
         encode(np.zeros((2, 3, 4), np.int32))
-    with pytest.raises(InputError, match="two axes"):
+    with pytest.raises(InputError, match="2-D array"):
         encode(np.zeros((3, 4), np.float32))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="do not fit the decoder"):
         decode(np.zeros((2, 5, 5), np.float32))
     with pytest.raises(InputError, match="not finite"):
         decode(np.full((3, 5, 5), np.nan, np.float32))
 
 
-def test_arguments_are_left_as_they_are() -> None:
+def test_arguments_are_not_modified() -> None:
     labels = touching(6, 40, 12.0)
     maps = encode(labels)
     kept = maps.copy()

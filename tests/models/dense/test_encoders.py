@@ -1,4 +1,4 @@
-"""U-Nets on encoders of timm: skips, sizes, a step of training, and the ways in and out of a folder. No downloads."""
+"""U-Nets with encoders of timm: skips, sizes, training, saving and loading. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ timm = pytest.importorskip("timm", reason="needs the extra timm")
 
 def recipe(encoder: str = "timm:resnet10t", channels: int = 3, **changes: Any) -> Recipe:
     model = {"kind": "unet", "encoder": encoder, "width": 4, "depth": 3, **changes}
-    given = {"channels": channels, "mean": [0.5] * channels, "std": [0.5] * channels}
-    return Recipe.model_validate({"name": "small", "classes": 1, "input": given, "model": model})
+    inputs = {"channels": channels, "mean": [0.5] * channels, "std": [0.5] * channels}
+    return Recipe.model_validate({"name": "small", "classes": 1, "input": inputs, "model": model})
 
 
 def network(encoder: str = "timm:resnet10t", channels: int = 3, **changes: Any) -> DenseNetwork:
     torch.manual_seed(0)
-    made = build_network(recipe(encoder, channels, **changes), 1)
-    assert isinstance(made, DenseNetwork)
-    return made
+    dense = build_network(recipe(encoder, channels, **changes), 1)
+    assert isinstance(dense, DenseNetwork)
+    return dense
 
 
 def saved(folder: Path, dense: DenseNetwork, made_by: Recipe) -> Path:
@@ -43,7 +43,7 @@ def saved(folder: Path, dense: DenseNetwork, made_by: Recipe) -> Path:
 
 
 def test_the_decoder_is_that_of_the_u_net() -> None:
-    """Depth 3, with torch's functions, the network's own weights, and timm's maps."""
+    """Depth 3, with torch functions, the weights of the network, and the feature maps of timm."""
     unet = network(norm="none").unet.eval()
     assert isinstance(unet, TimmUNet)
     w = dict(unet.named_parameters())
@@ -80,21 +80,21 @@ def test_sizes_and_skips(name: str, depth: int, strides: tuple[int, ...], channe
     assert (unet.strides, dense.stride, unet.in_channels, unet.out_channels) == (strides, stride, channels, 3)
     stages = unet(torch.randn(2, channels, 2 * stride, 3 * stride))
     expected = [(2, 3, 2 * stride >> level, 3 * stride >> level) for level in range(depth)]
-    assert [tuple(one.shape) for one in stages] == expected
-    torch.stack([one.square().sum() for one in stages]).sum().backward()
+    assert [tuple(maps.shape) for maps in stages] == expected
+    torch.stack([maps.square().sum() for maps in stages]).sum().backward()
     assert all(p.grad is not None for p in unet.parameters())
-    assert [tuple(one.shape) for one in dense.eval().unet(torch.zeros(1, channels, stride, stride))] == [
+    assert [tuple(maps.shape) for maps in dense.eval().unet(torch.zeros(1, channels, stride, stride))] == [
         (1, 3, stride, stride)
     ]
 
 
-def test_an_encoders_map_at_full_resolution_is_the_skip() -> None:
-    from cellwright.models.dense import encoders as timm_encoder
+def test_a_full_resolution_map_of_the_encoder_is_the_skip() -> None:
+    from cellwright.models.dense import encoders
 
     class Vgg(torch.nn.Module):
-        """As timm's vgg11 at depth 1, whose classifier of 100 million weights is made and thrown away."""
+        """Like timm's vgg11 at depth 1, without creating its classifier of 100 million weights."""
 
-        class feature_info:  # noqa: N801 - timm's name
+        class feature_info:  # noqa: N801 - as timm calls it
             reduction = staticmethod(lambda: [1, 2])
             channels = staticmethod(lambda: [4, 6])
 
@@ -107,14 +107,14 @@ def test_an_encoders_map_at_full_resolution_is_the_skip() -> None:
             return [fine, self.coarse(fine)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm_encoder, "_create", lambda *_, **__: Vgg())
+        patch.setattr(encoders, "_create", lambda *_, **__: Vgg())
         unet = network(depth=1).unet
     assert isinstance(unet, TimmUNet)
     assert unet.image is None
     assert unet(torch.zeros(2, 3, 8, 10))[0].shape == (2, 3, 8, 10)
 
 
-def test_trains_a_step_saves_loads_and_says_what_it_is(tmp_path: Path) -> None:
+def test_trains_saves_loads_and_is_inspected(tmp_path: Path) -> None:
     from cellwright.api.inspect_model import InspectPlan, run
 
     labels = np.zeros((64, 64), np.int32)
@@ -147,14 +147,14 @@ def test_trains_a_step_saves_loads_and_says_what_it_is(tmp_path: Path) -> None:
     again, _ = load_network(folder)
     assert isinstance(again, DenseNetwork)
     assert torch.equal(again.maps(batch.images), dense.eval().maps(batch.images))
-    (found,) = again.detect(batch.images[:1], [(64, 64)], [(64, 64)])
-    assert found.image_hw == (64, 64)
+    (instances,) = again.detect(batch.images[:1], [(64, 64)], [(64, 64)])
+    assert instances.image_hw == (64, 64)
     (_, _, facts), (_, _, tensors) = run(InspectPlan(str(folder)))
     assert dict(facts)["network"] == "U-Net with an encoder of timm, 3 maps"  # type: ignore[arg-type]
     assert {row[0] for row in tensors} == set(dense.state_dict())
 
 
-def test_onnx_gives_what_torch_gives(tmp_path: Path) -> None:
+def test_onnx_agrees_with_torch(tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra onnx")
     from cellwright.models.export.dense import graph_of
@@ -162,13 +162,13 @@ def test_onnx_gives_what_torch_gives(tmp_path: Path) -> None:
 
     dense = network(channels=2, depth=2).eval()
     torch.nn.init.normal_(dense.unet.maps[-1].weight, std=0.1)  # type: ignore[arg-type]
-    said = write_graph(graph_of(dense), tmp_path)
-    assert said["largest_difference"] <= TOLERANCE
-    assert said["inputs"] == {"images": ["batch", 2, "height", "width"]}
+    written = write_graph(graph_of(dense), tmp_path)
+    assert written["largest_difference"] <= TOLERANCE
+    assert written["inputs"] == {"images": ["batch", 2, "height", "width"]}
 
 
 def test_starts_from_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's own loading, from a state dict in memory instead of from the network."""
+    """With timm's own loading, from a state dict in memory instead of a download."""
     torch.manual_seed(7)
     published = timm.create_model("resnet10t").state_dict()
     create = timm.create_model
@@ -184,7 +184,7 @@ def test_starts_from_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     own = dense.state_dict()
     assert torch.equal(own["unet.encoder.layer1.0.conv1.weight"], published["layer1.0.conv1.weight"])
     grey = published["conv1.0.weight"].sum(dim=1, keepdim=True)
-    assert torch.allclose(own["unet.encoder.conv1.0.weight"], grey)  # as timm fits colours to one channel
+    assert torch.allclose(own["unet.encoder.conv1.0.weight"], grey)  # how timm adapts RGB weights to one channel
     assert {name for _, name, _ in report.taken} == {name for name in own if name.startswith("unet.encoder.")}
     assert all(torch.equal(own[name], first[name]) for name in report.fresh)
     with pytest.raises(ModelError, match=r"(?s)do not fit.*name weights of model.encoder: timm:resnet10t"):
@@ -192,16 +192,16 @@ def test_starts_from_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         start_from(dense, "timm:resnet18")
 
 
-def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, create = network(), timm.create_model
 
     def offline(*names: str, pretrained: bool = False, **options: Any) -> Any:
         if pretrained:
-            raise OSError("nobody answers")
+            raise OSError("no connection")
         return create(*names, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ModelError, match=r"(?s)cannot be had.*timm:resnet10t.*nobody answers.*online"):
+    with pytest.raises(ModelError, match=r"(?s)cannot load timm's weights.*timm:resnet10t.*no connection.*online"):
         start_from(dense, "timm:resnet10t")
     plain = build_network(Recipe.model_validate({"name": "p", "model": {"kind": "unet", "width": 4, "depth": 1}}), 1)
     with pytest.raises(ModelError, match="a U-Net cannot start from these weights"):
@@ -212,25 +212,25 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "depth", "message"),
     [
         ("resnet1O", 3, r"timm has no such network\n  where: timm:resnet1O\n  fix: did you mean resnet"),
-        ("resnet10t.nothing", 3, r"(?s)timm cannot make this encoder.*nothing"),
+        ("resnet10t.nothing", 3, r"(?s)timm cannot create this encoder.*nothing"),
         ("resnet10t", 6, r"maps of stride 2, 4, 8, 16, 32\n  expected: strides that double, up to 64"),
         ("vit_tiny_patch16_224", 4, "maps of stride 16, 16, 16"),
-        ("mambaout_femto", 3, r"(?s)maps of images of any size.*expected: maps"),  # channels come last
+        ("mambaout_femto", 3, r"(?s)images of any size.*expected: maps"),  # channels last
     ],
 )
-def test_encoders_that_do_not_fit_are_refused(name: str, depth: int, message: str) -> None:
+def test_encoders_that_do_not_fit_are_rejected(name: str, depth: int, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         network(f"timm:{name}", depth=depth)
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"no timm\n  fix: pip install \"cellwright\[timm\]\""):
         network()
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "timm:", "timm:hf-hub:somebody/something", "torchvision:resnet18"])
-def test_names_that_are_not_timms_are_refused(encoder: str) -> None:
-    """Above all those with which timm would go to the network."""
+def test_other_encoder_names_are_rejected(encoder: str) -> None:
+    """In particular those that would make timm download something."""
     with pytest.raises((ValueError, CellwrightError), match="timm"):
         recipe(encoder)

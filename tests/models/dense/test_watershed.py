@@ -1,7 +1,8 @@
-"""The watershed target and decoder: each map by its rule, the flood against skimage's, round trips, hard cases."""
+"""Watershed targets by their definitions, the flood against scikit-image, round trips, and difficult cases."""
 
 from __future__ import annotations
 
+import doctest
 import heapq
 from pathlib import Path
 
@@ -13,29 +14,21 @@ from scipy import ndimage
 from skimage.segmentation import watershed as skimage_watershed
 
 from cellwright.core.errors import InputError
-from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.mask_folder import MaskFolderLoader
 from cellwright.data.images.read import image_hw_of
 from cellwright.data.synthetic import FieldLook, draw_field
-from cellwright.models.dense.semantic import parts_of
-from cellwright.models.dense.watershed import (
-    CHANNELS,
-    WatershedRules,
-    decode,
-    decode_instances,
-    encode,
-    encode_instances,
-    flood,
-)
+from cellwright.models.dense import watershed
+from cellwright.models.dense.labels import connected_components, to_instances
+from cellwright.models.dense.watershed import CHANNELS, decode, encode, flood
 
 seeds_of_draws = st.integers(0, 2**32 - 1)
 
 
 def ious(labels: np.ndarray) -> np.ndarray:
-    """Of every object, the IoU with its best match after the round trip, 0 where nothing is left of it."""
-    truth, found = MaskSet.from_label_map(labels)[0], decode_instances(encode(labels)).masks
-    i, _, iou = truth.iou(found)
+    """For each object, the IoU with its best match after the round trip; 0 if there is none."""
+    truth = MaskSet.from_label_map(labels)[0]
+    i, _, iou = truth.iou(MaskSet.from_label_map(decode(encode(labels))[0])[0])
     best = np.zeros(len(truth))
     np.maximum.at(best, i, iou)
     return best
@@ -58,7 +51,7 @@ def cells(seed: int, spacing: float, hw: tuple[int, int] = (96, 96)) -> np.ndarr
 
 @settings(max_examples=60, deadline=None)
 @given(seeds_of_draws, st.integers(1, 50), st.integers(1, 50), st.booleans())
-def test_flood_is_skimages_where_no_costs_tie(seed: int, height: int, width: int, smooth: bool) -> None:
+def test_flood_equals_scikit_image_without_ties(seed: int, height: int, width: int, smooth: bool) -> None:
     rng = np.random.default_rng(seed)
     cost = rng.permutation(height * width).reshape(height, width) - height * width / 2
     if smooth:
@@ -72,7 +65,7 @@ def test_flood_is_skimages_where_no_costs_tie(seed: int, height: int, width: int
 
 
 def plain_flood(cost: np.ndarray, seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The rule with one queue for all, as it is written: lowest cost first, of equals the one that entered first."""
+    """The algorithm with a single queue: lowest cost first, among equals the one that entered first."""
     labels, (height, width) = np.where(mask, seeds, 0), seeds.shape
     entries = [(cost[y, x], age, y, x) for age, (y, x) in enumerate(np.argwhere(labels))]
     heapq.heapify(entries)
@@ -94,13 +87,13 @@ def test_flood_with_ties_keeps_the_order_of_entry(seed: int, height: int, width:
     rng = np.random.default_rng(seed)
     cost = (rng.integers(0, levels, (height, width)) / levels - 0.5).astype(np.float32)
     if far:
-        cost.flat[rng.integers(cost.size)] = 3e38  # all others fall into one bucket
+        cost.flat[rng.integers(cost.size)] = 3e38  # puts all others into one bucket
     seeds = np.where(rng.random((height, width)) < 0.05, rng.integers(1, 99, (height, width)), 0).astype(np.int32)
     mask = rng.random((height, width)) < 0.9
     assert np.array_equal(flood(cost, seeds, mask), plain_flood(cost, seeds, mask))
 
 
-def test_flood_of_equal_costs_goes_outward_evenly() -> None:
+def test_flood_of_equal_costs_spreads_evenly() -> None:
     seeds = np.array([[5, 0, 0, 0, 0, 0, 7]], np.int32)
     free = np.ones((1, 7), bool)
     assert flood(np.zeros((1, 7), np.float32), seeds, free).tolist() == [[5, 5, 5, 5, 7, 7, 7]]
@@ -109,7 +102,7 @@ def test_flood_of_equal_costs_goes_outward_evenly() -> None:
     assert flood(wall, seeds, free).tolist() == [[5, 5, 7, 7, 7, 7, 7]]
 
 
-def test_flood_stays_in_the_mask_and_leaves_what_no_seed_reaches() -> None:
+def test_flood_stays_in_the_mask_and_skips_pixels_that_no_seed_reaches() -> None:
     seeds = np.array([[3, 0, 0, 0, 0], [0, 0, 0, 0, 4]], np.int32)
     mask = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
     assert flood(np.zeros((2, 5), np.float32), seeds, mask).tolist() == [[3, 3, 0, 0, 0], [0, 0, 0, 0, 0]]
@@ -124,35 +117,35 @@ def test_maps_of_two_touching_squares_by_hand() -> None:
     body, border, distance = encode(labels)
     assert np.array_equal(body, labels > 0)
     columns = np.zeros((5, 9), bool)
-    columns[:, 3:5] = True  # the contact's two columns, and the background that sees both ends of it
+    columns[:, 3:5] = True  # the two columns of the contact, and the background at both ends of it
     assert np.array_equal(border, columns)
     square = np.array([[0.5, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 0.5]])
     assert np.array_equal(distance[1:4, 1:7], np.tile(square, 2))
     assert distance.dtype == border.dtype == body.dtype == np.float32
 
 
-def test_a_gap_of_one_pixel_is_border_and_one_of_two_is_not() -> None:
-    near, apart = encode(np.array([[1, 1, 0, 2, 2]])), encode(np.array([[1, 1, 0, 0, 2, 2]]))
-    assert near[1].tolist() == [[0, 0, 1, 0, 0]]
-    assert apart[1].max() == 0
+def test_a_gap_of_one_pixel_is_border_and_a_gap_of_two_is_not() -> None:
+    narrow, wide = encode(np.array([[1, 1, 0, 2, 2]])), encode(np.array([[1, 1, 0, 0, 2, 2]]))
+    assert narrow[1].tolist() == [[0, 0, 1, 0, 0]]
+    assert wide[1].max() == 0
 
 
 @settings(max_examples=25, deadline=None)
 @given(seeds_of_draws, st.sampled_from([5, 9, 26, 48]))
-def test_distance_and_border_are_as_their_definitions_say(seed: int, spacing: int) -> None:
+def test_distance_and_border_follow_their_definitions(seed: int, spacing: int) -> None:
     labels = cells(seed, spacing, (40, 60))
-    parts, n = parts_of(labels)
+    components, n = connected_components(labels)
     _, border, distance = encode(labels)
     reach = np.zeros(n + 1, int)
     for k in range(1, n + 1):
-        depth = np.asarray(ndimage.distance_transform_edt(parts == k))
+        depth = np.asarray(ndimage.distance_transform_edt(components == k))
         reach[k] = np.clip(depth.max() // 6, 1, 3)
-        assert distance[parts == k] == pytest.approx(depth[parts == k] / depth.max(), abs=1e-5)
-    assert (distance[parts == 0] == 0).all()
-    expected = np.zeros(parts.shape, bool)
+        assert distance[components == k] == pytest.approx(depth[components == k] / depth.max(), abs=1e-5)
+    assert (distance[components == 0] == 0).all()
+    expected = np.zeros(components.shape, bool)
     for r in (1, 2, 3):
-        shown = np.where(reach[parts] >= r, parts, 0)
-        for y, x in np.ndindex(*parts.shape):
+        shown = np.where(reach[components] >= r, components, 0)
+        for y, x in np.ndindex(*components.shape):
             square = shown[max(y - r, 0) : y + r + 1, max(x - r, 0) : x + r + 1]
             expected[y, x] |= np.unique(square[square > 0]).size > 1
     assert np.array_equal(border, expected)
@@ -161,20 +154,20 @@ def test_distance_and_border_are_as_their_definitions_say(seed: int, spacing: in
 # --- round trips ----------------------------------------------------------------------------------------------------
 
 
-def _real(folders: list[Path]) -> np.ndarray:
-    found = []
+def real_ious(folders: list[Path]) -> np.ndarray:
+    per_image = []
     for folder in folders:
         hw = image_hw_of(next((folder / "images").glob("*.png")))
-        found.append(ious(MaskFolderLoader(folder / "masks", hw)().masks.to_label_map().astype(np.int32)))
-    return np.concatenate(found)
+        per_image.append(ious(MaskFolderLoader(folder / "masks", hw)().masks.to_label_map().astype(np.int32)))
+    return np.concatenate(per_image)
 
 
 def test_round_trip_on_vrdl(vrdl_root: Path) -> None:
-    assert _real(sorted((vrdl_root / "train").iterdir())[:3]).mean() > 0.99
+    assert real_ious(sorted((vrdl_root / "train").iterdir())[:3]).mean() > 0.99
 
 
 def test_round_trip_on_dsb2018(dsb_root: Path) -> None:
-    assert _real(sorted(dsb_root.iterdir())[::60]).mean() > 0.99
+    assert real_ious(sorted(dsb_root.iterdir())[::60]).mean() > 0.99
 
 
 @settings(max_examples=25, deadline=None)
@@ -193,9 +186,9 @@ def test_round_trip_of_drawn_fields() -> None:
 def test_round_trip_of_nuclei_seven_pixels_wide() -> None:
     y, x = np.mgrid[-3:4, -3:4]
     nuclei = {"discs": y**2 + x**2 <= 11, "squares": np.ones((7, 7), bool), "rhombi": abs(y) + abs(x) <= 3}
-    for name, one in nuclei.items():
-        packed = np.kron(np.arange(1, 82).reshape(9, 9), one)  # each touches its four neighbours
-        assert (packed > 0).sum() == 81 * one.sum()
+    for name, shape in nuclei.items():
+        packed = np.kron(np.arange(1, 82).reshape(9, 9), shape)  # each touches its four neighbours
+        assert (packed > 0).sum() == 81 * shape.sum()
         assert ious(packed).mean() > 0.95, name
     for seed in range(5):
         assert ious(cells(seed, 7)).mean() > 0.95
@@ -212,12 +205,12 @@ def test_round_trip_of_shapes_that_are_not_round() -> None:
     hook = np.zeros((24, 24), int)
     hook[2:22, 2:7] = hook[17:22, 2:20] = hook[2:22, 15:20] = 1
     cut = np.zeros((9, 9), int)
-    cut[:4, :5], cut[:4, 5:] = 1, 2  # at the image's edge
+    cut[:4, :5], cut[:4, 5:] = 1, 2  # at the edge of the image
     for labels in (ring, nested, filled, hook, cut):
         assert np.array_equal(decode(encode(labels))[0], labels)
 
 
-def test_a_label_in_two_parts_comes_back_as_two_objects() -> None:
+def test_components_of_one_label_are_separate_objects() -> None:
     labels = np.array([[6, 6, 0, 0, 6], [6, 6, 0, 0, 6]])
     assert decode(encode(labels))[0].tolist() == [[1, 1, 0, 0, 2], [1, 1, 0, 0, 2]]
     corner = np.array([[6, 0], [0, 6]])
@@ -225,19 +218,19 @@ def test_a_label_in_two_parts_comes_back_as_two_objects() -> None:
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 9), (9, 1), (5, 6)])
-def test_no_objects_one_pixel_and_nothing_but_object(hw: tuple[int, int]) -> None:
+def test_no_objects_a_single_pixel_and_a_full_image(hw: tuple[int, int]) -> None:
     maps = encode(np.zeros(hw, np.uint16))
     assert not maps.any()
     labels, scores = decode(maps)
     assert labels.shape == hw
     assert labels.dtype == np.int32
     assert scores.shape == (0,)
-    assert len(decode_instances(maps)) == 0
+    assert len(to_instances(labels, scores)) == 0
     assert encode(np.full(hw, 3)).tolist() == np.stack([np.ones(hw), np.zeros(hw), np.ones(hw)]).tolist()
     assert decode(encode(np.full(hw, 3)))[0].tolist() == np.ones(hw, int).tolist()
-    one = np.zeros(hw, int)
-    one[-1, -1] = 77
-    assert np.array_equal(decode(encode(one))[0], one > 0)
+    pixel = np.zeros(hw, int)
+    pixel[-1, -1] = 77
+    assert np.array_equal(decode(encode(pixel))[0], pixel > 0)
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -249,17 +242,17 @@ def two_discs() -> np.ndarray:
     return np.where(left & (x < 24), 1, np.where(right, 2, 0))
 
 
-def test_distance_splits_what_the_border_overlooked_and_border_what_the_distance_did() -> None:
+def test_distance_and_border_each_separate_objects_that_the_other_misses() -> None:
     labels = two_discs()
     maps = encode(labels)
     without_border = maps * np.array([1, 0, 1], np.float32)[:, None, None]
     assert decode(without_border)[0].max() == 2
-    assert decode(without_border, WatershedRules(core_distance=0))[0].max() == 1
+    assert decode(without_border, core_distance=0)[0].max() == 1
     flat = np.stack([maps[0], maps[1], maps[0] * 0.6])
     assert np.array_equal(decode(flat)[0], labels)
 
 
-def test_a_part_without_a_seed_is_an_object() -> None:
+def test_a_component_without_a_seed_is_an_object() -> None:
     maps = encode(two_discs())
     maps[2] = 0
     labels, scores = decode(maps)
@@ -267,11 +260,11 @@ def test_a_part_without_a_seed_is_an_object() -> None:
     assert scores.tolist() == [1.0]
 
 
-def test_a_speck_at_a_large_nucleus_has_a_seed_by_its_distance() -> None:
+def test_the_distance_gives_a_small_object_beside_a_large_one_a_seed() -> None:
     labels = np.ones((21, 21), int)
     labels[9:11, 19:] = 2
     assert decode(encode(labels))[0].max() == 2
-    assert decode(encode(labels), WatershedRules(peak_distance=2))[0].max() == 1
+    assert decode(encode(labels), peak_distance=2)[0].max() == 1
 
 
 def test_scores_small_objects_and_holes() -> None:
@@ -282,28 +275,28 @@ def test_scores_small_objects_and_holes() -> None:
     inside = two_discs() == 1
     assert scores == pytest.approx([maps[0][inside].mean(), 1])
     assert labels[15, 14] == 1  # filled
-    assert decode(maps, WatershedRules(max_hole_share=0))[0][15, 14] == 0
+    assert decode(maps, max_hole_share=0)[0][15, 14] == 0
     maps[0, :, :8] = 0  # the left disc loses a slice
-    few, scores = decode(maps, WatershedRules(min_area_px=int(inside.sum())))
+    few, scores = decode(maps, min_area_px=int(inside.sum()))
     assert np.array_equal(few, two_discs() == 2)
     assert scores.tolist() == [1.0]
 
 
-def test_instances_go_through_sorted_by_score_and_with_classes() -> None:
-    truth = Instances.from_masks(MaskSet.from_label_map(two_discs())[0])
-    maps = encode_instances(truth)
+def test_instances_are_sorted_by_score_and_have_classes() -> None:
+    truth = MaskSet.from_label_map(two_discs())[0]
+    maps = encode(two_discs())
     maps[0, :, :24] *= 0.9
     class_probs = np.stack([two_discs() == 2, two_discs() == 1]).astype(np.float32)
-    found = decode_instances(maps, class_probs=class_probs)
-    assert found.masks == truth.masks[[1, 0]]
-    assert found.class_ids.tolist() == [0, 1]
-    assert found.scores == pytest.approx([1, 0.9])
-    assert found.ids.tolist() == [1, 2]
+    decoded = to_instances(*decode(maps), class_probs)
+    assert decoded.masks == truth[[1, 0]]
+    assert decoded.class_ids.tolist() == [0, 1]
+    assert decoded.scores == pytest.approx([1, 0.9])
+    assert decoded.ids.tolist() == [1, 2]
 
 
-def test_what_is_no_label_map_and_what_are_no_maps_is_refused() -> None:
+def test_invalid_labels_and_maps_are_rejected() -> None:
     assert CHANNELS == ("body", "border", "distance")
-    with pytest.raises(InputError, match="two axes of integers"):
+    with pytest.raises(InputError, match="2-D array of integers"):
         encode(np.zeros((3, 4)))
     with pytest.raises(InputError, match="body, border, distance"):
         decode(np.zeros((1, 3, 4), np.float32))
@@ -314,7 +307,11 @@ def test_what_is_no_label_map_and_what_are_no_maps_is_refused() -> None:
             decode(maps)
 
 
-def test_nothing_given_is_changed() -> None:
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(watershed).failed == 0
+
+
+def test_arguments_are_not_modified() -> None:
     maps = encode(two_discs())
     before = maps.copy()
     decode(maps)

@@ -1,4 +1,4 @@
-"""The U-Net: sizes, skips, and its arithmetic written out once more."""
+"""The U-Net: sizes, skips, and its arithmetic with plain torch functions."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cellwright.config.model_dense import UNetConfig
 from cellwright.models.dense.unet import UNet
 
 
-def unet(**changes: Any) -> UNet:
-    settings = {
-        "in_channels": 3,
-        "out_channels": 2,
-        "width": 4,
-        "depth": 2,
-        "style": "plain",
-        "norm": "none",
-        "deep_supervision": False,
-    }
+def unet(*, in_channels: int = 3, **options: Any) -> UNet:
+    config = UNetConfig(**({"width": 4, "depth": 2, "norm": "none"} | options))
     torch.manual_seed(0)
-    return UNet(**(settings | changes))
+    return UNet(config, in_channels=in_channels, out_channels=2)
 
 
-def test_the_plain_one_is_the_papers_arithmetic() -> None:
-    """Depth 2, layer by layer with torch's functions and the network's own weights."""
+def test_plain_blocks_follow_the_paper() -> None:
+    """Depth 2, layer by layer with torch functions and the weights of the network."""
     network = unet().eval()
     w = dict(network.named_parameters())
 
@@ -49,8 +42,8 @@ def test_the_plain_one_is_the_papers_arithmetic() -> None:
     assert torch.allclose(maps, expected, atol=1e-6)
 
 
-def test_parameters_of_the_paper() -> None:
-    """64 channels, four halvings, 1 -> 2 channels: the paper's network, whose count follows from its figure 1."""
+def test_parameter_count_of_the_paper() -> None:
+    """64 channels, four halvings, 1 -> 2 channels: the network of the paper, counted from its figure 1."""
     widths = [64, 128, 256, 512, 1024]
     encoder = sum(9 * a * b + b + 9 * b * b + b for a, b in zip([1, *widths], widths, strict=False))
     decoder = sum(4 * 2 * c * c + c + 9 * 2 * c * c + c + 9 * c * c + c for c in widths[:-1])
@@ -68,10 +61,10 @@ def test_residual_blocks_add_their_input() -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_coarse_stages_speak_in_training_only(deep: bool) -> None:
+def test_coarse_stages_predict_maps_in_training_only(deep: bool) -> None:
     network = unet(deep_supervision=deep, depth=3, norm="batch_norm")
     images = torch.randn(2, 3, 32, 40)
-    sizes = [tuple(one.shape) for one in network(images)]
+    sizes = [tuple(maps.shape) for maps in network(images)]
     assert sizes == [(2, 2, 32, 40), (2, 2, 16, 20), (2, 2, 8, 10)][: 3 if deep else 1]
-    assert [tuple(one.shape) for one in network.eval()(images)] == [(2, 2, 32, 40)]
+    assert [tuple(maps.shape) for maps in network.eval()(images)] == [(2, 2, 32, 40)]
     assert network.stride == 8

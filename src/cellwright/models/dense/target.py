@@ -1,0 +1,56 @@
+"""What the maps of a dense network mean: one entry per ``model.target.kind``. NumPy only.
+
+`semantic`, `watershed` and `flow` each contain an encoder (labels to training maps) and a decoder (maps to labels and
+scores). A `Target` bundles the two with the options of the recipe's ``model.target`` section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, WatershedTarget
+from cellwright.core.instances import Instances
+from cellwright.models.dense import flow, semantic, watershed
+from cellwright.models.dense.labels import to_instances
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a network learns, and how its output becomes objects.
+
+    Attributes:
+        channels: names of the maps, in order. ``flow_y`` and ``flow_x`` are unbounded, all others lie in [0, 1].
+        encode: labels (h, w) int, 0 for background -> maps (D, h, w) float32.
+        decode: maps (D, h, w) float32 -> labels (h, w) int32, objects 1..N, and scores (N,) float32 in [0, 1].
+    """
+
+    channels: tuple[str, ...]
+    encode: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def instances(self, maps: np.ndarray) -> Instances:
+        """The objects of one image, highest score first.
+
+        Args:
+            maps: (D, h, w) float32, followed by K class probabilities where there are several classes. The class of an
+                object is the one with the highest mean probability over its pixels.
+        """
+        depth = len(self.channels)
+        labels, scores = self.decode(np.ascontiguousarray(maps[:depth]))
+        return to_instances(labels, scores, maps[depth:] if len(maps) > depth else None)
+
+
+def target_of(config: SemanticTarget | WatershedTarget | FlowTarget) -> Target:
+    """The target of a recipe's ``model.target`` section, whose fields are the decoder's keyword arguments."""
+    options = config.model_dump(exclude={"kind"})
+    match config:
+        case SemanticTarget():
+            return Target(semantic.CHANNELS, semantic.encode, partial(semantic.decode, **options))
+        case WatershedTarget():
+            return Target(watershed.CHANNELS, watershed.encode, partial(watershed.decode, **options))
+        case FlowTarget():
+            return Target(flow.CHANNELS, flow.encode, partial(flow.decode, **options))
