@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cellwright.data.images.files import image_hw_of
+from cellwright.data.images.read import image_hw_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
