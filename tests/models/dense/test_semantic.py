@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cellwright.data.images.read import image_hw_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -16,6 +15,7 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.mask_folder import MaskFolderLoader
+from cellwright.data.images.read import image_hw_of
 from cellwright.models.dense import labels as shared
 from cellwright.models.dense import semantic
 from cellwright.models.dense.labels import connected_components, to_instances
