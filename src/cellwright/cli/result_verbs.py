@@ -82,9 +82,10 @@ def predict(
         Begin again where the folder holds predictions.
     """
     from cellwright.api import fuse as fusing
+    from cellwright.api import predict as predicting
 
     show = common.show
-    plan = predict.PredictPlan(
+    plan = predicting.PredictPlan(
         sources=tuple(source),
         model=model[0],
         others=model[1:],
@@ -107,9 +108,9 @@ def predict(
         overwrite=overwrite,
     )
     if common.dry_run:
-        show.note(predict.describe(plan))
+        show.note(predicting.describe(plan))
         return 0
-    done = predict.run_plan(plan, screen=show)
+    done = predicting.run_plan(plan, screen=show)
     show.result(done.text, {"out": str(out), "images": done.n_images, "failed": done.n_failed})
     return 3 if done.n_failed else 0
 
