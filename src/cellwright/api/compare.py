@@ -1,60 +1,253 @@
-"""Comparing as a job: runs in; what differs between their recipes, what they reached and what they cost out."""
+"""``compare``: put runs side by side; what differs between their recipes, the metrics they reached, what they cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import yaml
+from cyclopts import Parameter
+from safetensors import SafetensorError, safe_open
 
 from cellwright.api.outputs import claim_folder
-from cellwright.api.run_records import ABSENT, RunRecord, differing, read_records
-from cellwright.core.errors import UsageError
-from cellwright.core.files import write_text
+from cellwright.config import recipe as recipes
+from cellwright.core.errors import FormatError, InputError, RecipeError, UsageError
+from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, Screen
+from cellwright.core.text import count
+from cellwright.report.plots import Curves, read_log
+from cellwright.training.run_folder import REPEATS, Best, RunFolder, read_best
 
 MARKER = "compare.md"
-_NAMES = ("name", "description")  # of a recipe: no setting
+_NAMES = ("name", "description")  # keys of a recipe that are not settings
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of normalisation layers: not trained
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ComparePlan:
-    """Which runs, and where the comparison goes."""
+    """Compare runs: their recipes, results and costs."""
 
     runs: tuple[Path, ...]
-    out: Path
+    """Two or more run folders, finished or not."""
+    _: KW_ONLY
+    out: Path = Path("work/comparison")
+    """Folder to write: the table (compare.md, compare.csv) and the curves (compare.png)."""
     overwrite: bool = False
+    """Replace an existing comparison."""
+
+
+def run(plan: ComparePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Comparison | None:
+    """Compare runs; writes compare.md, compare.csv (one row per run) and compare.png to ``plan.out``.
+
+    Returns None after a dry run. Raises `UsageError` for fewer than two runs or a run given twice, `InputError` for a
+    folder that is not a run, `FormatError` or `RecipeError` for a damaged file of a run, and `OutputError` if the
+    output exists.
+    """
+    comparison = compare(_read_entries(plan, screen))
+    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    screen.note(f"will write {plan.out}/ (compare.md, compare.csv, compare.png)")
+    if dry_run:
+        return None
+    _write(comparison, plan.out)
+    return comparison
+
+
+# --- runs on disk ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """One of those compared. name: short and distinct. runs: one, or those of `train --repeat`, of ``asked``."""
+class RunRecord:
+    """A run on disk, finished or not.
 
-    name: str
-    runs: tuple[RunRecord, ...]
-    asked: int = 1
+    Attributes:
+        folder: the run folder.
+        recipe: plain values, with every default filled in.
+        known_schema: False if the recipe is of another version of cellwright; ``recipe`` is then the file's content.
+        environment: the content of environment.json.
+        curves: the log.
+        best: the best evaluation; without metrics if there are no validation images.
+        done_text: the content of DONE; None if the run is not finished.
+        parameters: number of trainable parameters; None before the first weights are saved.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    known_schema: bool
+    environment: Mapping[str, Any]
+    curves: Curves
+    best: Best
+    done_text: str | None
+    parameters: int | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.done_text is not None
+
+    @property
+    def step(self) -> int:
+        """The number of steps done."""
+        return int(self.curves.steps[-1]) if len(self.curves.steps) else 0
+
+    @property
+    def data(self) -> str | None:
+        """The fingerprint of the training images."""
+        return self.environment.get("inputs", {}).get("data")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the log ends with a loss or gradient that is not finite, or above the recipe's limit."""
+        limits = {"loss": math.inf, "gradient_norm": self.recipe.get("train", {}).get("max_gradient_norm", math.inf)}
+        last = [(self.curves.values[name][-1:], limit) for name, limit in limits.items() if name in self.curves.values]
+        return not self.finished and not all(
+            bool((np.isfinite(value) & (value <= limit)).all()) for value, limit in last
+        )
 
     @property
     def state(self) -> str:
-        """Of the one run; of several, how many are finished."""
-        if self.asked == 1:
+        """``finished`` (with the reason if it stopped early), ``diverged at step 120``, or how far it has got."""
+        if self.done_text is not None:
+            return f"finished: {self.done_text}" if ";" in self.done_text else "finished"
+        if self.diverged:
+            return f"diverged at step {self.step}"
+        planned = self.recipe.get("train", {}).get("length")
+        return f"stopped at step {self.step}" + (f" of {planned}" if planned is not None else "")
+
+    def column(self, name: str) -> np.ndarray:
+        """The finite values of a column of the log; empty if there is no such column."""
+        values = self.curves.values.get(name, np.zeros(0))
+        return values[np.isfinite(values)]
+
+
+def read_record(root: Path) -> RunRecord:
+    """Read the run at ``root``.
+
+    Raises `InputError` if there is none, and `FormatError` or `RecipeError` for a damaged file.
+    """
+    run = RunFolder(root)
+    if not run.recipe.is_file() or not run.environment.is_file():
+        raise InputError(
+            "not a run", where=root, expected="a folder that `cellwright train` wrote, with recipe.yaml and log.csv"
+        )
+    recipe, known_schema = _read_recipe(run.recipe)
+    environment = _read_mapping(run.environment)
+    if not isinstance(environment.get("inputs", {}), Mapping) or not isinstance(environment.get("git") or {}, Mapping):
+        raise FormatError("invalid environment.json of a run", where=run.environment, expected="inputs by name")
+    return RunRecord(
+        folder=root,
+        recipe=recipe,
+        known_schema=known_schema,
+        environment=environment,
+        # A run that ends before its first step has no log yet.
+        curves=read_log(run.log) if run.log.is_file() else Curves(np.zeros(0), {}),
+        best=read_best(run) if run.metrics.is_file() else Best(),
+        done_text=run.done.read_text(encoding="utf-8", errors="replace").strip() if run.done.is_file() else None,
+        parameters=_count_parameters(run),
+    )
+
+
+def read_records(root: Path) -> tuple[tuple[RunRecord, ...], int]:
+    """The run at ``root``, or the repeated runs (several seeds) there, and the planned number of runs.
+
+    Of repeated runs, those that are finished; if none is, all that have started. Raises what `read_record` raises.
+    """
+    summary = root / REPEATS
+    if not summary.is_file():
+        return (read_record(root),), 1
+    try:
+        folders = [root / str(entry["folder"]) for entry in _read_mapping(summary)["runs"]]
+    except (KeyError, TypeError) as error:
+        raise FormatError(
+            "this summary of repeated runs is damaged",
+            where=summary,
+            got=str(error),
+            remedy="run the training again: it writes this file again",
+        ) from error
+    records = [read_record(folder) for folder in folders if RunFolder(folder).recipe.is_file()]
+    if not records:
+        raise InputError("this folder contains no run", where=root, expected=f"the runs that {REPEATS} names")
+    return tuple([record for record in records if record.finished] or records), len(folders)
+
+
+def _read_recipe(path: Path) -> tuple[dict[str, Any], bool]:
+    """The recipe with the current defaults and True, or the file's content and False if its schema is not ours."""
+    text, place = recipes.read_text(str(path))
+    values = recipes.parse(text, place)
+    try:
+        return recipes.from_dict(values, place).resolved().to_dict(), True
+    except RecipeError:
+        if not isinstance(values.get("train", {}), Mapping):
+            raise
+        return values, False
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise FormatError("this file of a run is damaged", where=path, got=type(content).__name__, expected="a mapping")
+    return content
+
+
+def _count_parameters(run: RunFolder) -> int | None:
+    """Parameters of the best model, or else of the newest checkpoint; reads only the header of the file."""
+    checkpoints = [
+        path for path in run.checkpoints.glob("step_*/weights.safetensors") if path.parent.name[5:].isdigit()
+    ]
+    newest = sorted(checkpoints, key=lambda path: int(path.parent.name[5:]))[-1:]
+    for path in [run.model / "weights.safetensors", *newest]:
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, framework="numpy") as file:
+                trained = [name for name in file.keys() if not name.endswith(_STATISTICS)]  # noqa: SIM118 - not a dict
+                return sum(math.prod(file.get_slice(name).get_shape()) for name in trained)
+        except (OSError, SafetensorError) as error:
+            raise FormatError(
+                "these weights are damaged", where=path, got=str(error), remedy="copy the run or model folder again"
+            ) from error
+    return None
+
+
+# --- the comparison -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One column of the comparison: a run, or repeated runs of one recipe.
+
+    Attributes:
+        name: short and unique.
+        runs: the runs.
+        planned: the planned number of runs.
+    """
+
+    name: str
+    runs: tuple[RunRecord, ...]
+    planned: int = 1
+
+    @property
+    def state(self) -> str:
+        """The state of the run; for repeated runs, how many are finished."""
+        if self.planned == 1:
             return self.runs[0].state
         n_finished = sum(run.finished for run in self.runs)
-        return "finished" if n_finished == self.asked else f"{n_finished} of {self.asked} runs finished"
+        return "finished" if n_finished == self.planned else f"{n_finished} of {self.planned} runs finished"
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Plain values; those of the first of several runs, with the seeds of all."""
+        """Plain values; for repeated runs those of the first one, with the seeds of all."""
         first = self.runs[0].recipe
         seeds = [run.recipe.get("train", {}).get("seed") for run in self.runs]
-        return first if self.asked == 1 else {**first, "train": {**first.get("train", {}), "seed": seeds}}
+        return first if self.planned == 1 else {**first, "train": {**first.get("train", {}), "seed": seeds}}
 
     def over_runs(self, value_of: Callable[[RunRecord], float | None]) -> float | Spread | None:
-        """A number of the run, over several runs their spread; None where none of them knows it."""
+        """A number of the run, or its spread over repeated runs; None if no run has it."""
         values = [value for run in self.runs if (value := value_of(run)) is not None]
         if not values or len(set(values)) == 1:
             return values[0] if values else None
@@ -63,7 +256,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of several runs: the mean, and the standard deviation of a sample (n - 1)."""
+    """The mean of repeated runs, and the standard deviation of a sample (n - 1)."""
 
     mean: float
     std: float
@@ -71,7 +264,13 @@ class Spread:
 
 @dataclass(frozen=True, eq=False)
 class Fact:
-    """A line of the table. values: one for each side, None where it is not known. show: a value as words."""
+    """One row of the table.
+
+    Attributes:
+        name: the name of the row.
+        values: one value per entry; None if it is unknown.
+        show: formats a value.
+    """
 
     name: str
     values: tuple[Any, ...]
@@ -79,122 +278,129 @@ class Fact:
 
     def shown(self) -> list[str]:
         """The values as the table shows them."""
-        return ["-" if value is None else self._words(value) for value in self.values]
+        return ["-" if value is None else self._text(value) for value in self.values]
 
-    def cells(self) -> dict[str, list[Any]]:
-        """Columns of compare.csv: numbers as they are, empty where not known; the spread in a column of its own."""
+    def columns(self) -> dict[str, list[Any]]:
+        """Columns of compare.csv: numbers as they are, empty if unknown; a spread has a column of its own."""
         columns = {self.name: [value.mean if isinstance(value, Spread) else value for value in self.values]}
         if any(isinstance(value, Spread) for value in self.values):
             columns[f"{self.name} std"] = [value.std if isinstance(value, Spread) else None for value in self.values]
         return columns
 
-    def _words(self, value: Any) -> str:
+    def _text(self, value: Any) -> str:
         return f"{self.show(value.mean)} ± {self.show(value.std)}" if isinstance(value, Spread) else self.show(value)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What was compared: sides in the order given, facts as lines, and what to know before reading them."""
+    """The compared entries in the order given, the facts about them, and notes to read first."""
 
-    sides: tuple[Side, ...]
+    entries: tuple[Entry, ...]
     facts: tuple[Fact, ...]
     notes: tuple[str, ...]
 
     def table(self) -> tuple[str, tuple[str, ...], list[list[str]]]:
-        """Title, columns (one a side) and rows (one a fact) of words."""
-        return "", ("", *(side.name for side in self.sides)), [[fact.name, *fact.shown()] for fact in self.facts]
+        """Title, columns (one per entry) and rows (one per fact) as text."""
+        return "", ("", *(entry.name for entry in self.entries)), [[fact.name, *fact.shown()] for fact in self.facts]
 
 
-def run_plan(plan: ComparePlan, screen: Screen = SILENT) -> Comparison:
-    """Compare runs; compare.md, compare.csv (a row a run) and compare.png are written to ``plan.out``.
-
-    Raises `UsageError` for fewer than two runs or one given twice, `InputError` where there is no run, `FormatError`
-    or `RecipeError` naming a file of a run that is damaged, `OutputError` where ``plan.out`` exists.
-    """
-    sides = _sides(plan, screen)
-    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    comparison = compare(sides)
-    _write(comparison, plan.out)
-    return comparison
+def compare(entries: Sequence[Entry]) -> Comparison:
+    """Compare two or more entries."""
+    facts = (*_recipe_facts(entries), *_state_facts(entries), *_metric_facts(entries), *_cost_facts(entries))
+    return Comparison(tuple(entries), facts, tuple(_notes(entries)))
 
 
-def compare(sides: Sequence[Side]) -> Comparison:
-    """The table of two sides or more."""
-    facts = (*_recipe_facts(sides), *_state_facts(sides), *_metric_facts(sides), *_cost_facts(sides))
-    return Comparison(tuple(sides), facts, tuple(_notes(sides)))
+class _Absent:
+    """The value of a key that a recipe does not have."""
+
+    def __repr__(self) -> str:
+        return "-"
 
 
-def _sides(plan: ComparePlan, screen: Screen) -> list[Side]:
-    """The runs with short names; the output folder of an earlier comparison, which runs/* finds too, is left out."""
+ABSENT = _Absent()
+
+
+def differences(values: Sequence[Any], key: str = "") -> dict[str, tuple[Any, ...]]:
+    """The differences between nested mappings: dotted key -> its value in each; `ABSENT` if one lacks the key."""
+    if all(isinstance(value, Mapping) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        below = (
+            differences([value.get(name, ABSENT) for value in values], f"{key}.{name}" if key else str(name))
+            for name in names
+        )
+        return {name: each for part in below for name, each in part.items()}
+    return {} if all(value == values[0] for value in values) else {key: tuple(values)}
+
+
+def _read_entries(plan: ComparePlan, screen: Screen) -> list[Entry]:
+    """The runs with short names, without the output folder of an earlier comparison, which runs/* also matches."""
     folders = [folder for folder in plan.runs if folder.resolve() != plan.out.resolve()]
     if len(folders) < len(plan.runs):
-        screen.note(f"{plan.out} is where this command writes: left out")
-    seen: set[Path] = set()
-    for folder in folders:
-        if folder.resolve() in seen:
+        screen.note(f"{plan.out} is the output folder and is not compared")
+    resolved = [folder.resolve() for folder in folders]
+    for k, folder in enumerate(folders):
+        if resolved[k] in resolved[:k]:
             raise UsageError("a run is given twice", got=folder, remedy="give each run once")
-        seen.add(folder.resolve())
     if len(folders) < 2:
-        raise UsageError("two runs or more are compared", got=f"{len(folders)} run", expected="RUN RUN...")
-    return [Side(name, *read_records(folder)) for name, folder in zip(_short_names(folders), folders, strict=True)]
+        raise UsageError("compare needs at least two runs", got=count(len(folders), "run"), expected="two or more")
+    names = _short_names(folders)
+    return [Entry(name, *read_records(folder)) for name, folder in zip(names, folders, strict=True)]
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """As many of the last parts of the paths as make them distinct."""
+    """As many of the last parts of the paths as are needed to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
-    depth = next(n for n in range(1, 99) if len({one[-n:] for one in parts}) == len(parts))
-    return ["/".join(one[-depth:]).replace("|", "_") for one in parts]
+    depth = next(n for n in range(1, 99) if len({path[-n:] for path in parts}) == len(parts))
+    return ["/".join(path[-depth:]).replace("|", "_") for path in parts]
 
 
-def _recipe_facts(sides: Sequence[Side]) -> list[Fact]:
-    names = Fact("recipe", tuple(str(side.recipe.get("name", "")) for side in sides))
-    settings = [{key: value for key, value in side.recipe.items() if key not in _NAMES} for side in sides]
-    return [names, *_settings(settings)]
+def _recipe_facts(entries: Sequence[Entry]) -> list[Fact]:
+    names = Fact("recipe", tuple(str(entry.recipe.get("name", "")) for entry in entries))
+    settings = [{key: value for key, value in entry.recipe.items() if key not in _NAMES} for entry in entries]
+    return [names, *_setting_facts(settings)]
 
 
-def _state_facts(sides: Sequence[Side]) -> list[Fact]:
-    """How far the runs are, and where and from what they were made as far as that differs."""
-    data = [_data(side.runs[0]) for side in sides]
-    other = [f"{one} (other images)" if one != data[0] else one for one in data]
-    facts = [Fact("state", tuple(side.state for side in sides)), Fact("data", tuple(other))]
-    if any(side.asked > 1 for side in sides):
-        facts.insert(0, Fact("runs", tuple(len(side.runs) for side in sides)))
-    return facts + _settings([{"environment": _environment(side.runs[0])} for side in sides])
+def _state_facts(entries: Sequence[Entry]) -> list[Fact]:
+    """How far the runs have got, and differences between their data and environments."""
+    data = [entry.runs[0].data for entry in entries]
+    shown = [f"{digest} (other images)" if digest != data[0] else digest for digest in data]
+    facts = [Fact("state", tuple(entry.state for entry in entries)), Fact("data", tuple(shown))]
+    if any(entry.planned > 1 for entry in entries):
+        facts.insert(0, Fact("runs", tuple(len(entry.runs) for entry in entries)))
+    return facts + _setting_facts([{"environment": _environment(entry.runs[0])} for entry in entries])
 
 
-def _settings(values: Sequence[Mapping[str, Any]]) -> list[Fact]:
-    """What differs, in the words of a recipe, so that null is not taken for unknown."""
-    return [Fact(key, tuple(_setting(value) for value in found)) for key, found in differing(values).items()]
+def _setting_facts(values: Sequence[Mapping[str, Any]]) -> list[Fact]:
+    """The differences, formatted as in a recipe, so that null and a missing key look different."""
+    return [Fact(key, tuple(_setting(value) for value in each)) for key, each in differences(values).items()]
 
 
 def _environment(run: RunRecord) -> dict[str, Any]:
-    """What a run was made with; its data stand in a line of their own."""
-    inputs = {name: one for name, one in run.environment.get("inputs", {}).items() if name != "data"}
+    """The environment of a run, without its data, which have their own row."""
+    inputs = {name: digest for name, digest in run.environment.get("inputs", {}).items() if name != "data"}
     git = run.environment.get("git")
     code = f"{str(git.get('commit'))[:10]}{' with changes' if git.get('changed') else ''}" if git else "not recorded"
     return {**run.environment, "git": code, "inputs": inputs}
 
 
-def _data(run: RunRecord) -> str | None:
-    """The fingerprint of the training images."""
-    return run.environment.get("inputs", {}).get("data")
-
-
-def _metric_facts(sides: Sequence[Side]) -> list[Fact]:
-    """Of the best models."""
+def _metric_facts(entries: Sequence[Entry]) -> list[Fact]:
+    """Metrics of the best models."""
     steps = Fact(
-        "best model at step", tuple(side.over_runs(lambda run: run.best_step or None) for side in sides), _whole
+        "best model at step",
+        tuple(entry.over_runs(lambda run: run.best.step if run.best.step > 0 else None) for entry in entries),
+        _whole,
     )
-    names = dict.fromkeys(name for side in sides for run in side.runs for name in run.metrics)
+    names = dict.fromkeys(name for entry in entries for run in entry.runs for name in run.best.metrics)
     values = {
-        name: tuple(side.over_runs(lambda run, name=name: run.metrics.get(name)) for side in sides) for name in names
+        name: tuple(entry.over_runs(lambda run, name=name: run.best.metrics.get(name)) for entry in entries)
+        for name in names
     }
-    return [steps, *(Fact(name, found, "{:.4f}".format) for name, found in values.items())]
+    return [steps, *(Fact(name, each, "{:.4f}".format) for name, each in values.items())]
 
 
-def _cost_facts(sides: Sequence[Side]) -> list[Fact]:
+def _cost_facts(entries: Sequence[Entry]) -> list[Fact]:
     def of_runs(value_of: Callable[[RunRecord], float | None]) -> tuple[Any, ...]:
-        return tuple(side.over_runs(value_of) for side in sides)
+        return tuple(entry.over_runs(value_of) for entry in entries)
 
     def of_log(column: str, reduce: Callable[[np.ndarray], Any]) -> tuple[Any, ...]:
         return of_runs(lambda run: float(reduce(run.column(column))) if len(run.column(column)) else None)
@@ -202,27 +408,31 @@ def _cost_facts(sides: Sequence[Side]) -> list[Fact]:
     return [
         Fact("steps", of_runs(lambda run: run.step), _whole),
         Fact("time in steps (s)", of_log("step_s", np.sum), _clock),
-        Fact("seconds a step (median)", of_log("step_s", np.median), "{:.3g}".format),
+        Fact("seconds per step (median)", of_log("step_s", np.median), "{:.3g}".format),
         Fact("parameters", of_runs(lambda run: run.parameters), _whole),
         Fact("peak memory (MB)", of_log("peak_memory_mb", np.max), _whole),
     ]
 
 
-def _notes(sides: Sequence[Side]) -> list[str]:
-    def named(chosen: Callable[[Side], bool]) -> str:
-        return ", ".join(side.name for side in sides if chosen(side))
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    def named(chosen: Callable[[Entry], bool]) -> str:
+        return ", ".join(entry.name for entry in entries if chosen(entry))
 
-    texts = (
-        ("trained on other images than {first}, so metrics do not compare: {names}",
-         named(lambda side: any(_data(run) != _data(sides[0].runs[0]) for run in side.runs))),
-        ("mean ± standard deviation over seeds: {names}", named(lambda side: len(side.runs) > 1)),
-        ("not finished: {names}",
-         named(lambda side: len(side.runs) < side.asked or not all(run.finished for run in side.runs))),
-        ("never validated: {names}", named(lambda side: not any(run.metrics for run in side.runs))),
-        ("a recipe of another version, compared as it was written: {names}",
-         named(lambda side: not all(run.known_schema for run in side.runs))),
-    )  # fmt: skip
-    return [text.format(first=sides[0].name, names=names) for text, names in texts if names]
+    first = entries[0]
+    notes = {
+        f"trained on other images than {first.name}, so metrics are not comparable": named(
+            lambda entry: any(run.data != first.runs[0].data for run in entry.runs)
+        ),
+        "mean ± standard deviation over seeds": named(lambda entry: len(entry.runs) > 1),
+        "not finished": named(
+            lambda entry: len(entry.runs) < entry.planned or not all(run.finished for run in entry.runs)
+        ),
+        "no evaluation": named(lambda entry: not any(run.best.metrics for run in entry.runs)),
+        "recipe of another version of cellwright, compared without its defaults": named(
+            lambda entry: not all(run.known_schema for run in entry.runs)
+        ),
+    }
+    return [f"{text}: {names}" for text, names in notes.items() if names]
 
 
 def _write(comparison: Comparison, out: Path) -> None:
@@ -231,33 +441,34 @@ def _write(comparison: Comparison, out: Path) -> None:
     from cellwright.evaluation.write import table_markdown
     from cellwright.report.compare import RunLine, draw_comparison, shared_metric
 
-    sides = comparison.sides
+    entries = comparison.entries
     _, columns, rows = comparison.table()
     parts = [
-        "# Runs compared",
+        "# Comparison of runs",
         table_markdown(pd.DataFrame(rows, columns=list(columns))),
         *(f"- {note}" for note in comparison.notes),
-        "Settings are those in which the recipes differ (dotted keys; - where a recipe has no such key). Metrics are "
-        "those of each run's best model. Time is that of the steps alone, without validation.",
+        "Settings (dotted keys) are those in which the recipes differ; - means that a recipe has no such key. Metrics "
+        "are those of the best model of each run. Time is the time of the training steps, without evaluation.",
         "![learning rate, loss and average precision over steps](compare.png)",
     ]
-    values: dict[str, list[Any]] = {"run": [side.name for side in sides]}
+    values: dict[str, list[Any]] = {"run": [entry.name for entry in entries]}
     for fact in comparison.facts:
-        values |= fact.cells()
-    lines = [RunLine(_label(side), tuple(run.curves for run in side.runs)) for side in sides]
-    draw_comparison(lines, out / "compare.png", shared_metric(lines, [run.chosen_by for s in sides for run in s.runs]))
+        values |= fact.columns()
+    lines = [RunLine(_label(entry), tuple(run.curves for run in entry.runs)) for entry in entries]
+    metric = shared_metric(lines, [run.best.chosen_by for entry in entries for run in entry.runs])
+    draw_comparison(lines, out / "compare.png", metric)
     write_text(out / "compare.csv", pd.DataFrame(values, dtype=object).to_csv(index=False, lineterminator="\n"))
     write_text(out / MARKER, "\n\n".join(parts) + "\n")
 
 
-def _label(side: Side) -> str:
-    """For the legend."""
-    state = side.state if len(side.runs) == 1 else f"mean of {len(side.runs)}"
-    return side.name if state == "finished" else f"{side.name} ({state})"
+def _label(entry: Entry) -> str:
+    """The label of an entry in the legend."""
+    state = entry.state if len(entry.runs) == 1 else f"mean of {len(entry.runs)}"
+    return entry.name if state == "finished" else f"{entry.name} ({state})"
 
 
 def _setting(value: Any) -> str:
-    """A value as it stands in a recipe."""
+    """A value as it is written in a recipe."""
     if value is ABSENT or isinstance(value, str):
         return str(value)
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()

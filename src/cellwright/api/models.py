@@ -119,18 +119,12 @@ def classical_model(recipe: Recipe) -> Model:
 def network_model(
     name: str, network: Network, recipe: Recipe, class_names: Sequence[str], device: torch.device
 ) -> Model:
-    """A trained (or training) network as a model; it is moved to ``device``."""
-    from cellwright.config.conventions import CONVENTIONS
-    from cellwright.config.model_rcnn import RCNNConfig
+    """A trained network as a model; it is moved to ``device``."""
     from cellwright.prediction.options import PredictOptions
-    from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+    from cellwright.prediction.predictor import network_predictor
 
-    rule = CONVENTIONS[recipe.conventions].resize_rule
-    network.to(device)
-    segmenter = NetworkSegmenter(network, recipe.input, rule, device)
-    cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
-    return Model(name, tuple(class_names), recipe, Predictor(segmenter, model_cap=cap), options)
+    return Model(name, tuple(class_names), recipe, network_predictor(network, recipe, device), options)
 
 
 def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:

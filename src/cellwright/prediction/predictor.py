@@ -10,7 +10,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.input import InputConfig
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -194,3 +197,11 @@ def _with_views(segmenter: Segmenter, views: tuple[View, ...]) -> Segmenter:
         where="views",
         remedy="leave the views out",
     )
+
+
+def network_predictor(network: Network, recipe: Recipe, device: torch.device) -> Predictor:
+    """A predictor that keeps everything the network finds; the network is moved to ``device``."""
+    network.to(device)
+    segmenter = NetworkSegmenter(network, recipe.input, CONVENTIONS[recipe.conventions].resize_rule, device)
+    model_cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
+    return Predictor(segmenter, model_cap=model_cap)

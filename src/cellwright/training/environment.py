@@ -1,14 +1,17 @@
-"""What a result is made with: versions, state of the source, device, threads, and the choice of algorithms."""
+"""The process and machine that a run trains in: versions, device, threads, deterministic algorithms, signals."""
 
 from __future__ import annotations
 
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,12 +20,12 @@ _PACKAGES = ("cellwright", "torch", "torchvision", "numpy", "scipy", "opencv-pyt
 
 
 def describe_environment(device: torch.device, threads: int | None, inputs: dict[str, str]) -> dict[str, Any]:
-    """Plain JSON values for ``environment.json``; holds no path of the machine.
+    """The content of ``environment.json`` as plain JSON values, without any path of this machine.
 
     Args:
-        device: that the run trains on.
-        threads: CPU threads asked for; None: torch's choice, which is recorded.
-        inputs: name to fingerprint (such as a hash) of data and initial weights.
+        device: the device that the run trains on.
+        threads: the number of CPU threads; None records torch's default.
+        inputs: fingerprints (such as hashes) of the data and the initial weights, by name.
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -39,10 +42,10 @@ def describe_environment(device: torch.device, threads: int | None, inputs: dict
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """``{"commit": hash, "changed": bool}`` of the checkout around ``folder``; None where it is none."""
+    """``{"commit": hash, "changed": bool}`` of the git checkout that contains ``folder``, or None without one."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or _git(folder, "ls-files", "--error-unmatch", "environment.py") is None:
-        return None  # no checkout, or an installed package that happens to lie inside somebody else's
+        return None  # no checkout, or an installed package that happens to be inside another project's checkout
     return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
 
 
@@ -62,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Most memory used so far, MiB: of the GPU when training on CUDA, else of this process; None on Windows."""
+    """Peak memory so far, MiB: of the GPU when training on CUDA, else of this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
@@ -75,12 +78,12 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 @contextmanager
 def reproducible(threads: int, *, deterministic: bool) -> Iterator[None]:
-    """Torch's thread count and choice of algorithms for one run; what the caller had is restored."""
+    """Set torch's thread count and choice of algorithms for one run, and restore the caller's settings afterwards."""
     settings: Any = torch.utils.deterministic
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic or before[1])
-    # Filling fresh memory with NaN helps to find reads of it, but costs time at every allocation.
+    # Filling new memory with NaN helps to detect reads of uninitialised values, but slows down every allocation.
     settings.fill_uninitialized_memory = False
     try:
         yield
@@ -88,3 +91,52 @@ def reproducible(threads: int, *, deterministic: bool) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         settings.fill_uninitialized_memory = before[2]
+
+
+class Interruption:
+    """Whether the user (SIGINT) or the system (SIGTERM, as job schedulers send it) has asked the run to stop.
+
+    A signal does not interrupt a training step: it takes effect at the next block marked by `allowed`.
+
+    Attributes:
+        asked: a signal has arrived.
+        hurried: a second signal has arrived, and `KeyboardInterrupt` was raised immediately.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.hurried = False
+        self._allowed = False
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """A block that `KeyboardInterrupt` may leave at any point; a pending request is raised at its start."""
+        self._allowed = True
+        try:
+            if self.asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._allowed = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: raises inside an allowed block or at the second signal, else records the request."""
+        self.hurried, self.asked = self.asked, True
+        if self.hurried or self._allowed:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Handle SIGINT and SIGTERM by an `Interruption` while the block runs; outside the main thread, do nothing."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interruption.on_signal) for number in signals]
+    try:
+        yield interruption
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

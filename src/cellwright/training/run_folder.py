@@ -1,22 +1,25 @@
-"""The folder of one run: what lies where, and whether it may be begun, gone on with, or is finished."""
+"""The folder of a run: the names of its files, opening it to start or resume a run, and its ``metrics.json``."""
 
 from __future__ import annotations
 
+import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellwright.core.errors import OutputError
+from cellwright.core.errors import FormatError, OutputError
 from cellwright.core.files import output_error, read_json, write_json, write_text
 
 SCHEMA_VERSION = 1
-_OTHER_RUN = "choose another --out, or give --overwrite to begin anew"
+REPEATS = "repeat.json"  # the summary of several runs, in the folder that contains them
+_OTHER_RUN = "choose another `out`, or start from scratch with `overwrite=True`"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run. ``open_run`` makes one."""
+    """The paths of a run. `open_run` creates them."""
 
     root: Path
 
@@ -27,22 +30,27 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """Versions, device, threads, and fingerprints of what went in."""
+        """Versions, device, threads, and fingerprints of the inputs."""
         return self.root / "environment.json"
 
     @property
     def log(self) -> Path:
-        """One row a step."""
+        """One row per step."""
         return self.root / "log.csv"
 
     @property
+    def curves(self) -> Path:
+        """Plots of the log."""
+        return self.root / "curves"
+
+    @property
     def tensorboard(self) -> Path:
-        """Event files, with ``train.tensorboard``."""
+        """TensorBoard event files, with ``train.tensorboard``."""
         return self.root / "tensorboard"
 
     @property
     def init_report(self) -> Path:
-        """What became of each tensor of the initial weights."""
+        """How each tensor of the network was initialised, if training started from given weights."""
         return self.root / "init_report.txt"
 
     @property
@@ -52,44 +60,38 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Training states."""
+        """Training states to resume from."""
         return self.root / "checkpoints"
 
     @property
     def model(self) -> Path:
-        """The best model; the folder to share."""
+        """The best model: the folder to share."""
         return self.root / "model"
 
     @property
     def done(self) -> Path:
-        """Exists when all steps are done."""
+        """Exists once the run is finished."""
         return self.root / "DONE"
 
 
 def open_run(root: Path, *, recipe_yaml: str, environment: dict[str, Any], overwrite: bool = False) -> RunFolder:
-    """Begin a run at ``root``, or go on with one that has the same recipe and inputs and is not finished.
+    """Start a run at ``root``, or open an unfinished one with the same recipe and inputs to resume it.
 
     Args:
-        root: made where it is absent.
-        recipe_yaml: the resolved recipe's text.
-        environment: as `describe_environment` gives it. Its ``inputs`` (name to fingerprint of data and initial
-            weights) must not have changed; all else may, and the newest is kept.
-        overwrite: remove what is there first.
+        root: the run folder, created if it does not exist.
+        recipe_yaml: the text of the resolved recipe.
+        environment: the result of `describe_environment`. Its ``inputs`` (fingerprints of data and initial weights by
+            name) must be the same as before; everything else may differ, and the latest is recorded.
+        overwrite: remove an existing run first.
 
-    Raises `OutputError` where the run is finished, was begun with other inputs, or ``root`` is no run or not writable.
+    Raises `OutputError` if the run is finished or has other inputs, if ``root`` contains something other than a run,
+    or if it cannot be written.
     """
     run = RunFolder(root)
-    if overwrite and run.recipe.is_file():
-        shutil.rmtree(root, ignore_errors=True)
-    if root.exists() and not root.is_dir():
-        raise OutputError("a file stands where the run's folder should be", where=root, remedy=_OTHER_RUN)
-    if root.is_dir() and any(root.iterdir()):
-        if run.done.exists():
-            raise OutputError("this run is finished", where=run.root, remedy=_OTHER_RUN)
-        before = check_same_run(run, recipe_yaml, environment)
-        # A run keeps its thread count, because another one rounds differently.
-        environment = {**environment, **{key: before[key] for key in ("threads",) if key in before}}
+    environment = check_run_folder(run, recipe_yaml, environment, overwrite=overwrite)
     try:
+        if overwrite and run.recipe.is_file():
+            shutil.rmtree(root)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(root, error) from error
@@ -98,20 +100,36 @@ def open_run(root: Path, *, recipe_yaml: str, environment: dict[str, Any], overw
     return run
 
 
+def check_run_folder(
+    run: RunFolder, recipe_yaml: str, environment: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
+    """The environment to record when this run starts or resumes. Raises as `open_run`; nothing is written."""
+    root = run.root
+    if root.exists() and not root.is_dir():
+        raise OutputError("the run folder cannot be created: a file has its name", where=root, remedy=_OTHER_RUN)
+    if not root.is_dir() or not any(root.iterdir()) or (overwrite and run.recipe.is_file()):
+        return environment
+    if run.done.exists():
+        raise OutputError("this run is finished", where=root, remedy=_OTHER_RUN)
+    before = check_same_run(run, recipe_yaml, environment)
+    # A run keeps its number of threads, because another number rounds differently.
+    return {**environment, **{key: before[key] for key in ("threads",) if key in before}}
+
+
 def check_same_run(run: RunFolder, recipe_yaml: str, environment: dict[str, Any]) -> dict[str, Any]:
-    """The environment that the run at ``run`` recorded, if it has the same recipe and inputs; else `OutputError`."""
+    """The recorded environment of an existing run. Raises `OutputError` if its recipe or inputs differ."""
     if not run.recipe.is_file():
         raise OutputError(
-            "this folder is not empty and holds no run",
+            "this folder is not empty and not a run",
             where=run.root,
             expected="a new folder, or one with recipe.yaml",
-            remedy="choose another --out",
+            remedy="choose another `out`",
         )
     before = run.recipe.read_text(encoding="utf-8")
     if before != recipe_yaml:
-        differing = _first_difference(before, recipe_yaml)
-        raise OutputError("this run was begun with another recipe", where=run.recipe, got=differing, remedy=_OTHER_RUN)
-    if not run.environment.is_file():  # killed between its first two files: nothing has been trained
+        difference = _first_difference(before, recipe_yaml)
+        raise OutputError("this run has another recipe", where=run.recipe, got=difference, remedy=_OTHER_RUN)
+    if not run.environment.is_file():  # killed between writing the first two files: nothing has been trained
         return {}
     recorded = read_json(run.environment)
     inputs = recorded.get("inputs", {})
@@ -119,7 +137,7 @@ def check_same_run(run: RunFolder, recipe_yaml: str, environment: dict[str, Any]
         was, now = inputs.get(name), environment.get("inputs", {}).get(name)
         if was != now:
             raise OutputError(
-                f"this run was begun with other input ({name})",
+                f"this run was started with another input ({name})",
                 where=run.root,
                 got=now,
                 expected=was,
@@ -135,3 +153,50 @@ def _first_difference(before: str, now: str) -> str:
             return f"{new.strip()!r} instead of {old.strip()!r}"
     longer = max(lines_before, lines_now, key=len)
     return f"the line {longer[min(len(lines_before), len(lines_now))].strip()!r} is in one of them only"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run.
+
+    Attributes:
+        step: its step; 0 or less before the first evaluation.
+        chosen_by: the metric that decides which evaluation is the best.
+        metrics: all its metrics by name; empty if the run has no validation images.
+    """
+
+    step: int = 0
+    chosen_by: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def write_metrics(run: RunFolder, step: int, metrics: Mapping[str, float], best: Best) -> None:
+    """Write ``metrics.json``: the evaluation after ``step`` and the best one."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "step": step,
+        "metrics": finite_or_none(metrics),
+        "best": {"step": best.step, "chosen_by": best.chosen_by, "metrics": finite_or_none(best.metrics)},
+    }
+    write_json(run.metrics, content)
+
+
+def read_best(run: RunFolder) -> Best:
+    """The best evaluation in ``metrics.json``, without undefined metrics. Raises `FormatError` if it is damaged."""
+    content = read_json(run.metrics)
+    try:
+        best = content.get("best", {})
+        metrics = {str(name): float(value) for name, value in best.get("metrics", {}).items() if value is not None}
+        return Best(int(best.get("step", 0)), str(best.get("chosen_by", "")), metrics)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError(
+            "invalid metrics.json of a run",
+            where=run.metrics,
+            got=str(error),
+            remedy="run the training again: it resumes and writes this file again",
+        ) from error
+
+
+def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for strict JSON, which has no NaN: an undefined metric becomes null."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: linear warm-up times a falling curve."""
+"""The learning rate as a pure function of the step: linear warm-up times a decay curve."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cellwright.core.errors import RecipeError
 
 @dataclass(frozen=True)
 class Timeline:
-    """What the spans of a recipe are in optimiser steps. Fractions are exact: what is due never depends on rounding.
+    """Converts the time spans of a recipe to optimiser steps, in exact fractions.
 
     Attributes:
-        total_steps: of the whole run, at least 1.
-        steps_per_epoch: a pass over the training images; no whole number where batches cross its border.
+        total_steps: length of the whole run, at least 1.
+        steps_per_epoch: length of one pass over the training images; not an integer where a batch spans two epochs.
     """
 
     total_steps: int
@@ -31,7 +31,7 @@ class Timeline:
 
     @staticmethod
     def of(config: TrainConfig, n_samples: int) -> Timeline:
-        """The timeline over ``n_samples`` (>= 1) images. `RecipeError` where warm-up is as long as the run."""
+        """The timeline for ``n_samples`` (>= 1) images. Raises `RecipeError` if warm-up is as long as the run."""
         per_epoch = Fraction(n_samples, config.batch_size * config.accumulate)
         amount = Fraction(config.length.amount)
         timeline = Timeline(math.ceil(amount * per_epoch if config.length.unit == "epochs" else amount), per_epoch)
@@ -46,7 +46,7 @@ class Timeline:
         return timeline
 
     def steps(self, span: Span) -> Fraction:
-        """``span`` in steps."""
+        """The length of ``span`` in steps."""
         amount = Fraction(span.amount)
         match span.unit:
             case "steps":
@@ -57,7 +57,7 @@ class Timeline:
                 return amount * self.total_steps / 100
 
     def is_due(self, step: int, every: Span) -> bool:
-        """Whether a multiple of ``every`` is reached with step ``step`` (steps done)."""
+        """Whether a multiple of ``every`` is reached after ``step`` steps."""
         distance = self.steps(every)
         return step > 0 and step // distance > (step - 1) // distance
 
@@ -65,9 +65,9 @@ class Timeline:
 def learning_rate(config: TrainConfig, step: int, timeline: Timeline) -> float:
     """The learning rate of step ``step`` (0-based).
 
-    Warm-up rises linearly from ``lr * warmup_start_factor`` at step 0 to the full curve at its end, as Detectron2's
-    `WarmupMultiStepLR` does (the factor multiplies the curve, so both may overlap). A cosine falls over the steps after
-    warm-up and reaches ``lr * final_factor`` at the end of the run.
+    Warm-up rises linearly from ``lr * warmup_start_factor`` at step 0, as in Detectron2's `WarmupMultiStepLR`: its
+    factor multiplies the decay curve, so the two may overlap. A cosine decays over the steps after warm-up and reaches
+    ``lr * final_factor`` at the end of the run.
     """
     warmup_steps = Fraction(0) if config.warmup is None else timeline.steps(config.warmup)
     return config.lr * _warmup_factor(config, step, warmup_steps) * _curve(config, step, warmup_steps, timeline)

@@ -1,8 +1,8 @@
-"""Everything that a run needs to go on: weights, optimiser, averaged weights, position. Written whole or not at all.
+"""The state of a training and its checkpoints: weights, optimiser, averaged weights, position.
 
-`RUN/checkpoints/step_00002000/` holds `weights.safetensors`, `optimiser.safetensors`, `averaged.safetensors` (with
-`ema_decay`) and `state.json`, which also keeps the loss scale of fp16. States of random generators are not among them:
-every draw is a function of the step.
+A checkpoint, such as `RUN/checkpoints/step_00002000/`, contains `weights.safetensors`, `optimiser.safetensors`,
+`averaged.safetensors` (with `ema_decay`) and `state.json`, which also holds the loss scale of fp16. It is written
+completely or not at all. It needs no state of random generators, because every random draw is a function of the step.
 """
 
 from __future__ import annotations
@@ -16,34 +16,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cellwright.config.training import TrainConfig
 from cellwright.core.errors import FormatError, TrainingDiverged
 from cellwright.core.files import atomic_path, output_error, read_json, write_json
 from cellwright.models.weights.tensor_files import save_tensors
+from cellwright.training.optimiser import build_optimiser
+from cellwright.training.run_folder import finite_or_none
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of state.json
 _FOLDER = re.compile(r"step_(\d{8,})")
+_REMOVE = "remove the folder {}: training then resumes from the checkpoint before it"
 
 
 @dataclass
 class Position:
-    """How far a run is, and the best model so far.
+    """How far a run has got, and its best model so far. The field names are keys of `state.json`.
 
     Attributes:
-        step: optimiser steps done.
+        step: number of optimiser steps done.
         evaluated_step: step of the last evaluation, -1 before the first.
-        metrics: of the last evaluation.
+        metrics: metrics of the last evaluation.
         best_step: step of the best evaluation, -1 before the first.
-        best_metrics: of the best evaluation.
-        patience_best: best value among the evaluations that were due, None before the first.
-        patience_spent: such evaluations since then.
-        threads: CPU threads that the run uses from its first step on; other numbers round differently.
+        best_metrics: metrics of the best evaluation.
+        patience_best: best value among the scheduled evaluations, None before the first.
+        patience_spent: number of scheduled evaluations since that best value.
+        threads: number of CPU threads, the same throughout a run because another number rounds differently.
     """
 
     step: int = 0
@@ -58,9 +62,14 @@ class Position:
 
 @dataclass
 class TrainState:
-    """What changes while training.
+    """Everything that changes during training.
 
-    ``averaged`` holds the averaged weights by name, None without averaging; ``scaler`` scales the loss of fp16.
+    Attributes:
+        network: the network in training.
+        optimiser: its optimiser.
+        position: how far the run has got.
+        averaged: the averaged weights by name, or None without averaging.
+        scaler: scales the loss for fp16, else None.
     """
 
     network: nn.Module
@@ -69,9 +78,23 @@ class TrainState:
     averaged: dict[str, Tensor] | None
     scaler: torch.amp.GradScaler | None = None
 
+    @staticmethod
+    def initial(network: nn.Module, config: TrainConfig) -> TrainState:
+        """The state before the first step; puts ``network`` into training mode."""
+        if config.compile:
+            cast(nn.Module, network.backbone).compile()  # in place, so the names of the tensors stay the same
+        network.train()
+        return TrainState(
+            network,
+            build_optimiser(network, config),
+            Position(threads=config.threads or torch.get_num_threads()),
+            averaged=None if config.ema_decay is None else initial_average(network),
+            scaler=torch.amp.GradScaler("cuda") if config.precision == "fp16" else None,
+        )
+
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """Move the averaged weights towards the network's, after step ``position.step``.
+        """Move the averaged weights towards the network's weights, after step ``position.step``.
 
         The decay grows from 0.1 to ``decay``, so that early averages forget the random start. Buffers (statistics of
         normalisation layers) are copied, not averaged.
@@ -88,9 +111,9 @@ class TrainState:
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[nn.Module]:
-        """The network to evaluate and save, in eval mode: a copy with the averaged weights where there are any."""
+        """The network to evaluate and save, in eval mode: with averaging, a copy that has the averaged weights."""
         if self.averaged is not None:
-            # A copy, not a swap: nothing has to be put back, so nothing can be left half put back.
+            # A copy instead of swapping weights: an interruption cannot leave the network half restored.
             averaged = copy.deepcopy(self.network)
             averaged.load_state_dict(self.averaged)
             yield averaged.eval()
@@ -102,28 +125,22 @@ class TrainState:
             self.network.train()
 
 
-def finite_or_none(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Metrics for strict JSON, which knows no NaN: a metric that is not defined becomes null."""
-    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-
-
 def check_finite(network: nn.Module, step: int) -> None:
-    """Raise `TrainingDiverged` if a weight or buffer is NaN or infinite, so that no such weights are ever written."""
+    """Raise `TrainingDiverged` if a weight or buffer is NaN or infinite, so that such weights are never written."""
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingDiverged(
                 "training diverged: a weight is not finite",
                 where=f"step {step}, tensor {name}",
-                remedy="lower train.lr, or lengthen train.warmup; the last checkpoint is still sound",
+                remedy="lower train.lr, or lengthen train.warmup; the last checkpoint is still valid",
             )
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
     """Write ``folder/step_NNNNNNNN`` and remove all but the newest ``keep`` checkpoints.
 
-    A checkpoint of the same step that is there already is left as it is: the same step has the same bits. Raises
-    `OutputError` (full disk, no permission) and `TrainingDiverged` (weights that are not finite) and then leaves no
-    trace.
+    An existing checkpoint of the same step is kept, because it is bit-identical. Raises `OutputError` (full disk, no
+    permission) or `TrainingDiverged` (weights that are not finite), and then writes nothing.
     """
     path = folder / f"step_{state.position.step:08d}"
     check_finite(state.network, state.position.step)
@@ -137,7 +154,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
             write_json(partial / "state.json", _description(state))
             _flush_to_disk(partial)
     for old in _checkpoints(folder)[:-keep]:
-        # Renamed first: a removal that is interrupted must not leave half a checkpoint under a checkpoint's name.
+        # Rename first, so that an interrupted removal does not leave an incomplete checkpoint behind.
         doomed = old.with_name(f".{old.name}.partial")
         try:
             old.rename(doomed)
@@ -148,7 +165,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint below ``folder``, or None. What an interrupted write left behind is removed."""
+    """The newest checkpoint in ``folder``, or None. Removes the remains of interrupted writes."""
     if not folder.is_dir():
         return None
     for leftover in folder.glob(".step_*.partial"):
@@ -157,28 +174,28 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, state: TrainState) -> None:
-    """Put the checkpoint at ``path`` into ``state`` (which is changed), to the same bits.
+    """Load the checkpoint at ``path`` into ``state`` (changed in place), bit for bit.
 
-    Raises `FormatError` naming the file where it is damaged or belongs to another network or optimiser.
+    Raises `FormatError` if it is damaged or belongs to another network or optimiser.
     """
-    described = read_json(path / "state.json")
-    if described.get("schema_version") != SCHEMA_VERSION:
+    content = read_json(path / "state.json")
+    if content.get("schema_version") != SCHEMA_VERSION:
         raise FormatError(
             "this checkpoint has another schema version",
             where=path,
-            got=described.get("schema_version"),
+            got=content.get("schema_version"),
             expected=SCHEMA_VERSION,
-            remedy="go on with the version that wrote it (see environment.json), or choose another --out",
+            remedy="resume with the cellwright version that wrote it (see environment.json), or choose another `out`",
         )
     try:
-        state.position = _position_from(described)
+        state.position = _position_from(content)
     except (AttributeError, KeyError, TypeError) as error:
-        remedy = f"remove the folder {path.name}; the run then goes on from the checkpoint before it"
+        remedy = _REMOVE.format(path.name)
         raise FormatError(
             "this checkpoint is damaged", where=path / "state.json", got=str(error), remedy=remedy
         ) from error
     if state.scaler is not None:
-        state.scaler.load_state_dict(described["scaler"])
+        state.scaler.load_state_dict(content["scaler"])
     device = next(iter(state.network.state_dict().values())).device
     _load_into(state.network, _load_tensors(path / "weights.safetensors", device), path)
     _load_optimiser(state, _load_tensors(path / "optimiser.safetensors", device), path)
@@ -187,7 +204,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _description(state: TrainState) -> dict[str, object]:
-    """Everything of ``state`` that is no tensor, as strict JSON."""
+    """The part of ``state`` that is not tensors, as strict JSON values."""
     position = state.position
     return {
         "schema_version": SCHEMA_VERSION,
@@ -198,16 +215,16 @@ def _description(state: TrainState) -> dict[str, object]:
     }
 
 
-def _position_from(described: dict[str, Any]) -> Position:
-    values = {name: value for name, value in described.items() if name not in ("schema_version", "scaler")}
+def _position_from(content: dict[str, Any]) -> Position:
+    values = {name: value for name, value in content.items() if name not in ("schema_version", "scaler")}
     for name in ("metrics", "best_metrics"):
         values[name] = {key: math.nan if value is None else value for key, value in values[name].items()}
     return Position(**values)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def _load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -218,12 +235,12 @@ def _load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
             "this checkpoint belongs to another network",
             where=path,
             got=str(error),
-            remedy="go on with the recipe that began the run (RUN/recipe.yaml), or choose another --out",
+            remedy="resume with the recipe that the run was started with (RUN/recipe.yaml), or choose another `out`",
         ) from error
 
 
 def _optimiser_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The optimiser's buffers as ``"<parameter>/<buffer>"``; a parameter without one (no step yet) is left out."""
+    """The optimiser's buffers as ``"<parameter>/<buffer>"``; before the first step a parameter has none."""
     names = {id(parameter): name for name, parameter in state.network.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -234,31 +251,27 @@ def _optimiser_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def _load_optimiser(state: TrainState, tensors: dict[str, Tensor], path: Path) -> None:
-    places: dict[str, dict[str, Any]] = {}
+    saved: dict[str, dict[str, Any]] = {}
     for full_name, value in tensors.items():
         name, key = full_name.rsplit("/", 1)
-        places.setdefault(name, {})[key] = value
+        saved.setdefault(name, {})[key] = value
     names = {id(parameter): name for name, parameter in state.network.named_parameters()}
     order = [names[id(p)] for group in state.optimiser.param_groups for p in group["params"]]
-    if unknown := sorted(set(places) - set(order)):
+    if unknown := sorted(set(saved) - set(order)):
         raise FormatError(
-            "this checkpoint's optimiser knows other parameters",
+            "the optimiser of this checkpoint has other parameters",
             where=path,
             got=", ".join(unknown[:5]),
-            remedy="begin again with --overwrite, or another --out",
+            remedy="start from scratch with `overwrite=True`, or choose another `out`",
         )
     groups = state.optimiser.state_dict()["param_groups"]
-    buffers = {index: places[name] for index, name in enumerate(order) if name in places}
+    buffers = {index: saved[name] for index, name in enumerate(order) if name in saved}
     state.optimiser.load_state_dict({"state": buffers, "param_groups": groups})
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in tensors.items()}
-
-
 def initial_average(network: nn.Module) -> dict[str, Tensor]:
-    """Averaged weights before the first step: a copy of the network's."""
-    return _copied(network.state_dict())
+    """The averaged weights before the first step: a copy of the network's weights."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -269,12 +282,12 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
             "this checkpoint is damaged",
             where=path,
             got=str(error),
-            remedy=f"remove the folder {path.parent.name}; the run then goes on from the checkpoint before it",
+            remedy=_REMOVE.format(path.parent.name),
         ) from error
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """Wait until the files of ``folder`` are on disk: after a power cut a renamed folder may else hold empty files."""
+    """Wait until the files of ``folder`` are on disk; without this, a power cut could leave them empty."""
     for file in folder.iterdir():
         descriptor = os.open(file, os.O_RDWR)
         try:

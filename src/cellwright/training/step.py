@@ -20,15 +20,15 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Numbers of one step.
+    """The numbers of one step.
 
     Attributes:
-        step: steps done with this one.
+        step: the number of steps done, including this one.
         lr: learning rate.
-        losses: by name, means over the batches.
-        gradient_norm: before clipping; NaN where the gradient was not computed, infinite where fp16 overflowed (that
-            step changes no weight, and the next one scales its loss less).
-        problem: why the run has diverged, None where it has not.
+        losses: each loss by name, averaged over the batches.
+        gradient_norm: norm before clipping. NaN if the gradient was not computed; infinite if fp16 overflowed (such a
+            step changes no weight, and the next one uses a smaller loss scale).
+        problem: why the run has diverged, or None.
     """
 
     step: int
@@ -39,15 +39,15 @@ class StepOutcome:
 
     @property
     def loss(self) -> float:
-        """Sum of all losses."""
+        """The sum of all losses."""
         return sum(self.losses.values())
 
 
 def take_step(state: TrainState, batches: Sequence[Batch], config: TrainConfig, lr: float) -> StepOutcome:
-    """One optimiser step on the mean gradient of ``batches``; ``state`` moves on by one.
+    """One optimiser step on the mean gradient of ``batches``; advances ``state`` by one step.
 
-    Where the outcome has a problem (a loss or the gradient's norm is not finite, or the norm is above
-    ``config.max_gradient_norm``) no weight has changed, and ``state`` has not moved.
+    If the outcome has a problem (a loss or the gradient norm is not finite, or the norm exceeds
+    ``config.max_gradient_norm``), no weight has changed and ``state`` has not advanced.
     """
     network, optimiser, scaler = state.network, state.optimiser, state.scaler
     step = state.position.step + 1
@@ -67,7 +67,7 @@ def take_step(state: TrainState, batches: Sequence[Batch], config: TrainConfig, 
     if scaler is None:
         optimiser.step()
     else:
-        scaler.step(optimiser)  # does nothing where the gradient overflowed
+        scaler.step(optimiser)  # does nothing if the gradient overflowed
         scaler.update()
     state.position.step = step
     if config.ema_decay is not None:
@@ -76,7 +76,10 @@ def take_step(state: TrainState, batches: Sequence[Batch], config: TrainConfig, 
 
 
 def _backward(state: TrainState, batch: Batch, config: TrainConfig, n_batches: int) -> dict[str, float]:
-    """Add the gradient of one of ``n_batches`` batches; its share of each loss. No gradient from a loss not finite."""
+    """Accumulate the gradient of one of ``n_batches`` batches, unless a loss is not finite.
+
+    Returns each loss divided by ``n_batches``.
+    """
     # Layers that draw from torch's global generator (dropout) then depend on the step alone, too.
     torch.manual_seed(batch.seed)
     dtype = _AUTOCAST.get(config.precision)
@@ -91,16 +94,16 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, n_batches: i
 
 
 def _gradient_problem(norm: float, state: TrainState, config: TrainConfig) -> str | None:
-    """What is wrong with a gradient of this norm; an overflow of fp16 is not, while its scale can still fall."""
+    """Why a gradient of this norm ends the run, or None; an fp16 overflow does not while the loss scale exceeds 1."""
     if state.scaler is not None and not math.isfinite(norm) and state.scaler.get_scale() > 1:
         return None
-    if norm <= config.max_gradient_norm:  # false of NaN
+    if norm <= config.max_gradient_norm:  # False for NaN
         return None
     return f"the gradient norm is {norm:g}, above train.max_gradient_norm ({config.max_gradient_norm:g})"
 
 
 def diverged(outcome: StepOutcome, config: TrainConfig) -> TrainingDiverged:
-    """The error for an outcome with a problem: what was found, and which keys to turn."""
+    """The error for an outcome with a problem, with the recipe keys to change."""
     clip = "none" if config.clip_norm is None else f"{config.clip_norm:g}"
     return TrainingDiverged(
         f"training diverged at step {outcome.step}: {outcome.problem}",
@@ -108,5 +111,5 @@ def diverged(outcome: StepOutcome, config: TrainConfig) -> TrainingDiverged:
         got=", ".join(f"{name} {value:g}" for name, value in outcome.losses.items()),
         expected="finite losses and gradients",
         remedy=f"lower train.lr (now {config.lr:g}), lengthen train.warmup (now {config.warmup or 'none'}) or lower "
-        f"train.clip_norm (now {clip}), and begin anew; the last checkpoint is sound",
+        f"train.clip_norm (now {clip}), and train again from scratch; the last checkpoint is valid",
     )

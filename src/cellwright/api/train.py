@@ -1,0 +1,497 @@
+"""``train``: train a model on a dataset, once or with several seeds; an interrupted training resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+
+from cellwright.api.models import Model, load_model, resolve_device
+from cellwright.api.read import read_dataset
+from cellwright.config import recipe as recipes
+from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import InputError, OutputError, RecipeError, UsageError
+from cellwright.core.files import write_json, write_text
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.public import public
+from cellwright.core.text import count
+from cellwright.evaluation.report import HEADLINE
+from cellwright.training.run_folder import (
+    REPEATS,
+    SCHEMA_VERSION,
+    RunFolder,
+    check_run_folder,
+    check_same_run,
+    open_run,
+    read_best,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from cellwright.data.loader import TrainingLoader
+    from cellwright.models.contract import Network
+    from cellwright.models.weights.foreign import LoadReport
+    from cellwright.models.weights.model_folder import ModelInfo
+    from cellwright.training.loop import Training
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainPlan:
+    """Train a model, or resume an interrupted training."""
+
+    recipe: str
+    """A shipped recipe (see `recipes list`) or a YAML file."""
+    _: KW_ONLY
+    data: Path
+    """Dataset folder with the splits train and val; without splits, all images are for training."""
+    init: str | None = None
+    """Weights to start from: nuclei, a model folder, a run, torchvision:NAME, or detectron2:FILE."""
+    set: tuple[str, ...] = ()
+    """Keys of the recipe to change, such as train.lr=2e-4."""
+    repeat: int | None = None
+    """Train this many runs with different seeds, each in its own folder, and show mean and spread."""
+    max_minutes: float | None = None
+    """Stop with a checkpoint after this time; the same command resumes the training."""
+    device: str = "auto"
+    """auto, cpu, cuda:N or mps."""
+    out: Path | None = None
+    """Run folder to write; by default runs/ and the name of the recipe."""
+    overwrite: bool = False
+    """Start from scratch if the folder contains a run."""
+
+
+@public
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A training run on disk.
+
+    Attributes:
+        folder: the run folder.
+        metrics: metrics of the best model on the validation images by name, without undefined ones; empty if there are
+            no validation images.
+        finished: whether the run has reached its end.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    finished: bool
+
+    def __repr__(self) -> str:
+        shown = "".join(f", {name} {value:.3g}" for name, value in self.headline()[:4])
+        return f"Run({str(self.folder)!r}, {'finished' if self.finished else 'not finished'}{shown})"
+
+    def headline(self) -> list[tuple[str, float]]:
+        """The most important metrics as (name, value); all metrics if none of those is there."""
+        return [(name, self.metrics[name]) for name in HEADLINE if name in self.metrics] or sorted(self.metrics.items())
+
+    @property
+    def model(self) -> Model:
+        """The best model, loaded on the default device each time this property is read."""
+        return load_model(self.folder)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        folder: contains a folder for each run.
+        runs: the finished runs by seed.
+        planned: the planned number of runs.
+    """
+
+    folder: Path
+    runs: dict[int, Run]
+    planned: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether all runs are finished."""
+        return len(self.runs) == self.planned
+
+    def metrics(self) -> dict[str, dict[str, float | int | None]]:
+        """``mean``, ``std`` (of a sample, n - 1; None for one run) and ``n`` of each metric that every run has."""
+        metrics = [run.metrics for run in self.runs.values()]
+        names = [name for name in (metrics[0] if metrics else {}) if all(name in others for others in metrics)]
+        values = {name: [run_metrics[name] for run_metrics in metrics] for name in names}
+        return {
+            name: {"mean": fmean(own), "std": stdev(own) if len(own) > 1 else None, "n": len(own)}
+            for name, own in values.items()
+        }
+
+    def table(self) -> tuple[tuple[str, ...], list[list[object]]]:
+        """Columns and rows: metric, mean, standard deviation, and the value of each seed."""
+        summary = self.metrics()
+        rows: list[list[object]] = []
+        for name in [name for name in HEADLINE if name in summary] or sorted(summary):
+            std = summary[name]["std"]
+            each = [run.metrics[name] for run in self.runs.values()]
+            rows.append([name, summary[name]["mean"], "-" if std is None else std, *each])
+        return ("metric", "mean", "std", *(f"seed {seed}" for seed in self.runs)), rows
+
+
+def train(
+    recipe: str | Path | Recipe,
+    data: Dataset | Path | str,
+    *,
+    out: Path | str,
+    init: str | None = None,
+    set: Sequence[str] = (),  # noqa: A002 - the same name as on the command line
+    max_minutes: float | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Run:
+    """Train a model; an unfinished run at ``out`` with the same recipe and data is resumed.
+
+    Args:
+        recipe: the name of a shipped recipe ("nuclei/finetune", "vrdl_nuclei/flow", ...), a YAML file, or a `Recipe`.
+        data: a dataset or its folder. Images of the split "train" are trained on and those of "val" select the best
+            model; a dataset without splits is trained on completely, and the last model is the best.
+        out: the run folder to write; the model is in its subfolder ``model``.
+        init: weights to start from, in place of the recipe's: "nuclei", a model folder, a run, "torchvision:NAME" or
+            "detectron2:FILE".
+        set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``.
+        max_minutes: stop with a checkpoint after this time; the same call resumes the training.
+        device: "auto", "cpu", "cuda:N" or "mps".
+        overwrite: start from scratch if ``out`` contains a run.
+
+    Returns:
+        The run, with the metrics of its best model.
+
+    Raises:
+        OutputError: ``out`` contains a finished run, a run with another recipe or data, or something else.
+        RecipeError: the recipe is not valid, or does not fit the data or the device.
+        ModelError: the initial weights do not exist or do not fit.
+        InputError: there are no training images or objects, or an image cannot be read.
+        TrainingDiverged: a loss or gradient is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> import cellwright as cw
+        >>> from cellwright.data.synthetic import write_demo_dataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data = write_demo_dataset(folder, splits=(("train", 1), ("val", 1)), image_hw=(64, 64), n_objects=4)
+        >>> small = ["model.backbone.width=8", "model.fpn.channels=16", "augment.crop_px=64", "train.batch_size=1"]
+        >>> short = ["train.length=1 step", "train.warmup=null"]
+        >>> run = cw.train("synthetic/demo", data, out=folder / "run", set=small + short, device="cpu")
+        >>> run.finished
+        True
+        >>> sorted(path.name for path in (folder / "run" / "model").iterdir())
+        ['README.md', 'model.json', 'weights.safetensors']
+        >>> run.model.class_names
+        ('nucleus',)
+    """
+    dataset = data if isinstance(data, Dataset) else read_dataset(Path(data))
+    request = _Request(load_recipe(recipe, set, init), dataset, Path(out), max_minutes, device, overwrite)
+    run = _train(request, SILENT)
+    assert run is not None  # not a dry run
+    return run
+
+
+def run(plan: TrainPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
+    """Carry out a plan. Returns the run, with ``repeat`` all runs, and None after a dry run.
+
+    Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
+    """
+    recipe = load_recipe(plan.recipe, plan.set, plan.init)
+    out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
+    request = _Request(recipe, read_dataset(plan.data), out, plan.max_minutes, plan.device, plan.overwrite)
+    if plan.repeat is not None:
+        return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
+    return _train(request, screen, dry_run=dry_run)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in ``folder``. Raises `InputError` if there is none."""
+    paths = RunFolder(folder)
+    if not paths.metrics.is_file():
+        raise InputError("not a run", where=folder, expected="a folder with metrics.json and model/")
+    return Run(folder, dict(read_best(paths).metrics), paths.done.exists())
+
+
+def load_recipe(recipe: str | Path | Recipe, changes: Sequence[str] = (), init: str | None = None) -> Recipe:
+    """The resolved recipe with its ``changes``. Raises `RecipeError` if it is not valid or cannot be trained."""
+    changes = (*changes, *((f"model.init={init}",) if init is not None else ()))
+    if isinstance(recipe, Recipe):
+        if changes:
+            raise RecipeError(
+                "`set` and `init` need a recipe by name or file", got=changes, remedy="change the Recipe object itself"
+            )
+        return recipe.resolved()
+    loaded = recipes.load(str(recipe), changes).resolved()
+    if loaded.model.kind == "classical":
+        remedy = "predict with it directly: name the model classical"
+        raise RecipeError("the classical method needs no training", where=loaded.name, remedy=remedy)
+    return loaded
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of what a run depends on: ids, sizes, splits, classes, and the size of every image file."""
+    digest = hashlib.sha256(repr(dataset.class_names).encode())
+    for sample in dataset:
+        size = sample.image_path.stat().st_size if sample.image_path is not None else 0
+        digest.update(repr((sample.id, sample.image_hw, sample.split, size)).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One training with its recipe and data loaded; ``keep_finished`` returns a finished run instead of refusing it."""
+
+    recipe: Recipe
+    dataset: Dataset
+    out: Path
+    max_minutes: float | None = None
+    device: str = "auto"
+    overwrite: bool = False
+    keep_finished: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_minutes is not None and not self.max_minutes >= 0:  # True for NaN
+            raise UsageError("invalid time limit", where="`max_minutes`", got=self.max_minutes, expected=">= 0")
+
+    @property
+    def training(self) -> Dataset:
+        """The training images: all images if the dataset has no splits."""
+        return self.dataset.with_split("train") if self.dataset.splits else self.dataset
+
+    @property
+    def validation(self) -> Dataset | None:
+        """The validation images, or None."""
+        evaluate = self.recipe.evaluate
+        if evaluate.split not in self.dataset.splits:
+            return None
+        validation = self.dataset.with_split(evaluate.split)
+        return validation.with_samples(validation.samples[: evaluate.max_images])
+
+    @property
+    def init(self) -> str | None:
+        """The weights that training starts from."""
+        return getattr(self.recipe.model, "init", None)
+
+    def describe(self) -> list[str]:
+        """What will be read, done and written, and warnings, in a few lines."""
+        recipe, train = self.recipe, self.recipe.train
+        validation = self.validation
+        n_validation = "no validation images" if validation is None else count(len(validation), "validation image")
+        lines = [
+            f"recipe {recipe.name}: {recipe.description}",
+            f"{count(len(self.training), 'training image')}, {n_validation}; {train.length} with "
+            f"{count(train.batch_size * train.accumulate, 'image')} per step",
+        ]
+        if self.init is None and isinstance(recipe.model, RCNNConfig):
+            backbone = recipe.model.backbone
+            if backbone.frozen_stages or backbone.norm == "frozen_batch_norm":
+                lines.append("warning: frozen layers of the backbone stay random, because no `init` weights are given")
+        if self.init is None and getattr(recipe.model, "init_fresh", ()):
+            lines.append("no `init` weights are given: all layers start at random, and model.init_fresh has no effect")
+        return lines
+
+
+def _train(request: _Request, screen: Screen, *, dry_run: bool = False) -> Run | None:
+    """Check the request, say what will be done, and train; None after a dry run, which writes nothing."""
+    from cellwright.training import loop
+    from cellwright.training.environment import describe_environment
+
+    recipe, run = request.recipe, RunFolder(request.out)
+    _check_classes(recipe, request.dataset)
+    device = resolve_device(request.device)
+    inputs = {"data": fingerprint(request.training), **_init_fingerprint(recipe)}
+    environment = describe_environment(device, recipe.train.threads, inputs)
+    recipe_yaml = recipes.dump(recipe)
+    if request.keep_finished and not request.overwrite and run.done.exists():
+        check_same_run(run, recipe_yaml, environment)
+        return read_run(request.out)
+    training, loaded = _prepare(request, run, device, environment, screen)
+    check_run_folder(run, recipe_yaml, environment, overwrite=request.overwrite)
+    for line in request.describe():
+        screen.note(line)
+    if loaded is not None:
+        screen.note(f"initial weights: {request.init}: {loaded.headline}; details in {run.init_report.name}")
+    screen.note(f"will write {request.out}/")
+    if dry_run:
+        return None
+    open_run(run.root, recipe_yaml=recipe_yaml, environment=environment, overwrite=request.overwrite)
+    if loaded is not None:
+        write_text(run.init_report, loaded.text())
+    try:
+        result = loop.train(training, max_minutes=request.max_minutes)
+    finally:
+        _draw_curves(run)  # also if the training diverged or was interrupted: the curves are most useful then
+    if not result.finished:
+        screen.note(f"stopped at step {result.step} of {result.total_steps}; run the training again to resume")
+    metrics = {name: value for name, value in result.best_metrics.items() if math.isfinite(value)}
+    return Run(request.out, metrics, result.finished)
+
+
+def _prepare(
+    request: _Request, run: RunFolder, device: torch.device, environment: dict[str, Any], screen: Screen
+) -> tuple[Training, LoadReport | None]:
+    """The network with its initial weights and everything else that training needs, after all checks."""
+    import torch
+
+    from cellwright.models.build import build_network
+    from cellwright.models.weights.model_folder import start_from
+    from cellwright.training import loop
+    from cellwright.training.logging import choose_reporter
+    from cellwright.training.validation import Validation, check_best_metric
+
+    recipe, class_names = request.recipe, request.dataset.class_names
+    check_best_metric(recipe, class_names)
+    torch.manual_seed(recipe.train.seed)
+    network = build_network(recipe, len(class_names))
+    loaded = None
+    if isinstance(recipe.model, RCNNConfig | UNetConfig) and recipe.model.init is not None:
+        loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)
+    validation = request.validation
+    training = loop.Training(
+        network=network,
+        loader=_loader(recipe, request.training, network),
+        config=recipe.train,
+        run=run,
+        info=_model_info(recipe, request.dataset, environment),
+        validation=None if validation is None else Validation(recipe, validation, device),
+        reporter=choose_reporter(
+            sys.stdout if screen.log_format == "json" else sys.stderr, log_format=screen.log_format, quiet=screen.quiet
+        ),
+        device=device,
+    )
+    loop.check(training)
+    return training, loaded
+
+
+def _loader(recipe: Recipe, training: Dataset, network: Network) -> TrainingLoader:
+    from cellwright.data.check import require_objects
+    from cellwright.data.loader import LoaderConfig, TrainingLoader
+
+    require_objects(training)
+    config = LoaderConfig(
+        input=recipe.input,
+        augment=recipe.augment,
+        data=recipe.data,
+        resize_rule=CONVENTIONS[recipe.conventions].resize_rule,
+        stride=network.stride,  # type: ignore[arg-type]
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+    )
+    return TrainingLoader(training.samples, config)
+
+
+def _model_info(recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> ModelInfo:
+    """The ``model.json`` of the trained model, without its metrics."""
+    from cellwright import __version__
+    from cellwright.models.weights.model_folder import ModelInfo
+
+    git = environment.get("git")
+    return ModelInfo(
+        kind=recipe.model.kind,
+        recipe=recipe.to_dict(),
+        class_names=dataset.class_names,
+        normalisation=recipe.input.model_dump(mode="json"),
+        data_licence=dataset.licence,
+        version=__version__,
+        git_hash=git["commit"] if isinstance(git, dict) else None,
+    )
+
+
+def _check_classes(recipe: Recipe, dataset: Dataset) -> None:
+    n_classes = len(dataset.class_names)
+    if recipe.classes is not None and recipe.classes != n_classes:
+        raise RecipeError(
+            "the recipe and the dataset have different numbers of classes",
+            where="classes",
+            got=f"recipe {recipe.classes}, dataset {n_classes} ({', '.join(dataset.class_names)})",
+            remedy=f"set classes={n_classes} in the recipe, or choose another dataset",
+        )
+
+
+def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
+    """A hash of the initial weights, or their name if it is not a file or folder. Never a path."""
+    from cellwright.models.weights.sources import shipped_model
+
+    init = getattr(recipe.model, "init", None)
+    if init is None:
+        return {}
+    path = shipped_model(init) or Path(init.rpartition(":")[2])
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return {"init": digest if files else init}
+
+
+def _draw_curves(run: RunFolder) -> None:
+    from cellwright.report.plots import draw_curves
+
+    if run.log.is_file():
+        draw_curves(run.log, run.curves)
+
+
+def _train_repeats(request: _Request, planned: int, screen: Screen, *, dry_run: bool) -> Repeats | None:
+    """Train ``planned`` runs with consecutive seeds, starting from the recipe's, each in ``out/seed_N``.
+
+    A time limit is for all runs together. ``out/repeat.json`` is written after each run. Raises `UsageError` for less
+    than one run, `OutputError` if ``out`` contains something else, and what `train` raises.
+    """
+    if planned < 1:
+        raise UsageError("invalid number of runs", where="`repeat`", got=planned, expected="1 or more")
+    _check_repeats_folder(request.out)
+    recipe, first_seed = request.recipe, request.recipe.train.seed
+    screen.note(f"{count(planned, 'run')} with seeds from {first_seed}; will write {request.out}/")
+    deadline = None if request.max_minutes is None else time.monotonic() + 60 * request.max_minutes
+    repeats = Repeats(request.out, {}, planned)
+    if not dry_run:
+        _write_repeats(repeats, first_seed)
+    for seed in range(first_seed, first_seed + planned):
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
+        out = request.out / f"seed_{seed}"
+        kept = not request.overwrite and RunFolder(out).done.exists()  # takes no time, and is part of the summary
+        if left is not None and left <= 0 and not kept:
+            screen.note("the time limit is reached; run the training again to resume")
+            break
+        screen.note(f"seed {seed} ({seed - first_seed + 1} of {planned})")
+        seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        single = dataclasses.replace(request, recipe=seeded, out=out, max_minutes=left, keep_finished=True)
+        run = _train(single, screen, dry_run=dry_run)
+        if run is None:
+            return None
+        if run.finished:
+            repeats = dataclasses.replace(repeats, runs={**repeats.runs, seed: run})
+            _write_repeats(repeats, first_seed)
+    return repeats
+
+
+def _check_repeats_folder(folder: Path) -> None:
+    """Raise `OutputError` unless the folder is new, empty, or contains repeated runs."""
+    if not folder.exists() or (folder / REPEATS).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        what = "a single run" if RunFolder(folder).recipe.is_file() else "something else"
+        raise OutputError(f"this folder contains {what}", where=folder, remedy="choose another `out`")
+
+
+def _write_repeats(repeats: Repeats, first_seed: int) -> None:
+    seeds = range(first_seed, first_seed + repeats.planned)
+    runs = [
+        {
+            "seed": seed,
+            "folder": f"seed_{seed}",
+            "metrics": repeats.runs[seed].metrics if seed in repeats.runs else None,
+        }
+        for seed in seeds
+    ]
+    content = {"schema_version": SCHEMA_VERSION, "finished": repeats.finished, "runs": runs}
+    write_json(repeats.folder / REPEATS, {**content, "metrics": repeats.metrics()})

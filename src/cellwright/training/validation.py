@@ -1,0 +1,125 @@
+"""Validation during training: the metrics of a network, which evaluation is the best, and when to stop early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from cellwright.config.recipe import Recipe
+from cellwright.config.training import TrainConfig
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import RecipeError, did_you_mean
+from cellwright.data.images.read import read_image
+from cellwright.evaluation.report import HEADLINE, evaluate_pairs
+from cellwright.models.contract import Network
+from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.predictor import network_predictor
+from cellwright.prediction.sources import sources_of_dataset
+from cellwright.training.state import Position
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORDED = (
+    *("AP@all", "AP50@all", "AP75@all", "AP@100", "AP50@100", "AP75@100", "AR@all"),
+    *("box_AP@all", "box_AP50@all", "box_AP75@all", "box_AP@100", "box_AP50@100", "box_AP75@100"),
+    *("kaggle_score", "accuracy@0.5", "accuracy@0.75", "f1@0.5", "precision@0.5", "recall@0.5", "pq", "sq", "dq"),
+    *("aji", "aji_plus", "aji_cellpose", "dice", "class_mean_pq", "score_iou_spearman", "score_calibration_error"),
+)
+RECORDED_PER_CLASS = ("AP@all", "AP50@all", "AP@100", "box_AP@all", "accuracy@0.5", "pq")
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Evaluates a network on the validation images.
+
+    Attributes:
+        recipe: the resolved recipe; its ``evaluate.metrics`` are computed.
+        dataset: the validation images with their ground truth.
+        device: where the network runs.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    device: torch.device
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """Names of the metrics that are shown after every evaluation and saved with the model."""
+        return tuple(dict.fromkeys((*HEADLINE, self.recipe.train.best_metric)))
+
+    def metrics(self, network: Network) -> dict[str, float]:
+        """The metrics of ``network`` by name, those of each class as ``name/class``; NaN where undefined.
+
+        All candidates count for average precision, whatever their score.
+        """
+        predict = self.recipe.predict
+        predictor = network_predictor(network, self.recipe, self.device)
+        predictor = replace(predictor, options=PredictOptions(min_area_px=predict.min_area_px))
+        paths = [source.path for source in sources_of_dataset(self.dataset)]
+        report = evaluate_pairs(
+            [predictor.predict([read_image(path)])[0] for path in paths],
+            [sample.read_instances() for sample in self.dataset],
+            metrics=self.recipe.evaluate.metrics,
+            class_names=self.dataset.class_names,
+            image_ids=[sample.id for sample in self.dataset],
+            score_threshold=predict.score_threshold,
+        )
+        best = self.recipe.train.best_metric
+        return {**recorded(report.values, report.per_class), best: report[best]}
+
+
+def recorded(values: Mapping[str, float], per_class: pd.DataFrame) -> dict[str, float]:
+    """The metrics of a report that a run records: overall, and as ``name/class`` for each class.
+
+    Further thresholds, caps and size bands, object counts and pooled metrics are omitted.
+    """
+    overall = {name: values[name] for name in RECORDED if name in values}
+    names = [name for name in RECORDED_PER_CLASS if name in per_class]
+    classes = per_class.set_index("class")
+    return overall | {f"{name}/{label}": float(classes.loc[label, name]) for name in names for label in classes.index}
+
+
+def check_best_metric(recipe: Recipe, class_names: Sequence[str]) -> None:
+    """Raise `RecipeError` if ``train.best_metric`` is not among the metrics that the recipe computes."""
+    known = evaluate_pairs([], [], metrics=recipe.evaluate.metrics, class_names=class_names).values
+    if recipe.train.best_metric not in known:
+        raise RecipeError(
+            "the metric that selects the best model is not computed",
+            where="train.best_metric, evaluate.metrics",
+            got=f"{recipe.train.best_metric!r} with metrics {', '.join(recipe.evaluate.metrics)}",
+            remedy=did_you_mean(recipe.train.best_metric, known),
+        )
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a lower value is better, judging by the name: losses, errors, and shares of lost recall."""
+    name = metric.partition("/")[0]  # without the class
+    return name.startswith(("loss", "errors_", "lost_recall_")) or name.endswith(("_loss", "_error"))
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether ``value`` is better than ``best``. Everything is better than None or NaN, and NaN than nothing else."""
+    if best is None or math.isnan(best):
+        return True
+    return value < best if lower_is_better(metric) else value > best
+
+
+def count_patience(position: Position, metric: str, value: float) -> None:
+    """Update the patience after a scheduled evaluation; an undefined metric is no improvement.
+
+    The evaluation at the end of a call with ``max_minutes`` is not counted: interrupting a run must not shorten it.
+    """
+    if math.isfinite(value) and is_better(metric, value, position.patience_best):
+        position.patience_best, position.patience_spent = value, 0
+    else:
+        position.patience_spent += 1
+
+
+def is_out_of_patience(position: Position, config: TrainConfig) -> bool:
+    """Whether the last ``config.patience`` scheduled evaluations brought no improvement."""
+    return config.patience is not None and position.patience_spent >= config.patience
