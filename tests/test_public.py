@@ -57,7 +57,7 @@ def test_functions_called_like_rooms_stay_functions() -> None:
     """Importing ``cellwright.training`` must not hide ``cellwright.train`` the function."""
     import cellwright.evaluation.report
     import cellwright.measurement.table
-    import cellwright.training.log
+    import cellwright.training.logging
 
     assert callable(cellwright.train)
     assert callable(cellwright.evaluate)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cellwright.api.models import load_model
     from cellwright.api.read import read_dataset, read_image, read_instances
     from cellwright.api.results import save, show
-    from cellwright.api.training import train
+    from cellwright.api.train import train
     from cellwright.core.dataset import Dataset, Sample
     from cellwright.core.errors import (
         CellwrightError,
@@ -87,7 +87,7 @@ _HOMES = {
     "read_instances": "api.read",
     "save": "api.results",
     "show": "api.results",
-    "train": "api.training",
+    "train": "api.train",
 }
 
 

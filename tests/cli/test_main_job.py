@@ -156,7 +156,7 @@ def test_model_inspect_and_lists(job: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["train", "vrdl_nuclei/quik", "--data", "DATA"], "did you mean 'vrdl_nuclei/quick'"),
         (["train", "synthetic/demo", "--data", "DATA", "--set", "train.lrr=1"], "did you mean 'lr'"),
-        (["train", "synthetic/demo", "--data", "DATA", "--set", "classes=3"], "class count differs"),
+        (["train", "synthetic/demo", "--data", "DATA", "--set", "classes=3"], "different numbers of classes"),
         (["train", "synthetic/demo", "--data", "NOWHERE"], "no such file or folder"),
         (["predict", "DATA", "--model", "NOWHERE"], "no such model"),
         (["predict", "DATA", "--model", "DATA"], "no model here"),

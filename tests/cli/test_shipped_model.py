@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import cellwright as cw
 from cellwright.api.models import NAMED_MODELS
-from cellwright.api.training import _init_fingerprint
+from cellwright.api.train import _init_fingerprint
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, UsageError
 from cellwright.models.build import build_network

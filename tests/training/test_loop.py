@@ -1,4 +1,4 @@
-"""What a run leaves, what is kept as best, and how it ends when it goes wrong."""
+"""The files of a run, its best model, early stopping, and how a run ends when it fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_run import draw_samples, tiny_config, tiny_loader, tiny_network, tiny_
 from cellwright.config.input import DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError, OutputError, RecipeError, TrainingDiverged
-from cellwright.training.reporter import LineReporter
+from cellwright.training.logging import LineReporter
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return draw_samples(tmp_path_factory.mktemp("data"))
 
 
-def test_a_run_folder_holds_what_the_design_says(tmp_path: Path, samples: list[Sample]) -> None:
+def test_files_of_a_run(tmp_path: Path, samples: list[Sample]) -> None:
     shown = io.StringIO()
     network = tiny_network()
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -35,8 +35,8 @@ def test_a_run_folder_holds_what_the_design_says(tmp_path: Path, samples: list[S
     assert result.finished
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"recipe.yaml", "environment.json", "log.csv", "metrics.json", "DONE", "checkpoints", "model"}
-    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == ["step_00000008", "step_00000012"]
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints == ["step_00000008", "step_00000012"]
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["threads"] == 1
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
@@ -51,7 +51,7 @@ def test_a_run_folder_holds_what_the_design_says(tmp_path: Path, samples: list[S
     assert any(line.startswith("step 6: score ") for line in lines)
 
 
-def test_log_has_every_step_once_and_metrics_where_evaluated(tmp_path: Path, samples: list[Sample]) -> None:
+def test_the_log_has_one_row_per_step_and_metrics_after_evaluations(tmp_path: Path, samples: list[Sample]) -> None:
     tiny_train(tmp_path / "run", samples, tiny_config())
     with (tmp_path / "run" / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -62,7 +62,7 @@ def test_log_has_every_step_once_and_metrics_where_evaluated(tmp_path: Path, sam
     assert {"lr", "gradient_norm", "step_s", "samples_per_s", "peak_memory_mb"} <= set(rows[0])
 
 
-def test_training_lowers_the_loss(tmp_path: Path, samples: list[Sample]) -> None:
+def test_training_reduces_the_loss(tmp_path: Path, samples: list[Sample]) -> None:
     tiny_train(
         tmp_path / "run",
         samples,
@@ -73,7 +73,7 @@ def test_training_lowers_the_loss(tmp_path: Path, samples: list[Sample]) -> None
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
-def test_the_best_model_is_kept_not_the_last(tmp_path: Path, samples: list[Sample]) -> None:
+def test_the_best_model_is_saved_not_the_last(tmp_path: Path, samples: list[Sample]) -> None:
     scores = iter([0.2, math.nan, 0.9, 0.4])
     config = tiny_config(evaluate_every="3 steps")
     network = tiny_network()
@@ -91,7 +91,7 @@ def test_without_evaluation_the_last_model_is_saved(tmp_path: Path, samples: lis
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in saved.items())
 
 
-def test_early_stopping_counts_evaluations_without_a_better_one(tmp_path: Path, samples: list[Sample]) -> None:
+def test_early_stopping_counts_evaluations_without_improvement(tmp_path: Path, samples: list[Sample]) -> None:
     scores = iter([0.2, 0.5, math.nan, 0.4, 0.6, 0.6, 0.1, 0.2, 0.9])
     config = tiny_config(length="20 steps", evaluate_every="2 steps", patience=3)
     result = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": next(scores)})
@@ -99,12 +99,12 @@ def test_early_stopping_counts_evaluations_without_a_better_one(tmp_path: Path, 
     assert (tmp_path / "run" / "DONE").read_text() == "16 of 20 steps; nothing better than step 10\n"
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     assert json.loads((newest / "state.json").read_text())["patience_spent"] == 3
-    (tmp_path / "run" / "DONE").unlink()  # killed at the very end: nothing is left to do
+    (tmp_path / "run" / "DONE").unlink()  # as if killed just before the end
     again = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": 1.0})
     assert (again.step, again.finished) == (16, True)
 
 
-def test_a_loss_is_best_where_it_is_lowest(tmp_path: Path, samples: list[Sample]) -> None:
+def test_the_lowest_loss_is_the_best(tmp_path: Path, samples: list[Sample]) -> None:
     for name in ("loss", "score_calibration_error", "errors_missed/astro"):
         scores = iter([0.5, 0.2, 0.3, 0.2, 0.1])
         config = tiny_config(evaluate_every="2 steps", best_metric=name, patience=2)
@@ -114,7 +114,9 @@ def test_a_loss_is_best_where_it_is_lowest(tmp_path: Path, samples: list[Sample]
         assert (result.step, result.best_step, result.best_metrics) == (8, 4, {name: 0.2})
 
 
-def test_evaluations_that_max_minutes_adds_spend_no_patience(tmp_path: Path, samples: list[Sample]) -> None:
+def test_extra_evaluations_of_max_minutes_do_not_count_for_early_stopping(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
     config = tiny_config(length="8 steps", evaluate_every="4 steps", checkpoint_every="1 step", patience=1)
     scores = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.1, 5: 0.3, 8: 0.2}
     for step in (1, 2, 3, 4, 5):
@@ -126,7 +128,7 @@ def test_evaluations_that_max_minutes_adds_spend_no_patience(tmp_path: Path, sam
     assert (result.step, result.finished, result.best_step) == (8, True, 1)
 
 
-def test_what_the_recipe_asks_and_cannot_have_is_said(tmp_path: Path, samples: list[Sample]) -> None:
+def test_a_recipe_that_does_not_fit_is_refused(tmp_path: Path, samples: list[Sample]) -> None:
     for changes, words in (
         ({"precision": "fp16"}, "fp16 needs CUDA"),
         ({"compile": True}, "no backbone"),
@@ -134,11 +136,11 @@ def test_what_the_recipe_asks_and_cannot_have_is_said(tmp_path: Path, samples: l
     ):
         with pytest.raises(RecipeError, match=words):
             tiny_train(tmp_path / "run", samples, tiny_config(**changes))
-    with pytest.raises(RecipeError, match="stopping early needs an evaluation"):
+    with pytest.raises(RecipeError, match="early stopping needs validation images"):
         tiny_train(tmp_path / "run", samples, tiny_config(patience=3), evaluate=None)
 
 
-def test_tensorboard_is_written_or_its_want_is_said(tmp_path: Path, samples: list[Sample]) -> None:
+def test_tensorboard_files_are_written_or_the_missing_package_is_named(tmp_path: Path, samples: list[Sample]) -> None:
     config = tiny_config(tensorboard=True)
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(RecipeError, match="TensorBoard is not installed") as caught:
@@ -154,14 +156,14 @@ def test_tensorboard_is_written_or_its_want_is_said(tmp_path: Path, samples: lis
     with (tmp_path / "run" / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step"}
-    shown = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert shown == [(int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows]
+    losses = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert losses == [(int(row["step"]), pytest.approx(float(row["loss"]))) for row in rows]
     assert [event.step for event in events.Scalars("score")] == [1, 6, 12]
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_learns_the_same(tmp_path: Path, samples: list[Sample]) -> None:
-    """Names of tensors, averaging (a deep copy) and resuming stay as they are; the losses differ by rounding only."""
+def test_a_compiled_backbone_trains_alike(tmp_path: Path, samples: list[Sample]) -> None:
+    """Tensor names, averaging (a deep copy) and resuming work as without; the losses differ only by rounding."""
 
     class Compiled(type(tiny_network())):
         def __init__(self) -> None:
@@ -180,30 +182,30 @@ def test_a_compiled_backbone_learns_the_same(tmp_path: Path, samples: list[Sampl
     assert run(tmp_path / "compiled", compiled=True) == pytest.approx(plain, rel=1e-4)
 
 
-def test_averaged_weights_are_what_is_evaluated_and_saved(tmp_path: Path, samples: list[Sample]) -> None:
-    network, seen = tiny_network(), []
+def test_averaged_weights_are_evaluated_and_saved(tmp_path: Path, samples: list[Sample]) -> None:
+    network, evaluated = tiny_network(), []
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         assert not model.training
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
         return weight_sum(model)
 
     config = tiny_config(ema_decay=0.9, evaluate_every="12 steps")
     tiny_train(tmp_path / "run", samples, config, network=network, evaluate=evaluate)
     averaged = load_file(tmp_path / "run" / "checkpoints" / "step_00000012" / "averaged.safetensors")
-    assert all(torch.equal(value, averaged[name]) for name, value in seen[0].items())
+    assert all(torch.equal(value, averaged[name]) for name, value in evaluated[0].items())
     own = network.state_dict()
     assert not torch.equal(own["layers.0.weight"], averaged["layers.0.weight"])
     assert torch.equal(own["layers.1.running_mean"], averaged["layers.1.running_mean"])  # copied, not averaged
 
 
-def test_an_unknown_best_metric_is_named(tmp_path: Path, samples: list[Sample]) -> None:
+def test_an_unknown_best_metric_is_refused(tmp_path: Path, samples: list[Sample]) -> None:
     with pytest.raises(RecipeError, match="did you mean 'score'") as caught:
         tiny_train(tmp_path / "run", samples, tiny_config(best_metric="scor"))
     assert "train.best_metric" in str(caught.value)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_writes_no_weights(tmp_path: Path, samples: list[Sample]) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_without_writing_weights(tmp_path: Path, samples: list[Sample]) -> None:
     with pytest.raises(TrainingDiverged) as caught:
         tiny_train(tmp_path / "run", samples, tiny_config(), network=tiny_network(spoil_at=6))
     message = str(caught.value)
@@ -218,15 +220,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_writes_no_weights(tmp_path: 
     assert tiny_train(tmp_path / "run", samples, tiny_config()).finished
 
 
-def test_an_exploded_gradient_ends_the_run(tmp_path: Path, samples: list[Sample]) -> None:
+def test_an_exploding_gradient_ends_the_run(tmp_path: Path, samples: list[Sample]) -> None:
     with pytest.raises(TrainingDiverged, match=r"above train.max_gradient_norm \(100\)"):
         tiny_train(
             tmp_path / "run", samples, tiny_config(max_gradient_norm=100), network=tiny_network(gradient_factor=1e6)
         )
 
 
-def test_a_learning_rate_too_high_without_warm_up_ends_in_words(tmp_path: Path, samples: list[Sample]) -> None:
-    """Nothing is spoilt by hand: the gradients explode by themselves, as those of a published run did."""
+def test_too_high_a_learning_rate_ends_with_a_clear_error(tmp_path: Path, samples: list[Sample]) -> None:
+    """The gradients explode on their own, as in a published run."""
     config = tiny_config(lr=10, warmup=None, clip_norm=None, length="60 steps", momentum=0.99)
     with pytest.raises(TrainingDiverged, match="training diverged at step") as caught:
         tiny_train(tmp_path / "run", samples, config)
@@ -242,7 +244,7 @@ def test_a_learning_rate_too_high_without_warm_up_ends_in_words(tmp_path: Path, 
 
 
 def test_weights_that_overflow_are_never_saved(tmp_path: Path, samples: list[Sample]) -> None:
-    """Loss and gradient of the very last step are finite, the weights after it are not."""
+    """The loss and gradient of the last step are finite, but the weights after it are not."""
     network = tiny_network()
     config = tiny_config(length="4 steps", warmup=None)
 
@@ -258,24 +260,24 @@ def test_weights_that_overflow_are_never_saved(tmp_path: Path, samples: list[Sam
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions differ")
-def test_a_run_folder_that_cannot_be_written(tmp_path: Path, samples: list[Sample]) -> None:
+def test_a_run_folder_that_is_not_writable(tmp_path: Path, samples: list[Sample]) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
-    with pytest.raises(OutputError, match=r"cannot write this output|a file stands") as caught:
+    with pytest.raises(OutputError, match=r"cannot write this output|a file has its name") as caught:
         tiny_train(blocker / "run", samples, tiny_config())
     assert str(blocker) in str(caught.value)
-    with pytest.raises(OutputError, match="a file stands"):
+    with pytest.raises(OutputError, match="a file has its name"):
         tiny_train(blocker, samples, tiny_config())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_is_said(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors go to a device that is always full; the message is ours and no half checkpoint stays."""
+def test_a_full_disk_is_reported(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are written to a device that is always full: a clear error, and no incomplete checkpoint remains."""
     from cellwright.models.weights import tensor_files
 
     def to_full_device(tensors: dict[str, torch.Tensor], path: Path) -> None:
         path.write_bytes(b"half a checkpoint")
-        # Opened for writing, and never given to safetensors, which would rename a file over the device.
+        # Not passed to safetensors, which would rename a file over the device.
         with Path("/dev/full").open("wb", buffering=0) as file:
             file.write(b"x")
 
@@ -286,11 +288,11 @@ def test_a_full_disk_is_said(tmp_path: Path, samples: list[Sample], monkeypatch:
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-def test_threads_of_the_first_call_are_kept(tmp_path: Path, samples: list[Sample]) -> None:
-    seen = []
+def test_a_run_keeps_the_number_of_threads_of_its_first_call(tmp_path: Path, samples: list[Sample]) -> None:
+    threads = []
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        seen.append(torch.get_num_threads())
+        threads.append(torch.get_num_threads())
         return weight_sum(model)
 
     before = torch.get_num_threads()
@@ -303,11 +305,11 @@ def test_threads_of_the_first_call_are_kept(tmp_path: Path, samples: list[Sample
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-    assert set(seen) == {2}
+    assert set(threads) == {2}
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["threads"] == 2
 
 
-def test_a_bad_sample_ends_the_run_with_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     samples = draw_samples(tmp_path / "data")
     path = samples[3].image_path
     assert path is not None
@@ -316,7 +318,7 @@ def test_a_bad_sample_ends_the_run_with_its_name(tmp_path: Path) -> None:
         tiny_train(tmp_path / "run", samples, tiny_config(), data=DataConfig(workers=0))
 
 
-def test_epochs_count_the_images_of_the_loader(tmp_path: Path, samples: list[Sample]) -> None:
+def test_length_in_epochs(tmp_path: Path, samples: list[Sample]) -> None:
     config = tiny_config(length="2 epochs")
     assert tiny_loader(samples, config, DataConfig()).n_samples == 5
     assert tiny_train(tmp_path / "run", samples, config).step == 5

@@ -1,4 +1,4 @@
-"""Begin, go on, or refuse with the way out."""
+"""Starting, resuming and refusing a run, and the recorded environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cellwright.training.run_folder import open_run
 ENVIRONMENT = {"threads": 3, "inputs": {"data": "abc"}}
 
 
-def test_an_unfinished_run_goes_on_and_keeps_its_threads(tmp_path: Path) -> None:
+def test_an_unfinished_run_resumes_with_its_number_of_threads(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", recipe_yaml="a: 1\n", environment=ENVIRONMENT)
     (run.checkpoints / "step_00000001").mkdir()
     again = open_run(tmp_path / "run", recipe_yaml="a: 1\n", environment={**ENVIRONMENT, "threads": 8, "gpu": "x"})
@@ -25,19 +25,19 @@ def test_an_unfinished_run_goes_on_and_keeps_its_threads(tmp_path: Path) -> None
     assert (recorded["threads"], recorded["gpu"], recorded["schema_version"]) == (3, "x", 1)
 
 
-def test_another_recipe_or_other_data_is_refused(tmp_path: Path) -> None:
+def test_another_recipe_or_other_data_are_refused(tmp_path: Path) -> None:
     open_run(tmp_path / "run", recipe_yaml="a: 1\nlr: 0.1\n", environment=ENVIRONMENT)
     with pytest.raises(OutputError, match="another recipe") as caught:
         open_run(tmp_path / "run", recipe_yaml="a: 1\nlr: 0.2\n", environment=ENVIRONMENT)
     assert "'lr: 0.2' instead of 'lr: 0.1'" in str(caught.value)
-    assert "--overwrite" in str(caught.value)
+    assert "`overwrite=True`" in str(caught.value)
     with pytest.raises(OutputError, match="in one of them only"):
         open_run(tmp_path / "run", recipe_yaml="a: 1\n", environment=ENVIRONMENT)
-    with pytest.raises(OutputError, match=r"other input \(data\)"):
+    with pytest.raises(OutputError, match=r"another input \(data\)"):
         open_run(tmp_path / "run", recipe_yaml="a: 1\nlr: 0.1\n", environment={"inputs": {"data": "xyz"}})
 
 
-def test_a_finished_run_is_refused_and_overwritten_when_asked(tmp_path: Path) -> None:
+def test_a_finished_run_is_refused_unless_overwritten(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", recipe_yaml="a: 1\n", environment=ENVIRONMENT)
     run.done.write_text("")
     with pytest.raises(OutputError, match="finished"):
@@ -47,22 +47,22 @@ def test_a_finished_run_is_refused_and_overwritten_when_asked(tmp_path: Path) ->
     assert run.recipe.read_text() == "b: 2\n"
 
 
-def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_never_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="holds no run"):
+        with pytest.raises(OutputError, match="not a run"):
             open_run(tmp_path, recipe_yaml="a: 1\n", environment=ENVIRONMENT, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_kill_between_the_first_two_files_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_run_killed_between_its_first_two_files_can_start_again(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", recipe_yaml="a: 1\n", environment=ENVIRONMENT)
     run.environment.unlink()
     open_run(tmp_path / "run", recipe_yaml="a: 1\n", environment=ENVIRONMENT)
     assert run.environment.is_file()
 
 
-def test_the_environment_is_plain_and_names_no_path(tmp_path: Path) -> None:
+def test_the_environment_is_json_without_paths(tmp_path: Path) -> None:
     described = describe_environment(torch.device("cpu"), None, {"data": "abc"})
     text = json.dumps(described)
     assert str(Path.home()) not in text or str(Path.home()) == "/"

@@ -1,4 +1,4 @@
-"""Learning rates computed by hand, and by torch's own schedulers."""
+"""Learning rates against values computed by hand and against the schedulers of torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cellwright.training.schedule import Timeline, learning_rate
 
 
 def rates(n_samples: int = 10, **settings: object) -> list[float]:
-    """The learning rate of every step of a run over ``n_samples`` images."""
+    """The learning rate of every step of a run on ``n_samples`` images."""
     config = TrainConfig(**settings)  # type: ignore[arg-type]
     timeline = Timeline.of(config, n_samples)
     return [learning_rate(config, step, timeline) for step in range(timeline.total_steps)]
@@ -24,37 +24,37 @@ def due(timeline: Timeline, every: str, total: int) -> list[int]:
 
 
 def test_warm_up_is_linear_from_the_start_factor() -> None:
-    found = rates(lr=0.2, length="6 steps", warmup="4 steps", warmup_start_factor=0.5, schedule={"kind": "constant"})
-    assert found == pytest.approx([0.1, 0.125, 0.15, 0.175, 0.2, 0.2])
+    actual = rates(lr=0.2, length="6 steps", warmup="4 steps", warmup_start_factor=0.5, schedule={"kind": "constant"})
+    assert actual == pytest.approx([0.1, 0.125, 0.15, 0.175, 0.2, 0.2])
 
 
-def test_milestones_in_shares_steps_and_epochs_say_the_same() -> None:
+def test_milestones_in_percent_steps_and_epochs_are_equivalent() -> None:
     expected = pytest.approx([1] * 5 + [0.1] * 3 + [0.01] * 2)
     for milestones in (("50%", "80%"), ("5 steps", "8 steps"), ("2.5 epochs", "4 epochs")):
         schedule = {"kind": "multi_step", "milestones": milestones}
         assert rates(n_samples=4, lr=1, length="10 steps", warmup=None, schedule=schedule) == expected
 
 
-def test_a_share_is_exact() -> None:
-    """In floating point .7 of 10 is 7.000000000000001, and the fall would come a step late."""
-    found = rates(lr=1, length="10 steps", warmup=None, schedule={"kind": "multi_step", "milestones": ["70%"]})
-    assert found == pytest.approx([1] * 7 + [0.1] * 3)
+def test_percentages_are_exact() -> None:
+    """In floating point 70 % of 10 is 7.000000000000001, and the decay would come one step late."""
+    actual = rates(lr=1, length="10 steps", warmup=None, schedule={"kind": "multi_step", "milestones": ["70%"]})
+    assert actual == pytest.approx([1] * 7 + [0.1] * 3)
 
 
-def test_cosine_falls_from_the_end_of_warm_up_to_the_final_factor() -> None:
+def test_cosine_decays_from_the_end_of_warm_up_to_the_final_factor() -> None:
     schedule = {"kind": "cosine", "final_factor": 0.2}
     config = TrainConfig(lr=1, length="12 steps", warmup="2 steps", warmup_start_factor=0.1, schedule=schedule)  # type: ignore[arg-type]
     timeline = Timeline.of(config, 1)
-    found = {step: learning_rate(config, step, timeline) for step in (0, 1, 2, 7, 12)}
-    assert found == pytest.approx({0: 0.1, 1: 0.55, 2: 1, 7: 0.6, 12: 0.2})
+    actual = {step: learning_rate(config, step, timeline) for step in (0, 1, 2, 7, 12)}
+    assert actual == pytest.approx({0: 0.1, 1: 0.55, 2: 1, 7: 0.6, 12: 0.2})
 
 
-def test_no_warm_up_and_one_step() -> None:
+def test_one_step_without_warm_up() -> None:
     assert rates(lr=0.3, length="1 step", warmup=None, schedule={"kind": "cosine"}) == [0.3]
 
 
 @pytest.mark.parametrize(
-    ("schedule", "peer"),
+    ("schedule", "scheduler_of"),
     [
         ({"kind": "step", "every": "3 epochs"}, lambda o: torch.optim.lr_scheduler.StepLR(o, 15, 0.1)),
         (
@@ -64,17 +64,17 @@ def test_no_warm_up_and_one_step() -> None:
         ({"kind": "cosine"}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 50)),
     ],
 )
-def test_torchs_schedulers_agree(schedule: dict[str, object], peer) -> None:
+def test_schedulers_of_torch_agree(schedule: dict[str, object], scheduler_of) -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
-    scheduler, expected = peer(optimiser), []
-    for _ in range(50):  # 10 epochs of 10 images in pairs
+    scheduler, expected = scheduler_of(optimiser), []
+    for _ in range(50):  # 10 epochs of 10 images, 2 images per step
         expected.append(scheduler.get_last_lr()[0])
         optimiser.step()
         scheduler.step()
     assert rates(n_samples=10, lr=0.4, length="10 epochs", warmup=None, schedule=schedule) == pytest.approx(expected)
 
 
-# What the field's reports did, in the words of a recipe: images, settings, then step -> rate expected.
+# Schedules of published reports as recipes: number of images, settings, schedule, and expected rates by step.
 REPORTS = {
     "first VRDL report": (
         20,
@@ -110,16 +110,16 @@ REPORTS = {
 
 
 @pytest.mark.parametrize("report", REPORTS)
-def test_what_the_reports_did_can_be_said(report: str) -> None:
+def test_schedules_of_published_reports(report: str) -> None:
     n_samples, settings, schedule, expected = REPORTS[report]
-    found = rates(n_samples=n_samples, **settings, schedule=schedule)
-    assert {step: found[step] for step in expected} == pytest.approx(expected)
+    actual = rates(n_samples=n_samples, **settings, schedule=schedule)
+    assert {step: actual[step] for step in expected} == pytest.approx(expected)
 
 
-def test_what_is_due_and_when() -> None:
+def test_multiples_of_a_span_are_due() -> None:
     timeline = Timeline.of(TrainConfig(length="2 epochs", batch_size=2, warmup=None), 5)
     assert (timeline.total_steps, timeline.steps_per_epoch) == (5, Fraction(5, 2))
-    assert due(timeline, "1 epoch", 10) == [3, 5, 8, 10]  # the first step by which an epoch is whole
+    assert due(timeline, "1 epoch", 10) == [3, 5, 8, 10]  # the first step after each complete epoch
     assert due(timeline, "2 steps", 6) == [2, 4, 6]
     assert due(timeline, "0.1 epochs", 4) == [1, 2, 3, 4]
     assert due(timeline, "40%", 6) == [2, 4, 6]

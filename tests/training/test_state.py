@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or absent, and clear when they do not fit."""
+"""Checkpoints are exact and complete, and a checkpoint that does not fit is refused with a clear error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make_state(seed: int, optimiser: str = "sgd", width: int = 4) -> TrainState:
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_everything_comes_back_to_the_bit(tmp_path: Path, optimiser: str) -> None:
+def test_a_loaded_checkpoint_is_bit_identical(tmp_path: Path, optimiser: str) -> None:
     saved, other = make_state(0, optimiser), make_state(1, optimiser)
     saved.position.metrics = {"a": 0.1 + 0.2}
     path = save_checkpoint(tmp_path, saved, keep=2)
@@ -59,7 +59,7 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path, optimiser: str) -> Non
         assert torch.equal(saved.averaged[name], other.averaged[name])
 
 
-def test_averaging_by_hand() -> None:
+def test_averaged_weights_against_values_computed_by_hand() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, 0.0)
     optimiser = build_optimiser(network, TrainConfig())
@@ -74,20 +74,20 @@ def test_averaging_by_hand() -> None:
     assert state.averaged["weight"].item() == pytest.approx(0.9 * 9 / 11)
 
 
-def test_an_interrupted_write_is_never_taken(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_never_loaded(tmp_path: Path) -> None:
     state = make_state(0)
     assert newest_checkpoint(tmp_path / "absent") is None
     assert newest_checkpoint(tmp_path) is None
     first = save_checkpoint(tmp_path, state, keep=3)
-    torn = tmp_path / f".step_00000009.{os.getpid() + 1}.partial"
-    torn.mkdir()
-    (torn / "weights.safetensors").write_bytes(b"half")
+    incomplete = tmp_path / f".step_00000009.{os.getpid() + 1}.partial"
+    incomplete.mkdir()
+    (incomplete / "weights.safetensors").write_bytes(b"half")
     (tmp_path / "step_00000010.zip").write_bytes(b"")
     assert newest_checkpoint(tmp_path) == first
-    assert not torn.exists()
+    assert not incomplete.exists()
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     state = make_state(0)
     for step in (5, 10, 123456789, 20):
         state.position.step = step
@@ -98,15 +98,15 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert newest.name == "step_123456789"
 
 
-def test_a_state_of_other_fields_is_named(tmp_path: Path) -> None:
+def test_a_state_with_other_fields_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, make_state(0), keep=2)
-    described = path / "state.json"
-    described.write_text(described.read_text().replace('"best_step"', '"bst"'))
+    state_file = path / "state.json"
+    state_file.write_text(state_file.read_text().replace('"best_step"', '"bst"'))
     with pytest.raises(FormatError, match=r"damaged\n  where: .*state\.json"):
         load_checkpoint(path, make_state(1))
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, make_state(0), keep=2)
     weights = path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -130,13 +130,13 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path, make_state(1))
 
 
-def test_a_checkpoint_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_the_checkpoint_folder_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         save_checkpoint(tmp_path / "checkpoints", make_state(0), keep=2)
 
 
-def test_norms_and_biases_are_not_decayed_unless_asked() -> None:
+def test_norms_and_biases_have_no_weight_decay_by_default() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     groups = build_optimiser(network, TrainConfig(weight_decay=0.1)).param_groups
     assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [

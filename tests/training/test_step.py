@@ -1,4 +1,4 @@
-"""One optimiser step, against gradients computed another way."""
+"""One optimiser step against gradients computed in another way."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ from cellwright.training.step import diverged, take_step
 
 
 class Line(nn.Module):
-    """Two losses of the mean of each image, through a "backbone" and a head; ``blow_up`` multiplies them."""
+    """Two losses of the mean of each image, with a "backbone" and a head; ``loss_factor`` scales them."""
 
-    def __init__(self, blow_up: float = 1.0) -> None:
+    def __init__(self, loss_factor: float = 1.0) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.backbone, self.head, self.blow_up = nn.Linear(3, 4), nn.Linear(4, 1), blow_up
+        self.backbone, self.head, self.loss_factor = nn.Linear(3, 4), nn.Linear(4, 1), loss_factor
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        found = self.head(self.backbone(batch.images.mean((2, 3))))
-        return {"size": self.blow_up * found.square().mean(), "one": self.blow_up * (found - 1).abs().mean()}
+        outputs = self.head(self.backbone(batch.images.mean((2, 3))))
+        return {
+            "size": self.loss_factor * outputs.square().mean(),
+            "one": self.loss_factor * (outputs - 1).abs().mean(),
+        }
 
 
 def make_batch(seed: int) -> Batch:
     torch.manual_seed(seed)
-    none = [torch.zeros(0, dtype=torch.int64)] * 2
+    empty = [torch.zeros(0, dtype=torch.int64)] * 2
     layers = [torch.zeros((1, 4, 4), dtype=torch.int32)] * 2
     boxes = [torch.zeros((0, 4))] * 2
-    return Batch(torch.randn(2, 3, 4, 4), [(4, 4)] * 2, boxes, none, [n.bool() for n in none], layers, none, seed)
+    return Batch(torch.randn(2, 3, 4, 4), [(4, 4)] * 2, boxes, empty, [n.bool() for n in empty], layers, empty, seed)
 
 
 def make_state(network: nn.Module, config: TrainConfig, scaler: torch.amp.GradScaler | None = None) -> TrainState:
     return TrainState(network, build_optimiser(network, config), Position(), None, scaler)
 
 
-def test_accumulated_batches_take_one_step_on_their_mean_loss() -> None:
+def test_accumulated_batches_make_one_step_on_their_mean_loss() -> None:
     config = TrainConfig(accumulate=3, weight_decay=0, momentum=0, clip_norm=None)
     batches = [make_batch(seed) for seed in range(3)]
     network, other = Line(), Line()
@@ -58,7 +61,7 @@ def test_accumulated_batches_take_one_step_on_their_mean_loss() -> None:
         torch.testing.assert_close(p, q)
 
 
-def test_a_bad_loss_in_the_second_batch_moves_nothing() -> None:
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     config = TrainConfig(accumulate=2)
     network, good, bad = Line(), make_batch(0), make_batch(1)
     bad.images[0, 0, 0, 0] = math.nan
@@ -71,7 +74,7 @@ def test_a_bad_loss_in_the_second_batch_moves_nothing() -> None:
     assert "(now none)" in str(diverged(outcome, TrainConfig(warmup=None)))
 
 
-def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
+def test_the_backbone_has_its_own_learning_rate() -> None:
     network = Line()
     network.backbone.bias.requires_grad_(False)
     optimiser = build_optimiser(network, TrainConfig(backbone_lr_factor=0.1, optimiser="adam", weight_decay=0.2))
@@ -83,18 +86,18 @@ def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
         build_optimiser(nn.Linear(1, 1), TrainConfig(backbone_lr_factor=0.1))
 
 
-def test_every_optimiser_follows_torchs_own() -> None:
-    peers = {
+def test_optimisers_match_those_of_torch() -> None:
+    references = {
         "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.8, weight_decay=0.01),
         "adam": lambda p: torch.optim.Adam(p, 0.1, betas=(0.8, 0.99), weight_decay=0.01),
         "adamw": lambda p: torch.optim.AdamW(p, 0.1, betas=(0.8, 0.99), weight_decay=0.01),
     }
-    for name, peer in peers.items():
+    for name, reference in references.items():
         config = TrainConfig(
             optimiser=name, momentum=0.8, beta2=0.99, weight_decay=0.01, decay_norms_and_biases=True, clip_norm=None
         )  # type: ignore[arg-type]
         network, other = Line(), Line()
-        state, optimiser = make_state(network, config), peer(other.parameters())
+        state, optimiser = make_state(network, config), reference(other.parameters())
         for seed in range(3):
             take_step(state, [make_batch(seed)], config, lr=0.1)
             optimiser.zero_grad()
@@ -104,13 +107,13 @@ def test_every_optimiser_follows_torchs_own() -> None:
             torch.testing.assert_close(p, q)
 
 
-def test_a_scaler_changes_no_step_and_its_state_is_kept(tmp_path) -> None:
-    """CUDA's fp16 needs it; the CPU's scaler has the same arithmetic."""
+def test_a_loss_scaler_changes_no_step_and_its_state_is_saved(tmp_path) -> None:
+    """fp16 on CUDA needs a scaler; the scaler for the CPU does the same arithmetic."""
     config = TrainConfig(clip_norm=0.5)
     plain, scaled = make_state(Line(), config), make_state(Line(), config, torch.amp.GradScaler("cpu", init_scale=256))
     for seed in range(3):
-        one, other = (take_step(state, [make_batch(seed)], config, lr=0.1) for state in (plain, scaled))
-        assert other.gradient_norm == pytest.approx(one.gradient_norm)
+        outcomes = [take_step(state, [make_batch(seed)], config, lr=0.1) for state in (plain, scaled)]
+        assert outcomes[1].gradient_norm == pytest.approx(outcomes[0].gradient_norm)
     for p, q in zip(plain.network.parameters(), scaled.network.parameters(), strict=True):
         torch.testing.assert_close(p, q)
     scaled.position.step = 3
@@ -124,9 +127,9 @@ def test_a_scaler_changes_no_step_and_its_state_is_kept(tmp_path) -> None:
     assert again.position == scaled.position
 
 
-def test_an_overflow_of_the_scaled_loss_skips_the_step_and_lowers_the_scale() -> None:
+def test_an_overflow_skips_the_step_and_lowers_the_loss_scale() -> None:
     config = TrainConfig()
-    state = make_state(Line(blow_up=1e37), config, torch.amp.GradScaler("cpu", init_scale=2**10))
+    state = make_state(Line(loss_factor=1e37), config, torch.amp.GradScaler("cpu", init_scale=2**10))
     assert state.scaler is not None
     before = [p.clone() for p in state.network.parameters()]
     outcome = take_step(state, [make_batch(0)], config, lr=0.1)
@@ -134,25 +137,25 @@ def test_an_overflow_of_the_scaled_loss_skips_the_step_and_lowers_the_scale() ->
     assert not math.isfinite(outcome.gradient_norm)
     assert all(torch.equal(p, q) for p, q in zip(state.network.parameters(), before, strict=True))
     state.scaler.update(1.0)
-    network = Line(blow_up=1e38)  # overflows without any scale
+    network = Line(loss_factor=1e38)  # overflows even without a scale
     state = make_state(network, config, torch.amp.GradScaler("cpu", init_scale=1.0))
     assert take_step(state, [make_batch(0)], config, lr=0.1).problem is not None
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_and_losses_in_float32() -> None:
-    seen = []
+    dtypes = []
 
-    class Watched(Line):
+    class Recording(Line):
         def losses(self, batch: Batch) -> dict[str, Tensor]:
             losses = super().losses(batch)
-            seen.append(self.head(self.backbone(batch.images.mean((2, 3)))).dtype)
+            dtypes.append(self.head(self.backbone(batch.images.mean((2, 3)))).dtype)
             return losses
 
     for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         config = TrainConfig(precision=precision)  # type: ignore[arg-type]
-        state = make_state(Watched(), config)
+        state = make_state(Recording(), config)
         outcome = take_step(state, [make_batch(0)], config, lr=0.1)
-        assert seen.pop() == dtype
+        assert dtypes.pop() == dtype
         assert all(p.dtype == torch.float32 for p in state.network.parameters())
         assert outcome.losses == pytest.approx(
             {name: loss.item() for name, loss in Line().losses(make_batch(0)).items()}, rel=0.05

@@ -1,7 +1,7 @@
-"""A whole run in small: drawn images, a network of three layers, the real loader and loop.
+"""A very small training: drawn images and a tiny network, with the real loader and loop.
 
-Tests import it; `test_resume.py` also runs it as a program, to kill it: ``python tiny_run.py RUN DATA WORKERS STEPS``,
-or ``python tiny_run.py RUN DATA KILLS`` to have it kill itself at so many random points.
+Tests import it. `test_resume.py` also runs it as a program, in order to kill it: ``python tiny_run.py RUN DATA WORKERS
+STEPS`` trains once, and ``python tiny_run.py RUN DATA KILLS`` kills itself at that many random points.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.config.training import TrainConfig
 from cellwright.core.dataset import Loaded, Sample
-from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.loader import LoaderConfig, TrainingLoader
+from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.ops.batch import Batch
 from cellwright.training.environment import describe_environment
-from cellwright.training.loop import Hooks, TrainResult, train
-from cellwright.training.reporter import Reporter, SilentReporter
-from cellwright.training.run_folder import RunFolder, open_run
+from cellwright.training.logging import Reporter, SilentReporter
+from cellwright.training.loop import Training, TrainResult, train
+from cellwright.training.run_folder import open_run
 
 RECIPE = "name: tiny\n"
 AUGMENT = AugmentConfig(
@@ -38,7 +39,7 @@ AUGMENT = AugmentConfig(
 
 
 def draw_samples(folder: Path, n: int = 5) -> list[Sample]:
-    """``n`` images with bright squares that overlap, written as PNG below ``folder``."""
+    """``n`` images with bright, overlapping squares, written to ``folder`` as PNG files."""
     import cv2
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def draw_samples(folder: Path, n: int = 5) -> list[Sample]:
 
 
 def tiny_loader(samples: list[Sample], config: TrainConfig, data: DataConfig, stride: int = 8) -> TrainingLoader:
-    """The real loader over ``samples``."""
+    """The real loader for ``samples``."""
     return TrainingLoader(
         samples,
         LoaderConfig(
@@ -74,9 +75,9 @@ def tiny_loader(samples: list[Sample], config: TrainConfig, data: DataConfig, st
 
 
 class TinyNetwork(nn.Module):
-    """Tells foreground from background, pixel by pixel; with batch norm, dropout and a draw of its own.
+    """Separates foreground from background, with batch normalisation, dropout and random draws.
 
-    ``spoil_at`` makes the loss NaN at that step of this object's life; ``gradient_factor`` blows gradients up.
+    ``spoil_at`` makes the loss NaN at that call of this object; ``gradient_factor`` scales the gradients.
     """
 
     stride = 8
@@ -96,9 +97,9 @@ class TinyNetwork(nn.Module):
             height, width = layers.shape[1:]
             target[i, :height, :width] = (layers > 0).any(dim=0).float()
         self.calls += 1
-        spoilt = float("nan") if self.calls - 1 == self.spoil_at else self.gradient_factor
+        factor = float("nan") if self.calls - 1 == self.spoil_at else self.gradient_factor
         return {
-            "foreground": spoilt * nn.functional.binary_cross_entropy_with_logits(logits, target),
+            "foreground": factor * nn.functional.binary_cross_entropy_with_logits(logits, target),
             "size": 0.01 * logits.square().mean(),
         }
 
@@ -113,7 +114,7 @@ def tiny_network(spoil_at: int = -1, gradient_factor: float = 1.0) -> TinyNetwor
 
 
 def tiny_config(**changes: object) -> TrainConfig:
-    """Twelve steps of two images."""
+    """Twelve steps with two images per step."""
     defaults = {
         "length": "12 steps",
         "batch_size": 2,
@@ -128,9 +129,17 @@ def tiny_config(**changes: object) -> TrainConfig:
 
 
 def weight_sum(network: nn.Module) -> dict[str, float]:
-    """A "metric" that shows any change of bits."""
+    """A "metric" that any change of the weights changes."""
     total = sum(value.double().abs().sum() for value in network.state_dict().values())
     return {"score": float(total), "undefined": float("nan")}
+
+
+@dataclass
+class StubValidation:
+    """Stands in for the evaluation on validation images."""
+
+    metrics: Callable[[nn.Module], dict[str, float]]
+    headline: tuple[str, ...] = ()
 
 
 def tiny_train(
@@ -141,31 +150,32 @@ def tiny_train(
     network: TinyNetwork | None = None,
     data: DataConfig | None = None,
     reporter: Reporter | None = None,
-    evaluate: object = weight_sum,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = weight_sum,
     max_minutes: float | None = None,
 ) -> TrainResult:
     """Open the run at ``root`` and train."""
     environment = describe_environment(torch.device("cpu"), config.threads, {"data": "drawn"})
     run = open_run(root, recipe_yaml=RECIPE, environment=environment)
-    loader = tiny_loader(samples, config, data or DataConfig())
-    hooks = Hooks(lambda model, metrics: save_weights(run, model), evaluate, reporter or SilentReporter())  # type: ignore[arg-type]
-    return train(network or tiny_network(), loader, config, run, hooks, max_minutes=max_minutes)
-
-
-def save_weights(run: RunFolder, network: nn.Module) -> None:
-    """A stand-in for the model folder."""
-    with atomic_path(run.model / "weights.safetensors") as partial:
-        save_file({name: value.clone() for name, value in network.state_dict().items()}, partial)
+    training = Training(
+        network or tiny_network(),
+        tiny_loader(samples, config, data or DataConfig()),
+        config,
+        run,
+        ModelInfo(kind="tiny", recipe={}, class_names=("square",), normalisation={}),
+        None if evaluate is None else StubValidation(evaluate),  # type: ignore[arg-type]
+        reporter or SilentReporter(),
+    )
+    return train(training, max_minutes=max_minutes)
 
 
 def run_to_kill(root: Path, data: Path, workers: int, steps: int) -> None:
-    """What `test_resume.py` starts in a process of its own."""
+    """The training that `test_resume.py` starts in its own process."""
     config = tiny_config(length=f"{steps} steps", ema_decay=0.9)
     tiny_train(root, draw_samples(data), config, data=DataConfig(workers=workers))
 
 
 def long_config() -> TrainConfig:
-    """Two hundred steps with everything that has a state of its own."""
+    """Two hundred steps with every feature that keeps a state."""
     return tiny_config(
         length="200 steps",
         accumulate=2,
@@ -179,9 +189,9 @@ def long_config() -> TrainConfig:
 
 
 def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
-    """Train in a child of this process, kill it at a random point, go on in another; the last one may finish."""
+    """Train in a child process, kill it at a random point, resume in another one; the last one may finish."""
     samples, config, rng = draw_samples(data), long_config(), random.Random(3)
-    # The first step of a process imports for seconds; here once for all children.
+    # The first step of a process takes seconds to import modules; do that once for all children.
     tiny_train(root.with_name("warm"), samples, config, max_minutes=1e-9)
     log = root / "log.csv"
     for point in [*sorted(rng.uniform(0, 195) for _ in range(kills)), None]:
@@ -192,10 +202,10 @@ def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
         while point is not None and not (log.exists() and log.read_text().count("\n") > point):
             time.sleep(0.001)
         if point is not None:
-            time.sleep(rng.uniform(0, 0.03))  # into a step, an evaluation, or the writing of a checkpoint
+            time.sleep(rng.uniform(0, 0.03))  # hits a step, an evaluation, or the writing of a checkpoint
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        print(f"asked for {point}, rows {log.read_text().count(chr(10)) - 1}, status {status}", flush=True)
+        print(f"kill after {point}, rows {log.read_text().count(chr(10)) - 1}, status {status}", flush=True)
 
 
 if __name__ == "__main__":

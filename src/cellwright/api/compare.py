@@ -14,7 +14,7 @@ import yaml
 from cyclopts import Parameter
 from safetensors import SafetensorError, safe_open
 
-from cellwright.api.outputs import claim_folder
+from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import FormatError, InputError, RecipeError, UsageError
 from cellwright.core.files import read_json, write_text
@@ -50,10 +50,11 @@ def run(plan: ComparePlan, screen: Screen = SILENT, *, dry_run: bool = False) ->
     output exists.
     """
     comparison = compare(_read_entries(plan, screen))
-    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    check_folder(plan.out, MARKER, overwrite=plan.overwrite)
     screen.note(f"will write {plan.out}/ (compare.md, compare.csv, compare.png)")
     if dry_run:
         return None
+    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
     _write(comparison, plan.out)
     return comparison
 

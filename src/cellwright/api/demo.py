@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from cellwright.api import judge, predict, training
+from cellwright.api import judge, predict
+from cellwright.api import train as training
 from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, Screen
+from cellwright.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cellwright.evaluation.report import Report
@@ -90,8 +92,8 @@ def _train(out: Path, screen: Screen) -> Demo:
     )
     coco.write(drawn, out / "data", WriteOptions())
     folder = out / "run"
-    if not (folder / "DONE").is_file():
-        training.run_plan(training.TrainPlan(RECIPE, out / "data", folder), screen)
+    if not RunFolder(folder).done.is_file():
+        training.run(training.TrainPlan(RECIPE, data=out / "data", out=folder), screen)
     judged = judge.run_plan(
         judge.JudgePlan((folder,), out / "data", out / "evaluation", split="val", overwrite=True), screen
     )

@@ -120,6 +120,11 @@ class Repeats:
     planned: int
 
     @property
+    def summary(self) -> Path:
+        """The file with the metrics of all runs, their mean and spread."""
+        return self.folder / REPEATS
+
+    @property
     def finished(self) -> bool:
         """Whether all runs are finished."""
         return len(self.runs) == self.planned
@@ -294,13 +299,20 @@ class _Request:
             f"{count(len(self.training), 'training image')}, {n_validation}; {train.length} with "
             f"{count(train.batch_size * train.accumulate, 'image')} per step",
         ]
-        if self.init is None and isinstance(recipe.model, RCNNConfig):
+        return [*lines, *init_warnings(recipe)]
+
+
+def init_warnings(recipe: Recipe) -> list[str]:
+    """Warnings about a recipe without initial weights."""
+    warnings = []
+    if getattr(recipe.model, "init", None) is None:
+        if isinstance(recipe.model, RCNNConfig):
             backbone = recipe.model.backbone
             if backbone.frozen_stages or backbone.norm == "frozen_batch_norm":
-                lines.append("warning: frozen layers of the backbone stay random, because no `init` weights are given")
-        if self.init is None and getattr(recipe.model, "init_fresh", ()):
-            lines.append("no `init` weights are given: all layers start at random, and model.init_fresh has no effect")
-        return lines
+                warnings.append("warning: frozen layers of the backbone stay random without initial weights (`init`)")
+        if getattr(recipe.model, "init_fresh", ()):
+            warnings.append("warning: model.init_fresh has no effect without initial weights (`init`)")
+    return warnings
 
 
 def _train(request: _Request, screen: Screen, *, dry_run: bool = False) -> Run | None:
@@ -494,4 +506,4 @@ def _write_repeats(repeats: Repeats, first_seed: int) -> None:
         for seed in seeds
     ]
     content = {"schema_version": SCHEMA_VERSION, "finished": repeats.finished, "runs": runs}
-    write_json(repeats.folder / REPEATS, {**content, "metrics": repeats.metrics()})
+    write_json(repeats.summary, {**content, "metrics": repeats.metrics()})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from cellwright.api.compare import ComparePlan
 from cellwright.api.demo import DemoPlan
 from cellwright.api.doctor import DoctorPlan
 from cellwright.api.export_model import ExportModelPlan
 from cellwright.api.import_model import ImportPlan
 from cellwright.api.inspect_model import InspectPlan
+from cellwright.api.train import TrainPlan
 from cellwright.cli.console import Common
+from cellwright.core.text import count
 
 PLAIN = Common()
 DEMO, DOCTOR = DemoPlan(), DoctorPlan()
@@ -42,99 +44,33 @@ def doctor(plan: DoctorPlan = DOCTOR, *, common: Common = PLAIN) -> None:
         screen.note("to see the GPU, or why there is none: cellwright doctor --device")
 
 
-def train(
-    recipe: str,
-    /,
-    *,
-    data: Path,
-    init: str | None = None,
-    set: Annotated[list[str] | None, Parameter(name="--set")] = None,  # noqa: A002 - the flag's name is fixed
-    repeat: int | None = None,
-    max_minutes: float | None = None,
-    device: str = "auto",
-    out: Path | None = None,
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Train a model; the same command goes on where an interrupted one stopped.
+def train(plan: TrainPlan, *, common: Common = PLAIN) -> None:
+    """Show the metrics of the best model, or their mean and spread over several runs."""
+    from cellwright.api.train import Repeats, run
 
-    Parameters
-    ----------
-    recipe:
-        A shipped recipe (see `recipes list`) or a YAML file.
-    data:
-        Dataset folder with the splits train and val.
-    init:
-        Weights to start from: nuclei, a model folder, or a run.
-    set:
-        Change a key of the recipe, such as train.lr=2e-4; repeatable.
-    repeat:
-        Train so many runs that differ in their seed, each in a folder of its own, and show mean and spread.
-    max_minutes:
-        Stop after so long, with a checkpoint; the same command goes on.
-    device:
-        auto, cpu, cuda:N or mps.
-    out:
-        Run folder to write; left away, runs/ and the recipe's name.
-    overwrite:
-        Begin again where the folder holds a run.
-    """
-    from cellwright.api import repeating, training
-
-    show = common.show
-    plan = training.TrainPlan(
-        recipe=recipe,
-        data=data,
-        out=out or Path("runs") / recipe.rsplit("/", 1)[-1].removesuffix(".yaml"),
-        init=init,
-        overrides=tuple(set or ()),
-        max_minutes=max_minutes,
-        device=device,
-        overwrite=overwrite,
-    )
-    if common.dry_run:
-        show.note(training.rehearse(plan))
+    screen = common.screen(plan)
+    result = run(plan, screen, dry_run=common.dry_run)
+    if result is None:
         return
-    if repeat is not None:
-        repeats = repeating.run_repeats(plan, repeat, screen=show)
-        show.table(f"best models of {len(repeats.runs)} seeds", *repeats.table())
-        show.result(f"all figures: {repeats.folder / repeating.SUMMARY}", {"out": str(repeats.folder)})
+    if isinstance(result, Repeats):
+        screen.table(f"best models of {count(len(result.runs), 'run')}", *result.table())
+        screen.result(f"all metrics: {result.summary}", {"out": str(result.folder)})
         return
-    run = training.run_plan(plan, screen=show)
-    show.table("best model", ("metric", "value"), run.headline())
-    show.result(f"model: {run.folder / 'model'}", {"out": str(run.folder)})
+    screen.table("best model", ("metric", "value"), result.headline())
+    screen.result(f"model: {result.folder / 'model'}", {"out": str(result.folder)})
 
 
-def compare(
-    runs: list[Path],
-    /,
-    *,
-    out: Path = Path("work/comparison"),
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Put runs side by side: what differs between their recipes, what they reached, what they cost.
+def compare(plan: ComparePlan, *, common: Common = PLAIN) -> None:
+    """Show the table and the notes."""
+    from cellwright.api.compare import MARKER, run
 
-    Parameters
-    ----------
-    runs:
-        Run folders, two or more, finished or not.
-    out:
-        Folder to write: the table (compare.md, compare.csv) and the curves (compare.png).
-    overwrite:
-        Replace a comparison that exists.
-    """
-    from cellwright.api import compare as api
-
-    show = common.show
-    show.note(f"compares {', '.join(map(str, runs))}; writes {out}/compare.md, compare.csv, compare.png")
-    if common.dry_run:
+    screen = common.screen(plan)
+    if (comparison := run(plan, screen, dry_run=common.dry_run)) is None:
         return
-    comparison = api.run_plan(api.ComparePlan(tuple(runs), out, overwrite), screen=show)
-    show.table(*comparison.table())
+    screen.table(*comparison.table())
     for note in comparison.notes:
-        show.note(note)
-    show.result(f"everything: {out / 'compare.md'}", {"out": str(out)})
+        screen.note(note)
+    screen.result(f"comparison with curves: {plan.out / MARKER}", {"out": str(plan.out)})
 
 
 def list_models(*, common: Common = PLAIN) -> None:
