@@ -20,7 +20,7 @@ from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, ModelError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_text
-from cellwright.core.progress import SILENT, Screen, Silent
+from cellwright.core.progress import SILENT, ProgressReporter, no_progress
 from cellwright.data.formats import coco
 from cellwright.data.formats.contract import WriteOptions
 from cellwright.data.synthetic import write_demo_dataset
@@ -37,8 +37,10 @@ CHANGES = (
 )
 
 
-class Notes(Silent):
-    """A screen that keeps the notes."""
+class Notes:
+    """Keeps the notes of a job."""
+
+    quiet, log_format, track = True, "text", staticmethod(no_progress)
 
     def __init__(self) -> None:
         self.text = ""
@@ -201,7 +203,7 @@ class StubTraining:
         self.unfinished: set[int] = set()
         monkeypatch.setattr(api, "_train", self.train)
 
-    def train(self, request: api._Request, screen: Screen = SILENT, *, dry_run: bool = False) -> Run:
+    def train(self, request: api._Request, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run:
         self.requests.append(request)
         seed = request.recipe.train.seed
         write_text(request.out / "recipe.yaml", "")

@@ -18,7 +18,7 @@ from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import FormatError, InputError, RecipeError, UsageError
 from cellwright.core.files import read_json, write_text
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.report.plots import Curves, read_log
 from cellwright.training.run_folder import REPEATS, Best, RunFolder, read_best
@@ -42,7 +42,7 @@ class ComparePlan:
     """Replace an existing comparison."""
 
 
-def run(plan: ComparePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Comparison | None:
+def run(plan: ComparePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Comparison | None:
     """Compare runs; writes compare.md, compare.csv (one row per run) and compare.png to ``plan.out``.
 
     Returns None after a dry run. Raises `UsageError` for fewer than two runs or a run given twice, `InputError` for a
@@ -333,7 +333,7 @@ def differences(values: Sequence[Any], key: str = "") -> dict[str, tuple[Any, ..
     return {} if all(value == values[0] for value in values) else {key: tuple(values)}
 
 
-def _read_entries(plan: ComparePlan, screen: Screen) -> list[Entry]:
+def _read_entries(plan: ComparePlan, screen: ProgressReporter) -> list[Entry]:
     """The runs with short names, without the output folder of an earlier comparison, which runs/* also matches."""
     folders = [folder for folder in plan.runs if folder.resolve() != plan.out.resolve()]
     if len(folders) < len(plan.runs):

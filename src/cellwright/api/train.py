@@ -25,7 +25,7 @@ from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.public import public
 from cellwright.core.text import count
 from cellwright.evaluation.report import HEADLINE
@@ -208,7 +208,7 @@ def train(
     return run
 
 
-def run(plan: TrainPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
+def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
     """Carry out a plan. Returns the run, with ``repeat`` all runs, and None after a dry run.
 
     Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
@@ -315,7 +315,7 @@ def init_warnings(recipe: Recipe) -> list[str]:
     return warnings
 
 
-def _train(request: _Request, screen: Screen, *, dry_run: bool = False) -> Run | None:
+def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False) -> Run | None:
     """Check the request, say what will be done, and train; None after a dry run, which writes nothing."""
     from cellwright.training import loop
     from cellwright.training.environment import describe_environment
@@ -352,7 +352,7 @@ def _train(request: _Request, screen: Screen, *, dry_run: bool = False) -> Run |
 
 
 def _prepare(
-    request: _Request, run: RunFolder, device: torch.device, environment: dict[str, Any], screen: Screen
+    request: _Request, run: RunFolder, device: torch.device, environment: dict[str, Any], screen: ProgressReporter
 ) -> tuple[Training, LoadReport | None]:
     """The network with its initial weights and everything else that training needs, after all checks."""
     import torch
@@ -452,7 +452,7 @@ def _draw_curves(run: RunFolder) -> None:
         draw_curves(run.log, run.curves)
 
 
-def _train_repeats(request: _Request, planned: int, screen: Screen, *, dry_run: bool) -> Repeats | None:
+def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *, dry_run: bool) -> Repeats | None:
     """Train ``planned`` runs with consecutive seeds, starting from the recipe's, each in ``out/seed_N``.
 
     A time limit is for all runs together. ``out/repeat.json`` is written after each run. Raises `UsageError` for less
