@@ -1,4 +1,7 @@
-"""Every format that cellwright reads and writes, in one literal table."""
+"""The annotation formats that cellwright reads and writes.
+
+Each format is a class in a file of its own and one line in ``FORMATS``; see `Format` for how to write one.
+"""
 
 from __future__ import annotations
 
@@ -6,79 +9,111 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
-from cellwright.data.formats import (
-    class_masks,
-    coco,
-    coco_results,
-    geojson,
-    image_folder,
-    imagej_roi,
-    label_images,
-    mask_folder,
-    rle_csv,
-    xml_outlines,
-)
-from cellwright.data.formats.contract import Clutter, Format, ReadOptions, WriteOptions
+from cellwright.data.formats.class_masks import ClassMasks
+from cellwright.data.formats.coco import Coco, is_own_folder
+from cellwright.data.formats.coco_results import CocoResults
+from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
+from cellwright.data.formats.geojson import GeoJson
+from cellwright.data.formats.image_folder import ImageFolder
+from cellwright.data.formats.imagej_roi import ImagejRois
+from cellwright.data.formats.label_images import LabelFolder, LabelImages
+from cellwright.data.formats.mask_folder import MaskFolder
+from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
+from cellwright.data.formats.xml_outlines import XmlOutlines
 
-__all__ = ["FORMATS", "Clutter", "Format", "ReadOptions", "WriteOptions", "format_named", "read_dataset", "sniff"]
+__all__ = [
+    "DEFAULT_CLASS",
+    "FORMATS",
+    "Clutter",
+    "Format",
+    "ReadOptions",
+    "WriteOptions",
+    "get_format",
+    "read_dataset",
+    "sniff",
+]
 
 FORMATS: dict[str, Format] = {
-    "coco": coco.FORMAT,
-    "coco_results": coco_results.FORMAT,
-    "mask_folder": mask_folder.FORMAT,
-    "class_masks": class_masks.FORMAT,
-    "rle_csv": rle_csv.FORMAT,
-    "rle_csv_submission": rle_csv.FORMAT_SUBMISSION,
-    "dsb2018_csv": rle_csv.FORMAT_DSB2018,
-    "label_images": label_images.FORMAT,
-    "label_folder": label_images.FORMAT_ALONE,
-    "xml_outlines": xml_outlines.FORMAT,
-    "imagej_roi": imagej_roi.FORMAT,
-    "geojson": geojson.FORMAT,
-    "image_folder": image_folder.FORMAT,
+    "coco": Coco(),
+    "coco_results": CocoResults(),
+    "mask_folder": MaskFolder(),
+    "class_masks": ClassMasks(),
+    "rle_csv": RleCsv(),
+    "rle_csv_submission": RleCsvSubmission(),
+    "dsb2018_csv": Dsb2018Csv(),
+    "label_images": LabelImages(),
+    "label_folder": LabelFolder(),
+    "xml_outlines": XmlOutlines(),
+    "imagej_roi": ImagejRois(),
+    "geojson": GeoJson(),
+    "image_folder": ImageFolder(),
 }
 
-# A folder may hold any number of files; a message names only a few.
+# How many entries of a folder an error message names.
 SHOWN_ENTRIES = 8
 
 
-def format_named(name: str) -> Format:
-    """The format that ``--format`` or ``--to`` names; `UsageError` with the nearest name or all of them."""
-    if name not in FORMATS:
-        raise UsageError("no such format", got=repr(name), remedy=did_you_mean(name, FORMATS))
-    return FORMATS[name]
+def get_format(format: str | Format) -> Format:  # noqa: A002
+    """The format with this name, or ``format`` itself if it is a `Format` already.
+
+    Raises `UsageError` that suggests the nearest name, and for an object of any other type.
+
+    >>> get_format("geojson")
+    GeoJson(name='geojson', read and write)
+    """
+    if isinstance(format, Format):
+        return format
+    if not isinstance(format, str):
+        is_class = isinstance(format, type) and issubclass(format, Format)
+        raise UsageError(
+            "invalid `format`",
+            got=f"the class {format.__name__}" if is_class else type(format).__name__,
+            expected="the name of a format, or an instance of a class derived from cellwright.Format",
+            remedy=f"pass an instance: {format.__name__}()" if is_class else None,
+        )
+    if format not in FORMATS:
+        raise UsageError("no such format", got=repr(format), remedy=did_you_mean(format, FORMATS))
+    return FORMATS[format]
 
 
 def sniff(path: Path) -> Format:
-    """The one format that fits ``path``. `InputError` says what was found where none or several fit."""
+    """The format of ``path``, detected from names and first bytes.
+
+    Raises `InputError` that describes what is there if no format matches, or if several do.
+    """
     if not path.exists():
         raise InputError("no such file or folder", where=path, remedy="check the path")
-    if path.is_dir() and coco.is_own_folder(path):
-        return coco.FORMAT  # a prediction folder also holds its label images, outlines and tables
-    fitting = [one for one in FORMATS.values() if one.sniff(path)]
-    specific = [one for one in fitting if not one.generic]
-    chosen = specific or fitting
-    if len(chosen) == 1:
-        return chosen[0]
-    known = "\n".join(f"    {one.name}: {one.describe}" for one in FORMATS.values())
-    if chosen:
-        names = ", ".join(one.name for one in chosen)
-        raise InputError(
-            "several formats fit", where=path, got=names, remedy=f"say which with --format, one of {names}"
-        )
-    inner = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
-    inner = [name for name in inner if any(one.sniff(path / name) for one in FORMATS.values())][:SHOWN_ENTRIES]
-    remedy = f"give one of the folders in it: {', '.join(inner)}" if inner else None
-    raise InputError("no known format", where=path, got=_found(path), expected=f"one of\n{known}", remedy=remedy)
+    if path.is_dir() and is_own_folder(path):
+        return FORMATS["coco"]  # a prediction folder also contains label images, outlines and tables
+    matches = [candidate for candidate in FORMATS.values() if candidate.sniff(path)]
+    matches = [candidate for candidate in matches if not candidate.generic] or matches
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(candidate.name for candidate in matches)
+        remedy = f'choose one of them, such as `format="{matches[0].name}"`'
+        raise InputError("several formats match", where=path, got=names, remedy=remedy)
+    known = "\n".join(f"    {candidate.name}: {candidate.description}" for candidate in FORMATS.values())
+    folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
+    inner = [name for name in folders if any(candidate.sniff(path / name) for candidate in FORMATS.values())][
+        :SHOWN_ENTRIES
+    ]
+    remedy = f"use one of the folders in it: {', '.join(inner)}" if inner else None
+    raise InputError("unknown format", where=path, got=_contents(path), expected=f"one of\n{known}", remedy=remedy)
 
 
-def read_dataset(path: Path, options: ReadOptions | None = None, *, name: str | None = None) -> Dataset:
-    """The dataset at ``path``, in the format called ``name`` or the one that fits."""
-    chosen = sniff(path) if name is None else format_named(name)
-    return chosen.read(path, ReadOptions() if options is None else options)
+def read_dataset(
+    path: Path,
+    options: ReadOptions | None = None,
+    *,
+    format: str | Format | None = None,  # noqa: A002
+) -> Dataset:
+    """The dataset at ``path``, read by ``format`` (a name or a `Format`), or by the format that matches the path."""
+    reader = sniff(path) if format is None else get_format(format)
+    return reader.read(path, ReadOptions() if options is None else options)
 
 
-def _found(path: Path) -> str:
+def _contents(path: Path) -> str:
     if path.is_file():
         return f"a file {path.name} of {path.stat().st_size} bytes"
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())

@@ -1,10 +1,10 @@
-"""Where each annotation of a COCO JSON file stands, so that one image's objects are read without the rest.
+"""The position of each annotation in a COCO JSON file, so that the objects of one image can be read on their own.
 
-The index holds images, categories and the byte span of every annotation, grouped by image. For a foreign file it is
-built in one streaming pass each time the file is opened. Beside our own ``dataset.json`` lies a sidecar
-``dataset.index`` that is memory-mapped: a million objects open at once. The sidecar is trusted while the JSON has the
-same length and the same bytes before its first and behind its last annotation; the annotations themselves are always
-read from the JSON, and `coco_objects` checks that each belongs to its image.
+The index consists of the images, the categories and the byte span of each annotation, grouped by image. For most files
+it is built in one streaming pass when the file is opened. Our own ``dataset.json`` has a sidecar, ``dataset.index``,
+which is memory-mapped, so that a dataset of a million objects opens in an instant. The sidecar is used if the JSON file
+still has the same length and the same bytes before its first and after its last annotation. The annotations themselves
+are always read from the JSON file, and `CocoLoader` checks that each belongs to its image.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from cellwright.data.formats.json_stream import Element, stream_json
 
 MAGIC = b"cellwright index 1\n"
 ALIGNMENT = 64
-LARGEST = 1 << 62  # what fits 64 bits with room for arithmetic
+LARGEST = 1 << 62  # fits 64 bits, with room for arithmetic
 STREAMED = frozenset({"images", "annotations"})
 
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """What a file holds, in its own order.
+    """The contents of a file, in file order.
 
     images, categories: their records. sections: every other top-level value.
     starts: (I + 1,) int64; the annotations of image i are ``spans[starts[i]:starts[i + 1]]``, in file order.
     spans: (A, 2) int64, first and last-plus-one byte of each annotation.
-    scored: whether the annotations carry scores, that is, are predictions.
+    scored: whether the annotations have scores, that is, are predictions.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class CocoIndex:
 
 
 class _Collector:
-    """Annotations while they stream by: 8 bytes a number, not a dict each."""
+    """Collects the annotations of a stream, at 8 bytes per number instead of one dict per annotation."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,7 +74,7 @@ class _Collector:
 
 
 def open_index(path: Path) -> CocoIndex:
-    """The index of a dataset file: its sidecar where there is a fresh one, else built by reading the file once."""
+    """The index of a dataset file: its sidecar if that is up to date, else built by reading the file once."""
     return read_sidecar(path) or build_index(path)
 
 
@@ -84,42 +84,42 @@ def build_index(
     images: Sequence[dict[str, Any]] | None = None,
     categories: Sequence[dict[str, Any]] | None = None,
 ) -> CocoIndex:
-    """Read a file once, keeping only where its annotations stand.
+    """Read a file once, keeping only the positions of its annotations.
 
-    images, categories: given for a list of results, which has none of its own.
-    Raises `FormatError` for malformed JSON, records without their fields, sizes that are not positive whole numbers,
-    image ids that occur twice, and annotations of an unknown image or category.
+    images, categories: needed for a list of results, which contains none itself.
+    Raises `FormatError` for malformed JSON, records with missing fields, sizes that are not positive whole numbers,
+    duplicate image ids, and annotations of an unknown image or category.
     """
-    found = _Collector(path)
+    collector = _Collector(path)
     sections: dict[str, Any] = {}
     for element in stream_json(path, STREAMED):
         if element.whole:
             sections[element.section] = _decoded(element, path)
         elif element.section == "images":
-            found.images.append(_checked_image(_decoded(element, path), len(found.images), path))
+            collector.images.append(_checked_image(_decoded(element, path), len(collector.images), path))
         else:
-            found.add_annotation(element)
-    records = list(images) if images is not None else found.images
+            collector.add_annotation(element)
+    records = list(images) if images is not None else collector.images
     known = list(categories) if categories is not None else _checked_categories(sections.pop("categories", None), path)
-    # Ours may be empty: every image of a job failed.
+    # A file of ours may be empty: every image of a job may have failed.
     if images is None and not records and "schema_version" not in sections:
         raise _no_images(path, sections)
-    starts, order = _group(found, [image["id"] for image in records])
-    _check_categories_known(found, [category["id"] for category in known])
-    spans = np.array(found.spans, np.int64).reshape(-1, 2)[order]
-    scored = found.n_scored > 0 or sections.get("kind") == "predictions" or images is not None
-    if scored and found.n_scored < len(found.image_ids):
+    starts, order = _group(collector, [image["id"] for image in records])
+    _check_categories_known(collector, [category["id"] for category in known])
+    spans = np.array(collector.spans, np.int64).reshape(-1, 2)[order]
+    scored = collector.n_scored > 0 or sections.get("kind") == "predictions" or images is not None
+    if scored and collector.n_scored < len(collector.image_ids):
         raise FormatError(
             "some annotations have a score and others have none",
             where=path,
-            got=f"{found.n_scored} scores for {len(found.image_ids)} annotations",
+            got=f"{collector.n_scored} scores for {len(collector.image_ids)} annotations",
             expected="predictions (all with a score) or ground truth (none)",
         )
     return CocoIndex(path, records, known, sections, starts, spans, scored)
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the sidecar of a dataset file lies."""
+    """The path of the sidecar of a dataset file."""
     return path.with_suffix(".index")
 
 
@@ -143,7 +143,7 @@ def write_sidecar(index: CocoIndex) -> Path:
 
 
 def read_sidecar(path: Path) -> CocoIndex | None:
-    """The memory-mapped index beside ``path``; None where there is none or it describes another file."""
+    """The memory-mapped index next to ``path``; None if there is none, or if it describes another file."""
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         return None
@@ -157,7 +157,7 @@ def read_sidecar(path: Path) -> CocoIndex | None:
     expected = ALIGNMENT + length + 8 * (n_images + 1) + 16 * n_annotations
     if sidecar.stat().st_size != expected or path.stat().st_size != head["length"]:
         return None
-    # A plain array over the map: cheaper to slice than np.memmap, and it pickles as its own content.
+    # A plain array over the memory map is cheaper to slice than np.memmap, and pickles only its own content.
     values = np.asarray(np.memmap(sidecar, "<i8", "r", offset=ALIGNMENT + length))
     starts, spans = values[: n_images + 1], values[n_images + 1 :].reshape(-1, 2)
     if _outside_digest(path, spans) != head["outside"]:
@@ -166,7 +166,7 @@ def read_sidecar(path: Path) -> CocoIndex | None:
 
 
 def whole_number(value: Any, field: str, where: object) -> int:
-    """``value`` as int; 7 and 7.0 pass, everything else is a `FormatError` naming the field."""
+    """``value`` as int; 7 and 7.0 are accepted, anything else raises a `FormatError` that names the field."""
     is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if is_whole and not isinstance(value, bool) and abs(value) < LARGEST:
         return int(value)
@@ -176,12 +176,12 @@ def whole_number(value: Any, field: str, where: object) -> int:
         where=where,
         got=got,
         expected="a whole number",
-        remedy="write the file again with whole numbers there",
+        remedy="write the file again with whole numbers in this field",
     )
 
 
 def _outside_digest(path: Path, spans: np.ndarray) -> str:
-    """Digest of the bytes before the first and behind the last annotation; of the whole file where there is none."""
+    """Digest of the bytes before the first and after the last annotation; of the whole file if it has none."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         if not len(spans):
@@ -215,14 +215,14 @@ def _checked_image(image: Any, position: int, path: Path) -> dict[str, Any]:
         checked[field] = whole_number(image[field], field, f"{where} ({image['file_name']})")
         if checked[field] <= 0:
             place = f"{where} ({image['file_name']})"
-            raise FormatError(f"{field} is not above 0", where=place, got=checked[field], expected="pixels")
+            raise FormatError(f"{field} is not positive", where=place, got=checked[field], expected="a size in pixels")
     return checked
 
 
 def _checked_categories(categories: Any, path: Path) -> list[dict[str, Any]]:
     if not isinstance(categories, list) or not categories:
         raise FormatError(
-            "this file names no categories",
+            "this file has no categories",
             where=path,
             got="nothing" if categories is None else repr(categories)[:40],
             expected='"categories": [{"id": 1, "name": "nucleus"}]',
@@ -253,18 +253,18 @@ def _no_images(path: Path, sections: dict[str, Any]) -> FormatError:
     )
 
 
-def _group(found: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _group(collector: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Starts (I + 1,) and the order (A,) that sorts the annotations by image, keeping file order within each."""
     ids = np.array(known_ids, np.int64)
     if np.unique(ids).size != ids.size:
         values, counts = np.unique(ids, return_counts=True)
         raise FormatError(
             "two images have the same id",
-            where=found.path,
+            where=collector.path,
             got=int(values[counts > 1][0]),
-            remedy="give every image an id of its own",
+            remedy="give each image its own id",
         )
-    annotated = np.array(found.image_ids, np.int64)
+    annotated = np.array(collector.image_ids, np.int64)
     ranks = np.argsort(ids, kind="stable")
     places = np.searchsorted(ids[ranks], annotated)
     unknown = (
@@ -276,24 +276,24 @@ def _group(found: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.ndar
         k = int(np.flatnonzero(unknown)[0])
         raise FormatError(
             "an annotation belongs to no image",
-            where=f"{found.path}, annotation {k + 1}",
+            where=f"{collector.path}, annotation {k + 1}",
             got=f"image_id {int(annotated[k])}",
             expected=f"one of {ids.size} image ids" + (f", {ids.min()} to {ids.max()}" if ids.size else ""),
-            remedy="use the images that these annotations were made for",
+            remedy="use the images for which these annotations were made",
         )
     image_of = ranks[places] if annotated.size else np.zeros(0, np.int64)
     counts = np.bincount(image_of, minlength=ids.size)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), np.argsort(image_of, kind="stable")
 
 
-def _check_categories_known(found: _Collector, known_ids: list[int]) -> None:
-    used = np.array(found.category_ids, np.int64)
+def _check_categories_known(collector: _Collector, known_ids: list[int]) -> None:
+    used = np.array(collector.category_ids, np.int64)
     unknown = ~np.isin(used, np.array(known_ids, np.int64))
     if unknown.any():
         k = int(np.flatnonzero(unknown)[0])
         raise FormatError(
             "an annotation has an unknown category",
-            where=f"{found.path}, annotation {k + 1}",
+            where=f"{collector.path}, annotation {k + 1}",
             got=f"category_id {int(used[k])}",
             expected=f"one of {', '.join(map(str, known_ids))}",
             remedy="add the category to the file's categories, or correct the annotation",

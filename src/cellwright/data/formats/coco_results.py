@@ -1,8 +1,8 @@
-"""COCO results: a JSON list of predictions, as pycocotools' ``loadRes`` and contest servers take them.
+"""COCO results: a JSON list of predictions, as pycocotools' ``loadRes`` and contest servers read it.
 
 Each entry has ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score`` and ``segmentation`` (RLE with
-``counts`` as text). A list names no images: reading needs the dataset it was made for. An output that ends in .zip
-holds ``<its name>.json``, which is what a submission page expects.
+``counts`` as text). The list does not contain the images, so reading it requires the dataset it was made for. If the
+output path ends in .zip, the archive contains ``<its name>.json``, as submission pages expect.
 """
 
 from __future__ import annotations
@@ -17,76 +17,76 @@ from typing import Any, BinaryIO
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import atomic_path, read_json
-from cellwright.data.formats.class_names import named_classes
-from cellwright.data.formats.coco import category_ids_of, image_ids_of
+from cellwright.data.formats.coco import CocoLoader, annotations_of, category_ids_of, category_map, image_ids_of
 from cellwright.data.formats.coco_index import build_index, whole_number
-from cellwright.data.formats.coco_objects import CocoLoader, annotations_of, category_map
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 
 SNIFF_BYTES = 1 << 12
 
 
-def sniff(path: Path) -> bool:
-    """Whether a .json file is a list whose first entry names an image and a category, or an empty list."""
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(SNIFF_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head[:1] != b"[":
-        return False
-    is_empty = head[1:].lstrip()[:1] == b"]"
-    return is_empty or b'"image_id"' in head or b'"category_id"' in head
+class CocoResults(Format):
+    name = "coco_results"
+    description = "COCO results: a JSON list of predictions (.json, or .zip for a submission)"
 
+    def sniff(self, path: Path) -> bool:
+        """Whether a .json file is an empty list, or a list whose first entry has an image id or category id."""
+        if path.suffix.lower() != ".json" or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(SNIFF_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if head[:1] != b"[":
+            return False
+        is_empty = head[1:].lstrip()[:1] == b"]"
+        return is_empty or b'"image_id"' in head or b'"category_id"' in head
 
-def read(path: Path, options: ReadOptions) -> Dataset:
-    """Predictions for the images of ``options.images``; an image without entries has an empty prediction.
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """Predictions for the images of ``options.images``; an image without entries has an empty prediction.
 
-    Raises `UsageError` without that dataset, `FormatError` for entries of other images or categories.
-    """
-    truth = options.images
-    if truth is None:
-        raise UsageError(
-            "a list of results does not say which images it is for",
-            where=path,
-            remedy="give the dataset that it was made for with --data",
-        )
-    numbers = image_ids_of(truth)
-    categories = [
-        {"id": number, "name": name} for number, name in zip(category_ids_of(truth), truth.class_names, strict=True)
-    ]
-    images = [{"id": number} for number in numbers]
-    index = build_index(path, images=images, categories=categories)
-    class_names = named_classes(truth.class_names, options, path)
-    class_of = category_map(categories, class_names)
-    samples = []
-    for k, sample in enumerate(truth):
-        load = CocoLoader(path, numbers[k], sample.image_hw, index.spans_of(k), class_of, scored=True)
-        samples.append(dataclasses.replace(sample, load=load, image_id=numbers[k], source=FORMAT.name))
-    info = truth.info | {"format": FORMAT.name}
-    return dataclasses.replace(truth, samples=tuple(samples), class_names=class_names, info=info)
+        Raises `UsageError` without that dataset, and `FormatError` for entries of other images or categories.
+        """
+        images = options.images
+        if images is None:
+            raise UsageError(
+                "a list of results does not say which images it is for",
+                where=path,
+                remedy="pass the dataset it was made for, as `images` (or `data` when evaluating)",
+            )
+        numbers = image_ids_of(images)
+        categories = [
+            {"id": number, "name": name}
+            for number, name in zip(category_ids_of(images), images.class_names, strict=True)
+        ]
+        index = build_index(path, images=[{"id": number} for number in numbers], categories=categories)
+        class_names = options.select_classes(images.class_names, path)
+        class_of = category_map(categories, class_names)
+        samples = []
+        for k, sample in enumerate(images):
+            load = CocoLoader(path, numbers[k], sample.image_hw, index.spans_of(k), class_of, scored=True)
+            samples.append(dataclasses.replace(sample, load=load, image_id=numbers[k], source=self.name))
+        info = images.info | {"format": self.name}
+        return dataclasses.replace(images, samples=tuple(samples), class_names=class_names, info=info)
 
+    def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
+        """Write a list of results to ``out`` (.json, or a .zip that contains one), with masks as RLE text.
 
-def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
-    """Write predictions as a results list to ``out`` (.json, or .zip holding one); masks as RLE text.
-
-    With ``options.image_ids`` exactly the images of that list are written, under its numbers. Raises `UsageError` for
-    objects without scores, `InputError` where a listed image has no prediction or another size.
-    """
-    if out.suffix.lower() not in (".json", ".zip"):
-        raise UsageError("a results list is one file", where=out, expected="a name ending in .json or .zip")
-    chosen = _chosen(dataset, options.image_ids)
-    with atomic_path(out) as temporary:
-        entries = _entries(dataset, chosen, options)
-        if out.suffix.lower() == ".json":
-            with temporary.open("wb") as file:
-                _write_list(file, entries)
-        else:
-            # A fixed date, so that the same predictions give the same bytes.
-            member = zipfile.ZipInfo(f"{out.stem}.json", date_time=(1980, 1, 1, 0, 0, 0))
-            member.compress_type = zipfile.ZIP_DEFLATED
-            with zipfile.ZipFile(temporary, "w") as archive, archive.open(member, "w", force_zip64=True) as file:
-                _write_list(file, entries)
-    return [out]
+        With ``options.image_ids``, exactly the images of that list are written, with its ids. Raises `UsageError` for
+        objects without scores, and `InputError` if a listed image has no prediction or another size.
+        """
+        if out.suffix.lower() not in (".json", ".zip"):
+            raise UsageError("a list of results is a single file", where=out, expected="a name ending in .json or .zip")
+        chosen = _chosen(dataset, options.image_ids)
+        with atomic_path(out) as temporary:
+            entries = _entries(dataset, chosen, options)
+            if out.suffix.lower() == ".json":
+                with temporary.open("wb") as file:
+                    _write_list(file, entries)
+            else:
+                # With a fixed date, equal predictions give equal bytes.
+                member = zipfile.ZipInfo(f"{out.stem}.json", date_time=(1980, 1, 1, 0, 0, 0))
+                member.compress_type = zipfile.ZIP_DEFLATED
+                with zipfile.ZipFile(temporary, "w") as archive, archive.open(member, "w", force_zip64=True) as file:
+                    _write_list(file, entries)
+        return [out]
 
 
 def _entries(dataset: Dataset, chosen: list[tuple[Sample, int]], options: WriteOptions) -> Iterator[dict[str, Any]]:
@@ -95,7 +95,7 @@ def _entries(dataset: Dataset, chosen: list[tuple[Sample, int]], options: WriteO
         instances = sample.read_instances()
         if instances.scores is None:
             raise UsageError(
-                "a results list needs scores",
+                "a list of results requires scores",
                 where=f"sample {sample.id}",
                 got="ground truth",
                 remedy="export predictions, or choose the format coco",
@@ -112,13 +112,13 @@ def _write_list(file: BinaryIO | Any, entries: Iterator[dict[str, Any]]) -> None
 
 
 def _chosen(dataset: Dataset, image_ids: Path | None) -> list[tuple[Sample, int]]:
-    """The samples to write and their image numbers."""
+    """The samples to write and their image ids."""
     if image_ids is None:
         return list(zip(dataset, image_ids_of(dataset), strict=True))
     listed = read_image_ids(image_ids)
     by_name = _samples_by_name(dataset)
-    found = {name: by_name.get(name) or by_name.get(name.rpartition(".")[0]) for name, _, _ in listed}
-    missing = [name for name, sample in found.items() if sample is None]
+    samples = {name: by_name.get(name) or by_name.get(name.rpartition(".")[0]) for name, _, _ in listed}
+    missing = [name for name, sample in samples.items() if sample is None]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
@@ -126,15 +126,15 @@ def _chosen(dataset: Dataset, image_ids: Path | None) -> list[tuple[Sample, int]
             where=image_ids,
             got=", ".join(missing[:3]) + more,
             expected=f"names such as {', '.join(list(by_name)[:2]) or '(there are no predictions)'}",
-            remedy="predict all the images of the list first",
+            remedy="predict all images of the list first",
         )
-    named = {name: sample for name, sample in found.items() if sample is not None}
+    named = {name: sample for name, sample in samples.items() if sample is not None}
     chosen = []
     for name, number, image_hw in listed:
         sample = named[name]
         if image_hw is not None and image_hw != sample.image_hw:
             raise InputError(
-                "a listed image has another size than its prediction",
+                "a listed image and its prediction differ in size",
                 where=f"{image_ids}, {name}",
                 got=f"prediction {sample.image_hw[0]} x {sample.image_hw[1]} (height x width)",
                 expected=f"{image_hw[0]} x {image_hw[1]}",
@@ -145,36 +145,37 @@ def _chosen(dataset: Dataset, image_ids: Path | None) -> list[tuple[Sample, int]
 
 
 def read_image_ids(path: Path) -> list[tuple[str, int, tuple[int, int] | None]]:
-    """(file name, id, (height, width) or None) of every entry of an image list; `FormatError` where it is not one."""
+    """(file name, id, (height, width) or None) of each entry of an image list; `FormatError` if it is not a list of
+    images."""
     listed = read_json(path)
     expected = '[{"file_name": "a.png", "id": 1, "height": 512, "width": 512}, ...]'
     if not isinstance(listed, list) or not listed:
-        raise FormatError("this is not a list of images", where=path, got=type(listed).__name__, expected=expected)
+        raise FormatError("not a list of images", where=path, got=type(listed).__name__, expected=expected)
     entries = []
-    for k, one in enumerate(listed):
+    for k, entry in enumerate(listed):
         where = f"{path}, entry {k + 1}"
-        if not isinstance(one, dict) or not isinstance(one.get("file_name"), str):
-            raise FormatError("an entry names no image", where=where, got=str(one)[:60], expected=expected)
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise FormatError("an entry has no file name", where=where, got=str(entry)[:60], expected=expected)
         image_hw = None
-        if one.get("height") is not None and one.get("width") is not None:
-            image_hw = whole_number(one["height"], "height", where), whole_number(one["width"], "width", where)
-        entries.append((one["file_name"], whole_number(one.get("id"), "id", where), image_hw))
+        if entry.get("height") is not None and entry.get("width") is not None:
+            image_hw = whole_number(entry["height"], "height", where), whole_number(entry["width"], "width", where)
+        entries.append((entry["file_name"], whole_number(entry.get("id"), "id", where), image_hw))
     for what, values in (("file name", [e[0] for e in entries]), ("id", [e[1] for e in entries])):
-        twice = sorted({value for value in values if values.count(value) > 1}, key=str)
-        if twice:
+        duplicates = sorted({value for value in values if values.count(value) > 1}, key=str)
+        if duplicates:
             raise FormatError(
-                f"two entries have the same {what}", where=path, got=twice[0], remedy="remove one of them"
+                f"two entries have the same {what}", where=path, got=duplicates[0], remedy="remove one of them"
             )
     return entries
 
 
 def _samples_by_name(dataset: Dataset) -> dict[str, Sample]:
-    """Samples under their image's relative path and, where only one has it, its bare file name."""
+    """Samples by the relative path of their image and, if it is unique, by its bare file name."""
     by_name: dict[str, Sample] = {}
     bare: dict[str, list[Sample]] = {}
     for sample in dataset:
         if sample.image_path is None:
-            by_name[sample.id] = sample  # without a file the id is all there is
+            by_name[sample.id] = sample  # without a file there is only the id
             continue
         name = sample.image_path.name
         bare.setdefault(name, []).append(sample)
@@ -184,12 +185,3 @@ def _samples_by_name(dataset: Dataset) -> dict[str, Sample]:
         if len(samples) == 1:
             by_name.setdefault(name, samples[0])
     return by_name
-
-
-FORMAT = Format(
-    name="coco_results",
-    describe="COCO results: a JSON list of predictions (.json, or .zip for a submission)",
-    sniff=sniff,
-    read=read,
-    write=write,
-)

@@ -1,31 +1,42 @@
-"""What a format is: one file here, one line in the table of `cellwright.data.formats`.
+"""`Format`, the base class of all file formats, and the options for reading and writing.
 
-`read` lists samples and touches headers only; the objects of a sample are decoded when `Sample.read_instances` is
-called. `write` is the export of the same format.
+To add a format, derive a class from `Format` in a file of this package and add one line to the table ``FORMATS``.
+``docs/extending.md`` shows a complete format in 30 lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cellwright.core.dataset import Dataset
+from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.public import public
+
+# The class name for formats (and files) without class names.
+DEFAULT_CLASS = "cell"
 
 
+@public
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read.
+    """Options for reading a dataset. A format uses the ones that apply to it.
 
-    class_names: for a format without names, what its classes are called; for a format with names, which of them to
-        keep, in this order (objects of the other classes are left out). None keeps what the files say.
-    images: the dataset whose images a list of predictions belongs to; only `coco_results` needs it.
-    require_images: raise `InputError` where an image file is absent. False gives such samples ``image_path=None``,
-        which is enough for scoring masks against masks.
-    rle_order: "row" or "column": how a Kaggle table counts pixels, where its columns do not say; only the run-length
-        tables need it.
+    class_names: if the files name their classes, the classes to keep, in this order; objects of other classes are
+        dropped. If the files only number their classes, the names to give them. None keeps all classes.
+    images: the dataset whose images the annotations belong to, for files that do not name or contain them
+        (``coco_results``, for example).
+    require_images: whether a missing image file raises `InputError`. If False, such samples have
+        ``image_path=None``, which is enough for comparing masks with masks.
+    rle_order: how a run-length table counts pixels, if its column names do not say so.
+    track: wraps loops over samples to report progress.
+
+    >>> ReadOptions(class_names=("nucleus",)).name_classes(["cell"])
+    ('nucleus',)
     """
 
     class_names: tuple[str, ...] | None = None
@@ -34,14 +45,50 @@ class ReadOptions:
     rle_order: Literal["row", "column"] | None = None
     track: Track = no_progress
 
+    def name_classes(self, defaults: Sequence[str], where: object = None) -> tuple[str, ...]:
+        """Class names for files that only number their classes: ``class_names``, or else ``defaults``.
 
+        Raises `UsageError` if there are fewer ``class_names`` than classes in the files.
+        """
+        names = tuple(defaults) if self.class_names is None else self.class_names
+        if len(names) < len(defaults):
+            raise UsageError(
+                "too few class names",
+                where=where,
+                got=f"{len(names)}: {', '.join(names)}",
+                expected=f"{len(defaults)}, for {', '.join(defaults)}",
+                remedy="give `classes` one name per class, in this order",
+            )
+        return names
+
+    def select_classes(self, names: Sequence[str], where: object = None) -> tuple[str, ...]:
+        """Class names for files that name their classes: ``class_names`` if given, else ``names``.
+
+        names: the class names in the files; if there are none, the result is ``("cell",)``. Raises `UsageError` for
+        one of ``class_names`` that is not among them.
+        """
+        if self.class_names is None:
+            return tuple(names) or (DEFAULT_CLASS,)
+        for name in self.class_names:
+            if names and name not in names:
+                raise UsageError(
+                    "no object has this class", where=where, got=repr(name), remedy=did_you_mean(name, names)
+                )
+        return self.class_names
+
+
+@public
 @dataclass(frozen=True)
 class WriteOptions:
-    """How to write.
+    """Options for writing a dataset. A format uses the ones that apply to it.
 
-    image_ids: a JSON list of ``{"file_name", "id", "height", "width"}`` that fixes which images a submission holds
-        and what they are called; only `coco_results` uses it.
-    copy_images: put the images beside the annotations instead of naming them where they are.
+    image_ids: a JSON list of ``{"file_name", "id", "height", "width"}`` that defines the images of a submission and
+        their ids; used by ``coco_results`` only.
+    copy_images: copy the images next to the annotations, rather than referring to the original files.
+    track: wraps loops over samples to report progress.
+
+    >>> WriteOptions(copy_images=True).copy_images
+    True
     """
 
     image_ids: Path | None = None
@@ -51,29 +98,65 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class Clutter:
-    """A file or folder that a reader passed over, and why."""
+    """A file or folder that a format ignores, and the reason."""
 
     path: Path
     why: str
 
 
-@dataclass(frozen=True)
-class Format:
-    """One way objects lie on disk.
+@public
+class Format(ABC):
+    """A file format of annotated images. Derive a class from it to read (and write) your own files.
 
-    name: what ``--format`` and ``--to`` take.
-    describe: one line for help texts and messages.
-    sniff: whether a path looks like this format; never raises on foreign content.
-    read: path -> `Dataset`.
-    write: (dataset, out, options) -> the paths written; None where the format is read only.
-    clutter: what `read` passes over below a root; None where a format looks at named files only.
-    generic: chosen only where no other format fits.
+    A format has no state. Give ``read_dataset`` an instance as ``format``, and test it with
+    `cellwright.testing.check_format`. The built-in formats are subclasses, too.
+
+    name: a short identifier, such as "coco".
+    description: one line that says which files it reads, for help texts and messages.
+    generic: True if the format is only chosen when no other format matches a path.
+
+    >>> class Centres(Format):
+    ...     name, description = "centres", "a CSV file of centres and radii per image"
+    ...     def sniff(self, path): return path.suffix == ".centres"
+    ...     def read(self, path, options): return Dataset((), options.name_classes(["cell"]))
+    >>> Centres()
+    Centres(name='centres', read only)
     """
 
-    name: str
-    describe: str
-    sniff: Callable[[Path], bool]
-    read: Callable[[Path, ReadOptions], Dataset]
-    write: Callable[[Dataset, Path, WriteOptions], list[Path]] | None = None
-    clutter: Callable[[Path], list[Clutter]] | None = None
-    generic: bool = False
+    name: ClassVar[str]
+    description: ClassVar[str]
+    generic: ClassVar[bool] = False
+
+    @abstractmethod
+    def sniff(self, path: Path) -> bool:
+        """Whether ``path`` (a file or folder) looks like this format.
+
+        Look at names and the first bytes of files only, so that this is fast, and never raise, whatever is there.
+        """
+
+    @abstractmethod
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """The dataset at ``path``. Read headers and sizes only; leave decoding the objects to each `Sample.load`.
+
+        Raise `FormatError` for malformed content and `InputError` for missing files, with a message that names the
+        file and the place in it.
+        """
+
+    def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
+        """Write ``dataset`` to ``out`` and return the paths written. A format that does not override this is read only.
+
+        Raises `UsageError` if the format is read only.
+        """
+        raise UsageError(f"the format {self.name} is read only", where=out, remedy="choose another format")
+
+    def clutter(self, root: Path) -> list[Clutter]:
+        """Files and folders below ``root`` that `read` ignores; empty unless a format overrides it."""
+        return []
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the format can write."""
+        return type(self).write is not Format.write
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, {'read and write' if self.is_writable else 'read only'})"

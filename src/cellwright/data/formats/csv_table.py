@@ -1,4 +1,4 @@
-"""A CSV table whose errors name file, line and column."""
+"""Read a CSV table, with errors that name file, line and column."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from cellwright.core.errors import FormatError
 from cellwright.core.files import unreadable
-from cellwright.data.formats.pairing import first_bytes
+from cellwright.data.formats.paths import first_bytes
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: cells by lower-case column name, and ``file, line n`` for messages."""
+    """One row: the cells by lower-case column name, and its location for messages."""
 
     cells: dict[str, str]
     where: str
@@ -58,7 +58,7 @@ class Row:
 
 
 def first_header(path: Path) -> tuple[str, ...]:
-    """The column names, lower case, on a file's first line; empty where it has none. For sniffs: never raises."""
+    """The lower-case column names in the first line of a file, empty if there are none. Never raises."""
     try:
         line = first_bytes(path).splitlines()[0].decode("utf-8-sig")
         return tuple(name.strip().lower() for name in next(csv.reader([line])))
@@ -67,9 +67,9 @@ def first_header(path: Path) -> tuple[str, ...]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a UTF-8 table with a header; blank lines are passed over.
+    """All rows of a UTF-8 table with a header; blank lines are ignored.
 
-    `FormatError` names the line that has too few or too many cells, or is not text.
+    Raises `FormatError` that names the line if it has too few or too many cells or is not text.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -85,7 +85,7 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     header: list[str] | None = None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    # The module's limit on a cell (131,072 characters) is shorter than the runs of a large object.
+    # The runs of a large object may exceed the csv module's default limit of 131,072 characters per cell.
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
     try:
         for cells in reader:
@@ -97,7 +97,7 @@ def read_rows(path: Path) -> list[Row]:
                 rows.append(_row(header, cells, where))
     except csv.Error as error:
         raise FormatError(
-            "this table is broken",
+            "this table is malformed",
             where=f"{path}, line {reader.line_num}",
             got=str(error),
             remedy="save the table again as CSV",
@@ -108,12 +108,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _check_header(header: list[str], where: str) -> None:
-    twice = [name for name in set(header) if header.count(name) > 1]
-    if twice:
+    duplicates = [name for name in set(header) if header.count(name) > 1]
+    if duplicates:
         raise FormatError(
-            "a column stands twice in this table",
+            "a column occurs twice in this table",
             where=where,
-            got=", ".join(sorted(twice)),
+            got=", ".join(sorted(duplicates)),
             remedy="remove or rename one of them",
         )
 
@@ -121,10 +121,10 @@ def _check_header(header: list[str], where: str) -> None:
 def _row(header: list[str], cells: list[str], where: str) -> Row:
     if len(cells) != len(header):
         raise FormatError(
-            "a row has another number of cells than the header",
+            "a row and the header differ in the number of cells",
             where=where,
             got=f"{len(cells)} cells",
             expected=f"{len(header)}: {', '.join(header)}"[:200],
-            remedy="look for a missing comma, or a file that was cut short",
+            remedy="check for a missing comma, or a truncated file",
         )
     return Row(dict(zip(header, cells, strict=True)), where)

@@ -1,12 +1,12 @@
-"""QuPath's GeoJSON: one file an image, one feature an object, in full-resolution pixels with the corner at (0, 0).
+"""QuPath's GeoJSON: one file per image, one feature per object, in full-resolution pixels with the corner at (0, 0).
 
-Written: ``id`` a UUID made from sample and object id (so a second export gives the same), ``objectType`` detection,
-``name`` the object's id, ``classification``, ``measurements`` (the columns and the score, never NaN), ``metadata`` for
-crowd regions. Every polygon is valid; holes and several parts are kept. Beside the features stands ``cellwright``,
-which QuPath passes over: the image's name and size.
+Reads feature collections, bare lists and single features of Polygon or MultiPolygon, with the classes and measurements
+of QuPath 0.2 to 0.6. The nucleus of a cell (``nucleusGeometry``) is not read.
 
-Read: feature collections, bare lists and single features of Polygon or MultiPolygon; classes and measurements of QuPath
-0.2 to 0.6. A cell's nucleus (``nucleusGeometry``) is not read.
+Writes ``id``, a UUID made from sample and object id (so that exporting again gives the same ids), ``objectType``
+detection, ``name`` (the id of the object), ``classification``, ``measurements`` (the columns and the score, never NaN),
+and ``metadata`` for crowd regions. Every polygon is valid; holes and multiple parts are kept. A member ``cellwright``
+next to the features, which QuPath ignores, stores the name and size of the image.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from cellwright.core.files import read_json, write_json
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.polygons import MultiPolygon
-from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
-from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, without_empty
-from cellwright.data.formats.pairing import (
-    Pictures,
+from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
+from cellwright.data.formats.outlines import check_cover, checked_ring, ids_from_names, without_empty
+from cellwright.data.formats.paths import (
+    ImageFinder,
     annotation_files,
     copy_image,
     first_bytes,
@@ -44,28 +43,76 @@ SCORE = "score"
 _MEMBER = "cellwright"
 _MAX_SIDE = 1_000_000
 
-# Okabe and Ito's colours, told apart by every kind of colour vision.
+# The palette of Okabe and Ito, distinguishable with any kind of colour vision.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66))
+
+
+class GeoJson(Format):
+    name = "geojson"
+    description = (
+        "QuPath feature collections with classes, measurements and scores; loses objects without a pixel, splits"
+    )
+
+    def sniff(self, path: Path) -> bool:
+        """Whether there is a ``.geojson`` file, or a ``.json`` file that begins with features."""
+        for file in first_files(path)[:40]:
+            if file.suffix.lower() == ".geojson":
+                return True
+            if file.suffix.lower() == ".json" and _begins_with_features(first_bytes(file, 400)):
+                return True
+        return False
+
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """Every GeoJSON at or below ``path``. Ids are the names of the objects if these are whole numbers, else 1..N.
+
+        The image of ``x.geojson`` is ``x.tif`` (or .png ...) next to it, or in ``images/`` next to its folder.
+        """
+        root = root_of(path)
+        files = annotation_files(path, self.sniff, "GeoJSON files")
+        finder, images, class_names = ImageFinder(options), [], set()
+        for file in options.track(files, "reading outlines", len(files)):
+            content = _content(file)
+            for k, feature in enumerate(content.features):
+                where = f"{file}, feature {k}"
+                class_names.add(_class_name(_properties(feature, where), where))
+            images.append(finder.find(file, file.stem, content.image_hw))
+        names = options.select_classes(sorted(class_names), path)
+        places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
+        samples = []
+        for file, image, (sample_id, split) in zip(files, images, places, strict=True):
+            load, size_um = LoadFeatures(file, image.image_hw, names), image.pixel_size_um
+            samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
+        return Dataset(tuple(samples), names, root, info={"format": self.name})
+
+    def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
+        """Write ``out/<sample id>.geojson``, and the image next to it if ``copy_images`` is set.
+
+        Objects without a pixel are dropped.
+        """
+        written: list[Path] = []
+        for sample in options.track(dataset, "writing GeoJSON", len(dataset)):
+            target = output_path(out, sample.id, ".geojson")
+            instances = without_empty(sample.read_instances(), sample.id)
+            image_name = sample.image_path.name if sample.image_path else None
+            collection = feature_collection(instances, dataset.class_names, sample_id=sample.id, image_name=image_name)
+            write_json(target, collection, indent=None)
+            written.append(target)
+            if options.copy_images:
+                written += copy_image(sample, output_path(out, sample.id, ""))
+        return written
+
+
+# Reading
 
 
 @dataclass(frozen=True)
 class _Content:
-    """A parsed file: its features and, where cellwright wrote it, the size of the image and whether these are
-    predictions (which a file without objects could not tell otherwise)."""
+    """A parsed file: its features and, if cellwright wrote it, the size of the image and whether the objects are
+    predictions (which could not be told from a file without objects)."""
 
     features: list[dict[str, Any]]
     image_hw: tuple[int, int] | None
     scored: bool
-
-
-def sniff(path: Path) -> bool:
-    """Whether a ``.geojson`` (or a ``.json`` that begins with features) lies here."""
-    for file in first_files(path)[:40]:
-        if file.suffix.lower() == ".geojson":
-            return True
-        if file.suffix.lower() == ".json" and _begins_with_features(first_bytes(file, 400)):
-            return True
-    return False
 
 
 def _begins_with_features(start: bytes) -> bool:
@@ -81,9 +128,9 @@ def _content(path: Path) -> _Content:
         features = [value] if isinstance(value, dict) and value.get("type") == "Feature" else value
     if not isinstance(features, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in features):
         raise FormatError(
-            "this is no GeoJSON of features",
+            "not a GeoJSON file of features",
             where=path,
-            got=type(features).__name__ if not isinstance(features, list) else "a list with other things",
+            got=type(features).__name__ if not isinstance(features, list) else "a list with other entries",
             expected='{"type": "FeatureCollection", "features": [...]}',
         )
     member = value.get(_MEMBER) if isinstance(value, dict) else None
@@ -109,13 +156,13 @@ def _properties(feature: dict[str, Any], where: str) -> dict[str, Any]:
     properties = feature.get("properties")
     if not isinstance(properties, dict | None):
         raise FormatError(
-            "a feature's properties are malformed", where=where, got=str(properties)[:60], expected="an object"
+            "the properties of a feature are malformed", where=where, got=str(properties)[:60], expected="an object"
         )
     return properties or {}
 
 
 def _class_name(properties: dict[str, Any], where: str) -> str:
-    """QuPath's class: ``{"name"}``, or ``{"names"}`` of a derived class, which reads "Tumor: Positive"."""
+    """QuPath's class: ``{"name"}``, or ``{"names"}`` for a derived class, such as "Tumor: Positive"."""
     kind = properties.get("classification")
     if kind is None:
         return DEFAULT_CLASS
@@ -130,14 +177,14 @@ def _class_name(properties: dict[str, Any], where: str) -> str:
 
 
 def _measurements(properties: dict[str, Any], where: str) -> dict[str, float]:
-    """Name to number; QuPath 0.2 wrote a list of ``{"name", "value"}``. What is not a number is NaN."""
-    found = properties.get("measurements") or {}
-    if isinstance(found, list) and all(isinstance(one, dict) for one in found):
-        found = {str(one.get("name")): one.get("value") for one in found}
-    if not isinstance(found, dict):
+    """Name -> number; QuPath 0.2 wrote a list of ``{"name", "value"}``. Values that are not numbers become NaN."""
+    values = properties.get("measurements") or {}
+    if isinstance(values, list) and all(isinstance(entry, dict) for entry in values):
+        values = {str(entry.get("name")): entry.get("value") for entry in values}
+    if not isinstance(values, dict):
         where, expected = f"{where}, properties.measurements", "names and numbers"
-        raise FormatError("measurements are malformed", where=where, got=str(found)[:60], expected=expected)
-    return {name: _number(value) for name, value in found.items()}
+        raise FormatError("measurements are malformed", where=where, got=str(values)[:60], expected=expected)
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _number(value: object) -> float:
@@ -156,7 +203,7 @@ def _polygons(feature: dict[str, Any], image_hw: tuple[int, int], where: str) ->
             where=f"{where}, geometry",
             got=str(kind),
             expected="Polygon or MultiPolygon",
-            remedy="export areas only: no points, no lines",
+            remedy="export areas only, no points or lines",
         )
     parts: Any = geometry.get("coordinates")
     parts = [parts] if kind == "Polygon" else parts
@@ -165,13 +212,13 @@ def _polygons(feature: dict[str, Any], image_hw: tuple[int, int], where: str) ->
         raise FormatError("an outline is malformed", where=where, got=str(parts)[:60], expected=expected)
     place = f"{where}, geometry.coordinates"
     polygons = [[checked_ring(ring, image_hw, place) for ring in part] for part in parts]
-    # A hole without area takes nothing away; an exterior without area has no inside.
+    # A hole without area removes nothing, and an exterior without area contains nothing.
     return [[r for r in rings if len(r)] for rings in polygons if rings and len(rings[0])]
 
 
 @dataclass(frozen=True)
 class LoadFeatures:
-    """Rasterises one file; ``class_names`` are the classes kept, in order."""
+    """Rasterises the features of one file. ``class_names`` are the classes to keep, in order."""
 
     path: Path
     image_hw: tuple[int, int]
@@ -183,39 +230,28 @@ class LoadFeatures:
         if not features:
             return Instances.empty(self.image_hw, scored=content.scored)
         places = [f"{self.path}, feature {k}" for k in range(len(features))]
-        facts = [_properties(feature, place) for feature, place in zip(features, places, strict=True)]
-        names = [_class_name(properties, place) for properties, place in zip(facts, places, strict=True)]
+        properties = [_properties(feature, place) for feature, place in zip(features, places, strict=True)]
+        names = [_class_name(entry, place) for entry, place in zip(properties, places, strict=True)]
         kept = [k for k, name in enumerate(names) if name in self.class_names]
         objects = [_polygons(features[k], self.image_hw, places[k]) for k in kept]
         check_cover([[ring for rings in polygons for ring in rings] for polygons in objects], self.image_hw, self.path)
-        facts = [facts[k] for k in kept]
-        measured = [_measurements(properties, places[k]) for properties, k in zip(facts, kept, strict=True)]
-        columns = _columns(measured)
+        columns = _columns([_measurements(properties[k], places[k]) for k in kept])
         scores = columns.pop(SCORE, None)
         if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
-            columns[SCORE], scores = scores, None  # somebody's own measurement of that name
+            columns[SCORE], scores = scores, None  # a measurement that happens to be called "score"
         instances = Instances.from_masks(
             MaskSet.from_polygons(objects, self.image_hw),
             class_ids=np.array([self.class_names.index(names[k]) for k in kept], np.int64),
-            ids=_ids([properties.get("name") for properties in facts]),
+            ids=ids_from_names([properties[k].get("name") for k in kept]),
             scores=None if scores is None else scores.astype(np.float32),
-            ignore=np.array([_is_ignored(properties) for properties in facts], bool),
+            ignore=np.array([_is_ignored(properties[k]) for k in kept], bool),
         )
         return without_empty(replace(instances, columns=columns), self.path)
 
 
-def _columns(measured: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for one in measured for name in one)
-    return {name: np.array([one.get(name, math.nan) for one in measured], np.float64) for name in names}
-
-
-def _ids(names: Sequence[object]) -> np.ndarray | None:
-    """The ids that are the objects' names, where all are distinct whole numbers; None asks for 1..N."""
-    numbers = [
-        int(name) for name in names if isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 16
-    ]
-    fit = len(set(numbers)) == len(names) and 0 not in numbers
-    return np.array(numbers, np.int64) if fit else None
+def _columns(measurements: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for values in measurements for name in values)
+    return {name: np.array([values.get(name, math.nan) for values in measurements], np.float64) for name in names}
 
 
 def _is_ignored(properties: dict[str, Any]) -> bool:
@@ -223,33 +259,13 @@ def _is_ignored(properties: dict[str, Any]) -> bool:
     return isinstance(metadata, dict) and metadata.get("ignore") == "true"
 
 
-def read(path: Path, options: ReadOptions) -> Dataset:
-    """Every GeoJSON at or below ``path``. Ids are the objects' names where these are whole numbers, else 1..N.
-
-    The image of ``x.geojson`` is ``x.tif`` (or .png ...) beside it, or in ``images/`` beside its folder.
-    """
-    root = root_of(path)
-    files = annotation_files(path, sniff, "GeoJSON files")
-    pictures, heads, found = Pictures(options), [], set()
-    for file in options.track(files, "reading outlines", len(files)):
-        content = _content(file)
-        for k, feature in enumerate(content.features):
-            where = f"{file}, feature {k}"
-            found.add(_class_name(_properties(feature, where), where))
-        heads.append((file, pictures.of(file, file.stem, content.image_hw)))
-    names = named_classes(sorted(found), options, path)
-    places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
-    samples = []
-    for (file, picture), (sample_id, split) in zip(heads, places, strict=True):
-        load, size_um = LoadFeatures(file, picture.image_hw, names), picture.pixel_size_um
-        samples.append(Sample(sample_id, picture.path, picture.image_hw, load, None, split, None, size_um, "geojson"))
-    return Dataset(tuple(samples), names, root, info={"format": FORMAT.name})
+# Writing
 
 
 def feature_collection(
     instances: Instances, class_names: Sequence[str], *, sample_id: str, image_name: str | None
 ) -> dict[str, Any]:
-    """The GeoJSON of one image's objects; objects without a pixel are left out."""
+    """The GeoJSON of the objects of one image; objects without a pixel are dropped."""
     features = []
     for k, polygons in enumerate(instances.masks.to_polygons()):
         if polygons:
@@ -288,30 +304,3 @@ def _feature(
         },
         "properties": properties,
     }
-
-
-def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
-    """``out/<sample id>.geojson``; with ``copy_images`` the image beside it.
-
-    Objects without a pixel are not carried.
-    """
-    written: list[Path] = []
-    for sample in options.track(dataset, "writing GeoJSON", len(dataset)):
-        target = output_path(out, sample.id, ".geojson")
-        instances = without_empty(sample.read_instances(), sample.id)
-        image_name = sample.image_path.name if sample.image_path else None
-        collection = feature_collection(instances, dataset.class_names, sample_id=sample.id, image_name=image_name)
-        write_json(target, collection, indent=None)
-        written.append(target)
-        if options.copy_images:
-            written += copy_image(sample, output_path(out, sample.id, ""))
-    return written
-
-
-FORMAT = Format(
-    name="geojson",
-    describe="QuPath feature collections with classes, measurements and scores; loses objects without a pixel, splits",
-    sniff=sniff,
-    read=read,
-    write=write,
-)

@@ -1,12 +1,12 @@
-"""ImageJ ROIs: ``x_rois.zip`` (or ``x.zip``, ``x_RoiSet.zip``) or single ``.roi`` files beside the image ``x.tif``.
+"""ImageJ ROIs: ``x_rois.zip`` (or ``x.zip``, ``x_RoiSet.zip``) or single ``.roi`` files next to the image ``x.tif``.
 
-Written: a zip an image, an entry an object, named by its id. One part without holes becomes a traced polygon, anything
-else a composite; both run along pixel edges, so ImageJ's masks are ours to the pixel. Class, score and crowd flag are
-properties of the ROI (Image > Overlay > Properties shows them), and the class colours it through its group. The zip's
-comment, which ImageJ passes over, tells the image's name and size.
+Reads polygons, freehand and traced outlines, rectangles, ovals, ellipses, rotated rectangles and composites (even-odd).
+Lines, points, text and images enclose no pixels; they raise an error, as do ROIs on several slices of a stack.
 
-Read: polygons, freehand and traced outlines, rectangles, ovals, ellipses, rotated rectangles and composites (even-odd).
-Lines, points, text and pictures enclose nothing and are refused by name, and so are ROIs of several slices of a stack.
+Writes one zip per image with one entry per object, named by its id. An object of one part without holes becomes a
+traced polygon, any other a composite. Both follow pixel edges, so that ImageJ's masks are equal to ours to the pixel.
+Class, score and crowd flag are properties of the ROI (shown by Image > Overlay > Properties), and the group, which
+determines the colour, is the class. The comment of the zip, which ImageJ ignores, stores the image's name and size.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from cellwright.core.files import unreadable, write_bytes
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.polygons import MultiPolygon
-from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
-from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, concat_in_order, without_empty
-from cellwright.data.formats.pairing import (
-    Pictures,
+from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
+from cellwright.data.formats.outlines import check_cover, checked_ring, concat_in_order, ids_from_names, without_empty
+from cellwright.data.formats.paths import (
+    ImageFinder,
     annotation_files,
     copy_image,
     first_bytes,
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 _ENDINGS = ("_rois", "_roi", "-rois", "_RoiSet", "-RoiSet", ".RoiSet")
 _MAX_ROI_BYTES = 1 << 25
 _MAX_ZIP_BYTES = 1 << 29
-_ZIP_TAIL = 65_536 + 22  # the end record and the longest comment
+_ZIP_TAIL = 65_536 + 22  # the end record and the longest possible comment
 _MAX_SIDE = 1_000_000
 _BROKEN_ROI = (
     ValueError, TypeError, IndexError, KeyError, struct.error, RuntimeError, NotImplementedError, OverflowError,
@@ -59,9 +58,60 @@ _BROKEN_ROI = (
 )  # fmt: skip
 
 
+class ImagejRois(Format):
+    name = "imagej_roi"
+    description = (
+        "ImageJ ROI zips and single ROIs, classes and scores as ROI properties; loses objects without a pixel, "
+        "measurements, splits"
+    )
+
+    def sniff(self, path: Path) -> bool:
+        """Whether there is a ``.roi`` file, or a zip of them."""
+        return any(_is_roi_file(file) for file in first_files(path)[:60])
+
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """Every ROI zip and single ROI at or below ``path``. Ids are the names of the ROIs if these are whole numbers,
+        else 1..N."""
+        root, sources = root_of(path), _sources(path)
+        finder, images, class_names = ImageFinder(options), [], set()
+        for source in options.track(sources, "reading ROIs", len(sources)):
+            recorded_hw = None
+            for file in source.files:
+                entries, note = _read_entries(file)
+                class_names.update(_class_name(_parse(entry)) for entry in entries)
+                recorded_hw = recorded_hw or _recorded_hw(note)
+            images.append(finder.find(source.files[0], Path(source.stem).name, recorded_hw))
+        names = options.select_classes(sorted(class_names), path)
+        places = split_ids([source.stem for source in sources], root.name)
+        samples = []
+        for source, image, (sample_id, split) in zip(sources, images, places, strict=True):
+            load, size_um = LoadRois(source.files, image.image_hw, names), image.pixel_size_um
+            samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
+        return Dataset(tuple(samples), names, root, info={"format": self.name})
+
+    def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
+        """Write ``out/<sample id>_rois.zip``, and the image next to it if ``copy_images`` is set.
+
+        Objects without a pixel, measurements, and the names of classes without objects are lost.
+        """
+        written: list[Path] = []
+        for sample in options.track(dataset, "writing ROIs", len(dataset)):
+            target = output_path(out, sample.id, "_rois.zip")
+            instances = without_empty(sample.read_instances(), sample.id)
+            image_name = sample.image_path.name if sample.image_path else None
+            write_bytes(target, zip_bytes(instances, dataset.class_names, image_name=image_name))
+            written.append(target)
+            if options.copy_images:
+                written += copy_image(sample, output_path(out, sample.id, ""))
+        return written
+
+
+# Finding and parsing ROIs
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One ROI as bytes, with its name and its place for messages."""
+    """The bytes of one ROI, its name, and its location for messages."""
 
     name: str
     where: str
@@ -70,21 +120,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of one image, and the name that its image and its sample have."""
+    """The ROI files of one image, and the path (relative, without extension) of the image and its sample."""
 
     files: tuple[Path, ...]
     stem: str
 
 
-def sniff(path: Path) -> bool:
-    """Whether a ``.roi`` file or a zip of them lies here."""
-    return any(_is_roi_file(file) for file in first_files(path)[:60])
-
-
 def _is_roi_file(path: Path) -> bool:
     if path.suffix.lower() == ".roi":
         return True
-    # The name of a zip's first entry stands in its first bytes; an empty zip says nothing but its own name.
+    # The first bytes of a zip contain the name of its first entry; an empty zip has nothing but its own name.
     start = first_bytes(path, 300) if path.suffix.lower() == ".zip" else b""
     if start[:4] == b"PK\x03\x04" and len(start) > 30:
         length = int.from_bytes(start[26:28], "little")
@@ -93,7 +138,7 @@ def _is_roi_file(path: Path) -> bool:
 
 
 def _read_entries(path: Path) -> tuple[list[Entry], dict[str, Any]]:
-    """The ROIs of a ``.roi`` or a zip, and what cellwright noted in the zip's comment."""
+    """The ROIs of a ``.roi`` or zip file, and the note that cellwright left in the comment of the zip."""
     try:
         if path.suffix.lower() == ".roi":
             with path.open("rb") as file:
@@ -110,14 +155,14 @@ def _read_entries(path: Path) -> tuple[list[Entry], dict[str, Any]]:
 
 
 def _check_zip_end(path: Path) -> None:
-    """`FormatError` where the file ends within its last record, which the standard library passes over."""
+    """`FormatError` if the file ends within its last record, which the standard library does not notice."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _ZIP_TAIL))
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) < at + 22 + int.from_bytes(tail[at + 20 : at + 22], "little"):
         raise FormatError(
-            "this zip is cut short", where=path, got="no whole end record", remedy="save or copy it again"
+            "this zip is truncated", where=path, got="an incomplete end record", remedy="save or copy it again"
         )
 
 
@@ -125,8 +170,8 @@ def _zip_entries(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
     infos = [info for info in archive.infolist() if info.filename.lower().endswith(".roi")]
     size = sum(info.file_size for info in infos)
     if size > _MAX_ZIP_BYTES or any(info.file_size > _MAX_ROI_BYTES for info in infos):
-        expected = f"at most {_MAX_ZIP_BYTES} bytes, {_MAX_ROI_BYTES} a ROI"
-        raise FormatError("this zip unpacks to more than ROIs take", where=path, got=f"{size} bytes", expected=expected)
+        expected = f"at most {_MAX_ZIP_BYTES} bytes, {_MAX_ROI_BYTES} per ROI"
+        raise FormatError("this zip is too large for ROIs", where=path, got=f"{size} bytes unpacked", expected=expected)
     entries = []
     for info in infos:
         with archive.open(info) as file:
@@ -139,11 +184,11 @@ def _note(comment: bytes) -> dict[str, Any]:
     try:
         note = json.loads(comment.decode())
     except (ValueError, RecursionError):
-        return {}  # somebody else's comment
+        return {}  # a comment that cellwright did not write
     return note if isinstance(note, dict) else {}
 
 
-def _noted_hw(note: dict[str, Any]) -> tuple[int, int] | None:
+def _recorded_hw(note: dict[str, Any]) -> tuple[int, int] | None:
     sides = note.get("image_hw")
     if (
         not isinstance(sides, list)
@@ -165,23 +210,23 @@ def _parse(entry: Entry) -> ImagejRoi:
 
 
 def _rings(roi: ImagejRoi, entry: Entry, image_hw: tuple[int, int]) -> list[np.ndarray]:
-    """The rings (even-odd) of any ROI with an area but an oval."""
+    """The rings (even-odd) of any ROI that has an area, except ovals."""
     from roifile import ROI_TYPE
 
     try:
         if roi.roitype == ROI_TYPE.RECT and not roi.composite:
             x0, y0, x1, y1 = _bounds(roi)
-            found: Any = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
+            paths: Any = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
         else:
-            found = roi.coordinates(multi=True)
+            paths = roi.coordinates(multi=True)
     except _BROKEN_ROI as error:
         raise FormatError(
-            "this ROI's path is broken",
+            "the path of this ROI is broken",
             where=entry.where,
             got=str(error)[:200],
             remedy="save the ROI again with ImageJ",
         ) from error
-    rings = [checked_ring(ring, image_hw, entry.where) for ring in found]
+    rings = [checked_ring(ring, image_hw, entry.where) for ring in paths]
     return [ring for ring in rings if len(ring)]
 
 
@@ -192,7 +237,7 @@ def _bounds(roi: ImagejRoi) -> tuple[float, float, float, float]:
 
 
 def _oval(roi: ImagejRoi, entry: Entry, image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Box and crop of an oval: the pixels whose centres lie in the ellipse."""
+    """Box and crop of an oval: the pixels whose centres are in the ellipse."""
     x0, y0, x1, y1 = _bounds(roi)
     corners = checked_ring([[x0, y0], [x1, y0], [x1, y1]], image_hw, entry.where)
     if not len(corners) or x1 <= x0 or y1 <= y0:
@@ -224,23 +269,23 @@ def _check_one_slice(rois: Sequence[ImagejRoi], where: object) -> None:
     slices = {(roi.position, roi.z_position, roi.t_position) for roi in rois}
     if len(slices) > 1:
         raise FormatError(
-            "these ROIs lie on several slices of a stack",
+            "these ROIs are on several slices of a stack",
             where=where,
             got=f"{len(slices)} positions (position, z, t): {', '.join(map(str, sorted(slices)[:4]))}",
             expected="one image",
-            remedy="save the ROIs of each slice by themselves",
+            remedy="save the ROIs of each slice separately",
         )
 
 
 def _class_name(roi: ImagejRoi) -> str:
-    named = _property(roi, "class")
-    if named is not None:
-        return named
+    name = _property(roi, "class")
+    if name is not None:
+        return name
     return f"group {roi.group}" if roi.group else DEFAULT_CLASS
 
 
 def _property(roi: ImagejRoi, key: str) -> str | None:
-    """A property's text; ours are JSON strings, so that any script survives ImageJ's line format."""
+    """The text of a property. Ours are JSON strings, so that text in any script fits ImageJ's line format."""
     for line in roi.props.splitlines():
         name, colon, value = line.partition(":")
         if colon and name.strip() == key:
@@ -264,7 +309,7 @@ def _score(roi: ImagejRoi) -> float | None:
 
 @dataclass(frozen=True)
 class LoadRois:
-    """Rasterises the files of one image; ``class_names`` are the classes kept, in order."""
+    """Rasterises the ROIs of one image. ``class_names`` are the classes to keep, in order."""
 
     files: tuple[Path, ...]
     image_hw: tuple[int, int]
@@ -272,7 +317,7 @@ class LoadRois:
 
     def __call__(self) -> Instances:
         contents = [_read_entries(file) for file in self.files]
-        entries = [entry for some, _ in contents for entry in some]
+        entries = [entry for part, _ in contents for entry in part]
         if not entries:
             return Instances.empty(self.image_hw, scored=any(note.get("scored") is True for _, note in contents))
         rois = [_parse(entry) for entry in entries]
@@ -284,7 +329,7 @@ class LoadRois:
         instances = Instances.from_masks(
             self._masks(rois, entries),
             class_ids=np.array([self.class_names.index(name) for name in names], np.int64),
-            ids=_ids([entry.name for entry in entries]),
+            ids=ids_from_names([entry.name for entry in entries]),
             scores=None if None in scores else np.array(scores, np.float32),
             ignore=np.array([_property(roi, "ignore") == "true" for roi in rois], bool),
         )
@@ -306,50 +351,26 @@ class LoadRois:
         return concat_in_order(polygons, ovals, [not oval for oval in is_oval])
 
 
-def _ids(names: Sequence[str]) -> np.ndarray | None:
-    """The ids that are the ROIs' names, where all are distinct whole numbers; None asks for 1..N."""
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 16]
-    fit = len(set(numbers)) == len(names) and 0 not in numbers
-    return np.array(numbers, np.int64) if fit else None
-
-
 def _sources(path: Path) -> list[_Source]:
-    """The ROI files at or below ``path``, gathered by image.
+    """The ROI files at or below ``path``, grouped by image.
 
-    A zip is named after its image. A ``.roi`` is, too, where such an image lies beside it; else all the ``.roi`` of a
-    folder with one image belong to that image.
+    A zip is named after its image, and so is a ``.roi`` file if there is such an image next to it. Otherwise all
+    ``.roi`` files of a folder with a single image belong to that image.
     """
     root = root_of(path)
-    gathered: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in annotation_files(path, _is_roi_file, "ImageJ ROI files"):
         stem = next((file.stem.removesuffix(end) for end in _ENDINGS if file.stem.endswith(end)), file.stem)
         if file.stem.lower() == "roiset" or (file.suffix.lower() == ".roi" and not images_named(file.parent, stem)):
-            images = [one for one in file.parent.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()]
+            images = [
+                entry for entry in file.parent.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()
+            ]
             stem = images[0].stem if len(images) == 1 else stem
-        gathered.setdefault((file.parent / stem).relative_to(root).as_posix(), []).append(file)
-    return [_Source(tuple(files), stem) for stem, files in gathered.items()]
+        groups.setdefault((file.parent / stem).relative_to(root).as_posix(), []).append(file)
+    return [_Source(tuple(files), stem) for stem, files in groups.items()]
 
 
-def read(path: Path, options: ReadOptions) -> Dataset:
-    """Every ROI zip and single ROI at or below ``path``. Ids are the ROIs' names where these are whole numbers."""
-    root, sources = root_of(path), _sources(path)
-    pictures, heads, found = Pictures(options), [], set()
-    for source in options.track(sources, "reading ROIs", len(sources)):
-        noted = None
-        for file in source.files:
-            entries, note = _read_entries(file)
-            found.update(_class_name(_parse(entry)) for entry in entries)
-            noted = noted or _noted_hw(note)
-        heads.append(pictures.of(source.files[0], Path(source.stem).name, noted))
-    names = named_classes(sorted(found), options, path)
-    places = split_ids([source.stem for source in sources], root.name)
-    samples = []
-    for source, picture, (sample_id, split) in zip(sources, heads, places, strict=True):
-        load, size_um = LoadRois(source.files, picture.image_hw, names), picture.pixel_size_um
-        samples.append(
-            Sample(sample_id, picture.path, picture.image_hw, load, None, split, None, size_um, "imagej_roi")
-        )
-    return Dataset(tuple(samples), names, root, info={"format": FORMAT.name})
+# Writing
 
 
 def _roi_of(polygons: MultiPolygon, name: str) -> ImagejRoi:
@@ -375,7 +396,7 @@ def _roi_of(polygons: MultiPolygon, name: str) -> ImagejRoi:
 
 
 def zip_bytes(instances: Instances, class_names: Sequence[str], *, image_name: str | None) -> bytes:
-    """The ROI zip of one image's objects; objects without a pixel are left out."""
+    """The ROI zip of the objects of one image; objects without a pixel are dropped."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for k, polygons in enumerate(instances.masks.to_polygons()):
@@ -390,35 +411,8 @@ def zip_bytes(instances: Instances, class_names: Sequence[str], *, image_name: s
             if instances.ignore[k]:
                 lines.append("ignore: true")
             roi.props = "".join(f"{line}\n" for line in lines)
-            # A fixed time, so that the same objects give the same bytes.
+            # With a fixed time, equal objects give equal bytes.
             archive.writestr(zipfile.ZipInfo(f"{roi.name}.roi"), roi.tobytes(), zipfile.ZIP_DEFLATED)
         note = {"image": image_name, "image_hw": list(instances.image_hw), "scored": instances.scores is not None}
         archive.comment = json.dumps({"cellwright": 1, **note}).encode()[:65535]
     return buffer.getvalue()
-
-
-def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
-    """``out/<sample id>_rois.zip``; with ``copy_images`` the image beside it.
-
-    Not carried: objects without a pixel, names of classes without objects, measurements.
-    """
-    written: list[Path] = []
-    for sample in options.track(dataset, "writing ROIs", len(dataset)):
-        target = output_path(out, sample.id, "_rois.zip")
-        instances = without_empty(sample.read_instances(), sample.id)
-        image_name = sample.image_path.name if sample.image_path else None
-        write_bytes(target, zip_bytes(instances, dataset.class_names, image_name=image_name))
-        written.append(target)
-        if options.copy_images:
-            written += copy_image(sample, output_path(out, sample.id, ""))
-    return written
-
-
-FORMAT = Format(
-    name="imagej_roi",
-    describe="ImageJ ROI zips and single ROIs, classes and scores as ROI properties; loses objects without a pixel, "
-    "measurements, splits",
-    sniff=sniff,
-    read=read,
-    write=write,
-)

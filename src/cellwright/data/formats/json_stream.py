@@ -1,9 +1,9 @@
-"""Reads a JSON file of any size element by element, and tells where in the file each element stands.
+"""Read a JSON file of any size element by element, with the position of each element in the file.
 
-A file of annotations is one object with a few long lists in it, or one long list. Holding it parsed costs ten times its
-size in memory; here one element is parsed at a time. The bytes are taken as Latin-1, so that a position in the text is
-a position in the file: JSON's own characters are ASCII, and UTF-8 never uses ASCII bytes for anything else. Elements
-that may hold text are decoded as UTF-8 in `Element.text_value`.
+A file of annotations is one object that contains a few long lists, or one long list. Parsed as a whole it would take
+ten times its size in memory, so this module parses one element at a time. Bytes are decoded as Latin-1, so that
+positions in the text are positions in the file. This is safe because JSON's own characters are ASCII, and UTF-8 uses
+ASCII bytes for nothing else. `Element.text_value` decodes an element that may contain text as UTF-8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cellwright.core.errors import FormatError
 from cellwright.core.files import unreadable
 
 CHUNK_BYTES = 1 << 20
-# One element longer than this is no annotation.
+# No annotation is longer than this.
 MAX_ELEMENT_BYTES = 1 << 28
 WHITESPACE = " \t\n\r"
 BYTE_ORDER_MARK = "\xef\xbb\xbf"
@@ -26,13 +26,14 @@ BYTE_ORDER_MARK = "\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Element:
-    """One value of the file.
+    """One value in the file.
 
-    section: the top-level key it stands under; "" in a file that is one list.
-    key: its own key where the section is an object, else None.
-    value: parsed, with text not yet decoded (use `text_value` where strings matter).
-    start, end: where in the file it stands, bytes.
-    whole: True where the value is the whole section (a section that is not streamed).
+    section: the top-level key that contains it; "" if the file is one list.
+    key: its own key if the section is an object, else None.
+    value: the parsed value, in which strings are not yet decoded (use `text_value` if strings matter).
+    start, end: first and last-plus-one byte in the file.
+    raw: the text of the value.
+    whole: True if the value is a whole section (one that is not streamed).
     """
 
     section: str
@@ -44,16 +45,16 @@ class Element:
     whole: bool = False
 
     def text_value(self) -> Any:
-        """The value with its strings decoded as UTF-8; `UnicodeDecodeError` where they are not UTF-8."""
+        """The value with its strings decoded as UTF-8; raises `UnicodeDecodeError` if they are not UTF-8."""
         return self.value if self.raw.isascii() else json.loads(self.raw.encode("latin-1").decode("utf-8"))
 
 
 def stream_json(path: Path, streamed: frozenset[str]) -> Iterator[Element]:
-    """The elements of a file, in file order.
+    """Yield the elements of a file, in file order.
 
-    A top-level list gives its elements in section "". A top-level object gives the elements of its sections named in
-    ``streamed`` (lists and objects alike) one by one, and every other section as one whole element. An empty streamed
-    section gives nothing. Raises `FormatError` naming file, line and column, `InputError` for an unreadable file.
+    A top-level list yields its elements in section "". A top-level object yields the elements of the sections named in
+    ``streamed`` (lists or objects) one by one, and each other section as one element. An empty streamed section yields
+    nothing. Raises `FormatError` that names file, line and column, and `InputError` for an unreadable file.
     """
     try:
         with path.open("rb") as file:
@@ -63,7 +64,7 @@ def stream_json(path: Path, streamed: frozenset[str]) -> Iterator[Element]:
 
 
 class _Reader:
-    """A window of the file's text that moves on, and the place of its first character."""
+    """A moving window of the text of a file, and the position of its first character."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
@@ -96,7 +97,7 @@ class _Reader:
             yield self._element(section, key if pair == "{}" else None, whole=False)
 
     def _entries(self, opening: str, closing: str) -> Iterator[str]:
-        """Move to each value of an object (yielding its key) or list (yielding ""); the caller takes the value."""
+        """Move to each value of an object (yielding its key) or list (yielding ""); the caller parses the value."""
         self._expect(opening)
         if self._peek() == closing:
             self._at += 1
@@ -118,18 +119,18 @@ class _Reader:
     def _element(self, section: str, key: str | None, *, whole: bool) -> Element:
         self._peek()
         first = self._at
-        # Filling keeps the text from the element's first character on, so only its position moves.
+        # `_fill` keeps the text from the first character of the element on, so only its index changes.
         start = self._start + first
         value = self._value()
         begin = start - self._start
         return Element(section, key, value, start, self._start + self._at, self._text[begin : self._at], whole)
 
     def _value(self) -> Any:
-        """Parse the value at the current place, reading on where it passes the end of the window."""
+        """Parse the value at the current position, reading more of the file if it extends past the window."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-                # A number near the window's end may go on behind it ("12." and then "5").
+                # A number near the end of the window may continue after it ("12." and then "5").
                 if end + 8 < len(self._text) or self._ended:
                     self._at = end
                     return value
@@ -139,13 +140,13 @@ class _Reader:
                 if self._ended or in_the_middle or too_long:
                     self._fail(error.msg, min(error.pos, len(self._text)))
             except RecursionError:
-                self._fail("a value that is less deeply nested", self._at)
-            except ValueError:  # Python converts no whole number of thousands of digits
-                self._fail("numbers of fewer digits", self._at)
+                self._fail("a less deeply nested value", self._at)
+            except ValueError:  # Python refuses to convert integers of thousands of digits
+                self._fail("a number with fewer digits", self._at)
             self._fill()
 
     def _peek(self) -> str:
-        """The next character that is not white space; "" at the end of the file."""
+        """The next character that is not whitespace; "" at the end of the file."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in WHITESPACE:
@@ -161,7 +162,7 @@ class _Reader:
         self._at += 1
 
     def _fill(self) -> None:
-        """Drop what has been read and append at least as much as is kept, so that long elements cost linear time."""
+        """Drop the parsed text and append at least as much as is kept, so that long elements take linear time."""
         done = self._text[: self._at]
         self._lines += done.count("\n")
         if "\n" in done:
@@ -177,11 +178,11 @@ class _Reader:
         line = self._lines + before.count("\n") + 1
         last = before.rfind("\n")
         column = at - last if last >= 0 else self._start + at - self._line_start + 1
-        found = self._text[at : at + 20]
+        got = self._text[at : at + 20]
         raise FormatError(
             "this file is not valid JSON",
             where=f"{self._path}, line {line}, column {column}",
-            got=repr(found) if found else "the end of the file",
+            got=repr(got) if got else "the end of the file",
             expected=expected,
             remedy="write or download the file again",
         )

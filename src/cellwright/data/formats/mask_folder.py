@@ -1,9 +1,9 @@
-"""Mask folders: ``<id>/images/<image>`` and ``<id>/masks/*.png``, one file an object (Data Science Bowl 2018, VRDL).
+"""Mask folders: ``<id>/images/<image>`` and ``<id>/masks/*.png``, one file per object (Data Science Bowl 2018, VRDL).
 
-Masks may have one, three or four channels and 8 or 16 bits: every pixel that is not black belongs to the object. An
-object's id is the number in its file name where all names of the folder are ``mask_<number>``, else 1..N in the
-natural order of the names. A folder without ``masks`` is an image without objects. Hidden files and folders
-(``.ipynb_checkpoints``) and files that are not images are passed over; ``data check`` lists them.
+Masks may have one, three or four channels and 8 or 16 bits: every pixel that is not black belongs to the object. The id
+of an object is the number in its file name if all names in the folder are ``mask_<number>``, else 1..N in natural order
+of the names. A folder without ``masks`` is an image without objects. Hidden files and folders (such as
+``.ipynb_checkpoints``) and files that are not images are ignored; ``data check`` lists them.
 """
 
 from __future__ import annotations
@@ -23,55 +23,99 @@ from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats.class_names import DEFAULT_CLASS, unnamed_classes
-from cellwright.data.formats.contract import Clutter, Format, ReadOptions, WriteOptions
+from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
 from cellwright.data.images.read import image_hw_of, is_image_name, read_file
 
-# Below this many masks, starting threads costs more than it saves.
-MIN_MASKS_A_THREAD = 64
+# With fewer masks, starting threads costs more than it saves.
+MIN_MASKS_PER_THREAD = 64
 MAX_THREADS = 4
 
 
-def sniff(path: Path) -> bool:
-    """Whether a folder has a sub-folder with ``images`` inside and a ``masks`` beside one of them.
+class MaskFolder(Format):
+    name = "mask_folder"
+    description = "<id>/images/<image> and <id>/masks/*.png, one file per object (Data Science Bowl 2018, VRDL nuclei)"
 
-    Masks that are named as the images are label images (``train/images/x.tif`` with ``train/masks/x.tif``).
-    """
-    folders = [folder for folder in _sample_folders(path) if (folder / "masks").is_dir()]
-    return any(not _is_label_pair(folder) for folder in folders)
+    def sniff(self, path: Path) -> bool:
+        """Whether a folder has a subfolder with ``images`` and ``masks`` in it.
 
+        If the masks have the names of the images, they are label images (``train/images/x.tif`` and
+        ``train/masks/x.tif``), which is another format.
+        """
+        folders = [folder for folder in _sample_folders(path) if (folder / "masks").is_dir()]
+        return any(not _is_label_pair(folder) for folder in folders)
 
-def _is_label_pair(folder: Path) -> bool:
-    masks = {file.stem for file in mask_files(folder / "masks")}
-    return bool(masks) and masks <= {entry.stem for entry in (folder / "images").iterdir()}
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """All samples in the folder ``path``, sorted by id."""
+        folders = _sample_folders(path)
+        if not folders:
+            raise InputError(
+                "no sample folders here",
+                where=path,
+                expected="<id>/images/<image> and <id>/masks/*.png",
+                remedy="use the folder that contains the <id> folders",
+            )
+        samples = []
+        for folder in options.track(folders, "reading image sizes", total=len(folders)):
+            image = _only_image(folder)
+            image_hw = image_hw_of(image)
+            load = MaskFolderLoader(folder / "masks", image_hw)
+            samples.append(Sample(folder.name, image, image_hw, load, source=self.name))
+        class_names = options.name_classes((DEFAULT_CLASS,), path)
+        return Dataset(tuple(samples), class_names, root=path, info={"format": self.name})
 
+    def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
+        """Write ``out/<id>/images`` and ``out/<id>/masks/mask_<object id>.png`` (8 bit, 0 and 255). Images are copied.
 
-def read(path: Path, options: ReadOptions) -> Dataset:
-    """All samples below ``path``, sorted by id; masks are decoded when a sample's objects are read."""
-    folders = _sample_folders(path)
-    if not folders:
-        raise InputError(
-            "no sample folders here",
-            where=path,
-            expected="<id>/images/<image> and <id>/masks/*.png",
-            remedy="give the folder that holds the <id> folders",
-        )
-    samples = []
-    for folder in options.track(folders, "reading image sizes", total=len(folders)):
-        image = _only_image(folder)
-        image_hw = image_hw_of(image)
-        load = MaskFolderLoader(folder / "masks", image_hw)
-        samples.append(Sample(folder.name, image, image_hw, load, source="mask_folder"))
-    class_names = unnamed_classes((DEFAULT_CLASS,), options, path)
-    return Dataset(tuple(samples), class_names, root=path, info={"format": FORMAT.name})
+        A ``/`` in the id of a sample becomes ``__``. Raises `UsageError` for several classes, which this format cannot
+        store.
+        """
+        import cv2
+
+        if len(dataset.class_names) > 1:
+            raise UsageError(
+                "mask folders cannot store the class of an object",
+                where=out,
+                got=f"{len(dataset.class_names)} classes: {', '.join(dataset.class_names)}",
+                remedy="keep one class with `classes`, or choose another format",
+            )
+        written = []
+        for sample in options.track(dataset.samples, "writing masks", total=len(dataset)):
+            folder = out / sample.id.replace("/", "__")
+            with atomic_path(folder) as temporary:
+                _copy_image(sample, temporary / "images")
+                (temporary / "masks").mkdir(parents=True)
+                instances = sample.read_instances()
+                canvas = np.zeros(sample.image_hw, np.uint8)
+                for i, number in enumerate(instances.ids.tolist()):
+                    x0, y0, x1, y1 = instances.masks.boxes[i]
+                    canvas[y0:y1, x0:x1] = instances.masks.crop(i) * np.uint8(255)
+                    encoded = cv2.imencode(".png", canvas, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                    (temporary / "masks" / f"mask_{number:04d}.png").write_bytes(encoded.tobytes())
+                    canvas[y0:y1, x0:x1] = 0
+                if folder.is_dir():  # a folder cannot be renamed to one that is not empty
+                    shutil.rmtree(folder)
+            written.append(folder)
+        return written
+
+    def clutter(self, root: Path) -> list[Clutter]:
+        """Everything below ``root`` that `read` ignores."""
+        ignored = []
+        for entry in sorted(root.iterdir()):
+            if entry.name.startswith("."):
+                ignored.append(Clutter(entry, "hidden"))
+            elif not (entry / "images").is_dir():
+                ignored.append(Clutter(entry, "not a sample folder: it has no images folder"))
+            else:
+                ignored += _sample_clutter(entry)
+        return ignored
 
 
 @dataclass(frozen=True)
 class MaskFolderLoader:
     """Reads the objects of one ``masks`` folder.
 
-    Raises `FormatError` naming the file for a mask that is damaged, has another size than the image, or no pixel.
+    Raises `FormatError` that names the file for a mask that is damaged, empty, or of another size than the image.
     """
 
     folder: Path
@@ -79,24 +123,24 @@ class MaskFolderLoader:
 
     def __call__(self) -> Instances:
         files = mask_files(self.folder)
-        read = [part for chunk in _in_threads(files, self.image_hw) for part in chunk]
-        empty = [file.name for file, (_, crop) in zip(files, read, strict=True) if not crop.size]
+        boxes_and_crops = [mask for chunk in _in_threads(files, self.image_hw) for mask in chunk]
+        empty = [file.name for file, (_, crop) in zip(files, boxes_and_crops, strict=True) if not crop.size]
         if empty:
             more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
             raise FormatError(
-                "a mask has no pixel" if len(empty) == 1 else f"{len(empty)} masks have no pixel",
+                "a mask is empty" if len(empty) == 1 else f"{len(empty)} masks are empty",
                 where=self.folder,
                 got=", ".join(empty[:3]) + more,
                 expected="at least one pixel that is not black",
-                remedy="delete these files: they outline nothing",
+                remedy="delete these files",
             )
-        boxes = np.array([box for box, _ in read], np.int32).reshape(-1, 4)
-        masks = MaskSet.from_crops(boxes, [crop for _, crop in read], self.image_hw)
+        boxes = np.array([box for box, _ in boxes_and_crops], np.int32).reshape(-1, 4)
+        masks = MaskSet.from_crops(boxes, [crop for _, crop in boxes_and_crops], self.image_hw)
         return Instances.from_masks(masks, ids=_ids_of(files))
 
 
 def mask_files(folder: Path) -> list[Path]:
-    """The masks in a folder in the natural order of their names; none where there is no folder."""
+    """The masks in a folder in natural order of their names; empty if there is no such folder."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -104,64 +148,26 @@ def mask_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names, key=_natural)]
 
 
-def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
-    """Write ``out/<id>/images`` and ``out/<id>/masks/mask_<object id>.png`` (8-bit, 0 and 255). Images are copied.
-
-    A ``/`` in a sample's id becomes ``__``. Raises `UsageError` for several classes, which this format cannot hold.
-    """
-    import cv2
-
-    if len(dataset.class_names) > 1:
-        raise UsageError(
-            "mask folders cannot say which class an object has",
-            where=out,
-            got=f"{len(dataset.class_names)} classes: {', '.join(dataset.class_names)}",
-            remedy="keep one class with --classes, or choose another format",
-        )
-    written = []
-    for sample in options.track(dataset.samples, "writing masks", total=len(dataset)):
-        folder = out / sample.id.replace("/", "__")
-        with atomic_path(folder) as temporary:
-            _copy_image(sample, temporary / "images")
-            (temporary / "masks").mkdir(parents=True)
-            instances = sample.read_instances()
-            canvas = np.zeros(sample.image_hw, np.uint8)
-            for i, number in enumerate(instances.ids.tolist()):
-                x0, y0, x1, y1 = instances.masks.boxes[i]
-                canvas[y0:y1, x0:x1] = instances.masks.crop(i) * np.uint8(255)
-                encoded = cv2.imencode(".png", canvas, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-                (temporary / "masks" / f"mask_{number:04d}.png").write_bytes(encoded.tobytes())
-                canvas[y0:y1, x0:x1] = 0
-            _clear(folder)
-        written.append(folder)
-    return written
-
-
-def clutter(root: Path) -> list[Clutter]:
-    """Everything below ``root`` that `read` passes over."""
-    found = []
-    for entry in sorted(root.iterdir()):
-        if entry.name.startswith("."):
-            found.append(Clutter(entry, "hidden"))
-        elif not (entry / "images").is_dir():
-            found.append(Clutter(entry, "not a sample folder: it has no images folder"))
-        else:
-            found += _sample_clutter(entry)
-    return found
+def _is_label_pair(folder: Path) -> bool:
+    masks = {file.stem for file in mask_files(folder / "masks")}
+    return bool(masks) and masks <= {entry.stem for entry in (folder / "images").iterdir()}
 
 
 def _sample_clutter(folder: Path) -> list[Clutter]:
     others = [entry for entry in sorted(folder.iterdir()) if entry.name not in ("images", "masks")]
-    found = [Clutter(entry, "neither images nor masks") for entry in others]
-    for part, is_wanted, what in (("images", is_image_name, "image"), ("masks", _is_mask_name, "mask")):
+    ignored = [Clutter(entry, "neither images nor masks") for entry in others]
+    for part, is_valid, why in (
+        ("images", is_image_name, "not an image"),
+        ("masks", _is_mask_name, "not a mask"),
+    ):
         if not (folder / part).is_dir():
             continue
         for entry in sorted((folder / part).iterdir()):
             if entry.name.startswith("."):
-                found.append(Clutter(entry, "hidden"))
-            elif entry.is_dir() or not is_wanted(entry.name):
-                found.append(Clutter(entry, f"not a file that an {what} can be" if what == "image" else "not a mask"))
-    return found
+                ignored.append(Clutter(entry, "hidden"))
+            elif entry.is_dir() or not is_valid(entry.name):
+                ignored.append(Clutter(entry, why))
+    return ignored
 
 
 def _sample_folders(path: Path) -> list[Path]:
@@ -175,18 +181,18 @@ def _only_image(folder: Path) -> Path:
     images = [e for e in entries if is_image_name(e.name) and not e.name.startswith(".") and e.is_file()]
     if len(images) != 1:
         raise FormatError(
-            "a sample needs exactly one image",
+            "a sample must have exactly one image",
             where=folder / "images",
             got=", ".join(e.name for e in images[:5]) or "none",
             expected="one image file",
-            remedy="give each image an <id> folder of its own, or remove the folder",
+            remedy="give each image its own <id> folder, or remove the folder",
         )
     return images[0]
 
 
 def _in_threads(files: list[Path], image_hw: tuple[int, int]) -> list[list[BoxAndCrop]]:
-    """Box and crop of every file, in order, cut into one list a thread."""
-    n_threads = max(1, min(MAX_THREADS, os.cpu_count() or 1, len(files) // MIN_MASKS_A_THREAD))
+    """Box and crop of each file, in order, as one list per thread."""
+    n_threads = max(1, min(MAX_THREADS, os.cpu_count() or 1, len(files) // MIN_MASKS_PER_THREAD))
 
     def read_chunk(chunk: list[Path]) -> list[BoxAndCrop]:
         reader = MaskReader()
@@ -208,7 +214,7 @@ def _ids_of(files: list[Path]) -> np.ndarray:
 
 
 def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """mask_2 before mask_10."""
+    """Sort key that puts mask_2 before mask_10."""
     parts = re.split(r"(\d+)", name)
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts], name
 
@@ -220,26 +226,10 @@ def _is_mask_name(name: str) -> bool:
 def _copy_image(sample: Sample, folder: Path) -> None:
     if sample.image_path is None:
         raise InputError(
-            "a mask folder needs its image",
+            "a mask folder must contain the image",
             where=f"sample {sample.id}",
             got="no image path",
-            remedy="give the dataset that has the images",
+            remedy="use the dataset that has the images",
         )
     folder.mkdir(parents=True)
     (folder / sample.image_path.name).write_bytes(read_file(sample.image_path))
-
-
-def _clear(folder: Path) -> None:
-    # A folder cannot be renamed onto one that has content.
-    if folder.is_dir():
-        shutil.rmtree(folder)
-
-
-FORMAT = Format(
-    name="mask_folder",
-    describe="<id>/images/<image> and <id>/masks/*.png, one file an object (Data Science Bowl 2018, VRDL nuclei)",
-    sniff=sniff,
-    read=read,
-    write=write,
-    clutter=clutter,
-)

@@ -1,10 +1,11 @@
-"""The foreground of one mask file, cut at its box at once, so that a full mask never outlives its decoding.
+"""Read the foreground of one mask file, cropped to its box right away, so that full masks do not accumulate in memory.
 
-A mask of one nucleus in a 1000 x 1000 image is a million zeros and a few hundred ones, and a set has tens of thousands
-of them: decoding is nearly all of a conversion's time. PNG allows a short cut. Scanlines are stored as residuals of a
-filter that looks left and up (PNG specification, section 9); while all residuals are zero the pixels are zero, whatever
-the filter. So only the band of scanlines between the first and the last residual that is not zero is handed to the
-decoder, as a PNG of its own. Where the short cut does not hold (palette, interlace, damage) the whole file is decoded.
+The mask of one nucleus in a 1000 x 1000 image consists of a million zeros and a few hundred ones, and a dataset has
+tens of thousands of them, so that decoding takes nearly all the time of a conversion. PNG allows a shortcut. Scanlines
+are stored as residuals of a filter that refers to the pixels to the left and above (PNG specification, section 9). As
+long as all residuals are zero the pixels are zero, whatever the filter. Therefore only the scanlines between the first
+and the last nonzero residual are passed to the decoder, as a PNG file of their own. If the shortcut does not apply
+(palette, interlacing, damage), the whole file is decoded.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ BoxAndCrop = tuple[tuple[int, int, int, int], np.ndarray]
 
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
 
-# Bytes a pixel by (colour type, bit depth): the whole-byte kinds without a palette.
+# Bytes per pixel by (colour type, bit depth): the kinds of whole bytes without a palette.
 PIXEL_BYTES = {(0, 8): 1, (2, 8): 3, (4, 8): 2, (6, 8): 4, (0, 16): 2, (2, 16): 6, (4, 16): 4, (6, 16): 8}
 
 
 class MaskReader:
-    """Reads masks of one image one after the other; holds a buffer for inflating, so use one a thread."""
+    """Reads the masks of one image one after the other. It reuses a buffer, so use one reader per thread."""
 
     def __init__(self) -> None:
         self._buffer = np.zeros(0, np.uint8)
 
     def read(self, path: Path, image_hw: tuple[int, int]) -> BoxAndCrop:
-        """Tight box x0, y0, x1, y1 and crop (h, w) bool of the pixels that are not black; alpha does not count.
+        """Tight box x0, y0, x1, y1 and crop (h, w) bool of the pixels that are not black, disregarding alpha.
 
-        Box and crop are empty where no pixel is set. `FormatError` for a mask of another size than its image, and for
-        a file that cannot be decoded.
+        Box and crop are empty if no pixel is set. Raises `FormatError` for a mask of another size than its image, and
+        for a file that cannot be decoded.
         """
         if path.suffix.lower() != ".png":
             return tight_crop(foreground(read_image(path).data), path, image_hw)
@@ -51,15 +52,15 @@ class MaskReader:
             return (0, 0, 0, 0), np.zeros((0, 0), bool)
         pixels = foreground(decode_png(png, path))
         if pixels[-1].any() and top + len(pixels) < height:
-            # Residuals of zero may also repeat the scanline above.
+            # Zero residuals may also mean a repetition of the scanline above.
             return tight_crop(foreground(decode_png(data, path)), path, image_hw)
         (x0, y0, x1, y1), crop = tight_crop(pixels, path, pixels.shape)
         return (x0, y0 + top, x1, y1 + top), crop
 
     def _png_band(self, data: bytes) -> tuple[int, int, int, bytes | None] | None:
-        """First row, height, width and a PNG of the rows that can hold foreground (None: there is none).
+        """First row, height, width, and a PNG of the rows that may contain foreground (None if there are none).
 
-        None altogether where the short cut does not apply; the decoder then finds what is wrong, if anything is.
+        None instead of the tuple if the shortcut does not apply; the decoder then reports what is wrong, if anything.
         """
         import imagecodecs
 
@@ -73,14 +74,14 @@ class MaskReader:
             return None
         stride = 1 + width * pixel_bytes
         if height * stride > MAX_DEFLATE_RATIO * len(compressed):
-            return None  # the header claims more than the stream can hold; the decoder will say so
+            return None  # the header claims more than the stream can contain; the decoder reports that
         if self._buffer.size != height * stride:
             self._buffer = np.zeros(height * stride, np.uint8)
         try:
             inflated = imagecodecs.deflate_decode(compressed, out=self._buffer.data, raw=False)
         except (
             imagecodecs.DeflateError
-        ):  # not a whole stream of this size: the decoder will say so, with the file's name
+        ):  # not a complete stream of this size; the decoder reports that with the file name
             return None
         if len(inflated) != self._buffer.size:
             return None
@@ -88,13 +89,13 @@ class MaskReader:
         used = np.flatnonzero(rows[:, 1:].any(axis=1))
         if not used.size:
             return 0, height, width, None
-        # One scanline more: where it decodes to black, so does everything below it.
+        # One more scanline: if it decodes to black, so does everything below it.
         top, bottom = int(used[0]), min(int(used[-1]) + 2, height)
         return top, height, width, _png_file(header, width, rows[top:bottom])
 
 
 def foreground(pixels: np.ndarray) -> np.ndarray:
-    """Bool (H, W): which pixels of (H, W) or (H, W, C) are not black. Two and four channels end with alpha."""
+    """Bool (H, W): the pixels of (H, W) or (H, W, C) that are not black. Of two or four channels, the last is alpha."""
     if pixels.ndim == 2:
         return pixels != 0
     colours = pixels[:, :, :-1] if pixels.shape[2] in (2, 4) else pixels
@@ -102,7 +103,7 @@ def foreground(pixels: np.ndarray) -> np.ndarray:
 
 
 def tight_crop(pixels: np.ndarray, path: Path, image_hw: tuple[int, int]) -> BoxAndCrop:
-    """Tight box and a copy of the crop of a bool mask (H, W); `FormatError` where its size is not ``image_hw``."""
+    """Tight box and a copy of the crop of a bool mask (H, W); `FormatError` if its size is not ``image_hw``."""
     if pixels.shape != tuple(image_hw):
         raise _other_size(path, pixels.shape, image_hw)
     ys, xs = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
@@ -114,16 +115,16 @@ def tight_crop(pixels: np.ndarray, path: Path, image_hw: tuple[int, int]) -> Box
 
 def _other_size(path: Path, got_hw: tuple[int, ...], image_hw: tuple[int, int]) -> FormatError:
     return FormatError(
-        "this mask has another size than its image",
+        "a mask and its image differ in size",
         where=path,
         got=f"{got_hw[0]} x {got_hw[1]} (height x width)",
         expected=f"{image_hw[0]} x {image_hw[1]}",
-        remedy="save the mask at the image's size, or move it to the image it belongs to",
+        remedy="save the mask at the size of the image, or move it to the image it belongs to",
     )
 
 
 def _png_chunks(data: bytes) -> tuple[bytes, bytes] | None:
-    """The header's and the joined image data's bytes; None unless every chunk is whole and its checksum right."""
+    """The bytes of the header and of the joined image data; None if a chunk is incomplete or fails its checksum."""
     if data[:8] != PNG_SIGNATURE:
         return None
     at, header, parts = 8, b"", []
@@ -145,7 +146,7 @@ def _png_chunks(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _png_file(header: bytes, width: int, rows: np.ndarray) -> bytes:
-    """A PNG of some scanlines (n, 1 + bytes a row), stored without compression."""
+    """A PNG of some scanlines (n, 1 + bytes per row), stored without compression."""
     ihdr = struct.pack(">II", width, len(rows)) + header[8:]
     idat = zlib.compress(rows.tobytes(), 0)
     return PNG_SIGNATURE + b"".join(_chunk(*c) for c in ((b"IHDR", ihdr), (b"IDAT", idat), (b"IEND", b"")))

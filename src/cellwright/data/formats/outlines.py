@@ -1,4 +1,4 @@
-"""What the formats made of outlines share: checked rings, and a bound on what they may fill."""
+"""What the outline formats share: checked rings, a limit on the area they may fill, and ids from names."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 
 from cellwright.core.errors import FormatError
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
+from cellwright.core.masks import MaskSet, concat
+from cellwright.core.text import count
 
 _log = logging.getLogger(__name__)
 
-# A file whose objects' boxes cover the image more often than this is broken or hostile: filling them would take
-# gigabytes. Real cells overlap a few times over.
+# If the boxes of a file's objects cover the image more often than this, the file is damaged or hostile: filling them
+# would take gigabytes. Real cells overlap a few times at most.
 _MAX_COVER = 64
 _SMALL_PX = 1 << 27
 
 
 def checked_ring(points: object, image_hw: tuple[int, int], where: str) -> np.ndarray:
-    """Vertices (n, 2) float64 x, y of an open or closed ring, n of at least 3 (n of 0 where it encloses nothing).
+    """Vertices (n, 2) float64 x, y of an open or closed ring, with n >= 3, or n = 0 if it encloses nothing.
 
-    `FormatError` for what is not a list of number pairs, and for a vertex farther from the image than the image is wide
-    or high: such an outline belongs to another image or another magnification.
+    Raises `FormatError` for anything but a list of number pairs, and for a vertex farther from the image than the image
+    is wide or high: such an outline belongs to another image or another magnification.
     """
     ring: Any
     try:
@@ -39,10 +40,10 @@ def checked_ring(points: object, image_hw: tuple[int, int], where: str) -> np.nd
     if far.any():
         x, y = ring[np.flatnonzero(far)[0]]
         raise FormatError(
-            "an outline lies far outside its image",
+            "an outline is far outside its image",
             where=where,
             got=f"a vertex at x {x:g}, y {y:g}",
-            expected=f"near 0 to {image_hw[1]} in x and 0 to {image_hw[0]} in y",
+            expected=f"about 0 to {image_hw[1]} in x and 0 to {image_hw[0]} in y",
             remedy="check that the outlines were drawn on this image at full resolution",
         )
     if len(ring) and np.array_equal(ring[0], ring[-1]):
@@ -51,7 +52,7 @@ def checked_ring(points: object, image_hw: tuple[int, int], where: str) -> np.nd
 
 
 def check_cover(objects: Sequence[Sequence[np.ndarray]], image_hw: tuple[int, int], where: object) -> None:
-    """`FormatError` where the boxes of the objects, each given as its rings, together cover the image too often."""
+    """`FormatError` if the boxes of the objects, each given as its rings, cover the image too many times."""
     total = 0.0
     for rings in objects:
         points = np.concatenate([ring for ring in rings if len(ring)] or [np.zeros((1, 2))])
@@ -60,28 +61,35 @@ def check_cover(objects: Sequence[Sequence[np.ndarray]], image_hw: tuple[int, in
         total += float(np.prod(high - low))
     if total > max(_MAX_COVER * image_hw[0] * image_hw[1], _SMALL_PX):
         raise FormatError(
-            "the objects' boxes cover the image too often",
+            "the boxes of the objects cover the image too many times",
             where=where,
             got=f"{total:.3g} px of boxes on {image_hw[0]} x {image_hw[1]} (height x width)",
             remedy="check that the outlines belong to this image",
         )
 
 
+def ids_from_names(names: Sequence[object]) -> np.ndarray | None:
+    """The names as ids (N,) int64 if all are distinct positive whole numbers, else None (which gives ids 1..N)."""
+    numbers = [
+        int(name) for name in names if isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 16
+    ]
+    usable = len(set(numbers)) == len(names) and 0 not in numbers
+    return np.array(numbers, np.int64) if usable else None
+
+
 def without_empty(instances: Instances, where: object) -> Instances:
-    """The objects that have a pixel, with a notice that names the others."""
+    """The objects that have at least one pixel; a warning names the others."""
     filled = instances.masks.areas > 0
     if filled.all():
         return instances
-    left_out = ", ".join(map(str, instances.ids[~filled][:5].tolist()))
-    _log.warning("%s: %d object(s) without a pixel are left out: %s", where, int((~filled).sum()), left_out)
+    dropped = ", ".join(map(str, instances.ids[~filled][:5].tolist()))
+    _log.warning("%s: %s without a pixel dropped: %s", where, count(int((~filled).sum()), "object"), dropped)
     return instances[filled]
 
 
-def concat_in_order(first: MaskSet, second: MaskSet, of_first: Sequence[bool]) -> MaskSet:
-    """The masks of two sets of one image, interleaved: ``of_first[i]`` says which set object i comes from."""
-    from cellwright.core.masks import concat
-
-    flags = np.asarray(of_first, bool)
+def concat_in_order(first: MaskSet, second: MaskSet, is_first: Sequence[bool]) -> MaskSet:
+    """The masks of two sets of one image, interleaved: ``is_first[i]`` says which set object i comes from."""
+    flags = np.asarray(is_first, bool)
     index = np.empty(len(flags), np.int64)
     index[flags] = np.arange(len(first))
     index[~flags] = len(first) + np.arange(len(second))

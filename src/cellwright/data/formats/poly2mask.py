@@ -1,8 +1,8 @@
-"""MATLAB's `poly2mask`, pixel for pixel: how the masks of MoNuSeg were made from its outlines.
+"""MATLAB's `poly2mask`, reproduced to the pixel. The masks of MoNuSeg were made from its outlines with that function.
 
-Every pixel is divided into 5 x 5 parts. Vertices snap to that grid, the sides are drawn on it as digital lines, and a
-pixel belongs to the mask where a walk down its column's middle has crossed an odd number of sides before its centre
-(MathWorks, documentation of poly2mask, "Algorithms").
+Each pixel is divided into 5 x 5 parts. Vertices are rounded to that grid, and the sides are drawn on it as digital
+lines. A pixel belongs to the mask if a ray along the middle of its column, from the top of the image to the centre of
+the pixel, crosses an odd number of sides (MathWorks, documentation of poly2mask, "Algorithms").
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ _MIDDLE = _GRID // 2
 
 
 def poly2mask(rings: Sequence[np.ndarray], image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Box (4,) int32 and crop (h, w) bool of one outline and the holes cut out of it.
+    """Box (4,) int32 and crop (h, w) bool of one outline and its holes.
 
-    Rings (n, 2) are x, y with the image's corner at (0, 0). What leaves the image is cut off; rings of fewer than three
-    vertices enclose nothing; an outline without a pixel gives an empty crop.
+    rings: arrays (n, 2) of x, y with the corner of the image at (0, 0); the first is the outline. Parts outside the
+    image are cut off, and rings of fewer than three vertices enclose nothing. The crop may be empty.
+
+    >>> box, crop = poly2mask([np.array([[1, 1], [4, 1], [4, 3], [1, 3]])], (5, 5))
+    >>> box.tolist(), crop.astype(int).tolist()
+    ([1, 1, 4, 3], [[1, 1, 1], [1, 1, 1]])
     """
     height, width = image_hw
     crossings = [_crossings(ring) for ring in rings if len(ring) >= 3]
@@ -31,7 +35,7 @@ def poly2mask(rings: Sequence[np.ndarray], image_hw: tuple[int, int]) -> tuple[n
     if not columns.size:
         return np.zeros(4, np.int32), np.zeros((0, 0), bool)
     x0, x1, y0 = int(columns.min()), int(columns.max()) + 1, int(rows.min())
-    # A side that crosses a column below the image still ends the mask there: parity runs to the lowest row.
+    # If a side crosses the column below the image, the mask extends to the lowest row.
     y1 = height if _odd_columns(columns - x0).any() else int(rows.max())
     toggles = np.zeros((max(y1 - y0, 1), x1 - x0), np.uint8)
     in_crop = rows - y0 < len(toggles)
@@ -45,7 +49,7 @@ def _odd_columns(columns: np.ndarray) -> np.ndarray:
 
 
 def _crossings(ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Column and first row below, 0-based, of every place where the drawn outline crosses the middle of a column."""
+    """Column and next row below, 0-based, of each point where the drawn outline crosses the middle of a column."""
     grid = np.floor(np.asarray(ring, np.float64) * _GRID + 0.5).astype(np.int64)
     x, y = _digital_path(grid)
     step = np.diff(x)
@@ -59,13 +63,13 @@ def _crossings(ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digital_path(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grid points x, y (int64) of the closed path through ``corners`` (n, 2), a step of one along its longer axis."""
+    """Grid points x, y (int64) of the closed path through ``corners`` (n, 2), in unit steps along its longer axis."""
     start, end = corners, np.roll(corners, -1, axis=0)
     delta = end - start
     n_steps = np.abs(delta).max(axis=1)
     side = np.repeat(np.arange(len(corners)), n_steps)
     k = np.arange(int(n_steps.sum())) - np.repeat(np.cumsum(n_steps) - n_steps, n_steps)
-    # MATLAB draws every side from its lower end on the longer axis, which decides how halves are rounded.
+    # MATLAB draws each side from its lower end along the longer axis, which determines how halves are rounded.
     along_x = np.abs(delta[:, 0]) >= np.abs(delta[:, 1])
     major = np.where(along_x, delta[:, 0], delta[:, 1])
     backward = major < 0

@@ -1,12 +1,12 @@
-"""Aperio ImageScope XML, as MoNuSeg and MoNuSAC publish their outlines: one ``<Region>`` an object.
+"""Aperio ImageScope XML, in which MoNuSeg and MoNuSAC publish their outlines: one ``<Region>`` per object.
 
-The class is the name of the ``<Annotation>`` layer, else its first attribute's value or name ("Description" is none).
-The pixel size is ``MicronsPerPixel``. Vertices are taken as MATLAB's ``poly2mask`` takes them, whose pixel centres lie
-on whole numbers from 1: in coordinates with the image's corner at 0 an outline is at (x - 0.5, y - 0.5). It is filled
-by `poly2mask`, as the masks of MoNuSeg were. Outlines may overlap. A region marked ``NegativeROA`` is cut out of the
-region around it.
+The class is the name of the ``<Annotation>`` layer, else the value or name of its first attribute (other than
+"Description"). The pixel size is ``MicronsPerPixel``. Vertices follow the convention of MATLAB's ``poly2mask``, whose
+pixel centres are at whole numbers from 1: with the corner of the image at 0, a vertex is at (x - 0.5, y - 0.5).
+Outlines are filled by `poly2mask`, like the masks of MoNuSeg, and may overlap. A region marked ``NegativeROA`` is cut
+out of the region around it.
 
-The file is parsed as a stream; a document type, and with it every entity, is refused.
+The file is parsed as a stream. Document type declarations, and with them all entities, raise an error.
 """
 
 from __future__ import annotations
@@ -23,17 +23,48 @@ from cellwright.core.errors import FormatError
 from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats.class_names import DEFAULT_CLASS, named_classes
-from cellwright.data.formats.contract import Format, ReadOptions
+from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
 from cellwright.data.formats.outlines import check_cover, checked_ring, without_empty
-from cellwright.data.formats.pairing import Pictures, annotation_files, first_bytes, first_files, root_of, split_ids
+from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
 from cellwright.data.formats.poly2mask import poly2mask
 
-# Aperio's region types that enclose an area; the others are arrows and rulers.
+# Aperio's region types that enclose an area; other types are arrows and rulers.
 _FREEHAND, _RECTANGLE, _ELLIPSE = "0", "1", "2"
 _ELLIPSE_VERTICES = 72
 _MAX_COORDINATE = 1e7
 _CHUNK = 1 << 20
+
+
+class XmlOutlines(Format):
+    name = "xml_outlines"
+    description = "Aperio ImageScope XML outlines (MoNuSeg, MoNuSAC) with microns per pixel"
+
+    def sniff(self, path: Path) -> bool:
+        """Whether one of the first XML files begins as ImageScope's files do."""
+        files = [file for file in first_files(path) if file.suffix.lower() == ".xml"]
+        return any(b"<Annotations" in first_bytes(file) for file in files[:3])
+
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """Every XML at or below ``path``. Ids are those of the regions if they are unique, else 1..N in file order.
+
+        The image of ``x.xml`` is ``x.tif`` (or .png ...) next to it, or in ``Tissue Images/`` or ``images/`` next to
+        its folder.
+        """
+        root = root_of(path)
+        files = annotation_files(path, lambda file: file.suffix.lower() == ".xml", "Aperio XML files")
+        finder, images, class_names = ImageFinder(options), [], set()
+        for file in options.track(files, "reading outlines", len(files)):
+            outlines = parse(file)
+            class_names.update(outlines.class_names)
+            image, microns = finder.find(file, file.stem), outlines.microns_per_pixel
+            images.append((image, (microns, microns) if microns else image.pixel_size_um))
+        names = options.select_classes(sorted(class_names), path)
+        places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
+        samples = []
+        for file, (image, size_um), (sample_id, split) in zip(files, images, places, strict=True):
+            load = LoadOutlines(file, image.image_hw, names)
+            samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
+        return Dataset(tuple(samples), names, root, info={"format": self.name})
 
 
 @dataclass
@@ -54,9 +85,10 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Outlines:
-    """What one file holds. rings[i] belong to object i: the outline (n, 2) x, y and the holes cut out of it.
+    """The contents of one file.
 
-    places: file and line of each object, for messages.
+    rings: for each object its outline, (n, 2) x, y, followed by its holes. places: file and line of each object, for
+    messages.
     """
 
     numbers: tuple[int, ...]
@@ -67,7 +99,7 @@ class Outlines:
 
 
 class _Reader:
-    """Collects layers and regions while expat walks through the file."""
+    """Collects layers and regions while expat parses the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,8 +123,8 @@ class _Reader:
         except expat.ExpatError as error:
             where = f"{self.path}, line {error.lineno}, column {error.offset}"
             got = expat.ErrorString(error.code)
-            raise FormatError("this file is not whole XML", where=where, got=got, remedy="get a fresh copy") from error
-        except (LookupError, ValueError) as error:  # an encoding that Python does not know
+            raise FormatError("this file is not valid XML", where=where, got=got, remedy="get a fresh copy") from error
+        except (LookupError, ValueError) as error:  # an encoding that Python does not support
             raise FormatError(
                 "this XML cannot be decoded", where=self.path, got=str(error), remedy="save it as UTF-8"
             ) from error
@@ -104,15 +136,15 @@ class _Reader:
 
     def _refuse(self, *_declaration: object) -> None:
         raise FormatError(
-            "this XML declares a document type or entities, which are never expanded",
+            "this XML declares a document type or entities, which cellwright never expands",
             where=self._where(),
-            expected="plain elements, as ImageScope writes them",
-            remedy="take the <!DOCTYPE ...> part out",
+            expected="elements only, as ImageScope writes them",
+            remedy="remove the <!DOCTYPE ...> part",
         )
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         if not self._open and tag != "Annotations":
-            raise FormatError("this is no Aperio XML", where=self._where(), got=f"<{tag}>", expected="<Annotations>")
+            raise FormatError("not an Aperio XML file", where=self._where(), got=f"<{tag}>", expected="<Annotations>")
         self._open.append(tag)
         if tag == "Annotations":
             self.microns = self._microns(attributes)
@@ -144,7 +176,7 @@ class _Reader:
     def _region(self, attributes: dict[str, str]) -> None:
         if not self.layers:
             raise FormatError(
-                "a <Region> stands outside an <Annotation>", where=self._where(), remedy="export the annotations again"
+                "a <Region> is outside any <Annotation>", where=self._where(), remedy="export the annotations again"
             )
         text = attributes.get("Id", "").strip()
         number = int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
@@ -160,14 +192,17 @@ class _Reader:
             value = math.nan
         if not abs(value) <= _MAX_COORDINATE:
             where = f"{self._where()}, attribute {name}"
-            raise FormatError("an attribute is no usable number", where=where, got=repr(text[:40]), expected="a number")
+            raise FormatError(
+                "an attribute is not a valid number", where=where, got=repr(text[:40]), expected="a number"
+            )
         return value
 
 
 def parse(path: Path) -> Outlines:
-    """The outlines of one file in poly2mask's place: (x - 0.5, y - 0.5), corner origin.
+    """The outlines of one file, shifted to (x - 0.5, y - 0.5), with the corner of the image as the origin.
 
-    `FormatError` names the line of what is broken, of arrows and rulers, and of a negative region around nothing.
+    Raises `FormatError` that names the line for malformed content, for arrows and rulers, and for a negative region
+    that is not inside another one.
     """
     reader = _Reader(path)
     reader.parse()
@@ -188,7 +223,7 @@ def parse(path: Path) -> Outlines:
 
 
 def _ring(region: _Region) -> np.ndarray:
-    """Vertices (n, 2) of a region, n of 0 where it encloses nothing."""
+    """Vertices (n, 2) of a region, with n = 0 if it encloses nothing."""
     points = np.array(region.vertices, np.float64).reshape(-1, 2) - 0.5
     if region.kind == _ELLIPSE and len(points) >= 2:
         low, high = points.min(0), points.max(0)
@@ -196,7 +231,7 @@ def _ring(region: _Region) -> np.ndarray:
         return (low + high) / 2 + (high - low) / 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
     if region.kind not in (_FREEHAND, _RECTANGLE):
         raise FormatError(
-            "a region is an arrow or a ruler and encloses nothing",
+            "a region is an arrow or a ruler, which encloses no pixels",
             where=region.where,
             got=f"Type {region.kind[:20]!r}",
             expected="Type 0 (outline), 1 (rectangle) or 2 (ellipse)",
@@ -209,20 +244,20 @@ def _ring(region: _Region) -> np.ndarray:
 
 
 def _around(rings: list[np.ndarray], regions: list[_Region], outer: list[int], hole: int) -> int:
-    """The smallest region of the hole's layer around its first vertex."""
-    fitting = []
+    """The smallest region in the layer of the hole that contains its first vertex."""
+    candidates = []
     for k in outer if len(rings[hole]) else ():
         if regions[k].layer == regions[hole].layer and len(rings[k]) and _contains(rings[k], rings[hole][0]):
-            fitting.append((float(np.prod(np.ptp(rings[k], axis=0))), k))
-    if not fitting:
+            candidates.append((float(np.prod(np.ptp(rings[k], axis=0))), k))
+    if not candidates:
         raise FormatError(
-            "a negative region lies in no region", where=regions[hole].where, expected="a region around it"
+            "a negative region is not inside another region", where=regions[hole].where, expected="a region around it"
         )
-    return min(fitting)[1]
+    return min(candidates)[1]
 
 
 def _contains(ring: np.ndarray, point: np.ndarray) -> bool:
-    """Even-odd."""
+    """Whether ``point`` is inside ``ring``, by the even-odd rule."""
     (x, y), (ax, ay) = point, ring.T
     bx, by = np.roll(ax, -1), np.roll(ay, -1)
     crossing = (ay > y) != (by > y)
@@ -231,15 +266,9 @@ def _contains(ring: np.ndarray, point: np.ndarray) -> bool:
     return bool(np.count_nonzero(crossing & (x < at)) % 2)
 
 
-def sniff(path: Path) -> bool:
-    """Whether an XML file here begins as ImageScope's do."""
-    files = [file for file in first_files(path) if file.suffix.lower() == ".xml"]
-    return any(b"<Annotations" in first_bytes(file) for file in files[:3])
-
-
 @dataclass(frozen=True)
 class LoadOutlines:
-    """Rasterises one file; ``class_names`` are the classes kept, in order."""
+    """Rasterises the outlines of one file. ``class_names`` are the classes to keep, in order."""
 
     path: Path
     image_hw: tuple[int, int]
@@ -261,38 +290,3 @@ class LoadOutlines:
 
     def _checked(self, outlines: Outlines, k: int) -> list[np.ndarray]:
         return [checked_ring(ring, self.image_hw, outlines.places[k]) for ring in outlines.rings[k]]
-
-
-def read(path: Path, options: ReadOptions) -> Dataset:
-    """Every XML at or below ``path``. Ids are the regions' where they are unique, else 1..N in the file's order.
-
-    The image of ``x.xml`` is ``x.tif`` (or .png ...) beside it, or in ``Tissue Images/`` or ``images/`` beside its
-    folder.
-    """
-    root = root_of(path)
-    files = annotation_files(path, lambda file: file.suffix.lower() == ".xml", "Aperio XML files")
-    pictures = Pictures(options)
-    heads, found = [], set()
-    for file in options.track(files, "reading outlines", len(files)):
-        outlines = parse(file)
-        found.update(outlines.class_names)
-        picture = pictures.of(file, file.stem)
-        microns = outlines.microns_per_pixel
-        heads.append((file, picture, (microns, microns) if microns else picture.pixel_size_um))
-    names = named_classes(sorted(found), options, path)
-    places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
-    samples = []
-    for (file, picture, size_um), (sample_id, split) in zip(heads, places, strict=True):
-        load = LoadOutlines(file, picture.image_hw, names)
-        samples.append(
-            Sample(sample_id, picture.path, picture.image_hw, load, None, split, None, size_um, "xml_outlines")
-        )
-    return Dataset(tuple(samples), names, root, info={"format": FORMAT.name})
-
-
-FORMAT = Format(
-    name="xml_outlines",
-    describe="Aperio ImageScope XML outlines (MoNuSeg, MoNuSAC) with microns per pixel",
-    sniff=sniff,
-    read=read,
-)

@@ -1,4 +1,4 @@
-"""Finding files: the annotation files under a folder, the image that belongs to one, and safe places for outputs."""
+"""Paths: annotation files below a folder, the image that belongs to an annotation, and safe output paths."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from cellwright.core.files import atomic_path, unreadable
 from cellwright.data.formats.contract import ReadOptions
 from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
-# Folders that hold the images of annotations which lie in a folder of their own (MoNuSeg: "Tissue Images").
+# Names of folders that hold the images of annotations in another folder (MoNuSeg uses "Tissue Images").
 IMAGE_FOLDERS = ("images", "Images", "Tissue Images", "image", "imgs")
 
-# Folder names that say which split lies below them.
+# Folder names that denote a split.
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-# What marks a dataset or a prediction folder of ours, which the coco format reads.
+# A folder with one of these files is a dataset or prediction folder of cellwright, which only the coco format reads.
 OWN_FILES = ("dataset.json", "predictions.json")
 
-# A sniff looks at no more files than this, so that it stays quick on a folder of a million.
+# The most files that `sniff` examines, so that it is fast even for a folder of a million files.
 SNIFF_LIMIT = 400
 _SNIFF_LIMIT_PER_FOLDER = 40
 
 
 def walk(root: Path, max_depth: int = 8, per_folder: int | None = None) -> Iterator[Path]:
-    """Files under ``root``, sorted folder by folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
+    """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
 
-    per_folder: give no more than the first so many of each folder. Links to folders are not followed, so a loop of
-    links cannot trap a reader.
+    per_folder: yield at most this many files per folder. Links to folders are not followed, which rules out cycles.
     """
     try:
         entries = sorted(root.iterdir(), key=lambda entry: entry.name)
@@ -51,10 +50,10 @@ def walk(root: Path, max_depth: int = 8, per_folder: int | None = None) -> Itera
 
 
 def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
-    """The first files of each folder under ``path``, ``limit`` in all; ``[path]`` for a file, ``[]`` for neither.
+    """The first few files of each folder below ``path``, at most ``limit`` in total; ``[path]`` for a file.
 
-    For sniffs: never raises. Nothing for a folder of our own, which holds `OWN_FILES`: what lies beside these are
-    exports.
+    For `Format.sniff`: never raises. Empty for a path that does not exist, and for a dataset or prediction folder of
+    cellwright (see `OWN_FILES`), whose other files are exports.
     """
     try:
         if path.is_file():
@@ -66,11 +65,20 @@ def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
         return []
 
 
-def annotation_files(path: Path, wanted: Callable[[Path], bool], what: str) -> list[Path]:
-    """The files under ``path`` (or ``path`` itself) that are ``wanted``; `InputError` where there is none."""
+def first_bytes(path: Path, count: int = 4096) -> bytes:
+    """The first bytes of a file, empty if it cannot be read. For `Format.sniff`: never raises."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def annotation_files(path: Path, is_annotation: Callable[[Path], bool], what: str) -> list[Path]:
+    """The files below ``path`` that satisfy ``is_annotation``, or ``path`` itself; `InputError` if there are none."""
     if not path.exists():
         raise InputError("no such file or folder", where=path, remedy="check the path")
-    files = [path] if path.is_file() else [file for file in walk(path) if wanted(file)]
+    files = [path] if path.is_file() else [file for file in walk(path) if is_annotation(file)]
     if not files:
         raise InputError(f"no {what} here", where=path, expected=f"{what} in the folder or below it")
     return files
@@ -82,9 +90,9 @@ def root_of(path: Path) -> Path:
 
 
 def split_ids(relative: Sequence[str], root_name: str) -> list[tuple[str, str | None]]:
-    """Sample id and split of files or folders given by their paths below the root (``"."`` is called ``root_name``).
+    """Sample id and split of files or folders, from their paths relative to the root (``"."`` becomes ``root_name``).
 
-    A leading folder named as in `SPLITS` is the split and is no part of the id, unless two ids would then be the same.
+    A leading folder named as in `SPLITS` is the split. It is not part of the id, unless the ids would clash without it.
     """
     parts = [name.partition("/") for name in relative]
     places = [
@@ -95,37 +103,28 @@ def split_ids(relative: Sequence[str], root_name: str) -> list[tuple[str, str | 
     return [(root_name if sample_id == "." else sample_id, split) for sample_id, split in places]
 
 
-def first_bytes(path: Path, count: int = 4096) -> bytes:
-    """The start of a file, empty where it cannot be read. For sniffs: never raises."""
-    try:
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError:
-        return b""
-
-
 def find_image(annotation: Path, stem: str) -> Path | None:
-    """The image called ``stem`` beside an annotation, or in an image folder beside or below the annotation's folder.
+    """The image called ``stem`` next to an annotation, or in an image folder next to or below the annotation's folder.
 
-    ``stem`` may keep the image's extension (``a.tif`` where ``a.png`` lies beside it). `InputError` where two images
-    fit equally well.
+    ``stem`` may include the extension of the image (``a.tif`` if there is also an ``a.png``). `InputError` if two
+    images match equally well.
     """
     here = annotation.parent
     for folder in (here, *(here.parent / name for name in IMAGE_FOLDERS), *(here / name for name in IMAGE_FOLDERS)):
         exact = folder / stem
         if exact.suffix.lower() in IMAGE_SUFFIXES and exact.is_file() and exact != annotation:
             return exact
-        found = [file for file in images_named(folder, stem) if file != annotation]
-        if len(found) > 1:
+        images = [file for file in images_named(folder, stem) if file != annotation]
+        if len(images) > 1:
             raise InputError(
-                "two images fit one annotation",
+                "two images match one annotation",
                 where=annotation,
-                got=", ".join(file.name for file in found),
+                got=", ".join(file.name for file in images),
                 expected="one image of this name",
-                remedy=f"name the annotation after the whole file, such as {found[0].name}{annotation.suffix}",
+                remedy=f"name the annotation after the whole file name, such as {images[0].name}{annotation.suffix}",
             )
-        if found:
-            return found[0]
+        if images:
+            return images[0]
     return None
 
 
@@ -136,7 +135,7 @@ def images_named(folder: Path, stem: str) -> list[Path]:
 
 
 def _distinct(files: Sequence[Path]) -> list[Path]:
-    # On a file system that ignores case, a.tif and a.TIF are one file.
+    # On a case-insensitive file system, a.tif and a.TIF are the same file.
     kept: list[Path] = []
     for file in files:
         if not any(file.samefile(other) for other in kept):
@@ -145,16 +144,16 @@ def _distinct(files: Sequence[Path]) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What is known of an annotated image: its file (or None), its size, and its pixel size in microns (or None)."""
+class AnnotatedImage:
+    """The image of an annotation: its file (or None), its size in pixels, and its pixel size in microns (or None)."""
 
     path: Path | None
     image_hw: tuple[int, int]
     pixel_size_um: tuple[float, float] | None = None
 
 
-class Pictures:
-    """Finds the image of each annotation of one reading."""
+class ImageFinder:
+    """Finds the image of each annotation, by the rules of the read options."""
 
     def __init__(self, options: ReadOptions) -> None:
         self._require = options.require_images
@@ -163,32 +162,33 @@ class Pictures:
             for name in {sample.id, PurePosixPath(sample.id).name}:
                 self._known.setdefault(name, []).append(sample)
 
-    def of(
+    def find(
         self, annotation: Path, stem: str, recorded_hw: tuple[int, int] | None = None, path: Path | None = None
-    ) -> Picture:
-        """The image called ``stem`` that ``annotation`` outlines: ``path`` where the caller knows it.
+    ) -> AnnotatedImage:
+        """The image called ``stem`` that ``annotation`` belongs to.
 
-        Else sought beside the annotation (`find_image`), then in ``ReadOptions.images`` by its id or the last part of
-        it. Without either, ``recorded_hw`` (a size that the annotation file itself tells) serves where images are not
-        required. `InputError` says what is missing: masks need the size of their image.
+        The image is ``path`` if given, else the file that `find_image` returns, else the sample of
+        ``ReadOptions.images`` whose id, or last part of it, is ``stem``. Without an image, ``recorded_hw`` (a size
+        recorded in the annotation file) is enough if images are not required. Otherwise, and if the sizes disagree,
+        raises `InputError`: decoding masks needs the size of their image.
         """
         path = path or find_image(annotation, stem)
         if path is not None:
             image_hw = image_hw_of(path)
             _check_sizes(annotation, recorded_hw, path, image_hw)
-            return Picture(path, image_hw)
+            return AnnotatedImage(path, image_hw)
         named = self._known.get(stem) or self._known.get(PurePosixPath(stem).name, [])
         if len(named) == 1:
             _check_sizes(annotation, recorded_hw, named[0].id, named[0].image_hw)
-            return Picture(named[0].image_path, named[0].image_hw, named[0].pixel_size_um)
+            return AnnotatedImage(named[0].image_path, named[0].image_hw, named[0].pixel_size_um)
         if recorded_hw is not None and not self._require:
-            return Picture(None, recorded_hw)
+            return AnnotatedImage(None, recorded_hw)
         raise InputError(
-            "the annotated image is not found" if recorded_hw else "the size of the annotated image is not known",
+            "cannot find the annotated image" if recorded_hw else "the size of the annotated image is unknown",
             where=annotation,
             got=f"{len(named)} images named {stem}" if named else None,
-            expected=f"an image {stem}.tif or .png beside it, or in images/ or 'Tissue Images/' beside its folder",
-            remedy="put the image beside the annotation, under the same name",
+            expected=f"an image {stem}.tif or .png next to it, or in images/ or 'Tissue Images/' next to its folder",
+            remedy="put the image next to the annotation, under the same name",
         )
 
 
@@ -200,13 +200,13 @@ def _check_sizes(
             "an annotation and its image differ in size",
             where=f"{annotation} and {image}",
             got=f"{recorded_hw[0]} x {recorded_hw[1]} and {image_hw[0]} x {image_hw[1]} (height x width)",
-            expected="one size",
+            expected="equal sizes",
             remedy="pair the annotation with the image it was made on",
         )
 
 
 def output_path(out: Path, sample_id: str, ending: str) -> Path:
-    """``out/<sample id><ending>``; `OutputError` for an id that would leave ``out``."""
+    """``out/<sample id><ending>``; `OutputError` if the id would lead outside ``out``."""
     relative = PurePosixPath(sample_id.replace("\\", "/"))
     if (
         not sample_id
@@ -216,7 +216,7 @@ def output_path(out: Path, sample_id: str, ending: str) -> Path:
         or "\0" in sample_id
     ):
         raise OutputError(
-            "a sample's id would leave the output folder",
+            "a sample id would lead outside the output folder",
             where=out,
             got=repr(sample_id),
             remedy="rename the image, without .. in its name",
@@ -225,7 +225,7 @@ def output_path(out: Path, sample_id: str, ending: str) -> Path:
 
 
 def copy_image(sample: Sample, target: Path) -> list[Path]:
-    """Copy a sample's image to ``target`` (its suffix is replaced by the image's); the paths written."""
+    """Copy a sample's image to ``target`` plus the suffix of the image; returns the paths written."""
     if sample.image_path is None:
         return []
     target = target.with_name(target.name + sample.image_path.suffix)

@@ -1,4 +1,4 @@
-"""One label map: an image file whose pixel values are object ids. Shared by the formats that consist of them."""
+"""Read and write a label map: an image file whose pixel values are object ids. Shared by several formats."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.text import count
 from cellwright.data.images.tiff import check_directories, check_plausible
 
 _log = logging.getLogger(__name__)
@@ -24,13 +25,13 @@ _MAX_LABEL = 2**32 - 1
 def read_label_map(path: Path) -> np.ndarray:
     """The labels (H, W) of a TIFF or PNG, uint8, uint16 or uint32; 0 is background.
 
-    8 to 64 bit integers, bool and float files whose values are whole numbers are read. `FormatError` names the file for
-    several channels or pages, fractions, negative labels, labels of 2**32 and more, and broken files.
+    The file may contain integers of 8 to 64 bits, bool, or floats that are whole numbers. Raises `FormatError` for
+    several channels or pages, fractions, negative labels, labels of 2**32 or more, and damaged files.
     """
     raw = _decode(path)
     if raw.ndim != 2 or raw.size == 0:
         raise FormatError(
-            "this is not a label image",
+            "not a label image",
             where=path,
             got=f"an image of shape {raw.shape}",
             expected="one channel and one page: (height, width)",
@@ -39,9 +40,7 @@ def read_label_map(path: Path) -> np.ndarray:
     if raw.dtype.kind == "b":
         return raw.astype(np.uint8)
     if raw.dtype.kind not in "iuf":
-        raise FormatError(
-            "this is not a label image", where=path, got=f"pixels of type {raw.dtype}", expected="numbers"
-        )
+        raise FormatError("not a label image", where=path, got=f"pixels of type {raw.dtype}", expected="numbers")
     if raw.dtype.kind == "f":
         _check_whole(raw, path)
     lowest, highest = raw.min(), raw.max()
@@ -63,7 +62,7 @@ def _check_whole(raw: np.ndarray, path: Path) -> None:
             where=f"{path}, pixel x {x}, y {y}",
             got=f"{raw[y, x]:g}",
             expected="whole numbers: 0 for background, then object ids",
-            remedy="give the label image, not a probability or intensity image",
+            remedy="use the label image, not a probability or intensity image",
         )
 
 
@@ -80,9 +79,11 @@ def _decode(path: Path) -> np.ndarray:
             got=got,
             remedy="open it in another program and save it again as PNG or TIFF",
         ) from error
-    except Exception as error:  # decoders of damaged files raise whatever their codecs raise
+    except Exception as error:  # on damaged files, decoders raise whatever their codecs raise
         got = f"{type(error).__name__}: {error}"[:200]
-        raise FormatError("this label image is broken", where=path, got=got, remedy="get a fresh copy of it") from error
+        raise FormatError(
+            "this label image is damaged", where=path, got=got, remedy="get a fresh copy of it"
+        ) from error
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
@@ -97,9 +98,9 @@ def _decode_tiff(path: Path) -> np.ndarray:
         shape = tuple(int(side) for side in series.shape if side != 1)
         if len(tif.series) > 1 or len(shape) > 2:
             raise FormatError(
-                "this is not a label image",
+                "not a label image",
                 where=path,
-                got=f"{len(tif.series)} image(s), the first of shape {series.shape} ({series.axes})",
+                got=f"{count(len(tif.series), 'image')}, the first of shape {series.shape} ({series.axes})",
                 expected="one 2-D image",
                 remedy="save the labels as a single-channel 2-D image",
             )
@@ -111,13 +112,13 @@ def _decode_tiff(path: Path) -> np.ndarray:
             ]
             if max(ends, default=0) > size:
                 raise FormatError(
-                    "this label image is cut short", where=path, got=f"{size} bytes", expected=f"{max(ends)} bytes"
+                    "this label image is truncated", where=path, got=f"{size} bytes", expected=f"{max(ends)} bytes"
                 )
         return series.asarray().reshape(_sides(series.shape))
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of a 2-D image with singleton axes anywhere (a 1 x 5 image keeps its axis of 1)."""
+    """Height and width of a 2-D image that has additional axes of length 1 (a 1 x 5 image keeps its own)."""
     real = [int(side) for side in shape]
     while len(real) > 2:
         real.remove(1)
@@ -131,19 +132,22 @@ def _decode_png(path: Path) -> np.ndarray:
         header = file.read(33)
     if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 33:
         raise FormatError(
-            "this label image is no PNG file", where=path, got=repr(header[:8]), remedy="save it again as PNG or TIFF"
+            "this label image is not a PNG file",
+            where=path,
+            got=repr(header[:8]),
+            remedy="save it again as PNG or TIFF",
         )
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     check_plausible(float(width) * height * (2 if header[24] == 16 else 1), path)
     if header[25] not in (0, 3):
         raise FormatError(
-            "this is not a label image",
+            "not a label image",
             where=path,
-            got="a colour picture",
+            got="a colour image",
             expected="one channel of label numbers",
             remedy="save the labels themselves, not their colours",
         )
-    if header[25] == 3 or header[24] < 8:  # palettes and packed bits: Pillow keeps the numbers
+    if header[25] == 3 or header[24] < 8:  # for palettes and packed bits, Pillow keeps the numbers
         with PillowImage.open(path) as image:
             return np.array(image)
     import imagecodecs
@@ -152,10 +156,10 @@ def _decode_png(path: Path) -> np.ndarray:
 
 
 def looks_labelled(path: Path) -> bool | None:
-    """Whether an image file looks like a label map: hardly more connected areas of one value than values.
+    """Whether an image file looks like a label map, that is, has few more connected regions than distinct values.
 
-    None for one without any object, which tells nothing; False for photographs, foreground masks and what cannot be
-    read. Never raises.
+    None for an image without objects, which could be anything. False for photographs, foreground masks and files that
+    cannot be read. Never raises.
     """
     from skimage.measure import label
 
@@ -164,21 +168,21 @@ def looks_labelled(path: Path) -> bool | None:
     except InputError:
         return False
     n_values = np.unique(labels[labels > 0]).size
-    areas: Any = label(labels, connectivity=2, background=0)
-    n_areas = int(areas.max())
-    return n_areas <= 2.5 * n_values if n_values else None
+    regions: Any = label(labels, connectivity=2, background=0)
+    n_regions = int(regions.max())
+    return n_regions <= 2.5 * n_values if n_values else None
 
 
 def flat_labels(instances: Instances, where: object) -> np.ndarray:
-    """Labels (H, W) uint32 of objects by their ids, for files that give a pixel to one object.
+    """Labels (H, W) uint32 of the objects by their ids, for files in which a pixel belongs to one object at most.
 
-    Where objects overlap, the one of higher score wins, without scores the first in order; how many pixels were taken
-    from others is said in a notice. `OutputError` for an id above 2**32 - 1.
+    Shared pixels go to the object with the higher score, or to the first in order if there are no scores; a warning
+    says how many. Raises `OutputError` for an id above 2**32 - 1.
     """
     if len(instances) and int(instances.ids.max()) > _MAX_LABEL:
         got = int(instances.ids.max())
         raise OutputError(
-            "an object's id does not fit a label image", where=where, got=got, expected=f"at most {_MAX_LABEL}"
+            "an object id is too large for a label image", where=where, got=got, expected=f"at most {_MAX_LABEL}"
         )
     ranked = instances.by_score()
     labels = ranked.masks.to_label_map(ranked.ids)
@@ -186,15 +190,15 @@ def flat_labels(instances: Instances, where: object) -> np.ndarray:
     if lost:
         hidden = len(instances) - np.unique(labels[labels > 0]).size
         _log.warning(
-            "%s: objects overlap and a label image gives a pixel to one: %d px went to the object of higher score "
-            "(or first in order), %d object(s) have no pixel left; to keep overlaps, write coco or geojson",
-            where, lost, hidden,
+            "%s: objects overlap, which a label image cannot store: %d px went to the object with the higher score "
+            "(or the first in order), %s lost all pixels; to keep overlaps, write coco or geojson",
+            where, lost, count(hidden, "object"),
         )  # fmt: skip
     return labels
 
 
 def write_label_map(path: Path, labels: np.ndarray) -> None:
-    """Labels (H, W) as a deflated uint32 TIFF, atomically."""
+    """Write labels (H, W) as a uint32 TIFF with deflate compression, atomically."""
     import tifffile
 
     with atomic_path(path) as temporary:
@@ -204,6 +208,6 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
 
 
 def instances_of(labels: np.ndarray) -> Instances:
-    """The objects of a label map (H, W), ids as labelled, class 0."""
+    """The objects of a label map (H, W): the labels are the ids, the class is 0."""
     masks, ids = MaskSet.from_label_map(labels)
     return Instances.from_masks(masks, ids=ids)
