@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cellwright.core.image import Image
     from cellwright.core.instances import Instances
     from cellwright.core.masks import MaskSet, SoftMasks
+    from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
     from cellwright.data.views import View
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CellwrightError",
     "Dataset",
+    "Format",
     "FormatError",
     "Image",
     "InputError",
@@ -44,12 +46,14 @@ __all__ = [
     "MaskSet",
     "ModelError",
     "OutputError",
+    "ReadOptions",
     "RecipeError",
     "Sample",
     "SoftMasks",
     "TrainingDiverged",
     "UsageError",
     "View",
+    "WriteOptions",
     "evaluate",
     "fuse",
     "load_model",
@@ -65,6 +69,7 @@ __all__ = [
 _HOMES = {
     "CellwrightError": "core.errors",
     "Dataset": "core.dataset",
+    "Format": "data.formats.contract",
     "FormatError": "core.errors",
     "Image": "core.image",
     "InputError": "core.errors",
@@ -72,12 +77,14 @@ _HOMES = {
     "MaskSet": "core.masks",
     "ModelError": "core.errors",
     "OutputError": "core.errors",
+    "ReadOptions": "data.formats.contract",
     "RecipeError": "core.errors",
     "Sample": "core.dataset",
     "SoftMasks": "core.masks",
     "TrainingDiverged": "core.errors",
     "UsageError": "core.errors",
     "View": "data.views",
+    "WriteOptions": "data.formats.contract",
     "evaluate": "api.judge",
     "fuse": "api.fuse",
     "load_model": "api.models",

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 import cellwright as cw
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import WriteOptions, coco
+from cellwright.data.formats import FORMATS, WriteOptions
 from cellwright.data.synthetic import FieldLook, draw_field, write_demo_dataset
 
 EXAMPLE = """
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tifffile.imwrite("a.ome.tif", stack, metadata=metadata, photometric="minisblack")
     cw.save(truth, "a_masks.tif")
     demo = write_demo_dataset(tmp_path / "drawn", image_hw=(96, 128), n_objects=12, splits=(("train", 2), ("val", 1)))
-    coco.write(demo, Path("work/vrdl"), WriteOptions())
+    FORMATS["coco"].write(demo, Path("work/vrdl"), WriteOptions())
     return tmp_path
 
 

@@ -75,7 +75,6 @@ def dataset_of(images: Path, seed: int, class_names: tuple[str, ...] = ("cell",)
 def write(dataset: Dataset, name: str, out: Path) -> Path:
     target = out / "results.json" if name == "coco_results" else out
     to = FORMATS[name].write
-    assert to is not None
     assert to(dataset, target, WriteOptions())
     return target
 

@@ -23,7 +23,7 @@ HW = (90, 120)
 NAMES = ("field 1", "b", "leer")  # the last has truth and no prediction
 # Formats that keep scores.
 SCORED = ("coco", "coco_results", "rle_csv", "geojson", "imagej_roi")
-WRITABLE = [name for name, one in FORMATS.items() if one.write is not None]
+WRITABLE = [name for name, one in FORMATS.items() if one.is_writable]
 
 
 def field(seed: int, n: int, *, scored: bool) -> Instances:
@@ -61,7 +61,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predicted = dataset_of(root / "images", found)
     for name in WRITABLE:
         write = FORMATS[name].write
-        assert write is not None
         for side, dataset in (("truth", truth), ("found", predicted)):
             if name == "coco_results" and side == "truth":
                 continue
@@ -201,7 +200,6 @@ def test_images_of_another_size_are_refused(drawn: Path, tmp_path: Path) -> None
     objects = {name: Instances.from_masks(small) for name in NAMES}
     samples = tuple(Sample(name, None, (8, 8), Loaded(one), k) for k, (name, one) in enumerate(objects.items()))
     write = FORMATS["coco"].write
-    assert write is not None
     write(Dataset(samples, ("cell",)), tmp_path / "small", WriteOptions())
     with pytest.raises(CellwrightError, match="different sizes"):
         judged(tmp_path / "out", tmp_path / "small", drawn / "coco" / "truth")

@@ -21,7 +21,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, ModelError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_text
 from cellwright.core.progress import SILENT, ProgressReporter, no_progress
-from cellwright.data.formats import coco
+from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import WriteOptions
 from cellwright.data.synthetic import write_demo_dataset
 
@@ -59,7 +59,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def data(drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawn dataset as a folder."""
     folder = tmp_path_factory.mktemp("data")
-    coco.write(drawn, folder, WriteOptions())
+    FORMATS["coco"].write(drawn, folder, WriteOptions())
     return folder
 
 

@@ -95,7 +95,7 @@ def test_results_lists_need_their_dataset(job: Path, capsys: pytest.CaptureFixtu
     for path in lists:
         assert run("export", job / path.stem, "--to", "coco_results", "--quiet", "--out", path) == 0
     assert run("fuse", *lists, "--out", job / "from_lists") == 2
-    assert "give the dataset that it was made for with --data" in capsys.readouterr().err
+    assert "give the dataset that it was made for, as --data" in capsys.readouterr().err
     assert run("fuse", *lists, "--data", job / "data", "--quiet", "--out", job / "from_lists") == 0
     assert run("fuse", job / "all", job / "large", "--quiet", "--out", job / "from_folders") == 0
     first, second = (read_dataset(job / name) for name in ("from_lists", "from_folders"))

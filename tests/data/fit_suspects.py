@@ -16,7 +16,8 @@ from planted import plant
 from scipy.optimize import minimize
 
 from cellwright.core.dataset import Dataset
-from cellwright.data.formats import ReadOptions, mask_folder
+from cellwright.data.formats import ReadOptions
+from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.suspects import KINDS, _measured, _Pool
 
 SEEDS = (1, 2, 3, 4)
@@ -62,7 +63,7 @@ def fitted(terms: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 if __name__ == "__main__":
-    every = mask_folder.read(Path(sys.argv[1]), ReadOptions())
+    every = MaskFolder().read(Path(sys.argv[1]), ReadOptions())
     dataset = every.with_samples(list(every)[::3])
     rounds = [labelled(dataset, seed) for seed in SEEDS]
     for kind in KINDS:

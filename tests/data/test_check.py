@@ -16,7 +16,8 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.data.check import Finding, check_dataset, require_objects
-from cellwright.data.formats import WriteOptions, mask_folder, read_dataset
+from cellwright.data.formats import WriteOptions, read_dataset
+from cellwright.data.formats.mask_folder import MaskFolder
 
 HW = (40, 60)
 GOOD = Instances.from_masks(squares([(2, 2), (20, 20)], 6, HW))
@@ -103,7 +104,7 @@ def test_a_class_without_a_name(tmp_path: Path) -> None:
 def test_mask_folder_with_everything_wrong(tmp_path: Path) -> None:
     samples = [drawn_sample(tmp_path, name, GOOD, seed) for seed, name in enumerate("abcd")]
     root = tmp_path / "set"
-    mask_folder.write(Dataset(tuple(samples), ("x",)), root, WriteOptions())
+    MaskFolder().write(Dataset(tuple(samples), ("x",)), root, WriteOptions())
     Pillow.fromarray(np.zeros(HW, np.uint8)).save(root / "a/masks/mask_0009.png")
     Pillow.fromarray(np.ones((9, 9), np.uint8)).save(root / "b/masks/mask_0009.png")
     broken = root / "c/masks/mask_0001.png"

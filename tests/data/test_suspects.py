@@ -17,7 +17,7 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import ReadOptions, mask_folder
+from cellwright.data.formats import FORMATS, ReadOptions
 from cellwright.data.suspects import (
     Suspect,
     hull_area,
@@ -183,7 +183,7 @@ def test_the_planter_is_a_function_of_its_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [2026, 2027])
 def test_80_of_100_errors_planted_in_vrdl_are_among_the_first_160(vrdl_root: Path, seed: int) -> None:
     """The weights come from DSB2018; seeds 101 to 108 found 87 to 91, these 92 and 90."""
-    dataset, planted = plant(mask_folder.read(vrdl_root / "train", ReadOptions()), seed)
+    dataset, planted = plant(FORMATS["mask_folder"].read(vrdl_root / "train", ReadOptions()), seed)
     found = n_found(planted, rank_suspects(dataset, limit=160))
     assert found.total() >= 80, found
 

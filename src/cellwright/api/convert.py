@@ -45,14 +45,14 @@ def run(plan: ConvertPlan, screen: Screen = SILENT, *, dry_run: bool = False) ->
 
     Raises `InputError` for a source that cannot be read (with file and object), `OutputError` if the dataset exists.
     """
-    from cellwright.data.formats import ReadOptions, WriteOptions, coco
+    from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions
     from cellwright.data.formats import read_dataset as read
     from cellwright.data.merge import merge_datasets
 
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
     images = None if plan.images is None else read(plan.images, ReadOptions(track=screen.track))
     options = ReadOptions(class_names=plan.classes or None, rle_order=plan.rle_order, images=images, track=screen.track)
-    parts = [read(source, options, name=plan.format) for source in plan.sources]
+    parts = [read(source, options, format=plan.format) for source in plan.sources]
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if not len(dataset):
         raise InputError(
@@ -64,7 +64,7 @@ def run(plan: ConvertPlan, screen: Screen = SILENT, *, dry_run: bool = False) ->
     screen.note(f"will write {plan.out / DATASET_FILE} ({count(len(dataset), 'image')})")
     if dry_run:
         return None
-    coco.write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
+    FORMATS["coco"].write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
     return read_dataset(plan.out)
 
 

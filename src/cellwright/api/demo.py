@@ -84,13 +84,13 @@ def _segment(out: Path, screen: Screen) -> Demo:
 
 def _train(out: Path, screen: Screen) -> Demo:
     """Draw a dataset, train ``synthetic/demo`` on it, evaluate, and predict on images that were not trained on."""
-    from cellwright.data.formats import WriteOptions, coco
+    from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.synthetic import write_demo_dataset
 
     drawn = write_demo_dataset(
         out / "data", splits=(("train", 12), ("val", 2), ("test", 2)), image_hw=(384, 384), n_objects=110
     )
-    coco.write(drawn, out / "data", WriteOptions())
+    FORMATS["coco"].write(drawn, out / "data", WriteOptions())
     folder = out / "run"
     if not RunFolder(folder).done.is_file():
         training.run(training.TrainPlan(RECIPE, data=out / "data", out=folder), screen)

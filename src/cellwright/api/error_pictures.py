@@ -28,7 +28,7 @@ def write_error_pictures(
     None are drawn where errors were not judged. Where an image's file is absent the objects stand on black.
     """
 
-    from cellwright.data.formats.pairing import output_path
+    from cellwright.data.formats.paths import output_path
     from cellwright.report.error_picture import draw_errors
 
     judged = report.judged

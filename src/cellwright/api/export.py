@@ -45,7 +45,7 @@ def run(plan: ExportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> 
     from cellwright.data.formats import FORMATS
     from cellwright.data.formats.contract import WriteOptions
 
-    writable = {name: form.write for name, form in FORMATS.items() if form.write is not None}
+    writable = {name: form for name, form in FORMATS.items() if form.is_writable}
     if plan.to not in writable:
         raise UsageError(
             "unknown export format", got=plan.to, expected=", ".join(writable), remedy=did_you_mean(plan.to, writable)
@@ -57,7 +57,7 @@ def run(plan: ExportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> 
     screen.note(f"will write {plan.out}")
     if dry_run:
         return []
-    return writable[plan.to](dataset, plan.out, WriteOptions(image_ids=plan.image_ids, track=screen.track))
+    return writable[plan.to].write(dataset, plan.out, WriteOptions(image_ids=plan.image_ids, track=screen.track))
 
 
 def _claim(out: Path, *, overwrite: bool) -> None:

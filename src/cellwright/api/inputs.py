@@ -138,7 +138,7 @@ def _channel_last(array: np.ndarray, *, is_tensor: bool) -> np.ndarray:
 
 def _from_labels(labels: np.ndarray) -> Instances:
     if labels.ndim == 2 and labels.dtype.kind in "iu":
-        from cellwright.data.formats.label_maps import instances_of
+        from cellwright.data.formats.label_io import instances_of
 
         return instances_of(labels)
     if labels.dtype.kind == "b":

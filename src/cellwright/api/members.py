@@ -26,7 +26,7 @@ from cellwright.api.sides import (
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import SILENT, Screen
-from cellwright.data.formats.class_names import DEFAULT_CLASS
+from cellwright.data.formats.contract import DEFAULT_CLASS
 
 # These name a class only where an object has it, and these may name none.
 BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")

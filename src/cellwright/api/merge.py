@@ -44,7 +44,7 @@ def run(plan: MergePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> t
     Returns None after a dry run. Raises `UsageError` for a map or a class that matches no dataset, `OutputError` if the
     output exists.
     """
-    from cellwright.data.formats import ReadOptions, WriteOptions, coco
+    from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions
     from cellwright.data.formats import read_dataset as read
     from cellwright.data.merge import keep_classes, merge_datasets
 
@@ -57,7 +57,7 @@ def run(plan: MergePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> t
     screen.note(f"will write {plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}")
     if dry_run:
         return None
-    coco.write(merged, plan.out, WriteOptions(track=screen.track))
+    FORMATS["coco"].write(merged, plan.out, WriteOptions(track=screen.track))
     written = read_dataset(plan.out)
     return written, _class_table(written)
 

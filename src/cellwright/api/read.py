@@ -78,10 +78,7 @@ def read_dataset(
     from cellwright.data.formats import ReadOptions
     from cellwright.data.formats import read_dataset as read
 
-    options = ReadOptions(require_images=require_images)
-    if format is None or isinstance(format, str):
-        return read(Path(path), options, name=format)
-    return format.read(Path(path), options)
+    return read(Path(path), ReadOptions(require_images=require_images), format=format)
 
 
 def read_instances(path: Path | str) -> Instances:
@@ -102,7 +99,7 @@ def read_instances(path: Path | str) -> Instances:
     """
     path = Path(path)
     if path.suffix.lower() in (".tif", ".tiff", ".png"):
-        from cellwright.data.formats.label_maps import instances_of, read_label_map
+        from cellwright.data.formats.label_io import instances_of, read_label_map
 
         return instances_of(read_label_map(path))
     dataset = read_dataset(path, require_images=False)

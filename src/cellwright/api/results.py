@@ -48,11 +48,11 @@ def save(
                 raise UsageError("an overlay needs the image", where=path, remedy="save(cells, path, image=image)")
             _save_overlay(cells, path, image, class_names)
         case ".json":
-            from cellwright.data.formats import coco
+            from cellwright.data.formats import FORMATS
             from cellwright.data.formats.contract import WriteOptions
 
             sample = Sample(path.stem, None, cells.image_hw, Loaded(cells))
-            coco.write(Dataset((sample,), names), path, WriteOptions())
+            FORMATS["coco"].write(Dataset((sample,), names), path, WriteOptions())
         case ".geojson" | ".zip" | ".csv" as suffix:
             write_extra(_EXTRAS[suffix], path, cells, image, sample_id=_sample_id(image, path), class_names=names)
         case other:
@@ -68,7 +68,7 @@ def show(image: Image | np.ndarray, cells: Instances) -> Axes:
 
 
 def _class_names(cells: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:
-    from cellwright.data.formats.class_names import DEFAULT_CLASS
+    from cellwright.data.formats.contract import DEFAULT_CLASS
 
     highest = int(cells.class_ids.max(initial=0))
     if class_names is None:

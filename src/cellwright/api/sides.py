@@ -68,12 +68,12 @@ def read_side(path: Path, other: Dataset | None, track: Track = no_progress) -> 
 
     `InputError` where there are only images: no objects at all would be judged as nothing found.
     """
-    from cellwright.data.formats import ReadOptions, image_folder, sniff
+    from cellwright.data.formats import ReadOptions, sniff
 
     found = sniff(path)
-    if found is image_folder.FORMAT:
+    if found.name == "image_folder":
         remedy = "give the masks; label images under unusual names are read once they are called <image>_masks"
-        raise InputError("these are images without any objects", where=path, got=found.describe, remedy=remedy)
+        raise InputError("these are images without any objects", where=path, got=found.description, remedy=remedy)
     return found.read(path, ReadOptions(images=other, require_images=False, track=track))
 
 

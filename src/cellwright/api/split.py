@@ -50,7 +50,7 @@ def run(plan: SplitPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> l
     Raises `OutputError` if splits are set already (or the output exists) without ``overwrite``, `UsageError` for
     options that exclude each other or fractions that leave a split empty.
     """
-    from cellwright.data.formats import WriteOptions, coco
+    from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.split import folds, split_dataset, with_groups
 
     _check_options(plan)
@@ -77,7 +77,7 @@ def run(plan: SplitPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> l
     else:
         parts = folds(dataset, plan.folds, plan.seed, track=screen.track)
     for part, target in zip(parts, targets, strict=True):
-        coco.write(part, target, WriteOptions(track=screen.track))
+        FORMATS["coco"].write(part, target, WriteOptions(track=screen.track))
     return [_table(target, "" if plan.folds is None else target.name) for target in targets]
 
 

@@ -154,7 +154,7 @@ def _objects(ids: np.ndarray) -> str:
 
 def _clutter(dataset: Dataset) -> Iterator[Finding]:
     chosen = FORMATS.get(str(dataset.info.get("format")))
-    if chosen is None or chosen.clutter is None or dataset.root is None or not dataset.root.is_dir():
+    if chosen is None or dataset.root is None or not dataset.root.is_dir():
         return
     for one in chosen.clutter(dataset.root):
         yield Finding(

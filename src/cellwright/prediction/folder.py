@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
-from cellwright.data.formats import coco
+from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import ReadOptions
 from cellwright.prediction.writer import PREDICTIONS_NAME
 
@@ -29,4 +29,4 @@ def read_predictions(folder: Path) -> Dataset:
             expected=PREDICTIONS_NAME,
             remedy="run the predict command again: it goes on" if unfinished else "make them with: cellwright predict",
         )
-    return coco.read(folder / PREDICTIONS_NAME, ReadOptions(require_images=False))
+    return FORMATS["coco"].read(folder / PREDICTIONS_NAME, ReadOptions(require_images=False))

@@ -25,9 +25,9 @@ from cellwright.core.errors import CellwrightError, OutputError, UsageError
 from cellwright.core.files import atomic_path, read_json, write_json, write_png, write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.data.formats import coco
+from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
-from cellwright.data.formats.pairing import output_path
+from cellwright.data.formats.paths import output_path
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.options import Outcome, PredictOptions
 from cellwright.prediction.saves import ENDINGS, SAVES, Save
@@ -139,7 +139,7 @@ class PredictionFolder:
         )
         summary = _summary_row(source.id, outcome, self._job.class_names)
         one = Dataset((sample,), self._job.class_names, root=self._progress, info={"summary": summary})
-        coco.write(one, self._record(index), WriteOptions())
+        FORMATS["coco"].write(one, self._record(index), WriteOptions())
 
     def fail(self, index: int, error: CellwrightError) -> None:
         """Note that source ``index`` failed; the job goes on and a later run of an unfinished job tries it again."""
@@ -151,7 +151,7 @@ class PredictionFolder:
         Returns the rows of the summary, in the order of the sources.
         """
         done = [index for index in range(len(self._job.sources)) if self._record(index).is_file()]
-        parts = [coco.read(self._record(index), ReadOptions(require_images=False)) for index in done]
+        parts = [FORMATS["coco"].read(self._record(index), ReadOptions(require_images=False)) for index in done]
         rows = [dict(part.info["summary"]) for part in parts]
         nothing = Instances.empty((1, 1), scored=True)
         names = list(_summary_row("", Outcome(nothing, nothing), self._job.class_names))
@@ -165,7 +165,7 @@ class PredictionFolder:
         threshold = self._job.options.score_threshold
         info = {"description": "predictions by cellwright", "score_threshold": threshold, **self._job.info}
         whole = Dataset(samples, self._job.class_names, root=self.out, info=info)
-        coco.write(whole, self.out / PREDICTIONS_NAME, WriteOptions())
+        FORMATS["coco"].write(whole, self.out / PREDICTIONS_NAME, WriteOptions())
         shutil.rmtree(self._progress)
         return rows
 

@@ -108,7 +108,6 @@ def written(name: str, dataset: Dataset, tmp_path: Path) -> Path:
     """The output of a format's writer, images beside it; every path it names must exist."""
     out = tmp_path / CARRIES[name].out
     writer = FORMATS[name].write
-    assert writer is not None
     paths = writer(dataset, out, WriteOptions(copy_images=True))
     assert paths
     assert all(path.exists() for path in paths), paths

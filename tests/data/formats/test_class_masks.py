@@ -10,6 +10,7 @@ import tifffile
 
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.data.formats import ReadOptions, class_masks, sniff
+from cellwright.data.formats.class_masks import ClassMasks
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folder(root, **files):
 
 def test_the_real_sample(sample):
     assert sniff(sample).name == "class_masks"
-    dataset = class_masks.read(sample, ReadOptions())
+    dataset = ClassMasks().read(sample, ReadOptions())
     assert dataset.class_names == ("class1", "class2")
     assert [(one.id, one.image_hw) for one in dataset] == [("sample", (397, 482))]
     cells = dataset[0].read_instances()
@@ -41,7 +42,7 @@ def test_the_real_sample(sample):
 
 
 def test_the_image_folder_itself_is_a_dataset(sample):
-    dataset = class_masks.read(sample / "sample", ReadOptions(class_names=("a", "b", "c", "d")))
+    dataset = ClassMasks().read(sample / "sample", ReadOptions(class_names=("a", "b", "c", "d")))
     assert dataset[0].id == "sample"
     assert dataset.class_names == ("a", "b", "c", "d")
 
@@ -52,7 +53,7 @@ RIGHT = np.array([[0, 0, 5, 2], [0, 0, 0, 0]])
 
 def test_ids_that_two_classes_share_are_spread(tmp_path):
     folder(tmp_path / "a", image=np.zeros((2, 4, 4), np.uint8), class1=LEFT.astype(float), class3=RIGHT.astype(float))
-    cells = class_masks.read(tmp_path, ReadOptions())[0].read_instances()
+    cells = ClassMasks().read(tmp_path, ReadOptions())[0].read_instances()
     assert sorted(cells.ids.tolist()) == [1, 2, 2_000_002, 2_000_005]
     assert cells.class_ids.tolist() == [0, 0, 2, 2]
     assert cells.masks.areas.tolist() == [2, 1, 1, 1]
@@ -60,7 +61,7 @@ def test_ids_that_two_classes_share_are_spread(tmp_path):
 
 def test_ids_that_no_two_classes_share_are_kept(tmp_path):
     folder(tmp_path / "a", image=np.zeros((2, 4), np.uint8), class1=LEFT, class2=np.where(RIGHT == 5, 5, 0))
-    assert class_masks.read(tmp_path, ReadOptions())[0].read_instances().ids.tolist() == [1, 2, 5]
+    assert ClassMasks().read(tmp_path, ReadOptions())[0].read_instances().ids.tolist() == [1, 2, 5]
 
 
 def test_large_labels_do_not_collide():
@@ -72,7 +73,7 @@ def test_splits_and_images_without_cells(tmp_path):
     image = np.zeros((2, 4), np.uint8)
     folder(tmp_path / "train" / "a", image=image, class1=LEFT)
     folder(tmp_path / "val" / "b", image=image)
-    dataset = class_masks.read(tmp_path, ReadOptions())
+    dataset = ClassMasks().read(tmp_path, ReadOptions())
     assert [(one.id, one.split, len(one.read_instances())) for one in dataset] == [("a", "train", 2), ("b", "val", 0)]
 
 
@@ -87,24 +88,24 @@ def test_splits_and_images_without_cells(tmp_path):
 def test_bad_masks_name_their_file(labels, error, words, tmp_path):
     folder(tmp_path / "a", image=np.zeros((2, 4), np.uint8), class1=LEFT, class2=labels)
     with pytest.raises(error, match=words) as caught:
-        class_masks.read(tmp_path, ReadOptions())[0].read_instances()
+        ClassMasks().read(tmp_path, ReadOptions())[0].read_instances()
     assert "class2.tif" in str(caught.value)
 
 
 def test_missing_parts(tmp_path):
     folder(tmp_path / "a", class1=LEFT, class2=RIGHT)
     with pytest.raises(InputError, match="no image"):
-        class_masks.read(tmp_path, ReadOptions())
-    assert class_masks.read(tmp_path, ReadOptions(require_images=False))[0].image_hw == (2, 4)
+        ClassMasks().read(tmp_path, ReadOptions())
+    assert ClassMasks().read(tmp_path, ReadOptions(require_images=False))[0].image_hw == (2, 4)
     with pytest.raises(UsageError, match="too few class names"):
-        class_masks.read(tmp_path, ReadOptions(class_names=("one",), require_images=False))
+        ClassMasks().read(tmp_path, ReadOptions(class_names=("one",), require_images=False))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no class masks here"):
-        class_masks.read(tmp_path / "empty", ReadOptions())
+        ClassMasks().read(tmp_path / "empty", ReadOptions())
 
 
 def test_one_class_in_two_files(tmp_path):
     root = folder(tmp_path / "a", image=np.zeros((2, 4), np.uint8), class1=LEFT)
     tifffile.imwrite(root / "class1.tiff", LEFT)
-    with pytest.raises(CellwrightError, match="twice"):
-        class_masks.read(tmp_path, ReadOptions())
+    with pytest.raises(CellwrightError, match="two masks of one class"):
+        ClassMasks().read(tmp_path, ReadOptions())

@@ -16,7 +16,7 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import coco
+from cellwright.data.formats.coco import Coco
 from cellwright.data.formats.coco_index import CocoIndex, build_index, open_index, read_sidecar, sidecar_path
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 
@@ -26,7 +26,7 @@ HW = (16, 16)
 def write_dataset(out: Path, n_images: int, n_objects: int) -> Path:
     masks = MaskSet.from_dense(np.tile(np.eye(16, dtype=bool), (n_objects, 1, 1)))
     samples = [Sample(f"s{k}", None, HW, Loaded(Instances.from_masks(masks))) for k in range(n_images)]
-    return coco.write(Dataset(tuple(samples), ("cell",)), out, WriteOptions())[0]
+    return Coco().write(Dataset(tuple(samples), ("cell",)), out, WriteOptions())[0]
 
 
 def assert_same(one: CocoIndex, other: CocoIndex) -> None:
@@ -62,7 +62,7 @@ def test_a_changed_file_is_not_read_through_an_old_sidecar(tmp_path: Path) -> No
     text = path.read_text()
     path.write_text(text.replace('"sample_id": "s1"', '"sample_id": "t1"'))  # the same length
     assert read_sidecar(path) is None
-    assert [sample.id for sample in coco.read(tmp_path, ReadOptions(require_images=False))] == ["s0", "t1", "s2"]
+    assert [sample.id for sample in Coco().read(tmp_path, ReadOptions(require_images=False))] == ["s0", "t1", "s2"]
     path.write_text(text + "\n")
     assert read_sidecar(path) is None
 
@@ -78,7 +78,7 @@ def test_a_damaged_sidecar_is_not_used(tmp_path: Path, damage: bytes | None) -> 
 
 def test_annotations_that_moved_under_an_open_dataset_are_noticed(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, 3, 2)
-    dataset = coco.read(tmp_path, ReadOptions(require_images=False))
+    dataset = Coco().read(tmp_path, ReadOptions(require_images=False))
     text = path.read_bytes()
     path.write_bytes(text[:100] + b" " + text[100:])
     with pytest.raises(FormatError, match=r"has changed since it was opened(.|\n)*delete that file first"):

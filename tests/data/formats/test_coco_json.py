@@ -18,8 +18,9 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import coco, mask_folder
+from cellwright.data.formats.coco import Coco
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
+from cellwright.data.formats.mask_folder import MaskFolder
 
 # pycocotools' own decoder, compiled before numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -73,7 +74,7 @@ def save(folder: Path, content: Any, name: str = "instances.json") -> Path:
 
 
 def load_first(path: Path, **options: Any) -> Instances:
-    return coco.read(path, ReadOptions(**options))[0].read_instances()
+    return Coco().read(path, ReadOptions(**options))[0].read_instances()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,15 +113,15 @@ def test_classes_in_order_of_category_ids_chosen_and_reordered(tmp_path: Path) -
     for one, number in zip(content["annotations"], (9, 2, 5), strict=True):
         one["category_id"] = number
     path = save(tmp_path, content)
-    dataset = coco.read(path, ReadOptions())
+    dataset = Coco().read(path, ReadOptions())
     assert dataset.class_names == ("ant", "bee", "zebra")
     assert dataset.info["category_ids"] == [2, 5, 9]
     assert dataset[0].read_instances().class_ids.tolist() == [2, 0, 1]
-    chosen = coco.read(path, ReadOptions(class_names=("zebra", "ant")))
+    chosen = Coco().read(path, ReadOptions(class_names=("zebra", "ant")))
     assert chosen[0].read_instances().class_ids.tolist() == [0, 1]
     assert chosen[0].read_instances().ids.tolist() == [10, 20]
     with pytest.raises(UsageError, match="did you mean 'zebra'"):
-        coco.read(path, ReadOptions(class_names=("zebr",)))
+        Coco().read(path, ReadOptions(class_names=("zebr",)))
 
 
 @pytest.mark.parametrize("place", ["a.png", "images/a.png", "deep/down/a.png", "../images/a.png", "../train/a.png"])
@@ -129,7 +130,7 @@ def test_images_are_found_in_the_usual_places(tmp_path: Path, place: str) -> Non
     target = tmp_path / "annotations" / place
     target.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "annotations" / "a.png").rename(target)
-    found = coco.read(path, ReadOptions())[0].image_path
+    found = Coco().read(path, ReadOptions())[0].image_path
     assert found is not None
     assert found.samefile(target)
 
@@ -140,8 +141,8 @@ def test_missing_images_are_named_or_allowed(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"1 of 1 images are missing\n  where: .*instances\.json\n  got: a\.png(.|\n)*fix: put"
     ):
-        coco.read(path, ReadOptions())
-    dataset = coco.read(path, ReadOptions(require_images=False))
+        Coco().read(path, ReadOptions())
+    dataset = Coco().read(path, ReadOptions(require_images=False))
     assert dataset[0].image_path is None
     assert len(dataset[0].read_instances()) == 1
 
@@ -149,7 +150,7 @@ def test_missing_images_are_named_or_allowed(tmp_path: Path) -> None:
 def test_an_image_without_a_size_is_measured(tmp_path: Path) -> None:
     content = document([encode(random_masks(0)[0])])
     del content["images"][0]["width"]
-    assert coco.read(save(tmp_path, content), ReadOptions())[0].image_hw == HW
+    assert Coco().read(save(tmp_path, content), ReadOptions())[0].image_hw == HW
 
 
 def test_no_annotations_and_an_empty_polygon(tmp_path: Path) -> None:
@@ -163,11 +164,11 @@ BAD = {
     "malformed": ('{"images": [{"id": 7,}]}', r"not valid JSON\n  where: .*instances\.json, line 1, column 2"),
     "cut off": (json.dumps(document([POLYGONS]))[:-40], r"not valid JSON(.|\n)*got: the end of the file|Unterminated"),
     "no images": (document([], images=[]), r"lists no images\n  where: .*instances\.json"),
-    "no categories": (document([], categories=[]), r"names no categories(.|\n)*got: \[\]"),
+    "no categories": (document([], categories=[]), r"has no categories(.|\n)*got: \[\]"),
     "nan width": ({"width": NAN}, r"width is not a whole number\n  where: .*image 1 \(a\.png\)\n  got: nan"),
     "half a pixel": ({"height": 40.5}, r"height is not a whole number(.|\n)*got: 40\.5\n  expected: a whole number"),
     "text size": ({"height": "40"}, r"height is not a whole number(.|\n)*got: '40'"),
-    "negative": ({"width": -50}, r"width is not above 0(.|\n)*got: -50"),
+    "negative": ({"width": -50}, r"width is not positive(.|\n)*got: -50"),
     "no file name": ({"file_name": None}, r"an image has no file name\n  where: .*image 1\n  got: None"),
     "unknown category": (
         [{"category_id": 4}],
@@ -190,7 +191,7 @@ def test_bad_files_are_named_when_they_are_opened(tmp_path: Path, case: str) -> 
         change, content = content, document([])
         content["images"][0].update(change)
     with pytest.raises(FormatError, match=message):
-        coco.read(save(tmp_path, content), ReadOptions())
+        Coco().read(save(tmp_path, content), ReadOptions())
 
 
 BAD_OBJECTS = {
@@ -251,10 +252,10 @@ def make_dataset(folder: Path, *, scored: bool) -> Dataset:
 @pytest.mark.parametrize("copy_images", [False, True])
 def test_our_dataset_comes_back_whole(tmp_path: Path, scored: bool, copy_images: bool) -> None:
     dataset = make_dataset(tmp_path / "in", scored=scored)
-    written = coco.write(dataset, tmp_path / "out", WriteOptions(copy_images=copy_images))
+    written = Coco().write(dataset, tmp_path / "out", WriteOptions(copy_images=copy_images))
     assert all(path.is_file() for path in written)
     assert len(written) == (5 if copy_images else 2)
-    again = coco.read(tmp_path / "out", ReadOptions())
+    again = Coco().read(tmp_path / "out", ReadOptions())
     assert (again.class_names, again.licence) == (dataset.class_names, "CC0")
     assert again.info == {"scanner": "X", "format": "coco", "category_ids": [4, 9]}
     for before, after in zip(dataset, again, strict=True):
@@ -279,7 +280,7 @@ def test_our_dataset_comes_back_whole(tmp_path: Path, scored: bool, copy_images:
 
 def test_pycocotools_reads_our_dataset(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "in", scored=False)
-    coco.write(dataset, tmp_path / "out", WriteOptions())
+    Coco().write(dataset, tmp_path / "out", WriteOptions())
     reference = COCO(str(tmp_path / "out" / "dataset.json"))
     for sample in dataset:
         annotations = reference.loadAnns(reference.getAnnIds([sample.image_id]))
@@ -291,19 +292,19 @@ def test_pycocotools_reads_our_dataset(tmp_path: Path) -> None:
 
 def test_a_moved_dataset_with_its_images_still_opens(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "in", scored=False)
-    coco.write(dataset, tmp_path / "out", WriteOptions(copy_images=True))
+    Coco().write(dataset, tmp_path / "out", WriteOptions(copy_images=True))
     (tmp_path / "out").rename(tmp_path / "elsewhere")
-    again = coco.read(tmp_path / "elsewhere", ReadOptions())
+    again = Coco().read(tmp_path / "elsewhere", ReadOptions())
     assert all(sample.image_path is not None and sample.image_path.is_file() for sample in again)
 
 
 def test_a_dataset_is_rewritten_in_place(tmp_path: Path) -> None:
-    coco.write(make_dataset(tmp_path / "in", scored=False), tmp_path / "out", WriteOptions(copy_images=True))
-    opened = coco.read(tmp_path / "out", ReadOptions())
+    Coco().write(make_dataset(tmp_path / "in", scored=False), tmp_path / "out", WriteOptions(copy_images=True))
+    opened = Coco().read(tmp_path / "out", ReadOptions())
     before = [sample.read_instances() for sample in opened]
     renamed = opened.with_samples([dataclasses.replace(s, split="a_longer_name_than_before") for s in opened])
-    assert len(coco.write(renamed, tmp_path / "out", WriteOptions())) == 2
-    again = coco.read(tmp_path / "out", ReadOptions())
+    assert len(Coco().write(renamed, tmp_path / "out", WriteOptions())) == 2
+    again = Coco().read(tmp_path / "out", ReadOptions())
     assert again.splits == ("a_longer_name_than_before",)
     assert [s.read_instances().masks for s in again] == [one.masks for one in before]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["images"][0]["file_name"] == "images/x/a.png"
@@ -311,15 +312,15 @@ def test_a_dataset_is_rewritten_in_place(tmp_path: Path) -> None:
 
 def test_predictions_and_truth_do_not_mix(tmp_path: Path) -> None:
     one, other = make_dataset(tmp_path / "in", scored=False), make_dataset(tmp_path / "in", scored=True)
-    with pytest.raises(InputError, match=r"cannot stand in one dataset\n  where: sample x/b"):
-        coco.write(one.with_samples([one[0], other[1]]), tmp_path / "out", WriteOptions())
+    with pytest.raises(InputError, match=r"cannot contain both predictions and ground truth\n  where: sample x/b"):
+        Coco().write(one.with_samples([one[0], other[1]]), tmp_path / "out", WriteOptions())
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_samples_without_an_image_survive(tmp_path: Path) -> None:
     bare = Dataset((Sample("a", None, HW, Loaded(Instances.empty(HW, scored=True))),), ("cell",))
-    assert coco.write(bare, tmp_path / "predictions.json", WriteOptions()) == [tmp_path / "predictions.json"]
-    again = coco.read(tmp_path, ReadOptions(require_images=False))
+    assert Coco().write(bare, tmp_path / "predictions.json", WriteOptions()) == [tmp_path / "predictions.json"]
+    again = Coco().read(tmp_path, ReadOptions(require_images=False))
     assert (again[0].id, again[0].image_path) == ("a", None)
     scores = again[0].read_instances().scores
     assert scores is not None
@@ -327,10 +328,10 @@ def test_samples_without_an_image_survive(tmp_path: Path) -> None:
 
 
 def test_real_image_round_trip(tmp_path: Path, vrdl_root: Path) -> None:
-    source = mask_folder.read(vrdl_root / "train", ReadOptions())
+    source = MaskFolder().read(vrdl_root / "train", ReadOptions())
     one = source.with_samples([source.sample("TCGA-A7-A13F-01Z-00-DX1")])
-    coco.write(one, tmp_path, WriteOptions())
-    again = coco.read(tmp_path, ReadOptions())[0].read_instances()
+    Coco().write(one, tmp_path, WriteOptions())
+    again = Coco().read(tmp_path, ReadOptions())[0].read_instances()
     before = one[0].read_instances()
     assert again.masks == before.masks
     assert again.ids.tolist() == before.ids.tolist()
@@ -339,7 +340,7 @@ def test_real_image_round_trip(tmp_path: Path, vrdl_root: Path) -> None:
 @pytest.mark.slow
 def test_all_real_images_round_trip(tmp_path: Path, vrdl_root: Path, dsb_root: Path) -> None:
     for root in (vrdl_root / "train", dsb_root):
-        source = mask_folder.read(root, ReadOptions())
-        coco.write(source, tmp_path / root.name, WriteOptions())
-        for before, after in zip(source, coco.read(tmp_path / root.name, ReadOptions()), strict=True):
+        source = MaskFolder().read(root, ReadOptions())
+        Coco().write(source, tmp_path / root.name, WriteOptions())
+        for before, after in zip(source, Coco().read(tmp_path / root.name, ReadOptions()), strict=True):
             assert before.read_instances().masks == after.read_instances().masks

@@ -15,7 +15,9 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import coco, coco_results
+from cellwright.data.formats import coco_results
+from cellwright.data.formats.coco import Coco
+from cellwright.data.formats.coco_results import CocoResults
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 
 # pycocotools' own decoder, compiled before numpy 2.
@@ -50,8 +52,8 @@ def save_ids(path: Path, *names: str, **changes: object) -> Path:
 
 def test_pycocotools_loads_the_list(tmp_path: Path) -> None:
     truth, predicted = make_dataset(scored=False), make_dataset(scored=True)
-    coco.write(truth, tmp_path, WriteOptions())
-    (out,) = coco_results.write(predicted, tmp_path / "results.json", WriteOptions())
+    Coco().write(truth, tmp_path, WriteOptions())
+    (out,) = CocoResults().write(predicted, tmp_path / "results.json", WriteOptions())
     loaded = COCO(str(tmp_path / "dataset.json")).loadRes(str(out))
     for sample in predicted:
         instances = sample.read_instances()
@@ -66,8 +68,8 @@ def test_pycocotools_loads_the_list(tmp_path: Path) -> None:
 
 def test_read_gives_back_what_was_written(tmp_path: Path) -> None:
     truth, predicted = make_dataset(scored=False), make_dataset(scored=True)
-    (out,) = coco_results.write(predicted, tmp_path / "results.json", WriteOptions())
-    again = coco_results.read(out, ReadOptions(images=truth))
+    (out,) = CocoResults().write(predicted, tmp_path / "results.json", WriteOptions())
+    again = CocoResults().read(out, ReadOptions(images=truth))
     for before, after in zip(predicted, again, strict=True):
         one, other = before.read_instances(), after.read_instances()
         assert one.masks == other.masks
@@ -79,7 +81,7 @@ def test_read_gives_back_what_was_written(tmp_path: Path) -> None:
 def test_submission_with_image_ids_in_a_zip(tmp_path: Path) -> None:
     ids = save_ids(tmp_path / "ids.json", "none.png", "a.png")
     predicted = make_dataset(scored=True)
-    (out,) = coco_results.write(predicted, tmp_path / "answer.zip", WriteOptions(image_ids=ids))
+    (out,) = CocoResults().write(predicted, tmp_path / "answer.zip", WriteOptions(image_ids=ids))
     with zipfile.ZipFile(out) as archive:
         assert archive.namelist() == ["answer.json"]
         entries = json.loads(archive.read("answer.json"))
@@ -87,7 +89,7 @@ def test_submission_with_image_ids_in_a_zip(tmp_path: Path) -> None:
     assert len(entries) == 4
     assert set(entries[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
     first = out.read_bytes()
-    coco_results.write(predicted, out, WriteOptions(image_ids=ids))
+    CocoResults().write(predicted, out, WriteOptions(image_ids=ids))
     assert out.read_bytes() == first
 
 
@@ -98,7 +100,7 @@ def test_names_are_found_with_and_without_their_folder_and_without_a_file(tmp_pa
     )
     for name, dataset in (("sub/a.png", predicted), ("a.png", predicted), ("a.png", bare)):
         ids = save_ids(tmp_path / "ids.json", name)
-        (out,) = coco_results.write(dataset, tmp_path / "r.json", WriteOptions(image_ids=ids))
+        (out,) = CocoResults().write(dataset, tmp_path / "r.json", WriteOptions(image_ids=ids))
         assert len(json.loads(out.read_text())) == 4
 
 
@@ -106,12 +108,12 @@ def test_listed_images_without_prediction_or_of_another_size(tmp_path: Path) -> 
     ids = save_ids(tmp_path / "ids.json", "a.png", "absent.png")
     options = WriteOptions(image_ids=ids)
     with pytest.raises(InputError, match=r"1 of the 2 listed images have no prediction(.|\n)*got: absent\.png"):
-        coco_results.write(make_dataset(scored=True), tmp_path / "r.json", options)
+        CocoResults().write(make_dataset(scored=True), tmp_path / "r.json", options)
     save_ids(ids, "a.png", height=21)
     with pytest.raises(
-        InputError, match=r"another size(.|\n)*a\.png\n  got: prediction 20 x 25(.|\n)*expected: 21 x 25"
+        InputError, match=r"differ in size(.|\n)*a\.png\n  got: prediction 20 x 25(.|\n)*expected: 21 x 25"
     ):
-        coco_results.write(make_dataset(scored=True), tmp_path / "r.json", options)
+        CocoResults().write(make_dataset(scored=True), tmp_path / "r.json", options)
     assert not (tmp_path / "r.json").exists()
 
 
@@ -119,7 +121,7 @@ def test_listed_images_without_prediction_or_of_another_size(tmp_path: Path) -> 
     ("content", "message"),
     [
         ("{}", r"not a list of images(.|\n)*got: dict"),
-        ('[{"id": 1}]', r"entry names no image\n  where: .*entry 1"),
+        ('[{"id": 1}]', r"entry has no file name\n  where: .*entry 1"),
         ('[{"file_name": "a.png", "id": "x"}]', r"id is not a whole number(.|\n)*got: 'x'"),
         ('[{"file_name": "a.png", "id": 1}, {"file_name": "b.png", "id": 1}]', "two entries have the same id"),
         ('[{"file_name": "a.png"', "not valid JSON"),
@@ -132,18 +134,18 @@ def test_malformed_image_lists(tmp_path: Path, content: str, message: str) -> No
 
 
 def test_truth_has_no_scores_and_a_list_has_no_images(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"needs scores\n  where: sample sub/a\n  got: ground truth"):
-        coco_results.write(make_dataset(scored=False), tmp_path / "r.json", WriteOptions())
+    with pytest.raises(UsageError, match=r"requires scores\n  where: sample sub/a\n  got: ground truth"):
+        CocoResults().write(make_dataset(scored=False), tmp_path / "r.json", WriteOptions())
     (tmp_path / "r.json").write_text("[]")
-    with pytest.raises(UsageError, match=r"does not say which images(.|\n)*--data"):
-        coco_results.read(tmp_path / "r.json", ReadOptions())
+    with pytest.raises(UsageError, match=r"does not say which images(.|\n)*`images`"):
+        CocoResults().read(tmp_path / "r.json", ReadOptions())
     with pytest.raises(UsageError, match=r"expected: a name ending in \.json or \.zip"):
-        coco_results.write(make_dataset(scored=True), tmp_path / "r", WriteOptions())
+        CocoResults().write(make_dataset(scored=True), tmp_path / "r", WriteOptions())
 
 
 def test_no_predictions_at_all(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("[]")
-    again = coco_results.read(tmp_path / "r.json", ReadOptions(images=make_dataset(scored=False)))
+    again = CocoResults().read(tmp_path / "r.json", ReadOptions(images=make_dataset(scored=False)))
     assert [len(sample.read_instances()) for sample in again] == [0, 0, 0]
     assert all(sample.read_instances().scores is not None for sample in again)
 
@@ -157,12 +159,12 @@ def test_no_predictions_at_all(tmp_path: Path) -> None:
     ],
 )
 def test_entries_that_do_not_fit_the_dataset(tmp_path: Path, change: dict, message: str) -> None:
-    (out,) = coco_results.write(make_dataset(scored=True), tmp_path / "r.json", WriteOptions())
+    (out,) = CocoResults().write(make_dataset(scored=True), tmp_path / "r.json", WriteOptions())
     entries = json.loads(out.read_text())
     entries[2].update(change)
     out.write_text(json.dumps(entries))
     with pytest.raises(FormatError, match=message):
-        coco_results.read(out, ReadOptions(images=make_dataset(scored=False)))
+        CocoResults().read(out, ReadOptions(images=make_dataset(scored=False)))
 
 
 def test_the_real_list_of_ids(vrdl_root: Path) -> None:

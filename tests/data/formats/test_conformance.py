@@ -33,13 +33,13 @@ def draw(name, seed, **kwargs):
 
 
 def test_every_writable_format_says_what_it_carries():
-    assert set(NAMES) == {name for name, one in FORMATS.items() if one.write is not None}
+    assert set(NAMES) == {name for name, one in FORMATS.items() if one.is_writable}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_is_known_by_its_own_name(name):
     assert FORMATS[name].name == name
-    assert FORMATS[name].describe
+    assert FORMATS[name].description
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,7 +160,7 @@ def test_an_id_that_would_leave_the_output_is_refused(name, tmp_path):
     sample = dataset[0]
     for bad in ("../a", "/a", "x/../../a"):
         moved = dataset.with_samples([type(sample)(bad, sample.image_path, sample.image_hw, sample.load)])
-        with pytest.raises(OutputError, match="would leave the output folder"):
+        with pytest.raises(OutputError, match="would lead outside the output folder"):
             FORMATS[name].write(moved, tmp_path / "deep" / "out", WriteOptions(copy_images=True))
 
 

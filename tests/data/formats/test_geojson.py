@@ -16,6 +16,7 @@ from shapely.geometry import shape
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.instances import Instances
 from cellwright.data.formats import ReadOptions, geojson, sniff
+from cellwright.data.formats.geojson import GeoJson
 
 HW = (41, 58)
 SQUARE = [[3, 2], [9, 2], [9, 8], [3, 8], [3, 2]]
@@ -37,7 +38,7 @@ def feature(geometry=None, **properties):
 
 
 def load(path):
-    return geojson.read(path, ReadOptions())[0].read_instances()
+    return GeoJson().read(path, ReadOptions())[0].read_instances()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -114,7 +115,7 @@ QUPATH_05 = {
 def test_a_qupath_export(tmp_path):
     path = save(tmp_path, QUPATH_05)
     assert sniff(tmp_path).name == "geojson"
-    dataset = geojson.read(path, ReadOptions())
+    dataset = GeoJson().read(path, ReadOptions())
     assert dataset.class_names == ("Tumor: Negative", "Tumor: Positive", "cell")
     cells = dataset[0].read_instances()
     assert cells.ids.tolist() == [1, 2, 3]
@@ -146,8 +147,8 @@ def test_somebody_elses_score_is_a_measurement(tmp_path):
     ("value", "words"),
     [
         ("{", ["line 1"]),
-        ('{"type": "FeatureCollection"}', ["no GeoJSON of features"]),
-        ("[1, 2]", ["no GeoJSON of features"]),
+        ('{"type": "FeatureCollection"}', ["not a GeoJSON file of features"]),
+        ("[1, 2]", ["not a GeoJSON file of features"]),
         ("[" + "1" * 5000 + "]", ["x.geojson"]),
         ("[" * 100_000, ["x.geojson"]),
         ([feature({"type": "Point", "coordinates": [1, 2]})], ["feature 0", "Point", "areas only"]),
@@ -178,13 +179,13 @@ def test_sizes(tmp_path):
     value = collection(suite.draw(1, overlaps=False, scored=False))
     path = save(tmp_path, value)
     (tmp_path / "x.png").unlink()
-    with pytest.raises(InputError, match="image is not found"):
-        geojson.read(path, ReadOptions())
-    assert geojson.read(path, ReadOptions(require_images=False))[0].image_hw == HW
+    with pytest.raises(InputError, match="cannot find the annotated image"):
+        GeoJson().read(path, ReadOptions())
+    assert GeoJson().read(path, ReadOptions(require_images=False))[0].image_hw == HW
     del value["cellwright"]
     path.write_text(json.dumps(value))
-    with pytest.raises(InputError, match="size of the annotated image is not known"):
-        geojson.read(path, ReadOptions(require_images=False))
+    with pytest.raises(InputError, match="size of the annotated image is unknown"):
+        GeoJson().read(path, ReadOptions(require_images=False))
 
 
 def test_an_empty_prediction_stays_one(tmp_path):

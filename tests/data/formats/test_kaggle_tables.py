@@ -13,8 +13,8 @@ import pytest
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import ReadOptions, WriteOptions, kaggle_runs, rle_csv
-from cellwright.data.formats.kaggle_runs import RunText
+from cellwright.data.formats import ReadOptions, WriteOptions, rle_csv
+from cellwright.data.formats.rle_csv import RleCsv, RleCsvSubmission, RunText
 
 WITHOUT_IMAGES = ReadOptions(require_images=False)
 
@@ -30,21 +30,21 @@ def picture(path, image_hw=(30, 50)):
 
 
 def test_hand_counted_runs():
-    by_rows = kaggle_runs.decode([RunText("2 2 7 1", "")], (3, 4), "row").to_dense()[0]
+    by_rows = rle_csv.decode([RunText("2 2 7 1", "")], (3, 4), "row").to_dense()[0]
     assert by_rows.astype(int).tolist() == [[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-    by_columns = kaggle_runs.decode([RunText("2 2 7 1", "")], (3, 4), "column").to_dense()[0]
+    by_columns = rle_csv.decode([RunText("2 2 7 1", "")], (3, 4), "column").to_dense()[0]
     assert by_columns.astype(int).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_a_run_goes_on_in_the_next_row():
-    masks = kaggle_runs.decode([RunText("3 4", "")], (3, 4), "row")
+    masks = rle_csv.decode([RunText("3 4", "")], (3, 4), "row")
     assert masks.to_dense()[0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
-    assert kaggle_runs.encode(masks, "row") == ["3 4"]
+    assert rle_csv.encode(masks, "row") == ["3 4"]
 
 
 def test_runs_down_columns_are_coco_counts():
     masks = suite.draw(3, overlaps=True, scored=False, n=20).masks
-    for text, counts in zip(kaggle_runs.encode(masks, "column"), masks.to_rle_counts(), strict=True):
+    for text, counts in zip(rle_csv.encode(masks, "column"), masks.to_rle_counts(), strict=True):
         ends = np.cumsum(counts)
         starts, lengths = ends[0::2][: len(counts) // 2] + 1, np.array(counts[1::2])
         assert text == " ".join(str(n) for pair in zip(starts, lengths, strict=True) for n in pair)
@@ -63,51 +63,51 @@ def test_sartorius_as_the_contest_gave_it(tmp_path):
     )
     table(tmp_path / "sample_submission.csv", "id,predicted", "7ae19de7bc2a,")
     for path in (file, tmp_path):
-        dataset = rle_csv.read(path, ReadOptions())
+        dataset = RleCsv().read(path, ReadOptions())
         assert dataset.class_names == ("astro", "shsy5y")
         assert dataset[0].image_path == tmp_path / "train" / "0030fd0e6378.png"
         cells = dataset[0].read_instances()
         assert cells.masks.boxes.tolist() == [[1, 0, 3, 2], [0, 2, 1, 3]]
         assert cells.class_ids.tolist() == [1, 0]
-    only = rle_csv.read(file, ReadOptions(class_names=("shsy5y",)))
+    only = RleCsv().read(file, ReadOptions(class_names=("shsy5y",)))
     assert len(only[0].read_instances()) == 1
     with pytest.raises(UsageError, match="shsy5y"):
-        rle_csv.read(file, ReadOptions(class_names=("shsy5",)))
+        RleCsv().read(file, ReadOptions(class_names=("shsy5",)))
 
 
 def test_dsb2018_finds_its_images_in_their_folders(tmp_path):
     picture(tmp_path / "stage1_train" / "abc" / "images" / "abc.png", (3, 4))
     file = table(tmp_path / "stage1_train_labels.csv", "ImageId,EncodedPixels", "abc,2 2 7 1")
-    dataset = rle_csv.read(file, ReadOptions())
+    dataset = RleCsv().read(file, ReadOptions())
     assert dataset[0].image_hw == (3, 4)
     assert dataset[0].read_instances().masks.boxes.tolist() == [[0, 0, 3, 3]]
 
 
 def test_dsb2018_solution_has_the_sizes(tmp_path):
     file = table(tmp_path / "solution.csv", "ImageId,EncodedPixels,Height,Width,Usage", "abc,2 2 7 1,3,4,Private")
-    assert rle_csv.read(file, WITHOUT_IMAGES)[0].image_hw == (3, 4)
+    assert RleCsv().read(file, WITHOUT_IMAGES)[0].image_hw == (3, 4)
 
 
 def objects_table(path, header, order, image_hw=(30, 50)):
     cells = suite.draw(1, image_hw=image_hw, overlaps=False, scored=False)
     height, width = image_hw
-    lines = [f"a,{text},{width},{height}" for text in kaggle_runs.encode(cells.masks, order)]
+    lines = [f"a,{text},{width},{height}" for text in rle_csv.encode(cells.masks, order)]
     return table(path, f"{header},width,height", *lines), cells
 
 
 @pytest.mark.parametrize(
     ("header", "truth", "asked", "remedy"),
     [
-        ("id,annotation", "column", None, "--rle-order column"),
-        ("ImageId,EncodedPixels", "row", None, "--rle-order row"),
-        ("id,rle", "row", "column", "--rle-order row"),
-        ("id,annotation", "row", "column", "--rle-order row"),
+        ("id,annotation", "column", None, '`rle_order="column"`'),
+        ("ImageId,EncodedPixels", "row", None, '`rle_order="row"`'),
+        ("id,rle", "row", "column", '`rle_order="row"`'),
+        ("id,annotation", "row", "column", '`rle_order="row"`'),
     ],
 )
 def test_the_wrong_order_is_caught(header, truth, asked, remedy, tmp_path):
     file, _ = objects_table(tmp_path / "t.csv", header, truth)
     with pytest.raises(FormatError, match="fall apart") as caught:
-        rle_csv.read(file, ReadOptions(require_images=False, rle_order=asked))
+        RleCsv().read(file, ReadOptions(require_images=False, rle_order=asked))
     assert remedy in str(caught.value)
     assert "connected parts" in str(caught.value)
 
@@ -116,17 +116,17 @@ def test_the_wrong_order_is_caught(header, truth, asked, remedy, tmp_path):
 @pytest.mark.parametrize("header", ["id,annotation", "ImageId,EncodedPixels", "id,rle"])
 def test_the_order_can_be_asked_for_and_detected(header, order, tmp_path):
     file, cells = objects_table(tmp_path / "t.csv", header, order)
-    asked = rle_csv.read(file, ReadOptions(require_images=False, rle_order=order))
+    asked = RleCsv().read(file, ReadOptions(require_images=False, rle_order=order))
     assert asked[0].read_instances().masks == cells.masks
     if header == "id,rle":
-        assert rle_csv.read(file, WITHOUT_IMAGES)[0].read_instances().masks == cells.masks
+        assert RleCsv().read(file, WITHOUT_IMAGES)[0].read_instances().masks == cells.masks
 
 
 def test_a_square_image_does_not_tell_the_order(tmp_path):
     file, cells = objects_table(tmp_path / "t.csv", "id,rle", "column", image_hw=(40, 40))
-    with pytest.raises(UsageError, match="--rle-order"):
-        rle_csv.read(file, WITHOUT_IMAGES)
-    asked = rle_csv.read(file, ReadOptions(require_images=False, rle_order="column"))
+    with pytest.raises(UsageError, match="`rle_order="):
+        RleCsv().read(file, WITHOUT_IMAGES)
+    asked = RleCsv().read(file, ReadOptions(require_images=False, rle_order="column"))
     assert asked[0].read_instances().masks == cells.masks
 
 
@@ -151,38 +151,38 @@ def test_a_square_image_does_not_tell_the_order(tmp_path):
 def test_a_bad_cell_is_named(row, words, tmp_path):
     file = table(tmp_path / "t.csv", "id,annotation,width,height,cell_type", "a,1 2,50,30,x", row)
     with pytest.raises(FormatError) as caught:
-        rle_csv.read(file, WITHOUT_IMAGES)[0].read_instances()
+        RleCsv().read(file, WITHOUT_IMAGES)[0].read_instances()
     for word in [*words, "t.csv"]:
         assert word in str(caught.value)
 
 
 def test_sizes_must_come_from_somewhere(tmp_path):
     file = table(tmp_path / "submission.csv", "id,predicted", "a,1 2")
-    with pytest.raises(InputError, match="size of the annotated image is not known"):
-        rle_csv.read(file, WITHOUT_IMAGES)
+    with pytest.raises(InputError, match="size of the annotated image is unknown"):
+        RleCsv().read(file, WITHOUT_IMAGES)
     truth = suite.dataset_of(tmp_path / "in", {"a": suite.draw(1, overlaps=False, scored=False)})
-    assert rle_csv.read(file, ReadOptions(images=truth))[0].image_hw == (41, 58)
+    assert RleCsv().read(file, ReadOptions(images=truth))[0].image_hw == (41, 58)
 
 
 def test_a_table_that_contradicts_its_image(tmp_path):
     picture(tmp_path / "a.png", (30, 51))
     file = table(tmp_path / "t.csv", "id,annotation,width,height", "a,1 2,50,30")
     with pytest.raises(InputError, match="differ in size"):
-        rle_csv.read(file, ReadOptions())
+        RleCsv().read(file, ReadOptions())
 
 
 def test_a_submission_refuses_overlapping_truth(tmp_path):
     cells = suite.draw(2, overlaps=True, scored=False, n=25)
     dataset = suite.dataset_of(tmp_path / "in", {"a": cells})
-    with pytest.raises(OutputError, match="may not hold overlapping masks"):
-        rle_csv.write_submission(dataset, tmp_path / "s.csv", WriteOptions())
+    with pytest.raises(OutputError, match="must not overlap"):
+        RleCsvSubmission().write(dataset, tmp_path / "s.csv", WriteOptions())
 
 
 def test_a_submission_has_no_pixel_twice(tmp_path, caplog):
     cells = suite.draw(2, overlaps=True, scored=True, n=25)
     dataset = suite.dataset_of(tmp_path / "in", {"a": cells, "b": Instances.empty((41, 58), scored=True)})
     with caplog.at_level(logging.WARNING):
-        rle_csv.write_submission(dataset, tmp_path / "s.csv", WriteOptions())
+        RleCsvSubmission().write(dataset, tmp_path / "s.csv", WriteOptions())
     assert "pairs of predictions overlap" in caplog.text
     rows = list(csv.reader((tmp_path / "s.csv").read_text().splitlines()))
     assert rows[0] == ["id", "predicted"]
@@ -201,7 +201,7 @@ def test_large_cells_are_read(tmp_path):
     runs = " ".join(f"{1000 * y + x} 1" for y in range(400) for x in range(1, 1000, 20 if y % 40 else 1))
     assert len(runs) > 131_072
     file = table(tmp_path / "t.csv", "id,annotation,width,height", f"a,{runs},1000,400")
-    masks = rle_csv.read(file, WITHOUT_IMAGES)[0].read_instances().masks
+    masks = RleCsv().read(file, WITHOUT_IMAGES)[0].read_instances().masks
     assert masks.areas.tolist() == [len(runs.split()) // 2]
     assert csv.field_size_limit() == 131_072
 
@@ -209,11 +209,11 @@ def test_large_cells_are_read(tmp_path):
 def test_no_table_and_no_text(tmp_path):
     table(tmp_path / "other.csv", "name,value", "a,1")
     with pytest.raises(InputError, match="no run-length table here"):
-        rle_csv.read(tmp_path, ReadOptions())
+        RleCsv().read(tmp_path, ReadOptions())
     (tmp_path / "t.csv").write_bytes(b"id,annotation\n\xff\xfe,1 2\n")
     with pytest.raises(CellwrightError, match="UTF-8"):
-        rle_csv.read(tmp_path / "t.csv", WITHOUT_IMAGES)
+        RleCsv().read(tmp_path / "t.csv", WITHOUT_IMAGES)
 
 
 def test_empty_masks_decode_to_nothing():
-    assert kaggle_runs.decode([RunText("", "")], (3, 4), "row") == MaskSet.from_dense(np.zeros((1, 3, 4), bool))
+    assert rle_csv.decode([RunText("", "")], (3, 4), "row") == MaskSet.from_dense(np.zeros((1, 3, 4), bool))

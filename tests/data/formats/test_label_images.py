@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image as Pillow
 
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
-from cellwright.data.formats import ReadOptions, label_images, sniff
-from cellwright.data.formats.label_maps import looks_labelled, read_label_map
+from cellwright.data.formats import ReadOptions, sniff
+from cellwright.data.formats.label_images import LabelImages
+from cellwright.data.formats.label_io import looks_labelled, read_label_map
 
 LABELS = suite.draw(1, overlaps=False, scored=False).masks.to_label_map()
 WITHOUT_IMAGES = ReadOptions(require_images=False)
@@ -71,7 +72,7 @@ def test_layouts(image, labels, ids, tmp_path):
     picture(tmp_path / image)
     put(tmp_path / labels, seg(LABELS.astype(np.uint16)) if labels.endswith("npy") else LABELS.astype(np.uint16))
     assert sniff(tmp_path).name == "label_images"
-    dataset = label_images.read(tmp_path, ReadOptions())
+    dataset = LabelImages().read(tmp_path, ReadOptions())
     assert [sample.id for sample in dataset] == ids
     assert dataset[0].image_path == tmp_path / image
     assert dataset[0].split == ("train" if image.startswith("train/") else None)
@@ -82,7 +83,7 @@ def test_splits_may_hold_the_same_names(tmp_path):
     for split in ("train", "test"):
         picture(tmp_path / split / "images" / "x.tif")
         put(tmp_path / split / "masks" / "x.tif", LABELS.astype(np.uint16))
-    dataset = label_images.read(tmp_path, ReadOptions())
+    dataset = LabelImages().read(tmp_path, ReadOptions())
     assert [(sample.id, sample.split) for sample in dataset] == [("test/x", "test"), ("train/x", "train")]
 
 
@@ -90,7 +91,7 @@ def test_a_label_image_is_preferred_to_a_seg_file(tmp_path):
     picture(tmp_path / "x.png")
     put(tmp_path / "x_seg.npy", seg(LABELS.astype(np.uint16)))
     put(tmp_path / "x_cp_masks.png", (LABELS > 0).astype(np.uint8))
-    assert len(label_images.read(tmp_path, ReadOptions())[0].read_instances()) == 1
+    assert len(LabelImages().read(tmp_path, ReadOptions())[0].read_instances()) == 1
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
@@ -164,32 +165,32 @@ def test_sizes_must_agree(tmp_path):
     put(tmp_path / "x.tif", np.zeros((9, 9), np.uint8))
     put(tmp_path / "x_masks.tif", LABELS)
     with pytest.raises(CellwrightError, match="differ in size"):
-        label_images.read(tmp_path, ReadOptions())
+        LabelImages().read(tmp_path, ReadOptions())
     put(tmp_path / "images/y.tif", np.zeros((9, 9), np.uint8))
     put(tmp_path / "masks/y.tif", LABELS)
     (tmp_path / "x_masks.tif").unlink()
     with pytest.raises(FormatError, match="differ in size"):
-        label_images.read(tmp_path, ReadOptions())[0].read_instances()
+        LabelImages().read(tmp_path, ReadOptions())[0].read_instances()
 
 
 def test_two_label_images_of_one_image(tmp_path):
     picture(tmp_path / "x.png")
     put(tmp_path / "x_masks.tif", LABELS)
     put(tmp_path / "x_label.tif", LABELS)
-    with pytest.raises(InputError, match="name the same image"):
-        label_images.read(tmp_path, ReadOptions())
+    with pytest.raises(InputError, match="belong to the same image"):
+        LabelImages().read(tmp_path, ReadOptions())
 
 
 def test_labels_alone_are_predictions(tmp_path):
     for name in ("a", "b"):
         put(tmp_path / f"{name}.tif", LABELS)
     assert sniff(tmp_path).name == "label_folder"
-    dataset = label_images.read(tmp_path, WITHOUT_IMAGES)
+    dataset = LabelImages().read(tmp_path, WITHOUT_IMAGES)
     assert [(sample.id, sample.image_path) for sample in dataset] == [("a", None), ("b", None)]
-    with pytest.raises(InputError, match="image is not found"):
-        label_images.read(tmp_path, ReadOptions())
+    with pytest.raises(InputError, match="cannot find the annotated image"):
+        LabelImages().read(tmp_path, ReadOptions())
     truth = suite.dataset_of(tmp_path / "in", {name: suite.draw(1, overlaps=False, scored=False) for name in "ab"})
-    assert label_images.read(tmp_path / "a.tif", ReadOptions(images=truth))[0].image_path == tmp_path / "in" / "a.png"
+    assert LabelImages().read(tmp_path / "a.tif", ReadOptions(images=truth))[0].image_path == tmp_path / "in" / "a.png"
     assert sniff(tmp_path / "a.tif").name == "label_folder"
 
 
@@ -213,7 +214,7 @@ def test_a_hostile_seg_file_is_refused_and_does_nothing(tmp_path, monkeypatch):
     picture(tmp_path / "x.png")
     np.save(tmp_path / "x_seg.npy", seg(LABELS.astype(np.uint16)) | {"img": Owned()})
     with pytest.raises(FormatError, match="more than data") as caught:
-        label_images.read(tmp_path, ReadOptions())
+        LabelImages().read(tmp_path, ReadOptions())
     assert "x_seg.npy" in str(caught.value)
     assert "mkdir" in str(caught.value)
     assert not (tmp_path / "OWNED").exists()
@@ -223,12 +224,12 @@ def test_a_hostile_seg_file_is_refused_and_does_nothing(tmp_path, monkeypatch):
 def test_a_seg_file_without_2d_masks(content, tmp_path):
     np.save(tmp_path / "x_seg.npy", content)
     with pytest.raises(FormatError, match="masks"):
-        label_images.read(tmp_path, WITHOUT_IMAGES)
+        LabelImages().read(tmp_path, WITHOUT_IMAGES)
 
 
 def test_class_names(tmp_path):
     put(tmp_path / "x_masks.tif", LABELS)
     named = ReadOptions(class_names=("nucleus",), require_images=False)
-    assert label_images.read(tmp_path, named).class_names == ("nucleus",)
+    assert LabelImages().read(tmp_path, named).class_names == ("nucleus",)
     with pytest.raises(UsageError):
-        label_images.read(tmp_path, ReadOptions(class_names=(), require_images=False))
+        LabelImages().read(tmp_path, ReadOptions(class_names=(), require_images=False))

@@ -15,6 +15,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import mask_folder
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
+from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.images.read import decode_png
 
 HW = (30, 40)
@@ -42,7 +43,7 @@ def make_sample(root: Path, name: str, masks: dict[str, np.ndarray]) -> Path:
 
 
 def read_one(root: Path) -> Instances:
-    return mask_folder.read(root, ReadOptions())[0].read_instances()
+    return MaskFolder().read(root, ReadOptions())[0].read_instances()
 
 
 def test_reads_8_bit_16_bit_and_colour_masks_in_natural_order(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_reads_8_bit_16_bit_and_colour_masks_in_natural_order(tmp_path: Path) ->
             "mask_11.png": drawn[2] * np.uint8(1),
         },
     )
-    dataset = mask_folder.read(tmp_path, ReadOptions(class_names=("nucleus",)))
+    dataset = MaskFolder().read(tmp_path, ReadOptions(class_names=("nucleus",)))
     assert dataset.class_names == ("nucleus",)
     assert (dataset[0].id, dataset[0].image_hw, dataset.root) == ("a", HW, tmp_path)
     instances = dataset[0].read_instances()
@@ -83,9 +84,9 @@ def test_clutter_is_passed_over_and_reported(tmp_path: Path) -> None:
     for stray in strays:
         (tmp_path / stray).parent.mkdir(exist_ok=True)
         (tmp_path / stray).write_text("x")
-    assert len(mask_folder.read(tmp_path, ReadOptions())) == 1
+    assert len(MaskFolder().read(tmp_path, ReadOptions())) == 1
     assert len(read_one(tmp_path)) == 1
-    found = {one.path.relative_to(tmp_path).as_posix() for one in mask_folder.clutter(tmp_path)}
+    found = {one.path.relative_to(tmp_path).as_posix() for one in MaskFolder().clutter(tmp_path)}
     assert found == {*strays[1:6], "a/masks/.ipynb_checkpoints", "empty"}
     assert sample.is_dir()
 
@@ -99,12 +100,10 @@ def test_no_masks_folder_is_an_image_without_objects(tmp_path: Path) -> None:
 def test_mask_without_a_pixel_is_named(tmp_path: Path) -> None:
     empty = np.zeros(HW, np.uint8)
     make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0], "mask_2.png": empty})
-    with pytest.raises(
-        FormatError, match=r"a mask has no pixel\n  where: .*masks\n  got: mask_2\.png(.|\n)*fix: delete"
-    ):
+    with pytest.raises(FormatError, match=r"a mask is empty\n  where: .*masks\n  got: mask_2\.png(.|\n)*fix: delete"):
         read_one(tmp_path)
     make_sample(tmp_path / "more", "a", {f"mask_{k}.png": empty for k in range(1, 6)})
-    with pytest.raises(FormatError, match=r"5 masks have no pixel(.|\n)*mask_1.png, mask_2.png, mask_3.png and 2 more"):
+    with pytest.raises(FormatError, match=r"5 masks are empty(.|\n)*mask_1.png, mask_2.png, mask_3.png and 2 more"):
         read_one(tmp_path / "more")
 
 
@@ -122,23 +121,23 @@ def test_truncated_image_is_named_at_once(tmp_path: Path) -> None:
     folder = make_sample(tmp_path, "a", {})
     (folder / "images" / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(FormatError, match=r"a\.png"):
-        mask_folder.read(tmp_path, ReadOptions())
+        MaskFolder().read(tmp_path, ReadOptions())
 
 
 def test_two_images_in_a_sample_and_no_samples(tmp_path: Path) -> None:
     folder = make_sample(tmp_path, "a", {})
     Pillow.fromarray(np.zeros(HW, np.uint8)).save(folder / "images" / "b.png")
     with pytest.raises(FormatError, match=r"exactly one image(.|\n)*got: a\.png, b\.png"):
-        mask_folder.read(tmp_path, ReadOptions())
+        MaskFolder().read(tmp_path, ReadOptions())
     with pytest.raises(InputError, match="no sample folders here"):
-        mask_folder.read(tmp_path / "a", ReadOptions())
+        MaskFolder().read(tmp_path / "a", ReadOptions())
 
 
 def test_write_is_the_inverse_of_read(tmp_path: Path) -> None:
     make_sample(tmp_path / "in", "a", {f"mask_{k}.png": one for k, one in zip((3, 7, 12), draw_objects(), strict=True)})
-    dataset = mask_folder.read(tmp_path / "in", ReadOptions())
-    mask_folder.write(dataset, tmp_path / "out", WriteOptions())
-    again = mask_folder.read(tmp_path / "out", ReadOptions())
+    dataset = MaskFolder().read(tmp_path / "in", ReadOptions())
+    MaskFolder().write(dataset, tmp_path / "out", WriteOptions())
+    again = MaskFolder().read(tmp_path / "out", ReadOptions())
     before, after = dataset[0].read_instances(), again[0].read_instances()
     assert before.masks == after.masks
     assert after.ids.tolist() == [3, 7, 12]
@@ -149,9 +148,9 @@ def test_write_is_the_inverse_of_read(tmp_path: Path) -> None:
 def test_write_says_what_it_cannot_hold(tmp_path: Path) -> None:
     empty = Loaded(Instances.from_masks(MaskSet.empty(HW)))
     with pytest.raises(UsageError, match=r"got: 2 classes: a, b"):
-        mask_folder.write(Dataset((Sample("s", None, HW, empty),), ("a", "b")), tmp_path / "out", WriteOptions())
-    with pytest.raises(InputError, match=r"needs its image\n  where: sample s"):
-        mask_folder.write(Dataset((Sample("s", None, HW, empty),), ("a",)), tmp_path / "out", WriteOptions())
+        MaskFolder().write(Dataset((Sample("s", None, HW, empty),), ("a", "b")), tmp_path / "out", WriteOptions())
+    with pytest.raises(InputError, match=r"must contain the image\n  where: sample s"):
+        MaskFolder().write(Dataset((Sample("s", None, HW, empty),), ("a",)), tmp_path / "out", WriteOptions())
     assert not (tmp_path / "out" / "s").exists()
 
 
@@ -169,18 +168,18 @@ def compare_with_pycocotools(sample: Sample) -> int:
 
 
 def test_one_real_image_equals_pycocotools(vrdl_root: Path) -> None:
-    dataset = mask_folder.read(vrdl_root / "train", ReadOptions())
+    dataset = MaskFolder().read(vrdl_root / "train", ReadOptions())
     assert len(dataset) == 24
     assert compare_with_pycocotools(dataset.sample("TCGA-A7-A13F-01Z-00-DX1")) == 356
 
 
 def test_real_rgba_images_equal_pycocotools(dsb_root: Path) -> None:
-    dataset = mask_folder.read(dsb_root, ReadOptions())
+    dataset = MaskFolder().read(dsb_root, ReadOptions())
     assert len(dataset) == 664
     assert sum(compare_with_pycocotools(sample) for sample in list(dataset)[:8]) > 100
 
 
 @pytest.mark.slow
 def test_all_real_images_equal_pycocotools(vrdl_root: Path, dsb_root: Path) -> None:
-    assert sum(map(compare_with_pycocotools, mask_folder.read(vrdl_root / "train", ReadOptions()))) == 14_597
-    assert sum(map(compare_with_pycocotools, mask_folder.read(dsb_root, ReadOptions()))) == 28_986
+    assert sum(map(compare_with_pycocotools, MaskFolder().read(vrdl_root / "train", ReadOptions()))) == 14_597
+    assert sum(map(compare_with_pycocotools, MaskFolder().read(dsb_root, ReadOptions()))) == 28_986

@@ -117,7 +117,7 @@ def test_one_reader_takes_sizes_as_they_come_and_leaves_nothing_behind(tmp_path:
 def test_another_size_is_named(tmp_path: Path, name: str) -> None:
     Pillow.fromarray(np.full((9, 30), 255, np.uint8)).save(tmp_path / name)
     expected = (
-        rf"another size than its image\n  where: .*{name}\n  got: 9 x 30 .*\n  expected: 24 x 17\n  fix: save the mask"
+        rf"a mask and its image differ in size\n  where: .*{name}\n  got: 9 x 30 .*\n  expected: 24 x 17\n  fix: save"
     )
     with pytest.raises(FormatError, match=expected):
         MaskReader().read(tmp_path / name, HW)

@@ -14,12 +14,12 @@ from cellwright.data.formats import (
     FORMATS,
     ReadOptions,
     WriteOptions,
-    coco,
-    format_named,
-    image_folder,
+    get_format,
     read_dataset,
     sniff,
 )
+from cellwright.data.formats.coco import Coco
+from cellwright.data.formats.image_folder import ImageFolder
 
 
 def save_image(path: Path) -> Path:
@@ -38,7 +38,7 @@ def test_each_of_ours_is_known_by_its_look(tmp_path: Path) -> None:
     save_image(tmp_path / "images/sub/a.png")
     (tmp_path / "results.json").write_text('[{"image_id": 1, "category_id": 1}]')
     (tmp_path / "instances.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    coco.write(read_dataset(tmp_path / "images"), tmp_path / "dataset", WriteOptions(copy_images=True))
+    Coco().write(read_dataset(tmp_path / "images"), tmp_path / "dataset", WriteOptions(copy_images=True))
     for name, expected in {
         "folder": "mask_folder",
         "images": "image_folder",
@@ -64,7 +64,7 @@ def test_nothing_fits(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "sub").mkdir()
     with pytest.raises(
-        InputError, match=r"no known format\n(.|\n)*got: a folder with notes\.txt, sub/\n(.|\n)*mask_folder: <id>"
+        InputError, match=r"unknown format\n(.|\n)*got: a folder with notes\.txt, sub/\n(.|\n)*mask_folder: <id>"
     ):
         sniff(tmp_path)
     with pytest.raises(InputError, match=r"got: a file notes\.txt of 0 bytes"):
@@ -78,11 +78,11 @@ def test_several_fit_and_a_name_decides(tmp_path: Path) -> None:
     save_image(tmp_path / "s1/masks/mask_1.png")
     save_image(tmp_path / "s2/image.png")
     save_image(tmp_path / "s2/class1.png")
-    with pytest.raises(InputError, match=r"several formats fit(.|\n)*got: mask_folder, class_masks(.|\n)*--format"):
+    with pytest.raises(InputError, match=r"several formats match(.|\n)*got: mask_folder, class_masks(.|\n)*`format="):
         sniff(tmp_path)
-    assert read_dataset(tmp_path, name="mask_folder")[0].id == "s1"
+    assert read_dataset(tmp_path, format="mask_folder")[0].id == "s1"
     with pytest.raises(UsageError, match="did you mean 'mask_folder'"):
-        format_named("mask_foldr")
+        get_format("mask_foldr")
 
 
 def test_a_folder_of_ours_is_ours_whatever_lies_in_it(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_image_ids_keep_an_extension_where_it_tells_two_apart(tmp_path: Path) ->
     for name in ("a.png", "a.tif", "sub/a.png", ".ipynb_checkpoints/a.png"):
         save_image(tmp_path / name)
     (tmp_path / "notes.txt").touch()
-    assert [s.id for s in image_folder.read(tmp_path, ReadOptions())] == ["a.png", "a.tif", "sub/a"]
-    found = [one.path.name for one in image_folder.clutter(tmp_path)]
+    assert [s.id for s in ImageFolder().read(tmp_path, ReadOptions())] == ["a.png", "a.tif", "sub/a"]
+    found = [one.path.name for one in ImageFolder().clutter(tmp_path)]
     assert found == [".ipynb_checkpoints", "notes.txt"]
 
 
@@ -107,6 +107,6 @@ def test_a_folder_of_annotated_sets_is_no_folder_of_images(tmp_path):
     save_image(tmp_path / "train" / "one" / "masks" / "m.png")
     save_image(tmp_path / "train" / "one" / "images" / "one.png")
     save_image(tmp_path / "test" / "two.png")
-    with pytest.raises(InputError, match="give one of the folders in it: test, train"):
+    with pytest.raises(InputError, match="use one of the folders in it: test, train"):
         sniff(tmp_path)
     assert sniff(tmp_path / "train").name == "mask_folder"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cellwright.core.errors import FormatError, InputError
-from cellwright.data.formats import FORMATS, ReadOptions, sniff, xml_outlines
+from cellwright.data.formats import FORMATS, ReadOptions, sniff
 from cellwright.data.formats.poly2mask import poly2mask
+from cellwright.data.formats.xml_outlines import XmlOutlines
 
 SQUARE = [(1, 1), (4, 1), (4, 4), (1, 4)]
 
@@ -32,7 +33,7 @@ def write(folder, *layers, microns='MicronsPerPixel="0.25"', head=""):
 
 
 def read(path):
-    return xml_outlines.read(path, ReadOptions())
+    return XmlOutlines().read(path, ReadOptions())
 
 
 @pytest.mark.parametrize("stem", ["TCGA-B0-5698-01Z-00-DX1", "TCGA-CH-5767-01Z-00-DX1"])
@@ -107,7 +108,7 @@ def test_layers_are_classes_and_ids_are_kept(tmp_path):
     cells = dataset[0].read_instances()
     assert cells.ids.tolist() == [7, 3, 4]
     assert cells.class_ids.tolist() == [0, 1, 2]
-    kept = xml_outlines.read(path, ReadOptions(class_names=("Größe",)))[0].read_instances()
+    kept = XmlOutlines().read(path, ReadOptions(class_names=("Größe",)))[0].read_instances()
     assert kept.ids.tolist() == [3]
 
 
@@ -123,7 +124,7 @@ def test_a_negative_region_is_cut_out(tmp_path):
     cells = read(path)[0].read_instances()
     assert cells.masks.areas.tolist() == [100 - 9]
     alone = write(tmp_path, layer(region(inner, 2, NegativeROA=1)))
-    with pytest.raises(FormatError, match="negative region lies in no region"):
+    with pytest.raises(FormatError, match="negative region is not inside another region"):
         read(alone)
 
 
@@ -137,7 +138,7 @@ def test_ellipses_and_rectangles(tmp_path):
 def test_a_region_without_pixels_is_left_out_and_said(tmp_path, caplog):
     path = write(tmp_path, layer(region(SQUARE, 1), region([(8, 8), (8, 8.1), (8.1, 8)], 9), region([(1, 1)], 5)))
     assert read(path)[0].read_instances().ids.tolist() == [1]
-    assert "2 object(s) without a pixel" in caplog.text
+    assert "2 objects without a pixel" in caplog.text
     assert "9" in caplog.text
 
 
@@ -147,13 +148,13 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (LAUGHS + "<Annotations>&b;</Annotations>", ["line 1", "never expanded"]),
-        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><Annotations/>', ["never expanded"]),
-        ("<Annotations>\n<Annotation>\n</Annotations>", ["line 3", "not whole XML"]),
-        ("<Annotations><Annotation>", ["not whole XML"]),
-        ("", ["not whole XML"]),
-        ("<kml/>", ["no Aperio XML", "<kml>"]),
-        ("<Annotations><Region/></Annotations>", ["outside an <Annotation>"]),
+        (LAUGHS + "<Annotations>&b;</Annotations>", ["line 1", "never expands"]),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><Annotations/>', ["never expands"]),
+        ("<Annotations>\n<Annotation>\n</Annotations>", ["line 3", "not valid XML"]),
+        ("<Annotations><Annotation>", ["not valid XML"]),
+        ("", ["not valid XML"]),
+        ("<kml/>", ["not an Aperio XML", "<kml>"]),
+        ("<Annotations><Region/></Annotations>", ["outside any <Annotation>"]),
         ('<?xml version="1.0" encoding="x-unknown"?><Annotations/>', ["x.xml"]),
         (f"<Annotations>{layer(region([(1, 'a')]))}</Annotations>", ["line 1", "attribute Y", "'a'"]),
         (f"<Annotations>{layer(region([('nan', 1)]))}</Annotations>", ["attribute X"]),
@@ -184,5 +185,5 @@ def test_the_image_is_needed_and_found_in_monusegs_own_folders(tmp_path):
     (path.parent / "x.png").rename(tmp_path / "Tissue Images" / "x.png")
     assert read(path)[0].image_path == tmp_path / "Tissue Images" / "x.png"
     (tmp_path / "Tissue Images" / "x.png").unlink()
-    with pytest.raises(InputError, match="size of the annotated image is not known"):
+    with pytest.raises(InputError, match="size of the annotated image is unknown"):
         read(path)

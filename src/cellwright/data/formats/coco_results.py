@@ -49,7 +49,7 @@ class CocoResults(Format):
             raise UsageError(
                 "a list of results does not say which images it is for",
                 where=path,
-                remedy="pass the dataset it was made for, as `images` (or `data` when evaluating)",
+                remedy="give the dataset that it was made for, as `data` (or as `images` when converting it)",
             )
         numbers = image_ids_of(images)
         categories = [
