@@ -68,12 +68,16 @@ def read_dataset(
         UsageError: unknown format name.
 
     Example:
-        >>> import cellwright as cw
-        >>> from cellwright.data.synthetic import write_demo_dataset
-        >>> _ = write_demo_dataset("drawn", splits=(("train", 2), ("val", 1)), image_hw=(96, 96), n_objects=8)
-        >>> dataset = cw.read_dataset("drawn/images")
-        >>> len(dataset), dataset.class_names
-        (3, ('nucleus',))
+        >>> import cellwright as cw, numpy as np, tifffile
+        >>> labels = np.zeros((48, 64), np.uint16)
+        >>> labels[4:12, 6:20] = 1
+        >>> tifffile.imwrite("a.tif", np.zeros((48, 64), np.uint8))
+        >>> tifffile.imwrite("a_masks.tif", labels)
+        >>> dataset = cw.read_dataset(".")
+        >>> dataset[0].id, dataset.class_names
+        ('a', ('cell',))
+        >>> len(dataset[0].read_instances())
+        1
     """
     from cellwright.data.formats import ReadOptions
     from cellwright.data.formats import read_dataset as read
