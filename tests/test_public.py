@@ -1,7 +1,10 @@
-"""What ``import cellwright`` offers is pinned: a change here is a change for every user."""
+"""The public names are pinned: a change here is a change for every user."""
 
 from __future__ import annotations
 
+import inspect
+import pickle
+import re
 import subprocess
 import sys
 
@@ -18,11 +21,15 @@ PUBLIC = [
     "InputError",
     "Instances",
     "MaskSet",
+    "Model",
     "ModelError",
     "OutputError",
     "ReadOptions",
     "RecipeError",
+    "Report",
+    "Run",
     "Sample",
+    "Segmenter",
     "SoftMasks",
     "TrainingDiverged",
     "UsageError",
@@ -30,6 +37,7 @@ PUBLIC = [
     "WriteOptions",
     "evaluate",
     "fuse",
+    "keep_freed_memory",
     "load_model",
     "measure",
     "read_dataset",
@@ -41,28 +49,68 @@ PUBLIC = [
 ]
 
 
+TYPES = [name for name in PUBLIC if inspect.isclass(getattr(cellwright, name))]
+FUNCTIONS = [name for name in PUBLIC if name not in TYPES]
+# Still being rewritten.
+PENDING = ("Image", "Model", "Report", "Run", "View", "evaluate", "fuse", "load_model", "measure", "save", "show")
+ERRORS = [name for name in TYPES if issubclass(getattr(cellwright, name), Exception)]
+
+
 def test_the_public_names_are_these() -> None:
     assert cellwright.__all__ == PUBLIC
-    assert all(getattr(cellwright, name).__doc__ for name in PUBLIC)
     assert set(PUBLIC) < set(dir(cellwright))
     with pytest.raises(AttributeError, match="no attribute 'predict_all'"):
         cellwright.predict_all  # noqa: B018
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
+    documentation = inspect.getdoc(getattr(cellwright, name)) or ""
+    assert documentation
+    if name in PENDING:
+        pytest.xfail("no example yet")
+    assert name in ERRORS or ">>> " in documentation, f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_show_their_public_name(name: str) -> None:
+    """In tracebacks, reprs and help; and they can be pickled under it."""
+    public_type = getattr(cellwright, name)
+    if name in PENDING:
+        pytest.xfail("not marked yet")
+    assert public_type.__module__ == "cellwright"
+    assert pickle.loads(pickle.dumps(public_type)) is public_type
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signatures_name_public_types(name: str) -> None:
+    """The types of cellwright in the signature of a public function are public, too."""
+    annotations = inspect.get_annotations(getattr(cellwright, name))
+    words = set(re.findall(r"[A-Za-z_]+", " ".join(map(str, annotations.values()))))
+    imported = vars(sys.modules[getattr(cellwright, name).__module__])
+    ours = {word for word in words if str(getattr(imported.get(word), "__module__", "")).startswith("cellwright.")}
+    if name in PENDING:
+        pytest.xfail("not marked yet")
+    assert ours <= {"Recipe"}
+
+
+def test_a_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", cellwright.__version__)
+
+
 def test_the_command_line_loads_few_modules() -> None:
     """Counted, not timed: a timed test fails on a busy machine."""
-    code = "import sys; import cellwright, cellwright.cli.app; print(len(sys.modules))"
+    code = "import sys; from cellwright.cli.app import main; main(['--help'])"
+    code = f"import atexit, sys; atexit.register(lambda: print(len(sys.modules))); {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 800
+    assert int(done.stdout.split()[-1]) < 800
 
 
-def test_functions_called_like_rooms_stay_functions() -> None:
-    """Importing ``cellwright.training`` must not hide ``cellwright.train`` the function."""
-    import cellwright.evaluation.report
-    import cellwright.measurement.table
-    import cellwright.training.logging
+def test_functions_named_like_packages_stay_functions() -> None:
+    """Importing ``cellwright.training`` must not hide the function ``cellwright.train``."""
+    import cellwright.evaluation.report as evaluation_report
+    import cellwright.measurement.table as measurement_table
+    import cellwright.training.loop as training_loop
 
-    assert callable(cellwright.train)
-    assert callable(cellwright.evaluate)
-    assert callable(cellwright.measure)
-    assert cellwright.evaluate([], []).values["n_images"] == 0
+    assert evaluation_report is not measurement_table is not training_loop
+    assert all(callable(function) for function in (cellwright.train, cellwright.evaluate, cellwright.measure))

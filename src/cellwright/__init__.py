@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from cellwright.api.fuse import fuse
     from cellwright.api.judge import evaluate
     from cellwright.api.measuring import measure
-    from cellwright.api.models import load_model
+    from cellwright.api.models import Model, load_model
     from cellwright.api.read import read_dataset, read_image, read_instances
     from cellwright.api.results import save, show
-    from cellwright.api.train import train
+    from cellwright.api.train import Run, train
     from cellwright.core.dataset import Dataset, Sample
     from cellwright.core.errors import (
         CellwrightError,
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from cellwright.core.image import Image
     from cellwright.core.instances import Instances
     from cellwright.core.masks import MaskSet, SoftMasks
+    from cellwright.core.memory import keep_freed_memory
     from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
     from cellwright.data.views import View
+    from cellwright.evaluation.report import Report
+    from cellwright.models.contract import Segmenter
 
 __version__ = "0.1.0"
 
@@ -44,11 +47,15 @@ __all__ = [
     "InputError",
     "Instances",
     "MaskSet",
+    "Model",
     "ModelError",
     "OutputError",
     "ReadOptions",
     "RecipeError",
+    "Report",
+    "Run",
     "Sample",
+    "Segmenter",
     "SoftMasks",
     "TrainingDiverged",
     "UsageError",
@@ -56,6 +63,7 @@ __all__ = [
     "WriteOptions",
     "evaluate",
     "fuse",
+    "keep_freed_memory",
     "load_model",
     "measure",
     "read_dataset",
@@ -75,11 +83,15 @@ _HOMES = {
     "InputError": "core.errors",
     "Instances": "core.instances",
     "MaskSet": "core.masks",
+    "Model": "api.models",
     "ModelError": "core.errors",
     "OutputError": "core.errors",
     "ReadOptions": "data.formats.contract",
     "RecipeError": "core.errors",
+    "Report": "evaluation.report",
+    "Run": "api.train",
     "Sample": "core.dataset",
+    "Segmenter": "models.contract",
     "SoftMasks": "core.masks",
     "TrainingDiverged": "core.errors",
     "UsageError": "core.errors",
@@ -87,6 +99,7 @@ _HOMES = {
     "WriteOptions": "data.formats.contract",
     "evaluate": "api.judge",
     "fuse": "api.fuse",
+    "keep_freed_memory": "core.memory",
     "load_model": "api.models",
     "measure": "api.measuring",
     "read_dataset": "api.read",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.public import public
 from cellwright.data.views import View
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ RenderView: TypeAlias = "Callable[[View], tuple[Tensor, tuple[int, int]]]"
 """A view's network input FloatTensor[1,C,H,W], normalised, turned and padded, and its unpadded (h, w)."""
 
 
+@public
 @runtime_checkable
 class Segmenter(Protocol):
     """A method that finds the objects of whole images.
