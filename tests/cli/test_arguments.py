@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import KW_ONLY, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 from cyclopts import App, Parameter, UnknownOptionError
@@ -90,6 +92,20 @@ def test_every_verb_has_a_readable_help(words: tuple[str, ...], capsys: pytest.C
     assert "('" not in text
     labels = [line[5:].split() for line in text.splitlines() if line.startswith("│ *  ")]
     assert [label[1] for label in labels if label[0].isupper() and label[1].startswith("--")] == []
+
+
+def test_what_is_positional_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", "--help") == 0
+    assert capsys.readouterr().out.startswith("Usage: cellwright export PREDICTION --to STR --out PATH [OPTIONS]")
+
+
+@pytest.mark.parametrize("words", ALL_VERBS, ids=" ".join)
+def test_the_help_of_a_verb_is_that_of_its_plan(words: tuple[str, ...]) -> None:
+    handler, line = VERBS[words[0]] if len(words) == 1 else GROUPS[words[0]][1][words[1]]
+    module, _, name = handler.partition(":")
+    hints = get_type_hints(getattr(import_module(f"cellwright.cli.{module}"), name))
+    if "plan" in hints:
+        assert (inspect.getdoc(hints["plan"]) or "").splitlines()[0] == line
 
 
 @pytest.mark.parametrize("words", ALL_VERBS, ids=" ".join)

@@ -19,7 +19,7 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([A-Za-z0-9._-
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DoctorPlan:
-    """Show versions, bundled models and installed extras; on request, the device and why there is no GPU."""
+    """Show versions, bundled models and installed extras; on request, the device."""
 
     device: bool = False
     """Load PyTorch, and show the device that it uses, or why it finds no GPU (takes a few seconds)."""

@@ -30,10 +30,10 @@ REPORT = "import_report.txt"
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ImportPlan:
-    """Import weights of torchvision or Detectron2 as a model folder. Nothing in the file is executed."""
+    """Import weights of torchvision or Detectron2 as a model folder."""
 
     source: str
-    """A .pth, .pkl or .safetensors file, or torchvision:NAME. Check its licence yourself."""
+    """A .pth, .pkl or .safetensors file, or torchvision:NAME. No code in it is executed. Check its licence."""
     _: KW_ONLY
     recipe: str
     """A shipped recipe or a YAML file for the same network; `model inspect` lists its keys."""

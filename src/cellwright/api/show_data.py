@@ -30,7 +30,7 @@ VARIANT_TILE_PX = 320
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ShowPlan:
-    """Draw images with their objects outlined, or the augmentation of a recipe."""
+    """Draw images with their objects, or the augmentation of a recipe."""
 
     dataset: Path
     """A dataset folder, or anything that `data convert` reads."""

@@ -20,10 +20,10 @@ from cellwright import __version__
 from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_names, positional, split_lists
 from cellwright.core.errors import CellwrightError
 
-# Verb: (module and function of its handler, help). Modules are imported when their verb runs.
+# Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
 VERBS = {
-    "demo": ("model_verbs:demo", "Segment three example images, or draw, train and evaluate a small data set."),
-    "doctor": ("model_verbs:doctor", "Show versions, the device and why there is no GPU, models and extras."),
+    "demo": ("model_verbs:demo", "Segment three example images, or draw, train and evaluate a small dataset."),
+    "doctor": ("model_verbs:doctor", "Show versions, bundled models and installed extras; on request, the device."),
     "train": ("model_verbs:train", "Train a model, or resume an interrupted training."),
     "tune": ("result_verbs:tune", "Choose score thresholds and minimum areas per class, and calibrate scores."),
     "predict": ("result_verbs:predict", "Segment images, or resume an interrupted prediction."),
@@ -65,12 +65,14 @@ GROUPS = {
 
 def build_app() -> App:
     """The cyclopts application with all verbs, none of them imported."""
-    settings = {"default_parameter": DEFAULTS, "help_formatter": HelpFormatter(), "config": split_lists}
     app = App(
         name="cellwright",
         version=__version__,
         help="Segment every cell or nucleus in a microscopy image as its own object.",
-        **settings,
+        help_format="plaintext",
+        help_formatter=HelpFormatter(),
+        default_parameter=DEFAULTS,
+        config=split_lists,
     )
     for place, (name, (handler, line)) in enumerate(VERBS.items()):
         app.command(f"cellwright.cli.{handler}", name=name, help=line, sort_key=place)

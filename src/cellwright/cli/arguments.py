@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from attrs import evolve
 from cyclopts import App, Parameter
-from cyclopts.help import DefaultFormatter
+from cyclopts.help import DefaultFormatter, InlineText
 from rich.text import Text
 
 from cellwright.core.errors import UsageError
@@ -32,7 +32,9 @@ def shown_default(value: object) -> str:
     """A default as one would type it; "" for None, False and empty lists, which ``--help`` does not show."""
     if value is None or value is False:
         return ""
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return " ".join(map(shown_default, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 DEFAULTS = Parameter(negative=(), consume_multiple=1, show_default=shown_default)
@@ -46,6 +48,7 @@ class HelpFormatter(DefaultFormatter):
             evolve(
                 entry,
                 positive_names=() if entry.positional_label else entry.positive_names,
+                description=InlineText(Text(" ".join(entry.description.primary_renderable.plain.split()))),
                 default=entry.default or None,
             )
             for entry in panel.entries
@@ -53,12 +56,17 @@ class HelpFormatter(DefaultFormatter):
         super().__call__(console, options, panel.copy(entries=entries))
 
     def render_usage(self, console: Any, options: Any, usage: Any) -> None:
-        """``Usage: cellwright predict SOURCES [OPTIONS]``: list options take every word up to the next option."""
+        """``Usage: cellwright train RECIPE --data PATH [OPTIONS]``: what is positional comes first."""
+        positionals, others = [], []
         words = str(usage).split()
-        if "[OPTIONS]" in words and words[-1].isupper():
-            words.remove("[OPTIONS]")
-            words.append("[OPTIONS]")
-        super().render_usage(console, options, Text(" ".join(words) + "\n"))
+        while words:
+            word = words.pop(0)
+            if word.startswith("--"):
+                others.append(f"{word} {words.pop(0)}")
+            else:
+                (others if word == "[OPTIONS]" else positionals).append(word)
+        others.sort(key=lambda word: word == "[OPTIONS]")
+        super().render_usage(console, options, Text(" ".join(positionals + others) + "\n"))
 
 
 def split_lists(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
