@@ -21,8 +21,10 @@ from torchvision.models.detection.mask_rcnn import (
 
 from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
+from cellwright.models.rcnn.c4 import C4MaskRCNN
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
-from cellwright.models.rcnn.pointrend import CoarseMaskHead
+from cellwright.models.rcnn.mask_scoring import MaskScoringRCNN
+from cellwright.models.rcnn.pointrend import PointRend
 from cellwright.models.weights.foreign_names import our_names
 
 ROOT = Path(__file__).parents[1]
@@ -138,13 +140,13 @@ def _proposing(network: MaskRCNN, features: list[Tensor]) -> set[Shape]:
     """Objectness and deltas of the first and the last level, all anchors, and the proposals that are kept."""
     logits, deltas = network.rpn.head(features)
     ends = _shapes(logits[0], logits[-1], deltas[0], deltas[-1], torch.cat(network.rpn.anchors_of(features)))
-    return ends | {(network.rpn.test_selection.post_nms, 4)}
+    return ends | {(network.rpn.config.post_nms_test, 4)}
 
 
 def _boxes(network: MaskRCNN, pooled: Tensor) -> set[Shape]:
     head = network.box_head[0]
-    hidden = head.convs(pooled).mean(dim=(2, 3)) if head.averages else head.fcs[0](pooled.flatten(1))
-    return _shapes(pooled, hidden, *head(pooled)) | {(network.rules.box.detection.per_image, 4)}
+    hidden = pooled.mean(dim=(2, 3)) if isinstance(network, C4MaskRCNN) else head.fcs[0](pooled.flatten(1))
+    return _shapes(pooled, hidden, *head(pooled)) | {(network.config.box_head.detections_per_image, 4)}
 
 
 def _masks(network: MaskRCNN, pooled: Tensor) -> set[Shape]:
@@ -156,10 +158,10 @@ def _masks(network: MaskRCNN, pooled: Tensor) -> set[Shape]:
 @torch.no_grad()
 def test_shapes_of_mask_rcnn() -> None:
     network, image = _network("mask_rcnn"), _empty(1, 3, 800, 800)
-    features, rules = network.features(image), network.rules
+    features, config = network.features(image), network.config
     expected = _shapes(image, *network.backbone(image), *features) | _proposing(network, features)
-    expected |= _boxes(network, _empty(1000, 256, rules.box.resolution, rules.box.resolution))
-    expected |= _masks(network, _empty(100, 256, rules.mask.resolution, rules.mask.resolution))
+    expected |= _boxes(network, _empty(1000, 256, config.box_head.resolution, config.box_head.resolution))
+    expected |= _masks(network, _empty(100, 256, config.mask_head.resolution, config.mask_head.resolution))
     assert _diagram("mask_rcnn") == expected
 
 
@@ -167,10 +169,10 @@ def test_shapes_of_mask_rcnn() -> None:
 def test_shapes_of_c4() -> None:
     network, image = _network("mask_rcnn_c4"), _empty(1, 3, 800, 800)
     features, res5 = network.features(image), network.backbone.res5
-    regions, found = (_empty(n, 1024, network.rules.box.resolution, 14) for n in (1000, 100))
+    regions, found = (_empty(n, 1024, network.config.box_head.resolution, 14) for n in (1000, 100))
     expected = _shapes(image, *features, regions, found) | _proposing(network, features)
     expected |= _boxes(network, res5(regions)) | _masks(network, res5(found))
-    assert network.rules.mask.resolution == 14
+    assert network.config.mask_head.resolution == 14
     assert _diagram("mask_rcnn_c4") == expected
 
 
@@ -187,11 +189,8 @@ def test_shapes_of_a_cascade() -> None:
 @torch.no_grad()
 def test_shapes_of_pointrend() -> None:
     network, image = _network("pointrend"), _empty(1, 3, 800, 800)
-    head, points = network.mask_head, network.rules.points
-    assert isinstance(head, CoarseMaskHead)
-    assert points is not None
-    assert network.point_head is not None
-    side = network.rules.mask.resolution
+    assert isinstance(network, PointRend)
+    head, points, side = network.mask_head, network.point_head.config, network.config.mask_head.resolution
     grid, fine, coarse = _empty(100, 256, side, side), _empty(100, 256, points.test_points), _empty(100, 80, 784)
     shrunk = head.shrink(grid)
     expected = _shapes(image, network.features(image)[0], grid, shrunk, head.fcs[0](shrunk.flatten(1)), head(grid))
@@ -205,8 +204,8 @@ def test_shapes_of_pointrend() -> None:
 def test_shapes_of_mask_scoring() -> None:
     network = _network("mask_rcnn", mask_scoring={})
     pooled, logits = _empty(100, 256, 14, 14), network.mask_head(_empty(100, 256, 14, 14))[:, 0]
+    assert isinstance(network, MaskScoringRCNN)
     head = network.mask_scoring
-    assert head is not None
     mask = torch.nn.functional.max_pool2d(logits[:, None], 2)
     joined = torch.cat([pooled, mask], dim=1)
     convolved = head.convs(joined)

@@ -143,7 +143,7 @@ def test_the_reduced_network_has_the_structure_of_the_whole(name: str) -> None:
     assert [type(module) for module in small.modules()] == [type(module) for module in whole.modules()]
     if isinstance(whole, MaskRCNN):
         assert isinstance(small, MaskRCNN)
-        assert small.rules.box.stage_ious == whole.rules.box.stage_ious
+        assert small.config.box_head.stage_ious == whole.config.box_head.stage_ious
 
 
 def anchor_sides(name: str) -> list[set[int]]:

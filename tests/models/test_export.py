@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from cellwright.api.export_model import ExportModelPlan, run
 from cellwright.config.conventions import TORCHVISION
-from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
+from cellwright.config.model_rcnn import BackboneConfig, C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, OutputError, UsageError
 from cellwright.models.build import build_mask_rcnn, build_network
 from cellwright.models.export.onnx import TOLERANCE, Axis, Graph, trace, write_graph
 from cellwright.models.export.rcnn import graphs_of
-from cellwright.models.layers import Deformable, DeformConvNorm
+from cellwright.models.layers import DeformConvNorm
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.pointrend import CoarseMaskHead
 from cellwright.models.weights.model_folder import ModelInfo, save_model
@@ -187,8 +187,8 @@ def test_pointrend_heads(tmp_path: Path) -> None:
 def test_deformable_convolution(modulated: bool, tmp_path: Path) -> None:
     """ONNX's own DeformConv, with offsets of whole pixels."""
     torch.manual_seed(0)
-    style = Deformable(groups=2, modulated=modulated)
-    layer = DeformConvNorm(4, 8, style, norm="frozen_batch_norm", relu=True)
+    config = BackboneConfig(deformable_stages=(5,), deformable_groups=2, deformable_modulated=modulated)
+    layer = DeformConvNorm(4, 8, config, stride=1, norm="frozen_batch_norm")
     nn.init.normal_(layer.offset.weight, std=0.3)
     inputs = {"x": (Axis("batch"), 4, Axis("height", usual=5), Axis("width", usual=5))}
     graph = Graph(name="deform", module=layer, inputs=inputs, outputs={"y": ("batch", 8, "height", "width")})

@@ -20,6 +20,7 @@ from cellwright.config.model_rcnn import MaskRCNNConfig, Part, PointRendConfig
 from cellwright.core.errors import CellwrightError, ModelError
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.pointrend import PointRend
 from cellwright.models.weights.foreign import LoadReport, load_foreign, read_foreign
 from cellwright.models.weights.foreign_fit import CLASSES
 from cellwright.models.weights.foreign_names import PARTS, detectron2_name, framework_of, our_names
@@ -192,8 +193,8 @@ def test_background_rows_of_the_point_head_change_no_logit(fixtures_root: Path) 
     coarse = [network.mask_head(grid) for network in (plain, wide)]
     assert (coarse[0] - coarse[1][:, :4]).abs().max() < 1e-5
     assert not coarse[1][:, 4].any()
-    assert plain.point_head is not None
-    assert wide.point_head is not None
+    assert isinstance(plain, PointRend)
+    assert isinstance(wide, PointRend)
     points = [
         point_head(fine, logits.flatten(2)[:, :, :20])
         for point_head, logits in zip((plain.point_head, wide.point_head), coarse, strict=True)

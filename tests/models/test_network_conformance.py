@@ -123,8 +123,7 @@ def test_ignored_regions(trained: suite.Trained) -> None:
 
 def test_no_proposals(trained: suite.Trained) -> None:
     network = suite.build(trained.recipe)
-    for selection in ("train_selection", "test_selection"):
-        setattr(network.rpn, selection, dataclasses.replace(getattr(network.rpn, selection), min_box_px=1e6))
+    network.rpn.config = network.rpn.config.model_copy(update={"min_box_px": 1e6})
     losses = suite.backward(network, suite.batch_of([MaskSet.empty((64, 96))]))
     assert all(value == 0 for name, value in losses.items() if name != "rpn_class")
     suite.check_no_holes(network)

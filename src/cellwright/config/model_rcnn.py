@@ -194,6 +194,16 @@ class _SingleStage(_BoxRules):
             raise ValueError("box_head.background_iou must not exceed box_head.foreground_iou")
         return self
 
+    @property
+    def stage_ious(self) -> tuple[float, ...]:
+        """As in a cascade of one stage."""
+        return (self.foreground_iou,)
+
+    @property
+    def stage_delta_weights(self) -> tuple[DeltaWeights, ...]:
+        """As in a cascade of one stage."""
+        return (self.delta_weights,)
+
 
 class _BoxLayers(Section):
     """Layers of a box head over pyramid features."""
@@ -224,6 +234,11 @@ class C4BoxHeadConfig(_SingleStage):
 
     resolution: Positive = Field(default=14, description="Side of the pooled res4 features, cells; res5 halves it.")
 
+    @property
+    def pooled_levels(self) -> None:
+        """There is only one map."""
+        return None
+
 
 class CascadeBoxHeadConfig(_BoxRules, _BoxLayers):
     """Box heads in a row, each on the class-agnostic boxes of the one before (Cai & Vasconcelos 2018)."""
@@ -246,6 +261,21 @@ class CascadeBoxHeadConfig(_BoxRules, _BoxLayers):
                 f"{len(self.stage_delta_weights)}: one entry a stage in both"
             )
         return self
+
+    @property
+    def foreground_iou(self) -> float:
+        """Of the first stage, whose regions are sampled."""
+        return self.stage_ious[0]
+
+    @property
+    def background_iou(self) -> float:
+        """Of the first stage: all boxes that are not foreground are background."""
+        return self.stage_ious[0]
+
+    @property
+    def class_agnostic(self) -> Literal[True]:
+        """The boxes between the stages belong to no class."""
+        return True
 
 
 class _MaskRules(Section):
@@ -503,6 +533,11 @@ class _Pyramid(_RCNN):
         """This section with every None that ``conventions`` decides filled in; validated again."""
         return self._resolved(conventions, {"box_head": {"pooled_levels": self.fpn.n_levels - 1}})
 
+    @property
+    def first_level(self) -> int:
+        """Of the finest map."""
+        return self.fpn.first_level
+
 
 class MaskRCNNConfig(_Pyramid):
     """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017)."""
@@ -591,6 +626,11 @@ class C4Config(_RCNN):
         """As in `MaskRCNNConfig`; counts of proposals are those of Detectron2's C4 models: one map has all anchors."""
         counts = {"pre_nms_train": 12000, "pre_nms_test": 6000, "post_nms_train": 2000, "post_nms_test": 1000}
         return self._resolved(conventions, {"rpn": counts})
+
+    @property
+    def first_level(self) -> int:
+        """Of res4, the only map: level l has a stride of 2**l px."""
+        return 4
 
 
 RCNNConfig = MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig

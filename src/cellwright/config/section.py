@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -15,3 +17,9 @@ class Section(BaseModel):
     """A section of a recipe: frozen; unknown keys, infinity and NaN are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def decided(value: T | None) -> T:
+    """The value of a field whose None the recipe's ``conventions`` decide, in a section that is resolved."""
+    assert value is not None, "resolve the section first: `section.resolved(conventions)`"
+    return value

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 RenderView: TypeAlias = "Callable[[View], tuple[Tensor, tuple[int, int]]]"
 """A view's network input FloatTensor[1,C,H,W], normalised, turned and padded, and its unpadded (h, w)."""
 
+DROPPED_BY = "dropped_by"
+"""The text column of candidates that names the step at which each was dropped; see `Explains`."""
+STEPS = ("threshold", "nms", "cap", "kept")
+"""The values of that column, in the order in which a candidate passes the steps."""
+
 
 @public
 @runtime_checkable
@@ -123,6 +128,6 @@ class Explains(Protocol):
     ) -> Instances:
         """The candidates of one image whose boxes overlap one of ``near`` (FloatTensor[N,4], pixels of the output).
 
-        A column ``dropped_by`` says "threshold", "nms", "cap" or "kept"; other arguments as in ``Network.detect``.
+        The column ``DROPPED_BY`` holds one of ``STEPS``; other arguments as in ``Network.detect``.
         """
         ...

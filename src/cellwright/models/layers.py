@@ -1,8 +1,7 @@
-"""The layer every block is made of: a convolution, plain or deformable, with its normalisation."""
+"""The layer that every block consists of: a convolution, plain or deformable, with its normalisation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,14 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
+from cellwright.config.model_rcnn import BackboneConfig
+
 NormName = Literal["none", "batch_norm", "frozen_batch_norm", "group_norm"]
 
 
 def make_norm(name: NormName, channels: int, eps: float = 1e-5) -> nn.Module:
-    """A normalisation of FloatTensor[B,channels,H,W]; "none" is the identity.
+    """A normalisation layer for FloatTensor[B,channels,H,W]; "none" is the identity.
 
-    Group norm has 32 groups (Wu & He 2018), as Detectron2 does, or groups of 8 channels where 32 does not divide them;
-    ``channels`` must be a multiple of 8.
+    Group norm has 32 groups (Wu & He 2018), as in Detectron2, or groups of 8 channels where 32 does not divide
+    ``channels``, which must be a multiple of 8.
     """
     match name:
         case "none":
@@ -31,10 +32,10 @@ def make_norm(name: NormName, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation and, where asked for, ReLU: FloatTensor[B,C_in,H,W] -> FloatTensor[B,C_out,H',W'].
+    """Convolution, normalisation and optional ReLU: FloatTensor[B,C_in,H,W] -> FloatTensor[B,C_out,H',W'].
 
-    The convolution has a bias only where there is no normalisation. Padding keeps H and W at stride 1, where
-    the kernel is odd; a 2x2 has none.
+    The convolution has a bias only if ``norm`` is "none". Odd kernels are padded so that stride 1 keeps H and W; a 2x2
+    kernel has no padding.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolve(x)
-        # An image without objects gives a head no region at all: batch norm refuses that, and nothing is to be done.
-        # Not `len`, which would fix the number of regions in an exported graph.
+        # A head may get no region at all (images without objects), which batch norm rejects.
+        # `x.shape[0]` and not `len(x)`, which would fix the number of regions in an exported graph.
         x = self.norm(x) if x.shape[0] else x
         return F.relu(x, inplace=True) if self.relu else x
 
@@ -67,54 +68,47 @@ class ConvNorm(nn.Module):
         return self.conv(x)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Deformable:
-    """How a deformable convolution samples.
-
-    Attributes:
-        groups: parts of the input's channels that have offsets of their own.
-        modulated: every sample has a weight in [0, 1] too (version 2).
-    """
-
-    groups: int = 1
-    modulated: bool = False
-
-
 class DeformConvNorm(ConvNorm):
-    """``ConvNorm`` whose 3x3 convolution reads where a second convolution tells it to, off the regular grid.
+    """A ``ConvNorm`` whose 3x3 convolution samples the input at offsets that a second convolution predicts.
 
     Version 1 (Dai et al. 2017): ``offset`` predicts (dy, dx), px of the input, for each of the 9 samples of every
-    output pixel: 18 channels a group. Version 2 (Zhu et al. 2019): 9 more, the logits of the samples' weights.
+    output pixel: 18 channels per deformable group. Version 2 (Zhu et al. 2019), ``config.deformable_modulated``: 9
+    more, the logits of the samples' weights.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        deformable: Deformable,
+        config: BackboneConfig,
         *,
-        stride: int = 1,
-        groups: int = 1,
+        stride: int,
         norm: NormName,
-        norm_eps: float = 1e-5,
-        relu: bool,
+        relu: bool = True,
     ) -> None:
         super().__init__(
-            in_channels, out_channels, 3, stride=stride, groups=groups, norm=norm, norm_eps=norm_eps, relu=relu
+            in_channels,
+            out_channels,
+            3,
+            stride=stride,
+            groups=config.groups,
+            norm=norm,
+            norm_eps=config.norm_eps,
+            relu=relu,
         )
-        self.n_offsets = 18 * deformable.groups
-        n_weights = 9 * deformable.groups if deformable.modulated else 0
+        self.n_offsets = 18 * config.deformable_groups
+        n_weights = 9 * config.deformable_groups if config.deformable_modulated else 0
         self.stride = stride
         self.offset = nn.Conv2d(in_channels, self.n_offsets + n_weights, 3, stride, padding=1)
         self.start_regular()
 
     def start_regular(self) -> None:
-        """Offsets of 0 everywhere, and weights of 1/2, as both papers start."""
+        """Set the offsets to 0 and the weights to 1/2, the initial state in both papers."""
         init_normal(self.offset, std=0.0)
 
     def convolve(self, x: Tensor) -> Tensor:
-        # Positions need more digits than 16-bit floats have, and the CPU's kernel knows no bfloat16: under autocast
-        # all of this runs in the weights' own type.
+        # Positions need more precision than 16-bit floats offer, and the CPU kernel does not support bfloat16: under
+        # autocast, all of this runs in the type of the weights.
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.conv.weight.dtype)
             predicted = self.offset(x)
@@ -131,7 +125,7 @@ class DeformConvNorm(ConvNorm):
 
 
 def init_kaiming(module: nn.Module) -> None:
-    """He et al. 2015, fan-out, for every convolution inside; biases 0. For layers followed by ReLU.
+    """Initialise every convolution in ``module`` for ReLU (He et al. 2015, fan-out); biases are 0.
 
     Deformable convolutions start on the regular grid.
     """
@@ -146,7 +140,7 @@ def init_kaiming(module: nn.Module) -> None:
 
 
 def init_normal(layer: nn.Conv1d | nn.Conv2d | nn.Linear, std: float) -> None:
-    """Normal weights of ``std`` and zero bias, as the papers set predictors."""
+    """Initialise a predictor with normal weights of standard deviation ``std`` and zero bias, as in the papers."""
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -10,9 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cellwright.config.section import decided
 from cellwright.models.export.onnx import Axis, Graph
-from cellwright.models.rcnn.mask_head import MaskHead
+from cellwright.models.rcnn.c4 import C4MaskRCNN
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.mask_scoring import MaskScoringRCNN
+from cellwright.models.rcnn.pointrend import PointRend
+from cellwright.models.rcnn.regions import pooling_of
 from cellwright.ops.boxes import MAX_LOG_SCALE
 
 REGIONS = Axis("regions")
@@ -43,11 +47,11 @@ def _levels(network: MaskRCNN) -> list[int]:
 
 def _pooled_levels(network: MaskRCNN) -> list[int]:
     """Levels that boxes are pooled from: all but the last, or the only one."""
-    return _levels(network)[: None if network.fpn is None else -1]
+    return _levels(network)[: None if isinstance(network, C4MaskRCNN) else -1]
 
 
 def _map_name(network: MaskRCNN, level: int) -> str:
-    return f"res{level}" if network.fpn is None else f"p{level}"
+    return f"res{level}" if isinstance(network, C4MaskRCNN) else f"p{level}"
 
 
 def _features(network: MaskRCNN) -> Graph:
@@ -70,11 +74,11 @@ def _features(network: MaskRCNN) -> Graph:
 
 def _behind_pooling(network: MaskRCNN, head: nn.Module) -> nn.Module:
     """C4 runs res5 on what is pooled, before either head."""
-    return head if network.fpn is not None else nn.Sequential(network.backbone.res5, head)
+    return head if not isinstance(network, C4MaskRCNN) else nn.Sequential(network.backbone.res5, head)
 
 
 def _box_heads(network: MaskRCNN) -> list[Graph]:
-    resolution = network.rules.box.resolution
+    resolution = network.config.box_head.resolution
     pooled = (REGIONS, network.rpn.head.objectness.in_channels, resolution, resolution)
     state = network.box_head.state_dict()  # all stages are of one shape
     n_logits, n_deltas = len(state["0.class_logits.bias"]), len(state["0.deltas.bias"])
@@ -96,10 +100,10 @@ def _box_head_names(network: MaskRCNN) -> list[str]:
 
 def _mask_heads(network: MaskRCNN) -> list[Graph]:
     head, channels = network.mask_head, network.rpn.head.objectness.in_channels
-    resolution = network.rules.mask.resolution
+    resolution = network.config.mask_head.resolution
     pooled = (REGIONS, channels, resolution, resolution)
-    if not isinstance(head, MaskHead):
-        assert network.point_head is not None
+    if isinstance(network, PointRend):
+        head = network.mask_head
         points = Axis("points")
         coarse = {"mask_logits": ("regions", head.n_masks, head.side, head.side)}
         at_points = {"fine": (REGIONS, channels, points), "coarse": (REGIONS, head.n_masks, points)}
@@ -108,11 +112,11 @@ def _mask_heads(network: MaskRCNN) -> list[Graph]:
             Graph(name="mask_head", module=head, inputs={"grid": pooled}, outputs=coarse),
             Graph(name="point_head", module=network.point_head, inputs=at_points, outputs=refined),
         ]
-    side = 2 * resolution if network.fpn is not None else 2 * ((resolution + 1) // 2)
+    side = 2 * resolution if not isinstance(network, C4MaskRCNN) else 2 * ((resolution + 1) // 2)
     outputs = {"mask_logits": ("regions", head.logits.out_channels, side, side)}
     module = _behind_pooling(network, head)
     graphs = [Graph(name="mask_head", module=module, inputs={"pooled": pooled}, outputs=outputs)]
-    if network.mask_scoring is not None:
+    if isinstance(network, MaskScoringRCNN):
         both = {"pooled": pooled, "own_mask_logits": (REGIONS, side, side)}
         quality = {"quality": ("regions", network.n_classes)}
         graphs.append(Graph(name="mask_scoring", module=network.mask_scoring, inputs=both, outputs=quality))
@@ -121,7 +125,7 @@ def _mask_heads(network: MaskRCNN) -> list[Graph]:
 
 def rules_of(network: MaskRCNN) -> dict[str, Any]:
     """Every number that inference needs besides the graphs, as plain values."""
-    mask, points = network.rules.mask, network.rules.points
+    mask = network.config.mask_head
     rules: dict[str, Any] = {
         "proposals": _proposal_rules(network),
         "pooling": _pooling_rules(network),
@@ -131,23 +135,24 @@ def rules_of(network: MaskRCNN) -> dict[str, Any]:
             "resolution": mask.resolution,
             "threshold": mask.threshold,
             "paste": mask.paste,
-            "drop_empty_boxes": network.rules.box.drop_empty_boxes,
+            "drop_empty_boxes": network.conventions.drop_empty_boxes,
         },
     }
-    if points is not None:
+    if isinstance(network, PointRend):
+        points = network.point_head.config
         rules["points"] = {
             "graph": "point_head",
-            "stride_px": points.stride,
+            "stride_px": network.fine_stride,
             "subdivisions": points.subdivisions,
             "per_subdivision": points.test_points,
         }
-    if network.mask_scoring is not None:
+    if isinstance(network, MaskScoringRCNN):
         rules["mask_scoring"] = {"graph": "mask_scoring"}
     return rules
 
 
 def _proposal_rules(network: MaskRCNN) -> dict[str, Any]:
-    selection = network.rpn.test_selection
+    rpn = network.rpn.config
     levels = [
         {
             "logits": f"logits_{_map_name(network, level)}",
@@ -162,15 +167,15 @@ def _proposal_rules(network: MaskRCNN) -> dict[str, Any]:
         "stride_from_sizes": network.rpn.infer_strides,
         "delta_weights": [1.0, 1.0, 1.0, 1.0],
         "max_log_scale": MAX_LOG_SCALE,
-        "pre_nms_per_level": selection.pre_nms,
-        "post_nms": selection.post_nms,
-        "nms_iou": selection.nms_iou,
-        "min_box_px": selection.min_box_px,
+        "pre_nms_per_level": rpn.pre_nms_test,
+        "post_nms": rpn.post_nms_test,
+        "nms_iou": rpn.nms_iou,
+        "min_box_px": rpn.min_box_px,
     }
 
 
 def _pooling_rules(network: MaskRCNN) -> dict[str, Any]:
-    pooling, levels = network.rules.pooling, _pooled_levels(network)
+    pooling, levels = pooling_of(network.config, network.conventions), _pooled_levels(network)
     inside = pooling.level_rule == "detectron2"
     return {
         "maps": [_map_name(network, level) for level in levels],
@@ -186,17 +191,17 @@ def _pooling_rules(network: MaskRCNN) -> dict[str, Any]:
 
 
 def _box_rules(network: MaskRCNN) -> dict[str, Any]:
-    box, detection = network.rules.box, network.rules.box.detection
+    box = network.config.box_head
     return {
         "graphs": _box_head_names(network),
         "delta_weights": [list(weights) for weights in box.stage_delta_weights],
         "max_log_scale": MAX_LOG_SCALE,
         "resolution": box.resolution,
         "pooled_maps": len(_pooled_levels(network)[: box.pooled_levels]),
-        "score_threshold": detection.score_threshold,
-        "nms_iou": detection.nms_iou,
-        "per_image": detection.per_image,
-        "min_box_px": detection.min_box_px,
+        "score_threshold": box.score_threshold,
+        "nms_iou": box.nms_iou,
+        "per_image": box.detections_per_image,
+        "min_box_px": box.min_box_px,
     }
 
 
@@ -215,7 +220,7 @@ def steps_of(network: MaskRCNN) -> list[str]:
         "below min_box_px (for 0: not above 0) go; NMS inside each level (IoU above nms_iou goes); the post_nms best.",
     ]
     where = "from the only map"
-    if network.fpn is not None:
+    if not isinstance(network, C4MaskRCNN):
         where = (
             "from the map of level floor(canonical_level + log2(sqrt(area) / canonical_box_px + size_epsilon) + "
             "level_epsilon), clamped to the pooled levels (for boxes the first boxes.pooled_maps of them)"
@@ -236,13 +241,13 @@ def steps_of(network: MaskRCNN) -> list[str]:
         "ones), clipped to the image, sides at least min_box_px; NMS inside each class; the per_image best."
     )
     steps.append(_mask_step(network))
-    if network.mask_scoring is not None:
+    if isinstance(network, MaskScoringRCNN):
         steps.append(
             "Quality: mask_scoring on the same features and the mask logits of the detection's own class; the score is "
             "multiplied by the quality of that class, clamped to 0..1."
         )
     steps.append("Pixels: boxes are scaled to the original image; with drop_empty_boxes clipped to it, too.")
-    steps.append(_PASTE[network.rules.mask.paste])
+    steps.append(_PASTE[decided(network.config.mask_head.paste)])
     steps.append(
         "Result: objects from result.score_threshold and result.min_area_px on; of a tuned model, from the raw scores "
         "and areas in result.thresholds on, and shown scores follow result.calibration by linear interpolation."
@@ -263,7 +268,7 @@ _PASTE = {
 
 
 def _mask_step(network: MaskRCNN) -> str:
-    if network.point_head is None:
+    if not isinstance(network, PointRend):
         return (
             "Masks: mask_head on features pooled at the detections' boxes (masks.resolution); the sigmoid of the "
             "detection's own class (or of the only mask)."

@@ -1,6 +1,6 @@
-"""What a cascade does between its stages (Cai & Vasconcelos 2018): refined boxes are the next stage's regions.
+"""Cascade Mask R-CNN (Cai & Vasconcelos 2018, 2019): box heads in sequence, each refining the previous one's boxes.
 
-Shape shorthand: R regions, K classes. A head that looks once is a cascade of one stage.
+Shape shorthand: R regions, K classes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,57 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cellwright.models.rcnn.regions import Regions
+from cellwright.models.rcnn.heads import labelled, region_losses
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.regions import BoxOutputs, RegionFeatures, Regions
 from cellwright.ops.assign import FOREGROUND, assign, inside_ignored
 from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import clip_boxes, decode_boxes, large_enough
 
 
+class CascadeMaskRCNN(MaskRCNN):
+    """`MaskRCNN` with several box heads; masks belong to the boxes of the last one."""
+
+    def box_losses(
+        self, source: RegionFeatures, regions: Sequence[Regions], batch: Batch
+    ) -> tuple[dict[str, Tensor], BoxOutputs]:
+        """``class_stage0``, ``box_stage0`` and so on, and what the first head computed for the sampled regions."""
+        config, losses, outputs = self.config.box_head, {}, []
+        for stage, head in enumerate(self.box_head):
+            if stage > 0:
+                boxes = self._refined(outputs[-1], stage - 1, batch.image_hws)
+                iou, ignore_ioa = config.stage_ious[stage], self.config.roi.ignore_ioa
+                regions = relabel_regions(boxes, batch, self.n_classes, foreground_iou=iou, ignore_ioa=ignore_ioa)
+            pooled = source.pool([region.boxes for region in regions], config.resolution, config.pooled_levels)
+            pooled = scale_gradient(pooled, 1 / len(self.box_head))
+            class_logits, deltas = head(pooled)
+            own = region_losses(class_logits, deltas, regions, batch, config, stage)
+            losses |= {f"{name}_stage{stage}": loss for name, loss in own.items()}
+            outputs.append(BoxOutputs(regions, pooled, deltas))
+        return losses, outputs[0]
+
+    def _refined(self, outputs: BoxOutputs, stage: int, image_hws: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Per image the boxes FloatTensor[R,4] that a stage predicts for its regions."""
+        boxes = [region.boxes for region in outputs.regions]
+        deltas, weights = outputs.deltas.split([len(own) for own in boxes]), self.config.box_head.stage_delta_weights
+        return [refine_boxes(*own, weights[stage]) for own in zip(deltas, boxes, image_hws, strict=True)]
+
+    def classify(
+        self, source: RegionFeatures, regions: Tensor, image_hw: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean of all stages' scores; the last stage's deltas, and the regions that they refine."""
+        scores, deltas, weights = [], regions, self.config.box_head.stage_delta_weights
+        for stage in range(len(self.box_head)):
+            if stage > 0:
+                regions = refine_boxes(deltas, regions, image_hw, weights[stage - 1])
+            class_logits, deltas = self.run_box_head(stage, source, regions)
+            scores.append(class_logits.softmax(dim=1)[:, :-1])
+        return torch.stack(scores).mean(dim=0), deltas, regions
+
+
 @torch.no_grad()
 def refine_boxes(deltas: Tensor, boxes: Tensor, image_hw: tuple[int, int], delta_weights: Sequence[float]) -> Tensor:
-    """Class-agnostic deltas FloatTensor[R,4] of FloatTensor[R,4] px -> boxes FloatTensor[R,4] inside the image."""
+    """Boxes FloatTensor[R,4] px moved by class-agnostic deltas FloatTensor[R,4] and clipped to the image."""
     return clip_boxes(decode_boxes(deltas, boxes, delta_weights), image_hw)
 
 
@@ -26,28 +68,25 @@ def refine_boxes(deltas: Tensor, boxes: Tensor, image_hw: tuple[int, int], delta
 def relabel_regions(
     boxes: Sequence[Tensor], batch: Batch, n_classes: int, *, foreground_iou: float, ignore_ioa: float
 ) -> list[Regions]:
-    """Regions of a later stage: the refined boxes against the objects anew, none drawn and none added.
+    """The regions of a later stage: the refined boxes, assigned to the objects again; none is drawn or added.
 
-    Boxes without area or inside ignored regions are left out. ``boxes``: per image FloatTensor[R,4] px; an image
-    without objects has background only.
+    Boxes without area or inside ignored regions are omitted. ``boxes``: per image FloatTensor[R,4] px; in an image
+    without objects, all are background.
     """
     regions = []
     for image, refined in enumerate(boxes):
         ignore = batch.ignore[image]
         usable = large_enough(refined, 0.0) & ~inside_ignored(refined, batch.boxes[image][ignore], ignore_ioa)
         kept = refined[usable]
-        own = torch.nonzero(~ignore).squeeze(1)
-        found = assign(
+        assignment = assign(
             kept,
-            batch.boxes[image][own],
+            batch.boxes[image][~ignore],
             foreground_iou=foreground_iou,
             background_iou=foreground_iou,
             keep_best=False,
         )
-        foreground = found.labels == FOREGROUND
-        objects = own[found.objects] * foreground if len(own) else torch.zeros_like(found.objects)
-        class_ids = batch.class_ids[image][objects] if len(own) else objects
-        regions.append(Regions(kept, torch.where(foreground, class_ids, n_classes), objects))
+        foreground = assignment.labels == FOREGROUND
+        regions.append(labelled(kept, foreground, assignment.objects, batch, image, n_classes))
     return regions
 
 
@@ -63,5 +102,5 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` itself, whose gradient is multiplied by ``factor``: every stage pulls on the shared features."""
-    return x if factor == 1.0 else _ScaledGradient.apply(x, factor)  # type: ignore[return-value]
+    """``x`` itself; its gradient is multiplied by ``factor``, since every stage adds to that of the shared features."""
+    return _ScaledGradient.apply(x, factor)  # type: ignore[return-value]

@@ -7,28 +7,33 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellwright.models.layers import ConvNorm, NormName
+from cellwright.config.model_rcnn import FPNConfig
+from cellwright.models.layers import ConvNorm
 
 
 class FPN(nn.Module):
-    """Bottom-up maps c_k .. c_5 to pyramid maps p_k .. p_6 of one width; level l has a stride of 2**l px.
+    """Backbone maps to pyramid maps p_k .. p_6 of equal width, k = ``config.first_level``; level l has stride 2**l px.
 
-    p_6 is p_5 at every second pixel; only the proposal network looks at it.
+    p_6 is p_5 at every second pixel; only the proposal network uses it.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, norm: NormName) -> None:
-        """``in_channels``: of the bottom-up maps, finest first."""
+    def __init__(self, config: FPNConfig, backbone_channels: Sequence[int]) -> None:
+        """``backbone_channels``: of the backbone's maps, from level 1 (stride 2 px) to level 5."""
         super().__init__()
-        self.lateral = nn.ModuleList(ConvNorm(c, channels, 1, norm=norm, relu=False) for c in in_channels)
-        self.output = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm, relu=False) for _ in in_channels)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_uniform_(layer.weight, a=1)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        in_channels = backbone_channels[config.first_level - 1 :]
+        layer = {"norm": config.norm, "relu": False}
+        self.lateral = nn.ModuleList(ConvNorm(channels, config.channels, 1, **layer) for channels in in_channels)
+        self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, **layer) for _ in in_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """``maps``: FloatTensor[B,C_l,H_l,W_l], finest first, each half the size of the one before."""
+    def forward(self, backbone_maps: Sequence[Tensor]) -> list[Tensor]:
+        """``backbone_maps``: FloatTensor[B,C_l,H_l,W_l], finest first, each half the size of the previous one; those
+        finer than the pyramid are ignored. Returns the pyramid, finest first, p_6 last."""
+        maps = backbone_maps[-len(self.lateral) :]
         merged = self.lateral[-1](maps[-1])
         pyramid = [self.output[-1](merged)]
         for lateral, output, bottom_up in zip(

@@ -1,23 +1,32 @@
-"""PointRend (Kirillov et al. 2020): a coarse mask from few cells, refined at the points where it is least certain.
+"""PointRend (Kirillov et al. 2020): coarse masks from few cells, refined at the points where they are least certain.
 
-Shape shorthand: R regions, K classes, P points a region, C channels of the finest map, M side of a mask. Unit points
-are (x, y) in [0, 1], which spans a region's box.
+Shape shorthand: R regions, K classes, P points per region, C channels of the finest map, M side of a mask. Unit points
+are (x, y) in [0, 1], which spans a region's box. ``stride``, px, is that of the finest map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cellwright.config.conventions import Conventions
+from cellwright.config.model_rcnn import CoarseMaskConfig, PointHeadConfig, PointRendConfig
+from cellwright.config.section import decided
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
+from cellwright.models.rcnn.fpn import FPN
+from cellwright.models.rcnn.heads import BoxHead, mask_coverage, mask_targets
 from cellwright.models.rcnn.losses import mask_loss, of_class
-from cellwright.models.rcnn.regions import Regions
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.regions import BoxOutputs, Detections, RegionFeatures, Regions
+from cellwright.models.rcnn.resnet import ResNet
+from cellwright.models.rcnn.rpn import RPN
 from cellwright.ops.batch import Batch
+from cellwright.ops.boxes import decode_boxes
 from cellwright.ops.points import (
     grid_points,
     points_in_boxes,
@@ -27,37 +36,85 @@ from cellwright.ops.points import (
     uncertain_cells,
 )
 
-# Values that the rendering of masks holds at once besides its result: below 200 MB.
+# Largest number of values in memory while masks are rendered, besides the result: below 200 MB.
 _CHUNK_VALUES = 48_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class PointRules:
-    """See ``PointHeadConfig``. ``stride``: of the finest map, px."""
+class PointRend(MaskRCNN):
+    """`MaskRCNN` whose masks are predicted coarsely and then refined, both from the finest map."""
 
-    stride: int
-    train_points: int
-    oversample: float
-    uncertain_fraction: float
-    subdivisions: int
-    test_points: int
-    weight: float
+    def __init__(self, config: PointRendConfig, conventions: Conventions, *, in_channels: int, n_classes: int) -> None:
+        """``config`` must be resolved."""
+        nn.Module.__init__(self)  # the parts are not those of `MaskRCNN`
+        self.config, self.conventions, self.n_classes = config, conventions, n_classes
+        channels, n_rows = config.fpn.channels, n_classes + conventions.background_rows
+        self.backbone = ResNet(config.backbone, in_channels)
+        self.fpn = FPN(config.fpn, self.backbone.out_channels)
+        # Created here but registered last: the random weights of a fresh network depend on the one order, the order of
+        # its tensors on the other.
+        point_head = PointHead(config.point_head, in_channels=channels, n_masks=n_rows)
+        self.rpn = RPN(config, conventions, channels)
+        self.box_head = nn.ModuleList(
+            [BoxHead(config.box_head, in_channels=channels, n_classes=n_classes, n_rows=n_rows)]
+        )
+        self.mask_head = CoarseMaskHead(config.mask_head, in_channels=channels, n_masks=n_rows)
+        self.point_head = point_head
+        self.fine_stride = 2**config.first_level
+        """Of the finest map, px."""
+
+    def mask_losses(
+        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The losses ``mask`` (coarse) and ``point`` of the foreground regions, at the boxes predicted for them."""
+        return self.point_losses(source, self._at_predicted_boxes(boxes), batch, generator)
+
+    def point_losses(
+        self, source: RegionFeatures, regions: Sequence[Regions], batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The same for given foreground regions, whose boxes may leave the image."""
+        config, head, fine = self.config.mask_head, self.point_head, source.maps[0]
+        boxes = [region.boxes for region in regions]
+        coarse = self.mask_head(sample_grid(fine, boxes, config.resolution, self.fine_stride))
+        coverage = mask_coverage(regions, batch, coarse.shape[-1], aligned=decided(config.target_aligned))
+        class_ids = torch.cat([region.class_ids for region in regions])
+        points = draw_points(of_class(coarse, class_ids), head.config, generator)
+        point = loss_at_points(coarse, head, fine, regions, batch, points, self.fine_stride)
+        return {
+            "mask": config.weight * mask_loss(coarse, class_ids, mask_targets(coverage, config)),
+            "point": head.config.weight * point,
+        }
+
+    @torch.no_grad()
+    def _at_predicted_boxes(self, boxes: BoxOutputs) -> list[Regions]:
+        """Foreground regions moved to the boxes predicted for their classes, which may leave the image."""
+        deltas = boxes.deltas
+        per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+        own = of_class(per_box, torch.cat([region.class_ids for region in boxes.regions]))
+        (weights,) = self.config.box_head.stage_delta_weights
+        parts = zip(boxes.regions, own.split([len(region.boxes) for region in boxes.regions]), strict=True)
+        return [replace(region, boxes=decode_boxes(delta, region.boxes, weights)) for region, delta in parts]
+
+    def masks(self, source: RegionFeatures, detections: Detections) -> tuple[Detections, Tensor]:
+        """Masks FloatTensor[D,M,M] in [0, 1] of one image's detections, after all subdivisions."""
+        fine, boxes = source.maps[0], detections.boxes
+        coarse = self.mask_head(sample_grid(fine, [boxes], self.config.mask_head.resolution, self.fine_stride))
+        head, class_ids = self.point_head, detections.class_ids
+        return detections, render_masks(coarse, head, fine, boxes, class_ids, head.config, self.fine_stride)
 
 
 class CoarseMaskHead(nn.Module):
-    """A grid of features to coarse masks: 1x1 (where channels shrink), 2x2 of stride 2, fully connected layers."""
+    """A grid of features to coarse masks: 1x1 (if channels shrink), 2x2 of stride 2, fully connected layers."""
 
-    def __init__(
-        self, *, in_channels: int, resolution: int, channels: int, fc_channels: Sequence[int], n_masks: int
-    ) -> None:
+    def __init__(self, config: CoarseMaskConfig, *, in_channels: int, n_masks: int) -> None:
         super().__init__()
-        self.side, self.n_masks = resolution // 2, n_masks
+        channels = config.channels
+        self.side, self.n_masks = config.resolution // 2, n_masks
         self.reduce = nn.Identity()
         if channels < in_channels:
             self.reduce = ConvNorm(in_channels, channels, 1, norm="none", relu=True)
             in_channels = channels
         self.shrink = ConvNorm(in_channels, channels, 2, stride=2, norm="none", relu=True)
-        widths = [channels * self.side**2, *fc_channels]
+        widths = [channels * self.side**2] + [config.fc_channels] * config.fcs
         fcs = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.fcs, self.logits = nn.ModuleList(fcs), nn.Linear(widths[-1], n_masks * self.side**2)
         init_kaiming(self)
@@ -75,15 +132,14 @@ class CoarseMaskHead(nn.Module):
 
 
 class PointHead(nn.Module):
-    """Features of points to mask logits: the same small network at every point, which sees the coarse logits anew in
-    every layer."""
+    """Features of points to mask logits: the same small network at each point; all layers see the coarse logits."""
 
-    def __init__(self, *, in_channels: int, channels: int, n_layers: int, n_masks: int) -> None:
+    def __init__(self, config: PointHeadConfig, *, in_channels: int, n_masks: int) -> None:
         super().__init__()
-        widths = [in_channels] + [channels] * n_layers
-        self.channels = channels
+        self.config = config
+        widths = [in_channels] + [config.channels] * config.fcs
         self.fcs = nn.ModuleList(nn.Conv1d(a + n_masks, b, 1) for a, b in pairwise(widths))
-        self.logits = nn.Conv1d(channels + n_masks, n_masks, 1)
+        self.logits = nn.Conv1d(widths[-1] + n_masks, n_masks, 1)
         init_kaiming(self)
         init_normal(self.logits, std=0.001)
 
@@ -95,56 +151,31 @@ class PointHead(nn.Module):
         return self.logits(torch.cat([x, coarse], dim=1))
 
 
-def sample_grid(fine: Tensor, boxes: Sequence[Tensor], resolution: int, rules: PointRules) -> Tensor:
+# --- points -------------------------------------------------------------------------------------------------------
+
+
+def sample_grid(fine: Tensor, boxes: Sequence[Tensor], resolution: int, stride: int) -> Tensor:
     """The finest map at a regular grid of every box: FloatTensor[R,C,resolution,resolution], image by image.
 
     ``fine``: FloatTensor[B,C,H,W]; ``boxes``: per image FloatTensor[R_i,4] px.
     """
     grid = grid_points(resolution, fine.device)
     points = grid.expand(sum(len(own) for own in boxes), -1, -1)
-    return _fine_at(fine, boxes, points, rules.stride).unflatten(2, (resolution, resolution))
-
-
-def point_loss(
-    coarse: Tensor,
-    head: PointHead,
-    fine: Tensor,
-    regions: Sequence[Regions],
-    batch: Batch,
-    rules: PointRules,
-    generator: torch.Generator,
-) -> Tensor:
-    """Mean binary cross-entropy at points drawn where the coarse mask is uncertain.
-
-    Args:
-        coarse: logits FloatTensor[R,n_masks,M,M] of all images' regions.
-        head: the point head.
-        fine: FloatTensor[B,C,H,W].
-        regions: foreground only; their boxes may leave the image.
-        batch: its label layers hold the objects.
-        rules: how many points, and which.
-        generator: of the CPU.
-
-    Returns:
-        A scalar; 0 without regions.
-    """
-    class_ids = torch.cat([region.class_ids for region in regions])
-    points = draw_points(of_class(coarse, class_ids), rules, generator)
-    return loss_at_points(coarse, head, fine, regions, batch, points, rules.stride)
+    return _fine_at(fine, boxes, points, stride).unflatten(2, (resolution, resolution))
 
 
 @torch.no_grad()
-def draw_points(logits: Tensor, rules: PointRules, generator: torch.Generator) -> Tensor:
-    """Unit points FloatTensor[R,P,2] to learn from: the most uncertain of many candidates, and uniform ones.
+def draw_points(logits: Tensor, config: PointHeadConfig, generator: torch.Generator) -> Tensor:
+    """Unit points FloatTensor[R,P,2] for the loss: the most uncertain of many candidates, and uniform ones.
 
-    ``logits``: FloatTensor[R,M,M], the coarse masks of the regions' own classes, which the candidates read.
+    ``logits``: FloatTensor[R,M,M], the coarse masks of the regions' own classes; ``generator``: on the CPU.
     """
     n, device = len(logits), logits.device
-    n_uncertain = int(rules.uncertain_fraction * rules.train_points)
-    candidates = torch.rand((n, int(rules.oversample * rules.train_points), 2), generator=generator).to(device)
+    n_uncertain = int(config.uncertain_fraction * config.train_points)
+    candidates = torch.rand((n, int(config.oversample * config.train_points), 2), generator=generator).to(device)
     uncertainty = -sample_masks(logits[:, None], candidates)[:, 0].abs()
     chosen = uncertainty.topk(n_uncertain, dim=1).indices[:, :, None].expand(-1, -1, 2)
-    uniform = torch.rand((n, rules.train_points - n_uncertain, 2), generator=generator).to(device)
+    uniform = torch.rand((n, config.train_points - n_uncertain, 2), generator=generator).to(device)
     return torch.cat([candidates.gather(1, chosen), uniform], dim=1)
 
 
@@ -157,7 +188,19 @@ def loss_at_points(
     points: Tensor,
     stride: int,
 ) -> Tensor:
-    """``point_loss`` at given unit points FloatTensor[R,P,2]; labels are the objects' masks there, between 0 and 1."""
+    """Mean binary cross-entropy at unit points FloatTensor[R,P,2]; 0 without regions.
+
+    The targets are the objects' masks at the points, interpolated to values in [0, 1].
+
+    Args:
+        coarse: logits FloatTensor[R,n_masks,M,M] of all images' regions.
+        head: the point head.
+        fine: FloatTensor[B,C,H,W].
+        regions: foreground only; their boxes may leave the image.
+        batch: its label layers hold the objects.
+        points: see `draw_points`.
+        stride: of ``fine``, px.
+    """
     boxes = [region.boxes for region in regions]
     logits = head(_fine_at(fine, boxes, points, stride), sample_masks(coarse, points))
     labels = []
@@ -170,51 +213,65 @@ def loss_at_points(
 
 @torch.no_grad()
 def render_masks(
-    coarse: Tensor, head: PointHead, fine: Tensor, boxes: Tensor, class_ids: Tensor, rules: PointRules
+    coarse: Tensor,
+    head: PointHead,
+    fine: Tensor,
+    boxes: Tensor,
+    class_ids: Tensor,
+    config: PointHeadConfig,
+    stride: int,
 ) -> Tensor:
     """Probabilities FloatTensor[R,M,M] of one image's boxes after all subdivisions.
 
     Args:
-        coarse: logits FloatTensor[R,n_masks,m,m]; M is m times 2 to the number of subdivisions.
+        coarse: logits FloatTensor[R,n_masks,m,m]; M is m times 2 to the power of the number of subdivisions.
         head: the point head.
         fine: FloatTensor[1,C,H,W].
         boxes: FloatTensor[R,4] px.
-        class_ids: LongTensor[R], which class's mask is wanted.
-        rules: how many subdivisions, and points in each.
+        class_ids: LongTensor[R], the class of each mask.
+        config: the number of subdivisions, and of points in each.
+        stride: of ``fine``, px.
     """
-    side = coarse.shape[-1] * 2**rules.subdivisions
+    side = coarse.shape[-1] * 2**config.subdivisions
     # The point head's inputs and outputs, with a copy of each; a map, its enlargement and the search in it.
-    per_point = 3 * (fine.shape[1] + coarse.shape[1] + head.channels)
-    at_once = max(1, _CHUNK_VALUES // (per_point * max(rules.test_points, coarse.shape[-1] ** 2) + 5 * side**2))
+    per_point = 3 * (fine.shape[1] + coarse.shape[1] + config.channels)
+    at_once = max(1, _CHUNK_VALUES // (per_point * max(config.test_points, coarse.shape[-1] ** 2) + 5 * side**2))
     probs = coarse.new_empty((len(boxes), side, side), dtype=torch.float32)
     for start in range(0, len(boxes), at_once):
         part = slice(start, start + at_once)
-        probs[part] = subdivide(coarse[part], head, fine, boxes[part], class_ids[part], rules).sigmoid()
+        logits = subdivide(coarse[part], head, fine, boxes[part], class_ids[part], config, stride)
+        probs[part] = logits.sigmoid()
     return probs
 
 
 def subdivide(
-    coarse: Tensor, head: PointHead, fine: Tensor, boxes: Tensor, class_ids: Tensor, rules: PointRules
+    coarse: Tensor,
+    head: PointHead,
+    fine: Tensor,
+    boxes: Tensor,
+    class_ids: Tensor,
+    config: PointHeadConfig,
+    stride: int,
 ) -> Tensor:
-    """Logits FloatTensor[R,M,M] as ``render_masks`` has them, all regions at once.
+    """Logits FloatTensor[R,M,M], all regions at once; arguments as in `render_masks`.
 
-    Uncertain is what the wanted class's logits say, so the other classes' maps are never made: each is enlarged and
-    overwritten by itself.
+    Only the logits of the region's own class decide which points are uncertain, and each class is refined
+    independently, so the maps of the other classes are not computed.
     """
 
     def logits_at(points: Tensor) -> Tensor:
-        logits = head(_fine_at(fine, [boxes], points, rules.stride), sample_masks(coarse, points))
+        logits = head(_fine_at(fine, [boxes], points, stride), sample_masks(coarse, points))
         return of_class(logits, class_ids).float()
 
-    side, doublings = coarse.shape[-1], rules.subdivisions
-    # A subdivision that computes every cell anew needs no smaller mask before it.
-    while doublings > 0 and (2 * side) ** 2 <= rules.test_points:
+    side, doublings = coarse.shape[-1], config.subdivisions
+    # A subdivision that recomputes every cell does not depend on the smaller mask: start there.
+    while doublings > 0 and (2 * side) ** 2 <= config.test_points:
         side, doublings = 2 * side, doublings - 1
     grid = grid_points(side, coarse.device).expand(len(boxes), -1, -1)
     logits = logits_at(grid).unflatten(1, (side, side))
     for _ in range(doublings):
         logits = F.interpolate(logits[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
-        cells, points = uncertain_cells(logits, rules.test_points)
+        cells, points = uncertain_cells(logits, config.test_points)
         logits = logits.flatten(1).scatter(1, cells, logits_at(points)).view_as(logits)
     return logits
 

@@ -1,6 +1,6 @@
-"""Regions of interest between the stages: what is learnt from, what is found, and where their features come from.
+"""Regions of interest between the stages of a network: sampled for training, detected at inference, pooled for a head.
 
-Shape shorthand: R regions, K classes, M side of pooled features.
+Shape shorthand: R regions, D detections, K classes, M side of pooled features.
 """
 
 from __future__ import annotations
@@ -8,14 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from cellwright.config.conventions import Conventions
+from cellwright.config.model_rcnn import PyramidRegionConfig, RCNNConfig
+from cellwright.config.section import decided
 from cellwright.ops.roi import Pooling, pool_boxes
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of one image that a step learns from.
+    """The regions of one image that a training step uses.
 
     Attributes:
         boxes: FloatTensor[R,4] px.
@@ -32,8 +37,31 @@ class Regions:
 
 
 @dataclass(frozen=True)
+class BoxOutputs:
+    """What the box head (the first one of a cascade) computed for the regions of a training step.
+
+    Attributes:
+        regions: per image; together R.
+        pooled: FloatTensor[R,C,M,M], its input, image by image.
+        deltas: FloatTensor[R,n_boxes*4], its predicted boxes.
+    """
+
+    regions: Sequence[Regions]
+    pooled: Tensor
+    deltas: Tensor
+
+    def foreground(self, n_classes: int) -> BoxOutputs:
+        """Those of the regions that hold an object."""
+        chosen = [torch.nonzero(region.class_ids < n_classes).squeeze(1) for region in self.regions]
+        starts = np.cumsum([0] + [len(region.boxes) for region in self.regions])
+        index = torch.cat([own + int(start) for own, start in zip(chosen, starts[:-1], strict=True)])
+        regions = [region[own] for region, own in zip(self.regions, chosen, strict=True)]
+        return BoxOutputs(regions, self.pooled[index], self.deltas[index])
+
+
+@dataclass(frozen=True)
 class Detections:
-    """One image's, best first: boxes FloatTensor[D,4] px, scores FloatTensor[D], class_ids LongTensor[D]."""
+    """One image's boxes FloatTensor[D,4] px, scores FloatTensor[D] and class_ids LongTensor[D], 0..K-1."""
 
     boxes: Tensor
     scores: Tensor
@@ -45,12 +73,12 @@ class Detections:
 
 @dataclass(frozen=True)
 class RegionFeatures:
-    """Where a head's features come from: maps that boxes are pooled from and, in C4, the stage behind the pooling.
+    """The feature maps that a head's regions are pooled from.
 
     Attributes:
         maps: FloatTensor[B,C,H_l,W_l], finest first.
         pooling: which map a box is pooled from, and how.
-        stage: res5 for C4, which halves the pooled resolution; None for a pyramid.
+        stage: layers applied to the pooled features before any head (C4: res5, which halves their side), or None.
     """
 
     maps: Sequence[Tensor]
@@ -58,13 +86,27 @@ class RegionFeatures:
     stage: Callable[[Tensor], Tensor] | None = None
 
     def pool(self, boxes: Sequence[Tensor], resolution: int, n_levels: int | None = None) -> Tensor:
-        """Features of boxes (per image FloatTensor[R_i,4]), image by image: FloatTensor[R,C,M,M]; R may be 0.
+        """Features of the boxes (per image FloatTensor[R_i,4]), image by image: FloatTensor[R,C,M,M]; R may be 0.
 
-        ``resolution``: side of the pooled grid; M is half of it in C4. ``n_levels``: the finest maps only.
+        ``resolution``: side of the pooled grid; M is half of it in C4. ``n_levels``: use only the finest maps.
         """
         pooled = pool_boxes(self.maps[:n_levels], boxes, resolution, self.pooling)
         return pooled if self.stage is None else self.stage(pooled)
 
     def of_image(self, image: int) -> RegionFeatures:
-        """Those of one image of the batch."""
-        return RegionFeatures([one[image : image + 1] for one in self.maps], self.pooling, self.stage)
+        """The features of one image of the batch."""
+        return RegionFeatures([level[image : image + 1] for level in self.maps], self.pooling, self.stage)
+
+
+def pooling_of(config: RCNNConfig, conventions: Conventions) -> Pooling:
+    """How a network with this resolved ``model`` section pools its regions."""
+    roi = config.roi
+    pyramid = roi if isinstance(roi, PyramidRegionConfig) else PyramidRegionConfig()  # irrelevant for a single map
+    return Pooling(
+        sampling_ratio=decided(roi.sampling_ratio),
+        aligned=decided(roi.aligned),
+        level_rule=conventions.level_rule,
+        canonical_box_px=pyramid.canonical_box_px,
+        canonical_level=pyramid.canonical_level,
+        first_level=config.first_level,
+    )

@@ -1,64 +1,35 @@
 """Region proposal network (Ren et al. 2015) over one feature map or a pyramid.
 
-Shape shorthand: B images, A anchors a cell, N anchors of all levels together (order: level, y, x, anchor).
+Shape shorthand: B images, A anchors per cell, N anchors of all levels together (order: level, y, x, anchor).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from cellwright.config.conventions import Conventions
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.section import decided
 from cellwright.models.layers import ConvNorm, init_normal
 from cellwright.models.rcnn.losses import objectness_loss, smooth_l1_sum
 from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
-from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, grid_anchors, large_enough
+from cellwright.ops.boxes import cell_anchors, clip_boxes, decode_boxes, encode_boxes, grid_anchors, large_enough
 from cellwright.ops.nms import grouped_nms
 
 _DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """How scored anchors become proposals: the best ``pre_nms`` of a level, NMS per level, the best ``post_nms``."""
-
-    pre_nms: int
-    post_nms: int
-    nms_iou: float
-    min_box_px: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnchorSampling:
-    """Which anchors a step learns from; see ``RPNConfig`` and ``RegionConfig.ignore_ioa``."""
-
-    foreground_iou: float
-    background_iou: float
-    per_image: int
-    positive_fraction: float
-    ignore_ioa: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RPNLossRules:
-    """``normaliser``: "sampled" divides by the anchors drawn, "batch_size" by ``per_image`` times the images."""
-
-    smooth_l1_beta: float
-    normaliser: Literal["sampled", "batch_size"]
-    class_weight: float
-    box_weight: float
-
-
 @dataclass(frozen=True)
 class AnchorScores:
-    """What the head says about every anchor.
+    """The head's predictions for every anchor.
 
     Attributes:
-        anchors: FloatTensor[N,4] px, the same for every image.
+        anchors: FloatTensor[N,4] px, shared by all images.
         logits: FloatTensor[B,N], objectness.
         deltas: FloatTensor[B,N,4], coded relative to the anchors.
         per_level: anchors of each level; they sum to N.
@@ -71,7 +42,7 @@ class AnchorScores:
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions shared by all levels, then objectness and box deltas for every anchor of a cell."""
+    """3x3 convolutions, then objectness and box deltas for every anchor of a cell; shared by all levels."""
 
     def __init__(self, channels: int, n_anchors: int, n_convs: int) -> None:
         super().__init__()
@@ -89,37 +60,25 @@ class RPNHead(nn.Module):
 
 
 class RPN(nn.Module):
-    """Scores anchors, proposes boxes, and learns from the objects that anchors are assigned to."""
+    """Scores anchors, turns the best into proposals, and computes the losses of both."""
 
-    def __init__(
-        self,
-        head: RPNHead,
-        *,
-        cells: Sequence[Tensor],
-        first_level: int,
-        infer_strides: bool,
-        train_selection: Selection,
-        test_selection: Selection,
-        sampling: AnchorSampling,
-        loss_rules: RPNLossRules,
-    ) -> None:
-        """``cells``: cell anchors FloatTensor[A,4] of each level (``ops.boxes.cell_anchors``), finest first. A level
-        with fewer of them than others uses the head's first outputs.
-
-        ``infer_strides``: take a level's stride from the sizes of its map and of the image, as torchvision does,
-        instead of 2**level. They differ where the image has an odd number of strides.
-        """
+    def __init__(self, config: RCNNConfig, conventions: Conventions, channels: int) -> None:
+        """``config``: the whole resolved ``model`` section, of which ``rpn``, ``anchors`` and ``roi.ignore_ioa`` matter
+        here; ``channels``: of the feature maps."""
         super().__init__()
-        self.head = head
-        self.cells = tuple(cells)
-        self.first_level = first_level
-        self.infer_strides = infer_strides
-        self.train_selection, self.test_selection = train_selection, test_selection
-        self.sampling = sampling
-        self.loss_rules = loss_rules
+        anchors = config.anchors
+        self.config, self.ignore_ioa, self.first_level = config.rpn, config.roi.ignore_ioa, config.first_level
+        # torchvision derives a level's stride from the sizes of its map and of the image instead of 2**level. They
+        # differ where the image has an odd number of strides.
+        self.infer_strides = conventions.infer_anchor_stride
+        # Cell anchors FloatTensor[A,4] of each level. A level with fewer than others uses the head's first outputs.
+        self.cells = tuple(
+            cell_anchors(sizes, anchors.ratios, rounded=decided(anchors.rounded)) for sizes in anchors.sizes_px
+        )
+        self.head = RPNHead(channels, max(map(len, self.cells)), config.rpn.convs)
 
     def forward(self, features: Sequence[Tensor]) -> AnchorScores:
-        """``features``: FloatTensor[B,C,H_l,W_l] of levels ``first_level``..6."""
+        """``features``: FloatTensor[B,C,H_l,W_l], one map per level of the anchors, finest first."""
         logits, deltas = self.head(features)
         logits = [level[:, : len(cell)] for level, cell in zip(logits, self.cells, strict=True)]
         deltas = [level[:, : 4 * len(cell)] for level, cell in zip(deltas, self.cells, strict=True)]
@@ -144,64 +103,72 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def proposals(
-        self, scores: AnchorScores, image_hws: Sequence[tuple[int, int]], selection: Selection
+        self, scores: AnchorScores, image_hws: Sequence[tuple[int, int]], *, training: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Per image FloatTensor[R,4] boxes inside the image and their logits FloatTensor[R], best first."""
+        """Per image FloatTensor[R,4] boxes inside the image and their logits FloatTensor[R], best first.
+
+        The highest-scoring anchors of each level, non-maximum suppression inside each level, and the best of all
+        levels. ``training`` selects the counts, ``pre_nms_train`` or ``pre_nms_test`` and so on; R may be 0.
+        """
+        config = self.config
+        pre_nms = decided(config.pre_nms_train if training else config.pre_nms_test)
+        post_nms = decided(config.post_nms_train if training else config.post_nms_test)
         boxes, logits = [], []
         for image, image_hw in enumerate(image_hws):
-            index, level = _best_of_each_level(scores.logits[image], scores.per_level, selection.pre_nms)
+            index, level = _best_of_each_level(scores.logits[image], scores.per_level, pre_nms)
             kept = decode_boxes(scores.deltas[image, index], scores.anchors[index], _DELTA_WEIGHTS)
             score = scores.logits[image, index]
             finite = kept.isfinite().all(dim=1) & score.isfinite()
             kept = clip_boxes(kept, image_hw)
-            usable = finite & large_enough(kept, selection.min_box_px)
+            usable = finite & large_enough(kept, decided(config.min_box_px))
             kept, score, level = kept[usable], score[usable], level[usable]
-            best = grouped_nms(kept, score, level, selection.nms_iou)[: selection.post_nms]
+            best = grouped_nms(kept, score, level, config.nms_iou)[:post_nms]
             boxes.append(kept[best])
             logits.append(score[best])
         return boxes, logits
 
     def losses(self, scores: AnchorScores, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """``rpn_class`` (objectness) and ``rpn_box`` over a seeded sample of anchors."""
+        """The weighted losses ``rpn_class`` (objectness) and ``rpn_box`` over a random sample of anchors."""
+        config = self.config
         logits, deltas, labels, targets = [], [], [], []
         for image in range(len(batch)):
             label, matched = self.anchor_targets(scores.anchors, batch.boxes[image], batch.ignore[image])
-            drawn = sample(label, self.sampling.per_image, self.sampling.positive_fraction, generator)
+            drawn = sample(label, config.samples_per_image, config.positive_fraction, generator)
             positive = drawn[label[drawn] == FOREGROUND]
             logits.append(scores.logits[image, drawn])
             labels.append(label[drawn])
             deltas.append(scores.deltas[image, positive])
             targets.append(encode_boxes(matched[positive], scores.anchors[positive], _DELTA_WEIGHTS))
-        rules = self.loss_rules
-        if rules.normaliser == "sampled":
+        if config.loss_normaliser == "sampled":
             normaliser = max(sum(map(len, labels)), 1)
         else:
-            normaliser = self.sampling.per_image * len(batch)
+            normaliser = config.samples_per_image * len(batch)
         class_loss = objectness_loss(torch.cat(logits), torch.cat(labels), normaliser)
-        box_loss = smooth_l1_sum(torch.cat(deltas), torch.cat(targets), rules.smooth_l1_beta) / normaliser
-        return {"rpn_class": rules.class_weight * class_loss, "rpn_box": rules.box_weight * box_loss}
+        box_loss = smooth_l1_sum(torch.cat(deltas), torch.cat(targets), decided(config.smooth_l1_beta)) / normaliser
+        return {"rpn_class": config.class_weight * class_loss, "rpn_box": config.box_weight * box_loss}
 
     @torch.no_grad()
     def anchor_targets(self, anchors: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels Int8Tensor[N] (``ops.assign``) and the box FloatTensor[N,4] of each anchor's best object.
+        """Labels Int8Tensor[N] (see ``ops.assign``) and the box FloatTensor[N,4] of each anchor's best object.
 
-        Anchors inside ignored regions are neither positive nor negative; without objects the boxes are all 0.
+        ``boxes``: FloatTensor[G,4] of one image; ``ignore``: BoolTensor[G]. Anchors inside ignored regions are neither
+        positive nor negative. Without objects, the boxes are all 0.
         """
         objects = boxes[~ignore]
         assignment = assign(
             anchors,
             objects,
-            foreground_iou=self.sampling.foreground_iou,
-            background_iou=self.sampling.background_iou,
+            foreground_iou=self.config.foreground_iou,
+            background_iou=self.config.background_iou,
             keep_best=True,
         )
-        ignored = inside_ignored(anchors, boxes[ignore], self.sampling.ignore_ioa)
+        ignored = inside_ignored(anchors, boxes[ignore], self.ignore_ioa)
         matched = objects[assignment.objects] if len(objects) else torch.zeros_like(anchors)
         return assignment.labels.masked_fill(ignored, UNUSED), matched
 
 
 def _best_of_each_level(logits: Tensor, per_level: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-    """Indices and levels, LongTensor[T] each, of the best ``count`` anchors of every level; logits FloatTensor[N]."""
+    """Indices and levels, LongTensor[T] each, of the ``count`` highest logits FloatTensor[N] of every level."""
     indices, levels, start = [], [], 0
     for number, level in enumerate(logits.split(list(per_level))):
         index = level.topk(min(count, len(level))).indices

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.section import decided
 from cellwright.core.instances import Instances
 from cellwright.data.views import View
 from cellwright.models.contract import RenderView
-from cellwright.models.rcnn.box_head import DetectionRules
+from cellwright.models.rcnn.heads import AnyBoxHeadConfig
 from cellwright.models.rcnn.regions import Detections, RegionFeatures
 from cellwright.ops.boxes import scale_boxes
 from cellwright.ops.nms import grouped_nms
@@ -27,7 +29,10 @@ from cellwright.ops.weighted_boxes import weighted_boxes
 
 
 class TwoStageNetwork(Protocol):
-    """What `detect_views` calls of a `MaskRCNN`; see there."""
+    """The methods of `MaskRCNN` that `detect_views` calls; see there."""
+
+    @property
+    def config(self) -> RCNNConfig: ...
 
     def features(self, images: Tensor) -> list[Tensor]: ...
 
@@ -43,21 +48,14 @@ class TwoStageNetwork(Protocol):
 
 
 def detect_views(
-    network: TwoStageNetwork,
-    views: Sequence[View],
-    render: RenderView,
-    output_hw: tuple[int, int],
-    *,
-    detection: DetectionRules,
-    paste: Literal["torchvision", "detectron2"],
-    mask_threshold: float,
+    network: TwoStageNetwork, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]
 ) -> Instances:
     """The objects of one image, best first; see ``DetectsViews.detect_views``."""
-    merged = merge_detections(_boxes_of_views(network, views, render, output_hw), detection)
+    merged = merge_detections(_boxes_of_views(network, views, render, output_hw), network.config.box_head)
     if not len(merged.boxes):
         return Instances.empty(output_hw, scored=True)
-    mean, qualities = _masks_of_views(network, views, render, merged, output_hw, paste)
-    masks, soft = mean.finish(len(views), threshold=mask_threshold)
+    mean, qualities = _masks_of_views(network, views, render, merged, output_hw)
+    masks, soft = mean.finish(len(views), threshold=network.config.mask_head.threshold)
     scores = (merged.scores * qualities / len(views)).numpy()
     visible = np.flatnonzero(masks.areas > 0)
     best = visible[np.argsort(-scores[visible], kind="stable")]
@@ -70,10 +68,10 @@ def detect_views(
     return replace(instances, soft_masks=soft[best])
 
 
-def merge_detections(of_views: Sequence[Detections], rules: DetectionRules) -> Detections:
+def merge_detections(of_views: Sequence[Detections], config: AnyBoxHeadConfig) -> Detections:
     """The detections of several views as those of one, on the CPU, best first: Weighted Boxes Fusion in each class.
 
-    Boxes that the network's own non-maximum suppression treats as one object (IoU above ``rules.nms_iou``) become
+    Boxes that the network's own non-maximum suppression treats as one object (IoU above ``config.nms_iou``) become
     their mean, weighted by score. The score is the mean over the views; a view without the object counts as 0.
     Detections are then dropped as in a single view: by score, by suppression and by the network's cap.
     """
@@ -86,15 +84,16 @@ def merge_detections(of_views: Sequence[Detections], rules: DetectionRules) -> D
     if not len(order):
         return Detections(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     boxes, scores, class_ids = boxes[order], scores[order].astype(np.float64), class_ids[order]
-    cluster, fused, means = weighted_boxes(boxes, scores, class_ids, np.ones(len(of_views)), rules.nms_iou)
+    cluster, fused, means = weighted_boxes(boxes, scores, class_ids, np.ones(len(of_views)), config.nms_iou)
     first = np.unique(cluster, return_index=True)[1]
     merged = Detections(
         torch.from_numpy(fused.astype(np.float32)),
         torch.from_numpy(means.astype(np.float32)),
         torch.from_numpy(class_ids[first]),
     )
-    merged = merged[merged.scores > rules.score_threshold]
-    return merged[grouped_nms(merged.boxes, merged.scores, merged.class_ids, rules.nms_iou)[: rules.per_image]]
+    merged = merged[merged.scores > config.score_threshold]
+    best = grouped_nms(merged.boxes, merged.scores, merged.class_ids, config.nms_iou)
+    return merged[best[: config.detections_per_image]]
 
 
 def _boxes_of_views(
@@ -118,7 +117,6 @@ def _masks_of_views(
     render: RenderView,
     merged: Detections,
     output_hw: tuple[int, int],
-    paste: Literal["torchvision", "detectron2"],
 ) -> tuple[PasteMean, Tensor]:
     """The sum of the views' masks of N merged boxes, and of their expected qualities FloatTensor[N]."""
     mean, qualities = None, torch.zeros(len(merged.boxes))
@@ -131,7 +129,8 @@ def _masks_of_views(
         first = 0
         for part, probs in network.masks_in_parts(source, asked):
             if mean is None:
-                mean = PasteMean(merged.boxes.to(boxes.device), probs.shape[-1], output_hw, rule=paste)
+                all_boxes, paste = merged.boxes.to(boxes.device), network.config.mask_head.paste
+                mean = PasteMean(all_boxes, probs.shape[-1], output_hw, rule=decided(paste))
             mean.add(first, _turned_back(probs, view))
             qualities[first : first + len(probs)] += part.scores.float().cpu()
             first += len(probs)

@@ -143,7 +143,7 @@ def test_whole_flow(network: MaskRCNN, fixture: Fixture) -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_later_stages_relabel_the_refined_boxes(network: MaskRCNN, fixture: Fixture, stage: int) -> None:
     stored = fixture.regions("all_bitmask", f"stage{stage}")
-    boxes, iou = [region.boxes for region in stored], network.rules.box.stage_ious[stage]
+    boxes, iou = [region.boxes for region in stored], network.config.box_head.stage_ious[stage]
     ours = relabel_regions(boxes, fixture.batch, 4, foreground_iou=iou, ignore_ioa=0.5)
     for image in range(2):
         assert torch.equal(ours[image].boxes, stored[image].boxes)

@@ -14,8 +14,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from cellwright.config.model_rcnn import BackboneConfig
-from cellwright.models.build import _resnet
-from cellwright.models.layers import ConvNorm, Deformable, DeformConvNorm, make_norm
+from cellwright.models.layers import ConvNorm, DeformConvNorm, make_norm
 from cellwright.models.rcnn.resnet import ResNet
 from cellwright.models.weights.foreign import read_foreign
 
@@ -26,7 +25,7 @@ X_32X8D = {"groups": 32, "group_width": 8}
 def backbone(**settings: Any) -> ResNet:
     """The network of a ``backbone`` section under torchvision's conventions."""
     open_fields = {"stem_channels": settings.get("width", 64), "stride_in_1x1": False}
-    return _resnet(BackboneConfig.model_validate(open_fields | settings), in_channels=3)
+    return ResNet(BackboneConfig.model_validate(open_fields | settings), in_channels=3)
 
 
 def torchvision_name(ours: str) -> str:
@@ -188,35 +187,40 @@ def test_deformable_micro_vectors(fixtures_root: Path, modulated: bool) -> None:
         if modulated:
             predicted = torch.cat([predicted, torch.from_numpy(arrays["dcn_mask"]).logit()], dim=1)
         expected = arrays["dcnv2_out" if modulated else "dcn_out"]
-    layer = deformable(8, 6, Deformable(modulated=modulated), stride=2, groups=2)
+    layer = deformable(8, 6, sampling(deformable_modulated=modulated, groups=2), stride=2)
     layer.conv.weight.copy_(weight)
     assert layer.offset(x).shape == predicted.shape
     layer.offset = Fixed(predicted)
     assert np.abs(layer(x).numpy() - expected).max() < 1e-5
 
 
-def deformable(
-    in_channels: int, out_channels: int, how: Deformable, *, stride: int = 1, groups: int = 1
-) -> DeformConvNorm:
-    """One without normalisation and with a bias of 0."""
-    layer = DeformConvNorm(in_channels, out_channels, how, stride=stride, groups=groups, norm="none", relu=False)
+def sampling(**settings: Any) -> BackboneConfig:
+    return BackboneConfig.model_validate({"deformable_stages": [5]} | settings)
+
+
+def deformable(in_channels: int, out_channels: int, config: BackboneConfig, *, stride: int = 1) -> DeformConvNorm:
+    """A layer without normalisation and with a bias of 0."""
+    layer = DeformConvNorm(in_channels, out_channels, config, stride=stride, norm="none", relu=False)
     nn.init.zeros_(layer.conv.bias)
     return layer
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("how", [Deformable(), Deformable(groups=4), Deformable(groups=2, modulated=True)])
-def test_deformable_starts_as_the_plain_convolution(how: Deformable, stride: int) -> None:
-    layer = deformable(8, 12, how, stride=stride, groups=4)
+@pytest.mark.parametrize(
+    "settings", [{}, {"deformable_groups": 4}, {"deformable_groups": 2, "deformable_modulated": True}]
+)
+def test_deformable_starts_as_the_plain_convolution(settings: dict[str, Any], stride: int) -> None:
+    config = sampling(groups=4, **settings)
+    layer = deformable(8, 12, config, stride=stride)
     x = torch.randn((2, 8, 9, 11))
     # Version 2 weighs each sample by sigmoid(0).
-    assert torch.allclose(layer(x), layer.conv(x) * (0.5 if how.modulated else 1.0), atol=1e-6)
+    assert torch.allclose(layer(x), layer.conv(x) * (0.5 if config.deformable_modulated else 1.0), atol=1e-6)
 
 
 @torch.no_grad()
 def test_whole_pixel_offsets_shift_their_own_channels() -> None:
-    layer = deformable(4, 4, Deformable(groups=2))
+    layer = deformable(4, 4, sampling(deformable_groups=2))
     dy_dx = torch.tensor([[2.0, 0.0], [0.0, -1.0]])  # of the first two channels, and of the last two
     layer.offset.bias.copy_(dy_dx.repeat_interleave(9, dim=0).flatten())
     x = torch.randn((1, 4, 10, 12))

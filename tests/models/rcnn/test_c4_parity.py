@@ -18,9 +18,10 @@ from detectron2_fixture import (
 )
 from torchvision.ops import roi_align
 
-from cellwright.config.model_rcnn import C4Config
-from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.config.model_rcnn import C4Config, C4MaskHeadConfig
+from cellwright.models.rcnn.heads import mask_coverage, mask_targets
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.regions import BoxOutputs
 from cellwright.ops.assign import FOREGROUND
 
 
@@ -132,7 +133,8 @@ def test_anchor_targets(network: MaskRCNN, fixture: Fixture, image: int) -> None
 
 
 def test_mask_targets_from_layers(fixture: Fixture) -> None:
-    ours = mask_targets(fixture.regions("all_bitmask", "mask"), fixture.batch, 14, aligned=True, binary=True)
+    coverage = mask_coverage(fixture.regions("all_bitmask", "mask"), fixture.batch, 14, aligned=True)
+    ours = mask_targets(coverage, C4MaskHeadConfig(target="binary"))
     assert np.array_equal(ours.bool().numpy(), fixture.mask_targets("all_bitmask"))
 
 
@@ -147,11 +149,13 @@ def test_masks_share_res5_with_boxes_and_lose_nothing(fixture: Fixture) -> None:
     with torch.no_grad():
         source = network.region_features(network.features(fixture.batch.images))
         regions = fixture.regions("all_bitmask", "mask")
-        again = network.mask_losses(source, regions, fixture.batch)["mask"]
-        pooled = source.pool([region.boxes for region in regions], 14)
-        shared = network.mask_losses(source, regions, fixture.batch, pooled)["mask"]
-    assert again.item() == shared.item()
-    assert again.item() == pytest.approx(fixture.losses["all_bitmask"]["losses"]["loss_mask"], rel=2e-4)
+        shared_features = source.pool([region.boxes for region in regions], 14)
+        boxes = BoxOutputs(regions, shared_features, torch.zeros(0))
+        own_features = MaskRCNN.mask_features(network, source, boxes)
+        shared = network.mask_losses(source, boxes, fixture.batch, torch.Generator())["mask"]
+    assert network.mask_features(source, boxes) is shared_features
+    assert torch.equal(own_features, shared_features)
+    assert shared.item() == pytest.approx(fixture.losses["all_bitmask"]["losses"]["loss_mask"], rel=2e-4)
 
 
 def test_a_finer_mask_pooler_doubles_the_masks(fixture: Fixture) -> None:

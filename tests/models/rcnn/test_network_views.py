@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import network_conformance as suite
 import numpy as np
@@ -11,18 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from cellwright.config.model_rcnn import BoxHeadConfig
 from cellwright.core.instances import Instances
 from cellwright.core.masks import SoftMasks
 from cellwright.data.views import PLAIN, View, parse_views
-from cellwright.models.rcnn.box_head import DetectionRules
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.rcnn.pointrend import PointRend
 from cellwright.models.rcnn.regions import Detections
 from cellwright.models.rcnn.views import merge_detections
 from cellwright.ops.batch import stack_images
-from cellwright.ops.paste import paste_soft_masks
+from cellwright.ops.paste import PasteMean
 
 HW = (60, 90)
-RULES = DetectionRules(score_threshold=0.05, nms_iou=0.5, per_image=10, min_box_px=0.0)
+CONFIG = BoxHeadConfig(score_threshold=0.05, nms_iou=0.5, detections_per_image=10, min_box_px=0.0)
 FAMILY = ("fpn_r18", "torchvision_v1", "c4_r50", "cascade_r50", "pointrend_x50", "mask_scoring")
 
 
@@ -30,7 +30,7 @@ FAMILY = ("fpn_r18", "torchvision_v1", "c4_r50", "cascade_r50", "pointrend_x50",
 def rcnn(request: pytest.FixtureRequest) -> MaskRCNN:
     """A network at its random start, whose masks are not all .5."""
     network = suite.build(suite.CASES[request.param].recipe()).eval()
-    logits = (network.mask_head if network.point_head is None else network.point_head).logits
+    logits = (network.point_head if isinstance(network, PointRend) else network.mask_head).logits
     with torch.no_grad():
         logits.weight *= 300
     return network
@@ -76,7 +76,7 @@ def test_a_turned_view_gives_the_turned_result(rcnn: MaskRCNN) -> None:
     assert len(found) > 5
     np.testing.assert_allclose(found.scores, turned.scores, atol=1e-6)
     np.testing.assert_allclose(view.turn_boxes(found.boxes_xyxy, HW), turned.boxes_xyxy, atol=1e-4)
-    if rcnn.rules.mask.paste == "torchvision":
+    if rcnn.config.mask_head.paste == "torchvision":
         return  # its paste cuts boxes towards zero, which no turn commutes with
     for i in range(len(found)):
         there = soft_of(turned).crop(i).astype(int)
@@ -94,7 +94,9 @@ def test_masks_are_the_mean_of_each_views_own(rcnn: MaskRCNN) -> None:
         own = torch.from_numpy(view.turn_boxes(boxes.numpy(), HW))
         (probs,) = rcnn.masks_for(rcnn.features(stacked), [own], [class_ids])
         total = total + torch.from_numpy(view.turn_back(probs.numpy()))
-    expected = paste_soft_masks(total / len(views), boxes, HW, rule=rcnn.rules.mask.paste)
+    mean = PasteMean(boxes, total.shape[-1], HW, rule=rcnn.config.mask_head.paste)
+    mean.add(0, total / len(views))
+    _, expected = mean.finish(1, threshold=0.5)
     soft = soft_of(found)
     assert len(found) > 1
     assert np.array_equal(soft.boxes, expected.boxes)
@@ -112,11 +114,11 @@ def test_cost_follows_the_foreground() -> None:
 
 
 def test_an_image_in_which_nothing_is_found(rcnn: MaskRCNN) -> None:
-    rules = replace(rcnn.rules.box, detection=replace(rcnn.rules.box.detection, score_threshold=1.0))
-    network, kept = rcnn, rcnn.rules
-    network.rules = replace(kept, box=rules)
-    found = found_in(network, parse_views("flips"), squares())
-    network.rules = kept
+    kept = rcnn.config
+    box_head = kept.box_head.model_copy(update={"score_threshold": 1.0})
+    rcnn.config = kept.model_copy(update={"box_head": box_head})
+    found = found_in(rcnn, parse_views("flips"), squares())
+    rcnn.config = kept
     assert len(found) == 0
     assert found.scores is not None
     assert found.image_hw == HW
@@ -130,18 +132,18 @@ def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> D
 def test_boxes_of_one_object_become_their_mean() -> None:
     first = detections(((0, 0, 10, 10), 0.9, 0), ((30, 30, 40, 40), 0.8, 1), ((60, 0, 70, 10), 0.06, 0))
     second = detections(((2, 0, 12, 10), 0.3, 0), ((30, 30, 40, 40), 0.4, 0))
-    merged = merge_detections([first, second], RULES)
+    merged = merge_detections([first, second], CONFIG)
     assert merged.boxes[0].tolist() == pytest.approx([0.5, 0, 10.5, 10])
     assert merged.scores.tolist() == pytest.approx([0.6, 0.4, 0.2]), "one that a view does not show counts half"
     assert merged.class_ids.tolist() == [0, 1, 0], "classes do not meet; what scores .03 on average is gone"
-    assert len(merge_detections([first, second], replace(RULES, per_image=1)).boxes) == 1
+    assert len(merge_detections([first, second], CONFIG.model_copy(update={"detections_per_image": 1})).boxes) == 1
 
 
 def test_merging_one_view_changes_nothing_and_none_is_legal() -> None:
     one = detections(((0, 0, 10, 10), 0.9, 0), ((4, 0, 14, 10), 0.8, 0), ((0, 0, 10, 10), 0.7, 1))
-    merged = merge_detections([one], RULES)
+    merged = merge_detections([one], CONFIG)
     assert torch.equal(merged.boxes, one.boxes)
     assert torch.equal(merged.scores, one.scores)
     assert torch.equal(merged.class_ids, one.class_ids)
-    assert merge_detections([detections(), detections()], RULES).boxes.shape == (0, 4)
-    assert len(merge_detections([detections(((5, 5, 5, 9), 0.9, 0))], RULES).boxes) == 0, "no area"
+    assert merge_detections([detections(), detections()], CONFIG).boxes.shape == (0, 4)
+    assert len(merge_detections([detections(((5, 5, 5, 9), 0.9, 0))], CONFIG).boxes) == 0, "no area"

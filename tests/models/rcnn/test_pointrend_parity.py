@@ -24,11 +24,10 @@ from detectron2_fixture import (
 )
 from torch import Tensor
 
-from cellwright.config.model_rcnn import PointRendConfig
+from cellwright.config.model_rcnn import CoarseMaskConfig, PointRendConfig
 from cellwright.models.rcnn import pointrend
-from cellwright.models.rcnn.mask_head import mask_targets
-from cellwright.models.rcnn.mask_rcnn import MaskRCNN
-from cellwright.models.rcnn.pointrend import PointHead, sample_grid, subdivide
+from cellwright.models.rcnn.heads import mask_coverage, mask_targets
+from cellwright.models.rcnn.pointrend import PointHead, PointRend, sample_grid, subdivide
 from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 from cellwright.ops.points import points_in_boxes, sample_labels, uncertain_cells
@@ -71,8 +70,10 @@ def fixture(fixtures_root: Path) -> Fixture:
 
 
 @pytest.fixture(scope="module")
-def network(fixture: Fixture) -> MaskRCNN:
-    return build(fixture, config())
+def network(fixture: Fixture) -> PointRend:
+    network = build(fixture, config())
+    assert isinstance(network, PointRend)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def pyramid(fixture: Fixture) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_backbone_pyramid_and_anchor_scores(network: MaskRCNN, fixture: Fixture, pyramid: list[Tensor]) -> None:
+def test_backbone_pyramid_and_anchor_scores(network: PointRend, fixture: Fixture, pyramid: list[Tensor]) -> None:
     for level, ours in zip(range(2, 7), network.features(fixture.tensor("preprocessed")), strict=True):
         assert np.abs(ours.numpy() - fixture.theirs[f"backbone_p{level}"]).max() < 2e-4
     logits, deltas = network.rpn.head(pyramid)
@@ -90,7 +91,7 @@ def test_backbone_pyramid_and_anchor_scores(network: MaskRCNN, fixture: Fixture,
         assert np.abs(deltas[level].numpy() - fixture.theirs[f"rpn_deltas_{level}"]).max() < 2e-4
 
 
-def test_proposals_and_detections(network: MaskRCNN, fixture: Fixture, pyramid: list[Tensor]) -> None:
+def test_proposals_and_detections(network: PointRend, fixture: Fixture, pyramid: list[Tensor]) -> None:
     (proposals,) = network.proposals(pyramid, [IMAGE_HW])
     assert unmatched(proposals.numpy(), fixture.theirs["proposal_boxes"], 1e-2) == (0, 0)
     (ours,) = network.boxes(pyramid, [fixture.tensor("proposal_boxes")], [IMAGE_HW])
@@ -103,30 +104,30 @@ def test_proposals_and_detections(network: MaskRCNN, fixture: Fixture, pyramid: 
 
 
 @torch.no_grad()
-def test_coarse_masks(network: MaskRCNN, fixture: Fixture, pyramid: list[Tensor]) -> None:
-    grid = sample_grid(pyramid[0], [fixture.tensor("det_boxes")], 14, network.rules.points)
+def test_coarse_masks(network: PointRend, fixture: Fixture, pyramid: list[Tensor]) -> None:
+    grid = sample_grid(pyramid[0], [fixture.tensor("det_boxes")], 14, network.fine_stride)
     ours = network.mask_head(grid)
     assert np.abs(ours.numpy() - fixture.theirs["coarse_mask_logits"]).max() < 2e-4
 
 
 @torch.no_grad()
-def logits_after(network: MaskRCNN, fixture: Fixture, subdivisions: int) -> Tensor:
+def logits_after(network: PointRend, fixture: Fixture, subdivisions: int) -> Tensor:
     """Our logits of the first twelve detections' own classes, from the stored coarse masks."""
     found, coarse = fixture.detections(), fixture.tensor("coarse_mask_logits")
-    rules = replace(network.rules.points, subdivisions=subdivisions)
+    config = network.point_head.config.model_copy(update={"subdivisions": subdivisions})
     fine = fixture.tensor("backbone_p2")
-    return subdivide(coarse[:12], network.point_head, fine, found.boxes[:12], found.class_ids[:12], rules)
+    return subdivide(coarse[:12], network.point_head, fine, found.boxes[:12], found.class_ids[:12], config, 4)
 
 
 @pytest.mark.parametrize(("subdivisions", "side"), [(2, 28), (3, 56)])
-def test_logits_of_the_predicted_class(network: MaskRCNN, fixture: Fixture, subdivisions: int, side: int) -> None:
+def test_logits_of_the_predicted_class(network: PointRend, fixture: Fixture, subdivisions: int, side: int) -> None:
     """Theirs refine every class's map; ours only the predicted class's, which alone says what is uncertain."""
     theirs = fixture.theirs[f"pr_logits_{side}"][np.arange(12), fixture.theirs["det_classes"][:12]]
     assert np.abs(logits_after(network, fixture, subdivisions).numpy() - theirs).max() < 2e-4
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_chosen_points(network: MaskRCNN, fixture: Fixture, step: int) -> None:
+def test_chosen_points(network: PointRend, fixture: Fixture, step: int) -> None:
     logits = logits_after(network, fixture, step + 1)[:, None]
     enlarged = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
     cells, _ = uncertain_cells(enlarged, 784)
@@ -134,7 +135,7 @@ def test_chosen_points(network: MaskRCNN, fixture: Fixture, step: int) -> None:
         assert len(set(ours) - set(theirs)) <= 2  # near ties at the last rank
 
 
-def test_mask_probabilities(network: MaskRCNN, fixture: Fixture, pyramid: list[Tensor]) -> None:
+def test_mask_probabilities(network: PointRend, fixture: Fixture, pyramid: list[Tensor]) -> None:
     found = fixture.detections()
     (probs,) = network.masks_for(pyramid, [found.boxes], [found.class_ids])
     assert probs.shape == (100, 224, 224)
@@ -144,7 +145,7 @@ def test_mask_probabilities(network: MaskRCNN, fixture: Fixture, pyramid: list[T
 
 @pytest.mark.parametrize(("name", "output_hw"), [("post", IMAGE_HW), ("post400x500", OUTPUT_HW)])
 def test_pasted_pixels(
-    network: MaskRCNN, fixture: Fixture, pyramid: list[Tensor], name: str, output_hw: tuple[int, int]
+    network: PointRend, fixture: Fixture, pyramid: list[Tensor], name: str, output_hw: tuple[int, int]
 ) -> None:
     """From the stored maps and boxes on: nothing but the masks can differ."""
     found = fixture.detections()
@@ -157,7 +158,7 @@ def test_pasted_pixels(
     assert (ours.masks.to_dense().astype(bool) != expected[visible]).sum() <= 10
 
 
-def test_whole_flow(network: MaskRCNN, fixture: Fixture) -> None:
+def test_whole_flow(network: PointRend, fixture: Fixture) -> None:
     """Near-tied objects change places between Detectron2's own runs, so that 2283 of 78188 mask pixels differ rank by
     rank; here every object is compared with theirs of the same box."""
     (ours,) = network.detect(fixture.tensor("preprocessed"), [IMAGE_HW], [IMAGE_HW])
@@ -185,7 +186,8 @@ def mask_regions(fixture: Fixture, tag: str) -> list[Regions]:
 
 
 def test_coarse_targets(fixture: Fixture) -> None:
-    ours = mask_targets(mask_regions(fixture, "all_bitmask"), fixture.batch, 7, aligned=True, binary=True)
+    coverage = mask_coverage(mask_regions(fixture, "all_bitmask"), fixture.batch, 7, aligned=True)
+    ours = mask_targets(coverage, CoarseMaskConfig(target="binary"))
     assert np.array_equal(ours.bool().numpy(), fixture.mask_targets("all_bitmask"))
 
 
@@ -232,7 +234,7 @@ def test_losses_and_gradients(fixture: Fixture, monkeypatch: pytest.MonkeyPatch)
     check_losses_and_gradients(network, fixture, "all_bitmask", network.losses(fixture.batch))
 
 
-def test_losses_of_the_stored_sample(network: MaskRCNN, fixture: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_the_stored_sample(network: PointRend, fixture: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     inject_points(monkeypatch, fixture, "default_bitmask")
     with torch.no_grad():
         source = network.region_features(network.features(fixture.batch.images))
@@ -247,10 +249,10 @@ def test_losses_of_the_stored_sample(network: MaskRCNN, fixture: Fixture, monkey
 
 
 @torch.no_grad()
-def test_stored_points_are_the_uncertain_ones_first(network: MaskRCNN, fixture: Fixture) -> None:
+def test_stored_points_are_the_uncertain_ones_first(network: PointRend, fixture: Fixture) -> None:
     """How Detectron2 orders its points, and that the uniform rest is drawn anew rather than left over."""
     regions, fine = mask_regions(fixture, "all_bitmask"), network.features(fixture.batch.images)[0]
-    coarse = network.mask_head(sample_grid(fine, [region.boxes for region in regions], 14, network.rules.points))
+    coarse = network.mask_head(sample_grid(fine, [region.boxes for region in regions], 14, network.fine_stride))
     own = coarse[torch.arange(26), torch.cat([region.class_ids for region in regions])]
     points = torch.from_numpy(fixture.targets["all_bitmask/point_coords"])
     size = pointrend.sample_masks(own[:, None], points)[:, 0].abs()

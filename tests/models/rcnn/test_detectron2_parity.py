@@ -17,8 +17,8 @@ from detectron2_fixture import (
     unmatched,
 )
 
-from cellwright.config.model_rcnn import MaskRCNNConfig
-from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.config.model_rcnn import MaskHeadConfig, MaskRCNNConfig
+from cellwright.models.rcnn.heads import mask_coverage, mask_targets
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.assign import FOREGROUND
 
@@ -142,8 +142,9 @@ def test_anchor_targets(network: MaskRCNN, fixture: Fixture, image: int) -> None
 
 def test_mask_targets_from_layers(fixture: Fixture) -> None:
     regions = fixture.regions("all_bitmask", "mask")
-    ours = mask_targets(regions, fixture.batch, 28, aligned=True, binary=True).bool().numpy()
-    assert np.array_equal(ours, fixture.mask_targets("all_bitmask"))
+    coverage = mask_coverage(regions, fixture.batch, 28, aligned=True)
+    ours = mask_targets(coverage, MaskHeadConfig(target="binary"))
+    assert np.array_equal(ours.bool().numpy(), fixture.mask_targets("all_bitmask"))
 
 
 def test_losses_and_gradients(fixture: Fixture) -> None:

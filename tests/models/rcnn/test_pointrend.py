@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cellwright.config.conventions import DETECTRON2, TORCHVISION, Conventions
-from cellwright.config.model_rcnn import PointRendConfig
+from cellwright.config.model_rcnn import CoarseMaskConfig, PointHeadConfig, PointRendConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn import pointrend
-from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.pointrend import (
     CoarseMaskHead,
     PointHead,
-    PointRules,
+    PointRend,
     draw_points,
     render_masks,
     sample_grid,
@@ -28,14 +26,14 @@ from cellwright.models.rcnn.pointrend import (
 from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 
-RULES = PointRules(
-    stride=1,
+CONFIG = PointHeadConfig(
     train_points=196,
     oversample=3.0,
     uncertain_fraction=0.75,
     subdivisions=3,
     test_points=784,
-    weight=1.0,
+    channels=2,
+    fcs=2,
 )
 # A disc about the middle of a 64 px map, as the logit of being inside.
 CENTRE, RADIUS = 32.0, 19.0
@@ -50,7 +48,7 @@ def disc() -> Tensor:
 def head_of(fine: float, coarse: float) -> PointHead:
     """For one fine channel and two classes: class 0's logit is ``fine * map + coarse * its own coarse logit``, class
     1's the negative of the map and its own coarse logit."""
-    head = PointHead(in_channels=1, channels=2, n_layers=2, n_masks=2)
+    head = PointHead(CONFIG, in_channels=1, n_masks=2)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.zero_()
@@ -62,15 +60,21 @@ def head_of(fine: float, coarse: float) -> PointHead:
     return head
 
 
-def render(coarse: Tensor, head: PointHead, fine: Tensor, boxes: Tensor, class_id: int, rules: PointRules) -> Tensor:
-    return render_masks(coarse, head, fine, boxes, torch.full((len(boxes),), class_id), rules)
+def render(
+    coarse: Tensor, head: PointHead, fine: Tensor, boxes: Tensor, class_id: int, config: PointHeadConfig = CONFIG
+) -> Tensor:
+    return render_masks(coarse, head, fine, boxes, torch.full((len(boxes),), class_id), config, stride=1)
+
+
+def changed(**values: Any) -> PointHeadConfig:
+    return CONFIG.model_copy(update=values)
 
 
 def test_a_shape_on_the_fine_map_is_rendered() -> None:
     """Few points are computed, and yet every cell is on the right side of the disc's edge."""
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0], [20.0, 4.0, 60.0, 44.0]])
-    rules = replace(RULES, test_points=400)
-    masks = render(torch.zeros((2, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, rules)
+    config = changed(test_points=400)
+    masks = render(torch.zeros((2, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, config)
     assert masks.shape == (2, 56, 56)
     units = (torch.arange(56) + 0.5) / 56
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
@@ -83,7 +87,7 @@ def test_a_shape_on_the_fine_map_is_rendered() -> None:
 
 def test_the_wanted_class_is_rendered() -> None:
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
-    inside, outside = (render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, k, RULES) for k in (0, 1))
+    inside, outside = (render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, k, CONFIG) for k in (0, 1))
     assert torch.allclose(inside + outside, torch.ones(1, 56, 56), atol=1e-6)
 
 
@@ -91,7 +95,7 @@ def test_coarse_logits_passed_on_are_enlarged_bilinearly() -> None:
     """With a point head that repeats the coarse logit and points for every cell, beside which there is zero."""
     coarse = torch.randn((3, 2, 7, 7), generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]]).repeat(3, 1)
-    ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 1, replace(RULES, test_points=56 * 56))
+    ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 1, changed(test_points=56 * 56))
     framed = F.interpolate(F.pad(coarse[:, 1:], (1, 1, 1, 1)), scale_factor=8, mode="bilinear", align_corners=False)
     assert torch.allclose(ours, framed[:, 0, 8:-8, 8:-8].sigmoid(), atol=1e-5)
 
@@ -100,7 +104,7 @@ def test_subdivisions_without_computed_points_only_interpolate() -> None:
     """One point a step in 56 x 56 cells: all others stay the interpolation of the dense 7 x 7 start."""
     coarse = torch.randn((1, 2, 7, 7), generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
-    ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 0, replace(RULES, test_points=1, subdivisions=1))
+    ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 0, changed(test_points=1, subdivisions=1))
     plain = F.interpolate(coarse[:, :1], scale_factor=2, mode="bilinear", align_corners=False).sigmoid()[:, 0]
     assert ((ours - plain).abs() > 1e-6).sum() <= 1
 
@@ -108,8 +112,8 @@ def test_subdivisions_without_computed_points_only_interpolate() -> None:
 @pytest.mark.parametrize("subdivisions", [0, 1])
 def test_few_subdivisions(subdivisions: int) -> None:
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
-    rules = replace(RULES, subdivisions=subdivisions)
-    masks = render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, rules)
+    config = changed(subdivisions=subdivisions)
+    masks = render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, config)
     side = 7 << subdivisions
     assert masks.shape == (1, side, side)
     assert masks[0, side // 2, side // 2] > 0.99
@@ -118,15 +122,16 @@ def test_few_subdivisions(subdivisions: int) -> None:
 
 def test_chunks_do_not_change_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    head = PointHead(in_channels=6, channels=16, n_layers=3, n_masks=3)
+    config = changed(subdivisions=5, channels=16, fcs=3)
+    head = PointHead(config, in_channels=6, n_masks=3)
     torch.nn.init.normal_(head.logits.weight)
     coarse, fine = torch.randn((11, 3, 7, 7)), torch.randn((1, 6, 20, 30))
     corners = torch.rand((11, 2)) * torch.tensor([80.0, 50.0])
     boxes = torch.cat([corners, corners + 5 + torch.rand((11, 2)) * 40], dim=1)
-    class_ids, rules = torch.arange(11) % 3, replace(RULES, stride=4, subdivisions=5)
-    whole = render_masks(coarse, head, fine, boxes, class_ids, rules)
+    class_ids = torch.arange(11) % 3
+    whole = render_masks(coarse, head, fine, boxes, class_ids, config, 4)
     monkeypatch.setattr(pointrend, "_CHUNK_VALUES", 1)
-    assert torch.allclose(render_masks(coarse, head, fine, boxes, class_ids, rules), whole, atol=1e-5)
+    assert torch.allclose(render_masks(coarse, head, fine, boxes, class_ids, config, 4), whole, atol=1e-5)
 
 
 def test_the_grid_reads_cell_centres() -> None:
@@ -134,7 +139,7 @@ def test_the_grid_reads_cell_centres() -> None:
     y, x = torch.meshgrid(torch.arange(16) * 4 + 2.0, torch.arange(24) * 4 + 2.0, indexing="ij")
     fine = (x + 100 * y).expand(2, 1, -1, -1)
     boxes = [torch.tensor([[10.0, 20.0, 38.0, 48.0]]), torch.tensor([[40.0, 6.0, 54.0, 34.0], [4.0, 4.0, 18.0, 18.0]])]
-    grid = sample_grid(fine, boxes, 14, replace(RULES, stride=4))
+    grid = sample_grid(fine, boxes, 14, 4)
     assert grid.shape == (3, 1, 14, 14)
     expected = (10 + 2 * torch.arange(14) + 1) + 100 * (20 + 2 * torch.arange(14)[:, None] + 1)
     assert torch.allclose(grid[0, 0], expected.float(), rtol=1e-4)
@@ -143,7 +148,7 @@ def test_the_grid_reads_cell_centres() -> None:
 
 def test_points_are_drawn_where_the_mask_is_uncertain() -> None:
     ramp = (torch.arange(7) - 3.0).expand(5, 7, 7)  # logit 0 along x = 1/2
-    points = draw_points(ramp, RULES, torch.Generator().manual_seed(0))
+    points = draw_points(ramp, CONFIG, torch.Generator().manual_seed(0))
     assert points.shape == (5, 196, 2)
     assert ((points >= 0) & (points < 1)).all()
     uncertain, uniform = points[:, :147], points[:, 147:]
@@ -151,15 +156,15 @@ def test_points_are_drawn_where_the_mask_is_uncertain() -> None:
     near = torch.minimum((uncertain[..., 0] - 0.5).abs(), torch.minimum(uncertain, 1 - uncertain).amin(dim=2))
     assert near.max() < 0.2
     assert (uniform[..., 0] - 0.5).abs().mean() == pytest.approx(0.25, abs=0.03)
-    again = draw_points(ramp, RULES, torch.Generator().manual_seed(0))
-    other = draw_points(ramp, RULES, torch.Generator().manual_seed(1))
+    again = draw_points(ramp, CONFIG, torch.Generator().manual_seed(0))
+    other = draw_points(ramp, CONFIG, torch.Generator().manual_seed(1))
     assert torch.equal(points, again)
     assert not torch.equal(points, other)
 
 
 def test_coarse_head_reduces_only_where_channels_shrink() -> None:
-    same = CoarseMaskHead(in_channels=8, resolution=14, channels=8, fc_channels=[16, 16], n_masks=3)
-    fewer = CoarseMaskHead(in_channels=12, resolution=14, channels=8, fc_channels=[16], n_masks=3)
+    same = CoarseMaskHead(CoarseMaskConfig(channels=8, fc_channels=16), in_channels=8, n_masks=3)
+    fewer = CoarseMaskHead(CoarseMaskConfig(channels=8, fc_channels=16, fcs=1), in_channels=12, n_masks=3)
     assert "reduce.conv.weight" not in same.state_dict()
     assert fewer.state_dict()["reduce.conv.weight"].shape == (8, 12, 1, 1)
     assert same.state_dict()["shrink.conv.weight"].shape == (8, 8, 2, 2)
@@ -180,9 +185,11 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(conventions: Conventions = DETECTRON2) -> MaskRCNN:
+def small(conventions: Conventions = DETECTRON2) -> PointRend:
     torch.manual_seed(0)
-    return build_mask_rcnn(PointRendConfig.model_validate(SMALL), conventions, in_channels=3, n_classes=2)
+    network = build_mask_rcnn(PointRendConfig.model_validate(SMALL), conventions, in_channels=3, n_classes=2)
+    assert isinstance(network, PointRend)
+    return network
 
 
 def batch_of(masks: list[MaskSet]) -> Batch:

@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from cellwright.config.conventions import TORCHVISION
-from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
+from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, MaskScoringConfig, PointRendConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
-from cellwright.models.rcnn.mask_head import mask_targets
+from cellwright.models.rcnn.heads import mask_coverage
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
-from cellwright.models.rcnn.mask_scoring import MaskScoring, mask_ious, quality_loss
+from cellwright.models.rcnn.mask_scoring import MaskScoring, MaskScoringRCNN, mask_ious, quality_loss
 from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
 
@@ -68,8 +68,8 @@ def as_logits(masks: np.ndarray) -> torch.Tensor:
 
 
 def ious(masks: np.ndarray, regions: list[Regions], batch: Batch) -> torch.Tensor:
-    targets = mask_targets(regions, batch, masks.shape[-1], aligned=True, binary=False)
-    return mask_ious(as_logits(masks), targets, regions, batch)
+    coverage = mask_coverage(regions, batch, masks.shape[-1], aligned=True)
+    return mask_ious(as_logits(masks), coverage, regions, batch)
 
 
 def test_iou_drawn_by_hand() -> None:
@@ -116,9 +116,9 @@ def test_loss_is_the_mean_squared_error() -> None:
     batch = batch_of([squares()])
     regions = [regions_of(batch.boxes[0].tolist(), list(range(6)))]
     logits = as_logits(np.ones((6, SIDE, SIDE), bool))
-    targets = mask_targets(regions, batch, SIDE, aligned=True, binary=False)
+    coverage = mask_coverage(regions, batch, SIDE, aligned=True)
     quality = torch.tensor([1.0, 1.0, 0.5, 1.0, 0.0, 1.2], requires_grad=True)
-    loss = quality_loss(quality, logits, targets, regions, batch)
+    loss = quality_loss(quality, logits, coverage, regions, batch)
     assert loss.item() == pytest.approx((0.25 + 1.0 + 0.04) / 6)
     loss.backward()
     assert quality.grad is not None
@@ -128,7 +128,8 @@ def test_loss_is_the_mean_squared_error() -> None:
 def test_the_mask_is_pooled_as_probability() -> None:
     """The head's own arithmetic, layer by layer, on the class's mask beside the features."""
     torch.manual_seed(0)
-    head = MaskScoring(in_channels=3, resolution=4, n_convs=2, channels=5, fc_channels=[6], n_classes=2)
+    config = MaskScoringConfig(convs=2, channels=5, fcs=1, fc_channels=6)
+    head = MaskScoring(config, in_channels=3, resolution=4, n_classes=2)
     assert set(head.state_dict()) == {
         f"{name}.{part}" for name in ("convs.0.conv", "convs.1.conv", "fcs.0", "quality") for part in ("weight", "bias")
     }
@@ -157,7 +158,7 @@ def test_without_positives_there_is_nothing_to_learn(masks: MaskSet, ignored: bo
 def test_one_step_learns(kind: type[MaskRCNNConfig] | type[CascadeConfig]) -> None:
     """Everything else held, one step brings the predicted qualities of the same regions nearer."""
     network = small(kind).train()
-    assert network.mask_scoring is not None
+    assert isinstance(network, MaskScoringRCNN)
     batch = batch_of([squares(), squares().flip("horizontal")])
     before = network.losses(batch)["mask_quality"]
     before.backward()
@@ -168,7 +169,7 @@ def test_one_step_learns(kind: type[MaskRCNNConfig] | type[CascadeConfig]) -> No
 def test_the_gradient_goes_on_into_the_mask_head() -> None:
     """Through the probabilities that the head sees, as in the paper's code; never through the target."""
     network = small().train()
-    assert network.mask_scoring is not None
+    assert isinstance(network, MaskScoringRCNN)
     network.losses(batch_of([squares()]))["mask_quality"].backward()
     assert network.mask_head.logits.weight.grad.abs().sum() > 0
     network.zero_grad()
@@ -184,7 +185,7 @@ def test_score_is_class_times_quality(kind: type[MaskRCNNConfig] | type[CascadeC
     for head in plain.box_head:
         torch.nn.init.normal_(head.class_logits.weight)  # both classes are found
     scored.load_state_dict(plain.state_dict(), strict=False)
-    assert scored.mask_scoring is not None
+    assert isinstance(scored, MaskScoringRCNN)
     torch.nn.init.zeros_(scored.mask_scoring.quality.weight)
     scored.mask_scoring.quality.bias.data = torch.tensor([0.1, 3.0])
     batch = batch_of([squares()])
