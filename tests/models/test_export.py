@@ -165,11 +165,11 @@ def test_the_folder_alone_gives_the_detections(case: str, tmp_path: Path) -> Non
     with torch.inference_mode():
         features = network.features(torch.from_numpy(image)[None])
         (wanted,) = network.boxes(features, network.proposals(features, [image_hw]), [image_hw])
-        masks, quality = network._masks(network.region_features(features), wanted.boxes, wanted.class_ids)
+        scored, masks = network.masks(network.region_features(features), wanted)
     assert len(boxes) > 10
     np.testing.assert_array_equal(class_ids, wanted.class_ids.numpy())
     np.testing.assert_allclose(boxes, wanted.boxes.numpy(), atol=1e-2)
-    np.testing.assert_allclose(scores, (wanted.scores * quality).numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores, scored.scores.numpy(), atol=1e-4)
     np.testing.assert_allclose(probs, masks.numpy(), atol=1e-4)
 
 
