@@ -29,7 +29,9 @@ def test_class_weights_are_those_of_torch() -> None:
 
 def test_class_weights_fit_the_classes() -> None:
     config = MaskRCNNConfig.model_validate({"box_head": {"class_weights": [1.0, 2.0]}})
-    with pytest.raises(RecipeError, match=r"(?s)box_head.class_weights.*got: 2 weights.*expected: 4: one per class, background"):
+    with pytest.raises(
+        RecipeError, match=r"(?s)box_head.class_weights.*got: 2 weights.*expected: 4: one per class, background"
+    ):
         build_mask_rcnn(config, DETECTRON2, in_channels=3, n_classes=3)
 
 
