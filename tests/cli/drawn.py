@@ -1,4 +1,4 @@
-"""Drawn annotations in VRDL's layout, and the flags that make a training short."""
+"""Drawn annotations in VRDL's layout, and options for a very short training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*words: object) -> int:
 
 
 def draw_mask_folder(root: Path, n_images: int) -> None:
-    """VRDL's layout: ``<id>/images/<id>.png`` and one PNG a nucleus; spaces in the names."""
+    """VRDL's layout: ``<id>/images/<id>.png`` and one PNG per nucleus; the names contain spaces."""
     for k in range(n_images):
         image, truth = draw_field(k, (128, 160), 14)
         folder = root / f"field {k}"

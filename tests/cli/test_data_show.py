@@ -1,4 +1,4 @@
-"""``data show`` through the command line: one sheet of images, one of variants by a recipe."""
+"""``data show`` on the command line: a contact sheet of images, and one of variants by a recipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_row_an_image_with_its_variants(folder: Path) -> None:
+def test_one_row_per_image_with_its_variants(folder: Path) -> None:
     out = folder / "variants.png"
     words = ["data", "show", folder / "source", "--augment", folder / "mine.yaml", "--variants", "3", "--quiet"]
     assert run(*words, "--max-images", "2", "--out", out) == 0
@@ -36,7 +36,7 @@ def test_a_row_an_image_with_its_variants(folder: Path) -> None:
     assert sheet.shape[0] == pytest.approx(rows * 340, rel=0.1)
     tiles = [sheet[60:340, 8 + 328 * k : 320 + 328 * k].astype(int) for k in range(columns)]
     assert all(np.abs(a - b).mean() > 5 for k, a in enumerate(tiles) for b in tiles[:k])
-    # The same command draws the same picture; another seed another one.
+    # The same command draws the same picture, and another seed a different one.
     again, other = folder / "again.png", folder / "other.png"
     assert run(*words, "--max-images", "2", "--out", again) == 0
     assert again.read_bytes() == out.read_bytes()
@@ -52,7 +52,7 @@ def test_without_a_recipe_every_image_is_drawn_once(folder: Path) -> None:
     assert cv2.imread(str(out)) is not None
 
 
-def test_what_cannot_be_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "none.png"
     show = ["data", "show", folder / "source", "--out", out]
     assert run(*show, "--augment", "no/such") == 2

@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README does what it says."""
+"""Every command and every line of Python in the README runs."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "answer.zip").is_file()
 
 
-def test_the_first_two_commands_are_the_doors_that_exist() -> None:
+def test_the_first_commands_exist_in_the_dev_script() -> None:
     dev = (ROOT / "dev").read_text()
     assert re.findall(r"^\./dev (\w+)", blocks("sh")[0], flags=re.MULTILINE) == ["demo", "test"]
     assert {"demo)", "test)", "check)"} <= set(dev.split())
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_point_to_existing_files() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
             if "://" not in target:

@@ -1,4 +1,4 @@
-"""``data check`` lists the annotations most likely wrong, and leaves them as a table with a contact sheet."""
+"""``data check`` lists the annotations that are most likely wrong, and writes them as a table with a contact sheet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drawn import draw_mask_folder, run
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Two drawn fields, one nucleus of which is an outline only."""
+    """Two drawn images; of one nucleus, only the outline is annotated."""
     draw_mask_folder(tmp_path / "source", 2)
     path = tmp_path / "source" / "field 1" / "masks" / "mask_003.png"
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
@@ -22,7 +22,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def test_suspects_are_listed_and_never_change_the_exit_code(
+def test_suspects_are_listed_and_do_not_change_the_exit_code(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "suspects.csv"
@@ -37,12 +37,14 @@ def test_suspects_are_listed_and_never_change_the_exit_code(
     assert sheet.shape[2] == 3
 
 
-def test_no_suspects_are_looked_for_when_none_are_asked_for(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_suspects_on_request(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "check", source, "--suspects", "0") == 0
     assert "suspect " not in capsys.readouterr().out
 
 
-def test_outputs_are_claimed_before_the_work(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_are_checked_before_the_work_starts(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("data", "check", source, "--out", tmp_path / "suspects.txt") == 2
     assert "expected" in capsys.readouterr().err
     (tmp_path / "suspects.png").write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""The main job through the command line, on drawn nuclei: convert, check, split, train, judge, predict, export."""
+"""The whole workflow on the command line, on drawn nuclei: convert, check, split, train, evaluate, predict, export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cellwright.api.read import read_dataset
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the whole job has been done."""
+    """A folder in which the whole workflow has been run."""
     root = tmp_path_factory.mktemp("job")
     draw_mask_folder(root / "source", 4)
     assert run("data", "convert", root / "source", "--out", root / "data", "--quiet") == 0
@@ -35,7 +35,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_run_holds_what_the_interface_promises(job: Path) -> None:
+def test_the_run_folder_contains_the_documented_files(job: Path) -> None:
     run_folder = job / "run"
     for name in ("recipe.yaml", "environment.json", "log.csv", "metrics.json", "DONE", "curves/losses.png"):
         assert (run_folder / name).is_file(), name
@@ -65,7 +65,7 @@ def test_the_predictions_agree_with_each_other(job: Path) -> None:
     assert sample.id in (job / "pred" / "summary.csv").read_text()
 
 
-def test_a_finished_output_is_not_touched(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_output_is_not_replaced(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (job / "pred" / "predictions.json").read_bytes()
     assert run("predict", job / "images", "--model", job / "run", "--out", job / "pred", "--score", "0.05") == 2
     assert run("train", "synthetic/demo", "--data", job / "data", "--out", job / "run", *TINY) == 2
@@ -75,14 +75,14 @@ def test_a_finished_output_is_not_touched(job: Path, capsys: pytest.CaptureFixtu
     assert (job / "pred" / "predictions.json").read_bytes() == before
 
 
-def test_judging_a_run_and_its_predictions_gives_the_same(job: Path) -> None:
+def test_a_run_and_its_predictions_have_the_same_metrics(job: Path) -> None:
     common = ["--data", job / "data", "--split", "val", "--quiet"]
     assert run("evaluate", job / "run", "--out", job / "eval_run", *common) == 0
     assert run("predict", job / "data", "--split", "val", "--model", job / "run", "--out", job / "pred_val") == 0
     assert run("evaluate", job / "pred_val", "--out", job / "eval_pred", *common) == 0
     first, second = (json.loads((job / name / "metrics.json").read_text()) for name in ("eval_run", "eval_pred"))
-    numbers, again = ({k: v for k, v in one["values"].items() if v is not None} for one in (first, second))
-    assert numbers == pytest.approx(again, rel=1e-6)
+    of_run, of_predictions = ({k: v for k, v in each["values"].items() if v is not None} for each in (first, second))
+    assert of_run == pytest.approx(of_predictions, rel=1e-6)
     assert first["values"]["n_images"] == 1
     assert first["values"]["AP_ceiling@100"] == 1
 
@@ -98,20 +98,20 @@ def test_an_export_loads_in_pycocotools(job: Path) -> None:
     truth = COCO()
     truth.dataset = {"images": [{"id": 41}], "annotations": [], "categories": [{"id": 1}], "info": {}}
     truth.createIndex()
-    assert {one["image_id"] for one in results} <= {41}
+    assert {result["image_id"] for result in results} <= {41}
     if results:
         loaded = truth.loadRes(results)
         assert len(loaded.anns) == len(results)
     assert run("export", job / "pred", "--to", "coco_results", "--out", job / "answer.zip") == 2
 
 
-def test_exports_to_tools_hold_what_the_label_images_hold(job: Path) -> None:
+def test_exports_contain_the_objects_of_the_label_images(job: Path) -> None:
     (sample,) = read_dataset(job / "pred", require_images=False)
-    found = sample.read_instances()
-    assert found.scores is not None
-    middle = float(np.median(found.scores)) if len(found) else 0.5
+    cells = sample.read_instances()
+    assert cells.scores is not None
+    median = float(np.median(cells.scores)) if len(cells) else 0.5
     images = ["predict", job / "data", "--split", "val", "--model", job / "run"]
-    assert run(*images, "--score", middle, "--out", job / "half") == 0
+    assert run(*images, "--score", median, "--out", job / "half") == 0
     assert run("export", job / "half", "--to", "geojson", "--out", job / "geo") == 0
     assert run("export", job / "half", "--to", "geojson", "--out", job / "geo") == 2
     assert run("export", job / "half", "--to", "geojson", "--out", job / "geo", "--overwrite") == 0
@@ -119,11 +119,11 @@ def test_exports_to_tools_hold_what_the_label_images_hold(job: Path) -> None:
     (half,) = read_dataset(job / "half", require_images=False)
     scores = half.read_instances().scores
     assert scores is not None
-    n_shown = int((scores >= np.float32(middle)).sum())
+    n_shown = int((scores >= np.float32(median)).sum())
     assert len(json.loads(file.read_text())["features"]) == n_shown < len(scores)
 
 
-def test_show_info_and_check_say_what_is_there(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_check_and_show(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "info", job / "data") == 0
     assert "4 images" in capsys.readouterr().out
     (job / "source" / "field 1" / "masks" / ".hidden.png").write_bytes(b"")
@@ -166,7 +166,7 @@ def test_model_inspect_and_lists(job: Path, capsys: pytest.CaptureFixture[str]) 
         (["export", "PRED", "--to", "coco_result", "--out", "x"], "did you mean 'coco_results'"),
     ],
 )
-def test_bad_words_get_one_message_and_exit_2(
+def test_wrong_arguments_give_one_message_and_exit_code_2(
     job: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     places = {"DATA": job / "data", "RUN": job / "run", "PRED": job / "pred", "NOWHERE": tmp_path / "NOWHERE"}
@@ -195,7 +195,7 @@ def test_help_and_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("frobnicate") == 2
 
 
-def test_our_own_bug_leaves_a_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_of_ours_saves_a_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(plan: object) -> list[tuple[str, str]]:
         raise ZeroDivisionError("a bug of ours")
 
@@ -208,7 +208,7 @@ def test_our_own_bug_leaves_a_report(monkeypatch: pytest.MonkeyPatch, capsys: py
     report.unlink()
 
 
-def test_interruption_prints_the_line_that_goes_on(
+def test_interruption_prints_the_command_that_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(plan: object) -> list[tuple[str, str]]:

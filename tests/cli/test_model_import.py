@@ -1,4 +1,4 @@
-"""``cellwright model inspect`` and ``model import`` on foreign files, through the command line."""
+"""``cellwright model inspect`` and ``model import`` for weights of other frameworks, on the command line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_inspect_recognises_the_network(
     assert not [row for row in rows["rows"] if row["name here"] == "none: unknown"]
 
 
-def test_an_imported_model_finds_what_detectron2_found(
+def test_an_imported_model_predicts_what_detectron2_predicts(
     fixtures_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out, names = fixtures_root / "mask_rcnn_R_50_FPN", tmp_path / "model", tmp_path / "names.txt"
@@ -84,17 +84,15 @@ def test_an_imported_model_finds_what_detectron2_found(
         drawn = np.unpackbits(arrays["post_masks_packed"], axis=1).any(axis=1)
     model = load_model(out, device="cpu")
     assert model.class_names == ("a", "b", "c", "d")
-    found = model.predict(np.ascontiguousarray(image))
-    distance = np.abs(found.boxes_xyxy[:, None] - boxes[None, drawn]).max(axis=2)
-    assert found.scores is not None
-    assert len(found) == drawn.sum()
+    cells = model.predict(np.ascontiguousarray(image))
+    distance = np.abs(cells.boxes_xyxy[:, None] - boxes[None, drawn]).max(axis=2)
+    assert cells.scores is not None
+    assert len(cells) == drawn.sum()
     assert distance.min(axis=1).max() < 2e-2
-    assert np.abs(np.sort(found.scores) - np.sort(scores[drawn])).max() < 1e-3
+    assert np.abs(np.sort(cells.scores) - np.sort(scores[drawn])).max() < 1e-3
 
 
-def test_what_import_refuses(
-    fixtures_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_imports(fixtures_root: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = fixtures_root / "mask_rcnn_R_50_FPN" / "model.pkl", tmp_path / "model"
     short = tmp_path / "short.txt"
     short.write_text("a\nb\n")
@@ -109,9 +107,9 @@ def test_what_import_refuses(
         assert not out.exists()
     words = (file, "--set", "classes=2", "--set", "model.init_fresh=[classes]")
     assert run("model", "import", *words, "--recipe", recipe, "--out", out) == 0
-    said = capsys.readouterr().err
-    assert "the classes are called class_1 to class_2" in said
-    assert "6 tensors initialised randomly (box_head, mask_head): train the model before you predict" in said
+    notes = capsys.readouterr().err
+    assert "the classes are called class_1 to class_2" in notes
+    assert "6 tensors initialised randomly (box_head, mask_head): train the model before you predict" in notes
 
 
 class _Attack:
