@@ -25,7 +25,7 @@ from cellwright.models.rcnn.c4 import C4MaskRCNN
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.mask_scoring import MaskScoringRCNN
 from cellwright.models.rcnn.pointrend import PointRend
-from cellwright.models.weights.foreign_names import our_names
+from cellwright.models.weights.foreign import our_names
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"

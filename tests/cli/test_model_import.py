@@ -45,7 +45,7 @@ def recipe(tmp_path: Path) -> Path:
             390,
         ),
         ("pointrend_rcnn_X_101_FPN/model.pth", "PointRend, ResNeXt-50 32x1d, 4 classes", 313),
-        ("micro/imagenet_c2_fair.pkl", "ResNet-50 backbone alone", 162),
+        ("micro/imagenet_c2_fair.pkl", "ResNet-50 backbone only", 162),
     ],
 )
 def test_inspect_recognises_the_network(

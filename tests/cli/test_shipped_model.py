@@ -18,8 +18,10 @@ from cellwright.api.train import _init_fingerprint
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, UsageError
 from cellwright.models.build import build_network
-from cellwright.models.weights import sources
-from cellwright.models.weights.model_folder import ModelInfo, in_half_precision, load_network, save_model, start_from
+from cellwright.models.weights import model_folder
+from cellwright.models.weights.initial import start_from
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import in_half_precision, load_network, save_model
 
 RECIPE = {
     "name": "dsb2018/nuclei",
@@ -50,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def box(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package's folder of models, with ``nuclei`` in it; the working folder is an empty one."""
-    monkeypatch.setattr(sources, "SHIPPED_ROOT", tmp_path / "weights")
+    monkeypatch.setattr(model_folder, "BUNDLED_ROOT", tmp_path / "weights")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run("model", "export", model.parent, "--to", "half", "--out", tmp_path / "weights" / "nuclei") == 0
@@ -156,7 +158,7 @@ def test_what_is_wrong_with_the_box_is_said(box: Path, capsys: pytest.CaptureFix
     weights = box / "nuclei" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     for break_more in (weights.unlink, (box / "nuclei" / "model.json").unlink, lambda: None):
-        with pytest.raises(ModelError, match="install cellwright again"):
+        with pytest.raises(ModelError, match="reinstall cellwright"):
             cw.load_model("nuclei")
         break_more()
     with pytest.raises(ModelError, match="did you mean 'nuclei'"):
@@ -177,15 +179,15 @@ def test_the_wheel_holds_the_models() -> None:
     root = Path(__file__).parents[2]
     packed = {file.distribution_path for file in WheelBuilder(str(root)).recurse_included_files()}
     assert "cellwright/recipes/dsb2018/nuclei.yaml" in packed
-    for name in sources.SHIPPED:
-        for file in (sources.SHIPPED_ROOT / name).glob("*.*"):
+    for name in model_folder.BUNDLED:
+        for file in (model_folder.BUNDLED_ROOT / name).glob("*.*"):
             assert f"cellwright/weights/{name}/{file.name}" in packed
         assert f"cellwright/weights/{name}/weights.safetensors" in packed
 
 
-@pytest.mark.parametrize("name", sources.SHIPPED)
+@pytest.mark.parametrize("name", model_folder.BUNDLED)
 def test_what_is_shipped(name: str) -> None:
-    folder = sources.SHIPPED_ROOT / name
+    folder = model_folder.BUNDLED_ROOT / name
     assert (folder / "weights.safetensors").stat().st_size <= 8_000_000
     assert {one.dtype for one in load_file(folder / "weights.safetensors").values()} <= {torch.float16, torch.int64}
     network, info = load_network(name)

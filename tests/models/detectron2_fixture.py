@@ -18,7 +18,8 @@ from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.regions import Detections, Regions
-from cellwright.models.weights.foreign import load_foreign, read_foreign
+from cellwright.models.weights.foreign import load_foreign
+from cellwright.models.weights.sources import read_foreign
 from cellwright.ops.batch import Batch
 
 IMAGE_HW, OUTPUT_HW = (256, 320), (400, 500)

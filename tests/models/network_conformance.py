@@ -29,7 +29,8 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_network
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
-from cellwright.models.weights.model_folder import ModelInfo, save_model
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import save_model
 from cellwright.ops.batch import Batch
 from cellwright.training.environment import reproducible
 

@@ -23,7 +23,8 @@ from cellwright.models.export.rcnn import graphs_of
 from cellwright.models.layers import DeformConvNorm
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.pointrend import CoarseMaskHead
-from cellwright.models.weights.model_folder import ModelInfo, save_model
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import save_model
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

@@ -12,7 +12,7 @@ import torch
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.core.masks import MaskSet
 from cellwright.models.contract import Explains, Network
-from cellwright.models.weights.model_folder import load_network, read_weights
+from cellwright.models.weights.torch_io import load_network, read_weights
 
 
 @pytest.fixture(scope="module", params=list(suite.CASES))

@@ -23,7 +23,8 @@ from cellwright.data.views import PLAIN, View, parse_views
 from cellwright.models.build import build_network
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense.unet import UNet
-from cellwright.models.weights.model_folder import ModelInfo, save_model
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import save_model
 from cellwright.prediction.fused import FusedSegmenter
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.predictor import NetworkSegmenter, Predictor

@@ -77,7 +77,7 @@ def run(plan: ExportModelPlan, screen: Screen = SILENT, *, dry_run: bool = False
 
 def _to_onnx(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
     from cellwright.models.export.onnx import require_tools, write_graph
-    from cellwright.models.weights.model_folder import load_network
+    from cellwright.models.weights.torch_io import load_network
 
     require_tools()
     network, info = load_network(plan.model)
@@ -104,15 +104,8 @@ def _to_onnx(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exporte
 
 
 def _to_half(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
-    from cellwright.models.weights.model_folder import (
-        INFO,
-        WEIGHTS,
-        in_half_precision,
-        model_folder,
-        read_model_info,
-        read_weights,
-        save_model,
-    )
+    from cellwright.models.weights.model_folder import INFO, WEIGHTS, model_folder, read_model_info
+    from cellwright.models.weights.torch_io import in_half_precision, read_weights, save_model
 
     if plan.out.resolve() == model_folder(plan.model).resolve():
         remedy = "choose another `out`"

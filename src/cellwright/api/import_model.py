@@ -67,13 +67,14 @@ def run(plan: ImportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> 
     from cellwright import __version__
     from cellwright.models.build import build_network
     from cellwright.models.weights.architecture import architecture, class_count
-    from cellwright.models.weights.foreign import load_foreign, shapes_of, translate
-    from cellwright.models.weights.model_folder import INFO, ModelInfo, save_model
+    from cellwright.models.weights.foreign import load_foreign, matched_names, shapes_of
+    from cellwright.models.weights.model_folder import INFO, ModelInfo
     from cellwright.models.weights.sources import find_weights
+    from cellwright.models.weights.torch_io import save_model
 
     recipe = _recipe_of(plan)
     weights = find_weights(plan.source)
-    shapes = shapes_of(weights.tensors, translate(weights.tensors, weights.framework, plan.source))
+    shapes = shapes_of(weights.tensors, matched_names(weights.tensors, weights.framework, plan.source))
     if "kind" not in architecture(shapes, plan.source):
         init = _as_init(plan.source, weights)
         raise ModelError(

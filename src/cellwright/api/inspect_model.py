@@ -43,7 +43,8 @@ def run(plan: InspectPlan) -> list[Table]:
 
 def _model_tables(model: str) -> list[Table]:
     from cellwright.models.weights.architecture import summary
-    from cellwright.models.weights.model_folder import read_model_info, read_weights
+    from cellwright.models.weights.model_folder import read_model_info
+    from cellwright.models.weights.torch_io import read_weights
 
     info, weights = read_model_info(model), read_weights(model)
     facts = [
@@ -70,8 +71,7 @@ def _model_tables(model: str) -> list[Table]:
 def _foreign_tables(source: str) -> list[Table]:
     """Weights of another framework: the network, the keys of a recipe that fits, and what becomes of each tensor."""
     from cellwright.models.weights.architecture import architecture, class_count, summary
-    from cellwright.models.weights.foreign import shapes_of
-    from cellwright.models.weights.foreign_names import our_names, why_unused
+    from cellwright.models.weights.foreign import our_names, shapes_of, why_unused
     from cellwright.models.weights.sources import find_weights
 
     weights = find_weights(source)

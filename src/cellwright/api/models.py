@@ -81,7 +81,8 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
     """
     from cellwright.config.model_classical import ClassicalConfig
-    from cellwright.models.weights.model_folder import load_network, recipe_of
+    from cellwright.models.weights.model_folder import recipe_of
+    from cellwright.models.weights.torch_io import load_network
 
     if str(name) == "classical":
         # .3 was picked on the same training images as the method's other defaults.

@@ -358,7 +358,7 @@ def _prepare(
     import torch
 
     from cellwright.models.build import build_network
-    from cellwright.models.weights.model_folder import start_from
+    from cellwright.models.weights.initial import start_from
     from cellwright.training import loop
     from cellwright.training.logging import choose_reporter
     from cellwright.training.validation import Validation, check_best_metric
@@ -434,12 +434,12 @@ def _check_classes(recipe: Recipe, dataset: Dataset) -> None:
 
 def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
     """A hash of the initial weights, or their name if it is not a file or folder. Never a path."""
-    from cellwright.models.weights.sources import shipped_model
+    from cellwright.models.weights.model_folder import bundled_model
 
     init = getattr(recipe.model, "init", None)
     if init is None:
         return {}
-    path = shipped_model(init) or Path(init.rpartition(":")[2])
+    path = bundled_model(init) or Path(init.rpartition(":")[2])
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
     return {"init": digest if files else init}

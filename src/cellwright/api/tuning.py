@@ -63,7 +63,8 @@ def run_plan(plan: TunePlan, screen: Screen = SILENT) -> Tuned:
     model without a folder, `InputError` where classes do not fit, `OutputError` where ``plan.out`` exists.
     """
     from cellwright.evaluation.thresholds import METRICS, tune
-    from cellwright.models.weights.model_folder import INFO, model_folder, read_model_info, read_weights, save_model
+    from cellwright.models.weights.model_folder import INFO, model_folder, read_model_info
+    from cellwright.models.weights.torch_io import read_weights, save_model
 
     if plan.metric not in METRICS:
         remedy = did_you_mean(plan.metric, METRICS)

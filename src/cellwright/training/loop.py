@@ -20,7 +20,8 @@ from cellwright.config.training import TrainConfig
 from cellwright.core.errors import RecipeError, did_you_mean
 from cellwright.core.files import write_text
 from cellwright.models.contract import Network
-from cellwright.models.weights.model_folder import ModelInfo, save_model
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import save_model
 from cellwright.ops.batch import Batch
 from cellwright.training.environment import Interruption, interruptible, reproducible
 from cellwright.training.logging import (

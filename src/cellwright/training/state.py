@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cellwright.config.training import TrainConfig
 from cellwright.core.errors import FormatError, TrainingDiverged
 from cellwright.core.files import atomic_path, output_error, read_json, write_json
-from cellwright.models.weights.tensor_files import save_tensors
+from cellwright.models.weights.torch_io import save_tensors
 from cellwright.training.optimiser import build_optimiser
 from cellwright.training.run_folder import finite_or_none
 

@@ -22,7 +22,9 @@ from cellwright.models.build import build_network
 from cellwright.models.dense.dense import DenseNetwork, first_of_layers
 from cellwright.models.dense.losses import border_weights
 from cellwright.models.dense.target import target_of
-from cellwright.models.weights.model_folder import ModelInfo, read_weights, save_model, start_from
+from cellwright.models.weights.initial import start_from
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import read_weights, save_model
 from cellwright.ops.batch import Batch
 
 TARGETS = {"semantic": SemanticTarget(), "watershed": WatershedTarget(), "flow": FlowTarget()}

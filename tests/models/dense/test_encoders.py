@@ -18,7 +18,9 @@ from cellwright.core.masks import MaskSet
 from cellwright.models.build import build_network
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.encoders import TimmUNet
-from cellwright.models.weights.model_folder import ModelInfo, load_network, save_model, start_from
+from cellwright.models.weights.initial import start_from
+from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.torch_io import load_network, save_model
 from cellwright.ops.batch import Batch
 
 timm = pytest.importorskip("timm", reason="needs the extra timm")
@@ -150,7 +152,7 @@ def test_trains_saves_loads_and_is_inspected(tmp_path: Path) -> None:
     (instances,) = again.detect(batch.images[:1], [(64, 64)], [(64, 64)])
     assert instances.image_hw == (64, 64)
     (_, _, facts), (_, _, tensors) = run(InspectPlan(str(folder)))
-    assert dict(facts)["network"] == "U-Net with an encoder of timm, 3 maps"  # type: ignore[arg-type]
+    assert dict(facts)["network"] == "U-Net with a timm encoder, 3 maps"  # type: ignore[arg-type]
     assert {row[0] for row in tensors} == set(dense.state_dict())
 
 
@@ -187,7 +189,7 @@ def test_starts_from_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(own["unet.encoder.conv1.0.weight"], grey)  # how timm adapts RGB weights to one channel
     assert {name for _, name, _ in report.taken} == {name for name in own if name.startswith("unet.encoder.")}
     assert all(torch.equal(own[name], first[name]) for name in report.fresh)
-    with pytest.raises(ModelError, match=r"(?s)do not fit.*name weights of model.encoder: timm:resnet10t"):
+    with pytest.raises(ModelError, match=r"(?s)do not match.*give weights for model.encoder, timm:resnet10t"):
         published = create("resnet18").state_dict()
         start_from(dense, "timm:resnet18")
 

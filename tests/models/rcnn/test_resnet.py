@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cellwright.config.model_rcnn import BackboneConfig
 from cellwright.models.layers import ConvNorm, DeformConvNorm, make_norm
 from cellwright.models.rcnn.resnet import ResNet
-from cellwright.models.weights.foreign import read_foreign
+from cellwright.models.weights.sources import read_foreign
 
 R50_C4, POINTREND, CASCADE = "mask_rcnn_R_50_C4", "pointrend_rcnn_X_101_FPN", "cascade_mask_rcnn_X_152_dconv_gn"
 X_32X8D = {"groups": 32, "group_width": 8}

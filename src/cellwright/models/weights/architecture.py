@@ -1,7 +1,7 @@
-"""What network a set of tensors belongs to, read off their names (ours) and shapes: the recipe's keys that say it.
+"""The architecture of a network, read from the names (ours) and shapes of its tensors, as keys of a recipe.
 
-It serves three ends: `model inspect` shows it, a recipe that does not fit is told which keys differ, and tests build
-from it. What no shape shows (strides, anchors, RoIAlign's details) stays with ``conventions``.
+`model inspect` shows them, errors list the keys that differ from a recipe, and tests build networks from them. What
+shapes do not show (strides, anchors, details of RoIAlign) is decided by ``conventions``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 from cellwright.core.errors import ModelError
+from cellwright.core.text import count
 from cellwright.models.rcnn.resnet import BLOCKS_PER_STAGE, BOTTLENECK_FROM_DEPTH
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,56 +23,58 @@ KINDS = {
 
 
 def architecture(shapes: Shapes, where: object = None) -> dict[str, object]:
-    """Keys below ``model.`` and their values, such as ``backbone.depth``; only of the parts that there are.
+    """Keys below ``model.`` and their values, such as ``backbone.depth``, of the parts that exist.
 
-    ``kind`` is missing where the tensors are a backbone alone. Widths that follow from another one are left out.
-    Raises `ModelError` where tensors lack, or have too few sides, that every network of this family has.
+    A backbone alone has no ``kind``. Widths that follow from others are omitted.
+
+    Raises:
+        ModelError: tensors that every network of this family has are missing, or have too few dimensions.
     """
-    found: dict[str, object] = {}
+    kind: dict[str, object] = {}
     if "rpn.head.objectness.weight" in shapes or "box_head.0.class_logits.weight" in shapes:
-        found["kind"] = _kind(shapes)
+        kind["kind"] = _kind(shapes)
     try:
-        return {**found, **_backbone(shapes), **_pyramid(shapes), **_box_head(shapes), **_mask_heads(shapes)}
+        return {**kind, **_backbone(shapes), **_pyramid(shapes), **_box_head(shapes), **_mask_heads(shapes)}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        got = f"no {error.args[0]}" if isinstance(error, KeyError) else "weights with too few or empty sides"
+        got = f"no {error.args[0]}" if isinstance(error, KeyError) else "tensors with too few or empty dimensions"
         raise ModelError(
-            "these tensors make no whole network",
+            "these tensors are not a complete network",
             where=where,
             got=got,
-            expected="all tensors of the parts that there are",
-            remedy="save the network's whole state dict",
+            expected="all tensors of each part",
+            remedy="save the whole state dict of the network",
         ) from error
 
 
 def class_count(shapes: Shapes) -> int | None:
-    """Classes without background; None where no classifier is among the tensors."""
+    """Number of classes without background; None without a classifier among the tensors."""
     rows = shapes.get("box_head.0.class_logits.weight")
     return rows[0] - 1 if rows else None
 
 
 def summary(shapes: Shapes) -> str:
-    """One line for people, such as "Mask R-CNN C4, ResNet-50, 80 classes"."""
+    """A description such as "Mask R-CNN C4, ResNet-50, 80 classes"."""
     if maps := shapes.get("unet.maps.0.weight"):
         own = "unet.encoder.0.conv1.conv.weight" in shapes
-        return f"U-Net{'' if own else ' with an encoder of timm'}, {maps[0]} maps"
-    found, n_classes = architecture(shapes), class_count(shapes)
-    parts = [KINDS[str(found["kind"])]] if "kind" in found else []
-    if "backbone.depth" in found:
-        groups, width = found.get("backbone.groups", 1), found.get("backbone.group_width")
+        return f"U-Net{'' if own else ' with a timm encoder'}, {count(maps[0], 'map')}"
+    keys, n_classes = architecture(shapes), class_count(shapes)
+    parts = [KINDS[str(keys["kind"])]] if "kind" in keys else []
+    if "backbone.depth" in keys:
+        groups, width = keys.get("backbone.groups", 1), keys.get("backbone.group_width")
         name = "ResNet" if groups == 1 else "ResNeXt"
-        parts.append(f"{name}-{found['backbone.depth']}{'' if groups == 1 else f' {groups}x{width}d'}")
-        if "kind" not in found:
-            parts[-1] += " backbone alone"
-    if stages := found.get("backbone.deformable_stages"):
-        version = 2 if found.get("backbone.deformable_modulated") else 1
+        parts.append(f"{name}-{keys['backbone.depth']}{'' if groups == 1 else f' {groups}x{width}d'}")
+        if "kind" not in keys:
+            parts[-1] += " backbone only"
+    if stages := keys.get("backbone.deformable_stages"):
+        version = 2 if keys.get("backbone.deformable_modulated") else 1
         parts.append(f"deformable v{version} in {', '.join(f'res{stage}' for stage in stages)}")  # type: ignore[attr-defined]
-    if any(value == "group_norm" for value in found.values()):
+    if any(value == "group_norm" for value in keys.values()):
         parts.append("group norm")
-    if "mask_scoring" in found:
+    if "mask_scoring" in keys:
         parts.append("mask scoring")
     if n_classes is not None:
-        parts.append("1 class" if n_classes == 1 else f"{n_classes} classes")
-    return ", ".join(parts) or "no network of this family"
+        parts.append(count(n_classes, "class"))
+    return ", ".join(parts) or "not a network of this family"
 
 
 def _kind(shapes: Shapes) -> str:
@@ -86,17 +89,17 @@ def _backbone(shapes: Shapes) -> dict[str, object]:
     if "backbone.res2.0.conv1.conv.weight" not in shapes or "backbone.stem.conv.weight" not in shapes:
         return {}
     bottleneck = "backbone.res2.0.conv3.conv.weight" in shapes
-    blocks = tuple(_count(shapes, rf"backbone\.res{stage}\.(\d+)\.") for stage in range(2, 6))
+    blocks = tuple(_number_of(shapes, rf"backbone\.res{stage}\.(\d+)\.") for stage in range(2, 6))
     depths = [
         depth
-        for depth, wanted in BLOCKS_PER_STAGE.items()
-        if wanted == blocks and (depth >= BOTTLENECK_FROM_DEPTH) == bottleneck
+        for depth, expected in BLOCKS_PER_STAGE.items()
+        if expected == blocks and (depth >= BOTTLENECK_FROM_DEPTH) == bottleneck
     ]
     last = shapes[f"backbone.res2.0.conv{3 if bottleneck else 2}.conv.weight"][0]
     width = last // 4 if bottleneck else last
     stem_channels, in_channels = shapes["backbone.stem.conv.weight"][:2]
-    found: dict[str, object] = {
-        "backbone.depth": depths[0] if depths else f"none that is known: stages of {blocks} blocks",
+    keys: dict[str, object] = {
+        "backbone.depth": depths[0] if depths else f"unknown: stages of {blocks} blocks",
         "backbone.width": width,
         "backbone.norm": _norm(shapes, "backbone.res5.0.conv1"),
         "backbone.stem_channels": stem_channels,
@@ -105,15 +108,15 @@ def _backbone(shapes: Shapes) -> dict[str, object]:
     if bottleneck:
         inner, group_width = shapes["backbone.res2.0.conv2.conv.weight"][:2]
         if inner != width or group_width != inner:
-            found |= {"backbone.groups": inner // group_width, "backbone.group_width": group_width}
-    return {**found, **_deformable(shapes)}
+            keys |= {"backbone.groups": inner // group_width, "backbone.group_width": group_width}
+    return {**keys, **_deformable(shapes)}
 
 
 def _deformable(shapes: Shapes) -> dict[str, object]:
     offsets = {int(name[12]): shape for name, shape in shapes.items() if name.endswith("conv2.offset.weight")}
     if not offsets:
         return {}
-    # 18 numbers a group, 27 where the samples are weighted; 54 is read as two groups of the latter, as both are rare.
+    # 18 channels per group, 27 with weighted samples; 54 is read as two groups with weights.
     rows = next(iter(offsets.values()))[0]
     modulated = rows % 27 == 0
     return {
@@ -124,69 +127,69 @@ def _deformable(shapes: Shapes) -> dict[str, object]:
 
 
 def _pyramid(shapes: Shapes) -> dict[str, object]:
-    found: dict[str, object] = {}
+    keys: dict[str, object] = {}
     if "fpn.lateral.0.conv.weight" in shapes:
-        found = {
+        keys = {
             "fpn.channels": shapes["fpn.lateral.0.conv.weight"][0],
-            "fpn.first_level": 6 - _count(shapes, r"fpn\.lateral\.(\d)\."),
+            "fpn.first_level": 6 - _number_of(shapes, r"fpn\.lateral\.(\d)\."),
             "fpn.norm": _norm(shapes, "fpn.lateral.0"),
         }
     if "rpn.head.objectness.weight" in shapes:
-        found["rpn.convs"] = _count(shapes, r"rpn\.head\.convs\.(\d)\.")
-        found["anchors (sizes x ratios a cell)"] = shapes["rpn.head.objectness.weight"][0]
-    return found
+        keys["rpn.convs"] = _number_of(shapes, r"rpn\.head\.convs\.(\d)\.")
+        keys["anchors (sizes x ratios per cell)"] = shapes["rpn.head.objectness.weight"][0]
+    return keys
 
 
 def _box_head(shapes: Shapes) -> dict[str, object]:
     classes = class_count(shapes)
     if classes is None:
         return {}
-    found: dict[str, object] = {}
-    stages = _count(shapes, r"box_head\.(\d)\.")
+    keys: dict[str, object] = {}
+    stages = _number_of(shapes, r"box_head\.(\d)\.")
     if stages > 1:
-        found["box_head.stage_ious (stages)"] = stages
+        keys["box_head.stage_ious (stages)"] = stages
     elif classes > 1:
-        found["box_head.class_agnostic"] = shapes["box_head.0.deltas.weight"][0] == 4
+        keys["box_head.class_agnostic"] = shapes["box_head.0.deltas.weight"][0] == 4
     if "fpn.lateral.0.conv.weight" not in shapes:
-        return found
-    convs = _count(shapes, r"box_head\.0\.convs\.(\d)\.")
-    fcs = _count(shapes, r"box_head\.0\.fcs\.(\d)\.")
+        return keys
+    convs = _number_of(shapes, r"box_head\.0\.convs\.(\d)\.")
+    fcs = _number_of(shapes, r"box_head\.0\.fcs\.(\d)\.")
     channels = shapes["fpn.lateral.0.conv.weight"][0]
-    found |= {"box_head.convs": convs, "box_head.fcs": fcs}
+    keys |= {"box_head.convs": convs, "box_head.fcs": fcs}
     if convs:
         channels = shapes["box_head.0.convs.0.conv.weight"][0]
-        found |= {"box_head.conv_channels": channels, "box_head.norm": _norm(shapes, "box_head.0.convs.0")}
+        keys |= {"box_head.conv_channels": channels, "box_head.norm": _norm(shapes, "box_head.0.convs.0")}
     first = shapes["box_head.0.fcs.0.weight" if fcs else "box_head.0.class_logits.weight"]
     if fcs:
-        found["box_head.fc_channels"] = first[0]
-    return found | {"box_head.resolution": round((first[1] / channels) ** 0.5)}
+        keys["box_head.fc_channels"] = first[0]
+    return keys | {"box_head.resolution": round((first[1] / channels) ** 0.5)}
 
 
 def _mask_heads(shapes: Shapes) -> dict[str, object]:
-    found: dict[str, object] = {}
+    keys: dict[str, object] = {}
     if "point_head.logits.weight" in shapes and "mask_head.shrink.conv.weight" in shapes:
         channels = shapes["mask_head.shrink.conv.weight"][0]
-        found = {
+        keys = {
             "mask_head.resolution": 2 * round((shapes["mask_head.fcs.0.weight"][1] / channels) ** 0.5),
             "mask_head.channels": channels,
-            "mask_head.fcs": _count(shapes, r"mask_head\.fcs\.(\d)\."),
+            "mask_head.fcs": _number_of(shapes, r"mask_head\.fcs\.(\d)\."),
             "mask_head.fc_channels": shapes["mask_head.fcs.0.weight"][0],
-            "point_head.fcs": _count(shapes, r"point_head\.fcs\.(\d)\."),
+            "point_head.fcs": _number_of(shapes, r"point_head\.fcs\.(\d)\."),
             "point_head.channels": shapes["point_head.fcs.0.weight"][0],
         }
     elif "mask_head.logits.weight" in shapes and "mask_head.upsample.weight" in shapes:
-        convs, classes = _count(shapes, r"mask_head\.convs\.(\d)\."), class_count(shapes)
-        found = {"mask_head.convs": convs, "mask_head.channels": shapes["mask_head.upsample.weight"][1]}
+        convs, classes = _number_of(shapes, r"mask_head\.convs\.(\d)\."), class_count(shapes)
+        keys = {"mask_head.convs": convs, "mask_head.channels": shapes["mask_head.upsample.weight"][1]}
         if convs:
-            found["mask_head.norm"] = _norm(shapes, "mask_head.convs.0")
+            keys["mask_head.norm"] = _norm(shapes, "mask_head.convs.0")
         if classes is not None and classes > 1:
-            found["mask_head.class_agnostic"] = shapes["mask_head.logits.weight"][0] == 1
+            keys["mask_head.class_agnostic"] = shapes["mask_head.logits.weight"][0] == 1
     if "mask_scoring.quality.weight" in shapes:
-        found["mask_scoring"] = {
-            "convs": _count(shapes, r"mask_scoring\.convs\.(\d)\."),
-            "fcs": _count(shapes, r"mask_scoring\.fcs\.(\d)\."),
+        keys["mask_scoring"] = {
+            "convs": _number_of(shapes, r"mask_scoring\.convs\.(\d)\."),
+            "fcs": _number_of(shapes, r"mask_scoring\.fcs\.(\d)\."),
         }
-    return found
+    return keys
 
 
 def _norm(shapes: Shapes, layer: str) -> str:
@@ -197,6 +200,6 @@ def _norm(shapes: Shapes, layer: str) -> str:
     return "frozen_batch_norm" if f"{layer}.norm.running_mean" in shapes else "group_norm"
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers stand at the pattern's group."""
+def _number_of(shapes: Shapes, pattern: str) -> int:
+    """Number of different values of the pattern's group."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})

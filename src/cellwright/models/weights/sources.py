@@ -1,28 +1,39 @@
-"""Where weights come from: the models in the box, and what ``model.init`` and ``cellwright model import`` name."""
+"""Weights of other frameworks: files, read without running any code, and published weights that are downloaded."""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cellwright.core.errors import ModelError
-from cellwright.models.weights.foreign import read_foreign
-from cellwright.models.weights.foreign_names import Framework, framework_of
+from cellwright.core.unpickle import read_pickle
+from cellwright.models.weights import torchvision
+from cellwright.models.weights.foreign import Framework, framework_of
 
 FILES = (".pth", ".pt", ".pkl", ".safetensors")
-# Models in the box: the folders of the package's ``weights/``.
-SHIPPED = ("nuclei",)
-SHIPPED_ROOT = Path(__file__).parents[2] / "weights"
-# What torchvision has of our family; its other models are refused before they are downloaded.
-_TORCHVISION_FAMILIES = ("resnet", "resnext", "wide_resnet", "maskrcnn")
+# What PyTorch and safetensors raise on damaged files.
+_BROKEN = (
+    RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
+_DOWNLOAD_AGAIN = "download it again, and compare its size with the published one"
+_STATE_DICT = "give the file of a state dict, such as torch.save(model.state_dict(), file)"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors under their framework's names. ``origin`` says where they are from, without the folders of a machine."""
+    """Tensors by their framework's names. ``origin``: where they are from, without local folders."""
 
     tensors: dict[str, Tensor]
     framework: Framework
@@ -30,31 +41,26 @@ class Weights:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether ``name`` means weights of other frameworks (``torchvision:...``, ``detectron2:...``, or a file)."""
+    """Whether ``name`` stands for weights of another framework: ``torchvision:...``, ``detectron2:...``, or a file."""
     return name.partition(":")[0] in ("torchvision", "detectron2") or Path(name).suffix in FILES
 
 
-def shipped_model(name: Path | str) -> Path | None:
-    """The folder of the model in the box called ``name``; None for any other name. It is only read."""
-    return SHIPPED_ROOT / str(name) if str(name) in SHIPPED else None
-
-
 def find_weights(name: str) -> Weights:
-    """The weights of ``torchvision:NAME``, ``torchvision:FILE``, ``detectron2:FILE`` or a bare file.
+    """The weights ``torchvision:NAME``, ``torchvision:FILE``, ``detectron2:FILE``, or a file without a prefix.
 
-    NAME is one of torchvision's (``resnet50``, ``maskrcnn_resnet50_fpn_v2``), with ``:VERSION`` for others than its
-    default; it is downloaded once, by torchvision itself. Caffe2's names count as Detectron2's.
+    NAME is one of torchvision's (``resnet50``, ``maskrcnn_resnet50_fpn_v2``), or ``NAME:VERSION`` for a version other
+    than its default; torchvision downloads it once. The prefix ``detectron2`` includes Caffe2 names.
 
     Raises:
-        ModelError: nothing there, nothing known in it, or another framework's names than were said.
+        ModelError: the file cannot be read, none of its tensors is known, or they are of another framework.
     """
     scheme, colon, rest = name.partition(":")
     path = Path(rest if colon and scheme in ("torchvision", "detectron2") else name)
     if scheme == "torchvision" and path.suffix not in FILES:
-        return Weights(_torchvision_weights(rest), "torchvision", f"torchvision's {rest}")
+        return Weights(torchvision.published_weights(rest), "torchvision", f"torchvision's {rest}")
     if scheme == "detectron2" and rest.startswith("//"):
-        remedy = "download the file from Detectron2's model zoo, and name it: detectron2:FILE.pkl"
-        raise ModelError("Detectron2's weights are read from a file", got=name, remedy=remedy)
+        remedy = "download the file from Detectron2's model zoo, and give it as detectron2:FILE.pkl"
+        raise ModelError("Detectron2 weights must be a file", got=name, remedy=remedy)
     tensors = read_foreign(path)
     framework = framework_of(tensors)
     if framework is None:
@@ -62,16 +68,16 @@ def find_weights(name: str) -> Weights:
             "no tensor of these weights is known",
             where=path,
             got=f"{len(tensors)} tensors, such as {', '.join(sorted(tensors)[:3])}",
-            expected="a ResNet or a member of the R-CNN family of torchvision, Detectron2 or Caffe2",
+            expected="a ResNet or a network of the R-CNN family of torchvision, Detectron2 or Caffe2",
         )
-    said = {"torchvision": ("torchvision",), "detectron2": ("detectron2", "caffe2")}.get(scheme if colon else "")
-    if said is not None and framework not in said:
+    stated = {"torchvision": ("torchvision",), "detectron2": ("detectron2", "caffe2")}.get(scheme if colon else "")
+    if stated is not None and framework not in stated:
         remedy = f"write {framework}:{rest}" if framework == "torchvision" else f"write detectron2:{rest}"
         raise ModelError(
-            f"these are not {scheme}'s names",
+            f"these tensors do not have {scheme}'s names",
             where=path,
             got=f"names of {framework}",
-            remedy="name the model's folder instead" if framework == "cellwright" else remedy,
+            remedy="give the model folder instead" if framework == "cellwright" else remedy,
         )
     return Weights(tensors, framework, f"{path.name} ({framework}, sha256 {_digest(path)})")
 
@@ -81,23 +87,104 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights, list_models
+def read_foreign(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a ``.pth`` (state dict), ``.pkl`` (named arrays) or ``.safetensors`` file, without running code.
 
-    model, _, version = name.partition(":")
-    known = [one for one in list_models() if one.startswith(_TORCHVISION_FAMILIES)]
-    if model not in known:
-        raise ModelError("torchvision has no such weights", got=name, expected=f"a file, or one of {', '.join(known)}")
-    versions = get_model_weights(model)
-    if version not in ("", *versions.__members__):
-        raise ModelError("torchvision has no such version", got=name, expected=", ".join(versions.__members__))
-    weights = versions[version or "DEFAULT"]
+    A dict under the key "model", "state_dict" or "blobs" is used if there is one, as frameworks nest their tensors.
+
+    Raises:
+        ModelError: the file is missing, damaged, not a file of weights, contains more than data, or no named tensors.
+        FormatError: a pickle that is damaged or contains more than data.
+    """
+    path = Path(path)
+    content: Any
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
+        _check_head(path)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".pkl":
+            with path.open("rb") as file:
+                content = read_pickle(file, where=path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
         raise ModelError(
-            "torchvision's weights cannot be downloaded",
-            where=name,
-            got=str(error),
-            remedy=f"download {weights.url} elsewhere, and name the file: torchvision:FILE.pth",
+            "cannot read these weights",
+            where=path,
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
         ) from error
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, str(error)) from error
+    except _BROKEN as error:
+        # PyTorch's unpickler reports an unknown instruction as a missing key.
+        raise _damaged(path, "not a pickle" if isinstance(error, KeyError) else str(error)) from error
+    for key in ("model", "state_dict", "blobs"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise ModelError(
+            "this file does not contain named tensors", where=path, got=type(content).__name__, remedy=_STATE_DICT
+        )
+    tensors = {str(name): _tensor(value) for name, value in content.items() if _is_numeric(value)}
+    if not tensors:
+        keys = f"keys {sorted(map(str, content))[:5]}"
+        raise ModelError("this file contains no tensors", where=path, got=keys, remedy=_STATE_DICT)
+    # DataParallel puts this before every name.
+    wrapped = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in tensors.items()}
+
+
+def _check_head(path: Path) -> None:
+    """Raise `ModelError` for what a failed download leaves; `OSError` if the file cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    if not head:
+        raise ModelError("this file is empty", where=path, got="0 bytes", remedy=_DOWNLOAD_AGAIN)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ModelError(
+            "this file is a web page, not weights: the download failed",
+            where=path,
+            got=text.split(b"\n")[0][:40].decode("ascii", "replace"),
+            remedy="open the link in a browser, and save the file that it leads to",
+        )
+    if text.startswith(b"version https://git-lfs"):
+        remedy = "fetch the file itself: git lfs pull"
+        raise ModelError("this file is a git-lfs pointer, not the weights", where=path, remedy=remedy)
+
+
+def _unsafe(path: Path, text: str) -> ModelError:
+    """The error for a ``.pth`` that PyTorch's restricted unpickler rejects."""
+    if match := re.search(r"GLOBAL ([\w.]+)", text):
+        return ModelError(
+            "this file contains more than tensors, and is not loaded",
+            where=path,
+            got=f"the name {match[1]}",
+            expected="tensors and plain containers",
+            remedy="ask its author for a plain state_dict, or save one with the tool that wrote it",
+        )
+    return _damaged(path, text.rpartition("WeightsUnpickler error: ")[2])
+
+
+def _damaged(path: Path, text: str) -> ModelError:
+    lines = text.strip().splitlines()
+    return ModelError(
+        "this file of weights is damaged or truncated, or not a file of weights",
+        where=path,
+        got=lines[0].partition(". ")[0][:150] if lines else "not a pickle",
+        expected="a .pth, .pkl or .safetensors file of tensors",
+        remedy=_DOWNLOAD_AGAIN,
+    )
+
+
+def _is_numeric(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.layout == torch.strided and not value.is_meta
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")).reshape(value.shape))

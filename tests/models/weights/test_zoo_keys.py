@@ -1,6 +1,6 @@
-"""The published Detectron2 checkpoints of ten full-size models: every tensor has a place of the same shape, and back.
+"""Ten published Detectron2 checkpoints: every tensor matches one of ours of the same shape, and none of ours is left.
 
-Nothing is allocated: networks and files stand on PyTorch's meta device. Tensor and number counts are those of
+Nothing is allocated: networks and files are on PyTorch's meta device. The numbers of tensors and values are those of
 ``fixtures/zoo_keys/README.md``.
 """
 
@@ -16,13 +16,12 @@ from torchvision.models import detection
 from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
 from cellwright.models.weights.architecture import architecture, summary
-from cellwright.models.weights.foreign import load_foreign, shapes_of, translate
-from cellwright.models.weights.foreign_names import framework_of
+from cellwright.models.weights.foreign import framework_of, load_foreign, matched_names, shapes_of
 
 X101 = {"depth": 101, "groups": 32, "group_width": 8, "stride_in_1x1": False}
 X152 = {**X101, "depth": 152, "deformable_stages": [3, 4, 5]}
 GN_BOX, GN_MASK = {"convs": 4, "fcs": 1, "norm": "group_norm"}, {"convs": 8, "norm": "group_norm"}
-# name: tensors, millions of numbers, what `model inspect` calls it, the recipe's model section
+# name: tensors, millions of values, description in `model inspect`, model section of the recipe
 ZOO = {
     "mask_rcnn_R_50_C4_3x": (279, 36.02, "Mask R-CNN C4, ResNet-50", {"kind": "mask_rcnn_c4"}),
     "mask_rcnn_R_50_FPN_3x": (307, 44.45, "Mask R-CNN with FPN, ResNet-50", {"kind": "mask_rcnn"}),
@@ -74,8 +73,8 @@ def build(section: dict, conventions: str, n_classes: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_tensor_has_its_place(fixtures_root: Path, name: str) -> None:
-    n_tensors, millions, called, section = ZOO[name]
+def test_every_tensor_is_matched(fixtures_root: Path, name: str) -> None:
+    n_tensors, millions, description, section = ZOO[name]
     lines = (fixtures_root / "zoo_keys" / f"{name}.txt").read_text().splitlines()
     rows = [line.split("\t") for line in lines]
     theirs = {
@@ -88,12 +87,12 @@ def test_every_tensor_has_its_place(fixtures_root: Path, name: str) -> None:
     frozen = {"norm": "frozen_batch_norm", "frozen_stages": 2}
     network = build({**section, "backbone": {**section.get("backbone", {}), **frozen}}, "detectron2", 80)
     report = load_foreign(network, theirs, "detectron2", fresh=(), where=name)
-    assert {record.fate for record in report.records} <= {"loaded", "renamed"}
+    assert {record.status for record in report.records} <= {"loaded", "renamed"}
     own = network.state_dict()
-    assert {ours: shape for _, ours, shape in report.taken} == {key: tuple(one.shape) for key, one in own.items()}
+    assert {ours: shape for _, ours, shape in report.taken} == {key: tuple(tensor.shape) for key, tensor in own.items()}
     assert {their_name for their_name, _, _ in report.taken} == set(theirs)
 
-    # What is trained, frozen (FREEZE_AT 2) and constant there is so here.
+    # Trained, frozen (FREEZE_AT 2) and constant tensors are the same as in Detectron2.
     parameters = dict(network.named_parameters())
     sort = {
         their_name: ("param" if parameters[ours].requires_grad else "frozen-param") if ours in parameters else "buffer"
@@ -101,9 +100,9 @@ def test_every_tensor_has_its_place(fixtures_root: Path, name: str) -> None:
     }
     assert sort == {key: kind for key, _, kind in rows}
 
-    shapes = shapes_of(theirs, translate(theirs, "detectron2", name))
-    assert summary(shapes) == f"{called}, 80 classes"
-    assert architecture(shapes) == architecture({key: tuple(one.shape) for key, one in own.items()})
+    shapes = shapes_of(theirs, matched_names(theirs, "detectron2", name))
+    assert summary(shapes) == f"{description}, 80 classes"
+    assert architecture(shapes) == architecture({key: tuple(tensor.shape) for key, tensor in own.items()})
 
 
 V2 = {
@@ -118,16 +117,16 @@ V2 = {
 @pytest.mark.parametrize(
     ("name", "section"), [("maskrcnn_resnet50_fpn", {"kind": "mask_rcnn"}), ("maskrcnn_resnet50_fpn_v2", V2)]
 )
-def test_torchvision_s_two_versions(name: str, section: dict) -> None:
+def test_both_versions_of_torchvision(name: str, section: dict) -> None:
     with torch.device("meta"):
         theirs = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=6).state_dict()
     assert framework_of(theirs) == "torchvision"
     network = build(section, "torchvision", 5)
     report = load_foreign(network, theirs, "torchvision", fresh=(), where=name)
-    assert {record.fate for record in report.records} <= {"loaded", "renamed"}
+    assert {record.status for record in report.records} <= {"loaded", "renamed"}
     assert {ours for _, ours, _ in report.taken} == set(network.state_dict())
     assert len(report.taken) == len(theirs)
-    shapes = shapes_of(theirs, translate(theirs, "torchvision", name))
+    shapes = shapes_of(theirs, matched_names(theirs, "torchvision", name))
     assert summary(shapes) == "Mask R-CNN with FPN, ResNet-50, 5 classes"
-    found = architecture(shapes)
-    assert found["box_head.norm" if section is V2 else "fpn.norm"] == ("batch_norm" if section is V2 else "none")
+    keys = architecture(shapes)
+    assert keys["box_head.norm" if section is V2 else "fpn.norm"] == ("batch_norm" if section is V2 else "none")

@@ -1,31 +1,26 @@
-"""Weights of other frameworks: names, rows, reports, and what is said about files that are none."""
+"""Weights of other frameworks in our networks: names, background rows, reports, and errors."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
-from urllib.error import URLError
 
-import numpy as np
 import pytest
 import torch
 from detectron2_fixture import read_fixture
 from torch import Tensor
-from torchvision.models import ResNet34_Weights, resnet18, resnet34
+from torchvision.models import resnet18
 
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_rcnn import MaskRCNNConfig, Part, PointRendConfig
-from cellwright.core.errors import CellwrightError, ModelError
+from cellwright.core.errors import ModelError
 from cellwright.models.build import build_mask_rcnn
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.pointrend import PointRend
-from cellwright.models.weights.foreign import LoadReport, load_foreign, read_foreign
-from cellwright.models.weights.foreign_fit import CLASSES
-from cellwright.models.weights.foreign_names import PARTS, detectron2_name, framework_of, our_names
-from cellwright.models.weights.model_folder import start_from
-from cellwright.models.weights.sources import find_weights
+from cellwright.models.weights.detectron2 import detectron2_name
+from cellwright.models.weights.foreign import CLASSES, PARTS, LoadReport, framework_of, load_foreign, our_names
+from cellwright.models.weights.initial import start_from
+from cellwright.models.weights.sources import read_foreign
 
 BACKBONE = {"depth": 50, "width": 8, "stem_channels": 16, "norm": "frozen_batch_norm"}
 FPN = {"backbone": BACKBONE, "fpn": {"channels": 32}, "box_head": {"fc_channels": 64}, "mask_head": {"channels": 32}}
@@ -57,15 +52,15 @@ def detector(fixtures_root: Path) -> dict[str, Tensor]:
     return read_foreign(fixtures_root / "mask_rcnn_R_50_FPN" / "model.pkl")
 
 
-def test_the_parts_are_those_of_the_recipe() -> None:
+def test_parts_are_those_of_the_recipe() -> None:
     assert {*PARTS, CLASSES} - {"backbone"} == set(get_args(Part))
 
 
-# --- Caffe2's names -----------------------------------------------------------------------------------------------
+# --- Caffe2 names ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["msra", "fair"])
-def test_caffe2_s_names_become_detectron2_s(fixtures_root: Path, name: str) -> None:
+def test_caffe2_names_are_translated_to_detectron2_names(fixtures_root: Path, name: str) -> None:
     lines = (fixtures_root / "micro" / f"imagenet_c2_{name}.map.txt").read_text().splitlines()
     pairs = [line.split("\t")[:2] for line in lines]
     assert [detectron2_name(blob) for blob, _ in pairs] == [expected for _, expected in pairs]
@@ -75,7 +70,7 @@ def test_caffe2_s_names_become_detectron2_s(fixtures_root: Path, name: str) -> N
 
 
 @torch.no_grad()
-def test_imagenet_weights_of_caffe2_give_detectron2_s_features(
+def test_imagenet_weights_of_caffe2_give_the_features_of_detectron2(
     fixtures_root: Path, detector: dict[str, Tensor]
 ) -> None:
     fixture = read_fixture(fixtures_root / "mask_rcnn_R_50_FPN")
@@ -89,16 +84,16 @@ def test_imagenet_weights_of_caffe2_give_detectron2_s_features(
         relative = (maps[-1] - expected[-1]).abs().max() / expected[-1].abs().max()
         assert relative <= tolerance, name
         assert (maps[-1] - fixture.tensor("bottom_up_res5")).abs().max() < (2e-4 if name == "msra" else 5e-3)
-        assert {record.ours.split(".")[0] for record in report.records if record.fate == "missing"} == {
+        assert {record.ours.split(".")[0] for record in report.records if record.status == "missing"} == {
             "fpn",
             "rpn",
             "box_head",
             "mask_head",
         }
-        unused = dict(report.left_out)
-        filled = [record for record in report.records if record.fate == "filled"]
+        unused = dict(report.skipped)
+        filled = [record for record in report.records if record.status == "filled"]
         if name == "msra":
-            assert unused == {"fc1000_w": "ImageNet's classifier", "fc1000_b": "ImageNet's classifier"}
+            assert unused == {"fc1000_w": "ImageNet classifier", "fc1000_b": "ImageNet classifier"}
             assert not filled
         else:
             assert unused.keys() == {"pred_w", "pred_b", "conv1_w_momentum"}
@@ -108,7 +103,7 @@ def test_imagenet_weights_of_caffe2_give_detectron2_s_features(
             assert own["backbone.res4.5.conv3.norm.running_var"].unique().tolist() == [1.0]
 
 
-# As Detectron1 calls what a detector has beyond the backbone (rule 5 of zoo_keys/README.md).
+# Detectron1 names of everything but the backbone (rule 5 of zoo_keys/README.md).
 DETECTRON1 = {
     "proposal_generator.rpn_head.conv": "conv_rpn_fpn2",
     "proposal_generator.rpn_head.objectness_logits": "rpn_cls_logits_fpn2",
@@ -129,7 +124,7 @@ DETECTRON1 = {
 }
 
 
-def test_a_whole_detector_under_caffe2_s_names(fixtures_root: Path, detector: dict[str, Tensor]) -> None:
+def test_a_complete_detector_with_caffe2_names(fixtures_root: Path, detector: dict[str, Tensor]) -> None:
     blobs = read_foreign(fixtures_root / "micro" / "imagenet_c2_msra.pkl")
     for name, tensor in detector.items():
         layer, _, leaf = name.rpartition(".")
@@ -144,7 +139,7 @@ def test_a_whole_detector_under_caffe2_s_names(fixtures_root: Path, detector: di
     ours, reference = make(), make()
     load(reference, detector)
     report = load(ours, blobs)
-    assert {record.fate for record in report.records} == {"renamed", "unused"}
+    assert {record.status for record in report.records} == {"renamed", "unused"}
     expected = reference.state_dict()
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
@@ -155,7 +150,7 @@ def test_a_whole_detector_under_caffe2_s_names(fixtures_root: Path, detector: di
     }
 
 
-def test_names_of_older_pointrend_files() -> None:
+def test_names_in_older_pointrend_files() -> None:
     old = {
         "roi_heads.mask_coarse_head.coarse_mask_fc2.weight": "mask_head.fcs.1.weight",
         "roi_heads.mask_coarse_head.reduce_spatial_dim_conv.bias": "mask_head.shrink.conv.bias",
@@ -167,8 +162,8 @@ def test_names_of_older_pointrend_files() -> None:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def test_background_rows_come_and_go_with_the_conventions(detector: dict[str, Tensor]) -> None:
-    """Detectron2's weights in a network of torchvision's habits, and back: unused rows are 0, all others equal."""
+def test_background_rows_are_added_and_removed_by_the_conventions(detector: dict[str, Tensor]) -> None:
+    """Detectron2 weights in a network with torchvision conventions, and back: unused rows are 0, others unchanged."""
     wide, narrow = make(conventions="torchvision"), make()
     load(wide, detector)
     own = wide.state_dict()
@@ -183,7 +178,7 @@ def test_background_rows_come_and_go_with_the_conventions(detector: dict[str, Te
 
 
 @torch.no_grad()
-def test_background_rows_of_the_point_head_change_no_logit(fixtures_root: Path) -> None:
+def test_background_rows_of_the_point_head_do_not_change_the_logits(fixtures_root: Path) -> None:
     tensors = read_foreign(fixtures_root / "pointrend_rcnn_X_101_FPN" / "model.pth")
     plain, wide = make(POINTREND), make(POINTREND, conventions="torchvision")
     for network in (plain, wide):
@@ -202,7 +197,7 @@ def test_background_rows_of_the_point_head_change_no_logit(fixtures_root: Path) 
     assert (points[0] - points[1][:, :4]).abs().max() < 1e-4
 
 
-def test_other_classes_need_a_word_in_the_recipe(detector: dict[str, Tensor]) -> None:
+def test_another_number_of_classes_needs_init_fresh(detector: dict[str, Tensor]) -> None:
     network = make(n_classes=2)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ModelError) as caught:
@@ -213,7 +208,7 @@ def test_other_classes_need_a_word_in_the_recipe(detector: dict[str, Tensor]) ->
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
     report = load(network, detector, CLASSES)
-    changed = [record for record in report.records if record.fate == "re-initialised"]
+    changed = [record for record in report.records if record.status == "re-initialised"]
     assert sorted(record.line() for record in changed)[0] == (
         "roi_heads.box_predictor.bbox_pred.bias -> box_head.0.deltas.bias 16: 8 here"
     )
@@ -228,9 +223,9 @@ def test_other_classes_need_a_word_in_the_recipe(detector: dict[str, Tensor]) ->
         load(pointrend, tensors)
 
 
-def test_mask_scoring_is_always_fresh_and_said(detector: dict[str, Tensor]) -> None:
+def test_mask_scoring_starts_at_random_and_is_reported(detector: dict[str, Tensor]) -> None:
     report = load(make({**FPN, "mask_scoring": {"channels": 16}}), detector)
-    missing = {record.ours.split(".")[0] for record in report.records if record.fate == "missing"}
+    missing = {record.ours.split(".")[0] for record in report.records if record.status == "missing"}
     assert missing == {"mask_scoring"}
     assert "missing (not in the file, starting at random)" in report.text()
 
@@ -250,7 +245,9 @@ def test_mask_scoring_is_always_fresh_and_said(detector: dict[str, Tensor]) -> N
         ),
     ],
 )
-def test_another_architecture_names_the_keys(detector: dict[str, Tensor], model: dict, words: list[str]) -> None:
+def test_another_architecture_lists_the_keys_that_differ(
+    detector: dict[str, Tensor], model: dict, words: list[str]
+) -> None:
     with pytest.raises(ModelError) as caught:
         load(make(model), detector)
     assert "another architecture" in str(caught.value)
@@ -262,10 +259,10 @@ def test_another_architecture_names_the_keys(detector: dict[str, Tensor], model:
 def test_unknown_missing_and_wrong_tensors_are_errors() -> None:
     network, state = make(SMALL), resnet18(weights=None).state_dict()
     changes: list[tuple[dict[str, Tensor], str]] = [
-        ({**state, "layer9.weight": torch.zeros(1)}, r"no place[\s\S]*layer9"),
+        ({**state, "layer9.weight": torch.zeros(1)}, r"1 unknown tensor[\s\S]*layer9"),
         ({**state, "layer1.0.bn1.bias": torch.zeros(1, 2)}, r"backbone\.res2\.0\.conv1\.norm\.bias: 1x2 in the file"),
-        ({name: one for name, one in state.items() if name != "bn1.bias"}, r"stem\.norm\.bias: not in the file"),
-        ({**state, "backbone.body.bn1.bias": state["bn1.bias"]}, r"no place[\s\S]*bn1\.bias and backbone"),
+        ({name: tensor for name, tensor in state.items() if name != "bn1.bias"}, r"stem\.norm\.bias: not in the file"),
+        ({**state, "backbone.body.bn1.bias": state["bn1.bias"]}, r"1 pair of duplicates[\s\S]*bn1\.bias and backbone"),
         ({"a": torch.zeros(1)}, "no tensor of these weights is known"),
     ]
     for changed, message in changes:
@@ -275,7 +272,7 @@ def test_unknown_missing_and_wrong_tensors_are_errors() -> None:
 
 @pytest.mark.parametrize("name", ["backbone.bottom_up.res2.0.conv2.weight", "roi_heads.box_predictor.cls_score.bias"])
 @pytest.mark.parametrize("shape", [None, (), (3,), (4, 0)])
-def test_tensors_without_sides_are_errors(
+def test_tensors_with_missing_or_wrong_dimensions_are_errors(
     detector: dict[str, Tensor], name: str, shape: tuple[int, ...] | None
 ) -> None:
     tensors = {theirs: tensor for theirs, tensor in detector.items() if theirs != name}
@@ -283,146 +280,28 @@ def test_tensors_without_sides_are_errors(
         load(make(), tensors if shape is None else {**tensors, name: torch.zeros(shape)})
 
 
-def test_the_report_lists_every_tensor_of_both_sides(tmp_path: Path) -> None:
+def test_the_report_lists_every_tensor_of_file_and_network(tmp_path: Path) -> None:
     state = {f"module.{name}": tensor for name, tensor in resnet18(weights=None).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "parallel.pth")
     network = make(SMALL)
     report = start_from(network, f"torchvision:{tmp_path / 'parallel.pth'}")
     own = network.state_dict()
     assert torch.equal(own["backbone.res3.0.shortcut.conv.weight"], state["module.layer2.0.downsample.0.weight"])
-    assert {theirs for theirs, _ in report.left_out} == {"fc.weight", "fc.bias"}
+    assert {theirs for theirs, _ in report.skipped} == {"fc.weight", "fc.bias"}
     assert {name.split(".")[0] for name in report.fresh} == {"fpn", "rpn", "box_head", "mask_head"}
     assert {record.ours for record in report.records} - {""} == set(own)
     assert {f"module.{record.theirs}" for record in report.records if record.theirs} == set(state)
     lines = report.text().splitlines()
     assert sum(line.startswith("  ") for line in lines) == len(report.records)
     assert lines[0] == f"120 renamed, {len(report.fresh)} missing, 2 unused tensors"
-    assert "  fc.bias 1000: ImageNet's classifier" in lines
+    assert "  fc.bias 1000: ImageNet classifier" in lines
 
 
-def test_deformable_stages_of_an_imagenet_backbone_start_regular() -> None:
+def test_deformable_stages_start_on_the_regular_grid_with_an_imagenet_backbone() -> None:
     plain = make({**FPN, "backbone": {"depth": 50, "width": 8}}).state_dict()
     tensors = {name: tensor for name, tensor in plain.items() if name.startswith("backbone.")}
     network = make({**FPN, "backbone": {"depth": 50, "width": 8, "deformable_stages": [5]}})
     report = load(network, tensors)
-    filled = [record.ours for record in report.records if record.fate == "filled"]
+    filled = [record.ours for record in report.records if record.status == "filled"]
     assert len(filled) == 6
     assert not any(network.state_dict()[name].any() for name in filled)
-
-
-# --- files --------------------------------------------------------------------------------------------------------
-
-
-class _Attack:
-    def __reduce__(self) -> tuple[object, ...]:
-        return print, ("this must not run",)
-
-
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
-def test_nothing_but_data_is_unpickled(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pkl":
-        path.write_bytes(pickle.dumps({"model": {"a": np.zeros(2)}, "b": _Attack()}))
-    else:
-        torch.save({"model": {"a": torch.zeros(2)}, "b": _Attack()}, path)
-    with pytest.raises(CellwrightError, match=r"more than[\s\S]*(builtins\.)?print"):
-        read_foreign(path)
-    assert "this must not run" not in capsys.readouterr().out
-
-
-def _cut(name: str) -> Callable[[Path, Path], bytes]:
-    return lambda root, _: (root / "mask_rcnn_R_50_FPN" / name).read_bytes()[:100_000]
-
-
-def _saved(content: object) -> Callable[[Path, Path], bytes]:
-    def write(_: Path, path: Path) -> bytes:
-        torch.save(content, path)
-        return path.read_bytes()
-
-    return write
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.pth", _cut("model.pth"), "damaged or cut short"),
-        ("a.pkl", _cut("model.pkl"), "pickle is damaged"),
-        ("a.safetensors", lambda *_: b"\x10\0\0\0\0\0\0\0{", "damaged or cut short"),
-        ("a.pth", lambda *_: b"hello", "or no weights"),
-        ("a.pkl", lambda *_: b"", "this file is empty"),
-        ("a.pkl", lambda *_: b"\n<!DOCTYPE html>\n<html>", "a web page, not weights"),
-        ("a.pth", lambda *_: b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"),
-        ("a.pth", _saved([1, 2]), "no named tensors"),
-        ("a.pth", _saved({"epoch": 3}), "hold no tensor"),
-        ("a.pth", _saved({"encoder.weight": torch.zeros(2)}), "no tensor of these weights is known"),
-    ],
-)
-def test_files_that_are_no_weights(
-    fixtures_root: Path, tmp_path: Path, name: str, content: Callable[[Path, Path], bytes], message: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content(fixtures_root, path))
-    with pytest.raises(CellwrightError, match=message) as caught:
-        find_weights(str(path))
-    assert str(path) in str(caught.value)
-
-
-def test_pth_pkl_and_safetensors_hold_the_same(
-    fixtures_root: Path, detector: dict[str, Tensor], tmp_path: Path
-) -> None:
-    from safetensors.torch import save_file
-
-    save_file(detector, tmp_path / "a.safetensors")
-    for path in (fixtures_root / "mask_rcnn_R_50_FPN" / "model.pth", tmp_path / "a.safetensors"):
-        other = read_foreign(path)
-        assert detector.keys() == other.keys()
-        assert all(torch.equal(detector[name], other[name]) for name in detector)
-
-
-# --- where weights come from --------------------------------------------------------------------------------------
-
-
-def test_torchvision_s_own_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = resnet34(weights=None).state_dict()
-    monkeypatch.setattr(ResNet34_Weights, "get_state_dict", lambda self, **_: state)
-    network = make({**FPN, "backbone": {"depth": 34}})
-    report = start_from(network, "torchvision:resnet34:IMAGENET1K_V1")
-    assert len(report.taken) == len(state) - 2
-
-    def offline(self: object, **_: object) -> None:
-        raise URLError("Name or service not known")
-
-    monkeypatch.setattr(ResNet34_Weights, "get_state_dict", offline)
-    with pytest.raises(
-        ModelError, match=r"cannot be downloaded[\s\S]*not known[\s\S]*resnet34-b627a593\.pth elsewhere"
-    ):
-        start_from(network, "torchvision:resnet34")
-
-
-@pytest.mark.parametrize(
-    ("init", "message"),
-    [
-        ("torchvision:vgg16", r"no such weights[\s\S]*resnext101_32x8d"),
-        ("torchvision:resnet34:V9", r"no such version[\s\S]*IMAGENET1K_V1"),
-        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", r"detectron2:FILE\.pkl"),
-        ("weights.pth", "no such weights"),
-        ("detectron2:nothing.pkl", "cannot read these weights"),
-        ("nothing", "no model here"),
-    ],
-)
-def test_what_init_may_not_say(init: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        start_from(make(), init)
-
-
-def test_a_file_whose_framework_is_not_said(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    path.touch()
-    with pytest.raises(ModelError, match=r"need a framework[\s\S]*torchvision:.*weights\.pth or detectron2:"):
-        start_from(make(), str(path))
-
-
-def test_a_file_under_the_wrong_framework(fixtures_root: Path) -> None:
-    path = fixtures_root / "mask_rcnn_R_50_FPN" / "model.pkl"
-    with pytest.raises(ModelError, match=r"not torchvision's names[\s\S]*write detectron2:"):
-        find_weights(f"torchvision:{path}")

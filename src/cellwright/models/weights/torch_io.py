@@ -1,0 +1,123 @@
+"""Model folders and torch: tensors are written and read, and loaded into a network. Loading is strict."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cellwright.core.errors import ModelError
+from cellwright.core.files import atomic_path
+from cellwright.core.text import count
+from cellwright.models.build import build_network
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.models.weights.model_folder import (
+    INFO,
+    WEIGHTS,
+    ModelInfo,
+    model_folder,
+    read_model_info,
+    recipe_of,
+    unreadable_weights,
+    write_info,
+)
+
+
+def save_model(folder: Path | str, weights: Mapping[str, Tensor], info: ModelInfo) -> Path:
+    """Write a model folder, file by file, each atomically; existing files are replaced. Returns the folder.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    with atomic_path(folder / WEIGHTS) as path:
+        save_tensors(path, weights)
+    write_info(folder, info)
+    return folder
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors`` to a safetensors file, not atomically. Raises `OSError`."""
+    # Copies, because safetensors rejects views and tensors that share memory.
+    owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(owned, path)
+    except SafetensorError as error:
+        # The error number is only in the text ("os error 28").
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else 0
+        raise OSError(code, os.strerror(code) if code else str(error)) from error
+    path.chmod(mode)  # safetensors makes its files readable by the owner only
+
+
+def read_weights(folder: Path | str) -> dict[str, Tensor]:
+    """The tensors of a model folder, a run or a bundled model on the CPU, in the precision in which they are stored.
+
+    A network that they are loaded into is float32 in any case.
+
+    Raises:
+        ModelError: there is no model, or its weights cannot be read.
+    """
+    path = model_folder(folder) / WEIGHTS
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise unreadable_weights(folder, error) from error
+
+
+def in_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as float16, half the size on disk; integer tensors are unchanged.
+
+    Raises:
+        ModelError: a value exceeds the range of float16, 65504.
+    """
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    lost = [name for name, tensor in half.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if lost:
+        raise ModelError(
+            "these weights exceed the range of half precision", where=lost[0], expected="values up to 65504"
+        )
+    return half
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], *, where: object, remedy: str | None = None
+) -> None:
+    """Copy ``weights`` into ``network``.
+
+    Raises:
+        ModelError: names or shapes differ from those of the network; the message lists the first five.
+    """
+    own = network.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the network"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        problem = f"{count(len(problems), 'tensor')} of these weights and of the recipe's network do not match"
+        raise ModelError(problem, where=where, got="; ".join(problems[:5]), remedy=remedy)
+    network.load_state_dict(dict(weights), strict=True)
+
+
+def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN | DenseNetwork, ModelInfo]:
+    """The network of a model folder, a run or a bundled model, in evaluation mode on the CPU, and its ``model.json``.
+
+    Raises:
+        ModelError: there is no model, it is not of the family ``kind``, or its weights do not fit its recipe.
+    """
+    path, info = model_folder(folder), read_model_info(folder, kind=kind)
+    network = build_network(recipe_of(info, where=path / INFO), len(info.class_names))
+    load_weights(network, read_weights(folder), where=path / WEIGHTS)
+    network.eval()
+    return network, info
