@@ -1,12 +1,13 @@
-"""Augmenting 200 objects at 512 x 512: label layers against torchvision v2 on masks and on a label image, in one run.
+"""Augmentation of 200 objects at 512 x 512: our label layers against torchvision v2 on masks and on a label image.
 
     python benchmarks/augment.py [--objects 200] [--side 512] [--repeat 9] [--threads 1] [--out FILE.json]
 
-Everywhere a mirror, an affine map (a turn of up to 30 degrees) and an elastic map, drawn anew each time, of image and
-labels. Ours includes the visible share, the new numbers and the tight boxes; torchvision's is given without boxes and
-with `masks_to_boxes` (which needs one mask an object). Ways take turns; the median of the repeats is reported. Before,
-one and the same change is given to both, and the share of label pixels that agree is checked to be above 98 %:
-torchvision samples twice, once for each map, so that outlines differ by a pixel here and there.
+Every method flips, rotates (up to 30 degrees) and elastically deforms image and labels, with new random parameters
+each time. Ours includes the visible share, the renumbering and the tight boxes of the objects; torchvision is
+measured without boxes and with `masks_to_boxes` (which needs one mask per object). The methods run alternately, and
+the median of the repeats is reported. First, both transform the same labels with the same parameters, and more than
+98 % of the label pixels must agree: torchvision resamples twice, once per transform, so that some outlines differ by
+a pixel.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def draw_field(side: int, n_objects: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 255, (side, side, 3), dtype=np.uint8), labels
 
 
-def ways(image: np.ndarray, label_map: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Each way as a call that augments the sample once."""
+def methods(image: np.ndarray, label_map: np.ndarray) -> dict[str, Callable[[], object]]:
+    """Functions that augment the sample once, by the name of the method."""
     masks, _ = MaskSet.from_label_map(label_map)
     labels = Labels.from_instances(Instances.from_masks(masks))
     numbers = torch.arange(1, len(masks) + 1, dtype=torch.int32)[:, None, None]
@@ -65,7 +66,7 @@ def ways(image: np.ndarray, label_map: np.ndarray) -> dict[str, Callable[[], obj
         [
             v2.RandomHorizontalFlip(0.5),
             v2.RandomAffine([-30, 30], interpolation=InterpolationMode.BILINEAR),
-            # Its own strength: as smooth a field as ours would cost it a kernel of 257 x 257 instead of 41 x 41.
+            # With its default strength: a field as smooth as ours would need a kernel of 257 x 257 instead of 41 x 41.
             v2.ElasticTransform(),
         ]
     )
@@ -86,18 +87,18 @@ def ways(image: np.ndarray, label_map: np.ndarray) -> dict[str, Callable[[], obj
 
 
 def agreement(label_map: np.ndarray) -> float:
-    """Share of label pixels that are the same after one and the same change by torchvision and by us."""
+    """Share of label pixels that are equal after the same transform by torchvision and by cellwright."""
     height, width = label_map.shape
     elastic = Elastic(CONFIG.elastic_amplitude_px, CONFIG.elastic_smoothness_px, 0)
     geometry = Geometry(
         (0, 0, height, width), (height, width), horizontal_flip=True, affine=Affine(17.0), elastic=elastic
     )
     masks, ids = MaskSet.from_label_map(label_map)
-    # No object is dropped for its share, so that both do the same. Classes carry the old numbers.
+    # Keep objects of any visible share, so that both do the same. The class ids hold the original labels.
     moved = warp_labels(Labels.from_instances(Instances.from_masks(masks, class_ids=ids)), geometry, 0.0)
     ours = np.concatenate([[0], moved.class_ids])[moved.layers[0]]
     moves = elastic.displacement((height, width), np.diag([2 / width, 2 / height]))
-    # Their angles run clockwise.
+    # torchvision's angles are clockwise.
     turned = tv.affine(
         tv.horizontal_flip(tv_tensors.Mask(torch.from_numpy(label_map)[None])), -17.0, [0, 0], 1.0, [0.0, 0.0]
     )
@@ -119,8 +120,8 @@ def main() -> None:
     torch.manual_seed(0)
     image, label_map = draw_field(chosen.side, chosen.objects)
     share = agreement(label_map)
-    assert share > 0.98, f"only {share:.3%} of the pixels agree: the ways do not do the same"
-    calls = ways(image, label_map)
+    assert share > 0.98, f"only {share:.3%} of the pixels agree: the methods are not equivalent"
+    calls = methods(image, label_map)
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -131,10 +132,10 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = {name: value / medians[OURS] for name, value in medians.items()}
-    setting = f"{chosen.side} x {chosen.side}, {chosen.threads} thread(s), median of {chosen.repeat}"
+    setting = f"{chosen.side} x {chosen.side}, {chosen.threads} threads, median of {chosen.repeat}"
     print(f"{chosen.objects} objects, {setting}")
     print(f"label pixels that agree with torchvision: {share:.3%}\n")
-    print("| way | ms a sample | times ours |\n|---|---:|---:|")
+    print("| method | ms per sample | times ours |\n|---|---:|---:|")
     for name, value in medians.items():
         print(f"| {name} | {1000 * value:.2f} | {ratios[name]:.1f} |")
     result = {

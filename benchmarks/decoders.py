@@ -1,14 +1,15 @@
-"""The decoders of the dense family on 2048 x 2048 px with 9,000 touching cells, against the usual libraries in one run.
+"""The decoders of the dense models on 2048 x 2048 px with 9,000 touching cells, against other libraries.
 
     python benchmarks/decoders.py [--section watershed|flow] [--repeat 5] [--out work/bench/decoders.json]
 
-Section watershed: the flood, the whole decoder and the targets, against scikit-image and SciPy. Every way runs in turn
-and the best of the repeats counts, after one warm-up for what is compiled; the results of both ways are compared, and
-the share of pixels that are equal is in the table.
+Section watershed: the flooding, the whole decoder and the training targets, against scikit-image and SciPy. The methods
+run alternately, and the shortest time of the repeats is reported, after one warm-up to compile. The table also has the
+share of pixels for which the results are equal.
 
-Section flow: targets, following and the whole decoder against plain torch and Cellpose 3.1, one thread each. Cellpose
-runs in an environment of its own, made in ``work/bench/cellpose`` the first time by pip, and after ours. Equal means:
-flows within 0.001, ends within 0.1 px, pixels of objects that are partners; both drop objects below 15 px.
+Section flow: the training targets, following the flow and the whole decoder, against plain torch and Cellpose 3.1,
+with one thread each. Cellpose runs after ours, in its own environment, which pip creates in ``work/bench/cellpose``
+the first time. "Equal" means: flows within 0.001, end points within 0.1 px, pixels of corresponding objects; both
+remove objects below 15 px.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ CELLS = 9000
 
 @dataclass(frozen=True)
 class Row:
-    """One way of one case. ``equal``: share of pixels, in [0, 1], that are as in cellwright's result."""
+    """One method in one case. ``equal``: share of pixels, in [0, 1], that are equal to cellwright's result."""
 
     case: str
-    way: str
+    method: str
     seconds: float
     equal: float
 
@@ -58,18 +59,18 @@ def draw_cells(side: int = SIDE_PX, n: int = CELLS, seed: int = 0) -> np.ndarray
     return np.where(distance < radius[nearest], nearest + 1, 0).reshape(side, side).astype(np.int32)
 
 
-def compared(case: str, ways: dict[str, Callable[[], np.ndarray]], repeat: int) -> Iterator[Row]:
-    """Rows of one case: the first way is cellwright's. Ways take turns, so that a busy moment hits all alike."""
-    results = {way: run() for way, run in ways.items()}
-    best = dict.fromkeys(ways, float("inf"))
+def compared(case: str, methods: dict[str, Callable[[], np.ndarray]], repeat: int) -> Iterator[Row]:
+    """Rows of one case; the first method is cellwright's. They run alternately, so that other load affects all."""
+    results = {method: run() for method, run in methods.items()}
+    best = dict.fromkeys(methods, float("inf"))
     for _ in range(repeat):
-        for way, run in ways.items():
+        for method, run in methods.items():
             start = time.perf_counter()
             run()
-            best[way] = min(best[way], time.perf_counter() - start)
+            best[method] = min(best[method], time.perf_counter() - start)
     ours = next(iter(results.values()))
-    for way, result in results.items():
-        yield Row(case, way, best[way], float((result == ours).mean()))
+    for method, result in results.items():
+        yield Row(case, method, best[method], float((result == ours).mean()))
 
 
 # --- watershed ------------------------------------------------------------------------------------------------------
@@ -89,12 +90,12 @@ def watershed_rows(repeat: int) -> Iterator[Row]:
     core, _ = connected_components(mask & (body - border >= 0.5) & (distance >= 0.3))
     peaks = one_pixel_each(truth, distance, mask)
 
-    for name, seeds in {"from one pixel a cell": peaks, "from the decoder's seeds": core}.items():
-        ways = {
+    for name, seeds in {"from one pixel per cell": peaks, "from the decoder's seeds": core}.items():
+        methods = {
             "cellwright": lambda seeds=seeds: flood(cost, seeds, mask),
             "skimage": lambda seeds=seeds: skimage_watershed(cost, seeds, mask=mask, connectivity=2),
         }
-        yield from compared(f"watershed {name}", ways, repeat)
+        yield from compared(f"watershed {name}", methods, repeat)
     yield from compared(
         "maps to labels and scores",
         {"cellwright": lambda: decode(maps, max_hole_share=0)[0], "scipy and skimage": lambda: usual_decode(maps)},
@@ -102,24 +103,24 @@ def watershed_rows(repeat: int) -> Iterator[Row]:
     )
     yield from compared(
         "labels to maps",
-        {"cellwright": lambda: encode(truth)[:2], "scipy, one object at a time": lambda: usual_encode(truth)[:2]},
+        {"cellwright": lambda: encode(truth)[:2], "scipy, per object": lambda: usual_encode(truth)[:2]},
         repeat,
     )
 
 
 def as_a_network_gives(maps: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Maps (3, H, W) blurred and with smooth noise, in [0, 1]."""
+    """Maps (3, H, W) in [0, 1] as a network would predict them: blurred, with smooth noise."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=maps.shape).astype(np.float32)
     soft = [
-        cv2.GaussianBlur(one, (0, 0), 1.0) + 0.3 * cv2.GaussianBlur(n, (0, 0), 2.0)
-        for one, n in zip(maps, noise, strict=True)
+        cv2.GaussianBlur(values, (0, 0), 1.0) + 0.3 * cv2.GaussianBlur(n, (0, 0), 2.0)
+        for values, n in zip(maps, noise, strict=True)
     ]
     return np.clip(soft, 0, 1).astype(np.float32)
 
 
 def without_ties(values: np.ndarray) -> np.ndarray:
-    """Values (H, W) float32 in the same order, no two of them equal: which of two equals is first is no rule."""
+    """Values (H, W) float32 in the same order, but all different, because libraries resolve ties differently."""
     order = np.empty(values.size, np.int64)
     order[values.ravel().argsort(kind="stable")] = np.arange(values.size)
     return (order.reshape(values.shape) / values.size - 1).astype(np.float32)
@@ -136,7 +137,7 @@ def one_pixel_each(truth: np.ndarray, distance: np.ndarray, mask: np.ndarray) ->
 
 
 def usual_decode(maps: np.ndarray) -> np.ndarray:
-    """What `decode` does, with the libraries' functions: labels (H, W); scores are computed and left."""
+    """The same as `decode` with the functions of the libraries: labels (H, W); scores are computed, not returned."""
     from skimage.segmentation import watershed as skimage_watershed
 
     body, border, distance = maps
@@ -150,7 +151,7 @@ def usual_decode(maps: np.ndarray) -> np.ndarray:
 
 
 def usual_encode(labels: np.ndarray) -> np.ndarray:
-    """What `encode` does for cells this small (one reach of 1 px), an object at a time."""
+    """The same as `encode` for cells this small (a border of 1 px), one object at a time."""
     distance = np.zeros(labels.shape, np.float32)
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = (slice(max(side.start - 1, 0), side.stop + 1) for side in box)
@@ -186,40 +187,40 @@ def flow_rows(repeat: int) -> Iterator[Row]:
         np.save(Path(folder) / "truth.npy", truth)
         np.save(Path(folder) / "maps.npy", maps)
         python = cellpose_python()
-        for case, ways in cases.items():
+        for case, methods in cases.items():
             ours: np.ndarray | None = None
-            for row, result in timed(case, ways, repeat):
+            for row, result in timed(case, methods, repeat):
                 ours = result if ours is None else ours
-                yield Row(case, row.way, row.seconds, EQUAL[case](ours, result))
+                yield Row(case, row.method, row.seconds, EQUAL[case](ours, result))
             command = [python, __file__, "--peer", case, folder, "--repeat", str(min(repeat, 2))]
             seconds = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
             assert ours is not None
             yield Row(case, CELLPOSE, seconds, EQUAL[case](ours, np.load(Path(folder) / "peer.npy")))
 
 
-def timed(case: str, ways: dict[str, Callable[[], np.ndarray]], repeat: int) -> list[tuple[Row, np.ndarray]]:
-    """Best seconds and the result of each way; ``equal`` is not yet known."""
-    results = {way: run() for way, run in ways.items()}
-    best = dict.fromkeys(ways, float("inf"))
+def timed(case: str, methods: dict[str, Callable[[], np.ndarray]], repeat: int) -> list[tuple[Row, np.ndarray]]:
+    """Shortest time and result of each method; ``equal`` is not yet known."""
+    results = {method: run() for method, run in methods.items()}
+    best = dict.fromkeys(methods, float("inf"))
     for _ in range(repeat):
-        for way, run in ways.items():
+        for method, run in methods.items():
             start = time.perf_counter()
             run()
-            best[way] = min(best[way], time.perf_counter() - start)
-    return [(Row(case, way, best[way], float("nan")), result) for way, result in results.items()]
+            best[method] = min(best[method], time.perf_counter() - start)
+    return [(Row(case, method, best[method], float("nan")), result) for method, result in results.items()]
 
 
 def noisy_flow(maps: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Flow maps (3, H, W) blurred and with smooth noise, the body in [0, 1]."""
+    """Flow maps (3, H, W), blurred and with smooth noise, the body in [0, 1]."""
     rng = np.random.default_rng(seed)
-    noise = [cv2.GaussianBlur(rng.normal(size=one.shape).astype(np.float32), (0, 0), 2.0) for one in maps]
-    soft = np.stack([cv2.GaussianBlur(one, (0, 0), 1.0) + n for one, n in zip(maps, noise, strict=True)])
+    noise = [cv2.GaussianBlur(rng.normal(size=values.shape).astype(np.float32), (0, 0), 2.0) for values in maps]
+    soft = np.stack([cv2.GaussianBlur(values, (0, 0), 1.0) + n for values, n in zip(maps, noise, strict=True)])
     soft[2] = soft[2].clip(0.001, 0.999)
     return soft
 
 
 def torch_follow(maps: np.ndarray) -> np.ndarray:
-    """Ends (P, 2) of the body's pixels, every step taken by torch's bilinear sampling of those pixels alone."""
+    """End points (P, 2) of the body's pixels, with bilinear sampling in torch at every step."""
     import torch
 
     torch.set_num_threads(1)
@@ -235,7 +236,7 @@ def torch_follow(maps: np.ndarray) -> np.ndarray:
 
 
 def same_objects(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Share of pixels whose object in theirs is the one that covers most of their object in ours."""
+    """Share of pixels whose object in ``theirs`` is the one that covers most of their object in ``ours``."""
     pairs, counts = np.unique(np.stack([ours.ravel(), theirs.ravel()]), axis=1, return_counts=True)
     partner = np.zeros(int(ours.max()) + 1, np.int64)
     for k in np.argsort(counts, kind="stable"):
@@ -251,7 +252,7 @@ EQUAL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def cellpose_python() -> str:
-    """The interpreter of Cellpose's environment, made now where it is not there."""
+    """The interpreter of Cellpose's environment, which is created if it does not exist."""
     folder = Path("work/bench/cellpose")
     python = str(folder / "bin" / "python")
     if not Path(python).exists():
@@ -261,7 +262,7 @@ def cellpose_python() -> str:
 
 
 def peer(case: str, folder: Path, repeat: int) -> float:
-    """Best seconds of Cellpose in this process; its result is left as ``peer.npy``."""
+    """Shortest time of Cellpose in this process, seconds; its result is written to ``peer.npy``."""
     import torch
     from cellpose import dynamics  # type: ignore[import-not-found]
 
@@ -269,21 +270,21 @@ def peer(case: str, folder: Path, repeat: int) -> float:
     truth, maps = np.load(folder / "truth.npy"), np.load(folder / "maps.npy")
     body = maps[2] >= 0.5
     logits = np.log(maps[2] / (1 - maps[2]))
-    ways: dict[str, Callable[[], np.ndarray]] = {
+    methods: dict[str, Callable[[], np.ndarray]] = {
         "labels to flow": lambda: dynamics.masks_to_flows(truth),
         "following, 200 steps": lambda: np.asarray(dynamics.follow_flows(maps[:2] * body, np.nonzero(body), STEPS)).T,
         "flow to labels": lambda: dynamics.compute_masks(maps[:2] * 5, logits, niter=STEPS, min_size=15),
     }
-    np.save(folder / "peer.npy", ways[case]())  # the first compiles
+    np.save(folder / "peer.npy", methods[case]())  # the first call compiles
     best = float("inf")
     for _ in range(repeat):
         start = time.perf_counter()
-        ways[case]()
+        methods[case]()
         best = min(best, time.perf_counter() - start)
     return best
 
 
-# --- all ------------------------------------------------------------------------------------------------------------
+# --- main -------------------------------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {"watershed": watershed_rows, "flow": flow_rows}
 
@@ -303,11 +304,11 @@ def main() -> None:
     cv2.setNumThreads(1)
     rows = [row for name in ([args.section] if args.section else SECTIONS) for row in SECTIONS[name](args.repeat)]
     write_json(args.out, {"side_px": SIDE_PX, "cells": CELLS, "rows": [asdict(row) for row in rows]})
-    print("| case | way | seconds | times ours | equal to ours |\n|---|---|---:|---:|---:|")
+    print("| case | method | seconds | times ours | equal to ours |\n|---|---|---:|---:|---:|")
     for row in rows:
-        ours = next(one for one in rows if one.case == row.case)
-        share = f"{row.equal:.2%}" if row.way != ours.way else ""
-        print(f"| {row.case} | {row.way} | {row.seconds:.3f} | {row.seconds / ours.seconds:.1f} | {share} |")
+        ours = next(first for first in rows if first.case == row.case)
+        share = f"{row.equal:.2%}" if row.method != ours.method else ""
+        print(f"| {row.case} | {row.method} | {row.seconds:.3f} | {row.seconds / ours.seconds:.1f} | {share} |")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The judge against its peers, in one run: COCO results from files to numbers, and metrics of label images.
+"""The evaluation against other tools: COCO results from files to metrics, and metrics of label images.
 
     python benchmarks/evaluate.py [--python NAME=PATH ...] [--repeat 3] [--out work/bench/evaluate.json]
 
-COCO: 50 images of 1000 x 1000 with 400 true and 500 predicted masks each, AP at 100 and at all detections, against
-pycocotools, faster-coco-eval and hotcoco. Label images: 2048 x 2048 with 9,000 cells, against `stardist.matching` and
-`cellpose.metrics`. Every contender runs in a process of its own; ``--python`` names the interpreter of one that
-lives in another environment. "seconds" is the median of the repeats; "first" is the first call of the process: it loads
-libraries and compiled kernels (cached on disk). A contender that is not installed is listed with the reason.
+COCO: 50 images of 1000 x 1000 with 400 annotated and 500 predicted masks each, AP with at most 100 and with all
+detections, against pycocotools, faster-coco-eval and hotcoco. Label images: 2048 x 2048 with 9,000 cells, against
+`stardist.matching` and `cellpose.metrics`. Every tool runs in its own process; ``--python`` gives the interpreter of a
+tool in another environment. "seconds" is the median of the repeats; "first" is the first call of the process, which
+loads libraries and compiled kernels (cached on disk). A tool that is not installed is listed with the reason.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import numpy as np
 IMAGES, SIDE, TRUE, PREDICTED = 50, 1000, 400, 500
 LABEL_SIDE, CELLS = 2048, 9000
 THRESHOLDS = [round(0.5 + 0.05 * k, 2) for k in range(10)]
-CONTENDERS = {
+TOOLS = {
     "COCO AP": ("cellwright", "hotcoco", "faster_coco_eval", "pycocotools"),
     "label images": ("cellwright", "stardist", "cellpose"),
 }
 
 
 def write_coco(folder: Path) -> None:
-    """``truth.json`` and ``results.json``: discs of 6 to 15 px radius; predictions moved, repeated and invented."""
+    """``truth.json`` and ``results.json``: discs of 6 to 15 px radius; predictions are moved, repeated or random."""
     from cellwright.core.masks import MaskSet
 
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def write_coco(folder: Path) -> None:
 
 
 def discs(mask_set: Any, centres: np.ndarray, radii: np.ndarray) -> Any:
-    """A `MaskSet` of discs, cut at the image's border."""
+    """A `MaskSet` of discs, clipped at the image border."""
     boxes, crops = [], []
     for (cy, cx), radius in zip(centres, radii, strict=True):
         y0, x0 = (int(np.clip(c - radius, 0, SIDE - 2)) for c in (cy, cx))
@@ -76,7 +76,7 @@ def discs(mask_set: Any, centres: np.ndarray, radii: np.ndarray) -> Any:
 
 
 def write_labels(folder: Path) -> None:
-    """``truth.npy`` and ``predicted.npy``: cells on a jittered grid; predictions are them moved by a pixel or two."""
+    """``truth.npy`` and ``predicted.npy``: cells on a jittered grid; the predicted ones are moved by a pixel or two."""
     rng = np.random.default_rng(1)
     side = int(np.ceil(np.sqrt(CELLS)))
     pitch = LABEL_SIDE / side
@@ -99,8 +99,8 @@ def coco_cellwright(folder: Path) -> Callable[[], list[float]]:
 
     def run() -> list[float]:
         truth = read_dataset(folder / "truth.json", ReadOptions(require_images=False))
-        found = read_dataset(folder / "results.json", ReadOptions(images=truth, require_images=False))
-        pairs = [(p.read_instances(), t.read_instances()) for p, t in zip(found, truth, strict=True)]
+        predicted = read_dataset(folder / "results.json", ReadOptions(images=truth, require_images=False))
+        pairs = [(p.read_instances(), t.read_instances()) for p, t in zip(predicted, truth, strict=True)]
         report = evaluate_pairs([p for p, _ in pairs], [t for _, t in pairs], metrics=["coco_ap"])
         return [report["AP@100"], report["AP@all"]]
 
@@ -108,7 +108,7 @@ def coco_cellwright(folder: Path) -> Callable[[], list[float]]:
 
 
 def coco_interface(module: str) -> tuple[Any, Any]:
-    """The COCO and COCOeval classes of a package."""
+    """The classes COCO and COCOeval of a package."""
     if module == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -119,15 +119,15 @@ def coco_interface(module: str) -> tuple[Any, Any]:
 
 
 def coco_peer(module: str) -> Callable[[Path], Callable[[], list[float]]]:
-    """pycocotools and the two that keep its interface."""
+    """pycocotools, or one of the two packages with the same interface."""
 
     def make(folder: Path) -> Callable[[], list[float]]:
-        coco, judge = coco_interface(module)
+        coco, evaluator = coco_interface(module)
 
         def run() -> list[float]:
             with contextlib.redirect_stdout(io.StringIO()):
                 truth = coco(str(folder / "truth.json"))
-                evaluation = judge(truth, truth.loadRes(str(folder / "results.json")), "segm")
+                evaluation = evaluator(truth, truth.loadRes(str(folder / "results.json")), "segm")
                 evaluation.params.maxDets = [1, 100, PREDICTED]
                 evaluation.evaluate()
                 evaluation.accumulate()
@@ -160,8 +160,8 @@ def labels_stardist(folder: Path) -> Callable[[], list[float]]:
     truth, predicted = np.load(folder / "truth.npy"), np.load(folder / "predicted.npy")
 
     def run() -> list[float]:
-        found = matching(truth, predicted, thresh=tuple(THRESHOLDS))
-        return [found[0].accuracy, found[5].accuracy]
+        results = matching(truth, predicted, thresh=tuple(THRESHOLDS))
+        return [results[0].accuracy, results[5].accuracy]
 
     return run
 
@@ -180,7 +180,7 @@ def labels_cellpose(folder: Path) -> Callable[[], list[float]]:
 
 MAKERS: dict[tuple[str, str], Callable[[Path], Callable[[], list[float]]]] = {
     ("COCO AP", "cellwright"): coco_cellwright,
-    **{("COCO AP", name): coco_peer(name) for name in CONTENDERS["COCO AP"][1:]},
+    **{("COCO AP", name): coco_peer(name) for name in TOOLS["COCO AP"][1:]},
     ("label images", "cellwright"): labels_cellwright,
     ("label images", "stardist"): labels_stardist,
     ("label images", "cellpose"): labels_cellpose,
@@ -188,21 +188,21 @@ MAKERS: dict[tuple[str, str], Callable[[Path], Callable[[], list[float]]]] = {
 
 
 def measure(case: str, name: str, folder: Path, repeat: int) -> dict[str, Any]:
-    """Seconds of one contender, in this process, and what it found."""
+    """The time of one tool in this process, seconds, and its metrics."""
     start = time.perf_counter()
     run = MAKERS[case, name](folder)
-    found = run()
+    metrics = run()
     seconds = [time.perf_counter() - start]
     while len(seconds) < repeat and sum(seconds) < 60:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[1:] or seconds), "first": seconds[0], "figures": found}
+    return {"seconds": statistics.median(seconds[1:] or seconds), "first": seconds[0], "metrics": metrics}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a contender")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a tool")
     parser.add_argument("--repeat", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("work/bench/evaluate.json"))
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
@@ -216,9 +216,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_coco(Path(folder))
         write_labels(Path(folder))
-        for case, names in CONTENDERS.items():
+        for case, names in TOOLS.items():
             for name in names:
-                rows.append({"case": case, "way": name, **_outcome(case, name, folder, interpreters, args.repeat)})
+                rows.append({"case": case, "method": name, **_outcome(case, name, folder, interpreters, args.repeat)})
                 print(_line(rows[-1]), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
@@ -234,11 +234,11 @@ def _outcome(case: str, name: str, folder: str, interpreters: dict[str, str], re
 
 
 def _line(row: dict[str, Any]) -> str:
-    head = f"| {row['case']} | {row['way']} | "
+    head = f"| {row['case']} | {row['method']} | "
     if "absent" in row:
         return head + f"{row['absent']} |"
-    figures = " ".join(f"{value:.6f}" for value in row["figures"])
-    return head + f"{row['seconds']:.2f} s | {row['first']:.2f} s | {figures} |"
+    metrics = " ".join(f"{value:.6f}" for value in row["metrics"])
+    return head + f"{row['seconds']:.2f} s | {row['first']:.2f} s | {metrics} |"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a few minutes with `nuclei/finetune` do for the model in the box, on images of a kind that it has not seen.
+"""Fine-tuning the bundled pretrained model for a few minutes (`nuclei/finetune`), on a kind of images new to it.
 
     python benchmarks/finetune.py --data work/vrdl [--minutes 5] [--object-minutes 2] [--out work/finetune]
 
-``four_images``: trained on four of the training images, judged on the validation images. ``twenty_objects``: for each
-validation image a window of its left half with twenty nuclei is annotated, the model trained on that window alone, and
-judged on the right half. Both beside the model as it is shipped.
+``four_images``: fine-tuned on four of the training images, evaluated on the validation images. ``twenty_objects``: for
+each validation image, fine-tuned on a window of its left half with twenty nuclei only, evaluated on the right half. The
+bundled model without fine-tuning is evaluated in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ N_IMAGES, N_OBJECTS = 4, 20
 
 
 def part(sample: Sample, window: tuple[int, int, int, int], folder: Path, name: str) -> Sample:
-    """``window`` (y0, x0, y1, x1) of a sample as a sample of its own; objects are cut at its border."""
+    """``window`` (y0, x0, y1, x1) of a sample as a new sample; objects are clipped at its border."""
     y0, x0, y1, x1 = window
     assert sample.image_path is not None
     pixels = cw.read_image(sample.image_path).data[y0:y1, x0:x1, :3]
@@ -39,7 +39,7 @@ def part(sample: Sample, window: tuple[int, int, int, int], folder: Path, name: 
 
 
 def annotated_window(sample: Sample) -> tuple[int, int, int, int]:
-    """The smallest square about the middle of the left half that twenty whole nuclei lie in."""
+    """The smallest square around the centre of the left half that contains twenty complete nuclei."""
     height, width = sample.image_hw
     x0, y0, x1, y1 = sample.read_instances().boxes_xyxy.T
     reach = np.maximum.reduce([width / 4 - x0, x1 - width / 4, height / 2 - y0, y1 - height / 2])
@@ -48,14 +48,16 @@ def annotated_window(sample: Sample) -> tuple[int, int, int, int]:
     return max(top, 0), max(left, 0), min(height // 2 + side, height), min(width // 4 + side, width // 2)
 
 
-def judged(model, samples: list[Sample]) -> dict[str, float]:
-    found = [model.predict(cw.read_image(sample.image_path)) for sample in samples if sample.image_path]
-    report = cw.evaluate(found, [sample.read_instances() for sample in samples], metrics=["accuracy", "aji", "pq"])
+def evaluated(model, samples: list[Sample]) -> dict[str, float]:
+    predictions = [model.predict(cw.read_image(sample.image_path)) for sample in samples if sample.image_path]
+    report = cw.evaluate(
+        predictions, [sample.read_instances() for sample in samples], metrics=["accuracy", "aji", "pq"]
+    )
     return {name: round(float(report[name]), 4) for name in METRICS}
 
 
 def trained(samples: list[Sample], class_names: tuple[str, ...], folder: Path, minutes: float):
-    """The model that `nuclei/finetune` makes of ``samples``; a run that is there goes on."""
+    """The model fine-tuned on ``samples``; an existing run is resumed or used."""
     if (folder / "model" / "model.json").is_file():
         return cw.load_model(folder)
     return cw.train("nuclei/finetune", Dataset(tuple(samples), class_names), out=folder, max_minutes=minutes).model
@@ -67,8 +69,8 @@ def four_images(data: Dataset, args: argparse.Namespace) -> list[dict]:
     validation = [sample for sample in data if sample.split == "val"]
     model = trained([training[k] for k in order], data.class_names, args.out / "four_images", args.minutes)
     return [
-        {"case": "four images", "model": name, **judged(one, validation)}
-        for name, one in (("shipped", cw.load_model("nuclei")), ("fine-tuned", model))
+        {"case": "four images", "model": name, **evaluated(candidate, validation)}
+        for name, candidate in (("bundled", cw.load_model("nuclei")), ("fine-tuned", model))
     ]
 
 
@@ -78,18 +80,18 @@ def twenty_objects(data: Dataset, args: argparse.Namespace) -> list[dict]:
         folder = args.out / f"twenty_objects_{k}"
         height, width = sample.image_hw
         window = part(sample, annotated_window(sample), folder, "window")
-        neighbours = [part(sample, (0, width // 2, height, width), folder, "right")]
+        right_half = [part(sample, (0, width // 2, height, width), folder, "right")]
         model = trained([window], data.class_names, folder / "run", args.object_minutes)
-        for name, one in (("shipped", cw.load_model("nuclei")), ("fine-tuned", model)):
-            rows.append({"case": f"twenty objects of image {k}", "model": name, **judged(one, neighbours)})
+        for name, candidate in (("bundled", cw.load_model("nuclei")), ("fine-tuned", model)):
+            rows.append({"case": f"twenty objects of image {k}", "model": name, **evaluated(candidate, right_half)})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a dataset with the splits train and val")
-    parser.add_argument("--minutes", type=float, default=5, help="of training on four images, at most")
-    parser.add_argument("--object-minutes", type=float, default=2, help="of training on twenty objects, at most")
+    parser.add_argument("--minutes", type=float, default=5, help="time limit of fine-tuning on four images")
+    parser.add_argument("--object-minutes", type=float, default=2, help="time limit of fine-tuning on twenty objects")
     parser.add_argument("--out", type=Path, default=Path("work/finetune"))
     args = parser.parse_args()
     data = cw.read_dataset(args.data)

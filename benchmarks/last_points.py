@@ -1,10 +1,11 @@
-"""The last points: one model, views, two families fused, tuned thresholds, each with its cost, in one table.
+"""Test-time augmentation, ensembles and tuned thresholds: the accuracy and cost of each, in one table.
 
     python benchmarks/last_points.py --data work/vrdl --model runs/flow --other runs/quick [--views flips]
 
-Judged on the images of the split "val", in the tuned rows with thresholds and calibration that `cellwright tune` finds
-on the split "train": nothing is chosen on the images that are reported. The score of a tuned model is the IoU to
-expect, so that two families may be compared. Seconds an image: wall clock of predicting alone, one thread.
+Evaluated on the images of the split "val"; the tuned rows use the thresholds and the calibration that `cellwright tune`
+finds on the split "train", so nothing is chosen on the reported images. The score of a tuned model is its expected IoU,
+which makes the scores of two model families comparable. Seconds per image are the wall-clock time of the prediction
+alone, with one thread.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ KEPT = ("accuracy@0.5", "aji", "pq")
 
 
 def tuned(run: Path, args: argparse.Namespace, views: str | None) -> Model:
-    """``run`` tuned on the training images, seen in ``views``; what is there already is taken."""
+    """``run`` tuned on the training images with ``views``; an existing result is used."""
     folder = args.out / (f"{run.name}_tuned" + ("" if views is None else "_in_views"))
     if not (folder / "model.json").is_file():
         tune(TunePlan(run, args.data, folder, split="train", views=views))
@@ -47,7 +48,7 @@ def tuned(run: Path, args: argparse.Namespace, views: str | None) -> Model:
 
 
 def lost(model: Model, sample: Sample, outcome: Outcome) -> Counter[str]:
-    """Objects of an image that were lost, by cause."""
+    """The number of missed objects of an image by cause."""
     threshold, names = model.options.score_threshold, model.class_names
     found = replace(sample, load=Loaded(outcome.candidates))
     candidates, _ = candidates_of(Sides("", (found,), (sample,), names, threshold), model)
@@ -78,7 +79,7 @@ def row(name: str, model: Model, samples: Sequence[Sample]) -> dict[str, object]
 
 
 def rows(args: argparse.Namespace, samples: Sequence[Sample]) -> Iterator[dict[str, object]]:
-    """The rows, one after the other."""
+    """All rows, in order."""
     wbf, a, b = FusionOptions("wbf"), args.model.name, args.other.name
 
     def plain(run: Path) -> Model:
@@ -90,7 +91,7 @@ def rows(args: argparse.Namespace, samples: Sequence[Sample]) -> Iterator[dict[s
 
     first = cw.read_image(samples[0].image_path or "")
     for run in (args.model, args.other):
-        plain(run).predict(first)  # what is compiled at its first call is not counted
+        plain(run).predict(first)  # so that compilation at the first call is not counted
     for words, make in (("", plain), (", views", in_views)):
         yield row(a + words, make(args.model), samples)
         yield row(b + words, make(args.other), samples)
@@ -107,15 +108,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a dataset with the splits train and val")
     parser.add_argument("--model", type=Path, required=True, help="a run or a model folder")
-    parser.add_argument("--other", type=Path, required=True, help="one of another family")
+    parser.add_argument("--other", type=Path, required=True, help="a run or model folder of another model family")
     parser.add_argument("--views", default="flips")
     parser.add_argument("--out", type=Path, default=Path("work/last_points"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     done: list[dict[str, object]] = []
-    for one in rows(args, cw.read_dataset(args.data).with_split("val").samples):
-        done.append(one)
-        print(json.dumps(one), flush=True)
+    for result in rows(args, cw.read_dataset(args.data).with_split("val").samples):
+        done.append(result)
+        print(json.dumps(result), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(done, indent=1) + "\n")
     print(markdown(done))

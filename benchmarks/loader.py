@@ -1,10 +1,10 @@
-"""Does the data path hold the step up: a recipe's loader alone, and the loop's wait for it in a short training.
+"""Whether loading data slows down training: the loader of a recipe alone, and its share of a short training.
 
     python benchmarks/loader.py --data work/vrdl [--recipe vrdl_nuclei/quick] [--steps 40] [--out FILE.json]
 
-First the loader without a network: samples a second of the first epoch (files are decoded) and of the next (they are
-kept in memory), loaded in the training process. Then a training of ``--steps`` steps, whose log says for each step how
-long it took and how long of it the loop waited for its batch; the first epoch, which decodes, is given apart.
+First the loader without a network, in the training process: samples per second in the first epoch (which decodes the
+files) and in the next epochs (decoded images are kept in memory). Then a training of ``--steps`` steps, whose log has
+the time of each step and the time that the loop waited for its batch; the first epoch is reported separately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STRIDE = 64
 
 
 def alone(dataset: Dataset, recipe_name: str, n_epochs: int = 4) -> dict[str, float]:
-    """Samples a second of the loader by itself."""
+    """Samples per second of the loader alone."""
     recipe = load(recipe_name)
     rule = CONVENTIONS[recipe.conventions].resize_rule
     size, seed = recipe.train.batch_size, recipe.train.seed
@@ -47,16 +47,16 @@ def alone(dataset: Dataset, recipe_name: str, n_epochs: int = 4) -> dict[str, fl
 
 
 def in_training(dataset: Dataset, recipe_name: str, n_steps: int) -> dict[str, float]:
-    """Median seconds of a step and of the wait for its batch, after the first epoch; and the first epoch's wait."""
+    """Median time of a step and of the wait for its batch after the first epoch, and the wait in the first epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides = (f"train.length={n_steps} steps", "train.warmup=1 step")
-        cw.train(recipe_name, dataset, out=Path(folder) / "run", overrides=overrides)
+        changes = (f"train.length={n_steps} steps", "train.warmup=1 step")
+        cw.train(recipe_name, dataset, out=Path(folder) / "run", set=changes)
         with (Path(folder) / "run" / "log.csv").open() as log:
             rows = [row for row in csv.DictReader(log) if row["step_s"]]
     epoch = math.ceil(len(dataset) / load(recipe_name).train.batch_size)
     first, later = rows[:epoch], rows[epoch:]
     if not later:
-        raise SystemExit(f"--steps {n_steps} is no more than one epoch ({epoch} steps)")
+        raise SystemExit(f"--steps {n_steps} is not more than one epoch ({epoch} steps)")
     return {
         "step_s": statistics.median(float(row["step_s"]) for row in later),
         "data_s": statistics.median(float(row["data_s"]) for row in later),
@@ -78,9 +78,9 @@ def main() -> None:
     result |= in_training(dataset, chosen.recipe, chosen.steps)
     result["share_of_step"] = result["data_s"] / result["step_s"]
     print(f"{chosen.recipe}, {len(dataset)} images")
-    print(f"loader alone: {result['first_epoch_samples_per_s']:.1f} samples/s while it decodes, ", end="")
-    print(f"{result['samples_per_s']:.0f} samples/s from then on")
-    print(f"training: {result['step_s']:.3f} s a step, of which {result['data_s']:.4f} s wait for the batch ", end="")
+    print(f"loader alone: {result['first_epoch_samples_per_s']:.1f} samples/s in the first epoch, ", end="")
+    print(f"{result['samples_per_s']:.0f} samples/s afterwards")
+    print(f"training: {result['step_s']:.3f} s per step, {result['data_s']:.4f} s of it waiting for the batch ", end="")
     print(f"({result['share_of_step']:.1%}; {result['first_epoch_data_s']:.3f} s in the first epoch)")
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,9 +1,9 @@
-"""Masks of a crowded image: our crops against pycocotools, torchvision and the dense way, in one run.
+"""Masks of a crowded image: our crops against pycocotools, torchvision and dense arrays.
 
     python benchmarks/masks.py [--image TCGA-HE-7130-01Z-00-DX1] [--repeat 3] [--out work/bench/masks.json]
 
-Every case runs in a process of its own. Reported: seconds (median of the repeats, after one warm-up for the compiled
-kernels) and peak memory above what the process held before the case, inputs included in what it held.
+Every case runs in its own process. The table has the time (median of the repeats, after a warm-up that loads the
+compiled kernels) and the peak memory above the memory of the process before the case, which includes the inputs.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ CASES = {
 
 
 def dense_of(labels: np.ndarray, ids: np.ndarray, dtype: type = np.uint8) -> np.ndarray:
-    """The N x H x W array of the dense way, filled object by object."""
+    """A dense N x H x W array, filled object by object."""
     masks = np.zeros((len(ids), *labels.shape), dtype)
-    for k, one in enumerate(ids):
-        masks[k] = labels == one
+    for k, label in enumerate(ids):
+        masks[k] = labels == label
     return masks
 
 
-def to_rle(way: str, labels: np.ndarray) -> Callable[[], object]:
+def to_rle(method: str, labels: np.ndarray) -> Callable[[], object]:
     from pycocotools import mask as coco_mask
 
     from cellwright.core.masks import MaskSet
 
     ids = np.unique(labels)[1:]
-    if way == "cellwright":
+    if method == "cellwright":
 
         def ours() -> object:
             return MaskSet.from_label_map(labels)[0].to_rle()
 
         return ours
-    if way == "pycocotools":  # one full-frame mask at a time: slow, but lean
-        return lambda: [coco_mask.encode(np.asfortranarray(labels == one, np.uint8)) for one in ids]
+    if method == "pycocotools":  # one full-size mask at a time: slow, but uses little memory
+        return lambda: [coco_mask.encode(np.asfortranarray(labels == label, np.uint8)) for label in ids]
     return lambda: coco_mask.encode(np.asfortranarray(dense_of(labels, ids).transpose(1, 2, 0)))
 
 
-def pairwise(way: str, labels: np.ndarray) -> Callable[[], object]:
+def pairwise(method: str, labels: np.ndarray) -> Callable[[], object]:
     from pycocotools import mask as coco_mask
 
     from cellwright.core.masks import MaskSet
 
     a, _ = MaskSet.from_label_map(labels)
     b, _ = MaskSet.from_label_map(np.roll(labels, (3, 2), (0, 1)))
-    if way == "cellwright":
+    if method == "cellwright":
         return lambda: a.iou(b)
-    if way == "pycocotools":
+    if method == "pycocotools":
         first, second = ([{**r, "counts": r["counts"].encode()} for r in masks.to_rle()] for masks in (a, b))
         return lambda: coco_mask.iou(first, second, [0] * len(second))
 
@@ -77,7 +77,7 @@ def pairwise(way: str, labels: np.ndarray) -> Callable[[], object]:
     return product
 
 
-def paste(way: str, labels: np.ndarray) -> Callable[[], object]:
+def paste(method: str, labels: np.ndarray) -> Callable[[], object]:
     import torch
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -87,12 +87,12 @@ def paste(way: str, labels: np.ndarray) -> Callable[[], object]:
     masks, _ = MaskSet.from_label_map(labels)
     boxes = torch.from_numpy(masks.boxes.astype(np.float32))
     probs = torch.rand(len(masks), 28, 28, generator=torch.Generator().manual_seed(0))
-    if way == "cellwright":
+    if method == "cellwright":
         return lambda: paste_masks(probs, boxes, labels.shape, rule="torchvision", threshold=0.5)
     return lambda: paste_masks_in_image(probs[:, None], boxes, labels.shape) > 0.5
 
 
-def targets(way: str, labels: np.ndarray) -> Callable[[], object]:
+def targets(method: str, labels: np.ndarray) -> Callable[[], object]:
     import torch
     from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
@@ -102,7 +102,7 @@ def targets(way: str, labels: np.ndarray) -> Callable[[], object]:
     masks, ids = MaskSet.from_label_map(labels)
     chosen = torch.randint(len(masks), (512,), generator=torch.Generator().manual_seed(0))
     boxes = torch.from_numpy(masks.boxes.astype(np.float32))[chosen]
-    if way == "cellwright":
+    if method == "cellwright":
 
         def ours() -> torch.Tensor:
             layers, layer_of = masks.to_layers()
@@ -121,15 +121,15 @@ MAKERS = {
 }
 
 
-def measure(case: str, way: str, labels_file: str, repeat: int) -> dict[str, float]:
-    """Seconds and peak MB of one case, in this process."""
+def measure(case: str, method: str, labels_file: str, repeat: int) -> dict[str, float]:
+    """Seconds and peak MB of one case in this process."""
     labels = np.load(labels_file)
-    MAKERS[case](way, _corner(labels))()  # compiles and loads what the way needs, on a small corner
-    work = MAKERS[case](way, labels)
-    Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
+    MAKERS[case](method, _corner(labels))()  # compiles and loads everything needed, on a small corner
+    work = MAKERS[case](method, labels)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
     before = _status_mb("VmRSS")
     seconds = []
-    for _ in range(repeat if way == "cellwright" else 1):
+    for _ in range(repeat if method == "cellwright" else 1):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
@@ -137,7 +137,7 @@ def measure(case: str, way: str, labels_file: str, repeat: int) -> dict[str, flo
 
 
 def _corner(labels: np.ndarray) -> np.ndarray:
-    """A small label map with ids 1..K, so that a warm-up leaves no large buffers behind."""
+    """A small label map with ids 1..K for the warm-up, so that it leaves no large buffers behind."""
     corner = labels[:150, :150]
     return np.unique(corner, return_inverse=True)[1].reshape(corner.shape).astype(np.int32)
 
@@ -168,22 +168,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "labels.npy")
         np.save(file, labels)
-        for case, ways in CASES.items():
-            for way in ways:
-                command = [sys.executable, __file__, "--repeat", str(args.repeat), "--case", case, way, file]
+        for case, methods in CASES.items():
+            for method in methods:
+                command = [sys.executable, __file__, "--repeat", str(args.repeat), "--case", case, method, file]
                 done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
                 if done.returncode:
-                    raise SystemExit(f"{case}, {way}: {done.stderr}")
-                rows.append({"case": case, "way": way, **json.loads(done.stdout.splitlines()[-1])})
+                    raise SystemExit(f"{case}, {method}: {done.stderr}")
+                rows.append({"case": case, "method": method, **json.loads(done.stdout.splitlines()[-1])})
     write_json(args.out, {"image": args.image, "objects": int(labels.max()), "rows": rows})
     print(f"{args.image}: {labels.max()} objects\n")
-    print("| case | way | seconds | times ours | peak MB | times ours |\n|---|---|---:|---:|---:|---:|")
+    print("| case | method | seconds | times ours | peak MB | times ours |\n|---|---|---:|---:|---:|---:|")
     for row in rows:
-        ours = next(r for r in rows if r["case"] == row["case"] and r["way"] == "cellwright")
+        ours = next(r for r in rows if r["case"] == row["case"] and r["method"] == "cellwright")
         ratio = (
             f"{row['seconds'] / ours['seconds']:.1f} | {row['peak_mb']:.1f} | {row['peak_mb'] / ours['peak_mb']:.1f}"
         )
-        print(f"| {row['case']} | {row['way']} | {row['seconds']:.4f} | {ratio} |")
+        print(f"| {row['case']} | {row['method']} | {row['seconds']:.4f} | {ratio} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Measurements of a crowded image: `cellwright.measure` against skimage's regionprops_table, one thread, in one run.
+"""Measurements of a crowded image: `cellwright.measure` against `regionprops_table` of scikit-image, one thread.
 
     python benchmarks/measure.py [--data work/vrdl] [--image TCGA-HE-7130-01Z-00-DX1] [--repeat 3] [--out FILE.json]
 
-Both start from what they work on (objects; a label map and the image), measure the same figures and end in a pandas
-table. Least CPU seconds of the repeats, after one warm-up. The largest relative difference is over the objects that
-nothing overlaps, in the figures both define alike (skimage's hull is half a pixel wider, so solidity is not in it).
+Both start from their own input (objects; a label map and the image), make the same measurements and return a pandas
+table. The shortest CPU time of the repeats is reported, after one warm-up. The largest relative difference is over the
+objects without overlaps and the measurements that both define alike (without solidity, because the convex hull of
+scikit-image is half a pixel wider).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ VALUES = ("intensity_mean", "intensity_min", "intensity_max", "intensity_std")
 
 
 def best_of(work: Callable[[], pd.DataFrame], repeat: int) -> tuple[float, pd.DataFrame]:
-    """Least CPU seconds, and the table."""
+    """The shortest CPU time, seconds, and the table."""
     table, seconds = work(), float("inf")
     for _ in range(repeat):
         start = time.process_time()
@@ -49,7 +50,7 @@ def best_of(work: Callable[[], pd.DataFrame], repeat: int) -> tuple[float, pd.Da
 
 
 def largest_difference(ours: pd.DataFrame, theirs: pd.DataFrame, channels: tuple[str, ...]) -> float:
-    """Of the figures that both define alike, relative, over the objects whose area is the same in both."""
+    """The largest relative difference, over the objects that have the same area in both tables."""
     rows = theirs.index[ours.area_px.loc[theirs.index] == theirs.area]
     names = SHAPE | {f"{kind}-{c}": f"{kind}_{name}" for kind in VALUES for c, name in enumerate(channels)}
     a = ours.loc[rows, [*names.values()]].to_numpy(float)
@@ -72,7 +73,7 @@ def main() -> None:
 
     def theirs(properties: tuple[str, ...]) -> pd.DataFrame:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of hulls of objects of a few pixels
+            warnings.simplefilter("ignore")  # about convex hulls of objects with a few pixels
             return pd.DataFrame(regionprops_table(labels, image.data, properties=properties)).set_index("label")
 
     plain = ("label", *SHAPE, *PLACE, *VALUES)
@@ -81,15 +82,15 @@ def main() -> None:
     plain_s, table = best_of(lambda: theirs(plain), args.repeat)
     difference = largest_difference(ours, table, image.channels)
     rows = [
-        {"way": "cellwright, every figure", "seconds": ours_s},
-        {"way": "skimage, the same figures", "seconds": hull_s},
-        {"way": "skimage, without solidity", "seconds": plain_s},
+        {"method": "cellwright, all measurements", "seconds": ours_s},
+        {"method": "skimage, the same measurements", "seconds": hull_s},
+        {"method": "skimage, without solidity", "seconds": plain_s},
     ]
     write_json(args.out, {"image": args.image, "objects": len(cells), "rows": rows, "largest_difference": difference})
     print(f"{args.image}: {len(cells)} objects; largest relative difference {difference:.1e}\n")
-    print("| way | seconds | times ours |\n|---|---:|---:|")
+    print("| method | seconds | times ours |\n|---|---:|---:|")
     for row in rows:
-        print(f"| {row['way']} | {row['seconds']:.4f} | {row['seconds'] / ours_s:.0f} |")
+        print(f"| {row['method']} | {row['seconds']:.4f} | {row['seconds'] / ours_s:.0f} |")
 
 
 if __name__ == "__main__":

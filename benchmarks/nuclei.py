@@ -1,4 +1,4 @@
-"""The model in the box against StarDist 0.9 and Cellpose 3.1, both trained from scratch on the same images of DSB2018.
+"""The bundled pretrained model against StarDist 0.9 and Cellpose 3.1, trained from scratch on the same DSB2018 images.
 
     python benchmarks/nuclei.py prepare --data work/dsb2018
     python benchmarks/nuclei.py train stardist --core-minutes 30
@@ -6,15 +6,17 @@
     python benchmarks/nuclei.py predict stardist
     python benchmarks/nuclei.py predict cellpose
     python benchmarks/nuclei.py predict ours [--model nuclei] [--tune]
-    python benchmarks/nuclei.py judge [--split test]
+    python benchmarks/nuclei.py evaluate [--split test]
 
-A stage that is done is left as it is (``--again`` does it anew). Everything goes to ``work/bench/nuclei``; the peers'
-environments are made by uv or pip in ``work/bench`` the first time (TensorFlow 2.15 wants a Python up to 3.11).
+A finished stage is not repeated unless ``--again`` is given. Everything is written to ``work/bench/nuclei``; the
+environments of StarDist and Cellpose are created by uv or pip in ``work/bench`` the first time (TensorFlow 2.15 needs
+Python 3.11 or older).
 
-Core-minutes are CPU time of the training process, all threads, and every process is told to use one. Steps, crops,
-augmentation and targets made on the fly count; reading the images, Cellpose's flows (made once), its size model and
-the passes over val do not. Thresholds are tuned on val, each by the peer's own means (see `nuclei_stardist.py` and
-`nuclei_cellpose.py`); ours by ``cellwright tune`` with ``--tune``, else as its card says. Nothing is chosen on test.
+Core-minutes are the CPU time of the training process over all threads; every process is told to use one thread.
+Steps, crops, augmentation and targets computed on the fly count; reading the images, the flows of Cellpose (computed
+once), its size model and the validation do not. StarDist and Cellpose tune their thresholds on val with their own
+functions (see `nuclei_stardist.py` and `nuclei_cellpose.py`); ours are tuned by ``cellwright tune`` with ``--tune``,
+and otherwise are those of the model card. Nothing is chosen on test.
 """
 
 from __future__ import annotations
@@ -39,26 +41,26 @@ PEERS = {
     "cellpose": ["cellpose==3.1.*"],
 }
 TITLES = {"ours": "cellwright `nuclei`", "stardist": "StarDist 0.9", "cellpose": "Cellpose 3.1"}
-FIGURES = ("accuracy@0.5", "accuracy@0.75", "accuracy@0.9", "aji", "pq")
+METRICS = ("accuracy@0.5", "accuracy@0.75", "accuracy@0.9", "aji", "pq")
 MODALITIES = ("fluorescence", "stained, colour", "bright field, grey")
 SAMPLES = 10_000
-# One thread; and glibc keeps freed arrays instead of paging them in anew: Cellpose's step took 5.3 s so, else 9.0 s.
-ALIKE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+# One thread, and glibc keeps freed memory instead of returning it: a step of Cellpose took 5.3 s this way, else 9.0 s.
+SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
 @dataclass(frozen=True)
-class Way:
-    """One contender on one split: its report and the CPU seconds of each image."""
+class Result:
+    """One tool on one split: its report and the CPU seconds of each image."""
 
     report: Any
     cpu_seconds: list[float]
 
 
-# --- the peers' environments ----------------------------------------------------------------------------------------
+# --- environments of the other tools ----------------------------------------------------------------------------------
 
 
 def peer_python(peer: str) -> str:
-    """The interpreter of a peer's environment, made now where it is not there."""
+    """The interpreter of a tool's environment, which is created if it does not exist."""
     folder = Path("work/bench") / peer
     python = str(folder / "bin" / "python")
     if version_of(peer, python) is None:
@@ -73,7 +75,7 @@ def peer_python(peer: str) -> str:
 
 
 def version_of(package: str, python: str) -> str | None:
-    """The package's version in an environment; None where either is missing."""
+    """The version of a package in an environment; None if either is missing."""
     if not Path(python).exists():
         return None
     code = f"from importlib.metadata import version; print(version({package!r}))"
@@ -82,7 +84,7 @@ def version_of(package: str, python: str) -> str | None:
 
 
 def run_peer(peer: str, stage: str, folder: Path, *options: str) -> None:
-    """One stage of a peer in its environment, its output shown."""
+    """Run one stage of a tool in its environment and show its output."""
     command = [peer_python(peer), str(HERE / f"nuclei_{peer}.py"), stage, str(folder), *options]
     subprocess.run(command, check=True)
 
@@ -91,7 +93,7 @@ def run_peer(peer: str, stage: str, folder: Path, *options: str) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Images (H, W, 3) uint8 and labels (H, W) int32 of every split as TIFFs, and each image's modality."""
+    """Write images (H, W, 3) uint8 and labels (H, W) int32 of every split as TIFFs, and the modality of each image."""
     import cellwright as cw
 
     facts: dict[str, Any] = {"data": str(args.data), "modality": {}}
@@ -116,23 +118,23 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def rgb(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, C) uint8 as (H, W, 3): grey thrice, without alpha."""
+    """Pixels (H, W, C) uint8 as (H, W, 3): grey is repeated three times, alpha is removed."""
     assert pixels.dtype == np.uint8
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[:, :, :3]
 
 
 def modality(image: np.ndarray) -> str:
-    """By colour and brightness, which part DSB2018 without a doubtful image."""
+    """The modality by colour and brightness, which is unambiguous for every image of DSB2018."""
     if (np.ptp(image, axis=2).mean()) > 5:
         return MODALITIES[1]
     return MODALITIES[0] if np.median(image) < 100 else MODALITIES[2]
 
 
 def train(args: argparse.Namespace) -> None:
-    """A peer from scratch, within its core-minutes."""
+    """Train a tool from scratch, within its core-minutes."""
     path = args.folder / args.who / "train.json"
     if path.exists() and not args.again:
-        print(f"done before: {path}")
+        print(f"already done: {path}")
         return
     for stale in ("predict.json", "thresholds.json", "model/thresholds.json"):
         (args.folder / args.who / stale).unlink(missing_ok=True)
@@ -140,12 +142,12 @@ def train(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Label images of a split, and CPU seconds of each image."""
+    """Write the label images of a split and the CPU seconds of each image."""
     path = args.folder / args.who / "predict.json"
     if args.again or (args.who == "ours" and read_json(path).get("tuned") != tuning_of(args)):
         path.unlink(missing_ok=True)
     if args.split in read_json(path).get("splits", {}):
-        print(f"done before: {path}")
+        print(f"already done: {path}")
     elif args.who == "ours":
         predict_ours(args, path)
     else:
@@ -153,12 +155,12 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def tuning_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What makes predictions of ours what they are."""
+    """The settings that our predictions depend on."""
     return {"model": args.model, "here": args.tune}
 
 
 def predict_ours(args: argparse.Namespace, path: Path) -> None:
-    """The command line predicts; the seconds are those of the same model asked image by image."""
+    """Predict with the command line; the time is measured separately, image by image, with the same model."""
     data = read_json(args.folder / "data.json")["data"]
     splits = read_json(path).get("splits", {})
     out = path.parent
@@ -174,7 +176,7 @@ def predict_ours(args: argparse.Namespace, path: Path) -> None:
 
 
 def time_ours(model: str, folder: Path, split: str) -> dict[str, Any]:
-    """CPU seconds of each image, one thread; the first image of each size runs once before, as for the peers."""
+    """CPU seconds of each image with one thread; as for the others, the first image of each size is run once before."""
     import torch
 
     import cellwright as cw
@@ -193,24 +195,24 @@ def time_ours(model: str, folder: Path, split: str) -> dict[str, Any]:
     return {"ids": images.ids, "cpu_seconds": seconds}
 
 
-# --- the judge ------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def judge(args: argparse.Namespace) -> None:
-    """Figures on a split, by modality, and ours against each peer; ``results_SPLIT.json`` and ``.md``."""
+def evaluate(args: argparse.Namespace) -> None:
+    """Write ``results_SPLIT.json`` and ``.md``: metrics on a split, by modality, and ours against the others."""
     facts = json.loads((args.folder / "data.json").read_text())
     ids = facts[args.split]
-    there = [who for who in TITLES if args.split in read_json(args.folder / who / "predict.json").get("splits", {})]
-    ways = {who: judged(who, args, ids) for who in there}
+    predicted = [who for who in TITLES if args.split in read_json(args.folder / who / "predict.json").get("splits", {})]
+    tools = {who: evaluated(who, args, ids) for who in predicted}
     kinds = [facts["modality"][name] for name in ids]
     results = {
         "split": args.split,
         "images": len(ids),
-        "ways": {who: figures(way, kinds) for who, way in ways.items()},
+        "tools": {who: metrics_of(result, kinds) for who, result in tools.items()},
         "ours_against": {
-            who: [against(row) for row in compared(way, ways["ours"]).to_dict("records")]
-            for who, way in ways.items()
-            if who != "ours" and "ours" in ways
+            who: [against(row) for row in compared(result, tools["ours"]).to_dict("records")]
+            for who, result in tools.items()
+            if who != "ours" and "ours" in tools
         },
         "versions": {who: version_of(who, str(Path("work/bench") / who / "bin" / "python")) for who in PEERS},
         "trained": {who: read_json(args.folder / who / "train.json") for who in PEERS},
@@ -222,79 +224,78 @@ def judge(args: argparse.Namespace) -> None:
     print(text)
 
 
-def judged(who: str, args: argparse.Namespace, ids: list[str]) -> Way:
-    """The report on one contender's objects, image by image as in ``ids``."""
+def evaluated(who: str, args: argparse.Namespace, ids: list[str]) -> Result:
+    """The report on the predictions of one tool, in the order of ``ids``."""
     import cellwright as cw
 
     data = read_json(args.folder / "data.json")["data"]
     truth = cw.read_dataset(data).with_split(args.split)
     out = args.folder / who / args.split
     if who == "ours":
-        found = cw.read_dataset(out)
-        predictions = [found.sample(name).read_instances() for name in ids]
+        ours = cw.read_dataset(out)
+        predictions = [ours.sample(name).read_instances() for name in ids]
     else:
         labels = [tifffile.imread(out / f"{name}.tif") for name in ids]
-        predictions = [cw.Instances.from_masks(cw.MaskSet.from_label_map(one)[0]) for one in labels]
+        predictions = [cw.Instances.from_masks(cw.MaskSet.from_label_map(label_map)[0]) for label_map in labels]
     truths = [truth.sample(name).read_instances() for name in ids]
     report = cw.evaluate(predictions, truths, metrics=["accuracy", "pq", "aji"], image_ids=ids)
-    return Way(report, read_json(args.folder / who / "predict.json")["splits"][args.split]["cpu_seconds"])
+    return Result(report, read_json(args.folder / who / "predict.json")["splits"][args.split]["cpu_seconds"])
 
 
-def figures(way: Way, kinds: list[str]) -> dict[str, Any]:
+def metrics_of(result: Result, kinds: list[str]) -> dict[str, Any]:
     """Means over all images and over those of each modality, and the seconds."""
-    table = way.report.per_image[list(FIGURES)]
-    parts = {kind: [k for k, one in enumerate(kinds) if one == kind] for kind in MODALITIES}
+    table = result.report.per_image[list(METRICS)]
+    parts = {kind: [k for k, own in enumerate(kinds) if own == kind] for kind in MODALITIES}
     return {
-        "all": {name: way.report[name] for name in FIGURES},
+        "all": {name: result.report[name] for name in METRICS},
         **{
-            kind: {"images": len(rows), **{name: float(table[name].iloc[rows].mean()) for name in FIGURES}}
+            kind: {"images": len(rows), **{name: float(table[name].iloc[rows].mean()) for name in METRICS}}
             for kind, rows in parts.items()
             if rows
         },
-        "cpu_seconds": {"mean": float(np.mean(way.cpu_seconds)), "median": float(np.median(way.cpu_seconds))},
+        "cpu_seconds": {"mean": float(np.mean(result.cpu_seconds)), "median": float(np.median(result.cpu_seconds))},
     }
 
 
-def compared(peer: Way, ours: Way) -> Any:
-    """Ours minus the peer, paired over images."""
+def compared(peer: Result, ours: Result) -> Any:
+    """Ours minus another tool, paired over images."""
     from cellwright.evaluation.bootstrap import compare
 
-    return compare(peer.report, ours.report, list(FIGURES), samples=SAMPLES)
+    return compare(peer.report, ours.report, list(METRICS), samples=SAMPLES)
 
 
 def against(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the comparison and its verdict: the 95 % interval lies on one side of 0, or it does not."""
-    verdict = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "undecided"
+    """A row of the comparison, and whether we are ahead: the 95 % interval excludes 0, or it is undecided."""
+    outcome = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "undecided"
     named = {"metric": row["metric"], "peer": row["first"], "ours": row["second"]}
-    return {**named, **{key: row[key] for key in ("difference", "low", "high", "p")}, "verdict": verdict}
+    return {**named, **{key: row[key] for key in ("difference", "low", "high", "p")}, "outcome": outcome}
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
 def page(results: dict[str, Any]) -> str:
-    """The Markdown of the results."""
-    ways = results["ways"]
-    head = "| | " + " | ".join(FIGURES) + " | CPU s an image |\n|---|" + "---:|" * (len(FIGURES) + 1)
+    """The results as Markdown."""
+    tools = results["tools"]
+    head = "| | " + " | ".join(METRICS) + " | CPU s per image |\n|---|" + "---:|" * (len(METRICS) + 1)
     parts = [f"{results['images']} images of the {results['split']} split; means over images.", head]
-    for who, one in ways.items():
-        parts[-1] += row(TITLES[who], [*one["all"].values()], f"{one['cpu_seconds']['mean']:.2f}")
+    for who, tool in tools.items():
+        parts[-1] += row(TITLES[who], [*tool["all"].values()], f"{tool['cpu_seconds']['mean']:.2f}")
     for kind in MODALITIES:
-        rows = {who: one[kind] for who, one in ways.items() if kind in one}
+        rows = {who: tool[kind] for who, tool in tools.items() if kind in tool}
         if rows:
             count = next(iter(rows.values()))["images"]
-            parts.append(head.replace("| |", f"| {kind}, {count} images |").replace(" CPU s an image |", ""))
+            parts.append(head.replace("| |", f"| {kind}, {count} images |").replace(" CPU s per image |", ""))
             parts[-1] = parts[-1].removesuffix("---:|")
-            parts[-1] += "".join(row(TITLES[who], [one[name] for name in FIGURES]) for who, one in rows.items())
+            parts[-1] += "".join(row(TITLES[who], [means[name] for name in METRICS]) for who, means in rows.items())
     for who, table in results["ours_against"].items():
-        lines = (
-            f"| ours minus {TITLES[who]} | difference | 95 % from | to | p | ours is |\n|---|---:|---:|---:|---:|---|"
-        )
-        for one in table:
-            numbers = " | ".join(f"{one[key]:+.3f}" for key in ("difference", "low", "high"))
-            lines += f"\n| {one['metric']} | {numbers} | {one['p']:.4f} | {one['verdict']} |"
+        lines = f"| ours minus {TITLES[who]} | difference | 95 % interval from | to | p | ours is |"
+        lines += "\n|---|---:|---:|---:|---:|---|"
+        for each in table:
+            numbers = " | ".join(f"{each[key]:+.3f}" for key in ("difference", "low", "high"))
+            lines += f"\n| {each['metric']} | {numbers} | {each['p']:.4f} | {each['outcome']} |"
         parts.append(lines)
-    parts += [training_line(who, one) for who, one in results["trained"].items() if one]
+    parts += [training_line(who, facts) for who, facts in results["trained"].items() if facts]
     return "\n\n".join(parts) + "\n"
 
 
@@ -303,13 +304,13 @@ def row(title: str, values: list[float], *more: str) -> str:
 
 
 def training_line(who: str, facts: dict[str, Any]) -> str:
-    """What a peer's training was."""
+    """A sentence about the training of a tool."""
     minutes = f"{facts['cpu_seconds'] / 60:.1f} of {facts['core_minutes']:g} core-minutes"
     return f"{TITLES[who]}: {minutes}, {facts['steps']} steps, {facts['crops']} crops of {facts['images']} images."
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A stage's facts; nothing where it has not run."""
+    """The facts that a stage wrote; empty if it has not run."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -324,29 +325,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("work/bench/nuclei"))
     stages = parser.add_subparsers(dest="stage", required=True)
-    one = stages.add_parser("prepare", help="write the splits for the peers")
-    one.add_argument("--data", type=Path, default=Path("work/dsb2018"))
-    one.add_argument("--limit", type=int, help="so many images of each split at most, to try the stages")
-    one = stages.add_parser("train", help="train a peer from scratch; options it does not know go to the peer")
-    one.add_argument("who", choices=sorted(PEERS))
-    one.add_argument("--core-minutes", type=float, default=30.0)
-    one.add_argument("--again", action="store_true")
-    one = stages.add_parser("predict", help="predict on a split")
-    one.add_argument("who", choices=sorted(TITLES))
-    one.add_argument("--split", default="test", choices=["val", "test"])
-    one.add_argument("--model", default="nuclei", help="ours: a name or a model folder")
-    one.add_argument("--tune", action="store_true", help="ours: tune a copy on val first")
-    one.add_argument("--again", action="store_true")
-    one = stages.add_parser("judge", help="judge all that have predicted")
-    one.add_argument("--split", default="test", choices=["val", "test"])
+    stage = stages.add_parser("prepare", help="write the splits for all tools")
+    stage.add_argument("--data", type=Path, default=Path("work/dsb2018"))
+    stage.add_argument("--limit", type=int, help="at most this many images per split, for trying the stages")
+    stage = stages.add_parser("train", help="train StarDist or Cellpose from scratch; further options are passed on")
+    stage.add_argument("who", choices=sorted(PEERS))
+    stage.add_argument("--core-minutes", type=float, default=30.0)
+    stage.add_argument("--again", action="store_true")
+    stage = stages.add_parser("predict", help="predict on a split")
+    stage.add_argument("who", choices=sorted(TITLES))
+    stage.add_argument("--split", default="test", choices=["val", "test"])
+    stage.add_argument("--model", default="nuclei", help="ours: a name or a model folder")
+    stage.add_argument("--tune", action="store_true", help="ours: tune a copy on val first")
+    stage.add_argument("--again", action="store_true")
+    stage = stages.add_parser("evaluate", help="evaluate all tools that have predicted")
+    stage.add_argument("--split", default="test", choices=["val", "test"])
     args, args.options = parser.parse_known_args()
     if args.options and args.stage != "train":
-        parser.error(f"unknown: {' '.join(args.options)}")
-    {"prepare": prepare, "train": train, "predict": predict, "judge": judge}[args.stage](args)
+        parser.error(f"unknown options: {' '.join(args.options)}")
+    {"prepare": prepare, "train": train, "predict": predict, "evaluate": evaluate}[args.stage](args)
 
 
 if __name__ == "__main__":
-    if ALIKE.items() <= os.environ.items():
+    if SETTINGS.items() <= os.environ.items():
         sys.exit(main())
-    # The C library reads them when a process starts.
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALIKE})
+    # The C library reads these settings when a process starts.
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **SETTINGS})

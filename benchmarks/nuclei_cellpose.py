@@ -1,10 +1,10 @@
-"""Cellpose 3.1 from scratch, for `nuclei.py`; runs in an environment of its own.
+"""Cellpose 3.1 trained from scratch, for `nuclei.py`; runs in its own environment.
 
-The network sees all three channels, as its ``--all_channels`` does. Its own training function runs: random rotation,
-flip and scale, objects resized to ``--diameter``, batches of 8 crops of 224 px. Learning rate: the shape of its 500
-epochs (a rise over the first fiftieth, the last fifth halved ten times) over the CPU time that the budget allows, set
-before each step. Its size model is trained on the train split and gives each image's diameter, as in its full models;
-flow and cell probability thresholds come from a small grid on val.
+The network gets all three channels, as with ``--all_channels``. Training uses Cellpose's own function: random rotation,
+flip and scale, objects resized to ``--diameter``, batches of 8 crops of 224 px. The learning rate follows the schedule
+of its 500 epochs (warm-up over the first 2 %, halved ten times over the last 20 %), stretched to the CPU time of the
+budget and set before each step. Its size model is trained on the split train and estimates the diameter of each image,
+as in the published models; flow and cell probability thresholds are chosen from a small grid on val.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MANY_EPOCHS = 100_000
 RISE, FALL = 0.02, 0.2
 SIZE_EPOCHS = 2
 GRID = {"cellprob_threshold": (-1.0, 0.0, 1.0), "flow_threshold": (0.2, 0.4, 0.8)}
-JUDGED_AT = [0.5, 0.75, 0.9]
+EVALUATED_AT = [0.5, 0.75, 0.9]
 
 
 class OutOfBudgetError(Exception):
@@ -41,7 +41,7 @@ class OutOfBudgetError(Exception):
 
 
 class Schedule:
-    """Sets the learning rate before each step by the share of the budget that is used, and stops at its end."""
+    """Sets the learning rate before each step from the used share of the budget, and stops at its end."""
 
     def __init__(self, budget: Budget, top: float) -> None:
         self.budget = budget
@@ -49,7 +49,7 @@ class Schedule:
         self.steps = 0
 
     def rate(self, share: float) -> float:
-        """The learning rate at a share of the budget."""
+        """The learning rate for a used share of the budget."""
         if share < RISE:
             return self.top * share / RISE
         fall = (share - (1 - FALL)) / FALL
@@ -126,7 +126,7 @@ def diameter_of(size: models.SizeModel, image: np.ndarray) -> float:
 
 
 def tuned(model: models.CellposeModel, size: models.SizeModel, val: Images) -> dict[str, float]:
-    """The pair of the grid with the best mean of Cellpose's own average precision at the thresholds of the judge."""
+    """The pair of thresholds with the best mean average precision, computed by Cellpose at our IoU thresholds."""
     maps = []
     for image in val.images:
         diameter = diameter_of(size, image)
@@ -135,11 +135,11 @@ def tuned(model: models.CellposeModel, size: models.SizeModel, val: Images) -> d
     scores = {}
     for pair in itertools.product(*GRID.values()):
         thresholds = dict(zip(GRID, pair, strict=True))
-        found = [
+        predictions = [
             dynamics.resize_and_compute_masks(flows, probability, niter=steps, device=model.device, **thresholds)
             for flows, probability, steps in maps
         ]
-        scores[pair] = float(average_precision(val.labels, found, threshold=JUDGED_AT)[0].mean())
+        scores[pair] = float(average_precision(val.labels, predictions, threshold=EVALUATED_AT)[0].mean())
     return dict(zip(GRID, max(scores, key=lambda pair: scores[pair]), strict=True))
 
 

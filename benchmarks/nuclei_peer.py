@@ -1,4 +1,4 @@
-"""What the peers of `nuclei.py` share. It runs in their environments: NumPy and tifffile are all it needs."""
+"""Functions shared by `nuclei_stardist.py` and `nuclei_cellpose.py`; they need only NumPy and tifffile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Segment = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Budget:
-    """CPU seconds of this process, all threads, that a training may take; what runs in a pause costs nothing."""
+    """The CPU time of this process, over all threads, that a training may use; pauses are not counted."""
 
     seconds: float
     start: float = field(default_factory=time.process_time)
@@ -26,22 +26,22 @@ class Budget:
     _since: float | None = None
 
     def pause(self) -> None:
-        """From now on time is free."""
+        """Stop counting."""
         self._since = time.process_time()
 
     def resume(self) -> None:
-        """From now on time costs again."""
+        """Continue counting."""
         if self._since is not None:
             self.paused += time.process_time() - self._since
             self._since = None
 
     def used(self) -> float:
-        """CPU seconds so far."""
+        """CPU seconds used so far."""
         now = time.process_time() if self._since is None else self._since
         return now - self.start - self.paused
 
     def share(self) -> float:
-        """What is used of it: 1 at its end."""
+        """The used share of the budget: 1 at its end."""
         return self.used() / self.seconds
 
 
@@ -55,7 +55,7 @@ class Images:
 
 
 def read_split(folder: Path, split: str) -> Images:
-    """What `nuclei.py prepare` wrote."""
+    """A split as `nuclei.py prepare` wrote it."""
     paths = sorted((folder / "data" / split / "images").glob("*.tif"))
     images = [tifffile.imread(path) for path in paths]
     labels = [tifffile.imread(folder / "data" / split / "labels" / path.name) for path in paths]
@@ -63,7 +63,7 @@ def read_split(folder: Path, split: str) -> Images:
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Write at once or not at all."""
+    """Write the file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sibling = path.with_name(path.name + ".part")
     sibling.write_text(json.dumps(facts, indent=1) + "\n")
@@ -71,9 +71,9 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 
 def predict_split(out: Path, split: Images, segment: Segment) -> dict[str, Any]:
-    """Label TIFFs of a split in ``out``, and the CPU seconds of each image.
+    """Write the label TIFFs of a split to ``out`` and return the CPU seconds of each image.
 
-    The first image of each size runs once before: what compiles or traces for it is not prediction.
+    The first image of each size is predicted once before, so that compilation is not counted.
     """
     out.mkdir(parents=True, exist_ok=True)
     warm: set[tuple[int, ...]] = set()
@@ -90,20 +90,20 @@ def predict_split(out: Path, split: Images, segment: Segment) -> dict[str, Any]:
 
 
 class Train(Protocol):
-    """Trains on the train split (and watches val) into ``out``; what was done comes back."""
+    """Trains on the split train, validates on val, writes to ``out``, and returns facts about the training."""
 
     def __call__(self, folder: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]: ...
 
 
 class Load(Protocol):
-    """The trained peer, tuned on val; and what was tuned."""
+    """Loads the trained model, tuned on val, and returns it with its thresholds."""
 
     def __call__(self, folder: Path, out: Path) -> tuple[Segment, dict[str, Any]]: ...
 
 
 def run_peer(name: str, train: Train, load: Load, options: Sequence[tuple[str, type, Any]] = ()) -> None:
-    """The command line of a peer: ``train FOLDER --core-minutes M`` and ``predict FOLDER --split test``."""
-    parser = argparse.ArgumentParser(description=f"{name}'s side of nuclei.py, which starts it")
+    """The command line of a tool: ``train FOLDER --core-minutes M`` and ``predict FOLDER --split test``."""
+    parser = argparse.ArgumentParser(description=f"The {name} part of nuclei.py, which starts it")
     parser.add_argument("stage", choices=["train", "predict"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--core-minutes", type=float, default=30.0)

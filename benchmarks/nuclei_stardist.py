@@ -1,9 +1,10 @@
-"""StarDist 0.9 from scratch, for `nuclei.py`; runs in an environment of its own.
+"""StarDist 0.9 trained from scratch, for `nuclei.py`; runs in its own environment.
 
-Settings are those of its 2D example: percentiles 1 to 99.8 of each channel, 32 rays on a grid of (2, 2), flips, quarter
-turns, intensity and noise, Adam at 0.0003, halved where the validation loss rests for a tenth of the epochs (its
-example: 40 of 400), the weights of the best validation loss, thresholds by `optimize_thresholds`. Epochs are shorter
-than its 100 steps, so that a small budget has as many of them as the schedule needs.
+The settings are those of its 2D example: percentiles 1 to 99.8 of each channel, 32 rays on a grid of (2, 2), flips,
+rotations by 90 degrees, changes of intensity and noise, Adam at 0.0003, halved when the validation loss has not
+improved for a tenth of the epochs (in the example 40 of 400), the weights of the best validation loss, and thresholds
+from `optimize_thresholds`. Epochs have fewer than the 100 steps of the example, so that a small budget contains as
+many epochs as the schedule needs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 class Stop(tf.keras.callbacks.Callback):
-    """Ends training with its budget; validation costs nothing."""
+    """Ends the training when the budget is used up; validation is not counted."""
 
     def __init__(self, budget: Budget) -> None:
         super().__init__()
@@ -53,12 +54,12 @@ class Stop(tf.keras.callbacks.Callback):
 
 
 def prepared(image: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) as the network takes it, float32."""
+    """The network input for an image (H, W, 3), float32."""
     return normalize(image, 1, 99.8, axis=(0, 1))
 
 
 def augment(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kinds and ranges of the example: one of the eight symmetries, scale and shift of intensity, noise."""
+    """As in the example: one of the eight symmetries, scale and shift of the intensity, noise."""
     if np.random.rand() < 0.5:
         image, labels = image.swapaxes(0, 1), labels.swapaxes(0, 1)
     for axis in (0, 1):
@@ -80,8 +81,8 @@ def config(epochs: int) -> Config2D:
     )
 
 
-def seconds_a_step(train: Images, steps: int = 10) -> float:
-    """CPU seconds of a training step, by a model that is thrown away; the first steps compile and do not count."""
+def seconds_per_step(train: Images, steps: int = 10) -> float:
+    """CPU seconds of a training step, measured with a temporary model; the first steps compile and are not counted."""
     model = StarDist2D(config(1), name=None, basedir=None)
     data = {"X": [prepared(image) for image in train.images[:16]], "Y": train.labels[:16]}
     watch = {"validation_data": (data["X"][:1], data["Y"][:1]), "augmenter": augment, "epochs": 1}
@@ -94,7 +95,7 @@ def seconds_a_step(train: Images, steps: int = 10) -> float:
 
 def train(folder: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     images, watched = read_split(folder, "train"), read_split(folder, "val")
-    step = seconds_a_step(images)
+    step = seconds_per_step(images)
     epochs = max(1, round(args.core_minutes * 60 / step / STEPS_PER_EPOCH))
     tf.keras.utils.set_random_seed(0)
     model = StarDist2D(config(epochs), name="model", basedir=str(out))
@@ -107,7 +108,7 @@ def train(folder: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
         validation_data=([prepared(image) for image in watched.images], watched.labels),
         augmenter=augment,
         seed=0,
-        epochs=2 * epochs,  # the budget ends it
+        epochs=2 * epochs,  # the budget ends the training
     ).history
     return {
         "core_minutes": args.core_minutes,

@@ -187,6 +187,7 @@ def train(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> import cellwright as cw
         >>> from cellwright.data.synthetic import write_demo_dataset
         >>> folder = Path(tempfile.mkdtemp())
