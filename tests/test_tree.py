@@ -89,27 +89,40 @@ def test_no_import_circles_among_files() -> None:
     assert circles({name: imported_modules(name) for name in MODULES}) == []
 
 
-def documentation(tree: ast.Module) -> set[int]:
-    """The docstrings, those of fields included: every string that is a statement of its own."""
-    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+def texts(path: Path) -> list[tuple[str, str]]:
+    """The strings of a file that may be shown to a user, each with its place: all but docstrings."""
+    tree = ast.parse(path.read_text())
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+    ]
 
 
 @pytest.mark.xfail(strict=False, reason="messages are being rewritten")
 def test_only_the_command_line_names_options() -> None:
     """Library messages write a parameter as `name` or `name=value`; the command line shows it as an option."""
-    named = []
-    for path in SOURCES:
-        if "cli" in path.relative_to(ROOT / "src" / "cellwright").parts:
-            continue
-        tree = ast.parse(path.read_text())
-        ignored = documentation(tree)
-        named += [
-            f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in ignored
-            if re.search(r"(?<![\w-])--[a-z]", node.value)
-        ]
+    allowed = (
+        "src/cellwright/training/environment.py",  # arguments of git
+        "src/cellwright/models/weights/model_folder.py",  # the model card shows a command
+    )
+    named = [
+        f"{place}: {text}"
+        for path in SOURCES
+        if "cli" not in path.parts
+        for place, text in texts(path)
+        if re.search(r"(?<![\w-])--[a-z]", text) and "pip install" not in text and not place.startswith(allowed)
+    ]
     assert named == []
+
+
+@pytest.mark.xfail(strict=False, reason="messages are being rewritten")
+def test_counts_have_the_right_number() -> None:
+    """Messages say "1 image" and "2 images" (`core.text.count`), not "image(s)"."""
+    assert [
+        f"{place}: {text}" for path in SOURCES for place, text in texts(path) if re.search(r"[a-z]\(e?s\)", text)
+    ] == []
 
 
 @pytest.mark.parametrize(

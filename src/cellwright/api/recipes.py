@@ -42,6 +42,8 @@ class CopyPlan:
     _: KW_ONLY
     out: Path | None = None
     """File to write; by default the recipe's name in this folder, such as quick.yaml."""
+    overwrite: bool = False
+    """Replace an existing file."""
 
 
 def copy(plan: CopyPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Path:
@@ -51,7 +53,7 @@ def copy(plan: CopyPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> P
 
     recipe = load(plan.recipe)
     target = plan.out or Path(f"{plan.recipe.rsplit('/', 1)[-1]}.yaml")
-    claim_file(target, overwrite=False)
+    claim_file(target, overwrite=plan.overwrite)
     screen.note(f"will write {target}")
     if not dry_run:
         write_text(target, dump(recipe))
