@@ -1,1 +1,4 @@
-"""The Python front door: everything the command line does, as functions. `cellwright` itself names the public ones."""
+"""One file per verb: its plan (the options), ``run(plan)``, and the public function beside it.
+
+The command line (`cellwright.cli`) and Python share these files; `cellwright` exports the public names.
+"""
