@@ -299,7 +299,7 @@ def test_merge_renames_unites_and_counts(job: Path, capsys: pytest.CaptureFixtur
     ("words", "message"),
     [
         (["--map", "nothing"], "invalid class map"),
-        (["--map", "no such=x"], "the class map names no class"),
+        (["--map", "no such=x"], "no such class"),
         (["--map", "absent.yaml"], "cannot read this class map"),
         (["--keep", "no such"], "no such class"),
         (["--map", "LIST"], "invalid class map"),

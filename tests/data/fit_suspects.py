@@ -1,9 +1,10 @@
-"""Where the weights of `cellwright.data.suspects` come from: prints them, fitted to errors planted in DSB2018.
+"""Fit and print the weights of `cellwright.data.suspects`, with errors inserted into DSB2018.
 
     python tests/data/fit_suspects.py FOLDER_OF_DSB2018_STAGE1_TRAIN
 
-Every third image; seeds 1 to 4 with 20 errors of each kind; logistic regression for each kind against all other
-objects, with a ridge on the standardised terms; two digits kept. VRDL has no part in it.
+Every third image is used, with seeds 1 to 4 and 20 errors of each kind. For each kind a logistic regression against all
+other objects is fitted, with a ridge penalty on the standardised terms; the weights are rounded to two digits. VRDL is
+not used.
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ from scipy.optimize import minimize
 from cellwright.core.dataset import Dataset
 from cellwright.data.formats import ReadOptions
 from cellwright.data.formats.mask_folder import MaskFolder
-from cellwright.data.suspects import KINDS, _measured, _Pool
+from cellwright.data.suspects import KINDS, _Evidence, _measure
 
 SEEDS = (1, 2, 3, 4)
 RIDGE = 1.0
-LEAST_SD = 0.02  # a term that hardly varies among good objects must not be blown up
+SMALLEST_SD = 0.02  # so that terms that hardly vary among correct objects are not amplified
 
 
 def labelled(dataset: Dataset, seed: int) -> dict[str, tuple[list[str], np.ndarray, np.ndarray]]:
-    """Names, terms (rows, names) and truth (rows,) of each kind's model."""
-    spoilt, planted = plant(dataset, seed)
-    pool = _Pool.of([part for part in map(_measured, spoilt) if part is not None])
-    keys = list(zip(pool.sample_ids, pool.object_ids.tolist(), strict=True))
-    kind_of = {(one.sample_id, i): one.kind for one in planted for i in one.object_ids}
-    halves = {(one.sample_id, *one.object_ids) for one in planted if one.kind == "split"}
+    """Names, terms (rows, names) and ground truth (rows,) for the model of each kind."""
+    changed, planted = plant(dataset, seed)
+    evidence = _Evidence.of([part for part in map(_measure, changed) if part is not None])
+    keys = list(zip(evidence.sample_ids, evidence.object_ids.tolist(), strict=True))
+    kind_of = {(error.sample_id, i): error.kind for error in planted for i in error.object_ids}
+    halves = {(error.sample_id, *error.object_ids) for error in planted if error.kind == "split"}
     kinds = np.array([kind_of.get(key, "") for key in keys])
-    is_split = [(*keys[i], keys[j][1]) in halves for i, j in zip(pool.pairs.i, pool.pairs.j, strict=True)]
+    is_split = [(*keys[i], keys[j][1]) in halves for i, j in zip(evidence.pairs.i, evidence.pairs.j, strict=True)]
     return {
         kind: (
             list(terms),
             np.stack(list(terms.values()), axis=1),
             np.array(is_split, float) if kind == "split" else (kinds == kind).astype(float),
         )
-        for kind, terms in pool.evidence().items()
+        for kind, terms in evidence.terms().items()
     }
 
 
 def fitted(terms: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of the terms, and the bias."""
-    middle, spread = terms.mean(0), np.maximum(terms.std(0), LEAST_SD)
+    """The weights of the terms, and the bias."""
+    middle, spread = terms.mean(0), np.maximum(terms.std(0), SMALLEST_SD)
     rows = np.c_[(terms - middle) / spread, np.ones(len(terms))]
     ridge = np.r_[np.full(terms.shape[1], RIDGE), 0]
 
@@ -68,7 +69,7 @@ if __name__ == "__main__":
     rounds = [labelled(dataset, seed) for seed in SEEDS]
     for kind in KINDS:
         weights, bias = fitted(
-            np.concatenate([one[kind][1] for one in rounds]), np.concatenate([one[kind][2] for one in rounds])
+            np.concatenate([part[kind][1] for part in rounds]), np.concatenate([part[kind][2] for part in rounds])
         )
         named = {name: float(f"{w:.2g}") for name, w in zip(rounds[0][kind][0], weights, strict=True)}
         print(kind, round(bias, 1), named)

@@ -1,4 +1,4 @@
-"""Small datasets in memory for the tests of this room."""
+"""Small datasets in memory for the tests of this package."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cellwright.core.masks import MaskSet
 
 
 def squares(corners: Sequence[tuple[int, int]], side: int, image_hw: tuple[int, int]) -> MaskSet:
-    """Squares with these top-left corners (y, x)."""
+    """Square masks with the given top-left corners (y, x)."""
     boxes = np.array([(x, y, x + side, y + side) for y, x in corners], np.int32).reshape(-1, 4)
     return MaskSet.from_crops(boxes, [np.ones((side, side), bool)] * len(corners), image_hw)
 
 
 def counted_dataset(counts: Sequence[Sequence[int]], groups: Sequence[str | None] | None = None) -> Dataset:
-    """Samples ``s0``, ``s1`` of 100 x 100 px with ``counts[k][c]`` one-pixel objects of class c; no image files."""
+    """Samples ``s0``, ``s1`` of 100 x 100 px with ``counts[k][c]`` one-pixel objects of class c, without images."""
     samples = []
     for k, by_class in enumerate(counts):
         class_ids = np.repeat(np.arange(len(by_class)), by_class)
@@ -32,7 +32,7 @@ def counted_dataset(counts: Sequence[Sequence[int]], groups: Sequence[str | None
 
 
 def drawn_sample(folder: Path, name: str, instances: Instances, seed: int) -> Sample:
-    """A sample with an image of noise."""
+    """A sample whose image is random noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*instances.image_hw, 3), np.uint8)
     path = folder / f"{name}.png"
     Pillow.fromarray(pixels).save(path)

@@ -1,4 +1,4 @@
-"""Geometry: image and labels stay together; objects equal a slow computation object by object."""
+"""Augmented samples: image and labels stay aligned, and objects equal a slow computation per object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cellwright.data.warp import Geometry, warp_image, warp_labels
 
 
 def overlapping_discs(rng: np.random.Generator, hw: tuple[int, int], n: int) -> Labels:
-    """``n`` discs that may overlap, some cut by the border."""
+    """``n`` discs that may overlap; some extend beyond the border."""
     ys, xs = np.mgrid[: hw[0], : hw[1]]
     centres, radii = rng.uniform(0, hw, (n, 2)), rng.uniform(2, 9, n)
     dense = [(ys - y) ** 2 + (xs - x) ** 2 <= r * r for (y, x), r in zip(centres, radii, strict=True)]
@@ -25,14 +25,14 @@ def overlapping_discs(rng: np.random.Generator, hw: tuple[int, int], n: int) -> 
 
 
 def dense(labels: Labels) -> np.ndarray:
-    """(N, H, W) bool, for comparison only."""
+    """Dense masks (N, H, W) bool, for comparison."""
     return np.array([labels.layers[layer] == k + 1 for k, layer in enumerate(labels.layer_of)], bool).reshape(
         len(labels), *labels.layers.shape[1:]
     )
 
 
-def moved(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """One (H, W) plane through ``geometry`` by numpy alone; only without resizing."""
+def transformed(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A mask (H, W) transformed with numpy; for a ``geometry`` without resizing."""
     y0, x0, y1, x1 = geometry.window
     mask = mask[y0:y1, x0:x1]
     if geometry.horizontal_flip:
@@ -43,13 +43,13 @@ def moved(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def check_records(labels: Labels) -> None:
-    """Boxes, areas and numbers equal what each object's own mask says."""
+    """Boxes, areas and numbers equal those computed from the mask of each object."""
     assert set(np.unique(labels.layers)) <= set(range(len(labels) + 1))
     for k, mask in enumerate(dense(labels)):
         ys, xs = np.nonzero(mask)
         assert labels.areas[k] == len(ys) > 0
         assert labels.boxes[k].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        assert np.count_nonzero(labels.layers == k + 1) == len(ys)  # in no other layer
+        assert np.count_nonzero(labels.layers == k + 1) == len(ys)  # not in another layer
 
 
 @settings(max_examples=40, deadline=None)
@@ -60,7 +60,7 @@ def check_records(labels: Labels) -> None:
     crop=st.integers(16, 40),
     min_visible=st.floats(0, 1),
 )
-def test_objects_without_scaling_equal_a_slow_computation(
+def test_objects_equal_a_slow_computation_without_scaling(
     seed: int, hw: tuple[int, int], n: int, crop: int, min_visible: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -72,9 +72,9 @@ def test_objects_without_scaling_equal_a_slow_computation(
     out = warp_labels(labels, geometry, min_visible)
     expected, classes = [], []
     for mask, class_id in zip(dense(labels), labels.class_ids, strict=True):
-        left = moved(mask, geometry)
-        if left.any() and left.sum() >= min_visible * mask.sum():
-            expected.append(left)
+        visible = transformed(mask, geometry)
+        if visible.any() and visible.sum() >= min_visible * mask.sum():
+            expected.append(visible)
             classes.append(class_id)
     assert np.array_equal(dense(out), np.array(expected, bool).reshape(len(expected), *out.layers.shape[1:]))
     assert out.class_ids.tolist() == classes
@@ -105,17 +105,17 @@ def test_image_and_labels_stay_aligned_under_scaling(
     )
     out_image, out = augment(image, labels, config, rng, Frame(InputConfig(scale=base_scale)))
     check_records(out)
-    # A nearest label and a linear intensity disagree only where the intensity is halfway between two pixels.
+    # Nearest-neighbour labels and linear intensities may differ only halfway between two pixels.
     bright = out_image[:, :, 0] > 120
     assert out_image.shape[:2] == out.layers.shape[1:]
-    sure = np.abs(out_image[:, :, 0] - 120) > 55
-    assert np.array_equal(bright[sure], (out.layers > 0).any(axis=0)[sure])
+    clear = np.abs(out_image[:, :, 0] - 120) > 55
+    assert np.array_equal(bright[clear], (out.layers > 0).any(axis=0)[clear])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
-def test_flips_and_turns_have_exact_inverses(dtype: type, turns: int, flips: tuple[bool, bool]) -> None:
+def test_flips_and_rotations_have_exact_inverses(dtype: type, turns: int, flips: tuple[bool, bool]) -> None:
     rng = np.random.default_rng(3)
     image = (rng.random((13, 21, 4)) * 60000).astype(dtype)
     labels = overlapping_discs(rng, (13, 21), 4)
@@ -132,8 +132,8 @@ def test_flips_and_turns_have_exact_inverses(dtype: type, turns: int, flips: tup
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
-def test_the_affine_map_agrees_with_slicing(turns: int, flips: tuple[bool, bool]) -> None:
-    """Doubling every pixel by the affine map, then taking every second one, is the same as not resizing."""
+def test_resizing_agrees_with_slicing(turns: int, flips: tuple[bool, bool]) -> None:
+    """Enlarging twofold repeats each pixel of the map without resizing."""
     image = np.arange(9 * 14, dtype=np.int16).reshape(9, 14, 1)
     window = (2, 3, 8, 12)
     doubled = Geometry(window, (12, 18), *flips, turns)
@@ -150,11 +150,11 @@ def test_the_affine_map_agrees_with_slicing(turns: int, flips: tuple[bool, bool]
     assert np.array_equal(big.layers, small.layers.repeat(2, axis=1).repeat(2, axis=2))
 
 
-def test_objects_below_the_visible_share_are_dropped_and_ignored_regions_stay() -> None:
+def test_objects_below_the_visible_share_are_dropped_and_ignored_regions_are_kept() -> None:
     labels_map = np.zeros((10, 20), np.int32)
-    labels_map[0:2, 8:12] = 1  # half of it inside the left window
-    labels_map[4:6, 9:17] = 2  # an eighth inside
-    labels_map[7:9, 9:17] = 3  # an eighth inside, but ignored
+    labels_map[0:2, 8:12] = 1  # half of it is inside the left window
+    labels_map[4:6, 9:17] = 2  # an eighth is inside
+    labels_map[7:9, 9:17] = 3  # an eighth is inside, but it is ignored
     masks, _ = MaskSet.from_label_map(labels_map)
     instances = Instances.from_masks(masks, class_ids=np.array([0, 1, 2]), ignore=np.array([False, False, True]))
     out = warp_labels(Labels.from_instances(instances), Geometry((0, 0, 10, 10), (10, 10)), 0.25)
@@ -165,17 +165,17 @@ def test_objects_below_the_visible_share_are_dropped_and_ignored_regions_stay() 
     check_records(out)
 
 
-def test_overlapping_objects_keep_two_layers_until_one_is_enough() -> None:
+def test_overlapping_objects_use_two_layers_while_needed() -> None:
     masks = MaskSet.from_crops(np.array([[0, 0, 6, 6], [4, 4, 10, 10]]), [np.ones((6, 6), bool)] * 2, (10, 10))
     labels = Labels.from_instances(Instances.from_masks(masks))
     assert labels.layers.shape[0] == 2
     both = warp_labels(labels, Geometry((0, 0, 10, 10), (20, 20)), 0.25)
     assert both.areas.tolist() == [144, 144]
     check_records(both)
-    one = warp_labels(labels, Geometry((5, 5, 10, 10), (5, 5)), 0.25)
-    assert one.layers.shape == (1, 5, 5)
-    assert one.layer_of.tolist() == [0]
-    assert one.boxes.tolist() == [[0, 0, 5, 5]]
+    single = warp_labels(labels, Geometry((5, 5, 10, 10), (5, 5)), 0.25)
+    assert single.layers.shape == (1, 5, 5)
+    assert single.layer_of.tolist() == [0]
+    assert single.boxes.tolist() == [[0, 0, 5, 5]]
 
 
 def test_an_image_without_objects() -> None:
@@ -204,11 +204,11 @@ def test_output_sizes(hw: tuple[int, int], crop: int | None, scale: float, expec
     assert draw_geometry(hw, config, np.random.default_rng(0)).out_hw == expected
 
 
-def test_windows_reach_every_border_and_scales_are_log_uniform() -> None:
+def test_windows_cover_the_image_and_scales_are_log_uniform() -> None:
     config = AugmentConfig(crop_px=16, scale_min=0.5, scale_max=2)
     rng = np.random.default_rng(0)
-    drawn = [draw_geometry((48, 48), config, rng) for _ in range(3000)]
-    y0, x0, y1, x1 = np.array([one.window for one in drawn]).T
+    geometries = [draw_geometry((48, 48), config, rng) for _ in range(3000)]
+    y0, x0, y1, x1 = np.array([geometry.window for geometry in geometries]).T
     assert min(y0.min(), x0.min()) == 0
     assert y1.max() == x1.max() == 48
     scales = np.log2(16 / (y1 - y0))

@@ -1,4 +1,4 @@
-"""What is drawn: sizes by the frameworks' rules, every change on its own, all of it a function of the generator."""
+"""Random draws: sizes by the rules of the frameworks, independent changes, reproducibility."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ EVERYTHING = AugmentConfig(
     invert=0.3,
 )
 NEUTRAL = {name: getattr(PLAIN, name) for name in AugmentConfig.model_fields}
-# What a field decides, in `Geometry` and `Colour`; sizes also depend on what comes before.
+# The attributes of `Geometry` and `Colour` that a field affects.
 AFFECTS = {
     "crop_relative": {"window", "out_hw", "affine"},
     "short_sides_px": {"window", "out_hw", "affine"},
@@ -74,14 +74,14 @@ AFFECTS = {
 
 
 def drawn(config: AugmentConfig, seed: int) -> dict[str, object]:
-    """Every attribute of what is drawn for a 90 x 100 image."""
+    """All attributes drawn for a 90 x 100 image."""
     rng = np.random.default_rng(seed)
     parts = (draw_geometry((90, 100), config, rng), draw_colour(config, rng))
     return {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
 
 
 @pytest.mark.parametrize("name", sorted(AFFECTS))
-def test_switching_one_change_off_leaves_the_others_as_they_were(name: str) -> None:
+def test_disabling_one_change_does_not_affect_the_others(name: str) -> None:
     changed = {name: NEUTRAL[name]} | ({"max_side_px": None} if name == "short_sides_px" else {})
     without = AugmentConfig.model_validate(EVERYTHING.model_dump() | changed)
     differing: set[str] = set()
@@ -105,7 +105,7 @@ def test_every_field_that_changes_a_sample_is_covered() -> None:
     relative=st.none() | st.floats(0.3, 1),
     seed=st.integers(0, 999),
 )
-def test_the_short_side_comes_from_the_list_by_the_rule(
+def test_the_short_side_is_one_of_the_list(
     hw: tuple[int, int], sides: list[int], rule: str, relative: float | None, seed: int
 ) -> None:
     config = AugmentConfig(short_sides_px=tuple(sides), max_side_px=320, crop_relative=relative)
@@ -119,7 +119,7 @@ def test_the_short_side_comes_from_the_list_by_the_rule(
     assert 0 <= x0 <= x1 <= hw[1]
 
 
-def test_all_short_sides_come_equally_often_and_the_input_section_is_not_asked() -> None:
+def test_short_sides_are_equally_likely_and_override_the_input_section() -> None:
     config = AugmentConfig(short_sides_px=(400, 600, 800, 1000), max_side_px=1333)
     frame = Frame(InputConfig(short_side=64, max_side=64))
     rng = np.random.default_rng(0)
@@ -128,21 +128,21 @@ def test_all_short_sides_come_equally_often_and_the_input_section_is_not_asked()
     assert np.bincount(shorts)[[400, 600, 800, 1000]] / 2000 == pytest.approx([0.25] * 4, abs=0.04)
 
 
-def test_a_crop_of_the_source_comes_before_the_resizing() -> None:
-    """Detectron2 cuts 500 px of the source and then enlarges them."""
+def test_the_source_is_cropped_before_resizing() -> None:
+    """Detectron2 crops 500 px of the source and then enlarges them."""
     config = AugmentConfig(crop_source_px=500, short_sides_px=(800,), max_side_px=1333)
     frame = Frame(rule="detectron2")
-    drawn = [draw_geometry((1000, 1000), config, np.random.default_rng(k), frame) for k in range(200)]
-    assert {one.out_hw for one in drawn} == {(800, 800)}
-    starts = np.array([one.window[:2] for one in drawn])
-    assert {(one.window[2] - one.window[0], one.window[3] - one.window[1]) for one in drawn} == {(500, 500)}
+    geometries = [draw_geometry((1000, 1000), config, np.random.default_rng(k), frame) for k in range(200)]
+    assert {geometry.out_hw for geometry in geometries} == {(800, 800)}
+    starts = np.array([geometry.window[:2] for geometry in geometries])
+    assert {(g.window[2] - g.window[0], g.window[3] - g.window[1]) for g in geometries} == {(500, 500)}
     assert starts.min() < 20
     assert starts.max() > 480
     assert draw_geometry((300, 700), config, np.random.default_rng(0), frame).window[0::2] == (0, 300)
 
 
 def test_large_scale_jitter() -> None:
-    """Scale .1 to 2 of an image fitted into the crop, then cut or padded to exactly it (Ghiasi et al. 2021)."""
+    """An image fitted into the crop, scaled by .1 to 2, then cropped or padded to its size (Ghiasi et al. 2021)."""
     config = AugmentConfig(
         short_sides_px=(256,),
         max_side_px=256,
@@ -173,7 +173,7 @@ def test_large_scale_jitter() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from([np.uint8, np.uint16, np.float32]), n=st.integers(0, 9))
-def test_everything_at_once_gives_a_sound_sample(seed: int, dtype: type, n: int) -> None:
+def test_all_changes_together_give_a_consistent_sample(seed: int, dtype: type, n: int) -> None:
     rng = np.random.default_rng(seed)
     boxes = np.array([[x, y, x + 12, y + 9] for y, x in rng.integers(0, 70, (n, 2))]).reshape(-1, 4)
     masks = MaskSet.from_crops(boxes, [np.ones((9, 12), bool)] * n, (90, 100))
@@ -193,7 +193,7 @@ def test_everything_at_once_gives_a_sound_sample(seed: int, dtype: type, n: int)
 
 
 @pytest.mark.parametrize("rule", ["torchvision", "detectron2"])
-def test_a_sample_without_changes_is_what_prediction_sees(rule: str) -> None:
+def test_a_sample_without_changes_equals_the_input_at_prediction(rule: str) -> None:
     image = Image.from_array(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     config = InputConfig(short_side=64, max_side=100)
     labels = Labels.from_instances(Instances.empty((90, 120)))
@@ -201,11 +201,11 @@ def test_a_sample_without_changes_is_what_prediction_sees(rule: str) -> None:
     pixels, _ = augment(image.data, labels, PLAIN, np.random.default_rng(0), frame)
     trained = to_network(Image(pixels, image.channels), config)
     predicted = resize_for_network(image, config, rule)  # type: ignore[arg-type]
-    # torchvision's rule resizes after normalising; in training half a grey level is rounded off before it.
+    # The rule of torchvision resizes after normalisation; in training the pixels are rounded before it.
     assert np.abs(trained - predicted).max() < (1e-6 if rule == "detectron2" else 0.02)
 
 
-def test_draws_follow_their_half_widths() -> None:
+def test_draws_cover_their_ranges() -> None:
     config = AugmentConfig(
         brightness=0.3,
         contrast=0.2,
@@ -220,7 +220,7 @@ def test_draws_follow_their_half_widths() -> None:
         invert=0.5,
     )
     rng = np.random.default_rng(0)
-    drawn = [draw_colour(config, rng) for _ in range(2000)]
+    colours = [draw_colour(config, rng) for _ in range(2000)]
     spans = {
         "brightness": (0.7, 1.3),
         "contrast": (0.8, 1.2),
@@ -230,14 +230,14 @@ def test_draws_follow_their_half_widths() -> None:
         "noise": (0, 0.1),
     }
     for name, (low, high) in spans.items():
-        values = np.array([getattr(one, name) for one in drawn])
+        values = np.array([getattr(colour, name) for colour in colours])
         assert low <= values.min() < low + 0.02 * (high - low)
         assert high >= values.max() > high - 0.02 * (high - low)
-    factors = np.array([one.stain_factors for one in drawn])
+    factors = np.array([colour.stain_factors for colour in colours])
     assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.1
     assert factors.min(axis=0) == pytest.approx([0.8] * 3, abs=0.01)
-    assert np.abs([one.stain_shifts for one in drawn]).max() == pytest.approx(0.05, abs=0.001)
-    assert np.median([one.gamma for one in drawn]) == pytest.approx(1, abs=0.05)
-    assert np.mean([one.saturation == 0 for one in drawn]) == pytest.approx(0.25, abs=0.03)
-    assert np.mean([one.invert for one in drawn]) == pytest.approx(0.5, abs=0.04)
-    assert len({one.noise_seed for one in drawn}) == 2000
+    assert np.abs([colour.stain_shifts for colour in colours]).max() == pytest.approx(0.05, abs=0.001)
+    assert np.median([colour.gamma for colour in colours]) == pytest.approx(1, abs=0.05)
+    assert np.mean([colour.saturation == 0 for colour in colours]) == pytest.approx(0.25, abs=0.03)
+    assert np.mean([colour.invert for colour in colours]) == pytest.approx(0.5, abs=0.04)
+    assert len({colour.noise_seed for colour in colours}) == 2000

@@ -1,4 +1,4 @@
-"""Numbers of a dataset against hand-made objects, scipy's dilation, and what is known of the real sets."""
+"""Dataset statistics against objects with known properties, scipy, and the known numbers of real datasets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cellwright.data.info import adjacent_objects, describe_dataset
 HW = (50, 100)
 
 
-def test_hand_made_objects(tmp_path: Path) -> None:
-    # Two that touch at a corner, two that overlap, one alone, one ignored and alone.
+def test_objects_with_known_properties(tmp_path: Path) -> None:
+    # Two objects that touch at a corner, two that overlap, a separate one, and a separate one that is ignored.
     masks = squares([(0, 0), (4, 4), (20, 20), (22, 22), (40, 60), (40, 80)], 4, HW)
     instances = Instances.from_masks(masks, class_ids=np.array([0, 1, 0, 0, 0, 0]), ignore=np.arange(6) == 5)
     first = dataclasses.replace(drawn_sample(tmp_path, "a", instances, 0), split="train", pixel_size_um=(0.5, 0.5))
@@ -44,10 +44,10 @@ def test_hand_made_objects(tmp_path: Path) -> None:
     assert info.image_sizes == {"50 x 100": 2}
     assert info.pixel_types == {"8 bit, 3 channels": 2}
     assert json.loads(json.dumps(info.to_dict()))["splits"]["train"]["n_objects"] == 6
-    assert ("split train", "1 images, 6 objects (x 5, y 1)") in info.rows()
+    assert ("split train", "1 image, 6 objects (x 5, y 1)") in info.rows()
 
 
-def test_no_objects_and_empty_masks_have_no_quantiles() -> None:
+def test_datasets_without_objects_or_with_empty_masks_have_no_quantiles() -> None:
     info = describe_dataset(counted_dataset([[0], [0]]))
     assert info.diameter_px is None
     assert info.touching_share is None
@@ -69,7 +69,7 @@ def test_touching_equals_dilation(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_known_of_the_real_sets(vrdl_root: Path, dsb_root: Path) -> None:
+def test_known_numbers_of_real_datasets(vrdl_root: Path, dsb_root: Path) -> None:
     vrdl, dsb = (describe_dataset(read_dataset(root)) for root in (vrdl_root / "train", dsb_root))
     assert (vrdl.n_images, vrdl.n_objects, vrdl.n_overlapping) == (24, 14_597, 0)
     assert (dsb.n_images, dsb.n_objects) == (664, 28_986)

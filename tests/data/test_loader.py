@@ -1,4 +1,4 @@
-"""Batches follow from the step alone: not from workers, cache, or where a run began."""
+"""Batches depend on the step only, not on workers, the cache, or the step at which a run starts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ AUGMENT = AugmentConfig(
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Five RGBA images of different sizes, two overlapping objects each; the last has none."""
-    made = []
+    """Five RGBA images of different sizes, with two overlapping objects each; the last has none."""
+    samples = []
     for i in range(5):
         hw = (36 + i, 45 - i)
         rng = np.random.default_rng(i)
@@ -40,8 +40,8 @@ def samples(tmp_path: Path) -> list[Sample]:
         boxes = np.array([[3 + i, 4, 20 + i, 20], [10, 10, 30, 30]])
         masks = MaskSet.from_crops(boxes, [np.ones((b[3] - b[1], b[2] - b[0]), bool) for b in boxes], hw)
         instances = Instances.from_masks(masks) if i < 4 else Instances.empty(hw)
-        made.append(Sample(f"image-{i}", tmp_path / f"{i}.png", hw, Loaded(instances)))
-    return made
+        samples.append(Sample(f"image-{i}", tmp_path / f"{i}.png", hw, Loaded(instances)))
+    return samples
 
 
 def loader_for(samples: list[Sample], **changes: object) -> TrainingLoader:
@@ -58,7 +58,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 
 @pytest.mark.parametrize("data", [DataConfig(workers=2), DataConfig(workers=1, cache_mb=0), DataConfig(cache_mb=0)])
-def test_workers_and_cache_change_no_bit(samples: list[Sample], data: DataConfig) -> None:
+def test_batches_are_bit_identical_for_any_workers_and_cache(samples: list[Sample], data: DataConfig) -> None:
     expected = list(loader_for(samples).batches(0, 6))
     for a, b in zip(expected, loader_for(samples, data=data).batches(0, 6), strict=True):
         assert_same(a, b)
@@ -66,18 +66,18 @@ def test_workers_and_cache_change_no_bit(samples: list[Sample], data: DataConfig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_started_afresh(samples: list[Sample], method: str) -> None:
+def test_other_start_methods_give_the_same_batches(samples: list[Sample], method: str) -> None:
     data = DataConfig(workers=2, start_method=method)  # type: ignore[arg-type]
     for a, b in zip(loader_for(samples).batches(0, 3), loader_for(samples, data=data).batches(0, 3), strict=True):
         assert_same(a, b)
 
 
-def test_batches_from_the_middle_equal_those_of_a_whole_run(samples: list[Sample]) -> None:
+def test_batches_of_a_resumed_run_equal_those_of_a_complete_run(samples: list[Sample]) -> None:
     torch.manual_seed(1)
     whole = list(loader_for(samples).batches(0, 5))
     state = torch.get_rng_state()
     rest = list(loader_for(samples).batches(3, 5))
-    assert torch.equal(state, torch.get_rng_state())  # torch's own generator is left alone
+    assert torch.equal(state, torch.get_rng_state())  # the global generator of torch is unchanged
     assert len(rest) == 2
     assert_same(whole[3], rest[0])
     assert_same(whole[4], rest[1])
@@ -85,7 +85,7 @@ def test_batches_from_the_middle_equal_those_of_a_whole_run(samples: list[Sample
     assert list(loader_for(samples).batches(5, 5)) == []
 
 
-def test_a_plain_sample_is_the_image_itself(samples: list[Sample]) -> None:
+def test_a_sample_without_augmentation_is_the_image_itself(samples: list[Sample]) -> None:
     plain = AugmentConfig(horizontal_flip=0)
     (batch,) = loader_for(samples, augment=plain, batch_size=1).batches(0, 1)
     sample = samples[int(SampleOrder(7, 5).batch(0, 1)[0])]
@@ -103,7 +103,7 @@ def test_a_plain_sample_is_the_image_itself(samples: list[Sample]) -> None:
 
 
 def test_percentiles_are_those_of_the_whole_image(samples: list[Sample]) -> None:
-    """A crop is normalised as at prediction, where the network sees the whole image."""
+    """A crop is normalised as at prediction, where the network receives the whole image."""
     config = InputConfig(normalise="percentile", percentiles=(5, 95))
     augment = AugmentConfig(crop_px=16, horizontal_flip=0)
     (batch,) = loader_for(samples, input=config, augment=augment, batch_size=1).batches(0, 1)
@@ -111,38 +111,38 @@ def test_percentiles_are_those_of_the_whole_image(samples: list[Sample]) -> None
     pixels = cv2.imread(str(sample.image_path), cv2.IMREAD_UNCHANGED)[:, :, 2::-1]
     whole = to_network(Image.from_array(pixels), config)
     crop = batch.images[0].numpy()
-    places = [(y, x) for y in range(whole.shape[1] - 15) for x in range(whole.shape[2] - 15)]
-    assert any(np.array_equal(whole[:, y : y + 16, x : x + 16], crop) for y, x in places)
+    positions = [(y, x) for y in range(whole.shape[1] - 15) for x in range(whole.shape[2] - 15)]
+    assert any(np.array_equal(whole[:, y : y + 16, x : x + 16], crop) for y, x in positions)
 
 
-def test_the_network_scale_applies_to_training_too(samples: list[Sample]) -> None:
+def test_the_scale_of_the_network_applies_to_training(samples: list[Sample]) -> None:
     plain = AugmentConfig(horizontal_flip=0)
     (batch,) = loader_for(samples, input=InputConfig(scale=2), augment=plain, batch_size=1).batches(0, 1)
     sample = samples[int(SampleOrder(7, 5).batch(0, 1)[0])]
     assert batch.image_hws == [(2 * sample.image_hw[0], 2 * sample.image_hw[1])]
 
 
-def test_objects_are_brought_to_the_networks_diameter(samples: list[Sample]) -> None:
-    """The median of the whole image decides, whatever a crop shows; an image without objects keeps its size."""
+def test_objects_are_scaled_to_the_diameter_of_the_network(samples: list[Sample]) -> None:
+    """The median diameter is that of the whole image, not of the crop; an image without objects keeps its size."""
     plain = AugmentConfig(horizontal_flip=0, crop_px=4096)
     for step in range(5):
         config = InputConfig(diameter_px=40)
         loader = loader_for(samples, input=config, augment=plain, batch_size=1)
         (batch,) = loader.batches(step, step + 1)
         instances = samples[int(SampleOrder(7, 5).batch(step, 1)[0])].read_instances()
-        seen = 2 * np.sqrt(np.bincount(batch.layers[0].numpy().ravel())[1:] / np.pi)
+        diameters = 2 * np.sqrt(np.bincount(batch.layers[0].numpy().ravel())[1:] / np.pi)
         if len(instances):
-            assert np.median(seen) == pytest.approx(40, rel=0.02)
+            assert np.median(diameters) == pytest.approx(40, rel=0.02)
         else:
             assert batch.image_hws == [instances.image_hw]
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_lies_outside_the_image_is_the_batchs_own_padding(
+def test_pixels_outside_the_image_equal_the_padding_of_the_batch(
     samples: list[Sample], order: str, channels: int
 ) -> None:
-    """Zero, after normalising, as the padding beside it; off by what rounding to 8 bits leaves."""
+    """0 after normalisation, like the padding of the batch, up to rounding to 8 bits."""
     order = order if channels == 3 else "rgb"
     mean = (0.2, 0.5, 0.8)[:channels]
     config = InputConfig(channels=channels, colour_order=order, mean=mean, std=(0.5,) * channels)  # type: ignore[arg-type]
@@ -153,30 +153,30 @@ def test_what_lies_outside_the_image_is_the_batchs_own_padding(
     assert all(layers.shape[1:] == (64, 64) for layers in batch.layers)
 
 
-def test_rare_classes_come_more_often_and_the_epoch_grows(samples: list[Sample]) -> None:
-    """One of five images holds class 1, as the only object that is large enough: sqrt(.8 / .2) = 2 times."""
-    made = []
+def test_rare_classes_occur_more_often_and_the_epoch_grows(samples: list[Sample]) -> None:
+    """One of five images has an object of class 1 that is large enough: it occurs sqrt(.8 / .2) = 2 times."""
+    changed = []
     for i, sample in enumerate(samples):
         instances = sample.read_instances()
         class_ids = np.array([0, 1 if i == 2 else 0])[: len(instances)]
-        made.append(dataclasses.replace(sample, load=Loaded(dataclasses.replace(instances, class_ids=class_ids))))
+        changed.append(dataclasses.replace(sample, load=Loaded(dataclasses.replace(instances, class_ids=class_ids))))
     data = DataConfig(repeat_factor_threshold=0.8)
-    loader = loader_for(made, data=data)
+    loader = loader_for(changed, data=data)
     assert loader.n_samples == 6
-    assert loader_for(made).n_samples == 5
-    line = np.concatenate([loader._batches.order.batch(step, 3) for step in range(8)]).reshape(4, 6)
-    assert all(np.bincount(epoch, minlength=5).tolist() == [1, 1, 2, 1, 1] for epoch in line)
-    # No image holds class 1 once its object is too large to be trained on.
-    assert loader_for(made, data=data.model_copy(update={"max_area_px": 300})).n_samples == 5
-    for a, b in zip(loader.batches(4, 6), loader_for(made, data=data).batches(4, 6), strict=True):
+    assert loader_for(changed).n_samples == 5
+    order = np.concatenate([loader._batches.order.batch(step, 3) for step in range(8)]).reshape(4, 6)
+    assert all(np.bincount(epoch, minlength=5).tolist() == [1, 1, 2, 1, 1] for epoch in order)
+    # Class 1 does not occur if its object is above the size limit.
+    assert loader_for(changed, data=data.model_copy(update={"max_area_px": 300})).n_samples == 5
+    for a, b in zip(loader.batches(4, 6), loader_for(changed, data=data).batches(4, 6), strict=True):
         assert_same(a, b)
 
 
-def test_object_filters(samples: list[Sample]) -> None:
+def test_objects_are_filtered_by_area(samples: list[Sample]) -> None:
     plain = AugmentConfig(horizontal_flip=0)
     data = DataConfig(min_area_px=300)
     (batch,) = loader_for(samples, augment=plain, data=data, batch_size=5).batches(0, 1)
-    # 17 x 16 px are below the limit, 20 x 20 are not; one image has no object.
+    # 17 x 16 px is below the limit, 20 x 20 px is not; one image has no objects.
     assert sorted(len(boxes) for boxes in batch.boxes) == [0, 1, 1, 1, 1]
 
 
@@ -199,14 +199,14 @@ def test_objects_of_another_size_are_named(samples: list[Sample]) -> None:
 
 
 def test_no_images_and_no_image_path(samples: list[Sample]) -> None:
-    with pytest.raises(InputError, match="nothing to train on"):
+    with pytest.raises(InputError, match="the training set is empty"):
         loader_for([])
     results = [dataclasses.replace(samples[0], image_path=None)]
     with pytest.raises(InputError, match="no image to train on"):
         next(loader_for(results).batches(0, 1))
 
 
-def test_the_cache_has_a_limit_and_does_not_travel(samples: list[Sample]) -> None:
+def test_the_cache_is_limited_and_not_sent_to_other_processes(samples: list[Sample]) -> None:
     loader = loader_for(samples)
     list(loader.batches(0, 4))
     cache = loader._batches.cache

@@ -1,4 +1,4 @@
-"""Normalising and resizing, against torchvision's transform and Detectron2's recorded outputs."""
+"""Normalisation and resizing against the transform of torchvision and recorded outputs of Detectron2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 RGB8 = RNG.integers(0, 256, (37, 61, 3), np.uint8)
 
 
-def test_fixed_normalisation_by_hand() -> None:
+def test_fixed_normalisation_by_its_formula() -> None:
     config = InputConfig()
     expected = (RGB8.transpose(2, 0, 1) / 255 - np.reshape(config.mean, (3, 1, 1))) / np.reshape(config.std, (3, 1, 1))
     np.testing.assert_allclose(to_network(Image.from_array(RGB8), config), expected, atol=1e-6)
@@ -38,7 +38,7 @@ def test_detectron2_units_and_bgr() -> None:
     np.testing.assert_allclose(got[2], RGB8[:, :, 0] - np.float32(123.675), rtol=1e-6)
 
 
-def test_percentiles_become_0_and_1_and_a_flat_image_zero() -> None:
+def test_percentiles_become_0_and_1_and_a_constant_image_becomes_0() -> None:
     config = InputConfig(normalise="percentile", percentiles=(10, 90))
     pixels = RNG.normal(50, 9, (40, 40, 3)).astype(np.float32)
     got = to_network(Image.from_array(pixels), config)
@@ -48,7 +48,7 @@ def test_percentiles_become_0_and_1_and_a_flat_image_zero() -> None:
     assert flat.dtype == np.float32
 
 
-def test_channels_are_made_to_fit_or_named() -> None:
+def test_channels_are_converted_or_refused() -> None:
     config, grey = InputConfig(), RGB8[:, :, :1]
     rgba = np.concatenate([RGB8, grey], axis=2)
     np.testing.assert_array_equal(
@@ -58,14 +58,14 @@ def test_channels_are_made_to_fit_or_named() -> None:
     np.testing.assert_array_equal(
         to_network(Image.from_array(grey), config), to_network(Image.from_array(repeated), config)
     )
-    one = InputConfig(channels=1, mean=(0.0,), std=(1.0,))
+    single = InputConfig(channels=1, mean=(0.0,), std=(1.0,))
     luma = np.rint(RGB8 @ np.array([0.299, 0.587, 0.114]))
-    assert np.abs(to_network(Image.from_array(RGB8), one)[0] * 255 - luma).max() < 1.01
+    assert np.abs(to_network(Image.from_array(RGB8), single)[0] * 255 - luma).max() < 1.01
     with pytest.raises(InputError, match=r"got: 37 x 61, uint8, 2 channels(.|\n)*expected: 3 channels"):
         to_network(Image(RGB8[:, :, :2], ("DAPI", "actin")), config)
 
 
-def test_resize_table_and_pixels_are_detectron2s(fixtures_root: Path) -> None:
+def test_sizes_and_pixels_equal_those_of_detectron2(fixtures_root: Path) -> None:
     with np.load(fixtures_root / "micro" / "micro.npz") as micro:
         for height, width, short, longest, new_h, new_w in micro["resize_table_h_w_short_max_newh_neww"].tolist():
             assert resize_hw((height, width), short, longest, "detectron2") == (new_h, new_w)
@@ -74,7 +74,7 @@ def test_resize_table_and_pixels_are_detectron2s(fixtures_root: Path) -> None:
             np.testing.assert_array_equal(resize_antialiased(micro["resize_in"], expected.shape[:2]), expected)
 
 
-def test_sizes_and_pixels_are_torchvisions() -> None:
+def test_sizes_and_pixels_equal_those_of_torchvision() -> None:
     torch = pytest.importorskip("torch")
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -89,7 +89,7 @@ def test_sizes_and_pixels_are_torchvisions() -> None:
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_torchvisions_sizes_over_many_images() -> None:
+def test_sizes_equal_those_of_torchvision_for_many_images() -> None:
     torch = pytest.importorskip("torch")
     for height, width in RNG.integers(300, 2000, (40, 2)).tolist():
         scale = min(800 / min(height, width), 1333 / max(height, width))
@@ -98,7 +98,7 @@ def test_torchvisions_sizes_over_many_images() -> None:
         assert resize_hw((height, width), 800, 1333, "torchvision") == tuple(sized.shape[-2:])
 
 
-def test_scale_alone_and_no_change() -> None:
+def test_scale_and_no_change() -> None:
     assert network_hw((101, 50), InputConfig(scale=0.5), "torchvision") == (51, 25)
     image = Image.from_array(RGB8)
     for rule in ("torchvision", "detectron2"):
@@ -109,12 +109,12 @@ def test_16_bit_is_resized_without_losing_bits() -> None:
     config = InputConfig(scale=2.0)
     sixteen = Image.from_array(RGB8.astype(np.uint16) * 257)
     for rule in ("torchvision", "detectron2"):
-        got, expected = (resize_for_network(one, config, rule) for one in (sixteen, Image.from_array(RGB8)))
-        # PIL rounds 8-bit pixels between its two passes: up to one level, in units of the standard deviation.
+        got, expected = (resize_for_network(image, config, rule) for image in (sixteen, Image.from_array(RGB8)))
+        # PIL rounds 8-bit pixels between its two passes: an error of up to one level, in standard deviations.
         assert np.abs(got - expected).max() < (1.01 / 255 / 0.224 if rule == "detectron2" else 1e-4)
 
 
-def test_rescaling_averages_what_it_shrinks() -> None:
+def test_shrinking_averages_pixels() -> None:
     fine = np.indices((60, 90)).sum(axis=0)[None].astype(np.float32) % 2
     small = rescale(np.repeat(fine, 3, axis=0), 0.1)
     assert small.shape == (3, 6, 9)

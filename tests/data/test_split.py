@@ -1,4 +1,4 @@
-"""Splits: exact sizes, whole groups, alike parts, one result for one seed."""
+"""Splits: exact sizes, undivided groups, balanced parts, reproducibility; groups of similar images."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def test_three_parts() -> None:
     }
 
 
-def test_one_seed_one_split_and_nothing_else_changes() -> None:
+def test_a_split_depends_on_the_seed_and_changes_nothing_else() -> None:
     dataset = counted_dataset(random_counts(30))
-    one, same, other = (split_dataset(dataset, 0.2, seed) for seed in (3, 3, 4))
-    assert [s.split for s in one] == [s.split for s in same]
-    assert [s.split for s in one] != [s.split for s in other]
-    assert [(s.id, s.load) for s in one] == [(s.id, s.load) for s in dataset]
+    first, same, other = (split_dataset(dataset, 0.2, seed) for seed in (3, 3, 4))
+    assert [s.split for s in first] == [s.split for s in same]
+    assert [s.split for s in first] != [s.split for s in other]
+    assert [(s.id, s.load) for s in first] == [(s.id, s.load) for s in dataset]
     assert dataset[0].split is None
 
 
-def test_parts_are_alike_in_density() -> None:
+def test_parts_are_balanced_in_density() -> None:
     counts = [[c] for c in (5, 20, 80, 300) for _ in range(9)]
     for seed in range(5):
         val = split_dataset(counted_dataset(counts), 1 / 3, seed).with_split("val")
         assert sorted(Counter(len(s.read_instances()) for s in val).values()) == [3, 3, 3, 3]
 
 
-def test_a_rare_class_reaches_every_part() -> None:
+def test_a_rare_class_occurs_in_every_part() -> None:
     rng = np.random.default_rng(0)
     counts = [[int(rng.integers(20, 30)), 40 if k in (3, 11, 17, 19) else 0] for k in range(20)]
     for seed in range(5):
@@ -65,7 +65,7 @@ def test_a_rare_class_reaches_every_part() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_group_never_parts(seed: int) -> None:
+def test_groups_are_not_divided(seed: int) -> None:
     groups = [None if k % 7 == 0 else f"g{k % 9}" for k in range(60)]
     dataset = split_dataset(counted_dataset(random_counts(60), groups), 0.25, seed, test=0.1)
     for group in {g for g in groups if g is not None}:
@@ -76,7 +76,7 @@ def test_a_group_never_parts(seed: int) -> None:
             assert len({s.split for s in fold if s.group == group}) == 1
 
 
-def test_folds_hold_every_sample_out_once() -> None:
+def test_each_sample_is_in_the_validation_set_of_one_fold() -> None:
     dataset = counted_dataset(random_counts(24))
     parts = folds(dataset, 5, 1)
     held_out = [s.id for fold in parts for s in fold.with_split("val")]
@@ -84,7 +84,7 @@ def test_folds_hold_every_sample_out_once() -> None:
     assert sorted(sizes(fold)["val"] for fold in parts) == [4, 5, 5, 5, 5]
 
 
-def test_samples_marked_test_stay_so() -> None:
+def test_samples_of_the_test_split_keep_it() -> None:
     dataset = split_dataset(counted_dataset(random_counts(20)), 0.2, test=0.2)
     marked = [s.id for s in dataset.with_split("test")]
     again = split_dataset(dataset, 0.25, 9)
@@ -100,14 +100,14 @@ def test_groups_from_ids() -> None:
     assert with_groups(dataset, r"1.")[0].group is None
     with pytest.raises(UsageError, match="not a regular expression"):
         split_dataset(dataset, 0.2, group="(")
-    with pytest.raises(UsageError, match=r"fits no sample's id(.|\n)*ids like s0"):
+    with pytest.raises(UsageError, match=r"matches no sample id(.|\n)*ids like s0"):
         split_dataset(dataset, 0.2, group="TCGA-(..)")
 
 
-def test_what_cannot_be_split_is_said() -> None:
+def test_impossible_splits_are_refused() -> None:
     with pytest.raises(UsageError, match=r"got: val 1, test 0\n  expected: 0 < val"):
         split_dataset(counted_dataset(random_counts(5)), 1.0)
-    with pytest.raises(UsageError, match=r"too few images or groups(.|\n)*got: 4 images in 1 groups"):
+    with pytest.raises(UsageError, match=r"too few images or groups(.|\n)*got: 4 images in 1 group\n"):
         split_dataset(counted_dataset(random_counts(4), ["a"] * 4), 0.5)
     with pytest.raises(UsageError, match=r"got: 3 images in 3 groups\n  expected: at least 4"):
         folds(counted_dataset(random_counts(3)), 4)
@@ -120,7 +120,7 @@ def test_no_objects_at_all() -> None:
 
 
 def fields(folder: Path, seed: int, *, gain: float = 1.0) -> list[Sample]:
-    """Six windows of one drawn slide."""
+    """Six overlapping windows of one synthetic slide."""
     image, _ = draw_field(seed, (300, 400), 260)
     slide, samples = np.clip(image.data[:, :, :3] * gain, 0, 255).astype(np.uint8), []
     for k in range(6):
@@ -131,23 +131,23 @@ def fields(folder: Path, seed: int, *, gain: float = 1.0) -> list[Sample]:
     return samples
 
 
-def test_a_source_is_a_group_and_never_parts(tmp_path: Path) -> None:
+def test_the_images_of_a_slide_form_a_group_that_is_not_divided(tmp_path: Path) -> None:
     bright, dim = fields(tmp_path, 1), fields(tmp_path, 2, gain=0.4)
     noise = drawn_sample(tmp_path, "noise", Instances.empty((200, 200)), 0)
     grouped = group_alike(Dataset((*bright, *dim, noise), ("nucleus",)))
     groups = [sample.group for sample in grouped]
     assert len(set(groups[:6])) == len(set(groups[6:12])) == 1
     assert len({groups[0], groups[6], groups[12]}) == 3
-    parted = split_dataset(grouped, 0.4)
-    assert len({sample.split for sample in parted.samples[:6]}) == 1
+    divided = split_dataset(grouped, 0.4)
+    assert len({sample.split for sample in divided.samples[:6]}) == 1
 
 
-def test_copies_with_a_little_noise_share_a_group_and_sizes_do_not(tmp_path: Path) -> None:
+def test_similar_images_share_a_group_only_if_they_have_the_same_size(tmp_path: Path) -> None:
     truth = Instances.empty((64, 64))
-    one = drawn_sample(tmp_path, "one", truth, 1)
-    same = drawn_sample(tmp_path, "same", truth, 2)  # other noise of the same strength
+    noise = drawn_sample(tmp_path, "noise", truth, 1)
+    similar = drawn_sample(tmp_path, "similar", truth, 2)  # different noise of the same strength
     wider = drawn_sample(tmp_path, "wider", Instances.empty((64, 80)), 1)
-    first, second, third = group_alike(Dataset((one, same, wider), ("nucleus",)))
+    first, second, third = group_alike(Dataset((noise, similar, wider), ("nucleus",)))
     assert first.group == second.group != third.group
 
 

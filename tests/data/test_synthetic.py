@@ -1,4 +1,4 @@
-"""Synthetic fields: what they promise about overlaps, seeds, stains and files."""
+"""Synthetic images: reproducibility, overlaps, stains and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cellwright.core.errors import UsageError
 from cellwright.data.synthetic import FieldLook, draw_field, write_demo_dataset
 
 
-def test_the_same_arguments_give_the_same_bits_and_another_seed_another_field():
+def test_images_are_reproducible_and_depend_on_the_seed():
     image, truth = draw_field(7, (96, 128), 20)
     again, truth_again = draw_field(7, (96, 128), 20)
     other, _ = draw_field(8, (96, 128), 20)
@@ -21,7 +21,7 @@ def test_the_same_arguments_give_the_same_bits_and_another_seed_another_field():
     assert not np.array_equal(image.data, other.data)
 
 
-def test_truth_is_unscored_with_ids_from_one_and_tight_boxes_inside_the_image():
+def test_ground_truth_has_ids_from_1_tight_boxes_and_no_scores():
     image, truth = draw_field(1, (100, 140), 30)
     assert image.data.shape == (100, 140, 3)
     assert image.data.dtype == np.uint8
@@ -34,7 +34,7 @@ def test_truth_is_unscored_with_ids_from_one_and_tight_boxes_inside_the_image():
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.12, 0.3])
-def test_nuclei_touch_but_share_no_more_than_allowed(overlap):
+def test_nuclei_touch_and_overlap_at_most_as_much_as_allowed(overlap):
     look = FieldLook(diameter_px=16, touching=0.9, overlap=overlap)
     _, truth = draw_field(3, (128, 128), 70, look)
     dense = truth.masks.to_dense()
@@ -47,7 +47,7 @@ def test_nuclei_touch_but_share_no_more_than_allowed(overlap):
     assert neighbours.sum() > 20
 
 
-def test_both_stains_hold_the_same_nuclei_dark_in_one_and_bright_in_the_other():
+def test_both_stains_show_the_same_nuclei_dark_or_bright():
     he, truth = draw_field(5, (128, 128), 30)
     glow, truth_glow = draw_field(5, (128, 128), 30, FieldLook(stain="fluorescence", bit_depth=16))
     assert truth.masks == truth_glow.masks
@@ -59,13 +59,13 @@ def test_both_stains_hold_the_same_nuclei_dark_in_one_and_bright_in_the_other():
     assert glow.data[inside].mean() > 2 * glow.data[~inside].mean()
 
 
-def test_no_nuclei_is_a_field_of_background():
+def test_an_image_without_nuclei_is_background():
     image, truth = draw_field(0, (40, 50), 0)
     assert len(truth) == 0
     assert image.data.std() > 0
 
 
-def test_a_full_field_leaves_out_what_finds_no_place():
+def test_nuclei_without_a_free_position_are_not_drawn():
     _, truth = draw_field(0, (40, 40), 500, FieldLook(overlap=0.0))
     assert 1 <= len(truth) < 50
 
@@ -74,12 +74,12 @@ def test_a_full_field_leaves_out_what_finds_no_place():
     ("changes", "word"),
     [({"stain": "dapi"}, "stain"), ({"diameter_px": 2.0}, "diameter_px"), ({"bit_depth": 16}, "bit_depth")],
 )
-def test_a_wrong_look_names_its_field(changes, word):
+def test_an_invalid_field_of_the_look_is_named(changes, word):
     with pytest.raises(UsageError, match=word):
         FieldLook(**changes)
 
 
-def test_demo_dataset_leaves_pngs_that_hold_the_drawn_fields(tmp_path):
+def test_the_demo_dataset_writes_the_drawn_images_as_png(tmp_path):
     data = write_demo_dataset(tmp_path, seed=4, splits=(("train", 2), ("val", 1)), image_hw=(64, 80), n_objects=8)
     assert [sample.split for sample in data] == ["train", "train", "val"]
     assert data.class_names == ("nucleus",)
@@ -91,7 +91,7 @@ def test_demo_dataset_leaves_pngs_that_hold_the_drawn_fields(tmp_path):
     assert pickle.loads(pickle.dumps(data[1])).read_instances().masks == truth.masks
 
 
-def test_an_image_of_the_demo_dataset_does_not_depend_on_how_many_there_are(tmp_path):
+def test_an_image_of_the_demo_dataset_does_not_depend_on_their_number(tmp_path):
     few = write_demo_dataset(tmp_path / "a", splits=(("train", 1),), image_hw=(48, 48), n_objects=4)
     more = write_demo_dataset(tmp_path / "b", splits=(("train", 3),), image_hw=(48, 48), n_objects=4)
     assert few[0].image_path.read_bytes() == more[0].image_path.read_bytes()

@@ -1,7 +1,9 @@
-"""Random geometry and colour of a training sample: image and label layers change together, in one warp.
+"""Augmentation: which random changes are drawn for a training sample.
 
-Cost follows pixels and layers, not objects: 2,000 nuclei cost what 20 do. Everything is drawn from the ``rng`` that is
-passed in, so a sample is a pure function of its inputs.
+`draw_geometry` and `draw_colour` draw the parameters, `cellwright.data.warp` moves the pixels of image and labels in a
+single resampling, and `cellwright.data.colour` changes the intensities. The cost depends on the number of pixels and
+label layers, not on the number of objects. All draws come from the given random generator, so an augmented sample is a
+pure function of its inputs.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from cellwright.data.warp import Affine, Elastic, Geometry, warp_image, warp_lab
 
 @dataclass(frozen=True)
 class Frame:
-    """What the network asks of every sample, augmented or not.
+    """What the network requires of each sample, with or without augmentation.
 
     Attributes:
-        input: size where ``short_sides_px`` is empty, and the value that means 1.0.
-        rule: whose rounding and interpolation resizing follows.
-        fill: (C,) pixel outside the image, in the image's own units; None: zeros.
-        scale: factor on the size that ``input`` asks for: what its ``diameter_px`` makes of this sample.
+        input: the size if ``short_sides_px`` is empty, and the full range of the values.
+        rule: the framework whose rounding and interpolation are used for resizing.
+        fill: (C,) the pixel value outside the image; None: zeros.
+        scale: factor on the size that ``input`` requests, from ``diameter_px`` and the objects of this sample.
     """
 
     input: InputConfig = field(default_factory=InputConfig)
@@ -41,15 +43,15 @@ def augment(
 
     Args:
         image: (H, W, C), H and W >= 1, uint8, int16, uint16, float32 or float64.
-        labels: its objects; ``labels.layers`` is (L, H, W). N = 0 is fine.
-        config: what may be drawn.
-        rng: the source of every draw.
-        frame: None is a network that takes images as they are.
+        labels: its objects; ``labels.layers`` is (L, H, W). There may be none.
+        config: the ranges of the changes.
+        rng: the source of all draws.
+        frame: by default that of a network that takes images at their own size.
 
     Returns:
-        The image (h, w, C) in its own dtype and its objects. h and w are at most ``config.crop_px``; an image smaller
-        than the crop stays smaller unless ``config.pad_to_crop``. Objects that keep less than ``config.min_visible`` of
-        their area, or no pixel, are gone from layers and lists; ignored regions stay while a pixel of them does.
+        The image (h, w, C) in the same dtype, and its objects. h and w are at most ``config.crop_px``; an image smaller
+        than the crop stays smaller unless ``config.pad_to_crop`` is set. Objects of which less than
+        ``config.min_visible`` of the area or no pixel remains are dropped; ignored regions are kept if a pixel remains.
     """
     frame = frame or Frame()
     geometry = draw_geometry((image.shape[0], image.shape[1]), config, rng, frame)
@@ -62,13 +64,12 @@ def augment(
 def draw_geometry(
     image_hw: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, frame: Frame | None = None
 ) -> Geometry:
-    """Draw cuts, size, mirroring, turn and bending for an image of ``image_hw`` pixels.
+    """Draw crop, size, mirroring, rotation, shear, shift and elastic deformation for an image of size ``image_hw``.
 
-    The same numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they
-    were.
+    The same random numbers are drawn for every ``config``, so that disabling one change does not affect the others.
     """
     frame = frame or Frame()
-    draws, bend, seed = rng.random(9), rng.uniform(-1, 1, size=5), int(rng.integers(2**63))
+    draws, affine_draws, seed = rng.random(9), rng.uniform(-1, 1, size=5), int(rng.integers(2**63))
     cut_hw = _cut_hw(image_hw, config)
     low, high = config.scale_min, config.scale_max
     log_uniform = config.scale_draw == "log_uniform"
@@ -79,9 +80,9 @@ def draw_geometry(
     for axis in (0, 1):
         cut, resized = cut_hw[axis], resized_hw[axis] * scale
         shown = cut if config.crop_px is None else min(cut, max(1, round(config.crop_px * cut / resized)))
-        # A window as wide as asked gives exactly the crop's size, not one that is rounded twice.
+        # A window that is not limited by the image gives exactly the size of the crop, without rounding twice.
         full = config.crop_px is not None and shown == round(config.crop_px * cut / resized)
-        start = _place(draws[6 + axis], image_hw[axis] - cut) + _place(draws[1 + axis], cut - shown)
+        start = _start(draws[6 + axis], image_hw[axis] - cut) + _start(draws[1 + axis], cut - shown)
         window.append((start, start + shown))
         sizes.append(config.crop_px if full and config.crop_px is not None else max(1, round(resized * shown / cut)))
     turns = int(draws[5] * 4) if config.quarter_turns else 0
@@ -91,7 +92,7 @@ def draw_geometry(
         horizontal_flip=bool(draws[3] < config.horizontal_flip),
         vertical_flip=bool(draws[4] < config.vertical_flip),
         quarter_turns=turns,
-        affine=_affine(bend, config, (sizes[1], sizes[0]) if turns % 2 else (sizes[0], sizes[1])),
+        affine=_affine(affine_draws, config, (sizes[1], sizes[0]) if turns % 2 else (sizes[0], sizes[1])),
         elastic=(
             Elastic(config.elastic_amplitude_px, config.elastic_smoothness_px, seed)
             if config.elastic_amplitude_px
@@ -102,7 +103,7 @@ def draw_geometry(
 
 
 def _cut_hw(image_hw: tuple[int, int], config: AugmentConfig) -> tuple[int, int]:
-    """Size of what is cut from the source before resizing, px; Detectron2's rounding of relative crops."""
+    """Size of the crop of the source image before resizing, in pixels; relative crops are rounded as in Detectron2."""
     if config.crop_relative is not None:
         height, width = (max(1, int(side * config.crop_relative + 0.5)) for side in image_hw)
         return height, width
@@ -111,20 +112,20 @@ def _cut_hw(image_hw: tuple[int, int], config: AugmentConfig) -> tuple[int, int]
 
 
 def _resized_hw(hw: tuple[int, int], draw: float, config: AugmentConfig, frame: Frame) -> tuple[int, int]:
-    """Size that ``hw`` has before the random scale; ``draw`` (0..1) chooses the short side."""
+    """Size of ``hw`` after resizing, before the random scale; ``draw`` (0..1) chooses the short side."""
     if not config.short_sides_px:
         return network_hw(hw, frame.input, frame.rule)
     short_side = config.short_sides_px[int(draw * len(config.short_sides_px))]
     return resize_hw(hw, short_side, config.max_side_px, frame.rule)
 
 
-def _place(draw: float, room: int) -> int:
-    """A start in 0..room, all equally likely for ``draw`` in 0..1."""
-    return min(int(draw * (room + 1)), room)
+def _start(draw: float, last: int) -> int:
+    """A start in 0..last, all equally likely for ``draw`` in 0..1."""
+    return min(int(draw * (last + 1)), last)
 
 
 def _affine(draws: np.ndarray, config: AugmentConfig, hw: tuple[int, int]) -> Affine | None:
-    """``draws``: five numbers in -1..1. None where the configuration asks for no affine map."""
+    """The affine map for five ``draws`` in -1..1, or None if the configuration sets no affine change."""
     if not (config.rotation_deg or config.shear_deg or config.translation):
         return None
     rotation, shear_x, shear_y, right, down = draws.tolist()
@@ -136,10 +137,9 @@ def _affine(draws: np.ndarray, config: AugmentConfig, hw: tuple[int, int]) -> Af
 
 
 def draw_colour(config: AugmentConfig, rng: np.random.Generator) -> Colour:
-    """Draw a `Colour`.
+    """Draw the change of intensities and colours.
 
-    The same numbers are drawn whatever ``config`` says, so that switching one change off leaves the others as they
-    were.
+    The same random numbers are drawn for every ``config``, so that disabling one change does not affect the others.
     """
     draws = rng.uniform(-1, 1, size=11).tolist()
     chances = rng.random(4).tolist()

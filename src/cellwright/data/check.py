@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, found before training finds it: `check_dataset`."""
+"""Check a dataset for problems before training: `check_dataset`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, InputError
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.text import count
 from cellwright.data.formats import FORMATS
 from cellwright.data.images.read import read_image
 
 Severity = Literal["error", "warning", "suspect", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "suspect", "note")
 
-# Two masks this alike outline one object twice, drawn by two hands or saved at two sizes.
+# Two masks with at least this IoU are the same object annotated twice.
 NEARLY_SAME_IOU = 0.9
-# No nucleus is that small at any magnification in use; such masks are crumbs of a larger one.
-CRUMB_PX = 4
-# Objects named in one finding; the rest are counted.
+# No nucleus is smaller than this at any usual magnification; such masks are fragments of a larger one.
+FRAGMENT_PX = 4
+# Number of object ids listed in one finding.
 SHOWN_IDS = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know: how bad it is, where, what was found, and what to do about it."""
+    """One problem: its severity, where it is, what it is, and how to fix it."""
 
     severity: Severity
     where: str
@@ -39,15 +40,15 @@ class Finding:
 
 
 def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Finding]:
-    """Everything wrong or worth knowing, worst first, in the order of the samples. An empty list is a clean dataset.
+    """All problems of a dataset, by severity and then in the order of the samples; empty if there are none.
 
-    Every image and mask is decoded once. Nothing is raised for bad content: it becomes a finding.
+    Each image and mask is decoded once. Invalid content raises no error; it is reported as a finding.
     """
     findings: list[Finding] = []
-    seen: dict[bytes, Sample] = {}
+    first_with: dict[bytes, Sample] = {}
     n_objects, all_read = 0, True
     for sample in track(dataset.samples, "checking", total=len(dataset)):
-        findings += _check_image(sample, seen, dataset.root)
+        findings += _check_image(sample, first_with, dataset.root)
         try:
             instances = sample.read_instances()
         except CellwrightError as error:
@@ -63,11 +64,11 @@ def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Findi
 
 
 def require_objects(dataset: Dataset) -> None:
-    """Raise `InputError` where no sample holds an object; reads samples until one does."""
+    """Raise `InputError` if no sample has an object. Reads samples until one has."""
     if not any(len(sample.read_instances()) for sample in dataset):
         finding = _no_objects(dataset)
         raise InputError(
-            finding.what, where=finding.where, got=f"{len(dataset)} images, 0 objects", remedy=finding.remedy
+            finding.what, where=finding.where, got=f"{count(len(dataset), 'image')}, 0 objects", remedy=finding.remedy
         )
 
 
@@ -76,14 +77,14 @@ def _no_objects(dataset: Dataset) -> Finding:
         "error",
         str(dataset.root or "dataset"),
         "this dataset has no objects",
-        "check that the masks lie where the format expects them (cellwright data convert --format ...)",
+        "check that the masks are where the format expects them, or run cellwright data convert with another format",
     )
 
 
-def _check_image(sample: Sample, seen: dict[bytes, Sample], root: Path | None) -> Iterator[Finding]:
-    """Findings about the image file; ``seen`` gathers the pixels' digests of the samples so far."""
+def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | None) -> Iterator[Finding]:
+    """Findings about the image file. ``first_with``: digest of pixels -> first sample with it; it is updated."""
     if sample.image_path is None:
-        yield Finding("warning", sample.id, "no image file is known", "convert the dataset again beside its images")
+        yield Finding("warning", sample.id, "it has no image file", "convert the dataset again beside its images")
         return
     try:
         image = read_image(sample.image_path)
@@ -95,32 +96,35 @@ def _check_image(sample: Sample, seen: dict[bytes, Sample], root: Path | None) -
         yield Finding(
             "error",
             _shown(sample.image_path, root),
-            f"the image is {got} (height x width), its annotations are for {expected}",
-            "put the annotated image there, or annotate this one",
+            f"the image is {got} (height x width), but its annotations are for {expected}",
+            "replace it by the annotated image, or annotate this one",
         )
     content = hashlib.blake2b(np.ascontiguousarray(image.data).tobytes(), digest_size=16)
     content.update(repr((image.data.shape, image.data.dtype.str)).encode())
-    first = seen.setdefault(content.digest(), sample)
+    first = first_with.setdefault(content.digest(), sample)
     if first is not sample:
         leaks = first.split != sample.split
         yield Finding(
             "error" if leaks else "warning",
             _shown(sample.image_path, root),
-            f"the same pixels as {first.id}" + (f", in another split ({first.split}, {sample.split})" if leaks else ""),
-            "remove one of them, or give both the same group and split again",
+            f"the same pixels as {first.id}"
+            + (f", in different splits ({first.split}, {sample.split})" if leaks else ""),
+            "remove one of them, or put both in the same group and split again",
         )
 
 
 def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> Iterator[Finding]:
     where = sample.id
     if not len(instances):
-        yield Finding("note", where, "no objects in this image", "right for a background image; else add its masks")
+        yield Finding(
+            "note", where, "no objects in this image", "correct for a background image; otherwise add its masks"
+        )
         return
     areas = instances.masks.areas
     for chosen, what, remedy in (
-        (areas == 0, "with an empty mask", "delete these objects: they outline nothing"),
-        ((areas > 0) & (areas < CRUMB_PX), f"of fewer than {CRUMB_PX} px", "delete them where they are crumbs"),
-        (instances.class_ids >= len(dataset.class_names), "of a class without a name", "name all classes"),
+        (areas == 0, "with an empty mask", "delete these objects"),
+        ((areas > 0) & (areas < FRAGMENT_PX), f"of fewer than {FRAGMENT_PX} px", "delete them if they are fragments"),
+        (instances.class_ids >= len(dataset.class_names), "of a class without a name", "add names for all classes"),
     ):
         if chosen.any():
             yield Finding("warning", where, f"{_objects(instances.ids[chosen])} {what}", remedy)
@@ -128,8 +132,11 @@ def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> It
     once = i < j
     i, j, iou = i[once], j[once], iou[once]
     for chosen, what in (
-        (iou == 1, "outlined twice"),
-        ((iou < 1) & (iou >= NEARLY_SAME_IOU), f"outlined nearly twice (IoU {NEARLY_SAME_IOU:g} and above)"),
+        (iou == 1, "annotated twice"),
+        (
+            (iou < 1) & (iou >= NEARLY_SAME_IOU),
+            f"annotated twice almost identically (IoU at least {NEARLY_SAME_IOU:g})",
+        ),
     ):
         if chosen.any():
             yield Finding("warning", where, f"{_objects(instances.ids[j[chosen]])} {what}", "delete one of each pair")
@@ -139,8 +146,8 @@ def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> It
         yield Finding(
             "note",
             where,
-            f"{n} objects overlap others ({int(partly.sum())} pairs)",
-            "nothing here; formats with one label a pixel give shared pixels to one object",
+            f"{count(n, 'object')} overlap others ({count(int(partly.sum()), 'pair')})",
+            "no action needed; formats with one label per pixel assign shared pixels to one of the objects",
         )
 
 
@@ -149,25 +156,24 @@ def _objects(ids: np.ndarray) -> str:
     if len(ids) == 1:
         return f"object {int(ids[0])}"
     more = ", ..." if len(ids) > SHOWN_IDS else ""
-    return f"{len(ids)} objects ({', '.join(map(str, ids[:SHOWN_IDS].tolist()))}{more})"
+    return f"{count(len(ids), 'object')} ({', '.join(map(str, ids[:SHOWN_IDS].tolist()))}{more})"
 
 
 def _clutter(dataset: Dataset) -> Iterator[Finding]:
     chosen = FORMATS.get(str(dataset.info.get("format")))
     if chosen is None or dataset.root is None or not dataset.root.is_dir():
         return
-    for one in chosen.clutter(dataset.root):
-        yield Finding(
-            "note", _shown(one.path, dataset.root), f"passed over: {one.why}", "delete it where it is a stray"
-        )
+    for clutter in chosen.clutter(dataset.root):
+        where = _shown(clutter.path, dataset.root)
+        yield Finding("note", where, f"skipped: {clutter.why}", "delete it if it is not needed")
 
 
 def _from_error(error: CellwrightError, sample: Sample, root: Path | None) -> Finding:
     where = _shown(error.where, root) if isinstance(error.where, Path) else str(error.where or sample.id)
     facts = [("got", error.got), ("expected", error.expected)]
-    said = "; ".join(f"{name} {value}" for name, value in facts if value is not None)
-    what = f"{error.problem} ({said})" if said else error.problem
-    return Finding("error", where, what, error.remedy or "mend the file, or take the sample out")
+    details = "; ".join(f"{name} {value}" for name, value in facts if value is not None)
+    what = f"{error.problem} ({details})" if details else error.problem
+    return Finding("error", where, what, error.remedy or "fix the file, or remove the sample")
 
 
 def _shown(path: Path, root: Path | None) -> str:

@@ -1,4 +1,9 @@
-"""Colour of a training sample: what is drawn becomes a `Colour`, and an image is rounded once for all of it."""
+"""Changes of intensity, colour and stain, blur and noise. Integers are rounded once, after all changes.
+
+Stains are changed by the colour deconvolution of Ruifrok & Johnston (2001): light that passes a stained section is
+attenuated exponentially with the amount of stain, so -ln(intensity) is a sum of stains, each with its own colour.
+Varying the amounts (HED jitter, Tellez et al. 2018) simulates another staining batch or laboratory.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,29 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Luma and the two chroma axes of NTSC's YIQ: saturation scales the chroma plane and hue turns it.
+# Luma and the two chroma axes of YIQ (NTSC): saturation scales the chroma plane, and hue rotates it.
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 
 @dataclass(frozen=True)
 class Colour:
-    """One change of colour, carried out in the order of the attributes; the defaults change nothing.
+    """A change of intensity and colour, applied in the order of the attributes. The defaults change nothing.
+
+    Stains, saturation and hue apply to images with three channels only.
 
     Attributes:
-        gamma: exponent over the image's own range, which stays.
-        stain_factors: of haematoxylin, eosin and DAB; RGB only, as all that speaks of colours.
-        stain_shifts: added to the three densities, natural log.
+        gamma: exponent, applied within the range of the image, which is kept.
+        stain_factors: factors on the amounts of haematoxylin, eosin and DAB.
+        stain_shifts: added to the three amounts, in natural-log optical density.
         brightness: factor.
-        contrast: factor about the image's own mean.
-        saturation: factor on the distance from grey; 0 is greyscale.
-        hue_turns: colours are turned by it, 1 is a whole turn.
-        invert: dark and bright change places in the image's own range.
-        blur_px: standard deviation of a Gaussian, pixels.
-        noise: standard deviation of Gaussian noise, as a share of the image's own range.
-        noise_seed: of the noise.
+        contrast: factor on the difference from the mean of the image.
+        saturation: factor on the distance from grey; 0 gives greyscale.
+        hue_turns: rotation of the hue, where 1 is a full turn.
+        invert: swap dark and bright within the range of the image.
+        blur_px: standard deviation of a Gaussian, in pixels.
+        noise: standard deviation of Gaussian noise, as a share of the range of the image.
+        noise_seed: seed of the noise.
     """
 
     gamma: float = 1.0
@@ -44,28 +51,28 @@ class Colour:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the linear map of the channels (brightness to invert) is more than the identity."""
+        """Whether the linear part, brightness to invert, changes anything."""
         neutral = Colour()
         names = ("brightness", "contrast", "saturation", "hue_turns", "invert")
         return any(getattr(self, name) != getattr(neutral, name) for name in names)
 
     @property
     def stains(self) -> bool:
-        """Whether amounts of stain change."""
+        """Whether the amounts of stain change."""
         return self.stain_factors != (1.0, 1.0, 1.0) or self.stain_shifts != (0.0, 0.0, 0.0)
 
 
 def change_colour(image: np.ndarray, colour: Colour, *, full_range: float | None = None) -> np.ndarray:
-    """``image`` after ``colour``.
+    """Apply a `Colour` to an image.
 
     Args:
-        image: (H, W, C), H and W >= 1, of any real dtype. What speaks of colours applies to C = 3 only, taken as RGB.
-        colour: what to do.
-        full_range: the intensity of unstained glass; None: the largest value of an integer dtype, 1 for floats.
+        image: (H, W, C), H and W >= 1, of any real dtype; three channels are taken as RGB.
+        colour: the change.
+        full_range: the intensity of unstained glass; None: the maximum of an integer dtype, 1 for floats.
 
     Returns:
-        A new array of the same shape and dtype, or ``image`` itself where nothing changes. Integers are rounded and
-        clipped to their dtype's range, once at the end.
+        A new array of the same shape and dtype, or ``image`` itself if nothing changes. Integers are rounded and
+        clipped to the range of their dtype at the end.
     """
     has_colour = image.shape[2] == 3
     if not (colour.gamma != 1 or (colour.stains and has_colour) or colour.is_linear or colour.blur_px or colour.noise):
@@ -90,11 +97,11 @@ def change_colour(image: np.ndarray, colour: Colour, *, full_range: float | None
 
 
 def _float32(image: np.ndarray, gamma: float, low: float, high: float) -> np.ndarray:
-    """``image`` as a new float32 array, its range low..high bent by ``gamma``."""
+    """``image`` as a new float32 array, with ``gamma`` applied within the range low..high."""
     if gamma == 1 or not high > low:
         return image.astype(np.float32)
     if image.dtype in (np.uint8, np.uint16):
-        # A table of the dtype's values: a power a value, not a pixel.
+        # A lookup table: one power per value instead of one per pixel.
         shares = ((np.arange(int(high) + 1) - low) / (high - low)).clip(0)
         return ((high - low) * shares**gamma + low).astype(np.float32)[image]
     shares = (image.astype(np.float32) - np.float32(low)) / np.float32(high - low)
@@ -102,7 +109,7 @@ def _float32(image: np.ndarray, gamma: float, low: float, high: float) -> np.nda
 
 
 def _linear(values: np.ndarray, colour: Colour, turning_point: float) -> np.ndarray:
-    """Brightness, contrast, saturation, hue and inversion (about half of ``turning_point``) as one map."""
+    """Brightness, contrast, saturation, hue and inversion (about half of ``turning_point``) as one linear map."""
     gain = colour.brightness * colour.contrast
     sign = -1.0 if colour.invert else 1.0
     if values.shape[2] != 3:
@@ -112,34 +119,34 @@ def _linear(values: np.ndarray, colour: Colour, turning_point: float) -> np.ndar
     matrix = _chroma_map(colour.saturation, colour.hue_turns)
     mean = float((matrix @ cv2.mean(values)[:3]).mean())
     offset = sign * colour.brightness * (1 - colour.contrast) * mean + turning_point * colour.invert
-    # cv2.transform, not a matrix product: BLAS may split the work, and so the rounding, by thread count.
+    # Not a matrix product: the rounding of BLAS may depend on the number of threads.
     return cv2.transform(values, np.column_stack([sign * gain * matrix, np.full(3, offset)]))
 
 
 def _chroma_map(saturation: float, turns: float) -> np.ndarray:
-    """(3, 3) float64: scales chroma by ``saturation``, turns it by ``turns``, keeps luma."""
+    """(3, 3) float64 matrix that scales chroma by ``saturation``, rotates it by ``turns``, and keeps luma."""
     cosine, sine = saturation * np.cos(2 * np.pi * turns), saturation * np.sin(2 * np.pi * turns)
     chroma = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     return _YIQ_TO_RGB @ chroma @ _RGB_TO_YIQ
 
 
-# Optical density of red, green and blue a unit of haematoxylin, eosin and DAB: Ruifrok & Johnston's table 1.
+# Optical density in red, green and blue per unit of haematoxylin, eosin and DAB: Ruifrok & Johnston, table 1.
 STAIN_RGB = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
-# Black lets one part in 256 through, or its density would be infinite (Ruifrok & Johnston add 1 to 8-bit values).
+# Black transmits 1/256 of the light; otherwise its density would be infinite. (Ruifrok & Johnston add 1 to 8 bits.)
 _DARKEST = 1 / 256
 
 
 def change_stains(rgb: np.ndarray, factors: np.ndarray, shifts: np.ndarray, full_range: float) -> np.ndarray:
-    """(H, W, 3) float32 of an (H, W, 3) float32 RGB image whose stain amounts are changed.
+    """Change the amounts of stain in an RGB image (H, W, 3) float32; returns the same shape and dtype.
 
-    factors, shifts: (3,) haematoxylin, eosin, DAB: an amount a becomes ``factor a + shift``, in units of natural-log
-    optical density. full_range: the intensity of unstained glass; what is brighter, or darker than 1/256 of it, is
-    clipped first.
+    factors, shifts: (3,) for haematoxylin, eosin and DAB. An amount a becomes ``factor * a + shift``, in natural-log
+    optical density.
+    full_range: the intensity of unstained glass. Values above it or below 1/256 of it are clipped first.
     """
     mixed = np.linalg.inv(STAIN_RGB) @ np.diag(factors) @ STAIN_RGB
     offset = shifts @ STAIN_RGB
-    through = np.clip(rgb * np.float32(1 / full_range), np.float32(_DARKEST), np.float32(1))
-    # cv2.transform multiplies column vectors; log and not -log: the sign of the shifts turns instead.
-    changed = cv2.transform(cv2.log(through), np.column_stack([mixed.T, -offset]))
+    transmitted = np.clip(rgb * np.float32(1 / full_range), np.float32(_DARKEST), np.float32(1))
+    # cv2.transform multiplies column vectors. log instead of -log: the sign of the shifts changes instead.
+    changed = cv2.transform(cv2.log(transmitted), np.column_stack([mixed.T, -offset]))
     return cv2.exp(changed) * np.float32(full_range)

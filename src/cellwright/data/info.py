@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: `describe_dataset`. One pass; images are opened for their headers only."""
+"""Statistics of a dataset: `describe_dataset`. Objects are read once; of images only the headers are read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.text import count
 from cellwright.data.images.read import image_header
 
 QUANTILES = (5, 25, 50, 75, 95)
@@ -20,7 +21,7 @@ NO_SPLIT = "(none)"
 
 @dataclass(frozen=True)
 class Quantiles:
-    """The 5th, 25th, 50th, 75th and 95th percentile of a quantity, its least and its greatest value."""
+    """The 5th, 25th, 50th, 75th and 95th percentile of a quantity, and its smallest and largest value."""
 
     least: float
     percentiles: tuple[float, ...]
@@ -28,7 +29,7 @@ class Quantiles:
 
     @staticmethod
     def of(values: np.ndarray) -> Quantiles | None:
-        """Of values (n,); None where there is none."""
+        """The quantiles of values (n,), or None without values."""
         if not values.size:
             return None
         middle = tuple(float(v) for v in np.percentile(values, QUANTILES))
@@ -41,7 +42,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Images and objects of one split, objects also by class."""
+    """Numbers of images and objects of one split, and of objects per class."""
 
     n_images: int
     n_objects: int
@@ -50,15 +51,16 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Counts and distributions of a dataset. A quantity of which there is no value is None.
+    """Counts and distributions of a dataset. A distribution without values is None.
 
-    by_class, splits: objects by class name; by split name (NO_SPLIT for samples without one).
-    diameter_px: equivalent circle, sqrt(4 area / pi), of objects with a pixel; ``diameter_um`` where pixel sizes are
-        known. objects_per_image, objects_per_megapixel: over images.
-    foreground_share: pixels in any object over all pixels.
-    n_overlapping: objects that share a pixel with another. touching_share: share of objects that have a pixel of
-        another object among the eight neighbours of their pixels, or share one.
-    image_sizes, pixel_types: how many images of each.
+    by_class: objects per class name. splits: per split name (NO_SPLIT for samples without a split).
+    diameter_px: diameter of the circle of the same area, sqrt(4 area / pi), of objects that are not empty.
+    diameter_um: the same for images with a known pixel size.
+    objects_per_image, objects_per_megapixel: distributions over the images.
+    foreground_share: share of the pixels that belong to an object.
+    n_overlapping: objects that share a pixel with another object.
+    touching_share: share of the objects that share a pixel with another object or are adjacent to one (8-connected).
+    image_sizes, pixel_types: number of images of each size and pixel type.
     """
 
     n_images: int
@@ -80,25 +82,25 @@ class DatasetInfo:
     pixel_types: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """All values as a dictionary for JSON."""
         return dataclasses.asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of every line of the printed table."""
+        """Name and value of each row of the printed table."""
         share = "-" if self.touching_share is None else f"{self.touching_share:.1%}"
         rows = [
             ("images", f"{self.n_images} ({self.n_images_without_objects} without objects)"),
             ("objects", f"{self.n_objects} ({self.n_ignored} ignored, {self.n_empty_masks} empty)"),
-            *((f"class {name}", _part(count, self.n_objects)) for name, count in self.by_class.items()),
+            *((f"class {name}", _with_share(n, self.n_objects)) for name, n in self.by_class.items()),
             *((f"split {name}", _split_row(split)) for name, split in self.splits.items()),
             ("groups", str(self.n_groups) if self.n_groups else "-"),
             ("percentiles", " / ".join(map(str, QUANTILES))),
             ("diameter, px", str(self.diameter_px or "-")),
             ("diameter, um", str(self.diameter_um or "-")),
-            ("objects an image", str(self.objects_per_image or "-")),
-            ("objects a megapixel", str(self.objects_per_megapixel or "-")),
+            ("objects per image", str(self.objects_per_image or "-")),
+            ("objects per megapixel", str(self.objects_per_megapixel or "-")),
             ("foreground", f"{self.foreground_share:.1%}"),
-            ("overlapping", _part(self.n_overlapping, self.n_objects)),
+            ("overlapping", _with_share(self.n_overlapping, self.n_objects)),
             ("touching", share),
             ("image sizes, h x w", _counted(self.image_sizes)),
             ("pixels", _counted(self.pixel_types)),
@@ -107,40 +109,39 @@ class DatasetInfo:
 
 
 def describe_dataset(dataset: Dataset, *, track: Track = no_progress) -> DatasetInfo:
-    """Measure a dataset. Raises what a sample's reader raises; ``cellwright data check`` lists all such samples."""
-    measured = [
-        _measure(sample, len(dataset.class_names)) for sample in track(dataset.samples, "measuring", total=len(dataset))
-    ]
+    """The statistics of a dataset. Raises the error of the first sample that cannot be read."""
+    tracked = track(dataset.samples, "measuring", total=len(dataset))
+    measured = [_measure(sample, len(dataset.class_names)) for sample in tracked]
     names = dataset.class_names
-    by_class = sum((one.by_class for one in measured), np.zeros(len(names), np.int64))
-    counts = np.array([one.n_objects for one in measured], np.int64)
+    by_class = sum((part.by_class for part in measured), np.zeros(len(names), np.int64))
+    counts = np.array([part.n_objects for part in measured], np.int64)
     megapixels = np.array([sample.image_hw[0] * sample.image_hw[1] / 1e6 for sample in dataset])
     n_objects = int(counts.sum())
-    n_touching = sum(one.n_touching for one in measured)
+    n_touching = sum(part.n_touching for part in measured)
     return DatasetInfo(
         n_images=len(dataset),
         n_objects=n_objects,
         n_images_without_objects=int((counts == 0).sum()),
-        n_ignored=sum(one.n_ignored for one in measured),
-        n_empty_masks=sum(one.n_empty for one in measured),
+        n_ignored=sum(part.n_ignored for part in measured),
+        n_empty_masks=sum(part.n_empty for part in measured),
         by_class=dict(zip(names, by_class.tolist(), strict=True)),
         splits=_splits(dataset, measured),
         n_groups=len({sample.group for sample in dataset if sample.group is not None}),
-        diameter_px=Quantiles.of(_joined([one.diameters_px for one in measured])),
-        diameter_um=Quantiles.of(_joined([one.diameters_um for one in measured])),
+        diameter_px=Quantiles.of(_joined([part.diameters_px for part in measured])),
+        diameter_um=Quantiles.of(_joined([part.diameters_um for part in measured])),
         objects_per_image=Quantiles.of(counts),
         objects_per_megapixel=Quantiles.of(counts / megapixels),
-        foreground_share=sum(one.foreground_px for one in measured) / 1e6 / max(float(megapixels.sum()), 1e-6),
-        n_overlapping=sum(one.n_overlapping for one in measured),
+        foreground_share=sum(part.foreground_px for part in measured) / 1e6 / max(float(megapixels.sum()), 1e-6),
+        n_overlapping=sum(part.n_overlapping for part in measured),
         touching_share=n_touching / n_objects if n_objects else None,
         image_sizes=dict(Counter(f"{h} x {w}" for h, w in (s.image_hw for s in dataset)).most_common()),
-        pixel_types=dict(Counter(one.pixel_type for one in measured).most_common()),
+        pixel_types=dict(Counter(part.pixel_type for part in measured).most_common()),
     )
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """What one sample adds to the sums."""
+class _SampleCounts:
+    """The contribution of one sample to the statistics."""
 
     n_objects: int
     by_class: np.ndarray
@@ -154,14 +155,14 @@ class _Measured:
     pixel_type: str
 
 
-def _measure(sample: Sample, n_classes: int) -> _Measured:
+def _measure(sample: Sample, n_classes: int) -> _SampleCounts:
     instances = sample.read_instances()
     areas = instances.masks.areas
     diameters = np.sqrt(4 * areas[areas > 0] / np.pi)
     micron = np.sqrt(sample.pixel_size_um[0] * sample.pixel_size_um[1]) if sample.pixel_size_um else None
     overlapping = _overlapping(instances)
     labels = instances.masks.to_label_map()
-    return _Measured(
+    return _SampleCounts(
         n_objects=len(instances),
         by_class=np.bincount(instances.class_ids, minlength=n_classes)[:n_classes],
         n_ignored=int(instances.ignore.sum()),
@@ -176,7 +177,7 @@ def _measure(sample: Sample, n_classes: int) -> _Measured:
 
 
 def _overlapping(instances: Instances) -> np.ndarray:
-    """Which objects (N,) bool share a pixel with another."""
+    """Which objects share a pixel with another object: (N,) bool."""
     i, j, _ = instances.masks.intersections(instances.masks)
     shared = np.zeros(len(instances), bool)
     shared[i[i != j]] = True
@@ -184,7 +185,7 @@ def _overlapping(instances: Instances) -> np.ndarray:
 
 
 def adjacent_objects(labels: np.ndarray, n_objects: int) -> np.ndarray:
-    """Which labels 1..N of a label map (H, W) have another label among the eight neighbours of a pixel: (N,) bool."""
+    """Which labels 1..N of a label array (H, W) are adjacent to another label (8-connected): (N,) bool."""
     touching = np.zeros(n_objects + 1, bool)
     shifted = (
         (labels[:, :-1], labels[:, 1:]),
@@ -192,10 +193,10 @@ def adjacent_objects(labels: np.ndarray, n_objects: int) -> np.ndarray:
         (labels[:-1, :-1], labels[1:, 1:]),
         (labels[:-1, 1:], labels[1:, :-1]),
     )
-    for one, other in shifted:
-        meet = (one != other) & (one != 0) & (other != 0)
-        touching[one[meet]] = True
-        touching[other[meet]] = True
+    for first, second in shifted:
+        meet = (first != second) & (first != 0) & (second != 0)
+        touching[first[meet]] = True
+        touching[second[meet]] = True
     return touching[1:]
 
 
@@ -203,17 +204,17 @@ def _pixel_type(sample: Sample) -> str:
     if sample.image_path is None:
         return "no image file"
     header = image_header(sample.image_path)
-    return f"{header.bits} bit, {header.n_channels} channel{'' if header.n_channels == 1 else 's'}"
+    return f"{header.bits} bit, {count(header.n_channels, 'channel')}"
 
 
-def _splits(dataset: Dataset, measured: list[_Measured]) -> dict[str, SplitInfo]:
+def _splits(dataset: Dataset, measured: list[_SampleCounts]) -> dict[str, SplitInfo]:
     splits = {}
     for name in dict.fromkeys(sample.split for sample in dataset):
-        chosen = [one for sample, one in zip(dataset, measured, strict=True) if sample.split == name]
-        by_class = sum((one.by_class for one in chosen), np.zeros(len(dataset.class_names), np.int64))
+        chosen = [part for sample, part in zip(dataset, measured, strict=True) if sample.split == name]
+        by_class = sum((part.by_class for part in chosen), np.zeros(len(dataset.class_names), np.int64))
         splits[name or NO_SPLIT] = SplitInfo(
             len(chosen),
-            sum(one.n_objects for one in chosen),
+            sum(part.n_objects for part in chosen),
             dict(zip(dataset.class_names, by_class.tolist(), strict=True)),
         )
     return splits
@@ -223,15 +224,16 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _part(count: int, total: int) -> str:
-    return f"{count} ({count / total:.1%})" if total else str(count)
+def _with_share(n: int, total: int) -> str:
+    return f"{n} ({n / total:.1%})" if total else str(n)
 
 
 def _split_row(split: SplitInfo) -> str:
-    classes = ", ".join(f"{name} {count}" for name, count in split.by_class.items())
-    return f"{split.n_images} images, {split.n_objects} objects" + (f" ({classes})" if len(split.by_class) > 1 else "")
+    classes = ", ".join(f"{name} {n}" for name, n in split.by_class.items())
+    text = f"{count(split.n_images, 'image')}, {count(split.n_objects, 'object')}"
+    return f"{text} ({classes})" if len(split.by_class) > 1 else text
 
 
 def _counted(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count})" for name, count in list(counts.items())[:6]]
+    shown = [f"{name} ({n})" for name, n in list(counts.items())[:6]]
     return ", ".join(shown) + (f", and {len(counts) - 6} more" if len(counts) > 6 else "")

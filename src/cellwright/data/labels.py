@@ -1,4 +1,4 @@
-"""Objects of one training sample as label layers: what the augmenter warps and the loader batches."""
+"""Label layers: the objects of a training sample as integer images, for augmentation and batches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cellwright.core.instances import Instances
 
 @dataclass(frozen=True)
 class Labels:
-    """Objects 0..N-1 of one image in raster form.
+    """The objects of one image, 0..N-1, as label layers.
 
     Attributes:
-        layers: (L, H, W) int32, L >= 1; 0 is background, object k has the value k + 1 in exactly one layer. L is 1
-            unless objects overlap.
+        layers: (L, H, W) int32 with L >= 1; 0 is background, and object k has the value k + 1 in exactly one layer. L
+            is 1 unless objects overlap.
         layer_of: (N,) int64, the layer of each object.
         boxes: (N, 4) float32 tight x0, y0, x1, y1 in pixels, half open.
         class_ids: (N,) int64, 0..K-1.
-        ignore: (N,) bool, crowd regions, which are no targets.
-        areas: (N,) int64, pixels of each object in ``layers``, at least 1.
+        ignore: (N,) bool, crowd regions, which are not training targets.
+        areas: (N,) int64, number of pixels of each object in ``layers``, at least 1.
     """
 
     layers: np.ndarray
@@ -36,15 +36,15 @@ class Labels:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all arrays, bytes."""
+        """Memory of all arrays, in bytes."""
         arrays = (self.layers, self.layer_of, self.boxes, self.class_ids, self.ignore, self.areas)
         return sum(array.nbytes for array in arrays)
 
     @staticmethod
     def from_instances(instances: Instances, *, min_area_px: int = 1, max_area_px: int | None = None) -> Labels:
-        """The raster form of ``instances``; objects outside the area limits (pixels) are left out.
+        """The label layers of ``instances``, without the objects outside the area limits (in pixels).
 
-        Ignored regions stay whatever their area. An image without objects gives one layer of zeros and N = 0.
+        Ignored regions are kept, whatever their area. Without objects there is one layer of zeros, and N = 0.
         """
         areas = instances.masks.areas
         fits = filter_areas(areas, min_area_px, max_area_px)
@@ -61,38 +61,38 @@ class Labels:
 
 
 def filter_areas(areas: np.ndarray, min_area_px: int, max_area_px: int | None) -> np.ndarray:
-    """(N,) bool: which (N,) areas lie within the limits, pixels; None: no upper limit."""
+    """Which areas (N,) are within the limits, in pixels: (N,) bool. None: no upper limit."""
     return (areas >= min_area_px) & (areas <= (np.inf if max_area_px is None else max_area_px))
 
 
 def count_pixels(layers: np.ndarray, n_objects: int) -> np.ndarray:
-    """(N,) int64: pixels of each object in (L, H, W) int32 ``layers``, in one pass whatever N is."""
+    """Number of pixels (N,) int64 of each object in ``layers`` (L, H, W) int32, in one pass for all objects."""
     return np.bincount(layers.reshape(-1), minlength=n_objects + 1)[1:].astype(np.int64)
 
 
 def tight_boxes(layers: np.ndarray, n_objects: int) -> np.ndarray:
-    """(N, 4) float32 half-open boxes of the objects in (L, H, W) int32 ``layers``; 0, 0, 0, 0 where one has no pixel.
+    """Tight half-open boxes (N, 4) float32 of the objects in ``layers`` (L, H, W) int32; 0, 0, 0, 0 without a pixel.
 
-    One pass over each layer: an object lies in one layer only.
+    Each object must be in one layer only.
     """
     boxes = np.zeros((n_objects, 4), dtype=np.float32)
     for layer in layers:
-        for index, found in enumerate(ndimage.find_objects(layer, max_label=n_objects) if n_objects else []):
-            if found is not None:
-                rows, columns = found
+        for index, slices in enumerate(ndimage.find_objects(layer, max_label=n_objects) if n_objects else []):
+            if slices is not None:
+                rows, columns = slices
                 boxes[index] = columns.start, rows.start, columns.stop, rows.stop
     return boxes
 
 
 def relabel(labels: Labels, layers: np.ndarray, keep: np.ndarray) -> Labels:
-    """The objects of ``labels`` chosen by ``keep`` as they stand in ``layers``, numbered anew.
+    """The objects of ``labels`` selected by ``keep``, as they are in ``layers``, renumbered from 1.
 
     Args:
-        labels: the objects whose values ``layers`` holds.
+        labels: the objects before the change.
         layers: (L, h, w) int32, a crop or warp of ``labels.layers``, of any size.
-        keep: (N,) bool; a kept object without a pixel in ``layers`` is dropped too.
+        keep: (N,) bool; objects without a pixel in ``layers`` are dropped too.
 
-    Layers that hold no object any more are left out (one always stays).
+    Layers without objects are removed, but at least one layer remains.
     """
     n = len(labels)
     areas = count_pixels(layers, n)

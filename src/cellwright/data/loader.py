@@ -1,7 +1,7 @@
-"""Training batches as a pure function of the step.
+"""Training batches, as a pure function of the step number.
 
-Which samples a step sees, and every random change of them, follow from (seed, step, place in the batch) alone. So the
-number of workers, their order, restarts and what was trained before never change a batch.
+The samples of a step and all random changes of them depend only on the seed, the step and the position in the batch.
+The number of worker processes, their scheduling, restarts and earlier training therefore do not change a batch.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from cellwright.data.network_input import ResizeRule
 from cellwright.data.sampling import SampleOrder, repeat_factors
 from cellwright.ops.batch import Batch, stack_images
 
-# First words of the seeds, so that two kinds of draws never share a stream; 1 is that of `sampling`. (A shorter seed is
-# padded with zeros by numpy: [5, 3] and [5, 3, 0] are the same seed.)
+# First words of the seeds, so that different kinds of draws use different random streams; `sampling` uses 1. (numpy
+# pads a shorter seed with zeros: [5, 3] and [5, 3, 0] are the same seed.)
 _AUGMENT, _MODEL = 2, 3
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """All that decides a batch, beside the samples.
+    """Everything that determines a batch, apart from the samples.
 
     Attributes:
-        input: from image to network input.
+        input: the conversion from image to network input.
         augment: random changes.
-        data: filters, workers, cache.
-        resize_rule: whose rounding ``input.short_side`` follows.
-        stride: batches are padded to a multiple of it, px.
-        batch_size: images a batch.
-        seed: of every draw.
+        data: filters, worker processes, cache.
+        resize_rule: the framework whose resizing is used.
+        stride: batches are padded to a multiple of it, in pixels.
+        batch_size: images per batch.
+        seed: of all random draws.
     """
 
     input: InputConfig
@@ -63,9 +63,10 @@ class LoaderConfig:
 
 
 class TrainingBatches(Dataset):
-    """A torch dataset whose item ``step`` is the whole batch of that step.
+    """A torch dataset whose item ``step`` is the complete batch of that step.
 
-    An error that the user can mend is returned, not raised: torch would bury its message under a worker's traceback.
+    Errors that the user can fix are returned instead of raised, because torch would wrap them in the traceback of a
+    worker process.
     """
 
     def __init__(self, samples: Sequence[Sample], config: LoaderConfig) -> None:
@@ -82,13 +83,13 @@ class TrainingBatches(Dataset):
             return error
 
     def batch(self, step: int) -> Batch:
-        """The batch of step ``step``. Raises `InputError` naming a sample that cannot be read."""
+        """The batch of step ``step``. Raises `InputError` that names a sample that cannot be read."""
         config = self.config
         images, labels = [], []
-        for place, index in enumerate(self.order.batch(step, config.batch_size)):
+        for position, index in enumerate(self.order.batch(step, config.batch_size)):
             decoded = self._decoded(int(index))
             frame = frame_of(decoded, config.input, config.resize_rule)
-            rng = augment_rng(config.seed, step, place)
+            rng = augment_rng(config.seed, step, position)
             pixels, objects = augment(decoded.pixels, decoded.labels, config.augment, rng, frame)
             images.append(torch.from_numpy(network_pixels(pixels, decoded, config.input)))
             labels.append(objects)
@@ -96,82 +97,81 @@ class TrainingBatches(Dataset):
         return collate(images, labels, stride=config.stride, seed=seed)
 
     def _decoded(self, index: int) -> Decoded:
-        kept = self.cache.get(index)
-        if kept is not None:
-            return kept
-        decoded = decode_sample(self.samples[index], self.config.input, self.config.data)
-        self.cache.offer(index, decoded)
+        decoded = self.cache.get(index)
+        if decoded is None:
+            decoded = decode_sample(self.samples[index], self.config.input, self.config.data)
+            self.cache.offer(index, decoded)
         return decoded
 
 
-def augment_rng(seed: int, step: int, place: int) -> np.random.Generator:
-    """The source of the random changes of the sample at ``place`` of the batch of step ``step``."""
-    return np.random.default_rng([_AUGMENT, seed, step, place])
+def augment_rng(seed: int, step: int, position: int) -> np.random.Generator:
+    """The random generator for augmenting the sample at ``position`` in the batch of step ``step``."""
+    return np.random.default_rng([_AUGMENT, seed, step, position])
 
 
 def _repeat_factors(samples: Sequence[Sample], data: DataConfig) -> tuple[float, ...] | None:
-    """How often an epoch holds each sample; None: once. Reads the objects of all samples if it is asked for."""
+    """The repeat factors of the samples, or None if they are not used. Reads the objects of all samples."""
     if data.repeat_factor_threshold is None:
         return None
-    return repeat_factors((trained_classes(one, data) for one in samples), data.repeat_factor_threshold)
+    return repeat_factors((trained_classes(sample, data) for sample in samples), data.repeat_factor_threshold)
 
 
 def collate(images: Sequence[Tensor], labels: Sequence[Labels], *, stride: int, seed: int) -> Batch:
-    """A `Batch` of FloatTensor[C,h,w] images (any sizes, at least one) and their objects."""
+    """A `Batch` from images FloatTensor[C,h,w] of any sizes, at least one, and their objects."""
     stacked, image_hws = stack_images(images, stride)
     return Batch(
         images=stacked,
         image_hws=image_hws,
-        boxes=[torch.from_numpy(one.boxes) for one in labels],
-        class_ids=[torch.from_numpy(one.class_ids) for one in labels],
-        ignore=[torch.from_numpy(one.ignore) for one in labels],
-        layers=[torch.from_numpy(one.layers) for one in labels],
-        layer_of=[torch.from_numpy(one.layer_of) for one in labels],
+        boxes=[torch.from_numpy(objects.boxes) for objects in labels],
+        class_ids=[torch.from_numpy(objects.class_ids) for objects in labels],
+        ignore=[torch.from_numpy(objects.ignore) for objects in labels],
+        layers=[torch.from_numpy(objects.layers) for objects in labels],
+        layer_of=[torch.from_numpy(objects.layer_of) for objects in labels],
         seed=seed,
     )
 
 
 class TrainingLoader:
-    """Batches of a training set, from any step on, by ``config.data.workers`` processes."""
+    """Batches of a training set from any step on, prepared by ``config.data.workers`` processes."""
 
     def __init__(self, samples: Sequence[Sample], config: LoaderConfig) -> None:
         if not samples:
             raise InputError(
-                "there is nothing to train on",
+                "the training set is empty",
                 got="0 training images",
                 expected="at least 1",
-                remedy="check --data and its splits with: cellwright data info",
+                remedy="check `data` and its splits with: cellwright data info",
             )
         self.config = config
         self._batches = TrainingBatches(samples, config)
 
     @property
     def n_samples(self) -> int:
-        """Samples of an epoch, at least 1: the training images, more where ``repeat_factor_threshold`` repeats some."""
+        """Samples per epoch: the number of training images, or more with ``repeat_factor_threshold``."""
         return self._batches.order.n_samples
 
     @property
     def batch_size(self) -> int:
-        """Images a step."""
+        """Images per step."""
         return self.config.batch_size
 
     def batches(self, first_step: int, total_steps: int) -> Iterator[Batch]:
-        """The batches of steps ``first_step`` .. ``total_steps - 1``, in order.
+        """The batches of steps ``first_step`` to ``total_steps - 1``, in order.
 
-        Raises `InputError` naming a sample that cannot be read, at the step that needs it.
+        Raises `InputError` that names a sample that cannot be read, at the step that needs it.
         """
         data = self.config.data
         loader = DataLoader(
             self._batches,
             batch_size=None,
             sampler=range(first_step, total_steps),
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=data.workers,
             prefetch_factor=data.prefetch_batches if data.workers else None,
             multiprocessing_context=data.start_method if data.workers else None,
             worker_init_fn=_prepare_worker,
-            # Torch draws a seed for its workers, which nothing here uses; its own generator keeps that draw away from
-            # the global one.
+            # Torch draws a seed for its workers, which is not used here; a generator of its own leaves the global one
+            # unchanged.
             generator=torch.Generator(),
         )
         for item in loader:
@@ -180,12 +180,12 @@ class TrainingLoader:
             yield item
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 
 def _prepare_worker(worker: int) -> None:
-    # Ctrl-C goes to the whole process group; the training process ends its workers itself, after its checkpoint.
+    # Ctrl-C is sent to the whole process group; the training process stops its workers itself, after a checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # OpenCV's thread pool does not survive a fork.
+    # The thread pool of OpenCV does not survive a fork.
     cv2.setNumThreads(0)

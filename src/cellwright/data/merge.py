@@ -1,4 +1,4 @@
-"""Several datasets as one, and classes renamed, united or left out."""
+"""Merge datasets, and rename, merge or omit classes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cellwright.core.instances import Instances
 
 @dataclass(frozen=True, eq=False)
 class RenumberedClasses:
-    """A `Sample.load` whose class ids are replaced; objects whose class has no new id are left out.
+    """A `Sample.load` that replaces class ids and omits the objects of classes without a new id.
 
-    new_ids: (K,) int64, the new class id of every old one, -1 for none.
+    new_ids: (K,) int64, the new id of each old class, or -1.
     """
 
     load: Callable[[], Instances]
@@ -27,15 +27,18 @@ class RenumberedClasses:
     def __call__(self) -> Instances:
         instances = self.load()
         kept = instances[self.new_ids[instances.class_ids] >= 0]
-        # Probabilities of old classes mean nothing under the new numbers.
+        # The probabilities are those of the old classes.
         return dataclasses.replace(kept, class_ids=self.new_ids[kept.class_ids], class_probs=None)
 
 
 def map_classes(dataset: Dataset, new_name: Mapping[str, str | None], class_names: Sequence[str]) -> Dataset:
-    """The dataset with classes ``class_names``: old class k becomes ``new_name[k]``, and None leaves its objects out.
+    """The dataset with the classes ``class_names``.
 
-    Classes that ``new_name`` does not name keep theirs. `UsageError` for a name that is not a class of the dataset,
-    or a new name that is not among ``class_names``.
+    new_name: old class name -> new class name, or None to omit its objects. Classes that are not listed keep their
+        name.
+
+    Raises `UsageError` for an old name that is not a class of the dataset, or a new name that is not among
+    ``class_names``.
     """
     for name in new_name:
         if name not in dataset.class_names:
@@ -45,58 +48,60 @@ def map_classes(dataset: Dataset, new_name: Mapping[str, str | None], class_name
     names = list(class_names)
     new_ids = np.full(len(dataset.class_names), -1, np.int64)
     for old, name in enumerate(dataset.class_names):
-        wanted = new_name.get(name, name)
-        if wanted is None:
+        new = new_name.get(name, name)
+        if new is None:
             continue
-        if wanted not in names:
+        if new not in names:
             raise UsageError(
-                "a class has no place among the new ones",
+                "a class is not among the new classes",
                 where=dataset.root,
-                got=repr(wanted),
+                got=repr(new),
                 expected=", ".join(names),
-                remedy=f"map {name!r} to one of them, or to nothing to leave its objects out",
+                remedy=f"map {name!r} to one of them, or to nothing to omit its objects",
             )
-        new_ids[old] = names.index(wanted)
+        new_ids[old] = names.index(new)
     info = {key: value for key, value in dataset.info.items() if key != "category_ids"}
     samples = [dataclasses.replace(s, load=RenumberedClasses(s.load, new_ids)) for s in dataset]
     return dataclasses.replace(dataset, samples=tuple(samples), class_names=tuple(names), info=info)
 
 
 def keep_classes(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
-    """Only the objects of these classes, numbered in this order. `UsageError` names the nearest class."""
+    """Only the objects of these classes, in this order. Raises `UsageError` that suggests the most similar class."""
     for name in class_names:
         if name not in dataset.class_names:
             raise UsageError(
                 "no such class", where=dataset.root, got=repr(name), remedy=did_you_mean(name, dataset.class_names)
             )
-    left_out = {name: None for name in dataset.class_names if name not in class_names}
-    return map_classes(dataset, left_out, class_names)
+    omitted = {name: None for name in dataset.class_names if name not in class_names}
+    return map_classes(dataset, omitted, class_names)
 
 
 def merge_datasets(datasets: Sequence[Dataset], class_map: Mapping[str, str | None] | None = None) -> Dataset:
-    """All samples of several datasets, in order.
+    """One dataset with the samples of several datasets, in order.
 
-    class_map: old class name -> new one, or None to leave its objects out; names that it does not hold stay. Classes of
-        one name are one class, in the order in which they first occur.
-    Sample ids that occur in two datasets are prefixed with their dataset's folder. Splits and groups stay; image
-    numbers are given anew where two samples would share one. `UsageError` for a map that names no class of any.
+    class_map: old class name -> new class name, or None to omit its objects; other classes keep their name. Classes
+        with the same name become one class, in order of first appearance.
+
+    Sample ids that occur in more than one dataset are prefixed with the name of the dataset's folder. Splits and groups
+    are kept. Images are renumbered from 1 if an image id is missing or occurs twice. Raises `UsageError` for an empty
+    list, and if the map contains a name that is not a class, or omits all classes.
     """
     if not datasets:
-        raise UsageError("there is no dataset to merge", remedy="name one dataset or more")
+        raise UsageError("there is no dataset to merge", remedy="name at least one dataset")
     mapping = dict(class_map or {})
     old_names = dict.fromkeys(name for dataset in datasets for name in dataset.class_names)
     for name in mapping:
         if name not in old_names:
-            raise UsageError("the class map names no class", got=repr(name), remedy=did_you_mean(name, old_names))
+            raise UsageError("no such class", where="class map", got=repr(name), remedy=did_you_mean(name, old_names))
     new_names = list(dict.fromkeys(n for n in (mapping.get(name, name) for name in old_names) if n is not None))
     if not new_names:
-        raise UsageError("the class map leaves no class", got=mapping, remedy="map one class at least to a name")
+        raise UsageError("the class map omits all classes", got=mapping, remedy="map at least one class to a name")
     mapped = [
-        map_classes(one, {name: mapping[name] for name in one.class_names if name in mapping}, new_names)
-        for one in datasets
+        map_classes(dataset, {name: mapping[name] for name in dataset.class_names if name in mapping}, new_names)
+        for dataset in datasets
     ]
     samples = _distinct_numbers(_distinct_ids(mapped))
-    licences = dict.fromkeys(one.licence for one in datasets if one.licence)
+    licences = dict.fromkeys(dataset.licence for dataset in datasets if dataset.licence)
     return Dataset(tuple(samples), tuple(new_names), None, "; ".join(licences))
 
 
@@ -106,8 +111,8 @@ def _distinct_ids(datasets: Sequence[Dataset]) -> list[Sample]:
     for k, dataset in enumerate(datasets):
         prefix = dataset.root.resolve().name if dataset.root is not None else f"dataset{k + 1}"
         for sample in dataset:
-            twice = counts[sample.id] > 1
-            samples.append(dataclasses.replace(sample, id=f"{prefix}/{sample.id}") if twice else sample)
+            repeated = counts[sample.id] > 1
+            samples.append(dataclasses.replace(sample, id=f"{prefix}/{sample.id}") if repeated else sample)
     return samples
 
 

@@ -1,4 +1,13 @@
-"""From an `Image` to what a network sees: channels, normalisation and size, by the recipe's ``input:`` section."""
+"""From an `Image` to the input of a network: channels, normalisation and size, as the recipe's ``input:`` section says.
+
+What happens to the channels of an image (`network_channels`):
+
+    image                     network with 3 channels             network with 1 channel
+    1 channel                 repeated three times                used as it is
+    R, G, B                   used; reversed if BGR               luma (BT.601)
+    R, G, B, A or grey, A     alpha is dropped, then as above     alpha is dropped, then as above
+    anything else             must have 3 channels                must have 1 channel, else `InputError`
+"""
 
 from __future__ import annotations
 
@@ -9,27 +18,28 @@ import numpy as np
 from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
+from cellwright.core.text import count
 
 ResizeRule = Literal["torchvision", "detectron2"]
 
-# ITU-R BT.601, what "grey" has meant since: PIL and OpenCV use the same weights.
+# ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def to_network(image: Image, config: InputConfig) -> np.ndarray:
-    """Normalised network input (C, H, W) float32 at the image's own size.
+    """Normalised network input (C, H, W) float32 at the size of the image.
 
-    Alpha is dropped, grey is repeated to three channels, RGB becomes grey where the network has one channel.
-    A flat image (percentiles equal) becomes zeros. `InputError` where the channels cannot be made to fit.
+    With percentile normalisation, an image whose percentiles are equal becomes zeros. Raises `InputError` if the
+    network cannot use the channels of the image.
     """
     return _normalise(network_channels(image, config), config)
 
 
 def resize_for_network(image: Image, config: InputConfig, rule: ResizeRule) -> np.ndarray:
-    """Normalised network input (C, h, w) float32 at the size that ``config`` asks for.
+    """Normalised network input (C, h, w) float32 at the size that ``config`` requests.
 
-    torchvision: bilinear without antialiasing, after normalising (GeneralizedRCNNTransform).
-    detectron2: PIL's antialiased bilinear on the image's own dtype, before normalising (ResizeShortestEdge).
+    torchvision: bilinear without antialiasing, after normalisation (GeneralizedRCNNTransform).
+    detectron2: PIL's antialiased bilinear in the dtype of the image, before normalisation (ResizeShortestEdge).
     """
     channels = network_channels(image, config)
     new_hw = network_hw(image.image_hw, config, rule)
@@ -41,7 +51,7 @@ def resize_for_network(image: Image, config: InputConfig, rule: ResizeRule) -> n
 
 
 def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule) -> tuple[int, int]:
-    """(h, w) at which the network sees an image of ``image_hw``."""
+    """Size (h, w) of the network input for an image of size ``image_hw``."""
     if config.short_side is not None:
         return resize_hw(image_hw, config.short_side, config.max_side, rule)
     height, width = (max(1, int(side * config.scale + 0.5)) for side in image_hw)
@@ -49,9 +59,9 @@ def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule)
 
 
 def diameter_scale(diameter_px: float, config: InputConfig) -> float:
-    """Factor, 1/8 to 8, on the size of an image whose objects have the median diameter ``diameter_px``.
+    """Scale factor, 1/8 to 8, for an image whose objects have the median diameter ``diameter_px``.
 
-    1 where ``config`` asks for no diameter.
+    1 if ``config`` sets no diameter.
     """
     if config.diameter_px is None:
         return 1.0
@@ -59,7 +69,7 @@ def diameter_scale(diameter_px: float, config: InputConfig) -> float:
 
 
 def rescale(chw: np.ndarray, scale: float) -> np.ndarray:
-    """(C, H, W) float32 at ``scale`` times its size, antialiased where that is smaller; at least one pixel a side."""
+    """(C, H, W) float32 resized by ``scale``, antialiased if smaller; each side keeps at least one pixel."""
     new_hw = max(1, int(chw.shape[1] * scale + 0.5)), max(1, int(chw.shape[2] * scale + 0.5))
     if new_hw == chw.shape[1:]:
         return chw
@@ -67,10 +77,10 @@ def rescale(chw: np.ndarray, scale: float) -> np.ndarray:
 
 
 def resize_hw(image_hw: tuple[int, int], short_side: int, max_side: int | None, rule: ResizeRule) -> tuple[int, int]:
-    """(h, w) of an image whose short side becomes ``short_side`` unless its long side would pass ``max_side``.
+    """Size (h, w) of an image resized to ``short_side``, or to ``max_side`` if the long side would exceed that.
 
-    torchvision floors, Detectron2 rounds half up. Both are kept to the last pixel,
-    because foreign weights were tuned on exactly these sizes.
+    torchvision rounds down, Detectron2 rounds half up. Both are reproduced exactly, because weights of these frameworks
+    were trained on exactly these sizes.
     """
     short, long = min(image_hw), max(image_hw)
     if rule == "torchvision":
@@ -86,7 +96,7 @@ def resize_hw(image_hw: tuple[int, int], short_side: int, max_side: int | None, 
 
 
 def resize_bilinear(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
-    """(C, H, W) float32 to (C, h, w) at half-pixel centres without antialiasing, as torch's interpolate."""
+    """(C, H, W) float32 to (C, h, w), bilinear at half-pixel centres without antialiasing, like torch interpolate."""
     import cv2
 
     height, width = new_hw
@@ -95,22 +105,24 @@ def resize_bilinear(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
 
 
 def resize_antialiased(hwc: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) to (h, w, C) by PIL's antialiased bilinear; uint8 is rounded as PIL does, other types go as float32."""
+    """(H, W, C) to (h, w, C) with PIL's antialiased bilinear filter: uint8 as such, other dtypes as float32."""
     from PIL import Image as Pillow
 
     height, width = new_hw
-    own = hwc if hwc.dtype == np.uint8 else hwc.astype(np.float32)
-    planes = [Pillow.fromarray(np.ascontiguousarray(own[:, :, c])) for c in range(own.shape[2])]
+    pixels = hwc if hwc.dtype == np.uint8 else hwc.astype(np.float32)
+    planes = [Pillow.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(pixels.shape[2])]
     resized = np.stack([np.asarray(p.resize((width, height), Pillow.Resampling.BILINEAR)) for p in planes], axis=2)
-    # Whole-number types stay whole, so that the full range still follows from the dtype.
+    # uint16 stays uint16, because the full range of the values follows from the dtype.
     return np.rint(resized).astype(hwc.dtype) if hwc.dtype == np.uint16 else resized
 
 
 def network_channels(image: Image, config: InputConfig) -> np.ndarray:
-    """The image's data (H, W, C) with the channels that the network takes, in its colour order, own dtype."""
-    data, names = image.data, image.channels
-    if names[-1] == "A" and len(names) > 1:
-        data, names = data[:, :, :-1], names[:-1]
+    """The pixels (H, W, C) with the channels that the network expects, in its colour order; the dtype is kept.
+
+    The table in the module docstring lists the cases. Raises `InputError` if the numbers of channels do not match.
+    """
+    opaque = image.without_alpha()
+    data, names = opaque.data, opaque.channels
     if data.shape[2] == 1 and config.channels == 3:
         return np.repeat(data, 3, axis=2)
     if names == ("R", "G", "B") and config.channels == 1:
@@ -118,11 +130,11 @@ def network_channels(image: Image, config: InputConfig) -> np.ndarray:
         return (grey if data.dtype.kind == "f" else np.rint(grey).astype(data.dtype))[:, :, None]
     if data.shape[2] != config.channels:
         raise InputError(
-            "the image's channels do not fit the network",
+            "the channels of this image do not match the network",
             where=image.path,
             got=image.describe(),
-            expected=f"{config.channels} channel{'' if config.channels == 1 else 's'} (input.channels)",
-            remedy="choose channels with --channel, or a model that was trained on such images",
+            expected=f"{count(config.channels, 'channel')} (input.channels of the recipe)",
+            remedy="choose one with `channel`, or use a model that was trained on such images",
         )
     return data[:, :, ::-1] if config.colour_order == "bgr" else data
 
@@ -136,7 +148,7 @@ def _normalise(hwc: np.ndarray, config: InputConfig) -> np.ndarray:
     full = config.full_range
     if full is None:
         full = float(np.iinfo(hwc.dtype).max) if hwc.dtype.kind == "u" else 1.0
-    # In torchvision's order of operations (x / 255, - mean, / std), so that parity holds to the last bits.
+    # The order of operations of torchvision (x / 255, - mean, / std), for results that are equal to the last bit.
     chw /= np.float32(full)
     chw -= np.asarray(config.mean, np.float32)[:, None, None]
     chw /= np.asarray(config.std, np.float32)[:, None, None]

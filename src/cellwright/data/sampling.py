@@ -1,8 +1,9 @@
-"""Which samples a step sees: a pure function of the seed and the step's number.
+"""The samples of each training step: a pure function of the seed and the step number.
 
-Epoch after epoch of seeded orders stand in one line, and a step takes the next ``batch_size`` of it, across the border
-of two epochs if need be. Without repeat factors an epoch is every sample once. With them (LVIS: Gupta, Dollar &
-Girshick 2019) images with a rare class come more often.
+The training set is shuffled for each epoch with a seed of its own. The orders of all epochs form one sequence, and
+each step takes the next ``batch_size`` samples, across the end of an epoch if necessary. By default an epoch contains
+every image once. With repeat factor sampling (LVIS: Gupta, Dollar & Girshick 2019) images with rare classes occur more
+often.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# First word of the seeds of orders; `loader` has the others.
+# First word of the seeds of orders; the others are in `cellwright.data.loader`.
 _SHUFFLE = 1
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The line of samples of a run.
+    """The order of the samples during a training run.
 
     Attributes:
-        seed: of every order.
-        n_images: training images, at least 1.
-        factors: how often an epoch holds each image, on average, each at least 1; None: once.
+        seed: of all orders.
+        n_images: number of training images, at least 1.
+        factors: how often an epoch contains each image on average, at least 1 each; None: once.
     """
 
     seed: int
@@ -32,14 +33,14 @@ class SampleOrder:
 
     @property
     def n_samples(self) -> int:
-        """Samples of an epoch: the images, or the sum of the factors rounded to a whole number."""
+        """Samples per epoch: the number of images, or the sum of the factors, rounded."""
         return self.n_images if self.factors is None else round(sum(self.factors))
 
     def epoch(self, number: int) -> np.ndarray:
-        """(n_samples,) int64: the images of epoch ``number`` (0-based) in their order.
+        """The images of epoch ``number`` (0-based) in their order, (n_samples,) int64.
 
-        With factors each image comes its factor rounded down or up times, drawn so that the factor is the mean, and all
-        epochs have the same length (systematic sampling; the factors are scaled by the rounding of their sum).
+        With factors, each image occurs its factor rounded up or down times, drawn so that the mean is the factor, and
+        all epochs have the same length (systematic sampling; the factors are scaled by the rounding of their sum).
         """
         rng = np.random.default_rng([_SHUFFLE, self.seed, number])
         order = rng.permutation(self.n_images)
@@ -47,31 +48,34 @@ class SampleOrder:
             return order
         ends = np.cumsum(np.array(self.factors)[order])
         ends *= self.n_samples / ends[-1]
-        # The last end is a whole number by definition, not up to rounding.
+        # The last end is an integer by definition; set it exactly.
         ends[-1] = self.n_samples
         times = np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
         return rng.permutation(np.repeat(order, times))
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
-        """(batch_size,) int64: the images of step ``step`` (0-based)."""
-        places = np.arange(step * batch_size, (step + 1) * batch_size)
-        epochs, offsets = places // self.n_samples, places % self.n_samples
+        """The images of step ``step`` (0-based), (batch_size,) int64."""
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        epochs, offsets = positions // self.n_samples, positions % self.n_samples
         orders = {int(number): self.epoch(int(number)) for number in np.unique(epochs)}
         return np.array([orders[int(e)][o] for e, o in zip(epochs, offsets, strict=True)], dtype=np.int64)
 
 
 def repeat_factors(classes_of: Iterable[Sequence[int] | np.ndarray], threshold: float) -> tuple[float, ...]:
-    """Each image's repeat factor, at least 1.
+    """The repeat factor of each image, at least 1.
 
-    A class that a share f of the images holds has the factor max(1, sqrt(threshold / f)); an image has the largest of
-    its classes', 1 where it holds none.
+    A class that occurs in a share f of the images has the factor max(1, sqrt(threshold / f)). An image has the largest
+    factor of its classes, or 1 without objects.
 
     Args:
-        classes_of: the class ids of each image's objects, in any order, repeated or not.
+        classes_of: the class ids of the objects of each image, in any order, with or without repetition.
         threshold: share of the images, 0..1, above which a class counts as frequent.
+
+    >>> repeat_factors([[0], [0, 0], [0], [0, 1]], threshold=1.0)
+    (1.0, 1.0, 1.0, 2.0)
     """
-    held = [np.unique(np.asarray(ids, dtype=np.int64)) for ids in classes_of]
-    images_with = np.bincount(np.concatenate([*held, np.zeros(0, np.int64)]))
-    shares = np.maximum(images_with, 1) / max(len(held), 1)
+    classes = [np.unique(np.asarray(ids, dtype=np.int64)) for ids in classes_of]
+    n_images_with = np.bincount(np.concatenate([*classes, np.zeros(0, np.int64)]))
+    shares = np.maximum(n_images_with, 1) / max(len(classes), 1)
     of_class = np.maximum(1.0, np.sqrt(threshold / shares))
-    return tuple(float(of_class[ids].max(initial=1.0)) for ids in held)
+    return tuple(float(of_class[ids].max(initial=1.0)) for ids in classes)

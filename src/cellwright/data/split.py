@@ -1,8 +1,9 @@
-"""Splits and folds: seeded, alike in density and classes, and never through a group.
+"""Split a dataset into training, validation and test sets or folds, and find groups of similar images.
 
-A good split is looked for, not constructed: many random deals of whole groups are drawn, each filling the parts to
-their share of images, and the one whose parts are most alike wins (iterative stratification's aim, Sechidis et al.
-2011, by plain search, which also holds for groups of any size).
+Splits are stratified: the parts are balanced in object density and classes, and a group of samples is never divided.
+The aim is that of iterative stratification (Sechidis et al. 2011), reached by random search, which also handles groups
+of any size: many random assignments of whole groups are drawn, each filling the parts up to their share of the images,
+and the one with the best balance is used.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.text import count
 from cellwright.data.images.read import read_image
 
-# A sample that is already marked so was set apart by whoever made the data: it is never dealt again.
+# Samples with this split keep it: the authors of the data set them apart.
 FIXED_SPLIT = "test"
 N_DENSITY_BINS = 4
-MAX_DEALS = 256
-# Placements in all: a large dataset needs fewer deals, because chance alone makes its parts alike.
-DEAL_BUDGET = 400_000
+MAX_DRAWS = 256
+# Assignments of groups in total: a large dataset needs fewer draws, because random parts are balanced anyway.
+DRAW_BUDGET = 400_000
+
+# Features of images for `group_alike`: percentiles of intensity, and scales of texture in pixels.
+PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
+SCALES_PX = (1, 2, 4, 8, 16)
+# Largest distance of `_appearance` features within a group. For DSB2018 (664 images) it gives 275 groups, and any two
+# images with a correlation above .8 are in the same group.
+MAX_DISTANCE = 0.25
 
 
 def split_dataset(
@@ -37,21 +46,22 @@ def split_dataset(
     group: str | None = None,
     track: Track = no_progress,
 ) -> Dataset:
-    """The dataset with every sample's split set to "train", "val" (and "test").
+    """Assign each sample to the split "train", "val" or "test".
 
-    val, test: shares of the images, rounded to whole images; at least one image where the share is above 0.
-    group: a regular expression on sample ids whose first group (or whole match) names the group a sample belongs to,
-        such as "TCGA-(..)" for the hospital; by default `Sample.group`, and samples without one stand alone.
-    Samples marked "test" before stay so. Raises `UsageError` where a part would stay empty.
+    val, test: shares of the images, rounded to whole images; at least one image if the share is above 0.
+    group: a regular expression for sample ids; its first group, or the whole match, is the group of a sample, such as
+        "TCGA-(..)" for the hospital. By default `Sample.group` is used. A sample without a group is one of its own.
+
+    Samples that already have the split "test" keep it. Raises `UsageError` if a part would be empty.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1 and val + test > 0):
         got = f"val {val:g}, test {test:g}"
-        raise UsageError("the shares do not leave a split to train on", got=got, expected="0 < val + test < 1")
+        raise UsageError("invalid shares of a split", got=got, expected="0 < val + test < 1")
     names = ("train", "val", "test")
     shares = np.array([1 - val - test, val, test])
     grouped = with_groups(dataset, group)
     movable = [k for k, sample in enumerate(grouped) if sample.split != FIXED_SPLIT]
-    part_of = _deal([grouped[k] for k in movable], len(dataset.class_names), shares, seed, track)
+    part_of = _assign([grouped[k] for k in movable], len(dataset.class_names), shares, seed, track)
     split_of = {k: names[part] for k, part in zip(movable, part_of.tolist(), strict=True)}
     return grouped.with_samples(
         [dataclasses.replace(sample, split=split_of.get(k, FIXED_SPLIT)) for k, sample in enumerate(grouped)]
@@ -61,13 +71,17 @@ def split_dataset(
 def folds(
     dataset: Dataset, n_folds: int, seed: int = 0, *, group: str | None = None, track: Track = no_progress
 ) -> tuple[Dataset, ...]:
-    """``n_folds`` datasets; in the k-th, fold k is "val" and the others "train". Samples marked "test" stay so."""
+    """Datasets for cross-validation: in the k-th of ``n_folds``, fold k is "val" and the others are "train".
+
+    ``group`` as for `split_dataset`. Samples that already have the split "test" keep it. Raises `UsageError` for fewer
+    than two folds, or more folds than groups.
+    """
     if n_folds < 2:
-        raise UsageError("cross-validation needs at least two folds", got=n_folds, remedy="give --folds 2 or more")
+        raise UsageError("cross-validation needs at least two folds", got=n_folds, remedy="set `folds` to 2 or more")
     grouped = with_groups(dataset, group)
     movable = [k for k, sample in enumerate(grouped) if sample.split != FIXED_SPLIT]
     shares = np.full(n_folds, 1 / n_folds)
-    part_of = _deal([grouped[k] for k in movable], len(dataset.class_names), shares, seed, track)
+    part_of = _assign([grouped[k] for k in movable], len(dataset.class_names), shares, seed, track)
     fold_of = dict(zip(movable, part_of.tolist(), strict=True))
 
     def split(k: int, fold: int) -> str:
@@ -80,16 +94,16 @@ def folds(
 
 
 def with_groups(dataset: Dataset, pattern: str | None) -> Dataset:
-    """The dataset with `Sample.group` set from the sample ids; unchanged without a pattern.
+    """The dataset with `Sample.group` set from the sample ids; unchanged if ``pattern`` is None.
 
-    `UsageError` for a pattern that is not a regular expression or fits no sample.
+    Raises `UsageError` if the pattern is not a regular expression or matches no sample.
     """
     if pattern is None:
         return dataset
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UsageError("--group is not a regular expression", got=repr(pattern), expected=str(error)) from error
+        raise UsageError("`group` is not a regular expression", got=repr(pattern), expected=str(error)) from error
     samples = []
     for sample in dataset:
         match = expression.search(sample.id)
@@ -97,21 +111,23 @@ def with_groups(dataset: Dataset, pattern: str | None) -> Dataset:
         samples.append(sample if name is None else dataclasses.replace(sample, group=name))
     if all(expression.search(sample.id) is None for sample in dataset):
         example = dataset[0].id if len(dataset) else "no samples"
-        raise UsageError("--group fits no sample's id", got=repr(pattern), expected=f"a pattern for ids like {example}")
+        raise UsageError(
+            "`group` matches no sample id", got=repr(pattern), expected=f"a pattern for ids like {example}"
+        )
     return dataset.with_samples(samples)
 
 
-def _deal(samples: Sequence[Sample], n_classes: int, shares: np.ndarray, seed: int, track: Track) -> np.ndarray:
-    """Part (N,) of every sample."""
+def _assign(samples: Sequence[Sample], n_classes: int, shares: np.ndarray, seed: int, track: Track) -> np.ndarray:
+    """The part (N,) of each sample."""
     units, unit_of = _units(samples)
-    wanted = _wanted_images(len(samples), shares)
+    quotas = _quotas(len(samples), shares)
     n_parts = int((shares > 0).sum())
     if len(units) < n_parts:
         raise UsageError(
-            "there are too few images or groups for this split",
-            got=f"{len(samples)} images in {len(units)} groups",
-            expected=f"at least {n_parts} groups",
-            remedy="use fewer folds, finer groups, or more images",
+            "too few images or groups for this split",
+            got=f"{count(len(samples), 'image')} in {count(len(units), 'group')}",
+            expected=f"at least {count(n_parts, 'group')}",
+            remedy="use fewer folds, smaller groups, or more images",
         )
     features = _features(track(samples, "counting objects", total=len(samples)), len(samples), n_classes)
     sizes = np.bincount(unit_of, minlength=len(units))
@@ -119,9 +135,9 @@ def _deal(samples: Sequence[Sample], n_classes: int, shares: np.ndarray, seed: i
     np.add.at(unit_features, unit_of, features)
     rng = np.random.default_rng(seed)
     best, best_cost = None, np.inf
-    for _ in range(int(np.clip(DEAL_BUDGET // max(len(units), 1), 8, MAX_DEALS))):
-        parts = _random_deal(rng.permutation(len(units)), sizes, wanted)
-        cost = _unlikeness(parts, sizes, unit_features, wanted)
+    for _ in range(int(np.clip(DRAW_BUDGET // max(len(units), 1), 8, MAX_DRAWS))):
+        parts = _random_parts(rng.permutation(len(units)), sizes, quotas)
+        cost = _imbalance(parts, sizes, unit_features, quotas)
         if cost < best_cost:
             best, best_cost = parts, cost
     assert best is not None
@@ -129,23 +145,23 @@ def _deal(samples: Sequence[Sample], n_classes: int, shares: np.ndarray, seed: i
 
 
 def _units(samples: Sequence[Sample]) -> tuple[list[str], np.ndarray]:
-    """Names of the groups, samples without one standing alone, and the group (N,) of every sample."""
+    """Names of the units (groups, and samples without a group), and the unit (N,) of each sample."""
     keys = [f"group {s.group}" if s.group is not None else f"sample {s.id}" for s in samples]
-    place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-    return list(place), np.array([place[key] for key in keys], np.int64)
+    index_of = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return list(index_of), np.array([index_of[key] for key in keys], np.int64)
 
 
-def _wanted_images(n: int, shares: np.ndarray) -> np.ndarray:
-    """Images (K,) a part: shares rounded, at least 1 where the share is above 0, the first part taking the rest."""
+def _quotas(n: int, shares: np.ndarray) -> np.ndarray:
+    """Images (K,) per part: shares rounded, at least 1 if the share is above 0; the first part takes the rest."""
     if np.allclose(shares, shares[0]):
         return np.array([len(part) for part in np.array_split(np.arange(n), len(shares))])
-    wanted = np.where(shares > 0, np.maximum(np.floor(shares * n + 0.5), 1), 0).astype(np.int64)
-    wanted[0] = max(n - wanted[1:].sum(), 0)
-    return wanted
+    quotas = np.where(shares > 0, np.maximum(np.floor(shares * n + 0.5), 1), 0).astype(np.int64)
+    quotas[0] = max(n - quotas[1:].sum(), 0)
+    return quotas
 
 
 def _features(samples: Iterable[Sample], n: int, n_classes: int) -> np.ndarray:
-    """Amounts (N, F) that every part should have its share of: images by density bin, and objects by class."""
+    """Features (N, F) to balance between the parts: indicators of density bins, and objects per class."""
     counts, density = np.zeros((n, n_classes)), np.zeros(n)
     for k, sample in enumerate(samples):
         class_ids = sample.read_instances().class_ids
@@ -156,9 +172,9 @@ def _features(samples: Iterable[Sample], n: int, n_classes: int) -> np.ndarray:
     return np.concatenate([np.eye(N_DENSITY_BINS)[bins], counts], axis=1)
 
 
-def _random_deal(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Part (U,) of every unit: in random order, each goes to the part that still lacks most images."""
-    lacking = wanted.astype(np.int64).copy()
+def _random_parts(order: np.ndarray, sizes: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """The part (U,) of each unit: in the given order, each is assigned to the part that lacks the most images."""
+    lacking = quotas.astype(np.int64).copy()
     parts = np.zeros(len(sizes), np.int64)
     for unit in order.tolist():
         part = int(np.argmax(lacking))
@@ -167,65 +183,63 @@ def _random_deal(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> np
     return parts
 
 
-def _unlikeness(parts: np.ndarray, sizes: np.ndarray, features: np.ndarray, wanted: np.ndarray) -> float:
-    """How far each part is from its share of every feature and of the images (squared, relative to the share)."""
-    share = wanted / max(wanted.sum(), 1)
+def _imbalance(parts: np.ndarray, sizes: np.ndarray, features: np.ndarray, quotas: np.ndarray) -> float:
+    """Squared relative deviation of the parts from their share of the images and of each feature, summed."""
+    share = quotas / max(quotas.sum(), 1)
     amounts = np.concatenate([sizes[:, None], features], axis=1)
-    got = np.zeros((len(wanted), amounts.shape[1]))
+    got = np.zeros((len(quotas), amounts.shape[1]))
     np.add.at(got, parts, amounts)
     total = amounts.sum(axis=0)
     used, present = share > 0, total > 0
     ideal = share[used, None] * total[None, present]
     off = (got[used][:, present] - ideal) / ideal
-    # The number of images counts most: it is what was asked for. An empty part is no split at all.
+    # The number of images counts most, because it was requested. An empty part is not acceptable.
     weights = np.where(np.arange(amounts.shape[1]) == 0, 10.0, 1.0)[present]
-    empty = np.bincount(parts, minlength=len(wanted))[used] == 0
+    empty = np.bincount(parts, minlength=len(quotas))[used] == 0
     return float((off**2 * weights).sum() + 1e6 * empty.sum())
 
 
-PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
-SCALES_PX = (1, 2, 4, 8, 16)
-# In units of `_look`. On DSB2018 (664 images) it makes 275 groups; each image that correlates with another above .8
-# shares its group.
-MAX_DISTANCE = 0.25
+# --- groups of similar images ---------------------------------------------------------------------------------------
 
 
 def group_alike(dataset: Dataset, track: Track = no_progress) -> Dataset:
-    """The dataset with `Sample.group` set: images of one size whose intensities and textures are alike are one group.
+    """The dataset with `Sample.group` set so that similar images, such as fields of one slide, share a group.
 
-    Groups are single-linkage clusters: whatever is closer than ``MAX_DISTANCE`` to any image of a group belongs to it.
-    Raises `UsageError` for a sample without an image, `InputError` for one that cannot be read.
+    Images are similar if they have the same size and similar intensities and textures. Groups are single-linkage
+    clusters: an image belongs to a group if its distance to any image of the group is at most ``MAX_DISTANCE``.
+
+    Raises `UsageError` for a sample without an image, and `InputError` for an image that cannot be read.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    looks: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
-    for k, sample in enumerate(track(dataset, "looking at images", total=len(dataset))):
+    of_size: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+    for k, sample in enumerate(track(dataset, "comparing images", total=len(dataset))):
         if sample.image_path is None:
-            remedy = "give the dataset with its images, or name groups with --group"
-            raise UsageError("a sample has no image to look at", where=sample.id, remedy=remedy)
+            remedy = "use the dataset with its images, or set the groups by `group`, a pattern for sample ids"
+            raise UsageError("a sample has no image to compare", where=sample.id, remedy=remedy)
         image = read_image(sample.image_path)
-        look = _look(image)
-        looks.setdefault((*image.image_hw, len(look)), {})[k] = look
+        features = _appearance(image)
+        of_size.setdefault((*image.image_hw, len(features)), {})[k] = features
     samples, n_groups = list(dataset), 0
-    for alike in looks.values():
-        places, features = list(alike), np.stack(list(alike.values()))
-        cluster = fcluster(linkage(features, "single"), MAX_DISTANCE, "distance") if len(places) > 1 else np.ones(1)
-        for k, number in zip(places, cluster.astype(int).tolist(), strict=True):
+    for features_of in of_size.values():
+        indices, features = list(features_of), np.stack(list(features_of.values()))
+        cluster = fcluster(linkage(features, "single"), MAX_DISTANCE, "distance") if len(indices) > 1 else np.ones(1)
+        for k, number in zip(indices, cluster.astype(int).tolist(), strict=True):
             samples[k] = dataclasses.replace(samples[k], group=f"alike {n_groups + number}")
         n_groups += int(cluster.max())
     return dataset.with_samples(samples)
 
 
-def _look(image: Image) -> np.ndarray:
-    """(7 C + 5,) intensities of each channel at percentiles, and the strength of texture at five scales, as logs."""
-    data = image.data[:, :, :-1] if image.channels[-1] == "A" and len(image.channels) > 1 else image.data
+def _appearance(image: Image) -> np.ndarray:
+    """Features (7 C + 5,): percentiles of each channel and the strength of texture at five scales, as logarithms."""
+    data = image.without_alpha().data
     full = float(np.iinfo(data.dtype).max) if data.dtype.kind == "u" else 1.0
     values = data.astype(np.float32) / full
     levels = np.percentile(values.reshape(-1, values.shape[2]), PERCENTILES, axis=0).ravel()
     grey, texture = 255 * values.mean(axis=2), []
-    before = grey
+    sharper = grey
     for scale in SCALES_PX:
         smooth = cv2.GaussianBlur(grey, (0, 0), scale)
-        texture.append(np.log1p((before - smooth).std()))
-        before = smooth
+        texture.append(np.log1p((sharper - smooth).std()))
+        sharper = smooth
     return np.concatenate([np.log1p(20 * np.clip(levels, 0, None)), texture])

@@ -1,17 +1,24 @@
-"""The annotations most likely wrong, worst first: `rank_suspects`.
+"""Find annotations that are likely to be wrong, most suspicious first: `rank_suspects`.
 
-Five kinds of errors are looked for, each by what it does to an outline and to what the image shows under it:
+Five kinds of errors are detected by their effect on the outline and on the image under it:
 
-- merged: two nuclei in one mask; lobes with a neck between them, or loose parts.
-- split: one nucleus in two masks; a long, straight border, no seam in the image, together convex.
-- displaced: an outline beside its nucleus; little contrast, much more nearby, other objects under it.
-- tiny: a speck far below the dataset's 1st percentile.
-- open: an outline that was never filled, or a ring left open; thin all over, and little of its hull covered.
+- merged: two nuclei in one mask. The mask has two lobes with a neck between them, or separate parts.
+- split: one nucleus in two masks. They share a long, straight border without a seam in the image, and are convex
+  together.
+- displaced: a mask beside its nucleus. It has little contrast, much more contrast nearby, or other objects under it.
+- tiny: a mask far below the 1st percentile of the areas in the dataset.
+- open: an outline that was not filled or not closed. It is thin everywhere and covers little of its convex hull.
 
-The evidence of a kind is added up by a logistic model of two to six terms. Its weights were fitted to errors planted in
-a third of DSB2018 (`tests/data/fit_suspects.py`: of each kind 20 among 11,000 good objects, four times over). It makes
-the scores of the kinds comparable, so that the list is shared by how sure each is. VRDL, on which it is tested, was not
-fitted to. A score is no chance of being wrong in *your* data: that depends on how many errors it holds.
+The first part of this file combines the evidence, the second part measures it. The evidence for each kind is combined
+by a logistic model of two to six terms, fitted to errors inserted into a third of DSB2018: 20 of each kind among 11,000
+correct objects, four times (`tests/data/fit_suspects.py`). This makes the scores of different kinds comparable. VRDL,
+on which the result is tested, was not used for fitting. A score is not the probability of an error in *your* data,
+which depends on how many errors there are.
+
+Each object is measured in its own crop, or in a window of a few diameters around it. Lengths are relative to the
+diameter of the object (of a disc of the same area). Intensities are in standard deviations of the pixels inside and
+just outside the masks of the image, along the colour direction that separates the two best (Fisher 1936), so the stain,
+the polarity and the bit depth need not be known.
 """
 
 from __future__ import annotations
@@ -35,8 +42,8 @@ from cellwright.data.images.read import read_image
 
 SuspectKind = Literal["merged", "split", "displaced", "tiny", "open"]
 KINDS: tuple[SuspectKind, ...] = ("merged", "split", "displaced", "tiny", "open")
-LEAST_SCORE = 0.01  # below, the list would be made of good objects
-CRUMB_SHARE = 0.05  # of the median area: what is smaller is tiny, however many there are
+LOWEST_SCORE = 0.01  # below this score, nearly all objects are correct
+TINY_SHARE = 0.05  # of the median area; smaller objects are tiny, however many there are
 
 _BIAS: Mapping[SuspectKind, float] = {"merged": -7.8, "split": -12.0, "displaced": -8.8, "tiny": -5.1, "open": -18.6}
 _WEIGHTS: Mapping[SuspectKind, Mapping[str, float]] = {
@@ -50,7 +57,7 @@ _WEIGHTS: Mapping[SuspectKind, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Suspect:
-    """One annotation to look at: where, what it seems to be, how sure (0..1, comparable among kinds), and why."""
+    """An annotation to review: the kind of error, a score (0..1, comparable between kinds), and the reason."""
 
     sample_id: str
     object_id: int
@@ -60,49 +67,52 @@ class Suspect:
 
 
 def rank_suspects(dataset: Dataset, *, limit: int = 1000, track: Track = no_progress) -> list[Suspect]:
-    """Up to ``limit`` suspects, worst first, each object once; of a split pair the smaller id is named.
+    """The ``limit`` most suspicious annotations, worst first; empty without objects.
 
-    One pass: every image and mask is decoded once. A sample without an image, or whose image cannot be read or has
-    another size, is judged by its shapes alone; one whose objects cannot be read, empty masks and ignored objects are
-    left out (`check_dataset` reports these). No objects give an empty list. Raises `UsageError` for a limit below 1.
+    Each object is listed once; of the two masks of a split nucleus, the one with the smaller id. Each image and mask is
+    decoded once. If an image is missing, unreadable or of another size, its objects are evaluated by shape only.
+    Samples whose objects cannot be read, empty masks and ignored objects are omitted; `check_dataset` reports them.
+    Raises `UsageError` for a limit below 1.
     """
     if limit < 1:
-        raise UsageError("the list of suspects needs room", where="limit", got=limit, expected="1 or more")
-    parts = [_measured(sample) for sample in track(dataset, "looking for suspects", len(dataset))]
+        raise UsageError("invalid `limit`", got=limit, expected="1 or more")
+    parts = [_measure(sample) for sample in track(dataset, "looking for suspects", len(dataset))]
     parts = [part for part in parts if part is not None]
     if not parts:
         return []
-    pool = _Pool.of(parts)
-    found: list[Suspect] = []
+    evidence = _Evidence.of(parts)
+    suspects: list[Suspect] = []
     listed: set[int] = set()
-    for score, kind, members, why in pool.candidates():
+    for score, kind, members, why in evidence.candidates():
         if listed.isdisjoint(members):
             listed.update(members)
-            found.append(Suspect(pool.sample_ids[members[0]], int(pool.object_ids[members[0]]), kind, score, why))
-        if len(found) == limit:
+            first = members[0]
+            suspects.append(Suspect(evidence.sample_ids[first], int(evidence.object_ids[first]), kind, score, why))
+        if len(suspects) == limit:
             break
-    return found
+    return suspects
 
 
 def write_suspects(suspects: list[Suspect], path: Path) -> None:
-    """A CSV with a line for each suspect, worst first: rank, sample, object, kind, score, why."""
+    """Write a CSV with one row per suspect: rank, sample, object, kind, score, why."""
     import csv
     import io
 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("rank", "sample", "object", "kind", "score", "why"))
-    for rank, one in enumerate(suspects, 1):
-        table.writerow((rank, one.sample_id, one.object_id, one.kind, f"{one.score:.4f}", one.why))
+    for rank, suspect in enumerate(suspects, 1):
+        row = (suspect.sample_id, suspect.object_id, suspect.kind, f"{suspect.score:.4f}", suspect.why)
+        table.writerow((rank, *row))
     write_text(path, text.getvalue())
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
+# --- combining the evidence -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Evidence on the objects of one sample."""
+    """The signals of the objects of one sample."""
 
     sample_id: str
     object_ids: np.ndarray
@@ -110,7 +120,7 @@ class _Measured:
     pairs: PairSignals
 
 
-def _measured(sample: Sample) -> _Measured | None:
+def _measure(sample: Sample) -> _Measured | None:
     try:
         cells = sample.read_instances()
     except CellwrightError:
@@ -131,12 +141,9 @@ def _image_of(sample: Sample, image_hw: tuple[int, int]) -> Image | None:
     return image if image.image_hw == image_hw else None
 
 
-# --- weighing -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class _Pool:
-    """The evidence of all samples, one after the other; pairs count their objects through."""
+class _Evidence:
+    """The signals of all samples, concatenated; the indices of pairs refer to all objects."""
 
     sample_ids: np.ndarray
     object_ids: np.ndarray
@@ -144,30 +151,30 @@ class _Pool:
     pairs: PairSignals
 
     @staticmethod
-    def of(parts: list[_Measured]) -> _Pool:
+    def of(parts: list[_Measured]) -> _Evidence:
         counts = [len(part.object_ids) for part in parts]
         starts = np.cumsum([0, *counts[:-1]])
         pairs = [
             dataclasses.replace(part.pairs, i=part.pairs.i + start, j=part.pairs.j + start)
             for part, start in zip(parts, starts, strict=True)
         ]
-        return _Pool(
+        return _Evidence(
             np.repeat(np.array([part.sample_id for part in parts], object), counts),
             np.concatenate([part.object_ids for part in parts]),
             ObjectSignals(*_joined([part.objects for part in parts])),
             PairSignals(*_joined(pairs)),
         )
 
-    def evidence(self) -> dict[SuspectKind, dict[str, np.ndarray]]:
-        """The terms of each kind's model, (N,) each, or (P,) for "split". Cut where more would say no more.
+    def terms(self) -> dict[SuspectKind, dict[str, np.ndarray]]:
+        """The terms of the model of each kind, (N,) each, or (P,) for "split", clipped to their informative range.
 
-        What is usual in this dataset (its median fill and thickness, how much its objects overlap) tells nothing.
+        Fill, thickness and overlap are relative to their usual values in this dataset.
         """
-        one, pair = self.objects, self.pairs
-        fill, thickness = one.fill - np.median(one.fill), one.thickness - np.median(one.thickness)
-        usual_overlap = float(np.quantile(one.overlap, 0.95))
+        objects, pair = self.objects, self.pairs
+        fill, thickness = objects.fill - np.median(objects.fill), objects.thickness - np.median(objects.thickness)
+        usual_overlap = float(np.quantile(objects.overlap, 0.95))
         return {
-            "merged": {"neck": one.neck, "lobe": one.lobe, "size": one.size_z.clip(-3, 3)},
+            "merged": {"neck": objects.neck, "lobe": objects.lobe, "size": objects.size_z.clip(-3, 3)},
             "split": {
                 "border": pair.border.clip(0, 2),
                 "bend": pair.bend.clip(0, 3),
@@ -177,62 +184,62 @@ class _Pool:
                 "difference": pair.difference.clip(0, 2),
             },
             "displaced": {
-                "contrast": one.contrast_z.clip(-4, 1),
-                "better_place": one.better_place.clip(-1, 3),
-                "overlap": (one.overlap - usual_overlap).clip(0, 0.5),
+                "contrast": objects.contrast_z.clip(-4, 1),
+                "better_place": objects.better_place.clip(-1, 3),
+                "overlap": (objects.overlap - usual_overlap).clip(0, 0.5),
             },
-            "tiny": {"size": np.log(one.area / self.tiny_px), "border": one.at_border},
+            "tiny": {"size": np.log(objects.area / self.tiny_px), "border": objects.at_border},
             "open": {"fill": fill.clip(-0.7, 0.1), "thickness": thickness.clip(-0.7, 0.1)},
         }
 
     @property
     def tiny_px(self) -> float:
-        """The area below which an object is small for this dataset: its 1st percentile, if that is not tiny too."""
-        return float(max(np.quantile(self.objects.area, 0.01), CRUMB_SHARE * np.median(self.objects.area)))
+        """The area below which an object is small for this dataset: the 1st percentile, if that is not tiny itself."""
+        return float(max(np.quantile(self.objects.area, 0.01), TINY_SHARE * np.median(self.objects.area)))
 
     def candidates(self) -> Iterator[tuple[float, SuspectKind, tuple[int, ...], str]]:
-        """Score, kind, members (one object, or the two of a pair, smaller id first) and why; worst first."""
+        """Score, kind, members (an object, or the two of a pair, smaller id first) and reason; highest score first."""
         logits, kinds, rows = [], [], []
-        for kind, terms in self.evidence().items():
+        for kind, terms in self.terms().items():
             logit = np.add.reduce([_WEIGHTS[kind][name] * values for name, values in terms.items()]) + _BIAS[kind]
-            enough = np.flatnonzero(logit > np.log(LEAST_SCORE / (1 - LEAST_SCORE)))
+            enough = np.flatnonzero(logit > np.log(LOWEST_SCORE / (1 - LOWEST_SCORE)))
             logits.append(logit[enough])
             kinds.append(np.full(len(enough), KINDS.index(kind)))
             rows.append(enough)
         logit, kind_of, row_of = np.concatenate(logits), np.concatenate(kinds), np.concatenate(rows)
-        for at in np.lexsort((row_of, kind_of, -logit)):  # ties in the dataset's order, so that the list is one
-            kind, row = KINDS[kind_of[at]], int(row_of[at])
-            score = float(1 / (1 + np.exp(-logit[at])))
+        for k in np.lexsort((row_of, kind_of, -logit)):  # ties in the order of the dataset: the list is deterministic
+            kind, row = KINDS[kind_of[k]], int(row_of[k])
+            score = float(1 / (1 + np.exp(-logit[k])))
             yield score, kind, self._members(kind, row), self._why(kind, row)
 
     def _members(self, kind: SuspectKind, row: int) -> tuple[int, ...]:
         if kind != "split":
             return (row,)
-        both = (int(self.pairs.i[row]), int(self.pairs.j[row]))
-        return both if self.object_ids[both[0]] < self.object_ids[both[1]] else both[::-1]
+        pair = (int(self.pairs.i[row]), int(self.pairs.j[row]))
+        return pair if self.object_ids[pair[0]] < self.object_ids[pair[1]] else pair[::-1]
 
     def _why(self, kind: SuspectKind, row: int) -> str:
-        one, pair = self.objects, self.pairs
+        objects, pair = self.objects, self.pairs
         if kind == "merged":
-            if one.loose_part[row] > 0:
-                return f"in loose parts: {one.loose_part[row]:.0%} of it lies apart"
-            share = f"a lobe of {one.lobe[row]:.0%} of the area"
-            return f"{share} hangs on by a neck; in size {one.size_z[row]:+.1f} sd from this image's others"
+            if objects.loose_part[row] > 0:
+                return f"several parts: {objects.loose_part[row]:.0%} of the area is separate"
+            lobe = f"a lobe of {objects.lobe[row]:.0%} of the area is attached by a neck"
+            return f"{lobe}; size {objects.size_z[row]:+.1f} sd from the other objects of the image"
         if kind == "split":
             other = int(self.object_ids[self._members(kind, row)[1]])
-            line = f"a border of {pair.border[row]:.1f} diameters, {pair.bend[row]:.1f} px off a straight line"
-            return f"with object {other}: {line}; together they fill {pair.fill[row]:.0%} of their hull"
+            line = f"a border of {pair.border[row]:.1f} diameters, {pair.bend[row]:.1f} px from a straight line"
+            return f"with object {other}: {line}; together they fill {pair.fill[row]:.0%} of their convex hull"
         if kind == "displaced":
-            parts = [f"contrast {one.contrast_z[row]:+.1f} sd from this image's others"]
-            if one.better_place[row] > 0:
-                parts.append(f"{one.better_place[row]:.1f} sd more of it on free ground nearby")
-            if one.overlap[row] > 0:
-                parts.append(f"{one.overlap[row]:.0%} of it lies on other objects")
+            parts = [f"contrast {objects.contrast_z[row]:+.1f} sd from the other objects of the image"]
+            if objects.better_place[row] > 0:
+                parts.append(f"{objects.better_place[row]:.1f} sd more contrast at a free position nearby")
+            if objects.overlap[row] > 0:
+                parts.append(f"{objects.overlap[row]:.0%} of it overlaps other objects")
             return "; ".join(parts)
         if kind == "tiny":
-            return f"{one.area[row]:.0f} px, where small objects here have {self.tiny_px:.0f}"
-        widest = f"at most {one.thickness[row]:.2f} of its diameter thick"
-        return f"covers {one.fill[row]:.0%} of its hull and is {widest}"
+            return f"{objects.area[row]:.0f} px; small objects of this dataset have {self.tiny_px:.0f} px"
+        hull = f"covers {objects.fill[row]:.0%} of its convex hull"
+        return f"{hull}, and its thickness is at most {objects.thickness[row]:.2f} of its diameter"
 
 
 def _joined(parts: list[ObjectSignals] | list[PairSignals]) -> list[np.ndarray]:
@@ -240,27 +247,31 @@ def _joined(parts: list[ObjectSignals] | list[PairSignals]) -> list[np.ndarray]:
     return [np.concatenate([getattr(part, name) for part in parts]) for name in names]
 
 
-FARTHEST_SHIFT = 1.1  # how far a displaced outline is looked for, in diameters
-NEAREST_SHIFT = 0.35  # closer by, every outline finds itself again
-COARSE_DIAMETER_PX = 12  # shifts are tried on windows shrunk until the object is about that wide
-GROUND_PX = 7  # pixels this near to a mask, and in none, are the ground that it is told from
+# --- measuring objects and pairs --------------------------------------------------------------------------------------
+
+FARTHEST_SHIFT = 1.1  # search radius for a better position, in diameters
+NEAREST_SHIFT = 0.35  # at smaller shifts, every outline still covers its own nucleus
+COARSE_DIAMETER_PX = 12  # shifts are evaluated on windows that are shrunk to about this object diameter
+BACKGROUND_PX = 7  # background pixels within this distance of a mask are compared with the masks
 NECK_LEVELS = 10
-SHARPEST_Z = 8.0  # a z-score beyond says no more
-LEAST_SPREAD = 0.25  # few objects may lie together by chance; real fields spread at least so in both uses
+LARGEST_Z = 8.0  # z-scores are clipped here
+SMALLEST_SPREAD = 0.25  # the spread of a few objects may be small by chance; that of real images is at least this
 
 
 @dataclass(frozen=True)
 class ObjectSignals:
-    """Evidence for each of N objects, all (N,) float64.
+    """Signals of N objects, each (N,) float64. Signals that need the image are 0 without it.
 
-    area: pixels. size_z: robust z-score of the log area in this image. at_border: 1 where the image cuts the object.
-    fill: area over its convex hull's. thickness: widest inscribed disc over the hull's diameter.
+    area: pixels. size_z: robust z-score of the log area within the image.
+    at_border: 1 if the object touches the border of the image, else 0.
+    fill: area over the area of the convex hull.
+    thickness: diameter of the largest inscribed disc over the diameter of the hull.
     loose_part: share of the area outside the largest connected part.
-    neck: 1 - narrowest passage between two lobes over the smaller lobe's width; 0 without lobes. lobe: the smaller
-    lobe's share of the area. neck_gap: signal of the lobes over that of the seam between them.
-    contrast: signal inside over a ring outside. contrast_z: the same as a robust z-score in this image.
-    better_place: contrast gained by the best free place within `FARTHEST_SHIFT`. overlap: share that others cover.
-    Without an image what it would say is 0.
+    neck: 1 - width of the narrowest passage between two lobes over the width of the smaller lobe; 0 without lobes.
+    lobe: share of the area in the smaller lobe. neck_gap: intensity of the lobes minus that of the seam between them.
+    contrast: intensity inside minus that of a ring outside. contrast_z: its robust z-score within the image.
+    better_place: contrast gained at the best free position within `FARTHEST_SHIFT`.
+    overlap: share of the area that other objects cover.
     """
 
     area: np.ndarray
@@ -280,12 +291,13 @@ class ObjectSignals:
 
 @dataclass(frozen=True)
 class PairSignals:
-    """Evidence for each of P pairs of objects that share a border: i, j (P,) int64 with i < j, the rest (P,) float64.
+    """Signals of P pairs of adjacent objects: i, j (P,) int64 with i < j, the rest (P,) float64.
 
-    border: length of the shared border over the smaller object's diameter. bend: deviation of the border from a
-    straight line, in pixels. fill: the union's area over its hull's. fill_gain: that over the mean of the two.
-    size_z: robust z-score of the union's log area. balance: the smaller area over the larger.
-    gap: signal of both insides over that of the border. difference: between the signals of both.
+    border: length of the shared border over the diameter of the smaller object.
+    bend: deviation of the border from a straight line, in pixels.
+    fill: area of the union over the area of its convex hull. fill_gain: that minus the mean fill of the two objects.
+    size_z: robust z-score of the log area of the union. balance: the smaller area over the larger.
+    gap: intensity inside both objects minus that of the border. difference: between the intensities of the two.
     """
 
     i: np.ndarray
@@ -301,8 +313,8 @@ class PairSignals:
 
 
 def measure_sample(masks: MaskSet, image: Image | None) -> tuple[ObjectSignals, PairSignals]:
-    """The evidence on all objects and on the pairs that touch. No objects give arrays of length 0."""
-    signal = None if image is None else nuclear_direction(image, masks.foreground())
+    """The signals of all objects and of all pairs of adjacent objects. Without objects the arrays have length 0."""
+    signal = None if image is None else foreground_signal(image, masks.foreground())
     areas = masks.areas.astype(float)
     shapes = np.array([_shape_of(masks.crop(k), masks.boxes[k], signal) for k in range(len(masks))]).reshape(-1, 6)
     contrast, better_place = _places(masks, signal)
@@ -329,16 +341,16 @@ def measure_sample(masks: MaskSet, image: Image | None) -> tuple[ObjectSignals, 
     return objects, _pairs(masks, areas, objects.fill, signal)
 
 
-def nuclear_direction(image: Image, foreground: np.ndarray) -> np.ndarray | None:
-    """The image (H, W) float32 along the colour direction that best parts ``foreground`` (H, W) from what is near it.
+def foreground_signal(image: Image, foreground: np.ndarray) -> np.ndarray | None:
+    """The image (H, W) float32 along the colour direction that best separates ``foreground`` (H, W) from its surround.
 
-    Zero lies between the two, one is their pooled standard deviation, and inside is positive. None where the image
-    has nothing inside or outside, or is flat.
+    0 is halfway between the two means, 1 is the pooled standard deviation, and the foreground is positive. None if one
+    of the two has no pixels, or if the image is constant.
     """
-    data = image.data[..., :-1] if image.n_channels > 1 and image.channels[-1] == "A" else image.data
+    data = image.without_alpha().data
     pixels = cv2.GaussianBlur(np.nan_to_num(data.astype(np.float32)), (0, 0), 0.7).reshape(*image.image_hw, -1)
-    near = cv2.dilate(foreground.astype(np.uint8), np.ones((2 * GROUND_PX + 1,) * 2, np.uint8)) > 0
-    inside, outside = pixels[foreground].astype(float), pixels[near & ~foreground].astype(float)
+    grown = cv2.dilate(foreground.astype(np.uint8), np.ones((2 * BACKGROUND_PX + 1,) * 2, np.uint8)) > 0
+    inside, outside = pixels[foreground].astype(float), pixels[grown & ~foreground].astype(float)
     if len(inside) < 2 or len(outside) < 2:
         return None
     spread = np.atleast_2d((np.cov(inside.T) + np.cov(outside.T)) / 2)
@@ -355,31 +367,31 @@ def nuclear_direction(image: Image, foreground: np.ndarray) -> np.ndarray | None
 
 
 def robust_z(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Distance of ``values`` from the median of ``reference`` in its robust standard deviations, cut at +-8."""
+    """Robust z-scores of ``values``: median and scaled median absolute deviation of ``reference``, clipped to +-8."""
     if not reference.size:
         return np.zeros(len(values))
     middle = np.median(reference)
     spread = 1.4826 * np.median(np.abs(reference - middle))
-    return np.clip((values - middle) / max(float(spread), LEAST_SPREAD), -SHARPEST_Z, SHARPEST_Z)
+    return np.clip((values - middle) / max(float(spread), SMALLEST_SPREAD), -LARGEST_Z, LARGEST_Z)
 
 
-# --- one object's shape ---------------------------------------------------------------------------------------------
+# --- the shape of an object -------------------------------------------------------------------------------------------
 
 
 def hull_area(mask: np.ndarray) -> float:
-    """Pixels inside the convex hull of a mask (h, w) uint8; 0 for an empty one."""
+    """Area in pixels of the convex hull of a mask (h, w) uint8; 0 for an empty mask."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return 0.0
     hull = cv2.convexHull(np.concatenate(contours))
-    # The hull runs through pixel centres; half a pixel more around it is what the pixels cover (Steiner's formula).
+    # The contour runs through pixel centres: add a margin of half a pixel (Steiner's formula).
     return float(cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1)
 
 
 def _shape_of(
     crop: np.ndarray, box: np.ndarray, signal: np.ndarray | None
 ) -> tuple[float, float, float, float, float, float]:
-    """fill, thickness, loose_part, neck, lobe, neck_gap."""
+    """The signals fill, thickness, loose_part, neck, lobe and neck_gap of one object."""
     if not crop.size:
         return 1.0, 1.0, 0.0, 0.0, 0.0, 0.0
     mask = np.pad(crop, 1)
@@ -391,7 +403,7 @@ def _shape_of(
     neck, lobes = _neck(depth)
     if lobes is None:
         return min(area / hull, 1.0), thickness, loose, 0.0, 0.0, 0.0
-    # Each pixel belongs to the nearer lobe; the seam is where both are equally near.
+    # Each pixel belongs to the closer lobe; the seam is where both are equally close.
     to_first = cv2.distanceTransform((lobes != 1).astype(np.uint8), cv2.DIST_L2, 3)
     to_second = cv2.distanceTransform((lobes != 2).astype(np.uint8), cv2.DIST_L2, 3)
     inside = mask > 0
@@ -407,10 +419,10 @@ def _shape_of(
 
 
 def _neck(depth: np.ndarray) -> tuple[float, np.ndarray | None]:
-    """The deepest neck, 0..1, of a mask by its distance transform (h, w), and its two lobes (1, 2; 0 elsewhere).
+    """The deepest neck, 0..1, of a mask with the distance transform ``depth`` (h, w), and its lobes (1, 2; else 0).
 
-    Cuts at rising depths leave parts; a part counts by the lobe's depth left above the cut, so that a wavy outline
-    makes no neck. Two loose parts have the cut at depth 0: a neck of 1.
+    The mask is thresholded at increasing depths until it falls into parts. A part is weighted by its largest depth, so
+    that an irregular outline is not a neck. Separate parts have a neck of 1, at depth 0.
     """
     peak = float(depth.max())
     best, lobes = 0.0, None
@@ -422,32 +434,32 @@ def _neck(depth: np.ndarray) -> tuple[float, np.ndarray | None]:
         np.maximum.at(peaks, parts.ravel(), depth.ravel())
         peaks[0] = 0
         first, second = np.argsort(-peaks, kind="stable")[:2]
-        # Half a pixel less: such a rise is what the pixel grid makes of a smooth outline.
+        # Half a pixel is the roughness of a smooth outline on the pixel grid.
         neck = 1 - min((level + 0.5) / peaks[second], 1) if level else 1.0
-        weighed = neck * min(2 * peaks[second] / peak, 1.0)
-        if weighed > best:
-            best, lobes = float(weighed), np.where(parts == first, 1, np.where(parts == second, 2, 0))
+        weighted = neck * min(2 * peaks[second] / peak, 1.0)
+        if weighted > best:
+            best, lobes = float(weighted), np.where(parts == first, 1, np.where(parts == second, 2, 0))
     return best, lobes
 
 
-# --- is there a better place? ---------------------------------------------------------------------------------------
+# --- a better position ------------------------------------------------------------------------------------------------
 
 
 def _places(masks: MaskSet, signal: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """contrast and better_place (N,) of all objects."""
+    """The signals contrast and better_place (N,) of all objects."""
     contrast, better = np.zeros(len(masks)), np.zeros(len(masks))
     if signal is None:
         return contrast, better
-    owners = np.zeros(masks.image_hw, np.int32)
+    n_covering = np.zeros(masks.image_hw, np.int32)
     for k, (x0, y0, x1, y1) in enumerate(masks.boxes):
-        owners[y0:y1, x0:x1] += masks.crop(k)
+        n_covering[y0:y1, x0:x1] += masks.crop(k)
     for k in np.flatnonzero(masks.areas > 0).tolist():
-        contrast[k], better[k] = _place_of(masks.crop(k), masks.boxes[k], signal, owners)
+        contrast[k], better[k] = _place_of(masks.crop(k), masks.boxes[k], signal, n_covering)
     return contrast, better
 
 
-def _place_of(crop: np.ndarray, box: np.ndarray, signal: np.ndarray, owners: np.ndarray) -> tuple[float, float]:
-    """The contrast of an object where it is, and what the best free place near it has more."""
+def _place_of(crop: np.ndarray, box: np.ndarray, signal: np.ndarray, n_covering: np.ndarray) -> tuple[float, float]:
+    """The contrast of an object, and the gain in contrast at the best free position around it."""
     diameter = np.sqrt(4 * crop.sum() / np.pi)
     shrink = max(round(diameter / COARSE_DIAMETER_PX), 1)
     rim = shrink * max(round(0.25 * diameter / shrink), 2)
@@ -459,15 +471,15 @@ def _place_of(crop: np.ndarray, box: np.ndarray, signal: np.ndarray, owners: np.
     top, left = y0 - rim - reach, x0 - rim - reach
     window_hw = (tall + 2 * reach, wide + 2 * reach)
     light = _window(signal, top, left, window_hw)
-    free = 1 - np.minimum(_window(owners, top, left, window_hw), 1).astype(np.float32)
+    free = 1 - np.minimum(_window(n_covering, top, left, window_hw), 1).astype(np.float32)
     own = np.s_[reach + rim : reach + rim + h, reach + rim : reach + rim + w]
-    alone = (crop > 0) & (_window(owners, y0, x0, (h, w)) == 1)
+    alone = (crop > 0) & (_window(n_covering, y0, x0, (h, w)) == 1)
     free[own][alone] = 1
-    free[_window(np.ones_like(owners), top, left, window_hw) == 0] = 0
-    inside, light, free = (_shrunk(one, shrink) for one in (inside, light * free, free))
+    free[_window(np.ones_like(n_covering), top, left, window_hw) == 0] = 0
+    inside, light, free = (_shrunk(values, shrink) for values in (inside, light * free, free))
     solid = (inside >= 0.5).astype(np.uint8)
-    near, far = (cv2.dilate(solid, np.ones((3, 3), np.uint8), iterations=n) for n in (1, max(rim // shrink, 2)))
-    ring = (far - near).astype(np.float32)
+    inner, outer = (cv2.dilate(solid, np.ones((3, 3), np.uint8), iterations=n) for n in (1, max(rim // shrink, 2)))
+    ring = (outer - inner).astype(np.float32)
     room = _correlated(free, inside)
     levels = [
         _correlated(light, part) / np.maximum(_correlated(free, part), 0.15 * float(part.sum()) + 1e-6)
@@ -476,14 +488,14 @@ def _place_of(crop: np.ndarray, box: np.ndarray, signal: np.ndarray, owners: np.
     contrast = levels[0] - levels[1]
     centre = reach // shrink
     y, x = np.mgrid[: contrast.shape[0], : contrast.shape[1]] - centre
-    far_away = np.hypot(y, x) * shrink / diameter
-    there = (room >= 0.85 * float(inside.sum())) & (far_away >= NEAREST_SHIFT) & (far_away <= FARTHEST_SHIFT)
+    distance = np.hypot(y, x) * shrink / diameter
+    allowed = (room >= 0.85 * float(inside.sum())) & (distance >= NEAREST_SHIFT) & (distance <= FARTHEST_SHIFT)
     here = float(contrast[centre, centre])
-    return here, float(contrast[there].max()) - here if there.any() else 0.0
+    return here, float(contrast[allowed].max()) - here if allowed.any() else 0.0
 
 
 def _window(values: np.ndarray, top: int, left: int, window_hw: tuple[int, int]) -> np.ndarray:
-    """A window (h, w) that may leave the array: zeros outside."""
+    """A window (h, w) of an array, with zeros outside the array."""
     (height, width), (h, w) = values.shape, window_hw
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + h, height), min(left + w, width)
     window = np.zeros(window_hw, values.dtype)
@@ -492,7 +504,7 @@ def _window(values: np.ndarray, top: int, left: int, window_hw: tuple[int, int])
 
 
 def _shrunk(values: np.ndarray, by: int) -> np.ndarray:
-    """Means of blocks of ``by`` x ``by`` pixels; the shape divides."""
+    """Means of blocks of ``by`` x ``by`` pixels; the shape must be divisible by ``by``."""
     if by == 1:
         return np.ascontiguousarray(values, np.float32)
     size_wh = (values.shape[1] // by, values.shape[0] // by)
@@ -503,11 +515,11 @@ def _correlated(window: np.ndarray, part: np.ndarray) -> np.ndarray:
     return cv2.matchTemplate(window, part, cv2.TM_CCORR)
 
 
-# --- pairs that touch -----------------------------------------------------------------------------------------------
+# --- adjacent pairs ---------------------------------------------------------------------------------------------------
 
 
 def _pairs(masks: MaskSet, areas: np.ndarray, fills: np.ndarray, signal: np.ndarray | None) -> PairSignals:
-    """All pairs whose masks are neighbours along at least one pixel edge."""
+    """All pairs of objects that are adjacent (4-connected)."""
     labels = masks.to_label_map().astype(np.int64) - 1
     n, (height, width) = max(len(masks), 1), masks.image_hw
     keys, ys, xs, sides = [], [], [], []
@@ -520,16 +532,16 @@ def _pairs(masks: MaskSet, areas: np.ndarray, fills: np.ndarray, signal: np.ndar
         xs.append(x + dx / 2)
         sides.append((signal[y, x] + signal[y + dy, x + dx]) / 2 if signal is not None else np.zeros(len(y)))
     y, x = np.concatenate(ys), np.concatenate(xs)
-    found, pair, count = np.unique(np.concatenate(keys), return_inverse=True, return_counts=True)
+    pair_keys, pair, count = np.unique(np.concatenate(keys), return_inverse=True, return_counts=True)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(pair, values, len(found)) / count
+        return np.bincount(pair, values, len(pair_keys)) / count
 
     my, mx = mean(y), mean(x)
     yy, xx, yx = mean((y - my[pair]) ** 2), mean((x - mx[pair]) ** 2), mean((y - my[pair]) * (x - mx[pair]))
     root = np.sqrt(((yy - xx) / 2) ** 2 + yx**2)
     along, across = (yy + xx) / 2 + root, np.maximum((yy + xx) / 2 - root, 0)
-    i, j = found // n, found % n
+    i, j = pair_keys // n, pair_keys % n
     smaller, larger = np.minimum(areas[i], areas[j]), np.maximum(areas[i], areas[j])
     insides = _mean_signals(masks, signal)
     fill = np.array([_union_fill(masks, a, b) for a, b in zip(i, j, strict=True)]).reshape(-1)
@@ -537,7 +549,7 @@ def _pairs(masks: MaskSet, areas: np.ndarray, fills: np.ndarray, signal: np.ndar
     return PairSignals(
         i,
         j,
-        np.sqrt(12 * along) / np.sqrt(4 * smaller / np.pi),  # the length of a segment of that variance
+        np.sqrt(12 * along) / np.sqrt(4 * smaller / np.pi),  # the length of a segment with this variance
         np.sqrt(across),
         fill,
         fill - (areas[i] * fills[i] + areas[j] * fills[j]) / (areas[i] + areas[j]),
@@ -559,5 +571,5 @@ def _mean_signals(masks: MaskSet, signal: np.ndarray | None) -> np.ndarray:
 
 def _union_fill(masks: MaskSet, i: int, j: int) -> float:
     pair = masks[np.array([i, j])]
-    both = np.pad(pair.union(np.zeros(2, np.int64)).crop(0), 1)
-    return min(float(both.sum()) / hull_area(both), 1.0)
+    union = np.pad(pair.union(np.zeros(2, np.int64)).crop(0), 1)
+    return min(float(union.sum()) / hull_area(union), 1.0)

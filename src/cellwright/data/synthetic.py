@@ -1,7 +1,7 @@
-"""Synthetic microscopy fields: seeded pictures of touching, overlapping nuclei whose truth is known to the pixel.
+"""Synthetic microscopy images of touching and overlapping nuclei, with exact ground truth, from a seed.
 
-The project ships no image of a patient; the demo, the tests and the pictures of the documentation draw theirs here.
-A field is laid out first (shapes and places) and painted afterwards from a second random stream, so that one seed gives
+The project contains no patient images: the demo, the tests and the figures of the documentation use these images. The
+shapes and positions of the nuclei come from one random stream and their appearance from another, so that a seed gives
 the same nuclei in every stain.
 """
 
@@ -24,25 +24,27 @@ from cellwright.core.masks import MaskSet
 
 Stain = Literal["he", "fluorescence"]
 
-# Optical densities in red, green and blue. Haematoxylin as Ruifrok and Johnston 2001 measured it; their eosin
-# (0.07, 0.99, 0.11) looks magenta on a screen, so this one holds more blue and red, as slide scanners show it.
+# Optical densities in red, green and blue. Haematoxylin is that of Ruifrok & Johnston (2001). Their eosin
+# (0.07, 0.99, 0.11) looks magenta on a screen; this one absorbs more red and blue, like the images of slide scanners.
 HAEMATOXYLIN_OD = np.array([0.65, 0.70, 0.29], dtype=np.float32)
 EOSIN_OD = np.array([0.12, 0.80, 0.42], dtype=np.float32)
 
-_MIN_VISIBLE_PX = 12  # a nucleus cut by the border down to fewer pixels is not drawn
-_TRIES = 40  # places tried for one nucleus before it is left out
+_MIN_VISIBLE_PX = 12  # a nucleus with fewer pixels inside the image is not drawn
+_TRIES = 40  # positions tried for each nucleus
 
 
 @dataclass(frozen=True)
 class FieldLook:
-    """How a synthetic field looks.
+    """The appearance of a synthetic image.
 
     stain: "he" (RGB, dark nuclei on pink tissue) or "fluorescence" (one channel, bright nuclei on black).
-    diameter_px: median diameter of a nucleus; its logarithm is spread by ``diameter_spread`` (standard deviation).
-    touching: share of the nuclei that are placed against another one, in [0, 1].
-    overlap: greatest share of a nucleus's area that others may share with it, in [0, 1]; 0 forbids overlaps.
-    blur_px: sigma of the optics' blur. noise: standard deviation of the camera's noise, as a share of full range.
-    bit_depth: 8 or 16; 16 bits for fluorescence only.
+    diameter_px: median diameter of the nuclei; ``diameter_spread`` is the standard deviation of its logarithm.
+    touching: share of the nuclei that are placed next to another nucleus, in [0, 1].
+    overlap: largest share of the area of a nucleus that may overlap others, in [0, 1]; 0 for no overlaps.
+    blur_px: standard deviation of the optical blur. noise: standard deviation of the noise, as a share of full range.
+    bit_depth: 8, or 16 for fluorescence.
+
+    Raises `UsageError` that names the invalid field.
     """
 
     stain: Stain = "he"
@@ -58,10 +60,10 @@ class FieldLook:
         if self.stain not in ("he", "fluorescence"):
             raise UsageError("unknown stain", where="stain", got=self.stain, expected="'he' or 'fluorescence'")
         if not self.diameter_px >= 4:
-            raise UsageError("nuclei too small to draw", where="diameter_px", got=self.diameter_px, expected=">= 4")
+            raise UsageError("the nuclei are too small", where="diameter_px", got=self.diameter_px, expected=">= 4")
         if self.bit_depth not in (8, 16) or (self.bit_depth == 16 and self.stain == "he"):
             raise UsageError(
-                "no such bit depth for this stain",
+                "unsupported bit depth for this stain",
                 where="bit_depth",
                 got=f"{self.bit_depth} with stain {self.stain!r}",
                 expected="8, or 16 with stain 'fluorescence'",
@@ -69,14 +71,19 @@ class FieldLook:
 
 
 def draw_field(seed: int, image_hw: tuple[int, int], n: int, look: FieldLook | None = None) -> tuple[Image, Instances]:
-    """Draw one field: a pure function of its arguments.
+    """A synthetic image and its objects, a pure function of the arguments.
 
-    n: nuclei wanted; fewer come back where no free place was found (a nucleus gets 40 tries). 0 is a field of
-    background. Returns the image, uint8 (H, W, 3) R, G, B or uint8/uint16 (H, W, 1) DAPI, and its truth: ids 1..N,
-    class 0, no scores. Every pixel belongs to at most two nuclei.
+    n: number of nuclei; fewer are drawn if there is no free position for some of them. 0 gives background only.
+
+    Returns the image, uint8 (H, W, 3) R, G, B or uint8/uint16 (H, W, 1) DAPI, and the ground truth with ids 1..N and
+    class 0. A pixel belongs to at most two nuclei.
+
+    >>> image, cells = draw_field(seed=0, image_hw=(96, 128), n=12)
+    >>> image, cells
+    (Image(96 x 128, uint8, 3 channels (R, G, B)), Instances(12 objects, 96 x 128 px, class 0, ground truth))
     """
     look = FieldLook() if look is None else look
-    boxes, crops = _lay_out(np.random.default_rng([seed, 0]), image_hw, n, look)
+    boxes, crops = _place_nuclei(np.random.default_rng([seed, 0]), image_hw, n, look)
     rng = np.random.default_rng([seed, 1])
     density = _paint_nuclei(rng, image_hw, boxes, crops, look)
     if look.stain == "he":
@@ -95,12 +102,12 @@ def write_demo_dataset(
     n_objects: int = 60,
     look: FieldLook | None = None,
 ) -> Dataset:
-    """Draw fields, leave their PNGs as ``out/images/field_000.png`` and on, and return them as a dataset.
+    """Draw images, write them as ``out/images/field_000.png`` etc., and return them as a dataset.
 
-    splits: (name, number of images) in order. Every image has its own random stream, so that an image does not change
-    when others are added. `OutputError` where ``out`` cannot be written.
+    splits: (name, number of images) in order. Each image has its own random stream, so that it does not depend on the
+    number of images. Raises `OutputError` if ``out`` cannot be written.
     """
-    names = [split for split, count in splits for _ in range(count)]
+    names = [split for split, n_images in splits for _ in range(n_images)]
     samples = []
     for index, split in enumerate(names):
         image, truth = draw_field(seed * 100_003 + index, image_hw, n_objects, look)
@@ -123,32 +130,32 @@ def write_demo_dataset(
     return Dataset(tuple(samples), ("nucleus",), root=out, licence="CC0-1.0", info=info)
 
 
-# --- where the nuclei lie -------------------------------------------------------------------------------------------
+# --- positions and shapes ---------------------------------------------------------------------------------------------
 
 
 def _blob(rng: np.random.Generator, look: FieldLook) -> np.ndarray:
-    """One nucleus as a bool crop (h, w): an ellipse whose radius wavers smoothly with the angle."""
+    """One nucleus as a bool crop (h, w): an ellipse whose radius varies smoothly with the angle."""
     radius = 0.5 * look.diameter_px * np.exp(look.diameter_spread * np.clip(rng.standard_normal(), -2.5, 2.5))
     aspect = rng.uniform(1.0, 1.7)
     turn, phases = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi, 4)
-    waver = rng.normal(0, 1, 4) * np.array([0.05, 0.045, 0.025, 0.015])
+    variation = rng.normal(0, 1, 4) * np.array([0.05, 0.045, 0.025, 0.015])
     half = int(np.ceil(radius * np.sqrt(aspect) * 1.35)) + 1
     y, x = np.mgrid[-half : half + 1, -half : half + 1] + rng.uniform(-0.5, 0.5, 2)[:, None, None]
     u, v = x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)
     angle = np.arctan2(v, u)
-    edge = 1.0 + sum(waver[k] * np.cos((k + 2) * angle + phases[k]) for k in range(4))
+    edge = 1.0 + sum(variation[k] * np.cos((k + 2) * angle + phases[k]) for k in range(4))
     inside = np.hypot(u / np.sqrt(aspect), v * np.sqrt(aspect)) < radius * edge
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     return inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _lay_out(
+def _place_nuclei(
     rng: np.random.Generator, image_hw: tuple[int, int], n: int, look: FieldLook
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Boxes (N, 4) int32 and bool crops of up to n nuclei that keep to ``look.overlap``."""
+    """Boxes (N, 4) int32 and bool crops of up to n nuclei that overlap by at most ``look.overlap``."""
     height, width = image_hw
-    owner = np.zeros(image_hw, dtype=np.int32)  # 0 free, k + 1 nucleus k, -1 shared by two already
-    budget: list[float] = []  # pixels that each nucleus may still share
+    owner = np.zeros(image_hw, dtype=np.int32)  # 0: free, k + 1: nucleus k, -1: shared by two
+    budget: list[float] = []  # number of pixels that each nucleus may still share
     boxes: list[tuple[int, int, int, int]] = []
     crops: list[np.ndarray] = []
     for _ in range(n):
@@ -163,13 +170,13 @@ def _lay_out(
             if area < _MIN_VISIBLE_PX:
                 continue
             under = owner[y0:y1, x0:x1]
-            met, counts = np.unique(under[crop & (under != 0)], return_counts=True)
-            if (met.size and met[0] == -1) or counts.sum() > look.overlap * area:
+            labels, counts = np.unique(under[crop & (under != 0)], return_counts=True)
+            if (labels.size and labels[0] == -1) or counts.sum() > look.overlap * area:
                 continue
-            if any(count > budget[label - 1] for label, count in zip(met, counts, strict=True)):
+            if any(n_shared > budget[label - 1] for label, n_shared in zip(labels, counts, strict=True)):
                 continue
-            for label, count in zip(met, counts, strict=True):
-                budget[label - 1] -= count
+            for label, n_shared in zip(labels, counts, strict=True):
+                budget[label - 1] -= n_shared
             budget.append(look.overlap * area - counts.sum())
             under[crop] = np.where(under[crop] == 0, len(boxes) + 1, -1)
             boxes.append((x0, y0, x1, y1))
@@ -185,7 +192,7 @@ def _propose_centre(
     blob_hw: tuple[int, ...],
     look: FieldLook,
 ) -> tuple[float, float]:
-    """A centre (y, x): anywhere in the image, or against one of the nuclei that stand already."""
+    """A centre (y, x): anywhere in the image, or next to one of the nuclei that have been placed."""
     if not boxes or rng.random() >= look.touching:
         return float(rng.uniform(0, image_hw[0])), float(rng.uniform(0, image_hw[1]))
     x0, y0, x1, y1 = boxes[rng.integers(len(boxes))]
@@ -194,13 +201,13 @@ def _propose_centre(
     return 0.5 * (y0 + y1) + reach * float(np.sin(angle)), 0.5 * (x0 + x1) + reach * float(np.cos(angle))
 
 
-# --- how they look --------------------------------------------------------------------------------------------------
+# --- appearance -------------------------------------------------------------------------------------------------------
 
 
 def _noise(
     rng: np.random.Generator, image_hw: tuple[int, int], scale_yx: tuple[float, float], octaves: int = 1
 ) -> np.ndarray:
-    """Smooth noise (H, W) float32 of mean 0 and standard deviation 1 whose features are ``scale_yx`` pixels wide."""
+    """Smooth noise (H, W) float32 with mean 0, standard deviation 1 and features of ``scale_yx`` pixels."""
     total = np.zeros(image_hw, dtype=np.float32)
     for octave in range(octaves):
         step_y, step_x = (max(scale / 2**octave, 1.0) for scale in scale_yx)
@@ -213,7 +220,7 @@ def _noise(
 
 
 def _bend(rng: np.random.Generator, field: np.ndarray, diameter_px: float) -> np.ndarray:
-    """``field`` (H, W) seen through smooth waves some nuclei long, so that no texture follows the image's axes."""
+    """``field`` (H, W) deformed smoothly on the scale of several nuclei, so that textures do not follow the axes."""
     y, x = np.mgrid[: field.shape[0], : field.shape[1]].astype(np.float32)
     reach, scale = 2.5 * diameter_px, (7 * diameter_px, 7 * diameter_px)
     y, x = y + reach * _noise(rng, field.shape, scale), x + reach * _noise(rng, field.shape, scale)
@@ -223,7 +230,7 @@ def _bend(rng: np.random.Generator, field: np.ndarray, diameter_px: float) -> np
 def _paint_nuclei(
     rng: np.random.Generator, image_hw: tuple[int, int], boxes: np.ndarray, crops: list[np.ndarray], look: FieldLook
 ) -> np.ndarray:
-    """How much stain each pixel's nuclei hold, (H, W) float32; about 1 inside a nucleus, 0 outside; overlaps add up."""
+    """The amount of nuclear stain (H, W) float32: about 1 inside a nucleus, 0 outside; overlapping nuclei add up."""
     density = np.zeros(image_hw, dtype=np.float32)
     for (x0, y0, x1, y1), crop in zip(boxes, crops, strict=True):
         depth = cv2.distanceTransform(np.pad(crop, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -231,7 +238,7 @@ def _paint_nuclei(
         shade = rng.uniform(0.55, 1.2) * np.ones(crop.shape, dtype=np.float32)
         shade *= 1.0 + 0.25 * (rim if look.stain == "he" else -1.6 * rim)
         y, x = np.mgrid[: crop.shape[0], : crop.shape[1]]
-        for _ in range(rng.integers(0, 3)):  # nucleoli: dark in haematoxylin, holes in DAPI
+        for _ in range(rng.integers(0, 3)):  # nucleoli: darker in haematoxylin, dim in DAPI
             spot_y, spot_x = rng.uniform(0.3, 0.7, 2) * crop.shape
             spot = np.exp(-((y - spot_y) ** 2 + (x - spot_x) ** 2) / (2 * (0.07 * look.diameter_px) ** 2))
             shade *= 1.0 + spot * (0.5 if look.stain == "he" else -0.45)
@@ -242,7 +249,7 @@ def _paint_nuclei(
 
 
 def _paint_he(rng: np.random.Generator, density: np.ndarray, look: FieldLook) -> np.ndarray:
-    """uint8 (H, W, 3): light through haematoxylin and eosin by Beer's law, then blur and noise."""
+    """Light transmitted through haematoxylin and eosin (Beer-Lambert law), with blur and noise: uint8 (H, W, 3)."""
     hw, d = density.shape, look.diameter_px
     uneven = 1.0 + 0.12 * _noise(rng, hw, (12 * d, 12 * d))
     cells = cv2.GaussianBlur((density > 0).astype(np.float32), (0, 0), 0.6 * d)
@@ -263,13 +270,13 @@ def _paint_he(rng: np.random.Generator, density: np.ndarray, look: FieldLook) ->
 
 
 def _paint_fluorescence(rng: np.random.Generator, density: np.ndarray, look: FieldLook) -> np.ndarray:
-    """uint8 or uint16 (H, W): glowing nuclei, out-of-focus haze, uneven lamp, shot and read noise."""
+    """Nuclei with out-of-focus light, uneven illumination, shot noise and read noise: uint8 or uint16 (H, W)."""
     hw, d = density.shape, look.diameter_px
     lamp = np.clip(1.0 + 0.15 * _noise(rng, hw, (14 * d, 14 * d)), 0.5, 1.5)
     sharp = cv2.GaussianBlur(density, (0, 0), max(look.blur_px, 0.01))
     haze = cv2.GaussianBlur(density, (0, 0), 0.9 * d)
     light = lamp * (0.45 * sharp + 0.10 * haze) + 0.05
-    sigma = look.noise * np.sqrt(0.25 + 3.0 * light)  # shot noise grows with the root of the light
+    sigma = look.noise * np.sqrt(0.25 + 3.0 * light)  # shot noise grows with the square root of the light
     light = light + sigma * rng.standard_normal(hw).astype(np.float32)
     full = 255 if look.bit_depth == 8 else 65535
     return np.round(np.clip(light, 0, 1) * full).astype(np.uint8 if look.bit_depth == 8 else np.uint16)

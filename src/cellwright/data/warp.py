@@ -1,7 +1,13 @@
-"""One geometric change of a sample: the same map for the image and its label layers, whatever the number of objects.
+"""Geometric changes: how the pixels of an image and of its label layers move.
 
-Without an affine or elastic part every output row and column is one of the window: pixels are cut, resized, mirrored
-and turned. With one, all of it is a single remap that reads only the part of the source that it shows.
+A `Geometry` combines crop, resize, mirroring, 90-degree rotations, an affine map and an elastic deformation into one
+map. Without an affine or elastic part, rows and columns stay rows and columns, and pixels are cropped, resized,
+mirrored and rotated. Otherwise everything is a single remap, which reads only the visible part of the source.
+
+The elastic deformation is free-form deformation (Rueckert et al. 1999): the points of a coarse grid are displaced
+independently, and cubic B-splines interpolate between them. A spline of values within +-a has a slope of at most
+2 a / spacing. Below a quarter of the spacing the map therefore keeps its orientation everywhere: no object is folded,
+torn or duplicated.
 """
 
 from __future__ import annotations
@@ -15,19 +21,19 @@ import numpy as np
 from cellwright.data.labels import Labels, count_pixels, relabel
 from cellwright.data.network_input import ResizeRule, resize_antialiased
 
-# The spline is computed at every fourth pixel and is linear in between: that is as smooth to the eye, keeps the bound
-# on the slope, and costs a sixteenth.
+# The spline is evaluated at every fourth pixel and interpolated linearly in between: visually equivalent, with the same
+# bound on the slope, at a sixteenth of the cost.
 _STEP_PX = 4
 
 
 @dataclass(frozen=True)
 class Elastic:
-    """One elastic map.
+    """An elastic deformation.
 
     Attributes:
-        amplitude_px: no pixel moves further along x or y, output pixels; below a quarter of ``smoothness_px``.
-        smoothness_px: distance of the grid points, output pixels.
-        seed: of the grid points' moves.
+        amplitude_px: the largest displacement along x or y, in output pixels; below a quarter of ``smoothness_px``.
+        smoothness_px: spacing of the grid points, in output pixels.
+        seed: of the displacements of the grid points.
     """
 
     amplitude_px: float
@@ -35,7 +41,7 @@ class Elastic:
     seed: int
 
     def displacement(self, hw: tuple[int, int], linear: np.ndarray) -> np.ndarray:
-        """(2, h, w) float32: ``linear`` (2, 2) times the displacement (x, y) of every pixel of an (h, w) image."""
+        """``linear`` (2, 2) times the displacement (x, y) of each pixel of an (h, w) image: (2, h, w) float32."""
         coarse_hw = tuple(-(-side // _STEP_PX) for side in hw)
         (ys, y_weights), (xs, x_weights) = (_spline(n, self.smoothness_px) for n in coarse_hw)
         moves = np.random.default_rng(self.seed).uniform(-1, 1, (ys[-1] + 4, xs[-1] + 4, 2))
@@ -48,18 +54,18 @@ class Elastic:
 
 
 def _spline(n_samples: int, spacing_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """The first of four grid points (n_samples,) around each coarse sample, and their cubic B-spline weights (4, n)."""
-    places = ((np.arange(n_samples) + 0.5) * _STEP_PX - 0.5) / spacing_px
-    cells = np.floor(places).astype(np.int64)
-    t = places - cells
+    """The first of the four grid points (n,) around each coarse sample, and their cubic B-spline weights (4, n)."""
+    positions = ((np.arange(n_samples) + 0.5) * _STEP_PX - 0.5) / spacing_px
+    cells = np.floor(positions).astype(np.int64)
+    t = positions - cells
     return cells, np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Turn, slant and shift about the centre of the image as it is after mirroring and quarter turns.
+    """Rotation, shear and shift about the centre of the image, after mirroring and 90-degree rotations.
 
-    rotation_deg: counter-clockwise as seen. shear_deg: x by y, then y by x. shift_px: right, down.
+    rotation_deg: counter-clockwise as displayed. shear_deg: x by y, then y by x. shift_px: to the right, down.
     """
 
     rotation_deg: float = 0.0
@@ -67,7 +73,7 @@ class Affine:
     shift_px: tuple[float, float] = (0.0, 0.0)
 
     def matrix(self, hw: tuple[int, int]) -> np.ndarray:
-        """(3, 3) float64 on (x, y, 1) of an (h, w) image, corners at 0 and w or h."""
+        """(3, 3) float64 matrix for (x, y, 1) in an (h, w) image whose corners are at 0 and w or h."""
         cosine, sine = np.cos(np.radians(self.rotation_deg)), np.sin(np.radians(self.rotation_deg))
         slant_x, slant_y = np.tan(np.radians(self.shear_deg))
         turn = np.array([[cosine, sine], [-sine, cosine]])
@@ -80,17 +86,17 @@ class Affine:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Cut a window from the source, resize, mirror, turn, bend and pad it: in this order, as one map.
+    """Crop a window of the source, then resize, mirror, rotate, deform and pad it: in this order, as one map.
 
     Attributes:
         window: y0, x0, y1, x1 in source pixels, half open, inside the image.
-        out_hw: size of the resized window in pixels, before the turn.
-        horizontal_flip: mirror left and right.
-        vertical_flip: mirror top and bottom.
-        quarter_turns: 0..3 turns of 90 degrees as `numpy.rot90` (counter-clockwise).
-        affine: about the centre; what it brings in is source where there is some beyond the window. None: nothing.
-        elastic: after ``affine``. None: nothing.
-        canvas_hw: size of the output, not below that of the turned window, which lies at its top left; None: its size.
+        out_hw: size of the resized window in pixels, before rotation.
+        horizontal_flip: swap left and right.
+        vertical_flip: swap top and bottom.
+        quarter_turns: 0..3 rotations by 90 degrees counter-clockwise, as `numpy.rot90`.
+        affine: affine map about the centre, or None. It shows source pixels outside the window where there are any.
+        elastic: elastic deformation after ``affine``, or None.
+        canvas_hw: size of the output, at least that of the rotated window, which is at the top left; None: that size.
     """
 
     window: tuple[int, int, int, int]
@@ -104,28 +110,28 @@ class Geometry:
 
     @property
     def resizes(self) -> bool:
-        """Whether the window changes its size; if not and nothing bends, every output pixel is one source pixel."""
+        """Whether the window is resized."""
         y0, x0, y1, x1 = self.window
         return self.out_hw != (y1 - y0, x1 - x0)
 
     @property
-    def bends(self) -> bool:
-        """Whether rows and columns of the output are no rows and columns of the source."""
+    def deforms(self) -> bool:
+        """Whether rows and columns of the output are not rows and columns of the source."""
         return self.affine is not None or self.elastic is not None
 
     @property
-    def turned_hw(self) -> tuple[int, int]:
-        """Size of the window after resizing and turning."""
+    def rotated_hw(self) -> tuple[int, int]:
+        """Size of the window after resizing and rotation."""
         height, width = self.out_hw
         return (width, height) if self.quarter_turns % 2 else (height, width)
 
     @property
     def output_hw(self) -> tuple[int, int]:
-        """Size of the sample."""
-        return self.canvas_hw or self.turned_hw
+        """Size of the output."""
+        return self.canvas_hw or self.rotated_hw
 
     def output_from_source(self) -> np.ndarray:
-        """(3, 3) float64: source to output (x, y, 1), both with pixel centres at integers, without the elastic part."""
+        """(3, 3) float64 matrix from source to output (x, y, 1), pixel centres at integers, without ``elastic``."""
         y0, x0, y1, x1 = self.window
         height, width = self.out_hw
         steps = [np.array([[1.0, 0, 0.5 - x0], [0, 1, 0.5 - y0], [0, 0, 1]])]
@@ -147,14 +153,14 @@ class Geometry:
 
     @cached_property
     def source_from_output(self) -> np.ndarray:
-        """(2, 3) float64: the inverse of `output_from_source`, without its last row."""
+        """The inverse of `output_from_source` without its last row, (2, 3) float64."""
         return np.linalg.inv(self.output_from_source())[:2]
 
     @cached_property
     def window_xy(self) -> np.ndarray:
-        """(2, h, w) float32: where each output pixel is read, x and y in source pixels from the window's first pixel.
+        """Source position (x, y) of each output pixel, relative to the first pixel of the window: (2, h, w) float32.
 
-        From there, not from the image's corner: float32 is exact to a hundredth of a pixel in windows of any size.
+        Relative to the window, because float32 coordinates of a large image would be less accurate.
         """
         height, width = self.output_hw
         linear, start = self.source_from_output[:, :2], self.source_from_output[:, 2] - self.window[1::-1]
@@ -166,7 +172,7 @@ class Geometry:
         return xy
 
 
-# OpenCV's constant borders know four channels.
+# OpenCV supports constant borders for up to four channels.
 _MAX_CHANNELS = 4
 
 
@@ -177,17 +183,17 @@ def warp_image(
     rule: ResizeRule = "torchvision",
     fill: tuple[float, ...] | None = None,
 ) -> np.ndarray:
-    """The (h, w, C) output of ``geometry`` for an (H, W, C) image, in its own dtype, a new array.
+    """Apply a `Geometry` to an image (H, W, C). Returns a new array (h, w, C) of the same dtype.
 
     Args:
         image: uint8, int16, uint16, float32 or float64.
-        geometry: what to do. Without resizing and bending the output holds the very pixels.
-        rule: pixels are interpolated linearly; Detectron2's rule takes means first where the image shrinks, as its
+        geometry: the map. Without resizing and deformation, pixel values are copied unchanged.
+        rule: pixels are interpolated linearly; with "detectron2" an image that shrinks is first averaged, as its
             resizing at prediction does.
-        fill: (C,) values of what lies outside the image; None: zeros.
+        fill: (C,) values outside the image; None: zeros.
     """
     outside = (0.0,) * image.shape[2] if fill is None else fill
-    if geometry.bends:
+    if geometry.deforms:
         return _remap_image(image, geometry, outside, shrink_first=rule == "detectron2")
     y0, x0, y1, x1 = geometry.window
     window = image[y0:y1, x0:x1]
@@ -197,15 +203,15 @@ def warp_image(
 
 
 def warp_labels(labels: Labels, geometry: Geometry, min_visible: float) -> Labels:
-    """The objects of ``labels`` after ``geometry``: nearest pixels, boxes tight anew, numbers 1..n in the old order.
+    """Apply a `Geometry` to label layers, by nearest-neighbour sampling; boxes and areas are computed again.
 
-    The visible share is counted in source pixels inside the frame, before the elastic part, so it does not depend on
-    the scale. Ignored regions stay while a pixel of them does.
+    Objects of which less than ``min_visible`` of the area remains are dropped. This share is counted in source pixels
+    before the elastic deformation, so it does not depend on the scale. Ignored regions are kept if a pixel remains.
     """
-    visible = count_pixels(_shown(labels.layers, geometry), len(labels))
+    visible = count_pixels(_visible_part(labels.layers, geometry), len(labels))
     keep = (visible >= min_visible * labels.areas) | labels.ignore
     y0, x0, y1, x1 = geometry.window
-    if geometry.bends:
+    if geometry.deforms:
         layers = np.stack([_remap_layer(layer, geometry) for layer in labels.layers])
         return relabel(labels, layers, keep)
     window = labels.layers[:, y0:y1, x0:x1]
@@ -220,17 +226,17 @@ def warp_labels(labels: Labels, geometry: Geometry, min_visible: float) -> Label
 
 
 def _mirrored(window: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """A view of (h, w, C) pixels, mirrored and turned."""
+    """A view of (h, w, C) pixels, mirrored and rotated."""
     window = window[:, ::-1] if geometry.horizontal_flip else window
     window = window[::-1] if geometry.vertical_flip else window
     return np.rot90(window, geometry.quarter_turns)
 
 
 def _padded(pixels: np.ndarray, output_hw: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
-    """A new array of ``output_hw`` with ``pixels`` at its top left."""
+    """A new array of size ``output_hw`` with ``pixels`` at its top left."""
     height, width = pixels.shape[:2]
     if (height, width) == output_hw:
-        # A copy even where nothing changes: the caller's arrays are a cache that must stay as it is.
+        # Copy even if nothing changes: the arrays of the caller are a cache, which must not be modified.
         return pixels.copy()
     canvas = np.empty((*output_hw, pixels.shape[2]), pixels.dtype)
     canvas[:] = _in_dtype(np.array(fill), pixels.dtype)
@@ -239,7 +245,7 @@ def _padded(pixels: np.ndarray, output_hw: tuple[int, int], fill: tuple[float, .
 
 
 def _resize(window: np.ndarray, hw: tuple[int, int], rule: ResizeRule) -> np.ndarray:
-    """(h, w, C) pixels resized as the network's input is at prediction, in their own dtype."""
+    """(h, w, C) pixels resized like the network input at prediction; the dtype is kept."""
     if rule == "detectron2":
         return _in_dtype(resize_antialiased(window, hw), window.dtype)
     planes = [np.ascontiguousarray(part) for part in _by_channels(window)]
@@ -274,7 +280,7 @@ def _remap_layer(layer: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def _read_window(geometry: Geometry, image_hw: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """y0, x0, y1, x1 of the source that the output shows, with a pixel around it; at least one pixel of the image."""
+    """y0, x0, y1, x1 of the visible part of the source plus a margin of one pixel; contains at least one pixel."""
     bounds = []
     for values, start, side in zip(geometry.window_xy[::-1], geometry.window[:2], image_hw, strict=True):
         low = min(max(start + int(np.floor(values.min())) - 1, 0), side - 1)
@@ -282,8 +288,8 @@ def _read_window(geometry: Geometry, image_hw: tuple[int, ...]) -> tuple[int, in
     return bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1]
 
 
-def _shown(layers: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """(L, h, w) the part of ``layers`` whose pixel centres the output's frame holds, the elastic part left out."""
+def _visible_part(layers: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The part of ``layers`` whose pixel centres are inside the output, without the elastic part: (L, h, w)."""
     if geometry.affine is None:
         y0, x0, y1, x1 = geometry.window
         return layers[:, y0:y1, x0:x1]
@@ -291,10 +297,10 @@ def _shown(layers: np.ndarray, geometry: Geometry) -> np.ndarray:
     matrix = geometry.output_from_source()
     ys, xs = np.arange(y0, y1), np.arange(x0, x1)
     first, last = np.full(len(ys), -np.inf), np.full(len(ys), np.inf)
-    # A row of the source meets the frame in one stretch: where both output coordinates lie between -.5 and side - .5.
+    # Each row of the source is visible in one interval: where both output coordinates are between -.5 and side - .5.
     for (per_x, per_y, start), side in zip(matrix[:2], geometry.output_hw[::-1], strict=True):
         offset = per_y * ys + start
-        if abs(per_x) * max(layers.shape) < 1e-6:  # px that a whole row rises: it lies inside, or outside
+        if abs(per_x) * max(layers.shape) < 1e-6:  # the row is parallel to the edge: all inside or all outside
             inside = (offset >= -0.5) & (offset < side - 0.5)
             ends = np.where(inside, [[-np.inf], [np.inf]], [[np.inf], [-np.inf]])
         else:
@@ -309,11 +315,13 @@ def _by_channels(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def _joined(parts: list[np.ndarray], hw: tuple[int, int]) -> np.ndarray:
-    return parts[0].reshape(*hw, -1) if len(parts) == 1 else np.concatenate([one.reshape(*hw, -1) for one in parts], 2)
+    if len(parts) == 1:
+        return parts[0].reshape(*hw, -1)
+    return np.concatenate([part.reshape(*hw, -1) for part in parts], axis=2)
 
 
 def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """``values`` in ``dtype``; integers are rounded and clipped."""
+    """``values`` converted to ``dtype``; integers are rounded and clipped."""
     if values.dtype == dtype or not np.issubdtype(dtype, np.integer):
         return values.astype(dtype, copy=False)
     limits = np.iinfo(dtype)

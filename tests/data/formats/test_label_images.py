@@ -157,7 +157,7 @@ def test_a_tiff_whose_directories_run_in_a_circle_is_refused(tmp_path):
     end = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")
     data[end : end + 4] = data[4:8]
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="run in a circle"):
+    with pytest.raises(FormatError, match="link in a circle"):
         read_label_map(path)
 
 

@@ -1,4 +1,8 @@
-"""From a file to an `Image`: decode in the file's own dtype, and say what was read."""
+"""Find image files and read them as `Image`: pixels in the dtype of the file, named channels, pixel size.
+
+PNG, JPEG, BMP and WebP are decoded here, TIFF in `cellwright.data.images.tiff`. Nothing is converted on reading: an
+image of three channels stays as it is, and `cellwright.data.network_input` fits it to a network.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import InputError
 from cellwright.core.files import unreadable
-from cellwright.core.image import Image
-from cellwright.data.images.tiff import RGB_NAMES, pick_channel, read_tiff, read_tiff_header
+from cellwright.core.image import CHANNEL_NAMES, Image, channel_index
+from cellwright.data.images.tiff import damaged_image, read_tiff, read_tiff_header
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -22,53 +26,57 @@ if TYPE_CHECKING:
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
-# What our own commands leave beside or among images; a verb never takes its own outputs for inputs.
+# Files that cellwright writes beside images; they are never used as input images.
 OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png")
 OUTPUT_NAMES = frozenset({"contact_sheet.png"})
 
-CHANNEL_NAMES = {1: ("grey",), 2: ("grey", "A"), **RGB_NAMES}
-# A byte of a deflate stream gives at most 1032 (RFC 1951); a file that claims more pixels is damaged or hostile, and
-# decoding it would reserve the claimed memory first.
+# A deflate stream expands by a factor of at most 1032 (RFC 1951). A file that claims more pixels is damaged or
+# malicious, and decoding it would allocate the claimed memory first.
 MAX_DEFLATE_RATIO = 1100
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Channels by the colour type in a PNG's header: grey, RGB, palette (decoded to RGB), grey + alpha, RGBA.
+# Number of channels by the colour type in a PNG header: grey, RGB, palette (decoded to RGB), grey and alpha, RGBA.
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says about itself before anything is decoded."""
+    """The facts in the header of an image file: size, number of channels, and bits per channel."""
 
     image_hw: tuple[int, int]
     n_channels: int
     bits: int
 
 
-def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
-    """Read PNG, JPEG, BMP, WebP, TIFF or OME-TIFF as it is: own dtype, RGBA kept as R, G, B, A.
+# --- reading --------------------------------------------------------------------------------------------------------
 
-    channel: name or 0-based index of the one channel to keep; needed where there are several that are not RGB.
-    z: 0-based plane of a stack; needed where there are several planes.
-    Raises `InputError` for an absent file or an open choice (listing what was found), `FormatError` naming a file
-    that is truncated or damaged. EXIF rotation is not applied: annotations are drawn on the stored pixels.
+
+def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
+    """Read a PNG, JPEG, BMP, WebP, TIFF or OME-TIFF file in its own dtype; RGBA keeps its alpha channel.
+
+    channel: name or 0-based index of the channel to read; required if there are several channels other than RGB.
+    z: 0-based plane of a z stack; required if there are several planes.
+
+    Raises `InputError` if the file does not exist, or if a required choice is missing (it lists the choices), and
+    `FormatError` if the file is truncated or damaged. EXIF rotation is not applied, because annotations refer to the
+    stored pixels.
     """
     path = Path(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         data, names, pixel_size_um = read_tiff(path, channel=channel, z=z)
-        return Image(_own_dtype(data, path), names, pixel_size_um, str(path))
+        return Image(_supported_dtype(data, path), names, pixel_size_um, str(path))
     data = _decode(path)
     data = data[:, :, None] if data.ndim == 2 else data
-    names = CHANNEL_NAMES[data.shape[2]]
+    names = ("grey", "A") if data.shape[2] == 2 else CHANNEL_NAMES[data.shape[2]]
     if z not in (None, 0):
-        raise InputError("this image is not a stack", where=path, got=f"z = {z}", remedy="leave --z out")
+        raise InputError("this image is not a stack", where=path, got=f"z = {z}", remedy="omit `z`")
     if channel is not None:
-        keep = pick_channel(names, channel, path)
+        keep = channel_index(names, channel, path)
         data, names = data[:, :, keep : keep + 1], names[keep : keep + 1]
     return Image(data, names, None, str(path))
 
 
 def image_header(path: Path | str) -> ImageHeader:
-    """Size, channels and bit depth from the header. `InputError` or `FormatError` names the file."""
+    """Size, channels and bit depth from the header of a file. Raises `InputError` or `FormatError` that names it."""
     path = Path(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         header = read_tiff_header(path)
@@ -80,12 +88,12 @@ def image_header(path: Path | str) -> ImageHeader:
 
 
 def image_hw_of(path: Path | str) -> tuple[int, int]:
-    """(height, width) from the header alone."""
+    """(height, width) from the header of a file."""
     return image_header(path).image_hw
 
 
 def decode_png(data: bytes, path: Path | str) -> np.ndarray:
-    """Pixels (H, W) or (H, W, C) of a PNG held in memory, palettes resolved; `FormatError` where it is damaged."""
+    """Pixels (H, W) or (H, W, C) of a PNG in memory, with palettes resolved. Raises `FormatError` if it is damaged."""
     import imagecodecs
 
     try:
@@ -97,60 +105,12 @@ def decode_png(data: bytes, path: Path | str) -> np.ndarray:
         raise damaged_image(path, error) from error
 
 
-def damaged_image(path: Path | str, error: Exception) -> FormatError:
-    """The error for a file that is truncated or not an image."""
-    return FormatError(
-        "this image cannot be decoded",
-        where=path,
-        got=f"{type(error).__name__}: {error}",
-        expected="a whole image file",
-        remedy="copy or download the file again, or take it out of the folder",
-    )
-
-
 def read_file(path: Path | str) -> bytes:
-    """All bytes of a file; `InputError` naming it where it is absent or not readable."""
+    """The content of a file. Raises `InputError` if it does not exist or cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise unreadable(path, error, "image") from error
-
-
-def find_images(path: Path | str) -> list[Path]:
-    """The image files at ``path``: itself, or everything below a folder, sorted; never empty.
-
-    Hidden files and folders (such as ``.ipynb_checkpoints``) and this tool's own outputs are passed over.
-    """
-    path = Path(path)
-    if path.is_file():
-        if not is_image_name(path.name):
-            known = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise InputError("this is not an image file", where=path, got=path.suffix or "no suffix", expected=known)
-        return [path]
-    if not path.is_dir():
-        raise InputError("no such file or folder", where=path, remedy="check the path")
-    found = sorted(file for file in walk_visible(path) if is_image_name(file.name) and not is_own_output(file.name))
-    if not found:
-        known = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError("this folder holds no image", where=path, expected=f"files ending in {known}")
-    return found
-
-
-def walk_visible(root: Path) -> Iterator[Path]:
-    """Every file below ``root`` that is not hidden and not in a hidden folder."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name ends as an image does."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_own_output(name: str) -> bool:
-    """Whether a file name is one that `predict` or `data show` leaves."""
-    return name in OUTPUT_NAMES or name.endswith(OUTPUT_ENDINGS)
 
 
 def _decode(path: Path) -> np.ndarray:
@@ -158,7 +118,7 @@ def _decode(path: Path) -> np.ndarray:
         return decode_png(read_file(path), path)
     with _open_pillow(path) as opened:
         try:
-            # A palette or a bilevel image is not pixels yet; every other mode keeps its channels.
+            # Convert palettes and colour spaces other than RGB; all other modes keep their channels.
             plain = opened.convert("RGB") if opened.mode in ("P", "CMYK", "YCbCr") else opened
             return np.asarray(plain.convert("L") if plain.mode == "1" else plain)
         except (OSError, ValueError, SyntaxError) as error:
@@ -170,8 +130,7 @@ def _open_pillow(path: Path) -> PillowImage:
     from PIL import UnidentifiedImageError
 
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        known = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError("this is not an image file", where=path, got=path.suffix or "no suffix", expected=known)
+        raise _not_an_image(path)
     try:
         return Pillow.open(path)
     except UnidentifiedImageError as error:
@@ -194,8 +153,8 @@ def _png_header(path: Path) -> ImageHeader:
     return ImageHeader((height, width), PNG_CHANNELS[colour], max(bits, 8))
 
 
-def _own_dtype(data: np.ndarray, path: Path) -> np.ndarray:
-    """8- and 16-bit and float32 stay; wider integers that hold an image do not exist, so they are refused."""
+def _supported_dtype(data: np.ndarray, path: Path) -> np.ndarray:
+    """Keep uint8, uint16 and float32, convert bool and other floats; refuse wider integers, which are labels."""
     if data.dtype in (np.uint8, np.uint16, np.float32):
         return data
     if data.dtype == bool:
@@ -207,5 +166,50 @@ def _own_dtype(data: np.ndarray, path: Path) -> np.ndarray:
         where=path,
         got=data.dtype,
         expected="uint8, uint16 or float",
-        remedy="if these are labels, give the file as masks; else save the image as 16-bit",
+        remedy="if these are labels, use the file as masks; otherwise save the image as 16-bit",
     )
+
+
+# --- finding files --------------------------------------------------------------------------------------------------
+
+
+def find_images(path: Path | str) -> list[Path]:
+    """The image file at ``path``, or all image files below a folder, sorted; never empty.
+
+    Hidden files and folders (such as ``.ipynb_checkpoints``) and outputs of cellwright are skipped. Raises `InputError`
+    if there is no image.
+    """
+    path = Path(path)
+    if path.is_file():
+        if not is_image_name(path.name):
+            raise _not_an_image(path)
+        return [path]
+    if not path.is_dir():
+        raise InputError("no such file or folder", where=path, remedy="check the path")
+    images = sorted(file for file in walk_visible(path) if is_image_name(file.name) and not is_own_output(file.name))
+    if not images:
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError("this folder has no images", where=path, expected=f"files ending in {known}")
+    return images
+
+
+def walk_visible(root: Path) -> Iterator[Path]:
+    """All files below ``root`` that are not hidden and not in a hidden folder."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_own_output(name: str) -> bool:
+    """Whether a file name is that of an output of cellwright."""
+    return name in OUTPUT_NAMES or name.endswith(OUTPUT_ENDINGS)
+
+
+def _not_an_image(path: Path) -> InputError:
+    known = ", ".join(sorted(IMAGE_SUFFIXES))
+    return InputError("this is not an image file", where=path, got=path.suffix or "no suffix", expected=known)

@@ -1,4 +1,4 @@
-"""TIFF, OME-TIFF and ImageJ TIFF: one (H, W, C) image out of whatever axes the file has."""
+"""Read TIFF, OME-TIFF and ImageJ TIFF: the axes of the file become one image (H, W, C)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import unreadable
+from cellwright.core.image import CHANNEL_NAMES, channel_index
 
 if TYPE_CHECKING:
     import tifffile
 
-# Pages of one file; bytes of pixels in one byte of a file.
+# Limits of a valid file: pages per file, and bytes of decoded pixels per byte of the file.
 MAX_DIRECTORIES = 100_000
 MAX_CODEC_RATIO = 20_000
 
-RGB_NAMES = {3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
-
-# What tifffile calls an axis that the file does not name; a plain stack of pages is read as z.
+# The letters that tifffile gives to unnamed axes; an unnamed stack of pages is read as a z stack.
 UNNAMED_AXES = "QI"
 
-# Microns per unit, as OME and ImageJ spell the units.
+# Microns per unit, with the unit names of OME and ImageJ.
 MICRONS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Axes, shape and names of a file's first series; nothing is decoded."""
+    """Axes, shape, dtype, channel names and pixel size of the first series of a file, before decoding."""
 
     axes: str
     shape: tuple[int, ...]
@@ -41,7 +40,7 @@ class TiffHeader:
     pixel_size_um: tuple[float, float] | None
 
     def extent(self, axis: str) -> int:
-        """Length along ``axis``; 1 where the file has no such axis."""
+        """Length along ``axis``; 1 if the file has no such axis."""
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
 
     @property
@@ -56,7 +55,7 @@ class TiffHeader:
 
 
 def read_tiff_header(path: Path | str) -> TiffHeader:
-    """Header of the first series; `FormatError` where the file is not a readable TIFF."""
+    """The header of the first series. Raises `FormatError` if the file is not a readable TIFF."""
     with _open(path) as tif:
         return _header(tif, path)
 
@@ -64,10 +63,11 @@ def read_tiff_header(path: Path | str) -> TiffHeader:
 def read_tiff(
     path: Path | str, *, channel: str | int | None = None, z: int | None = None
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[float, float] | None]:
-    """Data (H, W, C) in its own dtype, C channel names, and the pixel size (y, x) in microns or None.
+    """Data (H, W, C) in the dtype of the file, C channel names, and the pixel size (y, x) in microns or None.
 
-    A file with several channels that are not RGB needs ``channel`` (a name or a 0-based index), a stack needs ``z``
-    (0-based); otherwise `InputError` lists what was found.
+    RGB and RGBA images are read with all channels. Of other images with several channels, ``channel`` (a name or a
+    0-based index) selects one, and of a stack ``z`` (0-based) selects one plane; without it `InputError` lists the
+    channels or planes of the file.
     """
     with _open(path) as tif:
         header = _header(tif, path)
@@ -75,17 +75,17 @@ def read_tiff(
         try:
             data = tif.series[0].asarray()
             if data.shape != header.shape:
-                raise ValueError(f"pixels of shape {data.shape}, a header of {header.shape}")
-        except Exception as error:  # tifffile and its codecs raise many types on damaged files
-            raise _damaged(path, error) from error
+                raise ValueError(f"pixels of shape {data.shape}, but a header of {header.shape}")
+        except Exception as error:  # tifffile and its codecs raise many types for damaged files
+            raise damaged_image(path, error) from error
     axes = header.axes
     for axis in [a for a in axes if a not in "YXSC"]:
         data = np.take(data, _plane(header, axis, z, path), axis=axes.index(axis))
         axes = axes.replace(axis, "")
     data, names = _channel_last(data, axes, header)
-    if names in RGB_NAMES.values() and channel is None:
+    if names in CHANNEL_NAMES.values() and channel is None:
         return data, names, header.pixel_size_um
-    keep = _channel_index(names, channel, path, header)
+    keep = _chosen_channel(names, channel, path, header)
     return data[:, :, keep : keep + 1], (names[keep],), header.pixel_size_um
 
 
@@ -99,46 +99,47 @@ def _open(path: Path | str) -> tifffile.TiffFile:
         raise
     except OSError as error:
         raise unreadable(path, error, "image") from error
-    except Exception as error:  # a damaged header surfaces as TiffFileError, struct.error, ValueError, ...
-        raise _damaged(path, error) from error
+    except Exception as error:  # a damaged header raises TiffFileError, struct.error, ValueError, ...
+        raise damaged_image(path, error) from error
 
 
 def check_directories(path: Path | str) -> None:
-    """`FormatError` for a TIFF whose chain of directories runs in a circle, which would be followed without end."""
+    """Raise `FormatError` for a TIFF whose directories link in a circle, which a reader would follow forever."""
     with Path(path).open("rb") as file:
         head = file.read(16)
         order, big = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
         counts, offsets, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
         word = struct.calcsize(offsets)
-        place = head[8:16] if big else head[4:8]
-        seen: set[int] = set()
-        while len(place) == word:
-            (at,) = struct.unpack(order + offsets, place)
-            if at in seen or len(seen) > MAX_DIRECTORIES:
-                raise _damaged(path, ValueError("its directories run in a circle"))
-            seen.add(at)
-            file.seek(min(at, 1 << 60))
-            count = file.read(struct.calcsize(counts))
-            if not at or len(count) < struct.calcsize(counts):
+        link = head[8:16] if big else head[4:8]
+        visited: set[int] = set()
+        while len(link) == word:
+            (start,) = struct.unpack(order + offsets, link)
+            if start in visited or len(visited) > MAX_DIRECTORIES:
+                raise damaged_image(path, ValueError("its directories link in a circle"))
+            visited.add(start)
+            file.seek(min(start, 1 << 60))
+            n_entries = file.read(struct.calcsize(counts))
+            if not start or len(n_entries) < struct.calcsize(counts):
                 return
-            file.seek(min(entry * struct.unpack(order + counts, count)[0], 1 << 40), 1)
-            place = file.read(word)
+            file.seek(min(entry * struct.unpack(order + counts, n_entries)[0], 1 << 40), 1)
+            link = file.read(word)
 
 
 def check_plausible(decoded_bytes: float, path: Path | str) -> None:
-    """`FormatError` for a file that claims more pixels than any codec squeezes into its size."""
+    """Raise `FormatError` for a file that claims more pixels than any codec compresses to its size."""
     size = Path(path).stat().st_size
     if decoded_bytes > MAX_CODEC_RATIO * size:
-        raise _damaged(path, ValueError(f"{decoded_bytes:.3g} bytes of pixels in a file of {size} bytes"))
+        raise damaged_image(path, ValueError(f"{decoded_bytes:.3g} bytes of pixels in a file of {size} bytes"))
 
 
-def _damaged(path: Path | str, error: Exception) -> FormatError:
+def damaged_image(path: Path | str, error: Exception) -> FormatError:
+    """The error for a file that is truncated, damaged or not an image."""
     return FormatError(
         "this image cannot be decoded",
         where=path,
         got=f"{type(error).__name__}: {error}",
-        expected="a whole image file",
-        remedy="copy or download the file again, or take it out of the folder",
+        expected="a complete image file",
+        remedy="copy or download the file again, or remove it from the folder",
     )
 
 
@@ -148,13 +149,13 @@ def _header(tif: tifffile.TiffFile, path: Path | str) -> TiffHeader:
         axes, shape = series.axes, tuple(int(n) for n in series.shape)
         dtype = np.dtype(series.dtype)
         names, pixel_size = _metadata(tif)
-    except Exception as error:  # a damaged directory surfaces as IndexError, struct.error, ValueError, ...
-        raise _damaged(path, error) from error
+    except Exception as error:  # a damaged directory raises IndexError, struct.error, ValueError, ...
+        raise damaged_image(path, error) from error
     if "Y" not in axes or "X" not in axes:
-        raise FormatError("this TIFF holds no image plane", where=path, got=f"axes {axes}", expected="Y and X axes")
+        raise FormatError("this TIFF has no image plane", where=path, got=f"axes {axes}", expected="axes Y and X")
     if 0 in shape:
         raise FormatError(
-            "this TIFF holds no pixel", where=path, got=f"axes {axes} of {shape}", remedy="save it again, or remove it"
+            "this TIFF has no pixels", where=path, got=f"axes {axes} of {shape}", remedy="save it again, or remove it"
         )
     n_channels = shape[axes.index("C")] if "C" in axes else 1
     if len(names) != n_channels:
@@ -186,7 +187,7 @@ def _ome_metadata(xml: str) -> tuple[tuple[str, ...], tuple[float, float] | None
 
 
 def _resolution(tif: tifffile.TiffFile, microns_per_unit: float | None) -> tuple[float, float] | None:
-    """Pixel size of an ImageJ file: its resolution tags count pixels per unit of its metadata."""
+    """Pixel size of an ImageJ file, whose resolution tags are in pixels per unit of the metadata."""
     tags = tif.pages.first.tags
     if microns_per_unit is None or "XResolution" not in tags or "YResolution" not in tags:
         return None
@@ -198,7 +199,7 @@ def _resolution(tif: tifffile.TiffFile, microns_per_unit: float | None) -> tuple
 
 
 def _plane(header: TiffHeader, axis: str, z: int | None, path: Path | str) -> int:
-    """Index along an axis that is neither plane nor channel."""
+    """The index to read along an axis that is neither Y, X nor channel."""
     extent = header.extent(axis)
     if extent == 1:
         return 0
@@ -207,25 +208,25 @@ def _plane(header: TiffHeader, axis: str, z: int | None, path: Path | str) -> in
             f"this file has several planes along axis {axis}",
             where=path,
             got=header.describe(),
-            expected="one image, with channels or a z stack at most",
-            remedy=f"save one plane of axis {axis} a file",
+            expected="a single image, optionally with channels or as a z stack",
+            remedy=f"save each plane of axis {axis} as a file of its own",
         )
     if z is None:
         raise InputError(
-            "this file is a stack and no plane was chosen",
+            "this file is a z stack and no plane was chosen",
             where=path,
             got=header.describe(),
-            remedy=f"choose a plane with --z 0 to --z {extent - 1}",
+            remedy=f"choose a plane with `z`, 0 to {extent - 1}",
         )
     if not 0 <= z < extent:
         raise UsageError(
-            "there is no such plane", where=path, got=f"z = {z}", expected=f"0 to {extent - 1} ({header.describe()})"
+            "no such plane", where=path, got=f"z = {z}", expected=f"0 to {extent - 1} ({header.describe()})"
         )
     return z
 
 
 def _channel_last(data: np.ndarray, axes: str, header: TiffHeader) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Data (H, W, C) and its channel names, from axes made of Y, X, C and S (samples of a pixel: RGB)."""
+    """Data (H, W, C) and its channel names, from the axes Y, X, C and S (samples per pixel: RGB)."""
     order = [axes.index(a) for a in "YXCS" if a in axes]
     data = data.transpose(order)
     height, width = data.shape[:2]
@@ -234,11 +235,11 @@ def _channel_last(data: np.ndarray, axes: str, header: TiffHeader) -> tuple[np.n
     if samples == 1:
         return data, header.channel_names
     if channels == 1:
-        return data, RGB_NAMES.get(samples, tuple(str(i) for i in range(samples)))
+        return data, CHANNEL_NAMES.get(samples, tuple(str(i) for i in range(samples)))
     return data, tuple(f"{name}.{s}" for name in header.channel_names for s in range(samples))
 
 
-def _channel_index(names: tuple[str, ...], channel: str | int | None, path: Path | str, header: TiffHeader) -> int:
+def _chosen_channel(names: tuple[str, ...], channel: str | int | None, path: Path | str, header: TiffHeader) -> int:
     if channel is None:
         if len(names) == 1:
             return 0
@@ -246,17 +247,6 @@ def _channel_index(names: tuple[str, ...], channel: str | int | None, path: Path
             "this image has several channels that are not red, green and blue, and none was chosen",
             where=path,
             got=header.describe(),
-            remedy=f"choose one with --channel: {', '.join(names)} (or 0 to {len(names) - 1})",
+            remedy=f"choose one with `channel`: {', '.join(names)} (or 0 to {len(names) - 1})",
         )
-    return pick_channel(names, channel, path)
-
-
-def pick_channel(names: tuple[str, ...], channel: str | int, path: Path | str | None) -> int:
-    """Index of a channel given by name or 0-based index; `UsageError` lists the names that exist."""
-    if isinstance(channel, str) and channel in names:
-        return names.index(channel)
-    if str(channel).isdecimal() and int(channel) < len(names):
-        return int(channel)
-    raise UsageError(
-        "there is no such channel", where=path, got=channel, expected=f"{', '.join(names)} (or 0 to {len(names) - 1})"
-    )
+    return channel_index(names, channel, path)

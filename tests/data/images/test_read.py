@@ -1,4 +1,4 @@
-"""Decoding: own dtype, named channels, and messages that name the file."""
+"""Reading images: dtypes, channel names, and error messages that name the file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RGB8 = RNG.integers(0, 256, (20, 30, 3), np.uint8)
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_agrees_with_pillow(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_pixels_equal_those_of_pillow(tmp_path: Path, mode: str, suffix: str) -> None:
     if suffix == ".tif" and mode in ("LA", "P", "1"):
-        pytest.skip("no such TIFF in use")
+        pytest.skip("TIFF files do not use this mode")
     picture = Pillow.fromarray(RGB8).convert(mode)
     path = tmp_path / f"a{suffix}"
     picture.save(path)
@@ -53,7 +53,7 @@ def test_jpeg_equals_pillow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
-def test_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     Pillow.fromarray(RGB8).save(path)
     whole = path.read_bytes()
@@ -66,21 +66,21 @@ def test_truncated_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
-def test_a_file_that_is_no_image_is_named_by_its_header_too(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("this is not an image at all, not even a little")
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("this is not an image, whatever its name says")
     for read in (read_image, image_header):
         with pytest.raises(FormatError, match=name):
             read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
-def test_absent_file(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     for read in (read_image, image_header):
         with pytest.raises(InputError, match=rf"where: .*{name}\n  got: No such file"):
             read(tmp_path / name)
 
 
-def test_ome_tiff_channels_pixel_size_and_choice(tmp_path: Path) -> None:
+def test_ome_tiff_has_channels_and_pixel_size(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     planes = RNG.integers(0, 65536, (2, 20, 30)).astype(np.uint16)
     metadata = {
@@ -93,7 +93,7 @@ def test_ome_tiff_channels_pixel_size_and_choice(tmp_path: Path) -> None:
     }
     tifffile.imwrite(path, planes, photometric="minisblack", metadata=metadata)
     with pytest.raises(
-        InputError, match=r"got: CYX uint16 \(2, 20, 30\), channels DAPI, actin(.|\n)*--channel: DAPI, actin"
+        InputError, match=r"got: CYX uint16 \(2, 20, 30\), channels DAPI, actin(.|\n)*`channel`: DAPI, actin"
     ):
         read_image(path)
     for channel in ("actin", "1", 1):
@@ -105,11 +105,11 @@ def test_ome_tiff_channels_pixel_size_and_choice(tmp_path: Path) -> None:
         read_image(path, channel="GFP")
 
 
-def test_stack_needs_a_plane(tmp_path: Path) -> None:
+def test_a_stack_needs_a_plane(tmp_path: Path) -> None:
     planes = RNG.integers(0, 256, (5, 20, 30), np.uint8)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "ZYX", "unit": "um"}, resolution=(4.0, 2.0))
-    with pytest.raises(InputError, match=r"stack(.|\n)*--z 0 to --z 4"):
+    with pytest.raises(InputError, match=r"stack(.|\n)*plane with `z`, 0 to 4"):
         read_image(path)
     with pytest.raises(UsageError, match=r"got: z = 5\n  expected: 0 to 4"):
         read_image(path, z=5)
@@ -127,7 +127,7 @@ def test_rgb_tiff_in_either_layout(tmp_path: Path, planar: str) -> None:
     assert image.channels == ("R", "G", "B")
 
 
-def test_time_series_is_refused_and_wide_integers_too(tmp_path: Path) -> None:
+def test_time_series_and_wide_integers_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", np.zeros((3, 8, 9), np.uint8), imagej=True, metadata={"axes": "TYX"})
     with pytest.raises(InputError, match="several planes along axis T"):
         read_image(tmp_path / "t.tif")
@@ -136,7 +136,7 @@ def test_time_series_is_refused_and_wide_integers_too(tmp_path: Path) -> None:
         read_image(tmp_path / "i.tif")
 
 
-def test_find_images_passes_over_hidden_files_and_own_outputs(tmp_path: Path) -> None:
+def test_find_images_skips_hidden_files_and_own_outputs(tmp_path: Path) -> None:
     for name in (
         "b.png",
         "sub/a.tif",
@@ -152,7 +152,7 @@ def test_find_images_passes_over_hidden_files_and_own_outputs(tmp_path: Path) ->
 
 
 def test_find_images_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(InputError, match="has no images"):
         find_images(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         find_images(tmp_path / "absent")
