@@ -85,6 +85,12 @@ class Run:
         metrics: metrics of the best model on the validation images by name, without undefined ones; empty if there are
             no validation images.
         finished: whether the run has reached its end.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import cellwright as cw
+        >>> cw.Run(Path("runs/mine"), {"AP@all": 0.4471, "pq": 0.5953}, finished=True)
+        Run('runs/mine', finished, AP@all 0.447, pq 0.595)
     """
 
     folder: Path
@@ -398,7 +404,7 @@ def _loader(recipe: Recipe, training: Dataset, network: Network) -> TrainingLoad
         augment=recipe.augment,
         data=recipe.data,
         resize_rule=CONVENTIONS[recipe.conventions].resize_rule,
-        stride=network.stride,  # type: ignore[arg-type]
+        stride=network.stride,
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
     )

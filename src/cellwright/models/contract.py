@@ -68,8 +68,10 @@ class Segmenter(Protocol):
 class Network(Protocol):
     """A trainable ``nn.Module``. ``train()`` and ``eval()`` change normalisation layers only, never a return type."""
 
-    stride: int
-    """H and W of every image tensor must be multiples of it, px."""
+    @property
+    def stride(self) -> int:
+        """H and W of every image tensor must be multiples of it, px."""
+        ...
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, already weighted; the training loop sums them. Finite for images without objects."""

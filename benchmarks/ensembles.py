@@ -1,6 +1,6 @@
 """Test-time augmentation, ensembles and tuned thresholds: the accuracy and cost of each, in one table.
 
-    python benchmarks/last_points.py --data work/vrdl --model runs/flow --other runs/quick [--views flips]
+    python benchmarks/ensembles.py --data work/vrdl --model runs/flow --other runs/quick [--views flips]
 
 Evaluated on the images of the split "val"; the tuned rows use the thresholds and the calibration that `cellwright tune`
 finds on the split "train", so nothing is chosen on the reported images. The score of a tuned model is its expected IoU,
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a run or a model folder")
     parser.add_argument("--other", type=Path, required=True, help="a run or model folder of another model family")
     parser.add_argument("--views", default="flips")
-    parser.add_argument("--out", type=Path, default=Path("work/last_points"))
+    parser.add_argument("--out", type=Path, default=Path("work/ensembles"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     done: list[dict[str, object]] = []
