@@ -22,15 +22,15 @@ import torch
 
 import cellwright as cw
 from cellwright.api.fused_model import fused_model
-from cellwright.api.lost import candidates_of
 from cellwright.api.models import Model
-from cellwright.api.sides import Sides
-from cellwright.api.tuning import TunePlan
-from cellwright.api.tuning import run_plan as tune
+from cellwright.api.tune import TunePlan
+from cellwright.api.tune import run as tune
 from cellwright.core.dataset import Loaded, Sample
 from cellwright.data.views import parse_views
 from cellwright.evaluation.lost_recall import CAUSES, lost_recall
-from cellwright.evaluation.match import PairOptions, pair_image
+from cellwright.evaluation.matching import PairOptions, pair_image
+from cellwright.evaluation.pairing import PairedImages
+from cellwright.prediction.evaluate import candidates_of
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.options import Outcome
 from tables import markdown
@@ -43,15 +43,16 @@ def tuned(run: Path, args: argparse.Namespace, views: str | None) -> Model:
     """``run`` tuned on the training images with ``views``; an existing result is used."""
     folder = args.out / (f"{run.name}_tuned" + ("" if views is None else "_in_views"))
     if not (folder / "model.json").is_file():
-        tune(TunePlan(run, args.data, folder, split="train", views=views))
+        tune(TunePlan(run, data=args.data, out=folder, split="train", views=views))
     return cw.load_model(folder)
 
 
 def lost(model: Model, sample: Sample, outcome: Outcome) -> Counter[str]:
     """The number of missed objects of an image by cause."""
     threshold, names = model.options.score_threshold, model.class_names
-    found = replace(sample, load=Loaded(outcome.candidates))
-    candidates, _ = candidates_of(Sides("", (found,), (sample,), names, threshold), model)
+    predicted = replace(sample, load=Loaded(outcome.candidates))
+    predictor = replace(model.predictor, options=model.options)
+    candidates, _ = candidates_of(PairedImages("", (predicted,), (sample,), names, threshold), predictor)
     truth = sample.read_instances()
     pairs = pair_image(truth, outcome.candidates, sample.id, PairOptions()).above(threshold)
     return Counter(lost_recall(truth, candidates[0], pairs))

@@ -95,7 +95,7 @@ def write_labels(folder: Path) -> None:
 
 def coco_cellwright(folder: Path) -> Callable[[], list[float]]:
     from cellwright.data.formats import ReadOptions, read_dataset
-    from cellwright.evaluation.report import evaluate_pairs
+    from cellwright.evaluation.evaluate import evaluate_pairs
 
     def run() -> list[float]:
         truth = read_dataset(folder / "truth.json", ReadOptions(require_images=False))
@@ -142,7 +142,7 @@ def coco_peer(module: str) -> Callable[[Path], Callable[[], list[float]]]:
 def labels_cellwright(folder: Path) -> Callable[[], list[float]]:
     from cellwright.core.instances import Instances
     from cellwright.core.masks import MaskSet
-    from cellwright.evaluation.report import evaluate_pairs
+    from cellwright.evaluation.evaluate import evaluate_pairs
 
     truth, predicted = np.load(folder / "truth.npy"), np.load(folder / "predicted.npy")
 

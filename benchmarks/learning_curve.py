@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import cellwright as cw
-from cellwright.api.judge import JudgePlan
-from cellwright.api.judge import run_plan as judge
+from cellwright.api.evaluate import EvaluatePlan
+from cellwright.api.evaluate import run as evaluate
 from cellwright.core.dataset import Dataset
 from tables import markdown
 
@@ -49,7 +49,7 @@ def train_and_evaluate(recipe: str, n_images: int, args: argparse.Namespace) -> 
     """One row: ``recipe`` trained on ``n_images``, evaluated on all validation images."""
     data, folder = cw.read_dataset(args.data), args.out / recipe.replace("/", "_") / f"{n_images}_images"
     chosen = subset(data, n_images)
-    trial, run, judged = folder / "timing", folder / "run", folder / "evaluation"
+    trial, run, evaluated = folder / "timing", folder / "run", folder / "evaluation"
     if not (trial / "DONE").is_file():
         short = (f"train.length={TIMED_STEPS} steps", *last_step_only(TIMED_STEPS))
         training_only = chosen.with_samples([sample for sample in chosen if sample.split == "train"])
@@ -59,8 +59,10 @@ def train_and_evaluate(recipe: str, n_images: int, args: argparse.Namespace) -> 
     n_steps = round(60 * args.minutes / pace)
     if not (run / "DONE").is_file():
         cw.train(recipe, chosen, out=run, set=(f"train.length={n_steps} steps", *last_step_only(n_steps)))
-    verdict = judge(JudgePlan((run,), args.data, judged, split="val", pictures=0, overwrite=True)).verdicts[0]
-    values = {name: round(float(verdict.report[name]), 4) for name in METRICS}
+    plan = EvaluatePlan((run,), data=args.data, out=evaluated, split="val", pictures=0, overwrite=True)
+    result = evaluate(plan)
+    assert result is not None
+    values = {name: round(float(result.evaluations[0].report[name]), 4) for name in METRICS}
     minutes = round(sum(step_seconds(run)) / 60, 2)
     return {"recipe": recipe, "images": n_images, "steps": n_steps, "minutes": minutes, **values}
 

@@ -194,7 +194,7 @@ def test_the_schedules_are_the_reports() -> None:
 
 
 def test_best_models_are_picked_by_metrics_that_are_computed() -> None:
-    from cellwright.api.judge import evaluate
+    from cellwright.api.evaluate import evaluate
 
     for name in recipes.shipped_names():
         recipe = recipes.load(name)

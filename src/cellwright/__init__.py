@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cellwright.api.evaluate import evaluate
     from cellwright.api.fuse import fuse
-    from cellwright.api.judge import evaluate
-    from cellwright.api.measuring import measure
+    from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
     from cellwright.api.read import read_dataset, read_image, read_instances
-    from cellwright.api.results import save, show
+    from cellwright.api.save import save
+    from cellwright.api.show import show
     from cellwright.api.train import Run, train
     from cellwright.core.dataset import Dataset, Sample
     from cellwright.core.errors import (
@@ -97,16 +98,16 @@ _HOMES = {
     "UsageError": "core.errors",
     "View": "data.views",
     "WriteOptions": "data.formats.contract",
-    "evaluate": "api.judge",
+    "evaluate": "api.evaluate",
     "fuse": "api.fuse",
     "keep_freed_memory": "core.memory",
     "load_model": "api.models",
-    "measure": "api.measuring",
+    "measure": "api.measure",
     "read_dataset": "api.read",
     "read_image": "api.read",
     "read_instances": "api.read",
-    "save": "api.results",
-    "show": "api.results",
+    "save": "api.save",
+    "show": "api.show",
     "train": "api.train",
 }
 

@@ -13,7 +13,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cellwright.api.judge import JudgePlan, run_plan
+from cellwright.api.evaluate import EvaluatePlan, run
 from cellwright.core.masks import MaskSet
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -67,8 +67,10 @@ def write_files(folder: Path) -> tuple[Path, Path]:
 
 def test_the_numbers_equal_pycocotools(tmp_path: Path) -> None:
     truth_file, results_file = write_files(tmp_path)
-    plan = JudgePlan((results_file,), truth_file, tmp_path / "out", metrics=("coco_ap",), pictures=0)
-    report = run_plan(plan).verdicts[0].report
+    plan = EvaluatePlan((results_file,), data=truth_file, out=tmp_path / "out", metrics=("coco_ap",), pictures=0)
+    result = run(plan)
+    assert result is not None
+    report = result.evaluations[0].report
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(truth_file))
         judge = COCOeval(truth, truth.loadRes(str(results_file)), "segm")

@@ -12,9 +12,9 @@ import cellwright as cw
 from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe
 from cellwright.api.models import Model
 from cellwright.core.errors import UsageError
+from cellwright.core.scores import Calibration
 from cellwright.data.synthetic import draw_field
 from cellwright.prediction.fusion import FusionOptions, fuse
-from cellwright.prediction.options import ScoreMap
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def pair() -> tuple[Model, Model]:
     """The classical method, and a tuned one that knows its scores to be half as good and leaves out what is small."""
     plain = cw.load_model("classical")
     tuned = dataclasses.replace(
-        plain.options, score_threshold=(0.1,), min_area_px=(200,), calibration=ScoreMap((0.0, 1.0), (0.0, 0.5))
+        plain.options, score_threshold=(0.1,), min_area_px=(200,), calibration=Calibration((0.0, 1.0), (0.0, 0.5))
     )
     tuned_on = {"split": "val", "metric": "f1@0.5", "images": ["a"]}
     return plain, dataclasses.replace(plain, name="tuned", options=tuned, tuned_on=tuned_on)

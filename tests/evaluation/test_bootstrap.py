@@ -12,7 +12,7 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.evaluation import bootstrap
 from cellwright.evaluation.bootstrap import compare, intervals
-from cellwright.evaluation.report import evaluate_pairs
+from cellwright.evaluation.evaluate import evaluate_pairs
 
 Draw = Callable[..., tuple[Instances, Instances]]
 
@@ -75,7 +75,7 @@ def test_too_few_images_and_undefined_figures(pairs: list) -> None:
 
 def test_messages(pairs: list) -> None:
     whole = evaluate_pairs([p for _, p in pairs[:2]], [t for t, _ in pairs[:2]])
-    with pytest.raises(UsageError, match="no interval"):
+    with pytest.raises(UsageError, match="no confidence interval"):
         intervals(whole, ["class_mean_pq"])
     other = evaluate_pairs([pairs[0][1]], [pairs[0][0]])
     with pytest.raises(InputError, match="same images"):

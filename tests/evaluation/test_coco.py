@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.coco import CAPS, RECALL_POINTS, CocoResult, coco_result, size_thirds
-from cellwright.evaluation.match import PairOptions, pair_image
+from cellwright.evaluation.matching import PairOptions, pair_image
 
 Pair = tuple[Instances, Instances]
 

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from cellwright.core.instances import Instances
-from cellwright.evaluation.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS, Verdicts, count_kinds, judge_objects
-from cellwright.evaluation.match import PairOptions, pair_image
+from cellwright.evaluation.errors_by_kind import (
+    PREDICTED_KINDS,
+    TRUTH_KINDS,
+    ErrorKinds,
+    classify_objects,
+    count_errors,
+)
+from cellwright.evaluation.matching import PairOptions, pair_image
 
 Boxes = Callable[..., Instances]
 OBJECT = (10, 10, 30, 30)
@@ -20,8 +26,8 @@ def kinds(truth: Instances, predicted: Instances) -> tuple[list[str], list[str]]
     return sides[0].kind.tolist(), sides[1].kind.tolist()
 
 
-def judge(truth: Instances, predicted: Instances) -> tuple[Verdicts, Verdicts]:
-    return judge_objects(pair_image(truth, predicted, "a", PairOptions(repeats=True)))
+def judge(truth: Instances, predicted: Instances) -> tuple[ErrorKinds, ErrorKinds]:
+    return classify_objects(pair_image(truth, predicted, "a", PairOptions(repeats=True)))
 
 
 def test_correct_missed_and_spurious(boxes: Boxes) -> None:
@@ -90,7 +96,7 @@ def test_empty_sides(boxes: Boxes) -> None:
     assert kinds(one, none) == (["missed"], [])
     assert kinds(none, one) == ([], ["spurious"])
     assert kinds(none, none) == ([], [])
-    assert set(count_kinds(*judge(none, none)).values()) == {0}
+    assert set(count_errors(*judge(none, none)).values()) == {0}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,6 +107,6 @@ def test_one_kind_each_and_the_counts_add_up(draw: Callable[..., tuple[Instances
     assert set(sides[1].kind) <= set(PREDICTED_KINDS)
     for kind in ("correct", "wrong_class", "poorly_outlined"):  # these come in pairs
         assert (sides[0].kind == kind).sum() == (sides[1].kind == kind).sum()
-    counts = count_kinds(*sides)
+    counts = count_errors(*sides)
     lost = sum(counts[kind] for kind in ("missed", "merged", "split", "poorly_outlined", "wrong_class"))
     assert lost + (sides[0].kind == "correct").sum() == (~truth.ignore).sum()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.label_metrics import THRESHOLDS, Scores, count, score_image
-from cellwright.evaluation.match import PairOptions, pair_image
+from cellwright.evaluation.matching import PairOptions, pair_image
 
 ALL = PairOptions(foreground=True, boundary_px=2)
 FAMILIES = ("overlap", "boundary")

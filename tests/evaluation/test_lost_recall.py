@@ -11,7 +11,7 @@ import pytest
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.evaluation.lost_recall import lost_recall
-from cellwright.evaluation.match import PairOptions, one_to_one, pair_image
+from cellwright.evaluation.matching import PairOptions, one_to_one, pair_image
 
 Boxes = Callable[..., Instances]
 PLACES = [(0, 0, 10, 10), (0, 20, 10, 30), (0, 40, 10, 50), (20, 0, 30, 10), (20, 20, 30, 30), (40, 40, 50, 50)]
@@ -52,7 +52,7 @@ def test_parts_sum_to_the_loss(draw: Callable[..., tuple[Instances, Instances]],
     predicted = candidates[fates == "kept"]
     pairs = pair_image(truth, predicted, "a", PairOptions())
     found = lost_recall(truth, with_fates(candidates, fates.tolist()), pairs)
-    judged = pairs.judged()
+    judged = pairs.without_ignored()
     assert sum(found.values()) == len(judged.truth) - len(one_to_one(judged, 0.5).iou)
 
 

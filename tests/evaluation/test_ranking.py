@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from cellwright.core.instances import Instances
-from cellwright.evaluation.match import PairOptions, pair_image
+from cellwright.evaluation.matching import PairOptions, pair_image
 from cellwright.evaluation.ranking import expected_calibration_error, qualities, reliability, spearman
 
 

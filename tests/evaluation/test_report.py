@@ -16,7 +16,9 @@ import pytest
 
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
-from cellwright.evaluation.report import METRICS, Report, evaluate_pairs
+from cellwright.evaluation.data import METRICS
+from cellwright.evaluation.evaluate import evaluate_pairs
+from cellwright.evaluation.report import Report
 
 Boxes = Callable[..., Instances]
 Draw = Callable[..., tuple[Instances, Instances]]
@@ -98,7 +100,7 @@ def test_without_scores_there_is_no_ap_and_a_reason(boxes: Boxes) -> None:
     one = boxes((0, 0, 10, 10))
     found = evaluate_pairs([one], [one])
     assert math.isnan(found["AP@all"])
-    assert "no scores" in found.reasons["AP@all"]
+    assert "have no scores" in found.reasons["AP@all"]
     assert any("no AP" in note for note in found.notes)
     assert found["accuracy@0.5"] == 1
 
@@ -129,7 +131,7 @@ def test_the_ceiling_is_said() -> None:
     found = evaluate_pairs([replace(truth, scores=np.ones(144, np.float32))], [truth], metrics=["coco_ap"])
     assert found["AP@all"] == pytest.approx(1)
     assert found["AP@100"] == pytest.approx(found["AP_ceiling@100"]) == pytest.approx(70 / 101)
-    assert any("1 of 1 images hold more than 100 objects" in note for note in found.notes)
+    assert any("more than 100 objects of a class in 1 of 1 image:" in note for note in found.notes)
 
 
 def test_only_what_was_asked_for(boxes: Boxes) -> None:
@@ -151,7 +153,7 @@ def test_a_score_threshold_spares_ap(boxes: Boxes) -> None:
     assert found["AP@all"] == pytest.approx(1)
     assert found["accuracy@0.5"] == found["aji"] == 0.5
     assert found["dice"] == pytest.approx(2 / 3)
-    assert any("1 predictions below the score threshold" in note for note in found.notes)
+    assert any("1 prediction below the score threshold" in note for note in found.notes)
 
 
 def test_lost_recall_needs_candidates(boxes: Boxes) -> None:
@@ -185,7 +187,7 @@ def test_each_image_is_read_once_and_let_go(fields: tuple[list[Instances], list[
 def test_figures_need_no_pandas() -> None:
     code = """import sys, numpy as np
 from cellwright.core.instances import Instances
-from cellwright.evaluate.report import evaluate_pairs
+from cellwright.evaluation.evaluate import evaluate_pairs
 one = Instances.empty((8, 8), scored=True)
 assert np.isnan(evaluate_pairs([one], [one])["AP@all"])
 print(*[name for name in ("pandas", "torch") if name in sys.modules])"""
@@ -216,7 +218,7 @@ def test_messages(boxes: Boxes) -> None:
     one = boxes((0, 0, 10, 10), class_ids=np.array([2]))
     with pytest.raises(UsageError, match="did you mean 'coco_ap'"):
         evaluate_pairs([one], [one], metrics=["cocoap"])
-    with pytest.raises(InputError, match="predictions and truths differ in number"):
+    with pytest.raises(InputError, match="different numbers of images"):
         evaluate_pairs([one, one], [one])
     with pytest.raises(InputError, match="class id without a name") as caught:
         evaluate_pairs([one], [one], class_names=["a", "b"], image_ids=["first"])

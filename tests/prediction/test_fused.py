@@ -11,11 +11,12 @@ from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.scores import Calibration
 from cellwright.models.contract import Segmenter
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.fused import FusedSegmenter
 from cellwright.prediction.fusion import FusionOptions
-from cellwright.prediction.options import PredictOptions, ScoreMap
+from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Predictor
 
 
@@ -51,7 +52,7 @@ def test_it_is_a_segmenter_and_keeps_the_order_of_images() -> None:
 
 def test_members_are_fused_on_calibrated_scores() -> None:
     """The second is always sure of itself, and is known to be wrong: the first decides."""
-    boastful = Predictor(Square(4, 1.0), PredictOptions(calibration=ScoreMap((0.0, 1.0), (0.0, 0.2))))
+    boastful = Predictor(Square(4, 1.0), PredictOptions(calibration=Calibration((0.0, 1.0), (0.0, 0.2))))
     both = FusedSegmenter((Square(2, 0.6), boastful), FusionOptions())
     found = both.predict([BRIGHT])[0]
     assert found.scores.tolist() == pytest.approx([0.4])

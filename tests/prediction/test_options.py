@@ -8,7 +8,8 @@ import pytest
 from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.prediction.options import PredictOptions, ScoreMap, select
+from cellwright.core.scores import Calibration
+from cellwright.prediction.options import PredictOptions, select
 
 
 def three() -> Instances:
@@ -112,13 +113,13 @@ def test_a_smallest_area_for_each_class():
 
 
 def test_calibrated_scores_are_shown_and_thresholded():
-    calibration = ScoreMap((0.0, 0.5, 1.0), (0.0, 0.1, 0.6))
+    calibration = Calibration((0.0, 0.5, 1.0), (0.0, 0.1, 0.6))
     outcome = select(classes(), PredictOptions(calibration=calibration))
     np.testing.assert_allclose(outcome.instances.scores, [0.5, 0.2, 0.1], atol=1e-6)
     outcome = select(classes(), PredictOptions(score_threshold=0.15, calibration=calibration))
     assert len(outcome.instances) == 2
     # Scores that a calibration ties keep the order of the model.
-    flat = select(classes()[::-1], PredictOptions(calibration=ScoreMap((0.0, 1.0), (0.3, 0.3))))
+    flat = select(classes()[::-1], PredictOptions(calibration=Calibration((0.0, 1.0), (0.3, 0.3))))
     assert flat.instances.masks.areas.tolist() == [4, 9, 16]
 
 
@@ -127,5 +128,5 @@ def test_calibrated_scores_are_shown_and_thresholded():
     [((), ()), ((0.0,), (0.1, 0.2)), ((0.5, 0.5), (0.1, 0.2)), ((0.1, 0.5), (0.2, 0.1)), ((0.0, 1.5), (0.0, 1.0))],
 )
 def test_what_is_no_calibration(scores, values):
-    with pytest.raises(UsageError, match="no calibration"):
-        ScoreMap(scores, values)
+    with pytest.raises(UsageError, match="invalid calibration"):
+        Calibration(scores, values)

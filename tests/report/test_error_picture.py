@@ -13,7 +13,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS
 from cellwright.report.error_picture import (
-    FOUND,
+    CORRECT,
     IGNORED,
     INVOLVED,
     INVOLVED_KINDS,
@@ -52,7 +52,7 @@ def colours_in(picture: np.ndarray, place: tuple[int, int]) -> set[tuple[int, ..
 
 
 def test_styles_are_told_apart() -> None:
-    styles = [FOUND, INVOLVED, IGNORED, *TRUTH_STYLES.values(), *PREDICTED_STYLES.values()]
+    styles = [CORRECT, INVOLVED, IGNORED, *TRUTH_STYLES.values(), *PREDICTED_STYLES.values()]
     assert len({style.name for style in styles}) == len(styles)
     assert len({(style.colour, style.pattern) for style in styles}) == len(styles)
     errors = [*TRUTH_STYLES.values(), *PREDICTED_STYLES.values()]
@@ -68,7 +68,7 @@ def test_errors_of_truth_are_drawn_on_the_truth(kind: str) -> None:
     picture = drawn(squares((5, 5), (30, 40)), squares((5, 60)), [kind, "correct"], ["correct"])
     assert colours_in(picture, (5, 5)) == {TRUTH_STYLES[kind].colour}
     assert colours_in(picture, (30, 40)) == set()  # shown by its prediction
-    assert colours_in(picture, (5, 60)) == {FOUND.colour}
+    assert colours_in(picture, (5, 60)) == {CORRECT.colour}
 
 
 @pytest.mark.parametrize("kind", [*sorted(PREDICTED_STYLES), *INVOLVED_KINDS])
@@ -83,7 +83,7 @@ def test_size_and_legend() -> None:
     assert empty.shape[1] == factor * HW[1]
     assert not empty[: factor * HW[0]].any()
     assert empty[factor * HW[0] :].any()
-    with pytest.raises(InputError, match="truth_kinds does not fit"):
+    with pytest.raises(InputError, match="truth_kinds` has the wrong length"):
         drawn(squares((0, 0)), squares(), [], [])
     with pytest.raises(InputError, match="differ in size"):
         draw_errors(

@@ -439,14 +439,14 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
 def _write(comparison: Comparison, out: Path) -> None:
     import pandas as pd
 
-    from cellwright.evaluation.write import table_markdown
+    from cellwright.evaluation.report import frame_markdown
     from cellwright.report.compare import RunLine, draw_comparison, shared_metric
 
     entries = comparison.entries
     _, columns, rows = comparison.table()
     parts = [
         "# Comparison of runs",
-        table_markdown(pd.DataFrame(rows, columns=list(columns))),
+        frame_markdown(pd.DataFrame(rows, columns=list(columns))),
         *(f"- {note}" for note in comparison.notes),
         "Settings (dotted keys) are those in which the recipes differ; - means that a recipe has no such key. Metrics "
         "are those of the best model of each run. Time is the time of the training steps, without evaluation.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from cellwright.api import judge, predict
+from cellwright.api import evaluate, predict
 from cellwright.api import train as training
 from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.core.files import write_png, write_text
@@ -94,9 +94,9 @@ def _train(out: Path, screen: Screen) -> Demo:
     folder = out / "run"
     if not RunFolder(folder).done.is_file():
         training.run(training.TrainPlan(RECIPE, data=out / "data", out=folder), screen)
-    judged = judge.run_plan(
-        judge.JudgePlan((folder,), out / "data", out / "evaluation", split="val", overwrite=True), screen
-    )
+    plan = evaluate.EvaluatePlan((folder,), data=out / "data", split="val", out=out / "evaluation", overwrite=True)
+    result = evaluate.run(plan, screen)
+    assert result is not None  # not a dry run
     predictions = out / "predictions"
     predict.run_plan(predict.PredictPlan((out / "data",), str(folder), predictions, split="test"), screen)
-    return Demo(predictions, judged.verdicts[0].report)
+    return Demo(predictions, result.evaluations[0].report)

@@ -41,9 +41,9 @@ def run(plan: ExportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> 
     `cellwright.read_dataset` raises.
     """
     from cellwright.api.read import read_dataset
-    from cellwright.api.sides import above_threshold
     from cellwright.data.formats import FORMATS
     from cellwright.data.formats.contract import WriteOptions
+    from cellwright.evaluation.pairing import above_threshold
 
     writable = {name: form for name, form in FORMATS.items() if form.is_writable}
     if plan.to not in writable:

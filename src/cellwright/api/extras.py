@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from cellwright.api.measuring import with_measurements, write_measurements
 from cellwright.core.files import write_bytes, write_json
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.measurement.table import with_measurements, write_measurements
 
 Extra = Literal["geojson", "rois", "measurements"]
 

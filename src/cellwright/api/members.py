@@ -10,23 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.api.judge import short_names
 from cellwright.api.models import load_model
-from cellwright.api.predict import predict_dataset
-from cellwright.api.sides import (
-    LISTS,
-    is_model,
-    named,
-    partners,
-    read_side,
-    shown,
-    threshold_of,
-    without_classes,
-)
-from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.api.paths import LIST_FORMATS, is_model, read_objects, short_names
+from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import SILENT, Screen
 from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
 
 # These name a class only where an object has it, and these may name none.
 BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")
@@ -78,7 +68,7 @@ def read_members(plan: MemberPlan, screen: Screen = SILENT) -> Members:
         images=tuple(_best_known(one, of_image) for one, of_image in zip(images, found, strict=True)),
         found=tuple(found),
         class_names=classes[0].class_names,
-        thresholds=tuple(threshold_of(one) for one in classes),
+        thresholds=tuple(score_threshold_of(one) for one in classes),
         notes=_notes(names, classes),
         tuned_on=joined_tuning([one.info.get("tuned_on") for one in classes]),
     )
@@ -102,7 +92,7 @@ def _read_all(plan: MemberPlan, wanted: Dataset | None, screen: Screen) -> list[
     from cellwright.data.formats import sniff
 
     models = {path for path in plan.predictions if is_model(path)}
-    lists = {path for path in plan.predictions if path not in models and sniff(path).name in LISTS}
+    lists = {path for path in plan.predictions if path not in models and sniff(path).name in LIST_FORMATS}
     read: dict[Path, Dataset] = {}
     tell = wanted
     for path in sorted(dict.fromkeys(plan.predictions), key=lambda one: (one in models, one in lists)):
@@ -112,7 +102,9 @@ def _read_all(plan: MemberPlan, wanted: Dataset | None, screen: Screen) -> list[
                 raise UsageError("nothing says on which images the models predict", got=str(path), remedy=remedy)
             read[path] = _predicted(path, tell, plan.device, screen)
         else:
-            read[path] = read_side(path, _images_of(tell) if path in lists and tell is not None else None, screen.track)
+            read[path] = read_objects(
+                path, _images_of(tell) if path in lists and tell is not None else None, screen.track
+            )
         tell = read[path] if tell is None else tell
     return [read[path] for path in plan.predictions]
 
@@ -124,11 +116,11 @@ def _images_of(dataset: Dataset) -> Dataset:
 
 
 def _predicted(path: Path, images: Dataset, device: str, screen: Screen) -> Dataset:
+    from cellwright.prediction.evaluate import predict_dataset
+
     model = load_model(path, device=device)
-    found = predict_dataset(model, images, screen)
-    samples = [dataclasses.replace(one, load=Loaded(cells)) for one, cells in zip(images, found, strict=True)]
-    info = {"score_threshold": model.options.score_threshold, "tuned_on": model.tuned_on}
-    return Dataset(tuple(samples), model.class_names, None, info=info)
+    predictor = dataclasses.replace(model.predictor, options=model.options)
+    return predict_dataset(predictor, images, model.class_names, tuned_on=model.tuned_on, track=screen.track)
 
 
 def _same_classes(names: Sequence[str], datasets: Sequence[Dataset], *, ignore_classes: bool) -> list[Dataset]:
@@ -150,7 +142,9 @@ def _same_classes(names: Sequence[str], datasets: Sequence[Dataset], *, ignore_c
                 remedy="rename classes with: cellwright data merge --map old=new, or give --ignore-classes",
             )
     return [
-        dataclasses.replace(one, class_names=known) if _is_nameless(one) and len(known) == 1 else named(one, known)
+        dataclasses.replace(one, class_names=known)
+        if _is_nameless(one) and len(known) == 1
+        else with_class_names(one, known)
         for one in datasets
     ]
 
@@ -184,7 +178,7 @@ def _same_images(
     if lacking:
         raise InputError(
             "these predictions are not for the same images",
-            got="; ".join(f"{name} lacks {len(missing)}: {shown(missing)}" for name, missing in lacking.items()),
+            got="; ".join(f"{name} lacks {len(missing)}: {shown_ids(missing)}" for name, missing in lacking.items()),
             expected="every image in every prediction; one without objects too",
             remedy="predict on the same images, or choose with --data (and --split) which are fused",
         )

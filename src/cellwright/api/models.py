@@ -130,14 +130,14 @@ def network_model(
 
 def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
     """The recipe's options with the thresholds and the calibration of ``model.json``; ``plain`` where it has none."""
-    from cellwright.prediction.options import ScoreMap
+    from cellwright.core.scores import Calibration
 
     if not info.thresholds and info.calibration is None:
         return plain
     try:
         calibration = None
         if info.calibration is not None:
-            calibration = ScoreMap(tuple(info.calibration["scores"]), tuple(info.calibration["expected_iou"]))
+            calibration = Calibration(tuple(info.calibration["scores"]), tuple(info.calibration["expected_iou"]))
         names = info.class_names
         scores = np.array([info.thresholds.get(f"score/{name}", plain.score_threshold) for name in names])
         areas = [info.thresholds.get(f"min_area_px/{name}", plain.min_area_px) for name in names]

@@ -13,7 +13,6 @@ import numpy as np
 
 from cellwright.api.models import NAMED_MODELS, Model, load_model
 from cellwright.api.read import is_dataset, read_dataset
-from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -144,22 +143,6 @@ def describe_tuning(model: Model, options: PredictOptions) -> str:
     where += f", seen in views {tuned_on['views']}" if "views" in tuned_on else ""
     meaning = "; scores are the IoU to expect" if options.calibration is not None else ""
     return f"tuned on {where}: keeps {', '.join(rows)}{meaning}"
-
-
-def predict_dataset(
-    model: Model, dataset: Dataset, screen: Screen = SILENT, options: PredictOptions | None = None
-) -> list[Instances]:
-    """What ``model`` finds on every image of a dataset, in order, in memory.
-
-    options: None takes the model's own without its score threshold, so that everything found is there.
-    """
-    from cellwright.data.images.read import read_image
-    from cellwright.prediction.sources import sources_of_dataset
-
-    options = dataclasses.replace(model.options, score_threshold=0.0) if options is None else options
-    predictor = dataclasses.replace(model.predictor, options=options)
-    paths = [source.path for source in sources_of_dataset(dataset)]
-    return [predictor.predict([read_image(path)])[0] for path in screen.track(paths, "predicting", len(paths))]
 
 
 def makers(class_names: Sequence[str]) -> Makers:

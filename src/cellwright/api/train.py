@@ -28,7 +28,7 @@ from cellwright.core.files import write_json, write_text
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.public import public
 from cellwright.core.text import count
-from cellwright.evaluation.report import HEADLINE
+from cellwright.evaluation.data import HEADLINE
 from cellwright.training.run_folder import (
     REPEATS,
     SCHEMA_VERSION,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.export import ExportPlan
-from cellwright.cli.console import Common, Show
+from cellwright.api.tune import TunePlan
+from cellwright.cli.console import Common
 from cellwright.prediction.saves import SAVES
-
-if TYPE_CHECKING:
-    from cellwright.api.judge import Judgement
 
 PLAIN = Common()
 Flag = Annotated[bool, Parameter(negative="")]
@@ -208,129 +207,42 @@ def fuse(
         show.result(done.text, {"out": str(out), "images": done.n_images})
 
 
-def tune(
-    model: Path,
-    /,
-    *,
-    data: Path,
-    split: str = "val",
-    metric: str = "accuracy@0.5",
-    views: str | None = None,
-    device: str = "auto",
-    out: Path = Path("work/tuned"),
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Find score thresholds and smallest areas for each class, and calibrate scores, on a validation split.
+def tune(plan: TunePlan, *, common: Common = PLAIN) -> None:
+    """Show the thresholds of every class."""
+    from cellwright.api.tune import run
 
-    Parameters
-    ----------
-    model:
-        nuclei, a model folder, or a run; it stays as it is.
-    data:
-        Dataset folder that holds the split.
-    split:
-        Split to tune on; do not report figures on it afterwards.
-    metric:
-        What to maximise, as a mean over images: accuracy@T or f1@T for T from 0.5 to 0.95, or kaggle_score.
-    views:
-        As for `predict`; the tuned model then looks in these views wherever it predicts.
-    device:
-        auto, cpu, cuda:N or mps.
-    out:
-        Model folder to write: a copy with thresholds and calibration, used by default wherever it is loaded.
-    overwrite:
-        Replace a model folder that exists at --out.
-    """
-    from cellwright.api import tuning
-
-    show = common.show
-    show.note(f"tunes {model} on split {split} of {data} for {metric}; writes {out}")
-    if not common.dry_run:
-        plan = tuning.TunePlan(model, data, out, split, metric, views, device, overwrite)
-        done = tuning.run_plan(plan, screen=show)
-        show.table(*done.table())
-        show.result(f"tuned model: {out}", {"out": str(out)})
+    screen = common.screen(plan)
+    if result := run(plan, screen, dry_run=common.dry_run):
+        screen.table(*result.table())
+        screen.result(f"tuned model: {result.folder}", {"out": str(result.folder)})
 
 
-def evaluate(
-    prediction: list[Path],
-    /,
-    *,
-    data: Path,
-    split: str | None = None,
-    metrics: list[str] | None = None,
-    pictures: int | Literal["all"] = 12,
-    ignore_classes: Flag = False,
-    device: str = "auto",
-    out: Path | None = None,
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Judge masks against truth with the field's metrics; two predictions are compared.
+def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> None:
+    """Show the headline metrics, or those of two predictions side by side, and the notes."""
+    from cellwright.api.evaluate import MARKER, run
 
-    Parameters
-    ----------
-    prediction:
-        A prediction folder, label images, a COCO results file, a Kaggle table or anything else that `data convert`
-        reads, from any tool; or a model or run (which predicts first). Two give a paired comparison.
-    data:
-        The truth: a dataset folder, or any source that `data convert` reads.
-    split:
-        Only this split of the truth.
-    metrics:
-        Groups of metrics; left away, all.
-    pictures:
-        Draw the errors of so many images, the worst first; 0 draws none, "all" every one.
-    ignore_classes:
-        Judge as if all objects were of one class.
-    device:
-        auto, cpu, cuda:N or mps, where a model predicts first.
-    out:
-        Folder to write; left away, work/evaluation.
-    overwrite:
-        Replace an evaluation that exists.
-    """
-    from cellwright.api import judge
-
-    show = common.show
-    plan = judge.JudgePlan(
-        predictions=tuple(prediction),
-        data=data,
-        out=out or Path("work/evaluation"),
-        split=split,
-        metrics=tuple(metrics or ()) or None,
-        pictures=pictures,
-        ignore_classes=ignore_classes,
-        device=device,
-        overwrite=overwrite,
-    )
-    show.note(f"writes {plan.out}")
-    if common.dry_run:
+    screen = common.screen(plan)
+    result = run(plan, screen, dry_run=common.dry_run)
+    if result is None:
         return
-    judged = judge.run_plan(plan, screen=show)
-    _show_judgement(judged, show)
-    show.result(f"everything: {plan.out / 'report.md'}", {"out": str(plan.out)})
-
-
-def _show_judgement(judged: Judgement, show: Show) -> None:
-    """Six figures, or those of two side by side; what to know about them."""
-    if judged.comparison is None:
-        (one,) = judged.verdicts
-        found = one.limits.itertuples(index=False)
-        rows = [(metric, value, _interval(low, high)) for metric, value, low, high in found]
-        show.table(one.name, ("metric", "value", "95 % interval"), rows)
+    if result.comparison is None:
+        (evaluation,) = result.evaluations
+        rows = [
+            (metric, value, _interval(low, high))
+            for metric, value, low, high in evaluation.intervals.itertuples(index=False)
+        ]
+        screen.table(evaluation.name, ("metric", "value", "95 % interval"), rows)
     else:
-        names = [one.name for one in judged.verdicts]
+        names = [evaluation.name for evaluation in result.evaluations]
         rows = [
             (metric, first, second, difference, _interval(low, high), p)
-            for metric, first, second, difference, low, high, p in judged.comparison.itertuples(index=False)
+            for metric, first, second, difference, low, high, p in result.comparison.itertuples(index=False)
         ]
         columns = ("metric", *names, "difference", "95 % interval", "p")
-        show.table(f"{names[1]} against {names[0]}", columns, rows)
-    notes = dict.fromkeys(note for one in judged.verdicts for note in one.report.notes)
-    for note in notes:
-        show.note(note)
+        screen.table(f"{names[1]} compared with {names[0]}", columns, rows)
+    for note in dict.fromkeys(note for evaluation in result.evaluations for note in evaluation.report.notes):
+        screen.note(note)
+    screen.result(f"report: {plan.out / MARKER}", {"out": str(plan.out)})
 
 
 def _interval(low: float, high: float) -> str:

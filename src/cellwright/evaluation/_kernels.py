@@ -1,4 +1,4 @@
-"""The loops of `evaluate`, compiled by numba on first use and cached."""
+"""Loops of the evaluation, compiled by numba on first use and cached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 from numba import njit
 
-# What a detection is at one IoU threshold and in one size band.
+# What a prediction counts as, at one IoU threshold and in one size band.
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 
 
@@ -16,11 +16,11 @@ def greedy_codes(order, start, pair_truth, pair_iou, truth_ignored, truth_crowd,
     """COCO's greedy matching in one image, for A size bands and T thresholds.
 
     order: (D,) predictions, highest score first. start: (D + 1,) and pair_truth, pair_iou (P,): the pairs of prediction
-    d are ``start[d]:start[d + 1]``, by ascending truth. truth_ignored: (A, G); truth_crowd: (G,), may be matched again
-    and again; outside: (A, D), the prediction's own size is outside the band. Returns codes (A, T, D) uint8.
+    d are ``start[d]:start[d + 1]``, by ascending object. truth_ignored: (A, G). truth_crowd: (G,), may be matched more
+    than once. outside: (A, D), the size of the prediction is outside the band. Returns codes (A, T, D) uint8.
 
-    A prediction takes the free object of the highest IoU; of equal ones the last. Only where no object that counts is
-    left may it take an ignored one, and then it is ignored itself.
+    A prediction takes the free object with the highest IoU, the last of equal ones. It takes an ignored object only if
+    no object that counts is free, and is then ignored itself.
     """
     n_bands, n_thresholds, n = outside.shape[0], thresholds.size, order.size
     codes = np.zeros((n_bands, n_thresholds, n), np.uint8)
@@ -55,8 +55,8 @@ def greedy_codes(order, start, pair_truth, pair_iou, truth_ignored, truth_crowd,
 def precision_recall(codes, rank, caps, n_truth, recall_points):
     """Interpolated precision (A, M, T, R) and final recall (A, M, T) of one class.
 
-    codes: (A, T, D) by descending score over all images. rank: (D,) place among the predictions of its own image and
-    class. caps: (M,) predictions allowed there. n_truth: (A,); a band with none is NaN throughout.
+    codes: (A, T, D) by descending score over all images. rank: (D,) rank among the predictions of the same image and
+    class. caps: (M,) maximum number of these. n_truth: (A,) objects; a band without objects is NaN.
     """
     n_bands, n_thresholds, n = codes.shape
     precision = np.full((n_bands, caps.size, n_thresholds, recall_points.size), np.nan)
@@ -74,7 +74,7 @@ def precision_recall(codes, rank, caps, n_truth, recall_points):
                     tp += codes[a, t, d] == TRUE_POSITIVE
                     fp += codes[a, t, d] == FALSE_POSITIVE
                     reached[count] = tp / n_truth[a]
-                    exact[count] = tp / (fp + tp + 2.220446049250313e-16)  # np.spacing(1), as the COCO API has it
+                    exact[count] = tp / (fp + tp + 2.220446049250313e-16)  # np.spacing(1), as in the COCO API
                     count += 1
                 recall[a, m, t] = reached[count - 1] if count else 0.0
                 _envelope(exact, reached, count, recall_points, precision[a, m, t])
@@ -83,7 +83,7 @@ def precision_recall(codes, rank, caps, n_truth, recall_points):
 
 @njit(cache=True)
 def _envelope(exact, reached, count, recall_points, out):
-    """At every recall point the best precision at that recall or beyond; 0 where the recall is not reached."""
+    """The highest precision at each recall point or any higher recall; 0 if the recall is not reached."""
     for d in range(count - 1, 0, -1):
         exact[d - 1] = max(exact[d - 1], exact[d])
     d = 0
@@ -95,10 +95,10 @@ def _envelope(exact, reached, count, recall_points, out):
 
 @njit(cache=True)
 def resampled_ap(codes, image, weights, truth_per_image, recall_points):
-    """AP (B,), mean over T thresholds, of one class when image i is drawn ``weights[b, i]`` times.
+    """AP (B,) of one class, mean over T thresholds, if image i is in resample b ``weights[b, i]`` times.
 
-    codes: (T, D) by descending score. image: (D,). weights: (B, I). truth_per_image: (I,). NaN where no object is
-    drawn. Counting a detection w times equals w copies of its image: their ties stand next to each other.
+    codes: (T, D) by descending score. image: (D,). weights: (B, I). truth_per_image: (I,). NaN for a resample without
+    objects. Counting a prediction w times equals w copies of its image, whose predictions would be next to each other.
     """
     n_thresholds, n = codes.shape
     result = np.full(weights.shape[0], np.nan)
@@ -127,11 +127,11 @@ def resampled_ap(codes, image, weights, truth_per_image, recall_points):
 
 @njit(cache=True)
 def inner_bands(boxes, offsets, crops, distance):
-    """Crops of the pixels within ``distance`` (chessboard) of the outside of their own mask."""
+    """Crops of the pixels within ``distance`` (chessboard metric) of the outside of their mask."""
     bands = np.zeros(crops.size, np.uint8)
     for k in range(boxes.shape[0]):
         height, width = boxes[k, 3] - boxes[k, 1], boxes[k, 2] - boxes[k, 0]
-        depth = np.zeros((height + 2, width + 2), np.int32)  # a frame of background: a mask ends where its box does
+        depth = np.zeros((height + 2, width + 2), np.int32)  # padded by background: a mask ends where its box does
         at = offsets[k]
         for y in range(1, height + 1):
             for x in range(1, width + 1):
@@ -149,7 +149,7 @@ def inner_bands(boxes, offsets, crops, distance):
 
 @njit(cache=True)
 def pool_adjacent_violators(values, weights):
-    """The non-decreasing sequence (N,) nearest to ``values`` in weighted squares (PAVA)."""
+    """The non-decreasing sequence (N,) closest to ``values`` by weighted least squares (PAVA)."""
     level, mass, size = np.empty(values.size), np.empty(values.size), np.empty(values.size, np.int64)
     blocks = 0
     for i in range(values.size):
@@ -166,17 +166,18 @@ def pool_adjacent_violators(values, weights):
 
 @njit(cache=True)
 def heaviest_edges(start, columns, weight, n_columns):
-    """For each row the edge (R,) int64 that the one-to-one matching of the largest total weight gives it, or -1.
+    """For each of R rows, its edge in the one-to-one matching with the largest total weight, (R,) int64, or -1.
 
-    start: (R + 1,) and columns, weight (E,): row r has the edges ``start[r]:start[r + 1]``, weights above 0. Shortest
-    augmenting paths with potentials (Jonker & Volgenant 1987) on the sparse graph; each row has a column of its own,
-    ``n_columns + r``, that stands for "unmatched", so that a path always ends. Work follows the small contested parts.
+    start: (R + 1,) and columns, weight (E,): row r has the edges ``start[r]:start[r + 1]``; weights are positive. Uses
+    shortest augmenting paths with potentials (Jonker & Volgenant 1987) on the sparse graph. Each row has an additional
+    column ``n_columns + r`` that means "unmatched", so that every path ends. The cost depends on the number of rows
+    that compete for columns.
     """
     n_rows = start.size - 1
     top = weight.max() if weight.size else 0.0
     row_potential, column_potential = np.zeros(n_rows), np.zeros(n_columns + n_rows)
     row_of = np.full(n_columns + n_rows, -1)
-    edge_of = np.full(n_columns + n_rows, -1)  # the edge that joins a taken column to its row; -1 for "unmatched"
+    edge_of = np.full(n_columns + n_rows, -1)  # the edge between a taken column and its row; -1 for "unmatched"
     distance, done = np.full(n_columns + n_rows, np.inf), np.zeros(n_columns + n_rows, np.bool_)
     from_row, from_edge = np.empty(n_columns + n_rows, np.int64), np.empty(n_columns + n_rows, np.int64)
     for source in range(n_rows):
@@ -187,7 +188,7 @@ def heaviest_edges(start, columns, weight, n_columns):
         touched.clear()
         while end < 0:
             for e in range(start[row], start[row + 1] + 1):
-                last = e == start[row + 1]  # after its edges, the row's own column
+                last = e == start[row + 1]  # after its edges, the row's "unmatched" column
                 column = n_columns + row if last else columns[e]
                 if done[column]:
                     continue
@@ -214,7 +215,7 @@ def heaviest_edges(start, columns, weight, n_columns):
                 column_potential[column] -= walked - distance[column]
         for column in touched:
             distance[column], done[column] = np.inf, False
-        while end >= 0:  # walk back, and hand every column on the way to its new row
+        while end >= 0:  # walk back, and assign every column on the path to its new row
             row = from_row[end]
             previous = -1
             if row != source:
@@ -230,7 +231,7 @@ def heaviest_edges(start, columns, weight, n_columns):
 
 @njit(cache=True)
 def matched_column(row, start, columns, row_of, n_columns):
-    """The column that ``row`` holds."""
+    """The column assigned to ``row``."""
     for e in range(start[row], start[row + 1]):
         if row_of[columns[e]] == row:
             return columns[e]

@@ -1,8 +1,8 @@
-"""COCO average precision from sparse pairs: the numbers of the COCO API, at any number of detections.
+"""COCO average precision (Lin et al. 2014) from sparse pairs, for any number of predictions per image.
 
-Lin et al. 2014, and the API's own matching and interpolation to the last rounding. What is -1 there is NaN here. Order
-decides ties as it does there: predictions of equal score count in the order of images and of objects, so images go in
-ascending COCO id and objects in the file's order.
+The results equal those of the COCO API, including its matching, interpolation and rounding; where the API returns -1,
+the result is NaN. Ties are resolved as in the API: predictions with equal scores are ordered by image, then by position
+within the image. For identical numbers pass images in ascending COCO id, and objects in the order of the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.evaluation.match import ImagePairs, Overlaps, Side
+from cellwright.evaluation.matching import ImagePairs, ObjectFacts, Overlaps
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
@@ -25,11 +25,12 @@ THIRDS = ("smallest_third", "middle_third", "largest_third")
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
-    """Every prediction of the data set, in the order of images and objects.
+class RankedPredictions:
+    """All D predictions of a dataset, in the order of images and objects.
 
-    image: (D,) position of its image. class_ids, rank: (D,), the rank among those of its image and class by score.
-    scores: (D,) float64. codes: (A, T, D) uint8: 0 false, 1 true positive, 2 ignored, in size band a at threshold t.
+    image: (D,) index of the image. class_ids: (D,). rank: (D,) rank by score among the predictions of the same image
+    and class, from 0. scores: (D,) float64. codes: (A, T, D) uint8, for size band a and IoU threshold t: 0 false
+    positive, 1 true positive, 2 ignored.
     """
 
     image: np.ndarray
@@ -43,31 +44,31 @@ class Detections:
 class CocoResult:
     """What the COCO API calls ``eval``, for one kind of overlap ("mask" or "box").
 
-    precision: (T, R, K, A, M) at T IoU thresholds, R recall points, K classes, A size bands, M caps; recall: (T, K, A,
-    M). NaN where a class has no object that counts in that band. bands: names and limits in pixels, both included.
-    n_truth: (images, K, A) objects that count.
+    precision: (T, R, K, A, M) at T IoU thresholds, R recall points, K classes, A size bands, M caps.
+    recall: (T, K, A, M). Both are NaN where a class has no object that counts in a size band.
+    bands: name -> lower and upper limit in pixels, both inclusive. n_truth: (images, K, A) objects that count.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     bands: dict[str, tuple[float, float]]
     n_truth: np.ndarray
-    detections: Detections
+    predictions: RankedPredictions
 
     def ap(
         self, *, cap: str = "all", band: str = "any", threshold: float | None = None, class_id: int | None = None
     ) -> float:
-        """Mean precision over recall points, thresholds (or the one given) and classes (or the one given)."""
+        """Mean precision over recall points, IoU thresholds and classes, or for one threshold or one class."""
         return _mean(self._slice(self.precision, cap, band, threshold, class_id))
 
     def ar(
         self, *, cap: str = "all", band: str = "any", threshold: float | None = None, class_id: int | None = None
     ) -> float:
-        """Mean of the recall finally reached, over thresholds and classes."""
+        """Mean final recall over IoU thresholds and classes, or for one threshold or one class."""
         return _mean(self._slice(self.recall, cap, band, threshold, class_id))
 
     def ceiling(self, cap: int = CAP, class_id: int | None = None) -> float:
-        """The best AP that ``cap`` detections for an image and class allow: those of perfect masks and scores."""
+        """The highest AP possible with ``cap`` predictions per image and class: that of perfect masks and scores."""
         total = self.n_truth[:, :, 0].sum(0)
         reachable = np.minimum(self.n_truth[:, :, 0], cap).sum(0)
         chosen = np.arange(len(total)) if class_id is None else np.array([class_id])
@@ -86,15 +87,15 @@ class CocoResult:
 
 
 def coco_result(images: Sequence[ImagePairs], kind: str, n_classes: int) -> CocoResult:
-    """Match every image, then accumulate class by class.
+    """Match every image, then accumulate precision and recall class by class.
 
-    images: in ascending order of image id, predictions with scores. kind: "mask", or "box" for pairs made with
-    ``PairOptions(boxes=True)``. No images, and images without objects, give NaN. Ignored truth is COCO's crowd.
+    images: in ascending order of image id; predictions must have scores. kind: "mask", or "box" (needs pairs made with
+    ``PairOptions(boxes=True)``). Without images or objects, all results are NaN. Ignored objects are COCO's crowd.
     """
     bands = {"any": ALL_SIZES, **COCO_BANDS, **size_thirds(images)}
     limits = np.array(list(bands.values()))
     matched = [_match_image(pairs, kind, limits) for pairs in images]
-    detections = _joined([found for found, _ in matched], len(bands))
+    predictions = _concatenate([ranked_predictions for ranked_predictions, _ in matched], len(bands))
     n_truth = np.zeros((len(images), n_classes, len(bands)), np.int64)
     for i, (_, counted) in enumerate(matched):
         for a in range(len(bands)):
@@ -103,24 +104,24 @@ def coco_result(images: Sequence[ImagePairs], kind: str, n_classes: int) -> Coco
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_POINTS), n_classes, len(bands), len(caps)), np.nan)
     recall = np.full((len(IOU_THRESHOLDS), n_classes, len(bands), len(caps)), np.nan)
     for k in range(n_classes):
-        chosen = ranked(detections, k)
+        chosen = ranked(predictions, k)
         table, reached = _kernels().precision_recall(
-            detections.codes[:, :, chosen], detections.rank[chosen], caps, n_truth[:, k].sum(0), RECALL_POINTS
+            predictions.codes[:, :, chosen], predictions.rank[chosen], caps, n_truth[:, k].sum(0), RECALL_POINTS
         )
         precision[:, :, k], recall[:, k] = table.transpose(2, 3, 0, 1), reached.transpose(2, 0, 1)
-    return CocoResult(precision, recall, bands, n_truth, detections)
+    return CocoResult(precision, recall, bands, n_truth, predictions)
 
 
-def ranked(detections: Detections, class_id: int) -> np.ndarray:
-    """Indices (D,) of the predictions of a class, highest score first; ties by image, then by place in the image."""
-    members = np.flatnonzero(detections.class_ids == class_id)
-    # Two stable sorts, as the API does: inside each image first, then over all of them.
-    members = members[np.lexsort((detections.rank[members], detections.image[members]))]
-    return members[np.argsort(-detections.scores[members], kind="stable")]
+def ranked(predictions: RankedPredictions, class_id: int) -> np.ndarray:
+    """Indices (D,) of the predictions of a class, highest score first; ties by image, then by rank in the image."""
+    members = np.flatnonzero(predictions.class_ids == class_id)
+    # Two stable sorts, as in the API: within each image first, then over all images.
+    members = members[np.lexsort((predictions.rank[members], predictions.image[members]))]
+    return members[np.argsort(-predictions.scores[members], kind="stable")]
 
 
 def size_thirds(images: Sequence[ImagePairs]) -> dict[str, tuple[float, float]]:
-    """Three size bands that hold about a third of the objects each; a border belongs to both sides, as in COCO."""
+    """Three size bands with about a third of the objects each; as in COCO, a limit belongs to both adjacent bands."""
     sizes = [pairs.truth.sizes[~pairs.truth.ignore] for pairs in images]
     sizes = np.concatenate(sizes) if sizes else np.zeros(0)
     lower, upper = np.quantile(sizes, [1 / 3, 2 / 3]) if len(sizes) else (0.0, 0.0)
@@ -128,8 +129,8 @@ def size_thirds(images: Sequence[ImagePairs]) -> dict[str, tuple[float, float]]:
     return dict(zip(THIRDS, limits, strict=True))
 
 
-def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[Detections, np.ndarray]:
-    """Codes of one image's predictions, and which truth (A, G) bool counts in each size band."""
+def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[RankedPredictions, np.ndarray]:
+    """The predictions of one image, and which annotated objects (A, G) bool count in each size band."""
     truth, predicted = pairs.truth, pairs.predicted
     if predicted.scores is None:
         raise ValueError("coco_result needs predictions with scores")
@@ -153,7 +154,8 @@ def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[Dete
         np.minimum(IOU_THRESHOLDS, 1 - 1e-10),
     )
     image = np.zeros(len(predicted), np.int64)
-    return Detections(image, predicted.class_ids, _class_ranks(predicted, order), predicted.scores, codes), counted
+    ranks = _class_ranks(predicted, order)
+    return RankedPredictions(image, predicted.class_ids, ranks, predicted.scores, codes), counted
 
 
 def _overlaps_and_sizes(pairs: ImagePairs, kind: str) -> tuple[Overlaps, np.ndarray]:
@@ -165,8 +167,8 @@ def _overlaps_and_sizes(pairs: ImagePairs, kind: str) -> tuple[Overlaps, np.ndar
     return pairs.boxes, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _class_ranks(predicted: Side, order: np.ndarray) -> np.ndarray:
-    """Rank (N,) of each prediction among those of its class, 0 for the highest score; ``order`` is by score."""
+def _class_ranks(predicted: ObjectFacts, order: np.ndarray) -> np.ndarray:
+    """Rank (N,) of each prediction within its class, 0 for the highest score; ``order`` sorts predictions by score."""
     rank = np.empty(len(predicted), np.int64)
     for class_id in np.unique(predicted.class_ids):
         members = order[predicted.class_ids[order] == class_id]
@@ -174,17 +176,17 @@ def _class_ranks(predicted: Side, order: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _joined(images: Sequence[Detections], n_bands: int) -> Detections:
-    counts = [len(found.scores) for found in images]
+def _concatenate(images: Sequence[RankedPredictions], n_bands: int) -> RankedPredictions:
+    counts = [len(image.scores) for image in images]
     if not counts:
         none = np.zeros(0, np.int64)
-        return Detections(none, none, none, np.zeros(0), np.zeros((n_bands, len(IOU_THRESHOLDS), 0), np.uint8))
-    return Detections(
+        return RankedPredictions(none, none, none, np.zeros(0), np.zeros((n_bands, len(IOU_THRESHOLDS), 0), np.uint8))
+    return RankedPredictions(
         np.repeat(np.arange(len(images)), counts),
-        np.concatenate([found.class_ids for found in images]),
-        np.concatenate([found.rank for found in images]),
-        np.concatenate([found.scores for found in images]),
-        np.concatenate([found.codes for found in images], axis=2),
+        np.concatenate([image.class_ids for image in images]),
+        np.concatenate([image.rank for image in images]),
+        np.concatenate([image.scores for image in images]),
+        np.concatenate([image.codes for image in images], axis=2),
     )
 
 

@@ -1,7 +1,7 @@
-"""Whether scores tell quality: order (Spearman), honesty (expected calibration error), reliability curve.
+"""How well scores predict quality: rank correlation (Spearman), expected calibration error, reliability curve.
 
-The quality of a prediction is its best IoU with any object that counts, 0 where it touches none; what lies in ignored
-regions is left out.
+The quality of a prediction is its highest IoU with any object that counts, or 0 if it touches none. Predictions in
+ignored regions are not included.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellwright.evaluation.match import ImagePairs
+from cellwright.evaluation.matching import ImagePairs
 
 BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Qualities:
-    """scores, ious: (N,) float64; class_ids: (N,) int64; of all predictions of a data set that count."""
+    """The N predictions of a dataset that count: scores and ious (N,) float64, class_ids (N,) int64."""
 
     scores: np.ndarray
     ious: np.ndarray
@@ -26,31 +26,31 @@ class Qualities:
 
 
 def qualities(images: Sequence[ImagePairs]) -> Qualities:
-    """Score and best IoU of every prediction; predictions without scores are skipped."""
+    """Score and highest IoU of every prediction; images whose predictions have no scores are skipped."""
     scores, ious, classes = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, np.int64)]
     for pairs in images:
-        judged = pairs.judged()
-        if judged.predicted.scores is None:
+        counted = pairs.without_ignored()
+        if counted.predicted.scores is None:
             continue
-        best = np.zeros(len(judged.predicted))
-        np.maximum.at(best, judged.pairs.predicted, judged.iou)
-        scores.append(judged.predicted.scores)
+        best = np.zeros(len(counted.predicted))
+        np.maximum.at(best, counted.shared.predicted, counted.iou)
+        scores.append(counted.predicted.scores)
         ious.append(best)
-        classes.append(judged.predicted.class_ids)
+        classes.append(counted.predicted.class_ids)
     return Qualities(np.concatenate(scores), np.concatenate(ious), np.concatenate(classes))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two samples (N,), equal values sharing their mean rank; NaN below 2 or for a constant one."""
+    """Rank correlation of two samples (N,); ties get their mean rank. NaN if N < 2 or if either sample is constant."""
     if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return float("nan")
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 
 def reliability(scores: np.ndarray, ious: np.ndarray, bins: int = BINS) -> dict[str, np.ndarray]:
-    """The reliability curve: bins of equal width over [0, 1], empty ones included (their means are NaN).
+    """The reliability curve: bins of equal width over [0, 1], including empty ones (their means are NaN).
 
-    Columns, each (bins,): low, high, n, mean_score, mean_iou. A score of 1 falls into the last bin.
+    Columns, each (bins,): low, high, n, mean_score, mean_iou. A score of 1 is in the last bin.
     """
     place = np.minimum((scores * bins).astype(np.int64), bins - 1)
     n = np.bincount(place, minlength=bins)
@@ -63,7 +63,7 @@ def reliability(scores: np.ndarray, ious: np.ndarray, bins: int = BINS) -> dict[
 
 
 def expected_calibration_error(scores: np.ndarray, ious: np.ndarray, bins: int = BINS) -> float:
-    """Mean over predictions of |mean score - mean IoU| of their bin (Guo et al. 2017); NaN if there are none."""
+    """Mean over predictions of |mean score - mean IoU| in their bin (Guo et al. 2017); NaN without predictions."""
     if not len(scores):
         return float("nan")
     curve = reliability(scores, ious, bins)

@@ -1,205 +1,112 @@
-"""`evaluate_pairs`: predictions and truth in, a `Report` out. The masks of one image at a time are in memory."""
+"""`Report`: the result of an evaluation, and the files it is saved to."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellwright.core.errors import InputError, UsageError, did_you_mean
-from cellwright.core.instances import Instances
-from cellwright.core.progress import Track, no_progress
-from cellwright.evaluation.coco import CocoResult, coco_result
-from cellwright.evaluation.errors_by_kind import Verdicts, judge_objects
-from cellwright.evaluation.label_metrics import Scores, no_scores, score_image
-from cellwright.evaluation.lost_recall import lost_recall
-from cellwright.evaluation.match import ImagePairs, PairOptions, ScoreThreshold, pair_image
+from cellwright.core.errors import UsageError
+from cellwright.core.files import write_json, write_text
+from cellwright.core.public import public
+from cellwright.core.table import markdown_cell, markdown_table
+from cellwright.core.text import count
+from cellwright.evaluation.data import HEADLINE, EvaluationData
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What may be asked for, and the group that is computed then. One-to-one counts cost nothing and always come.
-METRICS = {
-    "coco_ap": "coco",
-    "kaggle_score": "counts",
-    "accuracy": "counts",
-    "f1": "counts",
-    "precision": "counts",
-    "recall": "counts",
-    "pq": "counts",
-    "sq": "counts",
-    "dq": "counts",
-    "mean_matched_iou": "counts",
-    "aji": "overlap",
-    "aji_plus": "overlap",
-    "aji_cellpose": "overlap",
-    "dice": "overlap",
-    "boundary_iou": "boundary",
-    "errors": "errors",
-    "ranking": "ranking",
-}
-HEADLINE = ("AP@all", "AP50@all", "kaggle_score", "accuracy@0.5", "pq", "aji")
-BOUNDARY_PX = 2
-_BOUNDARY = re.compile(r"boundary_iou@(\d+)px")
+SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """Everything gathered before tables are made: one entry an image.
-
-    images: with the predictions of at least the score threshold. found: with all of them, for AP and ranking.
-    nothing: the sums of no images.
-    """
-
-    found: tuple[ImagePairs, ...]
-    images: tuple[ImagePairs, ...]
-    groups: frozenset[str]
-    class_names: tuple[str, ...]
-    scores: tuple[Scores, ...]
-    nothing: Scores
-    verdicts: tuple[tuple[Verdicts, Verdicts], ...]
-    masks: CocoResult | None
-    boxes: CocoResult | None
-    lost: Counter[str] | None
-
-    @property
-    def image_ids(self) -> tuple[str, ...]:
-        """Their names, in the order given."""
-        return tuple(pairs.image_id for pairs in self.images)
-
-
-@dataclass(frozen=True, eq=False)
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """What the judge says.
+    """The result of `evaluate`: metric values by name, and tables per image, class and object.
 
-    values: figures of the whole data set by name ("AP@100", "AP@all", "box_AP@100", "AP_ceiling@100", "accuracy@0.5",
-    "kaggle_score", "pooled_pq", ...): means over images unless "pooled_" or "class_mean_" stands in front; NaN where
-    undefined, and then ``reasons`` says why. All names: docs/metrics.md.
-    notes: what a reader should know before quoting a figure. judged: what the tables are made of.
+    values: metrics of the whole dataset by name ("AP@all", "box_AP@100", "accuracy@0.5", "kaggle_score", "pooled_pq",
+        ...). Values are means over images, unless the name starts with "pooled_" or "class_mean_"; AP is always pooled.
+        Undefined values are NaN. All names and definitions are in docs/metrics.md.
+    reasons: why a value is NaN, by name.
+    notes: what a reader should know before quoting a value.
+    data: what the values and tables are computed from.
+
+    Index a report with the name of a metric to get its value; `UsageError` suggests names for an unknown one.
+
+    >>> import numpy as np
+    >>> import cellwright as cw
+    >>> truth = np.zeros((32, 32), int)
+    >>> truth[2:10, 2:10], truth[15:25, 15:25] = 1, 2
+    >>> report = cw.evaluate(np.where(truth == 1, 1, 0), truth)
+    >>> report["accuracy@0.5"], report["recall@0.5"]
+    (0.5, 0.5)
+    >>> report.per_image[["n_truth", "n_predicted", "errors_missed"]].iloc[0].tolist()
+    [2, 1, 1]
     """
 
     values: dict[str, float]
     reasons: dict[str, str]
     notes: tuple[str, ...]
-    judged: Judged
+    data: EvaluationData
+
+    def __repr__(self) -> str:
+        counts = [(name, int(self.values[f"n_{key}"])) for name, key in _COUNTED]
+        counted = ", ".join(count(n, name) for name, n in counts)
+        values = ", ".join(f"{name} {markdown_cell(value)}" for name, value in self.headline())
+        return f"Report: {counted}\n  {values}"
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
-        """A row an image, in the order given: numbers of objects, every figure but AP, errors by kind."""
-        return _tables().per_image(self.judged)
+        """One row per image, in the order given: object counts, every metric except AP, errors by kind."""
+        return _tables().per_image(self.data)
 
     @cached_property
     def per_class(self) -> pd.DataFrame:
-        """A row a class: numbers of objects, AP, and the figures of that class alone, as mean and pooled."""
-        return _tables().per_class(self.judged)
+        """One row per class: object counts, AP, and the metrics of that class alone, as mean over images and pooled."""
+        return _tables().per_class(self.data)
 
     @cached_property
     def objects(self) -> pd.DataFrame:
-        """A row an object on either side, with its kind of error; empty unless "errors" was asked for."""
-        return _tables().objects(self.judged)
+        """One row per annotated or predicted object, with its kind of error; empty without the "errors" metric."""
+        return _tables().objects(self.data)
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """ "errors" by kind, "reliability", "lost_recall", as far as they were asked for."""
-        return _tables().extra_tables(self.judged)
+        """Further tables, as far as requested: "errors" by kind, "reliability", "lost_recall"."""
+        return _tables().extra_tables(self.data)
 
     def __getitem__(self, name: str) -> float:
-        """One figure; `UsageError` with the nearest name where there is none."""
+        """The value of a metric. Raises `UsageError` with suggestions if there is no such metric."""
         if name not in self.values:
-            raise UsageError("no such figure in this report", got=repr(name), remedy=did_you_mean(name, self.values))
+            raise UsageError(
+                "no such metric in this report", got=repr(name), remedy=_suggestion(str(name), list(self.values))
+            )
         return self.values[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
+
     def headline(self) -> list[tuple[str, float]]:
-        """The (at most) six figures to look at first, as (name, value)."""
+        """The up to six most important metrics as (name, value)."""
         return [(name, self.values[name]) for name in HEADLINE if name in self.values]
 
     def worst_images(self, n: int = 10) -> pd.DataFrame:
-        """The rows of ``per_image`` of the lowest accuracy@0.5, worst first; images with nothing in them come last."""
+        """The ``n`` rows of ``per_image`` with the lowest accuracy@0.5, worst first; undefined values come last."""
         return self.per_image.sort_values("accuracy@0.5", kind="stable").head(n)
 
     def save(self, folder: Path | str) -> list[Path]:
-        """Write metrics.json, per_image.csv, per_class.csv, objects.csv and report.md; `OutputError` where it fails."""
-        from cellwright.evaluation.write import write_report
+        """Write metrics.json, per_image.csv, per_class.csv, objects.csv and report.md; returns their paths.
 
+        Raises `OutputError` if the folder cannot be written.
+        """
         return write_report(self, Path(folder))
 
 
-def evaluate_pairs(
-    predictions: Sequence[Instances],
-    truths: Sequence[Instances],
-    *,
-    metrics: Iterable[str] | None = None,
-    class_names: Sequence[str] | None = None,
-    image_ids: Sequence[str] | None = None,
-    track: Track = no_progress,
-    candidates: Sequence[Instances] | None = None,
-    score_threshold: ScoreThreshold = 0.0,
-) -> Report:
-    """Judge predictions against truth, image by image.
-
-    predictions, truths: as many of each, of equal image sizes, in ascending order of COCO image id where AP must equal
-    the COCO API's to the last digit. They may read their objects when indexed: each is indexed once.
-    metrics: names of `METRICS`; None is all of them; "boundary_iou@5px" sets the width of its band.
-    class_names: None names the classes that occur by number.
-    image_ids: names for the tables; None numbers the images from 0. candidates: what the model proposed before
-    thresholds, suppression and cap, as `lost_recall` wants it; None leaves that table out. score_threshold: predictions
-    that score less count for AP and ranking only; one number, or one a class.
-
-    Predictions without scores get no AP and no ranking (NaN with a reason). No images, no objects and no predictions
-    are legal. Raises `InputError` where lengths, image sizes or class ids do not fit, `UsageError` for unknown metrics.
-    """
-    groups, boundary_px = _groups(metrics)
-    _check_lengths(predictions, truths, image_ids, candidates)
-    options = PairOptions(
-        boxes="coco" in groups,
-        foreground="overlap" in groups,
-        boundary_px=boundary_px if "boundary" in groups else None,
-        repeats="errors" in groups,
-        score_threshold=score_threshold,
-    )
-    found: list[ImagePairs] = []
-    lost: Counter[str] | None = None if candidates is None else Counter()
-    for k in track(range(len(truths)), "judging", len(truths)):
-        truth, predicted = truths[k], predictions[k]
-        pairs = pair_image(truth, predicted, str(k if image_ids is None else image_ids[k]), options)
-        if candidates is not None and lost is not None:
-            lost.update(lost_recall(truth, candidates[k], pairs.above(score_threshold)))
-        found.append(pairs)
-    return _report(_judged(found, groups, _class_names(found, class_names), options, lost))
-
-
-def _judged(
-    found: Sequence[ImagePairs],
-    groups: frozenset[str],
-    class_names: tuple[str, ...],
-    options: PairOptions,
-    lost: Counter[str] | None,
-) -> Judged:
-    images = tuple(pairs.above(options.score_threshold) for pairs in found)
-    scored = "coco" in groups and all(pairs.predicted.scores is not None for pairs in found)
-    return Judged(
-        tuple(found),
-        images,
-        groups,
-        class_names,
-        tuple(score_image(pairs, groups) for pairs in images),
-        no_scores(groups, options.boundary_px),
-        tuple(judge_objects(pairs) for pairs in images) if "errors" in groups else (),
-        coco_result(found, "mask", len(class_names)) if scored else None,
-        coco_result(found, "box", len(class_names)) if scored else None,
-        lost,
-    )
-
-
-def _report(judged: Judged) -> Report:
-    from cellwright.evaluation import figures
-
-    values, reasons = figures.all_values(judged)
-    return Report(values, reasons, figures.notes(judged, values), judged)
+_COUNTED = (("image", "images"), ("annotated object", "truth"), ("prediction", "predicted"))
 
 
 def _tables() -> Any:
@@ -208,42 +115,90 @@ def _tables() -> Any:
     return tables
 
 
-def _groups(metrics: Iterable[str] | None) -> tuple[frozenset[str], int]:
-    """The groups to compute and the width of the boundary band in pixels."""
-    groups, boundary_px = {"counts"}, BOUNDARY_PX
-    for name in METRICS if metrics is None else metrics:
-        width = _BOUNDARY.fullmatch(name)
-        if name not in METRICS and not width:
-            raise UsageError("unknown metric", got=repr(name), remedy=did_you_mean(name, METRICS))
-        boundary_px = int(width[1]) if width else boundary_px
-        groups.add("boundary" if width else METRICS[name])
-    return frozenset(groups), boundary_px
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    """``"did you mean 'AP@all'?"``, else the names that start alike, else the most important ones."""
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if similar:
+        return f"did you mean {similar[0]!r}?"
+    alike = [other for other in known if name and other.lower().startswith(name.lower())][:6]
+    names = alike or [other for other in HEADLINE if other in known]
+    return f"one of: {', '.join(names)}, ...; list(report.values) has all names"
 
 
-def _check_lengths(
-    predictions: Sequence[Instances],
-    truths: Sequence[Instances],
-    image_ids: Sequence[str] | None,
-    candidates: Sequence[Instances] | None,
-) -> None:
-    for name, given in (("predictions", predictions), ("image_ids", image_ids), ("candidates", candidates)):
-        if given is not None and len(given) != len(truths):
-            raise InputError(f"{name} and truths differ in number", got=len(given), expected=len(truths))
+def write_report(
+    report: Report, folder: Path, *, limits: pd.DataFrame | None = None, sections: Sequence[str] = ()
+) -> list[Path]:
+    """Write the five files of an evaluation folder, each completely or not at all, and return their paths.
+
+    limits: the table of `bootstrap.intervals`, for metrics.json and the headline. sections: further Markdown for
+    report.md, placed after the worst images.
+    """
+    write_json(folder / "metrics.json", metrics_json(report, limits))
+    tables = {"per_image.csv": report.per_image, "per_class.csv": report.per_class, "objects.csv": report.objects}
+    for name, table in tables.items():
+        write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "report.md", markdown(report, limits, sections))
+    return [folder / name for name in ("metrics.json", *tables, "report.md")]
 
 
-def _class_names(images: Sequence[ImagePairs], class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names given, checked against the ids that occur; or numbers, one class at least."""
-    highest = -1
-    for pairs in images:
-        for kind, side in (("truth", pairs.truth), ("prediction", pairs.predicted)):
-            found = int(side.class_ids.max(initial=-1))
-            if class_names is not None and found >= len(class_names):
-                raise InputError(
-                    f"a {kind} has a class id without a name",
-                    where=f"image {pairs.image_id}",
-                    got=found,
-                    expected=f"0 to {len(class_names) - 1} ({', '.join(class_names)})",
-                    remedy="predictions and truth must count their classes alike: map the classes, or name them all",
-                )
-            highest = max(highest, found)
-    return tuple(class_names) if class_names is not None else tuple(str(k) for k in range(max(highest, 0) + 1))
+def metrics_json(report: Report, limits: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Everything except the large tables as strict JSON: undefined values are null, with an entry in ``reasons``.
+
+    Lost recall depends on whether a model can be asked for its candidates. It is kept apart from ``values``, so that
+    these are the same for a model and for the predictions it has written.
+    """
+    lost = {name: value for name, value in report.values.items() if name.startswith("lost_recall_")}
+    values = {name: value for name, value in report.values.items() if name not in lost}
+    intervals = [] if limits is None else [_nan_to_none(row) for row in limits.to_dict("records")]
+    tables = {name: table.to_dict("records") for name, table in report.tables.items()}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "values": _nan_to_none(values),
+        "lost_recall": _nan_to_none({name.removeprefix("lost_recall_"): value for name, value in lost.items()}),
+        "intervals_95": intervals,
+        "reasons": report.reasons,
+        "notes": list(report.notes),
+        "per_class": [_nan_to_none(row) for row in report.per_class.to_dict("records")],
+        "tables": {name: [_nan_to_none(row) for row in rows] for name, rows in tables.items()},
+    }
+
+
+def markdown(report: Report, limits: pd.DataFrame | None = None, sections: Sequence[str] = ()) -> str:
+    """The report as a page: headline, notes, errors by kind, worst images, classes, then all metrics."""
+    parts = ["# Evaluation", _headline(report, limits)]
+    parts += [f"- {note}" for note in report.notes]
+    titles = {
+        "errors": "Errors by kind",
+        "lost_recall": "Causes of lost recall",
+        "reliability": "Reliability of scores",
+    }
+    for name, table in report.tables.items():
+        parts += [f"## {titles.get(name, name)}", frame_markdown(table)]
+    if len(report.per_image):
+        columns = ["image", "n_truth", "n_predicted", "accuracy@0.5", "kaggle_score", "pq"]
+        parts += ["## Worst images", frame_markdown(report.worst_images().filter(columns))]
+    parts += sections
+    if len(report.per_class) > 1:
+        columns = ("class", "n_truth", "n_predicted", "AP@all", "pooled_accuracy@0.5", "pooled_pq")
+        parts += ["## Classes", frame_markdown(report.per_class.filter(columns))]
+    rows = [
+        (name, f"undefined: {report.reasons[name]}" if name in report.reasons else value)
+        for name, value in report.values.items()
+    ]
+    return "\n\n".join([*parts, "## All metrics", markdown_table(["metric", "value"], rows)]) + "\n"
+
+
+def _headline(report: Report, limits: pd.DataFrame | None) -> str:
+    if limits is None:
+        return markdown_table(["metric", "value"], report.headline())
+    text = "95 % confidence intervals: percentile bootstrap over images, 1,000 resamples."
+    return frame_markdown(limits.rename(columns={"low": "95 % CI from", "high": "to"})) + f"\n\n{text}"
+
+
+def frame_markdown(table: pd.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    return markdown_table(list(table.columns), table.itertuples(index=False))
+
+
+def _nan_to_none(row: dict[Any, Any]) -> dict[str, Any]:
+    return {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}

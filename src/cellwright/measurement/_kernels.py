@@ -1,7 +1,7 @@
-"""The loops of `measure`, compiled by numba on first use and cached: each pixel of an object's crop is read once.
+"""Loops of the measurements, compiled by numba on first use and cached.
 
-Shapes everywhere, as in `core`: boxes (N, 4) int32 ``x0, y0, x1, y1``; offsets (N + 1,) int64; crops flat uint8 of 0
-and 1, object i being ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
+Shapes, as in `core`: boxes (N, 4) int32 ``x0, y0, x1, y1``; offsets (N + 1,) int64; crops flat uint8 of 0 and 1, where
+object i is ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numba import njit
 
 @njit(cache=True)
 def raw_moments(boxes, offsets, crops):
-    """Sums of 1, x, y, x^2, y^2, x y over each object's pixels, (N, 6) int64; x and y count from the box's corner."""
+    """Sums of 1, x, y, x^2, y^2 and x y over the pixels of each object, (N, 6) int64; x, y relative to the box."""
     n = boxes.shape[0]
     out = np.zeros((n, 6), np.int64)
     for i in range(n):
@@ -36,9 +36,9 @@ def raw_moments(boxes, offsets, crops):
 
 @njit(cache=True)
 def entries(boxes, offsets, crops):
-    """How often the lines of the pixel grid enter each object, (N, 2) int64: along rows and columns; along diagonals.
+    """How often lines of the pixel grid enter each object, (N, 2) int64: along rows and columns, and along diagonals.
 
-    A line enters at a pixel of the object whose neighbour before it (left, above; upper left, upper right) is none.
+    A line enters at a pixel of the object if the pixel before it (left, above; upper left, upper right) is not.
     """
     n = boxes.shape[0]
     out = np.zeros((n, 2), np.int64)
@@ -58,9 +58,9 @@ def entries(boxes, offsets, crops):
 
 @njit(cache=True)
 def convex_areas(boxes, offsets, crops):
-    """Pixels (N,) int64 whose centre lies in or on the convex hull of the centres of the object's pixels.
+    """Number of pixels (N,) int64 whose centre is in or on the convex hull of the centres of the object's pixels.
 
-    The hull's sides run through the outermost pixels of each row; how many grid points it holds is Pick's theorem.
+    The hull is built from the outermost pixels of each row; Pick's theorem gives the number of grid points in it.
     """
     n = boxes.shape[0]
     out = np.zeros(n, np.int64)
@@ -96,7 +96,7 @@ def convex_areas(boxes, offsets, crops):
 
 @njit(cache=True)
 def _extend(side, count, x, y, sign):
-    """Add a point below all others to one side of a hull (sign 1: left, -1: right), which must stay convex."""
+    """Add a point below all others to one side of a hull (sign 1: left, -1: right), and keep that side convex."""
     while count > 1:
         ax, ay = side[count - 2, 0], side[count - 2, 1]
         bx, by = side[count - 1, 0], side[count - 1, 1]
@@ -116,10 +116,10 @@ def _gcd(a, b):
 
 @njit(cache=True)
 def intensities(boxes, offsets, crops, data):
-    """Mean, least, greatest value and standard deviation of each channel of data (H, W, C) over each object's pixels.
+    """Mean, minimum, maximum and standard deviation of each channel of data (H, W, C) over the pixels of each object.
 
-    (N, C, 4) float64; NaN for an empty object and where a pixel is NaN. Two passes, so that values far from 0 lose no
-    digits.
+    Returns (N, C, 4) float64; NaN for an empty object or if a pixel is NaN. Two passes keep the precision of values far
+    from 0.
     """
     n, n_channels = boxes.shape[0], data.shape[2]
     out = np.full((n, n_channels, 4), np.nan)

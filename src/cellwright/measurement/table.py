@@ -1,16 +1,20 @@
-"""One table of measurements, a row an object, made from the crops: overlapping objects keep all of their pixels.
+"""Measurements of objects: one table per image with one row per object.
 
-Lengths and places are in pixels; a pixel in column x covers [x, x + 1), so centroids count from the image's corner.
+Measurements are made on the masks of the objects, so overlapping objects keep all their pixels. The pixel in column x
+covers [x, x + 1): centroids are measured from the corner of the image, not from the centre of the first pixel.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellwright.core.errors import InputError
+from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
@@ -18,9 +22,11 @@ from cellwright.core.masks import MaskSet
 if TYPE_CHECKING:
     import pandas as pd
 
-# Pixel types that the kernels are compiled for; all others are measured as float64.
-_PLAIN_TYPES = (np.uint8, np.uint16, np.float32)
+# Pixel types that the kernels are compiled for; all others are converted to float64.
+_COMPILED_TYPES = (np.uint8, np.uint16, np.float32)
 _STATISTICS = ("mean", "min", "max", "std")
+# Columns that formats with outlines do not need.
+_POSITIONS = ("centroid_y_px", "centroid_x_px", "bbox_x0_px", "bbox_y0_px", "bbox_x1_px", "bbox_y1_px")
 
 
 def measure_instances(
@@ -28,33 +34,35 @@ def measure_instances(
 ) -> pd.DataFrame:
     """Measurements of N objects, in their order; the index "label" holds their ids.
 
-    class: the id, or its name where ``class_names`` are given. score: NaN for truth.
-    area_px, bbox_{x0,y0,x1,y1}_px (half open): whole numbers. centroid_{y,x}_px. equivalent_diameter_px: of the circle
-    of this area. With a pixel size in the image also area_um2 and equivalent_diameter_um.
-    perimeter_px: Crofton's formula in four directions (Rivollier 2010, as skimage's ``perimeter_crofton``), holes
-    included; straight sides come out 5 % short along the grid to 3 % long at 22.5 degrees, which round outlines even
-    out, and objects of a few pixels short.
-    major_axis_px, minor_axis_px, eccentricity [0, 1]: of the ellipse of the same second moments, as skimage has them.
-    orientation_deg: of the major axis, (-90, 90], from the x axis counter-clockwise as seen; NaN where no axis is
-    longer.
-    solidity (0, 1]: area over the pixels whose centre lies in the convex hull of the object's pixel centres; 1 for
-    what is drawn from a convex shape. Skimage widens the hull by half a pixel, so its figure is a little lower.
-    circularity (0, 1]: 4 pi area / perimeter^2, cut at 1, which small objects would pass because of their perimeter.
-    intensity_{mean,min,max,std}_CHANNEL: of the object's own pixels in the image's own values; nothing is subtracted.
-    An alpha channel is left out. Channels of the same name get numbers.
+    class: the class id, or the name if ``class_names`` are given. score: NaN without scores.
+    area_px, bbox_{x0,y0,x1,y1}_px: integers; boxes are half open. centroid_{y,x}_px: mean position of the pixels.
+    equivalent_diameter_px: diameter of the circle with the same area.
+    area_um2, equivalent_diameter_um: only if the image has a pixel size.
+    perimeter_px: Crofton's formula in four directions (Rivollier 2010, as scikit-image's ``perimeter_crofton``),
+        including holes. Straight edges are underestimated by 5 % along the grid and overestimated by 3 % at 22.5
+        degrees, which averages out on round outlines; objects of a few pixels are underestimated.
+    major_axis_px, minor_axis_px, eccentricity in [0, 1]: of the ellipse with the same second moments, as in
+        scikit-image.
+    orientation_deg: of the major axis in (-90, 90], counter-clockwise from the x axis; NaN if both axes are equal.
+    solidity in (0, 1]: area divided by the number of pixels whose centre is in the convex hull of the object's pixel
+        centres; 1 for convex shapes. scikit-image expands the hull by half a pixel, so its values are slightly lower.
+    circularity in (0, 1]: 4 pi area / perimeter^2, clipped at 1, which small objects would exceed because their
+        perimeter is underestimated.
+    intensity_{mean,min,max,std}_CHANNEL: of the pixels of the object in the image's own values, without background
+        subtraction. An alpha channel is omitted. Channels with equal names are numbered.
 
-    No objects give no rows and every column. An empty mask has area and bbox 0 and NaN elsewhere. Raises `InputError`
-    for an image of another size, or a class without a name.
+    Without objects the table has all columns and no rows. An empty mask has area and box 0, and NaN otherwise. Raises
+    `InputError` for an image of another size, or a class without a name.
     """
     import pandas as pd
 
     if image is not None and image.image_hw != cells.image_hw:
         raise InputError(
-            "this image is not the one that the objects lie in",
+            "image and objects have different sizes",
             where=image.path,
             got=f"{image.image_hw[0]} x {image.image_hw[1]} (height x width)",
             expected=f"{cells.image_hw[0]} x {cells.image_hw[1]}",
-            remedy="give the image that was predicted on, at its own size",
+            remedy="use the image in which the objects were segmented, at its original size",
         )
     scores = np.full(len(cells), np.nan, np.float32) if cells.scores is None else cells.scores
     columns = {"class": _classes(cells, class_names), "score": scores}
@@ -65,7 +73,7 @@ def measure_instances(
 
 
 def shape_columns(masks: MaskSet, pixel_size_um: tuple[float, float] | None = None) -> dict[str, np.ndarray]:
-    """What `measure_instances` says of the masks alone, each column (N,)."""
+    """The columns of `measure_instances` that need only the masks, each (N,)."""
     kernels = _kernels()
     parts = masks.boxes, masks.offsets, masks.crops
     moments = kernels.raw_moments(*parts)
@@ -75,7 +83,7 @@ def shape_columns(masks: MaskSet, pixel_size_um: tuple[float, float] | None = No
     with np.errstate(invalid="ignore", divide="ignore"):
         area = np.where(areas > 0, areas, np.nan)
         diameter = np.sqrt(4 * area / np.pi)
-        # Lines lie 1 apart along the grid and 1 / sqrt(2) along diagonals; what is not there has no perimeter.
+        # Lines are 1 px apart along the grid and 1 / sqrt(2) px along diagonals; NaN for empty masks.
         perimeter = np.pi / 4 * (along_grid + along_diagonals / np.sqrt(2)) + 0 * area
         columns = {"area_px": areas}
         if pixel_size_um is not None:
@@ -95,12 +103,12 @@ def shape_columns(masks: MaskSet, pixel_size_um: tuple[float, float] | None = No
 
 
 def _ellipses(area: np.ndarray, moments: np.ndarray) -> dict[str, np.ndarray]:
-    """Axes, eccentricity and orientation from the raw moments (N, 6); area (N,) is NaN for nothing."""
+    """Axes, eccentricity and orientation from the raw moments (N, 6); area (N,) is NaN for empty masks."""
     _, x, y, xx, yy, xy = moments.T
-    # The second central moments times area^2: whole numbers, exact for all but huge objects, so that ties are ties.
+    # Second central moments times area^2: integers, exact except for huge objects, so equal axes compare as equal.
     c_xx, c_yy, c_xy = area * xx - x * x, area * yy - y * y, area * xy - x * y
     larger = (c_xx + c_yy) / 2 + np.hypot((c_xx - c_yy) / 2, c_xy)
-    # By the determinant, which is 0 for a line; the difference of the roots would not be.
+    # From the determinant, which is exactly 0 for a line, unlike the difference of the roots.
     smaller = np.maximum(c_xx * c_yy - c_xy * c_xy, 0) / np.where(larger > 0, larger, 1)
     degrees = -np.degrees(np.arctan2(2 * c_xy, c_xx - c_yy) / 2)
     degrees = np.where(degrees <= -90, degrees + 180, degrees) + 0.0
@@ -113,26 +121,48 @@ def _ellipses(area: np.ndarray, moments: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def intensity_columns(masks: MaskSet, image: Image) -> dict[str, np.ndarray]:
-    """Mean, least, greatest value and standard deviation (over N) of each channel, each (N,) float64."""
-    plain = image.data.dtype in _PLAIN_TYPES
-    data = np.ascontiguousarray(image.data if plain else image.data.astype(np.float64))
-    found = _kernels().intensities(masks.boxes, masks.offsets, masks.crops, data)
+    """Mean, minimum, maximum and standard deviation (with divisor N) of each channel, each column (N,) float64."""
+    is_compiled = image.data.dtype in _COMPILED_TYPES
+    data = np.ascontiguousarray(image.data if is_compiled else image.data.astype(np.float64))
+    values = _kernels().intensities(masks.boxes, masks.offsets, masks.crops, data)
     names = list(image.channels)
     if len(set(names)) < len(names):
         names = [f"{name}{k}" for k, name in enumerate(names)]
     kept = names[:-1] if len(names) > 1 and image.channels[-1] == "A" else names
     return {
-        f"intensity_{statistic}_{name}": found[:, c, k]
+        f"intensity_{statistic}_{name}": values[:, c, k]
         for c, name in enumerate(kept)
         for k, statistic in enumerate(_STATISTICS)
     }
 
 
 def table_csv(table: pd.DataFrame, image_name: str) -> str:
-    """The text of a ``_measurements.csv``: first columns image, label, class, score; nothing for NaN."""
+    """The table as CSV, with the columns image, label, class and score first; NaN is an empty cell."""
     listed = table.reset_index()
     listed.insert(0, "image", [image_name] * len(listed))
     return listed.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+
+
+def write_measurements(
+    cells: Instances,
+    path: Path,
+    *,
+    image_name: str,
+    image: Image | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row."""
+    write_text(path, table_csv(measure_instances(cells, image, class_names=class_names), image_name))
+
+
+def with_measurements(cells: Instances, image: Image | None = None) -> Instances:
+    """The objects with their measurements as ``columns``, for formats that store properties with outlines.
+
+    Positions are omitted. Existing columns with the same names are replaced.
+    """
+    table = measure_instances(cells, image).drop(columns=["class", "score", *_POSITIONS])
+    measured = {str(name): table[name].to_numpy() for name in table}
+    return dataclasses.replace(cells, columns=cells.columns | measured)
 
 
 def _classes(cells: Instances, class_names: Sequence[str] | None) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Several predictions of one image as one: suppression, Weighted Boxes Fusion, a vote of masks.
 
 Objects in, objects out, whoever found them; no image and no network is needed. Scores are compared as they are: those
-of different families of models mean the same only where they are calibrated (`ScoreMap`). What is computed follows the
-pixels of the objects and the pairs that overlap.
+of different families of models mean the same only where they are calibrated (`Calibration`). What is computed follows
+the pixels of the objects and the pairs that overlap.
 """
 
 from __future__ import annotations

@@ -9,31 +9,8 @@ import numpy as np
 from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.scores import Calibration, reaches_threshold
 from cellwright.prediction.diameter import Diameter
-
-
-@dataclass(frozen=True)
-class ScoreMap:
-    """From a model's own score to the IoU to expect: straight lines between knots (`cellwright tune` finds them).
-
-    scores, expected_iou: (K,) in [0, 1]; scores rise, expected_iou never falls. `UsageError` where they do not.
-    """
-
-    scores: tuple[float, ...]
-    expected_iou: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        x, y = np.array(self.scores), np.array(self.expected_iou)
-        fits = x.ndim == 1 and len(x) > 0 and x.shape == y.shape
-        fits = fits and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
-        if not fits or min(*x, *y) < 0 or max(*x, *y) > 1:
-            got = f"{len(self.scores)} scores, {len(self.expected_iou)} values"
-            expected = "as many of each, in [0, 1]; scores that rise, values that never fall"
-            raise UsageError("this is no calibration of scores", got=got, expected=expected)
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Expected IoU (N,) float32 in [0, 1] of scores (N,)."""
-        return np.interp(scores, self.scores, self.expected_iou).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -52,7 +29,7 @@ class PredictOptions:
     min_area_px: int | tuple[int, ...] = 0
     max_objects: int | None = None
     resolve_overlaps: bool = False
-    calibration: ScoreMap | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         scores, areas = np.array(self.score_threshold, float), np.array(self.min_area_px)
@@ -72,8 +49,7 @@ class PredictOptions:
 
     def good(self, objects: Instances) -> np.ndarray:
         """Which calibrated objects (N,) bool score enough for their class."""
-        limits = np.array(self.score_threshold, np.float32)
-        return _scores(objects) >= (limits[objects.class_ids] if limits.ndim else limits)
+        return reaches_threshold(_scores(objects), objects.class_ids, self.score_threshold)
 
     def large(self, objects: Instances) -> np.ndarray:
         """Which objects (N,) bool are large enough for their class."""

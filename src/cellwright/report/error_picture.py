@@ -1,16 +1,26 @@
-"""What went wrong on one image: every kind of error in a colour and a line of its own, with a legend."""
+"""Pictures of errors: every kind of error with its own colour and line style, and a legend."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 
+from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
+from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.text import count
+from cellwright.data.formats.paths import output_path
+from cellwright.data.images.read import read_image
+from cellwright.evaluation.pairing import PairedImages
+from cellwright.evaluation.report import Report
 from cellwright.report.colours import (
     BLUE,
     DASH_DOT,
@@ -30,24 +40,24 @@ from cellwright.report.draw import draw_outlines
 from cellwright.report.text import legend_strip
 
 GREY = (160, 160, 160)
-SIDE_PX = 1800  # images are enlarged by a whole factor to about this: patterns need room
-DIMMED = 0.55  # share of its brightness that the image keeps, in grey: nothing then competes with the lines
+SIDE_PX = 1800  # images are enlarged by a whole factor to about this size, so that line patterns are visible
+DIMMED = 0.55  # the image is shown in grey with this share of its brightness, so that the lines stand out
 
-FOUND = LineStyle("found", SKY_BLUE)
-INVOLVED = LineStyle("predictions at fault", WHITE)
+CORRECT = LineStyle("correct", SKY_BLUE)
+INVOLVED = LineStyle("predictions involved in errors", WHITE)
 IGNORED = LineStyle("ignored region", GREY, DOTTED)
-# Drawn along the true outline ...
+# Drawn along the annotated outline ...
 TRUTH_STYLES: Mapping[str, LineStyle] = {
-    "poorly_outlined": LineStyle("truth poorly outlined", PURPLE, (4, 2)),
-    "split": LineStyle("truth split", GREEN, (12, 4)),
-    "merged": LineStyle("truth merged", ORANGE, DASH_DOT),
-    "wrong_class": LineStyle("truth given a wrong class", BLUE, (9, 2)),
-    "missed": LineStyle("truth missed", YELLOW, DASHED),
+    "poorly_outlined": LineStyle("poorly outlined object", PURPLE, (4, 2)),
+    "split": LineStyle("split object", GREEN, (12, 4)),
+    "merged": LineStyle("merged object", ORANGE, DASH_DOT),
+    "wrong_class": LineStyle("object with wrong class", BLUE, (9, 2)),
+    "missed": LineStyle("missed object", YELLOW, DASHED),
 }
 # ... and along the predicted one.
 PREDICTED_STYLES: Mapping[str, LineStyle] = {
-    "duplicate": LineStyle("duplicate", VERMILLION, (8, 2, 2, 2, 2, 2)),
-    "spurious": LineStyle("spurious", VERMILLION, DOTTED),
+    "duplicate": LineStyle("duplicate prediction", VERMILLION, (8, 2, 2, 2, 2, 2)),
+    "spurious": LineStyle("spurious prediction", VERMILLION, DOTTED),
 }
 INVOLVED_KINDS = ("merged", "split", "poorly_outlined", "wrong_class")
 
@@ -55,25 +65,25 @@ INVOLVED_KINDS = ("merged", "split", "poorly_outlined", "wrong_class")
 def draw_errors(
     image: Image, truth: Instances, predicted: Instances, *, truth_kinds: np.ndarray, predicted_kinds: np.ndarray
 ) -> np.ndarray:
-    """Truth against prediction with the errors by kind, uint8 RGB with a legend below that counts them.
+    """An image with the errors of its predictions, uint8 RGB, with a legend below that counts them.
 
-    truth_kinds: (N,) str, predicted_kinds: (M,) str, as ``evaluate`` judges them: what an object is called is the
-    judge's business. Found objects are shown by their prediction. The image is dimmed grey; one that is small is
-    enlarged by a whole factor. Raises `InputError` where sizes do not fit.
+    truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` determines them. Correct objects are shown
+    by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor. Raises `InputError`
+    if sizes do not match.
     """
     for name, objects, kinds in (("truth", truth, truth_kinds), ("predicted", predicted, predicted_kinds)):
         if objects.image_hw != image.image_hw:
             raise InputError(
-                f"{name} and image differ in size", where=image.path, got=objects.image_hw, expected=image.image_hw
+                f"`{name}` and `image` differ in size", where=image.path, got=objects.image_hw, expected=image.image_hw
             )
         if len(objects) != len(kinds):
-            raise InputError(f"{name}_kinds does not fit", got=f"{len(kinds)} kinds", expected=f"{len(objects)}")
+            raise InputError(f"`{name}_kinds` has the wrong length", got=len(kinds), expected=len(objects))
     factor = max(round(SIDE_PX / max(image.image_hw)), 1)
     grey = cv2.cvtColor(to_display_rgb(image), cv2.COLOR_RGB2GRAY)
     canvas = _enlarged(np.repeat((DIMMED * grey).astype(np.uint8)[:, :, None], 3, axis=2), factor)
     drawn = [
         (IGNORED, truth.masks[truth_kinds == "ignored"]),
-        (FOUND, predicted.masks[predicted_kinds == "correct"]),
+        (CORRECT, predicted.masks[predicted_kinds == "correct"]),
         (INVOLVED, predicted.masks[np.isin(predicted_kinds, INVOLVED_KINDS)]),
         *((style, truth.masks[truth_kinds == kind]) for kind, style in TRUTH_STYLES.items()),
         *((style, predicted.masks[predicted_kinds == kind]) for kind, style in PREDICTED_STYLES.items()),
@@ -83,7 +93,7 @@ def draw_errors(
         thin = factor == 1 or style is INVOLVED
         wide = LineStyle(style.name, style.colour, tuple(2 * length for length in style.pattern))
         draw_outlines(canvas, _enlarged_masks(masks, factor), style if thin else wide, 1 if thin else 2)
-        if len(masks) or style is FOUND:
+        if len(masks) or style is CORRECT:
             styles.append(LineStyle(f"{style.name} ({len(masks):,})", style.colour, style.pattern))
     return np.concatenate([canvas, legend_strip(canvas.shape[1], styles)])
 
@@ -97,3 +107,57 @@ def _enlarged(rgb: np.ndarray, factor: int) -> np.ndarray:
 
 def _enlarged_masks(masks: MaskSet, factor: int) -> MaskSet:
     return masks if factor == 1 else masks.resize((masks.image_hw[0] * factor, masks.image_hw[1] * factor))
+
+
+def write_error_pictures(
+    images: PairedImages, report: Report, folder: Path, n_images: int, screen: Screen = SILENT
+) -> list[Path]:
+    """Draw the worst images (by accuracy@0.5) with their errors; returns the paths, worst first.
+
+    Nothing is drawn if the report has no errors by kind. Objects are drawn on black if their image cannot be read.
+    """
+    data = report.data
+    if not data.errors or n_images == 0:
+        return []
+    order = report.worst_images(n_images).index.tolist()
+    paths, n_black = [], 0
+    for k in screen.track(order, "drawing errors", len(order)):
+        truth, predicted = images.truth[k].read_instances(), images.predicted[k].read_instances()
+        image = _readable_image(images.truth[k], images.predicted[k])
+        n_black += image is None
+        picture = draw_errors(
+            Image.from_array(np.zeros(truth.image_hw, np.uint8)) if image is None else image,
+            truth,
+            predicted[np.isin(predicted.ids, data.pairs[k].predicted.ids)],
+            truth_kinds=data.errors[k][0].kind,
+            predicted_kinds=data.errors[k][1].kind,
+        )
+        path = output_path(folder, images.truth[k].id, ".png")
+        write_png(path, picture)
+        paths.append(path)
+    if n_black:
+        screen.note(
+            f"{n_black} of {count(len(order), 'picture')} of errors drawn on black: the image could not be read"
+        )
+    return paths
+
+
+def pictures_section(paths: Sequence[Path], folder: Path) -> list[str]:
+    """The section of report.md that shows the pictures; empty without any."""
+    if not paths:
+        return []
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return ["## Errors, worst images first", *(f"![{name}]({quote(name)})" for name in names)]
+
+
+def _readable_image(*samples: Sample) -> Image | None:
+    """The image of the first sample that has it; None if there is none or it cannot be shown (such as a stack)."""
+    for sample in samples:
+        if sample.image_path is not None and sample.image_path.is_file():
+            try:
+                image = read_image(sample.image_path)
+            except InputError:  # such as a stack, or channels without names
+                continue
+            if image.image_hw == sample.image_hw:
+                return image
+    return None

@@ -14,7 +14,8 @@ from cellwright.config.training import TrainConfig
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import RecipeError, did_you_mean
 from cellwright.data.images.read import read_image
-from cellwright.evaluation.report import HEADLINE, evaluate_pairs
+from cellwright.evaluation.data import HEADLINE
+from cellwright.evaluation.evaluate import evaluate_pairs
 from cellwright.models.contract import Network
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import network_predictor

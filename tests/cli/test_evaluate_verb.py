@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from drawn import TINY, draw_mask_folder, run
 
-from cellwright.api.judge import evaluate
+from cellwright.api.evaluate import evaluate
 from cellwright.api.models import load_model
 from cellwright.api.read import read_dataset
 
@@ -77,7 +77,7 @@ def test_intervals_hold_the_headline(evaluated: Path, capsys: pytest.CaptureFixt
     for name, row in rows.items():
         assert row["value"] == metrics["values"][name]
         assert row["low"] <= row["value"] <= row["high"]
-    assert "95 % from" in (evaluated / "report.md").read_text()
+    assert "95 % CI from" in (evaluated / "report.md").read_text()
 
 
 def test_all_pictures_or_none(job: Path) -> None:
@@ -102,7 +102,7 @@ def test_two_predictions_are_compared(job: Path, capsys: pytest.CaptureFixture[s
         values = json.loads((out / name / "metrics.json").read_text())["values"]
         assert [values[metric] for metric in table["metric"]] == pytest.approx(table[name].tolist())
         assert (out / name / "report.md").is_file()
-    assert "classical against run" in (out / "report.md").read_text()
+    assert "classical compared with run" in (out / "report.md").read_text()
     assert run("evaluate", "classical", "classical", "classical", *words, "--overwrite") == 2
 
 
@@ -126,7 +126,7 @@ def test_lost_recall_sums_to_the_loss(job: Path) -> None:
     lost = pd.read_csv(out / "per_image.csv")["fn@0.5"].sum()
     assert sum(causes.values()) == lost > 0
     assert sum(metrics["lost_recall"].values()) == pytest.approx(lost / metrics["values"]["n_truth"])
-    assert "Where lost recall went" in (out / "report.md").read_text()
+    assert "Causes of lost recall" in (out / "report.md").read_text()
 
 
 def test_what_was_predicted_tells_of_thresholds_only(job: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_was_predicted_tells_of_thresholds_only(job: Path, tmp_path: Path) 
     assert lost["nms"] == lost["cap"] == 0
     assert sum(lost.values()) == pytest.approx(1 - at)
     assert lost["threshold"] == pytest.approx(below - at)
-    assert "counts as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+    assert "count as never proposed" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_images_missing_on_one_side(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_images_missing_on_one_side(job: Path, capsys: pytest.CaptureFixture[str
     assert "3 of 6 images have no prediction" in capsys.readouterr().err
     # Predictions on images that nobody annotated.
     assert run("evaluate", job / "data", "--data", part, "--out", job / "e3") == 2
-    assert "3 of 6 images that were predicted on have no truth" in capsys.readouterr().err
+    assert "3 of 6 images with predictions have no ground truth" in capsys.readouterr().err
     assert not (job / "e2" / "metrics.json").exists()
 
 
@@ -205,14 +205,14 @@ def test_the_split_that_was_tuned_on_is_not_reported_unwarned(
 ) -> None:
     common = ["--data", job / "data", "--pictures", "0"]
     assert run("evaluate", tuned, *common, "--split", "val", "--out", job / "w1") == 0
-    assert "3 of these 3 images are those that the thresholds" in capsys.readouterr().err
+    assert "were tuned on 3 of these 3 images" in capsys.readouterr().err
     assert "warning" in (job / "w1" / "report.md").read_text()
     assert run("evaluate", tuned, *common, "--split", "train", "--out", job / "w2") == 0
     assert "warning" not in capsys.readouterr().err
     # The predictions that it leaves know it too.
     assert run("predict", job / "data", "--split", "val", "--model", tuned, "--out", job / "pred_w") == 0
     assert run("evaluate", job / "pred_w", *common, "--split", "val", "--out", job / "w3") == 0
-    assert "3 of these 3 images are those that the thresholds" in capsys.readouterr().err
+    assert "were tuned on 3 of these 3 images" in capsys.readouterr().err
     first, second = (json.loads((job / name / "metrics.json").read_text())["values"] for name in ("w1", "w3"))
     numbers, again = ({k: v for k, v in one.items() if v is not None} for one in (first, second))
     assert numbers == pytest.approx(again, rel=1e-6)
@@ -246,7 +246,7 @@ def test_a_model_tuned_in_views_looks_in_them(job: Path, tmp_path: Path, capsys:
     assert run("tune", out, *words, "--out", tmp_path / "again") == 0
     assert json.loads((tmp_path / "again" / "model.json").read_text()) == info
     assert run("evaluate", out, *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
-    assert "counts as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+    assert "count as never proposed" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_what_cannot_be_tuned(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

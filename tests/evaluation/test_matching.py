@@ -13,16 +13,15 @@ from scipy.optimize import linear_sum_assignment
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.evaluation.match import (
+from cellwright.evaluation.matching import (
     ALL_CLASSES,
     ImagePairs,
     PairOptions,
-    assign,
+    best_assignment,
     heaviest_matching,
     inner_band,
     one_to_one,
     pair_image,
-    reaches,
 )
 
 Pair = tuple[Instances, Instances]
@@ -36,7 +35,7 @@ def dense_iou(truth: MaskSet, predicted: MaskSet) -> np.ndarray:
 
 def dense(pairs: ImagePairs, values: np.ndarray) -> np.ndarray:
     table = np.zeros((len(pairs.truth), len(pairs.predicted)))
-    table[pairs.pairs.truth, pairs.pairs.predicted] = values
+    table[pairs.shared.truth, pairs.shared.predicted] = values
     return table
 
 
@@ -68,7 +67,7 @@ def test_one_to_one_is_the_dense_assignment(draw: Callable[..., Pair], seed: int
     good = iou[rows, columns] >= threshold
     assert len(ours.iou) == good.sum()
     assert len(set(ours.truth)) == len(set(ours.predicted)) == len(ours.iou)
-    chosen = assign(pairs, threshold)
+    chosen = best_assignment(pairs, threshold)
     total = -(pairs.iou[chosen] >= threshold).sum() - pairs.iou[chosen].sum() / (2 * min(iou.shape))
     assert total == pytest.approx(cost[rows, columns].sum(), abs=1e-12)
 
@@ -113,7 +112,7 @@ def test_more_pairs_beat_more_overlap(boxes: Callable[..., Instances]) -> None:
 def test_at_the_threshold_and_above_it(boxes: Callable[..., Instances]) -> None:
     pairs = pair_image(boxes((0, 0, 10, 10)), boxes((0, 0, 10, 5)), "a", PairOptions())
     assert len(one_to_one(pairs, 0.5).iou) == 1
-    assert len(one_to_one(pairs, 0.5, above=True).iou) == 0
+    assert len(one_to_one(pairs, 0.5, strict=True).iou) == 0
 
 
 def test_empty_sides(boxes: Callable[..., Instances]) -> None:
@@ -121,15 +120,15 @@ def test_empty_sides(boxes: Callable[..., Instances]) -> None:
     for truth, predicted in ((one, none), (none, one), (none, none)):
         options = PairOptions(boxes=True, foreground=True, boundary_px=2, repeats=True)
         pairs = pair_image(truth, predicted, "a", options)
-        assert len(pairs.pairs.value) == 0
+        assert len(pairs.shared.value) == 0
         assert len(one_to_one(pairs, 0.5).iou) == 0
-        assert pairs.judged().foreground[ALL_CLASSES] == (100 * len(truth), 100 * len(predicted), 0)
+        assert pairs.without_ignored().foreground[ALL_CLASSES] == (100 * len(truth), 100 * len(predicted), 0)
 
 
 def test_ignored_regions_excuse_what_lies_in_them(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 20, 20), (0, 40, 10, 50), ignore=np.array([True, False]))
     inside, half_out, on_object = (2, 2, 8, 8), (10, 10, 30, 30), (0, 40, 10, 49)
-    pairs = pair_image(truth, boxes(inside, half_out, on_object), "a", PairOptions()).judged()
+    pairs = pair_image(truth, boxes(inside, half_out, on_object), "a", PairOptions()).without_ignored()
     assert len(pairs.truth) == 1
     assert pairs.predicted.ids.tolist() == [2, 3]
     assert one_to_one(pairs, 0.5).predicted.tolist() == [1]
@@ -137,7 +136,7 @@ def test_ignored_regions_excuse_what_lies_in_them(boxes: Callable[..., Instances
 
 def test_a_found_object_in_an_ignored_region_still_counts(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 30, 30), (5, 5, 15, 15), ignore=np.array([True, False]))
-    pairs = pair_image(truth, boxes((5, 5, 15, 15)), "a", PairOptions()).judged()
+    pairs = pair_image(truth, boxes((5, 5, 15, 15)), "a", PairOptions()).without_ignored()
     assert one_to_one(pairs, 0.5).iou.tolist() == [1.0]
 
 
@@ -168,12 +167,3 @@ def test_sizes_that_differ_are_named(boxes: Callable[..., Instances]) -> None:
     assert "64 x 64" in str(caught.value)
     with pytest.raises(UsageError, match="width"):
         pair_image(boxes((0, 0, 5, 5)), boxes((0, 0, 5, 5)), "7", PairOptions(boundary_px=0))
-
-
-def test_a_score_threshold_for_each_class() -> None:
-    scores, classes = np.array([0.3, 0.3, 0.7]), np.array([0, 1, 1])
-    assert reaches(scores, classes, (0.2, 0.5)).tolist() == [True, False, True]
-    assert reaches(scores, classes, 0.3).tolist() == [True, True, True]
-    assert reaches(None, classes, (0.2, 0.5)).all()
-    with pytest.raises(UsageError, match="no score threshold"):
-        reaches(scores, classes, (0.2,))

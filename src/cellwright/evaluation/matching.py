@@ -1,8 +1,8 @@
-"""Which objects of an image share pixels, computed once; every metric reads it.
+"""Overlaps between the annotated and the predicted objects of one image, and one-to-one matching.
 
-`pair_image` looks at the masks of one image and keeps sparse pairs and counts, a few numbers an object. The masks may
-then be dropped, so that a data set is judged with the masks of one image in memory. Two ways to match follow: greedy by
-score as COCO does (in `coco`), and one to one by IoU as StarDist does (`one_to_one`).
+`pair_image` reads the masks of one image once and keeps sparse overlaps and counts, a few numbers per object. All
+metrics are computed from these, so a dataset is evaluated with the masks of one image in memory. There are two ways to
+match objects: greedily by score as COCO does (`coco`), and one to one by IoU as StarDist does (`one_to_one`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.geometry import overlapping_pairs
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.scores import ScoreThreshold, reaches_threshold
 
 ALL_CLASSES = -1
-ScoreThreshold = float | tuple[float, ...]  # for all classes, or one a class
+MATCHED_IOU = 0.5  # from which an object counts as found, where a single IoU threshold is used
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """The objects of one side, without their pixels; every array has N rows.
+class ObjectFacts:
+    """N objects without their pixels; every array has N rows.
 
-    areas: int64, pixels. sizes: float64, what size bands go by: column ``area`` where the annotations bring one, as in
-    a COCO file, else the areas. boxes: (N, 4) float64 ``x0, y0, x1, y1``. scores: float64, or None.
+    areas: int64, pixels. sizes: float64, used for size bands: the column ``area`` if the annotations have one, as COCO
+    files do, otherwise the areas. boxes: (N, 4) float64 ``x0, y0, x1, y1``. scores: float64, or None.
     """
 
     ids: np.ndarray
@@ -38,35 +39,35 @@ class Side:
     scores: np.ndarray | None
 
     @staticmethod
-    def of(instances: Instances) -> Side:
+    def of(instances: Instances) -> ObjectFacts:
         """The facts about these objects."""
         areas = instances.masks.areas
         sizes = instances.columns.get("area", areas)
         scores = None if instances.scores is None else instances.scores.astype(np.float64)
         boxes = instances.boxes_xyxy.astype(np.float64)
-        return Side(
+        return ObjectFacts(
             instances.ids, instances.class_ids, areas, sizes.astype(np.float64), boxes, instances.ignore, scores
         )
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, keep: np.ndarray) -> Side:
+    def __getitem__(self, keep: np.ndarray) -> ObjectFacts:
         scores = None if self.scores is None else self.scores[keep]
         ids, class_ids, areas = self.ids[keep], self.class_ids[keep], self.areas[keep]
-        return Side(ids, class_ids, areas, self.sizes[keep], self.boxes[keep], self.ignore[keep], scores)
+        return ObjectFacts(ids, class_ids, areas, self.sizes[keep], self.boxes[keep], self.ignore[keep], scores)
 
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """Sparse pairs: truth (P,) and predicted (P,) int64 indices, sorted by both, with a value (P,) each."""
+    """Sparse pairs of objects: truth (P,) and predicted (P,) int64 indices, sorted by both, and a value (P,) each."""
 
     truth: np.ndarray
     predicted: np.ndarray
     value: np.ndarray
 
     def select(self, truth: np.ndarray, predicted: np.ndarray) -> Overlaps:
-        """The pairs of the objects kept (bool masks of both sides), with their new indices."""
+        """The pairs whose objects are both kept (bool masks), with their new indices."""
         keep = truth[self.truth] & predicted[self.predicted]
         new_truth, new_predicted = np.cumsum(truth) - 1, np.cumsum(predicted) - 1
         return Overlaps(new_truth[self.truth[keep]], new_predicted[self.predicted[keep]], self.value[keep])
@@ -74,12 +75,12 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What to look at beyond mask intersections.
+    """What to compute besides mask intersections.
 
-    boxes: box IoU. foreground: union masks. boundary_px: width of the band for boundary IoU, None for none.
-    repeats: overlaps among the predictions themselves, which tell duplicates from fragments. score_threshold: of the
-    predictions that make up the foreground, one or one a class; all stay in the pairs, and `ImagePairs.above` leaves
-    the others out.
+    boxes: box IoU. foreground: pixel counts of the union of all masks. boundary_px: width of the band for boundary IoU,
+    or None. repeats: overlaps between predictions, needed to distinguish duplicates from fragments.
+    score_threshold: predictions below it do not count as foreground. They stay in the pairs all the same; remove them
+    with `ImagePairs.above`.
     """
 
     boxes: bool = False
@@ -91,21 +92,21 @@ class PairOptions:
 
 @dataclass(frozen=True, eq=False)
 class ImagePairs:
-    """All that the metrics need to know about one image.
+    """Everything the metrics need to know about one image.
 
-    pairs: shared pixels (int64, above 0) of truth and prediction. ignored_px: (P,) int64 pixels of each prediction that
-    lie in ignored regions (summed over them). boxes: IoU of boxes in COCO's sense, or None. repeats: shared pixels of
-    pairs of predictions, or None. boundary: boundary IoU of every pair that shares pixels of the ``boundary_px`` wide
-    inner bands, or None.
-    foreground: class id (`ALL_CLASSES` for all) -> pixels of the truth's union, of the prediction's, of both; pixels in
-    ignored regions of that class are left out. Empty when not asked for.
+    shared: number of shared pixels (int64, above 0) of each pair of an annotated and a predicted object.
+    ignored_px: (P,) int64, pixels of each prediction inside ignored regions, summed over these regions.
+    foreground: class id (`ALL_CLASSES` for all) -> pixels in the union of the annotated masks, of the predicted masks,
+    and in both, excluding pixels in ignored regions of that class. Empty if not requested.
+    boxes: box IoU as defined by COCO, or None. boundary: boundary IoU of every pair that shares pixels of the inner
+    bands of width ``boundary_px``, or None. repeats: shared pixels of pairs of predictions, or None.
     """
 
     image_id: str
     image_hw: tuple[int, int]
-    truth: Side
-    predicted: Side
-    pairs: Overlaps
+    truth: ObjectFacts
+    predicted: ObjectFacts
+    shared: Overlaps
     ignored_px: np.ndarray
     foreground: dict[int, tuple[int, int, int]]
     boxes: Overlaps | None = None
@@ -116,59 +117,61 @@ class ImagePairs:
     @property
     def iou(self) -> np.ndarray:
         """IoU (P,) float64 of every pair."""
-        union = self.truth.areas[self.pairs.truth] + self.predicted.areas[self.pairs.predicted] - self.pairs.value
-        return self.pairs.value / union
+        union = self.truth.areas[self.shared.truth] + self.predicted.areas[self.shared.predicted] - self.shared.value
+        return self.shared.value / union
 
     @property
     def coco_iou(self) -> Overlaps:
-        """IoU of every pair as COCO has it: over the prediction's own area where the truth is an ignored region."""
-        own = self.predicted.areas[self.pairs.predicted]
-        union = self.truth.areas[self.pairs.truth] + own - self.pairs.value
-        return replace(self.pairs, value=self.pairs.value / np.where(self.truth.ignore[self.pairs.truth], own, union))
+        """IoU of every pair as defined by COCO: for an ignored region, the union is the prediction's own area."""
+        own = self.predicted.areas[self.shared.predicted]
+        union = self.truth.areas[self.shared.truth] + own - self.shared.value
+        return replace(
+            self.shared, value=self.shared.value / np.where(self.truth.ignore[self.shared.truth], own, union)
+        )
 
     def select(self, truth: np.ndarray, predicted: np.ndarray) -> ImagePairs:
-        """The same image with some objects (bool masks of both sides); pairs are kept as they are."""
+        """The same image with a subset of the objects (bool masks). The foreground counts do not change."""
         parts = {name: getattr(self, name) for name in ("boxes", "boundary")}
         parts = {name: value and value.select(truth, predicted) for name, value in parts.items()}
         return replace(
             self,
             truth=self.truth[truth],
             predicted=self.predicted[predicted],
-            pairs=self.pairs.select(truth, predicted),
+            shared=self.shared.select(truth, predicted),
             ignored_px=self.ignored_px[predicted],
             repeats=self.repeats and self.repeats.select(predicted, predicted),
             **parts,
         )
 
     def of_class(self, class_id: int) -> ImagePairs:
-        """The objects of one class on both sides."""
+        """Only the annotated and predicted objects of one class."""
         foreground = {ALL_CLASSES: self.foreground[class_id]} if class_id in self.foreground else {}
         kept = self.select(self.truth.class_ids == class_id, self.predicted.class_ids == class_id)
         return replace(kept, foreground=foreground)
 
     def above(self, score_threshold: ScoreThreshold) -> ImagePairs:
-        """Without the predictions that score less; without scores all stay."""
-        kept = reaches(self.predicted.scores, self.predicted.class_ids, score_threshold)
+        """Without the predictions below the score threshold; predictions without scores all stay."""
+        kept = reaches_threshold(self.predicted.scores, self.predicted.class_ids, score_threshold)
         return self if kept.all() else self.select(np.ones(len(self.truth), bool), kept)
 
-    def judged(self) -> ImagePairs:
-        """Without ignored regions, and without the predictions that they excuse.
+    def without_ignored(self) -> ImagePairs:
+        """Without ignored regions and the predictions they excuse.
 
-        A prediction is excused when more than half of its pixels lie in ignored regions and it reaches IoU .5 with no
-        object that counts (the rule of the panoptic benchmark).
+        A prediction is excused if more than half of its pixels are in ignored regions and it does not reach an IoU of
+        0.5 with any object that counts (the rule of the panoptic benchmark).
         """
         return self.select(*self.counted()) if self.truth.ignore.any() else self
 
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which truth and which predictions (bool masks) `judged` keeps."""
+        """The annotated objects and the predictions (bool masks) that `without_ignored` keeps."""
         hit = np.zeros(len(self.predicted), bool)
-        hit[self.pairs.predicted[(self.iou >= 0.5) & ~self.truth.ignore[self.pairs.truth]]] = True
+        hit[self.shared.predicted[(self.iou >= MATCHED_IOU) & ~self.truth.ignore[self.shared.truth]]] = True
         return ~self.truth.ignore, hit | (2 * self.ignored_px <= self.predicted.areas)
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """Pairs matched one to one: truth (M,), predicted (M,) int64 and their IoU (M,) float64."""
+    """M pairs matched one to one: indices truth (M,) and predicted (M,) int64, and their IoU (M,) float64."""
 
     truth: np.ndarray
     predicted: np.ndarray
@@ -176,70 +179,71 @@ class Matching:
 
 
 def pair_image(truth: Instances, predicted: Instances, image_id: str, options: PairOptions) -> ImagePairs:
-    """Compare the objects of one image; either side may be empty. `InputError` when the image sizes differ."""
+    """Compute the overlaps between the objects of one image; there may be none. `InputError` if image sizes differ."""
     if options.boundary_px is not None and options.boundary_px < 1:
-        raise UsageError("a boundary band needs a width", got=options.boundary_px, expected="1 pixel or more")
+        raise UsageError("invalid width of the boundary band", got=options.boundary_px, expected="at least 1 pixel")
     if truth.image_hw != predicted.image_hw:
         raise InputError(
-            "prediction and truth are of different sizes",
+            "prediction and ground truth have different sizes",
             where=f"image {image_id}",
             got=f"{predicted.image_hw[0]} x {predicted.image_hw[1]}",
             expected=f"{truth.image_hw[0]} x {truth.image_hw[1]} (height x width)",
-            remedy="predict at the size of the annotated image, or compare with the annotations of that image",
+            remedy="predict at the size of the annotated image, or use the annotations of the image predicted on",
         )
-    sides = Side.of(truth), Side.of(predicted)
-    pairs = Overlaps(*truth.masks.intersections(predicted.masks))
-    ignored = truth.ignore[pairs.truth]
-    covered = np.bincount(pairs.predicted[ignored], pairs.value[ignored], minlength=len(predicted)).astype(np.int64)
+    facts = ObjectFacts.of(truth), ObjectFacts.of(predicted)
+    shared = Overlaps(*truth.masks.intersections(predicted.masks))
+    ignored = truth.ignore[shared.truth]
+    ignored_px = np.bincount(shared.predicted[ignored], shared.value[ignored], minlength=len(predicted))
     return ImagePairs(
         image_id,
         truth.image_hw,
-        *sides,
-        pairs,
-        covered,
+        *facts,
+        shared,
+        ignored_px.astype(np.int64),
         _foregrounds(truth, _above(predicted, options.score_threshold)) if options.foreground else {},
-        boxes=_box_pairs(*sides) if options.boxes else None,
+        boxes=_box_pairs(*facts) if options.boxes else None,
         boundary=_boundary_pairs(truth, predicted, options.boundary_px) if options.boundary_px is not None else None,
         boundary_px=options.boundary_px,
         repeats=Overlaps(*predicted.masks.intersections(predicted.masks)) if options.repeats else None,
     )
 
 
-def one_to_one(pairs: ImagePairs, threshold: float, *, above: bool = False) -> Matching:
-    """The pairs of IoU >= ``threshold`` (> with ``above``) that match most objects one to one.
+def one_to_one(pairs: ImagePairs, threshold: float, *, strict: bool = False) -> Matching:
+    """Match as many objects as possible one to one by pairs with IoU >= ``threshold`` (> if ``strict``).
 
-    Of several ways the one of the largest sum of IoU, where IoU below the threshold counts too (StarDist's objective:
-    it solves the assignment over all pairs and then drops what is below). No pairs give an empty matching.
+    Among several such matchings, the one with the largest sum of IoU is chosen, where IoU below the threshold counts
+    too. This is StarDist's objective: it solves the assignment over all pairs, then drops pairs below the threshold.
+    Without pairs the matching is empty.
     """
     iou = pairs.iou
-    good = iou > threshold if above else iou >= threshold
+    good = iou > threshold if strict else iou >= threshold
     chosen = _unrivalled(pairs, good)
     if np.count_nonzero(chosen) < np.count_nonzero(good):
-        chosen = assign(pairs, threshold, above=above) & good
-    return Matching(pairs.pairs.truth[chosen], pairs.pairs.predicted[chosen], iou[chosen])
+        chosen = best_assignment(pairs, threshold, strict=strict) & good
+    return Matching(pairs.shared.truth[chosen], pairs.shared.predicted[chosen], iou[chosen])
 
 
-def assign(pairs: ImagePairs, threshold: float, *, above: bool = False) -> np.ndarray:
-    """Pairs (P,) bool of the assignment that StarDist and Cellpose solve, pairs below ``threshold`` included.
+def best_assignment(pairs: ImagePairs, threshold: float, *, strict: bool = False) -> np.ndarray:
+    """Pairs (P,) bool of the assignment that StarDist and Cellpose solve, including pairs below ``threshold``.
 
-    It minimises ``-[IoU >= threshold] - IoU / (2 min(N, M))``: first as many good pairs as can be, then most IoU.
+    It minimises ``-[IoU >= threshold] - IoU / (2 min(N, M))``: the number of good pairs first, then the sum of IoU.
     """
     iou = pairs.iou
-    good = iou > threshold if above else iou >= threshold
+    good = iou > threshold if strict else iou >= threshold
     chosen = _unrivalled(pairs, good)
-    # A good pair without a rival belongs to every optimum; what is left is a small problem.
+    # A good pair whose objects are in no other good pair belongs to every optimum; a small problem remains.
     truth_done, predicted_done = np.zeros(len(pairs.truth), bool), np.zeros(len(pairs.predicted), bool)
-    truth_done[pairs.pairs.truth[chosen]] = True
-    predicted_done[pairs.pairs.predicted[chosen]] = True
-    left = np.flatnonzero(~truth_done[pairs.pairs.truth] & ~predicted_done[pairs.pairs.predicted])
+    truth_done[pairs.shared.truth[chosen]] = True
+    predicted_done[pairs.shared.predicted[chosen]] = True
+    left = np.flatnonzero(~truth_done[pairs.shared.truth] & ~predicted_done[pairs.shared.predicted])
     smaller = max(min(len(pairs.truth), len(pairs.predicted)), 1)
     weight = good[left] + iou[left] / (2 * smaller)
-    chosen[left] = heaviest_matching(pairs.pairs.truth[left], pairs.pairs.predicted[left], weight)
+    chosen[left] = heaviest_matching(pairs.shared.truth[left], pairs.shared.predicted[left], weight)
     return chosen
 
 
 def heaviest_matching(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Edges (P,) bool of the one-to-one matching of the largest total weight; edges are unique, weights above 0."""
+    """Edges (P,) bool of the one-to-one matching with the largest total weight; edges are unique, weights positive."""
     chosen = np.zeros(len(rows), bool)
     alone = (np.bincount(rows)[rows] == 1) & (np.bincount(columns)[columns] == 1) if len(rows) else chosen
     chosen[alone] = True
@@ -257,13 +261,13 @@ def heaviest_matching(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray)
 
 def _unrivalled(pairs: ImagePairs, good: np.ndarray) -> np.ndarray:
     """Good pairs (P,) bool whose two objects are in no other good pair."""
-    n_truth = np.bincount(pairs.pairs.truth[good], minlength=len(pairs.truth))
-    n_predicted = np.bincount(pairs.pairs.predicted[good], minlength=len(pairs.predicted))
-    return good & (n_truth[pairs.pairs.truth] == 1) & (n_predicted[pairs.pairs.predicted] == 1)
+    n_truth = np.bincount(pairs.shared.truth[good], minlength=len(pairs.truth))
+    n_predicted = np.bincount(pairs.shared.predicted[good], minlength=len(pairs.predicted))
+    return good & (n_truth[pairs.shared.truth] == 1) & (n_predicted[pairs.shared.predicted] == 1)
 
 
-def _box_pairs(truth: Side, predicted: Side) -> Overlaps:
-    """IoU of overlapping boxes, over the prediction's own area where the truth is an ignored region."""
+def _box_pairs(truth: ObjectFacts, predicted: ObjectFacts) -> Overlaps:
+    """IoU of overlapping boxes; for an ignored region, the union is the prediction's own area."""
     i, j = overlapping_pairs(truth.boxes, predicted.boxes)
     a, b = truth.boxes[i], predicted.boxes[j]
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
@@ -274,40 +278,25 @@ def _box_pairs(truth: Side, predicted: Side) -> Overlaps:
 
 
 def _boundary_pairs(truth: Instances, predicted: Instances, distance: int) -> Overlaps:
-    """Boundary IoU (Cheng et al. 2021): the IoU of the inner bands of two masks, ``distance`` pixels wide."""
+    """Boundary IoU (Cheng et al. 2021): the IoU of the inner bands of two masks, each ``distance`` pixels wide."""
     bands = [inner_band(masks, distance) for masks in (truth.masks, predicted.masks)]
     i, j, value = bands[0].iou(bands[1])
     return Overlaps(i, j, value)
 
 
 def inner_band(masks: MaskSet, distance: int) -> MaskSet:
-    """The pixels of each mask within ``distance`` pixels (chessboard, 1 or more) of its outside."""
+    """The pixels of each mask within ``distance`` >= 1 pixels (chessboard metric) of the outside."""
     crops = _kernels().inner_bands(masks.boxes, masks.offsets, masks.crops, distance)
-    return replace(masks, crops=crops)  # a mask's outermost pixels stay, so its box stays tight
-
-
-def reaches(scores: np.ndarray | None, class_ids: np.ndarray, threshold: ScoreThreshold) -> np.ndarray:
-    """Which predictions (N,) bool score at least the threshold (of their class); without scores all do.
-
-    `UsageError` for a class without a threshold.
-    """
-    limits = np.asarray(threshold, np.float32)
-    if limits.ndim and class_ids.max(initial=-1) >= len(limits):
-        got = f"class id {class_ids.max()} with {len(limits)} thresholds"
-        raise UsageError("a class has no score threshold", got=got, expected="one threshold, or one a class")
-    if scores is None:
-        return np.ones(len(class_ids), bool)
-    # Compared as float32, as the predictor does, so that a score of the threshold itself stays.
-    return scores.astype(np.float32) >= (limits[class_ids] if limits.ndim else limits)
+    return replace(masks, crops=crops)  # the outermost pixels of a mask stay, so its box stays tight
 
 
 def _above(predicted: Instances, score_threshold: ScoreThreshold) -> Instances:
-    kept = reaches(predicted.scores, predicted.class_ids, score_threshold)
+    kept = reaches_threshold(predicted.scores, predicted.class_ids, score_threshold)
     return predicted if kept.all() else predicted[kept]
 
 
 def _foregrounds(truth: Instances, predicted: Instances) -> dict[int, tuple[int, int, int]]:
-    """Pixels of the truth's union, the prediction's and both, for all classes and for each that occurs."""
+    """Pixels in the union of annotated masks, of predicted masks, and in both; for all classes and for each class."""
     classes = np.union1d(truth.class_ids, predicted.class_ids)
     result = {}
     for class_id in (ALL_CLASSES, *map(int, classes)):

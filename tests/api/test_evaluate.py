@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellwright.api.judge import JudgePlan, Verdict, run_plan
-from cellwright.api.sides import digest, pair_sides
+from cellwright.api.evaluate import EvaluatePlan, Evaluation, run
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, InputError, UsageError
 from cellwright.core.files import write_bytes
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import FORMATS, WriteOptions
+from cellwright.evaluation.pairing import PairedImages, annotation_digest, pair_datasets
 
 HW = (90, 120)
 NAMES = ("field 1", "b", "leer")  # the last has truth and no prediction
@@ -54,7 +54,7 @@ def dataset_of(root: Path, objects: dict[str, Instances], class_names: tuple[str
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``truth`` and ``found`` in every format that can be written, one folder each."""
-    root = tmp_path_factory.mktemp("sides")
+    root = tmp_path_factory.mktemp("formats")
     truth = dataset_of(root / "images", {name: field(k, 15, scored=False) for k, name in enumerate(NAMES)})
     found = {name: field(10 + k, 20, scored=True) for k, name in enumerate(NAMES[:2])}
     found["leer"] = Instances.empty(HW, scored=True)
@@ -75,54 +75,55 @@ def place(drawn: Path, name: str, side: str) -> Path:
     return folder / "results.json" if name == "coco_results" else folder
 
 
-def judged(out: Path, predicted: Path, truth: Path, **changes: object) -> Verdict:
-    plan = JudgePlan((predicted,), truth, out, pictures=0, overwrite=True)
-    (verdict,) = run_plan(dataclasses.replace(plan, **changes)).verdicts  # type: ignore[arg-type]
-    return verdict
+def evaluated(out: Path, predicted: Path, truth: Path, **changes: object) -> Evaluation:
+    plan = EvaluatePlan((predicted,), data=truth, out=out, pictures=0, overwrite=True)
+    result = run(dataclasses.replace(plan, **changes))  # type: ignore[arg-type]
+    assert result is not None
+    return result.evaluations[0]
 
 
-def figures(verdict: Verdict) -> dict[str, float]:
+def figures(evaluation: Evaluation) -> dict[str, float]:
     """All that does not depend on scores, undefined ones left out."""
-    values = {k: v for k, v in verdict.report.values.items() if not np.isnan(v)}
+    values = {k: v for k, v in evaluation.report.values.items() if not np.isnan(v)}
     return {k: v for k, v in values.items() if "AP" not in k and "AR@" not in k and not k.startswith("score_")}
 
 
 @pytest.fixture(scope="module")
-def reference(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Verdict:
-    return judged(tmp_path_factory.mktemp("ref"), drawn / "coco" / "found", drawn / "coco" / "truth")
+def reference(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return evaluated(tmp_path_factory.mktemp("ref"), drawn / "coco" / "found", drawn / "coco" / "truth")
 
 
 @pytest.mark.parametrize("name", WRITABLE)
 def test_predictions_in_every_format_give_the_same_figures(
-    drawn: Path, reference: Verdict, name: str, tmp_path: Path
+    drawn: Path, reference: Evaluation, name: str, tmp_path: Path
 ) -> None:
-    verdict = judged(tmp_path / "out", place(drawn, name, "found"), drawn / "coco" / "truth")
-    assert figures(verdict) == figures(reference)
-    assert 0 < verdict.report["accuracy@0.5"] < 1
-    assert verdict.report.per_image["image"].tolist() == list(NAMES)
+    evaluation = evaluated(tmp_path / "out", place(drawn, name, "found"), drawn / "coco" / "truth")
+    assert figures(evaluation) == figures(reference)
+    assert 0 < evaluation.report["accuracy@0.5"] < 1
+    assert evaluation.report.per_image["image"].tolist() == list(NAMES)
     if name in SCORED:
-        assert verdict.report.values == pytest.approx(reference.report.values, nan_ok=True)
+        assert evaluation.report.values == pytest.approx(reference.report.values, nan_ok=True)
     else:
-        assert verdict.report.reasons["AP@all"] == "the predictions carry no scores"
+        assert evaluation.report.reasons["AP@all"] == "the predictions have no scores"
 
 
 @pytest.mark.parametrize("name", [name for name in WRITABLE if name != "coco_results"])
 def test_truth_in_every_format_gives_the_same_figures(
-    drawn: Path, reference: Verdict, name: str, tmp_path: Path
+    drawn: Path, reference: Evaluation, name: str, tmp_path: Path
 ) -> None:
-    verdict = judged(tmp_path / "out", drawn / "coco" / "found", place(drawn, name, "truth"))
-    found = {row.pop("image"): row for row in verdict.report.per_image.to_dict("records")}
+    evaluation = evaluated(tmp_path / "out", drawn / "coco" / "found", place(drawn, name, "truth"))
+    found = {row.pop("image"): row for row in evaluation.report.per_image.to_dict("records")}
     expected = {row.pop("image"): row for row in reference.report.per_image.to_dict("records")}
     assert found == {key: pytest.approx(row, nan_ok=True) for key, row in expected.items()}
-    assert figures(verdict) == pytest.approx(figures(reference), rel=1e-12)
+    assert figures(evaluation) == pytest.approx(figures(reference), rel=1e-12)
 
 
 def test_a_results_list_as_truth_is_read_against_the_predicted_images(drawn: Path, tmp_path: Path) -> None:
-    verdict = judged(tmp_path / "out", drawn / "coco" / "found", place(drawn, "coco_results", "found"))
-    assert verdict.report["accuracy@0.5"] == 1
+    evaluation = evaluated(tmp_path / "out", drawn / "coco" / "found", place(drawn, "coco_results", "found"))
+    assert evaluation.report["accuracy@0.5"] == 1
 
 
-def test_a_label_folder_of_another_tool(drawn: Path, reference: Verdict, tmp_path: Path) -> None:
+def test_a_label_folder_of_another_tool(drawn: Path, reference: Evaluation, tmp_path: Path) -> None:
     """Label images alone, under the images' names."""
     import tifffile
 
@@ -131,17 +132,17 @@ def test_a_label_folder_of_another_tool(drawn: Path, reference: Verdict, tmp_pat
         labels = cells.masks.to_label_map() if name != "leer" else np.zeros(HW, np.uint32)
         (tmp_path / "labels").mkdir(exist_ok=True)
         tifffile.imwrite(tmp_path / "labels" / f"{name}.tif", labels.astype(np.uint16))
-    verdict = judged(tmp_path / "out", tmp_path / "labels", drawn / "coco" / "truth")
-    assert figures(verdict) == figures(reference)
+    evaluation = evaluated(tmp_path / "out", tmp_path / "labels", drawn / "coco" / "truth")
+    assert figures(evaluation) == figures(reference)
 
 
 def test_images_alone_are_no_prediction(drawn: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="without any objects"):
-        judged(tmp_path / "out", drawn / "images", drawn / "coco" / "truth")
+    with pytest.raises(InputError, match="images without any objects"):
+        evaluated(tmp_path / "out", drawn / "images", drawn / "coco" / "truth")
 
 
-def sides(predicted: Dataset, truth: Dataset, **options: bool):
-    return pair_sides("it", predicted, truth, truth, **options)
+def paired(predicted: Dataset, truth: Dataset, **options: bool) -> PairedImages:
+    return pair_datasets("it", predicted, truth, **options)
 
 
 @pytest.fixture
@@ -156,28 +157,28 @@ def classed(tmp_path: Path) -> Callable[..., Dataset]:
 
 def test_classes_are_paired_by_name(classed: Callable[..., Dataset]) -> None:
     truth = classed(("live", "dead"), [0, 0, 1, 1])
-    paired = sides(classed(("dead", "live"), [1, 1, 0, 0], {"score_threshold": [0.2, 0.7]}), truth)
-    assert paired.class_names == ("live", "dead")
-    assert paired.predicted[0].read_instances().class_ids.tolist() == [0, 0, 1, 1]
-    assert paired.score_threshold == (0.7, 0.2)
-    more = sides(classed(("dead", "live", "odd"), [1, 1, 0, 2]), truth)
+    images = paired(classed(("dead", "live"), [1, 1, 0, 0], {"score_threshold": [0.2, 0.7]}), truth)
+    assert images.class_names == ("live", "dead")
+    assert images.predicted[0].read_instances().class_ids.tolist() == [0, 0, 1, 1]
+    assert images.score_threshold == (0.7, 0.2)
+    more = paired(classed(("dead", "live", "odd"), [1, 1, 0, 2]), truth)
     assert more.class_names == ("live", "dead", "odd")
     assert "odd" in more.notes[0]
 
 
 def test_classes_that_have_no_names_in_common(classed: Callable[..., Dataset]) -> None:
     truth = classed(("live", "dead"), [0, 0, 1, 1])
-    unnamed = sides(classed(("cell",), [0, 0, 0, 0], {"score_threshold": 0.3}), truth)
+    unnamed = paired(classed(("cell",), [0, 0, 0, 0], {"score_threshold": 0.3}), truth)
     assert unnamed.class_names == ("object",)
     assert unnamed.score_threshold == 0.3
-    assert "without classes" in unnamed.notes[0]
+    assert "classes are ignored" in unnamed.notes[0]
     assert set(unnamed.truth[0].read_instances().class_ids.tolist()) == {0}
-    alone = sides(classed(("nucleus",), [0, 0, 0, 0]), classed(("cell",), [0, 0, 0, 0]))
+    alone = paired(classed(("nucleus",), [0, 0, 0, 0]), classed(("cell",), [0, 0, 0, 0]))
     assert alone.class_names == ("cell",)
     assert alone.notes == ()
     with pytest.raises(UsageError, match="no class in common"):
-        sides(classed(("x", "y"), [0, 0, 1, 1]), truth)
-    forced = sides(classed(("x", "y"), [0, 0, 1, 1], {"score_threshold": [0.0, 1.0]}), truth, ignore_classes=True)
+        paired(classed(("x", "y"), [0, 0, 1, 1]), truth)
+    forced = paired(classed(("x", "y"), [0, 0, 1, 1], {"score_threshold": [0.0, 1.0]}), truth, ignore_classes=True)
     # Once classes are gone, thresholds that differ by class have to have been applied.
     assert len(forced.predicted[0].read_instances()) == 2
     assert forced.score_threshold == 0.0
@@ -187,11 +188,11 @@ def test_images_are_paired_by_name_only_where_it_is_unique(tmp_path: Path) -> No
     cells = field(0, 3, scored=True)
     truth = dataset_of(tmp_path, {"a/x": cells, "b/x": cells})
     with pytest.raises(InputError, match="2 of 2 images have no prediction"):
-        sides(dataset_of(tmp_path, {"x": cells}), truth)
+        paired(dataset_of(tmp_path, {"x": cells}), truth)
     deeper = dataset_of(tmp_path, {"deep/er/a/x": cells, "deep/er/b/y": cells})
-    assert len(sides(deeper, dataset_of(tmp_path, {"x": cells, "y": cells})).truth) == 2
-    with pytest.raises(InputError, match="1 of 3 images that were predicted on have no truth") as caught:
-        sides(dataset_of(tmp_path, dict.fromkeys("xyz", cells)), dataset_of(tmp_path, dict.fromkeys("xy", cells)))
+    assert len(paired(deeper, dataset_of(tmp_path, {"x": cells, "y": cells})).truth) == 2
+    with pytest.raises(InputError, match="1 of 3 images with predictions have no ground truth") as caught:
+        paired(dataset_of(tmp_path, dict.fromkeys("xyz", cells)), dataset_of(tmp_path, dict.fromkeys("xy", cells)))
     assert "got: z" in str(caught.value)
 
 
@@ -202,19 +203,19 @@ def test_images_of_another_size_are_refused(drawn: Path, tmp_path: Path) -> None
     write = FORMATS["coco"].write
     write(Dataset(samples, ("cell",)), tmp_path / "small", WriteOptions())
     with pytest.raises(CellwrightError, match="different sizes"):
-        judged(tmp_path / "out", tmp_path / "small", drawn / "coco" / "truth")
+        evaluated(tmp_path / "out", tmp_path / "small", drawn / "coco" / "truth")
 
 
 def test_a_digest_goes_by_objects_not_by_names() -> None:
     cells, other = field(0, 5, scored=False), field(1, 5, scored=False)
-    assert digest(cells, "a") == digest(cells[::-1], "folder/b")
-    assert digest(cells, "a") != digest(other, "a")
+    assert annotation_digest(cells, "a") == annotation_digest(cells[::-1], "folder/b")
+    assert annotation_digest(cells, "a") != annotation_digest(other, "a")
     none = Instances.empty(HW)
-    assert digest(none, "x/a") == digest(none, "a") != digest(none, "b")
+    assert annotation_digest(none, "x/a") == annotation_digest(none, "a") != annotation_digest(none, "b")
 
 
-def test_metrics_json_is_strict(drawn: Path, reference: Verdict, tmp_path: Path) -> None:
-    judged(tmp_path / "out", place(drawn, "dsb2018_csv", "found"), drawn / "coco" / "truth")
+def test_metrics_json_is_strict(drawn: Path, reference: Evaluation, tmp_path: Path) -> None:
+    evaluated(tmp_path / "out", place(drawn, "dsb2018_csv", "found"), drawn / "coco" / "truth")
     content = json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert content["values"]["AP@all"] is None
     assert "AP@all" in content["reasons"]

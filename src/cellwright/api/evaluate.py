@@ -1,0 +1,266 @@
+"""``evaluate``: predictions against ground truth; metrics, tables and pictures of errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cyclopts import Parameter
+
+from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
+from cellwright.api.models import Model, load_model
+from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.paths import is_model, read_ground_truth, read_objects, short_names
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import UsageError
+from cellwright.core.files import write_text
+from cellwright.core.instances import Instances
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.scores import check_threshold
+from cellwright.core.text import count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cellwright.evaluation.pairing import PairedImages
+    from cellwright.evaluation.report import Report
+
+MARKER = "report.md"
+LABEL_IMAGES = (".tif", ".tiff", ".png")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EvaluatePlan:
+    """Evaluate predictions against ground truth, or compare two predictions."""
+
+    predictions: tuple[Path, ...]
+    """A prediction folder, label images, a COCO results file, a Kaggle table or anything else that `data convert`
+    reads, from any tool; or a model or run, which predicts first. Two of them give a paired comparison."""
+    _: KW_ONLY
+    data: Path
+    """Ground truth: a dataset folder, or anything else that `data convert` reads."""
+    split: str | None = None
+    """Only this split of the ground truth."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to compute, such as coco_ap, pq or aji (default: all)."""
+    pictures: int | Literal["all"] = 12
+    """Number of images to draw with their errors, worst first; 0 for none."""
+    ignore_classes: bool = False
+    """Treat all objects as one class."""
+    device: str = "auto"
+    """auto, cpu, cuda:N or mps, for a model that predicts first."""
+    out: Path = Path("work/evaluation")
+    """Folder to write."""
+    overwrite: bool = False
+    """Replace an existing evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The evaluation of one prediction: its name, the report, and 95 % intervals of the headline metrics."""
+
+    name: str
+    report: Report
+    intervals: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluateResult:
+    """One evaluation per prediction; comparison: of two predictions, one row per metric, otherwise None."""
+
+    evaluations: tuple[Evaluation, ...]
+    comparison: pd.DataFrame | None
+
+
+def run(plan: EvaluatePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> EvaluateResult | None:
+    """Carry out a plan and write the results to ``plan.out``; returns None after a dry run.
+
+    Raises `OutputError` if the output exists, `InputError` if predictions or annotations of an image are missing,
+    `UsageError` for an unknown metric or classes that do not match.
+    """
+    from cellwright.evaluation.data import parse_metrics
+
+    if not 1 <= len(plan.predictions) <= 2:
+        got = count(len(plan.predictions), "prediction")
+        raise UsageError("too many predictions", got=got, expected="one, or two to compare")
+    parse_metrics(plan.metrics or None)
+    truth = read_ground_truth(plan.data, plan.predictions, screen.track)
+    part = truth if plan.split is None else truth.with_split(plan.split)
+    sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
+    check_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    screen.note(f"will write {plan.out}/ (metrics.json, report.md, tables and pictures of errors)")
+    if dry_run:
+        return None
+    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    names = short_names(plan.predictions)
+    evaluations = []
+    for source, name in zip(sources, names, strict=True):
+        folder = plan.out if len(names) == 1 else plan.out / name
+        images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)
+        model = source if isinstance(source, Model) else None
+        evaluations.append(_evaluate_images(name, images, model, plan, folder, screen))
+    comparison = _write_comparison(evaluations, plan.out) if len(evaluations) == 2 else None
+    return EvaluateResult(tuple(evaluations), comparison)
+
+
+def _open(path: Path, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: Screen) -> Model | PairedImages:
+    """The model to predict with, or the predictions paired with the ground truth."""
+    from cellwright.evaluation.pairing import pair_datasets
+
+    if is_model(path):
+        return load_model(path, device=plan.device)
+    predicted = read_objects(path, truth, screen.track)
+    return pair_datasets(str(path), predicted, truth, part, ignore_classes=plan.ignore_classes)
+
+
+def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: Screen) -> PairedImages:
+    from cellwright.evaluation.pairing import pair_datasets
+    from cellwright.prediction.evaluate import predict_dataset
+
+    predictor = dataclasses.replace(model.predictor, options=model.options)
+    predicted = predict_dataset(predictor, part, model.class_names, tuned_on=model.tuned_on, track=screen.track)
+    return pair_datasets(model.name, predicted, truth, part, ignore_classes=plan.ignore_classes)
+
+
+def _evaluate_images(
+    name: str, images: PairedImages, model: Model | None, plan: EvaluatePlan, folder: Path, screen: Screen
+) -> Evaluation:
+    """Evaluate one prediction and write its folder."""
+    from cellwright.evaluation.bootstrap import intervals
+    from cellwright.evaluation.evaluate import evaluate_images
+    from cellwright.evaluation.report import write_report
+    from cellwright.prediction.evaluate import candidates_of
+    from cellwright.report.error_picture import pictures_section, write_error_pictures
+
+    candidates = None
+    if not plan.metrics:
+        predictor = None if model is None else dataclasses.replace(model.predictor, options=model.options)
+        candidates, notes = candidates_of(images, predictor)
+        images = dataclasses.replace(images, notes=(*images.notes, *notes))
+    report = evaluate_images(images, plan.metrics or None, candidates, screen.track)
+    limits = intervals(report)
+    n_pictures = len(images.truth) if plan.pictures == "all" else plan.pictures
+    pictures = write_error_pictures(images, report, folder / "errors", n_pictures, screen)
+    write_report(report, folder, limits=limits, sections=pictures_section(pictures, folder))
+    return Evaluation(name, report, limits)
+
+
+def _write_comparison(evaluations: Sequence[Evaluation], out: Path) -> pd.DataFrame:
+    """Write comparison.csv and report.md for two predictions; returns the table."""
+    from cellwright.evaluation.bootstrap import compare
+    from cellwright.evaluation.report import frame_markdown
+
+    first, second = evaluations
+    table = compare(first.report, second.report).rename(columns={"first": first.name, "second": second.name})
+    n_images = count(len(first.report.data.pairs), "image")
+    parts = [
+        f"# {second.name} compared with {first.name}",
+        frame_markdown(table.rename(columns={"low": "95 % CI from", "high": "to"})),
+        f"difference = {second.name} - {first.name}, on the same {n_images}. Confidence interval and p: paired "
+        "percentile bootstrap over images, 1,000 resamples; p is two-sided and at least 0.001. If the interval of a "
+        "difference includes 0, there is no evidence of a difference.",
+    ]
+    for evaluation in evaluations:
+        name = evaluation.name
+        parts += [f"## {name}", f"Full report: [{name}/report.md]({name}/report.md)"]
+        parts += [f"- {note}" for note in evaluation.report.notes]
+    write_text(out / "comparison.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(out / MARKER, "\n\n".join(parts) + "\n")
+    return table
+
+
+def evaluate(
+    predictions: ObjectsLike | Dataset | Iterable[ObjectsLike],
+    truth: ObjectsLike | Dataset | Iterable[ObjectsLike],
+    *,
+    metrics: Iterable[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    image_ids: Sequence[str] | None = None,
+    score_threshold: float | Sequence[float] | None = None,
+    split: str | None = None,
+    ignore_classes: bool = False,
+) -> Report:
+    """Evaluate predictions against ground truth.
+
+    predictions, truth: the objects of one image, or a list with one entry per image. The objects of an image are
+        `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image. Both
+        may also be a `Dataset`, or the path of a dataset, a prediction folder or any format that `read_dataset` reads:
+        two datasets are paired by image, otherwise images are paired by position.
+    metrics: metrics to compute, such as "coco_ap", "aji" or "pq"; None computes all. Counts at IoU thresholds
+        ("accuracy@0.5", "f1@0.75", "pq", ...) are always computed. Average precision needs scores.
+    class_names: names of the classes 0..K-1; None takes those of a dataset, or the class ids.
+    image_ids: names of the images in the tables; None takes those of a dataset, or numbers the images from 0.
+    score_threshold: predictions below it are used for average precision and ranking only; one number from 0 to 1, or
+        one per class. None takes the threshold recorded in a prediction folder, or 0.
+    split: only this split of the ground truth, for a dataset.
+    ignore_classes: treat all objects as one class.
+
+    Undefined values, such as AP of predictions without scores, are NaN, and ``reasons`` explains them. No images, and
+    images without objects, are accepted. Raises `InputError` if numbers of images, image sizes or class ids do not
+    match; `UsageError` for another type, an unknown metric, or an invalid threshold.
+
+    >>> import numpy as np
+    >>> import cellwright as cw
+    >>> truth = np.zeros((32, 32), int)
+    >>> truth[2:10, 2:10], truth[15:25, 15:25] = 1, 2
+    >>> predicted = np.where(truth == 2, 5, 0)
+    >>> report = cw.evaluate(predicted, truth, metrics=["pq"])
+    >>> report["accuracy@0.5"], report["precision@0.5"]
+    (0.5, 1.0)
+    >>> report
+    Report: 1 image, 2 annotated objects, 1 prediction
+      kaggle_score 0.5000, accuracy@0.5 0.5000, pq 0.6667
+    >>> cw.evaluate([predicted, truth], [truth, truth], metrics=["pq"])["accuracy@0.5"]
+    0.75
+    """
+    from cellwright.evaluation.evaluate import evaluate_images
+    from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order
+
+    threshold = None if score_threshold is None else check_threshold(score_threshold)
+    predicted, annotated = _objects(predictions, "predictions"), _objects(truth, "truth")
+    if isinstance(annotated, Dataset):
+        annotated = above_threshold(annotated)
+    part = _part(annotated, split)
+    if isinstance(predicted, Dataset) and isinstance(annotated, Dataset) and isinstance(part, Dataset):
+        if class_names is not None or image_ids is not None:
+            name = "class_names" if image_ids is None else "image_ids"
+            raise UsageError("datasets have their own class names and image ids", got=f"`{name}`", remedy="omit it")
+        images = pair_datasets("predictions", predicted, annotated, part, ignore_classes=ignore_classes)
+    else:
+        images = pair_in_order(predicted, part, image_ids, class_names)
+    if threshold is not None:
+        images = dataclasses.replace(images, score_threshold=threshold)
+    return evaluate_images(images.without_classes() if ignore_classes else images, metrics)
+
+
+def _objects(value: ObjectsLike | Dataset | Iterable[ObjectsLike], name: str) -> Dataset | list[Instances]:
+    """A dataset, or the objects of each image."""
+    if isinstance(value, Dataset):
+        return value
+    if isinstance(value, str | os.PathLike):
+        path = Path(value)
+        if is_model(path):
+            remedy = "predict first: cellwright.load_model(path).predict(images)"
+            raise UsageError(f"`{name}` is a model", got=str(path), remedy=remedy)
+        if path.suffix.lower() not in LABEL_IMAGES:
+            return read_objects(path)
+    try:
+        return as_instances_list(value)[0]
+    except UsageError as error:
+        if error.expected != OBJECT_TYPES:
+            raise
+        expected = f"{OBJECT_TYPES}; a Dataset; or a list with one entry per image"
+        raise UsageError(f"invalid `{name}`", got=error.got, expected=expected) from error
+
+
+def _part(truth: Dataset | list[Instances], split: str | None) -> Dataset | list[Instances]:
+    if split is None:
+        return truth
+    if not isinstance(truth, Dataset):
+        raise UsageError("only a dataset has splits", got=f'`split="{split}"`', remedy="omit `split`")
+    return truth.with_split(split)

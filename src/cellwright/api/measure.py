@@ -1,0 +1,67 @@
+"""`measure`: one table of measurements per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, overload
+
+from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
+from cellwright.core.errors import InputError
+from cellwright.core.text import count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@overload
+def measure(
+    cells: ObjectsLike, image: ImageLike | None = None, *, class_names: Sequence[str] | None = None
+) -> pd.DataFrame: ...
+@overload
+def measure(
+    cells: Iterable[ObjectsLike],
+    image: Iterable[ImageLike] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> list[pd.DataFrame]: ...
+def measure(cells, image=None, *, class_names=None):
+    """Measure size, shape and, with an image, intensities of objects: a pandas table with one row per object.
+
+    cells: the objects of one image: `Instances`, a label array (H, W) of any integer type with 0 as background, or the
+        path of a label image. A list of these gives a list of tables.
+    image: what to measure intensities on: an `Image`, an array (H, W) or (H, W, C), or a path; all channels are
+        measured. None omits intensities. For a list of objects, a list of images.
+    class_names: names of the classes 0..K-1 for the column "class"; None shows the class ids.
+
+    The index "label" holds the ids of the objects. Columns: class, score (NaN without scores), area_px, centroid_y_px,
+    centroid_x_px, bbox_{x0,y0,x1,y1}_px, equivalent_diameter_px, perimeter_px, major_axis_px, minor_axis_px,
+    eccentricity, orientation_deg, solidity, circularity; area_um2 and equivalent_diameter_um if the image has a pixel
+    size; intensity_{mean,min,max,std}_CHANNEL with an image. Without objects the table has all columns and no rows.
+    For definitions see `cellwright.measurement.table`.
+
+    Raises `InputError` if image and objects differ in size or number, or a class has no name; `UsageError` for another
+    type.
+
+    >>> import numpy as np
+    >>> import cellwright as cw
+    >>> labels = np.zeros((20, 30), np.uint16)
+    >>> labels[2:6, 3:8], labels[10:18, 15:25] = 4, 7
+    >>> table = cw.measure(labels, image=labels * 10)
+    >>> table[["area_px", "centroid_y_px", "centroid_x_px", "intensity_mean_grey"]]
+           area_px  centroid_y_px  centroid_x_px  intensity_mean_grey
+    label
+    4           20            4.0            5.5                 40.0
+    7           80           14.0           20.0                 70.0
+    """
+    from cellwright.measurement.table import measure_instances
+
+    instances, single = as_instances_list(cells)
+    images = [None] * len(instances) if image is None else as_images(image)[0]
+    if len(images) != len(instances):
+        raise InputError(
+            "objects and images differ in number",
+            got=count(len(images), "image"),
+            expected=f"{count(len(instances), 'image')}, one for each entry of `cells`",
+        )
+    tables = [measure_instances(*pair, class_names=class_names) for pair in zip(instances, images, strict=True)]
+    return tables[0] if single else tables

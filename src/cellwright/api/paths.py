@@ -1,0 +1,76 @@
+"""What a path is: a model, predictions, or annotations, in any format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellwright.api.models import NAMED_MODELS
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.progress import Track, no_progress
+
+# These formats may lack the names and sizes of their images, which then come from another dataset.
+LIST_FORMATS = ("coco_results", "rle_csv", "rle_csv_submission", "dsb2018_csv", "xml_outlines", "imagej_roi", "geojson")
+
+
+def is_model(path: Path) -> bool:
+    """Whether ``path`` is a model: one by name (``nuclei``), a model folder, or a run.
+
+    Raises `UsageError` if a file or folder has the name of a model, since either could be meant.
+    """
+    if str(path) in NAMED_MODELS and path.exists():
+        remedy = f"give the whole path of the file or folder, or rename it to use the model {path}"
+        raise UsageError("the name of a model is also a file or folder here", got=str(path), remedy=remedy)
+    return str(path) in NAMED_MODELS or is_model_folder(path)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` is a model folder or a run."""
+    return any((path / name).is_file() for name in ("model.json", "model/model.json"))
+
+
+def read_objects(path: Path, images: Dataset | None = None, track: Track = no_progress) -> Dataset:
+    """Predictions or annotations in any format; image files may be absent.
+
+    images: where the names and sizes of the images come from if the format may lack them. Raises `InputError` if there
+    are images only, which would otherwise count as images without objects.
+    """
+    from cellwright.data.formats import ReadOptions, sniff
+
+    form = sniff(path)
+    if form.name == "image_folder":
+        remedy = "give the masks; label images are found if they are called <image>_masks"
+        raise InputError("images without any objects", where=path, got=form.description, remedy=remedy)
+    return form.read(path, ReadOptions(images=images, require_images=False, track=track))
+
+
+def read_ground_truth(path: Path, predictions: Sequence[Path], track: Track = no_progress) -> Dataset:
+    """The annotations to evaluate against.
+
+    If their format may lack the names of the images, these come from the first prediction whose format has them. If
+    ``path`` holds predictions, those below their score threshold are removed.
+    """
+    from cellwright.data.formats import sniff
+    from cellwright.evaluation.pairing import above_threshold
+
+    images = None
+    if sniff(path).name in LIST_FORMATS:
+        candidates = (other for other in predictions if other.exists() and not is_model_folder(other))
+        source = next((other for other in candidates if sniff(other).name not in LIST_FORMATS), None)
+        images = None if source is None else read_objects(source, None, track)
+    return above_threshold(read_objects(path, images, track))
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """A short, distinct name per path: its last part, with the folder before it or a number where names repeat.
+
+    >>> short_names([Path("runs/a/model"), Path("runs/b/model")])
+    ['a_model', 'b_model']
+    """
+    names = [path.stem if path.is_file() else path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.name}_{name}" for path, name in zip(paths, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{k + 1}" for k, name in enumerate(names)]
+    return [name.replace("|", "_") for name in names]

@@ -1,0 +1,112 @@
+"""`save`: the objects of one image in the format that the suffix of the file selects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellwright.api.extras import Extra, write_extra
+from cellwright.api.inputs import ImageLike, ObjectsLike, as_image, as_instances, is_list
+from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import atomic_path, write_png
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+
+_EXTRAS: dict[str, Extra] = {".geojson": "geojson", ".zip": "rois", ".csv": "measurements"}
+SUFFIXES = (".tif", ".tiff", ".png", ".json", *_EXTRAS)
+
+
+def save(
+    cells: ObjectsLike,
+    path: Path | str,
+    *,
+    image: ImageLike | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Path:
+    """Write the objects of one image to a file and return its path; the suffix selects the format.
+
+    ======== =====================================================================
+    suffix   content
+    ======== =====================================================================
+    .tif     label image (uint32, the labels are the ids of the objects)
+    .png     the image with outlines; needs ``image``
+    .json    COCO
+    .geojson outlines and measurements for QuPath
+    .zip     ImageJ ROIs
+    .csv     table of measurements
+    ======== =====================================================================
+
+    cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
+    image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then include intensities.
+    class_names: names of the classes 0..K-1; None calls a single class "cell", several "class0", "class1", ...
+
+    The file is written completely or not at all, and an existing file is replaced. Where objects overlap, a label image
+    shows the one with the highest score. Raises `UsageError` for another suffix or type, or a picture without image;
+    `InputError` for an image of another size or a class without a name; `OutputError` if the file cannot be written.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import cellwright as cw
+    >>> labels = np.zeros((20, 30), np.uint8)
+    >>> labels[2:6, 3:8] = 4
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = cw.save(labels, f"{folder}/cells.geojson")
+    ...     cw.read_instances(path).ids.tolist()
+    [4]
+    """
+    if is_list(cells):
+        raise UsageError("`save` writes the objects of one image", got="a list", remedy="save the images one by one")
+    instances, path = as_instances(cells), Path(path)
+    picture = None if image is None else as_image(image)
+    names = _class_names(instances, class_names)
+    match path.suffix.lower():
+        case ".tif" | ".tiff":
+            _save_labels(instances, path)
+        case ".png":
+            if picture is None:
+                raise UsageError("a picture needs the image", where=path, remedy="save(cells, path, image=image)")
+            _save_overlay(instances, path, picture, class_names)
+        case ".json":
+            from cellwright.data.formats import FORMATS, WriteOptions
+
+            sample = Sample(path.stem, None, instances.image_hw, Loaded(instances))
+            FORMATS["coco"].write(Dataset((sample,), names), path, WriteOptions())
+        case ".geojson" | ".zip" | ".csv" as suffix:
+            sample_id = _sample_id(picture, path)
+            write_extra(_EXTRAS[suffix], path, instances, picture, sample_id=sample_id, class_names=names)
+        case other:
+            raise UsageError("unknown file type for objects", where=path, got=other, expected=", ".join(SUFFIXES))
+    return path
+
+
+def _class_names(cells: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    from cellwright.data.formats.contract import DEFAULT_CLASS
+
+    highest = int(cells.class_ids.max(initial=0))
+    if class_names is None:
+        return tuple(f"class{k}" for k in range(highest + 1)) if highest else (DEFAULT_CLASS,)
+    if highest >= len(class_names):
+        raise InputError("an object has a class id without a name", got=highest, expected=", ".join(class_names))
+    return tuple(class_names)
+
+
+def _sample_id(image: Image | None, path: Path) -> str:
+    """The name of the image without its suffix, otherwise that of the output file."""
+    if image is not None and image.path is not None:
+        return Path(image.path).stem
+    return path.stem.removesuffix("_measurements").removesuffix("_rois")
+
+
+def _save_labels(cells: Instances, path: Path) -> None:
+    import tifffile
+
+    best_first = cells.by_score()
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(temporary, best_first.masks.to_label_map(best_first.ids), compression="zlib")
+
+
+def _save_overlay(cells: Instances, path: Path, image: Image, class_names: Sequence[str] | None) -> None:
+    from cellwright.report.draw import draw_overlay
+
+    write_png(path, draw_overlay(image, cells, class_names=class_names))

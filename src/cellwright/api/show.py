@@ -1,0 +1,44 @@
+"""`show`: an image with its objects on matplotlib axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cellwright.api.inputs import ImageLike, ObjectsLike, as_image, as_instances
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def show(
+    image: ImageLike,
+    cells: ObjectsLike | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw an image with its objects outlined, and return the matplotlib axes.
+
+    image: an `Image`, an array (H, W) or (H, W, C), or a path. Anything but 8-bit colour is stretched for display.
+    cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image;
+        None draws the image alone.
+    class_names: names of the classes for the legend, which is drawn if there are several.
+    ax: axes to draw on; None makes a new figure. Show or save it yourself (``ax.figure.savefig``). Units are pixels.
+
+    Raises `InputError` if image and objects differ in size, `UsageError` for another type.
+
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")  # without a screen
+    >>> import numpy as np
+    >>> import cellwright as cw
+    >>> labels = np.zeros((20, 30), int)
+    >>> labels[2:6, 3:8], labels[10:18, 15:25] = 1, 2
+    >>> ax = cw.show(labels * 100.0, labels)
+    >>> ax.get_title()
+    '2 objects'
+    """
+    from cellwright.report.show import show as draw
+
+    instances = None if cells is None else as_instances(cells)
+    return draw(as_image(image), instances, class_names=class_names, ax=ax)

@@ -1,0 +1,139 @@
+"""``tune``: score thresholds, minimum areas and calibrated scores from a validation split, in a copy of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import Parameter
+
+from cellwright.api.models import Model, load_model
+from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.read import read_dataset
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.progress import SILENT, Screen
+from cellwright.core.table import Table
+from cellwright.data.views import parse_views
+
+if TYPE_CHECKING:
+    from cellwright.evaluation.matching import ImagePairs
+    from cellwright.evaluation.thresholds import Tuning
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TunePlan:
+    """Choose score thresholds and minimum areas per class, and calibrate scores, on a validation split."""
+
+    model: Path
+    """nuclei, a model folder, or a run; it is not changed."""
+    _: KW_ONLY
+    data: Path
+    """Dataset folder that has the split."""
+    split: str = "val"
+    """Split to tune on; do not report results on it afterwards."""
+    metric: str = "accuracy@0.5"
+    """What to maximise, as a mean over images: accuracy@T or f1@T for T from 0.5 to 0.95, or kaggle_score."""
+    views: str | None = None
+    """Views for test-time augmentation, as for `predict`; the tuned model uses them by default."""
+    device: str = "auto"
+    """auto, cpu, cuda:N or mps."""
+    out: Path = Path("work/tuned")
+    """Model folder to write: a copy with thresholds and calibration, which are used wherever it is loaded."""
+    overwrite: bool = False
+    """Replace an existing model folder."""
+
+
+@dataclass(frozen=True, eq=False)
+class TuneResult:
+    """The tuned copy on disk, and the result of tuning."""
+
+    folder: Path
+    tuning: Tuning
+
+    def table(self) -> Table:
+        """One row per class."""
+        metric = self.tuning.metric
+        columns = ("class", "min score", "min area (px)", f"{metric} without thresholds", "with thresholds")
+        classes = self.tuning.classes.items()
+        rows = [(name, tuned.score, tuned.min_area_px, tuned.before, tuned.after) for name, tuned in classes]
+        return Table("thresholds, by the score before calibration", columns, rows)
+
+
+def run(plan: TunePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> TuneResult | None:
+    """Carry out a plan and write the model folder ``plan.out``; returns None after a dry run.
+
+    A tuned model is tuned again from its original scores. Raises `UsageError` for an unknown metric or a model without
+    a folder, `InputError` if the classes of model and dataset differ, `OutputError` if ``plan.out`` exists.
+    """
+    from cellwright.evaluation.thresholds import check_metric, tune
+    from cellwright.models.weights.model_folder import INFO, model_folder, read_model_info
+    from cellwright.models.weights.torch_io import read_weights, save_model
+
+    check_metric(plan.metric)
+    if str(plan.model) == "classical":
+        remedy = "train a model first: cellwright train"
+        raise UsageError("the classical method has no model folder to tune", got="classical", remedy=remedy)
+    if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
+        raise UsageError("a tuned model is a copy", where=plan.out, remedy="choose another `out`")
+    dataset = read_dataset(plan.data).with_split(plan.split)
+    model = load_model(plan.model, device=plan.device)
+    if plan.views is not None:
+        model = dataclasses.replace(model, predictor=model.predictor.with_views(parse_views(plan.views)))
+    views = plan.views or (model.tuned_on or {}).get("views")
+    _check_classes(model, dataset)
+    check_folder(plan.out, INFO, overwrite=plan.overwrite)
+    screen.note(f"tuning {plan.model} for {plan.metric} on split {plan.split} of {plan.data}; will write {plan.out}/")
+    if dry_run:
+        return None
+    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
+    pairs, digests = _pairs(model, dataset, screen)
+    tuning = tune(pairs, model.class_names, plan.metric)
+    info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, views, digests))
+    save_model(plan.out, read_weights(plan.model), info)
+    for name in tuning.untuned:
+        screen.note(f"no objects of class {name} on this split: the threshold of the recipe is kept")
+    return TuneResult(plan.out, tuning)
+
+
+def _pairs(model: Model, dataset: Dataset, screen: Screen) -> tuple[list[ImagePairs], list[str]]:
+    """Pairs with all predictions at their original scores, and the digests of the images."""
+    from cellwright.evaluation.matching import PairOptions, pair_image
+    from cellwright.evaluation.pairing import annotation_digest
+    from cellwright.prediction.evaluate import predict_images
+    from cellwright.prediction.options import PredictOptions
+
+    predictor = dataclasses.replace(model.predictor, options=PredictOptions())
+    pairs, digests = [], []
+    for sample, predicted in zip(dataset, predict_images(predictor, dataset, screen.track), strict=True):
+        truth = sample.read_instances()
+        pairs.append(pair_image(truth, predicted, sample.id, PairOptions()))
+        digests.append(annotation_digest(truth, sample.id))
+    return pairs, digests
+
+
+def _fields(tuning: Tuning, plan: TunePlan, views: str | None, digests: Sequence[str]) -> dict[str, Any]:
+    """The fields of ``ModelInfo`` that tuning sets."""
+    thresholds = {f"score/{name}": tuned.score for name, tuned in tuning.classes.items()}
+    thresholds |= {f"min_area_px/{name}": float(tuned.min_area_px) for name, tuned in tuning.classes.items()}
+    tuned_on = {"split": plan.split, "metric": plan.metric, "images": sorted(digests)}
+    if views is not None:
+        tuned_on["views"] = views
+    return {"thresholds": thresholds, "calibration": tuning.calibration.to_dict(), "tuned_on": tuned_on}
+
+
+def _check_classes(model: Model, dataset: Dataset) -> None:
+    # With one class on both sides, the objects are the same kind whatever it is called.
+    only_one = len(model.class_names) == len(dataset.class_names) == 1
+    if model.class_names != dataset.class_names and not only_one:
+        raise InputError(
+            "the classes of the model and of the dataset differ",
+            where=dataset.root,
+            got=", ".join(dataset.class_names),
+            expected=", ".join(model.class_names),
+            remedy="rename or reorder the classes with cellwright data merge",
+        )

@@ -1,0 +1,120 @@
+"""`evaluate_pairs` and `evaluate_images`: predictions and ground truth in, a `Report` out.
+
+The masks of one image at a time are in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from cellwright.core.errors import InputError
+from cellwright.core.instances import Instances
+from cellwright.core.progress import Track, no_progress
+from cellwright.core.scores import ScoreThreshold, check_threshold
+from cellwright.evaluation.data import evaluation_data, pair_options, parse_metrics
+from cellwright.evaluation.lost_recall import lost_recall
+from cellwright.evaluation.matching import ImagePairs, pair_image
+from cellwright.evaluation.pairing import LazyInstances, PairedImages, tuning_warning
+from cellwright.evaluation.report import Report
+from cellwright.evaluation.values import all_values, notes
+
+
+def evaluate_pairs(
+    predictions: Sequence[Instances],
+    truth: Sequence[Instances],
+    *,
+    metrics: Iterable[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    image_ids: Sequence[str] | None = None,
+    track: Track = no_progress,
+    candidates: Sequence[Instances] | None = None,
+    score_threshold: ScoreThreshold = 0.0,
+) -> Report:
+    """Evaluate predictions against the ground truth, image by image.
+
+    predictions, truth: one entry per image, in ascending order of COCO image id if AP must equal the COCO API's to the
+        last digit. Entries may be read on indexing: each is indexed once. No images, objects or predictions are legal.
+    metrics: names of `METRICS`, None for all; "boundary_iou@5px" sets the width of the boundary band.
+    class_names: None names the classes that occur by their numbers.
+    image_ids: names for the tables; None numbers the images from 0.
+    candidates: what the model proposed for each image before thresholds, suppression and cap, see `lost_recall`; None
+        omits the causes of lost recall.
+    score_threshold: predictions below it are used for AP and ranking only; one number, or one per class.
+
+    Without scores, AP and ranking are NaN. Raises `InputError` if lengths, image sizes or class ids do not match,
+    `UsageError` for an unknown metric or an invalid threshold.
+    """
+    groups, boundary_px = parse_metrics(metrics)
+    _check_lengths(predictions, truth, image_ids, candidates)
+    score_threshold = check_threshold(score_threshold)
+    options = pair_options(groups, boundary_px, score_threshold)
+    all_pairs: list[ImagePairs] = []
+    lost: Counter[str] | None = None if candidates is None else Counter()
+    for k in track(range(len(truth)), "evaluating", len(truth)):
+        annotated, predicted = truth[k], predictions[k]
+        pairs = pair_image(annotated, predicted, str(k if image_ids is None else image_ids[k]), options)
+        if candidates is not None and lost is not None:
+            lost.update(lost_recall(annotated, candidates[k], pairs.above(score_threshold)))
+        all_pairs.append(pairs)
+    data = evaluation_data(all_pairs, groups, _class_names(all_pairs, class_names), options, lost)
+    values, reasons = all_values(data)
+    return Report(values, reasons, notes(data, values), data)
+
+
+def evaluate_images(
+    images: PairedImages,
+    metrics: Iterable[str] | None = None,
+    candidates: Sequence[Instances] | None = None,
+    track: Track = no_progress,
+) -> Report:
+    """Evaluate the predictions of paired images, as `evaluate_pairs`, with notes on how they were paired."""
+    report = evaluate_pairs(
+        LazyInstances(images.predicted),
+        LazyInstances(images.truth),
+        metrics=metrics,
+        class_names=images.class_names,
+        image_ids=[sample.id for sample in images.truth],
+        score_threshold=images.score_threshold,
+        candidates=candidates,
+        track=track,
+    )
+    warning = tuning_warning(images)
+    texts = (*((warning,) if warning else ()), *images.notes, *report.notes)
+    return dataclasses.replace(report, notes=texts)
+
+
+def _check_lengths(
+    predictions: Sequence[Instances],
+    truth: Sequence[Instances],
+    image_ids: Sequence[str] | None,
+    candidates: Sequence[Instances] | None,
+) -> None:
+    if len(predictions) != len(truth):
+        raise InputError(
+            "predictions and ground truth have different numbers of images",
+            got=f"{len(predictions)} predictions",
+            expected=f"{len(truth)}, one for each image of the ground truth",
+        )
+    for name, values in (("image_ids", image_ids), ("candidates", candidates)):
+        if values is not None and len(values) != len(truth):
+            raise InputError(f"`{name}` and images differ in number", got=len(values), expected=len(truth))
+
+
+def _class_names(images: Sequence[ImagePairs], class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names given, checked against the class ids that occur; or the numbers of at least one class."""
+    highest = -1
+    for pairs in images:
+        for kind, facts in (("an annotated object", pairs.truth), ("a prediction", pairs.predicted)):
+            class_id = int(facts.class_ids.max(initial=-1))
+            if class_names is not None and class_id >= len(class_names):
+                raise InputError(
+                    f"{kind} has a class id without a name",
+                    where=f"image {pairs.image_id}",
+                    got=class_id,
+                    expected=f"0 to {len(class_names) - 1} ({', '.join(class_names)})",
+                    remedy="use the same class ids in predictions and ground truth, and name all classes",
+                )
+            highest = max(highest, class_id)
+    return tuple(class_names) if class_names is not None else tuple(str(k) for k in range(max(highest, 0) + 1))

@@ -1,0 +1,330 @@
+"""Pair the images of a prediction with those of the ground truth, and give both the same classes.
+
+Both sides are datasets, from any format. Objects are read on demand, image by image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, overload
+
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.instances import Instances
+from cellwright.core.scores import ScoreThreshold, reaches_threshold
+from cellwright.core.text import count
+from cellwright.data.merge import map_classes
+
+ONE_CLASS = "object"  # the class of all objects where classes are ignored
+
+
+class LazyInstances(Sequence[Instances]):
+    """The objects of samples, read each time they are indexed, so that one image is in memory at a time."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Instances: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Instances]: ...
+    def __getitem__(self, index: int | slice) -> Instances | Sequence[Instances]:
+        if isinstance(index, slice):
+            return LazyInstances(self._samples[index])
+        return self._samples[index].read_instances()
+
+
+@dataclass(frozen=True, eq=False)
+class PairedImages:
+    """The images to evaluate: sample k of ``predicted`` and of ``truth`` are the same image, with the same classes.
+
+    name: of the prediction. score_threshold: predictions below it are used for AP and ranking only; one number, or one
+    per class. notes: what a reader of the results should know. tuned_on: what the thresholds of the predictions were
+    tuned on (``ModelInfo.tuned_on``), None if they were not tuned or this is unknown.
+    """
+
+    name: str
+    predicted: tuple[Sample, ...]
+    truth: tuple[Sample, ...]
+    class_names: tuple[str, ...]
+    score_threshold: ScoreThreshold = 0.0
+    notes: tuple[str, ...] = ()
+    tuned_on: Mapping[str, Any] | None = None
+
+    def without_classes(self) -> PairedImages:
+        """The same images with all objects in one class, `ONE_CLASS`. Thresholds that differ by class are applied."""
+        threshold = self.score_threshold
+        return dataclasses.replace(
+            self,
+            predicted=_in_one_class(self.predicted, threshold),
+            truth=_in_one_class(self.truth),
+            class_names=(ONE_CLASS,),
+            score_threshold=_common_threshold(threshold),
+        )
+
+
+def pair_datasets(
+    name: str, predicted: Dataset, truth: Dataset, part: Dataset | None = None, *, ignore_classes: bool = False
+) -> PairedImages:
+    """Pair predictions with ground truth by image.
+
+    truth: all annotated images. part: those to evaluate (a split); None: all. Raises `InputError` if an image to
+    evaluate has no prediction, or an image with predictions is not annotated, since results on the remaining images
+    would mislead; `UsageError` if the classes cannot be matched.
+    """
+    part = truth if part is None else part
+    predicted, truth, part, notes = _same_classes(predicted, truth, part, ignore_classes=ignore_classes)
+    paired = partners(part, predicted)
+    missing = [sample.id for sample, partner in zip(part, paired, strict=True) if partner is None]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {count(len(part), 'image')} have no prediction",
+            where=name,
+            got=f"predictions for {shown_ids([sample.id for sample in predicted]) or 'no image'}",
+            expected=shown_ids(missing),
+            remedy="predict on these images too, or evaluate a split that was predicted on (`split`)",
+        )
+    annotated = partners(predicted, truth)
+    lonely = [sample.id for sample, partner in zip(predicted, annotated, strict=True) if partner is None]
+    if lonely:
+        raise InputError(
+            f"{len(lonely)} of {count(len(predicted), 'image')} with predictions have no ground truth",
+            where=name,
+            got=shown_ids(lonely),
+            expected=f"images such as {shown_ids([sample.id for sample in truth]) or '(the ground truth has none)'}",
+            remedy="annotate them (images without objects too), or omit their predictions",
+        )
+    return PairedImages(
+        name=name,
+        predicted=tuple(sample for sample in paired if sample is not None),
+        truth=part.samples,
+        class_names=part.class_names,
+        score_threshold=score_threshold_of(predicted),
+        notes=notes,
+        tuned_on=predicted.info.get("tuned_on"),
+    )
+
+
+def pair_in_order(
+    predicted: Dataset | Sequence[Instances],
+    truth: Dataset | Sequence[Instances],
+    image_ids: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> PairedImages:
+    """Pair the images of two sequences by position.
+
+    image_ids, class_names: None takes those of a dataset, or numbers. Raises `InputError` if the sequences differ in
+    length.
+    """
+    if len(predicted) != len(truth):
+        raise InputError(
+            "predictions and ground truth have different numbers of images",
+            got=count(len(predicted), "image"),
+            expected=f"{count(len(truth), 'image')}, as in the ground truth",
+        )
+    datasets = [side for side in (truth, predicted) if isinstance(side, Dataset)]
+    if image_ids is None:
+        image_ids = [sample.id for sample in datasets[0]] if datasets else [str(k) for k in range(len(truth))]
+    if len(image_ids) != len(truth):
+        raise InputError("`image_ids` and images differ in number", got=len(image_ids), expected=len(truth))
+    if class_names is None:
+        class_names = datasets[0].class_names if datasets else _class_numbers((*predicted, *truth))
+    return PairedImages(
+        name="predictions",
+        predicted=_samples(predicted, image_ids),
+        truth=_samples(truth, image_ids),
+        class_names=tuple(class_names),
+        score_threshold=score_threshold_of(predicted) if isinstance(predicted, Dataset) else 0.0,
+        tuned_on=predicted.info.get("tuned_on") if isinstance(predicted, Dataset) else None,
+    )
+
+
+def _class_numbers(images: Sequence[Instances]) -> list[str]:
+    highest = max((int(instances.class_ids.max(initial=0)) for instances in images), default=0)
+    return [str(k) for k in range(highest + 1)]
+
+
+def _samples(side: Dataset | Sequence[Instances], image_ids: Sequence[str]) -> tuple[Sample, ...]:
+    if isinstance(side, Dataset):
+        samples = side.samples
+    else:
+        samples = tuple(Sample("", None, instances.image_hw, Loaded(instances)) for instances in side)
+    return tuple(dataclasses.replace(sample, id=image_id) for sample, image_id in zip(samples, image_ids, strict=True))
+
+
+def partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
+    """For each sample, the one of ``others`` with the same id, or with the same last part of the id if it is unique."""
+    by_id = {other.id: other for other in others}
+    other_names = Counter(_name(other) for other in others)
+    by_name = {_name(other): other for other in others if other_names[_name(other)] == 1}
+    names = Counter(_name(sample) for sample in samples)
+    return [
+        by_id.get(sample.id) or (by_name.get(_name(sample)) if names[_name(sample)] == 1 else None)
+        for sample in samples
+    ]
+
+
+def _name(sample: Sample) -> str:
+    return PurePosixPath(sample.id).name
+
+
+def shown_ids(ids: Sequence[str]) -> str:
+    """The first three ids and the number of the others.
+
+    >>> shown_ids(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+
+
+def score_threshold_of(dataset: Dataset) -> ScoreThreshold:
+    """The score threshold recorded with predictions: one number, or one per class; 0 if there is none."""
+    recorded = dataset.info.get("score_threshold", 0.0)
+    return tuple(map(float, recorded)) if isinstance(recorded, list | tuple) else float(recorded)
+
+
+def above_threshold(dataset: Dataset) -> Dataset:
+    """Predictions without those below the recorded score threshold; other datasets as they are."""
+    threshold = score_threshold_of(dataset)
+    if threshold == 0.0:
+        return dataset
+    samples = [dataclasses.replace(sample, load=_LoadAbove(sample.load, threshold)) for sample in dataset]
+    info = {key: value for key, value in dataset.info.items() if key != "score_threshold"}
+    return dataclasses.replace(dataset, samples=tuple(samples), info=info)
+
+
+def with_threshold(dataset: Dataset, threshold: ScoreThreshold) -> Dataset:
+    """The dataset with another score threshold."""
+    return dataclasses.replace(dataset, info=dataset.info | {"score_threshold": threshold})
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadAbove:
+    """A `Sample.load` that returns the predictions that reach the threshold of their class."""
+
+    load: Callable[[], Instances]
+    threshold: ScoreThreshold
+
+    def __call__(self) -> Instances:
+        instances = self.load()
+        return instances[reaches_threshold(instances.scores, instances.class_ids, self.threshold)]
+
+
+def _same_classes(
+    predicted: Dataset, truth: Dataset, part: Dataset, *, ignore_classes: bool
+) -> tuple[Dataset, Dataset, Dataset, tuple[str, ...]]:
+    """The three datasets with the same class names, and notes.
+
+    Classes are matched by name. If either side has a single class with a name that the other does not have, classes
+    cannot be matched and are ignored.
+    """
+    own, true_names = predicted.class_names, truth.class_names
+    if not ignore_classes and (own == true_names or set(own) & set(true_names)):
+        extra = tuple(name for name in own if name not in true_names)
+        names = (*true_names, *extra)
+        notes = (f"predicted classes that the ground truth does not have: {', '.join(extra)}",) if extra else ()
+        return with_class_names(predicted, names), with_class_names(truth, names), with_class_names(part, names), notes
+    if not ignore_classes and min(len(own), len(true_names)) > 1:
+        raise UsageError(
+            "predictions and ground truth have no class in common",
+            where=predicted.root,
+            got=", ".join(own),
+            expected=", ".join(true_names),
+            remedy="rename classes with cellwright data merge, or use `ignore_classes=True`",
+        )
+    if len(own) == len(true_names) == 1:
+        # Both sides have one kind of object, whatever each tool calls it.
+        return dataclasses.replace(predicted, class_names=true_names), truth, part, ()
+    note = f"classes are ignored: the predictions have {', '.join(own)}, the ground truth {', '.join(true_names)}"
+    return without_classes(predicted), without_classes(truth), without_classes(part), (note,)
+
+
+def with_class_names(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The dataset with the classes ``names``, which include all of its own; its score thresholds are reordered too."""
+    if dataset.class_names == names:
+        return dataset
+    threshold = score_threshold_of(dataset)
+    mapped = map_classes(dataset, {}, names)
+    if isinstance(threshold, tuple):
+        by_name = dict(zip(dataset.class_names, threshold, strict=True))
+        threshold = tuple(by_name.get(name, 0.0) for name in names)
+    return with_threshold(mapped, threshold)
+
+
+def without_classes(dataset: Dataset) -> Dataset:
+    """The dataset with all objects in one class, `ONE_CLASS`.
+
+    Score thresholds that differ by class are applied first, since they would have no meaning afterwards.
+    """
+    threshold = score_threshold_of(dataset)
+    info = {key: value for key, value in dataset.info.items() if key != "category_ids"}
+    return dataclasses.replace(
+        dataset,
+        samples=_in_one_class(dataset.samples, threshold),
+        class_names=(ONE_CLASS,),
+        info=info | {"score_threshold": _common_threshold(threshold)},
+    )
+
+
+def _common_threshold(threshold: ScoreThreshold) -> float:
+    """The threshold if it is the same for all classes, otherwise 0."""
+    if isinstance(threshold, tuple):
+        return threshold[0] if len(set(threshold)) == 1 else 0.0
+    return threshold
+
+
+def _in_one_class(samples: Sequence[Sample], threshold: ScoreThreshold = 0.0) -> tuple[Sample, ...]:
+    differs = isinstance(threshold, tuple) and len(set(threshold)) > 1
+    loads = (_LoadAbove(sample.load, threshold) if differs else sample.load for sample in samples)
+    return tuple(
+        dataclasses.replace(sample, load=_LoadInOneClass(load)) for sample, load in zip(samples, loads, strict=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadInOneClass:
+    """A `Sample.load` that returns the objects with class id 0."""
+
+    load: Callable[[], Instances]
+
+    def __call__(self) -> Instances:
+        instances = self.load()
+        return dataclasses.replace(instances, class_ids=np.zeros(len(instances), np.int64), class_probs=None)
+
+
+def annotation_digest(instances: Instances, sample_id: str) -> str:
+    """A hash that identifies an annotated image in any format and under any name.
+
+    It depends on the image size and on the boxes and areas of the objects; for an image without objects, on the last
+    part of its name.
+    """
+    rows = np.column_stack([instances.masks.boxes.astype(np.int64), instances.masks.areas.astype(np.int64)])
+    rows = rows[np.lexsort(rows.T)]
+    content = repr(tuple(map(int, instances.image_hw))).encode() + np.ascontiguousarray(rows).tobytes()
+    if not len(rows):
+        content += PurePosixPath(sample_id).name.encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def tuning_warning(images: PairedImages) -> str | None:
+    """A warning if images are evaluated that the thresholds of the predictions were tuned on."""
+    if images.tuned_on is None:
+        return None
+    tuned = set(images.tuned_on.get("images", ()))
+    n = sum(annotation_digest(sample.read_instances(), sample.id) in tuned for sample in images.truth)
+    if not n:
+        return None
+    return (
+        f"warning: score thresholds and calibration were tuned on {n} of these {count(len(images.truth), 'image')} "
+        f"(split {images.tuned_on.get('split')}), so the results are too good; report results on other images"
+    )

@@ -1,0 +1,142 @@
+"""Evaluate a predictor on a dataset, and find out what happened to the objects it missed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellwright.core.candidates import DROPPED_BY, no_candidates, with_steps
+from cellwright.core.dataset import Dataset, Loaded
+from cellwright.core.instances import Instances
+from cellwright.core.progress import Track, no_progress
+from cellwright.core.scores import reaches_threshold
+from cellwright.data.images.read import read_image
+from cellwright.data.views import PLAIN
+from cellwright.evaluation.evaluate import evaluate_images
+from cellwright.evaluation.lost_recall import unmatched
+from cellwright.evaluation.matching import PairOptions, pair_image
+from cellwright.evaluation.pairing import LazyInstances, PairedImages, pair_datasets
+from cellwright.evaluation.report import Report
+from cellwright.prediction.sources import sources_of_dataset
+
+if TYPE_CHECKING:
+    from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+
+FROM_PREDICTIONS = (
+    "lost recall is computed from the predictions: objects removed by suppression or a cap count as never proposed"
+)
+
+
+def evaluate_dataset(
+    predictor: Predictor,
+    dataset: Dataset,
+    class_names: Sequence[str],
+    *,
+    metrics: Iterable[str] | None = None,
+    track: Track = no_progress,
+) -> Report:
+    """Predict on the images of a dataset and evaluate the predictions against its annotations.
+
+    class_names: of the predictor. metrics: see `evaluate_pairs`. Predictions below the predictor's score threshold are
+    used for AP and ranking only. Raises `InputError` if an image cannot be used.
+    """
+    predicted = predict_dataset(predictor, dataset, class_names, track=track)
+    return evaluate_images(pair_datasets("predictions", predicted, dataset), metrics, track=track)
+
+
+def predict_dataset(
+    predictor: Predictor,
+    dataset: Dataset,
+    class_names: Sequence[str],
+    *,
+    tuned_on: Mapping[str, Any] | None = None,
+    track: Track = no_progress,
+) -> Dataset:
+    """The predictions for the images of a dataset, in memory, as a dataset.
+
+    Predictions below the predictor's score threshold are included, since average precision uses them; the threshold is
+    recorded in ``info``. tuned_on: what the predictor was tuned on, for ``info``.
+    """
+    options = dataclasses.replace(predictor.options, score_threshold=0.0)
+    instances = predict_images(dataclasses.replace(predictor, options=options), dataset, track)
+    samples = [
+        dataclasses.replace(sample, load=Loaded(cells)) for sample, cells in zip(dataset, instances, strict=True)
+    ]
+    info = {"score_threshold": predictor.options.score_threshold, "tuned_on": tuned_on}
+    return Dataset(tuple(samples), tuple(class_names), None, info=info)
+
+
+def predict_images(predictor: Predictor, dataset: Dataset, track: Track = no_progress) -> list[Instances]:
+    """The predictions for every image of a dataset, in order."""
+    paths = [source.path for source in sources_of_dataset(dataset)]
+    return [predictor.predict([read_image(path)])[0] for path in track(paths, "predicting", len(paths))]
+
+
+def candidates_of(
+    images: PairedImages, predictor: Predictor | None = None
+) -> tuple[Sequence[Instances], tuple[str, ...]]:
+    """The candidates of every image with the step that removed them, computed on indexing, and notes.
+
+    The network of ``predictor`` is asked for them if it can explain its predictions and sees images without test-time
+    augmentation. It is asked only for images with unmatched objects, and only for candidates that overlap one of these,
+    since no others can explain the loss. Otherwise the candidates are the predictions themselves, including those below
+    their score threshold.
+    """
+    segmenter = None if predictor is None else _explaining(predictor)
+    if predictor is None or segmenter is None:
+        load, notes = partial(_predicted_candidates, images), (FROM_PREDICTIONS,)
+    else:
+        load, notes = partial(_network_candidates, images, predictor, segmenter), ()
+    samples = [dataclasses.replace(sample, load=partial(load, k)) for k, sample in enumerate(images.predicted)]
+    return LazyInstances(samples), notes
+
+
+def _explaining(predictor: Predictor) -> NetworkSegmenter | None:
+    """The part of the predictor that can explain its predictions, or None."""
+    from cellwright.models.contract import Explains
+    from cellwright.prediction.predictor import NetworkSegmenter
+
+    segmenter = predictor.segmenter
+    if isinstance(segmenter, NetworkSegmenter) and segmenter.views == PLAIN and isinstance(segmenter.network, Explains):
+        return segmenter
+    return None
+
+
+def _predicted_candidates(images: PairedImages, index: int) -> Instances:
+    """All predictions of an image: kept, or removed by the score threshold."""
+    predicted = images.predicted[index].read_instances()
+    kept = reaches_threshold(predicted.scores, predicted.class_ids, images.score_threshold)
+    return with_steps(predicted, np.where(kept, "kept", "threshold"))
+
+
+def _network_candidates(
+    images: PairedImages, predictor: Predictor, segmenter: NetworkSegmenter, index: int
+) -> Instances:
+    """The candidates of the network that overlap an unmatched object of an image."""
+    sample = images.truth[index]
+    truth, predicted = sample.read_instances(), images.predicted[index].read_instances()
+    pairs = pair_image(truth, predicted, sample.id, PairOptions()).above(images.score_threshold)
+    lost = truth[unmatched(pairs)]
+    if not len(lost):
+        return no_candidates(truth.image_hw)
+    assert sample.image_path is not None, "it was predicted on"
+    candidates = segmenter.candidates(read_image(sample.image_path), lost.masks.boxes)
+    assert candidates is not None, "the network can explain its predictions"
+    return _with_options(candidates, predictor)
+
+
+def _with_options(candidates: Instances, predictor: Predictor) -> Instances:
+    """The candidates with the steps that the predictor's options lead to.
+
+    A score or an area below its threshold takes precedence: suppression and cap go by score within a class, so they
+    treat the candidates above the threshold as if the others did not exist.
+    """
+    options = predictor.options
+    numbered = dataclasses.replace(candidates, ids=np.arange(1, len(candidates) + 1))
+    calibrated = options.calibrated(numbered)
+    kept = options.good(calibrated) & options.large(calibrated)
+    return with_steps(calibrated, np.where(kept, calibrated.columns[DROPPED_BY], "threshold"))
