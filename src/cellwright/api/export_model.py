@@ -76,12 +76,13 @@ def run(plan: ExportModelPlan, screen: Screen = SILENT, *, dry_run: bool = False
 
 
 def _to_onnx(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
+    from cellwright.models.export.networks import graphs_of, rules_of
     from cellwright.models.export.onnx import require_tools, write_graph
     from cellwright.models.weights.torch_io import load_network
 
     require_tools()
     network, info = load_network(plan.model)
-    graphs, rules = _parts(network)
+    graphs, rules = graphs_of(network), rules_of(network)
     check_folder(plan.out, MANIFEST, overwrite=plan.overwrite)
     screen.note(f"will write {plan.out}/: {MANIFEST} and {count(len(graphs), 'part')} of the network as ONNX")
     if dry_run:
@@ -122,26 +123,6 @@ def _to_half(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exporte
     row = (WEIGHTS, len(half), sum(tensor.numel() for tensor in half.values()), f"{size / 1e6:.2f}")
     table = Table("weights in half precision", ("file", "tensors", "parameters", "size (MB)"), [row])
     return Exported(plan.out, dataclasses.asdict(info), table, f"model: {plan.out}")
-
-
-def _parts(network: Network):
-    """The graphs of a network, and the steps between them for ``export.json``: one case per family."""
-    from cellwright.models.dense.dense import DenseNetwork
-    from cellwright.models.export import dense as export_dense
-    from cellwright.models.export.rcnn import graphs_of, rules_of, steps_of
-    from cellwright.models.rcnn.mask_rcnn import MaskRCNN
-
-    match network:
-        case MaskRCNN():
-            return graphs_of(network), {**rules_of(network), "steps": steps_of(network)}
-        case DenseNetwork():
-            return [export_dense.graph_of(network)], export_dense.rules_of(network)
-        case other:
-            raise UsageError(
-                "this kind of model cannot be exported yet",
-                got=type(other).__name__,
-                remedy="export an R-CNN or a U-Net model",
-            )
 
 
 def _head(network: Network, info: ModelInfo) -> dict[str, Any]:

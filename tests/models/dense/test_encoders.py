@@ -159,12 +159,12 @@ def test_trains_saves_loads_and_is_inspected(tmp_path: Path) -> None:
 def test_onnx_agrees_with_torch(tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra onnx")
-    from cellwright.models.export.dense import graph_of
+    from cellwright.models.export.dense import graphs_of
     from cellwright.models.export.onnx import TOLERANCE, write_graph
 
     dense = network(channels=2, depth=2).eval()
     torch.nn.init.normal_(dense.unet.maps[-1].weight, std=0.1)  # type: ignore[arg-type]
-    written = write_graph(graph_of(dense), tmp_path)
+    written = write_graph(graphs_of(dense)[0], tmp_path)
     assert written["largest_difference"] <= TOLERANCE
     assert written["inputs"] == {"images": ["batch", 2, "height", "width"]}
 

@@ -10,7 +10,9 @@ from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.export.onnx import Axis, Graph
 
 
-class _FullSize(nn.Module):
+class _FullSizeMaps(nn.Module):
+    """The U-Net without the maps of coarser stages: FloatTensor[B,C,H,W] -> FloatTensor[B,D,H,W]."""
+
     def __init__(self, network: DenseNetwork) -> None:
         super().__init__()
         self.unet = network.unet
@@ -19,27 +21,29 @@ class _FullSize(nn.Module):
         return self.unet(images)[0]
 
 
-def graph_of(network: DenseNetwork) -> Graph:
+def graphs_of(network: DenseNetwork) -> list[Graph]:
     """The whole network, in evaluation mode."""
     unet = network.unet
     sides = Axis("height", network.stride, 64), Axis("width", network.stride, 64)
-    return Graph(
-        name="maps",
-        module=_FullSize(network),
-        inputs={"images": (Axis("batch"), unet.in_channels, *sides)},
-        outputs={"maps": ("batch", unet.out_channels, "height", "width")},
-    )
+    return [
+        Graph(
+            name="maps",
+            module=_FullSizeMaps(network),
+            inputs={"images": (Axis("batch"), unet.in_channels, *sides)},
+            outputs={"maps": ("batch", unet.out_channels, "height", "width")},
+        )
+    ]
 
 
 def rules_of(network: DenseNetwork) -> dict[str, Any]:
-    """What the maps are, in order."""
+    """The names of the maps, in order, and the steps from an image to objects."""
     classes = [f"class_{index}" for index in range(network.n_classes)] if network.n_classes > 1 else []
     return {
         "stride": network.stride,
         "channels": [*network.target.channels, *classes],
         "steps": [
-            "pad images right and below with zeros to a multiple of stride, run maps, cut the padding off",
-            "flow channels are values; every other map goes through a sigmoid, classes through a softmax",
-            "make objects of the maps as docs/models.md describes for this target",
+            "pad images with zeros on the right and below to a multiple of stride, run maps, remove the padding",
+            "flow channels are used as they are; apply a sigmoid to every other map, and a softmax to the class maps",
+            "convert the maps to objects as docs/models.md describes for this target",
         ],
     }

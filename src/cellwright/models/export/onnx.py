@@ -1,6 +1,6 @@
-"""Networks as ONNX files: a graph is traced by torch, written, and run by ONNX Runtime against torch before it counts.
+"""Networks as ONNX files: torch traces a graph, and ONNX Runtime must agree with torch before the file is written.
 
-Needs the extra ``onnx``. What a graph is made of does not matter: any module that turns tensors into tensors.
+Needs the extra ``onnx``. A graph may be any module from tensors to tensors.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 OPSET = 20
 TOLERANCE = 1e-4
-"""Largest difference between ONNX Runtime and torch, as a part of the output's largest value."""
+"""Largest difference allowed between ONNX Runtime and torch, relative to the largest value of the output."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A side that may differ from call to call.
+    """A dimension whose size may differ from call to call.
 
     Attributes:
         name: in the file.
-        multiple: of which the side must be one.
-        usual: a small side that makes sense, from which on sides are tried; 0 where any does.
+        multiple: the size must be a multiple of it.
+        smallest: a small but sensible size; larger sizes are tested. 0 if any size is valid.
     """
 
     name: str
     multiple: int = 1
-    usual: int = 0
+    smallest: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Graph:
-    """A network, or a part of one, that becomes one file.
+    """A network, or a part of one, that is written to one file.
 
     Attributes:
         name: of the file, without suffix.
-        module: ``forward(*inputs)`` gives one FloatTensor or several.
-        inputs: each FloatTensor's shape by its name.
-        outputs: the same in order; a side that is no number is a text for readers, such as "height/4".
+        module: ``forward(*inputs)`` returns one or several FloatTensors.
+        inputs: name and shape of each FloatTensor.
+        outputs: the same, in order; a size that is not a number is text for the reader, such as "height/4".
     """
 
     name: str
@@ -57,28 +57,28 @@ class Graph:
     outputs: Mapping[str, tuple[int | str, ...]]
 
     def axes(self) -> list[Axis]:
-        """Every axis once, in order."""
-        return list(dict.fromkeys(side for shape in self.inputs.values() for side in shape if isinstance(side, Axis)))
+        """The axes of the inputs, each once, in order."""
+        return list(dict.fromkeys(size for shape in self.inputs.values() for size in shape if isinstance(size, Axis)))
 
     def random_inputs(self, counts: Sequence[int], seed: int) -> tuple[Tensor, ...]:
-        """Standard normal inputs whose axes are ``counts`` multiples beyond the usual, in the order of `axes`."""
+        """Standard normal inputs; each of `axes` is ``counts`` multiples larger than its smallest size."""
         generator = torch.Generator().manual_seed(seed)
-        sides = {axis: axis.usual + axis.multiple * count for axis, count in zip(self.axes(), counts, strict=True)}
-        shapes = ([sides[s] if isinstance(s, Axis) else s for s in shape] for shape in self.inputs.values())
+        sizes = {axis: axis.smallest + axis.multiple * count for axis, count in zip(self.axes(), counts, strict=True)}
+        shapes = ([sizes[s] if isinstance(s, Axis) else s for s in shape] for shape in self.inputs.values())
         return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
 def write_graph(graph: Graph, folder: Path) -> dict[str, Any]:
-    """Write ``<name>.onnx`` into a folder, after ONNX Runtime has agreed with torch at two other sizes.
+    """Write ``<name>.onnx`` into a folder, after ONNX Runtime has agreed with torch for inputs of two other sizes.
 
-    The module, on the CPU, is put into evaluation mode.
+    The module must be on the CPU, and is set to evaluation mode.
 
     Returns:
-        What ``export.json`` says of it: file, opset, inputs, outputs, and the largest difference met.
+        Its entry in ``export.json``: file, opset, inputs, outputs, and the largest difference.
 
     Raises:
         UsageError: the extra is not installed.
-        ModelError: the module cannot be traced, ONNX Runtime cannot run it, or gives something else than torch.
+        ModelError: the module cannot be traced, or ONNX Runtime cannot run it or disagrees with torch.
         OutputError: the file cannot be written.
     """
     require_tools()
@@ -92,33 +92,33 @@ def write_graph(graph: Graph, folder: Path) -> dict[str, Any]:
 
 
 def require_tools() -> None:
-    """Raise `UsageError` where a package of the extra is missing."""
+    """Raise `UsageError` if a package of the extra ``onnx`` is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         remedy = 'pip install "cellwright[onnx]"'
-        raise UsageError("exporting to ONNX needs more packages", got=f"no {error.name}", remedy=remedy) from error
+        raise UsageError("ONNX export needs another package", got=f"no {error.name}", remedy=remedy) from error
 
 
 def trace(graph: Graph) -> ModelProto:
-    """The graph as an ONNX model with its axes named; `ModelError` where torch cannot trace it."""
+    """The graph as an ONNX model with named axes. Raises `ModelError` if torch cannot trace it."""
     graph.module.eval()
-    sides: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     for axis in graph.axes():
-        # torch names the multiplier; the side itself follows from it.
+        # torch names the factor; the size itself follows from it.
         count = torch.export.Dim(axis.name if axis.multiple == 1 else f"{axis.name}_{axis.multiple}", min=1)
-        sides[axis.name] = count if axis.multiple == 1 else axis.multiple * count
+        sizes[axis.name] = count if axis.multiple == 1 else axis.multiple * count
     dynamic = tuple(
-        {place: sides[side.name] for place, side in enumerate(shape) if isinstance(side, Axis)}
+        {index: sizes[size.name] for index, size in enumerate(shape) if isinstance(size, Axis)}
         for shape in graph.inputs.values()
     )
-    # Traced at 2, 3, 4, ...: sides that are equal, or 1, could be taken for the same or for fixed.
-    example = graph.random_inputs([2 + place for place in range(len(graph.axes()))], seed=0)
+    # Sizes 2, 3, 4, ...: torch could take equal sizes for one axis, and a size of 1 for a constant.
+    example = graph.random_inputs([2 + index for index in range(len(graph.axes()))], seed=0)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # Two inputs may share an axis: that is meant.
+            # Two inputs may share an axis on purpose.
             warnings.filterwarnings("ignore", message="# The axis name")
             program = torch.onnx.export(
                 graph.module,
@@ -130,33 +130,32 @@ def trace(graph: Graph) -> ModelProto:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        first = str(error).strip().splitlines()[0]
         raise ModelError(
-            "this part of the network cannot become ONNX",
+            "this part of the network cannot be exported to ONNX",
             where=graph.name,
-            got=first,
+            got=_first_line(error),
             remedy="predict with cellwright itself, and report this network",
         ) from error
     assert program is not None
     model = program.model_proto
-    _name_sides(model, graph)
-    _forget_the_source(model)
+    _name_axes(model, graph)
+    _remove_source_locations(model)
     return model
 
 
-def _name_sides(model: ModelProto, graph: Graph) -> None:
-    """Write the sides' names where torch wrote its own symbols."""
-    named = {name: tuple(s.name if isinstance(s, Axis) else s for s in shape) for name, shape in graph.inputs.items()}
-    named |= graph.outputs
+def _name_axes(model: ModelProto, graph: Graph) -> None:
+    """Replace torch's symbols by the names of the axes."""
+    shapes = {name: tuple(s.name if isinstance(s, Axis) else s for s in shape) for name, shape in graph.inputs.items()}
+    shapes |= graph.outputs
     for value in [*model.graph.input, *model.graph.output]:
-        for place, side in zip(value.type.tensor_type.shape.dim, named[value.name], strict=True):
-            if isinstance(side, str):
-                place.dim_param = side
+        for dimension, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            if isinstance(size, str):
+                dimension.dim_param = size
     del model.graph.value_info[:]
 
 
-def _forget_the_source(model: ModelProto) -> None:
-    """Take out what tracing notes beside every node: lines of Python, with the paths of this machine."""
+def _remove_source_locations(model: ModelProto) -> None:
+    """Remove what tracing records for every node: lines of Python code with local paths."""
     del model.metadata_props[:], model.graph.metadata_props[:]
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del part.metadata_props[:]
@@ -164,34 +163,33 @@ def _forget_the_source(model: ModelProto) -> None:
 
 
 def largest_difference(graph: Graph, data: bytes) -> float:
-    """The largest difference between ONNX Runtime and torch over two random inputs, relative as in ``TOLERANCE``.
+    """The largest difference between ONNX Runtime and torch over two random inputs, relative as in `TOLERANCE`.
 
-    Raises `ModelError` where it is larger than that, or ONNX Runtime cannot run the model ``data``.
+    Raises:
+        ModelError: it exceeds `TOLERANCE`, or ONNX Runtime cannot run the model ``data``.
     """
-    worst = 0.0
+    largest = 0.0
     n_axes = len(graph.axes())
     for seed, counts in enumerate([[1, 3, 5, 7][:n_axes], [5, 2, 3, 1][:n_axes]], start=1):
         inputs = graph.random_inputs(counts, seed)
         with torch.no_grad():
-            wanted = graph.module(*inputs)
-        outputs = _run(graph, data, inputs)
-        for name, one, other in zip(
-            graph.outputs, [wanted] if isinstance(wanted, Tensor) else wanted, outputs, strict=True
-        ):
-            if one.shape != other.shape:
-                expected = tuple(one.shape)
-                raise _differs(graph, name, got=f"shape {tuple(other.shape)}", expected=f"shape {expected}")
-            scale = max(float(one.abs().max()), torch.finfo(one.dtype).tiny)
-            difference = float((one - other).abs().max()) / scale
-            if not difference <= TOLERANCE:  # so that NaN is refused too
+            outputs = graph.module(*inputs)
+        references = [outputs] if isinstance(outputs, Tensor) else outputs
+        for name, reference, output in zip(graph.outputs, references, _run(graph, data, inputs), strict=True):
+            if reference.shape != output.shape:
+                expected = f"shape {tuple(reference.shape)}"
+                raise _differs(graph, name, got=f"shape {tuple(output.shape)}", expected=expected)
+            scale = max(float(reference.abs().max()), torch.finfo(reference.dtype).tiny)
+            difference = float((reference - output).abs().max()) / scale
+            if not difference <= TOLERANCE:  # true for NaN, too
                 raise _differs(graph, name, got=f"{difference:.2g} of its largest value", expected=f"<= {TOLERANCE:g}")
-            worst = max(worst, difference)
-    return worst
+            largest = max(largest, difference)
+    return largest
 
 
 def _differs(graph: Graph, name: str, *, got: str, expected: str) -> ModelError:
     return ModelError(
-        "ONNX Runtime does not give what torch gives", where=f"{graph.name}, {name}", got=got, expected=expected
+        "ONNX Runtime and torch give different results", where=f"{graph.name}, {name}", got=got, expected=expected
     )
 
 
@@ -201,9 +199,16 @@ def _run(graph: Graph, data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:
 
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        found = session.run(None, {name: one.numpy() for name, one in zip(graph.inputs, inputs, strict=True)})
+        outputs = session.run(None, {name: x.numpy() for name, x in zip(graph.inputs, inputs, strict=True)})
     except (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.NotImplemented) as error:
-        first = str(error).strip().splitlines()[0]
-        remedy = 'take a newer one: pip install --upgrade "cellwright[onnx]"'
-        raise ModelError("ONNX Runtime cannot run this part", where=graph.name, got=first, remedy=remedy) from error
-    return [torch.from_numpy(one) for one in found]
+        raise ModelError(
+            "ONNX Runtime cannot run this part of the network",
+            where=graph.name,
+            got=_first_line(error),
+            remedy='install a newer version: pip install --upgrade "cellwright[onnx]"',
+        ) from error
+    return [torch.from_numpy(output) for output in outputs]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

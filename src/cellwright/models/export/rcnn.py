@@ -1,7 +1,7 @@
-"""The R-CNN family as graphs, and in words what happens between them.
+"""The R-CNN family as graphs, and a description of the steps between them.
 
-Proposals, pooling, NMS and pasting depend on what was found and are no part of a graph. ``export.json`` holds their
-numbers (`rules_of`) and their order (`steps_of`), so that no cellwright is needed to run an exported model.
+Proposals, pooling, NMS and pasting depend on the detections and are not part of a graph. ``export.json`` contains their
+parameters and describes each step, so that an exported model can be run without cellwright.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REGIONS = Axis("regions")
 
 
 class _Features(nn.Module):
-    """Images to the maps that boxes are pooled from, and to what the proposal head says at every level."""
+    """FloatTensor[B,C,H,W] -> the maps that regions are pooled from, then the logits and deltas of every level."""
 
     def __init__(self, network: MaskRCNN) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class _Features(nn.Module):
 
 
 def graphs_of(network: MaskRCNN) -> list[Graph]:
-    """All convolutional and fully connected parts, each once."""
+    """All convolutional and fully connected parts, in evaluation mode."""
     return [_features(network), *_box_heads(network), *_mask_heads(network)]
 
 
 def _levels(network: MaskRCNN) -> list[int]:
     """Levels with proposals."""
-    return [network.rpn.first_level + place for place in range(len(network.rpn.cells))]
+    return [network.rpn.first_level + index for index in range(len(network.rpn.cells))]
 
 
 def _pooled_levels(network: MaskRCNN) -> list[int]:
-    """Levels that boxes are pooled from: all but the last, or the only one."""
+    """Levels that regions are pooled from: all but the last of a pyramid, or the only one."""
     return _levels(network)[: None if isinstance(network, C4MaskRCNN) else -1]
 
 
@@ -56,36 +56,36 @@ def _map_name(network: MaskRCNN, level: int) -> str:
 
 def _features(network: MaskRCNN) -> Graph:
     head, levels = network.rpn.head, _levels(network)
-    # Images of any size go into C4, but not of a few pixels.
-    usual = 0 if network.stride > 1 else 32
-    sides = Axis("height", network.stride, usual), Axis("width", network.stride, usual)
+    # C4 accepts images of any size, except of very few pixels.
+    smallest = 0 if network.stride > 1 else 32
+    sides = Axis("height", network.stride, smallest), Axis("width", network.stride, smallest)
     outputs: dict[str, tuple[int | str, ...]] = {}
-    for prefix, channels, wanted in (
+    for prefix, channels, map_levels in (
         ("", head.objectness.in_channels, _pooled_levels(network)),
         ("logits_", head.objectness.out_channels, levels),
         ("deltas_", head.deltas.out_channels, levels),
     ):
-        for level in wanted:
-            rest = f"/{2**level}" if network.stride % 2**level == 0 else f"/{2**level} rounded up"
-            outputs[f"{prefix}{_map_name(network, level)}"] = ("batch", channels, f"height{rest}", f"width{rest}")
+        for level in map_levels:
+            scale = f"/{2**level}" if network.stride % 2**level == 0 else f"/{2**level} rounded up"
+            outputs[f"{prefix}{_map_name(network, level)}"] = ("batch", channels, f"height{scale}", f"width{scale}")
     images = (Axis("batch"), network.backbone.stem.conv.in_channels, *sides)
     return Graph(name="features", module=_Features(network), inputs={"images": images}, outputs=outputs)
 
 
-def _behind_pooling(network: MaskRCNN, head: nn.Module) -> nn.Module:
-    """C4 runs res5 on what is pooled, before either head."""
-    return head if not isinstance(network, C4MaskRCNN) else nn.Sequential(network.backbone.res5, head)
+def _after_pooling(network: MaskRCNN, head: nn.Module) -> nn.Module:
+    """A head on pooled features; C4 runs res5 before either head."""
+    return nn.Sequential(network.backbone.res5, head) if isinstance(network, C4MaskRCNN) else head
 
 
 def _box_heads(network: MaskRCNN) -> list[Graph]:
     resolution = network.config.box_head.resolution
     pooled = (REGIONS, network.rpn.head.objectness.in_channels, resolution, resolution)
-    state = network.box_head.state_dict()  # all stages are of one shape
+    state = network.box_head.state_dict()  # all stages have the same shapes
     n_logits, n_deltas = len(state["0.class_logits.bias"]), len(state["0.deltas.bias"])
     return [
         Graph(
             name=name,
-            module=_behind_pooling(network, head),
+            module=_after_pooling(network, head),
             inputs={"pooled": pooled},
             outputs={"class_logits": ("regions", n_logits), "deltas": ("regions", n_deltas)},
         )
@@ -112,19 +112,19 @@ def _mask_heads(network: MaskRCNN) -> list[Graph]:
             Graph(name="mask_head", module=head, inputs={"grid": pooled}, outputs=coarse),
             Graph(name="point_head", module=network.point_head, inputs=at_points, outputs=refined),
         ]
-    side = 2 * resolution if not isinstance(network, C4MaskRCNN) else 2 * ((resolution + 1) // 2)
+    side = 2 * ((resolution + 1) // 2) if isinstance(network, C4MaskRCNN) else 2 * resolution
     outputs = {"mask_logits": ("regions", head.logits.out_channels, side, side)}
-    module = _behind_pooling(network, head)
+    module = _after_pooling(network, head)
     graphs = [Graph(name="mask_head", module=module, inputs={"pooled": pooled}, outputs=outputs)]
     if isinstance(network, MaskScoringRCNN):
-        both = {"pooled": pooled, "own_mask_logits": (REGIONS, side, side)}
+        inputs = {"pooled": pooled, "own_mask_logits": (REGIONS, side, side)}
         quality = {"quality": ("regions", network.n_classes)}
-        graphs.append(Graph(name="mask_scoring", module=network.mask_scoring, inputs=both, outputs=quality))
+        graphs.append(Graph(name="mask_scoring", module=network.mask_scoring, inputs=inputs, outputs=quality))
     return graphs
 
 
 def rules_of(network: MaskRCNN) -> dict[str, Any]:
-    """Every number that inference needs besides the graphs, as plain values."""
+    """Every number that inference needs besides the graphs, and the ``steps`` to run them, as plain values."""
     mask = network.config.mask_head
     rules: dict[str, Any] = {
         "proposals": _proposal_rules(network),
@@ -148,7 +148,7 @@ def rules_of(network: MaskRCNN) -> dict[str, Any]:
         }
     if isinstance(network, MaskScoringRCNN):
         rules["mask_scoring"] = {"graph": "mask_scoring"}
-    return rules
+    return {**rules, "steps": _steps(network)}
 
 
 def _proposal_rules(network: MaskRCNN) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _proposal_rules(network: MaskRCNN) -> dict[str, Any]:
 
 def _pooling_rules(network: MaskRCNN) -> dict[str, Any]:
     pooling, levels = pooling_of(network.config, network.conventions), _pooled_levels(network)
-    inside = pooling.level_rule == "detectron2"
+    inside_logarithm = pooling.level_rule == "detectron2"
     return {
         "maps": [_map_name(network, level) for level in levels],
         "levels": levels,
@@ -185,8 +185,8 @@ def _pooling_rules(network: MaskRCNN) -> dict[str, Any]:
         "aligned": pooling.aligned,
         "canonical_box_px": pooling.canonical_box_px,
         "canonical_level": pooling.canonical_level,
-        "size_epsilon": 1e-8 if inside else 0.0,
-        "level_epsilon": 0.0 if inside else 1e-6,
+        "size_epsilon": 1e-8 if inside_logarithm else 0.0,
+        "level_epsilon": 0.0 if inside_logarithm else 1e-6,
     }
 
 
@@ -205,19 +205,20 @@ def _box_rules(network: MaskRCNN) -> dict[str, Any]:
     }
 
 
-def steps_of(network: MaskRCNN) -> list[str]:
-    """How the graphs and the numbers of `rules_of` make objects of one image, step by step."""
+def _steps(network: MaskRCNN) -> list[str]:
+    """How to get the objects of an image from the graphs and the numbers, step by step."""
     stride = "stride_px"
     if network.rpn.infer_strides:
-        stride = "the padded image's side over the map's, rounded down, on each axis"
+        stride = "the side of the padded image divided by that of the map, rounded down, per axis"
     steps = [
-        "features: the image gives maps, and for every level logits (batch, anchors, y, x) and deltas "
-        "(batch, 4 * anchors, y, x), dx dy dw dh of one anchor after the other.",
-        f"Anchors of cell (y, x): cell_anchors_xyxy_px, moved by x and y times the stride ({stride}).",
-        "Decoding deltas relative to a box: divide by the delta weights; centre += (dx, dy) * size; "
+        "features: from the image compute maps, and for every level logits (batch, anchors, y, x) and deltas "
+        "(batch, 4 * anchors, y, x): dx dy dw dh of the first anchor, of the second, and so on.",
+        f"Anchors of cell (y, x): cell_anchors_xyxy_px, shifted by x and y times the stride ({stride}).",
+        "To decode deltas relative to a box: divide them by the delta weights; centre += (dx, dy) * size; "
         "size *= exp(min((dw, dh), max_log_scale)). Boxes are x0 y0 x1 y1, sizes x1 - x0.",
-        "Proposals: of each level the pre_nms_per_level highest logits, decoded, clipped to the unpadded image; sides "
-        "below min_box_px (for 0: not above 0) go; NMS inside each level (IoU above nms_iou goes); the post_nms best.",
+        "Proposals: take the pre_nms_per_level highest logits of each level, decode, clip to the unpadded image; "
+        "remove boxes with a side below min_box_px (if that is 0: not above 0); apply NMS within each level (IoU "
+        "above nms_iou); keep the post_nms best.",
     ]
     where = "from the only map"
     if not isinstance(network, C4MaskRCNN):
@@ -225,44 +226,51 @@ def steps_of(network: MaskRCNN) -> list[str]:
             "from the map of level floor(canonical_level + log2(sqrt(area) / canonical_box_px + size_epsilon) + "
             "level_epsilon), clamped to the pooled levels (for boxes the first boxes.pooled_maps of them)"
         )
-    steps.append(f"Pooling: RoIAlign {where}; sampling_ratio 0 adapts to the box, aligned is the half-pixel shift.")
+    steps.append(
+        f"Pooling: RoIAlign {where}; sampling_ratio 0 adapts to the size of the box, aligned is the half-pixel shift."
+    )
     if len(network.box_head) > 1:
         steps.append(
-            "Boxes: each of boxes.graphs in turn on the pooled features; its decoded boxes, clipped to the image, are "
-            "the next one's. Scores are the mean of all softmaxes without the last class (background); the last "
-            "graph's deltas are decoded relative to the boxes that it was given."
+            "Boxes: run each of boxes.graphs in turn on pooled features; its decoded boxes, clipped to the image, "
+            "are the input of the next. Scores are the mean of all softmaxes without the last class (background); "
+            "the deltas of the last graph are decoded relative to its input boxes."
         )
     else:
         steps.append(
-            "Boxes: boxes.graphs on the pooled features; scores are the softmax without the last class (background)."
+            "Boxes: run boxes.graphs on pooled features; scores are the softmax without the last class (background)."
         )
     steps.append(
-        "Detections: every class of every proposal that scores above score_threshold, with its own deltas (or the only "
-        "ones), clipped to the image, sides at least min_box_px; NMS inside each class; the per_image best."
+        "Detections: take every class of every proposal with a score above score_threshold; decode the deltas of "
+        "that class (or the shared ones), clip to the image; remove sides below min_box_px; apply NMS within each "
+        "class; keep the per_image best."
     )
     steps.append(_mask_step(network))
     if isinstance(network, MaskScoringRCNN):
         steps.append(
-            "Quality: mask_scoring on the same features and the mask logits of the detection's own class; the score is "
-            "multiplied by the quality of that class, clamped to 0..1."
+            "Quality: run mask_scoring on the same features and the mask logits of the detected class; multiply the "
+            "score by the quality of that class, clamped to 0..1."
         )
-    steps.append("Pixels: boxes are scaled to the original image; with drop_empty_boxes clipped to it, too.")
+    steps.append(
+        "Pixels: scale boxes to the original image; with drop_empty_boxes, also clip them to it and remove empty ones."
+    )
     steps.append(_PASTE[decided(network.config.mask_head.paste)])
     steps.append(
-        "Result: objects from result.score_threshold and result.min_area_px on; of a tuned model, from the raw scores "
-        "and areas in result.thresholds on, and shown scores follow result.calibration by linear interpolation."
+        "Result: keep objects with at least result.score_threshold and result.min_area_px. For a tuned model, keep "
+        "those with at least the raw scores and areas in result.thresholds, and convert scores by linear "
+        "interpolation in result.calibration."
     )
     return steps
 
 
 _PASTE = {
     "torchvision": (
-        "Masks get a border of zeros one cell wide; the box grows about its centre by (side + 2) / side and is cut to "
-        "whole pixels; the mask is stretched over it bilinearly; pixels above masks.threshold belong to the object."
+        "Paste: pad each mask with zeros by one cell; enlarge the box about its centre by (side + 2) / side and "
+        "truncate it to whole pixels; resize the mask to it bilinearly; pixels above masks.threshold belong to the "
+        "object."
     ),
     "detectron2": (
-        "Pixel centres are mapped into the box and probabilities interpolated bilinearly, zeros outside; pixels from "
-        "masks.threshold on belong to the object."
+        "Paste: map the centre of each pixel into the box and interpolate the probabilities bilinearly, with zeros "
+        "outside; pixels of at least masks.threshold belong to the object."
     ),
 }
 
@@ -270,15 +278,15 @@ _PASTE = {
 def _mask_step(network: MaskRCNN) -> str:
     if not isinstance(network, PointRend):
         return (
-            "Masks: mask_head on features pooled at the detections' boxes (masks.resolution); the sigmoid of the "
-            "detection's own class (or of the only mask)."
+            "Masks: run mask_head on features pooled at the detected boxes (masks.resolution); apply a sigmoid to "
+            "the mask of the detected class (or to the only mask)."
         )
     return (
-        "Masks: mask_head on the finest map (stride points.stride_px) at the centres of masks.resolution x "
-        "masks.resolution cells of each box gives coarse logits. Then point_head, from the finest map and the coarse "
-        "logits at the centres of a grid's cells, gives the own class's logits for all cells of the finest grid that "
-        "has at most points.per_subdivision cells and a side of the coarse one's times 2 to some power of at most "
-        "points.subdivisions. Each doubling left of points.subdivisions enlarges the logits (bilinear) and replaces "
-        "the per_subdivision cells nearest to 0 by point_head's. Maps are read bilinearly, zeros outside, a cell's "
-        "value at its centre. The sigmoid of what results."
+        "Masks: run mask_head on the finest map (stride points.stride_px), sampled at the centres of "
+        "masks.resolution x masks.resolution cells of each box, to get coarse logits. Take the largest grid with at "
+        "most points.per_subdivision cells whose side is that of the coarse logits times 2 to a power of at most "
+        "points.subdivisions; run point_head on the finest map and the coarse logits at the centres of its cells, to "
+        "get the logits of the detected class. For each remaining subdivision, double the logits (bilinear) and "
+        "replace the per_subdivision cells nearest to 0 by the output of point_head. Maps are sampled bilinearly, "
+        "with zeros outside and the value of a cell at its centre. Apply a sigmoid to the result."
     )
