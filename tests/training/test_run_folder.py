@@ -1,4 +1,4 @@
-"""Starting, resuming and refusing a run, and the recorded environment."""
+"""Starting, resuming and refusing a run; its metrics.json."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from cellwright.core.errors import OutputError
-from cellwright.training.environment import describe_environment, git_state
-from cellwright.training.run_folder import open_run
+from cellwright.core.errors import FormatError, OutputError
+from cellwright.training.run_folder import Best, RunFolder, open_run, read_best, write_metrics
 
 ENVIRONMENT = {"threads": 3, "inputs": {"data": "abc"}}
 
@@ -62,10 +60,18 @@ def test_a_run_killed_between_its_first_two_files_can_start_again(tmp_path: Path
     assert run.environment.is_file()
 
 
-def test_the_environment_is_json_without_paths(tmp_path: Path) -> None:
-    described = describe_environment(torch.device("cpu"), None, {"data": "abc"})
-    text = json.dumps(described)
-    assert str(Path.home()) not in text or str(Path.home()) == "/"
-    assert described["threads"] == torch.get_num_threads()
-    assert described["versions"]["torch"]
-    assert git_state(tmp_path) is None
+def test_metrics_are_read_back_without_undefined_values(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    best = Best(4, "aji", {"aji": 0.5, "pq": float("nan")})
+    write_metrics(run, 6, {"aji": 0.25}, best)
+    assert json.loads(run.metrics.read_text()) == {
+        "schema_version": 1,
+        "step": 6,
+        "metrics": {"aji": 0.25},
+        "best": {"step": 4, "chosen_by": "aji", "metrics": {"aji": 0.5, "pq": None}},
+    }
+    assert read_best(run) == Best(4, "aji", {"aji": 0.5})
+    for content in ('{"best": {"metrics": {"aji": "high"}}}', '{"best": 3}', "[]"):
+        run.metrics.write_text(content)
+        with pytest.raises(FormatError, match="metrics.json"):
+            read_best(run)

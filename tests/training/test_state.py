@@ -134,14 +134,3 @@ def test_the_checkpoint_folder_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         save_checkpoint(tmp_path / "checkpoints", make_state(0), keep=2)
-
-
-def test_norms_and_biases_have_no_weight_decay_by_default() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    groups = build_optimiser(network, TrainConfig(weight_decay=0.1)).param_groups
-    assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [
-        (0.1, [4]),
-        (0.0, [1, 1, 1]),
-    ]
-    groups = build_optimiser(network, TrainConfig(weight_decay=0.1, decay_norms_and_biases=True)).param_groups
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 4)]

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cellwright.config.training import TrainConfig
-from cellwright.core.errors import RecipeError
 from cellwright.ops.batch import Batch
-from cellwright.training.optimiser import build_optimiser, set_learning_rate
+from cellwright.training.optimiser import build_optimiser
 from cellwright.training.state import Position, TrainState, load_checkpoint, save_checkpoint
 from cellwright.training.step import diverged, take_step
 
@@ -72,18 +71,6 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
     assert "lower train.lr (now 0.01), lengthen train.warmup (now 100 steps)" in str(diverged(outcome, config))
     assert "(now none)" in str(diverged(outcome, TrainConfig(warmup=None)))
-
-
-def test_the_backbone_has_its_own_learning_rate() -> None:
-    network = Line()
-    network.backbone.bias.requires_grad_(False)
-    optimiser = build_optimiser(network, TrainConfig(backbone_lr_factor=0.1, optimiser="adam", weight_decay=0.2))
-    set_learning_rate(optimiser, 0.5)
-    names = {id(p): name for name, p in network.named_parameters()}
-    groups = [(g["lr"], g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in optimiser.param_groups]
-    assert groups == [(0.5, 0.2, ["head.weight"]), (0.5, 0.0, ["head.bias"]), (0.05, 0.2, ["backbone.weight"])]
-    with pytest.raises(RecipeError, match="no backbone"):
-        build_optimiser(nn.Linear(1, 1), TrainConfig(backbone_lr_factor=0.1))
 
 
 def test_optimisers_match_those_of_torch() -> None:
