@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from cellwright.api.outputs import claim_file
 from cellwright.api.read import of_split, read_dataset
 from cellwright.core.errors import UsageError
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
     from cellwright.data.check import Finding
@@ -67,7 +67,7 @@ class Checked:
         return sorted(listed, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def run(plan: CheckPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Checked | None:
+def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Checked | None:
     """Check the dataset and write the suspects, if ``out`` is given; None after a dry run.
 
     Raises `OutputError` if an output exists, `UsageError` for an ``out`` that is not a CSV file, and what

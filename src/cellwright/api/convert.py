@@ -12,7 +12,7 @@ from cellwright.api.outputs import claim_file
 from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
 
@@ -40,7 +40,7 @@ class ConvertPlan:
     """Replace an existing dataset."""
 
 
-def run(plan: ConvertPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Dataset | None:
+def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Dataset | None:
     """Read the sources, write the dataset, and return it as it is on disk; None after a dry run.
 
     Raises `InputError` for a source that cannot be read (with file and object), `OutputError` if the dataset exists.

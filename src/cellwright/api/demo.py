@@ -12,7 +12,7 @@ from cellwright.api import evaluate, predict
 from cellwright.api import train as training
 from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.core.files import write_png, write_text
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Demo:
     report: Report | None = None
 
 
-def run(plan: DemoPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Demo | None:
+def run(plan: DemoPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Demo | None:
     """Write the demo; None after a dry run. An interrupted demo resumes. Raises `OutputError` for a finished one."""
     names = "data, run, evaluation, predictions" if plan.train else "images, predictions"
     is_new = _is_new(plan)
@@ -66,7 +66,7 @@ def _is_new(plan: DemoPlan) -> bool:
     return True
 
 
-def _segment(out: Path, screen: Screen) -> Demo:
+def _segment(out: Path, screen: ProgressReporter) -> Demo:
     """Segment a cell and coins (both shipped with scikit-image) and drawn nuclei with the bundled pretrained model."""
     from skimage import data
 
@@ -82,7 +82,7 @@ def _segment(out: Path, screen: Screen) -> Demo:
     return Demo(predictions)
 
 
-def _train(out: Path, screen: Screen) -> Demo:
+def _train(out: Path, screen: ProgressReporter) -> Demo:
     """Draw a dataset, train ``synthetic/demo`` on it, evaluate, and predict on images that were not trained on."""
     from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.synthetic import write_demo_dataset

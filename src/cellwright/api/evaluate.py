@@ -19,7 +19,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.files import write_text
 from cellwright.core.instances import Instances
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import check_threshold
 from cellwright.core.text import count
 
@@ -77,7 +77,7 @@ class EvaluateResult:
     comparison: pd.DataFrame | None
 
 
-def run(plan: EvaluatePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> EvaluateResult | None:
+def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> EvaluateResult | None:
     """Carry out a plan and write the results to ``plan.out``; returns None after a dry run.
 
     Raises `OutputError` if the output exists, `InputError` if predictions or annotations of an image are missing,
@@ -108,7 +108,9 @@ def run(plan: EvaluatePlan, screen: Screen = SILENT, *, dry_run: bool = False) -
     return EvaluateResult(tuple(evaluations), comparison)
 
 
-def _open(path: Path, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: Screen) -> Model | PairedImages:
+def _open(
+    path: Path, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: ProgressReporter
+) -> Model | PairedImages:
     """The model to predict with, or the predictions paired with the ground truth."""
     from cellwright.evaluation.pairing import pair_datasets
 
@@ -118,7 +120,7 @@ def _open(path: Path, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen:
     return pair_datasets(str(path), predicted, truth, part, ignore_classes=plan.ignore_classes)
 
 
-def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: Screen) -> PairedImages:
+def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: ProgressReporter) -> PairedImages:
     from cellwright.evaluation.pairing import pair_datasets
     from cellwright.prediction.evaluate import predict_dataset
 
@@ -128,7 +130,7 @@ def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, sc
 
 
 def _evaluate_images(
-    name: str, images: PairedImages, model: Model | None, plan: EvaluatePlan, folder: Path, screen: Screen
+    name: str, images: PairedImages, model: Model | None, plan: EvaluatePlan, folder: Path, screen: ProgressReporter
 ) -> Evaluation:
     """Evaluate one prediction and write its folder."""
     from cellwright.evaluation.bootstrap import intervals

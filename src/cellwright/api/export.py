@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import claim_file
 from cellwright.core.errors import OutputError, UsageError, did_you_mean
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 
 RANKED = ("coco", "coco_results")
 
@@ -32,7 +32,7 @@ class ExportPlan:
     """Replace existing files."""
 
 
-def run(plan: ExportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> list[Path]:
+def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> list[Path]:
     """Write the files and return their paths; an empty list after a dry run.
 
     The COCO formats get every candidate, since average precision rewards uncertain objects too. All other formats get

@@ -14,7 +14,7 @@ from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.files import atomic_path, write_json
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
 
@@ -58,7 +58,7 @@ class Exported:
     text: str
 
 
-def run(plan: ExportModelPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Exported | None:
+def run(plan: ExportModelPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Exported | None:
     """Export the model; the folder is complete or absent. Returns None after a dry run.
 
     Raises `UsageError` for an unknown target, a model without a network, or if the extra ``onnx`` is not installed,
@@ -75,7 +75,7 @@ def run(plan: ExportModelPlan, screen: Screen = SILENT, *, dry_run: bool = False
     return _to_onnx(plan, screen, dry_run=dry_run)
 
 
-def _to_onnx(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
+def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
     from cellwright.models.export.networks import graphs_of, rules_of
     from cellwright.models.export.onnx import require_tools, write_graph
     from cellwright.models.weights.torch_io import load_network
@@ -104,7 +104,7 @@ def _to_onnx(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exporte
     return Exported(plan.out, manifest, table, f"how to run them: {plan.out / MANIFEST}")
 
 
-def _to_half(plan: ExportModelPlan, screen: Screen, *, dry_run: bool) -> Exported | None:
+def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
     from cellwright.models.weights.model_folder import INFO, WEIGHTS, model_folder, read_model_info
     from cellwright.models.weights.torch_io import in_half_precision, read_weights, save_model
 

@@ -16,7 +16,7 @@ from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.fusion import fuse as fuse_image
 from cellwright.prediction.saves import SAVES
@@ -97,7 +97,7 @@ def fuse(members, *, method: Method = "wbf", iou=0.5, score=0.05, weights=None, 
     return [fuse_image(of_image, options) for of_image in zip(*members, strict=True)]
 
 
-def run_plan(plan: FusePlan, screen: Screen = SILENT) -> Fused:
+def run_plan(plan: FusePlan, screen: ProgressReporter = SILENT) -> Fused:
     """Carry out a plan; the same plan goes on where it stopped.
 
     Raises `OutputError` for a finished folder, and what `read_members` and `FusionOptions` raise.

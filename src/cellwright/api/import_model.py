@@ -17,7 +17,7 @@ from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import InputError, ModelError, RecipeError
 from cellwright.core.files import write_text
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Imported:
     report: LoadReport
 
 
-def run(plan: ImportPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Imported | None:
+def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Imported | None:
     """Write a model folder: weights, ``model.json``, the card, and the report ``import_report.txt``.
 
     Returns None after a dry run. Raises `ModelError` for a file that cannot be read or does not fit the recipe,

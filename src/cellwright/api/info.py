@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from cellwright.api.convert import summary_line
 from cellwright.api.read import of_split, read_dataset
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
 
@@ -25,7 +25,7 @@ class InfoPlan:
     """Only this split."""
 
 
-def run(plan: InfoPlan, screen: Screen = SILENT) -> Table:
+def run(plan: InfoPlan, screen: ProgressReporter = SILENT) -> Table:
     """Measure the dataset; returns a table of names and values."""
     from cellwright.data.info import describe_dataset
 

@@ -138,9 +138,7 @@ def _channel_last(array: np.ndarray, *, is_tensor: bool) -> np.ndarray:
 
 def _from_labels(labels: np.ndarray) -> Instances:
     if labels.ndim == 2 and labels.dtype.kind in "iu":
-        from cellwright.data.formats.label_io import instances_of
-
-        return instances_of(labels)
+        return Instances.from_label_map(labels)
     if labels.dtype.kind == "b":
         remedy = "number the objects: skimage.measure.label(mask) gives a label array"
         if labels.ndim == 3:

@@ -14,7 +14,7 @@ from cellwright.api.models import load_model
 from cellwright.api.paths import LIST_FORMATS, is_model, read_objects, short_names
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
 
@@ -52,7 +52,7 @@ class MemberPlan:
     device: str = "auto"
 
 
-def read_members(plan: MemberPlan, screen: Screen = SILENT) -> Members:
+def read_members(plan: MemberPlan, screen: ProgressReporter = SILENT) -> Members:
     """Read what is fused; objects are read when they are asked for, those of models are made now.
 
     Raises `UsageError` for members with different classes or without a hint which images they are for, `InputError`
@@ -74,7 +74,7 @@ def read_members(plan: MemberPlan, screen: Screen = SILENT) -> Members:
     )
 
 
-def _wanted(plan: MemberPlan, screen: Screen) -> Dataset | None:
+def _wanted(plan: MemberPlan, screen: ProgressReporter) -> Dataset | None:
     """The images of --data."""
     if plan.data is None:
         if plan.split is not None:
@@ -87,7 +87,7 @@ def _wanted(plan: MemberPlan, screen: Screen) -> Dataset | None:
     return data if plan.split is None else data.with_split(plan.split)
 
 
-def _read_all(plan: MemberPlan, wanted: Dataset | None, screen: Screen) -> list[Dataset]:
+def _read_all(plan: MemberPlan, wanted: Dataset | None, screen: ProgressReporter) -> list[Dataset]:
     """Every member: first those that name their images, then lists, then models, which predict on the same images."""
     from cellwright.data.formats import sniff
 
@@ -115,7 +115,7 @@ def _images_of(dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, info=info)
 
 
-def _predicted(path: Path, images: Dataset, device: str, screen: Screen) -> Dataset:
+def _predicted(path: Path, images: Dataset, device: str, screen: ProgressReporter) -> Dataset:
     from cellwright.prediction.evaluate import predict_dataset
 
     model = load_model(path, device=device)

@@ -14,7 +14,7 @@ from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.files import unreadable
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
 
@@ -38,7 +38,7 @@ class MergePlan:
     """Replace an existing dataset."""
 
 
-def run(plan: MergePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> tuple[Dataset, Table] | None:
+def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> tuple[Dataset, Table] | None:
     """Write the merged dataset; returns it as it is on disk, and a table of objects per class and split.
 
     Returns None after a dry run. Raises `UsageError` for a map or a class that matches no dataset, `OutputError` if the

@@ -16,7 +16,7 @@ from cellwright.api.read import is_dataset, read_dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.data.views import parse_views
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.saves import SAVES, Save
@@ -69,7 +69,7 @@ class Predicted:
     text: str
 
 
-def run_plan(plan: PredictPlan, screen: Screen = SILENT) -> Predicted:
+def run_plan(plan: PredictPlan, screen: ProgressReporter = SILENT) -> Predicted:
     """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
     from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe, sized
     from cellwright.data.images.read import read_image

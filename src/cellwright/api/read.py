@@ -103,9 +103,9 @@ def read_instances(path: Path | str) -> Instances:
     """
     path = Path(path)
     if path.suffix.lower() in (".tif", ".tiff", ".png"):
-        from cellwright.data.formats.label_io import instances_of, read_label_map
+        from cellwright.data.formats.label_io import read_label_map
 
-        return instances_of(read_label_map(path))
+        return Instances.from_label_map(read_label_map(path))
     dataset = read_dataset(path, require_images=False)
     if len(dataset) != 1:
         raise UsageError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from cellwright.api.outputs import claim_file
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
 # The recipes that most people need; most of the others reproduce published experiments.
@@ -46,7 +46,7 @@ class CopyPlan:
     """Replace an existing file."""
 
 
-def copy(plan: CopyPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Path:
+def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Path:
     """Write the recipe as YAML and return the path. Raises `RecipeError` and `OutputError`."""
     from cellwright.config.recipe import dump, load
     from cellwright.core.files import write_text

@@ -16,7 +16,7 @@ from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ShowPlan:
     """PNG file to write; an existing file is replaced."""
 
 
-def run(plan: ShowPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Path | None:
+def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Path | None:
     """Write the contact sheet and return its path; None after a dry run.
 
     Variants are drawn with the recipe's seed, so that the same plan gives the same picture. Raises `RecipeError` for
@@ -67,7 +67,7 @@ def run(plan: ShowPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Pa
     return plan.out
 
 
-def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: Screen) -> np.ndarray:
+def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> np.ndarray:
     """One tile per image, with its objects outlined."""
     import cv2
 
@@ -87,7 +87,7 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: Screen) -> np.ndarray
     return contact_sheet(tiles)
 
 
-def _variant_sheet(plan: ShowPlan, dataset: Dataset, recipe: Recipe, screen: Screen) -> np.ndarray:
+def _variant_sheet(plan: ShowPlan, dataset: Dataset, recipe: Recipe, screen: ProgressReporter) -> np.ndarray:
     """One row per image: the image, then its variants."""
     from cellwright.report.draw import contact_sheet
 

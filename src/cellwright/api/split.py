@@ -11,7 +11,7 @@ from cellwright.api.outputs import claim_file
 from cellwright.api.read import DATASET_FILE, is_dataset, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import OutputError, UsageError
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
 
@@ -44,7 +44,7 @@ class SplitPlan:
     """Replace an existing output, or existing splits."""
 
 
-def run(plan: SplitPlan, screen: Screen = SILENT, *, dry_run: bool = False) -> list[Table]:
+def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> list[Table]:
     """Set the splits and write the dataset(s); returns one table of images and objects per split for each of them.
 
     Raises `OutputError` if splits are set already (or the output exists) without ``overwrite``, `UsageError` for

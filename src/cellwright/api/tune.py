@@ -15,7 +15,7 @@ from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.api.read import read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.data.views import parse_views
 
@@ -64,7 +64,7 @@ class TuneResult:
         return Table("thresholds, by the score before calibration", columns, rows)
 
 
-def run(plan: TunePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> TuneResult | None:
+def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> TuneResult | None:
     """Carry out a plan and write the model folder ``plan.out``; returns None after a dry run.
 
     A tuned model is tuned again from its original scores. Raises `UsageError` for an unknown metric or a model without
@@ -100,7 +100,7 @@ def run(plan: TunePlan, screen: Screen = SILENT, *, dry_run: bool = False) -> Tu
     return TuneResult(plan.out, tuning)
 
 
-def _pairs(model: Model, dataset: Dataset, screen: Screen) -> tuple[list[ImagePairs], list[str]]:
+def _pairs(model: Model, dataset: Dataset, screen: ProgressReporter) -> tuple[list[ImagePairs], list[str]]:
     """Pairs with all predictions at their original scores, and the digests of the images."""
     from cellwright.evaluation.matching import PairOptions, pair_image
     from cellwright.evaluation.pairing import annotation_digest

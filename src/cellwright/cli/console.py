@@ -43,7 +43,7 @@ class Common:
 
 
 class Show:
-    """Prints for one command: a `cellwright.core.progress.Screen`.
+    """Prints for one command: a `cellwright.core.progress.ProgressReporter`.
 
     Progress bars need a terminal; without one, long work prints a line every ten seconds.
     """

@@ -74,7 +74,7 @@ def _place(annotation: Annotation, source: object) -> str:
 
 def _check_category(annotation: object, k: int, source: object) -> None:
     category = annotation.get("category_id") if isinstance(annotation, Mapping) else None
-    if not isinstance(category, (int, np.integer)) or isinstance(category, bool):
+    if not _is_finite(category) or not float(category).is_integer():
         where = f"annotation {k}" if source is None else f"{source}, annotation {k}"
         got = f"category_id {category!r}" if isinstance(annotation, Mapping) else type(annotation).__name__
         expected = "a dictionary with an integer category_id"

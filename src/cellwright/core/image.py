@@ -25,6 +25,9 @@ class Image:
     path: the file that the image was read from, for error messages; None for an array.
 
     Raises `InputError` if ``data`` does not have three axes or has no pixel, or if the number of names differs from C.
+
+    >>> Image(np.zeros((60, 80, 2), np.uint16), ("DAPI", "actin"), pixel_size_um=(0.325, 0.325))
+    Image(60 x 80, uint16, 2 channels (DAPI, actin), 0.325 um/px)
     """
 
     data: np.ndarray

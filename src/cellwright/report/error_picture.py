@@ -15,7 +15,7 @@ from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.core.progress import SILENT, Screen
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
 from cellwright.data.images.read import read_image
@@ -110,7 +110,7 @@ def _enlarged_masks(masks: MaskSet, factor: int) -> MaskSet:
 
 
 def write_error_pictures(
-    images: PairedImages, report: Report, folder: Path, n_images: int, screen: Screen = SILENT
+    images: PairedImages, report: Report, folder: Path, n_images: int, screen: ProgressReporter = SILENT
 ) -> list[Path]:
     """Draw the worst images (by accuracy@0.5) with their errors; returns the paths, worst first.
 

@@ -12,12 +12,11 @@ prediction folder is the same format with scores.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,8 +24,7 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path, unreadable
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet, concat
-from cellwright.data.formats.coco_index import LARGEST, CocoIndex, open_index, whole_number, write_sidecar
+from cellwright.data.formats.coco_index import CocoIndex, open_index, whole_number, write_sidecar
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.paths import copy_image, output_path
@@ -161,20 +159,9 @@ class CocoLoader:
     scored: bool
 
     def __call__(self) -> Instances:
-        annotations = [a for a in self._annotations() if a["category_id"] in self.class_of]
-        if not annotations:
-            return Instances.empty(self.image_hw, scored=self.scored)
-        masks = _masks(annotations, self.image_hw, self._where)
-        boxes = np.array([self._box(a, tight) for a, tight in zip(annotations, masks.boxes, strict=True)], np.float32)
-        instances = Instances.from_masks(
-            masks,
-            class_ids=np.array([self.class_of[a["category_id"]] for a in annotations]),
-            scores=np.array([self._score(a) for a in annotations], np.float32) if self.scored else None,
-            ids=_object_ids(annotations),
-            ignore=np.array([a.get("iscrowd", 0) == 1 for a in annotations]),
-            boxes_xyxy=boxes,
+        return Instances.from_coco(
+            self._annotations(), self.image_hw, categories=self.class_of, scored=self.scored, source=self.path
         )
-        return instances if self.scored else replace(instances, columns=_recorded_areas(annotations, masks))
 
     def _annotations(self) -> list[dict[str, Any]]:
         if not len(self.spans):
@@ -197,50 +184,6 @@ class CocoLoader:
             )
         return annotations
 
-    def _where(self, annotation: dict[str, Any]) -> str:
-        name = f"annotation id {annotation['id']}" if "id" in annotation else "an annotation"
-        return f"{self.path}, {name} of image id {self.image_id}"
-
-    def _box(self, annotation: dict[str, Any], tight: np.ndarray) -> list[float]:
-        box = annotation.get("bbox")
-        if box is None:
-            return tight.tolist()
-        if (
-            not isinstance(box, list)
-            or len(box) != 4
-            or not all(_is_finite(v) and abs(v) < 1e9 for v in box)
-            or min(box[2:]) < 0
-        ):
-            raise FormatError(
-                "bbox is malformed",
-                where=self._where(annotation),
-                got=str(box)[:80],
-                expected="[x, y, width, height], finite numbers, width and height not negative",
-            )
-        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-
-    def _score(self, annotation: dict[str, Any]) -> float:
-        score = annotation.get("score")
-        if not _is_finite(score) or not 0 <= score <= 1:
-            raise FormatError(
-                "score is out of range",
-                where=self._where(annotation),
-                got=score,
-                expected="a number from 0 to 1",
-                remedy="rescale the scores to 0..1",
-            )
-        return score
-
-
-def _recorded_areas(annotations: Sequence[dict[str, Any]], masks: MaskSet) -> dict[str, np.ndarray]:
-    """Column ``area`` if the areas in the file differ from pixel counts (areas of polygons, say); COCO's size ranges
-    use the recorded areas."""
-    areas = [a.get("area") for a in annotations]
-    if not all(isinstance(area, int | float) and math.isfinite(area) for area in areas):
-        return {}
-    values = np.array(areas, np.float64)
-    return {} if np.array_equal(values, masks.areas) else {"area": values}
-
 
 def _read_spans(file: BinaryIO, spans: np.ndarray) -> list[bytes]:
     """The bytes of each span, read at once if the spans are close together."""
@@ -254,73 +197,6 @@ def _read_spans(file: BinaryIO, spans: np.ndarray) -> list[bytes]:
         file.seek(start)
         texts.append(file.read(end - start))
     return texts
-
-
-def _masks(
-    annotations: list[dict[str, Any]], image_hw: tuple[int, int], where: Callable[[dict[str, Any]], str]
-) -> MaskSet:
-    """The masks of the annotations, in order; RLE and polygons may be mixed."""
-    runs, outlines = [], []
-    for k, annotation in enumerate(annotations):
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, dict):
-            runs.append(k)
-        elif isinstance(segmentation, list):
-            outlines.append(k)
-        else:
-            raise FormatError(
-                "an annotation has no segmentation",
-                where=where(annotation),
-                got="nothing" if segmentation is None else type(segmentation).__name__,
-                expected="RLE or polygons",
-                remedy="add the masks to the file: boxes alone are not enough",
-            )
-    kinds: tuple[tuple[list[int], Callable[..., MaskSet]], ...] = (
-        (runs, MaskSet.from_rle),
-        (outlines, MaskSet.from_coco_polygons),
-    )
-    parts = [_decode([annotations[k] for k in chosen], decode, image_hw, where) for chosen, decode in kinds if chosen]
-    if len(parts) == 1:
-        return parts[0]
-    return concat(parts)[np.argsort(np.array(runs + outlines), kind="stable")]
-
-
-def _decode(
-    annotations: list[dict[str, Any]],
-    decode: Callable[..., MaskSet],
-    image_hw: tuple[int, int],
-    where: Callable[[dict[str, Any]], str],
-) -> MaskSet:
-    try:
-        return decode([a["segmentation"] for a in annotations], image_hw)
-    except FormatError:
-        # Decode one by one to find the annotation at fault, so that the message can name it.
-        for annotation in annotations:
-            try:
-                decode([annotation["segmentation"]], image_hw)
-            except FormatError as error:
-                raise FormatError(
-                    error.problem,
-                    where=where(annotation),
-                    got=error.got,
-                    expected=error.expected,
-                    remedy=error.remedy or "correct the annotation, or remove it",
-                ) from error
-        raise
-
-
-def _object_ids(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """``object_id`` if all annotations have one, else the annotation ids if they are unique and positive, else 1..N."""
-    for field in ("object_id", "id"):
-        values = [a.get(field) for a in annotations]
-        whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 < v < LARGEST for v in values)
-        if whole and len(set(values)) == len(values):
-            return np.array(values, np.int64)
-    return np.arange(1, len(annotations) + 1)
-
-
-def _is_finite(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # Reading the images

@@ -25,7 +25,6 @@ from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions,
 from cellwright.data.formats.label_io import (
     LABEL_SUFFIXES,
     flat_labels,
-    instances_of,
     looks_labelled,
     read_label_map,
     write_label_map,
@@ -241,7 +240,7 @@ class LoadLabels:
                 expected=f"{self.image_hw[0]} x {self.image_hw[1]}",
                 remedy="pair the labels with the image they were made on",
             )
-        return instances_of(labels)
+        return Instances.from_label_map(labels)
 
 
 def _seg_hw(path: Path) -> tuple[int, int]:
@@ -271,4 +270,5 @@ def _seg_labels(path: Path) -> np.ndarray:
         raise FormatError(
             "a label is negative", where=f"{path}, entry 'masks'", got=int(masks.min()), expected="0 or more"
         )
-    return masks.squeeze()
+    labels = masks.squeeze()
+    return labels.astype(np.uint8) if labels.dtype.kind == "b" else labels

@@ -12,7 +12,6 @@ import numpy as np
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
 from cellwright.core.text import count
 from cellwright.data.images.tiff import check_directories, check_plausible
 
@@ -205,9 +204,3 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
         tifffile.imwrite(
             temporary, labels.astype(np.uint32), compression="zlib", photometric="minisblack", metadata=None
         )
-
-
-def instances_of(labels: np.ndarray) -> Instances:
-    """The objects of a label map (H, W): the labels are the ids, the class is 0."""
-    masks, ids = MaskSet.from_label_map(labels)
-    return Instances.from_masks(masks, ids=ids)
