@@ -233,7 +233,7 @@ class Instances:
         """Label array (H, W) uint32 in which every object has its id; 0 is background.
 
         Where objects overlap, the first in order is on top: sort with `by_score` to put the highest score on top.
-        Raises `InputError` for an id above 4294967295, which uint32 cannot hold.
+        Raises `InputError` for an id above 4294967295, which does not fit uint32.
 
         >>> Instances.from_polygons([[(0, 0), (2, 0), (2, 1), (0, 1)]], (2, 3)).to_label_map()
         array([[1, 1, 0],

@@ -1,0 +1,1 @@
+"""Image files: read finds and reads them, tiff decodes TIFF, OME-TIFF and ImageJ TIFF."""
