@@ -1,11 +1,11 @@
 """The types that all packages share, and what they need: errors, files, progress. No torch and no recipes.
 
-    image       `Image`: pixels, channel names, pixel size
-    masks       `MaskSet`, `SoftMasks`: the masks of one image as small crops; polygons, rle: their conversions
-    instances   `Instances`: the objects of one image; coco: decoding of COCO annotations
-    dataset     `Dataset`, `Sample`: images with objects that are read on demand
-    geometry    coordinate conventions, operations on boxes
-    errors      the errors that a user can fix, and the form of their messages
-    files       atomic writing, JSON; unpickle: a restricted unpickler
-    progress    how long-running functions report their progress
+image       `Image`: pixels, channel names, pixel size
+masks       `MaskSet`, `SoftMasks`: the masks of one image as small crops; polygons, rle: their conversions
+instances   `Instances`: the objects of one image; coco: decoding of COCO annotations
+dataset     `Dataset`, `Sample`: images with objects that are read on demand
+geometry    coordinate conventions, operations on boxes
+errors      the errors that a user can fix, and the form of their messages
+files       atomic writing, JSON; unpickle: a restricted unpickler
+progress    how long-running functions report their progress
 """
