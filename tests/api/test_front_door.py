@@ -23,13 +23,13 @@ from cellwright.data.synthetic import FieldLook, draw_field, write_demo_dataset
 EXAMPLE = """
 image  = cw.read_image("a.ome.tif", channel="DAPI")     # Image
 model  = cw.load_model("nuclei", device="auto")         # name, run or model folder
-cells  = model.predict(image)                           # Instances; a plain array works; a list gives a list
-labels = cells.masks.to_label_map()                     # (H, W) uint32, 0 = background
+cells  = model.predict(image)                           # Instances; an array or a path works; a list gives a list
+labels = cells.to_label_map()                           # (H, W) uint32, 0 = background
 table  = cw.measure(cells, image)                       # pandas, index "label"
 cw.save(cells, "a.geojson", image=image)                # the suffix decides
 cw.show(image, cells)                                   # matplotlib Axes
 truth  = cw.read_instances("a_masks.tif")
-report = cw.evaluate([cells], [truth], metrics=["coco_ap", "aji", "pq"])
+report = cw.evaluate(cells, truth, metrics=["coco_ap", "aji", "pq"])  # one image, or lists
 report["AP@all"], report["accuracy@0.5"], report.per_image
 data   = cw.read_dataset("work/vrdl")
 run    = cw.train("nuclei/finetune", data, out="runs/mine", max_minutes=5)
@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lines_with(*words: str, without: tuple[str, ...] = ()) -> str:
-    """The example's lines, less those that hold one of ``without``; ``words`` are old, new, old, new, ..."""
+    """The example's lines except those that contain one of ``without``; ``words`` are old, new, old, new, ..."""
     lines = [line for line in EXAMPLE.splitlines() if not any(word in line for word in without)]
     text = "\n".join(lines)
     for old, new in zip(words[::2], words[1::2], strict=True):
@@ -71,7 +71,7 @@ def lines_with(*words: str, without: tuple[str, ...] = ()) -> str:
 
 
 def check(names: dict) -> None:
-    """What every line but the last two left."""
+    """Check the results of all lines but the last two."""
     image, cells, labels, table = (names[name] for name in ("image", "cells", "labels", "table"))
     assert image.describe() == "160 x 192, uint16, 1 channel (DAPI), 0.5 um/px"
     assert len(cells) > 10
@@ -92,7 +92,7 @@ def check(names: dict) -> None:
 
 
 def test_the_guide_shows_this_example() -> None:
-    """Line by line; ruff sets the spaces of the guide."""
+    """Compared line by line; ruff sets the spacing in the guide."""
     blocks = GUIDE.read_text().split("```")
     shown = [[line.split() for line in block.splitlines()[1:] if line] for block in blocks]
     assert [["import", "cellwright", "as", "cw"], *(line.split() for line in EXAMPLE.splitlines() if line)] in shown
