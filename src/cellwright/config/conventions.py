@@ -1,7 +1,7 @@
-"""Where frameworks disagree, written once: the two tables behind the recipe's ``conventions`` key.
+"""Where torchvision and Detectron2 differ: the two tables behind the recipe's ``conventions`` key.
 
-Every row was checked against the framework's own numbers (``tests/models``): torchvision 0.24 to 0.29's
-``maskrcnn_resnet50_fpn`` and Detectron2 at commit 02b5c4e. A model keeps the conventions it was trained with.
+Every entry was checked against the framework's own numbers (``tests/models``): ``maskrcnn_resnet50_fpn`` of torchvision
+0.24 to 0.29, and Detectron2 at commit 02b5c4e. A model keeps the conventions that it was trained with.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ LossNormaliser = Literal["sampled", "batch_size"]
 
 @dataclass(frozen=True, kw_only=True)
 class Conventions:
-    """One framework's habits."""
+    """The choices of one framework."""
 
     name: ConventionsName
 
     # Backbone
     stride_in_1x1: bool
-    """Bottlenecks take their stride in the first 1x1 convolution (original ResNet) instead of the 3x3."""
+    """Bottlenecks stride in the first 1x1 convolution (original ResNet) instead of the 3x3."""
 
     # Anchors and proposals
     round_anchors: bool
     """Cell anchors are rounded to whole pixels, half to even."""
     infer_anchor_stride: bool
-    """A level's stride is the padded image's side over the map's side, rounded down; p6 of 352 px has 58, not 64."""
+    """A level's stride is the side of the padded image over that of the map, rounded down: 58 px for p6 of 352 px, not 64."""
     pre_nms_train: int
     pre_nms_test: int
-    """Best-scoring anchors a pyramid level that enter NMS."""
+    """Best anchors per pyramid level that enter NMS."""
     post_nms_train: int
     post_nms_test: int
-    """Proposals an image that leave NMS."""
+    """Largest number of proposals per image after NMS."""
     rpn_min_box_px: float
-    """Proposals with a side below it are dropped; 0 drops sides that are not positive."""
+    """Proposals with a smaller side are dropped; 0 drops only those without area."""
     rpn_loss_normaliser: LossNormaliser
-    """Both RPN losses are divided by the anchors really sampled, or by the sample size asked for times the images."""
+    """Both RPN losses are divided by the number of anchors drawn, or by the sample size times the number of images."""
 
     # Regions of interest
     roi_aligned: bool
     """RoIAlign shifts boxes by half a pixel, so that pixel centres are at .5."""
     roi_sampling_ratio: int
-    """RoIAlign's samples an output cell and axis; 0 adapts to the size of the box."""
+    """RoIAlign's samples per output cell and axis; 0 adapts to the size of the box."""
     level_rule: Literal["torchvision", "detectron2"]
-    """Where the small constant stands in the FPN paper's equation 1: behind the logarithm, or inside it."""
+    """Where equation 1 of the FPN paper has its small constant: after the logarithm, or inside it."""
     box_min_px: float
-    """Detections with a side below it are dropped before NMS; 0 drops none."""
+    """Detections with a smaller side are dropped before NMS; 0 drops none."""
     drop_empty_boxes: bool
-    """Detections are clipped to the output image and those left without area are dropped."""
+    """Detections are clipped to the output image, and those without area after that are dropped."""
     background_rows: bool
-    """Box deltas and masks have a row for background that nothing uses; parameter counts are the framework's own."""
+    """Box deltas and masks have an unused row for background, as in the framework, so that parameter counts agree."""
     smooth_l1_beta: float
-    """Where smooth L1 turns from quadratic to linear, in units of the coded deltas; 0 is plain L1."""
+    """Where smooth L1 becomes linear, in units of the encoded deltas; 0 is plain L1."""
 
     # Masks
     mask_target: MaskTarget
-    """Training targets are RoIAlign's value of the bitmask, or that value at or above .5."""
+    """Training targets: RoIAlign of the bitmask (soft), or whether that is at least .5 (binary)."""
     mask_target_aligned: bool
     """RoIAlign's half-pixel shift when targets are sampled."""
     paste_rule: PasteRule
@@ -67,9 +67,9 @@ class Conventions:
 
     # Foreign weights and images
     foreign_background: Literal["first", "last"]
-    """Row of the background class in the framework's own box classifier. Ours is always last."""
+    """Row of the background class in the framework's box classifier. Here it is always the last."""
     resize_rule: Literal["torchvision", "detectron2"]
-    """torchvision floors the scaled size and interpolates without antialiasing; Detectron2 rounds half up, with PIL."""
+    """torchvision rounds the scaled size down and does not antialias; Detectron2 rounds half up and resizes with PIL."""
 
 
 TORCHVISION = Conventions(
