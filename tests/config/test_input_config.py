@@ -23,10 +23,10 @@ def test_every_field_has_a_one_line_description_and_a_default(schema: type[BaseM
     [
         (AugmentConfig, {"scale_min": 2}, ["scale_min (2.0)", "scale_max (1.0)"]),
         (AugmentConfig, {"crop_relative": 0.9, "crop_source_px": 64}, ["crop_relative (0.9)", "crop_source_px (64)"]),
-        (AugmentConfig, {"short_sides_px": (640, 8)}, ["short_sides_px (640, 8)", "16..16384"]),
+        (AugmentConfig, {"short_sides_px": (640, 8)}, ["short_sides_px", "(640, 8)", "16..16384"]),
         (AugmentConfig, {"short_sides_px": (640, 800), "max_side_px": 700}, ["max_side_px (700)", "(640, 800)"]),
         (AugmentConfig, {"max_side_px": 700}, ["max_side_px (700)", "short_sides_px"]),
-        (AugmentConfig, {"pad_to_crop": True}, ["pad_to_crop (True)", "crop_px (None)"]),
+        (AugmentConfig, {"pad_to_crop": True}, ["augment.pad_to_crop (true)", "augment.crop_px"]),
         (
             AugmentConfig,
             {"elastic_amplitude_px": 8, "elastic_smoothness_px": 32},

@@ -29,7 +29,7 @@ class Conventions:
     round_anchors: bool
     """Cell anchors are rounded to whole pixels, half to even."""
     infer_anchor_stride: bool
-    """A level's stride is the side of the padded image over that of the map, rounded down: 58 px for p6 of 352 px, not 64."""
+    """A level's stride is the padded image's side over the map's, rounded down: 58 px, not 64, for p6 of 352 px."""
     pre_nms_train: int
     pre_nms_test: int
     """Best anchors per pyramid level that enter NMS."""
@@ -69,7 +69,7 @@ class Conventions:
     foreign_background: Literal["first", "last"]
     """Row of the background class in the framework's box classifier. Here it is always the last."""
     resize_rule: Literal["torchvision", "detectron2"]
-    """torchvision rounds the scaled size down and does not antialias; Detectron2 rounds half up and resizes with PIL."""
+    """torchvision rounds sizes down and does not antialias; Detectron2 rounds half up and resizes with PIL."""
 
 
 TORCHVISION = Conventions(

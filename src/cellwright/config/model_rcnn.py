@@ -673,7 +673,7 @@ class C4Config(_RCNN):
         return self
 
     def resolved(self, conventions: Conventions) -> Self:
-        """As in `MaskRCNNConfig`, but with the numbers of proposals of Detectron2's C4 models (one map, all anchors)."""
+        """As in `MaskRCNNConfig`, but with the numbers of proposals of Detectron2's C4 models (a single map)."""
         counts = {"pre_nms_train": 12000, "pre_nms_test": 6000, "post_nms_train": 2000, "post_nms_test": 1000}
         return self._resolved(conventions, {"rpn": counts})
 

@@ -1,4 +1,4 @@
-"""`Recipe`: one experiment, every choice of it in one validated, frozen object; and recipes as files."""
+"""`Recipe`: all choices of one experiment in one validated, frozen object; and recipes as YAML files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from cellwright.config.conventions import CONVENTIONS, ConventionsName
 from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
@@ -29,74 +30,76 @@ ModelConfig = Annotated[
 
 
 class EvaluateConfig(Section):
-    """How a model is judged while it trains."""
+    """Evaluation during training."""
 
-    split: str = Field(default="val", description="Split that is judged.")
+    split: str = Field(default="val", description="Split to evaluate.")
     metrics: tuple[str, ...] = Field(
-        default=("coco_ap", "accuracy"), description="Groups of metrics, see docs/metrics.md."
+        default=("coco_ap", "accuracy"), description="Groups of metrics; see docs/metrics.md."
     )
-    max_images: int | None = Field(default=None, ge=1, description="Only the first images of the split; none: all.")
+    max_images: int | None = Field(
+        default=None, ge=1, description="Evaluate only the first images of the split. null: all."
+    )
 
 
 class PredictConfig(Section):
-    """Which of the model's objects become a result."""
+    """Which of the model's objects are kept in a result."""
 
-    score_threshold: float = Field(
-        default=0.5, ge=0, le=1, description="Objects that score less are left out of a result."
-    )
-    min_area_px: int = Field(default=0, ge=0, description="Smaller objects are left out, pixels of the image.")
+    score_threshold: float = Field(default=0.5, ge=0, le=1, description="Objects with a lower score are omitted.")
+    min_area_px: int = Field(default=0, ge=0, description="Smaller objects are omitted, pixels of the image.")
 
 
 class Recipe(Section):
-    """One experiment. Sections that do not apply to a model kind are not read by it."""
+    """All choices of one experiment. A model kind ignores the sections that do not apply to it."""
 
-    name: str = Field(description="What the recipe is called in tables.")
-    description: str = Field(default="", description="What the experiment is, and what was published for it.")
+    name: str = Field(description="Name of the recipe in tables.")
+    description: str = Field(default="", description="What the experiment is, and published results.")
     schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="Version of this schema.")
-    classes: int | None = Field(default=None, ge=1, description="Object classes; none: as many as the dataset has.")
+    classes: int | None = Field(default=None, ge=1, description="Number of object classes. null: as in the dataset.")
     conventions: ConventionsName = Field(
-        default="torchvision", description="Whose habits decide where frameworks differ."
+        default="torchvision", description="Whose choices apply where torchvision and Detectron2 differ."
     )
-    input: InputConfig = Field(default=InputConfig(), description="From image to network input.")
+    input: InputConfig = Field(default=InputConfig(), description="How an image becomes network input.")
     model: ModelConfig = Field(description="The network, or the classical method.")
     augment: AugmentConfig = Field(default=AugmentConfig(), description="Random changes of training samples.")
-    data: DataConfig = Field(default=DataConfig(), description="What is loaded, and how.")
+    data: DataConfig = Field(default=DataConfig(), description="Which objects are trained on, and how they are loaded.")
     train: TrainConfig = Field(default=TrainConfig(), description="Optimiser and schedule.")
-    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Judging while training.")
-    predict: PredictConfig = Field(default=PredictConfig(), description="From detections to a result.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation during training.")
+    predict: PredictConfig = Field(default=PredictConfig(), description="Which objects are kept in a result.")
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
         if self.augment.crop_px is not None and self.augment.crop_px < 64 and isinstance(self.model, RCNNConfig):
-            raise ValueError(f"augment.crop_px ({self.augment.crop_px}) is below 64, the stride of the last FPN level")
+            raise ValueError(
+                f"augment.crop_px ({self.augment.crop_px}) must be at least 64, the stride of the coarsest FPN level"
+            )
         crop, stride = self.augment.crop_px, 0
         if isinstance(self.model, UNetConfig) and self.model.norm == "batch_norm":
             stride = 2**self.model.depth
         if crop is not None and crop <= stride and self.train.batch_size == 1:
             raise ValueError(
                 f"augment.crop_px ({crop}) must be above {stride} (2 to the power of model.depth), or train.batch_size "
-                "(1) above 1: batch_norm needs more than one value"
+                "above 1: batch_norm needs more than one value per channel"
             )
         if self.input.normalise == "percentile" and (self.augment.stain or self.augment.stain_shift):
             raise ValueError(
-                f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need "
-                "intensities of light: input.normalise must be fixed, not percentile"
+                f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need light "
+                "intensities: set input.normalise to fixed, or both to 0"
             )
         return self
 
     def resolved(self) -> Recipe:
-        """This recipe with every None that ``conventions`` decides filled in; what is saved beside a result."""
+        """This recipe with every None that ``conventions`` decides filled in, as it is saved beside a result."""
         if not isinstance(self.model, RCNNConfig):
             return self
         return self.model_copy(update={"model": self.model.resolved(CONVENTIONS[self.conventions])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they are written to YAML and JSON; tuples become lists."""
+        """Plain values, as written to YAML and JSON; tuples become lists."""
         return self.model_dump(mode="json")
 
 
 def shipped_names() -> list[str]:
-    """Names of the shipped recipes, such as ``vrdl_nuclei/quick``, sorted."""
+    """Sorted names of the shipped recipes, such as ``vrdl_nuclei/quick``."""
     root = resources.files("cellwright") / "recipes"
     return sorted(
         f"{folder.name}/{Path(file.name).stem}"
@@ -108,26 +111,33 @@ def shipped_names() -> list[str]:
 
 
 def read_text(name_or_path: str) -> tuple[str, str]:
-    """Text and place of a recipe: a path that exists, else a shipped name. `RecipeError` names the nearest one."""
+    """Text and location of a recipe: an existing file, else a shipped name. `RecipeError` suggests the closest name."""
     path = Path(name_or_path)
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(
-                "cannot read this recipe", where=path, got=str(error), remedy="check the path and its permissions"
+                "cannot read this recipe", where=path, got=str(error), remedy="check the file and its permissions"
             ) from error
     names = shipped_names()
     if name_or_path in names:
         return (resources.files("cellwright") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8"), name_or_path
-    hint = did_you_mean(name_or_path, names)
-    raise RecipeError("no such recipe", got=repr(name_or_path), expected="a file or a shipped name", remedy=hint)
+    raise RecipeError(
+        "no such recipe",
+        got=repr(name_or_path),
+        expected="a file or the name of a shipped recipe",
+        remedy=did_you_mean(name_or_path, names),
+    )
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, extend it at most once, apply ``key.sub=value`` overrides, validate the whole.
+    """Read a recipe with the one that it extends, apply ``key.sub=value`` overrides, and validate the whole.
 
-    Raises `RecipeError` naming the file and key; an unknown key gets the nearest known one.
+    Raises `RecipeError` that names the file and the key, and suggests a known key for an unknown one.
+
+    >>> load("vrdl_nuclei/quick", ["train.lr=2e-4"]).train.lr
+    0.0002
     """
     text, place = read_text(name_or_path)
     values = parse(text, place)
@@ -136,19 +146,24 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         base_text, base_place = read_text(_base_of(place, str(base_name)))
         base = parse(base_text, base_place)
         if "extends" in base:
-            remedy = "extend the first recipe of the chain, or write the keys out"
-            raise RecipeError("a recipe may extend once", where=f"{place} -> {base_place}", remedy=remedy)
+            raise RecipeError(
+                "a recipe may extend once, but this one extends a recipe that extends another",
+                where=f"{place} -> {base_place}",
+                remedy=f"extend {base['extends']} and copy the keys of {base_name}",
+            )
         values = _merged(base, values)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
-            raise RecipeError("an override has no value", got=repr(override), expected="key.sub=value")
+            raise RecipeError(
+                "an override has no value", got=repr(override), expected="key=value, such as train.lr=2e-4"
+            )
         values = _merged(values, _nested(key.strip().split("."), _scalar(value, override)))
     return from_dict(values, place)
 
 
 def parse(text: str, place: str) -> dict[str, Any]:
-    """A recipe's values as they are written, not validated; ``place`` is named in the `RecipeError`."""
+    """A recipe's values before validation; ``place`` is its location in a `RecipeError`."""
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -156,20 +171,20 @@ def parse(text: str, place: str) -> dict[str, Any]:
             "this recipe is not valid YAML",
             where=place,
             got=str(error).replace("\n", " "),
-            remedy="mend the line that is named",
+            remedy="fix the line that is named",
         ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(
-            "a recipe is a mapping of sections",
+            "a recipe must be a mapping of keys to values and sections",
             where=place,
             got=type(values).__name__,
-            remedy="begin from a shipped one: cellwright recipes copy NAME",
+            remedy="start from a shipped recipe: cellwright recipes copy NAME",
         )
     return values
 
 
 def from_dict(values: Mapping[str, Any], place: str) -> Recipe:
-    """Validate plain values; ``place`` is named in the `RecipeError`."""
+    """Validate plain values; ``place`` is their location in a `RecipeError`."""
     try:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
@@ -177,12 +192,12 @@ def from_dict(values: Mapping[str, Any], place: str) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+    """The resolved recipe as YAML, including all defaults."""
     return yaml.safe_dump(recipe.resolved().to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
 
 def _base_of(place: str, name: str) -> str:
-    """What ``extends: name`` means in the recipe at ``place``: a neighbour first, then a shipped name."""
+    """The recipe that ``extends: name`` means at ``place``: a file beside it, else a shipped name."""
     beside = Path(place).parent / name
     if beside.with_suffix(".yaml").is_file():
         return str(beside.with_suffix(".yaml"))
@@ -194,11 +209,11 @@ def _scalar(text: str, override: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(
-            "an override has a value that is not YAML",
+            "the value of an override is not valid YAML",
             got=repr(override),
             remedy="write key=value, such as train.lr=2e-4",
         ) from error
-    if isinstance(value, str):  # YAML 1.1 reads 2e-4 as text
+    if isinstance(value, str):  # YAML 1.1 reads 2e-4 as a string
         try:
             return float(value)
         except ValueError:
@@ -211,7 +226,7 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``, section by section; another model kind replaces the whole section."""
+    """``base`` updated with ``over``, section by section; another ``kind`` replaces the whole section."""
     out = dict(base)
     for key, value in over.items():
         below = out.get(key)
@@ -223,24 +238,33 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe_error(error: ValidationError, place: str) -> RecipeError:
-    """One error for everything that is wrong, each with its key, what was found, and what is known there."""
-    lines = []
-    for item in error.errors():
-        model, path = _walk(item["loc"])
-        key = ".".join(path)
-        if item["type"] == "extra_forbidden":
-            known = list(model.model_fields) if model is not None else []
-            lines.append(f"unknown key {key!r}: {did_you_mean(path[-1], known)}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
-            lines.append(f"{key or 'recipe'}: {message}{shown}")
+    """One error for all that is wrong: each key, its value, and what is valid there."""
     return RecipeError(
-        "this recipe does not validate",
+        "the recipe is not valid",
         where=place,
-        got="\n       ".join(lines),
-        remedy="see docs/recipes.md, or: cellwright recipes copy NAME",
+        got="\n       ".join(_problem(details) for details in error.errors()),
+        remedy="correct what is named; see docs/recipes.md, or a shipped recipe: cellwright recipes copy NAME",
     )
+
+
+def _problem(details: ErrorDetails) -> str:
+    """One line about one of pydantic's errors."""
+    section, path = _walk(details["loc"])
+    key = ".".join(path)
+    match details["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}: {did_you_mean(path[-1], [] if section is None else section.model_fields)}"
+        case "missing":
+            return f"{key}: this key is required"
+        case "union_tag_invalid":
+            context = details.get("ctx", {})
+            kinds = str(context["expected_tags"]).replace("'", "").split(", ")
+            return f"{key}.kind: unknown kind {context['tag']!r}: {did_you_mean(context['tag'], kinds)}"
+        case "model_type" | "model_attributes_type":
+            return f"{key}: must be a section with keys of its own, got {details['input']!r}"
+    message = details["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(details["input"], dict | BaseModel) else f", got {details['input']!r}"
+    return f"{key or 'recipe'}: {message}{shown}"
 
 
 def _walk(loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
@@ -250,17 +274,15 @@ def _walk(loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]
     path: list[str] = []
     union: dict[str, type[BaseModel]] = {}
     for step in loc:
-        if str(step) in union:  # the tag of a union is not written in the file
+        if str(step) in union:  # the tag of a union is not part of the file
             model, union = union[str(step)], {}
             continue
         path.append(str(step))
         parent = model
         field = model.model_fields.get(str(step)) if model is not None else None
         models = _models_in(field.annotation) if field is not None else []
-        union = {str(one.model_fields["kind"].default): one for one in models if "kind" in one.model_fields}
-        model = models[0] if len(models) == 1 and not union else None
-        if len(union) == 1:
-            model = models[0]
+        union = {str(member.model_fields["kind"].default): member for member in models if "kind" in member.model_fields}
+        model = models[0] if len(models) == 1 else None
     return parent, path
 
 

@@ -1,4 +1,4 @@
-"""What every section of a recipe is: a frozen pydantic model, and the field types that sections share."""
+"""What all sections of a recipe share: the pydantic base class and common field types."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class Section(BaseModel):
 
 
 def decided(value: T | None) -> T:
-    """The value of a field whose None the recipe's ``conventions`` decide, in a section that is resolved."""
+    """A field of a resolved section, where None is no longer possible."""
     assert value is not None, "resolve the section first: `section.resolved(conventions)`"
     return value

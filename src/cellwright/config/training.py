@@ -1,4 +1,4 @@
-"""How far training goes, how its learning rate falls and how the weights move: the recipe's ``train`` section."""
+"""The recipe's ``train`` section: how long, with which learning rate and optimiser, and what is kept."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ _TEXT = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(steps?|epochs?|%)")
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of training, above 0: optimiser steps, passes over the training images, or a share of the run.
+    """A positive length of training: optimiser steps, epochs (passes over the training images), or % of the run.
 
-    Written ``2000 steps``, ``2.5 epochs``, ``5%``. The amount is exact: a share of .7 of 10 steps is 7 steps.
+    Written ``2000 steps``, ``2.5 epochs`` or ``5%``. The amount is exact: 70% of 10 steps is 7 steps.
+
+    >>> str(Span.parse("1 epoch")), Span.parse("5%").amount
+    ('1 epoch', Decimal('5'))
     """
 
     amount: Decimal
@@ -27,16 +30,16 @@ class Span:
 
     @staticmethod
     def parse(value: object) -> Span:
-        """The span that ``value`` (a text, or a span) names; `ValueError` says how one is written."""
+        """The span that a string describes; a `Span` is returned as it is. Raises `ValueError` with the valid forms."""
         if isinstance(value, Span):
             return value
         match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
-            raise ValueError(f"{value!r} is no stretch of training; write it as 2000 steps, 2.5 epochs or 5%")
+            raise ValueError(f"{value!r} is not a length of training; write 2000 steps, 2.5 epochs or 5%")
         amount, unit = Decimal(match[1]).normalize(), match[2]
         unit = "%" if unit == "%" else "steps" if unit.startswith("step") else "epochs"
         if amount == 0 or (unit == "steps" and amount % 1) or (unit == "%" and amount > 100):
-            raise ValueError(f"{value!r}: steps are whole numbers from 1, epochs are above 0, shares at most 100%")
+            raise ValueError(f"{value!r}: use a whole number of steps from 1, epochs above 0, or at most 100%")
         return Span(amount, unit)
 
     def __str__(self) -> str:
@@ -47,21 +50,24 @@ class Span:
 SpanField = Annotated[Span, PlainValidator(Span.parse), PlainSerializer(str, return_type=str)]
 
 
-class ConstantSchedule(Section):
-    """The learning rate stays."""
+# --- learning rate schedules --------------------------------------------------------------------------------------
 
-    kind: Literal["constant"] = Field(default="constant", description="The learning rate stays after warm-up.")
+
+class ConstantSchedule(Section):
+    """The learning rate stays constant."""
+
+    kind: Literal["constant"] = Field(default="constant", description="The learning rate stays constant after warm-up.")
 
 
 class MultiStepSchedule(Section):
-    """The learning rate falls at chosen moments."""
+    """The learning rate drops at given milestones."""
 
-    kind: Literal["multi_step"] = Field(default="multi_step", description="The learning rate falls at milestones.")
+    kind: Literal["multi_step"] = Field(default="multi_step", description="The learning rate drops at milestones.")
     milestones: tuple[SpanField, ...] = Field(
         default=(Span.parse("70%"), Span.parse("90%")),
-        description="When it falls, counted from the start of the run: rising, all in steps, in epochs or in %.",
+        description="When it drops, from the start of the run, in rising order; all in steps, in epochs or in %.",
     )
-    factor: float = Field(default=0.1, gt=0, le=1, description="The learning rate is multiplied by this each time.")
+    factor: float = Field(default=0.1, gt=0, le=1, description="Factor on the learning rate at each drop.")
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:
@@ -75,19 +81,19 @@ class MultiStepSchedule(Section):
 
 
 class StepSchedule(Section):
-    """The learning rate falls again and again."""
+    """The learning rate drops at regular intervals."""
 
-    kind: Literal["step"] = Field(default="step", description="The learning rate falls at equal distances.")
+    kind: Literal["step"] = Field(default="step", description="The learning rate drops at regular intervals.")
     every: SpanField = Field(
-        default=Span.parse("3 epochs"), description="Distance of two falls, counted from the start of the run."
+        default=Span.parse("3 epochs"), description="Interval between two drops, from the start of the run."
     )
-    factor: float = Field(default=0.1, gt=0, le=1, description="The learning rate is multiplied by this each time.")
+    factor: float = Field(default=0.1, gt=0, le=1, description="Factor on the learning rate at each drop.")
 
 
 class CosineSchedule(Section):
-    """The learning rate falls as half a cosine from the end of warm-up to the end of the run."""
+    """The learning rate follows half a cosine from the end of warm-up to the end of the run."""
 
-    kind: Literal["cosine"] = Field(default="cosine", description="The learning rate falls as half a cosine.")
+    kind: Literal["cosine"] = Field(default="cosine", description="The learning rate follows half a cosine.")
     final_factor: float = Field(
         default=0.0, ge=0, le=1, description="Learning rate at the end of the run, as a share of lr."
     )
@@ -96,81 +102,98 @@ class CosineSchedule(Section):
 Schedule = Annotated[ConstantSchedule | MultiStepSchedule | StepSchedule | CosineSchedule, Field(discriminator="kind")]
 
 
+# --- the section --------------------------------------------------------------------------------------------------
+
+
 class TrainConfig(Section):
-    """The optimiser, its schedule, when to stop, and what is kept on the way."""
+    """The length of training, the optimiser and its schedule, when to stop, and what is kept."""
 
     length: SpanField = Field(
         default=Span.parse("2000 steps"), description="The whole run, in steps or epochs (passes over the images)."
     )
-    batch_size: int = Field(default=2, ge=1, le=4096, description="Images a batch.")
+    batch_size: int = Field(default=2, ge=1, le=4096, description="Images per batch.")
     accumulate: int = Field(
-        default=1, ge=1, le=4096, description="Batches whose gradients are averaged into one step; norms see one each."
+        default=1,
+        ge=1,
+        le=4096,
+        description="Batches whose gradients are averaged into one step; batch norm sees each batch separately.",
     )
     optimiser: Literal["sgd", "adam", "adamw"] = Field(
-        default="sgd", description="SGD with momentum, Adam (weight decay as L2), or AdamW (weight decay on its own)."
+        default="sgd", description="SGD with momentum, Adam (weight decay as L2), or AdamW (decoupled weight decay)."
     )
     lr: float = Field(default=0.01, gt=0, le=10, description="Learning rate after warm-up.")
     backbone_lr_factor: float = Field(
-        default=1.0, gt=0, le=100, description="The backbone's learning rate is multiplied by this."
+        default=1.0, gt=0, le=100, description="Factor on the learning rate of the backbone."
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum; first beta of Adam and AdamW.")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="Second beta of Adam and AdamW; SGD has none.")
-    weight_decay: float = Field(default=1e-4, ge=0, le=1, description="Pull of the weights towards zero.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD; first beta of Adam and AdamW.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Second beta of Adam and AdamW; not used by SGD.")
+    weight_decay: float = Field(default=1e-4, ge=0, le=1, description="Weight decay.")
     decay_norms_and_biases: bool = Field(
-        default=False, description="Whether weight decay also pulls biases and normalisation layers."
+        default=False, description="Apply weight decay to biases and normalisation layers too."
     )
     warmup: SpanField | None = Field(
-        default=Span.parse("100 steps"), description="While the learning rate rises linearly; none: from the start."
+        default=Span.parse("100 steps"), description="Length of the linear warm-up. null: no warm-up."
     )
     warmup_start_factor: float = Field(
         default=0.001, gt=0, le=1, description="Learning rate of the first warm-up step, as a share of lr."
     )
-    schedule: Schedule = Field(default=MultiStepSchedule(), description="How the learning rate falls after warm-up.")
+    schedule: Schedule = Field(default=MultiStepSchedule(), description="The learning rate after warm-up.")
     clip_norm: float | None = Field(
-        default=10.0, gt=0, description="Gradients are scaled down to this L2 norm; none: no clipping."
+        default=10.0, gt=0, description="Gradients are scaled down to this L2 norm. null: no clipping."
     )
     max_gradient_norm: float = Field(
-        default=1e6, gt=0, description="A gradient norm (before clipping) above this ends training as diverged."
+        default=1e6, gt=0, description="A larger gradient norm (before clipping) ends training as diverged."
     )
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32",
-        description="Arithmetic of the forward pass (autocast); fp16, with scaled losses, needs CUDA.",
+        description="Precision of the forward pass (autocast); fp16 scales the losses and needs CUDA.",
     )
     compile: bool = Field(
         default=False,
-        description="torch.compile the backbone: 40 s at start, no gain on our CPU; a resumed run may round otherwise.",
+        description="torch.compile the backbone: takes 40 s at the start, not faster on our CPU; resuming may round "
+        "differently.",
     )
     ema_decay: float | None = Field(
-        default=None, gt=0, lt=1, description="Decay a step of averaged weights, which are then evaluated and saved."
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay per step of the averaged weights (EMA), which are then evaluated and saved. null: none.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of every random draw.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random draws.")
     checkpoint_every: SpanField = Field(
-        default=Span.parse("500 steps"), description="Distance of two checkpoints; the end always leaves one."
+        default=Span.parse("500 steps"), description="Interval between checkpoints; the end always writes one."
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints stay on disk.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Number of checkpoints kept on disk, newest first.")
     evaluate_every: SpanField = Field(
-        default=Span.parse("500 steps"), description="Distance of two evaluations; the end is always evaluated."
+        default=Span.parse("500 steps"), description="Interval between evaluations; the end is always evaluated."
     )
     best_metric: str = Field(
         default="AP50@all",
         min_length=1,
-        description="Metric by which the best model is kept: the highest, or the lowest of a loss or an error.",
+        description="Metric that selects the best model: the highest value, or the lowest of a loss or an error.",
     )
     patience: int | None = Field(
-        default=None, ge=1, description="Evaluations in a row without a better best_metric that end the run; none: off."
+        default=None,
+        ge=1,
+        description="Stop after this many evaluations without a better best_metric. null: do not stop early.",
     )
     tensorboard: bool = Field(
-        default=False, description="Also write what log.csv holds for TensorBoard; needs the extra tensorboard."
+        default=False, description="Also write log.csv's values for TensorBoard; needs the extra tensorboard."
     )
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="CPU threads of the training process; none: torch's choice, recorded."
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads of the training process; recorded. null: torch's default.",
     )
     deterministic: bool = Field(
-        default=True, description="On the CPU, use only algorithms that give the same bits in every run."
+        default=True, description="On the CPU, use only algorithms whose results are bit-identical in every run."
     )
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         if self.length.unit == "%":
-            raise ValueError(f"length ({self.length}) must be in steps or epochs, of which others are shares")
+            raise ValueError(
+                f"length ({self.length}) must be in steps or epochs; only other spans can be a share of it"
+            )
         return self
