@@ -264,9 +264,9 @@ def test_the_focal_loss_replaces_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"focal_gamma": 1.0}, "do nothing without body_loss: focal"),
-        ({"focal_alpha": 0.25}, "do nothing without body_loss: focal"),
-        ({"border_sigma_px": 3.0}, "does nothing without border_weight"),
+        ({"focal_gamma": 1.0}, "have no effect without body_loss: focal"),
+        ({"focal_alpha": 0.25}, "have no effect without body_loss: focal"),
+        ({"border_sigma_px": 3.0}, "has no effect without border_weight"),
     ],
 )
 def test_options_without_effect_are_rejected(option: dict[str, float], message: str) -> None:
