@@ -65,5 +65,3 @@ class _Silent:
 
 
 SILENT = _Silent()
-
-Screen = ProgressReporter  # the former name, until all uses have moved
