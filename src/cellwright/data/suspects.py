@@ -342,7 +342,7 @@ def measure_sample(masks: MaskSet, image: Image | None) -> tuple[ObjectSignals, 
 
 
 def foreground_signal(image: Image, foreground: np.ndarray) -> np.ndarray | None:
-    """The image (H, W) float32 along the colour direction that best separates ``foreground`` (H, W) from its surround.
+    """The image (H, W) float32 along the colour direction that best separates ``foreground`` (H, W) from the rest.
 
     0 is halfway between the two means, 1 is the pooled standard deviation, and the foreground is positive. None if one
     of the two has no pixels, or if the image is constant.
