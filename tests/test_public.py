@@ -52,7 +52,7 @@ PUBLIC = [
 TYPES = [name for name in PUBLIC if inspect.isclass(getattr(cellwright, name))]
 FUNCTIONS = [name for name in PUBLIC if name not in TYPES]
 # Still being rewritten.
-PENDING = ("Model", "Report", "View", "evaluate", "fuse", "load_model", "measure", "save", "show")
+PENDING = ("Model", "View", "fuse", "load_model")
 ERRORS = [name for name in TYPES if issubclass(getattr(cellwright, name), Exception)]
 
 

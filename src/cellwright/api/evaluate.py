@@ -230,9 +230,10 @@ def evaluate(
     part = _part(annotated, split)
     if isinstance(predicted, Dataset) and isinstance(annotated, Dataset) and isinstance(part, Dataset):
         if class_names is not None or image_ids is not None:
-            name = "class_names" if image_ids is None else "image_ids"
-            raise UsageError("datasets have their own class names and image ids", got=f"`{name}`", remedy="omit it")
-        images = pair_datasets("predictions", predicted, annotated, part, ignore_classes=ignore_classes)
+            option = "class_names" if image_ids is None else "image_ids"
+            raise UsageError("datasets have their own class names and image ids", got=f"`{option}`", remedy="omit it")
+        name = str(predictions) if isinstance(predictions, str | os.PathLike) else "predictions"
+        images = pair_datasets(name, predicted, annotated, part, ignore_classes=ignore_classes)
     else:
         images = pair_in_order(predicted, part, image_ids, class_names)
     if threshold is not None:
@@ -244,6 +245,8 @@ def _objects(value: ObjectsLike | Dataset | Iterable[ObjectsLike], name: str) ->
     """A dataset, or the objects of each image."""
     if isinstance(value, Dataset):
         return value
+    if isinstance(value, Model):
+        raise UsageError(f"`{name}` is a model", got=value.name, remedy="predict first: model.predict(images)")
     if isinstance(value, str | os.PathLike):
         path = Path(value)
         if is_model(path):

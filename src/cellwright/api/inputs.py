@@ -139,12 +139,16 @@ def _channel_last(array: np.ndarray, *, is_tensor: bool) -> np.ndarray:
 def _from_labels(labels: np.ndarray) -> Instances:
     if labels.ndim == 2 and labels.dtype.kind in "iu":
         return Instances.from_label_map(labels)
-    if labels.dtype.kind == "b":
+    if labels.dtype.kind in "iu":
+        remedy = "list(labels) gives a list of label arrays, one per image"
+        if 1 in labels.shape:
+            remedy = "labels.squeeze() removes the axes of length 1"
+    elif labels.dtype.kind == "b":
         remedy = "number the objects: skimage.measure.label(mask) gives a label array"
         if labels.ndim == 3:
             remedy = "Instances.from_masks(MaskSet.from_dense(masks)) takes masks (N, H, W)"
     else:
-        remedy = "labels.squeeze().astype('int32') where the values are whole numbers"
+        remedy = "labels.astype('int32') if all values are integers"
     got = f"an array of shape {labels.shape}, {labels.dtype}"
     raise InputError("not a label array", got=got, expected=OBJECT_TYPES, remedy=remedy)
 

@@ -47,11 +47,10 @@ def measure(cells, image=None, *, class_names=None):
     >>> labels = np.zeros((20, 30), np.uint16)
     >>> labels[2:6, 3:8], labels[10:18, 15:25] = 4, 7
     >>> table = cw.measure(labels, image=labels * 10)
-    >>> table[["area_px", "centroid_y_px", "centroid_x_px", "intensity_mean_grey"]]
-           area_px  centroid_y_px  centroid_x_px  intensity_mean_grey
-    label
-    4           20            4.0            5.5                 40.0
-    7           80           14.0           20.0                 70.0
+    >>> table.index.tolist(), table["area_px"].tolist(), table["intensity_mean_grey"].tolist()
+    ([4, 7], [20, 80], [40.0, 70.0])
+    >>> table.loc[7, ["centroid_y_px", "centroid_x_px"]].tolist()
+    [14.0, 20.0]
     """
     from cellwright.measurement.table import measure_instances
 
