@@ -1,4 +1,4 @@
-"""Damaged files of every format: a clean error or a result, never a traceback, a crash, a hang or gigabytes."""
+"""Damaged files of every format: an error of ours or a result, but no other exception, crash, hang or memory blowup."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conformance as suite
+import conformance
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 
 from cellwright.data.formats import FORMATS, WriteOptions
+from cellwright.testing.objects import draw_objects, save_dataset
 
 CHILD = Path(__file__).with_name("fuzz_child.py")
-LABELS = suite.draw(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
+LABELS = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
 XML = """<Annotations MicronsPerPixel="0.25">
 <Annotation Id="1" Name="a"><Regions>
 <Region Id="1" Type="0"><Vertices><Vertex X="1.5" Y="2.25"/><Vertex X="9" Y="2"/><Vertex X="8" Y="9.5"/></Vertices>
@@ -27,27 +28,25 @@ XML = """<Annotations MicronsPerPixel="0.25">
 """
 
 
-def small(name, k):
-    truth = suite.CARRIES[name].truth
-    n_classes = 2 if suite.CARRIES[name].classes else 1
-    return suite.draw(k, n=5, image_hw=(23, 31), overlaps=False, scored=not truth, n_classes=n_classes)
+def small(name, seed):
+    return conformance.draw(name, seed, n=5, image_hw=(23, 31))
 
 
 def from_writers(folder):
-    """A seed for every writer: its output with the files worth damaging."""
-    for name, carries in suite.CARRIES.items():
-        dataset = suite.dataset_of(folder / "in", {"a": small(name, 1)}, 2 if carries.classes else 1)
-        FORMATS[name].write(dataset, folder / name / carries.out, WriteOptions(copy_images=True))
+    """The output of each writer, and which of its files to damage."""
+    for name, carries in conformance.CARRIES.items():
+        dataset = save_dataset(folder / "in", {"a": small(name, 1)}, conformance.class_names(name))
+        conformance.write(name, dataset, folder / name)
         files = [path.relative_to(folder / name) for path in (folder / name).rglob("*") if path.is_file()]
-        worth = [path for path in files if path.suffix != ".index" and not path.name.startswith(("a.png", "image."))]
-        worth = [path for path in worth if "images" not in path.parts]
-        for stale in (folder / name).rglob("*.index"):
-            stale.unlink()
-        yield {"format": name, "folder": name, "path": carries.out, "files": [str(path) for path in worth]}
+        chosen = [path for path in files if path.suffix != ".index" and not path.name.startswith(("a.png", "image."))]
+        chosen = [path for path in chosen if "images" not in path.parts]
+        for sidecar in (folder / name).rglob("*.index"):
+            sidecar.unlink()
+        yield {"format": name, "folder": name, "path": carries.out, "files": [str(path) for path in chosen]}
 
 
 def by_hand(folder):
-    """Seeds for what is only read, and for layouts that no writer makes."""
+    """Files of formats that are read only, and of layouts that no writer makes."""
     pixels = np.random.default_rng(0).integers(0, 255, (23, 31), dtype=np.uint8)
     layouts = {
         "label_images": {
@@ -79,10 +78,10 @@ def by_hand(folder):
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
-    found = [*from_writers(folder), *by_hand(folder)]
-    assert {seed["format"] for seed in found} == set(FORMATS)
-    (folder / "seeds.json").write_text(json.dumps(found))
-    truth = suite.dataset_of(folder / "in", {"a": small("coco", 1)})
+    seeds = [*from_writers(folder), *by_hand(folder)]
+    assert {seed["format"] for seed in seeds} == set(FORMATS)
+    (folder / "seeds.json").write_text(json.dumps(seeds))
+    truth = save_dataset(folder / "in", {"a": small("coco", 1)})
     FORMATS["coco"].write(truth, folder / "truth", WriteOptions())
     return folder
 
@@ -97,20 +96,22 @@ def fuzz(seeds, work, first, count, timeout):
     child = subprocess.run(command, capture_output=True, timeout=timeout, env=environment, check=False)
     lines = [json.loads(line) for line in child.stdout.decode().splitlines() if line.startswith("{")]
     last = f"{lines[-1] if lines else 'nothing was read'}\n{child.stderr.decode(errors='replace')[-3000:]}"
-    assert child.returncode == 0, f"the child ended with {child.returncode} at {last}"
-    results = [line for line in lines if line["outcome"] != "begun"]
+    assert child.returncode == 0, f"the child exited with {child.returncode} at {last}"
+    results = [line for line in lines if line["outcome"] != "started"]
     assert len(results) == count
     return results
 
 
 def check(results):
-    bad = [one for one in results if one["outcome"] in ("traceback", "slow")]
-    places = "\n".join(f"case {one['case']}, {one['format']}, {one['file']}: {one['text'][-1500:]}" for one in bad[:5])
+    bad = [result for result in results if result["outcome"] in ("traceback", "slow")]
+    places = "\n".join(
+        f"case {result['case']}, {result['format']}, {result['file']}: {result['text'][-1500:]}" for result in bad[:5]
+    )
     assert not bad, f"{len(bad)} of {len(results)} damaged files were not handled:\n{places}"
-    refused = [one for one in results if one["outcome"] == "refused"]
+    refused = [result for result in results if result["outcome"] == "refused"]
     assert len(refused) > len(results) / 4
-    for one in refused:
-        assert "where:" in one["text"], one
+    for result in refused:
+        assert "where:" in result["text"], result
 
 
 def test_300_damaged_files(seeds, tmp_path):

@@ -6,7 +6,6 @@ import json
 import uuid
 from dataclasses import replace
 
-import conformance as suite
 import imagecodecs
 import numpy as np
 import pytest
@@ -17,13 +16,14 @@ from cellwright.core.errors import FormatError, InputError
 from cellwright.core.instances import Instances
 from cellwright.data.formats import ReadOptions, geojson, sniff
 from cellwright.data.formats.geojson import GeoJson
+from cellwright.testing.objects import CLASS_NAMES, draw_objects
 
 HW = (41, 58)
 SQUARE = [[3, 2], [9, 2], [9, 8], [3, 8], [3, 2]]
 
 
 def collection(cells, sample_id="a"):
-    return geojson.feature_collection(cells, suite.CLASSES, sample_id=sample_id, image_name="a.png")
+    return geojson.feature_collection(cells, CLASS_NAMES, sample_id=sample_id, image_name="a.png")
 
 
 def save(folder, value, name="x.geojson"):
@@ -43,7 +43,7 @@ def load(path):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_polygon_is_valid_and_covers_its_mask(seed):
-    cells = suite.draw(seed, overlaps=True, scored=True, n=20)
+    cells = draw_objects(seed, overlaps=True, scored=True, n=20)
     features = collection(cells)["features"]
     for one, area in zip(features, cells.masks.areas, strict=True):
         geometry = shape(one["geometry"])
@@ -57,7 +57,7 @@ def test_every_polygon_is_valid_and_covers_its_mask(seed):
 
 
 def test_a_feature_as_qupath_wants_it():
-    cells = suite.draw(1, overlaps=False, scored=True)
+    cells = draw_objects(1, overlaps=False, scored=True)
     cells = replace(cells, columns={"Area um^2": np.where(np.arange(len(cells)) == 1, np.nan, 2.5)})
     value = collection(cells)
     assert value["type"] == "FeatureCollection"
@@ -69,14 +69,14 @@ def test_a_feature_as_qupath_wants_it():
     first, second = (one["properties"] for one in value["features"][:2])
     assert first["objectType"] == "detection"
     assert first["name"] == str(cells.ids[0])
-    assert first["classification"]["name"] in suite.CLASSES
+    assert first["classification"]["name"] in CLASS_NAMES
     assert first["measurements"]["Area um^2"] == 2.5
     assert "Area um^2" not in second["measurements"]
     json.dumps(value, allow_nan=False)
 
 
 def test_measurements_survive(tmp_path):
-    cells = suite.draw(1, overlaps=False, scored=True)
+    cells = draw_objects(1, overlaps=False, scored=True)
     area = np.where(np.arange(len(cells)) == 1, np.nan, 2.5)
     again = load(save(tmp_path, collection(replace(cells, columns={"Area um^2": area}))))
     np.testing.assert_array_equal(again.columns["Area um^2"], area)
@@ -176,7 +176,7 @@ def test_what_is_malformed_is_named(value, words, tmp_path):
 
 
 def test_sizes(tmp_path):
-    value = collection(suite.draw(1, overlaps=False, scored=False))
+    value = collection(draw_objects(1, overlaps=False, scored=False))
     path = save(tmp_path, value)
     (tmp_path / "x.png").unlink()
     with pytest.raises(InputError, match="cannot find the annotated image"):

@@ -6,7 +6,6 @@ import io
 import json
 import zipfile
 
-import conformance as suite
 import imagecodecs
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import ReadOptions, imagej_roi, sniff
 from cellwright.data.formats.imagej_roi import ImagejRois
+from cellwright.testing.objects import CLASS_NAMES, draw_objects
 
 HW = (41, 58)
 
@@ -43,8 +43,8 @@ def one(kind, **fields):
 
 
 def test_roifile_reads_what_we_write(tmp_path):
-    cells = suite.draw(1, overlaps=True, scored=True)
-    (tmp_path / "a.zip").write_bytes(imagej_roi.zip_bytes(cells, suite.CLASSES, image_name="a.png"))
+    cells = draw_objects(1, overlaps=True, scored=True)
+    (tmp_path / "a.zip").write_bytes(imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="a.png"))
     rois = roifile.roiread(tmp_path / "a.zip")
     assert [int(roi.name) for roi in rois] == cells.ids.tolist()
     for roi, area in zip(rois, cells.masks.areas, strict=True):
@@ -58,14 +58,14 @@ def test_roifile_reads_what_we_write(tmp_path):
 
 
 def test_the_same_objects_give_the_same_bytes():
-    cells = suite.draw(1, overlaps=True, scored=True)
-    first = imagej_roi.zip_bytes(cells, suite.CLASSES, image_name="a")
-    assert first == imagej_roi.zip_bytes(cells, suite.CLASSES, image_name="a")
+    cells = draw_objects(1, overlaps=True, scored=True)
+    first = imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="a")
+    assert first == imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="a")
 
 
 def test_classes_of_any_script_survive(tmp_path):
     name = '細胞 😀: "a"\\b\nc'
-    cells = suite.draw(1, overlaps=False, scored=False, n_classes=1)
+    cells = draw_objects(1, overlaps=False, scored=False, n_classes=1)
     picture(tmp_path)
     (tmp_path / "x_rois.zip").write_bytes(imagej_roi.zip_bytes(cells, (name,), image_name="x.png"))
     assert ImagejRois().read(tmp_path, ReadOptions()).class_names == (name,)
@@ -100,10 +100,10 @@ def test_rectangles_below_pixels(tmp_path):
 
 
 def test_a_composite_is_even_odd(tmp_path):
-    cells = suite.draw(5, overlaps=False, scored=False, n=12)
+    cells = draw_objects(5, overlaps=False, scored=False, n=12)
     many_rings = [k for k, polygons in enumerate(cells.masks.to_polygons()) if sum(map(len, polygons)) > 1]
     assert many_rings
-    (tmp_path / "x_rois.zip").write_bytes(imagej_roi.zip_bytes(cells, suite.CLASSES, image_name="x.png"))
+    (tmp_path / "x_rois.zip").write_bytes(imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="x.png"))
     picture(tmp_path)
     np.testing.assert_array_equal(dense(tmp_path / "x_rois.zip"), cells.masks.to_dense())
 
@@ -133,15 +133,15 @@ def test_single_files_and_the_roi_set_of_the_only_image(tmp_path):
 
 
 def test_the_size_is_noted_in_the_zip(tmp_path):
-    cells = suite.draw(1, overlaps=False, scored=True)
+    cells = draw_objects(1, overlaps=False, scored=True)
     path = tmp_path / "x_rois.zip"
-    path.write_bytes(imagej_roi.zip_bytes(cells, suite.CLASSES, image_name="x.png"))
+    path.write_bytes(imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="x.png"))
     assert json.loads(zipfile.ZipFile(path).comment)["image_hw"] == list(HW)
     assert ImagejRois().read(path, ReadOptions(require_images=False))[0].read_instances().masks == cells.masks
     with pytest.raises(InputError, match="cannot find the annotated image"):
         ImagejRois().read(path, ReadOptions())
     empty = Instances.empty(HW, scored=True)
-    path.write_bytes(imagej_roi.zip_bytes(empty, suite.CLASSES, image_name="x.png"))
+    path.write_bytes(imagej_roi.zip_bytes(empty, CLASS_NAMES, image_name="x.png"))
     assert ImagejRois().read(path, ReadOptions(require_images=False))[0].read_instances().scores is not None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 
-import conformance as suite
 import imagecodecs
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import ReadOptions, WriteOptions, rle_csv
 from cellwright.data.formats.rle_csv import RleCsv, RleCsvSubmission, RunText
+from cellwright.testing.objects import draw_objects, save_dataset
 
 WITHOUT_IMAGES = ReadOptions(require_images=False)
 
@@ -43,7 +43,7 @@ def test_a_run_goes_on_in_the_next_row():
 
 
 def test_runs_down_columns_are_coco_counts():
-    masks = suite.draw(3, overlaps=True, scored=False, n=20).masks
+    masks = draw_objects(3, overlaps=True, scored=False, n=20).masks
     for text, counts in zip(rle_csv.encode(masks, "column"), masks.to_rle_counts(), strict=True):
         ends = np.cumsum(counts)
         starts, lengths = ends[0::2][: len(counts) // 2] + 1, np.array(counts[1::2])
@@ -89,7 +89,7 @@ def test_dsb2018_solution_has_the_sizes(tmp_path):
 
 
 def objects_table(path, header, order, image_hw=(30, 50)):
-    cells = suite.draw(1, image_hw=image_hw, overlaps=False, scored=False)
+    cells = draw_objects(1, image_hw=image_hw, overlaps=False, scored=False)
     height, width = image_hw
     lines = [f"a,{text},{width},{height}" for text in rle_csv.encode(cells.masks, order)]
     return table(path, f"{header},width,height", *lines), cells
@@ -160,7 +160,7 @@ def test_sizes_must_come_from_somewhere(tmp_path):
     file = table(tmp_path / "submission.csv", "id,predicted", "a,1 2")
     with pytest.raises(InputError, match="size of the annotated image is unknown"):
         RleCsv().read(file, WITHOUT_IMAGES)
-    truth = suite.dataset_of(tmp_path / "in", {"a": suite.draw(1, overlaps=False, scored=False)})
+    truth = save_dataset(tmp_path / "in", {"a": draw_objects(1, overlaps=False, scored=False)})
     assert RleCsv().read(file, ReadOptions(images=truth))[0].image_hw == (41, 58)
 
 
@@ -172,15 +172,15 @@ def test_a_table_that_contradicts_its_image(tmp_path):
 
 
 def test_a_submission_refuses_overlapping_truth(tmp_path):
-    cells = suite.draw(2, overlaps=True, scored=False, n=25)
-    dataset = suite.dataset_of(tmp_path / "in", {"a": cells})
+    cells = draw_objects(2, overlaps=True, scored=False, n=25)
+    dataset = save_dataset(tmp_path / "in", {"a": cells})
     with pytest.raises(OutputError, match="must not overlap"):
         RleCsvSubmission().write(dataset, tmp_path / "s.csv", WriteOptions())
 
 
 def test_a_submission_has_no_pixel_twice(tmp_path, caplog):
-    cells = suite.draw(2, overlaps=True, scored=True, n=25)
-    dataset = suite.dataset_of(tmp_path / "in", {"a": cells, "b": Instances.empty((41, 58), scored=True)})
+    cells = draw_objects(2, overlaps=True, scored=True, n=25)
+    dataset = save_dataset(tmp_path / "in", {"a": cells, "b": Instances.empty((41, 58), scored=True)})
     with caplog.at_level(logging.WARNING):
         RleCsvSubmission().write(dataset, tmp_path / "s.csv", WriteOptions())
     assert "pairs of predictions overlap" in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import conformance as suite
 import imagecodecs
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from cellwright.core.errors import CellwrightError, FormatError, InputError, Usa
 from cellwright.data.formats import ReadOptions, sniff
 from cellwright.data.formats.label_images import LabelImages
 from cellwright.data.formats.label_io import looks_labelled, read_label_map
+from cellwright.testing.objects import draw_objects, save_dataset
 
-LABELS = suite.draw(1, overlaps=False, scored=False).masks.to_label_map()
+LABELS = draw_objects(1, overlaps=False, scored=False).masks.to_label_map()
 WITHOUT_IMAGES = ReadOptions(require_images=False)
 
 
@@ -189,7 +189,7 @@ def test_labels_alone_are_predictions(tmp_path):
     assert [(sample.id, sample.image_path) for sample in dataset] == [("a", None), ("b", None)]
     with pytest.raises(InputError, match="cannot find the annotated image"):
         LabelImages().read(tmp_path, ReadOptions())
-    truth = suite.dataset_of(tmp_path / "in", {name: suite.draw(1, overlaps=False, scored=False) for name in "ab"})
+    truth = save_dataset(tmp_path / "in", {name: draw_objects(1, overlaps=False, scored=False) for name in "ab"})
     assert LabelImages().read(tmp_path / "a.tif", ReadOptions(images=truth))[0].image_path == tmp_path / "in" / "a.png"
     assert sniff(tmp_path / "a.tif").name == "label_folder"
 

@@ -76,8 +76,7 @@ def first_bytes(path: Path, count: int = 4096) -> bytes:
 
 def annotation_files(path: Path, is_annotation: Callable[[Path], bool], what: str) -> list[Path]:
     """The files below ``path`` that satisfy ``is_annotation``, or ``path`` itself; `InputError` if there are none."""
-    if not path.exists():
-        raise InputError("no such file or folder", where=path, remedy="check the path")
+    _check_exists(path)
     files = [path] if path.is_file() else [file for file in walk(path) if is_annotation(file)]
     if not files:
         raise InputError(f"no {what} here", where=path, expected=f"{what} in the folder or below it")
@@ -85,8 +84,14 @@ def annotation_files(path: Path, is_annotation: Callable[[Path], bool], what: st
 
 
 def root_of(path: Path) -> Path:
-    """The folder that sample ids are relative to."""
+    """The folder that sample ids are relative to: ``path``, or the folder of that file. `InputError` if absent."""
+    _check_exists(path)
     return path if path.is_dir() else path.parent
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise InputError("no such file or folder", where=path, remedy="check the path")
 
 
 def split_ids(relative: Sequence[str], root_name: str) -> list[tuple[str, str | None]]:

@@ -1,0 +1,101 @@
+"""Random damage to files, for checking that a reader reports it."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+NUMBERS = [
+    b"0", b"-1", b"99999999999", b"1e308", b"NaN", b"", b"3.7", b"1" * 5000, b"true", b"null", b'"x"', b"[]", b"65536",
+]  # fmt: skip
+WORDS = [b"\0", b"\xff" * 4, b"<", b'"', b",", b"\n", b"}", b"]]]]", b"PK\x03\x04", b"II*\0", b"\x80\x04c", b"\xf0\x9f"]
+
+
+def damage_file(path: Path, rng: np.random.Generator) -> None:
+    """Damage a file. In half of the cases, the content of a .zip or .png is damaged such that checksums are valid."""
+    change = _INSIDE.get(path.suffix, damage) if rng.random() < 0.5 else damage
+    path.write_bytes(change(path.read_bytes(), rng))
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """``data`` with one small change, or a few."""
+    for _ in range(rng.choice([1, 1, 1, 1, 2, 4])):
+        data = _CHANGES[rng.integers(len(_CHANGES))](bytearray(data), rng)
+    return data
+
+
+def _flip_bits(data: bytearray, rng: np.random.Generator) -> bytes:
+    for at in rng.integers(0, max(len(data), 1), rng.integers(1, 9)):
+        if data:
+            data[at] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+def _set_extreme_value(data: bytearray, rng: np.random.Generator) -> bytes:
+    width = int(rng.choice([1, 2, 4, 8]))
+    at = int(rng.integers(0, max(len(data) - width, 1)))
+    values = [b"\0" * width, b"\xff" * width, b"\x7f" + b"\xff" * (width - 1), b"\xff" * (width - 1) + b"\x7f"]
+    data[at : at + width] = values[rng.integers(4)]
+    return bytes(data)
+
+
+def _truncate(data: bytearray, rng: np.random.Generator) -> bytes:
+    return bytes(data[: int(rng.integers(0, len(data) + 1))])
+
+
+def _splice(data: bytearray, rng: np.random.Generator) -> bytes:
+    a, b, c = sorted(rng.integers(0, len(data) + 1, 3).tolist())
+    choice = rng.integers(4)
+    if choice == 0:
+        return bytes(data[:a] + data[b:])
+    if choice == 1:
+        return bytes(data[:b] + data[a:c] + data[b:])
+    if choice == 2:
+        return bytes(data[:a] + WORDS[rng.integers(len(WORDS))] + data[a:])
+    return bytes(data[:a] + data[b:c] + data[a:b] + data[c:])
+
+
+def _replace_number(data: bytearray, rng: np.random.Generator) -> bytes:
+    matches = list(re.finditer(rb"-?\d+(?:\.\d+)?", bytes(data)))
+    if not matches:
+        return _set_extreme_value(data, rng)
+    match = matches[rng.integers(len(matches))]
+    return bytes(data[: match.start()] + NUMBERS[rng.integers(len(NUMBERS))] + data[match.end() :])
+
+
+_CHANGES = [_flip_bits, _set_extreme_value, _truncate, _splice, _replace_number, _replace_number]
+
+
+def _damage_in_zip(data: bytes, rng: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        names = old.namelist()
+        chosen = names[rng.integers(len(names))]
+        for name in names:
+            content = old.read(name)
+            new.writestr(name, damage(content, rng) if name == chosen else content)
+        new.comment = damage(old.comment, rng)[:60_000]
+    return buffer.getvalue()
+
+
+def _damage_in_png(data: bytes, rng: np.random.Generator) -> bytes:
+    chunks, at = [], 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunks.append(data[at + 4 : at + 8 + length])
+        at += 12 + length
+    k = int(rng.integers(len(chunks)))
+    if chunks[k][:4] == b"IDAT":
+        chunks[k] = b"IDAT" + zlib.compress(damage(zlib.decompress(chunks[k][4:]), rng))
+    else:
+        chunks[k] = chunks[k][:4] + damage(chunks[k][4:], rng)
+    whole = [len(c[4:]).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks]
+    return data[:8] + b"".join(whole)
+
+
+_INSIDE = {".zip": _damage_in_zip, ".png": _damage_in_png}
