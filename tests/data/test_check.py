@@ -113,8 +113,8 @@ def test_a_mask_folder_with_all_kinds_of_problems(tmp_path: Path) -> None:
     (root / "d/masks/.ipynb_checkpoints").mkdir()
     (root / "notes.txt").write_text("x")
     findings = check_dataset(read_dataset(root))
-    assert "mask_0009.png" in finding_of(findings, "a mask has no pixel").what
-    size = finding_of(findings, "another size than its image")
+    assert "mask_0009.png" in finding_of(findings, "a mask is empty").what
+    size = finding_of(findings, "a mask and its image differ in size")
     assert size.where == "b/masks/mask_0009.png"
     assert "got 9 x 9 (height x width); expected 40 x 60" in size.what
     assert finding_of(findings, "cannot be decoded").where == "c/masks/mask_0001.png"

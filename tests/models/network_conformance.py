@@ -1,7 +1,7 @@
-"""What every network has to do, written once: a row of ``CASES`` is a model, the checks hold each to the contract.
+"""The R-CNN networks that `test_network_conformance.py` tests, and checks beyond those of `cellwright.testing`.
 
-A new model is conformant when it has a row here and `test_network_conformance.py` passes. Rows are reduced in width,
-never in structure: a channel less is a faster test, a layer less is another model.
+A new model needs a row in ``CASES``. The models are reduced in width but not in structure: fewer channels make a test
+faster, fewer layers would make it test another model.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,16 +31,18 @@ from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.models.weights.torch_io import save_model
 from cellwright.ops.batch import Batch
+from cellwright.testing import networks
+from cellwright.testing.networks import OUTPUT_HWS, draw_batch, squares
 from cellwright.training.environment import reproducible
 
-# The batch holds no object of the last class.
+# The batch contains no object of the last class.
 CLASSES = ("nucleus", "debris", "mitosis")
 STEPS, LEARNING_RATE = 6, 2e-3
-CAP, OUTPUT_HWS = 24, [(120, 180), (64, 96)]
+CAP = 24
 Sections = dict[str, dict[str, Any]]
 
-# All anchors are drawn, so that every level of the pyramid takes part in the loss; regions are not, so that the seed
-# decides something.
+# All anchors are sampled, so that each level of the pyramid contributes to the loss. Not all regions are, so that the
+# seed makes a difference.
 _RPN = {"samples_per_image": 4096, "pre_nms_train": 200, "post_nms_train": 48, "pre_nms_test": 100, "post_nms_test": 48}
 _BOX = {"samples_per_image": 24, "positive_fraction": 0.5, "score_threshold": 0.0, "detections_per_image": CAP}
 _PYRAMID: Sections = {
@@ -49,7 +50,7 @@ _PYRAMID: Sections = {
     "fpn": {"channels": 16},
     "anchors": {"sizes_px": [[6], [10], [14], [20], [28]], "ratios": [1.0]},
     "rpn": _RPN,
-    "roi": {"canonical_box_px": 24},  # so that boxes of 12 px come from level 3, those of 24 from level 4
+    "roi": {"canonical_box_px": 24},  # boxes of 12 px are pooled from level 3, boxes of 24 px from level 4
     "box_head": {"fc_channels": 24, **_BOX},
     "mask_head": {"channels": 8},
 }
@@ -60,7 +61,7 @@ _C4: Sections = {
     "box_head": _BOX,
     "mask_head": {"channels": 8},
 }
-_ZOO = {"norm": "frozen_batch_norm", "frozen_stages": 2}  # what Detectron2's model zoo does with ImageNet backbones
+_ZOO = {"norm": "frozen_batch_norm", "frozen_stages": 2}  # as in Detectron2's model zoo, for ImageNet backbones
 _RESNEXT = {"groups": 8, "group_width": 1, "stride_in_1x1": False}
 _V2: Sections = {
     "backbone": {"norm": "batch_norm"},
@@ -79,14 +80,14 @@ _SCORING: Sections = {"mask_scoring": {"channels": 8, "fc_channels": 16}}
 
 @dataclass(frozen=True)
 class Case:
-    """One model: its kind, and how it differs from the smallest one of that kind."""
+    """One model: its kind, and how it differs from the smallest model of that kind."""
 
     kind: Literal["mask_rcnn", "mask_rcnn_c4", "cascade_mask_rcnn", "pointrend"]
     changes: Sections = dataclasses.field(default_factory=dict)
     conventions: Literal["torchvision", "detectron2"] = "detectron2"
 
     def recipe(self, more: Sections | None = None) -> Recipe:
-        """The whole recipe; ``more`` changes it further."""
+        """The whole recipe, with the changes of ``more`` in addition."""
         sections = copy.deepcopy(_C4 if self.kind == "mask_rcnn_c4" else _PYRAMID)
         if self.kind == "pointrend":
             sections["mask_head"] = {"channels": 8, "fc_channels": 16}
@@ -139,7 +140,7 @@ CASES = {
 
 
 def build(recipe: Recipe, seed: int = 0) -> MaskRCNN:
-    """A fresh network in training mode, whose frozen parts are such as a trained backbone has."""
+    """A new network in training mode, whose frozen parts resemble those of a trained backbone."""
     torch.manual_seed(seed)
     network = build_network(recipe, len(CLASSES))
     calm(network)
@@ -147,50 +148,22 @@ def build(recipe: Recipe, seed: int = 0) -> MaskRCNN:
 
 
 def calm(network: nn.Module) -> None:
-    """Where norms are constants, let residual branches add little, as in the backbones that come with frozen norms.
+    """If norms are frozen, reduce the contribution of residual branches, as in trained backbones with frozen norms.
 
-    At their random start every block would double the variance: 50 blocks make 1e15 of it.
+    With random weights each block would double the variance, and 50 blocks would multiply it by 1e15.
     """
     for name, norm in network.named_modules():
         if isinstance(norm, FrozenBatchNorm2d) and name.endswith("conv3.norm"):
             norm.state_dict()["weight"].fill_(0.25)
 
 
-def squares() -> MaskSet:
-    """Six squares of 12 px in 60 x 90, two of them overlapping."""
-    corners = [(4, 4), (10, 10), (30, 5), (8, 40), (35, 50), (44, 70)]
-    boxes = np.array([[x, y, x + 12, y + 12] for y, x in corners])
-    return MaskSet.from_crops(boxes, [np.ones((12, 12), bool)] * len(corners), (60, 90))
-
-
-def batch_of(masks: Sequence[MaskSet], *, n_ignored: int = 0, stride: int = 32) -> Batch:
-    """Bright objects on noise, of the first two classes; the last ``n_ignored`` of each image are ignored."""
-    height, width = (-(-max(one.image_hw[axis] for one in masks) // stride) * stride for axis in (0, 1))
-    images = 0.3 * torch.randn((len(masks), 3, height, width), generator=torch.Generator().manual_seed(0))
-    for image, one in zip(images, masks, strict=True):
-        h, w = one.image_hw
-        image[:, :h, :w] += 2 * torch.from_numpy(one.foreground())
-        image[:, h:], image[:, :, w:] = 0, 0
-    layers = [one.to_layers() for one in masks]
-    return Batch(
-        images=images,
-        image_hws=[one.image_hw for one in masks],
-        boxes=[torch.from_numpy(one.boxes).float() for one in masks],
-        class_ids=[torch.arange(len(one)) % 2 for one in masks],
-        ignore=[torch.arange(len(one)) >= len(one) - n_ignored for one in masks],
-        layers=[torch.from_numpy(one) for one, _ in layers],
-        layer_of=[torch.from_numpy(of) for _, of in layers],
-        seed=7,
-    )
-
-
 def usual_batch(*, n_ignored: int = 0) -> Batch:
-    """An image with objects, and a larger one without any."""
-    return batch_of([squares(), MaskSet.empty((64, 96))], n_ignored=n_ignored)
+    """An image with objects, and a larger image without objects."""
+    return draw_batch([squares(), MaskSet.empty((64, 96))], n_ignored=n_ignored)
 
 
 def loss_names(recipe: Recipe) -> set[str]:
-    """What ``MaskRCNN.losses`` promises."""
+    """The names of the losses that ``MaskRCNN.losses`` promises."""
     names = {"rpn_class", "rpn_box", "mask"}
     stages = [f"_stage{k}" for k in range(3)] if recipe.model.kind == "cascade_mask_rcnn" else [""]
     names |= {f"{loss}{stage}" for loss in ("class", "box") for stage in stages}
@@ -202,7 +175,7 @@ def loss_names(recipe: Recipe) -> set[str]:
 
 
 def backward(network: MaskRCNN, batch: Batch) -> dict[str, float]:
-    """Losses as numbers; gradients of their sum are left in the network."""
+    """The losses as numbers; the gradients of their sum are stored in the network."""
     network.zero_grad(set_to_none=True)
     losses = network.losses(batch)
     torch.stack(list(losses.values())).sum().backward()
@@ -210,7 +183,7 @@ def backward(network: MaskRCNN, batch: Batch) -> dict[str, float]:
 
 
 def check_no_holes(network: MaskRCNN) -> None:
-    """A gradient, if of 0, for all that is trained; without regions only a head's norms are passed over."""
+    """Each trainable parameter has a finite gradient; without regions, the norms of a head may have none."""
     for name, parameter in network.named_parameters():
         if parameter.grad is None:
             assert not parameter.requires_grad or (name.startswith(("box_head.", "mask_head.")) and ".norm." in name), (
@@ -225,9 +198,9 @@ def gradients(network: MaskRCNN) -> dict[str, Tensor | None]:
 
 
 def idle_rows(name: str, recipe: Recipe) -> list[int]:
-    """Rows of a predictor whose gradient must be 0: those of the class that the batch lacks, and of background.
+    """Rows of a predictor whose gradient must be 0: those of background and of the class that the batch lacks.
 
-    Class logits compete, so all learn; PointRend's point head looks at the coarse masks of all classes.
+    Class logits compete, so all rows learn. PointRend's point head uses the coarse masks of all classes.
     """
     assert isinstance(recipe.model, RCNNConfig)
     parts = name.split(".")
@@ -243,10 +216,10 @@ def idle_rows(name: str, recipe: Recipe) -> list[int]:
     return list(range(2 * per_row, n_rows * per_row))
 
 
-def check_gradients(network: MaskRCNN, found: dict[str, Tensor | None], recipe: Recipe) -> None:
-    """Every trainable tensor learns, in every row that can; no frozen one does."""
+def check_gradients(network: MaskRCNN, gradients_of: dict[str, Tensor | None], recipe: Recipe) -> None:
+    """Each trainable tensor has a gradient in each row that can have one; frozen tensors have none."""
     for name, parameter in network.named_parameters():
-        gradient = found[name]
+        gradient = gradients_of[name]
         if not parameter.requires_grad:
             assert gradient is None, name
             assert name.startswith("backbone."), name
@@ -256,16 +229,16 @@ def check_gradients(network: MaskRCNN, found: dict[str, Tensor | None], recipe: 
         assert gradient.abs().sum() > 0, name
         idle = idle_rows(name, recipe)
         assert not gradient[idle].any(), name
-        if idle and name.endswith("weight"):  # a bias may see as many pulls up as down: L1's are all of one size
+        if idle and name.endswith("weight"):  # the L1 gradients of a bias are of equal size and may cancel
             assert gradient.flatten(1).any(dim=1).sum() == len(gradient) - len(idle), name
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after ``STEPS`` steps on one batch, and what was seen on the way.
+    """A network after ``STEPS`` steps on one batch, with records of its training.
 
-    first, again: the losses and gradients of the first step, of two networks from the same seed. losses: of each step.
-    before: the weights at the start. detected: on the batch, at ``OUTPUT_HWS``. folder: where the model was saved.
+    first, again: losses and gradients of the first step, for two networks with the same seed. losses: of each step.
+    before: the weights at the start. detected: detections in the batch, at ``OUTPUT_HWS``. folder: the saved model.
     """
 
     recipe: Recipe
@@ -280,7 +253,7 @@ class Trained:
 
 
 def train(case: Case, folder: Path) -> Trained:
-    """A few steps on one batch, twice for the first of them, and the model saved."""
+    """Train a few steps on one batch (the first step twice), and save the model."""
     recipe, batch = case.recipe(), usual_batch()
     with reproducible(torch.get_num_threads(), deterministic=True):
         other = build(recipe)
@@ -306,31 +279,13 @@ def train(case: Case, folder: Path) -> Trained:
     return Trained(recipe, batch, network, first, again, tuple(losses), before, detected, folder)
 
 
-def check_detections(found: Instances, image_hw: tuple[int, int]) -> None:
-    """What ``Network.detect`` promises of one image."""
-    assert found.image_hw == found.masks.image_hw == image_hw
-    assert found.scores is not None
-    assert (np.diff(found.scores) <= 0).all()
-    assert found.ids.tolist() == list(range(1, len(found) + 1))
-    assert (found.masks.areas > 0).all()
-    assert set(found.class_ids) <= set(range(len(CLASSES)))
-    x0, y0, x1, y1 = found.boxes_xyxy.T
-    assert (x0 >= 0).all()
-    assert (y0 >= 0).all()
-    assert (x1 <= image_hw[1] * (1 + 1e-6)).all()
-    assert (y1 <= image_hw[0] * (1 + 1e-6)).all()
-    assert ((x1 > x0) & (y1 > y0)).all()
-
-
-def check_equal(one: Instances, other: Instances) -> None:
-    """The same objects to the last bit."""
-    for name in ("ids", "boxes_xyxy", "class_ids", "scores", "ignore"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    assert one.masks == other.masks
+def check_detections(instances: Instances, image_hw: tuple[int, int]) -> None:
+    """What ``Network.detect`` promises for one image."""
+    networks.check_detections(instances, image_hw, len(CLASSES))
 
 
 class _Storages(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made, bytes."""
+    """Records the size of the largest tensor that any operation makes, in bytes."""
 
     largest = 0
 
@@ -343,7 +298,7 @@ class _Storages(TorchDispatchMode):
 
 @contextmanager
 def largest_arrays() -> Iterator[list[int]]:
-    """Filled at the end: bytes of the largest tensor made inside, and of all NumPy arrays and objects at their peak."""
+    """Filled on exit: bytes of the largest tensor made inside, and the peak of all NumPy arrays and Python objects."""
     sizes: list[int] = []
     tracemalloc.start()
     try:

@@ -104,7 +104,7 @@ def check_prediction(instances: object, image_hw: tuple[int, int], what: str) ->
     expect((instances.masks.areas > 0).all(), f"{what}: expected at least one pixel per object")
 
 
-def check_equal(first: Instances, second: Instances, what: str) -> None:
+def check_equal(first: Instances, second: Instances, what: str = "two results") -> None:
     """Check that two results are the same to the last bit."""
     expect(len(first) == len(second), f"{what}: got {len(first)} objects, then {len(second)}")
     for name in ("ids", "boxes_xyxy", "class_ids", "scores", "ignore"):

@@ -20,6 +20,7 @@ from cellwright.models.rcnn.regions import Detections
 from cellwright.models.rcnn.views import merge_detections
 from cellwright.ops.batch import stack_images
 from cellwright.ops.paste import PasteMean
+from cellwright.testing.objects import check_equal
 
 HW = (60, 90)
 CONFIG = BoxHeadConfig(score_threshold=0.05, nms_iou=0.5, detections_per_image=10, min_box_px=0.0)
@@ -38,7 +39,7 @@ def rcnn(request: pytest.FixtureRequest) -> MaskRCNN:
 
 def squares() -> np.ndarray:
     """Bright squares on noise, (3, 60, 90) float32."""
-    (image,) = suite.batch_of([suite.squares()]).images
+    (image,) = suite.draw_batch([suite.squares()]).images
     return image[:, :60, :90].numpy()
 
 
@@ -66,7 +67,7 @@ def test_one_plain_view_is_the_network_itself(rcnn: MaskRCNN) -> None:
     (expected,) = rcnn.detect(stacked, [hw], [hw])
     found = found_in(rcnn, PLAIN, image)
     assert len(found) > 5
-    suite.check_equal(found, expected)
+    check_equal(found, expected)
     assert soft_of(found).threshold(0.5) == found.masks
 
 
