@@ -1,4 +1,4 @@
-"""docs/models.md cannot drift: its tables, examples, shapes, functions and links are recomputed."""
+"""docs/models.md is up to date: tables, examples, shapes, function names and links are recomputed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ TORCHVISION = {
 }
 
 
-def test_tables_are_what_the_command_makes() -> None:
-    assert MAKER.made(TEXT) == TEXT, "run: python docs/make_tables.py models"
+def test_tables_are_up_to_date() -> None:
+    assert MAKER.with_tables(TEXT) == TEXT, "run: python docs/make_tables.py models"
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def print_options() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("print_options")
-def test_examples_print_what_the_page_says() -> None:
+def test_examples_print_the_output_shown() -> None:
     without_fences = re.sub(r"^```.*$", "", TEXT, flags=re.MULTILINE)
     examples = doctest.DocTestParser().get_doctest(without_fences, {}, PAGE.name, str(PAGE), 0)
-    said: list[str] = []
-    result = doctest.DocTestRunner(verbose=False).run(examples, out=said.append)
+    output: list[str] = []
+    result = doctest.DocTestRunner(verbose=False).run(examples, out=output.append)
     assert result.attempted > 100
-    assert result.failed == 0, "".join(said)
+    assert result.failed == 0, "".join(output)
 
 
 def _built(recipe: Recipe, n_classes: int) -> MaskRCNN:
@@ -79,12 +79,12 @@ def _built(recipe: Recipe, n_classes: int) -> MaskRCNN:
 
 def _names_and_shapes(network: torch.nn.Module) -> dict[str, Shape]:
     state = network.state_dict()
-    return {name: tuple(one.shape) for name, one in state.items() if not name.endswith("num_batches_tracked")}
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_sections_fit_detectron2s_checkpoints(fixtures_root: Path, name: str) -> None:
-    """Every tensor of the published file has one of ours of its shape, and none of ours is left."""
+def test_recipe_keys_fit_the_checkpoints_of_detectron2(fixtures_root: Path, name: str) -> None:
+    """Every tensor of the published file matches one of ours of the same shape, and none of ours is left."""
     lines = (fixtures_root / "zoo_keys" / f"{name}.txt").read_text().splitlines()
     theirs = {key: tuple(map(int, filter(None, shape.split("x")))) for key, shape, _ in map(_cells, lines)}
     named = our_names(theirs, "detectron2")
@@ -97,7 +97,7 @@ def _cells(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_sections_fit_torchvisions_checkpoints(name: str) -> None:
+def test_recipe_keys_fit_the_checkpoints_of_torchvision(name: str) -> None:
     make, weights = TORCHVISION[name]
     with torch.device("meta"):
         theirs = _names_and_shapes(make(weights=None, weights_backbone=None))
@@ -108,19 +108,19 @@ def test_sections_fit_torchvisions_checkpoints(name: str) -> None:
 
 
 def _file_of(name: str) -> str:
-    found = re.search(rf"^  {name}:\n    file: (.*)$", TEXT, flags=re.MULTILINE)
-    assert found is not None
-    return found[1]
+    match = re.search(rf"^  {name}:\n    file: (.*)$", TEXT, flags=re.MULTILINE)
+    assert match is not None
+    return match[1]
 
 
-def test_the_light_v2_of_the_report() -> None:
+def test_the_light_v2_has_the_parameter_count_of_the_report() -> None:
     assert MAKER.counts(*LAYOUTS["recipe cells4/light_v2"])["all"] == 45_896_557
 
 
 def _diagram(heading: str) -> set[Shape]:
     """The shapes in the first fenced block of a section."""
     block = TEXT.split(f"\n## {heading}\n")[1].split("```\n")[1]
-    return {tuple(map(int, one.split(" x "))) for one in SHAPE.findall(block)}
+    return {tuple(map(int, shape.split(" x "))) for shape in SHAPE.findall(block)}
 
 
 def _network(kind: str, **sections: object) -> MaskRCNN:
@@ -133,11 +133,11 @@ def _empty(*shape: int) -> Tensor:
 
 
 def _shapes(*tensors: Tensor) -> set[Shape]:
-    return {tuple(one.shape) for one in tensors}
+    return {tuple(tensor.shape) for tensor in tensors}
 
 
 def _proposing(network: MaskRCNN, features: list[Tensor]) -> set[Shape]:
-    """Objectness and deltas of the first and the last level, all anchors, and the proposals that are kept."""
+    """Objectness and deltas of the first and last level, all anchors, and the proposals."""
     logits, deltas = network.rpn.head(features)
     ends = _shapes(logits[0], logits[-1], deltas[0], deltas[-1], torch.cat(network.rpn.anchors_of(features)))
     return ends | {(network.rpn.config.post_nms_test, 4)}
@@ -169,9 +169,9 @@ def test_shapes_of_mask_rcnn() -> None:
 def test_shapes_of_c4() -> None:
     network, image = _network("mask_rcnn_c4"), _empty(1, 3, 800, 800)
     features, res5 = network.features(image), network.backbone.res5
-    regions, found = (_empty(n, 1024, network.config.box_head.resolution, 14) for n in (1000, 100))
-    expected = _shapes(image, *features, regions, found) | _proposing(network, features)
-    expected |= _boxes(network, res5(regions)) | _masks(network, res5(found))
+    regions, detections = (_empty(n, 1024, network.config.box_head.resolution, 14) for n in (1000, 100))
+    expected = _shapes(image, *features, regions, detections) | _proposing(network, features)
+    expected |= _boxes(network, res5(regions)) | _masks(network, res5(detections))
     assert network.config.mask_head.resolution == 14
     assert _diagram("mask_rcnn_c4") == expected
 
@@ -196,7 +196,7 @@ def test_shapes_of_pointrend() -> None:
     expected = _shapes(image, network.features(image)[0], grid, shrunk, head.fcs[0](shrunk.flatten(1)), head(grid))
     expected |= _shapes(fine, coarse, network.point_head(fine, coarse)) | {(100, 4)}
     expected |= {(100, 7 * 2**n, 7 * 2**n) for n in range(2, points.subdivisions + 1)}
-    # 28 x 28 are the points of a grid, not a tensor.
+    # 14 x 14 and 28 x 28 are grids of points, not tensors.
     assert _diagram("pointrend") - {(14, 14), (28, 28)} == expected
 
 
@@ -213,20 +213,20 @@ def test_shapes_of_mask_scoring() -> None:
     assert _diagram("mask_scoring") == expected | _shapes(head(pooled, logits))
 
 
-def test_every_function_that_is_named_exists() -> None:
+def test_all_functions_named_exist() -> None:
     named = re.findall(r"`((?:\w+/)+\w+\.py): (\w+)(?:\.(\w+))?`", TEXT)
     assert len(named) > 30
     for file, name, method in named:
         body = ast.parse((ROOT / "src" / "cellwright" / file).read_text()).body
-        found = [one for one in body if isinstance(one, ast.FunctionDef | ast.ClassDef) and one.name == name]
-        assert found, f"{file}: {name}"
-        inner = [one.name for one in found[0].body if isinstance(one, ast.FunctionDef)]
+        nodes = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name]
+        assert nodes, f"{file}: {name}"
+        inner = [node.name for node in nodes[0].body if isinstance(node, ast.FunctionDef)]
         assert not method or method in inner, f"{file}: {name}.{method}"
     for file in re.findall(r"`((?:tests|config|models|ops|core)/[\w/]+\.py)", TEXT):
         assert (ROOT / file).is_file() or (ROOT / "src" / "cellwright" / file).is_file(), file
 
 
-def test_links_lead_to_headings() -> None:
+def test_links_point_to_headings() -> None:
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL), flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= anchors
