@@ -12,6 +12,7 @@ from typing import Literal
 ConventionsName = Literal["torchvision", "detectron2"]
 MaskTarget = Literal["soft", "binary"]
 PasteRule = Literal["torchvision", "detectron2"]
+ResizeRule = Literal["torchvision", "detectron2"]
 LossNormaliser = Literal["sampled", "batch_size"]
 
 
@@ -68,7 +69,7 @@ class Conventions:
     # Foreign weights and images
     foreign_background: Literal["first", "last"]
     """Row of the background class in the framework's box classifier. Here it is always the last."""
-    resize_rule: Literal["torchvision", "detectron2"]
+    resize_rule: ResizeRule
     """torchvision rounds sizes down and does not antialias; Detectron2 rounds half up and resizes with PIL."""
 
 

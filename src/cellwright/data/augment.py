@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.data.colour import Colour, change_colour
 from cellwright.data.labels import Labels
-from cellwright.data.network_input import ResizeRule, network_hw, resize_hw
+from cellwright.data.network_input import network_hw, resize_hw
 from cellwright.data.warp import Affine, Elastic, Geometry, warp_image, warp_labels
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
@@ -13,7 +14,7 @@ from cellwright.core.image import Image
 from cellwright.data.augment import Frame
 from cellwright.data.images.read import read_image
 from cellwright.data.labels import Labels, filter_areas
-from cellwright.data.network_input import ResizeRule, diameter_scale, to_network
+from cellwright.data.network_input import diameter_scale, to_network
 
 
 @dataclass(frozen=True)

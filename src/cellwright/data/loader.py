@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
@@ -30,7 +31,6 @@ from cellwright.data.decode import (
     trained_classes,
 )
 from cellwright.data.labels import Labels
-from cellwright.data.network_input import ResizeRule
 from cellwright.data.sampling import SampleOrder, repeat_factors
 from cellwright.ops.batch import Batch, stack_images
 

@@ -11,16 +11,13 @@ What happens to the channels of an image (`network_channels`):
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
+from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.text import count
-
-ResizeRule = Literal["torchvision", "detectron2"]
 
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

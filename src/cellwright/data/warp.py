@@ -18,8 +18,9 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from cellwright.config.conventions import ResizeRule
 from cellwright.data.labels import Labels, count_pixels, relabel
-from cellwright.data.network_input import ResizeRule, resize_antialiased
+from cellwright.data.network_input import resize_antialiased
 
 # The spline is evaluated at every fourth pixel and interpolated linearly in between: visually equivalent, with the same
 # bound on the slope, at a sixteenth of the cost.
