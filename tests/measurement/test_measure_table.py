@@ -1,4 +1,4 @@
-"""Measurements against skimage, shapely and numpy on dense masks, and on shapes whose figures are known."""
+"""Measurements compared with scikit-image, shapely and NumPy on dense masks, and on shapes with known values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.measurement.table import measure_instances, table_csv
 
-# Overlaps, holes, parts, border pixels, 1-pixel and empty objects all occur in random bits.
+# Random bits include overlaps, holes, disconnected parts, border pixels, 1-pixel and empty objects.
 dense_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
     lambda hw: hnp.arrays(bool, st.tuples(st.integers(0, 4), st.just(hw[0]), st.just(hw[1])))
 )
@@ -41,7 +41,7 @@ def measured(dense: np.ndarray, image: Image | None = None) -> pd.DataFrame:
 
 
 def hull_pixels(mask: np.ndarray) -> int:
-    """Pixel centres in the convex hull of the mask's pixel centres, by shapely."""
+    """Number of pixel centres in the convex hull of the pixel centres of the mask, by shapely."""
     y, x = np.nonzero(mask)
     hull = shapely.MultiPoint(np.stack([x, y], 1)).convex_hull.buffer(1e-9)
     return int(shapely.contains_xy(hull, *np.meshgrid(*map(np.arange, mask.shape[::-1]))).sum())
@@ -49,7 +49,7 @@ def hull_pixels(mask: np.ndarray) -> int:
 
 @quick
 @given(dense_masks, st.integers(0, 2**32 - 1))
-def test_every_figure_is_skimages_or_counted_on_dense_masks(dense: np.ndarray, seed: int) -> None:
+def test_measurements_equal_those_of_scikit_image_or_dense_counts(dense: np.ndarray, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 65536, (*dense.shape[1:], 2), np.uint16)
     table = measured(dense, Image(values, ("DAPI", "actin")))
     assert table.index.tolist() == list(range(1, len(dense) + 1))
@@ -76,7 +76,7 @@ def test_every_figure_is_skimages_or_counted_on_dense_masks(dense: np.ndarray, s
             "intensity_std_actin": region.intensity_std[1],
         }
         assert row[list(expected)].to_dict() == pytest.approx(expected, abs=1e-6)
-        # A root of what is 0 but for rounding: skimage's, ours is exact.
+        # scikit-image takes the root of a rounding error; ours is exact.
         assert row.minor_axis_px == pytest.approx(region.axis_minor_length, abs=1e-5)
         assert row.eccentricity == pytest.approx(region.eccentricity, abs=1e-5)
         if np.isnan(row.orientation_deg):
@@ -89,7 +89,7 @@ def test_every_figure_is_skimages_or_counted_on_dense_masks(dense: np.ndarray, s
 
 @quick
 @given(dense_masks)
-def test_turning_and_moving_changes_places_only(dense: np.ndarray) -> None:
+def test_rotation_and_translation_change_only_positions(dense: np.ndarray) -> None:
     masks = MaskSet.from_dense(dense)
     height, width = masks.image_hw
     moved = masks.shift(5, 900, (height + 5, width + 900)).rot90(1)
@@ -118,7 +118,7 @@ def test_discs(radius: float) -> None:
 
 
 @pytest.mark.parametrize("degrees", [-60, 0, 20, 45, 90])
-def test_ellipses_lean_as_they_look(degrees: float) -> None:
+def test_orientation_of_ellipses(degrees: float) -> None:
     canvas = np.zeros((200, 200), np.uint8)
     cv2.ellipse(canvas, (100, 100), (60, 25), -degrees, 0, 360, 1, -1)  # OpenCV turns clockwise
     row = measured(canvas[None] > 0).iloc[0]
@@ -147,38 +147,43 @@ def test_values_of_every_kind_of_image() -> None:
     assert row.intensity_mean_grey == pytest.approx(bright.mean(dtype=float), rel=1e-12)
     assert row.intensity_std_grey == pytest.approx(bright.std(dtype=float), rel=1e-9)
     assert (row.intensity_min_grey, row.intensity_max_grey) == (bright.min(), bright.max())
-    for plain in (bright.astype(">u2"), bright.astype(np.int32), bright[:, ::-1][:, ::-1], bright.astype(np.float32)):
-        again = measured(dense, Image.from_array(plain)).iloc[0]
-        assert again.intensity_mean_grey == pytest.approx(row.intensity_mean_grey)
+    for converted in (
+        bright.astype(">u2"),
+        bright.astype(np.int32),
+        bright[:, ::-1][:, ::-1],
+        bright.astype(np.float32),
+    ):
+        repeated = measured(dense, Image.from_array(converted)).iloc[0]
+        assert repeated.intensity_mean_grey == pytest.approx(row.intensity_mean_grey)
     holed = np.full((300, 300), -2.5)
     holed[7, 7] = np.nan
     assert measured(dense, Image.from_array(holed)).filter(like="intensity").isna().all(axis=None)
 
 
-def test_channels_give_names_and_alpha_is_left_out() -> None:
+def test_channels_name_the_columns_and_alpha_is_omitted() -> None:
     dense, data = np.ones((1, 2, 2), bool), np.zeros((2, 2, 4), np.uint8)
-    names = [f"intensity_{one}_{c}" for c in "RGB" for one in ("mean", "min", "max", "std")]
+    names = [f"intensity_{statistic}_{c}" for c in "RGB" for statistic in ("mean", "min", "max", "std")]
     assert list(measured(dense, Image.from_array(data)).filter(like="intensity")) == names
-    twice = measured(dense, Image(data[..., :2], ("DAPI", "DAPI"))).filter(like="intensity_mean")
-    assert list(twice) == ["intensity_mean_DAPI0", "intensity_mean_DAPI1"]
+    repeated = measured(dense, Image(data[..., :2], ("DAPI", "DAPI"))).filter(like="intensity_mean")
+    assert list(repeated) == ["intensity_mean_DAPI0", "intensity_mean_DAPI1"]
     assert list(measured(dense, Image(data[..., :1], ("A",))).filter(like="mean")) == ["intensity_mean_A"]
 
 
-def test_no_objects_have_every_column() -> None:
+def test_without_objects_the_table_has_every_column() -> None:
     image = Image(np.zeros((5, 6, 1), np.uint16), ("DAPI",), pixel_size_um=(0.5, 0.25))
     full = measured(np.ones((1, 5, 6), bool), image)
-    none = measure_instances(Instances.empty((5, 6), scored=True), image)
-    assert len(none) == 0
-    assert none.index.name == "label"
-    assert list(none) == list(full) == ["class", "score", "area_px", "area_um2", *list(full)[4:]]
-    assert none.dtypes.to_dict() == full.dtypes.to_dict()
+    empty = measure_instances(Instances.empty((5, 6), scored=True), image)
+    assert len(empty) == 0
+    assert empty.index.name == "label"
+    assert list(empty) == list(full) == ["class", "score", "area_px", "area_um2", *list(full)[4:]]
+    assert empty.dtypes.to_dict() == full.dtypes.to_dict()
     assert set(SHAPE) < set(full)
     assert full.area_um2.tolist() == [30 * 0.125]
     assert full.equivalent_diameter_um[1] == pytest.approx(np.sqrt(4 * 30 * 0.125 / np.pi))
     assert list(measured(np.ones((1, 5, 6), bool))) == ["class", "score", *SHAPE]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_other_image_sizes_and_missing_class_names_are_refused() -> None:
     cells = Instances.from_masks(MaskSet.from_dense(np.ones((1, 5, 6), bool)), class_ids=np.array([2]))
     with pytest.raises(InputError, match="image and objects have different sizes") as caught:
         cw.measure(cells, np.zeros((6, 5), np.uint8))
@@ -188,7 +193,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert cw.measure(cells, class_names=["a", "b", "c"])["class"].tolist() == ["c"]
 
 
-def test_ids_scores_and_the_csv_survive(tmp_path: Path) -> None:
+def test_ids_scores_and_the_csv(tmp_path: Path) -> None:
     image, truth = draw_field(1, (90, 100), 8, FieldLook(stain="fluorescence", bit_depth=16))
     scores = np.linspace(0.1, 0.9, len(truth)).astype(np.float32)
     cells = Instances.from_masks(truth.masks, scores=scores, ids=truth.ids + 40)
@@ -224,11 +229,13 @@ def test_a_real_image_against_regionprops_table(vrdl_root: Path) -> None:
         "intensity_max_B": "intensity_max-2",
     }
     labels = cells.masks.to_label_map(cells.ids).astype(np.int32)
-    wanted = ("label", *(name.split("-")[0] for name in names.values()))
+    properties = ("label", *(name.split("-")[0] for name in names.values()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = pd.DataFrame(regionprops_table(labels, image.data[..., :3], properties=wanted)).set_index("label")
-    whole = theirs.index[table.area_px.loc[theirs.index] == theirs.area]  # a label map cuts overlapping objects
+        theirs = pd.DataFrame(regionprops_table(labels, image.data[..., :3], properties=properties)).set_index("label")
+    whole = theirs.index[
+        table.area_px.loc[theirs.index] == theirs.area
+    ]  # a label map has only part of overlapping objects
     assert len(whole) > 0.8 * len(cells)
     for ours, name in names.items():
         np.testing.assert_allclose(table.loc[whole, ours], theirs.loc[whole, name], rtol=1e-6, atol=1e-6)

@@ -1,22 +1,16 @@
-"""The Python example of the design, line by line, on small drawn images; and every suffix that `save` knows."""
+"""The Python example of the guide, line by line, on small drawn images."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 import tifffile
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from PIL import Image as Pillow
 
 import cellwright as cw
-from cellwright.core.errors import InputError, UsageError
-from cellwright.core.masks import MaskSet
+from cellwright.core.errors import InputError
 from cellwright.data.formats import FORMATS, WriteOptions
 from cellwright.data.synthetic import FieldLook, draw_field, write_demo_dataset
 
@@ -108,66 +102,21 @@ def test_a_plain_array_works_and_a_list_gives_a_list(folder: Path) -> None:
     image, model = cw.read_image("a.ome.tif", channel="DAPI"), cw.load_model("classical")
     cells = model.predict(image)
     assert model.predict(image.data[:, :, 0]).masks == cells.masks
-    several = model.predict([image, image.data])
-    assert [one.masks == cells.masks for one in several] == [True, True]
-    assert (
-        cw.measure(cells, image.data).intensity_mean_grey.tolist()
-        == cw.measure(cells, image).intensity_mean_DAPI.tolist()
-    )
-    axes = cw.show(image.data, cells)
-    assert isinstance(axes, Axes)
-    pyplot.close(axes.figure)
+    listed = model.predict([image, image.data])
+    assert [prediction.masks == cells.masks for prediction in listed] == [True, True]
     with pytest.raises(InputError, match="actin, DAPI"):
         cw.read_image("a.ome.tif")
 
 
-def test_the_suffix_decides(folder: Path) -> None:
-    image, truth = cw.read_image("a.ome.tif", channel="DAPI"), cw.read_instances("a_masks.tif")
-    cells = cw.Instances.from_masks(truth.masks, ids=truth.ids + 6, scores=np.linspace(0.2, 0.9, len(truth)))
-    for name in ("b.geojson", "b.json", "b.zip"):
-        assert cw.save(cells, name, image=image) == Path(name)
-        back = cw.read_instances(name)
-        assert back.masks == cells.masks
-        assert back.ids.tolist() == cells.ids.tolist()
-        assert back.scores is not None
-        assert back.scores.tolist() == pytest.approx(cells.scores.tolist(), abs=1e-6)
-    labels = tifffile.imread(cw.save(cells, "b.tiff"))
-    assert labels.dtype == np.uint32
-    assert set(np.unique(labels)) == {0, *cells.ids.tolist()}
-    with Pillow.open(cw.save(cells, "b.png", image=image)) as picture:
-        assert picture.size[0] == HW[1]
-    table = pd.read_csv(cw.save(cells, "b.csv", image=image))
-    assert list(table)[:4] == ["image", "label", "class", "score"]
-    assert (set(table["image"]), set(table["class"])) == ({"a.ome"}, {"cell"})
-    assert table.label.tolist() == cells.ids.tolist()
-    assert table.intensity_mean_DAPI.min() > 0
-    assert set(pd.read_csv(cw.save(cells, "c_measurements.csv"))["image"]) == {"c"}
-
-
-def test_what_cannot_be_saved_leaves_nothing(folder: Path) -> None:
-    cells = cw.read_instances("a_masks.tif")
-    with pytest.raises(UsageError, match="needs the image"):
-        cw.save(cells, "b.png")
-    with pytest.raises(UsageError, match="unknown file type"):
-        cw.save(cells, "b.docx")
-    for name in ("b.csv", "b.geojson", "b.png"):
-        with pytest.raises(InputError):
-            cw.save(cells, name, image=np.zeros((5, 5), np.uint8))
-    with pytest.raises(InputError, match="without a name"):
-        cw.save(cells, "b.zip", class_names=[])
-    assert not list(folder.glob("*b.*"))
-
-
-def test_class_names_and_no_objects(folder: Path) -> None:
-    truth = cw.read_instances("a_masks.tif")
-    kinds = cw.Instances.from_masks(truth.masks, class_ids=np.arange(len(truth)) % 2)
-    found = json.loads(cw.save(kinds, "b.geojson", class_names=("live", "dead")).read_text())
-    properties = [feature["properties"] for feature in found["features"]]
-    assert {one["classification"]["name"] for one in properties} == {"live", "dead"}
-    assert properties[0]["measurements"]["area_px"] == truth.masks.areas[0]
-    assert set(pd.read_csv(cw.save(kinds, "b.csv"))["class"]) == {"class0", "class1"}
-    none = cw.Instances.from_masks(MaskSet.empty(HW))
-    for name in ("m.geojson", "n.zip", "n.csv", "n.tif", "n.json", "n.png"):
-        cw.save(none, name, image=np.zeros(HW, np.uint8))
-    assert pd.read_csv("n.csv").empty
-    assert len(cw.read_instances("m.geojson")) == 0
+@pytest.mark.usefixtures("folder")
+def test_every_line(tmp_path: Path) -> None:
+    """The whole example with the bundled pretrained model and a very short training."""
+    names = {"cw": cw}
+    exec(lines_with("max_minutes=5", "max_minutes=0.02"), names)
+    check(names)
+    run, both = names["run"], names["both"]
+    assert (tmp_path / "runs/mine/model/weights.safetensors").is_file()
+    assert run.metrics["accuracy@0.5"] > 0
+    assert len(both) > 10
+    assert both.scores is not None
+    assert both.masks.image_hw == names["image"].image_hw
