@@ -26,7 +26,7 @@ def rendered(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, t
     return render
 
 
-def found_in(network: DenseNetwork, views: tuple[View, ...], image: np.ndarray) -> Instances:
+def detected(network: DenseNetwork, views: tuple[View, ...], image: np.ndarray) -> Instances:
     with torch.inference_mode():
         return network.detect_views(views, rendered(image, network.stride), image.shape[1:])  # type: ignore[arg-type]
 
@@ -34,8 +34,8 @@ def found_in(network: DenseNetwork, views: tuple[View, ...], image: np.ndarray) 
 TARGETS = {"semantic": SemanticTarget(), "watershed": WatershedTarget(), "flow": FlowTarget()}
 
 
-class Reads(nn.Module):
-    """A U-Net that knows everything: its images show labels, its maps are the true ones of what it is shown."""
+class Oracle(nn.Module):
+    """In place of a U-Net: its images are label maps, of which it returns the ground-truth maps."""
 
     stride = 8
 
@@ -45,7 +45,7 @@ class Reads(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         labels = images[:, 0].round().int().numpy()
-        maps = torch.from_numpy(np.stack([self.target.encode(one) for one in labels]))
+        maps = torch.from_numpy(np.stack([self.target.encode(label_map) for label_map in labels]))
         for index, name in enumerate(self.target.channels):
             if not name.startswith("flow"):
                 maps[:, index] = torch.logit(maps[:, index], eps=1e-6)
@@ -55,15 +55,15 @@ class Reads(nn.Module):
         return [torch.cat([maps, 9 * even, 9 * (1 - even)], dim=1)]
 
 
-def knowing(name: str, n_classes: int = 1) -> DenseNetwork:
+def oracle(name: str, n_classes: int = 1) -> DenseNetwork:
     config = UNetConfig(width=4, depth=1, norm="none", target=TARGETS[name])
     network = DenseNetwork(config, in_channels=1, n_classes=n_classes)
-    network.unet = Reads(network.target, n_classes)  # type: ignore[assignment]
+    network.unet = Oracle(network.target, n_classes)  # type: ignore[assignment]
     return network.eval()
 
 
 def discs() -> np.ndarray:
-    """(1, 61, 90) float32, shows labels 1..12."""
+    """An image (1, 61, 90) float32 of labels 1..12."""
     labels = np.zeros((61, 90), np.float32)
     y, x = np.mgrid[:61, :90]
     for k in range(12):
@@ -73,36 +73,36 @@ def discs() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_true_maps_of_all_views_agree(name: str) -> None:
+def test_ground_truth_maps_of_all_views_agree(name: str) -> None:
     """Flows that did not turn as vectors would cancel each other."""
-    network, image = knowing(name, n_classes=2), discs()
+    network, image = oracle(name, n_classes=2), discs()
     with torch.inference_mode():
         plain, mean = (
             network.mean_maps(views, rendered(image, 8), (61, 90)) for views in (PLAIN, parse_views("turns"))
         )
-    # The source of a symmetric disc has no direction: rounding gives it one.
+    # The flow at the source of a symmetric disc depends on rounding.
     assert (np.abs(mean - plain) > 1e-3).sum() <= 12
-    found = found_in(network, parse_views("turns"), image)
+    instances = detected(network, parse_views("turns"), image)
     truth = MaskSet.from_label_map(image[0].astype(np.int32))[0]
-    i, j, iou = truth.iou(found.masks)
-    assert (iou > 0.99).sum() == len(found) == 12
-    assert np.array_equal(found.class_ids[j[iou > 0.99]], i[iou > 0.99] % 2 == 0), "odd labels show class 1"
+    i, j, iou = truth.iou(instances.masks)
+    assert (iou > 0.99).sum() == len(instances) == 12
+    assert np.array_equal(instances.class_ids[j[iou > 0.99]], i[iou > 0.99] % 2 == 0), "odd labels have class 1"
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_one_plain_view_of_maps_is_the_network_itself(name: str) -> None:
-    network, image = knowing(name), discs()
+def test_the_plain_view_alone_equals_detect(name: str) -> None:
+    network, image = oracle(name), discs()
     stacked, hw = rendered(image, 8)(View())
     (expected,) = network.detect(stacked, [hw], [hw])
-    found = found_in(network, PLAIN, image)
-    assert found.masks == expected.masks
-    np.testing.assert_array_equal(found.scores, expected.scores)
-    assert len(found_in(network, parse_views("turns"), np.zeros_like(image))) == 0
+    instances = detected(network, PLAIN, image)
+    assert instances.masks == expected.masks
+    np.testing.assert_array_equal(instances.scores, expected.scores)
+    assert len(detected(network, parse_views("turns"), np.zeros_like(image))) == 0
 
 
 def test_views_of_other_sizes_are_averaged_at_the_output() -> None:
-    """A view at half size is brought to the output's size before it counts."""
-    network, image = knowing("semantic"), discs()
+    """The maps of a view at half size are resized to the output."""
+    network, image = oracle("semantic"), discs()
 
     def render(view: View) -> tuple[Tensor, tuple[int, int]]:
         shown = image[:, ::2, ::2] if view.scale == 0.5 else image

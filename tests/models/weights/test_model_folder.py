@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, OutputError
 from cellwright.models.build import build_network
+from cellwright.models.weights import model_folder as module
 from cellwright.models.weights import torch_io
 from cellwright.models.weights.initial import start_from
 from cellwright.models.weights.model_folder import ModelInfo, model_folder, read_model_info
@@ -52,8 +54,8 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_round_trip(saved: Path) -> None:
-    network, found = load_network(saved, kind="mask_rcnn")
-    assert found == info()
+    network, loaded = load_network(saved, kind="mask_rcnn")
+    assert loaded == info()
     assert not network.training
     stored = read_weights(saved)
     for name, tensor in network.state_dict().items():
@@ -65,6 +67,10 @@ def test_round_trip(saved: Path) -> None:
     assert "CC0-1.0" in card
     assert "AP@100" in card
     assert str(saved) not in card + (saved / "model.json").read_text()
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_file_permissions_are_the_default_ones(saved: Path) -> None:

@@ -133,17 +133,17 @@ class DenseNetwork(nn.Module):
     def detect(
         self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
     ) -> list[Instances]:
-        """The objects of each image at the resolution ``output_hws``, highest score first; see `Network.detect`."""
+        """The objects of each image at the resolution ``output_hws``, best first; see `Network.detect`."""
         return [self.decode(maps) for maps in self.output_maps(images, image_hws, output_hws)]
 
     @torch.no_grad()
     def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
-        """The objects of one image with test-time augmentation, best first; see ``DetectsViews.detect_views``."""
+        """The objects of one image with test-time augmentation, best first; see `DetectsViews.detect_views`."""
         return self.decode(self.mean_maps(views, render, output_hw))
 
     @torch.no_grad()
     def mean_maps(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> np.ndarray:
-        """What `decode` takes, averaged over the views: each view's maps are turned back, flows as vectors."""
+        """The input of `decode`, averaged over views after their maps are turned back; flows turn as vectors."""
         total = None
         for view in views:
             images, image_hw = render(view)

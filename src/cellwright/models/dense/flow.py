@@ -103,7 +103,7 @@ def decode(
         labels, n = _group_by_sink(ends, pixels, body.shape, reach_px)
         if body_threshold < outline_share:  # otherwise no object has a pixel to lose
             labels, n = _cut_outlines(labels, n, body, outline_share)
-        n, boxes = clean_objects(
+        _, boxes = clean_objects(
             labels,
             n,
             body,
