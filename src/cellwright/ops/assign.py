@@ -1,10 +1,11 @@
-"""Which anchor or proposal belongs to which object, and which of them a training step looks at.
+"""Assignment of anchors or proposals to objects, and the sample of them that a training step uses.
 
-A dense IoU matrix of 250,000 anchors and 1,862 objects weighs 1.9 GB. Here boxes pass in chunks, twice: the first pass
-finds each box's best object and each object's best IoU, the second finds every box that ties with an object's best.
-A chunk of neighbouring anchors meets only the objects that reach into its hull; all others have IoU 0 with it.
+A dense IoU matrix of 250,000 anchors and 1,862 objects takes 1.9 GB. Here the boxes are processed in chunks, in two
+passes: the first finds the best object of each box and the best IoU of each object, the second all boxes that reach an
+object's best IoU. A chunk of neighbouring anchors is compared only with the objects that overlap its hull; the IoU
+with all others is 0.
 
-Naming: "boxes" are anchors or proposals (N), "objects" are ground truth (G).
+Naming: "boxes" are anchors or proposals (N), "objects" are the ground truth (G).
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from cellwright.ops.boxes import box_areas, box_iou, intersection_areas
 
 FOREGROUND, BACKGROUND, UNUSED = 1, 0, -1
 
-# Boxes a chunk: with 1,862 objects its IoU matrix has 2 million entries, and a handful of temporaries stay below 50 MB.
+# Boxes per chunk: with 1,862 objects the IoU matrix has 2 million entries, and the temporaries stay below 50 MB.
 _CHUNK = 1024
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each of N boxes is.
+    """The result of `assign` for N boxes.
 
     Attributes:
         labels: Int8Tensor[N]: 1 foreground, 0 background, -1 neither.
-        objects: LongTensor[N]: index of the object with the highest IoU (the first among equals), whatever the label;
-            0 where a box meets no object.
+        objects: LongTensor[N]: index of the object with the highest IoU (the first of several), for every label; 0 for
+            a box that overlaps no object.
     """
 
     labels: Tensor
@@ -53,37 +54,42 @@ def assign(
         foreground_iou: boxes with at least this IoU are foreground.
         background_iou: boxes with less than this IoU are background; those between are neither.
         keep_best: boxes that reach an object's highest IoU, ties included, are foreground at any IoU above 0. (Dense
-            matchers also take IoU 0 for a tie, which turns every anchor positive when one object meets none: not here.)
+            matchers also count an IoU of 0 as a tie, so an object that overlaps no anchor makes every anchor positive.)
 
     Returns:
-        The assignment: apart from that case, labels and indices equal a dense matcher's. Memory is bounded by the
-        chunk, not by N x G.
+        The assignment; except in that case, it equals that of a dense matcher. Memory is limited by the chunk size, not
+        by N x G.
+
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [50, 50, 60, 60]])
+    >>> assignment = assign(boxes, boxes[:1], foreground_iou=0.7, background_iou=0.3, keep_best=True)
+    >>> assignment.labels.tolist(), assignment.objects.tolist()
+    ([1, -1, 0], [0, 0, 0])
     """
     best, index = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     labels = torch.full((len(boxes),), UNUSED, dtype=torch.int8, device=boxes.device)
     peaks = boxes.new_zeros(len(objects))
-    for part, near in _chunks(boxes, objects):
-        iou = box_iou(objects[near], boxes[part])
+    for part, members in _chunks(boxes, objects):
+        iou = box_iou(objects[members], boxes[part])
         values, rows = iou.max(dim=0)
         best[part] = values
-        index[part] = torch.where(values > 0, near[rows], 0)
-        peaks[near] = torch.maximum(peaks[near], iou.amax(dim=1))
+        index[part] = torch.where(values > 0, members[rows], 0)
+        peaks[members] = torch.maximum(peaks[members], iou.amax(dim=1))
     labels[best < background_iou] = BACKGROUND
     labels[best >= foreground_iou] = FOREGROUND
     if keep_best:
-        for part, near in _chunks(boxes, objects):
-            # An IoU of 0 can never equal infinity, so objects that meet no box take none.
-            goal = peaks[near].masked_fill(peaks[near] == 0, torch.inf)
-            tied = (box_iou(objects[near], boxes[part]) == goal[:, None]).any(dim=0)
+        for part, members in _chunks(boxes, objects):
+            # No IoU equals infinity, so an object that overlaps no box gets none.
+            goal = peaks[members].masked_fill(peaks[members] == 0, torch.inf)
+            tied = (box_iou(objects[members], boxes[part]) == goal[:, None]).any(dim=0)
             labels[part] = labels[part].masked_fill(tied, FOREGROUND)
     return Assignment(labels, index)
 
 
 def inside_ignored(boxes: Tensor, ignored: Tensor, min_ioa: float) -> Tensor:
-    """BoolTensor[N]: boxes of which at least ``min_ioa`` lies inside one of the ignored regions' boxes [G,4]."""
+    """BoolTensor[N]: boxes with at least ``min_ioa`` of their area inside one of the ignored boxes FloatTensor[G,4]."""
     result = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for part, near in _chunks(boxes, ignored):
-        shared = intersection_areas(ignored[near], boxes[part]).amax(dim=0)
+    for part, members in _chunks(boxes, ignored):
+        shared = intersection_areas(ignored[members], boxes[part]).amax(dim=0)
         result[part] = (shared > 0) & (shared >= min_ioa * box_areas(boxes[part]))
     return result
 
@@ -93,9 +99,9 @@ def sample(labels: Tensor, count: int, positive_fraction: float, generator: torc
 
     Args:
         labels: Int8Tensor[N] as in ``Assignment``.
-        count: boxes wanted. Missing foreground is made up with background; fewer come where both run out.
+        count: size of the sample. Missing foreground is replaced by background; the sample is smaller if both run out.
         positive_fraction: at most ``int(count * positive_fraction)`` are foreground.
-        generator: on the CPU; the same state draws the same boxes on every device.
+        generator: on the CPU, so that the same state draws the same boxes on every device.
 
     Returns:
         LongTensor[S], S <= count, ascending.
@@ -114,10 +120,10 @@ def _draw(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _chunks(boxes: Tensor, objects: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the boxes, each with the ascending indices of the objects that reach into the slice's hull."""
+    """Slices of the boxes, each with the ascending indices of the objects that overlap the slice's hull."""
     for start in range(0, len(boxes) if len(objects) else 0, _CHUNK):
         part = slice(start, start + _CHUNK)
         low, high = boxes[part, :2].amin(dim=0), boxes[part, 2:].amax(dim=0)
-        near = torch.nonzero(((objects[:, :2] < high) & (objects[:, 2:] > low)).all(dim=1)).squeeze(1)
-        if len(near):
-            yield part, near
+        members = torch.nonzero(((objects[:, :2] < high) & (objects[:, 2:] > low)).all(dim=1)).squeeze(1)
+        if len(members):
+            yield part, members

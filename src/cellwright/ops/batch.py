@@ -1,4 +1,4 @@
-"""One training step's tensors: what the loader's collate step makes and what ``Network.losses`` takes."""
+"""The tensors of one training step: the loader collates them, and ``Network.losses`` takes them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their objects, as tensors. An image with no object is legal: its lists hold N = 0 rows.
+    """B images with their objects, as tensors. Images without objects are legal: N = 0.
 
     Attributes:
         images: FloatTensor[B,C,H,W], normalised, zero-padded right and bottom so that H and W are multiples of the
             network's stride.
         image_hws: unpadded (height, width) of each image, px; ``h <= H`` and ``w <= W``.
         boxes: per image FloatTensor[N,4], ``x0 y0 x1 y1`` half open, px, inside the unpadded image.
-        class_ids: per image LongTensor[N], 0..K-1 (background is no class).
+        class_ids: per image LongTensor[N], 0..K-1, without background.
         ignore: per image BoolTensor[N]; true for crowd regions, which are neither object nor background.
-        layers: per image IntTensor[L,h,w], L >= 1. Object k of the image has the value k + 1, 0 is background. L is 1
-            unless objects overlap.
+        layers: per image label layers IntTensor[L,h,w], L >= 1: object k has the value k + 1, and 0 is background. L is
+            1 unless objects overlap.
         layer_of: per image LongTensor[N], the layer that holds object k.
-        seed: every draw inside the model comes from ``torch.Generator().manual_seed(seed)`` on the CPU.
+        seed: of all random draws inside the model; see `generator`.
+
+    Raises `ValueError` if shapes or lengths disagree.
     """
 
     images: Tensor
@@ -53,7 +55,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
+        """The same batch with all tensors on ``device``; copies from pinned memory are asynchronous."""
 
         def moved(tensors: list[Tensor]) -> list[Tensor]:
             return [tensor.to(device, non_blocking=True) for tensor in tensors]
@@ -69,7 +71,7 @@ class Batch:
         )
 
     def generator(self) -> torch.Generator:
-        """A fresh CPU generator seeded with ``seed``; the same batch always draws the same samples."""
+        """A new CPU generator with this batch's seed, so that the same batch always draws the same samples."""
         return torch.Generator().manual_seed(self.seed)
 
 
@@ -77,15 +79,19 @@ def stack_images(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[tu
     """Stack images of different sizes into one zero-padded tensor.
 
     Args:
-        images: FloatTensor[C,h,w] each, normalised, all of one C; at least one.
+        images: FloatTensor[C,h,w] each, normalised, with equal C; at least one.
         stride: H and W of the result are multiples of it, px.
 
     Returns:
-        FloatTensor[B,C,H,W], padded right and bottom with zeros (the mean colour, since images are normalised), and
-        the unpadded (h, w) of each image.
+        FloatTensor[B,C,H,W], padded with zeros at the right and at the bottom (0 is the mean colour, since images are
+        normalised), and the unpadded (h, w) of each image.
 
     Raises:
-        ValueError: no image at all.
+        ValueError: there is no image.
+
+    >>> stacked, image_hws = stack_images([torch.ones(3, 60, 90), torch.ones(3, 64, 40)], stride=32)
+    >>> tuple(stacked.shape), image_hws
+    ((2, 3, 64, 96), [(60, 90), (64, 40)])
     """
     if not images:
         raise ValueError("stack_images needs at least one image")

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of boxes."""
+"""Non-maximum suppression (NMS) of boxes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from torchvision.ops import nms
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, max_iou: float) -> Tensor:
-    """Greedy hard NMS inside each group (a class or a pyramid level); boxes of different groups never meet.
+    """Greedy NMS inside each group (a class or a pyramid level); boxes of different groups do not interact.
 
     Args:
-        boxes: FloatTensor[N,4], px.
+        boxes: FloatTensor[N,4], px; N may be 0.
         scores: FloatTensor[N], any scale.
         groups: LongTensor[N].
-        max_iou: a box goes when its IoU with a better box that stays is greater than this; equality keeps it.
+        max_iou: a box is dropped if its IoU with a better box that is kept is greater than this.
 
     Returns:
-        LongTensor[M]: indices that stay, by falling score, equal scores by rising index.
+        LongTensor[M]: indices of the boxes that are kept, by falling score; equal scores by rising index.
+
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10]])
+    >>> grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), max_iou=0.5).tolist()
+    [0, 2]
     """
-    # Group by group, not by shifting coordinates: shifts of thousands of pixels cost the IoU its last digits.
+    # Group by group instead of shifting coordinates: shifts of thousands of pixels cost the IoU its last digits.
     order = torch.argsort(scores, descending=True, stable=True)
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for group in torch.unique(groups).tolist():

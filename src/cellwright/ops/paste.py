@@ -1,16 +1,16 @@
-"""From mask probabilities to the pixels of the image: the ragged paste.
+"""Pasting predicted masks into the image: probabilities on a small grid become pixels.
 
-Every object fills its own small window; all windows of a chunk are filled by one gather over a flat index, where the
-probabilities are (CPU or GPU). No ``N x H x W`` array is made, and no loop runs over objects.
+Every object fills a small window of its own. All windows of a chunk are filled by one gather over a flat index, on the
+device of the probabilities. There is no ``N x H x W`` array and no loop over objects.
 
 Shape shorthand: N objects, M side of a predicted mask, P pixels of all windows together.
 
 The two rules resample differently and give different pixels:
 
-- detectron2: pixel centres are mapped into the box and probabilities interpolated bilinearly with zeros outside
+- detectron2: pixel centres are mapped into the box, and probabilities are interpolated bilinearly with zeros outside
   (``F.grid_sample``, align_corners=False); a pixel belongs to the object at ``>= threshold``.
-- torchvision: the mask gets a border of zeros, the box grows by (M + 2) / M and is cut to whole pixels, and the mask is
-  stretched over it (``F.interpolate``); a pixel belongs to the object at ``> threshold``.
+- torchvision: the mask gets a border of zeros, the box grows by (M + 2) / M and is truncated to whole pixels, and the
+  mask is stretched over it (``F.interpolate``); a pixel belongs to the object at ``> threshold``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cellwright.core.masks import MaskSet, SoftMasks
 
 PasteRule = Literal["torchvision", "detectron2"]
 
-# Pixels a chunk: small enough for the CPU's cache, and about 60 bytes each in temporaries.
+# Pixels per chunk: small enough for the CPU's cache, with about 60 bytes of temporaries each.
 _CHUNK_PIXELS = 1 << 18
 
 
@@ -40,11 +40,16 @@ def paste_masks(
         probs: FloatTensor[N,M,M] in [0, 1], the mask of each box.
         boxes: FloatTensor[N,4] ``x0 y0 x1 y1`` px, positive area.
         image_hw: (H, W) of the image that is pasted into.
-        rule: see the module's text.
+        rule: see the module's docstring.
         threshold: probability from which a pixel belongs to the object.
 
     Returns:
-        N masks, in order; an object that reaches the threshold nowhere has an empty mask.
+        N masks, in order; an object that reaches the threshold at no pixel has an empty mask.
+
+    >>> boxes = torch.tensor([[2.0, 3, 6, 5]])
+    >>> masks = paste_masks(torch.ones(1, 28, 28), boxes, (8, 8), rule="detectron2", threshold=0.5)
+    >>> masks.boxes.tolist(), masks.areas.tolist()
+    ([[2, 3, 6, 5]], [8])
     """
     windows = _windows(boxes, probs.shape[-1], image_hw, rule)
     crops = []
@@ -54,24 +59,14 @@ def paste_masks(
     return MaskSet.from_flat(image_hw, *_as_arrays(windows, crops))
 
 
-def paste_soft_masks(probs: Tensor, boxes: Tensor, image_hw: tuple[int, int], *, rule: PasteRule) -> SoftMasks:
-    """The same with probabilities kept, rounded to 1/255; arguments as in ``paste_masks``."""
-    windows = _windows(boxes, probs.shape[-1], image_hw, rule)
-    crops = [
-        _rounded(_fill(probs[part].float(), boxes[part].float(), windows[part], rule)).cpu()
-        for part in _chunks(windows)
-    ]
-    return SoftMasks(image_hw, *_as_arrays(windows, crops))
-
-
 class PasteMean:
-    """Masks of the same N objects from several looks at them: the mean of what each would paste.
+    """The mean of several masks of each of N objects, as they would be pasted (test-time augmentation).
 
-    It holds four bytes for each pixel of the objects' windows, however many looks there are.
+    Takes four bytes per pixel of the objects' windows, for any number of masks.
     """
 
     def __init__(self, boxes: Tensor, mask_side: int, image_hw: tuple[int, int], *, rule: PasteRule) -> None:
-        """``boxes``, ``image_hw``, ``rule`` as in ``paste_masks``; ``mask_side``: M of the masks to come."""
+        """``boxes``, ``image_hw`` and ``rule`` as in `paste_masks`; ``mask_side``: M of the masks to add."""
         self._boxes, self._image_hw = boxes.float(), image_hw
         self._rule: PasteRule = rule
         self._windows = _windows(boxes, mask_side, image_hw, rule)
@@ -80,7 +75,7 @@ class PasteMean:
         self._sums = torch.zeros(int(sizes.sum()), device=boxes.device)
 
     def add(self, first: int, probs: Tensor) -> None:
-        """One look's masks FloatTensor[n,M,M] in [0, 1] of the objects from ``first`` on."""
+        """Add masks FloatTensor[n,M,M] in [0, 1] of the n objects from index ``first`` on."""
         own = slice(first, first + len(probs))
         boxes, windows = self._boxes[own], self._windows[own]
         end = int(self._ends[first - 1]) if first else 0
@@ -89,9 +84,12 @@ class PasteMean:
             self._sums[end : end + len(values)] += values
             end += len(values)
 
-    def finish(self, looks: int, *, threshold: float) -> tuple[MaskSet, SoftMasks]:
-        """N masks where the mean of so many looks reaches the threshold, and the means rounded to 1/255."""
-        mean = self._sums / looks
+    def finish(self, n_masks: int, *, threshold: float) -> tuple[MaskSet, SoftMasks]:
+        """N masks where the mean reaches the threshold, and the means rounded to 1/255.
+
+        ``n_masks``: how many masks of each object were added.
+        """
+        mean = self._sums / n_masks
         boxes, offsets, inside = _as_arrays(self._windows, [_reached(mean, threshold, self._rule).cpu()])
         soft = SoftMasks(self._image_hw, boxes, offsets, _rounded(mean).cpu().numpy())
         return MaskSet.from_flat(self._image_hw, boxes, offsets, inside), soft
@@ -106,7 +104,7 @@ def _rounded(values: Tensor) -> Tensor:
 
 
 def _windows(boxes: Tensor, mask_side: int, image_hw: tuple[int, int], rule: PasteRule) -> Tensor:
-    """LongTensor[N,4] on the CPU: the pixels that each object can reach, inside the image; without area: all 0."""
+    """LongTensor[N,4] on the CPU: the pixels of the image that each object can cover; all 0 if there are none."""
     boxes = boxes.detach().float().cpu()
     spans = []
     for axis, length in ((0, image_hw[1]), (1, image_hw[0])):
@@ -121,14 +119,14 @@ def _windows(boxes: Tensor, mask_side: int, image_hw: tuple[int, int], rule: Pas
 
 
 def _grown(edges: Tensor, mask_side: int) -> Tensor:
-    """LongTensor[N,2]: spans grown by (M + 2) / M about their centre, then cut towards zero to whole pixels."""
+    """LongTensor[N,2]: spans grown by (M + 2) / M about their centre, then truncated to whole pixels."""
     half = (edges[:, 1] - edges[:, 0]) * 0.5 * ((mask_side + 2) / mask_side)
     centre = (edges[:, 1] + edges[:, 0]) * 0.5
     return torch.stack([centre - half, centre + half], dim=1).long()
 
 
 def _chunks(windows: Tensor) -> Iterator[slice]:
-    """Slices of objects whose windows hold about ``_CHUNK_PIXELS`` together; a larger object comes alone."""
+    """Slices of objects whose windows have about ``_CHUNK_PIXELS`` together; a larger object gets its own slice."""
     pixels = (windows[:, 2:] - windows[:, :2]).prod(dim=1).cumsum(0)
     start, done = 0, 0
     while start < len(windows):
@@ -146,12 +144,12 @@ def _as_arrays(windows: Tensor, crops: list[Tensor]) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class _Lines:
-    """Rows or columns of all windows, one after the other (T lines).
+    """The rows or columns of all windows, one after the other (T lines).
 
     Attributes:
-        object_of: LongTensor[T].
-        first: LongTensor[N], where each object's lines begin.
-        low, high: LongTensor[T], the two mask lines that a line mixes, inside 0..M-1.
+        object_of: LongTensor[T], the object of each line.
+        first: LongTensor[N], index of each object's first line.
+        low, high: LongTensor[T], the two mask lines that are interpolated, within 0..M-1.
         weight_low, weight_high: FloatTensor[T]; 0 for a mask line outside the mask.
     """
 
@@ -169,7 +167,7 @@ def _fill(probs: Tensor, boxes: Tensor, windows: Tensor, rule: PasteRule) -> Ten
     windows = windows.to(device)
     rows = _lines(windows[:, 1], windows[:, 3], boxes[:, [1, 3]], side, rule)
     columns = _lines(windows[:, 0], windows[:, 2], boxes[:, [0, 2]], side, rule)
-    # First mix mask rows (T x M values), then mix two values of the mixed row for every pixel.
+    # First interpolate between mask rows (T x M values), then between two values of that row for every pixel.
     mixed = probs[rows.object_of, rows.low] * rows.weight_low[:, None]
     mixed += probs[rows.object_of, rows.high] * rows.weight_high[:, None]
     width_of_row = (windows[:, 2] - windows[:, 0])[rows.object_of]
@@ -182,13 +180,13 @@ def _fill(probs: Tensor, boxes: Tensor, windows: Tensor, rule: PasteRule) -> Ten
 
 
 def _lines(low: Tensor, high: Tensor, edges: Tensor, side: int, rule: PasteRule) -> _Lines:
-    """The pixels ``low[i] .. high[i] - 1`` of one axis, placed on mask lines; ``edges`` FloatTensor[N,2] px."""
+    """The pixels ``low[i] .. high[i] - 1`` of one axis as positions on mask lines; ``edges``: FloatTensor[N,2] px."""
     counts = high - low
     object_of = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     pixel = torch.arange(len(object_of), device=low.device) + (low - first)[object_of]
     if rule == "torchvision":
-        # Positions in the mask with its border of zeros: line 0 and line side + 1 are that border.
+        # Positions in the mask including its border of zeros: lines 0 and side + 1 are the border.
         corners = _grown(edges, side)[object_of]
         extent = (corners[:, 1] - corners[:, 0] + 1).clamp(min=1)
         scale = torch.full_like(extent, side + 2, dtype=torch.float32) / extent

@@ -1,8 +1,8 @@
-"""Values at points: of maps by bilinear interpolation, and of objects straight from their label layers.
+"""Values at points: of maps by bilinear interpolation, and of objects directly from their label layers.
 
-A cell's value stands at its centre, and beyond the map there are zeros (``F.grid_sample``, align_corners=False), as in
-Detectron2's PointRend. Shape shorthand: R boxes, P points a box, C channels, M side of a mask, L label layers. Points
-are (x, y); unit points lie in [0, 1], which spans a box or a whole map.
+The value of a cell is that at its centre, and outside the map values are 0 (``F.grid_sample``, align_corners=False), as
+in Detectron2's PointRend. Shape shorthand: R boxes, P points per box, C channels, M side of a mask, L label layers.
+Points are (x, y); unit points are in [0, 1], which spans a box or a whole map.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def sample_map(feature: Tensor, points: Tensor, stride: int) -> Tensor:
 
 
 def uncertain_cells(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` cells of each mask FloatTensor[R,M,M] whose logits are nearest to 0, most uncertain first.
+    """The ``n`` cells of each mask FloatTensor[R,M,M] whose logits are closest to 0, most uncertain first.
 
     Returns:
-        LongTensor[R,P], ``y * M + x``, where P is ``n`` or all M * M, and their unit points FloatTensor[R,P,2].
+        LongTensor[R,P], ``y * M + x``, P being ``n`` or at most M * M, and their unit points FloatTensor[R,P,2].
     """
     side = logits.shape[-1]
     cells = (-logits.flatten(1).abs()).topk(min(n, side**2), dim=1).indices
@@ -49,10 +49,10 @@ def uncertain_cells(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_labels(layers: Tensor, layer_of: Tensor, values: Tensor, points: Tensor) -> Tensor:
-    """How much of an object there is at points, without making its bitmask.
+    """The bilinear value of objects' bitmasks at points, without building the bitmasks.
 
-    The four labels around each point are gathered and compared with the object's value: equals ``grid_sample`` of the
-    bitmask, and 0 beyond the image.
+    The four labels around each point are gathered and compared with the object's value. The result equals
+    ``grid_sample`` of the bitmask; it is 0 outside the image.
 
     Args:
         layers: IntTensor[L,h,w], label layers of one image.
@@ -65,7 +65,7 @@ def sample_labels(layers: Tensor, layer_of: Tensor, values: Tensor, points: Tens
     """
     height, width = layers.shape[1:]
     extent = points.new_tensor([width, height])
-    # Term by term in grid_sample's own order, so that rounding agrees.
+    # In the order of grid_sample's own terms, so that rounding agrees.
     place = ((2 * (points / extent) - 1) + 1) * (extent / 2) - 0.5
     low = place.floor()
     (right, down), (x, y) = (place - low).unbind(-1), low.long().unbind(-1)

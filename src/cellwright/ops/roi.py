@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-# Values that the target sampler holds at once; four gathers of that many stay below 100 MB.
+# Largest number of values in memory in the target sampler; four gathers of that many stay below 100 MB.
 _CHUNK_VALUES = 1_000_000
 
 
@@ -22,10 +22,10 @@ class Pooling:
     """How boxes are pooled from a feature pyramid whose level l has a stride of 2**l px.
 
     Attributes:
-        sampling_ratio: samples an output cell and axis; 0 adapts to the size of the box.
+        sampling_ratio: samples per output cell and axis; 0 adapts to the size of the box.
         aligned: shift boxes by half a pixel, so that pixel centres are at .5 (Detectron2's ROIAlignV2).
-        level_rule: where the constant that keeps exact powers of two in their level stands, see ``box_levels``.
-        canonical_box_px: square root of the area of boxes that belong to ``canonical_level``.
+        level_rule: where `box_levels` has the small constant that keeps exact powers of two in their level.
+        canonical_box_px: size (square root of the area) of boxes that belong to ``canonical_level``.
         canonical_level: 4 in the FPN paper.
         first_level: level of the finest feature map that is pooled from.
     """
@@ -43,7 +43,7 @@ def box_levels(boxes: Tensor, n_levels: int, pooling: Pooling) -> Tensor:
 
     Args:
         boxes: FloatTensor[R,4].
-        n_levels: feature maps that boxes are pooled from.
+        n_levels: number of feature maps that boxes are pooled from.
 
     Returns:
         LongTensor[R], 0..n_levels-1: ``floor(k0 + log2(sqrt(area) / canonical))``, clamped.
@@ -58,7 +58,7 @@ def box_levels(boxes: Tensor, n_levels: int, pooling: Pooling) -> Tensor:
 
 
 def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: int, pooling: Pooling) -> Tensor:
-    """RoIAlign (He et al. 2017) of every box from the pyramid level that its size asks for.
+    """RoIAlign (He et al. 2017) of every box, from the pyramid level that matches its size.
 
     Args:
         features: finest first, FloatTensor[B,C,H_l,W_l] each; level l has a stride of ``2 ** (first_level + l)`` px.
@@ -84,10 +84,10 @@ def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: 
 def sample_mask_targets(
     layers: Tensor, layer_of: Tensor, values: Tensor, boxes: Tensor, resolution: int, *, aligned: bool
 ) -> Tensor:
-    """RoIAlign of objects' bitmasks (adaptive sampling), without making the bitmasks.
+    """RoIAlign of objects' bitmasks (adaptive sampling), without building the bitmasks.
 
-    At each of RoIAlign's sample points the four neighbouring labels are gathered and compared with the object's value,
-    so cost follows the boxes and not objects x image. Equals ``roi_align(bitmask, box, M, 1.0, 0, aligned)``.
+    At each of RoIAlign's sample points, the four neighbouring labels are gathered and compared with the object's value:
+    the cost depends on the boxes, not on objects x image. Equals ``roi_align(bitmask, box, M, 1.0, 0, aligned)``.
 
     Args:
         layers: IntTensor[L,h,w], label layers of one image.
@@ -98,7 +98,7 @@ def sample_mask_targets(
         aligned: RoIAlign's half-pixel shift.
 
     Returns:
-        FloatTensor[R,M,M] in [0, 1]; R may be 0. Detectron2's targets are ``>= .5`` of it.
+        FloatTensor[R,M,M] in [0, 1]; R may be 0. Detectron2's targets are whether it is at least .5.
     """
     shift = 0.5 if aligned else 0.0
     start, end = boxes[:, :2] - shift, boxes[:, 2:] - shift
@@ -106,7 +106,7 @@ def sample_mask_targets(
     grid = torch.ceil(size / resolution).long()
     targets = boxes.new_zeros((len(boxes), resolution, resolution))
     per_chunk = max(1, _CHUNK_VALUES // resolution**2)
-    # Boxes of one sampling grid go together; there are few different grids, however many boxes.
+    # Boxes with the same sampling grid are processed together; there are few different grids.
     for code in torch.unique(grid[:, 0] << 32 | grid[:, 1]).tolist():
         grid_x, grid_y = code >> 32, code & 0xFFFFFFFF
         # A box without area has no sample points and stays 0.
@@ -129,7 +129,7 @@ class _AxisSamples:
 
 
 def _axis_samples(start: Tensor, size: Tensor, grid: int, resolution: int, length: int) -> _AxisSamples:
-    """RoIAlign's bilinear sample points, term by term in its own order, so that rounding agrees."""
+    """RoIAlign's bilinear sample points, in the order of its own terms, so that rounding agrees."""
     cell = (size / resolution)[:, None]
     cells = torch.arange(resolution, dtype=size.dtype, device=size.device)
     within = torch.arange(grid, dtype=size.dtype, device=size.device)[:, None, None] + 0.5
