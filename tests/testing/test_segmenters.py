@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
+import cellwright as cw
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.testing import check_segmenter, segmenter_checks
+from cellwright.testing.segmenters import IMAGE_KINDS
 
 
 class Good:
@@ -31,13 +33,18 @@ def test_a_correct_model_passes():
     check_segmenter(Good(), min_objects=12)
 
 
+@pytest.mark.parametrize("name", ["classical", "nuclei"])
+def test_bundled_models_pass(name):
+    segmenter = cw.load_model(name, device="cpu").predictor.segmenter
+    check_segmenter(segmenter, kinds=["rgb"] if name == "nuclei" else IMAGE_KINDS, min_objects=6)
+
+
 def changed(**methods):
     return type("Changed", (Good,), methods)()
 
 
 def unsorted(self, pixels):
-    found = Good.objects(self, pixels)
-    return found[::-1]
+    return Good.objects(self, pixels)[::-1]
 
 
 def without_scores(self, pixels):
@@ -58,8 +65,8 @@ def changing(self, pixels):
 
 
 def random(self, pixels):
-    found = Good.objects(self, pixels)
-    return Instances.from_masks(found.masks, scores=np.sort(np.random.default_rng().random(len(found)))[::-1])
+    masks = Good.objects(self, pixels).masks
+    return Instances.from_masks(masks, scores=np.sort(np.random.default_rng().random(len(masks)))[::-1])
 
 
 @pytest.mark.parametrize(
