@@ -12,6 +12,7 @@ from cellwright.api.outputs import claim_file
 from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
@@ -32,6 +33,12 @@ class ConvertPlan:
     """Folder or dataset of the images, if they are not beside their annotations."""
     rle_order: Literal["row", "column"] | None = None
     """How a Kaggle table counts pixels, if its columns do not show it."""
+    foreground: Literal["split", "refuse"] | None = None
+    """split: masks of foreground and background become one object per connected part."""
+    void: int | None = None
+    """Pixel value in masks that is neither an object nor background, such as 255."""
+    no_objects: bool = False
+    """Accept sources in which no image has an object."""
     copy_images: bool = False
     """Copy the images into the dataset instead of referring to them."""
     out: Path = Path("work/dataset")
@@ -51,7 +58,15 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
 
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
     images = None if plan.images is None else read(plan.images, ReadOptions(track=screen.track))
-    options = ReadOptions(class_names=plan.classes or None, rle_order=plan.rle_order, images=images, track=screen.track)
+    options = ReadOptions(
+        class_names=plan.classes or None,
+        rle_order=plan.rle_order,
+        images=images,
+        foreground=plan.foreground,
+        void=plan.void,
+        no_objects=plan.no_objects,
+        track=screen.track,
+    )
     parts = [read(source, options, format=plan.format) for source in plan.sources]
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if not len(dataset):
@@ -61,6 +76,8 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
             got="0 images",
             remedy="give a folder or file in one of the formats of docs/formats.md",
         )
+    for line in summarise(dataset.notes):
+        screen.note(line)
     screen.note(f"will write {plan.out / DATASET_FILE} ({count(len(dataset), 'image')})")
     if dry_run:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note
 from cellwright.core.public import public
 from cellwright.core.text import count
 
@@ -68,6 +69,7 @@ class Dataset(Sequence[Sample]):
     root: the folder that displayed paths are relative to, or None.
     licence: the licence of the images and annotations, if known.
     info: further facts from the source (JSON values), kept when the dataset is written.
+    notes: what was assumed or skipped while reading; they are shown to the user and not written.
 
     Raises `UsageError` if two samples have the same id.
 
@@ -85,6 +87,7 @@ class Dataset(Sequence[Sample]):
     root: Path | None = None
     licence: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         ids = Counter(sample.id for sample in self.samples)

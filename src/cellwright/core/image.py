@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.notes import Note
 from cellwright.core.public import public
 from cellwright.core.text import count
 
@@ -23,6 +24,7 @@ class Image:
     channels: C names, such as ``("R", "G", "B")`` or ``("DAPI",)``.
     pixel_size_um: (y, x) in microns, or None if unknown.
     path: the file that the image was read from, for error messages; None for an array.
+    notes: what was assumed or found unusual while reading.
 
     Raises `InputError` if ``data`` does not have three axes or has no pixel, or if the number of names differs from C.
 
@@ -34,6 +36,7 @@ class Image:
     channels: tuple[str, ...]
     pixel_size_um: tuple[float, float] | None = None
     path: str | None = None
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or 0 in self.data.shape[:2]:

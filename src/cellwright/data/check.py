@@ -60,6 +60,7 @@ def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Findi
     if all_read and not n_objects:
         findings.append(_no_objects(dataset))
     findings += _clutter(dataset)
+    findings += [Finding("note", note.where, note.text, "") for note in dataset.notes]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 

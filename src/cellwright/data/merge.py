@@ -102,7 +102,8 @@ def merge_datasets(datasets: Sequence[Dataset], class_map: Mapping[str, str | No
     ]
     samples = _distinct_numbers(_distinct_ids(mapped))
     licences = dict.fromkeys(dataset.licence for dataset in datasets if dataset.licence)
-    return Dataset(tuple(samples), tuple(new_names), None, "; ".join(licences))
+    notes = tuple(note for dataset in datasets for note in dataset.notes)
+    return Dataset(tuple(samples), tuple(new_names), None, "; ".join(licences), notes=notes)
 
 
 def _distinct_ids(datasets: Sequence[Dataset]) -> list[Sample]:

@@ -33,6 +33,10 @@ class ReadOptions:
     require_images: whether a missing image file raises `InputError`. If False, such samples have
         ``image_path=None``, which is enough for comparing masks with masks.
     rle_order: how a run-length table counts pixels, if its column names do not say so.
+    foreground: what to do with masks that only separate foreground from background: "split" makes one object of each
+        connected part, "refuse" raises; None raises too, and says that there is a choice.
+    void: the value of pixels in label images and class masks that count neither as object nor as background.
+    no_objects: whether a source in which no image has an object is accepted.
     track: wraps loops over samples to report progress.
 
     >>> ReadOptions(class_names=("nucleus",)).name_classes(["cell"])
@@ -43,6 +47,9 @@ class ReadOptions:
     images: Dataset | None = None
     require_images: bool = True
     rle_order: Literal["row", "column"] | None = None
+    foreground: Literal["split", "refuse"] | None = None
+    void: int | None = None
+    no_objects: bool = False
     track: Track = no_progress
 
     def name_classes(self, defaults: Sequence[str], where: object = None) -> tuple[str, ...]:

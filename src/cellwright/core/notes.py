@@ -1,0 +1,59 @@
+"""Notes: what was assumed about an input, or passed over, so that nothing happens without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cellwright.core.text import count
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user may want to know about one input.
+
+    kind: a short sentence without details of this input; notes of the same kind are shown as one line.
+    text: the full line, in which a parameter is named in backticks. where: the file or image, or "".
+    """
+
+    kind: str
+    text: str
+    where: str = ""
+
+
+def summarise(notes: Iterable[Note], *, details: str = "", noun: str = "image") -> list[str]:
+    """One line per kind, in order of first appearance: the text itself where it concerns one input, else a count.
+
+    details: where the single notes can be read, such as "summary.csv"; "" names no place.
+
+    >>> one = Note("the channel was assumed", "channel DAPI was assumed to show nuclei; choose with `channel`", "a.tif")
+    >>> other = Note("the channel was assumed", "channel Hoechst was assumed to show nuclei", "b.tif")
+    >>> summarise([one])
+    ['a.tif: channel DAPI was assumed to show nuclei; choose with `channel`']
+    >>> summarise([one, other], details="summary.csv")
+    ['2 images: the channel was assumed, for example a.tif: channel DAPI was assumed to show nuclei; choose with \
+`channel` (all in summary.csv)']
+    """
+    kinds: dict[str, list[Note]] = {}
+    for note in notes:
+        kinds.setdefault(note.kind, []).append(note)
+    lines = []
+    for kind, of_kind in kinds.items():
+        first, n = of_kind[0], len({note.where for note in of_kind})
+        own = f"{first.where}: {first.text}" if first.where else first.text
+        if n == 1:
+            lines.append(own)
+        elif len({note.text for note in of_kind}) == 1:
+            lines.append(f"{count(n, noun)}: {first.text}")
+        else:
+            lines.append(f"{count(n, noun)}: {kind}, for example {own}" + (f" (all in {details})" if details else ""))
+    return lines
+
+
+def with_where(notes: Sequence[Note], where: str) -> tuple[Note, ...]:
+    """The notes, those without a place at ``where``.
+
+    >>> with_where([Note("kind", "text")], "a.tif")
+    (Note(kind='kind', text='text', where='a.tif'),)
+    """
+    return tuple(note if note.where else Note(note.kind, note.text, where) for note in notes)
