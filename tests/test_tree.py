@@ -84,7 +84,6 @@ def test_circles_are_recognised() -> None:
     assert circles({"a": {"b"}, "b": set()}) == []
 
 
-@pytest.mark.xfail(strict=False, reason="some are being removed")
 def test_no_import_circles_among_files() -> None:
     assert circles({name: imported_modules(name) for name in MODULES}) == []
 

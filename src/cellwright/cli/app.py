@@ -25,7 +25,10 @@ VERBS = {
     "demo": ("model_verbs:demo", "Segment three example images, or draw, train and evaluate a small dataset."),
     "doctor": ("model_verbs:doctor", "Show versions, bundled models and installed extras; on request, the device."),
     "train": ("model_verbs:train", "Train a model, or resume an interrupted training."),
-    "tune": ("result_verbs:tune", "Choose score thresholds and minimum areas per class, and calibrate scores."),
+    "tune": (
+        "result_verbs:tune",
+        "Choose score thresholds and minimum areas per class, and calibrate scores, on a validation split.",
+    ),
     "predict": ("result_verbs:predict", "Segment images, or resume an interrupted prediction."),
     "fuse": ("result_verbs:fuse", "Fuse several predictions of the same images (ensemble), or remove duplicates."),
     "evaluate": ("result_verbs:evaluate", "Evaluate predictions against ground truth, or compare two predictions."),
