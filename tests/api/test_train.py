@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import cellwright as cw
+from cellwright.api import evaluate
 from cellwright.api import train as api
 from cellwright.api.train import Repeats, Run, TrainPlan, fingerprint, load_recipe, run
 from cellwright.config import recipe as recipes
@@ -123,6 +124,19 @@ def test_a_trained_model_predicts_and_can_be_trained_further(drawn: Dataset, dat
     assert all(f"  {name} " in report for name in weights)
 
 
+def test_metrics_of_a_run_are_those_of_an_evaluation_of_its_model(data: Path, tmp_path: Path) -> None:
+    trained = run(plan_of(data, tmp_path / "run", "predict.score_threshold=0.3"))
+    assert isinstance(trained, Run)
+    evaluated = evaluate.run(
+        evaluate.EvaluatePlan((trained.folder,), data=data, out=tmp_path / "evaluation", split="val", pictures=0)
+    )
+    assert evaluated is not None
+    report = evaluated.evaluations[0].report
+    overall = {name: value for name, value in trained.metrics.items() if "/" not in name}
+    assert {"AP@all", "accuracy@0.5", "pq"} <= set(overall)
+    assert overall == {name: report[name] for name in overall}
+
+
 def test_a_request_that_does_not_fit_is_refused_before_the_first_step(drawn: Dataset, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean"):
         cw.train("synthetic/demo", drawn, out=tmp_path / "a", set=(*CHANGES, "train.best_metric=AP50"))
@@ -143,7 +157,7 @@ def test_a_request_that_does_not_fit_is_refused_before_the_first_step(drawn: Dat
     [
         ("train.precision=fp16", "fp16 needs CUDA"),
         ("train.warmup=9 steps", "warm-up is as long"),
-        ("model.box_head.class_weights=[1,2,3]", "class weights do not fit"),
+        ("model.box_head.class_weights=[1,2,3]", "class weights do not match"),
         ("model.init=nowhere", "nowhere"),
     ],
 )

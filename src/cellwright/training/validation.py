@@ -13,13 +13,12 @@ from cellwright.config.recipe import Recipe
 from cellwright.config.training import TrainConfig
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import RecipeError, did_you_mean
-from cellwright.data.images.read import read_image
 from cellwright.evaluation.data import HEADLINE
 from cellwright.evaluation.evaluate import evaluate_pairs
 from cellwright.models.contract import Network
+from cellwright.prediction.evaluate import evaluate_dataset
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import network_predictor
-from cellwright.prediction.sources import sources_of_dataset
 from cellwright.training.state import Position
 
 if TYPE_CHECKING:
@@ -59,16 +58,12 @@ class Validation:
         All candidates count for average precision, whatever their score.
         """
         predict = self.recipe.predict
-        predictor = network_predictor(network, self.recipe, self.device)
-        predictor = replace(predictor, options=PredictOptions(min_area_px=predict.min_area_px))
-        paths = [source.path for source in sources_of_dataset(self.dataset)]
-        report = evaluate_pairs(
-            [predictor.predict([read_image(path)])[0] for path in paths],
-            [sample.read_instances() for sample in self.dataset],
-            metrics=self.recipe.evaluate.metrics,
-            class_names=self.dataset.class_names,
-            image_ids=[sample.id for sample in self.dataset],
-            score_threshold=predict.score_threshold,
+        predictor = replace(
+            network_predictor(network, self.recipe, self.device),
+            options=PredictOptions(predict.score_threshold, predict.min_area_px),
+        )
+        report = evaluate_dataset(
+            predictor, self.dataset, self.dataset.class_names, metrics=self.recipe.evaluate.metrics
         )
         best = self.recipe.train.best_metric
         return {**recorded(report.values, report.per_class), best: report[best]}
