@@ -67,11 +67,12 @@ def test_a_changed_file_is_not_read_through_an_old_sidecar(tmp_path: Path) -> No
     assert read_sidecar(path) is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"rubbish" * 40, None])
+@pytest.mark.parametrize("damage", [b"", b"rubbish" * 40, b"{", None])
 def test_a_damaged_sidecar_is_not_used(tmp_path: Path, damage: bytes | None) -> None:
     path = write_dataset(tmp_path, 3, 2)
     sidecar = sidecar_path(path)
-    sidecar.write_bytes(sidecar.read_bytes()[:-8] if damage is None else damage)
+    content = sidecar.read_bytes()
+    sidecar.write_bytes({None: content[:-8], b"{": content.replace(b"{", b"(", 1)}.get(damage, damage))
     assert read_sidecar(path) is None
     assert_same(open_index(path), build_index(path))
 

@@ -152,9 +152,12 @@ def read_sidecar(path: Path) -> CocoIndex | None:
         text = file.read(length) if length < 1 << 32 else b""
     if not text.startswith(MAGIC):
         return None
-    head = json.loads(text[len(MAGIC) :])
-    n_images, n_annotations = len(head["images"]), head["n_annotations"]
-    expected = ALIGNMENT + length + 8 * (n_images + 1) + 16 * n_annotations
+    try:
+        head = json.loads(text[len(MAGIC) :])
+        n_images, n_annotations = len(head["images"]), head["n_annotations"]
+        expected = ALIGNMENT + length + 8 * (n_images + 1) + 16 * n_annotations
+    except (ValueError, KeyError, TypeError):  # a damaged sidecar
+        return None
     if sidecar.stat().st_size != expected or path.stat().st_size != head["length"]:
         return None
     # A plain array over the memory map is cheaper to slice than np.memmap, and pickles only its own content.
