@@ -1,0 +1,12 @@
+"""Training a network: reproducible, resumable, with validation. `loop.train` shows the whole flow.
+
+loop         validate, save a checkpoint, take a step, until the end
+step         one optimiser step: losses, gradient, accumulation, mixed precision
+schedule     the learning rate of every step; steps, epochs and percentages of a recipe
+optimiser    parameter groups and gradient clipping
+state        network, optimiser and averaged weights in training; checkpoints
+validation   metrics on the validation images, the best model, early stopping
+run_folder   the files of a run; starting and resuming it; metrics.json
+logging      log.csv, TensorBoard, progress on the terminal
+environment  versions, device, threads, deterministic algorithms, signals
+"""
