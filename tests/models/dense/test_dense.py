@@ -170,7 +170,7 @@ def test_trains_saves_loads_and_predicts(tmp_path: Path) -> None:
     """Through the public API on drawn nuclei: a few steps, a model folder, the objects of an image."""
     drawn = write_demo_dataset(tmp_path / "d", splits=(("train", 2), ("val", 1)), image_hw=(96, 96), n_objects=8)
     changes = ("train.length=4 steps", "train.warmup=1 step", "augment.crop_px=64", "model.width=4", "model.depth=2")
-    run = cw.train("vrdl_nuclei/flow", drawn, out=tmp_path / "run", overrides=changes, device="cpu")
+    run = cw.train("vrdl_nuclei/flow", drawn, out=tmp_path / "run", set=changes, device="cpu")
     assert run.finished
     model = cw.load_model(tmp_path / "run", device="cpu")
     image = cw.read_image(next(sample.image_path for sample in drawn if sample.split == "val"))  # type: ignore[arg-type]
