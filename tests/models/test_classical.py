@@ -1,4 +1,4 @@
-"""The classical baseline on drawn fields of every kind, on bad input and on real images."""
+"""The classical baseline on drawn images of every kind, on invalid input and on real images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import FieldLook, draw_field
-from cellwright.models.classical import ClassicalSegmenter, _solidity, estimate_diameter
-from cellwright.models.classical_signal import nuclear_signal
+from cellwright.models.classical import ClassicalSegmenter, _solidity, nuclear_signal, signal_diameter
 
 
 def f1(truth: MaskSet, found: Instances, iou: float = 0.5) -> float:
-    """F1 at an IoU above 0.5, where no object can match two."""
+    """F1 at an IoU threshold of at least 0.5, above which no object can match two."""
     matched = (truth.iou(found.masks)[2] > iou).sum()
     return 2 * matched / (len(truth) + len(found))
 
 
 @pytest.fixture(scope="module")
 def fields():
-    """The same nuclei in H&E and fluorescence: (RGB uint8, DAPI uint16, truth)."""
+    """The same nuclei in H&E and fluorescence: (RGB uint8, DAPI uint16, ground truth masks)."""
     he, truth = draw_field(11, (256, 256), 50, FieldLook(touching=0.3))
     glow, _ = draw_field(11, (256, 256), 50, FieldLook(touching=0.3, stain="fluorescence", bit_depth=16))
     return he.data, glow.data[:, :, 0], truth.masks
@@ -74,20 +73,20 @@ def test_touching_discs_are_split_and_holes_filled():
     assert found.masks.foreground()[39, 35]
 
 
-def test_a_given_diameter_decides_what_is_one_object():
+def test_a_given_diameter_sets_the_size_of_objects():
     y, x = np.mgrid[:100, :100]
     blob = (np.hypot((y - 50) / 1.0, (x - 50) / 1.6) < 22).astype(np.uint8) * 180
     whole = ClassicalSegmenter(ClassicalConfig(diameter_px=60)).segment(Image.from_array(blob))
     assert len(whole) == 1
     small = ClassicalSegmenter(ClassicalConfig(diameter_px=200, min_area_share=0.5)).segment(Image.from_array(blob))
-    assert len(small) == 0, "far smaller than an object is expected to be"
+    assert len(small) == 0, "much smaller than an object should be"
 
 
 @pytest.mark.parametrize("diameter", [10, 18, 40])
 def test_diameter_is_estimated_within_a_third(diameter):
     look = FieldLook(diameter_px=diameter, diameter_spread=0.05, stain="fluorescence")
     image, _ = draw_field(2, (300, 300), int(0.15 * 300**2 / diameter**2), look)
-    assert estimate_diameter(nuclear_signal(image)[0]) == pytest.approx(diameter, rel=1 / 3)
+    assert signal_diameter(nuclear_signal(image)[0]) == pytest.approx(diameter, rel=1 / 3)
 
 
 @pytest.mark.parametrize("value", [0, 17, 255])
@@ -98,12 +97,12 @@ def test_a_constant_image_has_no_objects(shape, value):
     assert found.scores is not None
 
 
-def test_tiny_and_two_valued_images_do_not_break():
+def test_tiny_and_binary_images_are_segmented():
     for array in (np.array([[0, 255]], np.uint8), np.eye(7, dtype=np.uint8), np.zeros((3, 90), np.uint16)):
         assert ClassicalSegmenter().segment(Image.from_array(array)).image_hw == array.shape
 
 
-def test_polarity_is_found_and_can_be_given(fields):
+def test_polarity_is_detected_and_can_be_set(fields):
     _, glow, truth = fields
     assert nuclear_signal(Image.from_array(glow))[1] == "bright"
     assert nuclear_signal(Image.from_array(65535 - glow))[1] == "dark"
@@ -111,7 +110,7 @@ def test_polarity_is_found_and_can_be_given(fields):
     assert f1(truth, wrong) < 0.2
 
 
-def test_haematoxylin_is_told_from_eosin():
+def test_haematoxylin_is_separated_from_eosin():
     red, both = np.array([0.12, 0.80, 0.42]), np.array([0.65, 0.70, 0.29])
     density = np.zeros((20, 30, 3))
     density[:, 10:20], density[:, 20:] = red, both
@@ -121,8 +120,8 @@ def test_haematoxylin_is_told_from_eosin():
     assert abs(eosin - white) < 0.1 * (haematoxylin - white)
 
 
-def test_wrong_channels_and_pixels_are_named():
-    with pytest.raises(InputError, match="--channel"):
+def test_errors_name_wrong_channels_and_pixels():
+    with pytest.raises(InputError, match="`channel`"):
         ClassicalSegmenter().segment(Image(np.zeros((4, 4, 2), np.uint8), ("DAPI", "actin")))
     with pytest.raises(InputError, match="R, G, B"):
         nuclear_signal(Image.from_array(np.zeros((4, 4), np.uint8)), "stain")
@@ -130,7 +129,7 @@ def test_wrong_channels_and_pixels_are_named():
         nuclear_signal(Image.from_array(np.array([[0.0, np.nan]], np.float32)))
 
 
-def test_solidity_counts_pixels_against_their_hull():
+def test_solidity_is_the_share_of_the_convex_hull():
     assert _solidity(np.ones((7, 4), np.uint8)) == 1.0
     assert _solidity(np.ones((1, 1), np.uint8)) == 1.0
     corner = np.ones((6, 6), np.uint8)
@@ -138,12 +137,12 @@ def test_solidity_counts_pixels_against_their_hull():
     assert _solidity(corner) == pytest.approx(27 / (36 - 4.5))
 
 
-def test_an_unknown_key_of_the_recipe_section_is_refused():
+def test_unknown_recipe_keys_are_refused():
     with pytest.raises(ValidationError, match="diameter"):
         ClassicalConfig(diameter=3)
 
 
-def test_a_score_says_what_iou_to_expect():
+def test_scores_correlate_with_iou():
     image, truth = draw_field(21, (400, 400), 160, FieldLook(touching=0.9, overlap=0.2, noise=0.05))
     found = ClassicalSegmenter().segment(image)
     i, _, iou = found.masks.iou(truth.masks)
@@ -152,12 +151,12 @@ def test_a_score_says_what_iou_to_expect():
     assert np.corrcoef(best, found.scores)[0, 1] > 0.25
 
 
-def test_dependencies_own_pictures_give_sensible_counts():
+def test_coins_of_scikit_image():
     coins = ClassicalSegmenter(ClassicalConfig(signal="bright")).segment(Image.from_array(samples.coins()))
-    assert 15 <= len(coins) <= 35  # 24 coins on an uneven ground
+    assert 15 <= len(coins) <= 35  # 24 coins on an uneven background
 
 
-# Floors below what was measured when the defaults were chosen.
+# Lower limits, below the values measured when the defaults were chosen.
 
 
 def test_real_fluorescence(dsb_root):

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 RenderView: TypeAlias = "Callable[[View], tuple[Tensor, tuple[int, int]]]"
 """A view's network input FloatTensor[1,C,H,W], normalised, turned and padded, and its unpadded (h, w)."""
 
-DROPPED_BY = "dropped_by"
-"""The text column of candidates that names the step at which each was dropped; see `Explains`."""
-STEPS = ("threshold", "nms", "cap", "kept")
-"""The values of that column, in the order in which a candidate passes the steps."""
-
 
 @public
 @runtime_checkable
@@ -126,10 +121,11 @@ class Explains(Protocol):
     """A network that can report what became of its own candidates."""
 
     def candidates(
-        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], near: Tensor
+        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], boxes: Tensor
     ) -> Instances:
-        """The candidates of one image whose boxes overlap one of ``near`` (FloatTensor[N,4], pixels of the output).
+        """The candidates of one image that overlap one of ``boxes`` (FloatTensor[N,4], pixels of the output).
 
-        The column ``DROPPED_BY`` holds one of ``STEPS``; other arguments as in ``Network.detect``.
+        The column ``dropped_by`` names the step that dropped each (see `core.candidates`); other arguments are as in
+        ``Network.detect``.
         """
         ...

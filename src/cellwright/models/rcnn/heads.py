@@ -21,7 +21,7 @@ from cellwright.config.model_rcnn import (
     MaskHeadConfig,
 )
 from cellwright.config.section import decided
-from cellwright.models.contract import STEPS
+from cellwright.core.candidates import STEPS
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
 from cellwright.models.rcnn.losses import box_loss, class_loss
 from cellwright.models.rcnn.regions import Detections, Regions

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from cellwright.config.conventions import Conventions
 from cellwright.config.model_rcnn import CascadeConfig, MaskRCNNConfig, RCNNConfig
 from cellwright.config.section import decided
+from cellwright.core.candidates import DROPPED_BY, STEPS
 from cellwright.core.instances import Instances, concat
 from cellwright.data.views import View
-from cellwright.models.contract import DROPPED_BY, STEPS, RenderView
+from cellwright.models.contract import RenderView
 from cellwright.models.rcnn.fpn import FPN
 from cellwright.models.rcnn.heads import (
     BoxHead,
@@ -265,9 +266,9 @@ class MaskRCNN(nn.Module):
 
     @torch.no_grad()
     def candidates(
-        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], near: Tensor
+        self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], boxes: Tensor
     ) -> Instances:
-        """What became of every candidate of one image that overlaps a box of ``near``; see ``Explains.candidates``.
+        """What became of every candidate of one image that overlaps one of ``boxes``; see ``Explains.candidates``.
 
         Scores are those of the class; not sorted. Kept are the detections of this network, before any threshold of the
         recipe's ``predict`` section.
@@ -276,8 +277,8 @@ class MaskRCNN(nn.Module):
         (regions,) = self.proposals(features, [image_hw])
         refined = self.classify(self.region_features(features), regions, image_hw)
         candidates, step, _ = rank_candidates(*refined, image_hw, self.config.box_head, low_scores=True)
-        boxes = scale_boxes(candidates.boxes, image_hw, output_hw)
-        sides = torch.minimum(boxes[:, None, 2:], near[:, 2:]) - torch.maximum(boxes[:, None, :2], near[:, :2])
+        scaled = scale_boxes(candidates.boxes, image_hw, output_hw)
+        sides = torch.minimum(scaled[:, None, 2:], boxes[:, 2:]) - torch.maximum(scaled[:, None, :2], boxes[:, :2])
         chosen = torch.nonzero((sides > 0).all(dim=2).any(dim=1)).squeeze(1)
         candidates = candidates[chosen]
         (probs,) = self.masks_for(features, [candidates.boxes], [candidates.class_ids])
