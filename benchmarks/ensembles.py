@@ -21,18 +21,15 @@ from pathlib import Path
 import torch
 
 import cellwright as cw
-from cellwright.api.fused_model import fused_model
-from cellwright.api.models import Model
+from cellwright.api.models import Model, ensemble
 from cellwright.api.tune import TunePlan
 from cellwright.api.tune import run as tune
 from cellwright.core.dataset import Loaded, Sample
-from cellwright.data.views import parse_views
 from cellwright.evaluation.lost_recall import CAUSES, lost_recall
 from cellwright.evaluation.matching import PairOptions, pair_image
 from cellwright.evaluation.pairing import PairedImages
 from cellwright.prediction.evaluate import candidates_of
 from cellwright.prediction.fusion import FusionOptions
-from cellwright.prediction.options import Outcome
 from tables import markdown
 
 RANKED = ("AP50@100", "AP@100", "AP@all", "score_iou_spearman")
@@ -47,31 +44,29 @@ def tuned(run: Path, args: argparse.Namespace, views: str | None) -> Model:
     return cw.load_model(folder)
 
 
-def lost(model: Model, sample: Sample, outcome: Outcome) -> Counter[str]:
+def lost(model: Model, sample: Sample, prediction: cw.Prediction) -> Counter[str]:
     """The number of missed objects of an image by cause."""
     threshold, names = model.options.score_threshold, model.class_names
-    predicted = replace(sample, load=Loaded(outcome.candidates))
-    predictor = replace(model.predictor, options=model.options)
-    candidates, _ = candidates_of(PairedImages("", (predicted,), (sample,), names, threshold), predictor)
+    predicted = replace(sample, load=Loaded(prediction.candidates))
+    candidates, _ = candidates_of(PairedImages("", (predicted,), (sample,), names, threshold), model.filtered)
     truth = sample.read_instances()
-    pairs = pair_image(truth, outcome.candidates, sample.id, PairOptions()).above(threshold)
+    pairs = pair_image(truth, prediction.candidates, sample.id, PairOptions()).above(threshold)
     return Counter(lost_recall(truth, candidates[0], pairs))
 
 
 def row(name: str, model: Model, samples: Sequence[Sample]) -> dict[str, object]:
     """A row of the table."""
-    predictor = replace(model.predictor, options=model.options)
-    outcomes, seconds, causes = [], 0.0, Counter()
+    predictions, seconds, causes = [], 0.0, Counter()
     for sample in samples:
         assert sample.image_path is not None
         image = cw.read_image(sample.image_path)
         start = time.perf_counter()
-        outcomes.append(predictor.outcomes([image])[0])
+        predictions.append(model.predictions(image))
         seconds += time.perf_counter() - start
-        causes += lost(model, sample, outcomes[-1])
+        causes += lost(model, sample, predictions[-1])
     truth = [sample.read_instances() for sample in samples]
-    ranked = cw.evaluate([one.candidates for one in outcomes], truth, metrics=["coco_ap", "ranking"])
-    kept = cw.evaluate([one.instances for one in outcomes], truth, metrics=["accuracy", "aji", "pq"])
+    ranked = cw.evaluate([prediction.candidates for prediction in predictions], truth, metrics=["coco_ap", "ranking"])
+    kept = cw.evaluate([prediction.instances for prediction in predictions], truth, metrics=["accuracy", "aji", "pq"])
     n = sum(map(len, truth))
     figures = {name: round(float(ranked[name]), 4) for name in RANKED}
     figures |= {name: round(float(kept[name]), 4) for name in KEPT}
@@ -87,8 +82,7 @@ def rows(args: argparse.Namespace, samples: Sequence[Sample]) -> Iterator[dict[s
         return cw.load_model(run)
 
     def in_views(run: Path) -> Model:
-        model = cw.load_model(run)
-        return replace(model, predictor=model.predictor.with_views(parse_views(args.views)))
+        return cw.load_model(run).with_options(views=args.views)
 
     first = cw.read_image(samples[0].image_path or "")
     for run in (args.model, args.other):
@@ -96,12 +90,12 @@ def rows(args: argparse.Namespace, samples: Sequence[Sample]) -> Iterator[dict[s
     for words, make in (("", plain), (", views", in_views)):
         yield row(a + words, make(args.model), samples)
         yield row(b + words, make(args.other), samples)
-    both = fused_model([in_views(args.model), in_views(args.other)], wbf)
+    both = ensemble([in_views(args.model), in_views(args.other)], wbf)
     yield row(f"{a} + {b}, views, wbf", both, samples)
     for words, views in ((", tuned", None), (", views, tuned", args.views)):
         yield row(a + words, tuned(args.model, args, views), samples)
         yield row(b + words, tuned(args.other, args, views), samples)
-    both = fused_model([tuned(args.model, args, args.views), tuned(args.other, args, args.views)], wbf)
+    both = ensemble([tuned(args.model, args, args.views), tuned(args.other, args, args.views)], wbf)
     yield row(f"{a} + {b}, views, wbf, tuned", both, samples)
 
 

@@ -24,6 +24,7 @@ PUBLIC = [
     "Model",
     "ModelError",
     "OutputError",
+    "Prediction",
     "ReadOptions",
     "RecipeError",
     "Report",
@@ -40,6 +41,7 @@ PUBLIC = [
     "keep_freed_memory",
     "load_model",
     "measure",
+    "predict_folder",
     "read_dataset",
     "read_image",
     "read_instances",
@@ -52,7 +54,7 @@ PUBLIC = [
 TYPES = [name for name in PUBLIC if inspect.isclass(getattr(cellwright, name))]
 FUNCTIONS = [name for name in PUBLIC if name not in TYPES]
 # Still being rewritten.
-PENDING = ("Model", "View", "fuse", "load_model")
+PENDING = ()
 ERRORS = [name for name in TYPES if issubclass(getattr(cellwright, name), Exception)]
 
 

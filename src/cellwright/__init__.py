@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cellwright.api.fuse import fuse
     from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
+    from cellwright.api.predict import predict_folder
     from cellwright.api.read import read_dataset, read_image, read_instances
     from cellwright.api.save import save
     from cellwright.api.show import show
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from cellwright.data.views import View
     from cellwright.evaluation.report import Report
     from cellwright.models.contract import Segmenter
+    from cellwright.prediction.record import Prediction
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,7 @@ __all__ = [
     "Model",
     "ModelError",
     "OutputError",
+    "Prediction",
     "ReadOptions",
     "RecipeError",
     "Report",
@@ -67,6 +70,7 @@ __all__ = [
     "keep_freed_memory",
     "load_model",
     "measure",
+    "predict_folder",
     "read_dataset",
     "read_image",
     "read_instances",
@@ -87,6 +91,7 @@ _HOMES = {
     "Model": "api.models",
     "ModelError": "core.errors",
     "OutputError": "core.errors",
+    "Prediction": "prediction.record",
     "ReadOptions": "data.formats.contract",
     "RecipeError": "core.errors",
     "Report": "evaluation.report",
@@ -103,6 +108,7 @@ _HOMES = {
     "keep_freed_memory": "core.memory",
     "load_model": "api.models",
     "measure": "api.measure",
+    "predict_folder": "api.predict",
     "read_dataset": "api.read",
     "read_image": "api.read",
     "read_instances": "api.read",

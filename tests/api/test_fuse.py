@@ -1,17 +1,19 @@
-"""Fusing predictions that lie in any format into one prediction folder; what cannot be fused, and its messages."""
+"""Fusing predictions in any format into one prediction folder; what cannot be fused, and the messages."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
 import cellwright as cw
-from cellwright.api.fuse import FusePlan, MemberPlan, fuse, run_plan
+from cellwright.api import fuse as module
+from cellwright.api.fuse import FusePlan, fuse, run
 from cellwright.api.read import read_dataset
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
@@ -28,7 +30,7 @@ NAMES = ("field 1", "b", "leer")  # nobody finds anything on the last
 
 
 class Notes:
-    """A screen that keeps what is said."""
+    """A screen that records the notes."""
 
     quiet = True
     log_format = "text"
@@ -88,13 +90,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def job(out: Path, *predictions: Path, options: FusionOptions | None = None, **changes) -> FusePlan:
-    members = {name: changes.pop(name) for name in ("data", "split", "ignore_classes") if name in changes}
-    plan = FusePlan(MemberPlan(predictions, **members), out, FusionOptions() if options is None else options)
-    return dataclasses.replace(plan, **changes)
+def job(out: Path, *predictions: Path, **changes: Any) -> FusePlan:
+    return FusePlan(predictions, out=out, **changes)
 
 
-def test_front_door() -> None:
+def test_the_python_function() -> None:
     a, b = found_by(1, 0), found_by(2, 0)
     both = cw.fuse([a, b], method="wbf", iou=0.5, score=0.05)
     assert both.masks == fuse_image([a, b]).masks
@@ -105,14 +105,20 @@ def test_front_door() -> None:
     assert by_image[0].scores.tolist() == expected.scores.tolist()
     with pytest.raises(UsageError, match="got: 1, 2 images"):
         fuse([[a], [b, b]])
+    with pytest.raises(UsageError, match="1 lists and 1 single predictions"):
+        fuse([[a], b])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="no predictions to fuse"):
+        fuse([])
     with pytest.raises(UsageError, match="did you mean 'wbf'"):
         fuse([a, b], method="wbff")  # type: ignore[arg-type]
 
 
 def test_a_prediction_folder_comes_out(places: Path, tmp_path: Path) -> None:
     screen = Notes()
-    done = run_plan(job(tmp_path / "both", places / "a", places / "b"), screen)
-    assert done.n_images == 3
+    report = run(job(tmp_path / "both", places / "a", places / "b"), screen)
+    assert report is not None
+    assert report.n_images == 3
+    assert report.counts.endswith("objects in 3 images")
     back = read_dataset(tmp_path / "both")
     assert [one.id for one in back] == list(NAMES)
     expected = fuse_image([found_by(1, 0), found_by(2, 0)])
@@ -128,20 +134,20 @@ def test_a_prediction_folder_comes_out(places: Path, tmp_path: Path) -> None:
     assert back.info["fused"]["members"] == ["a", "b"]
     assert str(tmp_path) not in (tmp_path / "both" / "predictions.json").read_text()
     assert any("not calibrated" in text and "a, b" in text for text in screen.said)
-    # It is judged like any other, and better than one of its members.
+    # It is evaluated like any other, and better than one of its members.
     report = cw.evaluate(
         [one.read_instances() for one in back], [one.read_instances() for one in read_dataset(places / "truth")]
     )
     assert report.values["f1@0.5"] > 0.95
-    with pytest.raises(OutputError, match="finished"):
-        run_plan(job(tmp_path / "both", places / "a", places / "b"))
+    with pytest.raises(OutputError, match="already complete"):
+        run(job(tmp_path / "both", places / "a", places / "b"))
 
 
 @pytest.mark.parametrize("name", ["coco_results", "rle_csv", "label_images", "mask_folder", "geojson"])
 def test_members_in_any_format(name: str, places: Path, tmp_path: Path) -> None:
     other = write(dataset_of(places / "images", 2), name, tmp_path / "other")
     screen = Notes()
-    run_plan(job(tmp_path / "both", places / "a", other), screen)
+    run(job(tmp_path / "both", places / "a", other), screen)
     second = found_by(2, 0)
     if name in ("label_images", "mask_folder"):  # they keep no scores
         second = dataclasses.replace(second, scores=None)
@@ -154,17 +160,16 @@ def test_members_in_any_format(name: str, places: Path, tmp_path: Path) -> None:
 
 def test_lists_with_the_dataset_they_were_made_for(places: Path, tmp_path: Path) -> None:
     lists = [write(dataset_of(places / "images", k), "coco_results", tmp_path / str(k)) for k in (1, 2)]
-    with pytest.raises(UsageError, match="--data"):
-        run_plan(job(tmp_path / "both", *lists))
-    run_plan(job(tmp_path / "both", *lists, data=places / "truth", split="val"))
+    with pytest.raises(UsageError, match="as `data`"):
+        run(job(tmp_path / "both", *lists))
+    run(job(tmp_path / "both", *lists, data=places / "truth", split="val"))
     back = read_dataset(tmp_path / "both")
     assert back[0].read_instances().masks == fuse_image([found_by(1, 0), found_by(2, 0)]).masks
     assert [one.image_id for one in back] == [1, 2, 3]
 
 
 def test_one_prediction_is_only_suppressed(places: Path, tmp_path: Path) -> None:
-    options = FusionOptions(method="mask_nms")
-    run_plan(job(tmp_path / "one", places / "a", options=options))
+    run(job(tmp_path / "one", places / "a", method="mask_nms"))
     assert read_dataset(tmp_path / "one")[0].read_instances().masks == found_by(1, 0).by_score().masks
 
 
@@ -172,15 +177,15 @@ def test_thresholds_are_averaged_and_candidates_kept(places: Path, tmp_path: Pat
     """0.6 and none, weighted 1 to 2: 0.2."""
     dataset = dataclasses.replace(dataset_of(places / "images", 1), info={"score_threshold": 0.6})
     strict = write(dataset, "coco", tmp_path / "strict")
-    options = FusionOptions(method="nms", weights=(1, 2))
-    run_plan(job(tmp_path / "both", strict, places / "b", options=options))
+    options: dict[str, Any] = {"method": "nms", "weights": (1, 2)}
+    run(job(tmp_path / "both", strict, places / "b", **options))
     back = read_dataset(tmp_path / "both")
     assert back.info["score_threshold"] == pytest.approx(0.2)
     cells = back[0].read_instances()
     labels = tifffile.imread(tmp_path / "both" / "field 1_masks.tif")
     assert set(np.unique(labels)) - {0} == set(cells.ids[cells.scores >= np.float32(0.2)].tolist())
     assert (cells.scores < 0.2).any()
-    run_plan(job(tmp_path / "own", strict, places / "b", options=options, threshold=0.0))
+    run(job(tmp_path / "own", strict, places / "b", **options, threshold=0.0))
     assert read_dataset(tmp_path / "own").info["score_threshold"] == 0.0
 
 
@@ -191,16 +196,16 @@ def test_the_images_of_tuned_members_are_remembered(places: Path, tmp_path: Path
         dataset = dataclasses.replace(dataset_of(places / "images", k + 1), info={"tuned_on": tuned})
         folders.append(write(dataset, "coco", tmp_path / str(k)))
     screen = Notes()
-    run_plan(job(tmp_path / "both", *folders), screen)
+    run(job(tmp_path / "both", *folders), screen)
     tuned_on = read_dataset(tmp_path / "both").info["tuned_on"]
     assert tuned_on == {"split": "val", "metric": "f1@0.5", "images": ["x", "y", "z"]}
     assert not any("calibrated" in text for text in screen.said)
 
 
 def test_overlaps_go_to_the_higher_score_where_asked(places: Path, tmp_path: Path) -> None:
-    options = FusionOptions(method="nms", iou=0.9, class_agnostic=True)
-    run_plan(job(tmp_path / "plain", places / "a", places / "b", options=options))
-    run_plan(job(tmp_path / "apart", places / "a", places / "b", options=options, resolve_overlaps=True))
+    options: dict[str, Any] = {"method": "nms", "iou": 0.9, "class_agnostic": True}
+    run(job(tmp_path / "plain", places / "a", places / "b", **options))
+    run(job(tmp_path / "apart", places / "a", places / "b", **options, resolve_overlaps=True))
     plain, apart = (read_dataset(tmp_path / name)[0].read_instances() for name in ("plain", "apart"))
     assert plain.masks.areas.sum() > plain.masks.foreground().sum()
     assert apart.masks.areas.sum() == apart.masks.foreground().sum() == plain.masks.foreground().sum()
@@ -213,15 +218,14 @@ def test_results_without_their_images(places: Path, tmp_path: Path) -> None:
         samples = [dataclasses.replace(one, image_path=None) for one in dataset]
         folders.append(write(dataset.with_samples(samples), "coco", tmp_path / str(k)))
     screen = Notes()
-    run_plan(job(tmp_path / "both", *folders), screen)
+    run(job(tmp_path / "both", *folders), screen)
     back = read_dataset(tmp_path / "both", require_images=False)
     assert [one.image_path for one in back] == [None, None, None]
     assert [one["file_name"] for one in read_json(tmp_path / "both" / "predictions.json")["images"]] == list(NAMES)
-    assert any("3 image(s) are not there" in text for text in screen.said)
+    assert any("3 images cannot be read" in text for text in screen.said)
 
 
 def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cellwright.api import fuse as fusing
 
     calls = []
 
@@ -232,14 +236,14 @@ def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: p
         return fuse_image(members, options)
 
     plan = job(tmp_path / "both", places / "a", places / "b")
-    monkeypatch.setattr(fusing, "fuse_image", stop)
+    monkeypatch.setattr(module, "fuse_image", stop)
     with pytest.raises(KeyboardInterrupt):
-        run_plan(plan)
+        run(plan)
     with pytest.raises(OutputError, match="another, unfinished job"):
-        run_plan(dataclasses.replace(plan, options=FusionOptions(iou=0.4)))
-    run_plan(plan)
+        run(dataclasses.replace(plan, iou=0.4))
+    run(plan)
     assert len(calls) == 4  # the first image stood already
-    run_plan(job(tmp_path / "again", places / "a", places / "b"))
+    run(job(tmp_path / "again", places / "a", places / "b"))
     first, second = ((tmp_path / name / "field 1_masks.tif").read_bytes() for name in ("both", "again"))
     assert first == second
 
@@ -250,11 +254,11 @@ def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: p
 def test_different_classes_name_both(places: Path, tmp_path: Path) -> None:
     other = write(dataset_of(places / "images", 2, ("nucleus", "debris")), "coco", tmp_path / "other")
     with pytest.raises(UsageError) as raised:
-        run_plan(job(tmp_path / "both", places / "a", other))
+        run(job(tmp_path / "both", places / "a", other))
     assert "got: other: nucleus, debris" in str(raised.value)
     assert "expected: cell, as in a" in str(raised.value)
     assert not (tmp_path / "both").exists()
-    run_plan(job(tmp_path / "both", places / "a", other, ignore_classes=True))
+    run(job(tmp_path / "both", places / "a", other, ignore_classes=True))
     assert read_dataset(tmp_path / "both").class_names == ("object",)
 
 
@@ -264,7 +268,7 @@ def test_classes_in_another_order_are_the_same(places: Path, tmp_path: Path) -> 
         dataset = dataset_of(places / "images", k, names)
         threshold = {"score_threshold": [0.2 * (1 + names.index(name)) for name in ("a", "b")]}
         folders.append(write(dataclasses.replace(dataset, info=threshold), "coco", tmp_path / f"m{k}"))
-    run_plan(job(tmp_path / "both", *folders, options=FusionOptions(method="nms")))
+    run(job(tmp_path / "both", *folders, method="nms"))
     back = read_dataset(tmp_path / "both")
     assert back.class_names == ("a", "b")
     assert set(back[0].read_instances().class_ids) == {0, 1}  # every object is of the class its file calls first
@@ -275,14 +279,14 @@ def test_classes_of_formats_that_do_not_list_them(places: Path, tmp_path: Path) 
     """Label images have no class names; a Kaggle table has only those of its objects."""
     nuclei = write(dataset_of(places / "images", 1, ("nucleus",)), "coco", tmp_path / "nuclei")
     labels = write(dataset_of(places / "images", 2), "label_images", tmp_path / "labels")
-    run_plan(job(tmp_path / "one", labels, nuclei))
+    run(job(tmp_path / "one", labels, nuclei))
     assert read_dataset(tmp_path / "one").class_names == ("nucleus",)
     both = write(dataset_of(places / "images", 1, ("debris", "nucleus")), "coco", tmp_path / "both_classes")
     table = write(dataset_of(places / "images", 2, ("debris", "nucleus")), "rle_csv", tmp_path / "table")
-    run_plan(job(tmp_path / "two", table, both))
+    run(job(tmp_path / "two", table, both))
     assert read_dataset(tmp_path / "two").class_names == ("debris", "nucleus")
     with pytest.raises(UsageError, match="got: labels: cell\n  expected: debris, nucleus, as in both_classes"):
-        run_plan(job(tmp_path / "three", labels, both))
+        run(job(tmp_path / "three", labels, both))
 
 
 def test_a_list_has_scores_of_its_own(places: Path, tmp_path: Path) -> None:
@@ -290,22 +294,22 @@ def test_a_list_has_scores_of_its_own(places: Path, tmp_path: Path) -> None:
     dataset = dataclasses.replace(dataset_of(places / "images", 1), info={"score_threshold": 0.6})
     strict = write(dataset, "coco", tmp_path / "strict")
     other = write(dataset_of(places / "images", 2), "coco_results", tmp_path / "list")
-    run_plan(job(tmp_path / "both", strict, other))
+    run(job(tmp_path / "both", strict, other))
     assert read_dataset(tmp_path / "both").info["score_threshold"] == pytest.approx(0.3)
 
 
 def test_other_images_are_named(places: Path, tmp_path: Path) -> None:
     part = write(dataset_of(places / "images", 2, names=("b",)), "coco", tmp_path / "part")
     with pytest.raises(InputError, match="part lacks 2: field 1, leer"):
-        run_plan(job(tmp_path / "both", places / "a", part))
+        run(job(tmp_path / "both", places / "a", part))
     with pytest.raises(InputError, match="part lacks 2: field 1, leer"):  # whichever comes first
-        run_plan(job(tmp_path / "both", part, places / "a"))
+        run(job(tmp_path / "both", part, places / "a"))
     # Naming the images settles it.
     only = write(dataset_of(places / "images", 0, names=("b",)), "coco", tmp_path / "only")
-    run_plan(job(tmp_path / "both", places / "a", part, data=only))
+    run(job(tmp_path / "both", places / "a", part, data=only))
     assert [one.id for one in read_dataset(tmp_path / "both")] == ["b"]
     with pytest.raises(UsageError, match="only a dataset has splits"):
-        run_plan(job(tmp_path / "x", places / "a", part, split="val"))
+        run(job(tmp_path / "x", places / "a", part, split="val"))
 
 
 def test_another_size_is_named(places: Path, tmp_path: Path) -> None:
@@ -314,7 +318,7 @@ def test_another_size_is_named(places: Path, tmp_path: Path) -> None:
     samples = [dataclasses.replace(one, image_hw=(30, 40), image_path=None, load=small) for one in dataset]
     other = write(dataset.with_samples(samples), "coco", tmp_path / "other")
     with pytest.raises(InputError, match="image field 1\n  got: a: 60 x 80, other: 30 x 40"):
-        run_plan(job(tmp_path / "both", places / "a", other))
+        run(job(tmp_path / "both", places / "a", other))
 
 
 def test_boxes_alone_say_what_is_missing(places: Path, tmp_path: Path) -> None:
@@ -323,24 +327,24 @@ def test_boxes_alone_say_what_is_missing(places: Path, tmp_path: Path) -> None:
     path.unlink()
     write_json(tmp_path / "boxes.json", entries)
     with pytest.raises(FormatError, match="has no segmentation") as raised:
-        run_plan(job(tmp_path / "both", places / "a", tmp_path / "boxes.json"))
-    assert "boxes alone are not enough: write the masks too" in str(raised.value)
+        run(job(tmp_path / "both", places / "a", tmp_path / "boxes.json"))
+    assert "boxes alone are not enough" in str(raised.value)
     assert not (tmp_path / "both").exists()
 
 
 def test_weights_that_do_not_fit(places: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="got: 3 weights: 1, 2, 3\n  expected: 2"):
-        run_plan(job(tmp_path / "both", places / "a", places / "b", options=FusionOptions(weights=(1, 2, 3))))
+        run(job(tmp_path / "both", places / "a", places / "b", weights=(1, 2, 3)))
 
 
 def test_a_folder_of_images_is_no_prediction(places: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images without any objects"):
-        run_plan(job(tmp_path / "both", places / "a", places / "images"))
+        run(job(tmp_path / "both", places / "a", places / "images"))
 
 
 def test_only_models_need_the_images(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name them with --data"):
-        run_plan(job(tmp_path / "both", Path("classical")))
+    with pytest.raises(UsageError, match="give the images as `data`"):
+        run(job(tmp_path / "both", Path("classical")))
 
 
 def test_a_model_predicts_on_the_images_of_the_others(tmp_path: Path) -> None:
@@ -351,10 +355,9 @@ def test_a_model_predicts_on_the_images_of_the_others(tmp_path: Path) -> None:
     scored = dataclasses.replace(truth, scores=np.full(len(truth), 0.8, np.float32))
     sample = Sample("a", tmp_path / "images" / "a.png", image.image_hw, Loaded(scored))
     write(Dataset((sample,), ("nucleus",)), "coco", tmp_path / "other")
-    run_plan(job(tmp_path / "both", tmp_path / "other", Path("classical")))
+    run(job(tmp_path / "both", tmp_path / "other", Path("classical")))
     content = json.loads((tmp_path / "both" / "predictions.json").read_text())
     assert content["info"]["fused"]["members"] == ["other", "classical"]
     model = cw.load_model("classical")
-    found = dataclasses.replace(model.predictor, options=dataclasses.replace(model.options, score_threshold=0.0))
-    expected = fuse_image([scored, found.predict([image])[0]])
+    expected = fuse_image([scored, model.predict(image, score=0)])
     assert read_dataset(tmp_path / "both")[0].read_instances().masks == expected.masks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import tifffile
 import torch
 from PIL import Image as Pillow
 
-from cellwright.api import inputs
 from cellwright.api.inputs import as_image, as_images, as_instances, as_instances_list
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
@@ -20,10 +18,6 @@ RGB = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
 LABELS = np.zeros((20, 30), np.int32)
 LABELS[2:6, 3:9], LABELS[10:15, 20:28] = 4, 9
-
-
-def test_examples_of_the_docstrings() -> None:
-    assert doctest.testmod(inputs).failed == 0
 
 
 @pytest.mark.parametrize(

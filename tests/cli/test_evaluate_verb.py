@@ -190,7 +190,7 @@ def test_tuned_scores_are_the_plain_ones_calibrated(job: Path, tuned: Path) -> N
     model, plain = load_model(tuned, device="cpu"), load_model(job / "run", device="cpu")
     sample = read_dataset(job / "data")[0]
     image = read_image(sample.image_path)
-    raw = plain.predictor.predict([image])[0]
+    raw = plain.predictor.predict([image])[0].instances
     shown = model.predict(image)
     assert model.options.calibration is not None
     info = json.loads((tuned / "model.json").read_text())
@@ -239,10 +239,10 @@ def test_a_model_tuned_in_views_looks_in_them(job: Path, tmp_path: Path, capsys:
     common = ["predict", job / "data", "--split", "val", "--model", out, "--save", "masks"]
     assert run(*common, "--out", tmp_path / "own") == 0
     said = capsys.readouterr().err
-    assert "seen in views mirror" in said
-    assert "in other views" not in said
+    assert "with views mirror: keeps" in said
+    assert "other views" not in said
     assert run(*common, "--views", "1", "--out", tmp_path / "other") == 0
-    assert "in other views (1) than it was tuned in" in capsys.readouterr().err
+    assert "tuned with other views than 1: its thresholds" in capsys.readouterr().err
     assert run("tune", out, *words, "--out", tmp_path / "again") == 0
     assert json.loads((tmp_path / "again" / "model.json").read_text()) == info
     assert run("evaluate", out, *words, "--pictures", "0", "--out", tmp_path / "eval") == 0

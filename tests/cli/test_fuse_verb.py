@@ -1,4 +1,4 @@
-"""`cellwright fuse` on the command line: what comes out is judged and exported like any prediction."""
+"""`cellwright fuse` on the command line: its output is evaluated and exported like any prediction."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_fused_predictions_are_predictions(job: Path, capsys: pytest.CaptureFixt
     assert run("export", out, "--to", "rle_csv_submission", "--quiet", "--out", job / "submission.csv") == 0
     assert set(pd.read_csv(job / "submission.csv")["id"]) == {one.id for one in back}
     assert run("fuse", job / "all", job / "large", *words) == 2
-    assert "these predictions are finished" in capsys.readouterr().err
+    assert "these predictions are already complete" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["nms", "soft_nms", "mask_nms", "mask_vote"])
@@ -106,7 +106,7 @@ def test_results_lists_need_their_dataset(job: Path, capsys: pytest.CaptureFixtu
 def test_several_models_are_fused_as_they_predict(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = job / "source" / "field 0" / "images" / "field 0.png"
     words = ["--fuse", "mask_vote", "--weights", "1,1", "--out", job / "two"]
-    assert run("predict", "--model", "classical", image, "--model", "classical", *words) == 0
+    assert run("predict", image, "--model", "classical", "--model", "classical", *words) == 0
     assert "model classical + classical" in capsys.readouterr().err
     settings = yaml.safe_load((job / "two" / "recipe.yaml").read_text())
     assert settings["fuse"]["method"] == "mask_vote"
@@ -120,10 +120,10 @@ def test_several_models_are_fused_as_they_predict(job: Path, capsys: pytest.Capt
     np.testing.assert_allclose(found.scores, alone.scores[alone.scores >= np.float32(0.05)], atol=1e-6)
     again = ["predict", image, "--model", "classical", "--model", "classical", "--out", job / "three"]
     for more, message in (
-        (["--fuse", "vote"], "did you mean 'mask_vote'?"),
+        (["--fuse", "vote"], 'Invalid value "vote" for --fuse'),
         (["--weights", "1,2,3"], "3 weights: 1, 2, 3"),
-        (["--diameter", "20"], "does not go by a diameter"),
-        (["--views", "flips"], "only networks look at images in views"),
+        (["--diameter", "20"], "does not use a diameter"),
+        (["--views", "flips"], "only networks support test-time augmentation"),
     ):
         assert run(*again, *more) == 2, more
         assert message in capsys.readouterr().err
@@ -133,14 +133,14 @@ def test_several_models_are_fused_as_they_predict(job: Path, capsys: pytest.Capt
 def test_wrong_usage(job: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     both = [job / "all", job / "large", "--out", tmp_path / "x"]
     for words, message in (
-        (["--method", "wfb"], "did you mean 'wbf'?"),
+        (["--method", "wfb"], 'Invalid value "wfb" for --method'),
         (["--weights", "1,2,3"], "3 weights: 1, 2, 3"),
-        (["--weights", "1;2"], "these are no weights"),
+        (["--weights", "1;2"], "--weights"),
         (["--weights", "1,-2"], "weights"),
         (["--iou", "1.5"], "out of range"),
-        (["--decay", "cubic"], "known: gaussian, linear"),
+        (["--decay", "cubic"], 'Invalid value "cubic" for --decay'),
         (["--split", "val"], "only a dataset has splits"),
-        (["--save", "maps"], "cannot save this"),
+        (["--save", "maps"], 'Invalid value "maps" for --save'),
     ):
         assert run("fuse", *both, *words) == 2, words
         assert message in capsys.readouterr().err

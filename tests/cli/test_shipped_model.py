@@ -101,7 +101,7 @@ def test_predict_needs_no_model_named(box: Path, data: Path, capsys: pytest.Capt
     assert (row["diameter_px"], row["diameter_from"], row["network_scale"]) == ("12.0", "given", "2.0")
     assert row["network_scale_wanted"] == ""
     assert run("predict", data, "--split", "val", "--out", "c", "--diameter", "1") == 0
-    assert "1 image(s) were resized less than their diameter asks for" in capsys.readouterr().err
+    assert "1 image could not be resized as much as the diameter asks for" in capsys.readouterr().err
 
 
 def test_python(box: Path) -> None:
@@ -113,9 +113,9 @@ def test_python(box: Path) -> None:
     assert cells.image_hw == (48, 64)
     (again,) = model.predict([image], diameter=24.0)
     assert again.masks == cells.masks
-    with pytest.raises(UsageError, match="no diameter"):
+    with pytest.raises(UsageError, match="invalid `diameter`"):
         model.predict(image, diameter=-1)
-    with pytest.raises(UsageError, match="does not go by a diameter"):
+    with pytest.raises(UsageError, match="does not use a diameter"):
         cw.load_model("classical").predict(image, diameter=24)
 
 
@@ -168,7 +168,7 @@ def test_what_is_wrong_with_the_box_is_said(box: Path, capsys: pytest.CaptureFix
 def test_a_folder_with_the_name_of_a_model(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("nuclei").mkdir()
     assert run("evaluate", "nuclei", "--data", data) == 2
-    assert "name of a model and of a file or folder" in capsys.readouterr().err
+    assert "the name of a model is also a file or folder" in capsys.readouterr().err
     with pytest.raises(ModelError, match="no model here"):
         cw.load_model("./nuclei")
 

@@ -208,6 +208,13 @@ def test_a_bug_of_ours_saves_a_report(monkeypatch: pytest.MonkeyPatch, capsys: p
     report.unlink()
 
 
+def test_only_the_command_line_changes_malloc_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("cellwright.cli.app.keep_freed_memory", lambda: calls.append(1))
+    assert run("model", "list") == 0
+    assert calls == [1]
+
+
 def test_interruption_prints_the_command_that_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

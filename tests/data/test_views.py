@@ -1,4 +1,4 @@
-"""Views: the exact way there and back for arrays, boxes and flows, and what can be typed for them."""
+"""Views: exact inverses for arrays, boxes and flows, and how they are written as text."""
 
 from __future__ import annotations
 
@@ -133,19 +133,19 @@ def test_what_can_be_typed() -> None:
         ("400:", "flips, 0.8,1,1.25:mirror"),
         ("4oo:flips", "'4oo'"),
         ("400,,500", "such as"),
-        ("12", "short sides are whole pixels from 16 on"),
-        ("400.5", "whole pixels"),
+        ("12", "short sides whole numbers of at least 16 px"),
+        ("400.5", "whole numbers"),
         ("0.01", "1/8 to 8"),
         ("nan", "known:"),
         ("1,nan", "1/8 to 8"),
-        ("1e9", "from 16 px on"),
+        ("1e9", "at least 16 px"),
         ("0.8,max1600", "short sides"),
         ("max1600:flips", "short sides"),
         ("400,max800,max900", "short sides"),
         ("400,max300", "no less than a short_side"),
     ],
 )
-def test_what_cannot_be_typed_is_said(text: str, hint: str) -> None:
+def test_invalid_text_is_explained(text: str, hint: str) -> None:
     with pytest.raises(UsageError, match="view") as caught:
         parse_views(text)
     assert hint in str(caught.value)
@@ -164,7 +164,7 @@ def test_what_cannot_be_typed_is_said(text: str, hint: str) -> None:
 def test_views_out_of_range_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="out of range"):
         View(**fields)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no views"):
+    with pytest.raises(UsageError, match="`views` is empty"):
         as_views([])
 
 

@@ -1,4 +1,4 @@
-"""How large objects are: a network that sees well near its own diameter only, on drawn nuclei of known size."""
+"""Estimated diameters: a network that works only near its own diameter, on drawn nuclei of known size."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from cellwright.models.dense import flow
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.labels import connected_components
 from cellwright.prediction import diameter as module
+from cellwright.prediction.backends.torch import NetworkPredictor
 from cellwright.prediction.diameter import Diameter
-from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 
 NOMINAL_PX = 24.0
 CONFIG = InputConfig(normalise="percentile", percentiles=(0, 100), diameter_px=NOMINAL_PX)
@@ -66,14 +67,19 @@ class NearSighted(nn.Module):
         return maps
 
 
-def segmenter(**changes: object) -> NetworkSegmenter:
+def predictor(**changes: object) -> NetworkPredictor:
     network = DenseNetwork(UNetConfig(width=4), in_channels=3, n_classes=1)
     network.unet = NearSighted()  # type: ignore[assignment]
-    return replace(NetworkSegmenter(network, CONFIG), **changes)  # type: ignore[arg-type]
+    return replace(NetworkPredictor(network, CONFIG), **changes)  # type: ignore[arg-type]
 
 
-def seen_by(one: NetworkSegmenter) -> list[tuple[int, int]]:
-    return one.network.unet.seen  # type: ignore[attr-defined]
+def predict_one(own: NetworkPredictor, image: Image) -> tuple[Instances, Diameter | None]:
+    (prediction,) = own.predict([image])
+    return prediction.instances, prediction.diameter
+
+
+def seen_by(own: NetworkPredictor) -> list[tuple[int, int]]:
+    return own.network.unet.seen  # type: ignore[attr-defined]
 
 
 def drawn(size_px: int, seed: int = 1) -> tuple[Image, Instances, float]:
@@ -92,7 +98,7 @@ def drawn(size_px: int, seed: int = 1) -> tuple[Image, Instances, float]:
 @pytest.mark.parametrize("size_px", SIZES)
 def test_nuclei_of_any_size_are_measured_and_found(size_px: int) -> None:
     image, truth, median_px = drawn(size_px)
-    ((found, diameter),) = segmenter().find([image])
+    found, diameter = predict_one(predictor(), image)
     assert diameter is not None
     assert diameter.estimated
     assert diameter.px is not None
@@ -109,8 +115,8 @@ def test_without_a_diameter_it_would_not_work() -> None:
     """The test's network is as near-sighted as it says."""
     for size_px in (5, 100):
         image, truth, _ = drawn(size_px)
-        plain = segmenter(input_config=CONFIG.model_copy(update={"diameter_px": None}))
-        ((found, diameter),) = plain.find([image])
+        plain = predictor(input_config=CONFIG.model_copy(update={"diameter_px": None}))
+        found, diameter = predict_one(plain, image)
         assert diameter is None
         assert len(seen_by(plain)) == 1
         assert cw.evaluate([found], [truth])["accuracy@0.5"] < 0.5
@@ -118,32 +124,32 @@ def test_without_a_diameter_it_would_not_work() -> None:
 
 def test_a_diameter_that_is_given_is_taken() -> None:
     image, _, _ = drawn(50)
-    guessing = segmenter()
-    ((guessed, diameter),) = guessing.find([image])
+    guessing = predictor()
+    guessed, diameter = predict_one(guessing, image)
     assert diameter is not None
     assert diameter.px is not None
     assert len(seen_by(guessing)) == 5, "three looks, one more, and the image"
-    told = segmenter(diameter_px=diameter.px)
-    ((found, given),) = told.find([image])
+    told = predictor(diameter_px=diameter.px)
+    found, given = predict_one(told, image)
     assert given == replace(diameter, estimated=False)
     assert len(seen_by(told)) == 1
     assert found.masks == guessed.masks
     assert np.array_equal(found.scores, guessed.scores)  # type: ignore[arg-type]
-    ((_, other),) = segmenter(diameter_px=48.0).find([image])
+    _, other = predict_one(predictor(diameter_px=48.0), image)
     assert other == Diameter(48.0, estimated=False, scale=0.5)
 
 
 def test_images_of_a_batch_have_a_diameter_each() -> None:
     images = [drawn(12)[0], drawn(50)[0], Image.from_array(np.zeros((40, 50), np.uint8))]
-    together, alone = segmenter(batch_size=3).find(images), [segmenter().find([one])[0] for one in images]
-    for (found, diameter), (expected, own) in zip(together, alone, strict=True):
-        assert diameter == own
-        assert found.masks == expected.masks
+    for image, together in zip(images, predictor(batch_size=3).predict(images), strict=True):
+        expected, diameter = predict_one(predictor(), image)
+        assert together.diameter == diameter
+        assert together.instances.masks == expected.masks
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((70, 90), np.uint8), np.full((1, 1), 9, np.uint16)])
 def test_nothing_to_see(pixels: np.ndarray) -> None:
-    ((found, diameter),) = segmenter().find([Image.from_array(pixels)])
+    found, diameter = predict_one(predictor(), Image.from_array(pixels))
     assert len(found) == 0
     assert found.image_hw == pixels.shape
     assert diameter == Diameter(None, estimated=True)
@@ -152,11 +158,11 @@ def test_nothing_to_see(pixels: np.ndarray) -> None:
 def test_depth_and_channels_change_nothing() -> None:
     image, _, _ = drawn(24)
     grey = image.data[:, :, 0]
-    ((expected, diameter),) = segmenter().find([image])
+    expected, diameter = predict_one(predictor(), image)
     rgb = np.repeat(grey[:, :, None], 3, axis=2)
     alpha = np.concatenate([rgb, np.random.default_rng(0).integers(0, 255, (*grey.shape, 1), np.uint8)], axis=2)
     for pixels in (grey.astype(np.uint16) * 300, grey.astype(np.float32) / 7, rgb, alpha):
-        ((found, same),) = segmenter().find([Image.from_array(pixels)])
+        found, same = predict_one(predictor(), Image.from_array(pixels))
         assert same == diameter
         assert found.masks == expected.masks
 
@@ -166,11 +172,11 @@ def test_looks_cost_the_same_however_large_the_image_is() -> None:
     image, truth, median_px = drawn(12)
     large = np.zeros((1500, 2500), np.uint8)
     large[-240:, 2000:2300] = image.data[:, :, 0]
-    one = segmenter()
+    own = predictor()
     pixels = np.repeat(large[None] / np.float32(40), 3, axis=0)
-    found = module.estimate_diameter(pixels, NOMINAL_PX, one._look)
+    found = module.estimate_diameter(pixels, NOMINAL_PX, own._detect_input)
     assert found == pytest.approx(median_px, rel=0.12)
-    assert all(max(hw) <= module.LOOK_SIDE_PX + 16 for hw in seen_by(one))
+    assert all(max(hw) <= module.WINDOW_SIDE_PX + 16 for hw in seen_by(own))
     assert len(truth) > 20
 
 
@@ -178,7 +184,9 @@ def test_few_large_nuclei_outside_the_shared_window() -> None:
     """A bright speck draws the small looks; the look at large objects still sees them."""
     y, x = np.mgrid[:400, :400]
     pixels = 0.6 * ((y - 320) ** 2 + (x - 320) ** 2 <= 40**2) + 0.45 * ((y // 2 + x // 2) % 2) * (y < 100) * (x < 100)
-    found = module.estimate_diameter(np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, segmenter()._look)
+    found = module.estimate_diameter(
+        np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, predictor()._detect_input
+    )
     assert found == pytest.approx(80, rel=0.1)
 
 
@@ -193,31 +201,35 @@ def test_an_image_is_not_enlarged_without_bounds(monkeypatch: pytest.MonkeyPatch
     tiny = Diameter.of(1.0, (100, 100), config, estimated=False)
     assert (tiny.scale, tiny.wanted_scale) == (8, 24)
     monkeypatch.setattr(module, "MAX_ENLARGED_PX", 100 * 100)
-    one = segmenter(diameter_px=12.0)
-    ((_, diameter),) = one.find([Image.from_array(np.zeros((80, 80), np.uint8))])
+    own = predictor(diameter_px=12.0)
+    _, diameter = predict_one(own, Image.from_array(np.zeros((80, 80), np.uint8)))
     assert diameter == Diameter(12.0, estimated=False, scale=1.25, wanted_scale=2.0)
-    assert seen_by(one) == [(112, 112)]
+    assert seen_by(own) == [(112, 112)]
 
 
-def test_a_predictor_hands_the_diameter_on() -> None:
+def test_predictions_have_the_diameter() -> None:
     image, _, median_px = drawn(24)
-    predictor = Predictor(segmenter())
-    (outcome,) = predictor.outcomes([image])
-    assert outcome.diameter is not None
-    assert outcome.diameter.px == pytest.approx(median_px, rel=0.12)
-    (given,) = predictor.with_diameter(20).outcomes([image])
+    filtered = FilteredPredictor(predictor())
+    assert filtered.uses_diameter
+    (prediction,) = filtered.predict([image])
+    assert prediction.diameter is not None
+    assert prediction.diameter.px == pytest.approx(median_px, rel=0.12)
+    assert repr(prediction).endswith(f"; diameter {prediction.diameter.px:.1f} px estimated)")
+    (given,) = filtered.with_diameter(20).predict([image])
     assert given.diameter == Diameter(20, estimated=False, scale=1.2)
-    assert Predictor(ClassicalSegmenter(ClassicalConfig())).outcomes([image])[0].diameter is None
+    classical = SegmenterPredictor(ClassicalSegmenter(ClassicalConfig()))
+    assert classical.predict([image])[0].diameter is None
 
 
 @pytest.mark.parametrize("px", [0, -3, float("nan"), float("inf")])
-def test_what_is_no_diameter(px: float) -> None:
-    with pytest.raises(UsageError, match="no diameter"):
-        Predictor(segmenter()).with_diameter(px)
+def test_invalid_diameters_are_refused(px: float) -> None:
+    with pytest.raises(UsageError, match="invalid `diameter`"):
+        predictor().with_diameter(px)
 
 
-def test_models_that_go_by_no_diameter_say_so() -> None:
-    plain = segmenter(input_config=CONFIG.model_copy(update={"diameter_px": None}))
-    for one in (plain, ClassicalSegmenter(ClassicalConfig())):
-        with pytest.raises(UsageError, match=r"does not go by a diameter[\s\S]*input\.diameter_px[\s\S]*leave"):
-            Predictor(one).with_diameter(20.0)
+def test_models_that_use_no_diameter_say_so() -> None:
+    plain = predictor(input_config=CONFIG.model_copy(update={"diameter_px": None}))
+    assert not plain.uses_diameter
+    for own in (plain, SegmenterPredictor(ClassicalSegmenter(ClassicalConfig()))):
+        with pytest.raises(UsageError, match=r"does not use a diameter[\s\S]*input\.diameter_px[\s\S]*omit"):
+            own.with_diameter(20.0)

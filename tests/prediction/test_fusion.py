@@ -256,7 +256,7 @@ def test_a_fragment_inside_goes_by_the_smaller_mask() -> None:
     assert len(fuse(members, FusionOptions(method="mask_nms"))) == 2
     assert len(fuse(members, FusionOptions(method="mask_nms", over_smaller=True))) == 1
     pairs = mask_pairs(MaskSet.from_dense(np.ones((1, 3, 3))), np.zeros(1, np.int64))
-    assert not len(pairs.near)  # no object beside itself
+    assert not len(pairs.others)  # no pair of an object with itself
 
 
 @pytest.mark.parametrize("over_smaller", [False, True])
@@ -343,14 +343,14 @@ def test_scores_of_nought_are_no_division() -> None:
 def test_what_cannot_be_fused() -> None:
     with pytest.raises(UsageError, match="did you mean 'soft_nms'"):
         FusionOptions(method="softnms")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no such decay"):
+    with pytest.raises(UsageError, match="unknown `decay`"):
         FusionOptions(decay="square")  # type: ignore[arg-type]
     for changes in ({"iou": 1.0}, {"score": -0.1}, {"sigma": 0}, {"weights": (1, 0)}, {"weights": (1, float("nan"))}):
-        with pytest.raises(UsageError, match=f"out of range\n  where: {next(iter(changes))}"):
+        with pytest.raises(UsageError, match=f"`{next(iter(changes))}` is out of range"):
             FusionOptions(**changes)
-    with pytest.raises(UsageError, match="3 weights: 1, 2, 3\n  expected: 2, one for each"):
+    with pytest.raises(UsageError, match="3 weights: 1, 2, 3\n  expected: 2, one per prediction"):
         fuse([rectangles(), rectangles()], FusionOptions(weights=(1, 2, 3)))
     with pytest.raises(InputError, match="got: 20 x 30, 9 x 9"):
         fuse([rectangles(), Instances.empty((9, 9), scored=True)])
-    with pytest.raises(UsageError, match="nothing to fuse"):
+    with pytest.raises(UsageError, match="no predictions to fuse"):
         fuse([])

@@ -1,4 +1,4 @@
-"""`NetworkSegmenter` with a network whose answers are known: sizes, padding, order, own resolution."""
+"""Predictors with networks and segmenters whose results are known: sizes, padding, order, what is refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from cellwright.config.input import InputConfig
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.models.contract import Network, Segmenter
+from cellwright.data.views import PLAIN, parse_views
+from cellwright.models.contract import Network
+from cellwright.prediction.backends.torch import NetworkPredictor
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 
 
 class Bright(nn.Module):
@@ -44,35 +46,91 @@ def pictures(*sizes):
     return [Image.from_array(np.zeros((*size, 3), np.uint8)) for size in sizes]
 
 
-def test_they_are_what_the_contract_says():
-    segmenter = NetworkSegmenter(Bright(), InputConfig())
-    assert isinstance(segmenter.network, Network)
-    assert isinstance(segmenter, Segmenter)
-    assert isinstance(Predictor(segmenter), Segmenter)
-
-
-def test_images_are_resized_padded_to_the_stride_and_answered_at_their_own_size():
+def test_images_are_resized_padded_to_the_stride_and_predicted_at_their_own_size():
     network = Bright()
-    segmenter = NetworkSegmenter(network, InputConfig(scale=0.5), batch_size=2)
-    found = segmenter.predict(pictures((100, 60), (40, 80), (33, 33)))
-    assert [one.image_hw for one in found] == [(100, 60), (40, 80), (33, 33)]
-    assert found[0].boxes_xyxy.tolist() == [[59, 99, 60, 100], [0, 0, 1, 1]], "highest score first"
+    assert isinstance(network, Network)
+    predictor = NetworkPredictor(network, InputConfig(scale=0.5), batch_size=2)
+    predictions = predictor.predict(pictures((100, 60), (40, 80), (33, 33)))
+    assert [prediction.instances.image_hw for prediction in predictions] == [(100, 60), (40, 80), (33, 33)]
+    assert all(prediction.candidates is prediction.instances for prediction in predictions)
+    assert predictions[0].instances.boxes_xyxy.tolist() == [[59, 99, 60, 100], [0, 0, 1, 1]], "highest score first"
     assert network.calls[0] == ((2, 3, 64, 64), [(50, 30), (20, 40)], [(100, 60), (40, 80)], False)
     assert network.calls[1] == ((1, 3, 32, 32), [(17, 17)], [(33, 33)], False)
 
 
 def test_no_images_no_results():
-    assert NetworkSegmenter(Bright(), InputConfig()).predict([]) == []
+    assert NetworkPredictor(Bright(), InputConfig()).predict([]) == []
 
 
 def test_channels_that_do_not_fit_are_refused():
     two = Image(np.zeros((8, 8, 2), np.uint8), ("DAPI", "actin"))
     with pytest.raises(InputError, match="channels"):
-        NetworkSegmenter(Bright(), InputConfig()).predict([two])
+        NetworkPredictor(Bright(), InputConfig()).predict([two])
 
 
-def test_a_predictor_applies_options_and_tells_what_they_left_out():
-    predictor = Predictor(NetworkSegmenter(Bright(), InputConfig()), PredictOptions(score_threshold=0.5), model_cap=2)
-    outcome = predictor.outcomes(pictures((20, 20)))[0]
-    assert (len(outcome.instances), outcome.n_low_score, outcome.model_cap) == (1, 1, 2)
-    assert len(predictor.predict(pictures((20, 20)))[0]) == 1
+def test_options_are_applied_and_omitted_objects_counted():
+    network = NetworkPredictor(Bright(), InputConfig(), model_cap=2)
+    (prediction,) = FilteredPredictor(network, PredictOptions(score_threshold=0.5)).predict(pictures((20, 20)))
+    assert (len(prediction.instances), prediction.n_low_score, prediction.model_cap) == (1, 1, 2)
+    assert prediction.views == PLAIN
+    assert repr(prediction) == (
+        "Prediction(1 object in 20 x 20 px; omitted: 1 low score; the model's limit of 2 objects was reached)"
+    )
+    (larger,) = NetworkPredictor(Bright(), InputConfig(), model_cap=3).predict(pictures((20, 20)))
+    assert larger.model_cap is None
+
+
+def test_a_network_without_views_says_so():
+    predictor = NetworkPredictor(Bright(), InputConfig())
+    assert predictor.with_views(PLAIN).views == PLAIN
+    with pytest.raises(UsageError, match="does not support test-time augmentation"):
+        predictor.with_views(parse_views("flips"))
+    assert not predictor.explains
+    with pytest.raises(UsageError, match="does not report its candidates"):
+        predictor.explain(pictures((8, 8))[0], np.zeros((1, 4)))
+
+
+class Returns:
+    """A segmenter that returns what it is given."""
+
+    def __init__(self, *results):
+        self.results = list(results)
+
+    def predict(self, images):
+        return self.results
+
+
+NOTHING = Instances.empty((8, 8), scored=True)
+
+
+def test_a_segmenter_becomes_a_predictor():
+    (prediction,) = SegmenterPredictor(Returns(NOTHING)).predict(pictures((8, 8)))
+    assert prediction.instances is prediction.candidates is NOTHING
+    assert (prediction.diameter, prediction.views) == (None, ())
+    assert SegmenterPredictor(Returns()).predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "0 results for 1 images"),
+        ([np.zeros((8, 8), int)], "ndarray instead of Instances"),
+        ([Instances.empty((9, 9), scored=True)], r"size \(9, 9\) for an image of size \(8, 8\)"),
+        ([Instances.empty((8, 8))], "without scores"),
+    ],
+)
+def test_what_a_segmenter_must_return(results, message):
+    with pytest.raises(UsageError, match=f"Returns.predict[\\s\\S]*{message}[\\s\\S]*one Instances per image"):
+        SegmenterPredictor(Returns(*results)).predict(pictures((8, 8)))
+
+
+def test_a_segmenter_has_no_diameter_no_views_and_no_candidates():
+    predictor = SegmenterPredictor(Returns(NOTHING))
+    assert not predictor.uses_diameter
+    assert not predictor.explains
+    with pytest.raises(UsageError, match="does not use a diameter"):
+        predictor.with_diameter(12.0)
+    with pytest.raises(UsageError, match="only networks support test-time augmentation"):
+        predictor.with_views(PLAIN)
+    with pytest.raises(UsageError, match="only networks have candidates"):
+        predictor.explain(pictures((8, 8))[0], np.zeros((1, 4)))

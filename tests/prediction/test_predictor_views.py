@@ -1,7 +1,8 @@
-"""Predictors that look in views: what the network is shown, what is refused, and the whole way from a command."""
+"""Test-time augmentation: the inputs of the network, what is refused, and the whole way from a plan."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import cellwright as cw
-from cellwright.api.predict import PredictPlan, describe, run_plan
+from cellwright.api.predict import PredictPlan, run
 from cellwright.config.input import InputConfig
 from cellwright.config.model_classical import ClassicalConfig
 from cellwright.config.recipe import Recipe
@@ -25,9 +26,9 @@ from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense.unet import UNet
 from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.models.weights.torch_io import save_model
-from cellwright.prediction.fused import FusedSegmenter
+from cellwright.prediction.backends.torch import NetworkPredictor
 from cellwright.prediction.fusion import FusionOptions
-from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+from cellwright.prediction.predictor import Ensemble, SegmenterPredictor
 
 RECIPE = Recipe.model_validate(
     {"name": "tiny", "model": {"kind": "unet", "width": 4, "depth": 1, "target": {"kind": "semantic"}}}
@@ -48,10 +49,10 @@ class Spy(nn.Module):
         return [torch.full((len(images), 1, *images.shape[2:]), -9.0)]
 
 
-def spied(config: InputConfig, views: str, diameter_px: float | None = None) -> tuple[Predictor, Spy]:
+def spied(config: InputConfig, views: str, diameter_px: float | None = None) -> tuple[NetworkPredictor, Spy]:
     network, spy = build_network(RECIPE, 1), Spy()
     network.unet = spy  # type: ignore[assignment]
-    return Predictor(NetworkSegmenter(network, config, diameter_px=diameter_px)).with_views(parse_views(views)), spy
+    return NetworkPredictor(network, config, diameter_px=diameter_px).with_views(parse_views(views)), spy
 
 
 def ramp(hw: tuple[int, int]) -> Image:
@@ -66,8 +67,10 @@ def noise(hw: tuple[int, int]) -> Image:
 
 def test_the_network_sees_every_size_and_orientation() -> None:
     predictor, spy = spied(InputConfig(), "48,64,max90:mirror")
-    (found,) = predictor.predict([ramp((48, 80))])
-    assert (len(found), found.image_hw) == (0, (48, 80))
+    (prediction,) = predictor.predict([ramp((48, 80))])
+    assert (len(prediction.instances), prediction.instances.image_hw) == (0, (48, 80))
+    assert prediction.views == parse_views("48,64,max90:mirror")
+    assert repr(prediction) == "Prediction(0 objects in 48 x 80 px; 4 views)"
     assert [tuple(one.shape[2:]) for one in spy.seen] == [(48, 80), (48, 80), (54, 90), (54, 90)]
     assert torch.equal(spy.seen[1], spy.seen[0].flip(-1))
     predictor, spy = spied(InputConfig(), "turns")
@@ -78,14 +81,14 @@ def test_the_network_sees_every_size_and_orientation() -> None:
 
 def test_factors_multiply_the_scale_of_a_diameter() -> None:
     predictor, spy = spied(InputConfig(diameter_px=24), "0.5,1,1.25:mirror", diameter_px=12)
-    (outcome,) = predictor.outcomes([noise((40, 60))])
+    (prediction,) = predictor.predict([noise((40, 60))])
     assert [tuple(one.shape[2:]) for one in spy.seen] == [(40, 60)] * 2 + [(80, 120)] * 2 + [(100, 150)] * 2
-    assert outcome.diameter is not None
-    assert (outcome.diameter.px, outcome.diameter.scale) == (12, 2.0)
+    assert prediction.diameter is not None
+    assert (prediction.diameter.px, prediction.diameter.scale) == (12, 2.0)
     predictor, spy = spied(InputConfig(diameter_px=24), "0.5,1")
-    (outcome,) = predictor.outcomes([noise((40, 60))])
-    assert outcome.diameter is not None
-    assert outcome.diameter.px is None, "nothing to measure"
+    (prediction,) = predictor.predict([noise((40, 60))])
+    assert prediction.diameter is not None
+    assert prediction.diameter.px is None, "nothing to measure"
     assert [tuple(one.shape[2:]) for one in spy.seen[-2:]] == [(20, 30), (40, 60)]
 
 
@@ -138,34 +141,34 @@ def test_turned_images_give_turned_results(folder: Path) -> None:
 
 
 def test_what_has_no_views_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="classical"):
-        Predictor(ClassicalSegmenter(ClassicalConfig())).with_views(parse_views("flips"))
-    with pytest.raises(UsageError, match="one size"):
+    with pytest.raises(UsageError, match="Classical"):
+        SegmenterPredictor(ClassicalSegmenter(ClassicalConfig())).with_views(parse_views("flips"))
+    with pytest.raises(UsageError, match="cannot have a short side"):
         spied(InputConfig(diameter_px=24), "400:flips")
     with pytest.raises(UsageError, match="did you mean 'flips'"):
         cw.load_model(folder, device="cpu").predict(noise((32, 32)), views="flip")
     assert cw.load_model(folder, device="cpu").predict([], views="flips") == []
 
 
-def test_every_member_of_a_fused_model_looks_in_views() -> None:
+def test_every_member_of_an_ensemble_uses_the_views() -> None:
     (one, first), (other, second) = spied(InputConfig(), "1"), spied(InputConfig(scale=0.5), "1")
-    both = Predictor(FusedSegmenter((one, other), FusionOptions()))
-    (found,) = both.with_views(parse_views("mirror")).predict([ramp((32, 48))])
-    assert len(found) == 0
+    both = Ensemble((one, other), FusionOptions())
+    (prediction,) = both.with_views(parse_views("mirror")).predict([ramp((32, 48))])
+    assert len(prediction.instances) == 0
+    assert prediction.views == parse_views("mirror")
     assert [tuple(shown.shape[2:]) for shown in (*first.seen, *second.seen)] == [(32, 48)] * 2 + [(16, 24)] * 2
-    assert one.segmenter.views == PLAIN, "what there was stays as it is"  # type: ignore[attr-defined]
+    assert one.views == PLAIN, "the predictor itself is unchanged"
 
 
 def test_the_whole_way(folder: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), noise((45, 63)).data)
-    plan = PredictPlan((tmp_path / "a.png",), str(folder), tmp_path / "out", device="cpu", views="flips")
-    assert "4 views" in describe(plan)
-    run_plan(plan)
+    plan = PredictPlan((tmp_path / "a.png",), model=(str(folder),), out=tmp_path / "out", device="cpu", views="flips")
+    run(plan)
     (sample,) = cw.read_dataset(tmp_path / "out" / "predictions.json")
     model, image = cw.load_model(folder, device="cpu"), cw.read_image(tmp_path / "a.png")
     assert len(sample.read_instances()) >= len(model.predict(image, views="flips")) > 3
     with pytest.raises(OutputError):
-        run_plan(PredictPlan((tmp_path / "a.png",), str(folder), tmp_path / "out", device="cpu"))
-    with pytest.raises(UsageError, match="no views"):
-        run_plan(PredictPlan((tmp_path / "a.png",), str(folder), tmp_path / "bad", device="cpu", views="flop"))
+        run(replace(plan, views=None))
+    with pytest.raises(UsageError, match="invalid `views`"):
+        run(replace(plan, views="flop", out=tmp_path / "bad"))
     assert not (tmp_path / "bad").exists()

@@ -13,6 +13,7 @@ from cellwright.api import train as training
 from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.prediction.folder import PREDICTIONS
 from cellwright.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(plan: DemoPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
 
 def _is_new(plan: DemoPlan) -> bool:
     """Whether the demo starts from scratch; otherwise it resumes."""
-    finished = (plan.out / "predictions" / "predictions.json").is_file()
+    finished = (plan.out / "predictions" / PREDICTIONS).is_file()
     if not (plan.overwrite or finished or not (plan.out / MARKER).is_file()):
         return False
     check_folder(plan.out, MARKER, overwrite=plan.overwrite)
@@ -78,7 +79,7 @@ def _segment(out: Path, screen: ProgressReporter) -> Demo:
     for name, pixels in (("cell", data.cell()), ("coins", data.coins()), ("drawn", drawn.data)):
         write_png(images / f"{name}.png", pixels)
     predictions = out / "predictions"
-    predict.run_plan(predict.PredictPlan((images,), MODEL, predictions), screen)
+    predict.run(predict.PredictPlan((images,), model=(MODEL,), out=predictions), screen)
     return Demo(predictions)
 
 
@@ -98,5 +99,6 @@ def _train(out: Path, screen: ProgressReporter) -> Demo:
     result = evaluate.run(plan, screen)
     assert result is not None  # not a dry run
     predictions = out / "predictions"
-    predict.run_plan(predict.PredictPlan((out / "data",), str(folder), predictions, split="test"), screen)
+    test = predict.PredictPlan((out / "data",), model=(str(folder),), out=predictions, split="test")
+    predict.run(test, screen)
     return Demo(predictions, result.evaluations[0].report)

@@ -124,8 +124,7 @@ def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, sc
     from cellwright.evaluation.pairing import pair_datasets
     from cellwright.prediction.evaluate import predict_dataset
 
-    predictor = dataclasses.replace(model.predictor, options=model.options)
-    predicted = predict_dataset(predictor, part, model.class_names, tuned_on=model.tuned_on, track=screen.track)
+    predicted = predict_dataset(model.filtered, part, model.class_names, tuned_on=model.tuned_on, track=screen.track)
     return pair_datasets(model.name, predicted, truth, part, ignore_classes=plan.ignore_classes)
 
 
@@ -141,8 +140,7 @@ def _evaluate_images(
 
     candidates = None
     if not plan.metrics:
-        predictor = None if model is None else dataclasses.replace(model.predictor, options=model.options)
-        candidates, notes = candidates_of(images, predictor)
+        candidates, notes = candidates_of(images, None if model is None else model.filtered)
         images = dataclasses.replace(images, notes=(*images.notes, *notes))
     report = evaluate_images(images, plan.metrics or None, candidates, screen.track)
     limits = intervals(report)

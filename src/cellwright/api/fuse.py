@@ -1,59 +1,144 @@
-"""Fusing as a job: predictions of any origin on the same images in, one prediction folder out."""
+"""``fuse``: several predictions of the same images, from any tools, fused into one prediction folder (ensemble)."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import Annotated, Any, overload
 
 import numpy as np
 import yaml
+from cyclopts import Group, Parameter
 
-from cellwright.api.members import MemberPlan, Members, mean_threshold, read_members
-from cellwright.core.dataset import Sample
+from cellwright.api.inputs import ObjectsLike, as_instances, is_list
+from cellwright.api.models import Model, joined_tuning, load_model
+from cellwright.api.paths import LIST_FORMATS, is_model, read_objects, short_names
+from cellwright.api.predict import files_written, pictures
+from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
-from cellwright.prediction.fusion import FusionOptions, Method
+from cellwright.core.scores import ScoreThreshold
+from cellwright.core.text import count
+from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.images.read import read_image
+from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
+from cellwright.prediction.folder import SAVES, FolderReport, Job, PredictionFolder, Save
+from cellwright.prediction.fusion import Decay, FusionOptions, Method, mean_threshold
 from cellwright.prediction.fusion import fuse as fuse_image
-from cellwright.prediction.saves import SAVES
+from cellwright.prediction.options import PredictOptions, select
+from cellwright.prediction.record import Prediction
+from cellwright.prediction.sources import Source, sources_of_dataset
 
-if TYPE_CHECKING:
-    from cellwright.prediction.writer import Job
+# Formats that name a class only if an object has it, and formats without class names.
+BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")
+NAMELESS = ("label_images", "mask_folder", "rle_csv")
+MODEL = "model"  # what stands for a format in the facts of a member that is a model
+METHODS = Group("Details of the methods", sort_key=1)
+INPUTS = Group("Which images and classes", sort_key=2)
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class FusePlan:
-    """What is fused how, and where it goes.
+    """Fuse several predictions of the same images (ensemble), or remove duplicates within one prediction."""
 
-    threshold: fused objects that score less are candidates only; None takes the weighted mean of the members' own.
-    resolve_overlaps: every shared pixel goes to the object that scores higher. save: what is left for each image.
-    """
-
-    members: MemberPlan
-    out: Path
-    options: FusionOptions = field(default_factory=FusionOptions)
+    predictions: tuple[Path, ...]
+    """Prediction folders, label images, COCO results files, Kaggle tables or anything else that `evaluate` takes, or
+    models, which predict first."""
+    _: KW_ONLY
+    method: Method = "wbf"
+    """wbf is Weighted Boxes Fusion; nms and soft_nms compare boxes, mask_nms and mask_vote masks."""
+    iou: float = 0.5
+    """Overlap above which two objects are treated as one."""
+    score: float = 0.05
+    """Omit objects with a lower score, before weights are applied."""
+    weights: tuple[float, ...] | None = None
+    """One weight per prediction (default: all equal)."""
     threshold: float | None = None
+    """Fused objects with a lower score are in predictions.json only (default: the weighted mean of the thresholds)."""
     resolve_overlaps: bool = False
-    save: tuple[str, ...] = SAVES
+    """Assign each shared pixel to the object with the higher score."""
+    save: tuple[Save, ...] = SAVES
+    """Files per image: masks (label image), overlay (picture), geojson (QuPath), rois (ImageJ), measurements (CSV)."""
+    out: Path = Path("work/fused")
+    """Folder to write: an ordinary prediction folder."""
     overwrite: bool = False
+    """Replace predictions that exist in the folder."""
+    class_agnostic: Annotated[bool, Parameter(group=METHODS)] = False
+    """Let objects of different classes compete too."""
+    decay: Annotated[Decay, Parameter(group=METHODS)] = "gaussian"
+    """For soft_nms: linear (above `iou`) or gaussian (of width `sigma`)."""
+    sigma: Annotated[float, Parameter(group=METHODS)] = 0.5
+    """For soft_nms with gaussian decay."""
+    over_smaller: Annotated[bool, Parameter(group=METHODS)] = False
+    """For mask_nms: use the intersection over the smaller mask, which also removes fragments inside an object."""
+    data: Annotated[Path | None, Parameter(group=INPUTS)] = None
+    """Dataset or folder with the images: for predictions that do not name theirs, or to fuse only these images."""
+    split: Annotated[str | None, Parameter(group=INPUTS)] = None
+    """Only this split of `data`."""
+    ignore_classes: Annotated[bool, Parameter(group=INPUTS)] = False
+    """Treat all objects as one class."""
+    device: Annotated[str, Parameter(group=INPUTS)] = "auto"
+    """auto, cpu, cuda:N or mps, for models."""
+
+    @property
+    def options(self) -> FusionOptions:
+        """How the objects of an image are fused. Raises `UsageError` for a value out of range."""
+        return FusionOptions(
+            method=self.method,
+            iou=self.iou,
+            score=self.score,
+            weights=self.weights,
+            class_agnostic=self.class_agnostic,
+            decay=self.decay,
+            sigma=self.sigma,
+            over_smaller=self.over_smaller,
+        )
 
 
-@dataclass(frozen=True)
-class Fused:
-    """What a job did, and one line about it."""
+def run(plan: FusePlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = False) -> FolderReport | None:
+    """Check the request, fuse, and write the prediction folder; None after a dry run. The same plan resumes.
 
-    n_images: int
-    n_objects: int
-    text: str
+    Raises `OutputError` if the folder cannot be written, `UsageError` for an option out of range, different classes, or
+    predictions that do not say for which images they are, and `InputError` for different images.
+    """
+    weights = plan.options.weights_of(len(plan.predictions))
+    members = read_members(plan, reporter)
+    threshold = mean_threshold(members.thresholds, weights) if plan.threshold is None else plan.threshold
+    job = _job(plan, members, threshold)
+    folder = PredictionFolder(plan.out, job, pictures(members.class_names), overwrite=plan.overwrite)
+    images = count(len(members.images), "image")
+    what = f"{count(len(members.names), 'prediction')} of {images}, fused by {plan.method}"
+    reporter.note(f"{what}: will write {files_written(plan.out, plan.save)}")
+    for note in members.notes:
+        reporter.note(note)
+    if dry_run:
+        return None
+    folder.start()
+    n_missing = 0
+    for index, of_members in enumerate(reporter.track(members.samples, "fusing", len(members.samples))):
+        if folder.is_done(index):
+            continue
+        fused = fuse_image([sample.read_instances() for sample in of_members], plan.options)
+        image, is_blank = _image_to_draw_on(members.images[index])
+        n_missing += is_blank
+        folder.write(index, image, select(Prediction.of(fused), job.options), blank=is_blank)
+    report = folder.finish()
+    if n_missing:
+        reporter.note(
+            f"{count(n_missing, 'image')} cannot be read: overlays are black, and no intensities are measured"
+        )
+    return report
 
 
 @overload
 def fuse(
-    members: Sequence[Instances],
+    predictions: Sequence[ObjectsLike],
     *,
     method: Method = "wbf",
     iou: float = 0.5,
@@ -63,7 +148,7 @@ def fuse(
 ) -> Instances: ...
 @overload
 def fuse(
-    members: Sequence[Sequence[Instances]],
+    predictions: Sequence[Sequence[ObjectsLike]],
     *,
     method: Method = "wbf",
     iou: float = 0.5,
@@ -71,15 +156,40 @@ def fuse(
     weights: Sequence[float] | None = None,
     class_agnostic: bool = False,
 ) -> list[Instances]: ...
-def fuse(members, *, method: Method = "wbf", iou=0.5, score=0.05, weights=None, class_agnostic=False):
-    """What several members found on one image, as one result, best first; with a list for each member, image by image.
+def fuse(predictions, *, method: Method = "wbf", iou=0.5, score=0.05, weights=None, class_agnostic=False):
+    """Fuse several predictions of the same image, or of the same images (ensemble).
 
-    method: ``wbf`` (weighted boxes fusion, masks averaged alike), ``nms``, ``soft_nms``, ``mask_nms``, ``mask_vote``.
-    iou: above it two objects are taken for one. score: objects that score less are left out first. weights: one a
-    member, None for all alike. Members of different families need calibrated scores: see ``docs/guide.md``.
+    Args:
+        predictions: one entry per member, at least one. For one image, each is `Instances`, a label array (H, W) of
+            integers with 0 as background, or the path of a label image. For several images, each is a list of these,
+            one per image in the same order.
+        method: ``wbf`` (Weighted Boxes Fusion; masks are averaged likewise), ``nms``, ``soft_nms``, ``mask_nms`` or
+            ``mask_vote``.
+        iou: overlap above which two objects are treated as one, 0 to 1.
+        score: objects with a lower score are omitted first, 0 to 1. Objects without scores count with score 1.
+        weights: one per member, above 0; None: all equal.
+        class_agnostic: objects of different classes compete too.
 
-    Raises `UsageError` for an unknown method, a number out of range, or another number of weights or images,
-    `InputError` for images of different sizes.
+    Members of different model families need calibrated scores: see ``docs/guide.md``.
+
+    Returns:
+        `Instances`, best first, ids 1..N; for several images a list of them. No objects is a legal result.
+
+    Raises:
+        UsageError: an unknown method, a value out of range, or different numbers of weights, members or images.
+        InputError: the members' predictions have different sizes, or an array is not a label array.
+
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> first, second = np.zeros((2, 20, 20), int)
+        >>> first[2:10, 2:10] = 1
+        >>> second[2:10, 3:11] = 1
+        >>> second[14:18, 14:18] = 2
+        >>> fused = cw.fuse([first, second])
+        >>> fused.scores.round(2).tolist(), fused.masks.areas.tolist()
+        ([1.0, 0.5], [72, 16])
+        >>> [len(instances) for instances in cw.fuse([[first, second], [first, first]])]
+        [1, 2]
     """
     options = FusionOptions(
         method=method,
@@ -88,102 +198,271 @@ def fuse(members, *, method: Method = "wbf", iou=0.5, score=0.05, weights=None, 
         weights=None if weights is None else tuple(weights),
         class_agnostic=class_agnostic,
     )
-    if all(isinstance(one, Instances) for one in members):
-        return fuse_image(members, options)
-    counts = [len(one) for one in members]
-    if len(set(counts)) > 1:
-        got = f"{', '.join(map(str, counts))} images"
-        raise UsageError("members have results for different numbers of images", got=got, expected="one an image each")
+    members = list(predictions) if is_list(predictions) else [predictions]
+    several = [is_list(member) for member in members]
+    if not any(several):
+        return fuse_image([as_instances(member) for member in members], options)
+    if not all(several):
+        raise UsageError(
+            "predictions of one image and of several images cannot be fused",
+            got=f"{several.count(True)} lists and {several.count(False)} single predictions",
+            expected="one prediction per member, or a list per member with one prediction per image",
+        )
+    members = [[as_instances(of_image) for of_image in member] for member in members]
+    if len({len(member) for member in members}) > 1:
+        got = f"{', '.join(str(len(member)) for member in members)} images"
+        raise UsageError("members have predictions for different numbers of images", got=got, expected="equal numbers")
     return [fuse_image(of_image, options) for of_image in zip(*members, strict=True)]
 
 
-def run_plan(plan: FusePlan, screen: ProgressReporter = SILENT) -> Fused:
-    """Carry out a plan; the same plan goes on where it stopped.
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The predictions to fuse. names: short and distinct, one per member. images: those of the result.
 
-    Raises `OutputError` for a finished folder, and what `read_members` and `FusionOptions` raise.
+    samples: for each image one sample per member. thresholds: of each member, one number or one per class, 0 for none.
+    notes: what a user should know, one sentence each. tuned_on: what tuned members were tuned on, or None.
     """
-    from cellwright.api.predict import makers
-    from cellwright.prediction.options import select
-    from cellwright.prediction.writer import PredictionFolder
 
-    weights = plan.options.weights_of(len(plan.members.predictions))
-    members = read_members(plan.members, screen)
-    for note in members.notes:
-        screen.note(note)
-    threshold = mean_threshold(members.thresholds, weights) if plan.threshold is None else plan.threshold
-    job = _job(plan, members, threshold)
-    folder = PredictionFolder(plan.out, job, makers(members.class_names), overwrite=plan.overwrite)
-    unread = []
-    for index, found in enumerate(screen.track(members.found, "fusing", len(members.found))):
-        if folder.is_done(index):
-            continue
-        fused = fuse_image([one.read_instances() for one in found], plan.options)
-        image, was_read = _picture(members.images[index])
-        unread += [] if was_read else [members.images[index].id]
-        folder.write(index, image, select(fused, job.options), blank=not was_read)
-    rows = folder.finish()
-    if unread:
-        screen.note(f"{len(unread)} image(s) are not there or cannot be read: overlays on black, no intensities")
-    n_objects = sum(row["objects"] for row in rows)
-    text = f"{n_objects} objects in {len(rows)} images, fused from {len(members.names)} predictions: {plan.out}"
-    return Fused(len(rows), n_objects, text)
+    names: tuple[str, ...]
+    images: tuple[Sample, ...]
+    samples: tuple[tuple[Sample, ...], ...]
+    class_names: tuple[str, ...]
+    thresholds: tuple[ScoreThreshold, ...]
+    notes: tuple[str, ...]
+    tuned_on: dict[str, Any] | None
 
 
-def parse_weights(text: str) -> tuple[float, ...]:
-    """``"1,2"`` as numbers; `UsageError` where it holds something else."""
-    try:
-        return tuple(float(one) for one in text.split(","))
-    except ValueError as error:
-        expected = "numbers with commas between them, one for each prediction, such as 1,2"
-        raise UsageError("these are no weights", got=repr(text), expected=expected) from error
+def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members:
+    """Find the predictions of a plan; their objects are read, and predicted by models, later, image by image.
+
+    Raises `UsageError` for members with different classes, or that do not say for which images they are; `InputError`
+    for images that a member lacks or that have different sizes; `FormatError` for objects with boxes but no masks.
+    """
+    wanted = _wanted_images(plan, reporter)
+    datasets = _read_all(plan, wanted, reporter)
+    names = short_names(plan.predictions)
+    same = _with_same_classes(names, datasets, ignore_classes=plan.ignore_classes)
+    images, samples = _same_images(names, same, wanted)
+    return Members(
+        names=tuple(names),
+        images=tuple(_completed(image, of_image) for image, of_image in zip(images, samples, strict=True)),
+        samples=tuple(samples),
+        class_names=same[0].class_names,
+        thresholds=tuple(score_threshold_of(dataset) for dataset in same),
+        notes=_score_notes(names, same),
+        tuned_on=joined_tuning([dataset.info.get("tuned_on") for dataset in same]),
+    )
 
 
-def describe(plan: FusePlan) -> str:
-    """What will be read and written."""
-    names = ", ".join(map(str, plan.members.predictions))
-    files = ", ".join(("predictions.json", "summary.csv", *plan.save))
-    return f"fuses {names} by {plan.options.method}; writes {plan.out}/ ({files})"
+def _wanted_images(plan: FusePlan, reporter: ProgressReporter) -> Dataset | None:
+    """The images of ``plan.data``."""
+    if plan.data is None:
+        if plan.split is not None:
+            remedy = "give the dataset as `data`, or omit `split`"
+            raise UsageError("only a dataset has splits", got=f'`split="{plan.split}"`', remedy=remedy)
+        return None
+    from cellwright.data.formats import ReadOptions, sniff
+
+    data = sniff(plan.data).read(plan.data, ReadOptions(require_images=False, track=reporter.track))
+    return data if plan.split is None else data.with_split(plan.split)
 
 
-def _job(plan: FusePlan, members: Members, threshold: float | tuple[float, ...]) -> Job:
-    from cellwright.prediction.options import PredictOptions
-    from cellwright.prediction.sources import Source
-    from cellwright.prediction.writer import Job
+def _read_all(plan: FusePlan, wanted: Dataset | None, reporter: ProgressReporter) -> list[Dataset]:
+    """Every member: first those that name their images, then those that need them named, then models."""
+    from cellwright.data.formats import sniff
 
+    models = {path for path in plan.predictions if is_model(path)}
+    lists = {path for path in plan.predictions if path not in models and sniff(path).name in LIST_FORMATS}
+    datasets: dict[Path, Dataset] = {}
+    images = wanted
+    for path in sorted(dict.fromkeys(plan.predictions), key=lambda path: (path in models, path in lists)):
+        if path in models:
+            if images is None:
+                remedy = "give the images as `data`"
+                raise UsageError("a model needs images to predict on", got=str(path), remedy=remedy)
+            datasets[path] = _predicted(path, images, plan.device)
+        else:
+            named_by = _without_scores(images) if path in lists and images is not None else None
+            datasets[path] = read_objects(path, named_by, reporter.track)
+        images = datasets[path] if images is None else images
+    return [datasets[path] for path in plan.predictions]
+
+
+def _without_scores(dataset: Dataset) -> Dataset:
+    """The dataset without its score threshold: predictions that are read for its images have scores of their own."""
+    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", "tuned_on")}
+    return dataclasses.replace(dataset, info=info)
+
+
+def _predicted(path: Path, images: Dataset, device: str) -> Dataset:
+    """A model as a member: it predicts on an image when the objects of that image are read."""
+    model = load_model(path, device=device)
+    complete = model.with_options(score=0.0)
+    loads = [_Predict(complete, source.path) for source in sources_of_dataset(images)]
+    samples = [dataclasses.replace(image, load=load) for image, load in zip(images, loads, strict=True)]
+    info = {"score_threshold": model.options.score_threshold, "tuned_on": model.tuned_on, "format": MODEL}
+    return Dataset(tuple(samples), model.class_names, None, info=info)
+
+
+@dataclass(frozen=True, eq=False)
+class _Predict:
+    """A `Sample.load` that predicts on the image."""
+
+    model: Model
+    path: Path
+
+    def __call__(self) -> Instances:
+        return self.model.predict(self.path)
+
+
+def _with_same_classes(names: Sequence[str], datasets: Sequence[Dataset], *, ignore_classes: bool) -> list[Dataset]:
+    """All members with the same class names in the same order: those of the first member that lists its classes."""
+    if ignore_classes:
+        return [without_classes(dataset) for dataset in datasets]
+    listing = [
+        k
+        for k, dataset in enumerate(datasets)
+        if not _is_nameless(dataset) and dataset.info.get("format") not in BY_OBJECTS
+    ]
+    known = datasets[listing[0]].class_names if listing else _all_class_names(datasets)
+    for k, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
+        own = set(dataset.class_names)
+        fits = own == set(known) if k in listing else own <= set(known)
+        if not fits and not (_is_nameless(dataset) and len(known) == 1):
+            raise UsageError(
+                "predictions with different classes cannot be fused",
+                got=f"{name}: {', '.join(dataset.class_names)}",
+                expected=", ".join(known) + (f", as in {names[listing[0]]}" if listing else ""),
+                remedy="rename classes with cellwright data merge, or use `ignore_classes=True`",
+            )
+    return [
+        dataclasses.replace(dataset, class_names=known)
+        if _is_nameless(dataset) and len(known) == 1
+        else with_class_names(dataset, known)
+        for dataset in datasets
+    ]
+
+
+def _is_nameless(dataset: Dataset) -> bool:
+    """Whether classes have no names, as in label images."""
+    return dataset.info.get("format") in NAMELESS and dataset.class_names == (DEFAULT_CLASS,)
+
+
+def _all_class_names(datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    names = dict.fromkeys(name for dataset in datasets if not _is_nameless(dataset) for name in dataset.class_names)
+    return tuple(names) or (DEFAULT_CLASS,)
+
+
+def _same_images(
+    names: Sequence[str], datasets: Sequence[Dataset], wanted: Dataset | None
+) -> tuple[Dataset, list[tuple[Sample, ...]]]:
+    """The images, and each member's sample of every image. Without ``wanted``, all members need the same images."""
+    base = datasets[0] if wanted is None else wanted
+    if not len(base):
+        raise InputError(
+            "no images to fuse",
+            where=names[0] if wanted is None else wanted.root,
+            remedy="give predictions of at least one image, or another `split`",
+        )
+    columns = [partners(base, dataset) for dataset in datasets]
+    lacking = {name: _unpaired(base, column) for name, column in zip(names, columns, strict=True)}
+    if wanted is None:
+        further = (image_id for dataset in datasets for image_id in _unpaired(dataset, partners(dataset, base)))
+        lacking[names[0]] = list(dict.fromkeys(further))
+    lacking = {name: missing for name, missing in lacking.items() if missing}
+    if lacking:
+        raise InputError(
+            "the predictions are not for the same images",
+            got="; ".join(f"{name} lacks {len(missing)}: {shown_ids(missing)}" for name, missing in lacking.items()),
+            expected="every image in every prediction, also images without objects",
+            remedy="predict on the same images, or select those to fuse with `data` (and `split`)",
+        )
+    samples = [tuple(sample for sample in row if sample is not None) for row in zip(*columns, strict=True)]
+    _check_sizes(names, base, samples)
+    return base, samples
+
+
+def _unpaired(samples: Dataset, others: Sequence[Sample | None]) -> list[str]:
+    return [sample.id for sample, other in zip(samples, others, strict=True) if other is None]
+
+
+def _check_sizes(names: Sequence[str], base: Dataset, samples: Sequence[tuple[Sample, ...]]) -> None:
+    for image, row in zip(base, samples, strict=True):
+        sizes = [sample.image_hw for sample in row]
+        if len({*sizes, image.image_hw}) > 1:
+            each = [f"{name}: {h} x {w}" for name, (h, w) in zip(names, sizes, strict=True)]
+            raise InputError(
+                "the predictions have different sizes (height x width) of an image",
+                where=f"image {image.id}",
+                got=", ".join(each),
+                expected=f"{image.image_hw[0]} x {image.image_hw[1]}",
+                remedy="predict on the image at its own size with all members",
+            )
+
+
+def _completed(image: Sample, of_members: Sequence[Sample]) -> Sample:
+    """The image with its file, number, group, split and pixel size, from the first member that has them."""
+    known = dict[str, Any]()
+    for name in ("image_path", "image_id", "group", "split", "pixel_size_um"):
+        values = (getattr(sample, name) for sample in (image, *of_members))
+        known[name] = next((value for value in values if value is not None), None)
+    return dataclasses.replace(image, **known)
+
+
+def _score_notes(names: Sequence[str], datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    """What the scores mean. Reading one image of each member also shows early which member cannot be read."""
+    notes = []
+    unscored, uncalibrated = [], []
+    for name, dataset in zip(names, datasets, strict=True):
+        samples = () if dataset.info.get("format") == MODEL else dataset
+        first = next((objects for objects in (sample.read_instances() for sample in samples) if len(objects)), None)
+        if first is not None and first.scores is None:
+            unscored.append(name)
+        elif not dataset.info.get("tuned_on"):
+            uncalibrated.append(name)
+    if unscored:
+        notes.append(f"without scores, so every object counts with score 1: {', '.join(unscored)}")
+    if uncalibrated and len(names) > 1:
+        notes.append(
+            f"scores that are not calibrated are compared as they are: {', '.join(uncalibrated)} (cellwright tune "
+            "calibrates the scores of a model to the expected IoU)"
+        )
+    return tuple(notes)
+
+
+def _job(plan: FusePlan, members: Members, threshold: ScoreThreshold) -> Job:
     settings = {"members": list(members.names), **plan.options.as_values(len(members.names))}
     sources = [
-        Source(one.id, one.image_path or Path("no image", one.id), one.image_id, one.group, one.split)
-        for one in members.images
+        Source(image.id, image.image_path or Path("no image", image.id), image.image_id, image.group, image.split)
+        for image in members.images
     ]
     return Job(
         sources=tuple(sources),
         class_names=members.class_names,
         recipe_yaml=yaml.safe_dump({"fuse": settings}, sort_keys=False),
-        model=hashlib.sha256("\n".join(map(_state, plan.members.predictions)).encode()).hexdigest(),
+        model=hashlib.sha256("\n".join(map(_file_states, plan.predictions)).encode()).hexdigest(),
         options=PredictOptions(threshold, resolve_overlaps=plan.resolve_overlaps),
         reading={},
-        save=plan.save,  # type: ignore[arg-type] - checked by Job
+        save=plan.save,
         info={"fused": settings} | ({} if members.tuned_on is None else {"tuned_on": members.tuned_on}),
     )
 
 
-def _picture(sample: Sample) -> tuple[Image, bool]:
-    """The image to draw on, and whether it could be read; black where it is not there."""
-    from cellwright.data.images.read import read_image
-
+def _image_to_draw_on(sample: Sample) -> tuple[Image, bool]:
+    """The image, and False; a black one and True if it is missing or cannot be used."""
     black = Image.from_array(np.zeros(sample.image_hw, np.uint8), pixel_size_um=sample.pixel_size_um)
     if sample.image_path is None:
-        return black, False
+        return black, True
     try:
         image = read_image(sample.image_path)
     except (InputError, UsageError):
-        return black, False
-    return (image, True) if image.image_hw == tuple(sample.image_hw) else (black, False)
+        return black, True
+    return (image, False) if image.image_hw == tuple(sample.image_hw) else (black, True)
 
 
-def _state(path: Path) -> str:
-    """What tells a member from another one at the same place: its files, their sizes and times."""
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    # An index is made beside a COCO file when it is read.
-    states = [(one.as_posix(), one.stat()) for one in files if one.is_file() and one.suffix != ".index"]
+def _file_states(path: Path) -> str:
+    """Identifies the content of a prediction: its files with their sizes and times."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    # Reading a COCO file creates an index beside it.
+    states = [(file.as_posix(), file.stat()) for file in files if file.is_file() and file.suffix != ".index"]
     return repr([str(path), *((name, state.st_size, state.st_mtime_ns) for name, state in states)])

@@ -1,91 +1,245 @@
-"""Models as users meet them: loaded by name, from a folder or from a run, and asked for the objects of images."""
+"""Models: loaded by name, from a folder or from a run, combined to ensembles, and used to predict on images."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from cellwright.api.inputs import ImageLike, as_image, is_list
 from cellwright.config.recipe import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
-from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.public import public
 from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
     import torch
 
-    from cellwright.models.contract import Network
+    from cellwright.models.contract import Network, Segmenter
     from cellwright.models.weights.model_folder import ModelInfo
+    from cellwright.prediction.fusion import FusionOptions
     from cellwright.prediction.options import PredictOptions
-    from cellwright.prediction.predictor import Predictor
+    from cellwright.prediction.predictor import FilteredPredictor, Predictor
+    from cellwright.prediction.record import Prediction
 
-# What a --model takes by name; a folder of such a name is meant with ./ before it.
+# Models that have a name; a folder with such a name is given as ./name.
 NAMED_MODELS = {
     "nuclei": "U-Net with flows, trained on DSB2018; fluorescence, H&E and bright field; finds nuclei only",
     "classical": "threshold and watershed; needs no training, finds nuclei only",
 }
 DEFAULT_MODEL = "nuclei"
+DEFAULT_CLASSES = ("cell",)
 Views = str | Sequence[View]
 
 
-@dataclass(frozen=True, eq=False)
+@public
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A loaded model with the thresholds of its recipe.
+    """A model that is ready to predict; `load_model` returns one.
 
-    name: as it was asked for. class_names: one a class id. recipe: resolved. predictor: all that the model finds.
-    options: which of it becomes a result; with what `tune` found, where the model is tuned.
-    tuned_on: where that comes from (``ModelInfo.tuned_on``), None for an untuned model.
+    name: as given to `load_model`. class_names: one per class id. recipe: resolved; None for a `Segmenter` of your own.
+    predictor: predicts all objects. options: which of them are kept; `cellwright tune` sets those of a tuned model.
+    tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views: as given
+    to `with_options`, and the views of a tuned model.
+
+    >>> import cellwright as cw, numpy as np
+    >>> model = cw.load_model("classical")
+    >>> model
+    Model('classical', classical method, classes: nucleus, score 0.3)
+    >>> image = np.zeros((40, 40), np.uint8)
+    >>> image[5:15, 5:15] = image[20:32, 18:30] = 200
+    >>> instances = model.predict(image)
+    >>> len(instances), instances.masks.to_label_map().shape
+    (2, (40, 40))
     """
 
     name: str
     class_names: tuple[str, ...]
-    recipe: Recipe
+    recipe: Recipe | None
     predictor: Predictor
     options: PredictOptions
     tuned_on: Mapping[str, Any] | None = None
+    diameter: float | None = None
+    views: str | None = None
 
     @overload
     def predict(
-        self, images: Image | np.ndarray, diameter: float | None = None, views: Views | None = None
+        self,
+        images: ImageLike,
+        diameter: float | None = None,
+        views: Views | None = None,
+        *,
+        score: float | None = None,
+        min_area: int | None = None,
+        max_objects: int | None = None,
     ) -> Instances: ...
     @overload
     def predict(
-        self, images: Sequence[Image | np.ndarray], diameter: float | None = None, views: Views | None = None
+        self,
+        images: Iterable[ImageLike],
+        diameter: float | None = None,
+        views: Views | None = None,
+        *,
+        score: float | None = None,
+        min_area: int | None = None,
+        max_objects: int | None = None,
     ) -> list[Instances]: ...
-    def predict(self, images, diameter=None, views=None):
-        """The objects of an image, best first, ids 1..N; a list of images gives a list.
+    def predict(self, images, diameter=None, views=None, *, score=None, min_area=None, max_objects=None):
+        """The objects of an image, best first, with ids 1..N and scores in [0, 1]; a list of images gives a list.
 
-        A plain array is grey (H, W) or channel-last (H, W, C). diameter: median of the images' objects, px of the
-        image, for models that go by one (``nuclei``); None estimates it for each image. views: sizes and orientations
-        in which each image is seen, as a text ("flips", "0.8,1,1.25:mirror") or as `View` objects; None is the image
-        as it is, for a tuned model the views that it was tuned in. Raises `InputError` where channels do not fit,
-        `UsageError` for a diameter or views that are none or that the model has no use for.
+        Args:
+            images: an `Image`, an array (H, W) or (H, W, C), a path, a PIL image or a torch tensor; or a list of them.
+            diameter: median diameter of the objects, px of the image (that of a circle of the same area), for models
+                that use one, such as ``nuclei``; None estimates it for each image.
+            views: views of test-time augmentation, as text ("flips", "0.8,1,1.25:mirror") or `View` objects. None: no
+                augmentation, or the views of a tuned model.
+            score: omit objects with a lower score, 0 to 1; None takes the model's own threshold.
+            min_area: omit smaller objects, px of the image; None takes the model's own limit.
+            max_objects: largest number of objects per image, best first; None keeps all.
+
+        Returns:
+            `Instances` of the image's size, or a list of them; an image without objects gives `Instances` of length 0.
+
+        Raises:
+            InputError: the image cannot be read, or its channels do not fit the model.
+            UsageError: an option is out of range or not supported by the model.
+
+        Example:
+            >>> import cellwright as cw, numpy as np
+            >>> image = np.zeros((40, 40), np.uint8)
+            >>> image[5:15, 5:15] = image[20:32, 18:30] = 200
+            >>> model = cw.load_model("classical")
+            >>> len(model.predict(image)), len(model.predict(image, max_objects=1))
+            (2, 1)
+            >>> [len(instances) for instances in model.predict([image, image[:, :20]])]
+            [2, 1]
         """
-        single = isinstance(images, Image | np.ndarray)
-        wanted = [images] if single else list(images)
-        made = [one if isinstance(one, Image) else Image.from_array(one) for one in wanted]
-        predictor = dataclasses.replace(self.predictor, options=self.options)
-        predictor = predictor if diameter is None else predictor.with_diameter(diameter)
-        found = (predictor if views is None else predictor.with_views(as_views(views))).predict(made)
-        return found[0] if single else found
+        model = self.with_options(
+            diameter=diameter, views=views, score=score, min_area=min_area, max_objects=max_objects
+        )
+        predictions = model.predictions(images)
+        if isinstance(predictions, list):
+            return [prediction.instances for prediction in predictions]
+        return predictions.instances
+
+    @overload
+    def predictions(self, images: ImageLike) -> Prediction: ...
+    @overload
+    def predictions(self, images: Iterable[ImageLike]) -> list[Prediction]: ...
+    def predictions(self, images):
+        """As `predict`, as a `Prediction` per image: with the omitted objects and their number, and the diameter.
+
+        Example:
+            >>> import cellwright as cw, numpy as np
+            >>> image = np.zeros((40, 40), np.uint8)
+            >>> image[5:15, 5:15] = image[20:32, 18:30] = 200
+            >>> cw.load_model("classical").with_options(min_area=120).predictions(image)
+            Prediction(1 object in 40 x 40 px; omitted: 1 small)
+        """
+        predictor, several = self.filtered, is_list(images)
+        # Wrong types are refused before the work starts; files are read in turn.
+        images = [
+            image if isinstance(image, str | Path) else as_image(image) for image in (images if several else [images])
+        ]
+        predictions = [predictor.predict([as_image(image)])[0] for image in images]
+        return predictions if several else predictions[0]
+
+    def with_options(
+        self,
+        *,
+        diameter: float | None = None,
+        views: Views | None = None,
+        score: float | None = None,
+        min_area: int | None = None,
+        max_objects: int | None = None,
+    ) -> Model:
+        """The model with other options, for every prediction; None leaves an option as it is. See `predict`."""
+        predictor = self.predictor if diameter is None else self.predictor.with_diameter(diameter)
+        predictor = predictor if views is None else predictor.with_views(as_views(views))
+        given = {"score_threshold": score, "min_area_px": min_area, "max_objects": max_objects}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(
+            self,
+            predictor=predictor,
+            options=dataclasses.replace(self.options, **changes),
+            diameter=self.diameter if diameter is None else diameter,
+            views=self.views if views is None else views if isinstance(views, str) else repr(list(views)),
+        )
+
+    @property
+    def filtered(self) -> FilteredPredictor:
+        """The predictor with the model's options."""
+        from cellwright.prediction.predictor import FilteredPredictor
+
+        return FilteredPredictor(self.predictor, self.options)
+
+    @staticmethod
+    def from_segmenter(segmenter: Segmenter, class_names: Sequence[str] | None = None) -> Model:
+        """A `Segmenter` of your own as a model.
+
+        class_names: one per class id; None takes ``segmenter.class_names`` if it has them, otherwise "cell".
+        """
+        from cellwright.models.contract import Segmenter
+        from cellwright.prediction.options import PredictOptions
+        from cellwright.prediction.predictor import SegmenterPredictor
+
+        if not isinstance(segmenter, Segmenter) or isinstance(segmenter, type):
+            raise UsageError(
+                "not a model",
+                got=segmenter if isinstance(segmenter, type) else type(segmenter).__name__,
+                expected="a Model, a name or folder of a model, or an object with predict(images) -> list[Instances]",
+            )
+        names = getattr(segmenter, "class_names", DEFAULT_CLASSES) if class_names is None else class_names
+        name = type(segmenter).__qualname__
+        return Model(name, tuple(names), None, SegmenterPredictor(segmenter), PredictOptions())
+
+    def __repr__(self) -> str:
+        kind = "a segmenter of your own" if self.recipe is None else _kind(self.recipe)
+        shown = ", ".join(self.class_names[:5]) + (", ..." if len(self.class_names) > 5 else "")
+        parts = [repr(self.name), kind, f"classes: {shown}"]
+        score = self.options.score_threshold
+        if not isinstance(score, tuple):
+            parts.append(f"score {score:g}")
+        parts += [] if self.diameter is None else [f"diameter={self.diameter:g}"]
+        parts += [] if self.views is None else [f"views={self.views!r}"]
+        if self.tuned_on is not None:
+            parts.append(f"tuned on split {self.tuned_on.get('split')} for {self.tuned_on.get('metric')}")
+        return f"Model({', '.join(parts)})"
 
 
 def load_model(name: str | Path, *, device: str = "auto") -> Model:
-    """A model by name (``nuclei``, ``classical``), from its folder, or from a run (its best).
+    """Load a model by name, from a model folder, or from a run (its best checkpoint).
 
-    Raises `ModelError` where there is none, `UsageError` where ``device`` is not on this machine.
+    Nothing is downloaded, and nothing outside the model changes: `keep_freed_memory` makes prediction with large images
+    on a CPU faster, but only if you call it.
+
+    Args:
+        name: ``nuclei``, ``classical``, a model folder, or a run folder.
+        device: ``auto`` (CUDA, then mps, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Returns:
+        A `Model`, with the thresholds, calibration and views that `cellwright tune` found if it is a tuned model.
+
+    Raises:
+        ModelError: there is no such model, or its folder is damaged.
+        UsageError: ``device`` is not available on this machine.
+
+    Example:
+        >>> import cellwright as cw
+        >>> cw.load_model("classical").class_names
+        ('nucleus',)
     """
     from cellwright.config.model_classical import ClassicalConfig
     from cellwright.models.weights.model_folder import recipe_of
     from cellwright.models.weights.torch_io import load_network
 
     if str(name) == "classical":
-        # .3 was picked on the same training images as the method's other defaults.
+        # .3 was chosen on the same training images as the method's other defaults.
         return classical_model(
             Recipe(name="classical", model=ClassicalConfig(), predict=PredictConfig(score_threshold=0.3))
         )
@@ -94,42 +248,96 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device))
-    views = (info.tuned_on or {}).get("views")
-    return dataclasses.replace(
-        model,
-        predictor=model.predictor if views is None else model.predictor.with_views(as_views(views)),
-        options=_tuned_options(model.options, info),
-        tuned_on=info.tuned_on,
-    )
+    model = model.with_options(views=(info.tuned_on or {}).get("views"))
+    return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
+
+
+def as_model(model: Model | Segmenter | str | Path, *, device: str = "auto") -> Model:
+    """A `Model` as it is, a `Segmenter` as a model, or what `load_model` takes, loaded."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | Path):
+        return load_model(model, device=device)
+    return Model.from_segmenter(model)
 
 
 def classical_model(recipe: Recipe) -> Model:
-    """The baseline that needs no training."""
+    """The classical method, which needs no training."""
     from cellwright.config.model_classical import ClassicalConfig
     from cellwright.models.classical import ClassicalSegmenter
     from cellwright.prediction.options import PredictOptions
-    from cellwright.prediction.predictor import Predictor
+    from cellwright.prediction.predictor import SegmenterPredictor
 
     if not isinstance(recipe.model, ClassicalConfig):
-        raise ModelError("this recipe is not a classical one", got=recipe.model.kind, expected="classical")
-    segmenter = ClassicalSegmenter(recipe.model)
+        raise ModelError("not a recipe of the classical method", got=recipe.model.kind, expected="classical")
+    predictor = SegmenterPredictor(ClassicalSegmenter(recipe.model))
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
-    return Model("classical", ("nucleus",), recipe, Predictor(segmenter), options)
+    return Model("classical", ("nucleus",), recipe, predictor, options)
 
 
 def network_model(
     name: str, network: Network, recipe: Recipe, class_names: Sequence[str], device: torch.device
 ) -> Model:
-    """A trained network as a model; it is moved to ``device``."""
+    """A network, trained or in training, as a model; the network is moved to ``device``."""
+    from cellwright.prediction.backends.torch import network_predictor
     from cellwright.prediction.options import PredictOptions
-    from cellwright.prediction.predictor import network_predictor
 
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
     return Model(name, tuple(class_names), recipe, network_predictor(network, recipe, device), options)
 
 
+def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
+    """A model whose objects are the fused objects of its members; a single member is returned as it is.
+
+    All objects of each member count, with calibrated scores if it is tuned, from its own smallest area on. The score
+    threshold is the weighted mean of the members' thresholds; the recipe is that of the first member.
+    Raises `UsageError` for members with different classes, or another number of weights than of members.
+    """
+    from cellwright.prediction.fusion import mean_threshold
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.predictor import Ensemble
+
+    weights = options.weights_of(len(members))
+    first = members[0]
+    for member in members[1:]:
+        if member.class_names != first.class_names:
+            raise UsageError(
+                "models with different classes cannot be fused",
+                got=f"{member.name}: {', '.join(member.class_names)}",
+                expected=f"{', '.join(first.class_names)}, as {first.name}, in this order",
+                remedy="predict with each model, then fuse the predictions: cellwright fuse",
+            )
+    if len(members) == 1:
+        return first
+    complete = [dataclasses.replace(member.options, score_threshold=0.0, max_objects=None) for member in members]
+    predictors = [dataclasses.replace(m.filtered, options=o) for m, o in zip(members, complete, strict=True)]
+    tuned_on = joined_tuning([member.tuned_on for member in members])
+    return Model(
+        name=" + ".join(member.name for member in members),
+        class_names=first.class_names,
+        recipe=first.recipe,
+        predictor=Ensemble(tuple(predictors), options),
+        options=PredictOptions(mean_threshold([member.options.score_threshold for member in members], weights)),
+        tuned_on=tuned_on,
+        views=(tuned_on or {}).get("views"),
+    )
+
+
+def joined_tuning(members: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """What the members of an ensemble were tuned on, so that evaluation can warn; None if none was tuned."""
+    tuned = [member for member in members if member]
+    if not tuned:
+        return None
+    views = {"views": ", ".join(dict.fromkeys(str(member.get("views", "none")) for member in tuned))}
+    return (views if any("views" in member for member in tuned) else {}) | {
+        "split": ", ".join(dict.fromkeys(str(member.get("split")) for member in tuned)),
+        "metric": ", ".join(dict.fromkeys(str(member.get("metric")) for member in tuned)),
+        "images": sorted({digest for member in tuned for digest in member.get("images", ())}),
+    }
+
+
 def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
-    """The recipe's options with the thresholds and the calibration of ``model.json``; ``plain`` where it has none."""
+    """The recipe's options with the thresholds and the calibration of ``model.json``, if it has them."""
     from cellwright.core.scores import Calibration
 
     if not info.thresholds and info.calibration is None:
@@ -141,12 +349,12 @@ def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
         names = info.class_names
         scores = np.array([info.thresholds.get(f"score/{name}", plain.score_threshold) for name in names])
         areas = [info.thresholds.get(f"min_area_px/{name}", plain.min_area_px) for name in names]
-        # Thresholds go by what the result shows.
+        # Thresholds apply to the scores that are shown.
         shown = scores if calibration is None else calibration(scores)
         return dataclasses.replace(
             plain,
             score_threshold=tuple(shown.tolist()),
-            min_area_px=tuple(int(area) for area in areas),  # type: ignore[arg-type] - a recipe's is one number
+            min_area_px=tuple(int(area) for area in areas),  # type: ignore[arg-type] - a recipe has one number
             calibration=calibration,
         )
     except (KeyError, TypeError, UsageError) as error:
@@ -154,14 +362,19 @@ def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
         raise ModelError("the tuning in this model folder is damaged", got=str(error), remedy=remedy) from error
 
 
+def _kind(recipe: Recipe) -> str:
+    """``"unet for flow"`` and the like."""
+    model = recipe.model
+    if model.kind == "classical":
+        return "classical method"
+    target = getattr(model, "target", None)
+    text = model.kind if target is None else f"{model.kind} for {target.kind}"
+    return text + ("" if recipe.input.diameter_px is None else f" of objects {recipe.input.diameter_px:g} px wide")
+
+
 def resolve_device(device: str) -> torch.device:
-    """``auto`` takes CUDA, then mps, then the CPU, whose freed memory is then kept for what comes next.
-
-    `UsageError` for a device that does not answer.
-    """
+    """The torch device; ``auto`` takes CUDA, then mps, then the CPU. `UsageError` if it does not respond."""
     import torch
-
-    from cellwright.core.memory import keep_freed_memory
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -170,8 +383,6 @@ def resolve_device(device: str) -> torch.device:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        remedy = "use --device cpu; see cellwright doctor"
-        raise UsageError("this device does not answer", got=f"{device}: {first}", remedy=remedy) from error
-    if chosen.type == "cpu":
-        keep_freed_memory()
+        remedy = 'use `device="cpu"`; cellwright doctor shows why there is no GPU'
+        raise UsageError("this device does not respond", got=f"{device}: {first}", remedy=remedy) from error
     return chosen

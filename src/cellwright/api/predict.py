@@ -1,190 +1,304 @@
-"""Prediction as a job: images and a model in, a prediction folder out."""
+"""``predict``: images and a model in, a prediction folder out."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import yaml
+from cyclopts import Group, Parameter
 
-from cellwright.api.models import NAMED_MODELS, Model, load_model
+from cellwright.api.models import DEFAULT_MODEL, NAMED_MODELS, Model, as_model, ensemble, load_model
 from cellwright.api.read import is_dataset, read_dataset
+from cellwright.config import recipe as recipes
+from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.text import count
+from cellwright.data.images.read import read_image
 from cellwright.data.views import parse_views
-from cellwright.prediction.fusion import FusionOptions
-from cellwright.prediction.saves import SAVES, Save
+from cellwright.prediction.folder import (
+    FAILURES,
+    PREDICTIONS,
+    SAVES,
+    SUMMARY,
+    FolderReport,
+    Job,
+    Pictures,
+    PredictionFolder,
+    Save,
+    predict_into,
+)
+from cellwright.prediction.fusion import FusionOptions, Method
+from cellwright.prediction.predictor import SegmenterPredictor
+from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
 
 if TYPE_CHECKING:
-    from cellwright.prediction.options import PredictOptions
-    from cellwright.prediction.sources import Source
-    from cellwright.prediction.writer import Makers
+    from cellwright.models.contract import Segmenter
+
+OBJECTS = Group("Which objects are kept", sort_key=1)
+VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=2)
+RUNNING = Group("Which images, and how the job runs", sort_key=3)
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class PredictPlan:
-    """What to predict on, with what, and where it goes; None takes the model's own choice.
-
-    diameter_px: of the objects of all these images, as the median of equivalent circles; None estimates it.
-    views: as `parse_views` reads them; None is the image as it is, or what a model was tuned in. others: models whose
-    objects are fused with those of ``model``, as ``fusion`` says.
-    """
+    """Segment images with a model or an ensemble. Run the same command again to resume an interrupted prediction."""
 
     sources: tuple[Path, ...]
-    model: str
-    out: Path
-    split: str | None = None
+    """Images, folders of images, or a dataset."""
+    _: KW_ONLY
+    model: tuple[str, ...] = ("nuclei",)
+    """nuclei (finds nuclei only), classical, a model folder, or a run; repeat to fuse several models (ensemble)."""
     channel: str | None = None
+    """Name or number of the channel to use if there are several and the image is not RGB."""
     z: int | None = None
-    diameter_px: float | None = None
-    views: str | None = None
-    others: tuple[str, ...] = ()
-    fusion: FusionOptions = field(default_factory=FusionOptions)
+    """Plane of a stack, counted from 0."""
+    diameter: float | None = None
+    """Median diameter of the objects, pixels, for models that use one such as nuclei (default: estimated per image)."""
     score: float | None = None
-    min_area_px: int | None = None
-    max_objects: int | None = None
-    save: tuple[str, ...] = SAVES
-    device: str = "auto"
-    fail_fast: bool = False
+    """Omit objects with a lower score, 0 to 1 (default: the model's own threshold)."""
+    min_area: int | None = None
+    """Omit smaller objects, pixels (default: the model's own limit)."""
+    save: tuple[Save, ...] = SAVES
+    """Files per image: masks (label image), overlay (picture), geojson (QuPath), rois (ImageJ), measurements (CSV)."""
+    out: Path = Path("work/predictions")
+    """Folder to write."""
     overwrite: bool = False
+    """Replace predictions that exist in the folder."""
+    max_objects: Annotated[int | None, Parameter(group=OBJECTS)] = None
+    """Largest number of objects per image, best first (default: all)."""
+    views: Annotated[str | None, Parameter(group=VIEWS)] = None
+    """Predict each image in several orientations and sizes and merge the results: mirror, flips or turns; sizes first,
+    as factors (0.8,1,1.25:flips) or short sides (400,600,800,max1600:mirror)."""
+    fuse: Annotated[Method, Parameter(group=VIEWS)] = "wbf"
+    """How the objects of several models are fused, at an IoU of 0.5."""
+    weights: Annotated[tuple[float, ...] | None, Parameter(group=VIEWS)] = None
+    """One weight per model (default: all equal)."""
+    split: Annotated[str | None, Parameter(group=RUNNING)] = None
+    """Only this split of a dataset."""
+    device: Annotated[str, Parameter(group=RUNNING)] = "auto"
+    """auto, cpu, cuda:N or mps."""
+    fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False
+    """Stop at the first image that fails, instead of recording it in failures.csv."""
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """All models by name."""
-        return self.model, *self.others
+
+def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = False) -> FolderReport | None:
+    """Check the request, predict, and write the prediction folder; None after a dry run. The same plan resumes.
+
+    Raises `OutputError` if the folder cannot be written, `ModelError` for a model that cannot be loaded, `InputError`
+    for a path without images, and `UsageError` for an option that is out of range or not supported by the model.
+    """
+    members = [load_model(name, device=plan.device) for name in plan.model]
+    fusion = FusionOptions(plan.fuse, weights=plan.weights)
+    model = ensemble(members, fusion).with_options(
+        diameter=plan.diameter,
+        views=plan.views,
+        score=plan.score,
+        min_area=plan.min_area,
+        max_objects=plan.max_objects,
+    )
+    job = Job(
+        sources=tuple(find_sources(plan.sources, plan.split)),
+        class_names=model.class_names,
+        recipe_yaml=recipe_yaml(members, fusion),
+        model=" ".join(map(_identity, members)),
+        options=model.options,
+        reading={"channel": plan.channel, "z": plan.z, "diameter": model.diameter, "views": model.views},
+        save=plan.save,
+        info=_tuning_info(model),
+    )
+    folder = PredictionFolder(plan.out, job, pictures(model.class_names), overwrite=plan.overwrite)
+    reporter.note(_announcement(plan, len(job.sources)))
+    for note in model_notes(model, members, plan.views):
+        reporter.note(note)
+    if dry_run:
+        return None
+    read = partial(read_image, channel=plan.channel, z=plan.z)
+    report = predict_into(folder, model.filtered, read=read, fail_fast=plan.fail_fast, track=reporter.track)
+    for note in report.notes:
+        reporter.note(note)
+    return report
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What a job did, and one line about it."""
+def predict_folder(
+    images: str | Path | Dataset | Iterable[str | Path],
+    *,
+    model: Model | Segmenter | str | Path = DEFAULT_MODEL,
+    out: str | Path,
+    channel: str | int | None = None,
+    z: int | None = None,
+    save: Sequence[Save] = SAVES,
+    overwrite: bool = False,
+    fail_fast: bool = False,
+) -> Dataset:
+    """Predict images into a prediction folder, as the command ``cellwright predict`` does.
 
-    n_images: int
-    n_failed: int
-    text: str
+    An interrupted prediction resumes when it is called again with the same arguments.
 
+    Args:
+        images: an image file, a folder of images (at any depth), a dataset, or a list of files and folders.
+        model: a `Model`, what `load_model` takes, or a `Segmenter` of your own. Set its options with
+            `Model.with_options`.
+        out: folder to write.
+        channel: name or index of the channel to use if there are several and the image is not RGB.
+        z: plane of a stack, counted from 0.
+        save: files per image: "masks" (label image), "overlay" (picture), "geojson" (QuPath), "rois" (ImageJ) and
+            "measurements" (CSV).
+        overwrite: replace predictions that exist in the folder.
+        fail_fast: raise the error of the first image that fails. Otherwise it is recorded in failures.csv, and a
+            warning is given at the end.
 
-def run_plan(plan: PredictPlan, screen: ProgressReporter = SILENT) -> Predicted:
-    """Carry out a plan; the same plan goes on where it stopped. Raises `OutputError` for a finished folder."""
-    from cellwright.api.fused_model import calibration_note, fused_model, fused_recipe, sized
-    from cellwright.data.images.read import read_image
-    from cellwright.prediction.run import predict_to_folder
-    from cellwright.prediction.writer import Job
+    Returns:
+        The predictions as a `Dataset`, which `evaluate` accepts; objects are read when needed. It is empty only if no
+        image could be predicted.
 
-    members = [load_model(name, device=plan.device) for name in plan.models]
-    model = fused_model(members if plan.diameter_px is None else sized(members, plan.diameter_px), plan.fusion)
-    views = plan.views if plan.views is not None else (model.tuned_on or {}).get("views")
-    predictor = model.predictor if plan.views is None else model.predictor.with_views(parse_views(plan.views))
-    sources = _sources(plan)
-    options = _options(plan, model)
-    screen.note(describe(plan, len(sources)))
-    if model.tuned_on is not None:
-        screen.note(describe_tuning(model, options))
-        if plan.views not in (None, model.tuned_on.get("views")):
-            screen.note(f"in other views ({plan.views}) than it was tuned in: what it keeps and its scores may be off")
-    if (note := calibration_note(members)) is not None:
-        screen.note(note)
+    Raises:
+        InputError: there are no images, or, with ``fail_fast``, an image cannot be used.
+        ModelError: the model cannot be loaded.
+        OutputError: the folder has predictions already, or other files.
+
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> class Threshold:
+        ...     class_names = ("spot",)
+        ...
+        ...     def predict(self, images):
+        ...         masks = [cw.MaskSet.from_label_map((image.data[:, :, 0] > 100).astype(int))[0] for image in images]
+        ...         return [cw.Instances.from_masks(m, scores=np.full(len(m), 0.9)) for m in masks]
+        >>> from PIL import Image
+        >>> Image.fromarray(np.eye(32, dtype=np.uint8) * 200).save("eye.png")
+        >>> predictions = cw.predict_folder("eye.png", model=Threshold(), out="predictions", save=["masks"])
+        >>> len(predictions), predictions.class_names, len(predictions[0].read_instances())
+        (1, ('spot',), 1)
+    """
+    model = as_model(model)
+    if isinstance(images, Dataset):
+        sources = sources_of_dataset(images)
+    else:
+        sources = find_sources([Path(path) for path in ([images] if isinstance(images, str | Path) else images)])
     job = Job(
         sources=tuple(sources),
         class_names=model.class_names,
-        recipe_yaml=fused_recipe(members, plan.fusion),
-        model=" ".join(_digest(name) for name in plan.models),
-        options=options,
-        reading={"channel": plan.channel, "z": plan.z, "diameter": plan.diameter_px, "views": views},
-        save=plan.save,  # type: ignore[arg-type] - checked by Job
-        info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
+        recipe_yaml=recipe_yaml([model], FusionOptions()),
+        model=_identity(model),
+        options=model.options,
+        reading={"channel": channel, "z": z, "diameter": model.diameter, "views": model.views},
+        save=tuple(save),
+        info=_tuning_info(model),
     )
-
-    def read(path: Path) -> Image:
-        return read_image(path, channel=plan.channel, z=plan.z)
-
-    report = predict_to_folder(
-        dataclasses.replace(predictor, options=options),
-        job,
-        plan.out,
-        read=read,
-        makers=makers(model.class_names),
-        overwrite=plan.overwrite,
-        fail_fast=plan.fail_fast,
-        track=screen.track,
-    )
-    for note in report.notes:
-        screen.note(note)
-    text = f"{report.n_objects} objects in {report.n_images} images: {plan.out}"
+    folder = PredictionFolder(Path(out), job, pictures(model.class_names), overwrite=overwrite)
+    read = partial(read_image, channel=channel, z=z)
+    report = predict_into(folder, model.filtered, read=read, fail_fast=fail_fast)
     if report.failures:
-        text += f"; {len(report.failures)} images failed, see {plan.out / 'failures.csv'}"
-    return Predicted(report.n_images, len(report.failures), text)
+        failed = count(len(report.failures), "image")
+        warnings.warn(f"{failed} could not be predicted: see {folder.out / FAILURES}", stacklevel=2)
+    return read_dataset(folder.out, require_images=False)
 
 
-def describe(plan: PredictPlan, n_images: int | None = None) -> str:
-    """What will be read and written."""
-    count = "" if n_images is None else f"{n_images} images, "
-    only = " (finds nuclei only)" if any(name in NAMED_MODELS for name in plan.models) else ""
-    seen = "" if plan.views is None else f" in {len(parse_views(plan.views))} views"
-    files = f"predictions.json, summary.csv, {', '.join(plan.save)}"
-    return f"{count}model {' + '.join(plan.models)}{only}{seen}; writes {plan.out}/ ({files})"
+def find_sources(paths: Sequence[Path], split: str | None = None) -> list[Source]:
+    """The images of a dataset (or of one split of it), or the images among paths and in folders."""
+    if len(paths) == 1 and is_dataset(paths[0]):
+        dataset = read_dataset(paths[0])
+        return sources_of_dataset(dataset.with_split(split) if split is not None else dataset)
+    if split is not None:
+        remedy = "give a dataset folder, or omit `split`"
+        raise UsageError("only a dataset has splits", got=f'`split="{split}"`', remedy=remedy)
+    return sources_of_paths(paths)
 
 
-def describe_tuning(model: Model, options: PredictOptions) -> str:
-    """What a tuned model leaves out, class by class, and what its scores mean."""
-    scores, areas = options.score_threshold, options.min_area_px
-    rows = []
+def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:
+    """The content of ``recipe.yaml``: how members are fused and the recipe of each; of one member its own recipe."""
+    if len(members) == 1:
+        return _recipe_yaml(members[0])
+    models = [{"name": _without_path(m.name), "recipe": yaml.safe_load(_recipe_yaml(m))} for m in members]
+    return yaml.safe_dump({"fuse": fusion.as_values(len(members)), "models": models}, sort_keys=False)
+
+
+def pictures(class_names: Sequence[str]) -> Pictures:
+    """How the pictures of a prediction folder are drawn."""
+    from cellwright.report.draw import contact_sheet, draw_overlay
+
+    def overlay(image: Image, instances: Instances) -> np.ndarray:
+        return draw_overlay(image, instances, class_names=class_names)
+
+    def thumbnail(image: Image, instances: Instances) -> np.ndarray:
+        outline_px = max(round(max(image.image_hw) / 400), 1)
+        return draw_overlay(image, instances, class_names=class_names, outline_px=outline_px, legend=False)
+
+    return Pictures(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet)
+
+
+def files_written(out: Path, save: Sequence[Save]) -> str:
+    """``"out/ (predictions.json, summary.csv, masks)"``."""
+    return f"{out}/ ({', '.join((PREDICTIONS, SUMMARY, *save))})"
+
+
+def _announcement(plan: PredictPlan, n_images: int) -> str:
+    only = " (finds nuclei only)" if any(name in NAMED_MODELS for name in plan.model) else ""
+    views = "" if plan.views is None else f" in {count(len(parse_views(plan.views)), 'view')}"
+    model = f"model {' + '.join(plan.model)}{only}{views}"
+    return f"{count(n_images, 'image')}, {model}: will write {files_written(plan.out, plan.save)}"
+
+
+def model_notes(model: Model, members: Sequence[Model], views: str | None) -> list[str]:
+    """What a user should know about the scores and thresholds of the model."""
+    notes = []
+    if model.tuned_on is not None:
+        notes.append(_tuning_note(model, model.tuned_on))
+        if views not in (None, model.tuned_on.get("views")):
+            notes.append(f"tuned with other views than {views}: its thresholds and scores may not fit")
+    uncalibrated = [member.name for member in members if member.options.calibration is None]
+    if uncalibrated and len(members) > 1:
+        notes.append(
+            f"scores that are not calibrated are compared as they are: {', '.join(uncalibrated)} (cellwright tune "
+            "calibrates scores to the expected IoU)"
+        )
+    return notes
+
+
+def _tuning_note(model: Model, tuned_on: Mapping[str, Any]) -> str:
+    """The thresholds of a tuned model, and what its scores mean."""
+    scores, areas = model.options.score_threshold, model.options.min_area_px
+    limits = []
     for k, name in enumerate(model.class_names):
         score = scores[k] if isinstance(scores, tuple) else scores
         area = areas[k] if isinstance(areas, tuple) else areas
-        rows.append(f"{name} from score {score:.3g} and {area} px")
-    tuned_on = model.tuned_on or {}
-    where = f"split {tuned_on['split']} for {tuned_on['metric']}" if tuned_on else "no split"
-    where += f", seen in views {tuned_on['views']}" if "views" in tuned_on else ""
-    meaning = "; scores are the IoU to expect" if options.calibration is not None else ""
-    return f"tuned on {where}: keeps {', '.join(rows)}{meaning}"
+        limits.append(f"{name} from score {score:.3g} and {area} px")
+    views = f" with views {tuned_on['views']}" if "views" in tuned_on else ""
+    meaning = "; scores are the expected IoU" if model.options.calibration is not None else ""
+    return f"tuned on split {tuned_on['split']} for {tuned_on['metric']}{views}: keeps {', '.join(limits)}{meaning}"
 
 
-def makers(class_names: Sequence[str]) -> Makers:
-    """How the pictures and tables of predictions are made."""
-    from cellwright.api.extras import Extra, write_extra
-    from cellwright.prediction.writer import Makers
-    from cellwright.report.draw import contact_sheet, draw_overlay
-
-    def overlay(image: Image, cells: Instances) -> np.ndarray:
-        return draw_overlay(image, cells, class_names=class_names)
-
-    def thumbnail(image: Image, cells: Instances) -> np.ndarray:
-        outline_px = max(round(max(image.image_hw) / 400), 1)
-        return draw_overlay(image, cells, class_names=class_names, outline_px=outline_px, legend=False)
-
-    def beside(kind: Save, path: Path, cells: Instances, image: Image | None, sample_id: str) -> None:
-        write_extra(cast(Extra, kind), path, cells, image, sample_id=sample_id, class_names=class_names)
-
-    return Makers(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet, beside=beside)
+def _tuning_info(model: Model) -> dict[str, Any]:
+    return {} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)}
 
 
-def _sources(plan: PredictPlan) -> list[Source]:
-    from cellwright.prediction.sources import sources_of_dataset, sources_of_paths
-
-    if len(plan.sources) == 1 and is_dataset(plan.sources[0]):
-        dataset = read_dataset(plan.sources[0])
-        return sources_of_dataset(dataset.with_split(plan.split) if plan.split is not None else dataset)
-    if plan.split is not None:
-        remedy = "name a dataset folder, or leave --split out"
-        raise UsageError("only a dataset has splits", got=f"--split {plan.split}", remedy=remedy)
-    return sources_of_paths(plan.sources)
+def _recipe_yaml(model: Model) -> str:
+    if model.recipe is None:
+        return yaml.safe_dump({"segmenter": _identity(model)})
+    return recipes.dump(model.recipe)
 
 
-def _options(plan: PredictPlan, model: Model) -> PredictOptions:
-    changes = {"score_threshold": plan.score, "min_area_px": plan.min_area_px, "max_objects": plan.max_objects}
-    return dataclasses.replace(model.options, **{name: value for name, value in changes.items() if value is not None})
+def _without_path(name: str) -> str:
+    """The name of a model for files, which contain no absolute path."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
-def _digest(model: str) -> str:
-    """What tells two models apart: the weights' hash, or the name of one that has none."""
+def _identity(model: Model) -> str:
+    """Identifies the weights of a model: their hash, or a name if there are none."""
     from cellwright.models.weights.model_folder import WEIGHTS, model_folder
 
-    if model == "classical":
-        return model
-    return hashlib.sha256((model_folder(model) / WEIGHTS).read_bytes()).hexdigest()
+    if isinstance(model.predictor, SegmenterPredictor):
+        segmenter = type(model.predictor.segmenter)
+        return model.name if model.recipe is not None else f"{segmenter.__module__}.{segmenter.__qualname__}"
+    return hashlib.sha256((model_folder(model.name) / WEIGHTS).read_bytes()).hexdigest()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellwright.api.extras import Extra, write_extra
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_image, as_instances, is_list
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import atomic_path, write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.measurement.table import write_measurements
+from cellwright.prediction.writers import write_geojson, write_rois
 
-_EXTRAS: dict[str, Extra] = {".geojson": "geojson", ".zip": "rois", ".csv": "measurements"}
-SUFFIXES = (".tif", ".tiff", ".png", ".json", *_EXTRAS)
+SUFFIXES = (".tif", ".tiff", ".png", ".json", ".geojson", ".zip", ".csv")
 
 
 def save(
@@ -72,9 +72,13 @@ def save(
 
             sample = Sample(path.stem, None, instances.image_hw, Loaded(instances))
             FORMATS["coco"].write(Dataset((sample,), names), path, WriteOptions())
-        case ".geojson" | ".zip" | ".csv" as suffix:
+        case ".geojson":
+            write_geojson(path, instances, picture, sample_id=_sample_id(picture, path), class_names=names)
+        case ".zip":
+            write_rois(path, instances, picture, class_names=names)
+        case ".csv":
             sample_id = _sample_id(picture, path)
-            write_extra(_EXTRAS[suffix], path, instances, picture, sample_id=sample_id, class_names=names)
+            write_measurements(instances, path, image_name=sample_id, image=picture, class_names=names)
         case other:
             raise UsageError("unknown file type for objects", where=path, got=other, expected=", ".join(SUFFIXES))
     return path

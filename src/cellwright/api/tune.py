@@ -17,7 +17,6 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
-from cellwright.data.views import parse_views
 
 if TYPE_CHECKING:
     from cellwright.evaluation.matching import ImagePairs
@@ -82,9 +81,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
         raise UsageError("a tuned model is a copy", where=plan.out, remedy="choose another `out`")
     dataset = read_dataset(plan.data).with_split(plan.split)
     model = load_model(plan.model, device=plan.device)
-    if plan.views is not None:
-        model = dataclasses.replace(model, predictor=model.predictor.with_views(parse_views(plan.views)))
-    views = plan.views or (model.tuned_on or {}).get("views")
+    model = model.with_options(views=plan.views)
     _check_classes(model, dataset)
     check_folder(plan.out, INFO, overwrite=plan.overwrite)
     screen.note(f"tuning {plan.model} for {plan.metric} on split {plan.split} of {plan.data}; will write {plan.out}/")
@@ -93,7 +90,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     claim_folder(plan.out, INFO, overwrite=plan.overwrite)
     pairs, digests = _pairs(model, dataset, screen)
     tuning = tune(pairs, model.class_names, plan.metric)
-    info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, views, digests))
+    info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, model.views, digests))
     save_model(plan.out, read_weights(plan.model), info)
     for name in tuning.untuned:
         screen.note(f"no objects of class {name} on this split: the threshold of the recipe is kept")
@@ -107,7 +104,7 @@ def _pairs(model: Model, dataset: Dataset, screen: ProgressReporter) -> tuple[li
     from cellwright.prediction.evaluate import predict_images
     from cellwright.prediction.options import PredictOptions
 
-    predictor = dataclasses.replace(model.predictor, options=PredictOptions())
+    predictor = dataclasses.replace(model.filtered, options=PredictOptions())
     pairs, digests = [], []
     for sample, predicted in zip(dataset, predict_images(predictor, dataset, screen.track), strict=True):
         truth = sample.read_instances()

@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError
 from cellwright import __version__
 from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_names, positional, split_lists
 from cellwright.core.errors import CellwrightError
+from cellwright.core.memory import keep_freed_memory
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
 VERBS = {
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         command, bound, _ = build_app().parse_args(words, print_error=False, exit_on_error=False)
         options |= _options_of(bound)
+        keep_freed_memory()
         code = command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
         print(f"error: {_usage_message(error, _verb(words))}", file=sys.stderr)

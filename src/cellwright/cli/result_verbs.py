@@ -1,210 +1,44 @@
-"""``cellwright predict | fuse | tune | evaluate | export``: what makes, judges and hands on results."""
+"""``cellwright predict | fuse | tune | evaluate | export``: predictions and their evaluation."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.export import ExportPlan
+from cellwright.api.fuse import FusePlan
+from cellwright.api.predict import PredictPlan
 from cellwright.api.tune import TunePlan
 from cellwright.cli.console import Common
-from cellwright.prediction.saves import SAVES
+from cellwright.core.text import count
 
 PLAIN = Common()
-Flag = Annotated[bool, Parameter(negative="")]
 
 
-def predict(
-    source: list[Path],
-    /,
-    *,
-    model: tuple[str, ...] = ("nuclei",),
-    fuse: str = "wbf",
-    weights: str | None = None,
-    split: str | None = None,
-    channel: str | None = None,
-    z: int | None = None,
-    diameter: float | None = None,
-    views: str | None = None,
-    score: float | None = None,
-    min_area: int | None = None,
-    max_objects: int | None = None,
-    save: tuple[str, ...] = SAVES,
-    device: str = "auto",
-    fail_fast: Flag = False,
-    out: Path = Path("work/predictions"),
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> int:
-    """Find the objects of images; the same command goes on where an interrupted one stopped.
+def predict(plan: PredictPlan, *, common: Common = PLAIN) -> int:
+    """Show how many objects were predicted; the exit code is 3 if images failed."""
+    from cellwright.api.predict import run
+    from cellwright.prediction.folder import FAILURES
 
-    Parameters
-    ----------
-    source:
-        Images, folders of images, or a dataset.
-    model:
-        nuclei (finds nuclei only), classical, a model folder, or a run; repeated, what several find is fused.
-    fuse:
-        How several models are fused, at IoU .5: wbf, nms, soft_nms, mask_nms or mask_vote.
-    weights:
-        How much each of several models counts, such as 1,2; left away, all alike.
-    split:
-        Only this split of a dataset.
-    channel:
-        Name or number of the channel to use, where there are several that are not RGB.
-    z:
-        Plane of a stack, counted from 0.
-    diameter:
-        Median diameter of the image's objects, pixels, for models that go by it; left away, estimated for each image.
-    views:
-        Look at each image several times and average: mirror, flips or turns, and sizes before them, as factors
-        (0.8,1,1.25:flips) or short sides (400,600,800,max1600:mirror).
-    score:
-        Leave out objects that score less, 0 to 1; left away, the model's own threshold.
-    min_area:
-        Leave out smaller objects, pixels.
-    max_objects:
-        Keep at most so many objects an image, best first; left away, all that the model finds.
-    save:
-        What to leave for each image: masks (label image), overlay, geojson (QuPath), rois (ImageJ), measurements (CSV).
-    device:
-        auto, cpu, cuda:N or mps.
-    fail_fast:
-        Stop at the first image that fails instead of noting it in failures.csv.
-    out:
-        Folder to write.
-    overwrite:
-        Begin again where the folder holds predictions.
-    """
-    from cellwright.api import fuse as fusing
-    from cellwright.api import predict as predicting
-
-    show = common.show
-    plan = predicting.PredictPlan(
-        sources=tuple(source),
-        model=model[0],
-        others=model[1:],
-        fusion=fusing.FusionOptions(
-            fuse,  # type: ignore[arg-type] - checked there
-            weights=None if weights is None else fusing.parse_weights(weights),
-        ),
-        out=out,
-        split=split,
-        channel=channel,
-        z=z,
-        diameter_px=diameter,
-        views=views,
-        score=score,
-        min_area_px=min_area,
-        max_objects=max_objects,
-        save=save,
-        device=device,
-        fail_fast=fail_fast,
-        overwrite=overwrite,
-    )
-    if common.dry_run:
-        show.note(predicting.describe(plan))
+    screen = common.screen(plan)
+    report = run(plan, screen, dry_run=common.dry_run)
+    if report is None:
         return 0
-    done = predicting.run_plan(plan, screen=show)
-    show.result(done.text, {"out": str(out), "images": done.n_images, "failed": done.n_failed})
-    return 3 if done.n_failed else 0
+    n_failed = len(report.failures)
+    failed = f"; {count(n_failed, 'image')} failed, see {plan.out / FAILURES}" if n_failed else ""
+    values = {"out": str(plan.out), "images": report.n_images, "failed": n_failed}
+    screen.result(f"{report.counts}: {plan.out}{failed}", values)
+    return 3 if n_failed else 0
 
 
-def fuse(
-    prediction: list[Path],
-    /,
-    *,
-    method: str = "wbf",
-    iou: float = 0.5,
-    score: float = 0.05,
-    weights: str | None = None,
-    class_agnostic: Flag = False,
-    decay: str = "gaussian",
-    sigma: float = 0.5,
-    over_smaller: Flag = False,
-    threshold: float | None = None,
-    resolve_overlaps: Flag = False,
-    data: Path | None = None,
-    split: str | None = None,
-    ignore_classes: Flag = False,
-    save: tuple[str, ...] = SAVES,
-    device: str = "auto",
-    out: Path = Path("work/fused"),
-    overwrite: Flag = False,
-    common: Common = PLAIN,
-) -> None:
-    """Make one result of several on the same images, from any tools, or suppress what lies double in one.
+def fuse(plan: FusePlan, *, common: Common = PLAIN) -> None:
+    """Show how many objects there are after fusion."""
+    from cellwright.api.fuse import run
 
-    Parameters
-    ----------
-    prediction:
-        Prediction folders, label images, COCO results files, Kaggle tables or anything else that `evaluate` takes, or
-        models, which predict first.
-    method:
-        wbf (weighted boxes fusion), nms or soft_nms by boxes, mask_nms or mask_vote by masks.
-    iou:
-        Overlap above which two objects are taken for one.
-    score:
-        Leave out objects that score less, before weights.
-    weights:
-        How much each prediction counts, such as 1,2; left away, all alike.
-    class_agnostic:
-        Let objects of different classes compete too.
-    decay:
-        Of soft_nms: linear (above --iou) or gaussian (of width --sigma).
-    sigma:
-        Of soft_nms with gaussian decay.
-    over_smaller:
-        Of mask_nms: go by the intersection over the smaller mask, so that fragments inside an object go too.
-    threshold:
-        Fused objects that score less stay in predictions.json only; left away, the weighted mean of the predictions'
-        own thresholds.
-    resolve_overlaps:
-        Give every shared pixel to the object that scores higher.
-    data:
-        The images: a dataset or a folder. For lists that do not name theirs, and to fuse on part of them.
-    split:
-        Only this split of --data.
-    ignore_classes:
-        Fuse as if all objects were of one class.
-    save:
-        What to leave for each image: masks (label image), overlay, geojson (QuPath), rois (ImageJ), measurements (CSV).
-    device:
-        auto, cpu, cuda:N or mps, where a model predicts first.
-    out:
-        Folder to write: an ordinary prediction folder.
-    overwrite:
-        Begin again where the folder holds predictions.
-    """
-    from cellwright.api import fuse as fusing
-
-    show = common.show
-    plan = fusing.FusePlan(
-        members=fusing.MemberPlan(tuple(prediction), data, split, ignore_classes, device),
-        out=out,
-        options=fusing.FusionOptions(
-            method=method,  # type: ignore[arg-type] - checked there
-            iou=iou,
-            score=score,
-            weights=None if weights is None else fusing.parse_weights(weights),
-            class_agnostic=class_agnostic,
-            decay=decay,  # type: ignore[arg-type]
-            sigma=sigma,
-            over_smaller=over_smaller,
-        ),
-        threshold=threshold,
-        resolve_overlaps=resolve_overlaps,
-        save=save,
-        overwrite=overwrite,
-    )
-    show.note(fusing.describe(plan))
-    if not common.dry_run:
-        done = fusing.run_plan(plan, screen=show)
-        show.result(done.text, {"out": str(out), "images": done.n_images})
+    screen = common.screen(plan)
+    if report := run(plan, screen, dry_run=common.dry_run):
+        text = f"{report.counts}, fused from {count(len(plan.predictions), 'prediction')}: {plan.out}"
+        screen.result(text, {"out": str(plan.out), "images": report.n_images})
 
 
 def tune(plan: TunePlan, *, common: Common = PLAIN) -> None:

@@ -1,24 +1,26 @@
-"""Views: the sizes and orientations in which a network looks at one image, and the exact way back from each.
+"""Views for test-time augmentation (TTA): sizes and orientations of an image, and the exact inverse of each.
 
-    --views  [SIZES:]ORIENTATIONS  or  SIZES
-    SIZES         comma-separated: factors up to 8 on the size that the model would see, short sides from 16 px on, and
-                  ``maxN`` for the longest long side, px
-    ORIENTATIONS  mirror (as it is, left and right swapped) | flips (those, upside down, both) | turns (all eight)
+Views are written as text, ``[SIZES:]ORIENTATIONS`` or ``SIZES``:
 
-So ``flips`` are 4 views, ``0.8,1,1.25:mirror`` are 6 and ``400,500,600,700,800,900,max1600:mirror`` are 12.
+    SIZES         comma-separated: factors up to 8 on the size of the model's input, short sides from 16 px, and
+                  ``maxN`` for the largest long side, px
+    ORIENTATIONS  mirror (original, left-right) | flips (these, up-down, both) | turns (all eight)
+
+So ``flips`` is 4 views, ``0.8,1,1.25:mirror`` is 6 and ``400,500,600,700,800,900,max1600:mirror`` is 12.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from cellwright.config.input import InputConfig
 from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.public import public
 
-# Whether it is mirrored, and quarter turns afterwards; upside down is mirrored and turned by half.
+# (horizontal flip, quarter turns afterwards); an up-down flip is a horizontal flip and a half turn.
 ORIENTATIONS: dict[str, tuple[tuple[bool, int], ...]] = {
     "mirror": ((False, 0), (True, 0)),
     "flips": ((False, 0), (True, 0), (True, 2), (False, 2)),
@@ -27,15 +29,24 @@ ORIENTATIONS: dict[str, tuple[tuple[bool, int], ...]] = {
 _LARGEST_FACTOR, _SMALLEST_SIDE, _LARGEST_SIDE = 8, 16, 1 << 15
 
 
-@dataclass(frozen=True, kw_only=True)
+@public
+@dataclass(frozen=True, kw_only=True, repr=False)
 class View:
-    """One size and orientation. The plain one, ``View()``, is what the model sees without views.
+    """A size and an orientation of an image, for test-time augmentation. ``View()`` is the image without augmentation.
 
-    short_side: the image's short side becomes this, px; None: ``scale`` times the size that the model would see.
-    max_side: the long side never exceeds this, px; None: as far beyond the short side as the recipe allows it.
-    horizontal_flip: left and right swapped. quarter_turns: 0 to 3 counter-clockwise, after the flip, as `np.rot90`.
+    short_side: length of the image's short side, px; None: ``scale`` times the size of the model's input.
+    max_side: largest long side, px; None: in the same ratio to the short side as in the model's recipe.
+    scale: factor on the size of the model's input, 1/8 to 8.
+    horizontal_flip: swap left and right.
+    quarter_turns: 0 to 3, counter-clockwise, after the flip, as `np.rot90`.
 
-    Raises `UsageError` for what is out of range.
+    Raises `UsageError` for a value out of range.
+
+    >>> import cellwright as cw
+    >>> cw.View(scale=0.8, horizontal_flip=True)
+    View(scale=0.8, horizontal_flip=True)
+    >>> cw.View(quarter_turns=1).turn(np.array([[1, 2], [3, 4]])).tolist()
+    [[2, 4], [1, 3]]
     """
 
     short_side: int | None = None
@@ -55,17 +66,21 @@ class View:
         )
         for name, value, fits, expected in limits:
             if not fits:
-                raise UsageError("a view is out of range", where=name, got=value, expected=expected)
+                raise UsageError(f"`{name}` of a view is out of range", got=value, expected=expected)
+
+    def __repr__(self) -> str:
+        changed = [field for field in fields(self) if getattr(self, field.name) != field.default]
+        return f"View({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in changed)})"
 
     @property
     def size(self) -> tuple[int | None, int | None, float]:
-        """What tells views of different sizes apart."""
+        """Identifies the size: equal for views that differ in orientation only."""
         return self.short_side, self.max_side, self.scale
 
     def input_config(self, config: InputConfig) -> InputConfig:
-        """How the model's images are resized for this view.
+        """The model's input configuration with the size of this view.
 
-        Raises `UsageError` for a short side where ``input.diameter_px`` decides the size.
+        Raises `UsageError` for a short side if ``input.diameter_px`` determines the size.
         """
         short, long = config.short_side, config.max_side
         if self.short_side is None:
@@ -75,11 +90,10 @@ class View:
             return config.model_copy(update=sides)
         if config.diameter_px is not None:
             raise UsageError(
-                "this model sees objects at one size, so a view has no short side",
-                where="views",
-                got=f"{self.short_side} px",
+                "a view of this model cannot have a short side, since the diameter of the objects determines the size",
+                got=f"{self.short_side} px in `views`",
                 expected="factors",
-                remedy="give factors such as 0.8,1,1.25",
+                remedy="use factors such as 0.8,1,1.25",
             )
         cap = self.max_side
         if cap is None and short is not None:
@@ -96,12 +110,12 @@ class View:
         return np.ascontiguousarray(np.rot90(flipped, self.quarter_turns, (-2, -1)))
 
     def turn_back(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `turn`, for images, class maps and mask crops."""
+        """The inverse of `turn`."""
         turned = np.rot90(array, -self.quarter_turns, (-2, -1))
         return np.ascontiguousarray(turned[..., ::-1] if self.horizontal_flip else turned)
 
     def turn_maps(self, maps: np.ndarray, channels: Sequence[str]) -> np.ndarray:
-        """Maps (D, H, W) of a turned image, of the maps of the image: channels flow_y and flow_x turn as vectors."""
+        """As `turn`, for a network's maps (D, H, W); channels flow_y and flow_x are rotated as vectors."""
         turned = self.turn(maps)
         if "flow_y" in channels:
             y, x = channels.index("flow_y"), channels.index("flow_x")
@@ -119,7 +133,7 @@ class View:
         return turned
 
     def turn_boxes(self, boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-        """Boxes (N, 4) ``x0 y0 x1 y1`` of an image of ``image_hw``, where they lie after it is turned."""
+        """Boxes (N, 4) ``x0 y0 x1 y1`` of an image of ``image_hw``, in the turned image."""
         height, width = image_hw
         turned = _mirrored(boxes, width) if self.horizontal_flip else boxes.copy()
         for _ in range(self.quarter_turns):
@@ -128,7 +142,7 @@ class View:
         return turned
 
     def turn_boxes_back(self, boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-        """The inverse of `turn_boxes`; ``image_hw`` is that of the image before it is turned."""
+        """The inverse of `turn_boxes`; ``image_hw`` is the size of the image before it is turned."""
         height, width = self.turned_hw(image_hw)
         turned = boxes.copy()
         for _ in range(self.quarter_turns):
@@ -141,9 +155,12 @@ PLAIN = (View(),)
 
 
 def parse_views(text: str) -> tuple[View, ...]:
-    """The views that a text such as ``400,500:flips`` names, those of one size together; see the module's text.
+    """Views from text such as ``400,500:flips`` (see the module's docstring); views of one size follow each other.
 
-    Raises `UsageError` that says which part is wrong.
+    Raises `UsageError` naming the invalid part.
+
+    >>> parse_views("0.8,1:mirror")[1]
+    View(scale=0.8, horizontal_flip=True)
     """
     sizes, colon, orientations = (part.strip() for part in text.partition(":"))
     if not colon and not sizes[:1].isdigit() and not sizes.startswith("max"):
@@ -152,7 +169,7 @@ def parse_views(text: str) -> tuple[View, ...]:
     if colon or not sizes:
         if orientations not in ORIENTATIONS:
             remedy = did_you_mean(orientations, ORIENTATIONS) if orientations else None
-            raise _no_views(text, orientations, remedy)
+            raise _invalid(text, orientations, remedy)
         views = [
             replace(view, horizontal_flip=flip, quarter_turns=turns)
             for view in views
@@ -162,11 +179,11 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 
 def as_views(views: str | Sequence[View]) -> tuple[View, ...]:
-    """Views as they are, or those that a text names; `UsageError` where there is none."""
+    """Views from text or from a sequence, without repetitions; `UsageError` if there is none."""
     if isinstance(views, str):
         return parse_views(views)
     if not views:
-        raise UsageError("there are no views", where="views", expected="one at least; View() is the image as it is")
+        raise UsageError("`views` is empty", expected="at least one; View() is the image without augmentation")
     return tuple(dict.fromkeys(views))
 
 
@@ -175,14 +192,14 @@ def _sizes(text: str) -> list[View]:
     caps = [word for word in words if word.startswith("max")]
     values = [_number(text, word) for word in words if not word.startswith("max")]
     if len(caps) > 1 or (caps and (not values or min(values) < _SMALLEST_SIDE)):
-        raise _no_views(text, ",".join(caps), "a cap belongs to short sides: 400,600,max1600")
+        raise _invalid(text, ",".join(caps), "maxN applies to short sides: 400,600,max1600")
     cap = int(_number(text, caps[0].removeprefix("max"))) if caps else None
     views = []
     for value in values:
         if value <= _LARGEST_FACTOR:
             views.append(View(scale=value))
         elif value != int(value) or not _SMALLEST_SIDE <= value <= _LARGEST_SIDE:
-            raise _no_views(text, f"{value:g}", "factors go up to 8, short sides are whole pixels from 16 on")
+            raise _invalid(text, f"{value:g}", "factors are at most 8, short sides whole numbers of at least 16 px")
         else:
             views.append(View(short_side=int(value), max_side=cap))
     return views
@@ -192,16 +209,15 @@ def _number(text: str, word: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        raise _no_views(text, word, None) from None
+        raise _invalid(text, word, None) from None
     if not 1 / _LARGEST_FACTOR <= value <= _LARGEST_SIDE:
-        raise _no_views(text, word, "factors go from 1/8 to 8, short sides from 16 px on")
+        raise _invalid(text, word, "factors are 1/8 to 8, short sides at least 16 px")
     return value
 
 
-def _no_views(text: str, part: str, remedy: str | None) -> UsageError:
+def _invalid(text: str, part: str, remedy: str | None) -> UsageError:
     return UsageError(
-        "these are no views",
-        where="views",
+        "invalid `views`",
         got=repr(text) if part in ("", text) else f"{part!r} in {text!r}",
         expected="[SIZES:]mirror|flips|turns or SIZES, such as flips, 0.8,1,1.25:mirror or 400,600,800,max1600:flips",
         remedy=remedy,
@@ -217,7 +233,7 @@ def _mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
 
 
 def _rotated(flow_y: np.ndarray, flow_x: np.ndarray, quarter_turns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors turned counter-clockwise as one sees them: what pointed right then points up, y being negative there."""
+    """Vectors rotated counter-clockwise on the screen: right becomes up, where y is negative."""
     for _ in range(quarter_turns % 4):
         flow_y, flow_x = -flow_x, flow_y
     return flow_y, flow_x

@@ -15,7 +15,6 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.scores import reaches_threshold
 from cellwright.data.images.read import read_image
-from cellwright.data.views import PLAIN
 from cellwright.evaluation.evaluate import evaluate_images
 from cellwright.evaluation.lost_recall import unmatched
 from cellwright.evaluation.matching import PairOptions, pair_image
@@ -24,7 +23,7 @@ from cellwright.evaluation.report import Report
 from cellwright.prediction.sources import sources_of_dataset
 
 if TYPE_CHECKING:
-    from cellwright.prediction.predictor import NetworkSegmenter, Predictor
+    from cellwright.prediction.predictor import FilteredPredictor
 
 FROM_PREDICTIONS = (
     "lost recall is computed from the predictions: objects removed by suppression or a cap count as never proposed"
@@ -32,7 +31,7 @@ FROM_PREDICTIONS = (
 
 
 def evaluate_dataset(
-    predictor: Predictor,
+    predictor: FilteredPredictor,
     dataset: Dataset,
     class_names: Sequence[str],
     *,
@@ -49,7 +48,7 @@ def evaluate_dataset(
 
 
 def predict_dataset(
-    predictor: Predictor,
+    predictor: FilteredPredictor,
     dataset: Dataset,
     class_names: Sequence[str],
     *,
@@ -70,14 +69,14 @@ def predict_dataset(
     return Dataset(tuple(samples), tuple(class_names), None, info=info)
 
 
-def predict_images(predictor: Predictor, dataset: Dataset, track: Track = no_progress) -> list[Instances]:
+def predict_images(predictor: FilteredPredictor, dataset: Dataset, track: Track = no_progress) -> list[Instances]:
     """The predictions for every image of a dataset, in order."""
     paths = [source.path for source in sources_of_dataset(dataset)]
-    return [predictor.predict([read_image(path)])[0] for path in track(paths, "predicting", len(paths))]
+    return [predictor.predict([read_image(path)])[0].instances for path in track(paths, "predicting", len(paths))]
 
 
 def candidates_of(
-    images: PairedImages, predictor: Predictor | None = None
+    images: PairedImages, predictor: FilteredPredictor | None = None
 ) -> tuple[Sequence[Instances], tuple[str, ...]]:
     """The candidates of every image with the step that removed them, computed on indexing, and notes.
 
@@ -86,24 +85,12 @@ def candidates_of(
     since no others can explain the loss. Otherwise the candidates are the predictions themselves, including those below
     their score threshold.
     """
-    segmenter = None if predictor is None else _explaining(predictor)
-    if predictor is None or segmenter is None:
+    if predictor is None or not predictor.explains:
         load, notes = partial(_predicted_candidates, images), (FROM_PREDICTIONS,)
     else:
-        load, notes = partial(_network_candidates, images, predictor, segmenter), ()
+        load, notes = partial(_network_candidates, images, predictor), ()
     samples = [dataclasses.replace(sample, load=partial(load, k)) for k, sample in enumerate(images.predicted)]
     return LazyInstances(samples), notes
-
-
-def _explaining(predictor: Predictor) -> NetworkSegmenter | None:
-    """The part of the predictor that can explain its predictions, or None."""
-    from cellwright.models.contract import Explains
-    from cellwright.prediction.predictor import NetworkSegmenter
-
-    segmenter = predictor.segmenter
-    if isinstance(segmenter, NetworkSegmenter) and segmenter.views == PLAIN and isinstance(segmenter.network, Explains):
-        return segmenter
-    return None
 
 
 def _predicted_candidates(images: PairedImages, index: int) -> Instances:
@@ -113,9 +100,7 @@ def _predicted_candidates(images: PairedImages, index: int) -> Instances:
     return with_steps(predicted, np.where(kept, "kept", "threshold"))
 
 
-def _network_candidates(
-    images: PairedImages, predictor: Predictor, segmenter: NetworkSegmenter, index: int
-) -> Instances:
+def _network_candidates(images: PairedImages, predictor: FilteredPredictor, index: int) -> Instances:
     """The candidates of the network that overlap an unmatched object of an image."""
     sample = images.truth[index]
     truth, predicted = sample.read_instances(), images.predicted[index].read_instances()
@@ -124,12 +109,10 @@ def _network_candidates(
     if not len(lost):
         return no_candidates(truth.image_hw)
     assert sample.image_path is not None, "it was predicted on"
-    candidates = segmenter.candidates(read_image(sample.image_path), lost.masks.boxes)
-    assert candidates is not None, "the network can explain its predictions"
-    return _with_options(candidates, predictor)
+    return _with_options(predictor.explain(read_image(sample.image_path), lost.masks.boxes), predictor)
 
 
-def _with_options(candidates: Instances, predictor: Predictor) -> Instances:
+def _with_options(candidates: Instances, predictor: FilteredPredictor) -> Instances:
     """The candidates with the steps that the predictor's options lead to.
 
     A score or an area below its threshold takes precedence: suppression and cap go by score within a class, so they

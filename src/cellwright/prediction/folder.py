@@ -1,32 +1,416 @@
-"""A prediction folder read back: a dataset whose objects carry scores."""
+"""The prediction folder: what it contains, and how it is written image by image so that a job can be resumed.
+
+    predictions.json   all images and objects, candidates included (COCO results with images)
+    summary.csv        one row per image       failures.csv       images that could not be predicted, and why
+    recipe.yaml        the resolved recipe     contact_sheet.png  the first images with their objects
+    <image id>...      files per image: see `ENDINGS`
+
+While a job runs, ``.progress/`` holds ``job.json`` (which job this is) and a small COCO file for each image that is
+done. At the end these are joined into ``predictions.json``; a folder with this file is complete.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
+from cellwright.core.files import read_json, write_json, write_png, write_text
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.progress import Track, no_progress
+from cellwright.core.text import count
 from cellwright.data.formats import FORMATS
-from cellwright.data.formats.contract import ReadOptions
-from cellwright.prediction.writer import PREDICTIONS_NAME
+from cellwright.data.formats.coco import PREDICTIONS_NAME
+from cellwright.data.formats.contract import ReadOptions, WriteOptions
+from cellwright.data.formats.paths import output_path
+from cellwright.measurement.table import write_measurements
+from cellwright.prediction import writers
+from cellwright.prediction.diameter import Diameter
+from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.predictor import Predictor
+from cellwright.prediction.record import Prediction
+from cellwright.prediction.sources import Source
+
+PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
+RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
+SCHEMA_VERSION = 1
+SHEET_TILES = 24
+_TILE_PX = 480
+
+Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
+SAVES: tuple[Save, ...] = get_args(Save)
+# What follows the image's id in the name of each file.
+ENDINGS: dict[Save, str] = {
+    "masks": "_masks.tif",
+    "overlay": "_overlay.png",
+    "geojson": ".geojson",
+    "rois": "_rois.zip",
+    "measurements": "_measurements.csv",
+}
 
 
-def is_prediction_folder(path: Path) -> bool:
-    """Whether ``path`` is a finished prediction folder."""
-    return (path / PREDICTIONS_NAME).is_file()
+@dataclass(frozen=True)
+class Job:
+    """What is predicted and written; two equal jobs write the same files.
 
-
-def read_predictions(folder: Path) -> Dataset:
-    """The predictions of a finished folder, lazily; sample ids are those that were predicted on.
-
-    Images may be absent: their samples then have no image path. `InputError` where the folder is unfinished or none.
+    recipe_yaml: the resolved recipe, written as ``recipe.yaml``. model: identifies the weights (a digest). reading: how
+    images are read and predicted (channel, z, diameter, views). save: the files per image. info: further facts for
+    predictions.json (JSON values), which do not identify the job.
     """
-    if not is_prediction_folder(folder):
-        unfinished = (folder / ".progress" / "job.json").is_file()
-        raise InputError(
-            "these predictions are not finished" if unfinished else "no predictions here",
-            where=folder,
-            expected=PREDICTIONS_NAME,
-            remedy="run the predict command again: it goes on" if unfinished else "make them with: cellwright predict",
+
+    sources: tuple[Source, ...]
+    class_names: tuple[str, ...]
+    recipe_yaml: str
+    model: str
+    options: PredictOptions
+    reading: Mapping[str, str | float | None]
+    save: tuple[Save, ...] = SAVES
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.save if name not in SAVES]
+        if unknown:
+            raise UsageError("unknown output in `save`", got=", ".join(unknown), expected=", ".join(SAVES))
+
+    def facts(self) -> dict[str, str]:
+        """One digest per part that identifies the job; a missing image file counts as empty."""
+        files = [(source.id, source.image_id, *_file_state(source.path)) for source in self.sources]
+        parts = {
+            "the images": files,
+            "the recipe": self.recipe_yaml,
+            "the model": [self.model, self.class_names],
+            "the options": [asdict(self.options), dict(self.reading), sorted(self.save)],
+        }
+        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How pictures are drawn; passed in, because `report` is above this package.
+
+    overlay: an image and its objects -> uint8 RGB (H', W', 3). thumbnail: the same, with lines that remain visible when
+    the picture is reduced. sheet: tiles (caption, RGB) -> uint8 RGB.
+    """
+
+    overlay: Callable[[Image, Instances], np.ndarray]
+    thumbnail: Callable[[Image, Instances], np.ndarray]
+    sheet: Callable[[Sequence[tuple[str, np.ndarray]]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What a job did.
+
+    n_images: images with a result, of which n_resumed were done before. n_objects: objects in all of them.
+    failures: (image id, error) of each image without a result. notes: what a user should know, one sentence each.
+    """
+
+    n_images: int
+    n_resumed: int
+    n_objects: int
+    failures: tuple[tuple[str, CellwrightError], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def counts(self) -> str:
+        """``"99 objects in 2 images"``."""
+        return f"{count(self.n_objects, 'object')} in {count(self.n_images, 'image')}"
+
+
+class PredictionFolder:
+    """A prediction folder being written: `start`, `write` or `fail` for each image, then `finish`.
+
+    Creating one checks that the folder can be written, and changes nothing. Raises `OutputError` for a complete
+    prediction, for an unfinished one of another job (both unless ``overwrite`` is set), and for a folder with other
+    files, which are never removed.
+    """
+
+    def __init__(self, out: Path, job: Job, pictures: Pictures, *, overwrite: bool = False) -> None:
+        self.out, self.job, self._pictures = out, job, pictures
+        self._progress = out / ".progress"
+        self._facts = job.facts()
+        self._failures: dict[str, CellwrightError] = {}
+        self._n_resumed = 0
+        self._state: Literal["new", "resumed", "replaced"] = self._check(overwrite)
+
+    def start(self) -> None:
+        """Create the folder, or resume the same job; an old folder is removed if ``overwrite`` was set."""
+        if self._state == "replaced":
+            shutil.rmtree(self.out)
+        if self._state != "resumed":
+            write_json(self._job_file, {"schema_version": SCHEMA_VERSION, "facts": self._facts})
+        write_text(self.out / RECIPE, self.job.recipe_yaml)
+        self._n_resumed = sum(map(self.is_done, range(len(self.job.sources))))
+
+    def is_done(self, index: int) -> bool:
+        """Whether all files of source ``index`` exist."""
+        outputs = [self._output(index, kind) for kind in self.job.save]
+        return all(path.is_file() for path in [*outputs, self._record(index)])
+
+    def write(self, index: int, image: Image, prediction: Prediction, *, blank: bool = False) -> None:
+        """Write the files of source ``index``; its record comes last, so that an incomplete set is written again.
+
+        blank: ``image`` is a placeholder for a missing one: no intensities are measured.
+        """
+        source, instances, names = self.job.sources[index], prediction.instances, self.job.class_names
+        measured = None if blank else image
+        for kind in self.job.save:
+            path = self._output(index, kind)
+            match kind:
+                case "masks":
+                    writers.write_labels(path, instances, image.pixel_size_um)
+                case "overlay":
+                    write_png(path, self._pictures.overlay(image, instances))
+                case "geojson":
+                    writers.write_geojson(path, instances, measured, sample_id=source.id, class_names=names)
+                case "rois":
+                    writers.write_rois(path, instances, measured, class_names=names)
+                case "measurements":
+                    write_measurements(instances, path, image_name=source.id, image=measured, class_names=names)
+        if index < SHEET_TILES:
+            write_png(self._tile(index), _shrunk(self._pictures.thumbnail(image, instances)))
+        sample = Sample(
+            id=source.id,
+            image_path=source.path if source.path.is_file() else None,  # fused predictions may have no image files
+            image_hw=image.image_hw,
+            load=Loaded(prediction.candidates),
+            image_id=index + 1 if source.image_id is None else source.image_id,
+            split=source.split,
+            group=source.group,
+            pixel_size_um=image.pixel_size_um,
+            source="cellwright predict",
         )
-    return FORMATS["coco"].read(folder / PREDICTIONS_NAME, ReadOptions(require_images=False))
+        info = {"summary": summary_row(source.id, prediction, names)}
+        record = Dataset((sample,), names, root=self._progress, info=info)
+        FORMATS["coco"].write(record, self._record(index), WriteOptions())
+
+    def fail(self, index: int, error: CellwrightError) -> None:
+        """Record that source ``index`` failed; it is tried again when an unfinished job is resumed."""
+        self._failures[self.job.sources[index].id] = error
+
+    def finish(self) -> FolderReport:
+        """Join the records: summary.csv, failures.csv, contact_sheet.png and, last, predictions.json."""
+        names = self.job.class_names
+        done = [index for index in range(len(self.job.sources)) if self._record(index).is_file()]
+        parts = [FORMATS["coco"].read(self._record(index), ReadOptions(require_images=False)) for index in done]
+        rows = [dict(part.info["summary"]) for part in parts]
+        columns = list(summary_row("", Prediction.of(Instances.empty((1, 1), scored=True)), names))
+        write_text(self.out / SUMMARY, _csv(columns, rows))
+        failures = [_failure_row(name, error) for name, error in self._failures.items()]
+        write_text(self.out / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
+        tiles = [(_caption(rows[k]), _read_png(self._tile(i))) for k, i in enumerate(done) if self._tile(i).is_file()]
+        if tiles:
+            write_png(self.out / CONTACT_SHEET, self._pictures.sheet(tiles))
+        samples = tuple(sample for part in parts for sample in part)
+        threshold = self.job.options.score_threshold
+        info = {"description": "predictions by cellwright", "score_threshold": threshold, **self.job.info}
+        predictions = Dataset(samples, names, root=self.out, info=info)
+        FORMATS["coco"].write(predictions, self.out / PREDICTIONS, WriteOptions())
+        shutil.rmtree(self._progress)
+        return FolderReport(
+            n_images=len(rows),
+            n_resumed=self._n_resumed,
+            n_objects=sum(row["objects"] for row in rows),
+            failures=tuple(self._failures.items()),
+            notes=(*_notes(rows), *_diameter_notes(rows)),
+        )
+
+    def _check(self, overwrite: bool) -> Literal["new", "resumed", "replaced"]:
+        """Whether the folder is new, resumed or replaced; `OutputError` if it cannot be written."""
+        remedy = "use `overwrite=True` to start again, or choose another `out`"
+        if self.out.is_file():
+            raise OutputError("the output folder is a file", where=self.out, remedy="choose another `out`")
+        complete, unfinished = (self.out / PREDICTIONS).is_file(), self._job_file.is_file()
+        if not complete and not unfinished:
+            if self.out.is_dir() and any(self.out.iterdir()):
+                raise OutputError(
+                    "this folder is not empty and has no predictions",
+                    where=self.out,
+                    expected=f"a new folder, or one with {PREDICTIONS}",
+                    remedy="choose another `out`",
+                )
+            return "new"
+        if overwrite:
+            return "replaced"
+        if complete:
+            raise OutputError("these predictions are already complete", where=self.out, remedy=remedy)
+        before = read_json(self._job_file).get("facts", {})
+        changed = [name for name, digest in self._facts.items() if before.get(name) != digest]
+        if changed:
+            got = f"changed since it was started: {', '.join(changed)}"
+            raise OutputError("this folder has another, unfinished job", where=self.out, got=got, remedy=remedy)
+        return "resumed"
+
+    @property
+    def _job_file(self) -> Path:
+        return self._progress / "job.json"
+
+    def _output(self, index: int, kind: Save) -> Path:
+        return output_path(self.out, self.job.sources[index].id, ENDINGS[kind])
+
+    def _record(self, index: int) -> Path:
+        return self._progress / f"{index:08d}.json"
+
+    def _tile(self, index: int) -> Path:
+        return self._progress / f"{index:08d}.png"
+
+
+def predict_into(
+    folder: PredictionFolder,
+    predictor: Predictor,
+    *,
+    read: Callable[[Path], Image],
+    fail_fast: bool = False,
+    track: Track = no_progress,
+) -> FolderReport:
+    """Predict all sources of a folder's job, one after the other, and finish the folder.
+
+    An image that cannot be read or does not fit the model is recorded in failures.csv and the job continues; with
+    ``fail_fast`` its `InputError` is raised and the folder stays unfinished.
+    """
+    folder.start()
+    sources = folder.job.sources
+    for index, source in enumerate(track(sources, "predicting", len(sources))):
+        if folder.is_done(index):
+            continue
+        try:
+            image = read(source.path)
+            (prediction,) = predictor.predict([image])
+        except InputError as error:
+            if fail_fast:
+                raise
+            folder.fail(index, error)
+        else:
+            folder.write(index, image, prediction)
+    return folder.finish()
+
+
+def summary_row(image_id: str, prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
+    """One row of summary.csv."""
+    instances = prediction.instances
+    height, width = instances.image_hw
+    covered = int(np.count_nonzero(instances.masks.foreground()))
+    row: dict[str, Any] = {"image": image_id, "height_px": height, "width_px": width, "objects": len(instances)}
+    if len(class_names) > 1:
+        counts = np.bincount(instances.class_ids, minlength=len(class_names))
+        row |= {f"objects_{label}": int(n) for label, n in zip(class_names, counts, strict=True)}
+    assert instances.scores is not None
+    row |= {
+        "mean_score": round(float(instances.scores.mean()), 4) if len(instances) else None,
+        "median_area_px": float(np.median(instances.masks.areas)) if len(instances) else None,
+        "foreground_share": round(covered / (height * width), 5),
+        "left_out_low_score": prediction.n_low_score,
+        "left_out_small": prediction.n_small,
+        "left_out_max_objects": prediction.n_over_cap,
+        "model_cap_reached": prediction.model_cap,
+        "overlap_pixels_resolved": prediction.pixels_resolved,
+        # A label image has one object per pixel: the pixels that lower scores lose there.
+        "overlap_pixels_lost_in_label_image": int(instances.masks.areas.sum()) - covered,
+    }
+    return row | _diameter_columns(prediction.diameter)
+
+
+def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:
+    """The diameter by which the image was resized, and the scale; empty for models that do not use one."""
+    if diameter is None:
+        return dict.fromkeys(("diameter_px", "diameter_from", "network_scale", "network_scale_wanted"))
+    px, wanted = diameter.px, diameter.wanted_scale
+    return {
+        "diameter_px": None if px is None else round(px, 2),
+        "diameter_from": "estimated" if diameter.estimated else "given",
+        "network_scale": round(diameter.scale, 4),
+        "network_scale_wanted": None if wanted is None else round(wanted, 4),
+    }
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was omitted, from the rows of the summary."""
+    notes = []
+    caps = [row["model_cap_reached"] for row in rows if row["model_cap_reached"]]
+    if caps:
+        notes.append(
+            f"{count(len(caps), 'image')} reached the model's own limit of {count(max(caps), 'object')}: some may be "
+            "missing"
+        )
+    over = [row["left_out_max_objects"] for row in rows if row["left_out_max_objects"]]
+    if over:
+        notes.append(f"`max_objects` omitted {count(sum(over), 'object')} in {count(len(over), 'image')}")
+    lost = [row["overlap_pixels_lost_in_label_image"] for row in rows if row["overlap_pixels_lost_in_label_image"]]
+    if lost:
+        notes.append(
+            f"objects overlap in {count(len(lost), 'image')}: in the label images, {count(sum(lost), 'pixel')} went to "
+            f"the object with the higher score; {PREDICTIONS} keeps them all"
+        )
+    return notes
+
+
+def _diameter_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The diameters by which images were resized, from the rows of the summary."""
+    resized = [row for row in rows if row["diameter_from"]]
+    diameters = [float(row["diameter_px"]) for row in resized if row["diameter_px"] is not None]
+    notes = []
+    if diameters:
+        low, high, source = min(diameters), max(diameters), resized[0]["diameter_from"]
+        shown = f"diameter {low:.1f} px" if f"{low:.1f}" == f"{high:.1f}" else f"diameters {low:.1f} to {high:.1f} px"
+        notes.append(f"{shown} ({source}){f', one per image in {SUMMARY}' if low < high else ''}")
+    if unmeasured := len(resized) - len(diameters):
+        notes.append(f"no object to measure a diameter on in {count(unmeasured, 'image')}: predicted at original size")
+    if limited := sum(row["network_scale_wanted"] is not None for row in resized):
+        notes.append(
+            f"{count(limited, 'image')} could not be resized as much as the diameter asks for (network_scale in "
+            f"{SUMMARY}), which reduces quality: cut large images of tiny objects into parts"
+        )
+    return notes
+
+
+def _caption(row: Mapping[str, Any]) -> str:
+    text = f"{row['image']}: {row['objects']} object{'' if row['objects'] == 1 else 's'}"
+    if row["left_out_max_objects"]:
+        text += f", {row['left_out_max_objects']} over the maximum omitted"
+    return text + (f", the model's cap of {row['model_cap_reached']} reached" if row["model_cap_reached"] else "")
+
+
+def _failure_row(image_id: str, error: CellwrightError) -> dict[str, Any]:
+    where = None if error.where is None else Path(str(error.where)).name
+    return {"image": image_id, "problem": error.problem, "where": where, "got": error.got, "fix": error.remedy}
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="raise")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _file_state(path: Path) -> tuple[int, int]:
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
+
+
+def _read_png(path: Path) -> np.ndarray:
+    import cv2
+
+    return np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR))[:, :, ::-1]
+
+
+def _shrunk(rgb: np.ndarray) -> np.ndarray:
+    import cv2
+
+    scale = min(_TILE_PX / max(rgb.shape[:2]), 1.0)
+    size_wh = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
+    return rgb if scale == 1.0 else cv2.resize(rgb, size_wh, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""What is predicted on: image files, each with the name that its outputs get."""
+"""The images to predict on: files, each with an id that names its outputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
+from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.images.read import find_images
 
@@ -17,9 +18,9 @@ from cellwright.data.images.read import find_images
 class Source:
     """One image to predict on.
 
-    id: ``<relative dir>/<stem>``, where its outputs go; unique among the sources.
-    path: the file; it is first touched when its turn comes, so that a damaged one cannot stop the others.
-    image_id: the COCO number, or None for the position.
+    id: ``<relative dir>/<stem>``, the beginning of its outputs' names; unique among the sources.
+    path: the file. It is not opened before its turn, so that a damaged file does not stop the others.
+    image_id: the COCO number; None takes the position. group, split: those of a dataset.
     """
 
     id: str
@@ -30,53 +31,53 @@ class Source:
 
 
 def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
-    """The images among ``paths`` and below the folders among them, in order, a file once.
+    """The images among ``paths`` and in the folders among them, at any depth, in order; each file once.
 
-    Names are relative to the folder that was given; the folder's own name comes first where two folders hold the same
-    names, and the extension stays where two would be the same without it. Hidden files and our own outputs are
-    passed over. `InputError` for a path without images; `UsageError` where two images keep one name.
+    Ids are relative to the given folder. The folder's own name is added where two folders contain the same names, and
+    the extension is kept where two images differ in it only. Hidden files and prediction folders are skipped. Raises
+    `InputError` for a path without images, `UsageError` where two images still have the same id.
     """
-    seen: set[Path] = set()
-    found: list[tuple[Path, Source]] = []
+    known: set[Path] = set()
+    named: list[tuple[Path, Source]] = []
     for path in paths:
         files = find_images(path)
         if path.is_dir():
-            # A prediction folder below the images holds our own outputs only.
-            own = {file.parent for file in path.rglob("predictions.json")}
+            # A prediction folder below the images contains only outputs.
+            own = {file.parent for file in path.rglob(PREDICTIONS_NAME)}
             files = [file for file in files if own.isdisjoint(file.parents)]
         root = path if path.is_dir() else path.parent
         for file, name in zip(files, sample_ids(files, root), strict=True):
-            if (real := file.resolve()) not in seen:
-                seen.add(real)
-                found.append((path, Source(name, file)))
-    return _named_apart(found)
+            if (real := file.resolve()) not in known:
+                known.add(real)
+                named.append((path, Source(name, file)))
+    return _with_distinct_ids(named)
 
 
 def sources_of_dataset(dataset: Dataset) -> list[Source]:
-    """The images of a dataset under its own ids and numbers. `InputError` names a sample without an image."""
+    """The images of a dataset, with its ids and numbers. `InputError` names a sample without an image file."""
     sources = []
     for sample in dataset:
         if sample.image_path is None:
-            remedy = "convert it with the images in place"
-            raise InputError("a sample has no image", where=f"{dataset.root}, sample {sample.id}", remedy=remedy)
+            remedy = "convert the dataset again with its images in place"
+            raise InputError("a sample has no image file", where=f"{dataset.root}, sample {sample.id}", remedy=remedy)
         sources.append(Source(sample.id, sample.image_path, sample.image_id, sample.group, sample.split))
     return sources
 
 
-def _named_apart(found: list[tuple[Path, Source]]) -> list[Source]:
+def _with_distinct_ids(named: list[tuple[Path, Source]]) -> list[Source]:
     for rename in (_with_folder, _with_suffix):
-        # Names that differ in case alone are one file on some disks.
-        counts = Counter(source.id.lower() for _, source in found)
-        found = [(path, rename(path, source) if counts[source.id.lower()] > 1 else source) for path, source in found]
-    counts = Counter(source.id.lower() for _, source in found)
-    twice = [source for _, source in found if counts[source.id.lower()] > 1]
-    if twice:
+        # Ids that differ in case only are one file on some disks.
+        counts = Counter(source.id.lower() for _, source in named)
+        named = [(path, rename(path, source) if counts[source.id.lower()] > 1 else source) for path, source in named]
+    counts = Counter(source.id.lower() for _, source in named)
+    repeated = [source for _, source in named if counts[source.id.lower()] > 1]
+    if repeated:
         raise UsageError(
             "two images would write the same outputs",
-            got=", ".join(str(source.path) for source in twice[:2]),
-            remedy="predict on them in two commands with different --out, or rename one",
+            got=", ".join(str(source.path) for source in repeated[:2]),
+            remedy="predict on them separately, with different `out`, or rename one of them",
         )
-    return [source for _, source in found]
+    return [source for _, source in named]
 
 
 def _with_suffix(path: Path, source: Source) -> Source:

@@ -1,6 +1,7 @@
-"""Non-maximum suppression, hard and soft, of boxes and of masks.
+"""Non-maximum suppression (NMS), hard and soft, of boxes and of masks.
 
-Everything goes by the pairs of objects that overlap, so cost follows what lies on what, never the square of a crowd.
+Only pairs of objects that overlap are computed, so the cost grows with their number, not with the square of the number
+of objects.
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ from cellwright.core.masks import MaskSet
 class Pairs:
     """Which of N objects overlap, and how much.
 
-    starts: (N + 1,) int64. near: (P,) int64, the objects that overlap object k stand in ``starts[k]:starts[k + 1]``;
-    every pair stands there in both orders, no object beside itself. overlap: (P,) float64 in (0, 1].
+    starts: (N + 1,) int64.
+    others: (P,) int64; ``others[starts[k]:starts[k + 1]]`` overlap object k. Each pair is listed in both orders.
+    overlap: (P,) float64 in (0, 1].
     """
 
     starts: np.ndarray
-    near: np.ndarray
+    others: np.ndarray
     overlap: np.ndarray
 
     def of(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The objects that overlap object k, and how much."""
         part = slice(self.starts[k], self.starts[k + 1])
-        return self.near[part], self.overlap[part]
+        return self.others[part], self.overlap[part]
 
 
 def box_pairs(boxes: np.ndarray, groups: np.ndarray) -> Pairs:
-    """IoU of boxes (N, 4) of one group; objects of different groups (N,) int64 never meet."""
+    """IoU of boxes (N, 4) that are in the same group; groups: (N,) int64."""
     i, j = overlapping_pairs(boxes, boxes)
-    i, j = _of_one_group(i, j, groups)
+    i, j = _in_same_group(i, j, groups)
     exact = boxes.astype(np.float64)
     sides = np.minimum(exact[i, 2:], exact[j, 2:]) - np.maximum(exact[i, :2], exact[j, :2])
     shared, areas = sides.prod(1), box_areas(boxes)
@@ -43,7 +45,7 @@ def box_pairs(boxes: np.ndarray, groups: np.ndarray) -> Pairs:
 
 
 def mask_pairs(masks: MaskSet, groups: np.ndarray, *, over_smaller: bool = False) -> Pairs:
-    """IoU of masks of one group, or their intersection over the smaller; masks without a pixel meet none."""
+    """IoU of masks in the same group, or their intersection over the smaller mask; empty masks are in no pair."""
     i, j, shared = masks.intersections(masks)
     kept = (i != j) & (groups[i] == groups[j])
     i, j, shared = i[kept], j[kept], shared[kept]
@@ -53,41 +55,42 @@ def mask_pairs(masks: MaskSet, groups: np.ndarray, *, over_smaller: bool = False
 
 
 def hard_nms(scores: np.ndarray, pairs: Pairs, limit: float) -> np.ndarray:
-    """The objects that stay, best first: one goes where a better one that stays overlaps it by more than ``limit``.
+    """Hard NMS: an object is removed if a better one that is kept overlaps it by more than ``limit``.
 
-    scores: (N,), any scale; of equal scores the first counts as better. Returns indices (M,) int64.
+    scores: (N,), any scale; of equal scores the first counts as better. Returns the indices (M,) int64 of the objects
+    that are kept, best first.
     """
     from cellwright.prediction._fusion_kernels import suppress
 
     order = np.argsort(-scores, kind="stable")
-    return order[suppress(order, pairs.starts, pairs.near, pairs.overlap, float(limit))]
+    return order[suppress(order, pairs.starts, pairs.others, pairs.overlap, float(limit))]
 
 
 def soft_nms(scores: np.ndarray, pairs: Pairs, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Soft-NMS (Bodla et al. 2017): the best object left lowers the scores of those that overlap it, and so on.
+    """Soft-NMS (Bodla et al. 2017): each object, from the best on, lowers the scores of those that overlap it.
 
-    scores: (N,), not negative. factors: (P,) in [0, 1], what a score is multiplied with for each of ``pairs``: see
+    scores: (N,), not negative. factors: (P,) in [0, 1], by which a score is multiplied for each of ``pairs``: see
     `linear_decay` and `gaussian_decay`. Returns all objects (N,) int64, best first, and their new scores (N,) float64
-    in the order of ``scores``. What falls below a threshold may be left out afterwards: it lowers lesser ones only.
+    in the order of ``scores``. Objects below a threshold can be omitted afterwards, since they lower only lesser ones.
     """
-    left = scores.astype(np.float64)
-    heap = [(-score, k) for k, score in enumerate(left.tolist())]
+    lowered = scores.astype(np.float64)
+    heap = [(-score, k) for k, score in enumerate(lowered.tolist())]
     heapify(heap)
-    taken = np.zeros(len(left), bool)
+    taken = np.zeros(len(lowered), bool)
     order = []
     while heap:
         score, k = heappop(heap)
-        if taken[k] or -score != left[k]:  # it stands in the heap again, with a lower score
+        if taken[k] or -score != lowered[k]:  # it is in the heap again, with a lower score
             continue
         taken[k] = True
         order.append(k)
         part = slice(pairs.starts[k], pairs.starts[k + 1])
-        lowered = ~taken[pairs.near[part]] & (factors[part] < 1)
-        near = pairs.near[part][lowered]
-        left[near] *= factors[part][lowered]
-        for m in near.tolist():
-            heappush(heap, (-left[m], m))
-    return np.array(order, np.int64), left
+        affected = ~taken[pairs.others[part]] & (factors[part] < 1)
+        others = pairs.others[part][affected]
+        lowered[others] *= factors[part][affected]
+        for m in others.tolist():
+            heappush(heap, (-lowered[m], m))
+    return np.array(order, np.int64), lowered
 
 
 def linear_decay(overlap: np.ndarray, limit: float) -> np.ndarray:
@@ -96,11 +99,11 @@ def linear_decay(overlap: np.ndarray, limit: float) -> np.ndarray:
 
 
 def gaussian_decay(overlap: np.ndarray, sigma: float) -> np.ndarray:
-    """exp(-overlap^2 / sigma), however small the overlap."""
+    """exp(-overlap^2 / sigma)."""
     return np.exp(-(overlap**2) / sigma)
 
 
-def _of_one_group(i: np.ndarray, j: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _in_same_group(i: np.ndarray, j: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kept = (i != j) & (groups[i] == groups[j])
     return i[kept], j[kept]
 

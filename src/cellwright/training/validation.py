@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +16,10 @@ from cellwright.core.errors import RecipeError, did_you_mean
 from cellwright.evaluation.data import HEADLINE
 from cellwright.evaluation.evaluate import evaluate_pairs
 from cellwright.models.contract import Network
+from cellwright.prediction.backends.torch import network_predictor
 from cellwright.prediction.evaluate import evaluate_dataset
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import network_predictor
+from cellwright.prediction.predictor import FilteredPredictor
 from cellwright.training.state import Position
 
 if TYPE_CHECKING:
@@ -58,10 +59,8 @@ class Validation:
         All candidates count for average precision, whatever their score.
         """
         predict = self.recipe.predict
-        predictor = replace(
-            network_predictor(network, self.recipe, self.device),
-            options=PredictOptions(predict.score_threshold, predict.min_area_px),
-        )
+        options = PredictOptions(predict.score_threshold, predict.min_area_px)
+        predictor = FilteredPredictor(network_predictor(network, self.recipe, self.device), options)
         report = evaluate_dataset(
             predictor, self.dataset, self.dataset.class_names, metrics=self.recipe.evaluate.metrics
         )

@@ -1,4 +1,4 @@
-"""The prediction folder from end to end: files, names, failures, going on, refusing, reading back."""
+"""The prediction folder from end to end: files, names, failures, resuming, refusals, reading back."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
+import cellwright as cw
+from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, OutputError, UsageError
-from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.images.read import read_image
 from cellwright.data.synthetic import write_demo_dataset
-from cellwright.prediction.folder import is_prediction_folder, read_predictions
+from cellwright.prediction.folder import PREDICTIONS, Job, Pictures, PredictionFolder, predict_into
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import Predictor
-from cellwright.prediction.run import predict_to_folder
+from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
-from cellwright.prediction.writer import Job, Makers
+
+
+class Capped(SegmenterPredictor):
+    """With a limit of 2 objects."""
+
+    def predict(self, images):
+        return [replace(prediction, model_cap=2) for prediction in super().predict(images)]
 
 
 @dataclass
 class Squares:
-    """A segmenter that finds two overlapping squares in every image, and stops the world on demand."""
+    """A segmenter that finds two overlapping squares in every image, and can be interrupted."""
 
     stop_at: int | None = None
     seen: list = field(default_factory=list)
@@ -50,11 +56,10 @@ def squares(image_hw) -> Instances:
     return Instances.from_masks(masks, scores=np.array([0.4, 0.8]), class_ids=np.array([0, 1]), boxes_xyxy=boxes)
 
 
-MAKERS = Makers(
+PICTURES = Pictures(
     overlay=lambda image, cells: np.full((*image.image_hw, 3), len(cells), np.uint8),
     thumbnail=lambda image, cells: np.full((*image.image_hw, 3), 100 + len(cells), np.uint8),
     sheet=lambda tiles: np.full((10 * len(tiles), 10, 3), 7, np.uint8),
-    beside=lambda kind, path, cells, image, sample_id: write_text(path, f"{kind} {len(cells)} {sample_id}"),
 )
 
 
@@ -75,9 +80,18 @@ def job_for(sources, **changes) -> Job:
     return Job(tuple(sources), ("round", "long"), **{**facts, **changes})
 
 
-def run(job, out, segmenter=None, **options):
-    predictor = Predictor(segmenter or Squares(), job.options, model_cap=2)
-    return predict_to_folder(predictor, job, out, read=read_image, makers=MAKERS, **options)
+def run(job, out, segmenter=None, *, overwrite=False, pictures=PICTURES, fail_fast=False):
+    predictor = FilteredPredictor(Capped(segmenter or Squares()), job.options)
+    folder = PredictionFolder(out, job, pictures, overwrite=overwrite)
+    return predict_into(folder, predictor, read=read_image, fail_fast=fail_fast)
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / PREDICTIONS).is_file()
+
+
+def read_predictions(folder: Path) -> Dataset:
+    return cw.read_dataset(folder, require_images=False)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -122,24 +136,24 @@ def test_labels_are_the_ids_and_the_higher_score_wins_where_objects_overlap(imag
     assert row["overlap_pixels_lost_in_label_image"] == "9"
     assert (row["image"], row["objects"], row["objects_round"], row["objects_long"]) == ("a", "2", "1", "1")
     assert row["model_cap_reached"] == "2"
-    assert any("9 pixel" in note for note in report.notes)
-    assert any("cap of 2" in note for note in report.notes)
+    assert any("9 pixels" in note for note in report.notes)
+    assert any("1 image reached the model's own limit of 2 objects" in note for note in report.notes)
 
 
 def test_options_are_applied_and_a_cap_is_shown(images, tmp_path):
     captions = []
-    makers = replace(MAKERS, sheet=lambda tiles: (captions.extend(t for t, _ in tiles), MAKERS.sheet(tiles))[1])
+    pictures = replace(PICTURES, sheet=lambda tiles: (captions.extend(t for t, _ in tiles), PICTURES.sheet(tiles))[1])
     job = job_for(sources_of_paths([images / "a.png"]), options=PredictOptions(max_objects=1))
-    report = predict_to_folder(Predictor(Squares(), job.options), job, tmp_path / "p", read=read_image, makers=makers)
+    report = run(job, tmp_path / "p", pictures=pictures)
     assert report.n_objects == 1
     assert rows(tmp_path / "p" / "summary.csv")[0]["left_out_max_objects"] == "1"
-    assert captions == ["a: 1 object, 1 over --max-objects left out"]
-    assert "--max-objects left out 1" in report.notes[0]
+    assert captions == ["a: 1 object, 1 over the maximum omitted, the model's cap of 2 reached"]
+    assert "`max_objects` omitted 1 object in 1 image" in report.notes
 
 
 def test_predictions_come_back_as_they_were(images, tmp_path):
     run(job_for(sources_of_paths([images])), tmp_path / "pred")
-    assert is_prediction_folder(tmp_path / "pred")
+    assert is_complete(tmp_path / "pred")
     data = read_predictions(tmp_path / "pred")
     assert data.class_names == ("round", "long")
     assert sorted(sample.id for sample in data) == ["a.png", "a.tif", "deep/b"]
@@ -191,7 +205,7 @@ def test_fail_fast_stops_at_the_first(images, tmp_path):
     (images / "a.png").write_bytes(b"")
     with pytest.raises(InputError):
         run(job_for(sources_of_paths([images])), tmp_path / "pred", fail_fast=True)
-    assert not is_prediction_folder(tmp_path / "pred")
+    assert not is_complete(tmp_path / "pred")
 
 
 def test_no_image_at_all_can_be_read(images, tmp_path):
@@ -206,9 +220,7 @@ def test_an_interrupted_job_goes_on_and_ends_in_the_same_files(images, tmp_path)
     run(job, whole)
     with pytest.raises(KeyboardInterrupt):
         run(job, torn, Squares(stop_at=1))
-    assert not is_prediction_folder(torn)
-    with pytest.raises(InputError, match="not finished"):
-        read_predictions(torn)
+    assert not is_complete(torn)
     rest = Squares()
     report = run(job, torn, rest)
     assert rest.seen == ["a.tif", "b.png"]
@@ -232,7 +244,7 @@ def test_a_missing_output_of_an_unfinished_job_is_made_again(images, tmp_path):
 def test_a_finished_folder_is_refused_and_can_be_overwritten(images, tmp_path):
     job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
     run(job, out)
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="already complete[\\s\\S]*`overwrite=True`"):
         run(job, out)
     (out / "stale_masks.tif").write_bytes(b"")
     run(job_for(sources_of_paths([images / "a.png"])), out, overwrite=True)
@@ -261,7 +273,7 @@ def test_an_unfinished_folder_of_another_job_is_refused(images, tmp_path, change
 
 def test_a_folder_that_is_not_ours_is_never_touched(images, tmp_path):
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="holds no predictions"):
+        with pytest.raises(OutputError, match="has no predictions"):
             run(job_for(sources_of_paths([images])), images, overwrite=overwrite)
     with pytest.raises(OutputError, match="file"):
         run(job_for(sources_of_paths([images])), images / "a.png")
@@ -302,9 +314,8 @@ def test_a_sample_without_an_image_is_named(tmp_path):
 
 def test_pixel_size_travels_into_the_label_image(tmp_path):
     sized = Image(np.zeros((16, 16, 1), np.uint8), ("grey",), (0.5, 0.25), "x.png")
-    job = job_for([Source("x", tmp_path / "x.png")])
-    predictor = Predictor(Squares(), PredictOptions())
-    predict_to_folder(predictor, job, tmp_path / "p", read=lambda path: sized, makers=MAKERS)
+    folder = PredictionFolder(tmp_path / "p", job_for([Source("x", tmp_path / "x.png")]), PICTURES)
+    predict_into(folder, SegmenterPredictor(Squares()), read=lambda path: sized)
     with tifffile.TiffFile(tmp_path / "p" / "x_masks.tif") as file:
         tags = file.pages[0].tags
         assert tags["XResolution"].value[0] / tags["XResolution"].value[1] == pytest.approx(1e4 / 0.25)

@@ -1,0 +1,158 @@
+"""Prediction with a PyTorch network: images are normalised, resized and padded as in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.input import InputConfig
+from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.recipe import Recipe
+from cellwright.core.errors import UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.data.network_input import ResizeRule, rescale, resize_for_network, to_network
+from cellwright.data.views import PLAIN, View
+from cellwright.models.contract import DetectsViews, Explains, Network
+from cellwright.ops.batch import stack_images
+from cellwright.prediction.diameter import Diameter, estimate_diameter
+from cellwright.prediction.predictor import refuse_diameter
+from cellwright.prediction.record import Prediction
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPredictor:
+    """A `Predictor` of all objects that a network finds, at the resolution of the image.
+
+    network: it must be on ``device``; prediction puts it into evaluation mode and leaves it there.
+    input_config: channels, normalisation and size, as in training.
+    resize_rule: "torchvision" or "detectron2" (the recipe's ``conventions``).
+    batch_size: images per forward pass; it changes results by rounding only.
+    model_cap: the network's limit on the number of objects per image; None if there is none.
+    diameter_px: median diameter of the objects, px of the image, for a network with ``input.diameter_px``; None
+        estimates it for each image.
+    views: views of test-time augmentation. The plain view alone is prediction without it.
+    """
+
+    network: Network
+    input_config: InputConfig
+    resize_rule: ResizeRule = "torchvision"
+    device: torch.device | str = "cpu"
+    batch_size: int = 1
+    model_cap: int | None = None
+    diameter_px: float | None = None
+    views: tuple[View, ...] = PLAIN
+
+    @property
+    def uses_diameter(self) -> bool:
+        """See `Predictor`."""
+        return self.input_config.diameter_px is not None
+
+    @property
+    def explains(self) -> bool:
+        """See `Predictor`."""
+        return self.views == PLAIN and isinstance(self.network, Explains)
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """See `Predictor`."""
+        self.network.eval()
+        predictions: list[Prediction] = []
+        with torch.inference_mode():
+            if self.views != PLAIN:
+                return [self._predict_views(image) for image in images]
+            for start in range(0, len(images), self.batch_size):
+                predictions.extend(self._predict_batch(images[start : start + self.batch_size]))
+        return predictions
+
+    def with_diameter(self, px: float) -> NetworkPredictor:
+        """See `Predictor`."""
+        if not (px > 0 and math.isfinite(px)):
+            raise UsageError("invalid `diameter`", got=px, expected="pixels of the image, above 0")
+        if not self.uses_diameter:
+            refuse_diameter(px)
+        return replace(self, diameter_px=px)
+
+    def with_views(self, views: tuple[View, ...]) -> NetworkPredictor:
+        """See `Predictor`."""
+        if views != PLAIN and not isinstance(self.network, DetectsViews):
+            got = type(self.network).__name__
+            raise UsageError("this network does not support test-time augmentation", got=got, remedy="omit `views`")
+        for view in views:
+            view.input_config(self.input_config)  # raises for a view that does not fit
+        return replace(self, views=views)
+
+    def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
+        """See `Predictor`."""
+        if not isinstance(self.network, Explains):
+            got = type(self.network).__name__
+            raise UsageError("this network does not report its candidates", got=got, expected="a Mask R-CNN")
+        self.network.eval()
+        near = torch.as_tensor(near_xyxy, dtype=torch.float32, device=self.device)
+        with torch.inference_mode():
+            resize, _ = self._resizer(image)
+            stacked, (input_hw,) = self._stack([resize(View())])
+            return self.network.candidates(stacked, input_hw, image.image_hw, near)
+
+    def _predict_batch(self, images: Sequence[Image]) -> list[Prediction]:
+        resizers, diameters = zip(*(self._resizer(image) for image in images), strict=True)
+        stacked, input_hws = self._stack([resize(View()) for resize in resizers])
+        results = self.network.detect(stacked, input_hws, [image.image_hw for image in images])
+        return [self._prediction(instances, diameter) for instances, diameter in zip(results, diameters, strict=True)]
+
+    def _predict_views(self, image: Image) -> Prediction:
+        assert isinstance(self.network, DetectsViews)  # checked by `with_views`
+        resize, diameter = self._resizer(image)
+        resized: dict[object, np.ndarray] = {}
+
+        def render(view: View) -> tuple[Tensor, tuple[int, int]]:
+            if view.size not in resized:  # views of one size follow each other
+                resized.clear()
+                resized[view.size] = resize(view)
+            stacked, (input_hw,) = self._stack([view.turn(resized[view.size])])
+            return stacked, input_hw
+
+        return self._prediction(self.network.detect_views(self.views, render, image.image_hw), diameter)
+
+    def _prediction(self, instances: Instances, diameter: Diameter | None) -> Prediction:
+        reached = self.model_cap is not None and len(instances) >= self.model_cap
+        cap = self.model_cap if reached else None
+        return Prediction.of(instances.by_score(), model_cap=cap, diameter=diameter, views=self.views)
+
+    def _resizer(self, image: Image) -> tuple[Callable[[View], np.ndarray], Diameter | None]:
+        """The function from a view to the input (C, h, w) at the view's size, not turned; and the diameter used."""
+        config = self.input_config
+        if config.diameter_px is None:
+            return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None
+        pixels, px = to_network(image, config), self.diameter_px
+        if px is None:
+            px = estimate_diameter(pixels, config.diameter_px, self._detect_input)
+
+        def resize(view: View) -> np.ndarray:
+            # A view at a larger scale is an image with smaller objects; the same limits apply.
+            of_view = None if px is None else Diameter.of(px / view.scale, image.image_hw, config, estimated=False)
+            return rescale(pixels, view.scale if of_view is None else of_view.scale)
+
+        return resize, Diameter.of(px, image.image_hw, config, estimated=self.diameter_px is None)
+
+    def _detect_input(self, pixels: np.ndarray) -> Instances:
+        """The objects of one network input (C, h, w), at its own size."""
+        stacked, input_hws = self._stack([pixels])
+        return self.network.detect(stacked, input_hws, input_hws)[0]
+
+    def _stack(self, inputs: Sequence[np.ndarray]) -> tuple[Tensor, list[tuple[int, int]]]:
+        stacked, input_hws = stack_images([torch.from_numpy(pixels) for pixels in inputs], self.network.stride)
+        return stacked.to(self.device), input_hws
+
+
+def network_predictor(network: Network, recipe: Recipe, device: torch.device) -> NetworkPredictor:
+    """The predictor of a network that was built from a recipe; the network is moved to ``device``."""
+    network.to(device)
+    cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
+    rule = CONVENTIONS[recipe.conventions].resize_rule
+    return NetworkPredictor(network, recipe.input, rule, device, model_cap=cap)

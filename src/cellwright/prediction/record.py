@@ -1,0 +1,69 @@
+"""`Prediction`: what a predictor returns for one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cellwright.core.instances import Instances
+from cellwright.core.public import public
+from cellwright.core.text import count
+from cellwright.data.views import View
+from cellwright.prediction.diameter import Diameter
+
+
+@public
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The objects predicted for one image, and which objects were omitted and why.
+
+    instances: the predicted objects, best first, ids 1..N.
+    candidates: ``instances``, followed by the objects omitted only because of their score, with the ids that follow.
+        Average precision uses these uncertain objects too.
+    n_low_score, n_small, n_over_cap: numbers of objects omitted because of their score, their area, or the largest
+        number of objects, in this order.
+    pixels_resolved: pixels removed from lower-scoring objects where overlaps were resolved.
+    model_cap: the model's own limit on the number of objects if the image reached it, so that objects may be missing;
+        None otherwise.
+    diameter: the object diameter by which the image was resized; None for models that do not use one.
+    views: the views of test-time augmentation; empty for methods without views.
+
+    >>> from cellwright import Instances, MaskSet
+    >>> masks, _ = MaskSet.from_label_map(np.array([[1, 1, 0, 2], [1, 1, 0, 2]]))
+    >>> Prediction.of(Instances.from_masks(masks, scores=np.array([0.9, 0.4])))
+    Prediction(2 objects in 2 x 4 px)
+    """
+
+    instances: Instances
+    candidates: Instances
+    n_low_score: int = 0
+    n_small: int = 0
+    n_over_cap: int = 0
+    pixels_resolved: int = 0
+    model_cap: int | None = None
+    diameter: Diameter | None = None
+    views: tuple[View, ...] = ()
+
+    @staticmethod
+    def of(
+        instances: Instances,
+        *,
+        model_cap: int | None = None,
+        diameter: Diameter | None = None,
+        views: tuple[View, ...] = (),
+    ) -> Prediction:
+        """A prediction of which nothing was omitted."""
+        return Prediction(instances, instances, model_cap=model_cap, diameter=diameter, views=views)
+
+    def __repr__(self) -> str:
+        height, width = self.instances.image_hw
+        omitted = {"low score": self.n_low_score, "small": self.n_small, "over the maximum": self.n_over_cap}
+        parts = [f"{count(len(self.instances), 'object')} in {height} x {width} px"]
+        if any(omitted.values()):
+            parts.append("omitted: " + ", ".join(f"{n:,} {reason}" for reason, n in omitted.items() if n))
+        if self.model_cap is not None:
+            parts.append(f"the model's limit of {self.model_cap:,} objects was reached")
+        if self.diameter is not None and self.diameter.px is not None:
+            parts.append(f"diameter {self.diameter.px:.1f} px {'estimated' if self.diameter.estimated else 'given'}")
+        if len(self.views) > 1:
+            parts.append(count(len(self.views), "view"))
+        return f"Prediction({'; '.join(parts)})"
