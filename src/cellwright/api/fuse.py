@@ -45,7 +45,7 @@ INPUTS = Group("Which images and classes", sort_key=2)
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FusePlan:
-    """Fuse several predictions of the same images (ensemble), or remove duplicates within one prediction."""
+    """Fuse several predictions of the same images (ensemble), or remove duplicates."""
 
     predictions: tuple[Path, ...]
     """Prediction folders, label images, COCO results files, Kaggle tables or anything else that `evaluate` takes, or

@@ -52,7 +52,7 @@ RUNNING = Group("Which images, and how the job runs", sort_key=3)
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PredictPlan:
-    """Segment images with a model or an ensemble. Run the same command again to resume an interrupted prediction."""
+    """Segment images, or resume an interrupted prediction."""
 
     sources: tuple[Path, ...]
     """Images, folders of images, or a dataset."""
