@@ -1,4 +1,4 @@
-"""Class masks: the real sample, the rule of ids, and a course's list of test images."""
+"""Class masks: a published sample, the rule for ids, splits, and malformed files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def folder(root, **files):
     return root
 
 
-def test_the_real_sample(sample):
+def test_a_published_sample(sample):
     assert sniff(sample).name == "class_masks"
     dataset = ClassMasks().read(sample, ReadOptions())
     assert dataset.class_names == ("class1", "class2")
-    assert [(one.id, one.image_hw) for one in dataset] == [("sample", (397, 482))]
+    assert [(each.id, each.image_hw) for each in dataset] == [("sample", (397, 482))]
     cells = dataset[0].read_instances()
     assert np.bincount(cells.class_ids).tolist() == [2, 159]
     for k, name in enumerate(("class1", "class2")):
@@ -51,7 +51,7 @@ LEFT = np.array([[1, 1, 0, 0], [0, 0, 0, 2]])
 RIGHT = np.array([[0, 0, 5, 2], [0, 0, 0, 0]])
 
 
-def test_ids_that_two_classes_share_are_spread(tmp_path):
+def test_ids_used_by_two_classes_are_made_unique(tmp_path):
     folder(tmp_path / "a", image=np.zeros((2, 4, 4), np.uint8), class1=LEFT.astype(float), class3=RIGHT.astype(float))
     cells = ClassMasks().read(tmp_path, ReadOptions())[0].read_instances()
     assert sorted(cells.ids.tolist()) == [1, 2, 2_000_002, 2_000_005]
@@ -59,12 +59,12 @@ def test_ids_that_two_classes_share_are_spread(tmp_path):
     assert cells.masks.areas.tolist() == [2, 1, 1, 1]
 
 
-def test_ids_that_no_two_classes_share_are_kept(tmp_path):
+def test_ids_used_by_one_class_only_are_kept(tmp_path):
     folder(tmp_path / "a", image=np.zeros((2, 4), np.uint8), class1=LEFT, class2=np.where(RIGHT == 5, 5, 0))
     assert ClassMasks().read(tmp_path, ReadOptions())[0].read_instances().ids.tolist() == [1, 2, 5]
 
 
-def test_large_labels_do_not_collide():
+def test_large_labels_stay_unique():
     ids = class_masks.unique_ids(np.array([1, 3_000_001, 1]), np.array([0, 0, 3]))
     assert ids.tolist() == [1, 3_000_001, 30_000_001]
 
@@ -74,7 +74,10 @@ def test_splits_and_images_without_cells(tmp_path):
     folder(tmp_path / "train" / "a", image=image, class1=LEFT)
     folder(tmp_path / "val" / "b", image=image)
     dataset = ClassMasks().read(tmp_path, ReadOptions())
-    assert [(one.id, one.split, len(one.read_instances())) for one in dataset] == [("a", "train", 2), ("b", "val", 0)]
+    assert [(each.id, each.split, len(each.read_instances())) for each in dataset] == [
+        ("a", "train", 2),
+        ("b", "val", 0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_splits_and_images_without_cells(tmp_path):
         (-LEFT, FormatError, "out of range"),
     ],
 )
-def test_bad_masks_name_their_file(labels, error, words, tmp_path):
+def test_errors_name_the_malformed_mask(labels, error, words, tmp_path):
     folder(tmp_path / "a", image=np.zeros((2, 4), np.uint8), class1=LEFT, class2=labels)
     with pytest.raises(error, match=words) as caught:
         ClassMasks().read(tmp_path, ReadOptions())[0].read_instances()
@@ -104,7 +107,7 @@ def test_missing_parts(tmp_path):
         ClassMasks().read(tmp_path / "empty", ReadOptions())
 
 
-def test_one_class_in_two_files(tmp_path):
+def test_two_files_for_one_class(tmp_path):
     root = folder(tmp_path / "a", image=np.zeros((2, 4), np.uint8), class1=LEFT)
     tifffile.imwrite(root / "class1.tiff", LEFT)
     with pytest.raises(CellwrightError, match="two masks of one class"):

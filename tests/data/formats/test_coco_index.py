@@ -1,4 +1,4 @@
-"""The index of a COCO file: written equals built, stale is noticed, and a large file is read in little memory."""
+"""The index of a COCO file: writing and reading give the same one, changes are noticed, and it takes little memory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def write_dataset(out: Path, n_images: int, n_objects: int) -> Path:
     return Coco().write(Dataset(tuple(samples), ("cell",)), out, WriteOptions())[0]
 
 
-def assert_same(one: CocoIndex, other: CocoIndex) -> None:
+def assert_same(first: CocoIndex, second: CocoIndex) -> None:
     for field in dataclasses.fields(CocoIndex):
-        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name), err_msg=field.name)
 
 
 @pytest.mark.parametrize("n_objects", [0, 1, 5])
-def test_what_the_writer_remembers_is_what_reading_finds(tmp_path: Path, n_objects: int) -> None:
+def test_the_index_from_writing_equals_the_index_from_reading(tmp_path: Path, n_objects: int) -> None:
     path = write_dataset(tmp_path, 4, n_objects)
     sidecar = read_sidecar(path)
     assert sidecar is not None
@@ -57,7 +57,7 @@ def test_annotations_in_any_order_are_grouped_by_image_in_file_order(tmp_path: P
     assert ids == [[1, 4], [3], [0, 2, 5], []]
 
 
-def test_a_changed_file_is_not_read_through_an_old_sidecar(tmp_path: Path) -> None:
+def test_the_sidecar_of_a_changed_file_is_not_used(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, 3, 2)
     text = path.read_text()
     path.write_text(text.replace('"sample_id": "s1"', '"sample_id": "t1"'))  # the same length
@@ -77,7 +77,7 @@ def test_a_damaged_sidecar_is_not_used(tmp_path: Path, damage: bytes | None) -> 
     assert_same(open_index(path), build_index(path))
 
 
-def test_annotations_that_moved_under_an_open_dataset_are_noticed(tmp_path: Path) -> None:
+def test_a_file_that_changes_after_opening_is_noticed(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, 3, 2)
     dataset = Coco().read(tmp_path, ReadOptions(require_images=False))
     text = path.read_bytes()
@@ -86,7 +86,7 @@ def test_annotations_that_moved_under_an_open_dataset_are_noticed(tmp_path: Path
         dataset[2].read_instances()
 
 
-def test_two_images_of_one_id_and_two_categories_of_one_name(tmp_path: Path) -> None:
+def test_duplicate_image_ids_and_category_names(tmp_path: Path) -> None:
     image, category = {"id": 1, "file_name": "a.png"}, {"id": 1, "name": "a"}
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [image, image], "annotations": [], "categories": [category]}))
@@ -109,8 +109,8 @@ print(len(index.spans), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - be
 
 
 @pytest.mark.slow
-def test_a_gigabyte_is_read_in_little_memory_and_opens_at_once_the_second_time(tmp_path: Path) -> None:
-    """1 GB of polygons as LIVECell has them, 1.2 million annotations."""
+def test_a_gigabyte_is_indexed_in_little_memory(tmp_path: Path) -> None:
+    """1 GB of polygons like LIVECell's, 1.2 million annotations."""
     path = tmp_path / "dataset.json"
     polygon = ", ".join(f"{v:.2f}" for v in np.random.default_rng(0).uniform(0, 500, 100))
     n_images, n_each = 3000, 400
@@ -118,8 +118,8 @@ def test_a_gigabyte_is_read_in_little_memory_and_opens_at_once_the_second_time(t
         images = [{"id": k, "file_name": f"{k}.png", "width": 704, "height": 520} for k in range(n_images)]
         file.write('{"categories": [{"id": 1, "name": "cell"}], "images": ' + json.dumps(images) + ', "annotations": [')
         for k in range(n_images * n_each):
-            one = f'"id": {k}, "image_id": {k % n_images}, "category_id": 1, "iscrowd": 0, "area": 7.5'
-            file.write(("," if k else "") + f'{{{one}, "segmentation": [[{polygon}]]}}')
+            fields = f'"id": {k}, "image_id": {k % n_images}, "category_id": 1, "iscrowd": 0, "area": 7.5'
+            file.write(("," if k else "") + f'{{{fields}, "segmentation": [[{polygon}]]}}')
         file.write("]}")
     assert path.stat().st_size > 0.9e9
     done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
@@ -128,7 +128,7 @@ def test_a_gigabyte_is_read_in_little_memory_and_opens_at_once_the_second_time(t
     assert float(used_mb) < 400
 
 
-def test_many_objects_open_at_once(tmp_path: Path) -> None:
+def test_many_objects_open_quickly(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, 200, 100)
     start = time.perf_counter()
     index = open_index(path)

@@ -1,4 +1,4 @@
-"""COCO JSON against pycocotools: RLE, polygons, crowds, LIVECell's mapping, and our dataset both ways."""
+"""COCO JSON compared with pycocotools: RLE, polygons, crowds, LIVECell's mapping, and writing and reading datasets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cellwright.data.formats.coco import Coco
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 from cellwright.data.formats.mask_folder import MaskFolder
 
-# pycocotools' own decoder, compiled before numpy 2.
+# pycocotools was compiled for NumPy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 HW = (40, 50)
 
 
 def random_masks(seed: int, n: int = 6) -> np.ndarray:
-    """Overlapping ellipses (n, H, W) bool, some with holes, some in several parts, one of a single pixel."""
+    """Overlapping ellipses (n, H, W) bool, some with holes, some in several parts, and one of a single pixel."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: HW[0], : HW[1]]
     masks = np.zeros((n, *HW), bool)
@@ -58,8 +58,8 @@ POLYGONS = [[10.2, 3.1, 30.7, 5.5, 25.0, 30.25, 8.9, 22.0], [40, 30, 48.5, 30, 4
 
 def document(segmentations: list[Any], **changes: Any) -> dict[str, Any]:
     annotations = [
-        {"id": 10 * (k + 1), "image_id": 7, "category_id": 3, "segmentation": one, "iscrowd": 0}
-        for k, one in enumerate(segmentations)
+        {"id": 10 * (k + 1), "image_id": 7, "category_id": 3, "segmentation": segmentation, "iscrowd": 0}
+        for k, segmentation in enumerate(segmentations)
     ]
     images = [{"id": 7, "file_name": "a.png", "width": HW[1], "height": HW[0]}]
     categories = [{"id": 3, "name": "nucleus"}]
@@ -78,20 +78,20 @@ def load_first(path: Path, **options: Any) -> Instances:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rle_of_both_kinds_and_polygons_mixed(tmp_path: Path, seed: int) -> None:
+def test_compressed_and_uncompressed_rle_mixed_with_polygons(tmp_path: Path, seed: int) -> None:
     masks = random_masks(seed)
     segmentations = [encode(masks[0]), POLYGONS, uncompressed(masks[1]), encode(masks[2]), [POLYGONS[1]]]
     path = save(tmp_path, document(segmentations))
     instances = load_first(path)
     reference = COCO(str(path))
-    expected = np.stack([reference.annToMask(one) for one in reference.loadAnns([10, 20, 30, 40, 50])]).astype(bool)
+    expected = np.stack([reference.annToMask(each) for each in reference.loadAnns([10, 20, 30, 40, 50])]).astype(bool)
     np.testing.assert_array_equal(instances.masks.to_dense(), expected)
     assert instances.ids.tolist() == [10, 20, 30, 40, 50]
     assert instances.scores is None
 
 
-def test_crowds_are_ignored_regions_and_boxes_are_the_files(tmp_path: Path) -> None:
-    content = document([uncompressed(one) for one in random_masks(0, 3)])
+def test_crowds_become_ignored_and_boxes_come_from_the_file(tmp_path: Path) -> None:
+    content = document([uncompressed(mask) for mask in random_masks(0, 3)])
     content["annotations"][1] |= {"iscrowd": 1, "bbox": [1.5, 2.25, 10, 20.5]}
     instances = load_first(save(tmp_path, content))
     assert instances.ignore.tolist() == [False, True, False]
@@ -99,19 +99,19 @@ def test_crowds_are_ignored_regions_and_boxes_are_the_files(tmp_path: Path) -> N
     np.testing.assert_array_equal(instances.boxes_xyxy[0], instances.masks.boxes[0])
 
 
-def test_annotations_as_a_mapping_as_livecell_has_them(tmp_path: Path) -> None:
-    content = document([encode(one) for one in random_masks(1)])
+def test_annotations_as_a_mapping_like_livecells(tmp_path: Path) -> None:
+    content = document([encode(mask) for mask in random_masks(1)])
     listed = load_first(save(tmp_path / "list", content))
-    content["annotations"] = {str(one["id"]): one for one in content["annotations"]}
+    content["annotations"] = {str(entry["id"]): entry for entry in content["annotations"]}
     assert load_first(save(tmp_path / "mapping", content)).masks == listed.masks
 
 
-def test_classes_in_order_of_category_ids_chosen_and_reordered(tmp_path: Path) -> None:
+def test_classes_are_in_order_of_category_ids_or_as_selected(tmp_path: Path) -> None:
     masks = random_masks(2, 3)
     names = [{"id": 9, "name": "zebra"}, {"id": 2, "name": "ant"}, {"id": 5, "name": "bee"}]
-    content = document([encode(one) for one in masks], categories=names)
-    for one, number in zip(content["annotations"], (9, 2, 5), strict=True):
-        one["category_id"] = number
+    content = document([encode(mask) for mask in masks], categories=names)
+    for annotation, number in zip(content["annotations"], (9, 2, 5), strict=True):
+        annotation["category_id"] = number
     path = save(tmp_path, content)
     dataset = Coco().read(path, ReadOptions())
     assert dataset.class_names == ("ant", "bee", "zebra")
@@ -130,12 +130,12 @@ def test_images_are_found_in_the_usual_places(tmp_path: Path, place: str) -> Non
     target = tmp_path / "annotations" / place
     target.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "annotations" / "a.png").rename(target)
-    found = Coco().read(path, ReadOptions())[0].image_path
-    assert found is not None
-    assert found.samefile(target)
+    image_path = Coco().read(path, ReadOptions())[0].image_path
+    assert image_path is not None
+    assert image_path.samefile(target)
 
 
-def test_missing_images_are_named_or_allowed(tmp_path: Path) -> None:
+def test_missing_images_raise_an_error_unless_allowed(tmp_path: Path) -> None:
     path = save(tmp_path, document([encode(random_masks(0)[0])]))
     (tmp_path / "a.png").unlink()
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_missing_images_are_named_or_allowed(tmp_path: Path) -> None:
     assert len(dataset[0].read_instances()) == 1
 
 
-def test_an_image_without_a_size_is_measured(tmp_path: Path) -> None:
+def test_a_missing_size_is_read_from_the_image(tmp_path: Path) -> None:
     content = document([encode(random_masks(0)[0])])
     del content["images"][0]["width"]
     assert Coco().read(save(tmp_path, content), ReadOptions())[0].image_hw == HW
@@ -176,12 +176,12 @@ BAD = {
     ),
     "unknown image": ([{"image_id": 8}], r"belongs to no image\n.*annotation 1\n  got: image_id 8"),
     "no image": ([{"image_id": None}], r"image_id is not a whole number\n.*annotation 1\n  got: nothing"),
-    "score of one": ([{"score": 0.5}, {}], r"some annotations have a score(.|\n)*got: 1 scores for 2 annotations"),
+    "one score only": ([{"score": 0.5}, {}], r"some annotations have a score(.|\n)*got: 1 scores for 2 annotations"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_named_when_they_are_opened(tmp_path: Path, case: str) -> None:
+def test_malformed_files_raise_an_error_when_opened(tmp_path: Path, case: str) -> None:
     content, message = BAD[case]
     if isinstance(content, list):
         changes, content = content, document([POLYGONS for _ in content])
@@ -208,9 +208,9 @@ BAD_OBJECTS = {
 
 
 @pytest.mark.parametrize("case", BAD_OBJECTS)
-def test_bad_objects_are_named_by_annotation(tmp_path: Path, case: str) -> None:
+def test_malformed_annotations_raise_an_error_when_read(tmp_path: Path, case: str) -> None:
     change, message = BAD_OBJECTS[case]
-    content = document([encode(one) for one in random_masks(0, 3)])
+    content = document([encode(mask) for mask in random_masks(0, 3)])
     content["annotations"][1].update(change)
     with pytest.raises(FormatError, match=message) as caught:
         load_first(save(tmp_path, content))
@@ -250,7 +250,7 @@ def make_dataset(folder: Path, *, scored: bool) -> Dataset:
 
 @pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("copy_images", [False, True])
-def test_our_dataset_comes_back_whole(tmp_path: Path, scored: bool, copy_images: bool) -> None:
+def test_a_dataset_that_is_written_and_read_is_unchanged(tmp_path: Path, scored: bool, copy_images: bool) -> None:
     dataset = make_dataset(tmp_path / "in", scored=scored)
     written = Coco().write(dataset, tmp_path / "out", WriteOptions(copy_images=copy_images))
     assert all(path.is_file() for path in written)
@@ -264,33 +264,33 @@ def test_our_dataset_comes_back_whole(tmp_path: Path, scored: bool, copy_images:
         assert before.image_path is not None
         assert after.image_path is not None
         assert before.image_path.read_bytes() == after.image_path.read_bytes()
-        one, other = before.read_instances(), pickle.loads(pickle.dumps(after)).read_instances()
-        assert one.masks == other.masks
+        first, second = before.read_instances(), pickle.loads(pickle.dumps(after)).read_instances()
+        assert first.masks == second.masks
         for field in ("ids", "class_ids", "ignore", "boxes_xyxy", "scores"):
-            if field == "boxes_xyxy":  # COCO keeps width and height, so a side may move by one rounding
-                np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, rtol=1e-6)
-            elif getattr(one, field) is None:
-                assert getattr(other, field) is None
+            if field == "boxes_xyxy":  # COCO stores width and height, so the far sides may be rounded
+                np.testing.assert_allclose(first.boxes_xyxy, second.boxes_xyxy, rtol=1e-6)
+            elif getattr(first, field) is None:
+                assert getattr(second, field) is None
             else:
-                np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+                np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
     text = (tmp_path / "out" / "dataset.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["schema_version"] == 1
 
 
-def test_pycocotools_reads_our_dataset(tmp_path: Path) -> None:
+def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "in", scored=False)
     Coco().write(dataset, tmp_path / "out", WriteOptions())
     reference = COCO(str(tmp_path / "out" / "dataset.json"))
     for sample in dataset:
         annotations = reference.loadAnns(reference.getAnnIds([sample.image_id]))
         masks = sample.read_instances().masks
-        assert [one["area"] for one in annotations] == masks.areas.tolist()
-        for one, dense in zip(annotations, masks.to_dense(), strict=True):
-            np.testing.assert_array_equal(reference.annToMask(one), dense)
+        assert [annotation["area"] for annotation in annotations] == masks.areas.tolist()
+        for annotation, dense in zip(annotations, masks.to_dense(), strict=True):
+            np.testing.assert_array_equal(reference.annToMask(annotation), dense)
 
 
-def test_a_moved_dataset_with_its_images_still_opens(tmp_path: Path) -> None:
+def test_a_dataset_can_be_moved_with_its_images(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "in", scored=False)
     Coco().write(dataset, tmp_path / "out", WriteOptions(copy_images=True))
     (tmp_path / "out").rename(tmp_path / "elsewhere")
@@ -298,7 +298,7 @@ def test_a_moved_dataset_with_its_images_still_opens(tmp_path: Path) -> None:
     assert all(sample.image_path is not None and sample.image_path.is_file() for sample in again)
 
 
-def test_a_dataset_is_rewritten_in_place(tmp_path: Path) -> None:
+def test_a_dataset_can_be_replaced_by_itself(tmp_path: Path) -> None:
     Coco().write(make_dataset(tmp_path / "in", scored=False), tmp_path / "out", WriteOptions(copy_images=True))
     opened = Coco().read(tmp_path / "out", ReadOptions())
     before = [sample.read_instances() for sample in opened]
@@ -306,18 +306,18 @@ def test_a_dataset_is_rewritten_in_place(tmp_path: Path) -> None:
     assert len(Coco().write(renamed, tmp_path / "out", WriteOptions())) == 2
     again = Coco().read(tmp_path / "out", ReadOptions())
     assert again.splits == ("a_longer_name_than_before",)
-    assert [s.read_instances().masks for s in again] == [one.masks for one in before]
+    assert [s.read_instances().masks for s in again] == [instances.masks for instances in before]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["images"][0]["file_name"] == "images/x/a.png"
 
 
-def test_predictions_and_truth_do_not_mix(tmp_path: Path) -> None:
-    one, other = make_dataset(tmp_path / "in", scored=False), make_dataset(tmp_path / "in", scored=True)
+def test_predictions_and_ground_truth_cannot_be_mixed(tmp_path: Path) -> None:
+    truth, predicted = make_dataset(tmp_path / "in", scored=False), make_dataset(tmp_path / "in", scored=True)
     with pytest.raises(InputError, match=r"cannot contain both predictions and ground truth\n  where: sample x/b"):
-        Coco().write(one.with_samples([one[0], other[1]]), tmp_path / "out", WriteOptions())
+        Coco().write(truth.with_samples([truth[0], predicted[1]]), tmp_path / "out", WriteOptions())
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_samples_without_an_image_survive(tmp_path: Path) -> None:
+def test_samples_without_an_image_can_be_written(tmp_path: Path) -> None:
     bare = Dataset((Sample("a", None, HW, Loaded(Instances.empty(HW, scored=True))),), ("cell",))
     assert Coco().write(bare, tmp_path / "predictions.json", WriteOptions()) == [tmp_path / "predictions.json"]
     again = Coco().read(tmp_path, ReadOptions(require_images=False))
@@ -329,10 +329,10 @@ def test_samples_without_an_image_survive(tmp_path: Path) -> None:
 
 def test_real_image_round_trip(tmp_path: Path, vrdl_root: Path) -> None:
     source = MaskFolder().read(vrdl_root / "train", ReadOptions())
-    one = source.with_samples([source.sample("TCGA-A7-A13F-01Z-00-DX1")])
-    Coco().write(one, tmp_path, WriteOptions())
+    dataset = source.with_samples([source.sample("TCGA-A7-A13F-01Z-00-DX1")])
+    Coco().write(dataset, tmp_path, WriteOptions())
     again = Coco().read(tmp_path, ReadOptions())[0].read_instances()
-    before = one[0].read_instances()
+    before = dataset[0].read_instances()
     assert again.masks == before.masks
     assert again.ids.tolist() == before.ids.tolist()
 

@@ -1,4 +1,4 @@
-"""Results lists: pycocotools loads what is written, and what is read equals what was predicted."""
+"""COCO results: pycocotools loads what is written, and reading gives the same predictions again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cellwright.data.formats.coco import Coco
 from cellwright.data.formats.coco_results import CocoResults
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 
-# pycocotools' own decoder, compiled before numpy 2.
+# pycocotools was compiled for NumPy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 HW = (20, 25)
@@ -32,9 +32,9 @@ def make_dataset(*, scored: bool) -> Dataset:
     for k, name in enumerate(["sub/a", "b", "none"]):
         n = 0 if name == "none" else 4
         dense = np.zeros((n, *HW), bool)
-        for one in dense:
+        for mask in dense:
             y, x = rng.integers(0, 15, 2)
-            one[y : y + 5, x : x + 6] = rng.random((5, 6)) < 0.8
+            mask[y : y + 5, x : x + 6] = rng.random((5, 6)) < 0.8
         instances = Instances.from_masks(
             MaskSet.from_dense(dense) if n else MaskSet.empty(HW),
             class_ids=rng.integers(0, 2, n),
@@ -59,22 +59,22 @@ def test_pycocotools_loads_the_list(tmp_path: Path) -> None:
         instances = sample.read_instances()
         annotations = loaded.loadAnns(loaded.getAnnIds([sample.image_id]))
         assert len(annotations) == len(instances)
-        for k, one in enumerate(annotations):
+        for k, annotation in enumerate(annotations):
             assert isinstance(json.loads(out.read_text())[0]["segmentation"]["counts"], str)
-            np.testing.assert_array_equal(loaded.annToMask(one), instances.masks.to_dense()[k])
-            assert np.float32(one["score"]) == instances.scores[k]
-            assert one["category_id"] == instances.class_ids[k] + 1
+            np.testing.assert_array_equal(loaded.annToMask(annotation), instances.masks.to_dense()[k])
+            assert np.float32(annotation["score"]) == instances.scores[k]
+            assert annotation["category_id"] == instances.class_ids[k] + 1
 
 
-def test_read_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_reading_gives_what_was_written(tmp_path: Path) -> None:
     truth, predicted = make_dataset(scored=False), make_dataset(scored=True)
     (out,) = CocoResults().write(predicted, tmp_path / "results.json", WriteOptions())
     again = CocoResults().read(out, ReadOptions(images=truth))
     for before, after in zip(predicted, again, strict=True):
-        one, other = before.read_instances(), after.read_instances()
-        assert one.masks == other.masks
-        np.testing.assert_array_equal(one.scores, other.scores)
-        np.testing.assert_array_equal(one.class_ids, other.class_ids)
+        first, second = before.read_instances(), after.read_instances()
+        assert first.masks == second.masks
+        np.testing.assert_array_equal(first.scores, second.scores)
+        np.testing.assert_array_equal(first.class_ids, second.class_ids)
         assert after.image_path == before.image_path
 
 
@@ -85,7 +85,7 @@ def test_submission_with_image_ids_in_a_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(out) as archive:
         assert archive.namelist() == ["answer.json"]
         entries = json.loads(archive.read("answer.json"))
-    assert {one["image_id"] for one in entries} == {101}
+    assert {entry["image_id"] for entry in entries} == {101}
     assert len(entries) == 4
     assert set(entries[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
     first = out.read_bytes()
@@ -93,7 +93,7 @@ def test_submission_with_image_ids_in_a_zip(tmp_path: Path) -> None:
     assert out.read_bytes() == first
 
 
-def test_names_are_found_with_and_without_their_folder_and_without_a_file(tmp_path: Path) -> None:
+def test_samples_match_by_path_by_file_name_and_by_id(tmp_path: Path) -> None:
     predicted = make_dataset(scored=True)
     bare = predicted.with_samples(
         [dataclasses.replace(s, image_path=None, id=s.id.rpartition("/")[2]) for s in predicted]
@@ -133,7 +133,7 @@ def test_malformed_image_lists(tmp_path: Path, content: str, message: str) -> No
         coco_results.read_image_ids(tmp_path / "ids.json")
 
 
-def test_truth_has_no_scores_and_a_list_has_no_images(tmp_path: Path) -> None:
+def test_writing_requires_scores_and_reading_requires_the_dataset(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"requires scores\n  where: sample sub/a\n  got: ground truth"):
         CocoResults().write(make_dataset(scored=False), tmp_path / "r.json", WriteOptions())
     (tmp_path / "r.json").write_text("[]")
@@ -143,7 +143,7 @@ def test_truth_has_no_scores_and_a_list_has_no_images(tmp_path: Path) -> None:
         CocoResults().write(make_dataset(scored=True), tmp_path / "r", WriteOptions())
 
 
-def test_no_predictions_at_all(tmp_path: Path) -> None:
+def test_an_empty_list(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("[]")
     again = CocoResults().read(tmp_path / "r.json", ReadOptions(images=make_dataset(scored=False)))
     assert [len(sample.read_instances()) for sample in again] == [0, 0, 0]
@@ -158,7 +158,7 @@ def test_no_predictions_at_all(tmp_path: Path) -> None:
         ({"score": None}, r"some annotations have a score(.|\n)*got: 7 scores for 8"),
     ],
 )
-def test_entries_that_do_not_fit_the_dataset(tmp_path: Path, change: dict, message: str) -> None:
+def test_entries_that_do_not_match_the_dataset(tmp_path: Path, change: dict, message: str) -> None:
     (out,) = CocoResults().write(make_dataset(scored=True), tmp_path / "r.json", WriteOptions())
     entries = json.loads(out.read_text())
     entries[2].update(change)
@@ -167,7 +167,7 @@ def test_entries_that_do_not_fit_the_dataset(tmp_path: Path, change: dict, messa
         CocoResults().read(out, ReadOptions(images=make_dataset(scored=False)))
 
 
-def test_the_real_list_of_ids(vrdl_root: Path) -> None:
+def test_a_published_list_of_ids(vrdl_root: Path) -> None:
     entries = coco_results.read_image_ids(vrdl_root / "test_img_ids.json")
     assert [number for _, number, _ in entries] == [1, 2, 3, 4, 5, 6]
     assert {hw for _, _, hw in entries} == {(1000, 1000)}

@@ -1,4 +1,4 @@
-"""GeoJSON as QuPath writes and reads it."""
+"""GeoJSON as written and read by QuPath."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def load(path):
 def test_every_polygon_is_valid_and_covers_its_mask(seed):
     cells = draw_objects(seed, overlaps=True, scored=True, n=20)
     features = collection(cells)["features"]
-    for one, area in zip(features, cells.masks.areas, strict=True):
-        geometry = shape(one["geometry"])
+    for entry, area in zip(features, cells.masks.areas, strict=True):
+        geometry = shape(entry["geometry"])
         assert geometry.is_valid, shapely.is_valid_reason(geometry)
         assert geometry.area == area
-        for rings in one["geometry"]["coordinates"]:
-            for ring in rings if one["geometry"]["type"] == "MultiPolygon" else [rings]:
+        for rings in entry["geometry"]["coordinates"]:
+            for ring in rings if entry["geometry"]["type"] == "MultiPolygon" else [rings]:
                 assert ring[0] == ring[-1]
                 assert np.array(ring).min() >= 0
-    assert {one["geometry"]["type"] for one in features} >= {"Polygon"}
+    assert {entry["geometry"]["type"] for entry in features} >= {"Polygon"}
 
 
-def test_a_feature_as_qupath_wants_it():
+def test_features_have_the_members_that_qupath_expects():
     cells = draw_objects(1, overlaps=False, scored=True)
     cells = replace(cells, columns={"Area um^2": np.where(np.arange(len(cells)) == 1, np.nan, 2.5)})
     value = collection(cells)
     assert value["type"] == "FeatureCollection"
-    ids = [one["id"] for one in value["features"]]
+    ids = [entry["id"] for entry in value["features"]]
     assert len(set(ids)) == len(cells)
-    assert all(uuid.UUID(one).version == 5 for one in ids)
-    assert ids == [one["id"] for one in collection(cells)["features"]]
-    assert not set(ids) & {one["id"] for one in collection(cells, "b")["features"]}
-    first, second = (one["properties"] for one in value["features"][:2])
+    assert all(uuid.UUID(text).version == 5 for text in ids)
+    assert ids == [entry["id"] for entry in collection(cells)["features"]]
+    assert not set(ids) & {entry["id"] for entry in collection(cells, "b")["features"]}
+    first, second = (entry["properties"] for entry in value["features"][:2])
     assert first["objectType"] == "detection"
     assert first["name"] == str(cells.ids[0])
     assert first["classification"]["name"] in CLASS_NAMES
@@ -75,7 +75,7 @@ def test_a_feature_as_qupath_wants_it():
     json.dumps(value, allow_nan=False)
 
 
-def test_measurements_survive(tmp_path):
+def test_measurements_are_kept(tmp_path):
     cells = draw_objects(1, overlaps=False, scored=True)
     area = np.where(np.arange(len(cells)) == 1, np.nan, 2.5)
     again = load(save(tmp_path, collection(replace(cells, columns={"Area um^2": area}))))
@@ -137,7 +137,7 @@ def test_older_exports_are_lists(tmp_path):
     assert len(load(save(tmp_path, old))) == 1
 
 
-def test_somebody_elses_score_is_a_measurement(tmp_path):
+def test_a_score_above_1_is_a_measurement(tmp_path):
     cells = load(save(tmp_path, [feature(measurements={"score": 17})]))
     assert cells.scores is None
     assert cells.columns["score"].tolist() == [17]
@@ -168,14 +168,14 @@ def test_somebody_elses_score_is_a_measurement(tmp_path):
         ({"type": "FeatureCollection", "features": [], "cellwright": {"image_hw": [1, -2]}}, ["image_hw", "-2"]),
     ],
 )
-def test_what_is_malformed_is_named(value, words, tmp_path):
+def test_errors_name_what_is_malformed(value, words, tmp_path):
     with pytest.raises(FormatError) as caught:
         load(save(tmp_path, value))
     for word in [*words, "x.geojson"]:
         assert word in str(caught.value)
 
 
-def test_sizes(tmp_path):
+def test_the_size_comes_from_the_image_or_the_file(tmp_path):
     value = collection(draw_objects(1, overlaps=False, scored=False))
     path = save(tmp_path, value)
     (tmp_path / "x.png").unlink()
@@ -188,6 +188,6 @@ def test_sizes(tmp_path):
         GeoJson().read(path, ReadOptions(require_images=False))
 
 
-def test_an_empty_prediction_stays_one(tmp_path):
+def test_an_empty_prediction_is_still_a_prediction(tmp_path):
     assert load(save(tmp_path, collection(Instances.empty(HW, scored=True)))).scores is not None
     assert load(save(tmp_path, collection(Instances.empty(HW)))).scores is None

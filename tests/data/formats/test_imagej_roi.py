@@ -1,4 +1,4 @@
-"""ImageJ ROIs: what we write is read by roifile, what ImageJ writes is read by us."""
+"""ImageJ ROIs: roifile reads what is written, and ROIs of ImageJ are read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cellwright.testing.objects import CLASS_NAMES, draw_objects
 HW = (41, 58)
 
 
-def picture(folder, name="x.png"):
+def save_image(folder, name="x.png"):
     (folder / name).write_bytes(imagecodecs.png_encode(np.zeros(HW, np.uint8)))
 
 
 def save(folder, *rois, name="x_rois.zip"):
-    picture(folder)
+    save_image(folder)
     with zipfile.ZipFile(folder / name, "w") as archive:
         for k, roi in enumerate(rois):
             archive.writestr(f"{roi.name or k}.roi", roi.tobytes())
@@ -38,11 +38,11 @@ def dense(path):
     return ImagejRois().read(path, ReadOptions())[0].read_instances().masks.to_dense()
 
 
-def one(kind, **fields):
+def make_roi(kind, **fields):
     return roifile.ImagejRoi(roitype=kind, **fields)
 
 
-def test_roifile_reads_what_we_write(tmp_path):
+def test_roifile_reads_what_is_written(tmp_path):
     cells = draw_objects(1, overlaps=True, scored=True)
     (tmp_path / "a.zip").write_bytes(imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="a.png"))
     rois = roifile.roiread(tmp_path / "a.zip")
@@ -57,21 +57,21 @@ def test_roifile_reads_what_we_write(tmp_path):
         assert (roi.roitype == roifile.ROI_TYPE.TRACED) == (len(rings) == 1)
 
 
-def test_the_same_objects_give_the_same_bytes():
+def test_equal_objects_give_equal_bytes():
     cells = draw_objects(1, overlaps=True, scored=True)
     first = imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="a")
     assert first == imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="a")
 
 
-def test_classes_of_any_script_survive(tmp_path):
+def test_class_names_in_any_script_are_kept(tmp_path):
     name = '細胞 😀: "a"\\b\nc'
     cells = draw_objects(1, overlaps=False, scored=False, n_classes=1)
-    picture(tmp_path)
+    save_image(tmp_path)
     (tmp_path / "x_rois.zip").write_bytes(imagej_roi.zip_bytes(cells, (name,), image_name="x.png"))
     assert ImagejRois().read(tmp_path, ReadOptions()).class_names == (name,)
 
 
-def test_a_polygon_takes_the_pixels_whose_centres_it_holds(tmp_path):
+def test_a_polygon_contains_the_pixels_whose_centres_are_inside(tmp_path):
     ring = np.array([[3.25, 2.5], [20.75, 4.0], [15.0, 25.5]], np.float32)
     whole = roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]])
     path = save(tmp_path, roifile.ImagejRoi.frompoints(ring, name="a"), whole)
@@ -80,9 +80,9 @@ def test_a_polygon_takes_the_pixels_whose_centres_it_holds(tmp_path):
 
 
 def test_rectangles_and_ovals(tmp_path):
-    rect = one(roifile.ROI_TYPE.RECT, left=2, top=3, right=10, bottom=7)
-    oval = one(roifile.ROI_TYPE.OVAL, left=20, top=10, right=41, bottom=31)
-    cut = one(roifile.ROI_TYPE.OVAL, left=50, top=-10, right=70, bottom=10)
+    rect = make_roi(roifile.ROI_TYPE.RECT, left=2, top=3, right=10, bottom=7)
+    oval = make_roi(roifile.ROI_TYPE.OVAL, left=20, top=10, right=41, bottom=31)
+    cut = make_roi(roifile.ROI_TYPE.OVAL, left=50, top=-10, right=70, bottom=10)
     masks = dense(save(tmp_path, rect, oval, cut))
     assert masks[0].sum() == 8 * 4
     assert masks[0][3:7, 2:10].all()
@@ -91,9 +91,9 @@ def test_rectangles_and_ovals(tmp_path):
     np.testing.assert_array_equal(masks[2], (x - 60) ** 2 + y**2 <= 100)
 
 
-def test_rectangles_below_pixels(tmp_path):
+def test_rectangles_with_subpixel_resolution(tmp_path):
     options = roifile.ROI_OPTIONS.SUB_PIXEL_RESOLUTION
-    rect = one(roifile.ROI_TYPE.RECT, options=options, xd=2.4, yd=3.4, widthd=5.0, heightd=2.0)
+    rect = make_roi(roifile.ROI_TYPE.RECT, options=options, xd=2.4, yd=3.4, widthd=5.0, heightd=2.0)
     masks = dense(save(tmp_path, rect))
     assert masks[0][3:5, 2:7].all()
     assert masks[0].sum() == 10
@@ -104,26 +104,28 @@ def test_a_composite_is_even_odd(tmp_path):
     many_rings = [k for k, polygons in enumerate(cells.masks.to_polygons()) if sum(map(len, polygons)) > 1]
     assert many_rings
     (tmp_path / "x_rois.zip").write_bytes(imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="x.png"))
-    picture(tmp_path)
+    save_image(tmp_path)
     np.testing.assert_array_equal(dense(tmp_path / "x_rois.zip"), cells.masks.to_dense())
 
 
-def test_groups_are_classes_where_nothing_else_says_so(tmp_path):
+def test_without_class_names_groups_are_classes(tmp_path):
     rect = {"left": 2, "top": 3, "right": 10, "bottom": 7}
-    path = save(tmp_path, one(roifile.ROI_TYPE.RECT, group=3, **rect), one(roifile.ROI_TYPE.RECT, name="b", **rect))
+    path = save(
+        tmp_path, make_roi(roifile.ROI_TYPE.RECT, group=3, **rect), make_roi(roifile.ROI_TYPE.RECT, name="b", **rect)
+    )
     dataset = ImagejRois().read(path, ReadOptions())
     assert dataset.class_names == ("cell", "group 3")
     assert dataset[0].read_instances().class_ids.tolist() == [1, 0]
 
 
-def test_single_files_and_the_roi_set_of_the_only_image(tmp_path):
-    rect = one(roifile.ROI_TYPE.RECT, left=2, top=3, right=10, bottom=7)
-    picture(tmp_path)
+def test_single_rois_and_a_roi_set_belong_to_the_only_image(tmp_path):
+    rect = make_roi(roifile.ROI_TYPE.RECT, left=2, top=3, right=10, bottom=7)
+    save_image(tmp_path)
     rect.tofile(tmp_path / "0001-0002.roi")
     rect.tofile(tmp_path / "0003-0004.roi")
     dataset = ImagejRois().read(tmp_path, ReadOptions())
     assert [(sample.id, len(sample.read_instances())) for sample in dataset] == [("x", 2)]
-    picture(tmp_path, "0001-0002.png")
+    save_image(tmp_path, "0001-0002.png")
     assert ImagejRois().read(tmp_path / "0001-0002.roi", ReadOptions())[0].id == "0001-0002"
     other = tmp_path / "other"
     other.mkdir()
@@ -132,7 +134,7 @@ def test_single_files_and_the_roi_set_of_the_only_image(tmp_path):
     assert [sample.id for sample in ImagejRois().read(other, ReadOptions())] == ["x"]
 
 
-def test_the_size_is_noted_in_the_zip(tmp_path):
+def test_the_zip_contains_the_image_size(tmp_path):
     cells = draw_objects(1, overlaps=False, scored=True)
     path = tmp_path / "x_rois.zip"
     path.write_bytes(imagej_roi.zip_bytes(cells, CLASS_NAMES, image_name="x.png"))
@@ -148,7 +150,7 @@ def test_the_size_is_noted_in_the_zip(tmp_path):
 @pytest.mark.parametrize(
     "kind", [roifile.ROI_TYPE.LINE, roifile.ROI_TYPE.POINT, roifile.ROI_TYPE.POLYLINE, roifile.ROI_TYPE.ANGLE]
 )
-def test_what_encloses_nothing_is_refused_by_name(kind, tmp_path):
+def test_rois_without_an_area_raise_an_error_that_names_them(kind, tmp_path):
     roi = roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]], name="scale bar")
     roi.roitype = kind
     with pytest.raises(FormatError, match="encloses no pixels") as caught:
@@ -156,7 +158,7 @@ def test_what_encloses_nothing_is_refused_by_name(kind, tmp_path):
     assert "scale bar.roi" in str(caught.value)
 
 
-def test_several_slices_are_refused(tmp_path):
+def test_several_slices_raise_an_error(tmp_path):
     rois = [roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]], position=k, name=f"{k}") for k in range(3)]
     with pytest.raises(FormatError, match="several slices"):
         dense(save(tmp_path, *rois))
@@ -174,8 +176,8 @@ def test_broken_files(tmp_path):
         dense(save(tmp_path, far))
 
 
-def test_a_zip_bomb_is_refused(tmp_path):
-    picture(tmp_path)
+def test_a_zip_bomb_raises_an_error(tmp_path):
+    save_image(tmp_path)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.roi", b"\0" * (1 << 26))
@@ -184,9 +186,9 @@ def test_a_zip_bomb_is_refused(tmp_path):
         dense(tmp_path / "x.zip")
 
 
-def test_a_picture_covered_a_thousand_times_is_refused(tmp_path):
+def test_boxes_that_cover_the_image_many_times_raise_an_error(tmp_path):
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((1000, 1000), np.uint8)))
-    rect = one(roifile.ROI_TYPE.RECT, left=0, top=0, right=1000, bottom=1000)
+    rect = make_roi(roifile.ROI_TYPE.RECT, left=0, top=0, right=1000, bottom=1000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for k in range(200):
             archive.writestr(f"{k}.roi", rect.tobytes())

@@ -1,4 +1,4 @@
-"""The incremental reader gives what json.load gives, wherever its window ends."""
+"""The streaming reader gives what json.load gives, wherever its window ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = st.recursive(
 
 
 def collect(path: Path) -> dict[str, Any]:
-    """The file as json.load would give it, put together from its elements; the spans must hold the same text."""
+    """The file as json.load would return it, assembled from its elements, whose spans must contain the same text."""
     raw = path.read_bytes()
     got: dict[str, Any] = {}
     for element in stream_json(path, STREAMED):
@@ -60,7 +60,7 @@ def test_equals_json_load(
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 1000])
-def test_numbers_strings_and_bom_at_the_windows_end(tmp_path: Path, window: int) -> None:
+def test_numbers_strings_and_bom_at_the_end_of_the_window(tmp_path: Path, window: int) -> None:
     path = tmp_path / "a.json"
     path.write_bytes('\ufeff [12.5, 1e-7, -0.25, "zażółć \\" ]", {"µ": [1, 2]}, 123456789012345678]\n'.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +83,7 @@ def test_numbers_strings_and_bom_at_the_windows_end(tmp_path: Path, window: int)
     ],
 )
 @pytest.mark.parametrize("window", [4, 1 << 20])
-def test_malformed_json_is_placed(tmp_path: Path, text: str, place: str, problem: str, window: int) -> None:
+def test_errors_name_line_and_column(tmp_path: Path, text: str, place: str, problem: str, window: int) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "CHUNK_BYTES", window)
@@ -93,7 +93,7 @@ def test_malformed_json_is_placed(tmp_path: Path, text: str, place: str, problem
     assert problem in str(caught.value)
 
 
-def test_a_broken_start_does_not_read_the_whole_file(tmp_path: Path) -> None:
+def test_an_error_is_raised_before_the_whole_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'{"images": [{"id": 1,, ' + b" " * 5_000_000)
     with pytest.raises(FormatError, match="line 1, column 22"):

@@ -1,4 +1,4 @@
-"""Mask folders: hand-made ones against what was drawn, and the real sets against pycocotools."""
+"""Mask folders: drawn ones, and published datasets compared with pycocotools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HW = (30, 40)
 
 
 def draw_objects() -> np.ndarray:
-    """Three masks (3, H, W): a disc with a hole, two parts, one pixel at the corner; the first two overlap."""
+    """Three masks (3, H, W): a disc with a hole, two parts, and one pixel in the corner; the first two overlap."""
     y, x = np.mgrid[: HW[0], : HW[1]]
     radius = np.hypot(y - 12, x - 14)
     parts = np.zeros((3, *HW), bool)
@@ -42,7 +42,7 @@ def make_sample(root: Path, name: str, masks: dict[str, np.ndarray]) -> Path:
     return root / name
 
 
-def read_one(root: Path) -> Instances:
+def read_first(root: Path) -> Instances:
     return MaskFolder().read(root, ReadOptions())[0].read_instances()
 
 
@@ -69,10 +69,10 @@ def test_reads_8_bit_16_bit_and_colour_masks_in_natural_order(tmp_path: Path) ->
 def test_names_without_numbers_give_ids_from_1(tmp_path: Path) -> None:
     drawn = draw_objects()
     make_sample(tmp_path, "a", {f"{name}.png": drawn[k] for k, name in enumerate(["07a9", "e5", "mask_3"])})
-    assert read_one(tmp_path).ids.tolist() == [1, 2, 3]
+    assert read_first(tmp_path).ids.tolist() == [1, 2, 3]
 
 
-def test_clutter_is_passed_over_and_reported(tmp_path: Path) -> None:
+def test_other_files_are_ignored_and_reported(tmp_path: Path) -> None:
     sample = make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0]})
     strays = [
         "a/masks/.ipynb_checkpoints/mask_1-checkpoint.png",
@@ -85,39 +85,39 @@ def test_clutter_is_passed_over_and_reported(tmp_path: Path) -> None:
         (tmp_path / stray).parent.mkdir(exist_ok=True)
         (tmp_path / stray).write_text("x")
     assert len(MaskFolder().read(tmp_path, ReadOptions())) == 1
-    assert len(read_one(tmp_path)) == 1
-    found = {one.path.relative_to(tmp_path).as_posix() for one in MaskFolder().clutter(tmp_path)}
-    assert found == {*strays[1:6], "a/masks/.ipynb_checkpoints", "empty"}
+    assert len(read_first(tmp_path)) == 1
+    ignored = {entry.path.relative_to(tmp_path).as_posix() for entry in MaskFolder().clutter(tmp_path)}
+    assert ignored == {*strays[1:6], "a/masks/.ipynb_checkpoints", "empty"}
     assert sample.is_dir()
 
 
 def test_no_masks_folder_is_an_image_without_objects(tmp_path: Path) -> None:
     folder = make_sample(tmp_path, "a", {})
     (folder / "masks").rmdir()
-    assert len(read_one(tmp_path)) == 0
+    assert len(read_first(tmp_path)) == 0
 
 
-def test_mask_without_a_pixel_is_named(tmp_path: Path) -> None:
+def test_errors_name_empty_masks(tmp_path: Path) -> None:
     empty = np.zeros(HW, np.uint8)
     make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0], "mask_2.png": empty})
     with pytest.raises(FormatError, match=r"a mask is empty\n  where: .*masks\n  got: mask_2\.png(.|\n)*fix: delete"):
-        read_one(tmp_path)
+        read_first(tmp_path)
     make_sample(tmp_path / "more", "a", {f"mask_{k}.png": empty for k in range(1, 6)})
     with pytest.raises(FormatError, match=r"5 masks are empty(.|\n)*mask_1.png, mask_2.png, mask_3.png and 2 more"):
-        read_one(tmp_path / "more")
+        read_first(tmp_path / "more")
 
 
-def test_mask_of_another_size_and_truncated_mask_are_named(tmp_path: Path) -> None:
+def test_errors_name_masks_of_another_size_and_truncated_masks(tmp_path: Path) -> None:
     folder = make_sample(tmp_path, "a", {"mask_1.png": draw_objects()[0], "wide.png": np.ones((30, 41), np.uint8)})
     with pytest.raises(FormatError, match=r"wide\.png\n  got: 30 x 41 \(height x width\)\n  expected: 30 x 40"):
-        read_one(tmp_path)
+        read_first(tmp_path)
     wide = folder / "masks" / "wide.png"
     wide.write_bytes(wide.read_bytes()[:50])
     with pytest.raises(FormatError, match=r"cannot be decoded\n  where: .*wide\.png"):
-        read_one(tmp_path)
+        read_first(tmp_path)
 
 
-def test_truncated_image_is_named_at_once(tmp_path: Path) -> None:
+def test_a_truncated_image_raises_an_error_when_opened(tmp_path: Path) -> None:
     folder = make_sample(tmp_path, "a", {})
     (folder / "images" / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(FormatError, match=r"a\.png"):
@@ -133,8 +133,10 @@ def test_two_images_in_a_sample_and_no_samples(tmp_path: Path) -> None:
         MaskFolder().read(tmp_path / "a", ReadOptions())
 
 
-def test_write_is_the_inverse_of_read(tmp_path: Path) -> None:
-    make_sample(tmp_path / "in", "a", {f"mask_{k}.png": one for k, one in zip((3, 7, 12), draw_objects(), strict=True)})
+def test_writing_and_reading_again_gives_the_same_objects(tmp_path: Path) -> None:
+    make_sample(
+        tmp_path / "in", "a", {f"mask_{k}.png": mask for k, mask in zip((3, 7, 12), draw_objects(), strict=True)}
+    )
     dataset = MaskFolder().read(tmp_path / "in", ReadOptions())
     MaskFolder().write(dataset, tmp_path / "out", WriteOptions())
     again = MaskFolder().read(tmp_path / "out", ReadOptions())
@@ -145,7 +147,7 @@ def test_write_is_the_inverse_of_read(tmp_path: Path) -> None:
     assert again[0].image_path.read_bytes() == (tmp_path / "in/a/images/a.png").read_bytes()
 
 
-def test_write_says_what_it_cannot_hold(tmp_path: Path) -> None:
+def test_writing_several_classes_or_without_images_raises_an_error(tmp_path: Path) -> None:
     empty = Loaded(Instances.from_masks(MaskSet.empty(HW)))
     with pytest.raises(UsageError, match=r"got: 2 classes: a, b"):
         MaskFolder().write(Dataset((Sample("s", None, HW, empty),), ("a", "b")), tmp_path / "out", WriteOptions())
@@ -155,7 +157,7 @@ def test_write_says_what_it_cannot_hold(tmp_path: Path) -> None:
 
 
 def compare_with_pycocotools(sample: Sample) -> int:
-    """Our masks against whole decoded PNGs, encoded by pycocotools; returns how many there were."""
+    """Compare our masks with completely decoded PNGs encoded by pycocotools; returns the number of masks."""
     assert sample.image_path is not None
     files = mask_folder.mask_files(sample.image_path.parents[1] / "masks")
     instances = sample.read_instances()

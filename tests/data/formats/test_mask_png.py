@@ -1,4 +1,4 @@
-"""The short cut through a mask PNG gives what decoding all of it gives, for every filter, depth and channel count."""
+"""The shortcut for mask PNGs gives the same as decoding them completely, for all filters, depths and channel counts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ NONE, SUB, UP, AVERAGE, PAETH = range(5)
 
 def paeth(a: int, b: int, c: int) -> int:
     """The predictor of the PNG specification, 9.4."""
-    near = {abs(b - c): a, abs(a - c): b, abs(a + b - 2 * c): c}
-    return a if abs(b - c) <= min(near) else b if abs(a - c) <= min(near) else c
+    distances = {abs(b - c): a, abs(a - c): b, abs(a + b - 2 * c): c}
+    nearest = min(distances)
+    return a if abs(b - c) <= nearest else b if abs(a - c) <= nearest else c
 
 
 def encode_png(pixels: np.ndarray, filters: list[int]) -> bytes:
@@ -64,14 +65,14 @@ def draw(box: tuple[int, int, int, int], hole: bool) -> np.ndarray:
     channels=st.integers(1, 4),
     wide=st.booleans(),
 )
-def test_equals_decoding_everything(
+def test_the_shortcut_equals_complete_decoding(
     tmp_path_factory: pytest.TempPathFactory, box: tuple, hole: bool, filters: list[int], channels: int, wide: bool
 ) -> None:
     mask = draw(box, hole)
     dtype = np.uint16 if wide else np.uint8
     pixels = np.repeat(mask[:, :, None] * dtype(65535 if wide else 255), channels, axis=2).astype(dtype)
     if channels in (2, 4):
-        pixels[:, :, -1] = np.iinfo(dtype).max  # opaque everywhere: alpha alone is no foreground
+        pixels[:, :, -1] = np.iinfo(dtype).max  # opaque everywhere: alpha does not count as foreground
     path = tmp_path_factory.mktemp("png") / "mask.png"
     path.write_bytes(encode_png(pixels, filters))
     expected_box, expected_crop = tight_crop(mask, path, HW)
@@ -91,9 +92,9 @@ def test_rows_that_repeat_the_one_above_with_zero_residuals(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["m.png", "m.tif", "m.bmp"])
 @pytest.mark.parametrize("mode", ["1", "P", "L", "RGB"])
-def test_other_files_are_decoded_whole(tmp_path: Path, name: str, mode: str) -> None:
+def test_other_files_are_decoded_completely(tmp_path: Path, name: str, mode: str) -> None:
     if name == "m.tif" and mode in ("1", "P"):
-        pytest.skip("no such mask in use")
+        pytest.skip("such masks do not occur")
     mask = draw((4, 2, 9, 12), hole=True)
     Pillow.fromarray(mask.astype(np.uint8) * 255).convert(mode).save(tmp_path / name)
     box, crop = MaskReader().read(tmp_path / name, HW)
@@ -101,7 +102,7 @@ def test_other_files_are_decoded_whole(tmp_path: Path, name: str, mode: str) -> 
     np.testing.assert_array_equal(crop, mask[4:10, 2:13])
 
 
-def test_one_reader_takes_sizes_as_they_come_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_reader_can_be_reused_for_other_sizes(tmp_path: Path) -> None:
     reader = MaskReader()
     for k, shape in enumerate([(9, 30), (24, 17), (9, 30), (40, 40)]):
         pixels = np.zeros(shape, np.uint8)
@@ -114,7 +115,7 @@ def test_one_reader_takes_sizes_as_they_come_and_leaves_nothing_behind(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["m.png", "m.tif"])
-def test_another_size_is_named(tmp_path: Path, name: str) -> None:
+def test_masks_of_another_size_raise_an_error(tmp_path: Path, name: str) -> None:
     Pillow.fromarray(np.full((9, 30), 255, np.uint8)).save(tmp_path / name)
     expected = (
         rf"a mask and its image differ in size\n  where: .*{name}\n  got: 9 x 30 .*\n  expected: 24 x 17\n  fix: save"
@@ -124,11 +125,11 @@ def test_another_size_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [40, 60, -1, -20])
-def test_truncated_mask_is_named(tmp_path: Path, cut: int) -> None:
+def test_truncated_masks_raise_an_error(tmp_path: Path, cut: int) -> None:
     rng = np.random.default_rng(0)
     Pillow.fromarray(rng.integers(0, 2, HW).astype(np.uint8) * 255).save(tmp_path / "m.png")
     (tmp_path / "m.png").write_bytes((tmp_path / "m.png").read_bytes()[:cut])
-    if cut == -1:  # the last byte of the closing checksum: every pixel is there
+    if cut == -1:  # only the last byte of the checksum is missing: all pixels are there
         MaskReader().read(tmp_path / "m.png", HW)
         return
     with pytest.raises(FormatError, match=r"cannot be decoded\n  where: .*m\.png"):

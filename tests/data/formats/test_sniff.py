@@ -1,4 +1,4 @@
-"""Which format a path is, over all formats at once."""
+"""Detecting the format of a path among all formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image as Pillow
 
 from cellwright.core.errors import InputError, UsageError
 from cellwright.data.formats import (
-    FORMATS,
     ReadOptions,
     WriteOptions,
     get_format,
@@ -28,11 +27,7 @@ def save_image(path: Path) -> Path:
     return path
 
 
-def test_names_are_the_tables_keys() -> None:
-    assert {name: one.name for name, one in FORMATS.items()} == {name: name for name in FORMATS}
-
-
-def test_each_of_ours_is_known_by_its_look(tmp_path: Path) -> None:
+def test_formats_are_detected(tmp_path: Path) -> None:
     save_image(tmp_path / "folder/s1/images/s1.png")
     save_image(tmp_path / "folder/s1/masks/mask_1.png")
     save_image(tmp_path / "images/sub/a.png")
@@ -51,7 +46,7 @@ def test_each_of_ours_is_known_by_its_look(tmp_path: Path) -> None:
         assert sniff(tmp_path / name).name == expected, name
 
 
-def test_real_sets(vrdl_root: Path, dsb_root: Path) -> None:
+def test_published_datasets_are_detected(vrdl_root: Path, dsb_root: Path) -> None:
     assert sniff(vrdl_root / "train").name == sniff(dsb_root).name == "mask_folder"
     assert sniff(vrdl_root / "test").name == "image_folder"
     test = read_dataset(vrdl_root / "test")
@@ -60,7 +55,7 @@ def test_real_sets(vrdl_root: Path, dsb_root: Path) -> None:
     assert test[0].id == "TCGA-50-5931-01Z-00-DX1"
 
 
-def test_nothing_fits(tmp_path: Path) -> None:
+def test_no_format_matches(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "sub").mkdir()
     with pytest.raises(
@@ -73,7 +68,7 @@ def test_nothing_fits(tmp_path: Path) -> None:
         sniff(tmp_path / "absent")
 
 
-def test_several_fit_and_a_name_decides(tmp_path: Path) -> None:
+def test_several_formats_match_and_a_name_chooses(tmp_path: Path) -> None:
     save_image(tmp_path / "s1/images/s1.png")
     save_image(tmp_path / "s1/masks/mask_1.png")
     save_image(tmp_path / "s2/image.png")
@@ -85,7 +80,7 @@ def test_several_fit_and_a_name_decides(tmp_path: Path) -> None:
         get_format("mask_foldr")
 
 
-def test_a_folder_of_ours_is_ours_whatever_lies_in_it(tmp_path: Path) -> None:
+def test_a_prediction_folder_is_detected_whatever_else_is_in_it(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     save_image(tmp_path / "a_masks.png")
     (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
@@ -93,17 +88,17 @@ def test_a_folder_of_ours_is_ours_whatever_lies_in_it(tmp_path: Path) -> None:
     assert sniff(tmp_path).name == "coco"
 
 
-def test_image_ids_keep_an_extension_where_it_tells_two_apart(tmp_path: Path) -> None:
+def test_ids_keep_the_extension_if_they_would_be_equal_without_it(tmp_path: Path) -> None:
     for name in ("a.png", "a.tif", "sub/a.png", ".ipynb_checkpoints/a.png"):
         save_image(tmp_path / name)
     (tmp_path / "notes.txt").touch()
     assert [s.id for s in ImageFolder().read(tmp_path, ReadOptions())] == ["a.png", "a.tif", "sub/a"]
-    found = [one.path.name for one in ImageFolder().clutter(tmp_path)]
-    assert found == [".ipynb_checkpoints", "notes.txt"]
+    ignored = [entry.path.name for entry in ImageFolder().clutter(tmp_path)]
+    assert ignored == [".ipynb_checkpoints", "notes.txt"]
 
 
-def test_a_folder_of_annotated_sets_is_no_folder_of_images(tmp_path):
-    """VRDL's root: masks must not be read as images; the message names the set to give."""
+def test_a_folder_of_datasets_is_not_a_folder_of_images(tmp_path):
+    """As the root of VRDL: masks must not be read as images, and the message names the folders to use."""
     save_image(tmp_path / "train" / "one" / "masks" / "m.png")
     save_image(tmp_path / "train" / "one" / "images" / "one.png")
     save_image(tmp_path / "test" / "two.png")

@@ -1,4 +1,4 @@
-"""Aperio XML: MoNuSeg's own masks pixel for pixel, hand-drawn regions, and what is refused."""
+"""Aperio XML: MoNuSeg's outlines give VRDL's masks to the pixel, drawn regions, and malformed files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from cellwright.core.errors import FormatError, InputError
 from cellwright.data.formats import FORMATS, ReadOptions, sniff
-from cellwright.data.formats.poly2mask import poly2mask
 from cellwright.data.formats.xml_outlines import XmlOutlines
 
 SQUARE = [(1, 1), (4, 1), (4, 4), (1, 4)]
@@ -52,43 +51,11 @@ def test_monuseg_masks_agree_with_vrdl(stem, samples_root, vrdl_root, tmp_path):
     np.maximum.at(best, i, iou)
     assert np.median(best) >= 0.99
     assert len(ours) == len(truth)
-    # Where outlines overlap VRDL gives the pixel to the first: so resolved, every mask is the same.
+    # VRDL assigns pixels of overlapping outlines to the first one; resolved in this way, all masks are equal.
     flat = ours.masks.to_label_map()
     theirs = [flat[y0:y1, x0:x1][truth.masks.crop(k) > 0] for k, (x0, y0, x1, y1) in enumerate(truth.masks.boxes)]
     same = [np.unique(labels).size == 1 and (flat == labels[0]).sum() == labels.size for labels in theirs]
     assert all(same)
-
-
-def test_poly2mask_takes_the_pixels_whose_centres_a_square_holds():
-    # Corner coordinates 0.5 .. 3.5: the centres 1.5 and 2.5 lie inside, 0.5 and 3.5 on the border (one side counts).
-    box, crop = poly2mask([np.array(SQUARE) - 0.5], (20, 30))
-    assert box.tolist() == [1, 1, 4, 4]
-    assert crop.all()
-
-
-def test_poly2mask_cuts_at_the_border():
-    square = np.array([(-5.0, -5), (100, -5), (100, 100), (-5, 100)])
-    box, crop = poly2mask([square], (20, 30))
-    assert box.tolist() == [0, 0, 30, 20]
-    assert crop.all()
-    assert poly2mask([square + 200], (20, 30))[1].size == 0
-    assert poly2mask([square[:2]], (20, 30))[1].size == 0
-
-
-def test_poly2mask_against_pixel_centres():
-    rng = np.random.default_rng(3)
-    y, x = np.mgrid[:40, :40] + 0.5
-    for _ in range(30):
-        angle = np.sort(rng.uniform(0, 2 * np.pi, 12))
-        ring = 20 + rng.uniform(5, 18, (12, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1)
-        inside = np.zeros((40, 40), bool)
-        for (ax, ay), (bx, by) in zip(ring, np.roll(ring, -1, 0), strict=True):
-            inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) / (by - ay) * (bx - ax))
-        (x0, y0, x1, y1), crop = poly2mask([ring], (40, 40))
-        mask = np.zeros((40, 40), bool)
-        mask[y0:y1, x0:x1] = crop
-        # The two differ only where a centre lies within the snapping of a side: a few of some 300 pixels.
-        assert (mask != inside).sum() <= 0.1 * inside.sum()
 
 
 def test_layers_are_classes_and_ids_are_kept(tmp_path):
@@ -112,7 +79,7 @@ def test_layers_are_classes_and_ids_are_kept(tmp_path):
     assert kept.ids.tolist() == [3]
 
 
-def test_ids_that_repeat_are_counted(tmp_path):
+def test_duplicate_ids_are_replaced_by_1_to_n(tmp_path):
     path = write(tmp_path, layer(region(SQUARE, 1)), layer(region([(x + 9, y) for x, y in SQUARE], 1)))
     assert read(path)[0].read_instances().ids.tolist() == [1, 2]
 
@@ -135,20 +102,20 @@ def test_ellipses_and_rectangles(tmp_path):
     assert areas[1] == 12
 
 
-def test_a_region_without_pixels_is_left_out_and_said(tmp_path, caplog):
+def test_regions_without_pixels_are_dropped_with_a_warning(tmp_path, caplog):
     path = write(tmp_path, layer(region(SQUARE, 1), region([(8, 8), (8, 8.1), (8.1, 8)], 9), region([(1, 1)], 5)))
     assert read(path)[0].read_instances().ids.tolist() == [1]
     assert "2 objects without a pixel" in caplog.text
     assert "9" in caplog.text
 
 
-LAUGHS = '<!DOCTYPE a [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
+ENTITIES = '<!DOCTYPE a [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (LAUGHS + "<Annotations>&b;</Annotations>", ["line 1", "never expands"]),
+        (ENTITIES + "<Annotations>&b;</Annotations>", ["line 1", "never expands"]),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><Annotations/>', ["never expands"]),
         ("<Annotations>\n<Annotation>\n</Annotations>", ["line 3", "not valid XML"]),
         ("<Annotations><Annotation>", ["not valid XML"]),
@@ -162,7 +129,7 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
         ('<Annotations MicronsPerPixel="x"/>', ["MicronsPerPixel"]),
     ],
 )
-def test_what_is_refused(text, words, tmp_path):
+def test_malformed_files_raise_an_error(text, words, tmp_path):
     path = write(tmp_path)
     path.write_text(text, encoding="utf-8")
     with pytest.raises(FormatError) as caught:
@@ -171,14 +138,14 @@ def test_what_is_refused(text, words, tmp_path):
         assert word in str(caught.value)
 
 
-def test_outlines_of_another_magnification_are_refused(tmp_path):
+def test_outlines_of_another_magnification_raise_an_error(tmp_path):
     path = write(tmp_path, layer(region([(x * 100, y * 100) for x, y in SQUARE])))
     with pytest.raises(FormatError, match="far outside its image") as caught:
         read(path)[0].read_instances()
     assert "line 1" in str(caught.value)
 
 
-def test_the_image_is_needed_and_found_in_monusegs_own_folders(tmp_path):
+def test_the_image_is_found_in_the_folders_of_monuseg(tmp_path):
     (tmp_path / "Annotations").mkdir()
     path = write(tmp_path / "Annotations", layer(region(SQUARE)))
     (tmp_path / "Tissue Images").mkdir()

@@ -1,4 +1,4 @@
-"""Kaggle's run-length tables: hand-counted runs, the order of pixels, and errors that name their cell."""
+"""Kaggle's run-length tables: runs counted by hand, the pixel order, and errors that name the cell."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def table(path, *lines, encoding="utf-8"):
     return path
 
 
-def picture(path, image_hw=(30, 50)):
+def save_image(path, image_hw=(30, 50)):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(imagecodecs.png_encode(np.zeros(image_hw, np.uint8)))
 
 
-def test_hand_counted_runs():
+def test_runs_counted_by_hand():
     by_rows = rle_csv.decode([RunText("2 2 7 1", "")], (3, 4), "row").to_dense()[0]
     assert by_rows.astype(int).tolist() == [[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     by_columns = rle_csv.decode([RunText("2 2 7 1", "")], (3, 4), "column").to_dense()[0]
     assert by_columns.astype(int).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
-def test_a_run_goes_on_in_the_next_row():
+def test_a_run_continues_in_the_next_row():
     masks = rle_csv.decode([RunText("3 4", "")], (3, 4), "row")
     assert masks.to_dense()[0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert rle_csv.encode(masks, "row") == ["3 4"]
 
 
-def test_runs_down_columns_are_coco_counts():
+def test_runs_down_columns_correspond_to_coco_counts():
     masks = draw_objects(3, overlaps=True, scored=False, n=20).masks
     for text, counts in zip(rle_csv.encode(masks, "column"), masks.to_rle_counts(), strict=True):
         ends = np.cumsum(counts)
@@ -50,8 +50,8 @@ def test_runs_down_columns_are_coco_counts():
         assert text == " ".join(str(n) for pair in zip(starts, lengths, strict=True) for n in pair)
 
 
-def test_sartorius_as_the_contest_gave_it(tmp_path):
-    picture(tmp_path / "train" / "0030fd0e6378.png", (3, 4))
+def test_sartorius_training_table_as_published(tmp_path):
+    save_image(tmp_path / "train" / "0030fd0e6378.png", (3, 4))
     header = "id,annotation,width,height,cell_type,plate_time,sample_date,sample_id,elapsed_timedelta"
     rest = "11h30m00s,2019-06-16,shsy5y[diff]_E10-4_Vessel-714_Ph_3,0 days 11:30:00"
     file = table(
@@ -75,15 +75,15 @@ def test_sartorius_as_the_contest_gave_it(tmp_path):
         RleCsv().read(file, ReadOptions(class_names=("shsy5",)))
 
 
-def test_dsb2018_finds_its_images_in_their_folders(tmp_path):
-    picture(tmp_path / "stage1_train" / "abc" / "images" / "abc.png", (3, 4))
+def test_dsb2018_images_are_found_in_their_folders(tmp_path):
+    save_image(tmp_path / "stage1_train" / "abc" / "images" / "abc.png", (3, 4))
     file = table(tmp_path / "stage1_train_labels.csv", "ImageId,EncodedPixels", "abc,2 2 7 1")
     dataset = RleCsv().read(file, ReadOptions())
     assert dataset[0].image_hw == (3, 4)
     assert dataset[0].read_instances().masks.boxes.tolist() == [[0, 0, 3, 3]]
 
 
-def test_dsb2018_solution_has_the_sizes(tmp_path):
+def test_sizes_from_the_dsb2018_solution_table(tmp_path):
     file = table(tmp_path / "solution.csv", "ImageId,EncodedPixels,Height,Width,Usage", "abc,2 2 7 1,3,4,Private")
     assert RleCsv().read(file, WITHOUT_IMAGES)[0].image_hw == (3, 4)
 
@@ -96,7 +96,7 @@ def objects_table(path, header, order, image_hw=(30, 50)):
 
 
 @pytest.mark.parametrize(
-    ("header", "truth", "asked", "remedy"),
+    ("header", "actual", "requested", "remedy"),
     [
         ("id,annotation", "column", None, '`rle_order="column"`'),
         ("ImageId,EncodedPixels", "row", None, '`rle_order="row"`'),
@@ -104,30 +104,30 @@ def objects_table(path, header, order, image_hw=(30, 50)):
         ("id,annotation", "row", "column", '`rle_order="row"`'),
     ],
 )
-def test_the_wrong_order_is_caught(header, truth, asked, remedy, tmp_path):
-    file, _ = objects_table(tmp_path / "t.csv", header, truth)
+def test_a_wrong_order_is_noticed(header, actual, requested, remedy, tmp_path):
+    file, _ = objects_table(tmp_path / "t.csv", header, actual)
     with pytest.raises(FormatError, match="fall apart") as caught:
-        RleCsv().read(file, ReadOptions(require_images=False, rle_order=asked))
+        RleCsv().read(file, ReadOptions(require_images=False, rle_order=requested))
     assert remedy in str(caught.value)
     assert "connected parts" in str(caught.value)
 
 
 @pytest.mark.parametrize("order", ["row", "column"])
 @pytest.mark.parametrize("header", ["id,annotation", "ImageId,EncodedPixels", "id,rle"])
-def test_the_order_can_be_asked_for_and_detected(header, order, tmp_path):
+def test_the_order_can_be_requested_or_detected(header, order, tmp_path):
     file, cells = objects_table(tmp_path / "t.csv", header, order)
-    asked = RleCsv().read(file, ReadOptions(require_images=False, rle_order=order))
-    assert asked[0].read_instances().masks == cells.masks
+    requested = RleCsv().read(file, ReadOptions(require_images=False, rle_order=order))
+    assert requested[0].read_instances().masks == cells.masks
     if header == "id,rle":
         assert RleCsv().read(file, WITHOUT_IMAGES)[0].read_instances().masks == cells.masks
 
 
-def test_a_square_image_does_not_tell_the_order(tmp_path):
+def test_the_order_cannot_be_detected_in_square_images(tmp_path):
     file, cells = objects_table(tmp_path / "t.csv", "id,rle", "column", image_hw=(40, 40))
     with pytest.raises(UsageError, match="`rle_order="):
         RleCsv().read(file, WITHOUT_IMAGES)
-    asked = RleCsv().read(file, ReadOptions(require_images=False, rle_order="column"))
-    assert asked[0].read_instances().masks == cells.masks
+    requested = RleCsv().read(file, ReadOptions(require_images=False, rle_order="column"))
+    assert requested[0].read_instances().masks == cells.masks
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_square_image_does_not_tell_the_order(tmp_path):
         ('a,"1 2,50,30,x', ["line 3"]),
     ],
 )
-def test_a_bad_cell_is_named(row, words, tmp_path):
+def test_errors_name_the_malformed_cell(row, words, tmp_path):
     file = table(tmp_path / "t.csv", "id,annotation,width,height,cell_type", "a,1 2,50,30,x", row)
     with pytest.raises(FormatError) as caught:
         RleCsv().read(file, WITHOUT_IMAGES)[0].read_instances()
@@ -156,7 +156,7 @@ def test_a_bad_cell_is_named(row, words, tmp_path):
         assert word in str(caught.value)
 
 
-def test_sizes_must_come_from_somewhere(tmp_path):
+def test_sizes_are_required(tmp_path):
     file = table(tmp_path / "submission.csv", "id,predicted", "a,1 2")
     with pytest.raises(InputError, match="size of the annotated image is unknown"):
         RleCsv().read(file, WITHOUT_IMAGES)
@@ -165,20 +165,20 @@ def test_sizes_must_come_from_somewhere(tmp_path):
 
 
 def test_a_table_that_contradicts_its_image(tmp_path):
-    picture(tmp_path / "a.png", (30, 51))
+    save_image(tmp_path / "a.png", (30, 51))
     file = table(tmp_path / "t.csv", "id,annotation,width,height", "a,1 2,50,30")
     with pytest.raises(InputError, match="differ in size"):
         RleCsv().read(file, ReadOptions())
 
 
-def test_a_submission_refuses_overlapping_truth(tmp_path):
+def test_a_submission_of_overlapping_ground_truth_raises_an_error(tmp_path):
     cells = draw_objects(2, overlaps=True, scored=False, n=25)
     dataset = save_dataset(tmp_path / "in", {"a": cells})
     with pytest.raises(OutputError, match="must not overlap"):
         RleCsvSubmission().write(dataset, tmp_path / "s.csv", WriteOptions())
 
 
-def test_a_submission_has_no_pixel_twice(tmp_path, caplog):
+def test_predictions_in_a_submission_do_not_overlap(tmp_path, caplog):
     cells = draw_objects(2, overlaps=True, scored=True, n=25)
     dataset = save_dataset(tmp_path / "in", {"a": cells, "b": Instances.empty((41, 58), scored=True)})
     with caplog.at_level(logging.WARNING):
@@ -206,7 +206,7 @@ def test_large_cells_are_read(tmp_path):
     assert csv.field_size_limit() == 131_072
 
 
-def test_no_table_and_no_text(tmp_path):
+def test_folders_without_a_table_and_tables_that_are_not_text(tmp_path):
     table(tmp_path / "other.csv", "name,value", "a,1")
     with pytest.raises(InputError, match="no run-length table here"):
         RleCsv().read(tmp_path, ReadOptions())
@@ -215,5 +215,5 @@ def test_no_table_and_no_text(tmp_path):
         RleCsv().read(tmp_path / "t.csv", WITHOUT_IMAGES)
 
 
-def test_empty_masks_decode_to_nothing():
+def test_empty_text_is_an_empty_mask():
     assert rle_csv.decode([RunText("", "")], (3, 4), "row") == MaskSet.from_dense(np.zeros((1, 3, 4), bool))
