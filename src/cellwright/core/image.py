@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +92,12 @@ class Image:
         """This image without its last channel if that is called "A" and is not the only one."""
         if self.n_channels < 2 or self.channels[-1] != "A":
             return self
-        return Image(self.data[:, :, :-1], self.channels[:-1], self.pixel_size_um, self.path)
+        return dataclasses.replace(self, data=self.data[:, :, :-1], channels=self.channels[:-1])
+
+    def with_channels(self, indices: Sequence[int]) -> Image:
+        """This image with only the channels at these indices, in this order."""
+        names = tuple(self.channels[k] for k in indices)
+        return dataclasses.replace(self, data=self.data[:, :, list(indices)], channels=names)
 
     def describe(self) -> str:
         """Size (height x width), dtype, channels and pixel size in one line: ``"60 x 80, uint8, 1 channel (grey)"``."""
@@ -107,16 +114,26 @@ class Image:
 
 
 def channel_index(channels: tuple[str, ...], channel: str | int, where: object = None) -> int:
-    """Index of a channel given by its name or by its 0-based index.
+    """Index of a channel given by its name, by its 0-based index, or by alternatives (the first that exists).
 
-    Raises `UsageError` that lists the channels and names ``where``, the file.
+    A name matches in its own case first, then in any case if only one channel is called so. Raises `UsageError` that
+    lists the channels and names ``where``, the file.
 
-    >>> channel_index(("DAPI", "actin"), "actin"), channel_index(("DAPI", "actin"), 0)
-    (1, 0)
+    >>> names = ("DAPI", "actin")
+    >>> channel_index(names, "actin"), channel_index(names, "Actin"), channel_index(names, 0)
+    (1, 1, 0)
+    >>> channel_index(names, "Hoechst|DAPI")
+    0
     """
-    if isinstance(channel, str) and channel in channels:
-        return channels.index(channel)
-    if str(channel).isdecimal() and int(channel) < len(channels):
-        return int(channel)
+    choices = [channel, *channel.split("|")] if isinstance(channel, str) else [channel]
+    for choice in choices:
+        name = choice.strip() if isinstance(choice, str) else choice
+        if name in channels:
+            return channels.index(name)
+        alike = [k for k, known in enumerate(channels) if known.casefold() == str(name).casefold()]
+        if len(alike) == 1:
+            return alike[0]
+        if str(name).isdecimal() and int(name) < len(channels):
+            return int(name)
     last = len(channels) - 1
     raise UsageError("no such channel", where=where, got=channel, expected=f"{', '.join(channels)} (or 0 to {last})")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import unreadable
-from cellwright.core.image import CHANNEL_NAMES, Image, channel_index
-from cellwright.data.images.tiff import damaged_image, read_tiff, read_tiff_header
+from cellwright.core.image import CHANNEL_NAMES, Image
+from cellwright.data.images.channels import ChannelChoice, select_channels
+from cellwright.data.images.tiff import Plane, damaged_image, read_tiff, read_tiff_header
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -50,29 +51,39 @@ class ImageHeader:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
-    """Read a PNG, JPEG, BMP, WebP, TIFF or OME-TIFF file in its own dtype; RGBA keeps its alpha channel.
+def read_image(
+    path: Path | str,
+    *,
+    channel: ChannelChoice | None = None,
+    z: Plane | None = None,
+    t: int | None = None,
+    series: int | str | None = None,
+) -> Image:
+    """Read a PNG, JPEG, BMP, WebP, TIFF or OME-TIFF file in its own dtype, with all channels.
 
-    channel: name or 0-based index of the channel to read; required if there are several channels other than RGB.
-    z: 0-based plane of a z stack; required if there are several planes.
+    channel: the channels to keep (see `select_channels`); None keeps all.
+    z: 0-based plane of a z stack, or "max" or "mean" of all planes. t: 0-based time point. series: the number or the
+    name of one image in a file of several.
 
-    Raises `InputError` if the file does not exist, or if a required choice is missing (it lists the choices), and
+    Raises `InputError` if the file does not exist, or if a required choice is missing (it lists all choices), and
     `FormatError` if the file is truncated or damaged. EXIF rotation is not applied, because annotations refer to the
     stored pixels.
     """
     path = Path(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
-        data, names, pixel_size_um = read_tiff(path, channel=channel, z=z)
-        return Image(_supported_dtype(data, path), names, pixel_size_um, str(path))
-    data = _decode(path)
-    data = data[:, :, None] if data.ndim == 2 else data
-    names = ("grey", "A") if data.shape[2] == 2 else CHANNEL_NAMES[data.shape[2]]
-    if z not in (None, 0):
-        raise InputError("this image is not a stack", where=path, got=f"z = {z}", remedy="omit `z`")
-    if channel is not None:
-        keep = channel_index(names, channel, path)
-        data, names = data[:, :, keep : keep + 1], names[keep : keep + 1]
-    return Image(data, names, None, str(path))
+        data, names, pixel_size_um = read_tiff(path, z=z, t=t, series=series)
+        image = Image(_supported_dtype(data, path), names, pixel_size_um, str(path))
+    else:
+        data = _decode(path)
+        data = data[:, :, None] if data.ndim == 2 else data
+        names = ("grey", "A") if data.shape[2] == 2 else CHANNEL_NAMES[data.shape[2]]
+        for name, choice in (("z", z), ("t", t), ("series", series)):
+            if choice not in (None, 0, "max", "mean"):
+                raise UsageError(
+                    "this image is not a stack", where=path, got=f"{name} = {choice}", remedy=f"omit `{name}`"
+                )
+        image = Image(data, names, None, str(path))
+    return image if channel is None else select_channels(image, channel)
 
 
 def image_header(path: Path | str) -> ImageHeader:

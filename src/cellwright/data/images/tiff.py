@@ -6,14 +6,14 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from xml.etree import ElementTree
 
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import unreadable
-from cellwright.core.image import CHANNEL_NAMES, channel_index
+from cellwright.core.image import CHANNEL_NAMES
 
 if TYPE_CHECKING:
     import tifffile
@@ -27,6 +27,10 @@ UNNAMED_AXES = "QI"
 
 # Microns per unit, with the unit names of OME and ImageJ.
 MICRONS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+
+
+Plane: TypeAlias = int | Literal["max", "mean"]
+"""A 0-based plane of a stack, or a projection of all planes."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,16 @@ def read_tiff_header(path: Path | str) -> TiffHeader:
 
 
 def read_tiff(
-    path: Path | str, *, channel: str | int | None = None, z: int | None = None
+    path: Path | str, *, z: Plane | None = None, t: int | None = None, series: int | str | None = None
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[float, float] | None]:
     """Data (H, W, C) in the dtype of the file, C channel names, and the pixel size (y, x) in microns or None.
 
-    RGB and RGBA images are read with all channels. Of other images with several channels, ``channel`` (a name or a
-    0-based index) selects one, and of a stack ``z`` (0-based) selects one plane; without it `InputError` lists the
-    channels or planes of the file.
+    z, t, series: see `read_image`; where a choice is missing, `InputError` lists all of them.
     """
     with _open(path) as tif:
         header = _header(tif, path)
         check_plausible(math.prod(header.shape) * header.dtype.itemsize, path)
+        _check_choices(header, z, t, path)
         try:
             data = tif.series[0].asarray()
             if data.shape != header.shape:
@@ -80,13 +83,10 @@ def read_tiff(
             raise damaged_image(path, error) from error
     axes = header.axes
     for axis in [a for a in axes if a not in "YXSC"]:
-        data = np.take(data, _plane(header, axis, z, path), axis=axes.index(axis))
+        data = _along(data, axes.index(axis), t if axis == "T" else z)
         axes = axes.replace(axis, "")
     data, names = _channel_last(data, axes, header)
-    if names in CHANNEL_NAMES.values() and channel is None:
-        return data, names, header.pixel_size_um
-    keep = _chosen_channel(names, channel, path, header)
-    return data[:, :, keep : keep + 1], (names[keep],), header.pixel_size_um
+    return data, names, header.pixel_size_um
 
 
 def _open(path: Path | str) -> tifffile.TiffFile:
@@ -198,31 +198,31 @@ def _resolution(tif: tifffile.TiffFile, microns_per_unit: float | None) -> tuple
     return (sizes[0], sizes[1]) if all(sizes) else None
 
 
-def _plane(header: TiffHeader, axis: str, z: int | None, path: Path | str) -> int:
-    """The index to read along an axis that is neither Y, X nor channel."""
-    extent = header.extent(axis)
-    if extent == 1:
-        return 0
-    if axis != "Z" and axis not in UNNAMED_AXES:
+def _check_choices(header: TiffHeader, z: Plane | None, t: int | None, path: Path | str) -> None:
+    """Raise `InputError` that asks for every choice that is missing, and `UsageError` for one that does not exist."""
+    chosen = {axis: t if axis == "T" else z for axis in header.axes if axis not in "YXSC" and header.extent(axis) > 1}
+    missing = [f"`{'t' if axis == 'T' else 'z'}`" for axis, choice in chosen.items() if choice is None]
+    if missing:
         raise InputError(
-            f"this file has several planes along axis {axis}",
+            "this file is a stack, and no plane was chosen",
             where=path,
             got=header.describe(),
-            expected="a single image, optionally with channels or as a z stack",
-            remedy=f"save each plane of axis {axis} as a file of its own",
+            remedy=f"choose {' and '.join(missing)}",
         )
-    if z is None:
-        raise InputError(
-            "this file is a z stack and no plane was chosen",
-            where=path,
-            got=header.describe(),
-            remedy=f"choose a plane with `z`, 0 to {extent - 1}",
-        )
-    if not 0 <= z < extent:
-        raise UsageError(
-            "no such plane", where=path, got=f"z = {z}", expected=f"0 to {extent - 1} ({header.describe()})"
-        )
-    return z
+    for axis, choice in chosen.items():
+        if isinstance(choice, int) and not 0 <= choice < header.extent(axis):
+            name = "t" if axis == "T" else "z"
+            expected = f"0 to {header.extent(axis) - 1} ({header.describe()})"
+            raise UsageError("no such plane", where=path, got=f"{name} = {choice}", expected=expected)
+
+
+def _along(data: np.ndarray, axis: int, choice: Plane | None) -> np.ndarray:
+    """One plane along an axis, or the projection of all."""
+    if choice == "max":
+        return data.max(axis=axis)
+    if choice == "mean":
+        return data.mean(axis=axis, dtype=np.float32)
+    return np.take(data, choice or 0, axis=axis)
 
 
 def _channel_last(data: np.ndarray, axes: str, header: TiffHeader) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -237,16 +237,3 @@ def _channel_last(data: np.ndarray, axes: str, header: TiffHeader) -> tuple[np.n
     if channels == 1:
         return data, CHANNEL_NAMES.get(samples, tuple(str(i) for i in range(samples)))
     return data, tuple(f"{name}.{s}" for name in header.channel_names for s in range(samples))
-
-
-def _chosen_channel(names: tuple[str, ...], channel: str | int | None, path: Path | str, header: TiffHeader) -> int:
-    if channel is None:
-        if len(names) == 1:
-            return 0
-        raise InputError(
-            "this image has several channels that are not red, green and blue, and none was chosen",
-            where=path,
-            got=header.describe(),
-            remedy=f"choose one with `channel`: {', '.join(names)} (or 0 to {len(names) - 1})",
-        )
-    return channel_index(names, channel, path)
