@@ -15,6 +15,7 @@ from cellwright.config.recipe import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.public import public
+from cellwright.data.images.channels import choose_channels
 from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ class Model:
         images = [
             image if isinstance(image, str | Path) else as_image(image) for image in (images if several else [images])
         ]
-        predictions = [predictor.predict([as_image(image)])[0] for image in images]
+        chosen = (choose_channels(as_image(image), None, predictor.n_channels) for image in images)
+        predictions = [predictor.predict([image])[0] for image in chosen]
         return predictions if several else predictions[0]
 
     def with_options(

@@ -23,7 +23,9 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.images.channels import choose_channels
 from cellwright.data.images.read import read_image
+from cellwright.data.images.tiff import Plane
 from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
     FAILURES,
@@ -123,7 +125,7 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         reporter.note(note)
     if dry_run:
         return None
-    read = partial(read_image, channel=plan.channel, z=plan.z)
+    read = partial(_read, channel=plan.channel, z=plan.z, n_channels=model.predictor.n_channels)
     report = predict_into(folder, model.filtered, read=read, fail_fast=plan.fail_fast, track=reporter.track)
     for note in report.notes:
         reporter.note(note)
@@ -197,7 +199,7 @@ def predict_folder(
         info=_tuning_info(model),
     )
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), overwrite=overwrite)
-    read = partial(read_image, channel=channel, z=z)
+    read = partial(_read, channel=channel, z=z, n_channels=model.predictor.n_channels)
     report = predict_into(folder, model.filtered, read=read, fail_fast=fail_fast)
     if report.failures:
         failed = count(len(report.failures), "image")
@@ -236,6 +238,11 @@ def pictures(class_names: Sequence[str]) -> Pictures:
         return draw_overlay(image, instances, class_names=class_names, outline_px=outline_px, legend=False)
 
     return Pictures(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet)
+
+
+def _read(path: Path, channel: str | int | None, z: Plane | None, n_channels: int | None) -> Image:
+    """The channels of an image that the model sees."""
+    return choose_channels(read_image(path, z=z), channel, n_channels)
 
 
 def files_written(out: Path, save: Sequence[Save]) -> str:

@@ -12,25 +12,38 @@ from cellwright.core.instances import Instances
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
+    from cellwright.data.images.channels import ChannelChoice
+    from cellwright.data.images.tiff import Plane
     from cellwright.data.formats import Format
 
 DATASET_FILE = "dataset.json"
 
 
-def read_image(path: Path | str, *, channel: str | int | None = None, z: int | None = None) -> Image:
-    """Read an image in its own dtype: TIFF and OME-TIFF, PNG, JPEG, BMP.
+def read_image(
+    path: Path | str,
+    *,
+    channel: ChannelChoice | None = None,
+    z: Plane | None = None,
+    t: int | None = None,
+    series: int | str | None = None,
+) -> Image:
+    """Read an image in its own dtype, with all channels: TIFF, OME-TIFF and ImageJ TIFF, PNG, JPEG, BMP, WebP.
 
     Args:
         path: the file.
-        channel: name or index of the channel to keep; None keeps all. Several channels without a rule are an error
-            where the image is not RGB.
-        z: plane of a stack, counted from 0.
+        channel: the channels to keep: a name, a 0-based index, alternatives ("DAPI|Hoechst": the first that exists), or
+            a list of these. None keeps all.
+        z: plane of a z stack, counted from 0, or "max" or "mean" of all planes.
+        t: time point, counted from 0.
+        series: number or name of one image in a file of several.
 
     Returns:
-        An `Image` with ``data`` (H, W, C), channel names, and the pixel size where the file contains it.
+        An `Image` with ``data`` (H, W, C), channel names, the pixel size if the file contains it, and ``notes`` that
+        say what was assumed.
 
     Raises:
-        InputError: the file is missing or cannot be decoded, or a channel or plane must be chosen.
+        InputError: the file is missing or cannot be decoded, or a plane or series must be chosen.
+        UsageError: a channel, plane or series does not exist.
 
     Example:
         >>> import cellwright as cw, numpy as np, tifffile
@@ -41,7 +54,7 @@ def read_image(path: Path | str, *, channel: str | int | None = None, z: int | N
     """
     from cellwright.data.images.read import read_image as read
 
-    return read(path, channel=channel, z=z)
+    return read(path, channel=channel, z=z, t=t, series=series)
 
 
 def read_dataset(

@@ -12,6 +12,7 @@ from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.data.augment import Frame
+from cellwright.data.images.channels import choose_channels
 from cellwright.data.images.read import read_image
 from cellwright.data.labels import Labels, filter_areas
 from cellwright.data.network_input import diameter_scale, to_network
@@ -52,7 +53,7 @@ def decode_sample(sample: Sample, input_config: InputConfig, data_config: DataCo
             where=sample.id,
             remedy="use the dataset itself, not a file of results",
         )
-    image = read_image(sample.image_path)
+    image = choose_channels(read_image(sample.image_path), None, input_config.channels)
     instances = sample.read_instances()
     if instances.image_hw != image.image_hw:
         raise InputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -51,6 +51,7 @@ class ClassicalSegmenter:
     2
     """
 
+    n_channels: ClassVar[int] = 3  # grey or RGB
     config: ClassicalConfig = ClassicalConfig()  # noqa: RUF009 - frozen
 
     def predict(self, images: Sequence[Image]) -> list[Instances]:

@@ -14,6 +14,7 @@ from cellwright.core.dataset import Dataset, Loaded
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.scores import reaches_threshold
+from cellwright.data.images.channels import choose_channels
 from cellwright.data.images.read import read_image
 from cellwright.evaluation.evaluate import evaluate_images
 from cellwright.evaluation.lost_recall import unmatched
@@ -72,7 +73,8 @@ def predict_dataset(
 def predict_images(predictor: FilteredPredictor, dataset: Dataset, track: Track = no_progress) -> list[Instances]:
     """The predictions for every image of a dataset, in order."""
     paths = [source.path for source in sources_of_dataset(dataset)]
-    return [predictor.predict([read_image(path)])[0].instances for path in track(paths, "predicting", len(paths))]
+    images = (choose_channels(read_image(path), None, predictor.n_channels) for path in paths)
+    return [predictor.predict([image])[0].instances for image in track(images, "predicting", len(paths))]
 
 
 def candidates_of(
@@ -109,7 +111,8 @@ def _network_candidates(images: PairedImages, predictor: FilteredPredictor, inde
     if not len(lost):
         return no_candidates(truth.image_hw)
     assert sample.image_path is not None, "it was predicted on"
-    return _with_options(predictor.explain(read_image(sample.image_path), lost.masks.boxes), predictor)
+    image = choose_channels(read_image(sample.image_path), None, predictor.n_channels)
+    return _with_options(predictor.explain(image, lost.masks.boxes), predictor)
 
 
 def _with_options(candidates: Instances, predictor: FilteredPredictor) -> Instances:

@@ -37,6 +37,11 @@ class Predictor(Protocol):
         """Whether `explain` is supported."""
         ...
 
+    @property
+    def n_channels(self) -> int | None:
+        """Channels of the input, see `choose_channels`; None if all channels of an image are passed on."""
+        ...
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """One prediction per image, objects best first; no images give an empty list.
 
@@ -74,6 +79,11 @@ class SegmenterPredictor:
 
     uses_diameter = False
     explains = False
+
+    @property
+    def n_channels(self) -> int | None:
+        """``segmenter.n_channels`` if it has that; otherwise the segmenter gets all channels."""
+        return getattr(self.segmenter, "n_channels", None)
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`. Raises `UsageError` where the segmenter does not return what its protocol says."""
@@ -131,6 +141,11 @@ class FilteredPredictor:
         """See `Predictor`."""
         return self.predictor.explains
 
+    @property
+    def n_channels(self) -> int | None:
+        """See `Predictor`."""
+        return self.predictor.n_channels
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: ids 1..N, with the numbers of omitted objects."""
         return [select(prediction, self.options) for prediction in self.predictor.predict(images)]
@@ -168,6 +183,11 @@ class Ensemble:
     def uses_diameter(self) -> bool:
         """Whether any member uses a diameter."""
         return any(member.uses_diameter for member in self.members)
+
+    @property
+    def n_channels(self) -> int | None:
+        """See `Predictor`: that of the first member."""
+        return self.members[0].n_channels
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: the diameter is that of the first member that uses one; views are those of all members."""

@@ -92,10 +92,9 @@ def test_ome_tiff_has_channels_and_pixel_size(tmp_path: Path) -> None:
         "PhysicalSizeYUnit": "µm",
     }
     tifffile.imwrite(path, planes, photometric="minisblack", metadata=metadata)
-    with pytest.raises(
-        InputError, match=r"got: CYX uint16 \(2, 20, 30\), channels DAPI, actin(.|\n)*`channel`: DAPI, actin"
-    ):
-        read_image(path)
+    image = read_image(path)
+    assert image.channels == ("DAPI", "actin")
+    np.testing.assert_array_equal(image.data, planes.transpose(1, 2, 0))
     for channel in ("actin", "1", 1):
         image = read_image(path, channel=channel)
         np.testing.assert_array_equal(image.data[:, :, 0], planes[1])
@@ -109,7 +108,7 @@ def test_a_stack_needs_a_plane(tmp_path: Path) -> None:
     planes = RNG.integers(0, 256, (5, 20, 30), np.uint8)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "ZYX", "unit": "um"}, resolution=(4.0, 2.0))
-    with pytest.raises(InputError, match=r"stack(.|\n)*plane with `z`, 0 to 4"):
+    with pytest.raises(InputError, match=r"stack(.|\n)*choose `z`"):
         read_image(path)
     with pytest.raises(UsageError, match=r"got: z = 5\n  expected: 0 to 4"):
         read_image(path, z=5)
@@ -129,7 +128,7 @@ def test_rgb_tiff_in_either_layout(tmp_path: Path, planar: str) -> None:
 
 def test_time_series_and_wide_integers_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", np.zeros((3, 8, 9), np.uint8), imagej=True, metadata={"axes": "TYX"})
-    with pytest.raises(InputError, match="several planes along axis T"):
+    with pytest.raises(InputError, match=r"stack(.|\n)*choose `t`"):
         read_image(tmp_path / "t.tif")
     tifffile.imwrite(tmp_path / "i.tif", np.zeros((8, 9), np.int32))
     with pytest.raises(InputError, match="got: int32"):

@@ -25,12 +25,12 @@ ASSUMED_NUCLEI = "a channel was assumed to show the nuclei"
 # punctuation as spaces.
 _NUCLEAR = re.compile(
     r"dapi|hoechst|draq ?[57]|nuclei|nucleus|nuclear|h ?333(42|58)|h2b|nucblue|nucspot|sytox|to ?pro ?3|7 ?aad"
-    r"|\b(nuc|dna|h3|nls|sir dna)\b"
+    r"|\b(nuc|dna|nls) ?\d*\b|\bh3\b"
 )
 
 
-def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int) -> Image:
-    """The channels of ``image`` that a network of ``n_network`` channels is to see.
+def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int | None) -> Image:
+    """The channels of ``image`` that a network of ``n_network`` channels is to see (None: a method that takes all).
 
     wanted: see `select_channels`. None takes what leaves no doubt:
 
@@ -50,7 +50,7 @@ def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int) 
     if wanted is not None:
         return select_channels(image, wanted)
     opaque = image.without_alpha()
-    if opaque.n_channels == 1 or opaque.channels == RGB:
+    if opaque.n_channels == 1 or opaque.channels == RGB or n_network is None:
         return image
     if opaque.n_channels == n_network and n_network != len(RGB):
         return opaque

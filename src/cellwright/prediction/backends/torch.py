@@ -59,6 +59,11 @@ class NetworkPredictor:
         """See `Predictor`."""
         return self.views == PLAIN and isinstance(self.network, Explains)
 
+    @property
+    def n_channels(self) -> int:
+        """See `Predictor`."""
+        return self.input_config.channels
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`."""
         self.network.eval()
