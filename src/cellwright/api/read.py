@@ -12,9 +12,9 @@ from cellwright.core.instances import Instances
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
+    from cellwright.data.formats import Format
     from cellwright.data.images.channels import ChannelChoice
     from cellwright.data.images.tiff import Plane
-    from cellwright.data.formats import Format
 
 DATASET_FILE = "dataset.json"
 

@@ -86,6 +86,17 @@ def test_a_channel_that_does_not_exist(wanted: object) -> None:
 
 
 def test_names_that_mean_nuclei() -> None:
-    nuclear = ("DAPI", "dapi_corr", "Hoechst 33342", "DRAQ5", "Draq 7", "nuclei", "Nucleus", "H2B-mCherry", "DNA1", "nuc")
+    nuclear = (
+        "DAPI",
+        "dapi_corr",
+        "Hoechst 33342",
+        "DRAQ5",
+        "Draq 7",
+        "nuclei",
+        "Nucleus",
+        "H2B-mCherry",
+        "DNA1",
+        "nuc",
+    )
     other = ("GFP", "actin", "cytoplasm", "nucleolin", "R", "Cy5", "brightfield", "EDNA", "c0")
     assert [name for name in (*nuclear, *other) if means_nuclei(name)] == list(nuclear)
