@@ -35,6 +35,12 @@ def test_label_arrays_are_drawn(dtype: str) -> None:
     assert len(np.unique(drawn[LABELS == 4], axis=0)) > 1  # an outline on a flat object
 
 
+def test_axes_are_in_pixels_of_the_image() -> None:
+    axes = cw.show(LABELS * 1.0, LABELS)
+    assert axes.get_xlim() == (0, 30)
+    assert axes.get_ylim() == (20, 0)
+
+
 def test_axes_class_names_and_an_image_alone() -> None:
     axes = pyplot.subplots()[1]
     classed = cw.Instances.from_masks(cw.MaskSet.from_label_map(LABELS)[0], class_ids=np.array([0, 1]))

@@ -1,4 +1,4 @@
-"""Overlays: every drawn pixel against a dense computation, styles, sizes, legends."""
+"""Overlays: drawn pixels compared with a dense computation, styles, sizes, legends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import draw_field
-from cellwright.report.colours import DASHED, PATTERNS, SKY_BLUE, VERMILLION, YELLOW, class_styles
+from cellwright.report.colours import DASHED, PATTERNS, SKY_BLUE, YELLOW, class_styles
 from cellwright.report.display import to_display_rgb
-from cellwright.report.draw import contact_sheet, draw_comparison, draw_overlay, outline_pixels
+from cellwright.report.draw import contact_sheet, draw_overlay, outline_pixels
 
 CROSS = ndimage.generate_binary_structure(2, 1)
 
@@ -35,7 +35,7 @@ def square_cells(scores=None):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3))
-def test_outlines_are_the_pixels_with_a_neighbour_outside_of_each_mask(seed, n):
+def test_outlines_are_the_pixels_of_each_mask_with_a_neighbour_outside(seed, n):
     rng = np.random.default_rng(seed)
     dense = np.stack([ndimage.binary_closing(rng.random((12, 17)) < 0.4) for _ in range(n)])
     expected = np.zeros((12, 17), bool)
@@ -46,17 +46,17 @@ def test_outlines_are_the_pixels_with_a_neighbour_outside_of_each_mask(seed, n):
     assert np.array_equal(drawn, expected)
 
 
-def test_a_dashed_outline_draws_six_of_ten_steps_of_the_ring():
+def test_a_dashed_outline_draws_six_of_ten_pixels_of_the_ring():
     dense = np.zeros((1, 40, 40), bool)
     dense[0, 10:30, 10:30] = True  # a ring of 80 unit edges
     masks = MaskSet.from_dense(dense)
     y, _ = outline_pixels(masks, DASHED)
     assert len(y) == 48
-    whole = set(zip(*outline_pixels(masks), strict=True))
-    assert set(zip(*outline_pixels(masks, DASHED), strict=True)) < whole
+    solid = set(zip(*outline_pixels(masks), strict=True))
+    assert set(zip(*outline_pixels(masks, DASHED), strict=True)) < solid
 
 
-def test_overlay_outlines_inside_the_masks_and_leaves_the_rest():
+def test_overlays_change_only_the_outlines_inside_the_masks():
     picture = draw_overlay(grey((30, 40)), square_cells(), class_names=["a", "b"], legend=False)
     assert picture.shape == (30, 40, 3)
     assert picture.dtype == np.uint8
@@ -68,12 +68,12 @@ def test_overlay_outlines_inside_the_masks_and_leaves_the_rest():
 
 def test_overlapping_objects_keep_both_outlines():
     picture = draw_overlay(grey((30, 40)), square_cells(), class_names=["a", "b"], legend=False)
-    # Object 0's right edge runs through object 1.
+    # The right edge of object 0 crosses object 1.
     assert tuple(picture[13, 14]) in (YELLOW, SKY_BLUE)
     assert tuple(picture[12, 14]) == YELLOW
 
 
-def test_the_legend_is_below_so_pixels_keep_their_places():
+def test_the_legend_is_below_the_image():
     with_legend = draw_overlay(grey((30, 300)), Instances.empty((30, 300)), class_names=["a", "b"])
     assert with_legend.shape[1:] == (300, 3)
     assert with_legend.shape[0] > 30
@@ -89,8 +89,8 @@ def test_fill_boxes_scores_and_width_change_the_picture():
     assert tuple(filled[9, 8]) == tuple(np.round(np.array(YELLOW) / 2).astype(int))
     for extra in ({"show_boxes": True}, {"show_scores": True}, {"outline_px": 3}):
         assert not np.array_equal(plain, draw_overlay(grey((30, 40)), cells, **options, **extra)), extra
-    bare = draw_overlay(grey((30, 40)), cells, outline_px=0, **options)
-    assert (bare == 0).all()
+    without_outlines = draw_overlay(grey((30, 40)), cells, outline_px=0, **options)
+    assert (without_outlines == 0).all()
 
 
 def test_the_image_is_not_changed():
@@ -99,37 +99,27 @@ def test_the_image_is_not_changed():
     assert (image.data == 9).all()
 
 
-def test_no_objects_is_the_image_itself():
+def test_without_objects_the_picture_is_the_image():
     image, _ = draw_field(0, (40, 60), 3)
     picture = draw_overlay(image, Instances.empty((40, 60)), legend=False)
     assert np.array_equal(picture, image.data)
 
 
-def test_wrong_sizes_and_nameless_classes_are_refused():
+def test_other_sizes_and_classes_without_a_name_are_refused():
     with pytest.raises(InputError, match="size"):
         draw_overlay(grey((30, 41)), square_cells())
     with pytest.raises(UsageError, match="class id 1"):
         draw_overlay(grey((30, 40)), square_cells(), class_names=["a"])
 
 
-def test_comparison_shows_found_missed_and_spurious():
-    truth, found = square_cells(), square_cells(np.array([0.9, 0.8], np.float32))
-    flags = np.array([True, False])
-    picture = draw_comparison(grey((30, 40)), truth, found, truth_matched=flags, predicted_matched=flags, legend=False)
-    for colour in (SKY_BLUE, YELLOW, VERMILLION):
-        assert (picture == colour).all(-1).any(), colour
-    with pytest.raises(InputError, match="truth_matched"):
-        draw_comparison(grey((30, 40)), truth, found, truth_matched=flags[:1], predicted_matched=flags)
-
-
-def test_classes_differ_in_colour_and_neighbours_in_line_style_too():
+def test_classes_differ_in_style_and_consecutive_ones_in_line_pattern():
     styles = class_styles(tuple(f"c{k}" for k in range(28)))
     assert len({(style.colour, style.pattern) for style in styles}) == 28
     assert all(a.pattern != b.pattern for a, b in itertools.pairwise(styles))
     assert {style.pattern for style in styles[:4]} == set(PATTERNS)
 
 
-def test_eight_bit_colour_is_shown_as_it_is_and_the_rest_is_stretched():
+def test_8_bit_colour_is_not_changed_and_other_images_are_stretched():
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 255, (20, 20, 4), dtype=np.uint8)
     assert np.array_equal(to_display_rgb(Image.from_array(colour)), colour[..., :3])
@@ -141,7 +131,7 @@ def test_eight_bit_colour_is_shown_as_it_is_and_the_rest_is_stretched():
         assert (shown[..., 0] == shown[..., 1]).all()
 
 
-def test_flat_non_finite_and_many_channels_can_be_shown():
+def test_constant_non_finite_and_multichannel_images():
     assert (to_display_rgb(Image.from_array(np.full((5, 5), 70, np.uint16))) == 0).all()
     holes = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
     holes[0, 0] = np.nan
@@ -155,11 +145,11 @@ def test_flat_non_finite_and_many_channels_can_be_shown():
     assert (shown[0, 0] == 0).all()
 
 
-def test_contact_sheet_holds_every_tile_and_says_when_there_is_none():
+def test_contact_sheets_have_every_tile_or_say_that_there_is_none():
     tiles = [("a" * 300, np.full((10, 40, 3), 50, np.uint8)), ("b", np.full((700, 200, 3), 90, np.uint8))]
     sheet = contact_sheet(tiles, columns=2, tile_px=100, title="two")
     assert sheet.dtype == np.uint8
     assert sheet.shape[1] == 2 * 108 + 8
     assert (sheet == 50).all(-1).sum() == 100 * 25
     assert (sheet == 90).all(-1).sum() > 100 * 27
-    assert contact_sheet([], tile_px=200).min() < 128, "words on white"
+    assert contact_sheet([], tile_px=200).min() < 128, "text on white"

@@ -89,7 +89,7 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         suspects = rank_suspects(dataset, limit=MAX_SUSPECTS, track=screen.track)
     if plan.out is not None:
         from cellwright.core.files import write_png
-        from cellwright.report.suspects import draw_suspects
+        from cellwright.report.suspect_sheet import draw_suspects
 
         sheet = draw_suspects(dataset, suspects, screen.track)
         write_suspects(suspects, plan.out)

@@ -20,7 +20,7 @@ from cellwright.core.errors import FormatError, InputError, RecipeError, UsageEr
 from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
-from cellwright.report.plots import Curves, read_log
+from cellwright.report.curves import Curves, read_log
 from cellwright.training.run_folder import REPEATS, Best, RunFolder, read_best
 
 MARKER = "compare.md"
@@ -440,7 +440,7 @@ def _write(comparison: Comparison, out: Path) -> None:
     import pandas as pd
 
     from cellwright.evaluation.report import frame_markdown
-    from cellwright.report.compare import RunLine, draw_comparison, shared_metric
+    from cellwright.report.compare_figure import RunLine, draw_comparison, shared_metric
 
     entries = comparison.entries
     _, columns, rows = comparison.table()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_image, as_instances
+from cellwright.core.instances import Instances
+from cellwright.core.text import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +40,17 @@ def show(
     >>> ax.get_title()
     '2 objects'
     """
-    from cellwright.report.show import show as draw
+    from matplotlib import pyplot
 
-    instances = None if cells is None else as_instances(cells)
-    return draw(as_image(image), instances, class_names=class_names, ax=ax)
+    from cellwright.report.draw import draw_overlay
+
+    converted = as_image(image)
+    instances = Instances.empty(converted.image_hw) if cells is None else as_instances(cells)
+    has_classes = bool(instances.class_ids.max(initial=0))
+    picture = draw_overlay(converted, instances, class_names=class_names, legend=has_classes)
+    if ax is None:
+        ax = pyplot.subplots(layout="constrained")[1]
+    # Pixel (0, 0) covers [0, 1), as in boxes and polygons.
+    ax.imshow(picture, extent=(0, converted.image_hw[1], picture.shape[0], 0), interpolation="nearest")
+    ax.set_title(count(len(instances), "object"))
+    return ax

@@ -453,7 +453,7 @@ def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
 
 
 def _draw_curves(run: RunFolder) -> None:
-    from cellwright.report.plots import draw_curves
+    from cellwright.report.curves import draw_curves
 
     if run.log.is_file():
         draw_curves(run.log, run.curves)

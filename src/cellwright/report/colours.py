@@ -1,6 +1,6 @@
-"""Colours and line styles: Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), readable with any colour vision.
+"""Colours and line styles: the palette of Okabe and Ito (jfly.uni-koeln.de/color, 2008), safe for colour blindness.
 
-In grey print colours are gone; the line style still tells classes apart, and every picture carries a legend.
+In greyscale print classes differ by line style, and every picture has a legend.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ BLUE: RGB = (0, 114, 178)
 VERMILLION: RGB = (213, 94, 0)
 PURPLE: RGB = (204, 121, 167)
 
-# On tissue and on black alike the bright colours stand out first.
+# Bright colours first: they are visible on tissue and on black.
 CLASS_COLOURS: tuple[RGB, ...] = (YELLOW, SKY_BLUE, VERMILLION, GREEN, ORANGE, PURPLE, BLUE)
 
-# Drawn and skipped pixels along an outline, in turn; an empty tuple is a solid line.
+# Numbers of pixels drawn and skipped along an outline, alternating; an empty tuple is a solid line.
 SOLID: tuple[int, ...] = ()
 DASHED: tuple[int, ...] = (6, 4)
 DOTTED: tuple[int, ...] = (2, 3)
@@ -32,7 +32,7 @@ PATTERNS: tuple[tuple[int, ...], ...] = (SOLID, DASHED, DOTTED, DASH_DOT)
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How one kind of object is outlined. name: what the legend says."""
+    """How one kind of object is outlined. name: for the legend."""
 
     name: str
     colour: RGB
@@ -40,7 +40,7 @@ class LineStyle:
 
 
 def class_styles(class_names: tuple[str, ...]) -> tuple[LineStyle, ...]:
-    """A style for each class: 7 colours and 4 patterns that turn together, so 28 classes look different."""
+    """A style for each class: 7 colours and 4 patterns are cycled together, so 28 classes look different."""
     return tuple(
         LineStyle(name, CLASS_COLOURS[k % len(CLASS_COLOURS)], PATTERNS[k % len(PATTERNS)])
         for k, name in enumerate(class_names)

@@ -1,4 +1,4 @@
-"""From an `Image` of any type to what a screen shows."""
+"""Conversion of an `Image` of any type to 8-bit RGB for display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cellwright.core.image import Image
 from cellwright.report.colours import RGB
 
 _PERCENTILES = (0.1, 99.8)
-# Colours of the channels of a composite, added up: blue first, since the nuclear stain mostly is the first channel.
+# Colours of the channels of a composite, added up: blue first, since the first channel is often a nuclear stain.
 _CHANNEL_COLOURS: tuple[RGB, ...] = (
     (0, 96, 255),
     (0, 255, 96),
@@ -20,11 +20,11 @@ _CHANNEL_COLOURS: tuple[RGB, ...] = (
 
 
 def to_display_rgb(image: Image) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of an image of any dtype and number of channels.
+    """An image of any dtype and number of channels as uint8 RGB (H, W, 3).
 
-    8-bit colour is shown as it is. Grey, 16-bit and float images are stretched from their 0.1st to their 99.8th
-    percentile; a flat or non-finite range shows black. Alpha is dropped. One channel is grey, several that are not
-    R, G, B become a composite of colours.
+    8-bit colour is not changed. Grey, 16-bit and float images are stretched from their 0.1st to their 99.8th
+    percentile; constant or non-finite values are black. Alpha is dropped. A single channel is shown in grey, several
+    channels other than R, G, B as a colour composite.
     """
     data, names = image.data, image.channels
     if len(names) > 1 and names[-1] == "A":
@@ -47,7 +47,7 @@ def to_display_rgb(image: Image) -> np.ndarray:
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """Float32 0..1 of the same shape."""
+    """Values stretched to 0..1, float32 of the same shape."""
     values = values.astype(np.float32)
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, _PERCENTILES) if finite.size else (0.0, 0.0)

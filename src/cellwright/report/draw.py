@@ -1,7 +1,7 @@
-"""Pictures of objects on their image: outlines by class, truth against prediction, contact sheets.
+"""Pictures of objects on their image: outlines by class, and contact sheets.
 
-Outlines follow the pixel edges of the masks and are drawn inside them, one object after the other from its own crop:
-cost follows the outlines' length, and overlapping objects keep theirs.
+Outlines follow the pixel edges of the masks and are drawn inside them, object by object: time is proportional to the
+length of the outlines, and overlapping objects have complete outlines.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.report.colours import (
     BLACK,
-    DASHED,
-    DOTTED,
-    SKY_BLUE,
-    VERMILLION,
     WHITE,
-    YELLOW,
     LineStyle,
     class_styles,
 )
 from cellwright.report.display import to_display_rgb
-from cellwright.report.text import draw_labels, legend_strip, shortened
+from cellwright.report.legend import draw_labels, legend_strip, shortened
 
-# Steps of a unit edge by its direction (right, down, left, up), and from the edge's start to the pixel on its right
-# hand, where an outline of `MaskSet.to_polygons` has the object.
+# For unit edges to the right, down, left and up: the step along the edge, and the offset from its start to the pixel on
+# its right side, which is inside the object in the outlines of `MaskSet.to_polygons`.
 _STEP_XY = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 _INSIDE_XY = np.array([[0, 0], [-1, 0], [-1, -1], [0, -1]])
 
@@ -49,13 +44,12 @@ def draw_overlay(
     show_scores: bool = False,
     legend: bool = True,
 ) -> np.ndarray:
-    """The image with its objects outlined by class, uint8 RGB.
+    """The image with its objects outlined by class, (H, W, 3) uint8 RGB; the legend adds rows at the bottom.
 
-    Shape (H, W, 3), with ``legend`` a strip more below, so that the image's pixels keep their places.
-    class_names: None calls them "objects", or "class 0", "class 1", ... where there are several.
-    outline_px: width of the lines, 0 for none. fill_alpha: opacity of the filled masks, 0..1.
-    show_scores: percent beside every object. Raises `InputError` where objects and image differ in size,
-    `UsageError` where a class id has no name.
+    class_names: None calls a single class "objects", and several "class 0", "class 1", ...
+    outline_px: line width; 0 draws no lines. fill_alpha: opacity of filled masks, 0..1.
+    show_scores: show the score of every object in percent. Raises `InputError` if objects and image differ in size,
+    `UsageError` if a class has no name.
     """
     _check_sizes(image, instances)
     styles = class_styles(_names(instances, class_names))
@@ -76,42 +70,8 @@ def draw_overlay(
     return np.concatenate([canvas, legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist()))])
 
 
-def draw_comparison(
-    image: Image,
-    truth: Instances,
-    predicted: Instances,
-    *,
-    truth_matched: np.ndarray,
-    predicted_matched: np.ndarray,
-    outline_px: int = 1,
-    legend: bool = True,
-) -> np.ndarray:
-    """Truth against prediction: found and spurious predictions and missed truth, uint8 RGB as `draw_overlay`.
-
-    truth_matched: (N,) bool; predicted_matched: (M,) bool: who found whom is the judge's business (`evaluate`).
-    """
-    _check_sizes(image, truth)
-    _check_sizes(image, predicted)
-    for name, flags, objects in (("truth", truth_matched, truth), ("predicted", predicted_matched, predicted)):
-        if flags.shape != (len(objects),) or flags.dtype != bool:
-            got = f"shape {flags.shape}, {flags.dtype}"
-            raise InputError(f"{name}_matched does not fit", got=got, expected=f"({len(objects)},) bool")
-    styles = (
-        LineStyle("found", SKY_BLUE),
-        LineStyle("missed", YELLOW, DASHED),
-        LineStyle("spurious", VERMILLION, DOTTED),
-    )
-    groups = (predicted.masks[predicted_matched], truth.masks[~truth_matched], predicted.masks[~predicted_matched])
-    canvas = to_display_rgb(image).copy()
-    for masks, style in zip(groups, styles, strict=True):
-        draw_outlines(canvas, masks, style, outline_px)
-    if not legend:
-        return canvas
-    return np.concatenate([canvas, legend_strip(canvas.shape[1], _with_counts(styles, [len(g) for g in groups]))])
-
-
 def draw_outlines(canvas: np.ndarray, masks: MaskSet, style: LineStyle, outline_px: int) -> None:
-    """Outline masks in place on an RGB canvas (H, W, 3) uint8, in the style's colour and pattern."""
+    """Draw the outlines of masks on an RGB canvas (H, W, 3) uint8, which is modified."""
     if outline_px < 1 or len(masks) == 0:
         return
     y, x = outline_pixels(masks, style.pattern)
@@ -123,9 +83,9 @@ def draw_outlines(canvas: np.ndarray, masks: MaskSet, style: LineStyle, outline_
 
 
 def outline_pixels(masks: MaskSet, pattern: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels that lie inside the masks along their outlines, holes included.
+    """Rows and columns of the pixels inside the masks along their outlines, including holes.
 
-    pattern: pixels to draw and to skip in turn along each ring; empty draws all. A pixel may come twice.
+    pattern: numbers of pixels to draw and to skip along each ring, alternating; empty draws all. Pixels may repeat.
     """
     rings = [ring for polygons in masks.to_polygons() for polygon in polygons for ring in polygon]
     if not rings:
@@ -150,34 +110,34 @@ def contact_sheet(
 ) -> np.ndarray:
     """Pictures with captions in a grid, uint8 RGB on white.
 
-    tiles: (caption, uint8 RGB (h, w, 3)); each is shrunk or enlarged into a square of ``tile_px``, kept in proportion.
-    columns: None makes the grid nearly square. No tiles give a sheet that says so.
+    tiles: (caption, uint8 RGB (h, w, 3)); each is resized to fit a square of ``tile_px``, preserving its proportions.
+    columns: None makes the grid nearly square. Without tiles the sheet says "no pictures".
     """
     columns = columns or max(math.ceil(math.sqrt(len(tiles))), 1)
     rows = math.ceil(len(tiles) / columns)
     font, gap, caption_px = ImageFont.load_default(12), 8, 20
-    head = 28 if title or not tiles else 0
-    size = (columns * (tile_px + gap) + gap, head + rows * (tile_px + caption_px + gap) + gap)
+    title_px = 28 if title or not tiles else 0
+    size = (columns * (tile_px + gap) + gap, title_px + rows * (tile_px + caption_px + gap) + gap)
     sheet = Pillow.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(sheet)
-    words = shortened(title or ("" if tiles else "no pictures"), ImageFont.load_default(15), size[0] - 2 * gap)
-    draw.text((gap, head // 2 + 2), words, fill=BLACK, font=ImageFont.load_default(15), anchor="lm")
+    heading = shortened(title or ("" if tiles else "no pictures"), ImageFont.load_default(15), size[0] - 2 * gap)
+    draw.text((gap, title_px // 2 + 2), heading, fill=BLACK, font=ImageFont.load_default(15), anchor="lm")
     for k, (caption, rgb) in enumerate(tiles):
         left = gap + (k % columns) * (tile_px + gap)
-        top = head + gap + (k // columns) * (tile_px + caption_px + gap)
-        tile = _fitted(rgb, tile_px)
+        top = title_px + gap + (k // columns) * (tile_px + caption_px + gap)
+        tile = _resized_to_fit(rgb, tile_px)
         sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
         text = shortened(caption, font, tile_px)
         draw.text((left, top + tile_px + caption_px // 2), text, fill=BLACK, font=font, anchor="lm")
     return np.array(sheet)
 
 
-def _fitted(rgb: np.ndarray, tile_px: int) -> Pillow.Image:
+def _resized_to_fit(rgb: np.ndarray, tile_px: int) -> Pillow.Image:
     scale = tile_px / max(rgb.shape[:2])
     size_wh = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
-    # Enlarged pixels stay square, so that one-pixel outlines stay sharp.
-    how = Pillow.Resampling.NEAREST if scale >= 2 else Pillow.Resampling.LANCZOS
-    return Pillow.fromarray(np.ascontiguousarray(rgb)).resize(size_wh, how)
+    # Enlarge without interpolation, so that one-pixel outlines stay sharp.
+    resampling = Pillow.Resampling.NEAREST if scale >= 2 else Pillow.Resampling.LANCZOS
+    return Pillow.fromarray(np.ascontiguousarray(rgb)).resize(size_wh, resampling)
 
 
 def _names(instances: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:
@@ -185,8 +145,8 @@ def _names(instances: Instances, class_names: Sequence[str] | None) -> tuple[str
     if class_names is None:
         return ("objects",) if n_needed == 1 else tuple(f"class {k}" for k in range(n_needed))
     if len(instances) and n_needed > len(class_names):
-        got, expected = f"class id {n_needed - 1}", f"a name for each class; there are {len(class_names)}"
-        raise UsageError("an object's class has no name", got=got, expected=expected)
+        got, expected = f"class id {n_needed - 1}", f"0 to {len(class_names) - 1} ({', '.join(class_names)})"
+        raise UsageError("an object has a class id without a name", got=got, expected=expected)
     return tuple(class_names)
 
 

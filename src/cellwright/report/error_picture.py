@@ -37,7 +37,7 @@ from cellwright.report.colours import (
 )
 from cellwright.report.display import to_display_rgb
 from cellwright.report.draw import draw_outlines
-from cellwright.report.text import legend_strip
+from cellwright.report.legend import legend_strip
 
 GREY = (160, 160, 160)
 SIDE_PX = 1800  # images are enlarged by a whole factor to about this size, so that line patterns are visible

@@ -1,4 +1,4 @@
-"""Runs side by side: learning rate, loss and average precision over steps, a line a run, readable in grey print."""
+"""The figure of `compare`: learning rate, loss and a metric over the steps of several runs, one line per run."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellwright.core.files import atomic_path
-from cellwright.report.plots import Curves, line_look, smoothed
+from cellwright.report.curves import Curves, line_format, smoothed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PREFERRED = ("AP@all", "AP@100", "AP50@all")
-_MARKS = 8  # markers along a dense line
+_MARKERS = 8  # along a dense line
 _LEGEND_COLUMNS = 3
 
 
 @dataclass(frozen=True)
 class RunLine:
-    """One line of the figure. name: for the legend. curves: of the run; of each seed where it was repeated."""
+    """One line of the figure. name: for the legend. curves: of the run, or of each seed of a repeated run."""
 
     name: str
     curves: tuple[Curves, ...]
 
 
 def shared_metric(lines: Sequence[RunLine], chosen_by: Sequence[str] = ()) -> str | None:
-    """The metric to draw: what most runs were validated by, average precision first; None where none was.
+    """The metric to draw: the one that most runs have, average precision first; None if no run has any.
 
-    chosen_by: metrics by which best models were picked, looked at after average precision.
+    chosen_by: the metrics that selected the best models, considered after average precision.
     """
-    logged = [set.intersection(*(set(one.named("")) for one in line.curves)) for line in lines]
+    logged = [set.intersection(*(set(curves.named("")) for curves in line.curves)) for line in lines]
     counts = {name: sum(name in names for names in logged) for name in dict.fromkeys((*_PREFERRED, *chosen_by))}
-    name = max(counts, key=lambda one: counts[one])
+    name = max(counts, key=lambda candidate: counts[candidate])
     return name if counts[name] else None
 
 
 def draw_comparison(lines: Sequence[RunLine], path: Path, metric: str | None) -> None:
     """Write the figure (PNG) to ``path``: lr, total loss (running mean over 2 % of the steps) and ``metric``.
 
-    Seeds of one run are drawn as their mean, with a band of one standard deviation. A run without a column has no line
-    in its panel; a panel without lines says so.
+    The seeds of a repeated run are drawn as their mean with a band of one standard deviation. A run that has not logged
+    a column has no line in that panel; a panel without lines shows a note.
     """
-    # A figure of its own instead of pyplot: no global state, and no window system is asked for.
+    # Without pyplot: no global state, and no window system is needed.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def draw_comparison(lines: Sequence[RunLine], path: Path, metric: str | None) ->
         axes.grid(visible=True, alpha=0.3)
         if not axes.lines:
             axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
-            nothing = "no run was validated" if column in (None, metric) else f"no run logged {column}"
+            nothing = "no run was evaluated" if column in (None, metric) else f"no run logged {column}"
             axes.text(0.5, 0.5, nothing, ha="center", va="center", transform=axes.transAxes)
     handles = [drawn[k] for k in sorted(drawn)]
     if handles:
@@ -73,33 +73,33 @@ def draw_comparison(lines: Sequence[RunLine], path: Path, metric: str | None) ->
 
 
 def _mean_line(line: RunLine, column: str, *, smooth: bool) -> np.ndarray | None:
-    """Rows step, mean, standard deviation over seeds (3, S) at the steps that all seeds have; None where no such."""
+    """Step, mean and standard deviation over seeds, (3, S), at the steps that all seeds have; None without any."""
     steps: np.ndarray | None = None
-    for one in line.curves:
-        known = one.steps[np.isfinite(one.values.get(column, np.full(len(one.steps), np.nan)))]
-        steps = known if steps is None else np.intersect1d(steps, known)
+    for curves in line.curves:
+        logged = curves.steps[np.isfinite(curves.values.get(column, np.full(len(curves.steps), np.nan)))]
+        steps = logged if steps is None else np.intersect1d(steps, logged)
     if steps is None or len(steps) == 0:
         return None
-    values = np.stack([one.values[column][np.isin(one.steps, steps)] for one in line.curves])
-    values = np.stack([smoothed(one) for one in values]) if smooth else values
+    values = np.stack([curves.values[column][np.isin(curves.steps, steps)] for curves in line.curves])
+    values = np.stack([smoothed(of_seed) for of_seed in values]) if smooth else values
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
     return np.stack([steps, values.mean(axis=0), spread])
 
 
 def _plot(axes: Axes, mean: np.ndarray, name: str, k: int):
-    look, (steps, values, spread) = line_look(k), mean
-    every = max(len(steps) // _MARKS, 1)
+    line, (steps, values, spread) = line_format(k), mean
+    every = max(len(steps) // _MARKERS, 1)
     (handle,) = axes.plot(
         steps,
         values,
-        look.style,
-        color=look.colour,
-        marker=look.marker,
-        markevery=(k * every // _MARKS % every, every),  # beside those of the other lines
+        line.style,
+        color=line.colour,
+        marker=line.marker,
+        markevery=(k * every // _MARKERS % every, every),  # not at the same steps as those of other lines
         markersize=5,
         label=name,
         linewidth=1.5,
     )
     if spread.any():
-        axes.fill_between(steps, values - spread, values + spread, color=look.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(steps, values - spread, values + spread, color=line.colour, alpha=0.15, linewidth=0)
     return handle

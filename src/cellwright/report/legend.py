@@ -1,4 +1,4 @@
-"""Words in pictures: legends and labels. The font is the one that Pillow ships."""
+"""Text in pictures: legends and labels, in the font included with Pillow."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from PIL import ImageDraw, ImageFont
 from cellwright.report.colours import BLACK, WHITE, LineStyle
 
 _LEGEND_PX = 13
-_SAMPLE_PX = 30  # length of a line's sample in the legend
-_GROUND = (60, 60, 60)  # behind the samples, so that bright and dark colours both show on white paper
+_SAMPLE_PX = 30  # length of the line samples in a legend
+_SAMPLE_GREY = (60, 60, 60)  # background of the samples, so that bright and dark colours are visible on white
 
 
 def legend_strip(width: int, styles: Sequence[LineStyle]) -> np.ndarray:
-    """A white strip (h, width, 3) uint8 with a sample of every line and its name, in as many rows as it needs."""
+    """A white strip (h, width, 3) uint8 with a sample of every line style and its name, in as many rows as needed."""
     font = ImageFont.load_default(_LEGEND_PX)
     row_px, gap = _LEGEND_PX + 9, 14
-    places, x, row = [], 6, 0
+    entries, x, row = [], 6, 0
     for style in styles:
-        room = width - 12 - _SAMPLE_PX - 6
-        name = shortened(style.name, font, room)
+        name = shortened(style.name, font, width - 12 - _SAMPLE_PX - 6)
         used = _SAMPLE_PX + 6 + math.ceil(font.getlength(name))
         if x > 6 and x + used > width - 6:
             x, row = 6, row + 1
-        places.append((style, name, x, row))
+        entries.append((style, name, x, row))
         x += used + gap
     strip = Pillow.new("RGB", (width, (row + 1) * row_px if styles else 0), WHITE)
     draw = ImageDraw.Draw(strip)
-    for style, name, left, row in places:
+    for style, name, left, row in entries:
         middle = row * row_px + row_px // 2
-        draw.rectangle((left, middle - 6, left + _SAMPLE_PX, middle + 6), fill=_GROUND)
+        draw.rectangle((left, middle - 6, left + _SAMPLE_PX, middle + 6), fill=_SAMPLE_GREY)
         _draw_sample(draw, left + 2, left + _SAMPLE_PX - 2, middle, style)
         draw.text((left + _SAMPLE_PX + 6, middle), name, fill=BLACK, font=font, anchor="lm")
     return np.array(strip)
 
 
 def draw_labels(canvas: np.ndarray, boxes_xyxy: np.ndarray, texts: Sequence[str], size_px: int = 10) -> None:
-    """Write a text at the top left of every box (N, 4) in place, white with a black rim."""
+    """Write a text at the top left of every box (N, 4) on the canvas, white with a black border."""
     picture = Pillow.fromarray(canvas)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size_px)
     for (x0, y0, _, _), text in zip(boxes_xyxy.tolist(), texts, strict=True):
@@ -58,12 +57,12 @@ def _draw_sample(draw: ImageDraw.ImageDraw, x0: int, x1: int, y: int, style: Lin
         x, k = x + step, k + 1
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room_px: float) -> str:
-    """The text, or its end behind an ellipsis where it is too long (names differ at their ends)."""
-    if font.getlength(text) <= room_px:
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: float) -> str:
+    """The text, or only its end after an ellipsis if it is too long, since file names usually differ at the end."""
+    if font.getlength(text) <= width_px:
         return text
     for start in range(1, len(text)):
         short = "..." + text[start:]
-        if font.getlength(short) <= room_px:
+        if font.getlength(short) <= width_px:
             return short
     return ""

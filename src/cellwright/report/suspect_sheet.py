@@ -1,4 +1,4 @@
-"""A contact sheet of suspects: each cut out of its image with its outline, its neighbours thin around it."""
+"""A contact sheet of suspicious annotations: each with its outline and those of its neighbours."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from cellwright.report.draw import contact_sheet, draw_outlines
 SHOWN = 24
 COLUMNS = 6
 TILE_PX = 240
-LEAST_WINDOW_PX = 48
-GROUND = 96  # grey level where there is no image to show
+MIN_WINDOW_PX = 48
+NO_IMAGE_GREY = 96  # grey level where the image cannot be shown
 
 _SUSPECT = LineStyle("suspect", YELLOW)
 _OTHERS = LineStyle("other objects", SKY_BLUE, DOTTED)
 
 
 def draw_suspects(dataset: Dataset, suspects: Sequence[Suspect], track: Track = no_progress) -> np.ndarray:
-    """The first 24 suspects, uint8 RGB: the suspect's outline solid yellow, those of its neighbours dotted blue.
+    """The first 24 suspects, uint8 RGB: each outlined in solid yellow, its neighbours in dotted blue.
 
-    Each window is about four times as wide as its object. An image that is missing, cannot be read or has another
-    size than its objects is shown as plain grey. No suspects give a sheet that says so.
+    Each window is about twice as wide as its object, and at least 48 px. An image that is missing, cannot be read or
+    differs in size from its objects is shown in plain grey. Without suspects the sheet says "no pictures".
     """
     shown = suspects[:SHOWN]
-    wanted = {one.sample_id for one in shown}
+    sample_ids = {suspect.sample_id for suspect in shown}
     tiles: dict[int, tuple[str, np.ndarray]] = {}
-    for sample in track([sample for sample in dataset if sample.id in wanted], "drawing", len(wanted)):
+    for sample in track([sample for sample in dataset if sample.id in sample_ids], "drawing", len(sample_ids)):
         cells = sample.read_instances()
         picture = _picture(sample, cells)
-        for k, one in enumerate(shown):
-            if one.sample_id == sample.id:
-                caption = f"{k + 1}. {one.kind} {one.score:.2f}, object {one.object_id}"
-                tiles[k] = (caption, _tile(picture, cells, one.object_id))
-    title = f"the first {len(shown)} of {len(suspects)} suspects" if shown else ""
+        for k, suspect in enumerate(shown):
+            if suspect.sample_id == sample.id:
+                caption = f"{k + 1}. {suspect.kind} {suspect.score:.2f}, object {suspect.object_id}"
+                tiles[k] = (caption, _tile(picture, cells, suspect.object_id))
+    title = f"first {len(shown)} of {len(suspects)} suspects" if shown else ""
     return contact_sheet([tiles[k] for k in sorted(tiles)], columns=COLUMNS, tile_px=TILE_PX, title=title)
 
 
 def _picture(sample: Sample, cells: Instances) -> np.ndarray:
     try:
         picture = None if sample.image_path is None else to_display_rgb(read_image(sample.image_path))
-    except CellwrightError:  # the same command's findings name it
+    except CellwrightError:  # reported by the findings of the same command
         picture = None
     if picture is None or picture.shape[:2] != cells.image_hw:
-        return np.full((*cells.image_hw, 3), GROUND, np.uint8)
+        return np.full((*cells.image_hw, 3), NO_IMAGE_GREY, np.uint8)
     return picture
 
 
 def _tile(picture: np.ndarray, cells: Instances, object_id: int) -> np.ndarray:
-    """A square window around the object, enlarged by a whole number, then outlined."""
-    at = int(np.flatnonzero(cells.ids == object_id)[0])
-    x0, y0, x1, y1 = cells.masks.boxes[at].tolist()
-    half = max(2 * max(x1 - x0, y1 - y0), LEAST_WINDOW_PX) // 2 + 8
+    """A square window around an object, enlarged by a whole factor, with outlines."""
+    index = int(np.flatnonzero(cells.ids == object_id)[0])
+    x0, y0, x1, y1 = cells.masks.boxes[index].tolist()
+    half = max(2 * max(x1 - x0, y1 - y0), MIN_WINDOW_PX) // 2 + 8
     middle_y, middle_x = (y0 + y1) // 2, (x0 + x1) // 2
     height, width = cells.image_hw
     top, left = max(middle_y - half, 0), max(middle_x - half, 0)
@@ -72,9 +72,9 @@ def _tile(picture: np.ndarray, cells: Instances, object_id: int) -> np.ndarray:
     size_hw = (window.shape[0] * zoom, window.shape[1] * zoom)
     canvas = cv2.resize(np.ascontiguousarray(window), size_hw[::-1], interpolation=cv2.INTER_CUBIC)
     boxes = cells.masks.boxes
-    near = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
-    near[at] = False
-    for masks, style in ((cells.masks[near], _OTHERS), (cells.masks[[at]], _SUSPECT)):
+    is_neighbour = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
+    is_neighbour[index] = False
+    for masks, style in ((cells.masks[is_neighbour], _OTHERS), (cells.masks[[index]], _SUSPECT)):
         draw_outlines(canvas, _enlarged(masks.window(top, left, bottom, right), size_hw), style, 3)
     return canvas
 
