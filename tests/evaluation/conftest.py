@@ -1,4 +1,4 @@
-"""Drawn objects for the tests of the judge."""
+"""Drawn objects for the tests of the evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def instances_of(masks: list[np.ndarray], image_hw: tuple[int, int] = (64, 64), 
 def draw_pair(
     rng: np.random.Generator, *, n_truth: int = 12, n_classes: int = 3, size: int = 160, scored: bool = True
 ) -> tuple[Instances, Instances]:
-    """Truth with crowds, and predictions that overlap, move, repeat and swap classes, with many equal scores."""
+    """Objects with crowds, and predictions that overlap, are moved, repeated or of another class, with equal scores."""
     image_hw = (size, size + 17)
     radii = rng.choice([3, 7, 14, 30, 55], n_truth, p=[0.25, 0.3, 0.2, 0.15, 0.1])
     centres = rng.uniform(0, size, (n_truth, 2))

@@ -1,12 +1,12 @@
-"""What `stardist.matching` and `cellpose.metrics` say of seeded label maps, for the tests to compare with.
+"""Results of `stardist.matching` and `cellpose.metrics` for seeded label maps, which the tests compare with.
 
-Both need an older numpy than cellwright, so this runs in an environment of its own and imports nothing of ours:
+Both need an older NumPy than cellwright, so this script runs in a separate environment and does not import cellwright:
 
     python -m venv references
     references/bin/pip install "stardist==0.9.1" "cellpose==3.1.1.2" "numpy<2" "setuptools<80"
-    references/bin/python tests/evaluate/make_references.py tests/evaluate/references.json
+    references/bin/python tests/evaluation/make_references.py tests/evaluation/references.json
 
-`test_make_references.py` does that when asked for slow tests.
+`test_make_references.py` runs it as a slow test.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 def drawn_label_maps(seed: int, size: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and prediction, labels (size, size) int32 without gaps: discs, some moved, merged, lost, cut or invented.
+    """Ground truth and prediction, label maps (size, size) int32 without gaps: discs, some moved, merged, lost or cut.
 
-    Each label map is drawn with numpy's PCG64 stream, which is the same in every version.
+    Random numbers come from the PCG64 stream of NumPy, which is the same in every version.
     """
     rng = np.random.default_rng([20, seed])
     y, x = np.ogrid[:size, :size]
@@ -49,14 +49,14 @@ def drawn_label_maps(seed: int, size: int = 96) -> tuple[np.ndarray, np.ndarray]
 
 
 def _without_gaps(labels: np.ndarray) -> np.ndarray:
-    # Cellpose counts the largest label, gaps included, as the number of objects.
+    # Cellpose takes the largest label as the number of objects, including gaps.
     return (
         np.unique(np.append(0, labels), return_inverse=True)[1].reshape(-1)[1:].reshape(labels.shape).astype(np.int32)
     )
 
 
 def references() -> dict[str, Any]:
-    """The answers of both tools for every seed."""
+    """The results of both tools for every seed."""
     import cellpose
     import stardist
     from cellpose.metrics import aggregated_jaccard_index, average_precision
@@ -65,12 +65,12 @@ def references() -> dict[str, Any]:
     cases = []
     for seed in SEEDS:
         truth, predicted = drawn_label_maps(seed)
-        found = matching(truth, predicted, thresh=THRESHOLDS)
+        results = matching(truth, predicted, thresh=THRESHOLDS)
         ap = average_precision([truth], [predicted], threshold=list(THRESHOLDS))[0][0]
         cases.append(
             {
                 "seed": seed,
-                "stardist": {str(one.thresh): {name: _plain(getattr(one, name)) for name in FIGURES} for one in found},
+                "stardist": {str(r.thresh): {name: _plain(getattr(r, name)) for name in METRICS} for r in results},
                 "cellpose": {
                     "thresholds": list(THRESHOLDS),
                     "ap": [_plain(value) for value in ap],
@@ -82,7 +82,7 @@ def references() -> dict[str, Any]:
     return {"made_with": versions, "cases": cases}
 
 
-FIGURES = (
+METRICS = (
     "tp",
     "fp",
     "fn",

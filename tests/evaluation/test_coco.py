@@ -1,4 +1,4 @@
-"""AP against the COCO API itself, on fields with crowds, several classes, equal scores and empty images."""
+"""AP compared with the COCO API, on images with crowds, several classes, equal scores, and without objects."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Pair = tuple[Instances, Instances]
 
 
 def reference(pairs: Sequence[Pair], kind: str, n_classes: int, ours: CocoResult) -> COCOeval:
-    """What the COCO API says of the same objects, in the same size bands."""
+    """The evaluation of the same objects by the COCO API, in the same size bands."""
     truth, results = COCO(), []
     truth.dataset = {
         "images": [{"id": i + 1, "height": t.image_hw[0], "width": t.image_hw[1]} for i, (t, _) in enumerate(pairs)],
         "categories": [{"id": k + 1, "name": str(k)} for k in range(n_classes)],
         "annotations": [],
     }
-    for i, (true, predicted) in enumerate(pairs):
-        for records, side in ((truth.dataset["annotations"], true), (results, predicted)):
+    for i, sides in enumerate(pairs):
+        for records, side in zip((truth.dataset["annotations"], results), sides, strict=True):
             for k, rle in enumerate(side.masks.to_rle()):
                 x0, y0, x1, y1 = map(float, side.boxes_xyxy[k])
                 record = {"image_id": i + 1, "category_id": int(side.class_ids[k]) + 1, "id": len(records) + 1}
@@ -41,17 +41,17 @@ def reference(pairs: Sequence[Pair], kind: str, n_classes: int, ours: CocoResult
                 records.append(record)
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        found = truth.loadRes(results) if results else COCO()
+        predicted = truth.loadRes(results) if results else COCO()
         if not results:
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        judge = COCOeval(truth, found, "segm" if kind == "mask" else "bbox")
-        judge.params.maxDets = [100, 10**6]
-        judge.params.areaRng = [list(limits) for limits in ours.bands.values()]
-        judge.params.areaRngLbl = list(ours.bands)
-        judge.evaluate()
-        judge.accumulate()
-    return judge
+            predicted.dataset = {**truth.dataset, "annotations": []}
+            predicted.createIndex()
+        evaluation = COCOeval(truth, predicted, "segm" if kind == "mask" else "bbox")
+        evaluation.params.maxDets = [100, 10**6]
+        evaluation.params.areaRng = [list(limits) for limits in ours.bands.values()]
+        evaluation.params.areaRngLbl = list(ours.bands)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def result(pairs: Sequence[Pair], kind: str, n_classes: int) -> CocoResult:
@@ -83,12 +83,12 @@ def test_equals_the_coco_api_beyond_the_cap(draw: Callable[..., Pair], kind: str
     assert ours.ap(cap="100") < ours.ap(cap="all")
 
 
-def test_named_figures_are_those_of_summarize(draw: Callable[..., Pair]) -> None:
+def test_named_metrics_are_those_of_summarize(draw: Callable[..., Pair]) -> None:
     rng = np.random.default_rng(3)
     pairs = [draw(rng) for _ in range(5)]
     ours = result(pairs, "mask", 3)
-    judge = reference(pairs, "mask", 3, ours)
-    precision = judge.eval["precision"]
+    evaluation = reference(pairs, "mask", 3, ours)
+    precision = evaluation.eval["precision"]
 
     def mean(values: np.ndarray) -> float:
         return values[values > -1].mean()
@@ -97,7 +97,7 @@ def test_named_figures_are_those_of_summarize(draw: Callable[..., Pair]) -> None
     assert ours.ap(threshold=0.75) == pytest.approx(mean(precision[5, :, :, 0, 1]), abs=1e-12)
     assert ours.ap(band="small", threshold=0.5) == pytest.approx(mean(precision[0, :, :, 1, 1]), abs=1e-12)
     assert ours.ap(class_id=2) == pytest.approx(mean(precision[:, :, 2, 0, 1]), abs=1e-12)
-    assert ours.ar(cap="100") == pytest.approx(mean(judge.eval["recall"][:, :, 0, 0]), abs=1e-12)
+    assert ours.ar(cap="100") == pytest.approx(mean(evaluation.eval["recall"][:, :, 0, 0]), abs=1e-12)
 
 
 def test_fractional_boxes(draw: Callable[..., Pair]) -> None:
@@ -109,36 +109,36 @@ def test_fractional_boxes(draw: Callable[..., Pair]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mask", "box"])
-def test_absent_and_empty(boxes: Callable[..., Instances], kind: str) -> None:
+def test_without_images_objects_or_predictions(boxes: Callable[..., Instances], kind: str) -> None:
     none = Instances.empty((64, 64), scored=True)
-    one = boxes((3, 3, 20, 20), scores=np.array([0.7]))
-    truth = replace(one, scores=None)
+    square = boxes((3, 3, 20, 20), scores=np.array([0.7]))
+    truth = replace(square, scores=None)
     assert np.isnan(result([], kind, 1).ap())
     assert np.isnan(result([(truth[:0], none)], kind, 1).ap())  # neither
-    assert np.isnan(result([(truth[:0], one)], kind, 1).ap())  # no truth: undefined, whatever is predicted
+    assert np.isnan(result([(truth[:0], square)], kind, 1).ap())  # without objects undefined, whatever is predicted
     assert result([(truth, none)], kind, 1).ap() == 0
-    assert result([(truth, one)], kind, 1).ap() == pytest.approx(1)
-    assert result([(truth, one)], kind, 2).ap() == pytest.approx(1)  # the absent class is left out of the mean
-    assert np.isnan(result([(truth, one)], kind, 2).ap(class_id=1))
-    assert np.isnan(result([(replace(truth, ignore=np.array([True])), one)], kind, 1).ap())  # all ignored
+    assert result([(truth, square)], kind, 1).ap() == pytest.approx(1)
+    assert result([(truth, square)], kind, 2).ap() == pytest.approx(1)  # the absent class is not included in the mean
+    assert np.isnan(result([(truth, square)], kind, 2).ap(class_id=1))
+    assert np.isnan(result([(replace(truth, ignore=np.array([True])), square)], kind, 1).ap())  # all ignored
 
 
-def test_an_annotated_area_decides_the_size_band(boxes: Callable[..., Instances]) -> None:
+def test_the_annotated_area_determines_the_size_band(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 40, 40))
     predicted = replace(truth, scores=np.ones(1, np.float32))
     assert result([(truth, predicted)], "mask", 1).ap(band="medium") == pytest.approx(1)
-    stated = replace(truth, columns={"area": np.array([900.0])})
-    assert result([(stated, predicted)], "mask", 1).ap(band="small") == pytest.approx(1)
-    assert np.isnan(result([(stated, predicted)], "mask", 1).ap(band="medium"))
+    annotated = replace(truth, columns={"area": np.array([900.0])})
+    assert result([(annotated, predicted)], "mask", 1).ap(band="small") == pytest.approx(1)
+    assert np.isnan(result([(annotated, predicted)], "mask", 1).ap(band="medium"))
 
 
-def test_ceiling_is_what_perfect_predictions_reach() -> None:
+def test_the_ceiling_is_reached_by_perfect_predictions() -> None:
     labels = np.kron(np.arange(1, 145).reshape(12, 12), np.ones((4, 4), np.int64))
     labels[::4], labels[:, ::4] = 0, 0
     masks, _ = MaskSet.from_label_map(labels)
     truth = Instances.from_masks(masks)
     few = truth[:30]
-    perfect = [(one, replace(one, scores=np.ones(len(one), np.float32))) for one in (truth, few)]
+    perfect = [(cells, replace(cells, scores=np.ones(len(cells), np.float32))) for cells in (truth, few)]
     ours = result(perfect, "mask", 1)
     assert ours.ceiling() == pytest.approx(ours.ap(cap="100"), abs=1e-12)
     assert ours.ceiling() == pytest.approx(np.mean(RECALL_POINTS <= 130 / 174))
@@ -146,7 +146,7 @@ def test_ceiling_is_what_perfect_predictions_reach() -> None:
     assert ours.ap() == pytest.approx(1)
 
 
-def test_thirds_hold_a_third_each() -> None:
+def test_size_thirds_have_a_third_of_the_objects_each() -> None:
     sides = np.arange(1, 31)
     flat = Instances.from_masks(
         MaskSet.from_flat(

@@ -1,4 +1,4 @@
-"""Label-image metrics: hand-drawn cases, discs moved by a known shift, direct implementations, and other tools."""
+"""Metrics without scores: cases computed by hand, known shifts, direct implementations, and other tools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def from_labels(labels: np.ndarray) -> Instances:
 
 
 def direct_aji(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Algorithm 1 of Kumar et al. 2017, word by word, on label maps."""
+    """Algorithm 1 of Kumar et al. 2017, implemented literally on label maps."""
     shared_sum, union_sum, used = 0, 0, set()
     for label in np.unique(truth[truth > 0]):
         of_object = truth == label
@@ -64,26 +64,26 @@ label_maps = st.integers(0, 10**6).map(
 @settings(max_examples=50, deadline=None)
 @given(label_maps, label_maps)
 def test_aji_equals_a_direct_implementation(truth: np.ndarray, predicted: np.ndarray) -> None:
-    found = values_of(from_labels(truth), from_labels(predicted))
-    assert found["aji"] == pytest.approx(direct_aji(truth, predicted), abs=1e-12)
+    values = values_of(from_labels(truth), from_labels(predicted))
+    assert values["aji"] == pytest.approx(direct_aji(truth, predicted), abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
 @given(label_maps, label_maps)
 def test_bounds_and_order(truth: np.ndarray, predicted: np.ndarray) -> None:
-    found = values_of(from_labels(truth), from_labels(predicted))
-    assert all(math.isnan(value) or 0 <= value <= 1 for value in found.values())
-    accuracies = [found[f"accuracy@{t:g}"] for t in THRESHOLDS]
+    values = values_of(from_labels(truth), from_labels(predicted))
+    assert all(math.isnan(value) or 0 <= value <= 1 for value in values.values())
+    accuracies = [values[f"accuracy@{t:g}"] for t in THRESHOLDS]
     assert accuracies == sorted(accuracies, reverse=True)
-    assert found["kaggle_score"] <= np.mean(accuracies) + 1e-12
-    if not math.isnan(found["sq"]):
-        assert found["pq"] == pytest.approx(found["sq"] * found["dq"], abs=1e-12)
+    assert values["kaggle_score"] <= np.mean(accuracies) + 1e-12
+    if not math.isnan(values["sq"]):
+        assert values["pq"] == pytest.approx(values["sq"] * values["dq"], abs=1e-12)
     mirrored = values_of(from_labels(predicted), from_labels(truth))
     for symmetric in ("pq", "dice", "accuracy@0.5", "aji_plus", "boundary_iou@2px"):
-        assert mirrored[symmetric] == pytest.approx(found[symmetric], abs=1e-12, nan_ok=True)
+        assert mirrored[symmetric] == pytest.approx(values[symmetric], abs=1e-12, nan_ok=True)
 
 
-def test_itself_is_perfect(discs: Callable[..., Instances]) -> None:
+def test_perfect_predictions(discs: Callable[..., Instances]) -> None:
     truth = discs(((20, 20), 8), ((40, 45), 10))
     assert set(values_of(truth, truth).values()) == {1.0}
 
@@ -91,14 +91,14 @@ def test_itself_is_perfect(discs: Callable[..., Instances]) -> None:
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 6, 8])
 def test_rectangles_moved_by_a_known_shift(boxes: Callable[..., Instances], shift: int) -> None:
     """A 10 x 12 rectangle moved by s along its side of 12: IoU = (12 - s) / (12 + s)."""
-    found = values_of(boxes((10, 10, 20, 22)), boxes((10, 10 + shift, 20, 22 + shift)))
+    values = values_of(boxes((10, 10, 20, 22)), boxes((10, 10 + shift, 20, 22 + shift)))
     iou = (12 - shift) / (12 + shift)
     for t in THRESHOLDS:
-        assert found[f"accuracy@{t:g}"] == (iou >= t)
-    assert found["kaggle_score"] == pytest.approx(np.mean([iou > t for t in THRESHOLDS]))
-    assert found["pq"] == pytest.approx(iou if iou >= 0.5 else 0)
-    assert found["aji"] == found["aji_plus"] == found["aji_cellpose"] == pytest.approx(iou)
-    assert found["dice"] == pytest.approx((12 - shift) / 12)
+        assert values[f"accuracy@{t:g}"] == (iou >= t)
+    assert values["kaggle_score"] == pytest.approx(np.mean([iou > t for t in THRESHOLDS]))
+    assert values["pq"] == pytest.approx(iou if iou >= 0.5 else 0)
+    assert values["aji"] == values["aji_plus"] == values["aji_cellpose"] == pytest.approx(iou)
+    assert values["dice"] == pytest.approx((12 - shift) / 12)
 
 
 def test_discs_moved_by_a_known_shift(discs: Callable[..., Instances]) -> None:
@@ -106,50 +106,50 @@ def test_discs_moved_by_a_known_shift(discs: Callable[..., Instances]) -> None:
     radius, distance = 20, 10
     shared = 2 * radius**2 * math.acos(distance / (2 * radius)) - distance / 2 * math.sqrt(4 * radius**2 - distance**2)
     iou = shared / (2 * math.pi * radius**2 - shared)
-    found = values_of(discs(((32, 26), radius)), discs(((32, 36), radius)))
-    assert found["pq"] == pytest.approx(iou, abs=0.01)
-    assert found["aji"] == pytest.approx(iou, abs=0.01)
+    values = values_of(discs(((32, 26), radius)), discs(((32, 36), radius)))
+    assert values["pq"] == pytest.approx(iou, abs=0.01)
+    assert values["aji"] == pytest.approx(iou, abs=0.01)
 
 
 def test_aji_by_hand(boxes: Callable[..., Instances]) -> None:
     """Two objects of 100 px under one prediction of 210, a third missed, one spurious prediction of 25.
 
-    Kumar: both objects take the prediction (100 of 210 each), the third adds 100, the spurious one 25:
-    200 / (210 + 210 + 100 + 25). AJI+: one takes it, the other adds its 100: 100 / (210 + 100 + 100 + 25).
+    Kumar: both objects take the prediction (100 of 210 each), the third adds 100, the spurious prediction 25:
+    200 / (210 + 210 + 100 + 25). AJI+: only one takes it, the other adds 100: 100 / (210 + 100 + 100 + 25).
     Cellpose: 100 / |union of all| = 100 / (210 + 100 + 25).
     """
     truth = boxes((0, 0, 10, 10), (0, 11, 10, 21), (30, 30, 40, 40))
     predicted = boxes((0, 0, 10, 21), (50, 50, 55, 55))
-    found = values_of(truth, predicted)
-    assert found["aji"] == pytest.approx(200 / 545)
-    assert found["aji_plus"] == pytest.approx(100 / 435)
-    assert found["aji_cellpose"] == pytest.approx(100 / 335)
-    assert found["dice"] == pytest.approx(2 * 200 / (300 + 235))
-    assert found["accuracy@0.5"] == 0
-    assert math.isnan(found["sq"])
-    assert found["pq"] == 0
+    values = values_of(truth, predicted)
+    assert values["aji"] == pytest.approx(200 / 545)
+    assert values["aji_plus"] == pytest.approx(100 / 435)
+    assert values["aji_cellpose"] == pytest.approx(100 / 335)
+    assert values["dice"] == pytest.approx(2 * 200 / (300 + 235))
+    assert values["accuracy@0.5"] == 0
+    assert math.isnan(values["sq"])
+    assert values["pq"] == 0
 
 
 def test_pq_by_hand(boxes: Callable[..., Instances]) -> None:
-    """Matched at IoU .8 and .6, one missed, two spurious: pq = 1.4 / (2 + .5 + 1)."""
+    """Matched at IoU 0.8 and 0.6, one missed, two spurious: pq = 1.4 / (2 + 0.5 + 1)."""
     truth = boxes((0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10))
     predicted = boxes((0, 0, 10, 8), (20, 0, 30, 6), (0, 30, 5, 35), (20, 30, 25, 35))
-    found = values_of(truth, predicted)
-    assert found["pq"] == pytest.approx(1.4 / 3.5)
-    assert found["sq"] == found["mean_matched_iou@0.5"] == pytest.approx(0.7)
-    assert found["dq"] == found["f1@0.5"] == pytest.approx(4 / 7)
-    assert found["accuracy@0.5"] == pytest.approx(2 / 5)
-    assert found["precision@0.5"] == 0.5
-    assert found["recall@0.5"] == pytest.approx(2 / 3)
-    assert found["mean_true_iou@0.5"] == pytest.approx(1.4 / 3)
-    assert found["accuracy@0.8"] == pytest.approx(1 / 6)
+    values = values_of(truth, predicted)
+    assert values["pq"] == pytest.approx(1.4 / 3.5)
+    assert values["sq"] == values["mean_matched_iou@0.5"] == pytest.approx(0.7)
+    assert values["dq"] == values["f1@0.5"] == pytest.approx(4 / 7)
+    assert values["accuracy@0.5"] == pytest.approx(2 / 5)
+    assert values["precision@0.5"] == 0.5
+    assert values["recall@0.5"] == pytest.approx(2 / 3)
+    assert values["mean_true_iou@0.5"] == pytest.approx(1.4 / 3)
+    assert values["accuracy@0.8"] == pytest.approx(1 / 6)
 
 
 def test_boundary_iou_by_hand(boxes: Callable[..., Instances]) -> None:
     """A 20 x 20 square moved right by 2: the 2 px frames of 144 px share two rows of 18, twice, and nothing else."""
-    found = values_of(boxes((10, 10, 30, 30)), boxes((10, 12, 30, 32)))
+    values = values_of(boxes((10, 10, 30, 30)), boxes((10, 12, 30, 32)))
     # Frames: 400 - 256 = 144 px. Shared: top and bottom, 2 rows of 18 columns each.
-    assert found["boundary_iou@2px"] == pytest.approx(72 / (288 - 72))
+    assert values["boundary_iou@2px"] == pytest.approx(72 / (288 - 72))
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_boundary_iou_by_hand(boxes: Callable[..., Instances]) -> None:
                 "recall@0.5": None, "aji": 0, "aji_cellpose": 0, "dice": 0, "boundary_iou@2px": None}),
     ],
 )  # fmt: skip
-def test_one_side_empty(
+def test_without_objects_or_predictions(
     boxes: Callable[..., Instances], n_truth: int, n_predicted: int, expected: dict[str, float | None]
 ) -> None:
-    one = boxes((0, 0, 10, 10))
-    found = values_of(one[:n_truth], one[:n_predicted])
-    assert {name: None if math.isnan(found[name]) else found[name] for name in expected} == expected
+    square = boxes((0, 0, 10, 10))
+    values = values_of(square[:n_truth], square[:n_predicted])
+    assert {name: None if math.isnan(values[name]) else values[name] for name in expected} == expected
 
 
-def test_all_ignored_is_as_if_there_were_nothing(boxes: Callable[..., Instances]) -> None:
+def test_ignored_regions_alone_leave_every_metric_undefined(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 20, 20), ignore=np.array([True]))
     assert all(math.isnan(value) for value in values_of(truth, boxes((5, 5, 15, 15))).values())
 
@@ -197,12 +197,12 @@ def test_equals_stardist_and_cellpose(case: dict) -> None:
     for threshold, expected in case["stardist"].items():
         ours = count(pairs, float(threshold))
         assert (ours.tp, ours.fp, ours.fn) == (expected["tp"], expected["fp"], expected["fn"])
-        # What is undefined there is 0.
-        figures = {"precision": ours.precision, "recall": ours.recall, "accuracy": ours.accuracy, "f1": ours.f1}
-        figures |= {"panoptic_quality": ours.pq, "mean_matched_score": ours.sq, "mean_true_score": ours.mean_true_iou}
-        for name, value in figures.items():
+        # StarDist reports 0 for undefined values.
+        metrics = {"precision": ours.precision, "recall": ours.recall, "accuracy": ours.accuracy, "f1": ours.f1}
+        metrics |= {"panoptic_quality": ours.pq, "mean_matched_score": ours.sq, "mean_true_score": ours.mean_true_iou}
+        for name, value in metrics.items():
             assert np.nan_to_num(value) == pytest.approx(expected[name], abs=1e-6), name
-    found = score_image(pairs, FAMILIES).values()
+    values = score_image(pairs, FAMILIES).values()
     for threshold, expected in zip(case["cellpose"]["thresholds"], case["cellpose"]["ap"], strict=True):
         assert count(pairs, threshold).accuracy == pytest.approx(expected, abs=1e-6)
-    assert found["aji_cellpose"] == pytest.approx(case["cellpose"]["aji"], abs=1e-6)
+    assert values["aji_cellpose"] == pytest.approx(case["cellpose"]["aji"], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Where lost recall went, drawn by hand; the parts sum to the loss."""
+"""Causes of lost recall on hand-drawn objects; the counts sum to the loss."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Boxes = Callable[..., Instances]
 PLACES = [(0, 0, 10, 10), (0, 20, 10, 30), (0, 40, 10, 50), (20, 0, 30, 10), (20, 20, 30, 30), (40, 40, 50, 50)]
 
 
-def with_fates(candidates: Instances, fates: list[str]) -> Instances:
-    return replace(candidates, columns={"dropped_by": np.array(fates)})
+def with_steps(candidates: Instances, steps: list[str]) -> Instances:
+    return replace(candidates, columns={"dropped_by": np.array(steps)})
 
 
 def causes(truth: Instances, predicted: Instances, candidates: Instances) -> dict[str, int]:
@@ -28,39 +28,39 @@ def causes(truth: Instances, predicted: Instances, candidates: Instances) -> dic
 def test_every_cause(boxes: Boxes) -> None:
     truth = boxes(*PLACES)
     predicted = boxes(PLACES[0])
-    near_threshold, by_nms, by_cap, hardly = (0, 20, 10, 28), (0, 40, 10, 49), (20, 0, 30, 9), (20, 20, 30, 23)
-    candidates = with_fates(
-        boxes(PLACES[0], near_threshold, by_nms, by_nms, by_cap, by_cap, hardly),
+    below_threshold, by_nms, by_cap, too_small = (0, 20, 10, 28), (0, 40, 10, 49), (20, 0, 30, 9), (20, 20, 30, 23)
+    candidates = with_steps(
+        boxes(PLACES[0], below_threshold, by_nms, by_nms, by_cap, by_cap, too_small),
         ["kept", "threshold", "threshold", "nms", "nms", "cap", "kept"],
     )
-    found = causes(truth, predicted, candidates)
-    assert found == {"never_proposed": 2, "threshold": 1, "nms": 1, "cap": 1, "taken": 0}
+    counts = causes(truth, predicted, candidates)
+    assert counts == {"never_proposed": 2, "threshold": 1, "nms": 1, "cap": 1, "taken": 0}
 
 
 def test_one_prediction_for_two_objects(boxes: Boxes) -> None:
     truth = boxes((0, 0, 10, 10), (0, 0, 10, 9))
     predicted = boxes((0, 0, 10, 10))
-    found = causes(truth, predicted, with_fates(predicted, ["kept"]))
-    assert found["taken"] == sum(found.values()) == 1
+    counts = causes(truth, predicted, with_steps(predicted, ["kept"]))
+    assert counts["taken"] == sum(counts.values()) == 1
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_parts_sum_to_the_loss(draw: Callable[..., tuple[Instances, Instances]], seed: int) -> None:
+def test_causes_sum_to_the_loss(draw: Callable[..., tuple[Instances, Instances]], seed: int) -> None:
     rng = np.random.default_rng([5, seed])
     truth, candidates = draw(rng, n_truth=30)
-    fates = rng.choice(["threshold", "nms", "cap", "kept"], len(candidates))
-    predicted = candidates[fates == "kept"]
+    steps = rng.choice(["threshold", "nms", "cap", "kept"], len(candidates))
+    predicted = candidates[steps == "kept"]
     pairs = pair_image(truth, predicted, "a", PairOptions())
-    found = lost_recall(truth, with_fates(candidates, fates.tolist()), pairs)
-    judged = pairs.without_ignored()
-    assert sum(found.values()) == len(judged.truth) - len(one_to_one(judged, 0.5).iou)
+    counts = lost_recall(truth, with_steps(candidates, steps.tolist()), pairs)
+    counted = pairs.without_ignored()
+    assert sum(counts.values()) == len(counted.truth) - len(one_to_one(counted, 0.5).iou)
 
 
-def test_empty_and_wrong_candidates(boxes: Boxes) -> None:
+def test_without_candidates_and_with_invalid_ones(boxes: Boxes) -> None:
     truth, none = boxes(*PLACES[:2]), Instances.empty((64, 64))
-    assert causes(truth, none, with_fates(none, []))["never_proposed"] == 2
-    assert sum(causes(none, none, with_fates(none, [])).values()) == 0
+    assert causes(truth, none, with_steps(none, []))["never_proposed"] == 2
+    assert sum(causes(none, none, with_steps(none, [])).values()) == 0
     with pytest.raises(InputError, match="dropped_by"):
         causes(truth, none, truth)
     with pytest.raises(InputError, match="lost"):
-        causes(truth, none, with_fates(truth, ["kept", "lost"]))
+        causes(truth, none, with_steps(truth, ["kept", "lost"]))

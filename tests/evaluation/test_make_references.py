@@ -1,4 +1,4 @@
-"""Remakes the other tools' answers in an environment of its own (slow: it installs them)."""
+"""Computes the reference results of other tools again, in a separate environment (slow: it installs them)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("stardist==0.9.1", "cellpose==3.1.1.2", "numpy<2", "setuptools<80")
 
 
 @pytest.mark.slow
-def test_the_stored_answers_can_be_remade(tmp_path: Path) -> None:
+def test_the_stored_results_are_reproducible(tmp_path: Path) -> None:
     if sys.version_info >= (3, 13):
         pytest.skip("numpy below 2 has no wheel for this Python")
     venv.create(tmp_path / "env", with_pip=True)
@@ -23,6 +23,8 @@ def test_the_stored_answers_can_be_remade(tmp_path: Path) -> None:
     installed = subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], capture_output=True, check=False)
     if installed.returncode:
         pytest.skip("the reference packages cannot be installed here")
-    subprocess.run([python, SCRIPT, tmp_path / "again.json"], check=True)
-    again, stored = (json.loads(p.read_text()) for p in (tmp_path / "again.json", SCRIPT.with_name("references.json")))
-    assert again["cases"] == stored["cases"]
+    subprocess.run([python, SCRIPT, tmp_path / "results.json"], check=True)
+    results, stored = (
+        json.loads(p.read_text()) for p in (tmp_path / "results.json", SCRIPT.with_name("references.json"))
+    )
+    assert results["cases"] == stored["cases"]

@@ -1,4 +1,4 @@
-"""Sparse pairs against dense counting, and one-to-one matching against the dense assignment."""
+"""Sparse overlaps compared with dense counts, and one-to-one matching with the dense assignment problem."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_heaviest_matching_of_larger_graphs(seed: int) -> None:
 
 
 def test_more_pairs_beat_more_overlap(boxes: Callable[..., Instances]) -> None:
-    """Two predictions on one wide object: the better takes it, unless the other object would go without."""
+    """Two predictions on one object: the better one matches it, unless the other object would then have no match."""
     truth = boxes((0, 0, 10, 10), (0, 10, 10, 30))
     predicted = boxes((0, 0, 10, 16), (0, 0, 10, 9))
     # IoU of object 0: 10/16 and 9/10. Object 1 shares 6 columns with prediction 0 only: 6/30.
@@ -109,15 +109,15 @@ def test_more_pairs_beat_more_overlap(boxes: Callable[..., Instances]) -> None:
     assert one_to_one(wide, 0.5).iou.tolist() == [0.9]
 
 
-def test_at_the_threshold_and_above_it(boxes: Callable[..., Instances]) -> None:
+def test_at_least_and_strictly_above_the_threshold(boxes: Callable[..., Instances]) -> None:
     pairs = pair_image(boxes((0, 0, 10, 10)), boxes((0, 0, 10, 5)), "a", PairOptions())
     assert len(one_to_one(pairs, 0.5).iou) == 1
     assert len(one_to_one(pairs, 0.5, strict=True).iou) == 0
 
 
-def test_empty_sides(boxes: Callable[..., Instances]) -> None:
-    one, none = boxes((0, 0, 10, 10)), Instances.empty((64, 64))
-    for truth, predicted in ((one, none), (none, one), (none, none)):
+def test_without_objects_or_predictions(boxes: Callable[..., Instances]) -> None:
+    cells, none = boxes((0, 0, 10, 10)), Instances.empty((64, 64))
+    for truth, predicted in ((cells, none), (none, cells), (none, none)):
         options = PairOptions(boxes=True, foreground=True, boundary_px=2, repeats=True)
         pairs = pair_image(truth, predicted, "a", options)
         assert len(pairs.shared.value) == 0
@@ -125,7 +125,7 @@ def test_empty_sides(boxes: Callable[..., Instances]) -> None:
         assert pairs.without_ignored().foreground[ALL_CLASSES] == (100 * len(truth), 100 * len(predicted), 0)
 
 
-def test_ignored_regions_excuse_what_lies_in_them(boxes: Callable[..., Instances]) -> None:
+def test_ignored_regions_excuse_predictions_inside_them(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 20, 20), (0, 40, 10, 50), ignore=np.array([True, False]))
     inside, half_out, on_object = (2, 2, 8, 8), (10, 10, 30, 30), (0, 40, 10, 49)
     pairs = pair_image(truth, boxes(inside, half_out, on_object), "a", PairOptions()).without_ignored()
@@ -134,13 +134,13 @@ def test_ignored_regions_excuse_what_lies_in_them(boxes: Callable[..., Instances
     assert one_to_one(pairs, 0.5).predicted.tolist() == [1]
 
 
-def test_a_found_object_in_an_ignored_region_still_counts(boxes: Callable[..., Instances]) -> None:
+def test_a_matched_object_in_an_ignored_region_counts(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 30, 30), (5, 5, 15, 15), ignore=np.array([True, False]))
     pairs = pair_image(truth, boxes((5, 5, 15, 15)), "a", PairOptions()).without_ignored()
     assert one_to_one(pairs, 0.5).iou.tolist() == [1.0]
 
 
-def test_above_keeps_a_score_at_the_threshold(boxes: Callable[..., Instances]) -> None:
+def test_a_score_equal_to_the_threshold_is_kept(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 10, 10))
     predicted = boxes((0, 0, 10, 10), (20, 20, 30, 30), scores=np.array([0.7, 0.3]))
     pairs = pair_image(truth, predicted, "a", PairOptions(foreground=True, score_threshold=0.7))
@@ -150,17 +150,17 @@ def test_above_keeps_a_score_at_the_threshold(boxes: Callable[..., Instances]) -
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3])
-def test_inner_band_is_the_mask_less_its_erosion(draw: Callable[..., Pair], distance: int) -> None:
+def test_the_inner_band_is_the_mask_without_its_erosion(draw: Callable[..., Pair], distance: int) -> None:
     from scipy.ndimage import binary_erosion
 
     masks = draw(np.random.default_rng(9), n_truth=12)[0].masks
-    found = inner_band(masks, distance).to_dense()
-    for mask, band in zip(masks.to_dense(), found, strict=True):
+    bands = inner_band(masks, distance).to_dense()
+    for mask, band in zip(masks.to_dense(), bands, strict=True):
         eroded = binary_erosion(np.pad(mask, 1), np.ones((3, 3)), iterations=distance)[1:-1, 1:-1]
         np.testing.assert_array_equal(band, mask & ~eroded)
 
 
-def test_sizes_that_differ_are_named(boxes: Callable[..., Instances]) -> None:
+def test_errors_name_both_sizes(boxes: Callable[..., Instances]) -> None:
     with pytest.raises(InputError, match="image 7") as caught:
         pair_image(boxes((0, 0, 5, 5)), Instances.empty((32, 64)), "7", PairOptions())
     assert "32 x 64" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Ranking quality against scipy and by hand."""
+"""Ranking metrics compared with SciPy and computed by hand."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_calibration_by_hand() -> None:
     assert expected_calibration_error(ious, ious) == 0
 
 
-def test_quality_is_the_best_iou(boxes: Callable[..., Instances]) -> None:
+def test_quality_is_the_highest_iou(boxes: Callable[..., Instances]) -> None:
     truth = boxes((0, 0, 10, 10), (30, 30, 60, 60), ignore=np.array([False, True]))
     predicted = boxes(
         (0, 0, 10, 8), (0, 0, 10, 4), (40, 0, 50, 10), (40, 40, 50, 50), scores=np.array([0.9, 0.8, 0.7, 1])
     )
-    found = qualities([pair_image(truth, predicted, "a", PairOptions())])
-    assert found.ious.tolist() == [0.8, 0.4, 0.0]  # what lies in the ignored region is left out
-    np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.7], atol=1e-7)
+    ranking = qualities([pair_image(truth, predicted, "a", PairOptions())])
+    assert ranking.ious.tolist() == [0.8, 0.4, 0.0]  # the prediction in the ignored region is not included
+    np.testing.assert_allclose(ranking.scores, [0.9, 0.8, 0.7], atol=1e-7)
     unscored = pair_image(truth, replace(predicted, scores=None), "a", PairOptions())
     assert len(qualities([unscored]).scores) == len(qualities([]).scores) == 0

@@ -1,4 +1,4 @@
-"""The report as users meet it: names, reasons, tables, streaming, files, messages."""
+"""The report: names, reasons, tables, lazy reading, files, messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(fields: tuple[list[Instances], list[Instances]]) -> Report:
     return evaluate_pairs(*fields, class_names=["a", "b", "c"], image_ids=["w", "x", "y", "z"])
 
 
-def test_names_of_the_design(report: Report) -> None:
+def test_metric_names(report: Report) -> None:
     # fmt: off
     names = [
         "AP@100", "AP@all", "AP50@all", "AP75@100", "AP_small@all", "AP_smallest_third@all", "AR@100", "box_AP@100",
@@ -59,10 +59,10 @@ def test_names_of_the_design(report: Report) -> None:
     ]
 
 
-def test_means_are_over_the_images_where_defined(report: Report) -> None:
+def test_means_are_over_the_images_where_a_metric_is_defined(report: Report) -> None:
     assert report.per_image["image"].tolist() == ["w", "x", "y", "z"]
     for name in ("accuracy@0.5", "pq", "aji", "boundary_iou@2px", "kaggle_score"):
-        assert report[name] == pytest.approx(report.per_image[name].mean())  # pandas leaves NaN out, too
+        assert report[name] == pytest.approx(report.per_image[name].mean())  # pandas ignores NaN, too
     sums = report.per_image[["tp@0.5", "fp@0.5", "fn@0.5"]].sum()
     assert report["pooled_accuracy@0.5"] == pytest.approx(sums["tp@0.5"] / sums.sum())
 
@@ -80,9 +80,12 @@ def test_classes_and_objects(report: Report) -> None:
     assert (matched["iou"] >= 0.5).all()
 
 
-def test_one_class_alone_gives_its_own_figures(fields: tuple[list[Instances], list[Instances]], report: Report) -> None:
+def test_a_class_has_the_metrics_of_its_objects_alone(
+    fields: tuple[list[Instances], list[Instances]], report: Report
+) -> None:
     alone = [
-        [replace(s, class_ids=0 * s.class_ids) for s in (one[one.class_ids == 1] for one in side)] for side in fields
+        [replace(s, class_ids=0 * s.class_ids) for s in (cells[cells.class_ids == 1] for cells in side)]
+        for side in fields
     ]
     of_class = evaluate_pairs(*alone)
     row = report.per_class.set_index("class").loc["b"]
@@ -90,84 +93,84 @@ def test_one_class_alone_gives_its_own_figures(fields: tuple[list[Instances], li
         assert row[name] == pytest.approx(of_class[name]), name
 
 
-def test_worst_images_first(report: Report) -> None:
+def test_worst_images(report: Report) -> None:
     worst = report.worst_images()["accuracy@0.5"].dropna().tolist()
     assert worst == sorted(worst)
     assert len(report.worst_images(2)) == 2
 
 
-def test_without_scores_there_is_no_ap_and_a_reason(boxes: Boxes) -> None:
-    one = boxes((0, 0, 10, 10))
-    found = evaluate_pairs([one], [one])
-    assert math.isnan(found["AP@all"])
-    assert "have no scores" in found.reasons["AP@all"]
-    assert any("no AP" in note for note in found.notes)
-    assert found["accuracy@0.5"] == 1
+def test_without_scores_ap_is_undefined(boxes: Boxes) -> None:
+    cells = boxes((0, 0, 10, 10))
+    report = evaluate_pairs([cells], [cells])
+    assert math.isnan(report["AP@all"])
+    assert "have no scores" in report.reasons["AP@all"]
+    assert any("no AP" in note for note in report.notes)
+    assert report["accuracy@0.5"] == 1
 
 
-def test_every_undefined_figure_has_a_reason(boxes: Boxes) -> None:
-    one = boxes((0, 0, 10, 10), scores=np.ones(1))
-    none, truth = Instances.empty((64, 64), scored=True), replace(one, scores=None)
+def test_every_undefined_metric_has_a_reason(boxes: Boxes) -> None:
+    cells = boxes((0, 0, 10, 10), scores=np.ones(1))
+    none, truth = Instances.empty((64, 64), scored=True), replace(cells, scores=None)
     for pairs in (
         [],
         [(none, truth)],
-        [(one, truth[:0])],
+        [(cells, truth[:0])],
         [(none, truth[:0])],
-        [(one, replace(truth, ignore=~truth.ignore))],
+        [(cells, replace(truth, ignore=~truth.ignore))],
     ):
-        found = evaluate_pairs([p for p, _ in pairs], [t for _, t in pairs])
-        undefined = {name for name, value in found.values.items() if math.isnan(value)}
+        report = evaluate_pairs([p for p, _ in pairs], [t for _, t in pairs])
+        undefined = {name for name, value in report.values.items() if math.isnan(value)}
         assert undefined
-        assert undefined == set(found.reasons)
-        assert not any(reason == "" for reason in found.reasons.values())
+        assert undefined == set(report.reasons)
+        assert not any(reason == "" for reason in report.reasons.values())
 
 
-def test_the_ceiling_is_said() -> None:
+def test_a_note_on_the_ceiling_of_ap() -> None:
     from cellwright.core.masks import MaskSet
 
     labels = np.zeros((48, 48), np.int64)
     labels[::4, ::4] = np.arange(1, 145).reshape(12, 12)
     truth = Instances.from_masks(MaskSet.from_label_map(labels)[0])
-    found = evaluate_pairs([replace(truth, scores=np.ones(144, np.float32))], [truth], metrics=["coco_ap"])
-    assert found["AP@all"] == pytest.approx(1)
-    assert found["AP@100"] == pytest.approx(found["AP_ceiling@100"]) == pytest.approx(70 / 101)
-    assert any("more than 100 objects of a class in 1 of 1 image:" in note for note in found.notes)
+    report = evaluate_pairs([replace(truth, scores=np.ones(144, np.float32))], [truth], metrics=["coco_ap"])
+    assert report["AP@all"] == pytest.approx(1)
+    assert report["AP@100"] == pytest.approx(report["AP_ceiling@100"]) == pytest.approx(70 / 101)
+    assert any("more than 100 objects of a class in 1 of 1 image:" in note for note in report.notes)
 
 
-def test_only_what_was_asked_for(boxes: Boxes) -> None:
-    one = boxes((0, 0, 10, 10), scores=np.ones(1))
-    truth = replace(one, scores=None)
-    few = evaluate_pairs([one], [truth], metrics=["accuracy"])
-    assert "kaggle_score" in few.values  # counts cost nothing and always come
+def test_only_requested_metrics_are_computed(boxes: Boxes) -> None:
+    cells = boxes((0, 0, 10, 10), scores=np.ones(1))
+    truth = replace(cells, scores=None)
+    few = evaluate_pairs([cells], [truth], metrics=["accuracy"])
+    assert "kaggle_score" in few.values  # counts are always computed
     assert not any(name.startswith(("AP", "aji", "errors", "boundary")) for name in few.values)
     assert few.objects.empty
-    assert evaluate_pairs([one], [truth], metrics=["boundary_iou@4px"])["boundary_iou@4px"] == 1
+    assert evaluate_pairs([cells], [truth], metrics=["boundary_iou@4px"])["boundary_iou@4px"] == 1
     for name in METRICS:
-        evaluate_pairs([one], [truth], metrics=[name])
+        evaluate_pairs([cells], [truth], metrics=[name])
 
 
-def test_a_score_threshold_spares_ap(boxes: Boxes) -> None:
+def test_a_score_threshold_does_not_apply_to_ap(boxes: Boxes) -> None:
     predicted = boxes((0, 0, 10, 10), (20, 20, 30, 30), scores=np.array([0.9, 0.2]))
     truth = replace(predicted, scores=None)
-    found = evaluate_pairs([predicted], [truth], score_threshold=0.5)
-    assert found["AP@all"] == pytest.approx(1)
-    assert found["accuracy@0.5"] == found["aji"] == 0.5
-    assert found["dice"] == pytest.approx(2 / 3)
-    assert any("1 prediction below the score threshold" in note for note in found.notes)
+    report = evaluate_pairs([predicted], [truth], score_threshold=0.5)
+    assert report["AP@all"] == pytest.approx(1)
+    assert report["accuracy@0.5"] == report["aji"] == 0.5
+    assert report["dice"] == pytest.approx(2 / 3)
+    assert any("1 prediction below the score threshold" in note for note in report.notes)
 
 
 def test_lost_recall_needs_candidates(boxes: Boxes) -> None:
     truth = boxes((0, 0, 10, 10), (20, 20, 30, 30), (40, 40, 50, 50))
     predicted = replace(truth[:1], scores=np.ones(1, np.float32))
     candidates = replace(truth[:2], columns={"dropped_by": np.array(["kept", "nms"])})
-    found = evaluate_pairs([predicted], [truth], candidates=[candidates])
-    assert found["lost_recall_nms"] == found["lost_recall_never_proposed"] == pytest.approx(1 / 3)
-    lost = sum(value for name, value in found.values.items() if name.startswith("lost_recall_"))
-    assert lost == pytest.approx(1 - found["recall@0.5"])
-    assert found.tables["lost_recall"]["objects"].sum() == 2
+    report = evaluate_pairs([predicted], [truth], candidates=[candidates])
+    assert report["lost_recall_nms"] == report["lost_recall_never_proposed"] == pytest.approx(1 / 3)
+    lost = sum(value for name, value in report.values.items() if name.startswith("lost_recall_"))
+    assert lost == pytest.approx(1 - report["recall@0.5"])
+    assert report.tables["lost_recall"]["objects"].sum() == 2
 
 
-def test_each_image_is_read_once_and_let_go(fields: tuple[list[Instances], list[Instances]]) -> None:
+def test_each_image_is_read_once(fields: tuple[list[Instances], list[Instances]]) -> None:
     class Reader(Sequence[Instances]):
         def __init__(self, images: list[Instances]) -> None:
             self.images, self.read = images, []
@@ -184,12 +187,12 @@ def test_each_image_is_read_once_and_let_go(fields: tuple[list[Instances], list[
     assert [reader.read for reader in readers] == [[0, 1, 2, 3]] * 2
 
 
-def test_figures_need_no_pandas() -> None:
+def test_values_need_neither_pandas_nor_torch() -> None:
     code = """import sys, numpy as np
 from cellwright.core.instances import Instances
 from cellwright.evaluation.evaluate import evaluate_pairs
-one = Instances.empty((8, 8), scored=True)
-assert np.isnan(evaluate_pairs([one], [one])["AP@all"])
+cells = Instances.empty((8, 8), scored=True)
+assert np.isnan(evaluate_pairs([cells], [cells])["AP@all"])
 print(*[name for name in ("pandas", "torch") if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
@@ -208,20 +211,46 @@ def test_files(report: Report, tmp_path: Path) -> None:
     assert "Worst images" in page
 
 
-def test_files_of_an_empty_report(tmp_path: Path) -> None:
+def test_files_without_images(tmp_path: Path) -> None:
     stored = evaluate_pairs([], []).save(tmp_path)[0].read_text()
     assert json.loads(stored)["values"]["AP@all"] is None
     assert json.loads(stored)["reasons"]["AP@all"] == "no images"
 
 
+def test_the_repr_has_three_lines_at_most(report: Report) -> None:
+    lines = repr(report).splitlines()
+    assert (
+        lines[0]
+        == f"Report: 4 images, {report['n_truth']:.0f} annotated objects, {report['n_predicted']:.0f} predictions"
+    )
+    assert lines[1].startswith(f"  AP@all {report['AP@all']:.4f}, AP50@all ")
+    assert len(lines) == 2
+    assert max(map(len, lines)) < 120
+    assert repr(evaluate_pairs([], [])).splitlines()[0] == "Report: 0 images, 0 annotated objects, 0 predictions"
+
+
+def test_unknown_metrics_are_answered_with_suggestions(report: Report) -> None:
+    for name, suggestion in (
+        ("AP@al", "did you mean 'AP@all'?"),
+        ("accuracy@.5", "did you mean 'accuracy@0.5'?"),
+        ("lost", "AP@all, AP50@all, kaggle_score"),
+        ("box", "box_AP@100, box_AP50@100"),
+        (0, "AP@all, AP50@all, kaggle_score"),
+    ):
+        with pytest.raises(UsageError, match="no such metric") as caught:
+            report[name]  # type: ignore[index]
+        assert suggestion in str(caught.value)
+        assert len(str(caught.value)) < 250
+        assert name not in report
+    assert "AP@all" in report
+
+
 def test_messages(boxes: Boxes) -> None:
-    one = boxes((0, 0, 10, 10), class_ids=np.array([2]))
+    cells = boxes((0, 0, 10, 10), class_ids=np.array([2]))
     with pytest.raises(UsageError, match="did you mean 'coco_ap'"):
-        evaluate_pairs([one], [one], metrics=["cocoap"])
+        evaluate_pairs([cells], [cells], metrics=["cocoap"])
     with pytest.raises(InputError, match="different numbers of images"):
-        evaluate_pairs([one, one], [one])
+        evaluate_pairs([cells, cells], [cells])
     with pytest.raises(InputError, match="class id without a name") as caught:
-        evaluate_pairs([one], [one], class_names=["a", "b"], image_ids=["first"])
+        evaluate_pairs([cells], [cells], class_names=["a", "b"], image_ids=["first"])
     assert "image first" in str(caught.value)
-    with pytest.raises(UsageError, match="did you mean 'AP@all'"):
-        evaluate_pairs([one], [one])["AP@al"]

@@ -1,4 +1,4 @@
-"""Calibration against scikit-free least squares and tuning against the report's own figures."""
+"""Calibration compared with isotonic regression of SciPy, and tuning compared with the metrics of a report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_pava_equals_scipy(points: list[tuple[float, int]]) -> None:
     np.testing.assert_allclose(pool_adjacent_violators(values, weights), expected, atol=1e-9)
 
 
-def test_calibration_is_monotone_and_honest() -> None:
+def test_calibration_is_monotone_and_reduces_the_calibration_error() -> None:
     rng = np.random.default_rng(1)
     scores = rng.random(4000)
     ious = np.clip(scores**2 + rng.normal(0, 0.1, 4000), 0, 1)
@@ -48,8 +48,8 @@ def test_calibration_is_monotone_and_honest() -> None:
 
 
 def test_calibration_of_few_and_of_equal_scores() -> None:
-    one = fit_calibration(np.array([0.4]), np.array([0.6]))
-    assert one(np.array([0.4]))[0] == pytest.approx(0.6)
+    single = fit_calibration(np.array([0.4]), np.array([0.6]))
+    assert single(np.array([0.4]))[0] == pytest.approx(0.6)
     equal = fit_calibration(np.full(50, 1.0), np.linspace(0, 1, 50))
     assert equal(np.array([1.0]))[0] == pytest.approx(0.5)
     assert len(equal(np.zeros(0))) == 0
@@ -58,11 +58,11 @@ def test_calibration_of_few_and_of_equal_scores() -> None:
 
 
 def field(boxes: Boxes) -> tuple[Instances, Instances]:
-    """Class 0: good above .5, junk below. Class 1: specks of 4 px that score as well as the objects."""
+    """Class 0: correct above 0.5, spurious below. Class 1: spurious predictions of 4 px have high scores, too."""
     truth = boxes((0, 0, 10, 10), (0, 20, 10, 30), (20, 0, 30, 10), (20, 20, 30, 30), class_ids=np.array([0, 0, 1, 1]))
-    junk = [(50, 0, 60, 10), (50, 20, 60, 30), (50, 40, 52, 42), (50, 50, 52, 52)]
+    spurious = [(50, 0, 60, 10), (50, 20, 60, 30), (50, 40, 52, 42), (50, 50, 52, 52)]
     predicted = boxes(
-        (0, 0, 10, 10), (0, 20, 10, 30), (20, 0, 30, 10), (20, 20, 30, 30), *junk,
+        (0, 0, 10, 10), (0, 20, 10, 30), (20, 0, 30, 10), (20, 20, 30, 30), *spurious,
         class_ids=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
         scores=np.array([0.9, 0.6, 0.5, 0.5, 0.4, 0.1, 0.9, 0.5]),
     )  # fmt: skip
@@ -70,27 +70,27 @@ def field(boxes: Boxes) -> tuple[Instances, Instances]:
 
 
 @pytest.mark.parametrize("metric", ["kaggle_score", "accuracy@0.5", "f1@0.75"])
-def test_tuning_finds_the_cut(boxes: Boxes, metric: str) -> None:
+def test_tuning_finds_the_thresholds(boxes: Boxes, metric: str) -> None:
     truth, predicted = field(boxes)
-    found = tune([pair_image(truth, predicted, "a", PairOptions())], ("a", "b", "c"), metric)
-    assert found.untuned == ("c",)
-    assert 0.4 < found.classes["a"].score <= 0.6 + 1e-6
-    assert found.classes["a"].min_area_px == 0
-    assert 4 < found.classes["b"].min_area_px <= 100
-    for tuned in found.classes.values():
+    tuning = tune([pair_image(truth, predicted, "a", PairOptions())], ("a", "b", "c"), metric)
+    assert tuning.untuned == ("c",)
+    assert 0.4 < tuning.classes["a"].score <= 0.6 + 1e-6
+    assert tuning.classes["a"].min_area_px == 0
+    assert 4 < tuning.classes["b"].min_area_px <= 100
+    for tuned in tuning.classes.values():
         assert tuned.before < tuned.after == 1
-    assert set(found.classes) == {"a", "b"}
+    assert set(tuning.classes) == {"a", "b"}
 
 
-def test_tuned_figures_are_those_of_the_report(draw: Callable[..., tuple[Instances, Instances]]) -> None:
-    """Without overlaps greedy matching is one-to-one matching, so the promised figure is the judged one."""
+def test_tuned_metrics_are_those_of_a_report(draw: Callable[..., tuple[Instances, Instances]]) -> None:
+    """Without overlaps, greedy matching is one-to-one matching, so both give the same value."""
     rng = np.random.default_rng(3)
     pairs = [tuple(flat(side) for side in draw(rng, n_truth=15, n_classes=1)) for _ in range(4)]
     tuned = tune([pair_image(t, p, "a", PairOptions()) for t, p in pairs], ("cell",)).classes["cell"]
     kept = [p[(p.scores >= tuned.score) & (p.masks.areas >= tuned.min_area_px)] for _, p in pairs]
-    truths = [t for t, _ in pairs]
-    assert tuned.after == pytest.approx(evaluate_pairs(kept, truths, metrics=["kaggle_score"])["kaggle_score"])
-    before = evaluate_pairs([p for _, p in pairs], truths, metrics=["kaggle_score"])["kaggle_score"]
+    truth = [t for t, _ in pairs]
+    assert tuned.after == pytest.approx(evaluate_pairs(kept, truth, metrics=["kaggle_score"])["kaggle_score"])
+    before = evaluate_pairs([p for _, p in pairs], truth, metrics=["kaggle_score"])["kaggle_score"]
     assert tuned.before == pytest.approx(before)
     assert tuned.after >= before
 
@@ -102,7 +102,7 @@ def flat(side: Instances) -> Instances:
     return Instances.from_masks(masks, scores=scores)
 
 
-def test_bad_requests(boxes: Boxes) -> None:
+def test_unknown_metric_and_missing_scores(boxes: Boxes) -> None:
     truth, predicted = field(boxes)
     with pytest.raises(UsageError, match="did you mean 'kaggle_score'"):
         tune([pair_image(truth, predicted, "a", PairOptions())], ("a", "b"), "kagle_score")
