@@ -1,4 +1,4 @@
-"""Tiny datasets, drawn, in the formats that the reports' data come in; written without our writers."""
+"""Tiny drawn datasets in the formats of published data, written without cellwright's writers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(seed: int, n_classes: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def write_mask_folder(root: Path, *, alpha: bool = False) -> Path:
-    """VRDL's layout, and with ``alpha`` DSB2018's: ``<id>/images/<id>.png``, one PNG an object below ``<id>/masks``."""
+    """VRDL's layout, or DSB2018's with ``alpha``: ``<id>/images/<id>.png``, one PNG per object in ``<id>/masks``."""
     for k in range(N_IMAGES):
         rgb, masks, _ = draw(k)
         folder = root / f"field{k}"
@@ -39,7 +39,7 @@ def write_mask_folder(root: Path, *, alpha: bool = False) -> Path:
 
 
 def write_sartorius(root: Path) -> Path:
-    """``train.csv`` (a row a cell, runs along rows, counted from 1) beside grey images in ``train/``."""
+    """``train.csv`` (one row per cell, runs along rows, counted from 1) next to grey images in ``train/``."""
     (root / "train").mkdir(parents=True)
     with (root / "train.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -56,7 +56,7 @@ def write_sartorius(root: Path) -> Path:
 
 
 def write_livecell(root: Path) -> Path:
-    """LIVECell's layout: a COCO file (whose path is returned) of polygons with the class "cell", and the images."""
+    """The layout of LIVECell: a COCO file of polygons with the class "cell", whose path is returned, and the images."""
     root.mkdir()
     images, annotations = [], []
     for k in range(N_IMAGES):
@@ -67,10 +67,10 @@ def write_livecell(root: Path) -> Path:
             (outline, *_), _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             x, y, width, height = cv2.boundingRect(outline)
             if len(outline) >= 3:
-                one = {"id": len(annotations) + 1, "image_id": k + 1, "category_id": 1, "iscrowd": 0}
+                annotation = {"id": len(annotations) + 1, "image_id": k + 1, "category_id": 1, "iscrowd": 0}
                 rings = [outline.ravel().tolist()]
-                one |= {"segmentation": rings, "bbox": [x, y, width, height], "area": int(mask.sum())}
-                annotations.append(one)
+                annotation |= {"segmentation": rings, "bbox": [x, y, width, height], "area": int(mask.sum())}
+                annotations.append(annotation)
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
     (root / "livecell_coco_train.json").write_text(json.dumps(content))
     return root / "livecell_coco_train.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +93,12 @@ class Good(Format):
             )
         out.write_text(json.dumps(entries))
         return [out]
+
+
+def test_the_suites_need_neither_torch_nor_pytest():
+    code = "import sys, cellwright.testing; print([name for name in ('torch', 'pytest') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_correct_format_passes(tmp_path):

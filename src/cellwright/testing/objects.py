@@ -89,7 +89,7 @@ def flattened(instances: Instances) -> Instances:
     for k in rank:
         dense[k] &= ~taken
         taken |= dense[k]
-    kept = dense.any((1, 2))
+    kept = np.flatnonzero(dense.any((1, 2)))
     return replace(instances[kept], masks=MaskSet.from_dense(dense[kept]))
 
 

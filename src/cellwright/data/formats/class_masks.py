@@ -34,7 +34,7 @@ _CLASS_FILE = re.compile(r"class([1-9]\d{0,3})")
 class ClassMasks(Format):
     name = "class_masks"
     description = (
-        "<id>/image.tif beside class1.tif .. classK.tif label maps; loses scores, class names, ignore flags, "
+        "<id>/image.tif next to class1.tif .. classK.tif label maps; loses scores, class names, ignore flags, "
         "overlaps within a class"
     )
 

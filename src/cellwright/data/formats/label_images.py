@@ -52,7 +52,7 @@ _MAX_DECODED = 4  # how many files with arbitrary names `sniff` decodes
 class LabelImages(Format):
     name = "label_images"
     description = (
-        "images beside label TIFF/PNG (_masks, images/ + masks/, Cellpose _seg.npy); loses classes, scores, "
+        "images next to label TIFF/PNG (_masks, images/ + masks/, Cellpose _seg.npy); loses classes, scores, "
         "ignore flags, overlaps"
     )
 
