@@ -47,21 +47,15 @@ def run(folder: Path, blocks: list[str]) -> dict[str, object]:
 
 
 def test_the_page_runs(folder: Path) -> None:
-    names = run(folder, [block for block in BLOCKS if "predict_folder" not in block])
+    names = run(folder, BLOCKS)
     assert len(names["cells"]) >= 10  # type: ignore[arg-type]
     assert len(names["table"]) == len(names["cells"])  # type: ignore[arg-type]
     assert [sample.id for sample in names["dataset"]] == ["a", "b"]  # type: ignore[attr-defined]
+    for predictions in (names["predictions"], cw.read_dataset("work/otsu")):
+        assert [sample.id for sample in predictions] == ["a", "b"]  # type: ignore[attr-defined]
+        assert all(len(sample.read_instances()) >= 10 for sample in predictions)  # type: ignore[attr-defined]
     assert (folder / "work" / "a.geojson").is_file()
     assert len(names["CHECKS"]) >= 7  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif("predict_folder" not in cw.__all__, reason="predict_folder does not exist yet")
-def test_a_folder_is_predicted_with_a_model_of_ones_own(folder: Path) -> None:
-    (job,) = (block for block in BLOCKS if "predict_folder" in block)
-    run(folder, [BLOCKS[0], job])
-    predictions = cw.read_dataset("work/otsu")
-    assert [sample.id for sample in predictions] == ["a", "b"]
-    assert all(len(sample.read_instances()) >= 10 for sample in predictions)
 
 
 def test_the_examples_are_short() -> None:
