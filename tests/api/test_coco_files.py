@@ -1,4 +1,4 @@
-"""From a truth file and a results file to the numbers, against pycocotools reading the same two files."""
+"""Metrics of an annotation file and a results file, compared with pycocotools on the same files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_files(folder: Path) -> tuple[Path, Path]:
             if crowd:
                 segmentation = {"size": list(HW), "counts": masks.to_rle_counts()[0]}
             number = len(truth["annotations"]) + 1
-            area = float(masks.areas[0]) * 1.07 + 0.5  # what a polygon's own area would be: not the pixel count
+            area = float(masks.areas[0]) * 1.07 + 0.5  # like the area of a polygon: not the number of pixels
             truth["annotations"].append(
                 {**common, "id": number, "area": area, "iscrowd": crowd, "segmentation": segmentation}
             )
@@ -65,7 +65,7 @@ def write_files(folder: Path) -> tuple[Path, Path]:
     return folder / "truth.json", folder / "results.json"
 
 
-def test_the_numbers_equal_pycocotools(tmp_path: Path) -> None:
+def test_average_precision_equals_pycocotools(tmp_path: Path) -> None:
     truth_file, results_file = write_files(tmp_path)
     plan = EvaluatePlan((results_file,), data=truth_file, out=tmp_path / "out", metrics=("coco_ap",), pictures=0)
     result = run(plan)
@@ -73,11 +73,11 @@ def test_the_numbers_equal_pycocotools(tmp_path: Path) -> None:
     report = result.evaluations[0].report
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(truth_file))
-        judge = COCOeval(truth, truth.loadRes(str(results_file)), "segm")
-        judge.params.maxDets = [1, 100, 10000]
-        judge.evaluate()
-        judge.accumulate()
-    precision = judge.eval["precision"]  # (T, R, K, A, M)
+        evaluation = COCOeval(truth, truth.loadRes(str(results_file)), "segm")
+        evaluation.params.maxDets = [1, 100, 10000]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"]  # (T, R, K, A, M)
     bands = {"": 0, "_small": 1, "_medium": 2, "_large": 3}
     for cap, m in (("100", 1), ("all", 2)):
         for band, a in bands.items():

@@ -1,4 +1,4 @@
-"""Judging, comparing, tuning and merging through the command line, on drawn nuclei and a model of a few steps."""
+"""``evaluate`` and ``tune`` on the command line, with drawn nuclei and a model trained for a few steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cellwright.api.read import read_dataset
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 6 images in two splits and a run of four steps on it."""
-    root = tmp_path_factory.mktemp("judging")
+    root = tmp_path_factory.mktemp("evaluate")
     draw_mask_folder(root / "source", 6)
     assert run("data", "convert", root / "source", "--out", root / "data", "--quiet") == 0
     assert run("data", "split", root / "data", "--val", "0.5") == 0
@@ -29,19 +29,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_split_of_three_parts_by_what_images_look_like(job: Path, tmp_path: Path) -> None:
-    words = ["--val", "0.2", "--test", "0.2", "--alike", "--out", tmp_path / "three", "--quiet"]
-    assert run("data", "split", job / "data", *words) == 0
-    parted = read_dataset(tmp_path / "three")
-    assert set(parted.splits) == {"train", "val", "test"}
-    assert all(sample.group for sample in parted)
-    assert run("data", "split", job / "data", "--alike", "--group", "a", "--out", tmp_path / "no") == 2
-    assert run("data", "split", job / "data", "--folds", "2", "--test", "0.2", "--out", tmp_path / "no") == 2
-
-
 @pytest.fixture(scope="module")
 def evaluated(job: Path) -> Path:
-    """The classical method, judged with two pictures."""
+    """The evaluation of the classical method, with two pictures."""
     words = ["--data", job / "data", "--split", "val", "--pictures", "2"]
     assert run("evaluate", "classical", "--out", job / "eval", *words) == 0
     return job / "eval"
@@ -53,13 +43,13 @@ def tuned(job: Path) -> Path:
     return job / "tuned"
 
 
-def test_the_folder_holds_what_the_interface_promises(evaluated: Path) -> None:
+def test_files_of_an_evaluation(evaluated: Path) -> None:
     names = {path.name for path in evaluated.iterdir()}
     assert names == {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "errors", "report.md"}
     objects = pd.read_csv(evaluated / "objects.csv")
     per_image = pd.read_csv(evaluated / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
     assert set(objects["image"]) <= set(per_image["image"])
-    # The two worst images are drawn, the worst first in the report, and the links lead to files.
+    # The two worst images are drawn, and the report links to the pictures, worst first.
     drawn = [f"errors/{name}.png" for name in per_image["image"][:2]]
     page = (evaluated / "report.md").read_text()
     links = [re.sub("%20", " ", link) for link in re.findall(r"!\[.*?\]\((.*?)\)", page)]
@@ -70,7 +60,7 @@ def test_the_folder_holds_what_the_interface_promises(evaluated: Path) -> None:
     assert picture.shape[0] > picture.shape[1] * 128 / 160  # the legend below
 
 
-def test_intervals_hold_the_headline(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_confidence_intervals_of_the_headline_metrics(evaluated: Path) -> None:
     metrics = json.loads((evaluated / "metrics.json").read_text())
     rows = {row["metric"]: row for row in metrics["intervals_95"]}
     assert list(rows) == ["AP@all", "AP50@all", "kaggle_score", "accuracy@0.5", "pq", "aji"]
@@ -106,7 +96,7 @@ def test_two_predictions_are_compared(job: Path, capsys: pytest.CaptureFixture[s
     assert run("evaluate", "classical", "classical", "classical", *words, "--overwrite") == 2
 
 
-def test_the_same_prediction_twice_differs_by_nothing(job: Path) -> None:
+def test_a_prediction_does_not_differ_from_itself(job: Path) -> None:
     out = job / "twice"
     words = ["--data", job / "data", "--split", "val", "--pictures", "0", "--quiet", "--out", out]
     assert run("evaluate", "classical", "classical", *words) == 0
@@ -116,7 +106,7 @@ def test_the_same_prediction_twice_differs_by_nothing(job: Path) -> None:
     assert {path.name for path in out.iterdir() if path.is_dir()} == set(table.columns[1:3])
 
 
-def test_lost_recall_sums_to_the_loss(job: Path) -> None:
+def test_causes_of_lost_recall_sum_to_the_loss(job: Path) -> None:
     out = job / "eval_run"
     words = ["--data", job / "data", "--split", "val", "--pictures", "0", "--quiet", "--out", out]
     assert run("evaluate", job / "run", *words) == 0
@@ -129,39 +119,36 @@ def test_lost_recall_sums_to_the_loss(job: Path) -> None:
     assert "Causes of lost recall" in (out / "report.md").read_text()
 
 
-def test_what_was_predicted_tells_of_thresholds_only(job: Path, tmp_path: Path) -> None:
+def test_stored_predictions_explain_losses_by_the_score_threshold(job: Path, tmp_path: Path) -> None:
     words = ["--data", job / "data", "--split", "val", "--quiet"]
     assert run("predict", job / "data", "--split", "val", "--model", "classical", "--score", "0.6", "--save", "masks",
                "--out", tmp_path / "pred", "--quiet") == 0  # fmt: skip
     assert run("evaluate", tmp_path / "pred", *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
-    # The same by another way: what a lower threshold finds is what the threshold lost.
-    at, below = (metrics["values"]["recall@0.5"], 0)
-    pred = read_dataset(tmp_path / "pred", require_images=False)
-    truth = read_dataset(job / "data").with_split("val")
-    both = [[one.read_instances() for one in side] for side in (pred, truth)]
-    below = evaluate(*both).values["recall@0.5"]
-    assert below > at
+    # Computed in another way: the recall of all predictions, whatever their score.
+    recall = metrics["values"]["recall@0.5"]
+    of_all = evaluate(tmp_path / "pred", job / "data", split="val", score_threshold=0)["recall@0.5"]
+    assert of_all > recall
     lost = metrics["lost_recall"]
     assert lost["nms"] == lost["cap"] == 0
-    assert sum(lost.values()) == pytest.approx(1 - at)
-    assert lost["threshold"] == pytest.approx(below - at)
+    assert sum(lost.values()) == pytest.approx(1 - recall)
+    assert lost["threshold"] == pytest.approx(of_all - recall)
     assert "count as never proposed" in (tmp_path / "eval" / "report.md").read_text()
 
 
-def test_images_missing_on_one_side(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_predictions_and_annotations(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     part = job / "part"
     assert run("predict", job / "data", "--split", "val", "--model", "classical", "--out", part) == 0
     assert run("evaluate", part, "--data", job / "data", "--split", "val", "--out", job / "e1", "--quiet") == 0
     assert run("evaluate", part, "--data", job / "data", "--out", job / "e2") == 2
     assert "3 of 6 images have no prediction" in capsys.readouterr().err
-    # Predictions on images that nobody annotated.
+    # Predictions on images that are not annotated.
     assert run("evaluate", job / "data", "--data", part, "--out", job / "e3") == 2
     assert "3 of 6 images with predictions have no ground truth" in capsys.readouterr().err
     assert not (job / "e2" / "metrics.json").exists()
 
 
-def test_a_tuned_folder_loads_and_says_what_it_does(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tuned_model_shows_its_thresholds(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     info = json.loads((tuned / "model.json").read_text())
     (name,) = info["class_names"]
     assert set(info["thresholds"]) == {f"score/{name}", f"min_area_px/{name}"}
@@ -184,7 +171,7 @@ def test_a_tuned_folder_loads_and_says_what_it_does(job: Path, tuned: Path, caps
     assert info["score_threshold"] == list(model.options.score_threshold)
 
 
-def test_tuned_scores_are_the_plain_ones_calibrated(job: Path, tuned: Path) -> None:
+def test_tuned_scores_are_calibrated_scores(job: Path, tuned: Path) -> None:
     from cellwright.data.images.read import read_image
 
     model, plain = load_model(tuned, device="cpu"), load_model(job / "run", device="cpu")
@@ -200,7 +187,7 @@ def test_tuned_scores_are_the_plain_ones_calibrated(job: Path, tuned: Path) -> N
     np.testing.assert_array_equal(shown.scores, model.options.calibration(kept.scores))
 
 
-def test_the_split_that_was_tuned_on_is_not_reported_unwarned(
+def test_a_warning_on_the_split_that_was_used_for_tuning(
     job: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--data", job / "data", "--pictures", "0"]
@@ -209,22 +196,22 @@ def test_the_split_that_was_tuned_on_is_not_reported_unwarned(
     assert "warning" in (job / "w1" / "report.md").read_text()
     assert run("evaluate", tuned, *common, "--split", "train", "--out", job / "w2") == 0
     assert "warning" not in capsys.readouterr().err
-    # The predictions that it leaves know it too.
+    # Predictions of the tuned model have this information, too.
     assert run("predict", job / "data", "--split", "val", "--model", tuned, "--out", job / "pred_w") == 0
     assert run("evaluate", job / "pred_w", *common, "--split", "val", "--out", job / "w3") == 0
     assert "were tuned on 3 of these 3 images" in capsys.readouterr().err
     first, second = (json.loads((job / name / "metrics.json").read_text())["values"] for name in ("w1", "w3"))
-    numbers, again = ({k: v for k, v in one.items() if v is not None} for one in (first, second))
-    assert numbers == pytest.approx(again, rel=1e-6)
+    direct, stored = ({k: v for k, v in values.items() if v is not None} for values in (first, second))
+    assert direct == pytest.approx(stored, rel=1e-6)
 
 
-def test_tuning_a_tuned_model_is_tuning_the_plain_one(job: Path, tuned: Path) -> None:
+def test_a_tuned_model_is_tuned_from_its_original_scores(job: Path, tuned: Path) -> None:
     assert run("tune", tuned, "--data", job / "data", "--out", job / "again", "--quiet") == 0
     first, second = (json.loads((folder / "model.json").read_text()) for folder in (tuned, job / "again"))
     assert first == second
 
 
-def test_a_model_tuned_in_views_looks_in_them(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_tuned_with_views_uses_them(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tuned"
     words = ["--data", job / "data", "--split", "val"]
     assert run("tune", job / "run", *words, "--views", "nonsense", "--out", out) == 2
@@ -233,14 +220,14 @@ def test_a_model_tuned_in_views_looks_in_them(job: Path, tmp_path: Path, capsys:
     assert info["tuned_on"]["views"] == "mirror"
     plain, tuned = load_model(job / "run", device="cpu"), load_model(out, device="cpu")
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    seen, in_views = tuned.predict(picture), plain.predict(picture, views="mirror")
-    assert [tuple(box) for box in seen.boxes_xyxy] == [tuple(box) for box in in_views.boxes_xyxy[: len(seen)]]
+    own, expected = tuned.predict(picture), plain.predict(picture, views="mirror")
+    assert own.boxes_xyxy.tolist() == expected.boxes_xyxy[: len(own)].tolist()
     capsys.readouterr()
     common = ["predict", job / "data", "--split", "val", "--model", out, "--save", "masks"]
     assert run(*common, "--out", tmp_path / "own") == 0
-    said = capsys.readouterr().err
-    assert "with views mirror: keeps" in said
-    assert "other views" not in said
+    messages = capsys.readouterr().err
+    assert "with views mirror: keeps" in messages
+    assert "other views" not in messages
     assert run(*common, "--views", "1", "--out", tmp_path / "other") == 0
     assert "tuned with other views than 1: its thresholds" in capsys.readouterr().err
     assert run("tune", out, *words, "--out", tmp_path / "again") == 0
@@ -267,49 +254,12 @@ def test_what_cannot_be_tuned(job: Path, tuned: Path, capsys: pytest.CaptureFixt
     assert "the tuning in this model folder is damaged" in capsys.readouterr().err
 
 
-def test_merge_renames_unites_and_counts(job: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    words = ["data", "convert", job / "source", "--classes", "nucleus", "--out", other, "--quiet"]
-    assert run(*words) == 0
-    data = read_dataset(job / "data")
-    n = {split: sum(len(s.read_instances()) for s in data.with_split(split)) for split in data.splits}
-    (name,) = data.class_names
-    capsys.readouterr()
-    words = ["data", "merge", job / "data", other, "--log-format", "json"]
-    assert run(*words, "--out", tmp_path / "two") == 0
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    (table,) = [one["rows"] for one in events if one["event"] == "table"]
-    whole = sum(n.values())
-    counted = {row["class"]: row for row in table}
-    assert counted["nucleus"]["no split"] == counted["nucleus"]["all"] == whole
-    assert {split: counted[name][split] for split in n} == n
-    assert counted[name]["all"] == whole
-    merged = read_dataset(tmp_path / "two")
-    assert len(merged) == 12
-    assert all("/" in sample.id for sample in merged)
-    map_file = tmp_path / "map.yaml"
-    map_file.write_text(f"{name}: nuclear thing\n")
-    assert run(*words, "--map", map_file, "--map", "nucleus=nuclear thing", "--out", tmp_path / "one") == 0
-    assert read_dataset(tmp_path / "one").class_names == ("nuclear thing",)
-    assert run(*words, "--keep", "nucleus", "--out", tmp_path / "kept") == 0
-    assert sum(len(one.read_instances()) for one in read_dataset(tmp_path / "kept")) == whole
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--map", "nothing"], "invalid class map"),
-        (["--map", "no such=x"], "no such class"),
-        (["--map", "absent.yaml"], "cannot read this class map"),
-        (["--keep", "no such"], "no such class"),
-        (["--map", "LIST"], "invalid class map"),
-    ],
-)
-def test_maps_that_do_not_fit(
-    job: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    words = [str(tmp_path / "list.yaml") if word == "LIST" else word for word in words]
-    assert run("data", "merge", job / "data", *words, "--out", tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
-    assert run("data", "merge", job / "data", "--out", job / "data", "--overwrite") == 2
+def test_an_invalid_request_leaves_the_old_output(job: Path, tuned: Path, evaluated: Path) -> None:
+    page, info = evaluated / "report.md", tuned / "model.json"
+    before = page.read_bytes(), info.read_bytes()
+    common = ["--data", job / "data", "--quiet", "--overwrite"]
+    for words in (["--metrics", "pqq"], ["--split", "test"], ["--dry-run"]):
+        assert run("evaluate", "classical", *common, *words, "--out", evaluated) == (0 if words == ["--dry-run"] else 2)
+    for words in (["--metric", "pqq"], ["--split", "test"], ["--dry-run"]):
+        assert run("tune", job / "run", *common, *words, "--out", tuned) == (0 if words == ["--dry-run"] else 2)
+    assert (page.read_bytes(), info.read_bytes()) == before
