@@ -1,17 +1,22 @@
-"""Pictures of errors: every kind in its own colour and line, where it belongs, and counted in the legend."""
+"""Pictures of errors: the colour and line style of every kind, the legend, and the files of an evaluation."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError
+from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS
+from cellwright.evaluation.evaluate import evaluate_images
+from cellwright.evaluation.pairing import pair_datasets
 from cellwright.report.error_picture import (
     CORRECT,
     IGNORED,
@@ -21,6 +26,8 @@ from cellwright.report.error_picture import (
     SIDE_PX,
     TRUTH_STYLES,
     draw_errors,
+    pictures_section,
+    write_error_pictures,
 )
 
 HW = (60, 90)
@@ -34,7 +41,7 @@ def squares(*places: tuple[int, int]) -> Instances:
     return Instances.from_masks(MaskSet.from_dense(dense))
 
 
-def drawn(truth: Instances, predicted: Instances, truth_kinds: list[str], predicted_kinds: list[str]) -> np.ndarray:
+def draw(truth: Instances, predicted: Instances, truth_kinds: list[str], predicted_kinds: list[str]) -> np.ndarray:
     return draw_errors(
         Image.from_array(np.zeros((*HW, 3), np.uint8)),
         truth,
@@ -51,40 +58,40 @@ def colours_in(picture: np.ndarray, place: tuple[int, int]) -> set[tuple[int, ..
     return {tuple(map(int, row)) for row in np.unique(part, axis=0)} - {(0, 0, 0)}
 
 
-def test_styles_are_told_apart() -> None:
+def test_styles_differ() -> None:
     styles = [CORRECT, INVOLVED, IGNORED, *TRUTH_STYLES.values(), *PREDICTED_STYLES.values()]
     assert len({style.name for style in styles}) == len(styles)
     assert len({(style.colour, style.pattern) for style in styles}) == len(styles)
     errors = [*TRUTH_STYLES.values(), *PREDICTED_STYLES.values()]
-    # In grey print colours are gone: the lines alone tell errors apart.
+    # In greyscale print, errors differ by line pattern alone.
     assert all(a.pattern != b.pattern for a, b in itertools.combinations(errors, 2))
-    # Every kind that the judge knows has a style.
+    # Every kind has a style.
     assert {*TRUTH_STYLES, "correct", "ignored"} == set(TRUTH_KINDS)
     assert {*PREDICTED_STYLES, *INVOLVED_KINDS, "correct", "ignored"} == set(PREDICTED_KINDS)
 
 
 @pytest.mark.parametrize("kind", sorted(TRUTH_STYLES))
-def test_errors_of_truth_are_drawn_on_the_truth(kind: str) -> None:
-    picture = drawn(squares((5, 5), (30, 40)), squares((5, 60)), [kind, "correct"], ["correct"])
+def test_annotated_objects_with_errors_are_drawn_by_their_annotation(kind: str) -> None:
+    picture = draw(squares((5, 5), (30, 40)), squares((5, 60)), [kind, "correct"], ["correct"])
     assert colours_in(picture, (5, 5)) == {TRUTH_STYLES[kind].colour}
-    assert colours_in(picture, (30, 40)) == set()  # shown by its prediction
+    assert colours_in(picture, (30, 40)) == set()  # shown by its prediction instead
     assert colours_in(picture, (5, 60)) == {CORRECT.colour}
 
 
 @pytest.mark.parametrize("kind", [*sorted(PREDICTED_STYLES), *INVOLVED_KINDS])
-def test_errors_of_predictions_are_drawn_on_the_prediction(kind: str) -> None:
-    picture = drawn(squares(), squares((5, 5)), [], [kind])
+def test_predictions_with_errors_are_drawn(kind: str) -> None:
+    picture = draw(squares(), squares((5, 5)), [], [kind])
     assert colours_in(picture, (5, 5)) == {PREDICTED_STYLES.get(kind, INVOLVED).colour}
 
 
 def test_size_and_legend() -> None:
-    empty = drawn(squares(), squares(), [], [])
+    empty = draw(squares(), squares(), [], [])
     factor = round(SIDE_PX / max(HW))
     assert empty.shape[1] == factor * HW[1]
     assert not empty[: factor * HW[0]].any()
     assert empty[factor * HW[0] :].any()
     with pytest.raises(InputError, match="truth_kinds` has the wrong length"):
-        drawn(squares((0, 0)), squares(), [], [])
+        draw(squares((0, 0)), squares(), [], [])
     with pytest.raises(InputError, match="differ in size"):
         draw_errors(
             Image.from_array(np.zeros((5, 5), np.uint8)),
@@ -93,3 +100,40 @@ def test_size_and_legend() -> None:
             truth_kinds=np.zeros(0, "U9"),
             predicted_kinds=np.zeros(0, "U9"),
         )
+
+
+class Notes:
+    """A `ProgressReporter` that records notes."""
+
+    quiet, log_format = True, "text"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def track(self, items, description, total=None):
+        return items
+
+
+def test_the_worst_images_are_written_on_black_if_they_cannot_be_read(tmp_path: Path) -> None:
+    write_png(tmp_path / "b.png", np.full(HW, 200, np.uint8))
+    cells = squares((5, 5), (30, 40))
+    truth = Dataset(
+        tuple(Sample(name, path, HW, Loaded(cells)) for name, path in (("a", None), ("b", tmp_path / "b.png"))),
+        ("cell",),
+    )
+    predictions = {"a": cells[:1], "b": cells[:0]}
+    predicted = truth.with_samples([Sample(name, None, HW, Loaded(p)) for name, p in predictions.items()])
+    images = pair_datasets("p", predicted, truth)
+    screen = Notes()
+    paths = write_error_pictures(images, evaluate_images(images), tmp_path / "errors", 2, screen)
+    assert [path.name for path in paths] == ["b.png", "a.png"]
+    assert screen.notes == ["1 of 2 pictures of errors drawn on black: the image could not be read"]
+    assert pictures_section(paths, tmp_path)[1:] == ["![errors/b.png](errors/b.png)", "![errors/a.png](errors/a.png)"]
+    assert pictures_section([], tmp_path) == []
+    few = evaluate_images(images, metrics=["pq"])
+    assert write_error_pictures(images, few, tmp_path / "none", 2) == []
+    assert write_error_pictures(images, evaluate_images(images), tmp_path / "none", 0) == []
+    assert not (tmp_path / "none").exists()
