@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, overload
 
@@ -133,12 +134,13 @@ def pair_in_order(
             expected=f"{count(len(truth), 'image')}, as in the ground truth",
         )
     datasets = [side for side in (truth, predicted) if isinstance(side, Dataset)]
+    lists = [side for side in (truth, predicted) if not isinstance(side, Dataset)]
     if image_ids is None:
         image_ids = [sample.id for sample in datasets[0]] if datasets else [str(k) for k in range(len(truth))]
     if len(image_ids) != len(truth):
         raise InputError("`image_ids` and images differ in number", got=len(image_ids), expected=len(truth))
     if class_names is None:
-        class_names = datasets[0].class_names if datasets else _class_numbers((*predicted, *truth))
+        class_names = datasets[0].class_names if datasets else _class_numbers([*chain(*lists)])
     return PairedImages(
         name="predictions",
         predicted=_samples(predicted, image_ids),
