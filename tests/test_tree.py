@@ -99,7 +99,6 @@ def texts(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.xfail(strict=False, reason="messages are being rewritten")
 def test_only_the_command_line_names_options() -> None:
     """Library messages write a parameter as `name` or `name=value`; the command line shows it as an option."""
     allowed = (
@@ -116,7 +115,6 @@ def test_only_the_command_line_names_options() -> None:
     assert named == []
 
 
-@pytest.mark.xfail(strict=False, reason="messages are being rewritten")
 def test_counts_have_the_right_number() -> None:
     """Messages say "1 image" and "2 images" (`core.text.count`), not "image(s)"."""
     assert [

@@ -86,7 +86,6 @@ def test_every_verb_has_a_readable_help(words: tuple[str, ...], capsys: pytest.C
     assert run(*words, "--help") == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert re.findall(r"--(?:empty|no)-\S*", text) == []
     assert "[default: ]" not in text
     assert "[default: None]" not in text
     assert "('" not in text
@@ -104,6 +103,7 @@ def test_the_help_of_a_verb_is_that_of_its_plan(words: tuple[str, ...]) -> None:
     handler, line = VERBS[words[0]] if len(words) == 1 else GROUPS[words[0]][1][words[1]]
     module, _, name = handler.partition(":")
     hints = get_type_hints(getattr(import_module(f"cellwright.cli.{module}"), name))
+    assert "plan" in hints or words[-1] == "list"
     if "plan" in hints:
         assert (inspect.getdoc(hints["plan"]) or "").splitlines()[0] == line
 
@@ -111,7 +111,9 @@ def test_the_help_of_a_verb_is_that_of_its_plan(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("words", ALL_VERBS, ids=" ".join)
 def test_no_verb_takes_an_option_without_meaning(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words, "--help") == 0
-    for name in set(re.findall(r"--([a-z-]+)", capsys.readouterr().out)):
+    names = set(re.findall(r"--([a-z-]+)", capsys.readouterr().out))
+    assert not {f"{prefix}-{name}" for name in names for prefix in ("no", "empty")} & names
+    for name in names:
         for prefix in ("no", "empty"):
             with pytest.raises(UnknownOptionError, match=f"--{prefix}-{name}"):
                 build_app().parse_args([*words, f"--{prefix}-{name}"], print_error=False, exit_on_error=False)

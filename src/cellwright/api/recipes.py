@@ -46,8 +46,8 @@ class CopyPlan:
     """Replace an existing file."""
 
 
-def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Path:
-    """Write the recipe as YAML and return the path. Raises `RecipeError` and `OutputError`."""
+def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Path | None:
+    """Write the recipe as YAML and return the path; None after a dry run. Raises `RecipeError` and `OutputError`."""
     from cellwright.config.recipe import dump, load
     from cellwright.core.files import write_text
 
@@ -55,6 +55,7 @@ def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     target = plan.out or Path(f"{plan.recipe.rsplit('/', 1)[-1]}.yaml")
     claim_file(target, overwrite=plan.overwrite)
     screen.note(f"will write {target}")
-    if not dry_run:
-        write_text(target, dump(recipe))
+    if dry_run:
+        return None
+    write_text(target, dump(recipe))
     return target

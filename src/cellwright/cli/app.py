@@ -6,7 +6,6 @@ failed; 130 interrupted.
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
 import tempfile
@@ -94,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options: dict[str, str] = {}
     try:
         command, bound, _ = build_app().parse_args(words, print_error=False, exit_on_error=False)
-        options |= _options_of(bound)
+        for value in bound.arguments.values():
+            options |= option_names(value)
         keep_freed_memory()
         code = command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
@@ -111,15 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception:  # noqa: BLE001 - anything else is a bug in cellwright: save a report that the user can send
         sys.exit(_report_bug(words))
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _options_of(bound: inspect.BoundArguments) -> dict[str, str]:
-    """What one types for each parameter of a verb."""
-    parameters = bound.signature.parameters.values()
-    names = {p.name: f"--{p.name.replace('_', '-')}" for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for value in bound.arguments.values():
-        names |= option_names(value)
-    return names
 
 
 def _usage_message(error: CycloptsError, verb: str) -> str:

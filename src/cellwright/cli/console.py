@@ -36,11 +36,6 @@ class Common:
         """The `Show` that these options ask for; it shows parameters of ``plan`` as command-line options."""
         return Show(self.quiet, self.log_format, option_names(plan))
 
-    @property
-    def show(self) -> Show:
-        """As ``screen()``."""
-        return self.screen()
-
 
 class Show:
     """Prints for one command: a `cellwright.core.progress.ProgressReporter`.

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from cellwright.api import check as checking
-from cellwright.api import convert as converting
-from cellwright.api import info as describing
-from cellwright.api import merge as merging
-from cellwright.api import recipes as shipped
-from cellwright.api import show_data as showing
-from cellwright.api import split as splitting
+from cellwright.api.check import CheckPlan
+from cellwright.api.convert import ConvertPlan, summary_line
+from cellwright.api.info import InfoPlan
+from cellwright.api.merge import MergePlan
+from cellwright.api.recipes import CopyPlan
+from cellwright.api.show_data import ShowPlan
+from cellwright.api.split import SplitPlan
 from cellwright.cli.console import Common
 from cellwright.core.text import count
 
 PLAIN = Common()
 
 
-def convert(plan: converting.ConvertPlan, *, common: Common = PLAIN) -> None:
+def convert(plan: ConvertPlan, *, common: Common = PLAIN) -> None:
     """Show a line about the dataset."""
+    from cellwright.api.convert import run
+
     screen = common.screen(plan)
-    dataset = converting.run(plan, screen, dry_run=common.dry_run)
+    dataset = run(plan, screen, dry_run=common.dry_run)
     if dataset is not None:
-        screen.result(converting.summary_line(dataset), {"out": str(plan.out)})
+        screen.result(summary_line(dataset), {"out": str(plan.out)})
 
 
-def info(plan: describing.InfoPlan, *, common: Common = PLAIN) -> None:
+def info(plan: InfoPlan, *, common: Common = PLAIN) -> None:
     """Show the table."""
+    from cellwright.api.info import run
+
     screen = common.screen(plan)
-    screen.table(*describing.run(plan, screen))
+    screen.table(*run(plan, screen))
 
 
-def check(plan: checking.CheckPlan, *, common: Common = PLAIN) -> int:
-    """Show findings and suspects; exit code 3 if there are errors."""
+def check(plan: CheckPlan, *, common: Common = PLAIN) -> int:
+    """Show findings and suspects; the exit code is 3 if there are errors."""
+    from cellwright.api.check import run
+
     screen = common.screen(plan)
-    checked = checking.run(plan, screen, dry_run=common.dry_run)
+    checked = run(plan, screen, dry_run=common.dry_run)
     if checked is None:
         return 0
-    listed = checked.most_severe_first(plan.suspects)
-    if listed:
+    if listed := checked.most_severe_first(plan.suspects):
         rows = [(finding.severity, finding.where, finding.what, finding.remedy) for finding in listed]
         screen.table("", ("severity", "where", "what", "remedy"), rows)
     n_errors, n_suspects = checked.n_errors, len(checked.suspects)
@@ -46,40 +51,50 @@ def check(plan: checking.CheckPlan, *, common: Common = PLAIN) -> int:
     return 3 if n_errors else 0
 
 
-def split(plan: splitting.SplitPlan, *, common: Common = PLAIN) -> None:
+def split(plan: SplitPlan, *, common: Common = PLAIN) -> None:
     """Show images and objects per split."""
+    from cellwright.api.split import run
+
     screen = common.screen(plan)
-    for table in splitting.run(plan, screen, dry_run=common.dry_run):
+    for table in run(plan, screen, dry_run=common.dry_run):
         screen.table(*table)
 
 
-def merge(plan: merging.MergePlan, *, common: Common = PLAIN) -> None:
+def merge(plan: MergePlan, *, common: Common = PLAIN) -> None:
     """Show objects per class and split."""
+    from cellwright.api.merge import run
+
     screen = common.screen(plan)
-    merged = merging.run(plan, screen, dry_run=common.dry_run)
+    merged = run(plan, screen, dry_run=common.dry_run)
     if merged is not None:
         dataset, table = merged
         screen.table(*table)
-        screen.result(converting.summary_line(dataset), {"out": str(plan.out)})
+        screen.result(summary_line(dataset), {"out": str(plan.out)})
 
 
-def show(plan: showing.ShowPlan, *, common: Common = PLAIN) -> None:
+def show(plan: ShowPlan, *, common: Common = PLAIN) -> None:
     """Show the path of the picture."""
+    from cellwright.api.show_data import run
+
     screen = common.screen(plan)
-    path = showing.run(plan, screen, dry_run=common.dry_run)
+    path = run(plan, screen, dry_run=common.dry_run)
     if path is not None:
         screen.result(str(path), {"out": str(path)})
 
 
 def list_recipes(*, common: Common = PLAIN) -> None:
     """Show the recipes to start with, then all others."""
-    for table in shipped.tables():
+    from cellwright.api.recipes import tables
+
+    for table in tables():
         common.screen().table(*table)
 
 
-def copy_recipe(plan: shipped.CopyPlan, *, common: Common = PLAIN) -> None:
+def copy_recipe(plan: CopyPlan, *, common: Common = PLAIN) -> None:
     """Show the path of the copy."""
+    from cellwright.api.recipes import copy
+
     screen = common.screen(plan)
-    path = shipped.copy(plan, screen, dry_run=common.dry_run)
-    if not common.dry_run:
+    path = copy(plan, screen, dry_run=common.dry_run)
+    if path is not None:
         screen.result(str(path), {"out": str(path)})

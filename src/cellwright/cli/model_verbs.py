@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from cellwright.api.compare import ComparePlan
 from cellwright.api.demo import DemoPlan
 from cellwright.api.doctor import DoctorPlan
@@ -18,7 +14,6 @@ from cellwright.core.text import count
 
 PLAIN = Common()
 DEMO, DOCTOR = DemoPlan(), DoctorPlan()
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def demo(plan: DemoPlan = DEMO, *, common: Common = PLAIN) -> None:
@@ -35,7 +30,7 @@ def demo(plan: DemoPlan = DEMO, *, common: Common = PLAIN) -> None:
 
 
 def doctor(plan: DoctorPlan = DOCTOR, *, common: Common = PLAIN) -> None:
-    """Show the facts, and how to ask about the device."""
+    """Show the table, and how to ask about the device."""
     from cellwright.api.doctor import facts
 
     screen = common.screen(plan)
