@@ -1,4 +1,4 @@
-"""Every shipped recipe is built and takes a step on its own kind of data: smaller, never of another structure."""
+"""Every shipped recipe is built, at reduced width but with its structure, and trains a step on its kind of data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cellwright.training.step import take_step
 from drawn_formats import write_cells4, write_livecell, write_mask_folder, write_sartorius
 
 SHIPPED = recipes.shipped_names()
-# Widths and counts of a network small enough for a test; what a section does not have is left out.
+# Widths and counts of a network small enough for a test; fields that a section lacks are ignored.
 SMALL: dict[str, dict[str, Any]] = {
     "backbone": {"width": 8, "stem_channels": 8},
     "fpn": {"channels": 16},
@@ -41,7 +41,7 @@ SHRINK = 8  # images by this, but crops to no less than 64 px
 
 
 def reduced(name: str) -> Recipe:
-    """A shipped recipe with a narrow network on small images; all else is as it stands."""
+    """A shipped recipe with a narrow network on small images; everything else is unchanged."""
     values = recipes.load(name).to_dict()
     for section, smaller in SMALL.items():
         own = values["model"].get(section)
@@ -61,7 +61,7 @@ def reduced(name: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def dataset_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]:
-    """The tiny dataset in the format that a recipe's data come in."""
+    """A tiny dataset in the format of a recipe's data."""
     writers: dict[str, Callable[[Path], Path]] = {
         "sartorius": write_sartorius,
         "sartorius/livecell_pretrain": write_livecell,
@@ -80,7 +80,7 @@ def dataset_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Data
 
 
 def take_statistics(network: torch.nn.Module, images: torch.Tensor) -> None:
-    """Frozen norms get statistics that fit, as the weights that the reports start from have them."""
+    """Give frozen norms suitable statistics, as pretrained weights have them."""
 
     def measure(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(norm, FrozenBatchNorm2d)
@@ -97,7 +97,7 @@ def take_statistics(network: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_recipe_takes_a_step_on_its_own_kind_of_data(name: str, dataset_of: Callable[[str], Dataset]) -> None:
+def test_a_recipe_trains_a_step_on_its_kind_of_data(name: str, dataset_of: Callable[[str], Dataset]) -> None:
     recipe, dataset = reduced(name).resolved(), dataset_of(name)
     assert recipe.classes in (None, len(dataset.class_names))
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_a_recipe_takes_a_step_on_its_own_kind_of_data(name: str, dataset_of: Ca
     state = TrainState(network.train(), build_optimiser(network, recipe.train), Position(), averaged)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     timeline = Timeline.of(recipe.train, 1000)
-    # Warm-up begins so low that a step changes nothing: the rate behind it is taken.
+    # The learning rate of the first warm-up step is too low to change anything: use the one after warm-up.
     rate = learning_rate(recipe.train, timeline.total_steps // 8, timeline)
     outcome = take_step(state, batches, recipe.train, rate)
     assert outcome.problem is None
@@ -129,12 +129,12 @@ def test_a_recipe_takes_a_step_on_its_own_kind_of_data(name: str, dataset_of: Ca
     statistics = {key for key in moved if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
     assert moved - statistics <= trained
     parts = {key.split(".")[0] for key in trained}
-    assert {key.split(".")[0] for key in moved} == parts, "every part of the network learns"
+    assert {key.split(".")[0] for key in moved} == parts, "every part of the network is trained"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_reduced_network_has_the_structure_of_the_whole(name: str) -> None:
-    """The whole one is built, too, but for its memory: tensors without data."""
+def test_the_reduced_network_has_the_structure_of_the_full_one(name: str) -> None:
+    """The full network is built without memory, from tensors without data."""
     recipe = recipes.load(name)
     n_classes = recipe.classes or 1
     with torch.device("meta"):
@@ -147,18 +147,18 @@ def test_the_reduced_network_has_the_structure_of_the_whole(name: str) -> None:
 
 
 def anchor_sides(name: str) -> list[set[int]]:
-    """The sizes of the anchors that the network of a recipe really has, level by level: root of the area, px."""
+    """The anchor sizes (square root of the area, px) of a recipe's network, level by level."""
     network = build_network(reduced(name), 4)
     assert isinstance(network, MaskRCNN)
     features = [torch.zeros(1, 16, 64 // 2**level, 64 // 2**level) for level in range(5)]
-    sides = ((one[:, 2:] - one[:, :2]).prod(dim=1).sqrt() for one in network.rpn.anchors_of(features))
-    return [set(one.round().int().tolist()) for one in sides]
+    sides = ((level[:, 2:] - level[:, :2]).prod(dim=1).sqrt() for level in network.rpn.anchors_of(features))
+    return [set(level.round().int().tolist()) for level in sides]
 
 
-def test_anchors_asked_for_are_anchors_used() -> None:
-    """In the report they were passed to a keyword sink and never reached the model."""
+def test_configured_anchors_are_used() -> None:
+    """In the report, they were passed to an argument that ignored them."""
     assert [min(level) for level in anchor_sides("cells4/warmup")] == [32, 64, 128, 256, 512]
-    # Sides are rounded to whole pixels, as torchvision has it: 4 px with a ratio of 2 are 6 x 2.
+    # Sides are rounded to whole pixels, as in torchvision: 4 px with a ratio of 2 are 6 x 2.
     small, smaller = anchor_sides("cells4/small_anchors"), anchor_sides("cells4/smaller_anchors")
     assert [max(level) for level in small] == [4, 8, 16, 32, 64]
     assert [max(level) for level in smaller] == [4, 8, 16, 32, 64]
@@ -166,14 +166,14 @@ def test_anchors_asked_for_are_anchors_used() -> None:
     assert smaller[1:] == small[1:]
 
 
-def test_light_v2_has_the_parameters_of_torchvisions() -> None:
+def test_light_v2_has_as_many_parameters_as_torchvision() -> None:
     with torch.device("meta"):
         network = build_network(recipes.load("cells4/light_v2"), 4)
     assert sum(parameter.numel() for parameter in network.parameters()) == 45_896_557
 
 
-def test_the_schedules_are_the_reports() -> None:
-    """Learning rates at chosen steps, 0-based, of 24 and of 20 images."""
+def test_the_schedules_are_those_of_the_reports() -> None:
+    """Learning rates at selected steps (0-based), with 24 and 20 images."""
 
     def rates(name: str, n_images: int, *steps: int) -> list[float]:
         train = recipes.load(name).train
@@ -193,7 +193,7 @@ def test_the_schedules_are_the_reports() -> None:
     np.testing.assert_allclose(falling, [1e-4, 1e-4, 1e-5, 1e-6])
 
 
-def test_best_models_are_picked_by_metrics_that_are_computed() -> None:
+def test_best_metrics_are_computed_metrics() -> None:
     from cellwright.api.evaluate import evaluate
 
     for name in recipes.shipped_names():
@@ -202,7 +202,7 @@ def test_best_models_are_picked_by_metrics_that_are_computed() -> None:
         assert recipe.train.best_metric in known, name
 
 
-def test_frozen_layers_without_weights_are_warned_of() -> None:
+def test_frozen_layers_without_weights_give_a_warning() -> None:
     from cellwright.api.train import init_warnings, load_recipe
 
     def warned(name: str, *changes: str, init: str | None = None) -> bool:

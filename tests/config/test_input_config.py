@@ -1,4 +1,4 @@
-"""Samples in a recipe: cross-field checks name both fields; every field says what it is and has its neutral value."""
+"""The sections ``augment`` and ``data``: descriptions, neutral defaults, and errors that name the fields concerned."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_every_field_has_a_one_line_description_and_a_default(schema: type[BaseM
         (DataConfig, {"repeat_factor_threshold": 0}, ["repeat_factor_threshold"]),
     ],
 )
-def test_fields_that_do_not_fit(schema: type[BaseModel], values: dict[str, object], words: list[str]) -> None:
+def test_errors_name_the_fields_and_values(
+    schema: type[BaseModel], values: dict[str, object], words: list[str]
+) -> None:
     with pytest.raises(ValidationError) as caught:
         schema(**values)
     assert all(word in str(caught.value) for word in words)
@@ -64,7 +66,7 @@ def test_fields_that_do_not_fit(schema: type[BaseModel], values: dict[str, objec
         "vertical_flip",
     ],
 )
-def test_changes_are_off_unless_asked_for_and_never_negative(name: str) -> None:
+def test_augmentations_are_off_by_default_and_not_negative(name: str) -> None:
     assert getattr(AugmentConfig(), name) == 0
     with pytest.raises(ValidationError, match=name):
         AugmentConfig.model_validate({name: -0.01})
@@ -72,7 +74,7 @@ def test_changes_are_off_unless_asked_for_and_never_negative(name: str) -> None:
         AugmentConfig.model_validate({name: 1e4})
 
 
-def test_stains_need_intensities_of_light() -> None:
+def test_stain_augmentation_needs_light_intensities() -> None:
     values = {"name": "x", "model": {"kind": "classical"}, "augment": {"stain": 0.1}}
     assert Recipe.model_validate(values).augment.stain == 0.1
     with pytest.raises(ValidationError, match=r"augment.stain \(0.1\).*input.normalise"):

@@ -12,15 +12,15 @@ from cellwright.config.conventions import CONVENTIONS, DETECTRON2, TORCHVISION, 
 from cellwright.config.model_rcnn import BackboneConfig, MaskRCNNConfig
 
 
-def test_the_tables_cover_every_row_and_carry_their_names() -> None:
+def test_conventions_differ_in_every_entry_but_the_counts() -> None:
     assert {name: table.name for name, table in CONVENTIONS.items()} == {name: name for name in CONVENTIONS}
     differing = {f.name for f in fields(Conventions) if getattr(TORCHVISION, f.name) != getattr(DETECTRON2, f.name)}
-    # Rows in which the frameworks agree: no row would be needed, but for the counts, which both are defaults.
+    # Entries in which the frameworks agree are not needed, except counts that are defaults in both.
     assert {f.name for f in fields(Conventions)} - differing == {"pre_nms_train", "pre_nms_test", "post_nms_test"}
 
 
 @pytest.mark.parametrize("conventions", [TORCHVISION, DETECTRON2], ids=lambda c: c.name)
-def test_resolving_fills_what_is_open_and_nothing_else(conventions: Conventions) -> None:
+def test_resolved_fills_null_fields_only(conventions: Conventions) -> None:
     given = MaskRCNNConfig.model_validate({"roi": {"sampling_ratio": 1}, "rpn": {"post_nms_test": 4000}})
     done = given.resolved(conventions)
     assert done.roi.sampling_ratio == 1
@@ -69,14 +69,14 @@ def test_every_field_is_described() -> None:
         ),
     ],
 )
-def test_fields_that_must_agree_are_both_named(changes: dict[str, Any], named: list[str]) -> None:
+def test_errors_name_all_fields_that_must_agree(changes: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(ValidationError) as caught:
         MaskRCNNConfig.model_validate(changes)
     for name in named:
         assert name in str(caught.value)
 
 
-def test_unknown_keys_and_change_are_refused() -> None:
+def test_unknown_keys_and_assignment_are_refused() -> None:
     with pytest.raises(ValidationError):
         MaskRCNNConfig.model_validate({"backbone": {"depths": 50}})
     with pytest.raises(ValidationError):

@@ -1,4 +1,4 @@
-"""Cross-field checks name both fields; every field says what it is."""
+"""The section ``train``: errors name the fields concerned; every field has a description."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_every_field_has_a_one_line_description_and_a_default(schema: type[BaseM
         (TrainConfig, {"lr": float("nan")}, ["lr"]),
     ],
 )
-def test_fields_that_do_not_fit(schema: type[BaseModel], values: dict[str, object], words: list[str]) -> None:
+def test_errors_name_the_fields_and_values(
+    schema: type[BaseModel], values: dict[str, object], words: list[str]
+) -> None:
     with pytest.raises(ValidationError) as caught:
         schema(**values)
     assert all(word in str(caught.value) for word in words)
@@ -56,18 +58,18 @@ def test_fields_that_do_not_fit(schema: type[BaseModel], values: dict[str, objec
         ("5.25 %", "5.25%"),
     ],
 )
-def test_a_span_is_read_and_shown(text: str, shown: str) -> None:
+def test_spans_are_parsed_and_formatted(text: str, shown: str) -> None:
     assert str(Span.parse(text)) == shown
     assert Span.parse(shown) == Span.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "0 steps", "2.5 steps", "-1 epochs", "101%", "3 days", "1e3 steps", 20, None])
-def test_what_is_no_span(text: object) -> None:
+def test_invalid_spans_are_refused(text: object) -> None:
     with pytest.raises(ValueError, match=r"not a length of training|whole number of steps"):
         Span.parse(text)
 
 
-def test_a_recipe_keeps_its_spans_and_another_schedule_replaces_the_whole() -> None:
+def test_spans_survive_a_dump_and_another_schedule_replaces_the_section() -> None:
     changes = ["train.length=2.5 epochs", "train.schedule.kind=multi_step", "train.schedule.milestones=[70%, 95%]"]
     recipe = recipes.load("synthetic/demo", changes)
     again = recipes.from_dict(recipe.to_dict(), "again")
@@ -87,6 +89,6 @@ def test_a_recipe_keeps_its_spans_and_another_schedule_replaces_the_whole() -> N
         ("train.steps=5", "train.steps"),
     ],
 )
-def test_a_wrong_value_is_named_by_its_key(override: str, words: str) -> None:
+def test_errors_name_the_key(override: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         recipes.load("synthetic/demo", [override])

@@ -19,10 +19,10 @@ from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.models.classical import ClassicalSegmenter, _solidity, nuclear_signal, signal_diameter
 
 
-def f1(truth: MaskSet, found: Instances, iou: float = 0.5) -> float:
+def f1(truth: MaskSet, instances: Instances, iou: float = 0.5) -> float:
     """F1 at an IoU threshold of at least 0.5, above which no object can match two."""
-    matched = (truth.iou(found.masks)[2] > iou).sum()
-    return 2 * matched / (len(truth) + len(found))
+    matched = (truth.iou(instances.masks)[2] > iou).sum()
+    return 2 * matched / (len(truth) + len(instances))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def variants(he, glow):
 def test_every_kind_of_image_is_segmented(fields):
     he, glow, truth = fields
     for name, array in variants(he, glow):
-        found = ClassicalSegmenter().predict([Image.from_array(array)])[0]
-        assert f1(truth, found) > 0.8, name
-        assert found.image_hw == (256, 256)
-        assert found.scores is not None
-        assert (np.diff(found.scores) <= 0).all(), name
-        assert found.ids.tolist() == list(range(1, len(found) + 1))
-        assert found.masks.areas.sum() == found.masks.foreground().sum(), "masks must not overlap"
+        instances = ClassicalSegmenter().predict([Image.from_array(array)])[0]
+        assert f1(truth, instances) > 0.8, name
+        assert instances.image_hw == (256, 256)
+        assert instances.scores is not None
+        assert (np.diff(instances.scores) <= 0).all(), name
+        assert instances.ids.tolist() == list(range(1, len(instances) + 1))
+        assert instances.masks.areas.sum() == instances.masks.foreground().sum(), "masks must not overlap"
 
 
 def test_touching_discs_are_split_and_holes_filled():
@@ -66,11 +66,11 @@ def test_touching_discs_are_split_and_holes_filled():
     for centre in (35, 57, 79):
         picture[np.hypot(y - 40, x - centre) < 12] = 200
     picture[38:42, 33:37] = 0  # a hole
-    found = ClassicalSegmenter().segment(Image.from_array(picture))
-    assert len(found) == 3
-    centres = sorted(((box[0] + box[2]) / 2) for box in found.boxes_xyxy)
+    instances = ClassicalSegmenter().segment(Image.from_array(picture))
+    assert len(instances) == 3
+    centres = sorted(((box[0] + box[2]) / 2) for box in instances.boxes_xyxy)
     assert np.allclose(centres, [35.5, 57.5, 79.5], atol=2)
-    assert found.masks.foreground()[39, 35]
+    assert instances.masks.foreground()[39, 35]
 
 
 def test_a_given_diameter_sets_the_size_of_objects():
@@ -92,9 +92,9 @@ def test_diameter_is_estimated_within_a_third(diameter):
 @pytest.mark.parametrize("value", [0, 17, 255])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (40, 40), (40, 40, 3), (40, 40, 4)])
 def test_a_constant_image_has_no_objects(shape, value):
-    found = ClassicalSegmenter().segment(Image.from_array(np.full(shape, value, np.uint8)))
-    assert len(found) == 0
-    assert found.scores is not None
+    instances = ClassicalSegmenter().segment(Image.from_array(np.full(shape, value, np.uint8)))
+    assert len(instances) == 0
+    assert instances.scores is not None
 
 
 def test_tiny_and_binary_images_are_segmented():
@@ -144,11 +144,11 @@ def test_unknown_recipe_keys_are_refused():
 
 def test_scores_correlate_with_iou():
     image, truth = draw_field(21, (400, 400), 160, FieldLook(touching=0.9, overlap=0.2, noise=0.05))
-    found = ClassicalSegmenter().segment(image)
-    i, _, iou = found.masks.iou(truth.masks)
-    best = np.zeros(len(found))
+    instances = ClassicalSegmenter().segment(image)
+    i, _, iou = instances.masks.iou(truth.masks)
+    best = np.zeros(len(instances))
     np.maximum.at(best, i, iou)
-    assert np.corrcoef(best, found.scores)[0, 1] > 0.25
+    assert np.corrcoef(best, instances.scores)[0, 1] > 0.25
 
 
 def test_coins_of_scikit_image():
@@ -176,6 +176,6 @@ def mean_f1(root: Path, n: int) -> float:
         labels = np.zeros(picture.shape[:2], np.int32)
         for k, path in enumerate(sorted((folder / "masks").glob("*.png"))):
             labels[np.asarray(Pillow.open(path).convert("L")) > 0] = k + 1
-        found = ClassicalSegmenter().segment(Image.from_array(picture))
-        scores.append(f1(MaskSet.from_label_map(labels)[0], found))
+        instances = ClassicalSegmenter().segment(Image.from_array(picture))
+        scores.append(f1(MaskSet.from_label_map(labels)[0], instances))
     return float(np.mean(scores))

@@ -1,4 +1,4 @@
-"""Chunked matching against a dense matcher; its memory; seeded sampling; ignored regions."""
+"""Chunked assignment against a dense matcher; its memory; seeded sampling; ignored regions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def grid(height: int, width: int) -> Tensor:
 
 
 def objects_in(count: int, height: int, width: int, seed: int) -> Tensor:
-    """Integer boxes, so that IoUs tie often."""
+    """Integer boxes, so that equal IoUs are common."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.rand((count, 2), generator=generator) * torch.tensor([width - 40, height - 40])
     size = 4 + torch.rand((count, 2), generator=generator) * 36
@@ -51,7 +51,7 @@ def test_equals_a_dense_matcher(
     assert (ours.labels == FOREGROUND).any()
 
 
-def test_nothing_to_match() -> None:
+def test_no_boxes_and_no_objects() -> None:
     boxes, none = grid(32, 32), torch.zeros((0, 4))
     ours = assign(boxes, none, foreground_iou=0.7, background_iou=0.3, keep_best=True)
     assert (ours.labels == BACKGROUND).all()
@@ -60,20 +60,20 @@ def test_nothing_to_match() -> None:
     assert not inside_ignored(boxes, none, 0.5).any()
 
 
-def test_an_object_that_meets_no_box_takes_none() -> None:
+def test_an_object_that_overlaps_no_box_gets_none() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
     objects = torch.tensor([[0.0, 0.0, 9.0, 9.0], [100.0, 100.0, 110.0, 110.0]])
     ours = assign(boxes, objects, foreground_iou=0.9, background_iou=0.3, keep_best=True)
     assert ours.labels.tolist() == [FOREGROUND, BACKGROUND]
 
 
-def test_ignored_regions_count_the_box_not_the_region() -> None:
+def test_ignored_share_refers_to_the_box() -> None:
     region = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
     boxes = torch.tensor([[10.0, 10.0, 20.0, 20.0], [95.0, 0.0, 105.0, 10.0], [96.0, 0.0, 106.0, 10.0]])
     assert inside_ignored(boxes, region, 0.5).tolist() == [True, True, False]
 
 
-def test_sampling_is_seeded_and_capped() -> None:
+def test_sampling_is_seeded_and_limited() -> None:
     labels = torch.tensor([FOREGROUND] * 30 + [BACKGROUND] * 300 + [UNUSED] * 50, dtype=torch.int8)
 
     def draw(seed: int, count: int = 64, fraction: float = 0.25) -> Tensor:
@@ -85,12 +85,12 @@ def test_sampling_is_seeded_and_capped() -> None:
     assert (labels[first] == FOREGROUND).sum() == 16
     assert (labels[first] == BACKGROUND).sum() == 48
     assert first.unique().numel() == 64
-    # Foreground is scarce: background fills up. Both are scarce: fewer come.
+    # Missing foreground is replaced by background; the sample is smaller if both run out.
     assert (labels[draw(1, count=200, fraction=0.5)] == FOREGROUND).sum() == 30
     assert len(draw(1, count=1000, fraction=0.5)) == 330
 
 
-def test_memory_of_a_crowded_field() -> None:
+def test_memory_of_a_crowded_image() -> None:
     """250,000 anchors and 1,862 objects stay below 200 MB (a dense IoU matrix alone: 1.9 GB)."""
     script = """
         import resource, torch
@@ -108,10 +108,10 @@ def test_memory_of_a_crowded_field() -> None:
         shuffled = boxes[torch.randperm(len(boxes), generator=generator)]
         assign(boxes[:2000], objects, **rules)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = assign(boxes, objects, **rules)
+        assignment = assign(boxes, objects, **rules)
         assign(shuffled[:10_000], objects, **rules)  # no chunk can leave objects out
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print((after - before) / 1024, int((found.labels == 1).sum()))
+        print((after - before) / 1024, int((assignment.labels == 1).sum()))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=120

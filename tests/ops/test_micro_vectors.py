@@ -35,7 +35,7 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_box_coding(micro: dict[str, np.ndarray], index: int) -> None:
+def test_box_encoding(micro: dict[str, np.ndarray], index: int) -> None:
     references, targets = tensor(micro["box_src"]), tensor(micro["box_tgt"])
     encoded = encode_boxes(targets, references, WEIGHTS[index]).numpy()
     assert np.allclose(encoded, micro[f"box_encoded_w{index}"], rtol=1e-5, atol=1e-5)
@@ -96,7 +96,7 @@ def test_nms(micro: dict[str, np.ndarray], size: str, max_iou: float) -> None:
     assert np.array_equal(grouped_nms(boxes, scores, groups, max_iou).numpy(), micro[f"nms_{size}_keep_{max_iou}"])
 
 
-def test_nms_keeps_equality(micro: dict[str, np.ndarray]) -> None:
+def test_nms_keeps_equal_iou(micro: dict[str, np.ndarray]) -> None:
     boxes, scores = tensor(micro["nms_edge_boxes"]), tensor(micro["nms_edge_scores"])
     kept = grouped_nms(boxes, scores, torch.zeros(4, dtype=torch.int64), 0.5)
     assert np.array_equal(kept.numpy(), micro["nms_edge_keep_0.5"])
@@ -131,8 +131,8 @@ def test_mask_targets(micro: dict[str, np.ndarray], resolution: int) -> None:
     assert np.array_equal((ours >= 0.5).numpy(), micro[f"mt_bitmask_target{resolution}"])
 
 
-def test_polygon_fixture_is_what_the_bitmasks_are(fixtures_root: Path, micro: dict[str, np.ndarray]) -> None:
-    """The bitmasks of the target vectors are pycocotools' rasterisation of the polygons, which `MaskSet` equals."""
+def test_bitmasks_are_rasterised_polygons(fixtures_root: Path, micro: dict[str, np.ndarray]) -> None:
+    """The bitmasks of the fixture are pycocotools' rasterisation of the polygons; `MaskSet` gives the same."""
     polygons = json.loads((fixtures_root / "micro" / "polygons.json").read_text())
     dense = np.unpackbits(micro["mt_bitmasks_packed"], axis=1).reshape(-1, 120, 160)
     ours = MaskSet.from_coco_polygons([[ring] if isinstance(ring[0], float) else ring for ring in polygons], (120, 160))
@@ -146,7 +146,7 @@ def test_matcher(
     micro: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, kind: str, foreground: float, background: float,
     keep_best: bool,
 ) -> None:  # fmt: skip
-    """The fixture gives an IoU matrix, not boxes: it is put in the place of the IoU of 64 boxes in three chunks."""
+    """The fixture gives an IoU matrix instead of boxes: it replaces the IoU of 64 boxes, in three chunks."""
     iou = tensor(micro["match_iou"])
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(64, 1) + torch.arange(64)[:, None] * 0
     boxes[:, 2] = 1 + torch.arange(64)  # the width names the box

@@ -1,4 +1,4 @@
-"""Values at points: Detectron2's vectors, bitmasks sampled the long way, and what uncertain means."""
+"""Values at points, against Detectron2's vectors and sampled bitmasks; the choice of uncertain cells."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def micro(fixtures_root: Path) -> dict[str, Tensor]:
     with np.load(fixtures_root / "micro" / "micro.npz") as arrays:
-        wanted = [name for name in arrays if name.startswith(("ps", "grid", "unc"))]
-        return {name: torch.from_numpy(arrays[name]) for name in wanted}
+        names = [name for name in arrays if name.startswith(("ps", "grid", "unc"))]
+        return {name: torch.from_numpy(arrays[name]) for name in names}
 
 
 def test_points_of_masks(micro: dict[str, Tensor]) -> None:
@@ -57,7 +57,7 @@ def test_uncertain_cells_have_the_smallest_logits() -> None:
     assert torch.equal(sample_masks(logits[:, None], points)[:, 0], logits.flatten(1).gather(1, cells))
 
 
-def test_all_cells_where_more_are_asked_for() -> None:
+def test_at_most_all_cells() -> None:
     cells, _ = uncertain_cells(torch.randn((2, 4, 4)), 100)
     assert torch.equal(cells.sort(dim=1).values, torch.arange(16).expand(2, -1))
 
@@ -72,7 +72,7 @@ def test_labels_equal_sampled_bitmasks() -> None:
     generator = torch.Generator().manual_seed(3)
     layers = torch.randint(0, 5, (2, *HW), generator=generator, dtype=torch.int32)
     layer_of, values = torch.arange(8) % 2, (torch.arange(8) // 2 + 1).int()
-    # Some points lie beyond the image, where there is nothing.
+    # Some points are outside the image, where all values are 0.
     points = torch.rand((8, 300, 2), generator=generator) * torch.tensor([100.0, 80.0]) - 5
     ours = sample_labels(layers, layer_of, values, points)
     bitmasks = (layers[layer_of] == values[:, None, None]).float()[:, None]
@@ -98,8 +98,8 @@ def test_no_boxes() -> None:
     assert uncertain_cells(torch.zeros((0, 4, 4)), 5)[1].shape == (0, 5, 2)
 
 
-def test_a_constant_map_falls_off_at_its_border() -> None:
-    """A cell's value stands at its centre: at the map's very edge half of it is beyond."""
+def test_a_constant_map_decreases_at_its_border() -> None:
+    """The value of a cell is that at its centre: exactly at the edge of the map, half of it remains."""
     ones = torch.ones((1, 1, 4, 4))
     edge = sample_map(ones, torch.tensor([[[0.0, 8.0], [8.0, 8.0], [0.0, 0.0]]]), 4)
     assert torch.allclose(edge[0, 0], torch.tensor([0.5, 1.0, 0.25]))

@@ -14,7 +14,7 @@ HW = (70, 90)
 
 
 def field(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Label layers (2,h,w) of 12 objects, the layer of each, and boxes near them, some far too large or tiny."""
+    """Label layers (2,h,w) of 12 objects, the layer of each, and boxes around them, some much too large or tiny."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(HW[0]), torch.arange(HW[1]), indexing="ij")
     layers, layer_of, boxes = torch.zeros((2, *HW), dtype=torch.int32), torch.arange(12) % 2, []
@@ -58,7 +58,7 @@ def test_no_regions() -> None:
     assert targets.shape == (0, 28, 28)
 
 
-def test_pooling_equals_torchvisions_pooler() -> None:
+def test_pooling_equals_torchvision() -> None:
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn((2, 3, 256 >> level, 320 >> level), generator=generator) for level in range(2, 6)]
     boxes = []
@@ -75,6 +75,6 @@ def test_pooling_equals_torchvisions_pooler() -> None:
         first_level=2,
     )
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    expected = pooler({str(i): one for i, one in enumerate(maps)}, boxes, [(256, 320)] * 2)
+    expected = pooler({str(i): level for i, level in enumerate(maps)}, boxes, [(256, 320)] * 2)
     assert torch.equal(pool_boxes(maps, boxes, 7, pooling), expected)
     assert pool_boxes(maps, [boxes[1], boxes[1]], 7, pooling).shape == (0, 3, 7, 7)

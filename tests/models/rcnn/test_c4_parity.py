@@ -26,7 +26,7 @@ from cellwright.ops.assign import FOREGROUND
 
 
 def config(anchors_per_image: int = 256, regions_per_image: int = 512, region_fraction: float = 0.25) -> C4Config:
-    """The fixture's config.yaml in our words."""
+    """The fixture's config.yaml as a cellwright section."""
     return C4Config.model_validate(
         {
             "kind": "mask_rcnn_c4",
@@ -76,7 +76,7 @@ def test_features_anchor_scores_and_proposals(network: MaskRCNN, fixture: Fixtur
 
 
 @torch.no_grad()
-def test_res5_is_the_head_of_boxes(network: MaskRCNN, fixture: Fixture, res4: list[torch.Tensor]) -> None:
+def test_box_head_runs_on_res5(network: MaskRCNN, fixture: Fixture, res4: list[torch.Tensor]) -> None:
     pooled = network.region_features(res4).pool([fixture.tensor("proposal_boxes")], 14)
     assert np.abs(pooled[:24].numpy() - fixture.theirs["roi_res5_box_first24"]).max() < 2e-4
     class_logits, deltas = network.box_head[0](pooled)
@@ -92,12 +92,12 @@ def test_detections(network: MaskRCNN, fixture: Fixture, res4: list[torch.Tensor
 
 
 @torch.no_grad()
-def test_res5_is_the_head_of_masks(network: MaskRCNN, fixture: Fixture, res4: list[torch.Tensor]) -> None:
-    found = fixture.detections()
-    pooled = network.region_features(res4).pool([found.boxes], 14)
+def test_mask_head_runs_on_res5(network: MaskRCNN, fixture: Fixture, res4: list[torch.Tensor]) -> None:
+    detections = fixture.detections()
+    pooled = network.region_features(res4).pool([detections.boxes], 14)
     assert np.abs(pooled[:8].numpy() - fixture.theirs["roi_res5_mask_first8"]).max() < 2e-4
     assert np.abs(network.mask_head(pooled).numpy() - fixture.theirs["mask_logits_all_classes"]).max() < 2e-4
-    (probs,) = network.masks_for(res4, [found.boxes], [found.class_ids])
+    (probs,) = network.masks_for(res4, [detections.boxes], [detections.class_ids])
     assert np.abs(probs.numpy() - fixture.theirs["mask_probs"]).max() < 1e-4
 
 
@@ -143,8 +143,8 @@ def test_losses_and_gradients(fixture: Fixture) -> None:
     check_losses_and_gradients(network, fixture, "all_bitmask", network.losses(fixture.batch))
 
 
-def test_masks_share_res5_with_boxes_and_lose_nothing(fixture: Fixture) -> None:
-    """In training res5 runs once for both heads; a second run on the foreground boxes gives the same loss."""
+def test_masks_reuse_the_box_heads_res5_features(fixture: Fixture) -> None:
+    """In training, res5 runs once for both heads; a second run on the foreground boxes gives the same features."""
     network = build(fixture, config())
     with torch.no_grad():
         source = network.region_features(network.features(fixture.batch.images))
@@ -158,16 +158,16 @@ def test_masks_share_res5_with_boxes_and_lose_nothing(fixture: Fixture) -> None:
     assert shared.item() == pytest.approx(fixture.losses["all_bitmask"]["losses"]["loss_mask"], rel=2e-4)
 
 
-def test_a_finer_mask_pooler_doubles_the_masks(fixture: Fixture) -> None:
-    """The literal reading of one report: regions are pooled anew at 28 for masks."""
+def test_pooling_at_28_cells_doubles_the_masks(fixture: Fixture) -> None:
+    """As one report can be read: regions are pooled again, at 28 cells, for the masks."""
     fine = config().model_copy(update={"mask_head": config().mask_head.model_copy(update={"resolution": 28})})
     network = build(fixture, fine)
-    found = fixture.detections()
-    (probs,) = network.masks_for([fixture.tensor("backbone_res4")], [found.boxes], [found.class_ids])
-    rois = torch.cat([torch.zeros(100, 1), found.boxes], dim=1)
+    detections = fixture.detections()
+    (probs,) = network.masks_for([fixture.tensor("backbone_res4")], [detections.boxes], [detections.class_ids])
+    rois = torch.cat([torch.zeros(100, 1), detections.boxes], dim=1)
     with torch.no_grad():
         pooled = roi_align(fixture.tensor("backbone_res4"), rois, 28, 1 / 16, 0, True)
-        expected = network.mask_head(network.backbone.res5(pooled))[torch.arange(100), found.class_ids].sigmoid()
+        expected = network.mask_head(network.backbone.res5(pooled))[torch.arange(100), detections.class_ids].sigmoid()
     assert probs.shape == (100, 28, 28)
     assert torch.equal(probs, expected)
     assert all(torch.isfinite(loss) for loss in network.losses(fixture.batch).values())

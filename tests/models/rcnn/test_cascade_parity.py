@@ -23,7 +23,7 @@ from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 
 
 def config(anchors_per_image: int = 256, regions_per_image: int = 512, region_fraction: float = 0.25) -> CascadeConfig:
-    """The fixture's config.yaml in our words."""
+    """The fixture's config.yaml as a cellwright section."""
     return CascadeConfig.model_validate(
         {
             "kind": "cascade_mask_rcnn",
@@ -83,7 +83,7 @@ def test_proposals(network: MaskRCNN, fixture: Fixture, pyramid: list[torch.Tens
 
 @torch.no_grad()
 def test_three_stages(network: MaskRCNN, fixture: Fixture, pyramid: list[torch.Tensor]) -> None:
-    """Each stage on the stored proposals refined by the stages before: features, logits and deltas."""
+    """Features, logits and deltas of each stage, on the stored proposals refined by the previous stages."""
     source = network.region_features(pyramid)
     for stage in range(3):
         single = torch.nn.ModuleList(network.box_head[: stage + 1])
@@ -112,11 +112,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def test_masks(network: MaskRCNN, fixture: Fixture, pyramid: list[torch.Tensor]) -> None:
-    found = fixture.detections()
-    pooled = network.region_features(pyramid).pool([found.boxes], 14)
+    detections = fixture.detections()
+    pooled = network.region_features(pyramid).pool([detections.boxes], 14)
     assert np.abs(pooled[:24].numpy() - fixture.theirs["mask_pooled_first24"]).max() < 1e-5
     assert np.abs(network.mask_head(pooled).numpy() - fixture.theirs["mask_logits_all_classes"]).max() < 2e-4
-    (probs,) = network.masks_for(pyramid, [found.boxes], [found.class_ids])
+    (probs,) = network.masks_for(pyramid, [detections.boxes], [detections.class_ids])
     assert np.abs(probs.numpy() - fixture.theirs["mask_probs"]).max() < 1e-4
 
 
@@ -133,7 +133,7 @@ def test_whole_flow(network: MaskRCNN, fixture: Fixture) -> None:
     (ours,) = network.detect(fixture.tensor("preprocessed"), [IMAGE_HW], [OUTPUT_HW])
     expected = fixture.theirs["post400x500_boxes"]
     missed, extra = unmatched(ours.boxes_xyxy, expected, 0.2)
-    assert missed <= 2  # Detectron2 itself, on one thread, keeps other boxes at the 100th rank
+    assert missed <= 2  # on one thread, Detectron2 itself keeps other boxes at the 100th rank
     assert extra <= 2
 
 
@@ -152,7 +152,7 @@ def test_later_stages_relabel_the_refined_boxes(network: MaskRCNN, fixture: Fixt
 
 def test_losses_and_gradients(fixture: Fixture) -> None:
     network = build(fixture, config(anchors_per_image=65536, regions_per_image=16384, region_fraction=0.5))
-    # Bilinear sampling at learnt offsets has kinks, which float noise crosses; three stages of boxes carry it on.
+    # Bilinear sampling at learnt offsets is not smooth, so rounding can change a gradient; three stages amplify it.
     losses = network.losses(fixture.batch)
     check_losses_and_gradients(network, fixture, "all_bitmask", losses, gradient_rel=5e-3)
 

@@ -24,7 +24,7 @@ from cellwright.ops.assign import FOREGROUND
 
 
 def config(anchors_per_image: int = 256, regions_per_image: int = 512, region_fraction: float = 0.25) -> MaskRCNNConfig:
-    """The fixture's config.yaml in our words."""
+    """The fixture's config.yaml as a cellwright section."""
     return MaskRCNNConfig.model_validate(
         {
             "backbone": {"depth": 50, "width": 8, "stem_channels": 16, "norm": "frozen_batch_norm", "frozen_stages": 2},
@@ -100,11 +100,11 @@ def test_detections(network: MaskRCNN, fixture: Fixture, pyramid: list[torch.Ten
 
 @torch.no_grad()
 def test_masks(network: MaskRCNN, fixture: Fixture, pyramid: list[torch.Tensor]) -> None:
-    found = fixture.detections()
-    pooled = network.region_features(pyramid).pool([found.boxes], 14)
+    detections = fixture.detections()
+    pooled = network.region_features(pyramid).pool([detections.boxes], 14)
     assert np.abs(pooled[:24].numpy() - fixture.theirs["mask_pooled_first24"]).max() < 1e-5
     assert np.abs(network.mask_head(pooled).numpy() - fixture.theirs["mask_logits_all_classes"]).max() < 2e-4
-    (probs,) = network.masks_for(pyramid, [found.boxes], [found.class_ids])
+    (probs,) = network.masks_for(pyramid, [detections.boxes], [detections.class_ids])
     assert np.abs(probs.numpy() - fixture.theirs["mask_probs"]).max() < 1e-4
 
 
@@ -153,7 +153,7 @@ def test_losses_and_gradients(fixture: Fixture) -> None:
 
 
 def test_losses_of_the_stored_sample(network: MaskRCNN, fixture: Fixture) -> None:
-    """Stock sample sizes: the regions that Detectron2 drew at random are taken from the fixture."""
+    """Default sample sizes, with the regions that Detectron2 drew at random taken from the fixture."""
     with torch.no_grad():
         source = network.region_features(network.features(fixture.batch.images))
         losses, *_ = network.box_losses(source, fixture.regions("default_polygon", "roi"), fixture.batch)

@@ -1,4 +1,4 @@
-"""Behaviour of the whole network that parity with other frameworks does not cover."""
+"""Behaviour of the whole network that the parity tests do not cover."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def small(changes: dict[str, dict[str, Any]] | None = None, conventions: Convent
 
 
 def batch_of(masks: list[MaskSet], ignore: list[list[bool]] | None = None) -> Batch:
-    layers = [one.to_layers() for one in masks]
+    layers = [mask_set.to_layers() for mask_set in masks]
     generator = torch.Generator().manual_seed(0)
     return Batch(
         images=torch.randn((len(masks), 3, 64, 96), generator=generator),
-        image_hws=[one.image_hw for one in masks],
-        boxes=[torch.from_numpy(one.boxes).float() for one in masks],
-        class_ids=[torch.arange(len(one)) % 2 for one in masks],
+        image_hws=[mask_set.image_hw for mask_set in masks],
+        boxes=[torch.from_numpy(mask_set.boxes).float() for mask_set in masks],
+        class_ids=[torch.arange(len(mask_set)) % 2 for mask_set in masks],
         ignore=[
             torch.tensor((ignore or [[False] * len(o) for o in masks])[i], dtype=torch.bool)
             for i, o in enumerate(masks)
         ],
-        layers=[torch.from_numpy(one) for one, _ in layers],
+        layers=[torch.from_numpy(mask_set) for mask_set, _ in layers],
         layer_of=[torch.from_numpy(of) for _, of in layers],
         seed=7,
     )
@@ -70,11 +70,11 @@ def test_images_without_objects(conventions: Conventions) -> None:
     total = torch.stack(list(losses.values())).sum()
     assert total.isfinite()
     total.backward()
-    # Every parameter takes part, so that distributed and frozen-step checks see no holes.
+    # Every parameter gets a gradient, as distributed training requires.
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_batch_norm_in_heads_bears_images_without_objects() -> None:
+def test_batch_norm_in_heads_accepts_images_without_objects() -> None:
     network = small({"mask_head": {"norm": "batch_norm"}}).train()
     losses = network.losses(batch_of([MaskSet.empty((64, 96))]))
     assert losses["mask"] == 0
@@ -84,13 +84,13 @@ def test_batch_norm_in_heads_bears_images_without_objects() -> None:
 def test_no_proposals() -> None:
     network = small().eval()
     features = network.features(torch.zeros((1, 3, 64, 96)))
-    (found,) = network.boxes(features, [torch.zeros((0, 4))], [(64, 96)])
-    assert found.boxes.shape == (0, 4)
-    (probs,) = network.masks_for(features, [found.boxes], [found.class_ids])
+    (detected,) = network.boxes(features, [torch.zeros((0, 4))], [(64, 96)])
+    assert detected.boxes.shape == (0, 4)
+    (probs,) = network.masks_for(features, [detected.boxes], [detected.class_ids])
     assert probs.shape == (0, 28, 28)
 
 
-def test_the_seed_decides_the_sample() -> None:
+def test_the_seed_determines_the_sample() -> None:
     network = small({"box_head": {"samples_per_image": 16}, "rpn": {"samples_per_image": 16}}).eval()
     batch = batch_of([squares()])
     first, again = network.losses(batch), network.losses(batch)
@@ -99,8 +99,8 @@ def test_the_seed_decides_the_sample() -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_ignored_objects_leave_no_trace() -> None:
-    """Marking objects as ignored gives the losses of a batch whose anchors and regions there are not used."""
+def test_anchors_on_ignored_objects_are_not_used() -> None:
+    """Anchors on ignored objects are neither positive nor negative."""
     network = small({"box_head": {"samples_per_image": 4096}, "rpn": {"samples_per_image": 65536}}).eval()
     masks = squares()
     ignored = batch_of([masks], [[False, False, False, False, True, True]])
@@ -144,14 +144,14 @@ def test_variants_train_and_detect(changes: dict[str, dict[str, Any]]) -> None:
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    found = network.eval().detect(batch.images, batch.image_hws, [(60, 90), (128, 192)])
-    assert [one.image_hw for one in found] == [(60, 90), (128, 192)]
-    for one in found:
-        assert (one.masks.areas > 0).all()
-        assert (np.diff(one.scores) <= 0).all()
+    detected = network.eval().detect(batch.images, batch.image_hws, [(60, 90), (128, 192)])
+    assert [instances.image_hw for instances in detected] == [(60, 90), (128, 192)]
+    for instances in detected:
+        assert (instances.masks.areas > 0).all()
+        assert (np.diff(instances.scores) <= 0).all()
 
 
-def test_frozen_stages_do_not_move() -> None:
+def test_frozen_stages_are_not_trained() -> None:
     network = small({"backbone": {"frozen_stages": 2}}).train()
     before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
@@ -162,7 +162,7 @@ def test_frozen_stages_do_not_move() -> None:
     assert moved == {"res3", "res4", "res5"}
 
 
-def test_chunked_heads_equal_whole_ones() -> None:
+def test_chunks_do_not_change_results() -> None:
     batch = batch_of([squares()])
     whole, chunked = small().eval(), small({"roi": {"chunk": 7}}).eval()
     (a,), (b,) = (n.detect(batch.images, batch.image_hws, batch.image_hws) for n in (whole, chunked))
@@ -171,15 +171,15 @@ def test_chunked_heads_equal_whole_ones() -> None:
     assert np.allclose(a.scores, b.scores, atol=1e-6)
 
 
-def test_nothing_scores_enough() -> None:
+def test_no_detection_above_the_score_threshold() -> None:
     network = small({"box_head": {"score_threshold": 1.0}}).eval()
-    (found,) = network.detect(torch.zeros((1, 3, 64, 96)), [(64, 96)], [(64, 96)])
-    assert len(found) == 0
-    assert found.scores is not None
+    (detected,) = network.detect(torch.zeros((1, 3, 64, 96)), [(64, 96)], [(64, 96)])
+    assert len(detected) == 0
+    assert detected.scores is not None
 
 
 def test_thousands_of_detections() -> None:
-    """More detections than either framework's defaults let through."""
+    """More detections than the defaults of either framework allow."""
     settings = {
         "rpn": {"pre_nms_test": 4000, "post_nms_test": 3000, "nms_iou": 1.0},
         "box_head": {"detections_per_image": 3000, "nms_iou": 1.0},
@@ -187,18 +187,18 @@ def test_thousands_of_detections() -> None:
     }
     network = small(settings).eval()
     torch.nn.init.constant_(network.mask_head.logits.bias, 2.0)  # masks that fill their boxes
-    (found,) = network.detect(torch.randn((1, 3, 256, 256)), [(256, 256)], [(256, 256)])
-    assert len(found) > 1862
-    assert found.ids.tolist() == list(range(1, len(found) + 1))
+    (detected,) = network.detect(torch.randn((1, 3, 256, 256)), [(256, 256)], [(256, 256)])
+    assert len(detected) > 1862
+    assert detected.ids.tolist() == list(range(1, len(detected) + 1))
 
 
 @pytest.mark.slow
 def test_learns_one_batch() -> None:
-    """150 steps on two pictures of bright squares: the squares are found, with their masks."""
+    """After 150 steps on two images of bright squares, the squares and their masks are detected."""
     masks = squares()
     batch = batch_of([masks, masks.flip("horizontal")])
-    for image, one in zip(batch.images, (masks, masks.flip("horizontal")), strict=True):
-        image.mul_(0.1)[:, :60, :90] += torch.from_numpy(one.foreground()).float() * 2
+    for image, mask_set in zip(batch.images, (masks, masks.flip("horizontal")), strict=True):
+        image.mul_(0.1)[:, :60, :90] += torch.from_numpy(mask_set.foreground()).float() * 2
     network = small({"backbone": {"norm": "group_norm"}, "roi": {"sampling_ratio": 0}}).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for step in range(150):
@@ -206,8 +206,8 @@ def test_learns_one_batch() -> None:
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
-    found, _ = network.eval().detect(batch.images, batch.image_hws, batch.image_hws)
-    i, _, iou = masks.iou(found[found.scores > 0.5].masks)
+    detected, _ = network.eval().detect(batch.images, batch.image_hws, batch.image_hws)
+    i, _, iou = masks.iou(detected[detected.scores > 0.5].masks)
     best = np.zeros(len(masks))
     np.maximum.at(best, i, iou)
     assert (best > 0.7).sum() >= 5
@@ -218,29 +218,29 @@ def test_learns_one_batch() -> None:
     [{"score_threshold": 0.33, "detections_per_image": 12}, {"score_threshold": 0.0, "nms_iou": 0.2}],
     ids=["threshold and cap", "nms"],
 )
-def test_candidates_that_are_kept_are_the_detections(rules: dict[str, Any]) -> None:
+def test_kept_candidates_are_the_detections(rules: dict[str, Any]) -> None:
     network = small({"box_head": rules}).eval()
     images = batch_of([squares()]).images
     hw, output_hw = (60, 90), (120, 180)
     (detected,) = network.detect(images, [hw], [output_hw])
     everywhere = torch.tensor([[0.0, 0.0, 180.0, 120.0]])
-    found = network.candidates(images, hw, output_hw, everywhere)
-    fates = found.columns["dropped_by"]
-    kept = found[fates == "kept"].by_score()
-    assert 0 < len(kept) < len(found)
+    candidates = network.candidates(images, hw, output_hw, everywhere)
+    steps = candidates.columns["dropped_by"]
+    kept = candidates[steps == "kept"].by_score()
+    assert 0 < len(kept) < len(candidates)
     np.testing.assert_array_equal(kept.scores, detected.scores)
     np.testing.assert_array_equal(kept.class_ids, detected.class_ids)
     assert kept.masks == detected.masks
-    assert set(fates[found.scores <= np.float32(rules["score_threshold"])]) <= {"threshold"}
-    assert {"threshold", "cap"} <= set(fates) if "detections_per_image" in rules else {"nms"} <= set(fates)
+    assert set(steps[candidates.scores <= np.float32(rules["score_threshold"])]) <= {"threshold"}
+    assert {"threshold", "cap"} <= set(steps) if "detections_per_image" in rules else {"nms"} <= set(steps)
 
 
-def test_candidates_near_nothing_are_none() -> None:
+def test_candidates_are_limited_to_the_given_boxes() -> None:
     network = small().eval()
     images = batch_of([squares()]).images
     assert len(network.candidates(images, (60, 90), (60, 90), torch.zeros((0, 4)))) == 0
     corner = torch.tensor([[0.0, 0.0, 3.0, 3.0]])
-    near = network.candidates(images, (60, 90), (60, 90), corner)
+    in_corner = network.candidates(images, (60, 90), (60, 90), corner)
     everything = network.candidates(images, (60, 90), (60, 90), torch.tensor([[0.0, 0.0, 90.0, 60.0]]))
-    assert 0 < len(near) < len(everything)
-    assert (near.boxes_xyxy[:, :2] < 3).all()
+    assert 0 < len(in_corner) < len(everything)
+    assert (in_corner.boxes_xyxy[:, :2] < 3).all()

@@ -1,4 +1,4 @@
-"""Mask Scoring R-CNN: targets against dense masks, what the head learns, and what it does to scores."""
+"""Mask Scoring R-CNN: targets against dense masks, training of the head, and its effect on scores."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def small(kind: type[MaskRCNNConfig] | type[CascadeConfig] = MaskRCNNConfig, sco
 
 
 def batch_of(masks: list[MaskSet], ignored: bool = False) -> Batch:
-    layers = [one.to_layers() for one in masks]
+    layers = [mask_set.to_layers() for mask_set in masks]
     height, width = masks[0].image_hw
     return Batch(
         images=torch.randn((len(masks), 3, height, width), generator=torch.Generator().manual_seed(0)),
-        image_hws=[one.image_hw for one in masks],
-        boxes=[torch.from_numpy(one.boxes).float() for one in masks],
-        class_ids=[torch.arange(len(one)) % 2 for one in masks],
-        ignore=[torch.full((len(one),), ignored) for one in masks],
-        layers=[torch.from_numpy(one) for one, _ in layers],
+        image_hws=[mask_set.image_hw for mask_set in masks],
+        boxes=[torch.from_numpy(mask_set.boxes).float() for mask_set in masks],
+        class_ids=[torch.arange(len(mask_set)) % 2 for mask_set in masks],
+        ignore=[torch.full((len(mask_set),), ignored) for mask_set in masks],
+        layers=[torch.from_numpy(mask_set) for mask_set, _ in layers],
         layer_of=[torch.from_numpy(of) for _, of in layers],
         seed=3,
     )
@@ -72,8 +72,8 @@ def ious(masks: np.ndarray, regions: list[Regions], batch: Batch) -> torch.Tenso
     return mask_ious(as_logits(masks), coverage, regions, batch)
 
 
-def test_iou_drawn_by_hand() -> None:
-    """An object of 8 x 8 px, cells of 2 x 2 px: what the mask covers, what it adds, and what its box cuts off."""
+def test_iou_of_hand_drawn_masks() -> None:
+    """An object of 8 x 8 px and cells of 2 x 2 px: covered pixels, false pixels, and pixels outside the box."""
     dense = np.zeros((1, 24, 24), bool)
     dense[0, 8:16, 8:16] = True
     batch = batch_of([MaskSet.from_dense(dense)])
@@ -82,20 +82,20 @@ def test_iou_drawn_by_hand() -> None:
     inside, shifted = [8.0, 8.0, 16.0, 16.0], [12.0, 8.0, 20.0, 16.0]
     regions = [regions_of([inside, inside, inside, shifted, shifted], [0] * 5)]
     masks = np.stack([whole, left, ~whole, left, whole])
-    # All; half; nothing predicted; a box that holds half of the object, filled rightly and wholly.
+    # All; half; nothing predicted; a box with half of the object, filled correctly and completely.
     assert ious(masks, regions, batch).tolist() == pytest.approx([1.0, 0.5, 0.0, 0.5, 32 / 96])
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_iou_equals_dense_masks(seed: int) -> None:
-    """Random objects, some overlapping, in two images; every cell's pixels painted one by one and counted."""
+    """Random objects, some overlapping, in two images; the pixels of every cell are painted and counted."""
     rng = np.random.default_rng(seed)
     sets, regions, masks, expected = [], [], [], []
     for _ in range(2):
         objects = np.zeros((4, 32, 48), bool)
-        for one in objects:
+        for mask in objects:
             y, x = rng.integers(0, 20), rng.integers(0, 36)
-            one[y : y + rng.integers(3, 12), x : x + rng.integers(3, 12)] = True
+            mask[y : y + rng.integers(3, 12), x : x + rng.integers(3, 12)] = True
         objects &= rng.random(objects.shape) < 0.8
         sets.append(MaskSet.from_dense(objects))
         boxes, matched = [], rng.integers(0, 4, 6)
@@ -126,7 +126,7 @@ def test_loss_is_the_mean_squared_error() -> None:
 
 
 def test_the_mask_is_pooled_as_probability() -> None:
-    """The head's own arithmetic, layer by layer, on the class's mask beside the features."""
+    """The head computed layer by layer, with the mask of the class as an additional channel."""
     torch.manual_seed(0)
     config = MaskScoringConfig(convs=2, channels=5, fcs=1, fc_channels=6)
     head = MaskScoring(config, in_channels=3, resolution=4, n_classes=2)
@@ -146,7 +146,7 @@ def test_the_mask_is_pooled_as_probability() -> None:
 
 
 @pytest.mark.parametrize(("masks", "ignored"), [(MaskSet.empty((64, 96)), False), (squares(), True)])
-def test_without_positives_there_is_nothing_to_learn(masks: MaskSet, ignored: bool) -> None:
+def test_without_positives_the_loss_is_0(masks: MaskSet, ignored: bool) -> None:
     network = small().train()
     losses = network.losses(batch_of([masks], ignored))
     assert losses["mask_quality"] == 0
@@ -155,8 +155,8 @@ def test_without_positives_there_is_nothing_to_learn(masks: MaskSet, ignored: bo
 
 
 @pytest.mark.parametrize("kind", [MaskRCNNConfig, CascadeConfig])
-def test_one_step_learns(kind: type[MaskRCNNConfig] | type[CascadeConfig]) -> None:
-    """Everything else held, one step brings the predicted qualities of the same regions nearer."""
+def test_one_step_reduces_the_loss(kind: type[MaskRCNNConfig] | type[CascadeConfig]) -> None:
+    """With everything else fixed, one step improves the predicted quality of the same regions."""
     network = small(kind).train()
     assert isinstance(network, MaskScoringRCNN)
     batch = batch_of([squares(), squares().flip("horizontal")])
@@ -166,8 +166,8 @@ def test_one_step_learns(kind: type[MaskRCNNConfig] | type[CascadeConfig]) -> No
     assert 0 < network.losses(batch)["mask_quality"] < before
 
 
-def test_the_gradient_goes_on_into_the_mask_head() -> None:
-    """Through the probabilities that the head sees, as in the paper's code; never through the target."""
+def test_the_mask_head_gets_the_gradient() -> None:
+    """Through the probabilities that are the head's input, as in the paper's code, and not through the target."""
     network = small().train()
     assert isinstance(network, MaskScoringRCNN)
     network.losses(batch_of([squares()]))["mask_quality"].backward()
@@ -180,10 +180,10 @@ def test_the_gradient_goes_on_into_the_mask_head() -> None:
 
 @pytest.mark.parametrize("kind", [MaskRCNNConfig, CascadeConfig])
 def test_score_is_class_times_quality(kind: type[MaskRCNNConfig] | type[CascadeConfig]) -> None:
-    """Qualities of .1 and 3 for the two classes: scores and their order follow; above 1 counts as 1."""
+    """Qualities of .1 and 3 for the two classes change scores and their order; a quality above 1 counts as 1."""
     plain, scored = small(kind, scoring=False).eval(), small(kind).eval()
     for head in plain.box_head:
-        torch.nn.init.normal_(head.class_logits.weight)  # both classes are found
+        torch.nn.init.normal_(head.class_logits.weight)  # both classes are detected
     scored.load_state_dict(plain.state_dict(), strict=False)
     assert isinstance(scored, MaskScoringRCNN)
     torch.nn.init.zeros_(scored.mask_scoring.quality.weight)
@@ -197,14 +197,18 @@ def test_score_is_class_times_quality(kind: type[MaskRCNNConfig] | type[CascadeC
     np.testing.assert_allclose(b.scores, expected[order], rtol=1e-6)
     assert (np.diff(b.scores) <= 0).all()
     assert b.ids.tolist() == list(range(1, len(b) + 1))
-    by_box = [sorted(zip(one.boxes_xyxy.tolist(), one.class_ids.tolist(), strict=True)) for one in (a, b)]
+    by_box = [
+        sorted(zip(instances.boxes_xyxy.tolist(), instances.class_ids.tolist(), strict=True)) for instances in (a, b)
+    ]
     assert by_box[0] == by_box[1]
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"), [(C4Config, "box head's res5 features"), (PointRendConfig, "PointRend has no mask head")]
 )
-def test_refused_with_the_reason(kind: type[C4Config] | type[PointRendConfig], reason: str) -> None:
+def test_unsupported_kinds_are_refused_with_the_reason(
+    kind: type[C4Config] | type[PointRendConfig], reason: str
+) -> None:
     with pytest.raises(ValidationError, match=reason):
         kind.model_validate({"mask_scoring": SCORING})
 

@@ -29,7 +29,7 @@ FAMILY = ("fpn_r18", "torchvision_v1", "c4_r50", "cascade_r50", "pointrend_x50",
 
 @pytest.fixture(scope="module", params=FAMILY)
 def rcnn(request: pytest.FixtureRequest) -> MaskRCNN:
-    """A network at its random start, whose masks are not all .5."""
+    """A network with random weights whose masks are not all .5."""
     network = suite.build(suite.CASES[request.param].recipe()).eval()
     logits = (network.point_head if isinstance(network, PointRend) else network.mask_head).logits
     with torch.no_grad():
@@ -51,44 +51,44 @@ def rendered(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, t
     return render
 
 
-def found_in(network: MaskRCNN, views: tuple[View, ...], image: np.ndarray) -> Instances:
+def detected_in(network: MaskRCNN, views: tuple[View, ...], image: np.ndarray) -> Instances:
     with torch.inference_mode():
         return network.detect_views(views, rendered(image, network.stride), image.shape[1:])  # type: ignore[arg-type]
 
 
-def soft_of(found: Instances) -> SoftMasks:
-    assert found.soft_masks is not None
-    return found.soft_masks
+def soft_of(instances: Instances) -> SoftMasks:
+    assert instances.soft_masks is not None
+    return instances.soft_masks
 
 
-def test_one_plain_view_is_the_network_itself(rcnn: MaskRCNN) -> None:
+def test_the_plain_view_alone_equals_detect(rcnn: MaskRCNN) -> None:
     image = squares()
     stacked, hw = rendered(image, rcnn.stride)(View())
     (expected,) = rcnn.detect(stacked, [hw], [hw])
-    found = found_in(rcnn, PLAIN, image)
-    assert len(found) > 5
-    check_equal(found, expected)
-    assert soft_of(found).threshold(0.5) == found.masks
+    instances = detected_in(rcnn, PLAIN, image)
+    assert len(instances) > 5
+    check_equal(instances, expected)
+    assert soft_of(instances).threshold(0.5) == instances.masks
 
 
 def test_a_turned_view_gives_the_turned_result(rcnn: MaskRCNN) -> None:
     image, view = squares(), View(horizontal_flip=True, quarter_turns=1)
-    found, turned = found_in(rcnn, (view,), image), found_in(rcnn, PLAIN, view.turn(image))
-    assert len(found) > 5
-    np.testing.assert_allclose(found.scores, turned.scores, atol=1e-6)
-    np.testing.assert_allclose(view.turn_boxes(found.boxes_xyxy, HW), turned.boxes_xyxy, atol=1e-4)
+    instances, turned = detected_in(rcnn, (view,), image), detected_in(rcnn, PLAIN, view.turn(image))
+    assert len(instances) > 5
+    np.testing.assert_allclose(instances.scores, turned.scores, atol=1e-6)
+    np.testing.assert_allclose(view.turn_boxes(instances.boxes_xyxy, HW), turned.boxes_xyxy, atol=1e-4)
     if rcnn.config.mask_head.paste == "torchvision":
         return  # its paste cuts boxes towards zero, which no turn commutes with
-    for i in range(len(found)):
+    for i in range(len(instances)):
         there = soft_of(turned).crop(i).astype(int)
-        assert np.abs(view.turn(soft_of(found).crop(i)) - there).max() <= 1, i
+        assert np.abs(view.turn(soft_of(instances).crop(i)) - there).max() <= 1, i
 
 
-def test_masks_are_the_mean_of_each_views_own(rcnn: MaskRCNN) -> None:
-    """Against the long way: masks of the merged boxes from each view's features, turned back, averaged, pasted."""
+def test_masks_are_the_mean_over_the_views(rcnn: MaskRCNN) -> None:
+    """Against masks of the merged boxes computed from the features of each view, turned back, averaged and pasted."""
     image, views = squares(), parse_views("turns")[:3]
-    found = found_in(rcnn, views, image)
-    boxes, class_ids = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.class_ids)
+    instances = detected_in(rcnn, views, image)
+    boxes, class_ids = torch.from_numpy(instances.boxes_xyxy), torch.from_numpy(instances.class_ids)
     total = torch.zeros(())
     for view in views:
         stacked, _ = rendered(image, rcnn.stride)(view)
@@ -98,31 +98,31 @@ def test_masks_are_the_mean_of_each_views_own(rcnn: MaskRCNN) -> None:
     mean = PasteMean(boxes, total.shape[-1], HW, rule=rcnn.config.mask_head.paste)
     mean.add(0, total / len(views))
     _, expected = mean.finish(1, threshold=0.5)
-    soft = soft_of(found)
-    assert len(found) > 1
+    soft = soft_of(instances)
+    assert len(instances) > 1
     assert np.array_equal(soft.boxes, expected.boxes)
     assert np.abs(soft.probs.astype(int) - expected.probs).max() <= 1
-    suite.check_detections(found, HW)
+    suite.check_detections(instances, HW)
 
 
-def test_cost_follows_the_foreground() -> None:
+def test_memory_depends_on_the_foreground() -> None:
     network = suite.build(suite.CASES["fpn_r18"].recipe()).eval()
     hw = (1080, 1620)
     with suite.largest_arrays() as sizes, torch.inference_mode():
-        found = network.detect_views(parse_views("mirror"), rendered(squares(), network.stride), hw)
-    assert len(found) > 5
-    assert max(sizes) < len(found) * hw[0] * hw[1] / 2, sizes
+        instances = network.detect_views(parse_views("mirror"), rendered(squares(), network.stride), hw)
+    assert len(instances) > 5
+    assert max(sizes) < len(instances) * hw[0] * hw[1] / 2, sizes
 
 
-def test_an_image_in_which_nothing_is_found(rcnn: MaskRCNN) -> None:
+def test_an_image_without_detections(rcnn: MaskRCNN) -> None:
     kept = rcnn.config
     box_head = kept.box_head.model_copy(update={"score_threshold": 1.0})
     rcnn.config = kept.model_copy(update={"box_head": box_head})
-    found = found_in(rcnn, parse_views("flips"), squares())
+    instances = detected_in(rcnn, parse_views("flips"), squares())
     rcnn.config = kept
-    assert len(found) == 0
-    assert found.scores is not None
-    assert found.image_hw == HW
+    assert len(instances) == 0
+    assert instances.scores is not None
+    assert instances.image_hw == HW
 
 
 def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:
@@ -130,7 +130,7 @@ def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> D
     return Detections(boxes, torch.tensor([row[1] for row in rows]), torch.tensor([row[2] for row in rows]).long())
 
 
-def test_boxes_of_one_object_become_their_mean() -> None:
+def test_boxes_of_one_object_are_averaged() -> None:
     first = detections(((0, 0, 10, 10), 0.9, 0), ((30, 30, 40, 40), 0.8, 1), ((60, 0, 70, 10), 0.06, 0))
     second = detections(((2, 0, 12, 10), 0.3, 0), ((30, 30, 40, 40), 0.4, 0))
     merged = merge_detections([first, second], CONFIG)
@@ -140,11 +140,11 @@ def test_boxes_of_one_object_become_their_mean() -> None:
     assert len(merge_detections([first, second], CONFIG.model_copy(update={"detections_per_image": 1})).boxes) == 1
 
 
-def test_merging_one_view_changes_nothing_and_none_is_legal() -> None:
-    one = detections(((0, 0, 10, 10), 0.9, 0), ((4, 0, 14, 10), 0.8, 0), ((0, 0, 10, 10), 0.7, 1))
-    merged = merge_detections([one], CONFIG)
-    assert torch.equal(merged.boxes, one.boxes)
-    assert torch.equal(merged.scores, one.scores)
-    assert torch.equal(merged.class_ids, one.class_ids)
+def test_merging_a_single_view_changes_nothing() -> None:
+    single = detections(((0, 0, 10, 10), 0.9, 0), ((4, 0, 14, 10), 0.8, 0), ((0, 0, 10, 10), 0.7, 1))
+    merged = merge_detections([single], CONFIG)
+    assert torch.equal(merged.boxes, single.boxes)
+    assert torch.equal(merged.scores, single.scores)
+    assert torch.equal(merged.class_ids, single.class_ids)
     assert merge_detections([detections(), detections()], CONFIG).boxes.shape == (0, 4)
     assert len(merge_detections([detections(((5, 5, 5, 9), 0.9, 0))], CONFIG).boxes) == 0, "no area"

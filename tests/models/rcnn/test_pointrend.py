@@ -1,4 +1,4 @@
-"""PointRend's parts on hand-drawn maps with hand-set heads, and the whole kind at reduced size."""
+"""PointRend's parts on drawn maps with hand-set weights, and the whole network at reduced size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG = PointHeadConfig(
     channels=2,
     fcs=2,
 )
-# A disc about the middle of a 64 px map, as the logit of being inside.
+# A disc in the middle of a 64 px map: the logit of being inside.
 CENTRE, RADIUS = 32.0, 19.0
 
 
@@ -46,8 +46,8 @@ def disc() -> Tensor:
 
 
 def head_of(fine: float, coarse: float) -> PointHead:
-    """For one fine channel and two classes: class 0's logit is ``fine * map + coarse * its own coarse logit``, class
-    1's the negative of the map and its own coarse logit."""
+    """A head for one fine channel and two classes: the logit of class 0 is ``fine * map + coarse * coarse logit``, that
+    of class 1 the same with the negative map."""
     head = PointHead(CONFIG, in_channels=1, n_masks=2)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -71,7 +71,7 @@ def changed(**values: Any) -> PointHeadConfig:
 
 
 def test_a_shape_on_the_fine_map_is_rendered() -> None:
-    """Few points are computed, and yet every cell is on the right side of the disc's edge."""
+    """Only few points are computed, but every cell is on the correct side of the disc's edge."""
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0], [20.0, 4.0, 60.0, 44.0]])
     config = changed(test_points=400)
     masks = render(torch.zeros((2, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, 0, config)
@@ -80,19 +80,19 @@ def test_a_shape_on_the_fine_map_is_rendered() -> None:
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
         y, x = y0 + units * (y1 - y0), x0 + units * (x1 - x0)
         distance = RADIUS - torch.hypot(y[:, None] - CENTRE, x[None] - CENTRE)
-        clear = distance.abs() > 0.05  # nearer, the map's own interpolation decides
+        clear = distance.abs() > 0.05  # closer to the edge, the interpolation of the map decides
         assert torch.equal(mask[clear] > 0.5, distance[clear] > 0)
         assert clear.float().mean() > 0.98
 
 
-def test_the_wanted_class_is_rendered() -> None:
+def test_the_requested_class_is_rendered() -> None:
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
     inside, outside = (render(torch.zeros((1, 2, 7, 7)), head_of(1.0, 0.0), disc(), boxes, k, CONFIG) for k in (0, 1))
     assert torch.allclose(inside + outside, torch.ones(1, 56, 56), atol=1e-6)
 
 
-def test_coarse_logits_passed_on_are_enlarged_bilinearly() -> None:
-    """With a point head that repeats the coarse logit and points for every cell, beside which there is zero."""
+def test_copied_coarse_logits_are_enlarged_bilinearly() -> None:
+    """With a point head that returns the coarse logit, and enough points for all cells; outside the box is zero."""
     coarse = torch.randn((3, 2, 7, 7), generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]]).repeat(3, 1)
     ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 1, changed(test_points=56 * 56))
@@ -100,8 +100,8 @@ def test_coarse_logits_passed_on_are_enlarged_bilinearly() -> None:
     assert torch.allclose(ours, framed[:, 0, 8:-8, 8:-8].sigmoid(), atol=1e-5)
 
 
-def test_subdivisions_without_computed_points_only_interpolate() -> None:
-    """One point a step in 56 x 56 cells: all others stay the interpolation of the dense 7 x 7 start."""
+def test_cells_that_are_not_computed_are_interpolated() -> None:
+    """One point per step in 56 x 56 cells: all others are interpolated from the dense 7 x 7 mask."""
     coarse = torch.randn((1, 2, 7, 7), generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[8.0, 8.0, 56.0, 56.0]])
     ours = render(coarse, head_of(0.0, 1.0), disc(), boxes, 0, changed(test_points=1, subdivisions=1))
@@ -134,8 +134,8 @@ def test_chunks_do_not_change_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(render_masks(coarse, head, fine, boxes, class_ids, config, 4), whole, atol=1e-5)
 
 
-def test_the_grid_reads_cell_centres() -> None:
-    """A map whose value is x + 100 y, px: the grid of a box reads the centres of its cells."""
+def test_the_grid_samples_cell_centres() -> None:
+    """A map with the value x + 100 y, px: the grid of a box samples the centres of its cells."""
     y, x = torch.meshgrid(torch.arange(16) * 4 + 2.0, torch.arange(24) * 4 + 2.0, indexing="ij")
     fine = (x + 100 * y).expand(2, 1, -1, -1)
     boxes = [torch.tensor([[10.0, 20.0, 38.0, 48.0]]), torch.tensor([[40.0, 6.0, 54.0, 34.0], [4.0, 4.0, 18.0, 18.0]])]
@@ -152,9 +152,9 @@ def test_points_are_drawn_where_the_mask_is_uncertain() -> None:
     assert points.shape == (5, 196, 2)
     assert ((points >= 0) & (points < 1)).all()
     uncertain, uniform = points[:, :147], points[:, 147:]
-    # Also at the border, where the coarse mask falls off to zero.
-    near = torch.minimum((uncertain[..., 0] - 0.5).abs(), torch.minimum(uncertain, 1 - uncertain).amin(dim=2))
-    assert near.max() < 0.2
+    # The border counts too, where the coarse mask decreases to zero.
+    distance = torch.minimum((uncertain[..., 0] - 0.5).abs(), torch.minimum(uncertain, 1 - uncertain).amin(dim=2))
+    assert distance.max() < 0.2
     assert (uniform[..., 0] - 0.5).abs().mean() == pytest.approx(0.25, abs=0.03)
     again = draw_points(ramp, CONFIG, torch.Generator().manual_seed(0))
     other = draw_points(ramp, CONFIG, torch.Generator().manual_seed(1))
@@ -172,7 +172,7 @@ def test_coarse_head_reduces_only_where_channels_shrink() -> None:
     assert fewer(torch.randn(0, 12, 14, 14)).shape == (0, 3, 7, 7)
 
 
-# --- the whole kind -----------------------------------------------------------------------------------------------
+# --- the whole network --------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
     "kind": "pointrend",
@@ -193,14 +193,14 @@ def small(conventions: Conventions = DETECTRON2) -> PointRend:
 
 
 def batch_of(masks: list[MaskSet]) -> Batch:
-    layers = [one.to_layers() for one in masks]
+    layers = [mask_set.to_layers() for mask_set in masks]
     return Batch(
         images=torch.randn((len(masks), 3, 64, 96), generator=torch.Generator().manual_seed(0)),
-        image_hws=[one.image_hw for one in masks],
-        boxes=[torch.from_numpy(one.boxes).float() for one in masks],
-        class_ids=[torch.arange(len(one)) % 2 for one in masks],
-        ignore=[torch.zeros(len(one), dtype=torch.bool) for one in masks],
-        layers=[torch.from_numpy(one) for one, _ in layers],
+        image_hws=[mask_set.image_hw for mask_set in masks],
+        boxes=[torch.from_numpy(mask_set.boxes).float() for mask_set in masks],
+        class_ids=[torch.arange(len(mask_set)) % 2 for mask_set in masks],
+        ignore=[torch.zeros(len(mask_set), dtype=torch.bool) for mask_set in masks],
+        layers=[torch.from_numpy(mask_set) for mask_set, _ in layers],
         layer_of=[torch.from_numpy(of) for _, of in layers],
         seed=7,
     )
@@ -232,8 +232,8 @@ def test_one_step_of_training(conventions: Conventions) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-def test_the_point_loss_falls_when_it_is_trained_on() -> None:
-    """Sixty steps on one batch: points inside and outside the squares are told apart."""
+def test_training_reduces_the_point_loss() -> None:
+    """Sixty steps on one batch: points inside and outside the squares are distinguished."""
     network, batch = small().train(), batch_of([squares()])
     boxes = batch.boxes[0]
     regions = [Regions(boxes, batch.class_ids[0], torch.arange(len(boxes)))]
@@ -243,14 +243,14 @@ def test_the_point_loss_falls_when_it_is_trained_on() -> None:
         images = torch.zeros_like(batch.images)
         images[0, :, :60, :90] = (batch.layers[0] > 0).any(dim=0).float()
         source = network.region_features(network.features(images))
-    seen = []
+    point_losses = []
     for _ in range(60):
         losses = network.point_losses(source, regions, batch, batch.generator())
         optimiser.zero_grad()
         (losses["mask"] + losses["point"]).backward()
         optimiser.step()
-        seen.append(losses["point"].item())
-    assert seen[-1] < 0.5 * seen[0]
+        point_losses.append(losses["point"].item())
+    assert point_losses[-1] < 0.5 * point_losses[0]
 
 
 def test_images_without_objects() -> None:
@@ -269,14 +269,14 @@ def test_no_boxes_no_masks() -> None:
     assert probs.shape == (0, 56, 56)
 
 
-def test_finds_objects() -> None:
-    (found,) = small().eval().detect(torch.randn((1, 3, 64, 96)), [(60, 90)], [(120, 180)])
-    assert found.image_hw == (120, 180)
-    assert (found.masks.areas > 0).all()
+def test_detects_objects() -> None:
+    (detected,) = small().eval().detect(torch.randn((1, 3, 64, 96)), [(60, 90)], [(120, 180)])
+    assert detected.image_hw == (120, 180)
+    assert (detected.masks.areas > 0).all()
 
 
 def test_half_precision() -> None:
-    """Under autocast losses stay near those of full precision, and masks come out as 32-bit probabilities."""
+    """Under autocast, losses are close to those of full precision, and masks are 32-bit probabilities."""
     network, batch = small().train(), batch_of([squares()])
     full = network.losses(batch)
     with torch.autocast("cpu", torch.bfloat16):

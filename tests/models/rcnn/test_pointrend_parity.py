@@ -36,7 +36,7 @@ from cellwright.ops.points import points_in_boxes, sample_labels, uncertain_cell
 def config(
     anchors_per_image: int = 256, regions_per_image: int = 512, region_fraction: float = 0.25
 ) -> PointRendConfig:
-    """The fixture's config.yaml in our words."""
+    """The fixture's config.yaml as a cellwright section."""
     return PointRendConfig.model_validate(
         {
             "kind": "pointrend",
@@ -112,16 +112,16 @@ def test_coarse_masks(network: PointRend, fixture: Fixture, pyramid: list[Tensor
 
 @torch.no_grad()
 def logits_after(network: PointRend, fixture: Fixture, subdivisions: int) -> Tensor:
-    """Our logits of the first twelve detections' own classes, from the stored coarse masks."""
-    found, coarse = fixture.detections(), fixture.tensor("coarse_mask_logits")
+    """Our logits for the classes of the first twelve detections, from the stored coarse masks."""
+    detections, coarse = fixture.detections(), fixture.tensor("coarse_mask_logits")
     config = network.point_head.config.model_copy(update={"subdivisions": subdivisions})
     fine = fixture.tensor("backbone_p2")
-    return subdivide(coarse[:12], network.point_head, fine, found.boxes[:12], found.class_ids[:12], config, 4)
+    return subdivide(coarse[:12], network.point_head, fine, detections.boxes[:12], detections.class_ids[:12], config, 4)
 
 
 @pytest.mark.parametrize(("subdivisions", "side"), [(2, 28), (3, 56)])
 def test_logits_of_the_predicted_class(network: PointRend, fixture: Fixture, subdivisions: int, side: int) -> None:
-    """Theirs refine every class's map; ours only the predicted class's, which alone says what is uncertain."""
+    """Detectron2 refines the maps of all classes, ours only that of the predicted class, which decides the points."""
     theirs = fixture.theirs[f"pr_logits_{side}"][np.arange(12), fixture.theirs["det_classes"][:12]]
     assert np.abs(logits_after(network, fixture, subdivisions).numpy() - theirs).max() < 2e-4
 
@@ -136,10 +136,10 @@ def test_chosen_points(network: PointRend, fixture: Fixture, step: int) -> None:
 
 
 def test_mask_probabilities(network: PointRend, fixture: Fixture, pyramid: list[Tensor]) -> None:
-    found = fixture.detections()
-    (probs,) = network.masks_for(pyramid, [found.boxes], [found.class_ids])
+    detections = fixture.detections()
+    (probs,) = network.masks_for(pyramid, [detections.boxes], [detections.class_ids])
     assert probs.shape == (100, 224, 224)
-    # Where a near tie falls the other way, a cell is interpolated instead of computed.
+    # Where a near tie is resolved differently, a cell is interpolated instead of computed.
     assert (np.abs(probs[:12].numpy() - fixture.theirs["mask_probs_first12"]) > 1e-4).sum() <= 24
 
 
@@ -147,10 +147,10 @@ def test_mask_probabilities(network: PointRend, fixture: Fixture, pyramid: list[
 def test_pasted_pixels(
     network: PointRend, fixture: Fixture, pyramid: list[Tensor], name: str, output_hw: tuple[int, int]
 ) -> None:
-    """From the stored maps and boxes on: nothing but the masks can differ."""
-    found = fixture.detections()
-    (probs,) = network.masks_for(pyramid, [found.boxes], [found.class_ids])
-    ours = network.place(found, probs, IMAGE_HW, output_hw)
+    """From the stored maps and boxes, so that only the masks can differ."""
+    detections = fixture.detections()
+    (probs,) = network.masks_for(pyramid, [detections.boxes], [detections.class_ids])
+    ours = network.place(detections, probs, IMAGE_HW, output_hw)
     expected = fixture.pasted(name)
     visible = expected.any(axis=(1, 2))
     assert np.abs(ours.boxes_xyxy - fixture.theirs[f"{name}_boxes"][visible]).max() < 1e-3
@@ -159,8 +159,8 @@ def test_pasted_pixels(
 
 
 def test_whole_flow(network: PointRend, fixture: Fixture) -> None:
-    """Near-tied objects change places between Detectron2's own runs, so that 2283 of 78188 mask pixels differ rank by
-    rank; here every object is compared with theirs of the same box."""
+    """Near-tied objects swap ranks between Detectron2's own runs (2283 of 78188 mask pixels differ rank by rank), so
+    every object is compared with the one of the same box."""
     (ours,) = network.detect(fixture.tensor("preprocessed"), [IMAGE_HW], [IMAGE_HW])
     expected, boxes = fixture.pasted("post"), fixture.theirs["post_boxes"]
     visible = expected.any(axis=(1, 2))
@@ -202,11 +202,11 @@ def test_point_labels_from_layers(fixture: Fixture, tag: str) -> None:
         labels.append(sample_labels(layers, layer_of, (region.objects + 1).to(layers.dtype), place))
     theirs = fixture.targets[f"{tag}/point_labels"]
     assert np.abs(torch.cat(labels).numpy() - theirs).max() < 1e-5
-    assert ((theirs > 0) & (theirs < 1)).any()  # not thresholded
+    assert ((theirs > 0) & (theirs < 1)).any()  # not binarised
 
 
 def inject_points(monkeypatch: pytest.MonkeyPatch, fixture: Fixture, tag: str) -> None:
-    """The fixture's points instead of our draw, each region's found again by its box."""
+    """Use the fixture's points instead of our random ones; each region is identified by its box."""
     stored = torch.cat([region.boxes for region in mask_regions(fixture, tag)])
     points, ours = torch.from_numpy(fixture.targets[f"{tag}/point_coords"]), pointrend.loss_at_points
 
@@ -250,7 +250,7 @@ def test_losses_of_the_stored_sample(network: PointRend, fixture: Fixture, monke
 
 @torch.no_grad()
 def test_stored_points_are_the_uncertain_ones_first(network: PointRend, fixture: Fixture) -> None:
-    """How Detectron2 orders its points, and that the uniform rest is drawn anew rather than left over."""
+    """Detectron2 puts the uncertain points first; the uniform rest is drawn independently of the candidates."""
     regions, fine = mask_regions(fixture, "all_bitmask"), network.features(fixture.batch.images)[0]
     coarse = network.mask_head(sample_grid(fine, [region.boxes for region in regions], 14, network.fine_stride))
     own = coarse[torch.arange(26), torch.cat([region.class_ids for region in regions])]

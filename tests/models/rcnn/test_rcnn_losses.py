@@ -27,7 +27,7 @@ def test_class_weights_are_those_of_torch() -> None:
     assert nothing.item() == 0
 
 
-def test_class_weights_fit_the_classes() -> None:
+def test_class_weights_must_match_the_classes() -> None:
     config = MaskRCNNConfig.model_validate({"box_head": {"class_weights": [1.0, 2.0]}})
     with pytest.raises(
         RecipeError, match=r"(?s)box_head.class_weights.*got: 2 weights.*expected: 4: one per class, background"
@@ -35,14 +35,14 @@ def test_class_weights_fit_the_classes() -> None:
         build_mask_rcnn(config, DETECTRON2, in_channels=3, n_classes=3)
 
 
-def test_smooth_l1_is_the_reports_at_one() -> None:
-    """Half the square below 1, the distance less a half above (Girshick 2015, equation 3); plain L1 at 0."""
+def test_smooth_l1_by_hand() -> None:
+    """Half the square below 1, the distance minus a half above (Girshick 2015, equation 3); plain L1 at 0."""
     distance = torch.tensor([[0.5, -0.5, 2.0, 0.0]])
     assert smooth_l1_sum(distance, torch.zeros(1, 4), 1.0).item() == pytest.approx(0.125 + 0.125 + 1.5)
     assert smooth_l1_sum(distance, torch.zeros(1, 4), 0.0).item() == pytest.approx(3.0)
 
 
-def test_each_row_gets_its_own_class_or_the_only_one() -> None:
+def test_of_class_selects_each_rows_class_or_the_only_column() -> None:
     values = torch.arange(6.0).reshape(2, 3)
     assert of_class(values, torch.tensor([2, 0])).tolist() == [2.0, 3.0]
     assert of_class(values[:, :1], torch.tensor([2, 0])).tolist() == [0.0, 3.0]

@@ -57,7 +57,7 @@ TWINS = [
 
 
 @pytest.mark.parametrize(("name", "settings", "parameters"), TWINS, ids=[name for name, _, _ in TWINS])
-def test_structure_is_torchvisions(name: str, settings: dict[str, Any], parameters: int) -> None:
+def test_structure_equals_torchvision(name: str, settings: dict[str, Any], parameters: int) -> None:
     with torch.device("meta"):
         ours, theirs = backbone(**settings), torchvision.models.get_model(name, weights=None)
     assert sum(p.numel() for p in ours.parameters()) == parameters
@@ -67,7 +67,7 @@ def test_structure_is_torchvisions(name: str, settings: dict[str, Any], paramete
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "settings"), [twin[:2] for twin in TWINS], ids=[name for name, _, _ in TWINS])
-def test_features_are_torchvisions(name: str, settings: dict[str, Any]) -> None:
+def test_features_equal_torchvision(name: str, settings: dict[str, Any]) -> None:
     with torch.device("meta"):
         ours, theirs = backbone(**settings), torchvision.models.get_model(name, weights=None)
     ours, theirs = ours.to_empty(device="cpu").eval(), theirs.to_empty(device="cpu").eval()
@@ -107,7 +107,9 @@ def test_features_are_torchvisions(name: str, settings: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_structure_is_detectron2s(fixtures_root: Path, layout: str, settings: dict[str, Any], parameters: int) -> None:
+def test_structure_equals_detectron2(
+    fixtures_root: Path, layout: str, settings: dict[str, Any], parameters: int
+) -> None:
     """Names and shapes of the published models (fixtures/zoo_keys)."""
     with torch.device("meta"):
         ours, trained = backbone(norm="frozen_batch_norm", **settings), backbone(**settings)
@@ -145,7 +147,7 @@ def fixture_network(folder: Path) -> ResNet:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [POINTREND, CASCADE])
-def test_features_are_detectron2s(fixtures_root: Path, name: str) -> None:
+def test_features_equal_detectron2(fixtures_root: Path, name: str) -> None:
     network = fixture_network(fixtures_root / name)
     with np.load(fixtures_root / name / "infer_A.npz") as arrays:
         maps = network(torch.from_numpy(arrays["preprocessed"]).to(memory_format=torch.channels_last))
@@ -156,8 +158,8 @@ def test_features_are_detectron2s(fixtures_root: Path, name: str) -> None:
 
 
 @torch.no_grad()
-def test_c4_features_are_detectron2s(fixtures_root: Path) -> None:
-    """res4 of the image, and res5 over pooled boxes, where the C4 head has it."""
+def test_c4_features_equal_detectron2(fixtures_root: Path) -> None:
+    """res4 of the image, and res5 of pooled boxes, as in the C4 head."""
     network = fixture_network(fixtures_root / R50_C4)
     with np.load(fixtures_root / R50_C4 / "infer_A.npz") as arrays:
         res4 = network(torch.from_numpy(arrays["preprocessed"]), last_stage=4)[-1]
@@ -169,7 +171,7 @@ def test_c4_features_are_detectron2s(fixtures_root: Path) -> None:
 
 
 class Fixed(nn.Module):
-    """Stands in for the convolution that predicts offsets."""
+    """Replaces the convolution that predicts the offsets."""
 
     def __init__(self, predicted: Tensor) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ def test_deformable_starts_as_the_plain_convolution(settings: dict[str, Any], st
     config = sampling(groups=4, **settings)
     layer = deformable(8, 12, config, stride=stride)
     x = torch.randn((2, 8, 9, 11))
-    # Version 2 weighs each sample by sigmoid(0).
+    # Version 2 weights each sample by sigmoid(0).
     assert torch.allclose(layer(x), layer.conv(x) * (0.5 if config.deformable_modulated else 1.0), atol=1e-6)
 
 
@@ -225,13 +227,13 @@ def test_whole_pixel_offsets_shift_their_own_channels() -> None:
     layer.offset.bias.copy_(dy_dx.repeat_interleave(9, dim=0).flatten())
     x = torch.randn((1, 4, 10, 12))
     shifted = torch.cat([F.pad(x, (0, 0, 0, 2))[:, :2, 2:], F.pad(x, (1, 0))[:, 2:, :, :-1]], dim=1)
-    # Not at the border: there the plain convolution of the shifted image lacks rows that the samples still reach.
+    # Not at the border, where the shifted image lacks rows that the samples still reach.
     inside = (..., slice(1, -1), slice(1, -1))
     assert torch.allclose(layer(x)[inside], layer.conv(shifted)[inside], atol=1e-6)
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_deformable_network_learns_from_any_batch(modulated: bool) -> None:
+def test_deformable_network_trains_on_any_batch(modulated: bool) -> None:
     torch.manual_seed(0)
     settings = {"deformable_stages": (3, 5), "deformable_modulated": modulated, "deformable_groups": 2}
     network = backbone(depth=50, width=8, groups=4, norm="batch_norm", frozen_stages=2, **settings)
@@ -257,7 +259,7 @@ def test_deformable_network_learns_from_any_batch(modulated: bool) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deformable_under_autocast(modulated: bool) -> None:
-    """Offsets and samples keep 32 bits; what is around them runs in bfloat16."""
+    """Offsets and samples stay in 32 bits; the other layers run in bfloat16."""
     settings = {"deformable_stages": (3, 4), "deformable_modulated": modulated}
     network = backbone(depth=50, width=8, norm="frozen_batch_norm", **settings).eval()
     layer = network.res3[1].conv2
@@ -271,7 +273,7 @@ def test_deformable_under_autocast(modulated: bool) -> None:
     assert all(m.isfinite().all() for m in maps)
 
 
-def test_group_norm_is_detectron2s_where_32_divides() -> None:
+def test_group_norm_equals_detectron2_if_32_divides_the_channels() -> None:
     channels = [8, 16, 24, 32, 40, 64, 256, 264]
     norms = [make_norm("group_norm", c) for c in channels]
     assert [norm.num_groups for norm in norms] == [1, 2, 3, 32, 5, 32, 32, 33]
@@ -279,8 +281,8 @@ def test_group_norm_is_detectron2s_where_32_divides() -> None:
 
 
 @torch.no_grad()
-def test_group_norm_of_a_head_is_detectron2s(fixtures_root: Path) -> None:
-    """The cascade's first box head: its 64 channels are 32 groups of 2."""
+def test_group_norm_of_a_head_equals_detectron2(fixtures_root: Path) -> None:
+    """The first box head of the cascade: 64 channels in 32 groups of 2."""
     tensors = read_foreign(fixtures_root / CASCADE / "model.pth")
     head, predictor = "roi_heads.box_head.0", "roi_heads.box_predictor.0.cls_score"
     with np.load(fixtures_root / CASCADE / "infer_A.npz") as arrays:

@@ -1,4 +1,4 @@
-"""Against torchvision's Mask R-CNN, v1, v2 and a report's light v2, with the same, calibrated weights."""
+"""Against torchvision's Mask R-CNN v1, v2 and the light v2 of a report, with equal, calibrated weights."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ V2 = {
     "box_head": {"convs": 4, "fcs": 1, "norm": "batch_norm"},
     "mask_head": {"norm": "batch_norm"},
 }
-# Its box head looks at the two finest levels only.
+# The box head of the light version uses only the two finest levels.
 LIGHT_V2 = V2 | {"box_head": V2["box_head"] | {"pooled_levels": 2}}
 VERSIONS = {"v1": {}, "v2": V2, "light_v2": LIGHT_V2}
 PARAMETERS = {"v1": 43_991_661, "v2": 45_896_557, "light_v2": 45_896_557}
 
 
 def picture(height: int, width: int, seed: int) -> Tensor:
-    """A smooth random picture with some grain, FloatTensor[3,H,W]."""
+    """A smooth random image with some noise, FloatTensor[3,H,W]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand((1, 3, 9, 11), generator=generator)
     smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
@@ -50,7 +50,7 @@ def picture(height: int, width: int, seed: int) -> Tensor:
 
 
 def calibrate(model: nn.Module, images: list[Tensor]) -> None:
-    """Batch-norm statistics from data, and predictors scaled so that no probability saturates."""
+    """Set batch-norm statistics from data, and scale the predictors so that no probability saturates."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -75,14 +75,14 @@ def calibrate(model: nn.Module, images: list[Tensor]) -> None:
 
 
 def rescale(layer: nn.Module, inputs: object, output: Tensor, *, goal: float) -> Tensor | None:
-    """Set the layer's scale from its first output, so that later layers see what they will see in the test."""
+    """Set the layer's scale from its first output, so that later layers get the same input as in the test."""
     if getattr(layer, "calibrated", False):
         return None
     layer.calibrated = True
     factor = goal / (output - layer.bias.view(-1, *[1] * (output.dim() - 2))).std()
     layer.weight.mul_(factor)
     layer.bias.zero_()
-    return output * factor  # biases start at 0 or nearly so
+    return output * factor  # biases are initially 0 or close to it
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def ours(theirs: nn.Module, version: str) -> MaskRCNN:
     return network
 
 
-def test_parameters_are_counted_as_torchvision_counts_them(theirs: nn.Module, ours: MaskRCNN, version: str) -> None:
+def test_the_number_of_parameters_equals_torchvision(theirs: nn.Module, ours: MaskRCNN, version: str) -> None:
     count = sum(parameter.numel() for parameter in ours.parameters())
     assert count == sum(parameter.numel() for parameter in theirs.parameters()) == PARAMETERS[version]
 
@@ -160,7 +160,7 @@ def prepared(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
 def test_detections(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) -> None:
     theirs.eval()
     ours.eval()
-    # Boxes before they are scaled to the picture, and masks before they are pasted.
+    # Boxes before they are scaled to the image, and masks before they are pasted.
     transformed, _ = theirs.transform(images)
     stacked, image_hws = transformed.tensors, transformed.image_sizes
     maps = theirs.backbone(stacked)
@@ -168,44 +168,44 @@ def test_detections(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) -> 
     expected, _ = theirs.roi_heads(maps, regions, image_hws)
 
     features = ours.features(stacked)
-    for one, other in zip(features, maps.values(), strict=True):
-        assert (one - other).abs().max() < 1e-4
-    found = ours.boxes(features, ours.proposals(features, image_hws), image_hws)
-    probs = ours.masks_for(features, [f.boxes for f in found], [f.class_ids for f in found])
-    for one, mask, other in zip(found, probs, expected, strict=True):
-        assert len(one.boxes) == len(other["boxes"]) == 100
-        partner = partners(one, other)
+    for our_map, their_map in zip(features, maps.values(), strict=True):
+        assert (our_map - their_map).abs().max() < 1e-4
+    detected = ours.boxes(features, ours.proposals(features, image_hws), image_hws)
+    probs = ours.masks_for(features, [f.boxes for f in detected], [f.class_ids for f in detected])
+    for own, mask, other in zip(detected, probs, expected, strict=True):
+        assert len(own.boxes) == len(other["boxes"]) == 100
+        partner = partners(own, other)
         assert partner.unique().numel() == 100
-        assert (one.boxes - other["boxes"][partner]).abs().max() < 1e-2
-        assert (one.scores - other["scores"][partner]).abs().max() < 1e-4
+        assert (own.boxes - other["boxes"][partner]).abs().max() < 1e-2
+        assert (own.scores - other["scores"][partner]).abs().max() < 1e-4
         assert (mask - other["masks"][partner, 0]).abs().max() < 1e-3
-        assert 0.05 < one.scores.min() < one.scores.max() < 0.999
+        assert 0.05 < own.scores.min() < own.scores.max() < 0.999
 
 
-def partners(one: Detections, other: dict[str, Tensor]) -> Tensor:
-    """For each of our detections the nearest of theirs of the same class: near-tied scores may swap ranks."""
-    distance = (one.boxes[:, None] - other["boxes"]).abs().amax(dim=2)
-    other_class = one.class_ids[:, None] != other["labels"] - 1
+def partners(own: Detections, other: dict[str, Tensor]) -> Tensor:
+    """For each of our detections, the closest of theirs of the same class: near-tied scores may swap ranks."""
+    distance = (own.boxes[:, None] - other["boxes"]).abs().amax(dim=2)
+    other_class = own.class_ids[:, None] != other["labels"] - 1
     return distance.masked_fill(other_class, torch.inf).argmin(dim=1)
 
 
 @torch.no_grad()
 def test_pasted_pixels(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) -> None:
-    """The picture is 110 x 176 and the network sees it larger, so boxes and masks are scaled back."""
+    """The image is 110 x 176 and enlarged for the network, so boxes and masks are scaled back."""
     picture_hw = (110, 176)
     small = nn.functional.interpolate(images[0][None], picture_hw, mode="bilinear")[0]
     theirs.eval()
     ours.eval()
     transformed, _ = theirs.transform([small])
-    (found,) = ours.detect(transformed.tensors, transformed.image_sizes, [picture_hw])
+    (detected,) = ours.detect(transformed.tensors, transformed.image_sizes, [picture_hw])
     (expected,) = theirs([small])
     pixels = expected["masks"][:, 0] > 0.5
     visible = pixels.any(dim=2).any(dim=1)
-    one = Detections(*(torch.from_numpy(v) for v in (found.boxes_xyxy, found.scores, found.class_ids)))
-    partner = partners(one, {"boxes": expected["boxes"][visible], "labels": expected["labels"][visible]})
-    assert len(found) == visible.sum()
-    assert partner.unique().numel() == len(found)
-    differing = found.masks.to_dense().astype(bool) != pixels[visible][partner].numpy()
+    own = Detections(*(torch.from_numpy(v) for v in (detected.boxes_xyxy, detected.scores, detected.class_ids)))
+    partner = partners(own, {"boxes": expected["boxes"][visible], "labels": expected["labels"][visible]})
+    assert len(detected) == visible.sum()
+    assert partner.unique().numel() == len(detected)
+    differing = detected.masks.to_dense().astype(bool) != pixels[visible][partner].numpy()
     assert differing.sum() <= 20
     assert pixels.sum() > 5_000
 
@@ -221,16 +221,16 @@ def batch(images: list[Tensor]) -> Batch:
         radii = torch.rand((9, 2), generator=generator) * 20 + 6
         discs = ((y - centres[:, 0, None, None]) / radii[:, 0, None, None]) ** 2
         discs = discs + ((x - centres[:, 1, None, None]) / radii[:, 1, None, None]) ** 2 < 1
-        per_image.append(MaskSet.from_dense(discs.numpy()))  # they overlap: several layers
+        per_image.append(MaskSet.from_dense(discs.numpy()))  # they overlap, so there are several layers
     layers = [masks.to_layers() for masks in per_image]
-    assert any(len(one) > 1 for one, _ in layers)
+    assert any(len(layer) > 1 for layer, _ in layers)
     return Batch(
         images=stacked,
         image_hws=image_hws,
         boxes=[torch.from_numpy(masks.boxes).float() for masks in per_image],
         class_ids=[torch.arange(len(masks)) % N_CLASSES for masks in per_image],
         ignore=[torch.zeros(len(masks), dtype=torch.bool) for masks in per_image],
-        layers=[torch.from_numpy(one) for one, _ in layers],
+        layers=[torch.from_numpy(layer) for layer, _ in layers],
         layer_of=[torch.from_numpy(of) for _, of in layers],
         seed=5,
     )

@@ -77,7 +77,6 @@ def sample_regions(
     batch: Batch,
     n_classes: int,
     config: AnyBoxHeadConfig,
-    *,
     ignore_ioa: float,
     generator: torch.Generator,
 ) -> list[Regions]:
@@ -178,8 +177,8 @@ def rank_candidates(
 ) -> tuple[Detections, Tensor, Tensor]:
     """All boxes that may become detections of one image, and at which step each is dropped.
 
-    Arguments as in `select_detections`. ``low_scores``: include the best class of each region of which no class scores
-    enough.
+    Arguments as in `select_detections`. ``low_scores``: include the best class of each region without a class
+    that scores enough.
 
     Returns:
         The D candidates, in the order of the regions; LongTensor[D], indices into ``STEPS``; and LongTensor[N], the

@@ -11,21 +11,21 @@ from torch import Tensor
 
 
 def smooth_l1_sum(predictions: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """Sum of smooth L1 (Girshick 2015) over FloatTensor[P,4]: quadratic below ``beta``, linear above; 0 is plain L1."""
+    """Smooth L1 (Girshick 2015) summed over FloatTensor[P,4]: quadratic below ``beta``, linear above; 0: plain L1."""
     if beta == 0:
         return (predictions - targets).abs().sum()
     return F.smooth_l1_loss(predictions, targets, beta=beta, reduction="sum")
 
 
 def objectness_loss(logits: Tensor, labels: Tensor, normaliser: float) -> Tensor:
-    """Binary cross-entropy of FloatTensor[S] logits with labels 0/1 [S], summed, over ``normaliser``."""
+    """Binary cross-entropy of logits FloatTensor[S] with labels 0 or 1 [S], summed and divided by ``normaliser``."""
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum") / normaliser
 
 
 def class_loss(logits: Tensor, class_ids: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean softmax cross-entropy of FloatTensor[S,K+1] with LongTensor[S] (background is K); 0 for S = 0.
+    """Mean softmax cross-entropy of FloatTensor[S,K+1] with LongTensor[S], where K is background; 0 for S = 0.
 
-    ``weights``: FloatTensor[K+1]; the mean is then weighted by each sample's class.
+    ``weights``: FloatTensor[K+1]; the mean is then weighted by the class of each sample.
     """
     if weights is None:
         return F.cross_entropy(logits, class_ids, reduction="sum") / max(len(class_ids), 1)
@@ -35,14 +35,14 @@ def class_loss(logits: Tensor, class_ids: Tensor, weights: Tensor | None = None)
 
 
 def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: int, beta: float) -> Tensor:
-    """Smooth L1 of the foreground boxes' deltas, over the number of all S boxes (Girshick 2015, equation 1).
+    """Smooth L1 of the deltas of foreground boxes, divided by the number of all S boxes (Girshick 2015, equation 1).
 
     Args:
-        deltas: FloatTensor[S,K*4], or more where background has a box, or class-agnostic FloatTensor[S,4].
+        deltas: FloatTensor[S,K*4], more if background has a box, or FloatTensor[S,4] if class-agnostic.
         class_ids: LongTensor[S], 0..K; K is background.
-        targets: FloatTensor[S,4]; rows of background are not looked at.
+        targets: FloatTensor[S,4]; rows of background are ignored.
         n_classes: K.
-        beta: see ``smooth_l1_sum``.
+        beta: see `smooth_l1_sum`.
     """
     foreground = torch.nonzero(class_ids < n_classes).squeeze(1)
     per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
@@ -51,10 +51,11 @@ def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: i
 
 
 def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the pixels of each box's own class's mask (He et al. 2017); 0 for P = 0.
+    """Mean binary cross-entropy over the cells of the masks of the boxes' own classes (He et al. 2017); 0 for P = 0.
 
     Args:
-        logits: FloatTensor[P,K,M,M], or more where background has a mask, or class-agnostic FloatTensor[P,1,M,M].
+        logits: FloatTensor[P,K,M,M], more if background has a mask, or FloatTensor[P,1,M,M] if class-agnostic. At
+            points (PointRend): [P,K,N] with targets [P,N].
         class_ids: LongTensor[P], 0..K-1.
         targets: FloatTensor[P,M,M] in [0, 1].
     """
@@ -63,6 +64,6 @@ def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor) -> Tensor:
 
 
 def of_class(values: Tensor, class_ids: Tensor) -> Tensor:
-    """[P,K,...] and LongTensor[P] -> [P,...]: each row's own class, or its only column where it is class-agnostic."""
+    """[P,K,...] and LongTensor[P] -> [P,...]: the own class of each row, or the only column if K is 1."""
     column = class_ids if values.shape[1] > 1 else torch.zeros_like(class_ids)
     return values[torch.arange(len(values), device=values.device), column]

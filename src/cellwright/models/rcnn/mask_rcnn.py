@@ -84,21 +84,14 @@ class MaskRCNN(nn.Module):
         A cascade has ``class_stage0``, ``box_stage0`` and so on; mask scoring adds ``mask_quality``, PointRend
         ``point``.
         """
-        generator = batch.generator()
+        config, generator = self.config, batch.generator()
         features = self.features(batch.images)
 
         anchor_scores = self.rpn(features)
         rpn_losses = self.rpn.losses(anchor_scores, batch, generator)
         proposals, _ = self.rpn.proposals(anchor_scores, batch.image_hws, training=True)
 
-        regions = sample_regions(
-            proposals,
-            batch,
-            self.n_classes,
-            self.config.box_head,
-            ignore_ioa=self.config.roi.ignore_ioa,
-            generator=generator,
-        )
+        regions = sample_regions(proposals, batch, self.n_classes, config.box_head, config.roi.ignore_ioa, generator)
         source = self.region_features(features)
         box_losses, boxes = self.box_losses(source, regions, batch)
         mask_losses = self.mask_losses(source, boxes.foreground(self.n_classes), batch, generator)
@@ -117,12 +110,7 @@ class MaskRCNN(nn.Module):
         detections = self.boxes(features, proposals, image_hws)
         source = self.region_features(features)
         return [
-            concat(
-                [
-                    self.place(part, probs, image_hws[image], output_hws[image])
-                    for part, probs in self.masks_in_parts(source.of_image(image), detected)
-                ]
-            )
+            self.instances(source.of_image(image), detected, image_hws[image], output_hws[image])
             for image, detected in enumerate(detections)
         ]
 
@@ -199,6 +187,13 @@ class MaskRCNN(nn.Module):
         ]
         class_logits, deltas = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return class_logits, deltas
+
+    def instances(
+        self, source: RegionFeatures, detections: Detections, image_hw: tuple[int, int], output_hw: tuple[int, int]
+    ) -> Instances:
+        """One image's detections with their masks, pasted into an image of size ``output_hw``."""
+        parts = self.masks_in_parts(source, detections)
+        return concat([self.place(part, probs, image_hw, output_hw) for part, probs in parts])
 
     def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]:
         """One image's detections in order, ``roi.chunk`` at once, with their masks FloatTensor[D,M,M] in [0, 1].

@@ -85,8 +85,8 @@ class MaskScoringRCNN(MaskRCNN):
         self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
     ) -> list[Instances]:
         """As in `MaskRCNN`, sorted again, since the quality changes the order."""
-        found = super().detect(images, image_hws, output_hws)
-        return [replace(instances.by_score(), ids=np.arange(1, len(instances) + 1)) for instances in found]
+        detected = super().detect(images, image_hws, output_hws)
+        return [replace(instances.by_score(), ids=np.arange(1, len(instances) + 1)) for instances in detected]
 
 
 class MaskScoringCascade(MaskScoringRCNN, CascadeMaskRCNN):

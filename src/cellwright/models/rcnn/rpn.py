@@ -63,8 +63,8 @@ class RPN(nn.Module):
     """Scores anchors, turns the best into proposals, and computes the losses of both."""
 
     def __init__(self, config: RCNNConfig, conventions: Conventions, channels: int) -> None:
-        """``config``: the whole resolved ``model`` section, of which ``rpn``, ``anchors`` and ``roi.ignore_ioa`` matter
-        here; ``channels``: of the feature maps."""
+        """``config``: the whole resolved ``model`` section, for its ``rpn``, ``anchors`` and ``roi.ignore_ioa``;
+        ``channels``: of the feature maps."""
         super().__init__()
         anchors = config.anchors
         self.config, self.ignore_ioa, self.first_level = config.rpn, config.roi.ignore_ioa, config.first_level
