@@ -187,36 +187,42 @@ def evaluate(
 ) -> Report:
     """Evaluate predictions against ground truth.
 
-    predictions, truth: the objects of one image, or a list with one entry per image. The objects of an image are
-        `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image. Both
-        may also be a `Dataset`, or the path of a dataset, a prediction folder or any format that `read_dataset` reads:
-        two datasets are paired by image, otherwise images are paired by position.
-    metrics: metrics to compute, such as "coco_ap", "aji" or "pq"; None computes all. Counts at IoU thresholds
-        ("accuracy@0.5", "f1@0.75", "pq", ...) are always computed. Average precision needs scores.
-    class_names: names of the classes 0..K-1; None takes those of a dataset, or the class ids.
-    image_ids: names of the images in the tables; None takes those of a dataset, or numbers the images from 0.
-    score_threshold: predictions below it are used for average precision and ranking only; one number from 0 to 1, or
-        one per class. None takes the threshold recorded in a prediction folder, or 0.
-    split: only this split of the ground truth, for a dataset.
-    ignore_classes: treat all objects as one class.
+    Args:
+        predictions: the objects of one image, or a list with one entry per image. The objects of an image are
+            `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
+            Also a `Dataset`, or the path of a prediction folder, a dataset or anything else that `read_dataset` reads.
+        truth: the ground truth, as ``predictions``. Two datasets are paired by image, anything else in order.
+        metrics: what to compute, such as "coco_ap", "aji" or "pq"; None: everything. Counts at IoU thresholds
+            ("accuracy@0.5", "f1@0.75", "pq", ...) are always computed. All names: docs/metrics.md.
+        class_names: names of the classes 0..K-1; None takes those of a dataset, or numbers.
+        image_ids: names of the images in the tables; None takes those of a dataset, or numbers from 0.
+        score_threshold: predictions below it are used for average precision and ranking only; 0 to 1, one number or
+            one per class. None takes the threshold recorded in a prediction folder, or 0.
+        split: use only this split of the ground truth, which must be a dataset.
+        ignore_classes: treat all objects as one class.
 
-    Undefined values, such as AP of predictions without scores, are NaN, and ``reasons`` explains them. No images, and
-    images without objects, are accepted. Raises `InputError` if numbers of images, image sizes or class ids do not
-    match; `UsageError` for another type, an unknown metric, or an invalid threshold.
+    Returns:
+        A `Report`. Values that are undefined, such as average precision without scores, are NaN, and
+        ``report.reasons`` explains them. No images and images without objects are accepted.
 
-    >>> import numpy as np
-    >>> import cellwright as cw
-    >>> truth = np.zeros((32, 32), int)
-    >>> truth[2:10, 2:10], truth[15:25, 15:25] = 1, 2
-    >>> predicted = np.where(truth == 2, 5, 0)
-    >>> report = cw.evaluate(predicted, truth, metrics=["pq"])
-    >>> report["accuracy@0.5"], report["precision@0.5"]
-    (0.5, 1.0)
-    >>> report
-    Report: 1 image, 2 annotated objects, 1 prediction
-      kaggle_score 0.5000, accuracy@0.5 0.5000, pq 0.6667
-    >>> cw.evaluate([predicted, truth], [truth, truth], metrics=["pq"])["accuracy@0.5"]
-    0.75
+    Raises:
+        InputError: different numbers or sizes of images, a class id without a name, an array that is not a label
+            array, or an image of a dataset without prediction.
+        UsageError: another type, an unknown metric, or an invalid threshold.
+
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> truth = np.zeros((32, 32), int)
+        >>> truth[2:10, 2:10], truth[15:25, 15:25] = 1, 2
+        >>> predicted = np.where(truth == 2, 5, 0)
+        >>> report = cw.evaluate(predicted, truth, metrics=["pq"])
+        >>> report["accuracy@0.5"], report["precision@0.5"]
+        (0.5, 1.0)
+        >>> report
+        Report: 1 image, 2 annotated objects, 1 prediction
+          kaggle_score 0.5000, accuracy@0.5 0.5000, pq 0.6667
+        >>> cw.evaluate([predicted, truth], [truth, truth])["accuracy@0.5"]
+        0.75
     """
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order

@@ -25,32 +25,37 @@ def measure(
     class_names: Sequence[str] | None = None,
 ) -> list[pd.DataFrame]: ...
 def measure(cells, image=None, *, class_names=None):
-    """Measure size, shape and, with an image, intensities of objects: a pandas table with one row per object.
+    """Measure size, shape and, with an image, intensities of objects.
 
-    cells: the objects of one image: `Instances`, a label array (H, W) of any integer type with 0 as background, or the
-        path of a label image. A list of these gives a list of tables.
-    image: what to measure intensities on: an `Image`, an array (H, W) or (H, W, C), or a path; all channels are
-        measured. None omits intensities. For a list of objects, a list of images.
-    class_names: names of the classes 0..K-1 for the column "class"; None shows the class ids.
+    Args:
+        cells: the objects of one image: `Instances`, a label array (H, W) of any integer type with 0 as background, or
+            the path of a label image. For several images, a list of these.
+        image: where intensities are measured: an `Image`, an array (H, W) or (H, W, C), or a path; in all channels.
+            None measures no intensities. For several images, a list of these.
+        class_names: names of the classes 0..K-1, for the column "class"; None: the class ids.
 
-    The index "label" holds the ids of the objects. Columns: class, score (NaN without scores), area_px, centroid_y_px,
-    centroid_x_px, bbox_{x0,y0,x1,y1}_px, equivalent_diameter_px, perimeter_px, major_axis_px, minor_axis_px,
-    eccentricity, orientation_deg, solidity, circularity; area_um2 and equivalent_diameter_um if the image has a pixel
-    size; intensity_{mean,min,max,std}_CHANNEL with an image. Without objects the table has all columns and no rows.
-    For definitions see `cellwright.measurement.table`.
+    Returns:
+        A pandas table with one row per object and the ids of the objects as index "label"; for a list, a list of
+        tables. Columns: class, score (NaN without scores), area_px, centroid_y_px, centroid_x_px,
+        bbox_{x0,y0,x1,y1}_px, equivalent_diameter_px, perimeter_px, major_axis_px, minor_axis_px, eccentricity,
+        orientation_deg, solidity, circularity; with an image intensity_{mean,min,max,std}_CHANNEL; with a pixel size
+        area_um2 and equivalent_diameter_um. Definitions: `cellwright.measurement.table`. Without objects, the table
+        has all columns and no rows.
 
-    Raises `InputError` if image and objects differ in size or number, or a class has no name; `UsageError` for another
-    type.
+    Raises:
+        InputError: image and objects differ in size or number, a class id without a name, or an array that is not a
+            label array.
+        UsageError: another type.
 
-    >>> import numpy as np
-    >>> import cellwright as cw
-    >>> labels = np.zeros((20, 30), np.uint16)
-    >>> labels[2:6, 3:8], labels[10:18, 15:25] = 4, 7
-    >>> table = cw.measure(labels, image=labels * 10)
-    >>> table.index.tolist(), table["area_px"].tolist(), table["intensity_mean_grey"].tolist()
-    ([4, 7], [20, 80], [40.0, 70.0])
-    >>> table.loc[7, ["centroid_y_px", "centroid_x_px"]].tolist()
-    [14.0, 20.0]
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> labels = np.zeros((20, 30), np.uint16)
+        >>> labels[2:6, 3:8], labels[10:18, 15:25] = 4, 7
+        >>> table = cw.measure(labels, image=labels * 10)
+        >>> table.index.tolist(), table["area_px"].tolist(), table["intensity_mean_grey"].tolist()
+        ([4, 7], [20, 80], [40.0, 70.0])
+        >>> table.loc[7, ["centroid_y_px", "centroid_x_px"]].tolist()
+        [14.0, 20.0]
     """
     from cellwright.measurement.table import measure_instances
 

@@ -24,36 +24,40 @@ def save(
     image: ImageLike | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Path:
-    """Write the objects of one image to a file and return its path; the suffix selects the format.
+    """Write the objects of one image to a file; the suffix selects the format. An existing file is replaced.
 
-    ======== =====================================================================
+    ======== =========================================================
     suffix   content
-    ======== =====================================================================
-    .tif     label image (uint32, the labels are the ids of the objects)
+    ======== =========================================================
+    .tif     label image (uint32; labels are the ids of the objects)
     .png     the image with outlines; needs ``image``
     .json    COCO
-    .geojson outlines and measurements for QuPath
+    .geojson outlines and measurements, for QuPath
     .zip     ImageJ ROIs
     .csv     table of measurements
-    ======== =====================================================================
+    ======== =========================================================
 
-    cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
-    image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then include intensities.
-    class_names: names of the classes 0..K-1; None calls a single class "cell", several "class0", "class1", ...
+    Args:
+        cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
+        path: the file to write. It is written completely or not at all.
+        image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then have intensities.
+        class_names: names of the classes 0..K-1; None calls a single class "cell", several "class0", "class1", ...
 
-    The file is written completely or not at all, and an existing file is replaced. Where objects overlap, a label image
-    shows the one with the highest score. Raises `UsageError` for another suffix or type, or a picture without image;
-    `InputError` for an image of another size or a class without a name; `OutputError` if the file cannot be written.
+    Returns:
+        The path. Where objects overlap, a label image has the one with the highest score.
 
-    >>> import tempfile
-    >>> import numpy as np
-    >>> import cellwright as cw
-    >>> labels = np.zeros((20, 30), np.uint8)
-    >>> labels[2:6, 3:8] = 4
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = cw.save(labels, f"{folder}/cells.geojson")
-    ...     cw.read_instances(path).ids.tolist()
-    [4]
+    Raises:
+        UsageError: another suffix or type, or a picture without image.
+        InputError: an image of another size, or a class id without a name.
+        OutputError: the file cannot be written.
+
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> labels = np.zeros((20, 30), np.uint8)
+        >>> labels[2:6, 3:8] = 4
+        >>> path = cw.save(labels, "cells.geojson")
+        >>> cw.read_instances(path).ids.tolist()
+        [4]
     """
     if is_list(cells):
         raise UsageError("`save` writes the objects of one image", got="a list", remedy="save the images one by one")

@@ -20,25 +20,31 @@ def show(
     class_names: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw an image with its objects outlined, and return the matplotlib axes.
+    """Draw an image with its objects outlined.
 
-    image: an `Image`, an array (H, W) or (H, W, C), or a path. Anything but 8-bit colour is stretched for display.
-    cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image;
-        None draws the image alone.
-    class_names: names of the classes for the legend, which is drawn if there are several.
-    ax: axes to draw on; None makes a new figure. Show or save it yourself (``ax.figure.savefig``). Units are pixels.
+    Args:
+        image: an `Image`, an array (H, W) or (H, W, C), or a path. Anything but 8-bit colour is stretched for display.
+        cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image;
+            None draws only the image.
+        class_names: names of the classes 0..K-1, for the legend that several classes get.
+        ax: the axes to draw on; None makes a new figure.
 
-    Raises `InputError` if image and objects differ in size, `UsageError` for another type.
+    Returns:
+        The matplotlib axes, in pixels; ``ax.figure.savefig`` saves them.
 
-    >>> import matplotlib
-    >>> matplotlib.use("Agg")  # without a screen
-    >>> import numpy as np
-    >>> import cellwright as cw
-    >>> labels = np.zeros((20, 30), int)
-    >>> labels[2:6, 3:8], labels[10:18, 15:25] = 1, 2
-    >>> ax = cw.show(labels * 100.0, labels)
-    >>> ax.get_title()
-    '2 objects'
+    Raises:
+        InputError: image and objects differ in size, or an array is not an image or a label array.
+        UsageError: another type.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("Agg")  # no screen
+        >>> import cellwright as cw, numpy as np
+        >>> labels = np.zeros((20, 30), int)
+        >>> labels[2:6, 3:8], labels[10:18, 15:25] = 1, 2
+        >>> ax = cw.show(labels * 100.0, labels)
+        >>> ax.get_title()
+        '2 objects'
     """
     from matplotlib import pyplot
 

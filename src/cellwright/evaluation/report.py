@@ -28,24 +28,30 @@ SCHEMA_VERSION = 1
 class Report:
     """The result of `evaluate`: metric values by name, and tables per image, class and object.
 
-    values: metrics of the whole dataset by name ("AP@all", "box_AP@100", "accuracy@0.5", "kaggle_score", "pooled_pq",
-        ...). Values are means over images, unless the name starts with "pooled_" or "class_mean_"; AP is always pooled.
-        Undefined values are NaN. All names and definitions are in docs/metrics.md.
-    reasons: why a value is NaN, by name.
-    notes: what a reader should know before quoting a value.
-    data: what the values and tables are computed from.
+    Attributes:
+        values: metrics of all images together by name ("AP@all", "box_AP@100", "accuracy@0.5", "kaggle_score",
+            "pooled_pq", ...), as means over images unless the name starts with "pooled_" or "class_mean_"; AP is
+            always pooled. Undefined values are NaN. All names and definitions: docs/metrics.md.
+        reasons: for each NaN, why the value is undefined.
+        notes: what a reader should know before quoting a value.
+        data: what values and tables are computed from.
 
-    Index a report with the name of a metric to get its value; `UsageError` suggests names for an unknown one.
+    ``report[name]`` is the value of a metric; `UsageError` suggests names if there is no such metric.
 
-    >>> import numpy as np
-    >>> import cellwright as cw
-    >>> truth = np.zeros((32, 32), int)
-    >>> truth[2:10, 2:10], truth[15:25, 15:25] = 1, 2
-    >>> report = cw.evaluate(np.where(truth == 1, 1, 0), truth)
-    >>> report["accuracy@0.5"], report["recall@0.5"]
-    (0.5, 0.5)
-    >>> report.per_image[["n_truth", "n_predicted", "errors_missed"]].iloc[0].tolist()
-    [2, 1, 1]
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> truth = np.zeros((32, 32), int)
+        >>> truth[2:10, 2:10], truth[15:25, 15:25] = 1, 2
+        >>> report = cw.evaluate(np.where(truth == 1, 1, 0), truth)
+        >>> report["accuracy@0.5"], report["recall@0.5"]
+        (0.5, 0.5)
+        >>> report.per_image[["n_truth", "n_predicted", "errors_missed"]].iloc[0].tolist()
+        [2, 1, 1]
+        >>> report["accuracy@.5"]
+        Traceback (most recent call last):
+        cellwright.UsageError: no such metric in this report
+          got: 'accuracy@.5'
+          fix: did you mean 'accuracy@0.5'?
     """
 
     values: dict[str, float]
