@@ -94,6 +94,15 @@ def test_paths_and_datasets_are_paired_by_image(folders: tuple[Path, Path]) -> N
     assert report.data.class_names == ("nucleus",)
 
 
+def test_results_take_the_names_of_their_images_from_the_other_side(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    FORMATS["coco_results"].write(cw.read_dataset(folders[0], require_images=False), results, WriteOptions())
+    report = cw.evaluate(results, folders[1], metrics=["coco_ap"])
+    assert report.per_image["image"].tolist() == ["a", "b", "c"]
+    assert report["n_predicted"] == 6
+    assert cw.evaluate(folders[0], results, metrics=["accuracy"])["accuracy@0.5"] == 1
+
+
 def test_a_dataset_and_a_list_are_paired_in_order(folders: tuple[Path, Path]) -> None:
     report = cw.evaluate([PREDICTED, EMPTY, TRUTH], folders[1], metrics=["accuracy"])
     assert report.per_image["image"].tolist() == ["a", "b", "c"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -87,7 +87,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
 
     if not 1 <= len(plan.predictions) <= 2:
         got = count(len(plan.predictions), "prediction")
-        raise UsageError("too many predictions", got=got, expected="one, or two to compare")
+        raise UsageError("invalid number of predictions", got=got, expected="one, or two to compare")
     parse_metrics(plan.metrics or None)
     truth = read_ground_truth(plan.data, plan.predictions, screen.track)
     part = truth if plan.split is None else truth.with_split(plan.split)
@@ -228,25 +228,29 @@ def evaluate(
     from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order
 
     threshold = None if score_threshold is None else check_threshold(score_threshold)
-    predicted, annotated = _objects(predictions, "predictions"), _objects(truth, "truth")
-    if isinstance(annotated, Dataset):
-        annotated = above_threshold(annotated)
+    prediction_path = Path(predictions) if isinstance(predictions, str | os.PathLike) else None
+    annotated = _objects(truth, "truth", lambda path: read_ground_truth(path, [prediction_path or path]))
+    annotated = above_threshold(annotated) if isinstance(annotated, Dataset) else annotated
+    images = annotated if isinstance(annotated, Dataset) else None
+    predicted = _objects(predictions, "predictions", lambda path: read_objects(path, images))
     part = _part(annotated, split)
     if isinstance(predicted, Dataset) and isinstance(annotated, Dataset) and isinstance(part, Dataset):
         if class_names is not None or image_ids is not None:
             option = "class_names" if image_ids is None else "image_ids"
             raise UsageError("datasets have their own class names and image ids", got=f"`{option}`", remedy="omit it")
-        name = str(predictions) if isinstance(predictions, str | os.PathLike) else "predictions"
-        images = pair_datasets(name, predicted, annotated, part, ignore_classes=ignore_classes)
+        name = str(prediction_path or "predictions")
+        paired = pair_datasets(name, predicted, annotated, part, ignore_classes=ignore_classes)
     else:
-        images = pair_in_order(predicted, part, image_ids, class_names)
+        paired = pair_in_order(predicted, part, image_ids, class_names)
     if threshold is not None:
-        images = dataclasses.replace(images, score_threshold=threshold)
-    return evaluate_images(images.without_classes() if ignore_classes else images, metrics)
+        paired = dataclasses.replace(paired, score_threshold=threshold)
+    return evaluate_images(paired.without_classes() if ignore_classes else paired, metrics)
 
 
-def _objects(value: ObjectsLike | Dataset | Iterable[ObjectsLike], name: str) -> Dataset | list[Instances]:
-    """A dataset, or the objects of each image."""
+def _objects(
+    value: ObjectsLike | Dataset | Iterable[ObjectsLike], name: str, read: Callable[[Path], Dataset]
+) -> Dataset | list[Instances]:
+    """A dataset, or the objects of each image. read: for the path of a dataset."""
     if isinstance(value, Dataset):
         return value
     if isinstance(value, Model):
@@ -257,7 +261,7 @@ def _objects(value: ObjectsLike | Dataset | Iterable[ObjectsLike], name: str) ->
             remedy = "predict first: cellwright.load_model(path).predict(images)"
             raise UsageError(f"`{name}` is a model", got=str(path), remedy=remedy)
         if path.suffix.lower() not in LABEL_IMAGES:
-            return read_objects(path)
+            return read(path)
     try:
         return as_instances_list(value)[0]
     except UsageError as error:

@@ -235,10 +235,10 @@ def best_assignment(pairs: ImagePairs, threshold: float, *, strict: bool = False
     truth_done, predicted_done = np.zeros(len(pairs.truth), bool), np.zeros(len(pairs.predicted), bool)
     truth_done[pairs.shared.truth[chosen]] = True
     predicted_done[pairs.shared.predicted[chosen]] = True
-    left = np.flatnonzero(~truth_done[pairs.shared.truth] & ~predicted_done[pairs.shared.predicted])
+    rest = np.flatnonzero(~truth_done[pairs.shared.truth] & ~predicted_done[pairs.shared.predicted])
     smaller = max(min(len(pairs.truth), len(pairs.predicted)), 1)
-    weight = good[left] + iou[left] / (2 * smaller)
-    chosen[left] = heaviest_matching(pairs.shared.truth[left], pairs.shared.predicted[left], weight)
+    weight = good[rest] + iou[rest] / (2 * smaller)
+    chosen[rest] = heaviest_matching(pairs.shared.truth[rest], pairs.shared.predicted[rest], weight)
     return chosen
 
 
@@ -247,15 +247,15 @@ def heaviest_matching(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray)
     chosen = np.zeros(len(rows), bool)
     alone = (np.bincount(rows)[rows] == 1) & (np.bincount(columns)[columns] == 1) if len(rows) else chosen
     chosen[alone] = True
-    left = np.flatnonzero(~alone)
-    if not len(left):
+    rest = np.flatnonzero(~alone)
+    if not len(rest):
         return chosen
-    _, row = np.unique(rows[left], return_inverse=True)
-    column_ids, column = np.unique(columns[left], return_inverse=True)
+    _, row = np.unique(rows[rest], return_inverse=True)
+    column_ids, column = np.unique(columns[rest], return_inverse=True)
     order = np.argsort(row, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(row))]).astype(np.int64)
-    edges = _kernels().heaviest_edges(start, column[order], weight[left][order], len(column_ids))
-    chosen[left[order[edges[edges >= 0]]]] = True
+    edges = _kernels().heaviest_edges(start, column[order], weight[rest][order], len(column_ids))
+    chosen[rest[order[edges[edges >= 0]]]] = True
     return chosen
 
 

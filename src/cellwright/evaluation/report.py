@@ -150,8 +150,8 @@ def write_report(
 def metrics_json(report: Report, limits: pd.DataFrame | None = None) -> dict[str, Any]:
     """Everything except the large tables as strict JSON: undefined values are null, with an entry in ``reasons``.
 
-    Lost recall depends on whether a model can be asked for its candidates. It is kept apart from ``values``, so that
-    these are the same for a model and for the predictions it has written.
+    Lost recall is stored separately from ``values``, since it depends on whether the candidates of a model are known.
+    All other values are the same for a model and for the predictions that it has written.
     """
     lost = {name: value for name, value in report.values.items() if name.startswith("lost_recall_")}
     values = {name: value for name, value in report.values.items() if name not in lost}
