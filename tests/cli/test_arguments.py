@@ -93,6 +93,14 @@ def test_every_verb_has_a_readable_help(words: tuple[str, ...], capsys: pytest.C
     assert [label[1] for label in labels if label[0].isupper() and label[1].startswith("--")] == []
 
 
+@pytest.mark.parametrize("words", [(), *((group,) for group in GROUPS)], ids=" ".join)
+def test_the_help_of_a_group_lists_its_verbs(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words, "--help") == 0
+    text = capsys.readouterr().out
+    listed = [line.split()[1] for line in text.splitlines() if re.match(r"│ [a-z]", line)]
+    assert listed == ([*VERBS, *sorted(GROUPS)] if not words else list(GROUPS[words[0]][1]))
+
+
 def test_what_is_positional_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("export", "--help") == 0
     assert capsys.readouterr().out.startswith("Usage: cellwright export PREDICTION --to STR --out PATH [OPTIONS]")
@@ -117,6 +125,13 @@ def test_no_verb_takes_an_option_without_meaning(words: tuple[str, ...], capsys:
         for prefix in ("no", "empty"):
             with pytest.raises(UnknownOptionError, match=f"--{prefix}-{name}"):
                 build_app().parse_args([*words, f"--{prefix}-{name}"], print_error=False, exit_on_error=False)
+
+
+def test_help_names_parameters_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fuse", "--help") == 0
+    text = capsys.readouterr().out
+    assert "linear (above --iou) or gaussian (of width --sigma)" in " ".join(text.replace("│", " ").split())
+    assert "`evaluate`" in text
 
 
 def test_a_missing_argument_says_where_to_put_it(capsys: pytest.CaptureFixture[str]) -> None:

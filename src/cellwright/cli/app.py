@@ -66,14 +66,18 @@ GROUPS = {
 }
 
 
-def build_app() -> App:
-    """The cyclopts application with all verbs, none of them imported."""
+def build_app(words: Sequence[str] = ()) -> App:
+    """The cyclopts application with all verbs; a verb is imported when it runs or shows its help.
+
+    words: as typed, so that help texts can show the options of the verb they name.
+    """
+    formatter = HelpFormatter()
     app = App(
         name="cellwright",
         version=__version__,
         help="Segment every cell or nucleus in a microscopy image as its own object.",
         help_format="plaintext",
-        help_formatter=HelpFormatter(),
+        help_formatter=formatter,
         default_parameter=DEFAULTS,
         config=split_lists,
     )
@@ -84,6 +88,13 @@ def build_app() -> App:
         for place, (name, (handler, line)) in enumerate(verbs.items()):
             group.command(f"cellwright.cli.{handler}", name=name, help=line, sort_key=place)
         app.command(group)
+    if {"--help", "-h"} & set(words):
+        verb = app
+        for word in _verb(words).split():
+            verb = verb[word]
+        if verb.default_command is not None:
+            names = [argument.name.lstrip("-") for argument in verb.assemble_argument_collection()]
+            formatter.options = {name.replace("-", "_"): f"--{name}" for name in names}
     return app
 
 
@@ -92,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     options: dict[str, str] = {}
     try:
-        command, bound, _ = build_app().parse_args(words, print_error=False, exit_on_error=False)
+        command, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
         for value in bound.arguments.values():
             options |= option_names(value)
         keep_freed_memory()

@@ -41,14 +41,21 @@ DEFAULTS = Parameter(negative=(), consume_multiple=1, show_default=shown_default
 
 
 class HelpFormatter(DefaultFormatter):
-    """The panels of cyclopts without empty defaults, and with positional arguments shown as positional only."""
+    """The panels of cyclopts without empty defaults, and with positional arguments shown as positional only.
+
+    options: what one types for each parameter of the verb; help texts name parameters in backticks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options: dict[str, str] = {}
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
         entries = [
             evolve(
                 entry,
                 positive_names=() if entry.positional_label else entry.positive_names,
-                description=InlineText(Text(" ".join(entry.description.primary_renderable.plain.split()))),
+                description=InlineText(Text(as_typed(_one_line(entry.description), self.options))),
                 default=entry.default or None,
             )
             for entry in panel.entries
@@ -67,6 +74,10 @@ class HelpFormatter(DefaultFormatter):
                 (others if word == "[OPTIONS]" else positionals).append(word)
         others.sort(key=lambda word: word == "[OPTIONS]")
         super().render_usage(console, options, Text(" ".join(positionals + others) + "\n"))
+
+
+def _one_line(description: InlineText) -> str:
+    return " ".join(description.primary_renderable.plain.split())  # type: ignore[union-attr]
 
 
 def split_lists(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
