@@ -107,6 +107,13 @@ def test_every_type_of_image_gives_the_same_objects(tmp_path: Path) -> None:
         model.predict("nowhere.png")
 
 
+def test_a_channel_is_chosen() -> None:
+    model, dark = cw.load_model("classical"), np.zeros((40, 50), np.uint8)
+    image = cw.Image(np.stack([dark, two_squares(), dark], axis=2), ("actin", "spots", "tubulin"))
+    assert len(model.predict(image, channel="spots")) == len(model.predict(image, channel=1)) == 2
+    assert len(model.predict([image, image], channel="actin")[1]) == 0
+
+
 def test_options_of_a_prediction() -> None:
     image, model = two_squares(), cw.load_model("classical")
     scores = model.predict(image, score=0).scores

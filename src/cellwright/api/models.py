@@ -21,6 +21,7 @@ from cellwright.data.views import View, as_views
 if TYPE_CHECKING:
     import torch
 
+    from cellwright.data.images.channels import ChannelChoice
     from cellwright.models.contract import Network, Segmenter
     from cellwright.models.weights.model_folder import ModelInfo
     from cellwright.prediction.fusion import FusionOptions
@@ -75,6 +76,7 @@ class Model:
         diameter: float | None = None,
         views: Views | None = None,
         *,
+        channel: ChannelChoice | None = None,
         score: float | None = None,
         min_area: int | None = None,
         max_objects: int | None = None,
@@ -86,11 +88,12 @@ class Model:
         diameter: float | None = None,
         views: Views | None = None,
         *,
+        channel: ChannelChoice | None = None,
         score: float | None = None,
         min_area: int | None = None,
         max_objects: int | None = None,
     ) -> list[Instances]: ...
-    def predict(self, images, diameter=None, views=None, *, score=None, min_area=None, max_objects=None):
+    def predict(self, images, diameter=None, views=None, *, channel=None, score=None, min_area=None, max_objects=None):
         """The objects of an image, best first, with ids 1..N and scores in [0, 1]; a list of images gives a list.
 
         Args:
@@ -99,6 +102,8 @@ class Model:
                 that use one, such as ``nuclei``; None estimates it for each image.
             views: views of test-time augmentation, as text ("flips", "0.8,1,1.25:mirror") or `View` objects. None: no
                 augmentation, or the views of a tuned model.
+            channel: name or index of the channel to use ("DAPI|Hoechst" is the first that exists) if an image has several
+                channels and is not RGB; None takes what leaves no doubt.
             score: omit objects with a lower score, 0 to 1; None takes the model's own threshold.
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.
@@ -123,16 +128,16 @@ class Model:
         model = self.with_options(
             diameter=diameter, views=views, score=score, min_area=min_area, max_objects=max_objects
         )
-        predictions = model.predictions(images)
+        predictions = model.predictions(images, channel=channel)
         if isinstance(predictions, list):
             return [prediction.instances for prediction in predictions]
         return predictions.instances
 
     @overload
-    def predictions(self, images: ImageLike) -> Prediction: ...
+    def predictions(self, images: ImageLike, *, channel: ChannelChoice | None = None) -> Prediction: ...
     @overload
-    def predictions(self, images: Iterable[ImageLike]) -> list[Prediction]: ...
-    def predictions(self, images):
+    def predictions(self, images: Iterable[ImageLike], *, channel: ChannelChoice | None = None) -> list[Prediction]: ...
+    def predictions(self, images, *, channel=None):
         """As `predict`, as a `Prediction` per image: with the omitted objects and their number, and the diameter.
 
         Example:
@@ -147,7 +152,7 @@ class Model:
         images = [
             image if isinstance(image, str | Path) else as_image(image) for image in (images if several else [images])
         ]
-        chosen = (choose_channels(as_image(image), None, predictor.n_channels) for image in images)
+        chosen = (choose_channels(as_image(image), channel, predictor.n_channels) for image in images)
         predictions = [predictor.predict([image])[0] for image in chosen]
         return predictions if several else predictions[0]
 

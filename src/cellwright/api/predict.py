@@ -109,16 +109,8 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         min_area=plan.min_area,
         max_objects=plan.max_objects,
     )
-    job = Job(
-        sources=tuple(find_sources(plan.sources, plan.split)),
-        class_names=model.class_names,
-        recipe_yaml=recipe_yaml(members, fusion),
-        model=" ".join(map(_identity, members)),
-        options=model.options,
-        reading={"channel": plan.channel, "z": plan.z, "diameter": model.diameter, "views": model.views},
-        save=plan.save,
-        info=_tuning_info(model),
-    )
+    sources = find_sources(plan.sources, plan.split)
+    job = _job(model, sources, plan.save, plan.channel, plan.z, recipe_yaml(members, fusion), members)
     folder = PredictionFolder(plan.out, job, pictures(model.class_names), overwrite=plan.overwrite)
     reporter.note(_announcement(plan, len(job.sources)))
     for note in model_notes(model, members, plan.views):
@@ -188,16 +180,7 @@ def predict_folder(
         sources = sources_of_dataset(images)
     else:
         sources = find_sources([Path(path) for path in ([images] if isinstance(images, str | Path) else images)])
-    job = Job(
-        sources=tuple(sources),
-        class_names=model.class_names,
-        recipe_yaml=recipe_yaml([model], FusionOptions()),
-        model=_identity(model),
-        options=model.options,
-        reading={"channel": channel, "z": z, "diameter": model.diameter, "views": model.views},
-        save=tuple(save),
-        info=_tuning_info(model),
-    )
+    job = _job(model, sources, tuple(save), channel, z, recipe_yaml([model], FusionOptions()), [model])
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), overwrite=overwrite)
     read = partial(_read, channel=channel, z=z, n_channels=model.predictor.n_channels)
     report = predict_into(folder, model.filtered, read=read, fail_fast=fail_fast)
@@ -218,11 +201,39 @@ def find_sources(paths: Sequence[Path], split: str | None = None) -> list[Source
     return sources_of_paths(paths)
 
 
+def _job(
+    model: Model,
+    sources: Sequence[Source],
+    save: tuple[Save, ...],
+    channel: str | int | None,
+    z: int | None,
+    recipe: str,
+    members: Sequence[Model],
+) -> Job:
+    """The job of predicting with a model; ``recipe`` and ``members`` are those of an ensemble or of the model alone."""
+    return Job(
+        sources=tuple(sources),
+        class_names=model.class_names,
+        recipe_yaml=recipe,
+        model=" ".join(map(_identity, members)),
+        options=model.options,
+        reading={"channel": channel, "z": z, "diameter": model.diameter, "views": model.views},
+        save=save,
+        info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
+    )
+
+
 def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:
     """The content of ``recipe.yaml``: how members are fused and the recipe of each; of one member its own recipe."""
+    own = [
+        yaml.safe_dump({"segmenter": _identity(member)}) if member.recipe is None else recipes.dump(member.recipe)
+        for member in members
+    ]
     if len(members) == 1:
-        return _recipe_yaml(members[0])
-    models = [{"name": _without_path(m.name), "recipe": yaml.safe_load(_recipe_yaml(m))} for m in members]
+        return own[0]
+    # The names of models without absolute paths, which files never contain.
+    names = [Path(member.name).name if Path(member.name).is_absolute() else member.name for member in members]
+    models = [{"name": name, "recipe": yaml.safe_load(text)} for name, text in zip(names, own, strict=True)]
     return yaml.safe_dump({"fuse": fusion.as_values(len(members)), "models": models}, sort_keys=False)
 
 
@@ -284,21 +295,6 @@ def _tuning_note(model: Model, tuned_on: Mapping[str, Any]) -> str:
     views = f" with views {tuned_on['views']}" if "views" in tuned_on else ""
     meaning = "; scores are the expected IoU" if model.options.calibration is not None else ""
     return f"tuned on split {tuned_on['split']} for {tuned_on['metric']}{views}: keeps {', '.join(limits)}{meaning}"
-
-
-def _tuning_info(model: Model) -> dict[str, Any]:
-    return {} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)}
-
-
-def _recipe_yaml(model: Model) -> str:
-    if model.recipe is None:
-        return yaml.safe_dump({"segmenter": _identity(model)})
-    return recipes.dump(model.recipe)
-
-
-def _without_path(name: str) -> str:
-    """The name of a model for files, which contain no absolute path."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _identity(model: Model) -> str:

@@ -139,6 +139,7 @@ class PredictionFolder:
     def __init__(self, out: Path, job: Job, pictures: Pictures, *, overwrite: bool = False) -> None:
         self.out, self.job, self._pictures = out, job, pictures
         self._progress = out / ".progress"
+        self._job_file = self._progress / "job.json"
         self._facts = job.facts()
         self._failures: dict[str, CellwrightError] = {}
         self._n_resumed = 0
@@ -251,10 +252,6 @@ class PredictionFolder:
             got = f"changed since it was started: {', '.join(changed)}"
             raise OutputError("this folder has another, unfinished job", where=self.out, got=got, remedy=remedy)
         return "resumed"
-
-    @property
-    def _job_file(self) -> Path:
-        return self._progress / "job.json"
 
     def _output(self, index: int, kind: Save) -> Path:
         return output_path(self.out, self.job.sources[index].id, ENDINGS[kind])
