@@ -102,8 +102,8 @@ class Model:
                 that use one, such as ``nuclei``; None estimates it for each image.
             views: views of test-time augmentation, as text ("flips", "0.8,1,1.25:mirror") or `View` objects. None: no
                 augmentation, or the views of a tuned model.
-            channel: name or index of the channel to use ("DAPI|Hoechst" is the first that exists) if an image has several
-                channels and is not RGB; None takes what leaves no doubt.
+            channel: name or index of the channel to use ("DAPI|Hoechst" is the first that exists) if an image has
+                several and is not RGB; None takes what leaves no doubt.
             score: omit objects with a lower score, 0 to 1; None takes the model's own threshold.
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.

@@ -23,9 +23,6 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
-from cellwright.data.images.channels import choose_channels
-from cellwright.data.images.read import read_image
-from cellwright.data.images.tiff import Plane
 from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
     FAILURES,
@@ -41,7 +38,7 @@ from cellwright.prediction.folder import (
 )
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.predictor import SegmenterPredictor
-from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
+from cellwright.prediction.sources import Source, read_input, sources_of_dataset, sources_of_paths
 
 if TYPE_CHECKING:
     from cellwright.models.contract import Segmenter
@@ -117,7 +114,7 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         reporter.note(note)
     if dry_run:
         return None
-    read = partial(_read, channel=plan.channel, z=plan.z, n_channels=model.predictor.n_channels)
+    read = partial(read_input, channel=plan.channel, z=plan.z, n_channels=model.predictor.n_channels)
     report = predict_into(folder, model.filtered, read=read, fail_fast=plan.fail_fast, track=reporter.track)
     for note in report.notes:
         reporter.note(note)
@@ -182,7 +179,7 @@ def predict_folder(
         sources = find_sources([Path(path) for path in ([images] if isinstance(images, str | Path) else images)])
     job = _job(model, sources, tuple(save), channel, z, recipe_yaml([model], FusionOptions()), [model])
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), overwrite=overwrite)
-    read = partial(_read, channel=channel, z=z, n_channels=model.predictor.n_channels)
+    read = partial(read_input, channel=channel, z=z, n_channels=model.predictor.n_channels)
     report = predict_into(folder, model.filtered, read=read, fail_fast=fail_fast)
     if report.failures:
         failed = count(len(report.failures), "image")
@@ -249,11 +246,6 @@ def pictures(class_names: Sequence[str]) -> Pictures:
         return draw_overlay(image, instances, class_names=class_names, outline_px=outline_px, legend=False)
 
     return Pictures(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet)
-
-
-def _read(path: Path, channel: str | int | None, z: Plane | None, n_channels: int | None) -> Image:
-    """The channels of an image that the model sees."""
-    return choose_channels(read_image(path, z=z), channel, n_channels)
 
 
 def files_written(out: Path, save: Sequence[Save]) -> str:

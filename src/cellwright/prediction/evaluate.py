@@ -14,14 +14,12 @@ from cellwright.core.dataset import Dataset, Loaded
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.scores import reaches_threshold
-from cellwright.data.images.channels import choose_channels
-from cellwright.data.images.read import read_image
 from cellwright.evaluation.evaluate import evaluate_images
 from cellwright.evaluation.lost_recall import unmatched
 from cellwright.evaluation.matching import PairOptions, pair_image
 from cellwright.evaluation.pairing import LazyInstances, PairedImages, pair_datasets
 from cellwright.evaluation.report import Report
-from cellwright.prediction.sources import sources_of_dataset
+from cellwright.prediction.sources import read_input, sources_of_dataset
 
 if TYPE_CHECKING:
     from cellwright.prediction.predictor import FilteredPredictor
@@ -73,7 +71,7 @@ def predict_dataset(
 def predict_images(predictor: FilteredPredictor, dataset: Dataset, track: Track = no_progress) -> list[Instances]:
     """The predictions for every image of a dataset, in order."""
     paths = [source.path for source in sources_of_dataset(dataset)]
-    images = (choose_channels(read_image(path), None, predictor.n_channels) for path in paths)
+    images = (read_input(path, n_channels=predictor.n_channels) for path in paths)
     return [predictor.predict([image])[0].instances for image in track(images, "predicting", len(paths))]
 
 
@@ -111,7 +109,7 @@ def _network_candidates(images: PairedImages, predictor: FilteredPredictor, inde
     if not len(lost):
         return no_candidates(truth.image_hw)
     assert sample.image_path is not None, "it was predicted on"
-    image = choose_channels(read_image(sample.image_path), None, predictor.n_channels)
+    image = read_input(sample.image_path, n_channels=predictor.n_channels)
     return _with_options(predictor.explain(image, lost.masks.boxes), predictor)
 
 

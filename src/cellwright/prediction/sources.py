@@ -9,9 +9,12 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.image import Image
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
-from cellwright.data.images.read import find_images
+from cellwright.data.images.channels import ChannelChoice, choose_channels
+from cellwright.data.images.read import find_images, read_image
+from cellwright.data.images.tiff import Plane
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,13 @@ def sources_of_dataset(dataset: Dataset) -> list[Source]:
             raise InputError("a sample has no image file", where=f"{dataset.root}, sample {sample.id}", remedy=remedy)
         sources.append(Source(sample.id, sample.image_path, sample.image_id, sample.group, sample.split))
     return sources
+
+
+def read_input(
+    path: Path, *, channel: ChannelChoice | None = None, z: Plane | None = None, n_channels: int | None = None
+) -> Image:
+    """An image with the channels for a model of ``n_channels`` channels; see `read_image` and `choose_channels`."""
+    return choose_channels(read_image(path, z=z), channel, n_channels)
 
 
 def _with_distinct_ids(named: list[tuple[Path, Source]]) -> list[Source]:
