@@ -1,4 +1,4 @@
-"""What the tests against Detectron2's own numbers share: a fixture folder's arrays, its batch, its stored regions."""
+"""Shared by the tests against Detectron2's numbers: the arrays, batch and stored regions of a fixture folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAMES = {"mask": "loss_mask", "point": "loss_mask_point", "rpn_class": "loss_rp
 
 @dataclass(frozen=True)
 class Fixture:
-    """One folder of ``shared/fixtures``: ``theirs`` holds every array of the inference on image A."""
+    """One folder of ``shared/fixtures``; ``theirs`` has all arrays of the inference on image A."""
 
     folder: Path
     tensors: dict[str, torch.Tensor]
@@ -45,13 +45,13 @@ class Fixture:
         return Detections(*(self.tensor(f"det_{field}") for field in ("boxes", "scores", "classes")))
 
     def pasted(self, name: str) -> np.ndarray:
-        """The masks of every detection at ``post``'s or ``post400x500``'s size, (N, H, W) bool."""
+        """The masks of all detections, (N, H, W) bool, at the size of ``post`` or ``post400x500``."""
         shape = self.theirs[f"{name}_masks_shape"]
         bits = np.unpackbits(self.theirs[f"{name}_masks_packed"], axis=1)[:, : shape[1] * shape[2]]
         return bits.reshape(shape).astype(bool)
 
     def mask_targets(self, tag: str) -> np.ndarray:
-        """(N, M, M) bool of both images."""
+        """The targets of both images, (N, M, M) bool."""
         parts = []
         for image in range(2):
             shape = self.targets[f"{tag}/mask_targets_shape_{image}"]
@@ -60,7 +60,7 @@ class Fixture:
         return np.concatenate(parts)
 
     def regions(self, tag: str, kind: str) -> list[Regions]:
-        """Regions as Detectron2 drew them (kind: roi, stage1, stage2, mask); objects are found again by their boxes."""
+        """Regions that Detectron2 drew (kind: roi, stage1, stage2, mask); objects are identified by their boxes."""
         regions = []
         for image, objects in enumerate(self.batch.boxes):
             boxes = torch.from_numpy(self.targets[f"{tag}/{kind}_boxes_{image}"])
@@ -84,7 +84,7 @@ def read_fixture(folder: Path) -> Fixture:
 
 
 def _batch(folder: Path, theirs: dict[str, np.ndarray]) -> Batch:
-    """The fixture's training batch [A, B]; B is padded to A's size."""
+    """The training batch [A, B] of a fixture; B is padded to the size of A."""
     with np.load(folder / "image_B.npz") as arrays:
         image_b = arrays["preprocessed"]
     images = torch.zeros((2, 3, *IMAGE_HW))
@@ -92,22 +92,22 @@ def _batch(folder: Path, theirs: dict[str, np.ndarray]) -> Batch:
     images[1, :, : image_b.shape[2], : image_b.shape[3]] = torch.from_numpy(image_b[0])
     truth = json.loads((folder / "gt.json").read_text())
     objects = [truth["A"], truth["B"]]
-    masks = [MaskSet.from_rle(one["bitmask_rle"], tuple(one["size_hw"])) for one in objects]
-    layers = [one.to_layers() for one in masks]
+    masks = [MaskSet.from_rle(own["bitmask_rle"], tuple(own["size_hw"])) for own in objects]
+    layers = [mask_set.to_layers() for mask_set in masks]
     return Batch(
         images=images,
-        image_hws=[tuple(one["size_hw"]) for one in objects],
-        boxes=[torch.tensor(one["boxes_xyxy"]) for one in objects],
-        class_ids=[torch.tensor(one["classes"]) for one in objects],
-        ignore=[torch.zeros(len(one["classes"]), dtype=torch.bool) for one in objects],
-        layers=[torch.from_numpy(one) for one, _ in layers],
+        image_hws=[tuple(own["size_hw"]) for own in objects],
+        boxes=[torch.tensor(own["boxes_xyxy"]) for own in objects],
+        class_ids=[torch.tensor(own["classes"]) for own in objects],
+        ignore=[torch.zeros(len(own["classes"]), dtype=torch.bool) for own in objects],
+        layers=[torch.from_numpy(own) for own, _ in layers],
         layer_of=[torch.from_numpy(of) for _, of in layers],
         seed=0,
     )
 
 
 def build(fixture: Fixture, config: RCNNConfig) -> MaskRCNN:
-    """Our network with Detectron2's weights, every tensor of the file in its place."""
+    """Our network with Detectron2's weights; every tensor of the file is used."""
     network = build_mask_rcnn(config, DETECTRON2, in_channels=3, n_classes=4)
     load_foreign(network, fixture.tensors, "detectron2", fresh=(), where="fixture")
     return network.eval()
@@ -136,7 +136,7 @@ def check_losses_and_gradients(
     name_of = {theirs: ours for theirs, ours, _ in report.taken}
     assert set(stored["grad_l2_norm"]) == {theirs for theirs, ours in name_of.items() if ours in own}
     for name, expected in stored["grad_l2_norm"].items():
-        if expected is None:  # frozen there
+        if expected is None:  # frozen in Detectron2
             assert not own[name_of[name]].requires_grad, name
         else:
             ours = own[name_of[name]].grad.norm().item()
@@ -144,6 +144,6 @@ def check_losses_and_gradients(
 
 
 def unmatched(ours: np.ndarray, theirs: np.ndarray, tolerance_px: float) -> tuple[int, int]:
-    """How many boxes of each side have no partner on the other within the tolerance (near-tied ranks swap)."""
+    """Number of boxes on each side without a partner within the tolerance (near-tied ranks may swap)."""
     distance = np.abs(ours[:, None] - theirs[None]).max(axis=2)
     return int((distance.min(axis=1) > tolerance_px).sum()), int((distance.min(axis=0) > tolerance_px).sum())

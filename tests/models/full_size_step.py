@@ -1,6 +1,6 @@
 """One training step of a published network at full size: ``python full_size_step.py RECIPE``, with a shipped recipe.
 
-`test_full_size.py` runs it as a program of its own, whose peak memory is then the step's. It prints one line of JSON.
+`test_full_size.py` runs it as a separate process, to measure the peak memory of the step. It prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ IMAGE_HW, N_OBJECTS, N_CLASSES = (512, 512), 150, 4
 
 
 def drawn_batch(recipe: Recipe, stride: int) -> Batch:
-    """One drawn field of ``IMAGE_HW`` with nuclei of all classes, normalised as the recipe says and not resized."""
+    """One drawn image of size ``IMAGE_HW`` with nuclei of all classes, normalised as in the recipe but not resized."""
     image, truth = draw_field(0, IMAGE_HW, N_OBJECTS)
     config = recipe.input.model_copy(update={"short_side": None, "max_side": None})
-    made = resize_for_network(image, config, CONVENTIONS[recipe.conventions].resize_rule)
-    images, image_hws = stack_images([torch.from_numpy(made)], stride)
+    pixels = resize_for_network(image, config, CONVENTIONS[recipe.conventions].resize_rule)
+    images, image_hws = stack_images([torch.from_numpy(pixels)], stride)
     layers, layer_of = truth.masks.to_layers()
     return Batch(
         images=images,
@@ -45,7 +45,7 @@ def drawn_batch(recipe: Recipe, stride: int) -> Batch:
 
 
 def sums(network: nn.Module) -> dict[str, float]:
-    """A number for each tensor that changes with it, at no memory."""
+    """The sum of each parameter: detects changes without a copy of the parameters."""
     return {name: parameter.detach().sum(dtype=torch.float64).item() for name, parameter in network.named_parameters()}
 
 
@@ -60,27 +60,29 @@ def main(name: str) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     losses = network.losses(batch)
     torch.stack(list(losses.values())).sum().backward()
-    still = [
-        key for key, one in network.named_parameters() if one.requires_grad and (one.grad is None or not one.grad.any())
+    no_gradient = [
+        key
+        for key, parameter in network.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
     ]
     norm = nn.utils.clip_grad_norm_(trainable, 10.0)
     optimiser.step()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     after = sums(network)
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    told = {
+    report = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "losses": {key: loss.item() for key, loss in losses.items()},
         "gradient_norm": norm.item(),
-        "no_gradient": still,
-        "unmoved": [key for key in before if key not in frozen and before[key] == after[key]],
-        "moved_though_frozen": [key for key in frozen if before[key] != after[key]],
+        "no_gradient": no_gradient,
+        "unchanged": [key for key in before if key not in frozen and before[key] == after[key]],
+        "changed_though_frozen": [key for key in frozen if before[key] != after[key]],
         "wall_s": round(wall, 1),
         "cpu_s": round(cpu, 1),
         "threads": torch.get_num_threads(),
         "peak_memory_mb": round(peak_memory_mb(torch.device("cpu")) or 0),
     }
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

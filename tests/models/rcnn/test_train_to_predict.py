@@ -1,4 +1,4 @@
-"""Every kind of network through the front door: trained, saved, loaded and asked, on a crop of a real VRDL image."""
+"""Every kind of R-CNN through the public API: train, save, load and predict, on a crop of a real VRDL image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAIN = {
     "evaluate_every": "2 steps",
     "threads": 1,
 }
-# Frozen norms are for weights that come with them.
+# Frozen norms need pretrained weights.
 KINDS = {
     "mask_rcnn": ("fpn_r18", {}),
     "mask_rcnn_c4": ("c4_r50", {"norm": "group_norm", "frozen_stages": 0}),
@@ -38,7 +38,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def crop(vrdl_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The crop as training and as validation image, with the nuclei that are annotated in it."""
+    """The crop as training and as validation image, with its annotated nuclei."""
     folder = tmp_path_factory.mktemp("crop")
     (folder / "source").mkdir()
     (folder / "source" / SOURCE).symlink_to(vrdl_root / "train" / SOURCE, target_is_directory=True)
