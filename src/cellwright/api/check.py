@@ -74,6 +74,7 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     `cellwright.read_dataset` raises; whatever is wrong with a single sample becomes a finding.
     """
     from cellwright.data.check import check_dataset
+    from cellwright.data.suspects import rank_suspects, write_suspects
 
     _claim(plan)
     dataset = of_split(read_dataset(plan.dataset), plan.split)
@@ -84,8 +85,6 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     findings = check_dataset(dataset, track=screen.track)
     suspects: list[Suspect] = []
     if plan.suspects > 0 or plan.out is not None:
-        from cellwright.data.suspects import rank_suspects, write_suspects
-
         suspects = rank_suspects(dataset, limit=MAX_SUSPECTS, track=screen.track)
     if plan.out is not None:
         from cellwright.core.files import write_png

@@ -143,7 +143,7 @@ def follow(
 def _follow(maps: np.ndarray, body_threshold: float, steps: int, tolerance_px: float) -> tuple[np.ndarray, np.ndarray]:
     from cellwright.models.dense import _flow_kernels
 
-    field, pixels = _flow_kernels.masked_field(*maps, body_threshold)
+    field, pixels = _flow_kernels.masked_field(maps[0], maps[1], maps[2], body_threshold)
     ends, _ = _flow_kernels.follow(field, pixels, steps, tolerance_px)
     return ends, pixels
 
@@ -154,7 +154,7 @@ def _group_by_sink(
     """Labels 1..n (H, W) int32 of connected pixels that end at one sink; sinks within ``reach_px`` are merged."""
     from cellwright.models.dense import _flow_kernels
 
-    return connected_components(_flow_kernels.sinks(ends, pixels, *image_hw, reach_px))
+    return connected_components(_flow_kernels.sinks(ends, pixels, image_hw[0], image_hw[1], reach_px))
 
 
 def _cut_outlines(labels: np.ndarray, n: int, body: np.ndarray, outline_share: float) -> tuple[np.ndarray, int]:
