@@ -18,7 +18,7 @@ from cellwright.api.read import read_dataset
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three drawn images and two predictions: the classical method's, and its larger objects only."""
+    """Three drawn images, and two predictions of the classical method: all objects, and only the large ones."""
     root = tmp_path_factory.mktemp("fuse")
     draw_mask_folder(root / "source", 3)
     assert run("data", "convert", root / "source", "--out", root / "data", "--quiet") == 0
@@ -28,18 +28,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_fused_predictions_are_predictions(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fused_prediction_is_used_like_any_other(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = job / "both"
     words = ["--method", "wbf", "--iou", ".5", "--score", ".05", "--weights", "1,2", "--out", out]
     assert run("fuse", job / "all", job / "large", *words) == 0
-    said = capsys.readouterr()
-    assert "objects in 3 images, fused from 2 predictions" in said.out
-    assert "scores that are not calibrated" in said.err
+    printed = capsys.readouterr()
+    assert "objects in 3 images, fused from 2 predictions" in printed.out
+    assert "scores that are not calibrated" in printed.err
     back = read_dataset(out)
     plain = [read_dataset(job / name)[0].read_instances() for name in ("all", "large")]
     cells = back[0].read_instances()
     assert len(cells) == len(plain[0]) > len(plain[1])
-    # Found by both: the same object and score; by the light one alone: a third of its mean share.
+    # An object in both predictions keeps its score; one in the first only, with weight 1 of 3, gets a third of it.
     best = np.sort(plain[0].scores)[::-1]
     assert cells.scores.max() == pytest.approx(best[0], abs=1e-6)
     assert (cells.scores < 0.4).sum() >= len(plain[0]) - len(plain[1])
@@ -48,7 +48,7 @@ def test_fused_predictions_are_predictions(job: Path, capsys: pytest.CaptureFixt
     assert run("evaluate", out, "--data", job / "data", "--pictures", "0", "--quiet", "--out", job / "eval") == 0
     assert json.loads((job / "eval" / "metrics.json").read_text())["values"]["n_predicted"] > 0
     assert run("export", out, "--to", "rle_csv_submission", "--quiet", "--out", job / "submission.csv") == 0
-    assert set(pd.read_csv(job / "submission.csv")["id"]) == {one.id for one in back}
+    assert set(pd.read_csv(job / "submission.csv")["id"]) == {sample.id for sample in back}
     assert run("fuse", job / "all", job / "large", *words) == 2
     assert "these predictions are already complete" in capsys.readouterr().err
 
@@ -65,7 +65,7 @@ def test_every_method_runs(job: Path, method: str) -> None:
     assert not list(out.glob("*_overlay.png"))
 
 
-def test_every_file_of_an_image_tells_of_the_same_objects(job: Path, tmp_path: Path) -> None:
+def test_all_files_of_an_image_contain_the_same_objects(job: Path, tmp_path: Path) -> None:
     for sample in read_dataset(job / "all"):
         cells = sample.read_instances()
         table = pd.read_csv(job / "all" / f"{sample.id}_measurements.csv", index_col="label")
@@ -76,7 +76,7 @@ def test_every_file_of_an_image_tells_of_the_same_objects(job: Path, tmp_path: P
         assert sorted(outlines.masks.areas) == sorted(cells.masks.areas)
         rois = cw.read_instances(job / "all" / f"{sample.id}_rois.zip")
         assert sorted(rois.masks.areas) == sorted(cells.masks.areas)
-    # Without the images, as where somebody else's results are fused, nothing is measured on the black stand-in.
+    # Without the images, such as for predictions from elsewhere, intensities are not measured.
     lists = [job / "all", job / "large"]
     moved = [shutil.copytree(path, tmp_path / path.name) for path in lists]
     for path in moved:
@@ -90,7 +90,7 @@ def test_every_file_of_an_image_tells_of_the_same_objects(job: Path, tmp_path: P
         assert not any("intensity" in name for name in pd.read_csv(path))
 
 
-def test_results_lists_need_their_dataset(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coco_results_need_their_dataset(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = [job / "all.json", job / "large.json"]
     for path in lists:
         assert run("export", job / path.stem, "--to", "coco_results", "--quiet", "--out", path) == 0
@@ -103,21 +103,21 @@ def test_results_lists_need_their_dataset(job: Path, capsys: pytest.CaptureFixtu
         assert a.read_instances().masks == b.read_instances().masks
 
 
-def test_several_models_are_fused_as_they_predict(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ensemble_of_models_is_fused_during_prediction(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = job / "source" / "field 0" / "images" / "field 0.png"
     words = ["--fuse", "mask_vote", "--weights", "1,1", "--out", job / "two"]
     assert run("predict", image, "--model", "classical", "--model", "classical", *words) == 0
     assert "model classical + classical" in capsys.readouterr().err
     settings = yaml.safe_load((job / "two" / "recipe.yaml").read_text())
     assert settings["fuse"]["method"] == "mask_vote"
-    assert [one["name"] for one in settings["models"]] == ["classical", "classical"]
-    # Two that agree are one, above their threshold.
+    assert [model["name"] for model in settings["models"]] == ["classical", "classical"]
+    # Two equal models give the objects of one of them, above the threshold.
     back = read_dataset(job / "two")
     assert back.info["score_threshold"] == pytest.approx(0.3)
     alone = read_dataset(job / "all").sample("field 0").read_instances()
-    found = back[0].read_instances()
-    assert found.masks == alone[alone.scores >= np.float32(0.05)].masks
-    np.testing.assert_allclose(found.scores, alone.scores[alone.scores >= np.float32(0.05)], atol=1e-6)
+    cells = back[0].read_instances()
+    assert cells.masks == alone[alone.scores >= np.float32(0.05)].masks
+    np.testing.assert_allclose(cells.scores, alone.scores[alone.scores >= np.float32(0.05)], atol=1e-6)
     again = ["predict", image, "--model", "classical", "--model", "classical", "--out", job / "three"]
     for more, message in (
         (["--fuse", "vote"], 'Invalid value "vote" for --fuse'),

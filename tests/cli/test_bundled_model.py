@@ -1,4 +1,4 @@
-"""The model in the box through the command line and Python, with an untrained network in its place."""
+"""The bundled pretrained model on the command line and in Python, with an untrained network in its place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as a run leaves it, in float32."""
+    """A model folder in float32, as training writes it."""
     recipe = Recipe.model_validate(RECIPE).resolved()
     torch.manual_seed(3)
     network = build_network(recipe, 1)
@@ -50,8 +50,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def box(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package's folder of models, with ``nuclei`` in it; the working folder is an empty one."""
+def bundled(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of bundled models that contains ``nuclei``; the working folder is empty."""
     monkeypatch.setattr(model_folder, "BUNDLED_ROOT", tmp_path / "weights")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -68,27 +68,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "data"
 
 
-def test_half_precision_on_disk_and_float32_in_use(box: Path, model: Path) -> None:
-    stored, before = load_file(box / "nuclei" / "weights.safetensors"), load_file(model / "weights.safetensors")
+def test_weights_are_float16_on_disk_and_float32_in_memory(bundled: Path, model: Path) -> None:
+    stored, before = load_file(bundled / "nuclei" / "weights.safetensors"), load_file(model / "weights.safetensors")
     counters = {name for name in stored if name.endswith("num_batches_tracked")}
     assert counters
     for name, tensor in stored.items():
         assert tensor.dtype == (torch.int64 if name in counters else torch.float16)
         torch.testing.assert_close(tensor.to(before[name].dtype), before[name], rtol=1e-3, atol=1e-7)
-    assert {path.name for path in (box / "nuclei").iterdir()} == {"weights.safetensors", "model.json", "README.md"}
-    assert (box / "nuclei" / "model.json").read_bytes() == (model / "model.json").read_bytes()
+    assert {path.name for path in (bundled / "nuclei").iterdir()} == {"weights.safetensors", "model.json", "README.md"}
+    assert (bundled / "nuclei" / "model.json").read_bytes() == (model / "model.json").read_bytes()
     network, _ = load_network("nuclei")
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32, torch.int64}
 
 
-def test_half_precision_refuses_what_it_cannot_hold(model: Path) -> None:
+def test_weights_too_large_for_half_precision(model: Path) -> None:
     with pytest.raises(ModelError, match="half precision"):
         in_half_precision({"a": torch.tensor([1e5])})
     assert run("model", "export", model, "--to", "half", "--out", model, "--overwrite") == 2
     assert load_file(model / "weights.safetensors")["unet.maps.0.weight"].dtype == torch.float32
 
 
-def test_predict_needs_no_model_named(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_needs_no_model_named(bundled: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", data, "--split", "val", "--out", "a", "--device", "cpu") == 0
     shown = capsys.readouterr().err
     assert "model nuclei (finds nuclei only)" in shown
@@ -104,7 +104,7 @@ def test_predict_needs_no_model_named(box: Path, data: Path, capsys: pytest.Capt
     assert "1 image could not be resized as much as the diameter asks for" in capsys.readouterr().err
 
 
-def test_python(box: Path) -> None:
+def test_python(bundled: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (48, 64), np.uint8)
     model = cw.load_model("nuclei", device="cpu")
@@ -119,13 +119,13 @@ def test_python(box: Path) -> None:
         cw.load_model("classical").predict(image, diameter=24)
 
 
-def test_a_diameter_that_does_not_fit_stops_before_anything_is_written(box: Path, data: Path) -> None:
+def test_an_invalid_diameter_writes_nothing(bundled: Path, data: Path) -> None:
     assert run("predict", data, "--out", "none", "--diameter", "0") == 2
     assert run("predict", data, "--out", "none", "--diameter", "20", "--model", "classical") == 2
     assert not Path("none").exists()
 
 
-def test_the_name_works_wherever_a_model_does(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_name_works_in_every_verb(bundled: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("model", "list") == 0
     assert "nuclei only" in capsys.readouterr().out
     assert run("model", "inspect", "nuclei") == 0
@@ -136,28 +136,30 @@ def test_the_name_works_wherever_a_model_does(box: Path, data: Path, capsys: pyt
     tuned = json.loads(Path("tuned/model.json").read_text())
     assert tuned["tuned_on"]["split"] == "val"
     assert load_file("tuned/weights.safetensors")["unet.maps.0.weight"].dtype == torch.float16
-    assert json.loads((box / "nuclei" / "model.json").read_text())["tuned_on"] is None, "the box is only read"
+    assert json.loads((bundled / "nuclei" / "model.json").read_text())["tuned_on"] is None, (
+        "the bundled model is not changed"
+    )
 
 
-def test_training_starts_from_it(box: Path) -> None:
+def test_training_starts_from_the_bundled_model(bundled: Path) -> None:
     recipe = Recipe.model_validate(RECIPE)
-    network, shipped = build_network(recipe, 1), load_file(box / "nuclei" / "weights.safetensors")
+    network, shipped = build_network(recipe, 1), load_file(bundled / "nuclei" / "weights.safetensors")
     assert not start_from(network, "nuclei").fresh
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, shipped[name].to(tensor.dtype)), name
     with pytest.raises(ModelError, match=r"unet\.maps\.0\.weight[\s\S]*model\.init_fresh=\[maps\]"):
         start_from(build_network(recipe, 2), "nuclei")
-    # Another version's weights under the same name make another run.
+    # Other weights under the same name make a different run.
     started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": "nuclei"})})
     before = _init_fingerprint(started)
-    (box / "nuclei" / "weights.safetensors").write_bytes(b"others")
+    (bundled / "nuclei" / "weights.safetensors").write_bytes(b"others")
     assert before["init"] != _init_fingerprint(started)["init"] != "nuclei"
 
 
-def test_what_is_wrong_with_the_box_is_said(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = box / "nuclei" / "weights.safetensors"
+def test_a_damaged_installation(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = bundled / "nuclei" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    for break_more in (weights.unlink, (box / "nuclei" / "model.json").unlink, lambda: None):
+    for break_more in (weights.unlink, (bundled / "nuclei" / "model.json").unlink, lambda: None):
         with pytest.raises(ModelError, match="reinstall cellwright"):
             cw.load_model("nuclei")
         break_more()
@@ -165,7 +167,7 @@ def test_what_is_wrong_with_the_box_is_said(box: Path, capsys: pytest.CaptureFix
         cw.load_model("nucle")
 
 
-def test_a_folder_with_the_name_of_a_model(box: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_the_name_of_a_model(bundled: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("nuclei").mkdir()
     assert run("evaluate", "nuclei", "--data", data) == 2
     assert "the name of a model is also a file or folder" in capsys.readouterr().err
@@ -173,7 +175,7 @@ def test_a_folder_with_the_name_of_a_model(box: Path, data: Path, capsys: pytest
         cw.load_model("./nuclei")
 
 
-def test_the_wheel_holds_the_models() -> None:
+def test_the_wheel_contains_the_models() -> None:
     from hatchling.builders.wheel import WheelBuilder
 
     root = Path(__file__).parents[2]
@@ -186,12 +188,15 @@ def test_the_wheel_holds_the_models() -> None:
 
 
 @pytest.mark.parametrize("name", model_folder.BUNDLED)
-def test_what_is_shipped(name: str) -> None:
+def test_the_bundled_models(name: str) -> None:
     folder = model_folder.BUNDLED_ROOT / name
     assert (folder / "weights.safetensors").stat().st_size <= 8_000_000
-    assert {one.dtype for one in load_file(folder / "weights.safetensors").values()} <= {torch.float16, torch.int64}
+    assert {tensor.dtype for tensor in load_file(folder / "weights.safetensors").values()} <= {
+        torch.float16,
+        torch.int64,
+    }
     network, info = load_network(name)
-    assert all(bool(one.isfinite().all()) for one in network.state_dict().values())
+    assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
     assert info.data_licence == "CC0-1.0"
     assert "CC0-1.0" in (folder / "README.md").read_text()
     assert NAMED_MODELS[name].endswith("finds nuclei only")
