@@ -10,7 +10,6 @@ import pytest
 import tifffile
 
 import cellwright as cw
-from cellwright.core.errors import InputError
 from cellwright.data.formats import FORMATS, WriteOptions
 from cellwright.data.synthetic import FieldLook, draw_field, write_demo_dataset
 
@@ -104,8 +103,9 @@ def test_a_plain_array_works_and_a_list_gives_a_list(folder: Path) -> None:
     assert model.predict(image.data[:, :, 0]).masks == cells.masks
     listed = model.predict([image, image.data])
     assert [prediction.masks == cells.masks for prediction in listed] == [True, True]
-    with pytest.raises(InputError, match="actin, DAPI"):
-        cw.read_image("a.ome.tif")
+    both = cw.read_image("a.ome.tif")
+    assert both.channels == ("actin", "DAPI")
+    assert model.predict(both, channel="DAPI").masks == cells.masks
 
 
 @pytest.mark.usefixtures("folder")
