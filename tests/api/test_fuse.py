@@ -26,7 +26,7 @@ from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.fusion import fuse as fuse_image
 
 HW = (60, 80)
-NAMES = ("field 1", "b", "leer")  # nobody finds anything on the last
+NAMES = ("field 1", "b", "empty")  # the last has no objects
 
 
 class Notes:
@@ -45,9 +45,9 @@ class Notes:
         return items
 
 
-def found_by(seed: int, k: int, n: int = 12) -> Instances:
-    """Discs at the places of image k, each moved and scored as ``seed`` has it; 0 is truth."""
-    if NAMES[k] == "leer":
+def predicted_by(seed: int, k: int, n: int = 12) -> Instances:
+    """Discs of image k, moved and scored at random by ``seed``; 0 is the ground truth."""
+    if NAMES[k] == "empty":
         return Instances.empty(HW, scored=seed > 0)
     rng = np.random.default_rng([7, seed, k])
     y, x = np.mgrid[: HW[0], : HW[1]]
@@ -70,8 +70,8 @@ def dataset_of(images: Path, seed: int, class_names: tuple[str, ...] = ("cell",)
         path = images / f"{name}.png"
         if not path.is_file():
             write_bytes(path, cv2.imencode(".png", np.full((*HW, 3), 90, np.uint8))[1].tobytes())
-        samples.append(Sample(name, path, HW, Loaded(found_by(seed, k)), image_id=k + 1, split="val"))
-    return Dataset(tuple(one for one in samples if one.id in names), class_names, images)
+        samples.append(Sample(name, path, HW, Loaded(predicted_by(seed, k)), image_id=k + 1, split="val"))
+    return Dataset(tuple(sample for sample in samples if sample.id in names), class_names, images)
 
 
 def write(dataset: Dataset, name: str, out: Path) -> Path:
@@ -83,7 +83,7 @@ def write(dataset: Dataset, name: str, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``truth`` and what two tools found (``a``, ``b``) as COCO folders."""
+    """``truth`` and the predictions of two tools (``a``, ``b``) as COCO folders."""
     root = tmp_path_factory.mktemp("fusing")
     for seed, name in enumerate(("truth", "a", "b")):
         write(dataset_of(root / "images", seed), "coco", root / name)
@@ -95,11 +95,11 @@ def job(out: Path, *predictions: Path, **changes: Any) -> FusePlan:
 
 
 def test_the_python_function() -> None:
-    a, b = found_by(1, 0), found_by(2, 0)
+    a, b = predicted_by(1, 0), predicted_by(2, 0)
     both = cw.fuse([a, b], method="wbf", iou=0.5, score=0.05)
     assert both.masks == fuse_image([a, b]).masks
     assert both.ids.tolist() == list(range(1, len(both) + 1))
-    by_image = fuse([[a, found_by(1, 1)], [b, found_by(2, 1)]], weights=[1, 2])
+    by_image = fuse([[a, predicted_by(1, 1)], [b, predicted_by(2, 1)]], weights=[1, 2])
     assert len(by_image) == 2
     expected = fuse_image([a, b], FusionOptions(weights=(1, 2)))
     assert by_image[0].scores.tolist() == expected.scores.tolist()
@@ -113,30 +113,31 @@ def test_the_python_function() -> None:
         fuse([a, b], method="wbff")  # type: ignore[arg-type]
 
 
-def test_a_prediction_folder_comes_out(places: Path, tmp_path: Path) -> None:
+def test_the_result_is_a_prediction_folder(places: Path, tmp_path: Path) -> None:
     screen = Notes()
     report = run(job(tmp_path / "both", places / "a", places / "b"), screen)
     assert report is not None
     assert report.n_images == 3
     assert report.counts.endswith("objects in 3 images")
     back = read_dataset(tmp_path / "both")
-    assert [one.id for one in back] == list(NAMES)
-    expected = fuse_image([found_by(1, 0), found_by(2, 0)])
+    assert [sample.id for sample in back] == list(NAMES)
+    expected = fuse_image([predicted_by(1, 0), predicted_by(2, 0)])
     cells = back[0].read_instances()
     assert cells.masks == expected.masks
     np.testing.assert_array_equal(cells.scores, expected.scores)
     np.testing.assert_array_equal(cells.boxes_xyxy, expected.boxes_xyxy)
-    assert not len(back.sample("leer").read_instances())
+    assert not len(back.sample("empty").read_instances())
     names = {path.name for path in (tmp_path / "both").iterdir()}
     assert {"predictions.json", "summary.csv", "recipe.yaml", "contact_sheet.png"} < names
-    assert {"field 1_masks.tif", "field 1_overlay.png", "leer_masks.tif"} < names
-    assert tifffile.imread(tmp_path / "both" / "leer_masks.tif").max() == 0
+    assert {"field 1_masks.tif", "field 1_overlay.png", "empty_masks.tif"} < names
+    assert tifffile.imread(tmp_path / "both" / "empty_masks.tif").max() == 0
     assert back.info["fused"]["members"] == ["a", "b"]
     assert str(tmp_path) not in (tmp_path / "both" / "predictions.json").read_text()
     assert any("not calibrated" in text and "a, b" in text for text in screen.said)
     # It is evaluated like any other, and better than one of its members.
     report = cw.evaluate(
-        [one.read_instances() for one in back], [one.read_instances() for one in read_dataset(places / "truth")]
+        [sample.read_instances() for sample in back],
+        [sample.read_instances() for sample in read_dataset(places / "truth")],
     )
     assert report.values["f1@0.5"] > 0.95
     with pytest.raises(OutputError, match="already complete"):
@@ -148,11 +149,11 @@ def test_members_in_any_format(name: str, places: Path, tmp_path: Path) -> None:
     other = write(dataset_of(places / "images", 2), name, tmp_path / "other")
     screen = Notes()
     run(job(tmp_path / "both", places / "a", other), screen)
-    second = found_by(2, 0)
-    if name in ("label_images", "mask_folder"):  # they keep no scores
+    second = predicted_by(2, 0)
+    if name in ("label_images", "mask_folder"):  # formats without scores
         second = dataclasses.replace(second, scores=None)
         assert any("every object counts with score 1: other" in text for text in screen.said)
-    expected = fuse_image([found_by(1, 0), second])
+    expected = fuse_image([predicted_by(1, 0), second])
     cells = read_dataset(tmp_path / "both").sample("field 1").read_instances()
     assert cells.masks == expected.masks
     np.testing.assert_allclose(cells.scores, expected.scores, atol=1e-6)
@@ -164,17 +165,17 @@ def test_lists_with_the_dataset_they_were_made_for(places: Path, tmp_path: Path)
         run(job(tmp_path / "both", *lists))
     run(job(tmp_path / "both", *lists, data=places / "truth", split="val"))
     back = read_dataset(tmp_path / "both")
-    assert back[0].read_instances().masks == fuse_image([found_by(1, 0), found_by(2, 0)]).masks
-    assert [one.image_id for one in back] == [1, 2, 3]
+    assert back[0].read_instances().masks == fuse_image([predicted_by(1, 0), predicted_by(2, 0)]).masks
+    assert [sample.image_id for sample in back] == [1, 2, 3]
 
 
-def test_one_prediction_is_only_suppressed(places: Path, tmp_path: Path) -> None:
+def test_duplicates_in_one_prediction_are_removed(places: Path, tmp_path: Path) -> None:
     run(job(tmp_path / "one", places / "a", method="mask_nms"))
-    assert read_dataset(tmp_path / "one")[0].read_instances().masks == found_by(1, 0).by_score().masks
+    assert read_dataset(tmp_path / "one")[0].read_instances().masks == predicted_by(1, 0).by_score().masks
 
 
 def test_thresholds_are_averaged_and_candidates_kept(places: Path, tmp_path: Path) -> None:
-    """0.6 and none, weighted 1 to 2: 0.2."""
+    """0.6 and 0, with weights 1 and 2: 0.2."""
     dataset = dataclasses.replace(dataset_of(places / "images", 1), info={"score_threshold": 0.6})
     strict = write(dataset, "coco", tmp_path / "strict")
     options: dict[str, Any] = {"method": "nms", "weights": (1, 2)}
@@ -189,7 +190,7 @@ def test_thresholds_are_averaged_and_candidates_kept(places: Path, tmp_path: Pat
     assert read_dataset(tmp_path / "own").info["score_threshold"] == 0.0
 
 
-def test_the_images_of_tuned_members_are_remembered(places: Path, tmp_path: Path) -> None:
+def test_the_images_that_members_were_tuned_on_are_recorded(places: Path, tmp_path: Path) -> None:
     folders = []
     for k, digests in enumerate((["x", "y"], ["y", "z"])):
         tuned = {"split": "val", "metric": "f1@0.5", "images": digests}
@@ -202,7 +203,7 @@ def test_the_images_of_tuned_members_are_remembered(places: Path, tmp_path: Path
     assert not any("calibrated" in text for text in screen.said)
 
 
-def test_overlaps_go_to_the_higher_score_where_asked(places: Path, tmp_path: Path) -> None:
+def test_overlaps_are_resolved_on_request(places: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "nms", "iou": 0.9, "class_agnostic": True}
     run(job(tmp_path / "plain", places / "a", places / "b", **options))
     run(job(tmp_path / "apart", places / "a", places / "b", **options, resolve_overlaps=True))
@@ -211,21 +212,21 @@ def test_overlaps_go_to_the_higher_score_where_asked(places: Path, tmp_path: Pat
     assert apart.masks.areas.sum() == apart.masks.foreground().sum() == plain.masks.foreground().sum()
 
 
-def test_results_without_their_images(places: Path, tmp_path: Path) -> None:
+def test_predictions_without_their_images(places: Path, tmp_path: Path) -> None:
     folders = []
     for k in (1, 2):
         dataset = dataset_of(places / "images", k)
-        samples = [dataclasses.replace(one, image_path=None) for one in dataset]
+        samples = [dataclasses.replace(sample, image_path=None) for sample in dataset]
         folders.append(write(dataset.with_samples(samples), "coco", tmp_path / str(k)))
     screen = Notes()
     run(job(tmp_path / "both", *folders), screen)
     back = read_dataset(tmp_path / "both", require_images=False)
-    assert [one.image_path for one in back] == [None, None, None]
-    assert [one["file_name"] for one in read_json(tmp_path / "both" / "predictions.json")["images"]] == list(NAMES)
+    assert [sample.image_path for sample in back] == [None, None, None]
+    assert [image["file_name"] for image in read_json(tmp_path / "both" / "predictions.json")["images"]] == list(NAMES)
     assert any("3 images cannot be read" in text for text in screen.said)
 
 
-def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_job_is_resumed(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     calls = []
 
@@ -242,7 +243,7 @@ def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(OutputError, match="another, unfinished job"):
         run(dataclasses.replace(plan, iou=0.4))
     run(plan)
-    assert len(calls) == 4  # the first image stood already
+    assert len(calls) == 4  # the first image was done
     run(job(tmp_path / "again", places / "a", places / "b"))
     first, second = ((tmp_path / name / "field 1_masks.tif").read_bytes() for name in ("both", "again"))
     assert first == second
@@ -251,7 +252,7 @@ def test_an_interrupted_job_goes_on(places: Path, tmp_path: Path, monkeypatch: p
 # --- what cannot be fused -------------------------------------------------------------------------------------------
 
 
-def test_different_classes_name_both(places: Path, tmp_path: Path) -> None:
+def test_different_classes_are_named(places: Path, tmp_path: Path) -> None:
     other = write(dataset_of(places / "images", 2, ("nucleus", "debris")), "coco", tmp_path / "other")
     with pytest.raises(UsageError) as raised:
         run(job(tmp_path / "both", places / "a", other))
@@ -271,7 +272,7 @@ def test_classes_in_another_order_are_the_same(places: Path, tmp_path: Path) -> 
     run(job(tmp_path / "both", *folders, method="nms"))
     back = read_dataset(tmp_path / "both")
     assert back.class_names == ("a", "b")
-    assert set(back[0].read_instances().class_ids) == {0, 1}  # every object is of the class its file calls first
+    assert set(back[0].read_instances().class_ids) == {0, 1}  # every object has the first class of its file
     assert back.info["score_threshold"] == pytest.approx([0.2, 0.4])
 
 
@@ -289,8 +290,8 @@ def test_classes_of_formats_that_do_not_list_them(places: Path, tmp_path: Path) 
         run(job(tmp_path / "three", labels, both))
 
 
-def test_a_list_has_scores_of_its_own(places: Path, tmp_path: Path) -> None:
-    """What it learns of its images from another prediction is not that one's threshold."""
+def test_a_list_of_results_has_its_own_threshold(places: Path, tmp_path: Path) -> None:
+    """It takes the images of another prediction, not its threshold."""
     dataset = dataclasses.replace(dataset_of(places / "images", 1), info={"score_threshold": 0.6})
     strict = write(dataset, "coco", tmp_path / "strict")
     other = write(dataset_of(places / "images", 2), "coco_results", tmp_path / "list")
@@ -300,14 +301,14 @@ def test_a_list_has_scores_of_its_own(places: Path, tmp_path: Path) -> None:
 
 def test_other_images_are_named(places: Path, tmp_path: Path) -> None:
     part = write(dataset_of(places / "images", 2, names=("b",)), "coco", tmp_path / "part")
-    with pytest.raises(InputError, match="part lacks 2: field 1, leer"):
+    with pytest.raises(InputError, match="part lacks 2: field 1, empty"):
         run(job(tmp_path / "both", places / "a", part))
-    with pytest.raises(InputError, match="part lacks 2: field 1, leer"):  # whichever comes first
+    with pytest.raises(InputError, match="part lacks 2: field 1, empty"):  # in any order
         run(job(tmp_path / "both", part, places / "a"))
-    # Naming the images settles it.
+    # Unless the images are selected.
     only = write(dataset_of(places / "images", 0, names=("b",)), "coco", tmp_path / "only")
     run(job(tmp_path / "both", places / "a", part, data=only))
-    assert [one.id for one in read_dataset(tmp_path / "both")] == ["b"]
+    assert [sample.id for sample in read_dataset(tmp_path / "both")] == ["b"]
     with pytest.raises(UsageError, match="only a dataset has splits"):
         run(job(tmp_path / "x", places / "a", part, split="val"))
 
@@ -315,7 +316,7 @@ def test_other_images_are_named(places: Path, tmp_path: Path) -> None:
 def test_another_size_is_named(places: Path, tmp_path: Path) -> None:
     dataset = dataset_of(places / "images", 2)
     small = Loaded(Instances.empty((30, 40), scored=True))
-    samples = [dataclasses.replace(one, image_hw=(30, 40), image_path=None, load=small) for one in dataset]
+    samples = [dataclasses.replace(sample, image_hw=(30, 40), image_path=None, load=small) for sample in dataset]
     other = write(dataset.with_samples(samples), "coco", tmp_path / "other")
     with pytest.raises(InputError, match="image field 1\n  got: a: 60 x 80, other: 30 x 40"):
         run(job(tmp_path / "both", places / "a", other))
@@ -323,7 +324,7 @@ def test_another_size_is_named(places: Path, tmp_path: Path) -> None:
 
 def test_boxes_alone_say_what_is_missing(places: Path, tmp_path: Path) -> None:
     path = write(dataset_of(places / "images", 2), "coco_results", tmp_path)
-    entries = [{key: one[key] for key in one if key != "segmentation"} for one in read_json(path)]
+    entries = [{key: entry[key] for key in entry if key != "segmentation"} for entry in read_json(path)]
     path.unlink()
     write_json(tmp_path / "boxes.json", entries)
     with pytest.raises(FormatError, match="has no segmentation") as raised:
@@ -337,7 +338,7 @@ def test_weights_that_do_not_fit(places: Path, tmp_path: Path) -> None:
         run(job(tmp_path / "both", places / "a", places / "b", weights=(1, 2, 3)))
 
 
-def test_a_folder_of_images_is_no_prediction(places: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_is_not_a_prediction(places: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images without any objects"):
         run(job(tmp_path / "both", places / "a", places / "images"))
 

@@ -34,29 +34,29 @@ def pair() -> tuple[Model, Model]:
     return plain, dataclasses.replace(plain, name="tuned", options=tuned, tuned_on=tuned_on)
 
 
-def test_members_are_fused_as_their_results_are(pair: tuple[Model, Model]) -> None:
+def test_an_ensemble_equals_the_fused_results_of_its_members(pair: tuple[Model, Model]) -> None:
     image, _ = draw_field(4, (128, 160), 12)
     options = FusionOptions(weights=(1, 2))
     both = ensemble(pair, options)
-    found = both.predict(image)
+    predicted = both.predict(image)
     alone = [
-        dataclasses.replace(one, options=dataclasses.replace(one.options, score_threshold=0.0)).predict(image)
-        for one in pair
+        dataclasses.replace(member, options=dataclasses.replace(member.options, score_threshold=0.0)).predict(image)
+        for member in pair
     ]
     assert len(alone[1]) < len(alone[0])
     expected = fuse(alone, options)
     assert both.options.score_threshold == pytest.approx(((0.3 + 2 * 0.1) / 3,))
     kept = expected.scores >= np.float32(both.options.score_threshold)
-    assert found.masks == expected[kept].masks
-    np.testing.assert_array_equal(found.scores, expected.scores[kept])
+    assert predicted.masks == expected[kept].masks
+    np.testing.assert_array_equal(predicted.scores, expected.scores[kept])
     assert both.name == "classical + tuned"
     assert both.tuned_on == pair[1].tuned_on
 
 
-def test_what_is_written_of_them(pair: tuple[Model, Model]) -> None:
+def test_the_recipe_of_an_ensemble_has_all_members(pair: tuple[Model, Model]) -> None:
     content = yaml.safe_load(recipe_yaml(pair, FusionOptions(weights=(1, 2))))
     assert content["fuse"]["weights"] == [1.0, 2.0]
-    assert [one["name"] for one in content["models"]] == ["classical", "tuned"]
+    assert [member["name"] for member in content["models"]] == ["classical", "tuned"]
     assert content["models"][0]["recipe"] == yaml.safe_load(recipe_yaml(pair[:1], FusionOptions()))
 
 
@@ -70,11 +70,11 @@ def test_uncalibrated_scores_are_noted(pair: tuple[Model, Model]) -> None:
     assert "other views than flips" in other
 
 
-def test_one_member_is_itself(pair: tuple[Model, Model]) -> None:
+def test_an_ensemble_of_one_model_is_that_model(pair: tuple[Model, Model]) -> None:
     assert ensemble(pair[:1], FusionOptions()) is pair[0]
 
 
-def test_different_classes_name_both(pair: tuple[Model, Model]) -> None:
+def test_models_with_different_classes_are_named(pair: tuple[Model, Model]) -> None:
     other = dataclasses.replace(pair[1], class_names=("cell",))
     with pytest.raises(UsageError, match="got: tuned: cell\n  expected: nucleus, as classical"):
         ensemble((pair[0], other), FusionOptions())
@@ -98,8 +98,8 @@ def test_every_type_of_image_gives_the_same_objects(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", image)
     for same in (cw.Image.from_array(image), tmp_path / "a.png", str(tmp_path / "a.png"), torch.from_numpy(image)):
         assert model.predict(same).masks == expected.masks
-    found = model.predict([image, tmp_path / "a.png"])
-    assert [instances.masks == expected.masks for instances in found] == [True, True]
+    predicted = model.predict([image, tmp_path / "a.png"])
+    assert [instances.masks == expected.masks for instances in predicted] == [True, True]
     assert model.predict([]) == []
     with pytest.raises(UsageError, match="not an image"):
         model.predict([image, None])  # type: ignore[list-item]
@@ -137,7 +137,7 @@ def test_a_model_shows_itself_in_one_line(pair: tuple[Model, Model]) -> None:
 
 
 class Threshold:
-    """A segmenter of one's own."""
+    """A segmenter of the user's own."""
 
     class_names = ("spot",)
 

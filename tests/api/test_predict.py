@@ -36,7 +36,7 @@ class Notes:
 
 
 class Threshold:
-    """A segmenter of one's own, which refuses dark images."""
+    """A segmenter of the user's own, which refuses dark images."""
 
     class_names = ("spot",)
 

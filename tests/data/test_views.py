@@ -39,7 +39,7 @@ def tight(mask: np.ndarray) -> list[int]:
 
 @eight
 @given(size=sizes, seed=st.integers(0, 99))
-def test_arrays_and_maps_come_back_bit_for_bit(view: View, size: tuple[int, int], seed: int) -> None:
+def test_turning_arrays_and_maps_back_is_exact(view: View, size: tuple[int, int], seed: int) -> None:
     array = np.random.default_rng(seed).standard_normal((4, *size)).astype(np.float32)
     turned = view.turn(array)
     assert turned.shape[1:] == view.turned_hw(size)
@@ -51,7 +51,7 @@ def test_arrays_and_maps_come_back_bit_for_bit(view: View, size: tuple[int, int]
 
 @eight
 @given(size=sizes, corners=st.lists(st.floats(0, 1), min_size=4, max_size=4))
-def test_boxes_turn_with_their_pixels_and_come_back(view: View, size: tuple[int, int], corners: list[float]) -> None:
+def test_boxes_turn_with_their_pixels_and_back(view: View, size: tuple[int, int], corners: list[float]) -> None:
     height, width = size
     y0, x0 = int(corners[0] * (height - 1)), int(corners[1] * (width - 1))
     y1, x1 = y0 + 1 + int(corners[2] * (height - 1 - y0)), x0 + 1 + int(corners[3] * (width - 1 - x0))
@@ -71,7 +71,7 @@ def test_flows_turn_as_vectors(view: View, image_hw: tuple[int, int]) -> None:
     labels = discs(image_hw, seed=sum(image_hw))
     turned = view.turn_maps(flow.encode(labels), flow.CHANNELS)
     again = flow.encode(view.turn(labels))
-    # An object whose mean lies half way between two pixels has its source in either, by the order of pixels.
+    # The source of an object whose mean is between two pixels is one of them, depending on their order.
     untied = np.isin(view.turn(labels), one_source(labels))
     assert untied.sum() > 0.9 * (labels > 0).sum()
     assert np.array_equal(turned[2], again[2])
@@ -79,7 +79,7 @@ def test_flows_turn_as_vectors(view: View, image_hw: tuple[int, int]) -> None:
 
 
 def one_source(labels: np.ndarray) -> list[int]:
-    """The labels in one part whose pixel nearest to the mean is nearest by far."""
+    """The connected labels with a unique pixel nearest to the mean."""
     chosen = []
     for label in np.unique(labels[labels > 0]):
         y, x = np.nonzero(labels == label)
@@ -93,19 +93,19 @@ def one_source(labels: np.ndarray) -> list[int]:
     return chosen
 
 
-def test_the_eight_orientations_differ_and_are_what_they_are_called() -> None:
+def test_the_eight_orientations_differ_and_match_their_names() -> None:
     array = np.arange(6).reshape(2, 3)
     assert len({view.turn(array).tobytes() for view in EIGHT}) == 8
-    made = {
+    turned = {
         name: [View(horizontal_flip=f, quarter_turns=t).turn(array) for f, t in of] for name, of in ORIENTATIONS.items()
     }
-    for found, expected in zip(made["flips"], (array, array[:, ::-1], array[::-1], array[::-1, ::-1]), strict=True):
-        assert np.array_equal(found, expected)
-    assert len(made["turns"]) == 8
-    assert np.array_equal(made["turns"][2], np.rot90(array))
+    for own, expected in zip(turned["flips"], (array, array[:, ::-1], array[::-1], array[::-1, ::-1]), strict=True):
+        assert np.array_equal(own, expected)
+    assert len(turned["turns"]) == 8
+    assert np.array_equal(turned["turns"][2], np.rot90(array))
 
 
-def test_what_can_be_typed() -> None:
+def test_views_as_text() -> None:
     assert parse_views("flips")[0] == View()
     assert [len(parse_views(text)) for text in ("mirror", "flips", "turns")] == [2, 4, 8]
     assert parse_views(" 0.8, 1 ,1.25") == (View(scale=0.8), View(), View(scale=1.25))
@@ -168,7 +168,7 @@ def test_views_out_of_range_are_refused(fields: dict[str, float]) -> None:
         as_views([])
 
 
-def test_sizes_go_by_the_recipe() -> None:
+def test_sizes_follow_the_recipe() -> None:
     sided = InputConfig(short_side=800, max_side=1333)
     assert View().input_config(sided) == sided
     half = View(scale=0.5).input_config(sided)

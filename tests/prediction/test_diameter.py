@@ -37,7 +37,7 @@ def parts_of(mask: np.ndarray) -> np.ndarray:
 
 
 class NearSighted(nn.Module):
-    """In place of a U-Net: what is bright in parts that touch, surely where about 24 px wide.
+    """In place of a U-Net: bright connected components, with high scores if they are about 24 px wide.
 
     Wider than 48 px it sees fragments of 12 px, not surely; narrower than 12 px only blurs.
     """
@@ -46,11 +46,11 @@ class NearSighted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[int, int]] = []
+        self.input_hws: list[tuple[int, int]] = []
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self.seen += [(int(images.shape[2]), int(images.shape[3]))] * len(images)
-        return [torch.from_numpy(np.stack([self._maps(one.numpy()) for one in images.mean(dim=1)]))]
+        self.input_hws += [(int(images.shape[2]), int(images.shape[3]))] * len(images)
+        return [torch.from_numpy(np.stack([self._maps(grey.numpy()) for grey in images.mean(dim=1)]))]
 
     def _maps(self, grey: np.ndarray) -> np.ndarray:
         bright = parts_of(grey > 0.5)
@@ -78,17 +78,17 @@ def predict_one(own: NetworkPredictor, image: Image) -> tuple[Instances, Diamete
     return prediction.instances, prediction.diameter
 
 
-def seen_by(own: NetworkPredictor) -> list[tuple[int, int]]:
-    return own.network.unet.seen  # type: ignore[attr-defined]
+def input_hws_of(own: NetworkPredictor) -> list[tuple[int, int]]:
+    return own.network.unet.input_hws  # type: ignore[attr-defined]
 
 
 def drawn(size_px: int, seed: int = 1) -> tuple[Image, Instances, float]:
-    """Nuclei that do not touch, as they are: 40 on 0; their truth; their median diameter."""
+    """Nuclei that do not touch, with the value 40 on 0; their ground truth; their median diameter."""
     image_hw, n = SIZES[size_px]
     look = FieldLook(stain="fluorescence", diameter_px=size_px, touching=0.0, overlap=0.0)
     _, truth = draw_field(seed, image_hw, n, look)
     parts = parts_of(np.asarray(ndimage.binary_dilation(truth.masks.foreground())))
-    # One of two that would touch is left out.
+    # Of two nuclei that would touch, one is omitted.
     first = np.unique([parts[truth.masks[[k]].foreground()][0] for k in range(len(truth))], return_index=True)[1]
     truth = truth[np.sort(first)]
     image = Image.from_array(truth.masks.foreground().astype(np.uint8) * np.uint8(40))
@@ -96,50 +96,50 @@ def drawn(size_px: int, seed: int = 1) -> tuple[Image, Instances, float]:
 
 
 @pytest.mark.parametrize("size_px", SIZES)
-def test_nuclei_of_any_size_are_measured_and_found(size_px: int) -> None:
+def test_nuclei_of_any_size_are_measured_and_detected(size_px: int) -> None:
     image, truth, median_px = drawn(size_px)
-    found, diameter = predict_one(predictor(), image)
+    instances, diameter = predict_one(predictor(), image)
     assert diameter is not None
     assert diameter.estimated
     assert diameter.px is not None
     assert diameter.px == pytest.approx(median_px, rel=0.12)
     assert diameter.scale == pytest.approx(NOMINAL_PX / diameter.px)
-    assert diameter.wanted_scale is None
-    assert found.image_hw == image.image_hw
-    report = cw.evaluate([found], [truth])
+    assert diameter.requested_scale is None
+    assert instances.image_hw == image.image_hw
+    report = cw.evaluate([instances], [truth])
     assert report["accuracy@0.5"] > 0.93
     assert report["accuracy@0.75"] > 0.85
 
 
-def test_without_a_diameter_it_would_not_work() -> None:
-    """The test's network is as near-sighted as it says."""
+def test_without_a_diameter_nuclei_of_other_sizes_are_missed() -> None:
+    """Check of the test's network: it depends on the diameter."""
     for size_px in (5, 100):
         image, truth, _ = drawn(size_px)
         plain = predictor(input_config=CONFIG.model_copy(update={"diameter_px": None}))
-        found, diameter = predict_one(plain, image)
+        instances, diameter = predict_one(plain, image)
         assert diameter is None
-        assert len(seen_by(plain)) == 1
-        assert cw.evaluate([found], [truth])["accuracy@0.5"] < 0.5
+        assert len(input_hws_of(plain)) == 1
+        assert cw.evaluate([instances], [truth])["accuracy@0.5"] < 0.5
 
 
-def test_a_diameter_that_is_given_is_taken() -> None:
+def test_a_given_diameter_is_used() -> None:
     image, _, _ = drawn(50)
     guessing = predictor()
     guessed, diameter = predict_one(guessing, image)
     assert diameter is not None
     assert diameter.px is not None
-    assert len(seen_by(guessing)) == 5, "three looks, one more, and the image"
+    assert len(input_hws_of(guessing)) == 5, "three trials, one more, and the image"
     told = predictor(diameter_px=diameter.px)
-    found, given = predict_one(told, image)
+    instances, given = predict_one(told, image)
     assert given == replace(diameter, estimated=False)
-    assert len(seen_by(told)) == 1
-    assert found.masks == guessed.masks
-    assert np.array_equal(found.scores, guessed.scores)  # type: ignore[arg-type]
+    assert len(input_hws_of(told)) == 1
+    assert instances.masks == guessed.masks
+    assert np.array_equal(instances.scores, guessed.scores)  # type: ignore[arg-type]
     _, other = predict_one(predictor(diameter_px=48.0), image)
     assert other == Diameter(48.0, estimated=False, scale=0.5)
 
 
-def test_images_of_a_batch_have_a_diameter_each() -> None:
+def test_each_image_of_a_batch_has_its_own_diameter() -> None:
     images = [drawn(12)[0], drawn(50)[0], Image.from_array(np.zeros((40, 50), np.uint8))]
     for image, together in zip(images, predictor(batch_size=3).predict(images), strict=True):
         expected, diameter = predict_one(predictor(), image)
@@ -148,63 +148,63 @@ def test_images_of_a_batch_have_a_diameter_each() -> None:
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((70, 90), np.uint8), np.full((1, 1), 9, np.uint16)])
-def test_nothing_to_see(pixels: np.ndarray) -> None:
-    found, diameter = predict_one(predictor(), Image.from_array(pixels))
-    assert len(found) == 0
-    assert found.image_hw == pixels.shape
+def test_an_image_without_objects_has_no_diameter(pixels: np.ndarray) -> None:
+    instances, diameter = predict_one(predictor(), Image.from_array(pixels))
+    assert len(instances) == 0
+    assert instances.image_hw == pixels.shape
     assert diameter == Diameter(None, estimated=True)
 
 
-def test_depth_and_channels_change_nothing() -> None:
+def test_bit_depth_and_channels_change_nothing() -> None:
     image, _, _ = drawn(24)
     grey = image.data[:, :, 0]
     expected, diameter = predict_one(predictor(), image)
     rgb = np.repeat(grey[:, :, None], 3, axis=2)
     alpha = np.concatenate([rgb, np.random.default_rng(0).integers(0, 255, (*grey.shape, 1), np.uint8)], axis=2)
     for pixels in (grey.astype(np.uint16) * 300, grey.astype(np.float32) / 7, rgb, alpha):
-        found, same = predict_one(predictor(), Image.from_array(pixels))
+        instances, same = predict_one(predictor(), Image.from_array(pixels))
         assert same == diameter
-        assert found.masks == expected.masks
+        assert instances.masks == expected.masks
 
 
-def test_looks_cost_the_same_however_large_the_image_is() -> None:
-    """Nuclei in one corner of a large image: the looks go there."""
+def test_the_cost_of_an_estimate_does_not_depend_on_the_image_size() -> None:
+    """Nuclei in one corner of a large image: the window is placed there."""
     image, truth, median_px = drawn(12)
     large = np.zeros((1500, 2500), np.uint8)
     large[-240:, 2000:2300] = image.data[:, :, 0]
     own = predictor()
     pixels = np.repeat(large[None] / np.float32(40), 3, axis=0)
-    found = module.estimate_diameter(pixels, NOMINAL_PX, own._detect_input)
-    assert found == pytest.approx(median_px, rel=0.12)
-    assert all(max(hw) <= module.WINDOW_SIDE_PX + 16 for hw in seen_by(own))
+    estimate = module.estimate_diameter(pixels, NOMINAL_PX, own._detect_input)
+    assert estimate == pytest.approx(median_px, rel=0.12)
+    assert all(max(hw) <= module.WINDOW_SIDE_PX + 16 for hw in input_hws_of(own))
     assert len(truth) > 20
 
 
 def test_few_large_nuclei_outside_the_shared_window() -> None:
-    """A bright speck draws the small looks; the look at large objects still sees them."""
+    """A bright speck attracts the shared window; the window for large objects still contains them."""
     y, x = np.mgrid[:400, :400]
     pixels = 0.6 * ((y - 320) ** 2 + (x - 320) ** 2 <= 40**2) + 0.45 * ((y // 2 + x // 2) % 2) * (y < 100) * (x < 100)
-    found = module.estimate_diameter(
+    estimate = module.estimate_diameter(
         np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, predictor()._detect_input
     )
-    assert found == pytest.approx(80, rel=0.1)
+    assert estimate == pytest.approx(80, rel=0.1)
 
 
-def test_an_image_is_not_enlarged_without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_enlargement_of_an_image_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG.model_copy(update={"diameter_px": 24.0})
     assert Diameter.of(6.0, (1000, 1000), config, estimated=False).scale == 4
     large = Diameter.of(6.0, (2048, 2048), config, estimated=True)
-    assert (large.scale, large.wanted_scale) == (2, 4)
+    assert (large.scale, large.requested_scale) == (2, 4)
     huge = Diameter.of(6.0, (20000, 20000), config, estimated=True)
-    assert (huge.scale, huge.wanted_scale) == (1, 4)
+    assert (huge.scale, huge.requested_scale) == (1, 4)
     assert Diameter.of(48.0, (20000, 20000), config, estimated=True).scale == 0.5
     tiny = Diameter.of(1.0, (100, 100), config, estimated=False)
-    assert (tiny.scale, tiny.wanted_scale) == (8, 24)
+    assert (tiny.scale, tiny.requested_scale) == (8, 24)
     monkeypatch.setattr(module, "MAX_ENLARGED_PX", 100 * 100)
     own = predictor(diameter_px=12.0)
     _, diameter = predict_one(own, Image.from_array(np.zeros((80, 80), np.uint8)))
-    assert diameter == Diameter(12.0, estimated=False, scale=1.25, wanted_scale=2.0)
-    assert seen_by(own) == [(112, 112)]
+    assert diameter == Diameter(12.0, estimated=False, scale=1.25, requested_scale=2.0)
+    assert input_hws_of(own) == [(112, 112)]
 
 
 def test_predictions_have_the_diameter() -> None:

@@ -74,7 +74,7 @@ def test_members_are_fused_on_calibrated_scores() -> None:
     assert plain.masks.boxes.tolist() == [[4, 2, 14, 12]]
 
 
-def test_options_of_a_result_apply_to_what_is_fused() -> None:
+def test_options_apply_to_the_fused_objects() -> None:
     ensemble = Ensemble(members(Square(2, 0.6), Square(20, 0.9)), FusionOptions())
     (prediction,) = FilteredPredictor(ensemble, PredictOptions(0.4)).predict([BRIGHT])
     assert prediction.instances.scores is not None
@@ -82,13 +82,13 @@ def test_options_of_a_result_apply_to_what_is_fused() -> None:
     assert prediction.n_low_score == 1
 
 
-def test_another_number_of_weights() -> None:
+def test_the_number_of_weights_is_checked() -> None:
     with pytest.raises(UsageError, match="2 weights: 1, 2\n  expected: 1"):
         Ensemble(members(Square(2, 0.9)), FusionOptions(weights=(1, 2)))
 
 
 def test_the_diameter_is_that_of_the_first_member_that_uses_one() -> None:
-    by_12, by_24 = (Diameter(px, estimated=True, scale=24 / px, wanted_scale=None) for px in (12.0, 24.0))
+    by_12, by_24 = (Diameter(px, estimated=True, scale=24 / px, requested_scale=None) for px in (12.0, 24.0))
     three = members(Square(2, 0.9), FilteredPredictor(Square(4, 0.3, by_12)), Square(4, 0.3, by_24))  # type: ignore[arg-type]
     ensemble = Ensemble(three, FusionOptions())
     assert ensemble.predict([BRIGHT])[0].diameter == by_12

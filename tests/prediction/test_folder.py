@@ -38,11 +38,11 @@ class Squares:
     """A segmenter that finds two overlapping squares in every image, and can be interrupted."""
 
     stop_at: int | None = None
-    seen: list = field(default_factory=list)
+    names: list = field(default_factory=list)
 
     def predict(self, images):
-        self.seen += [Path(image.path).name for image in images]
-        if self.stop_at is not None and len(self.seen) > self.stop_at:
+        self.names += [Path(image.path).name for image in images]
+        if self.stop_at is not None and len(self.names) > self.stop_at:
             raise KeyboardInterrupt
         return [squares(image.image_hw) for image in images]
 
@@ -102,7 +102,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_the_folder_holds_what_the_interface_says(images, tmp_path):
+def test_the_folder_contains_the_documented_files(images, tmp_path):
     out = tmp_path / "pred"
     report = run(job_for(sources_of_paths([images])), out)
     assert (report.n_images, report.n_resumed, report.n_objects, report.failures) == (3, 0, 6, ())
@@ -151,7 +151,7 @@ def test_options_are_applied_and_a_cap_is_shown(images, tmp_path):
     assert "`max_objects` omitted 1 object in 1 image" in report.notes
 
 
-def test_predictions_come_back_as_they_were(images, tmp_path):
+def test_predictions_are_read_back_unchanged(images, tmp_path):
     run(job_for(sources_of_paths([images])), tmp_path / "pred")
     assert is_complete(tmp_path / "pred")
     data = read_predictions(tmp_path / "pred")
@@ -167,7 +167,7 @@ def test_predictions_come_back_as_they_were(images, tmp_path):
     assert back.ids.tolist() == [1, 2]
 
 
-def test_predictions_come_back_when_the_images_are_gone(images, tmp_path):
+def test_predictions_can_be_read_without_their_images(images, tmp_path):
     run(job_for(sources_of_paths([images / "a.png"])), tmp_path / "pred")
     (images / "a.png").unlink()
     sample = read_predictions(tmp_path / "pred")[0]
@@ -187,7 +187,7 @@ def test_a_dataset_keeps_its_ids_numbers_and_splits(tmp_path):
     assert (tmp_path / "pred" / "images" / "field_001_masks.tif").is_file()
 
 
-def test_a_bad_image_is_recorded_and_the_rest_goes_on(images, tmp_path):
+def test_an_image_that_fails_is_recorded_and_the_job_continues(images, tmp_path):
     whole = (images / "a.png").read_bytes()
     (images / "a.png").write_bytes(whole[: len(whole) // 2])
     report = run(job_for(sources_of_paths([images])), tmp_path / "pred")
@@ -201,21 +201,21 @@ def test_a_bad_image_is_recorded_and_the_rest_goes_on(images, tmp_path):
     assert numbers == {"a.tif": 2, "deep/b": 3}, "numbers do not move where one fails"
 
 
-def test_fail_fast_stops_at_the_first(images, tmp_path):
+def test_fail_fast_stops_at_the_first_failure(images, tmp_path):
     (images / "a.png").write_bytes(b"")
     with pytest.raises(InputError):
         run(job_for(sources_of_paths([images])), tmp_path / "pred", fail_fast=True)
     assert not is_complete(tmp_path / "pred")
 
 
-def test_no_image_at_all_can_be_read(images, tmp_path):
+def test_a_job_in_which_all_images_fail(images, tmp_path):
     (images / "a.png").write_bytes(b"")
     report = run(job_for(sources_of_paths([images / "a.png"])), tmp_path / "pred")
     assert (report.n_images, len(report.failures)) == (0, 1)
     assert len(read_predictions(tmp_path / "pred")) == 0
 
 
-def test_an_interrupted_job_goes_on_and_ends_in_the_same_files(images, tmp_path):
+def test_a_resumed_job_writes_the_same_files(images, tmp_path):
     job, whole, torn = job_for(sources_of_paths([images])), tmp_path / "whole", tmp_path / "torn"
     run(job, whole)
     with pytest.raises(KeyboardInterrupt):
@@ -223,25 +223,25 @@ def test_an_interrupted_job_goes_on_and_ends_in_the_same_files(images, tmp_path)
     assert not is_complete(torn)
     rest = Squares()
     report = run(job, torn, rest)
-    assert rest.seen == ["a.tif", "b.png"]
+    assert rest.names == ["a.tif", "b.png"]
     assert report.n_resumed == 1
     assert files_in(whole) == files_in(torn)
     for name in files_in(whole):
-        if not name.endswith(".index"):  # its header holds the time
+        if not name.endswith(".index"):  # its header contains the time
             assert (whole / name).read_bytes() == (torn / name).read_bytes(), name
 
 
-def test_a_missing_output_of_an_unfinished_job_is_made_again(images, tmp_path):
+def test_a_missing_file_of_an_unfinished_job_is_written_again(images, tmp_path):
     job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
     with pytest.raises(KeyboardInterrupt):
         run(job, out, Squares(stop_at=2))
     (out / "a.png_overlay.png").unlink()
     rest = Squares()
     run(job, out, rest)
-    assert rest.seen == ["a.png", "b.png"]
+    assert rest.names == ["a.png", "b.png"]
 
 
-def test_a_finished_folder_is_refused_and_can_be_overwritten(images, tmp_path):
+def test_a_complete_folder_is_refused_unless_overwritten(images, tmp_path):
     job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
     run(job, out)
     with pytest.raises(OutputError, match="already complete[\\s\\S]*`overwrite=True`"):
@@ -271,7 +271,7 @@ def test_an_unfinished_folder_of_another_job_is_refused(images, tmp_path, change
         run(job_for(sources[:2]), tmp_path / "pred")
 
 
-def test_a_folder_that_is_not_ours_is_never_touched(images, tmp_path):
+def test_folders_with_other_files_are_never_changed(images, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="has no predictions"):
             run(job_for(sources_of_paths([images])), images, overwrite=overwrite)
@@ -280,7 +280,7 @@ def test_a_folder_that_is_not_ours_is_never_touched(images, tmp_path):
     assert files_in(images) == ["a.png", "a.tif", "deep/b.png"]
 
 
-def test_only_what_is_asked_for_is_saved(images, tmp_path):
+def test_only_the_requested_files_are_written(images, tmp_path):
     run(job_for(sources_of_paths([images / "a.png"]), save=("masks",)), tmp_path / "pred")
     assert "a_overlay.png" not in files_in(tmp_path / "pred")
     assert {"a_masks.tif", "contact_sheet.png"} <= set(files_in(tmp_path / "pred"))
@@ -288,7 +288,7 @@ def test_only_what_is_asked_for_is_saved(images, tmp_path):
         job_for([], save=("geojsn",))
 
 
-def test_sources_pass_over_hidden_files_and_own_outputs(images, tmp_path):
+def test_hidden_files_and_outputs_are_skipped(images, tmp_path):
     (images / ".ipynb_checkpoints").mkdir()
     (images / ".ipynb_checkpoints" / "a.png").write_bytes((images / "a.png").read_bytes())
     run(job_for(sources_of_paths([images])), images / "out")
@@ -296,7 +296,7 @@ def test_sources_pass_over_hidden_files_and_own_outputs(images, tmp_path):
     assert [source.id for source in sources_of_paths([images, images / "a.png"])] == ["a.png", "a.tif", "deep/b"]
 
 
-def test_two_folders_with_the_same_names_are_told_apart(tmp_path):
+def test_equal_names_in_two_folders_get_different_ids(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         Pillow.new("L", (4, 4)).save(tmp_path / name / "x.png")
@@ -312,7 +312,7 @@ def test_a_sample_without_an_image_is_named(tmp_path):
         sources_of_dataset(drawn.with_samples([replace(drawn[0], image_path=None)]))
 
 
-def test_pixel_size_travels_into_the_label_image(tmp_path):
+def test_the_label_image_has_the_pixel_size(tmp_path):
     sized = Image(np.zeros((16, 16, 1), np.uint8), ("grey",), (0.5, 0.25), "x.png")
     folder = PredictionFolder(tmp_path / "p", job_for([Source("x", tmp_path / "x.png")]), PICTURES)
     predict_into(folder, SegmenterPredictor(Squares()), read=lambda path: sized)

@@ -24,18 +24,18 @@ HW = (20, 30)
 
 
 def pooled(case: Case, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, shares and classes of all members that score enough, best first."""
+    """Boxes, shares and classes of all members' objects that reach the score, best first."""
     members = drawn_boxes(case)
     kept = [scores >= case.score for _, scores, _ in members]
-    boxes = np.concatenate([one[0][k] for one, k in zip(members, kept, strict=True)])
-    shares = np.concatenate([one[1][k] * w for one, k, w in zip(members, kept, weights, strict=True)])
-    classes = np.concatenate([one[2][k] for one, k in zip(members, kept, strict=True)])
+    boxes = np.concatenate([member[0][k] for member, k in zip(members, kept, strict=True)])
+    shares = np.concatenate([member[1][k] * w for member, k, w in zip(members, kept, weights, strict=True)])
+    classes = np.concatenate([member[2][k] for member, k in zip(members, kept, strict=True)])
     order = np.argsort(-shares)
     return boxes[order], shares[order], classes[order]
 
 
 @pytest.mark.parametrize(("case", "stored"), list(zip(CASES, STORED, strict=True)), ids=[str(c.seed) for c in CASES])
-def test_weighted_boxes_are_those_of_ensemble_boxes(case: Case, stored: dict) -> None:
+def test_weighted_boxes_equal_those_of_ensemble_boxes(case: Case, stored: dict) -> None:
     weights = np.ones(case.n_members) if case.weights is None else np.array(case.weights)
     boxes, shares, classes = pooled(case, weights)
     cluster, fused, scores = weighted_boxes(boxes, shares, classes, weights, case.iou)
@@ -43,13 +43,13 @@ def test_weighted_boxes_are_those_of_ensemble_boxes(case: Case, stored: dict) ->
     assert len(fused) == len(stored["wbf"]["scores"])
     np.testing.assert_allclose(scores[order], stored["wbf"]["scores"], atol=1e-6, rtol=0)
     np.testing.assert_allclose(fused[order], stored["wbf"]["boxes"], atol=1e-6, rtol=0)
-    found = np.array([classes[cluster == k][0] for k in order])
-    assert found.tolist() == stored["wbf"]["classes"]
+    fused_classes = np.array([classes[cluster == k][0] for k in order])
+    assert fused_classes.tolist() == stored["wbf"]["classes"]
 
 
 @pytest.mark.parametrize(("case", "stored"), list(zip(CASES, STORED, strict=True)), ids=[str(c.seed) for c in CASES])
-def test_fused_instances_are_those_of_ensemble_boxes(case: Case, stored: dict) -> None:
-    """The whole way, thresholds before weights; float32 pixels, and scores cut at 1."""
+def test_fused_instances_equal_those_of_ensemble_boxes(case: Case, stored: dict) -> None:
+    """With thresholds before weights, float32 boxes, and scores limited to 1."""
     side = 512
     members = [
         Instances.from_masks(
@@ -60,18 +60,18 @@ def test_fused_instances_are_those_of_ensemble_boxes(case: Case, stored: dict) -
         )
         for boxes, scores, classes in drawn_boxes(case)
     ]
-    found = fuse(members, FusionOptions(iou=case.iou, score=case.score, weights=case.weights))
+    fused = fuse(members, FusionOptions(iou=case.iou, score=case.score, weights=case.weights))
     expected = np.array(stored["wbf"]["scores"])
-    np.testing.assert_allclose(found.scores, np.minimum(expected, 1), atol=1e-6, rtol=0)
-    below = expected < 1  # those at 1 are in no order
+    np.testing.assert_allclose(fused.scores, np.minimum(expected, 1), atol=1e-6, rtol=0)
+    below = expected < 1  # scores of 1 are in no particular order
     np.testing.assert_allclose(
-        found.boxes_xyxy[below] / side, np.array(stored["wbf"]["boxes"])[below], atol=1e-6, rtol=0
+        fused.boxes_xyxy[below] / side, np.array(stored["wbf"]["boxes"])[below], atol=1e-6, rtol=0
     )
-    assert found.class_ids[below].tolist() == np.array(stored["wbf"]["classes"])[below].tolist()
+    assert fused.class_ids[below].tolist() == np.array(stored["wbf"]["classes"])[below].tolist()
 
 
 @pytest.mark.parametrize(("case", "stored"), list(zip(CASES, STORED, strict=True)), ids=[str(c.seed) for c in CASES])
-def test_suppression_keeps_what_ensemble_boxes_keeps(case: Case, stored: dict) -> None:
+def test_suppression_keeps_the_same_boxes_as_ensemble_boxes(case: Case, stored: dict) -> None:
     boxes, scores, classes = pooled(replace(case, score=0.0), np.ones(case.n_members))
     pairs = box_pairs(boxes, classes)
     kept = hard_nms(scores, pairs, case.iou)
@@ -84,7 +84,7 @@ def test_suppression_keeps_what_ensemble_boxes_keeps(case: Case, stored: dict) -
 
 
 def plain_soft_nms(boxes: np.ndarray, scores: np.ndarray, decay) -> tuple[list[int], np.ndarray]:
-    """The paper's figure, line by line."""
+    """The pseudocode of the paper."""
     left, scores, order = list(range(len(boxes))), scores.copy(), []
     while left:
         m = max(left, key=lambda k: scores[k])
@@ -96,7 +96,7 @@ def plain_soft_nms(boxes: np.ndarray, scores: np.ndarray, decay) -> tuple[list[i
 
 
 @pytest.mark.parametrize("decay", [lambda o: linear_decay(o, 0.3), lambda o: gaussian_decay(o, 0.5)])
-def test_soft_nms_is_the_papers(decay) -> None:
+def test_soft_nms_equals_the_pseudocode_of_the_paper(decay) -> None:
     boxes, scores, _ = pooled(CASES[2], np.ones(4))
     pairs = box_pairs(boxes, np.zeros(len(boxes), np.int64))
     order, left = soft_nms(scores, pairs, decay(pairs.overlap))
@@ -107,7 +107,7 @@ def test_soft_nms_is_the_papers(decay) -> None:
 
 
 def test_crowded_boxes_cluster_as_without_the_grid() -> None:
-    """Boxes of very different sizes: the grid that finds clusters must lose none."""
+    """Boxes of very different sizes: the grid that finds clusters must miss none."""
     rng = np.random.default_rng(5)
     centres, sides = rng.random((600, 2)) * 150, 4 + 200 * rng.random((600, 2)) ** 6
     boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
@@ -118,7 +118,7 @@ def test_crowded_boxes_cluster_as_without_the_grid() -> None:
     expected = np.zeros((0, 4))
     for k in range(600):
         iou = box_iou(boxes[k : k + 1], expected)[0]
-        iou[[groups[one[0]] != groups[k] for one in members]] = 0
+        iou[[groups[member[0]] != groups[k] for member in members]] = 0
         best = int(iou.argmax()) if members and iou.max() > 0.2 else len(members)
         if best == len(members):
             members.append([])
@@ -149,33 +149,33 @@ ALONE = (20, 2, 28, 10, 0.6)
 def test_wbf_of_two_members() -> None:
     first = rectangles((2, 2, 12, 12, 0.9))
     second = rectangles((4, 2, 14, 12, 0.3), ALONE, (0, 15, 5, 19, 0.04))
-    found = fuse([first, second])
-    assert found.ids.tolist() == [1, 2]
-    assert found.scores.tolist() == pytest.approx([0.6, 0.3])  # (.9 + .3) / 2; .6 / 2: one of two members found it
-    np.testing.assert_allclose(found.boxes_xyxy, [[2.5, 2, 12.5, 12], [20, 2, 28, 10]], rtol=1e-6)
-    # Pixels of the second alone have .3 of 1.2, those of the first alone .9 of 1.2.
-    assert found.masks == MaskSet.from_crops(
+    fused = fuse([first, second])
+    assert fused.ids.tolist() == [1, 2]
+    assert fused.scores.tolist() == pytest.approx([0.6, 0.3])  # (.9 + .3) / 2; .6 / 2: one of two members has it
+    np.testing.assert_allclose(fused.boxes_xyxy, [[2.5, 2, 12.5, 12], [20, 2, 28, 10]], rtol=1e-6)
+    # Pixels of the second mask only have 0.3 of 1.2, those of the first only 0.9 of 1.2.
+    assert fused.masks == MaskSet.from_crops(
         np.array([[2, 2, 12, 12], [20, 2, 28, 10]]), [np.ones((10, 10)), np.ones((8, 8))], HW
     )
 
 
 def test_weights_decide_boxes_scores_and_masks() -> None:
     first, second = rectangles((2, 2, 12, 12, 0.9)), rectangles((4, 2, 14, 12, 0.3))
-    found = fuse([first, second], FusionOptions(weights=(1, 9)))
-    assert found.scores.tolist() == pytest.approx([(0.9 + 2.7) / 10])
-    np.testing.assert_allclose(found.boxes_xyxy, [[3.5, 2, 13.5, 12]], rtol=1e-6)
-    assert found.masks == second.masks
+    fused = fuse([first, second], FusionOptions(weights=(1, 9)))
+    assert fused.scores.tolist() == pytest.approx([(0.9 + 2.7) / 10])
+    np.testing.assert_allclose(fused.boxes_xyxy, [[3.5, 2, 13.5, 12]], rtol=1e-6)
+    assert fused.masks == second.masks
 
 
-def test_probabilities_are_averaged_where_there_are_any() -> None:
-    """A member with probabilities .4 and .8 beside one with a plain mask; score weights .5 and .25."""
+def test_mask_probabilities_are_averaged() -> None:
+    """A member with probabilities 0.4 and 0.8 and one with a binary mask, with weights 0.5 and 0.25."""
     plain, soft = rectangles((2, 2, 6, 4, 0.5)), rectangles((2, 2, 6, 4, 0.25))
     probs = np.tile(np.array([102, 204, 204, 204, 102, 0], np.uint8), 2)
     wide = SoftMasks(HW, np.array([[2, 2, 8, 4]], np.int32), np.array([0, 12]), probs)
-    found = fuse([plain, replace(soft, soft_masks=wide)])
+    fused = fuse([plain, replace(soft, soft_masks=wide)])
     mean = (0.5 * np.array([1, 1, 1, 1, 0, 0]) + 0.25 * np.array([0.4, 0.8, 0.8, 0.8, 0.4, 0])) / 0.75
-    assert found.masks.crop(0).tolist() == np.tile(mean >= 0.5, (2, 1))[:, :4].astype(int).tolist()
-    # With the soft member alone its own probabilities decide.
+    assert fused.masks.crop(0).tolist() == np.tile(mean >= 0.5, (2, 1))[:, :4].astype(int).tolist()
+    # Of a single member with probabilities, these decide.
     alone = fuse([replace(soft, soft_masks=wide)])
     assert alone.masks == wide.threshold(0.5)
     assert alone.masks.areas.tolist() == [6]
@@ -193,9 +193,9 @@ def test_fused_masks_against_dense_arithmetic() -> None:
         Instances.from_masks(MaskSet.from_dense(dense[k : k + 1]), scores=scores[k : k + 1], boxes_xyxy=box)
         for k in range(3)
     ]
-    found = fuse(members, FusionOptions(weights=weights))
+    fused = fuse(members, FusionOptions(weights=weights))
     shares = scores.astype(float) * weights
-    assert np.array_equal(found.masks.to_dense()[0], np.average(dense, axis=0, weights=shares) >= 0.5)
+    assert np.array_equal(fused.masks.to_dense()[0], np.average(dense, axis=0, weights=shares) >= 0.5)
     voted = fuse(members, FusionOptions(method="mask_vote", iou=0.3, weights=weights))
     assert np.array_equal(voted.masks.to_dense()[0], np.average(dense, axis=0, weights=weights) > 0.5)
     assert voted.scores.tolist() == pytest.approx([shares.sum() / 4.5])
@@ -204,12 +204,12 @@ def test_fused_masks_against_dense_arithmetic() -> None:
 
 def test_scores_above_one_become_one() -> None:
     twice = rectangles((2, 2, 12, 12, 0.9), (2, 2, 12, 11, 0.95))
-    found = fuse([rectangles((2, 2, 12, 12, 0.8)), twice], FusionOptions(weights=(1, 10)))
-    assert found.scores.tolist() == [1.0]
+    fused = fuse([rectangles((2, 2, 12, 12, 0.8)), twice], FusionOptions(weights=(1, 10)))
+    assert fused.scores.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms", "soft_nms", "mask_nms", "mask_vote"])
-def test_classes_meet_only_when_told_to(method) -> None:
+def test_classes_compete_only_on_request(method) -> None:
     first = rectangles((2, 2, 12, 12, 0.9), classes=(1,))
     second = rectangles((2, 2, 12, 11, 0.8), classes=(0,))
     apart = fuse([first, second], FusionOptions(method=method))
@@ -218,17 +218,17 @@ def test_classes_meet_only_when_told_to(method) -> None:
     assert together.class_ids.tolist() == [1]
 
 
-def test_nms_gives_the_better_object_as_it_is() -> None:
+def test_nms_returns_the_better_object_unchanged() -> None:
     first, second = rectangles((2, 2, 12, 12, 0.5)), rectangles((3, 2, 12, 12, 0.8), ALONE)
-    found = fuse([first, second], FusionOptions(method="nms"))
-    assert found.masks == second.masks
-    assert found.scores.tolist() == pytest.approx([0.8, 0.6])
+    fused = fuse([first, second], FusionOptions(method="nms"))
+    assert fused.masks == second.masks
+    assert fused.scores.tolist() == pytest.approx([0.8, 0.6])
     heavy = fuse([first, second], FusionOptions(method="nms", weights=(2, 1)))
     assert heavy.scores.tolist() == pytest.approx([0.5, 0.3])
     assert heavy.masks[[0]] == first.masks
 
 
-def test_soft_nms_lowers_and_then_leaves_out() -> None:
+def test_soft_nms_lowers_scores_and_then_omits_objects() -> None:
     members = [rectangles((2, 2, 12, 12, 0.8)), rectangles((2, 2, 12, 7, 0.6))]  # IoU .5
     options = FusionOptions(method="soft_nms", decay="linear", iou=0.4)
     assert fuse(members, options).scores.tolist() == pytest.approx([0.8, 0.3])
@@ -238,8 +238,8 @@ def test_soft_nms_lowers_and_then_leaves_out() -> None:
     assert gaussian.scores.tolist() == pytest.approx([0.8, 0.6 * np.exp(-0.5)])
 
 
-def test_masks_that_do_not_meet_stay_though_their_boxes_do() -> None:
-    """Two triangles of one box."""
+def test_separate_masks_with_overlapping_boxes_are_kept() -> None:
+    """Two triangles with the same box."""
     lower = np.tril(np.ones((12, 12), bool), -1)
     box = np.array([[3, 3, 15, 15]])
     a, b = (
@@ -251,7 +251,7 @@ def test_masks_that_do_not_meet_stay_though_their_boxes_do() -> None:
     assert len(fuse([a, b], FusionOptions(method="mask_vote"))) == 2
 
 
-def test_a_fragment_inside_goes_by_the_smaller_mask() -> None:
+def test_a_fragment_inside_an_object_is_removed_over_the_smaller_mask() -> None:
     members = [rectangles((2, 2, 12, 12, 0.9)), rectangles((4, 4, 7, 7, 0.8))]
     assert len(fuse(members, FusionOptions(method="mask_nms"))) == 2
     assert len(fuse(members, FusionOptions(method="mask_nms", over_smaller=True))) == 1
@@ -266,8 +266,8 @@ def test_mask_nms_against_dense_masks(over_smaller: bool) -> None:
     centres, radii = rng.random((40, 2)) * HW, 2 + 5 * rng.random(40)
     dense = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2 <= radii[:, None, None] ** 2
     scores, classes = rng.random(40).astype(np.float32), rng.integers(0, 2, 40)
-    found = Instances.from_masks(MaskSet.from_dense(dense), scores=scores, class_ids=classes)
-    members = [found[:15], found[15:]]
+    objects = Instances.from_masks(MaskSet.from_dense(dense), scores=scores, class_ids=classes)
+    members = [objects[:15], objects[15:]]
     kept: list[int] = []
     for k in np.argsort(-scores, kind="stable"):
         shared = [(dense[k] & dense[m]).sum() for m in kept]
@@ -276,16 +276,16 @@ def test_mask_nms_against_dense_masks(over_smaller: bool) -> None:
         if scores[k] >= np.float32(0.05) and not any(meets):
             kept.append(int(k))
     options = FusionOptions(method="mask_nms", iou=0.3, over_smaller=over_smaller)
-    assert fuse(members, options).masks == found[kept].masks
+    assert fuse(members, options).masks == objects[kept].masks
     assert 5 < len(kept) < 38
 
 
-def test_a_vote_of_three() -> None:
+def test_a_vote_of_three_members() -> None:
     members = [rectangles((2, 2, 12, 12, 0.9)), rectangles((4, 2, 14, 12, 0.6)), rectangles((4, 2, 14, 12, 0.3), ALONE)]
-    found = fuse(members, FusionOptions(method="mask_vote"))
-    assert found.boxes_xyxy.tolist() == [[4, 2, 14, 12], [20, 2, 28, 10]]
-    assert found.scores.tolist() == pytest.approx([0.6, 0.2])
-    # With two voters of one weight the better object decides what only one of them covers.
+    fused = fuse(members, FusionOptions(method="mask_vote"))
+    assert fused.boxes_xyxy.tolist() == [[4, 2, 14, 12], [20, 2, 28, 10]]
+    assert fused.scores.tolist() == pytest.approx([0.6, 0.2])
+    # Of two voters with equal weights, the better object decides the pixels that only one of them covers.
     assert fuse(members[:2], FusionOptions(method="mask_vote")).masks == members[0].masks
     # A member votes once, with the object that overlaps most.
     twice = rectangles((2, 2, 12, 13, 0.9), (2, 2, 12, 11, 0.8))
@@ -295,29 +295,29 @@ def test_a_vote_of_three() -> None:
 
 def test_members_without_scores_and_regions_to_ignore() -> None:
     labels = replace(rectangles((2, 2, 12, 12, 0), ALONE), scores=None, ignore=np.array([False, True]))
-    found = fuse([labels, rectangles((2, 2, 12, 12, 0.5))])
-    assert found.scores.tolist() == pytest.approx([0.75])
+    fused = fuse([labels, rectangles((2, 2, 12, 12, 0.5))])
+    assert fused.scores.tolist() == pytest.approx([0.75])
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms", "soft_nms", "mask_nms", "mask_vote"])
-def test_images_without_any_object(method) -> None:
+def test_images_without_objects(method) -> None:
     options = FusionOptions(method=method)
     nothing = Instances.empty(HW, scored=True)
     assert len(fuse([nothing, nothing], options)) == 0
     assert fuse([nothing, nothing], options).scores is not None
-    one = fuse([nothing, rectangles(ALONE)], options)
-    assert one.masks == rectangles(ALONE).masks
-    assert one.scores.tolist() == pytest.approx([0.3 if method in ("wbf", "mask_vote") else 0.6])
+    single = fuse([nothing, rectangles(ALONE)], options)
+    assert single.masks == rectangles(ALONE).masks
+    assert single.scores.tolist() == pytest.approx([0.3 if method in ("wbf", "mask_vote") else 0.6])
     assert len(fuse([rectangles((2, 2, 5, 5, 0.01))], options)) == 0
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms", "soft_nms", "mask_nms", "mask_vote"])
 def test_cost_follows_the_foreground(method) -> None:
-    """Two objects at the far ends of an image that no array of its size would fit into."""
+    """Two objects at opposite corners of an image for which no array of its size would fit into memory."""
     boxes = np.array([[0, 0, 10, 10], [499_980, 499_970, 499_995, 499_990]])
     masks = MaskSet.from_crops(boxes, [np.ones((10, 10)), np.ones((20, 15))], (500_000, 500_000))
-    found = Instances.from_masks(masks, scores=np.array([0.9, 0.5], np.float32))
-    assert fuse([found, found], FusionOptions(method=method, score=0.3)).masks[:2] == masks
+    objects = Instances.from_masks(masks, scores=np.array([0.9, 0.5], np.float32))
+    assert fuse([objects, objects], FusionOptions(method=method, score=0.3)).masks[:2] == masks
 
 
 def test_boxes_alone_give_boxes() -> None:
@@ -326,18 +326,18 @@ def test_boxes_alone_give_boxes() -> None:
         Instances.from_masks(MaskSet.from_dense(np.zeros((1, *HW))), scores=np.array([score]), boxes_xyxy=box + k)
         for k, score in enumerate((0.9, 0.6))
     ]
-    found = fuse(bare)
-    np.testing.assert_allclose(found.boxes_xyxy, box + 0.4, rtol=1e-6)
-    assert found.masks.areas.tolist() == [0]
+    fused = fuse(bare)
+    np.testing.assert_allclose(fused.boxes_xyxy, box + 0.4, rtol=1e-6)
+    assert fused.masks.areas.tolist() == [0]
     assert len(fuse(bare, FusionOptions(method="nms"))) == 1
     assert len(fuse(bare, FusionOptions(method="mask_nms"))) == 0
 
 
-def test_scores_of_nought_are_no_division() -> None:
+def test_scores_of_zero() -> None:
     members = [rectangles((2, 2, 12, 12, 0.0)), rectangles((2, 2, 12, 12, 0.0))]
-    found = fuse(members, FusionOptions(score=0.0))
-    assert found.scores.tolist() == [0.0]
-    assert found.masks == members[0].masks
+    fused = fuse(members, FusionOptions(score=0.0))
+    assert fused.scores.tolist() == [0.0]
+    assert fused.masks == members[0].masks
 
 
 def test_what_cannot_be_fused() -> None:

@@ -1,4 +1,4 @@
-"""Remakes the answers of `ensemble-boxes` in an environment of its own (slow: it installs the package)."""
+"""Recomputes the results of `ensemble-boxes` in a separate environment (slow: it installs the package)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("make_fusion_references.py")
 
 
 @pytest.mark.slow
-def test_the_stored_answers_can_be_remade(tmp_path: Path) -> None:
+def test_the_stored_results_can_be_recomputed(tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", "ensemble-boxes==1.0.9"]

@@ -21,7 +21,7 @@ def select(instances: Instances, options: PredictOptions) -> Prediction:
 
 
 def three() -> Instances:
-    """Areas 16, 36 and 4; the second lies over a quarter of the first; scores not in order."""
+    """Areas 16, 36 and 4; the second covers a quarter of the first; scores not sorted."""
     dense = np.zeros((3, 20, 20), bool)
     dense[0, 2:6, 2:6] = True
     dense[1, 4:10, 4:10] = True
@@ -66,7 +66,7 @@ def test_overlaps_go_to_the_higher_score():
     assert np.array_equal(prediction.instances.boxes_xyxy, prediction.instances.masks.boxes)
 
 
-def test_an_object_wholly_under_another_is_gone_and_counted():
+def test_a_completely_covered_object_is_removed_and_counted():
     dense = np.zeros((2, 9, 9), bool)
     dense[:, 2:5, 2:5] = True
     both = Instances.from_masks(MaskSet.from_dense(dense), scores=np.array([0.2, 0.8], np.float32))
@@ -111,7 +111,7 @@ def classes() -> Instances:
     return Instances.from_masks(MaskSet.from_dense(dense), class_ids=np.array([0, 1, 1]), scores=scores)
 
 
-def test_a_threshold_for_each_class():
+def test_one_threshold_per_class():
     prediction = select(classes(), PredictOptions(score_threshold=(0.95, 0.55)))
     assert prediction.instances.scores.tolist() == pytest.approx([0.6])
     # Omitted objects come last, although one of them has a higher score.
@@ -123,7 +123,7 @@ def test_a_threshold_for_each_class():
     assert capped.n_over_cap == 1
 
 
-def test_a_smallest_area_for_each_class():
+def test_one_smallest_area_per_class():
     prediction = select(classes(), PredictOptions(min_area_px=(0, 10)))
     assert prediction.instances.masks.areas.tolist() == [4, 16]
     assert prediction.n_small == 1
@@ -144,6 +144,6 @@ def test_calibrated_scores_are_shown_and_thresholded():
     ("scores", "values"),
     [((), ()), ((0.0,), (0.1, 0.2)), ((0.5, 0.5), (0.1, 0.2)), ((0.1, 0.5), (0.2, 0.1)), ((0.0, 1.5), (0.0, 1.0))],
 )
-def test_what_is_no_calibration(scores, values):
+def test_invalid_calibrations(scores, values):
     with pytest.raises(UsageError, match="invalid calibration"):
         Calibration(scores, values)

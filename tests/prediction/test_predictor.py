@@ -20,7 +20,7 @@ from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredicto
 
 
 class Bright(nn.Module):
-    """A network that finds the two pixels at opposite corners of what it sees, and remembers what that was."""
+    """A network that detects the pixels at two opposite corners of its input, and records its calls."""
 
     stride = 32
 
@@ -34,12 +34,12 @@ class Bright(nn.Module):
 
     def detect(self, images, image_hws, output_hws):
         self.calls.append((tuple(images.shape), list(image_hws), list(output_hws), self.training))
-        found = []
+        results = []
         for height, width in output_hws:
             dense = np.zeros((2, height, width), bool)
             dense[0, 0, 0] = dense[1, -1, -1] = True
-            found.append(Instances.from_masks(MaskSet.from_dense(dense), scores=np.array([0.3, 0.6], np.float32)))
-        return found
+            results.append(Instances.from_masks(MaskSet.from_dense(dense), scores=np.array([0.3, 0.6], np.float32)))
+        return results
 
 
 def pictures(*sizes):
@@ -91,7 +91,7 @@ def test_a_network_without_views_says_so():
 
 
 class Returns:
-    """A segmenter that returns what it is given."""
+    """A segmenter that returns given results."""
 
     def __init__(self, *results):
         self.results = list(results)

@@ -37,7 +37,7 @@ from cellwright.prediction.sources import Source, sources_of_dataset
 # Formats that name a class only if an object has it, and formats without class names.
 BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")
 NAMELESS = ("label_images", "mask_folder", "rle_csv")
-MODEL = "model"  # what stands for a format in the facts of a member that is a model
+MODEL = "model"  # the "format" in the info of a member that is a model
 METHODS = Group("Details of the methods", sort_key=1)
 INPUTS = Group("Which images and classes", sort_key=2)
 
@@ -238,11 +238,11 @@ def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members
     Raises `UsageError` for members with different classes, or that do not say for which images they are; `InputError`
     for images that a member lacks or that have different sizes; `FormatError` for objects with boxes but no masks.
     """
-    wanted = _wanted_images(plan, reporter)
-    datasets = _read_all(plan, wanted, reporter)
+    selected = _selected_images(plan, reporter)
+    datasets = _read_all(plan, selected, reporter)
     names = short_names(plan.predictions)
     same = _with_same_classes(names, datasets, ignore_classes=plan.ignore_classes)
-    images, samples = _same_images(names, same, wanted)
+    images, samples = _same_images(names, same, selected)
     return Members(
         names=tuple(names),
         images=tuple(_completed(image, of_image) for image, of_image in zip(images, samples, strict=True)),
@@ -254,7 +254,7 @@ def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members
     )
 
 
-def _wanted_images(plan: FusePlan, reporter: ProgressReporter) -> Dataset | None:
+def _selected_images(plan: FusePlan, reporter: ProgressReporter) -> Dataset | None:
     """The images of ``plan.data``."""
     if plan.data is None:
         if plan.split is not None:
@@ -267,14 +267,14 @@ def _wanted_images(plan: FusePlan, reporter: ProgressReporter) -> Dataset | None
     return data if plan.split is None else data.with_split(plan.split)
 
 
-def _read_all(plan: FusePlan, wanted: Dataset | None, reporter: ProgressReporter) -> list[Dataset]:
+def _read_all(plan: FusePlan, selected: Dataset | None, reporter: ProgressReporter) -> list[Dataset]:
     """Every member: first those that name their images, then those that need them named, then models."""
     from cellwright.data.formats import sniff
 
     models = {path for path in plan.predictions if is_model(path)}
     lists = {path for path in plan.predictions if path not in models and sniff(path).name in LIST_FORMATS}
     datasets: dict[Path, Dataset] = {}
-    images = wanted
+    images = selected
     for path in sorted(dict.fromkeys(plan.predictions), key=lambda path: (path in models, path in lists)):
         if path in models:
             if images is None:
@@ -354,19 +354,19 @@ def _all_class_names(datasets: Sequence[Dataset]) -> tuple[str, ...]:
 
 
 def _same_images(
-    names: Sequence[str], datasets: Sequence[Dataset], wanted: Dataset | None
+    names: Sequence[str], datasets: Sequence[Dataset], selected: Dataset | None
 ) -> tuple[Dataset, list[tuple[Sample, ...]]]:
-    """The images, and each member's sample of every image. Without ``wanted``, all members need the same images."""
-    base = datasets[0] if wanted is None else wanted
+    """The images, and each member's sample of every image. Without ``selected``, all members need the same images."""
+    base = datasets[0] if selected is None else selected
     if not len(base):
         raise InputError(
             "no images to fuse",
-            where=names[0] if wanted is None else wanted.root,
+            where=names[0] if selected is None else selected.root,
             remedy="give predictions of at least one image, or another `split`",
         )
     columns = [partners(base, dataset) for dataset in datasets]
     lacking = {name: _unpaired(base, column) for name, column in zip(names, columns, strict=True)}
-    if wanted is None:
+    if selected is None:
         further = (image_id for dataset in datasets for image_id in _unpaired(dataset, partners(dataset, base)))
         lacking[names[0]] = list(dict.fromkeys(further))
     lacking = {name: missing for name, missing in lacking.items() if missing}

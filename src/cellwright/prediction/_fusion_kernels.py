@@ -7,18 +7,18 @@ from numba import njit
 
 
 @njit(cache=True)
-def suppress(order, starts, near, overlap, limit):
-    """Which of the objects ``order`` (N,) stay, (N,) bool: none that one before it that stays overlaps too much."""
-    gone = np.zeros(order.size, np.bool_)
+def suppress(order, starts, others, overlap, limit):
+    """Which of the objects ``order`` (N,) are kept, (N,) bool: those that no earlier kept object overlaps too much."""
+    removed = np.zeros(order.size, np.bool_)
     kept = np.zeros(order.size, np.bool_)
     for place in range(order.size):
         k = order[place]
-        if gone[k]:
+        if removed[k]:
             continue
         kept[place] = True
         for p in range(starts[k], starts[k + 1]):
             if overlap[p] > limit:
-                gone[near[p]] = True
+                removed[others[p]] = True
     return kept
 
 
@@ -26,8 +26,8 @@ def suppress(order, starts, near, overlap, limit):
 def blend(order, starts, shares, boxes, offsets, probs):
     """Boxes (C, 4) int32, offsets and crops of fused masks: where the mean of the members' values is at least half.
 
-    order: (M,) int64, the members of cluster c being ``order[starts[c]:starts[c + 1]]``. shares: (N,) float64, what
-    each counts. boxes (N, 4), offsets, probs: uint8 values of 0 to 255 over each box; 0 outside of it.
+    order: (M,) int64; the members of cluster c are ``order[starts[c]:starts[c + 1]]``. shares: (N,) float64, their
+    weights. boxes (N, 4), offsets, probs: uint8 values of 0 to 255 over each box; 0 outside of it.
     """
     n_clusters = starts.size - 1
     out_boxes, out_starts = np.zeros((n_clusters, 4), np.int32), np.zeros(n_clusters + 1, np.int64)

@@ -41,13 +41,13 @@ class Diameter:
     px: median diameter of its objects, px of the image; None if no object was found to measure.
     estimated: whether it was estimated from the image, not given.
     scale: factor from the image to the network's input.
-    wanted_scale: the factor that the diameter asks for, if ``scale`` was limited to one nearer 1; otherwise None.
+    requested_scale: the factor that the diameter asks for, if ``scale`` was limited to a smaller change; else None.
     """
 
     px: float | None
     estimated: bool
     scale: float = 1.0
-    wanted_scale: float | None = None
+    requested_scale: float | None = None
 
     @staticmethod
     def of(px: float | None, image_hw: tuple[int, ...], config: InputConfig, *, estimated: bool) -> Diameter:
@@ -55,8 +55,8 @@ class Diameter:
         if px is None or config.diameter_px is None:
             return Diameter(px, estimated)
         largest = max((MAX_ENLARGED_PX / (image_hw[0] * image_hw[1])) ** 0.5, 1.0)
-        wanted, scale = config.diameter_px / px, min(diameter_scale(px, config), largest)
-        return Diameter(px, estimated, scale, None if wanted == scale else wanted)
+        requested, scale = config.diameter_px / px, min(diameter_scale(px, config), largest)
+        return Diameter(px, estimated, scale, None if requested == scale else requested)
 
 
 def estimate_diameter(pixels: np.ndarray, nominal_px: float, detect: Detect) -> float | None:

@@ -322,12 +322,12 @@ def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:
     """The diameter by which the image was resized, and the scale; empty for models that do not use one."""
     if diameter is None:
         return dict.fromkeys(("diameter_px", "diameter_from", "network_scale", "network_scale_wanted"))
-    px, wanted = diameter.px, diameter.wanted_scale
+    px, requested = diameter.px, diameter.requested_scale
     return {
         "diameter_px": None if px is None else round(px, 2),
         "diameter_from": "estimated" if diameter.estimated else "given",
         "network_scale": round(diameter.scale, 4),
-        "network_scale_wanted": None if wanted is None else round(wanted, 4),
+        "network_scale_wanted": None if requested is None else round(requested, 4),
     }
 
 

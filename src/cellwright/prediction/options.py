@@ -61,12 +61,12 @@ class PredictOptions:
 
 def select(prediction: Prediction, options: PredictOptions) -> Prediction:
     """Apply options to all candidates of a prediction; ids are numbered from 1."""
-    found = prediction.candidates
-    if found.scores is None:
+    objects = prediction.candidates
+    if objects.scores is None:
         raise UsageError(
             "predicted objects need scores", got="objects without scores, as in ground truth", remedy="give them scores"
         )
-    kept = options.calibrated(found)
+    kept = options.calibrated(objects)
     # With one threshold per class, the objects that reach theirs need not be the first ones.
     kept = kept[np.argsort(~options.good(kept), kind="stable")]
     good = options.good(kept)
@@ -83,7 +83,7 @@ def select(prediction: Prediction, options: PredictOptions) -> Prediction:
         prediction,
         instances=candidates[: n_left - n_over_cap],
         candidates=candidates,
-        n_low_score=len(found) - n_good,
+        n_low_score=len(objects) - n_good,
         n_small=n_good - n_left,
         n_over_cap=n_over_cap,
         pixels_resolved=pixels_resolved,

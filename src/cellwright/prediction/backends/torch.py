@@ -98,11 +98,11 @@ class NetworkPredictor:
             got = type(self.network).__name__
             raise UsageError("this network does not report its candidates", got=got, expected="a Mask R-CNN")
         self.network.eval()
-        near = torch.as_tensor(near_xyxy, dtype=torch.float32, device=self.device)
+        boxes = torch.as_tensor(near_xyxy, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
             resize, _ = self._resizer(image)
             stacked, (input_hw,) = self._stack([resize(View())])
-            return self.network.candidates(stacked, input_hw, image.image_hw, near)
+            return self.network.candidates(stacked, input_hw, image.image_hw, boxes)
 
     def _predict_batch(self, images: Sequence[Image]) -> list[Prediction]:
         resizers, diameters = zip(*(self._resizer(image) for image in images), strict=True)

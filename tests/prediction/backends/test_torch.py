@@ -36,16 +36,16 @@ RECIPE = Recipe.model_validate(
 
 
 class Spy(nn.Module):
-    """Maps of nothing; remembers what it was shown."""
+    """Predicts background everywhere, and records its inputs."""
 
     stride = 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        self.seen.append(images.clone())
+        self.inputs.append(images.clone())
         return [torch.full((len(images), 1, *images.shape[2:]), -9.0)]
 
 
@@ -65,36 +65,36 @@ def noise(hw: tuple[int, int]) -> Image:
     return Image.from_array(np.random.default_rng(0).integers(0, 255, (*hw, 3), dtype=np.uint8))
 
 
-def test_the_network_sees_every_size_and_orientation() -> None:
+def test_the_network_gets_every_size_and_orientation() -> None:
     predictor, spy = spied(InputConfig(), "48,64,max90:mirror")
     (prediction,) = predictor.predict([ramp((48, 80))])
     assert (len(prediction.instances), prediction.instances.image_hw) == (0, (48, 80))
     assert prediction.views == parse_views("48,64,max90:mirror")
     assert repr(prediction) == "Prediction(0 objects in 48 x 80 px; 4 views)"
-    assert [tuple(one.shape[2:]) for one in spy.seen] == [(48, 80), (48, 80), (54, 90), (54, 90)]
-    assert torch.equal(spy.seen[1], spy.seen[0].flip(-1))
+    assert [tuple(pixels.shape[2:]) for pixels in spy.inputs] == [(48, 80), (48, 80), (54, 90), (54, 90)]
+    assert torch.equal(spy.inputs[1], spy.inputs[0].flip(-1))
     predictor, spy = spied(InputConfig(), "turns")
     predictor.predict([ramp((48, 80))])
-    assert len({(one.shape[2], one.sum(dim=(0, 1, 3)).numpy().tobytes()) for one in spy.seen}) > 2
-    assert [tuple(one.shape[2:]) for one in spy.seen] == 2 * [(48, 80), (48, 80), (80, 48), (80, 48)]
+    assert len({(pixels.shape[2], pixels.sum(dim=(0, 1, 3)).numpy().tobytes()) for pixels in spy.inputs}) > 2
+    assert [tuple(pixels.shape[2:]) for pixels in spy.inputs] == 2 * [(48, 80), (48, 80), (80, 48), (80, 48)]
 
 
 def test_factors_multiply_the_scale_of_a_diameter() -> None:
     predictor, spy = spied(InputConfig(diameter_px=24), "0.5,1,1.25:mirror", diameter_px=12)
     (prediction,) = predictor.predict([noise((40, 60))])
-    assert [tuple(one.shape[2:]) for one in spy.seen] == [(40, 60)] * 2 + [(80, 120)] * 2 + [(100, 150)] * 2
+    assert [tuple(pixels.shape[2:]) for pixels in spy.inputs] == [(40, 60)] * 2 + [(80, 120)] * 2 + [(100, 150)] * 2
     assert prediction.diameter is not None
     assert (prediction.diameter.px, prediction.diameter.scale) == (12, 2.0)
     predictor, spy = spied(InputConfig(diameter_px=24), "0.5,1")
     (prediction,) = predictor.predict([noise((40, 60))])
     assert prediction.diameter is not None
     assert prediction.diameter.px is None, "nothing to measure"
-    assert [tuple(one.shape[2:]) for one in spy.seen[-2:]] == [(20, 30), (40, 60)]
+    assert [tuple(pixels.shape[2:]) for pixels in spy.inputs[-2:]] == [(20, 30), (40, 60)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: a small U-Net at its random start, tuned to find a fifth of noise."""
+    """A model folder: a small U-Net with random weights, adjusted to detect a fifth of noise."""
     out = tmp_path_factory.mktemp("views") / "model"
     torch.manual_seed(1)
     network = build_network(RECIPE, 1).eval()
@@ -116,8 +116,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def same(one: Instances, other: Instances) -> bool:
-    return one.masks == other.masks and np.array_equal(one.scores, other.scores)  # type: ignore[arg-type]
+def same(first: Instances, second: Instances) -> bool:
+    return first.masks == second.masks and np.array_equal(first.scores, second.scores)  # type: ignore[arg-type]
 
 
 def test_one_plain_view_is_plain_prediction(folder: Path) -> None:
@@ -131,16 +131,16 @@ def test_one_plain_view_is_plain_prediction(folder: Path) -> None:
 
 
 def test_turned_images_give_turned_results(folder: Path) -> None:
-    """With all eight orientations the network no longer knows which way up an image is."""
+    """With all eight orientations, the result does not depend on the orientation of the image."""
     model, image = cw.load_model(folder, device="cpu"), noise((44, 62))
     turned = Image.from_array(np.ascontiguousarray(np.rot90(image.data)))
-    found, again = model.predict(image, views="turns"), model.predict(turned, views="turns")
-    assert len(found) > 3
-    there, here = again.masks.foreground(), np.rot90(found.masks.foreground())
+    upright, rotated = model.predict(image, views="turns"), model.predict(turned, views="turns")
+    assert len(upright) > 3
+    there, here = rotated.masks.foreground(), np.rot90(upright.masks.foreground())
     assert (there != here).mean() < 0.001, "rounding may turn a pixel"
 
 
-def test_what_has_no_views_is_refused(folder: Path) -> None:
+def test_methods_without_views_are_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="Classical"):
         SegmenterPredictor(ClassicalSegmenter(ClassicalConfig())).with_views(parse_views("flips"))
     with pytest.raises(UsageError, match="cannot have a short side"):
@@ -151,16 +151,16 @@ def test_what_has_no_views_is_refused(folder: Path) -> None:
 
 
 def test_every_member_of_an_ensemble_uses_the_views() -> None:
-    (one, first), (other, second) = spied(InputConfig(), "1"), spied(InputConfig(scale=0.5), "1")
-    both = Ensemble((one, other), FusionOptions())
+    (member, first), (other, second) = spied(InputConfig(), "1"), spied(InputConfig(scale=0.5), "1")
+    both = Ensemble((member, other), FusionOptions())
     (prediction,) = both.with_views(parse_views("mirror")).predict([ramp((32, 48))])
     assert len(prediction.instances) == 0
     assert prediction.views == parse_views("mirror")
-    assert [tuple(shown.shape[2:]) for shown in (*first.seen, *second.seen)] == [(32, 48)] * 2 + [(16, 24)] * 2
-    assert one.views == PLAIN, "the predictor itself is unchanged"
+    assert [tuple(pixels.shape[2:]) for pixels in (*first.inputs, *second.inputs)] == [(32, 48)] * 2 + [(16, 24)] * 2
+    assert member.views == PLAIN, "the predictor itself is unchanged"
 
 
-def test_the_whole_way(folder: Path, tmp_path: Path) -> None:
+def test_from_a_plan_to_a_folder(folder: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), noise((45, 63)).data)
     plan = PredictPlan((tmp_path / "a.png",), model=(str(folder),), out=tmp_path / "out", device="cpu", views="flips")
     run(plan)
