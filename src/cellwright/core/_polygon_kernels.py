@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+# ImageJ (ij.process.PolygonFiller) moves edges to the right by this much, so that rounding does not decide about pixel
+# centres that lie on an edge.
+IMAGEJ_SHIFT_PX = 1e-8
+
 
 @njit(cache=True)
 def _components(crop, height, width):
@@ -116,12 +120,14 @@ def _turn(crop, height, width, x, y, direction):
 
 
 @njit(cache=True)
-def fill(x0, y0, x1, y1, points, ring_starts, polygon_starts):
+def fill(x0, y0, x1, y1, points, ring_starts, polygon_starts, like_imagej):
     """Flat crop over the box x0, y0, x1, y1 of the union of polygons, filled at pixel centres by the even-odd rule.
 
     points (V, 2) float64; ring r is ``points[ring_starts[r]:ring_starts[r + 1]]``, closed implicitly; polygon q has the
-    rings ``polygon_starts[q]:polygon_starts[q + 1]``. A centre on a left edge is inside, one on a right edge outside.
+    rings ``polygon_starts[q]:polygon_starts[q + 1]``. A centre on a left or top edge is inside, one on a right or
+    bottom edge outside; with ``like_imagej`` the other way round.
     """
+    shift = IMAGEJ_SHIFT_PX if like_imagej else 0.0
     height, width = y1 - y0, x1 - x0
     crop = np.zeros(height * width, np.uint8)
     crossings = np.empty(points.shape[0], np.float64)
@@ -132,8 +138,12 @@ def fill(x0, y0, x1, y1, points, ring_starts, polygon_starts):
                 first, last = ring_starts[r], ring_starts[r + 1]
                 for k in range(first, last):
                     a, b = points[k], points[k + 1 if k + 1 < last else first]
-                    if (a[1] <= centre) != (b[1] <= centre):
-                        crossings[n] = a[0] + (centre - a[1]) / (b[1] - a[1]) * (b[0] - a[0])
+                    if like_imagej:
+                        crosses = (a[1] < centre) != (b[1] < centre)
+                    else:
+                        crosses = (a[1] <= centre) != (b[1] <= centre)
+                    if crosses:
+                        crossings[n] = a[0] + (centre - a[1]) / (b[1] - a[1]) * (b[0] - a[0]) + shift
                         n += 1
             crossings[:n].sort()
             for k in range(0, n - 1, 2):

@@ -159,15 +159,18 @@ class MaskSet:
         return MaskSet(image_hw := _checked_hw(image_hw), *rle.decode(objects, image_hw))
 
     @staticmethod
-    def from_polygons(objects: Sequence[polygons.MultiPolygon], image_hw: tuple[int, int]) -> MaskSet:
+    def from_polygons(
+        objects: Sequence[polygons.MultiPolygon], image_hw: tuple[int, int], *, like_imagej: bool = False
+    ) -> MaskSet:
         """From polygons with holes: an object is a list of polygons, a polygon is ``[exterior, *holes]``, rings (n, 2).
 
         Vertices are x, y in pixels, and (0, 0) is the top left corner of the image. Pixel (x, y) is foreground if its
-        centre (x + .5, y + .5) is inside by the even-odd rule, the exact inverse of `to_polygons`. Parts outside the
-        image are cut off. Raises `FormatError` that names the object with an invalid ring.
+        centre (x + .5, y + .5) is inside by the even-odd rule, the exact inverse of `to_polygons`. A centre on a left
+        or top edge is inside, one on a right or bottom edge outside; with ``like_imagej`` the other way round. Parts
+        outside the image are cut off. Raises `FormatError` that names the object with an invalid ring.
         """
         image_hw = _checked_hw(image_hw)
-        return MaskSet.from_flat(image_hw, *polygons.fill_objects(objects, image_hw))
+        return MaskSet.from_flat(image_hw, *polygons.fill_objects(objects, image_hw, like_imagej=like_imagej))
 
     @staticmethod
     def from_coco_polygons(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> MaskSet:

@@ -42,7 +42,7 @@ def signed_area(ring: np.ndarray) -> float:
 
 
 def fill_objects(
-    objects: Sequence[MultiPolygon], image_hw: tuple[int, int]
+    objects: Sequence[MultiPolygon], image_hw: tuple[int, int], *, like_imagej: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes, offsets and flat crops of N objects given as polygons; see `MaskSet.from_polygons`.
 
@@ -64,7 +64,7 @@ def fill_objects(
         polygon_starts = np.cumsum([0] + [len(polygon) for polygon in polygons])
         boxes[k] = *low, *np.maximum(low, high)
         x0, y0, x1, y1 = boxes[k].tolist()
-        crops.append(_polygon_kernels.fill(x0, y0, x1, y1, points, ring_starts, polygon_starts))
+        crops.append(_polygon_kernels.fill(x0, y0, x1, y1, points, ring_starts, polygon_starts, like_imagej))
     sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sides.prod(1))])
     return boxes, offsets, np.concatenate(crops) if crops else np.zeros(0, np.uint8)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 import roifile
+import tifffile
 from shapely.geometry import Polygon
 
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
 from cellwright.data.formats import ReadOptions, imagej_roi, sniff
 from cellwright.data.formats.imagej_roi import ImagejRois
 from cellwright.testing.objects import CLASS_NAMES, draw_objects
@@ -71,12 +73,25 @@ def test_class_names_in_any_script_are_kept(tmp_path):
     assert ImagejRois().read(tmp_path, ReadOptions()).class_names == (name,)
 
 
-def test_a_polygon_contains_the_pixels_whose_centres_are_inside(tmp_path):
-    ring = np.array([[3.25, 2.5], [20.75, 4.0], [15.0, 25.5]], np.float32)
-    whole = roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]])
-    path = save(tmp_path, roifile.ImagejRoi.frompoints(ring, name="a"), whole)
-    expected = MaskSet.from_polygons([[[ring]], [[np.array([[3, 2], [20, 4], [15, 25]])]]], HW)
-    np.testing.assert_array_equal(dense(path), expected.to_dense())
+def test_every_kind_of_roi_is_filled_as_imagej_does():
+    """Random polygons, rectangles, ovals and composites, filled by ImageJ 1.53t: vertices on pixel corners and centres,
+    outlines that cross themselves, subpixel coordinates."""
+    cases = Path(__file__).parents[2] / "cases" / "vectors"
+    lines = (cases / "imagej_1.53t_pixels.txt").read_text().splitlines()[1:]
+    with zipfile.ZipFile(cases / "imagej_1.53t_rois.zip") as archive:
+        entries = [imagej_roi.Entry(name[:-4], name, archive.read(name)) for name in archive.namelist()]
+    rois = [roifile.ImagejRoi.frombytes(entry.data) for entry in entries]
+    masks = imagej_roi.LoadRois((cases,), (120, 150), ("cell",)).masks(rois, entries)
+    for entry, mask, line in zip(entries, masks.to_dense(), lines, strict=True):
+        y, x = np.nonzero(mask)
+        assert f"{entry.name} {len(x)} {x.sum()} {y.sum()}" == line
+
+
+def test_a_pixel_centre_on_a_left_edge_is_outside_and_on_a_right_edge_inside(tmp_path):
+    diamond = roifile.ImagejRoi.frompoints([[20, 10], [30, 20], [20, 30], [10, 20]])
+    y, x = np.nonzero(dense(save(tmp_path, diamond))[0])
+    assert len(x) == 200
+    assert (x.mean(), y.mean()) == (20.0, 19.5)  # its centre (20, 20) lies at pixel 19.5, 19.5
 
 
 def test_rectangles_and_ovals(tmp_path):
@@ -156,12 +171,75 @@ def test_rois_without_an_area_raise_an_error_that_names_them(kind, tmp_path):
     with pytest.raises(FormatError, match="encloses no pixels") as caught:
         dense(save(tmp_path, roi))
     assert "scale bar.roi" in str(caught.value)
+    with pytest.raises(FormatError, match="none of these 2 ROIs"):
+        dense(save(tmp_path, roi, dataclasses.replace(roi, name="ruler")))
 
 
 def test_several_slices_raise_an_error(tmp_path):
-    rois = [roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]], position=k, name=f"{k}") for k in range(3)]
+    rois = [roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]], name=f"{k}") for k in range(3)]
+    for k, roi in enumerate(rois):
+        roi.position = k
+    with pytest.raises(FormatError, match="several slices") as caught:
+        dense(save(tmp_path, *rois))
+    assert "slice 1, 2" in str(caught.value)
+    assert len(dense(save(tmp_path, *rois[:2]))) == 2  # position 0 is no slice in particular
+
+
+@pytest.mark.parametrize("what", ["z_position", "t_position"])
+def test_several_planes_of_a_hyperstack_raise_an_error(what, tmp_path):
+    ring = [[3, 2], [20, 4], [15, 25]]
+    rois = [roifile.ImagejRoi.frompoints(ring, c=k, name=f"{k}") for k in (1, 2)]
+    assert len(dense(save(tmp_path, *rois))) == 2  # channels of one plane
+    for k, roi in enumerate(rois):
+        setattr(roi, what, k + 3)
     with pytest.raises(FormatError, match="several slices"):
         dense(save(tmp_path, *rois))
+
+
+def test_points_and_lines_among_outlines_are_not_read(tmp_path):
+    ring = [[3, 2], [20, 4], [15, 25]]
+    line = roifile.ImagejRoi.frompoints(ring, name="scale bar")
+    line.roitype = roifile.ROI_TYPE.POLYLINE
+    text = make_roi(roifile.ROI_TYPE.RECT, subtype=roifile.ROI_SUBTYPE.TEXT, right=9, bottom=9, name="label")
+    dataset = ImagejRois().read(save(tmp_path, roifile.ImagejRoi.frompoints(ring, name="a"), line, text), ReadOptions())
+    assert len(dataset[0].read_instances()) == 1
+    (note,) = dataset.notes
+    assert (note.where, note.text) == (
+        "x_rois.zip",
+        "2 of 3 ROIs not read, because they enclose no pixels: polyline scale bar, ...",
+    )
+
+
+def test_splines_and_round_corners_raise_an_error(tmp_path):
+    spline = roifile.ImagejRoi.frompoints([[3, 2], [20, 4], [15, 25]], name="a")
+    spline.options = roifile.ROI_OPTIONS.SPLINE_FIT
+    with pytest.raises(FormatError, match="does not contain the outline") as caught:
+        dense(save(tmp_path, spline))
+    assert "spline" in str(caught.value)
+    assert "Interpolate" in str(caught.value)
+    rounded = make_roi(roifile.ROI_TYPE.RECT, right=20, bottom=20, rounded_rect_arc_size=8)
+    with pytest.raises(FormatError, match="round corners"):
+        dense(save(tmp_path, rounded))
+
+
+@pytest.mark.parametrize(
+    "name", ["x_rois.zip", "x_RoiSet.zip", "RoiSet_x.zip", "x-ROI-set.zip", "x RoiSets.zip", "rois.zip", "RoiSet (1).zip"]
+)
+def test_names_of_roi_sets(name, tmp_path):
+    path = save(tmp_path, make_roi(roifile.ROI_TYPE.RECT, right=9, bottom=9), name=name)
+    (tmp_path / "x_overlay.png").write_bytes((tmp_path / "x.png").read_bytes())
+    assert [sample.id for sample in ImagejRois().read(tmp_path, ReadOptions())] == ["x"]
+    tifffile.imwrite(tmp_path / "RoiSet.ome.tif", np.zeros(HW, np.uint8))  # the name of an image counts first
+    path.rename(tmp_path / "RoiSet.zip")
+    assert [sample.image_path.name for sample in ImagejRois().read(tmp_path, ReadOptions())] == ["RoiSet.ome.tif"]
+
+
+def test_two_zips_of_one_image_raise_an_error(tmp_path):
+    for name in ("x_rois.zip", "x_RoiSet.zip"):
+        save(tmp_path, make_roi(roifile.ROI_TYPE.RECT, right=9, bottom=9), name=name)
+    with pytest.raises(InputError, match="several files have ROIs of one image") as caught:
+        ImagejRois().read(tmp_path, ReadOptions())
+    assert "x_RoiSet.zip, x_rois.zip" in str(caught.value)
 
 
 def test_broken_files(tmp_path):

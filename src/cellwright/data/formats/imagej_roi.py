@@ -1,7 +1,8 @@
 """ImageJ ROIs: ``x_rois.zip`` (or ``x.zip``, ``x_RoiSet.zip``) or single ``.roi`` files next to the image ``x.tif``.
 
-Reads polygons, freehand and traced outlines, rectangles, ovals, ellipses, rotated rectangles and composites (even-odd).
-Lines, points, text and images enclose no pixels; they raise an error, as do ROIs on several slices of a stack.
+Reads polygons, freehand and traced outlines, rectangles, ovals, ellipses, rotated rectangles and composites (even-odd)
+as ImageJ 1.53t fills them, to the pixel. Lines, points, text and images enclose no pixels: among outlines they are
+passed over with a note, alone they raise an error, as do ROIs on several slices of a stack.
 
 Writes one zip per image with one entry per object, named by its id. An object of one part without holes becomes a
 traced polygon, any other a composite. Both follow pixel edges, so that ImageJ's masks are equal to ours to the pixel.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import struct
 import zipfile
 import zlib
@@ -24,11 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError
+from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import unreadable, write_bytes
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note, with_where
 from cellwright.core.polygons import MultiPolygon
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import check_cover, checked_ring, concat_in_order, ids_from_names, without_empty
 from cellwright.data.formats.paths import (
@@ -41,13 +46,19 @@ from cellwright.data.formats.paths import (
     output_path,
     root_of,
     split_ids,
+    stem_of,
 )
-from cellwright.data.images.read import IMAGE_SUFFIXES
+from cellwright.data.images.read import is_image_name, is_own_output
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi
 
-_ENDINGS = ("_rois", "_roi", "-rois", "_RoiSet", "-RoiSet", ".RoiSet")
+# What people add to the name of an image for the zip of its ROIs: "x_rois", "x_RoiSet", "RoiSet x", "x-ROI-set".
+_ENDING = re.compile(r"(.+?)[ _.-]+roi(?:s|[ _-]?sets?)?", re.IGNORECASE)
+_BEGINNING = re.compile(r"roi(?:s|[ _-]?sets?)?[ _.-]+(.+)", re.IGNORECASE)
+_ROI_SET = re.compile(
+    r"(?:roi(?:s|[ _-]?sets?)?)(?: ?\(\d+\)|[ _-]\d+)?", re.IGNORECASE
+)  # without the name of an image
 _MAX_ROI_BYTES = 1 << 25
 _MAX_ZIP_BYTES = 1 << 29
 _ZIP_TAIL = 65_536 + 22  # the end record and the longest possible comment
@@ -74,20 +85,19 @@ class ImagejRois(Format):
         else 1..N."""
         root, sources = root_of(path), _sources(path)
         finder, images, class_names = ImageFinder(options), [], set()
+        notes: list[Note] = []
         for source in options.track(sources, "reading ROIs", len(sources)):
-            recorded_hw = None
-            for file in source.files:
-                entries, note = _read_entries(file)
-                class_names.update(_class_name(_parse(entry)) for entry in entries)
-                recorded_hw = recorded_hw or _recorded_hw(note)
-            images.append(finder.find(source.files[0], Path(source.stem).name, recorded_hw))
+            content = _read_content(source.files)
+            class_names.update(_class_name(roi) for roi in content.rois)
+            notes += with_where(content.notes, source.files[0].relative_to(root).as_posix())
+            images.append(finder.find(source.files[0], Path(source.stem).name, content.recorded_hw))
         names = options.select_classes(sorted(class_names), path)
         places = split_ids([source.stem for source in sources], root.name)
         samples = []
         for source, image, (sample_id, split) in zip(sources, images, places, strict=True):
             load, size_um = LoadRois(source.files, image.image_hw, names), image.pixel_size_um
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
-        return Dataset(tuple(samples), names, root, info={"format": self.name})
+        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=tuple(notes))
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<sample id>_rois.zip``, and the image next to it if ``copy_images`` is set.
@@ -119,6 +129,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class _Content:
+    """The ROIs of one image that enclose pixels.
+
+    scored: whether cellwright wrote the file for predictions. recorded_hw: the size of the image that it wrote there.
+    """
+
+    entries: list[Entry]
+    rois: list[ImagejRoi]
+    scored: bool
+    recorded_hw: tuple[int, int] | None
+    notes: list[Note]
+
+
+@dataclass(frozen=True)
 class _Source:
     """The ROI files of one image, and the path (relative, without extension) of the image and its sample."""
 
@@ -134,7 +158,48 @@ def _is_roi_file(path: Path) -> bool:
     if start[:4] == b"PK\x03\x04" and len(start) > 30:
         length = int.from_bytes(start[26:28], "little")
         return start[30 : 30 + length].lower().endswith(b".roi")
-    return start[:4] == b"PK\x05\x06" and path.stem.endswith(_ENDINGS)
+    return start[:4] == b"PK\x05\x06" and _stem_without_roi_set(path.stem) != path.stem
+
+
+def _stem_without_roi_set(stem: str) -> str:
+    """The name of the image in the name of a zip.
+
+    >>> [_stem_without_roi_set(stem) for stem in ("x_rois", "RoiSet x", "x-RoiSet", "heroi")]
+    ['x', 'x', 'x', 'heroi']
+    """
+    named = _ENDING.fullmatch(stem) or _BEGINNING.fullmatch(stem)
+    return named[1] if named else stem
+
+
+def _read_content(files: Sequence[Path]) -> _Content:
+    """The ROIs of one image. Raises `FormatError` for damaged files, for ROIs on several slices, for outlines that
+    cannot be filled as ImageJ does, and if no ROI encloses pixels."""
+    contents = [_read_entries(file) for file in files]
+    entries = [entry for part, _ in contents for entry in part]
+    pairs = [(entry, _parse(entry)) for entry in entries]
+    areas = [(entry, roi) for entry, roi in pairs if _has_area(roi)]
+    others = [(entry, roi) for entry, roi in pairs if not _has_area(roi)]
+    if others and not areas:
+        entry, roi = others[0]
+        raise FormatError(
+            "this ROI encloses no pixels" if len(others) == 1 else f"none of these {len(others)} ROIs encloses pixels",
+            where=entry.where,
+            got=_kind(roi),
+            expected="a polygon, freehand or traced outline, rectangle, oval or composite",
+            remedy="draw outlines of the objects, or save only those in the ROI Manager",
+        )
+    for entry, roi in areas:
+        _check_fill(roi, entry)
+    _check_one_slice([roi for _, roi in areas], files[0])
+    notes = []
+    if others:
+        entry, roi = others[0]
+        number = f"{len(others)} of {count(len(pairs), 'ROI')}"
+        text = f"{number} not read, because they enclose no pixels: {_kind(roi)} {entry.name}"
+        notes.append(Note("points and lines among the ROIs were not read", text + (", ..." if len(others) > 1 else "")))
+    recorded = next((hw for hw in (_recorded_hw(note) for _, note in contents) if hw is not None), None)
+    scored = any(note.get("scored") is True for _, note in contents)
+    return _Content([entry for entry, _ in areas], [roi for _, roi in areas], scored, recorded, notes)
 
 
 def _read_entries(path: Path) -> tuple[list[Entry], dict[str, Any]]:
@@ -230,9 +295,11 @@ def _rings(roi: ImagejRoi, entry: Entry, image_hw: tuple[int, int]) -> list[np.n
     return [ring for ring in rings if len(ring)]
 
 
-def _bounds(roi: ImagejRoi) -> tuple[float, float, float, float]:
+def _bounds(roi: ImagejRoi) -> tuple[int, int, int, int]:
+    """The whole pixels x0, y0, x1, y1 that ImageJ uses for a rectangle or oval, also if it has subpixel coordinates."""
     if roi.subpixelrect:
-        return roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd
+        x0, y0 = int(roi.xd), int(roi.yd)
+        return x0, y0, x0 + math.ceil(roi.widthd), y0 + math.ceil(roi.heightd)
     return roi.left, roi.top, roi.right, roi.bottom
 
 
@@ -251,30 +318,48 @@ def _oval(roi: ImagejRoi, entry: Entry, image_hw: tuple[int, int]) -> tuple[np.n
     return np.array([left, top, right, bottom], np.int32), u[None] ** 2 + v[:, None] ** 2 <= 1
 
 
-def _check_area(roi: ImagejRoi, entry: Entry) -> None:
+def _has_area(roi: ImagejRoi) -> bool:
     from roifile import ROI_SUBTYPE, ROI_TYPE
 
     areas = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
-    if roi.roitype not in areas or roi.subtype in (ROI_SUBTYPE.TEXT, ROI_SUBTYPE.ARROW, ROI_SUBTYPE.IMAGE):
+    return roi.roitype in areas and roi.subtype not in (ROI_SUBTYPE.TEXT, ROI_SUBTYPE.ARROW, ROI_SUBTYPE.IMAGE)
+
+
+def _kind(roi: ImagejRoi) -> str:
+    return roi.roitype.name.lower() if roi.subtype.name == "UNDEFINED" else roi.subtype.name.lower()
+
+
+def _check_fill(roi: ImagejRoi, entry: Entry) -> None:
+    """`FormatError` for a spline or a rounded rectangle, of which the file contains only the control points."""
+    from roifile import ROI_OPTIONS, ROI_TYPE
+
+    is_round = roi.roitype == ROI_TYPE.RECT and not roi.composite and roi.rounded_rect_arc_size > 0
+    if is_round or roi.options & ROI_OPTIONS.SPLINE_FIT:
         raise FormatError(
-            "this ROI encloses no pixels",
+            "the file does not contain the outline of this ROI",
             where=entry.where,
-            got=f"{roi.roitype.name.lower()}, {roi.subtype.name.lower()}",
-            expected="a polygon, freehand or traced outline, rectangle, oval or composite",
-            remedy="delete it in the ROI Manager and save again",
+            got="a rectangle with round corners" if is_round else "the nodes of a spline",
+            expected="an outline, rectangle, oval or composite",
+            remedy="in ImageJ, convert it with Edit > Selection > Interpolate, update it in the ROI Manager, and save",
         )
 
 
 def _check_one_slice(rois: Sequence[ImagejRoi], where: object) -> None:
-    slices = {(roi.position, roi.z_position, roi.t_position) for roi in rois}
-    if len(slices) > 1:
-        raise FormatError(
-            "these ROIs are on several slices of a stack",
-            where=where,
-            got=f"{len(slices)} positions (position, z, t): {', '.join(map(str, sorted(slices)[:4]))}",
-            expected="one image",
-            remedy="save the ROIs of each slice separately",
-        )
+    """`FormatError` if ROIs are on several slices. Position 0 means that a ROI belongs to no slice in particular."""
+    for what, slices in (
+        ("slice", {roi.position for roi in rois}),
+        ("z", {roi.z_position for roi in rois}),
+        ("time point", {roi.t_position for roi in rois}),
+    ):
+        several = sorted(slices - {0})
+        if len(several) > 1:
+            raise FormatError(
+                "these ROIs are on several slices of a stack",
+                where=where,
+                got=f"{what} {', '.join(map(str, several[:4]))}" + (", ..." if len(several) > 4 else ""),
+                expected="the ROIs of one image",
+                remedy="save each slice as an image, and its ROIs (select them in the ROI Manager) beside it",
+            )
 
 
 def _class_name(roi: ImagejRoi) -> str:
@@ -316,18 +401,16 @@ class LoadRois:
     class_names: tuple[str, ...]
 
     def __call__(self) -> Instances:
-        contents = [_read_entries(file) for file in self.files]
-        entries = [entry for part, _ in contents for entry in part]
+        content = _read_content(self.files)
+        entries, rois = content.entries, content.rois
         if not entries:
-            return Instances.empty(self.image_hw, scored=any(note.get("scored") is True for _, note in contents))
-        rois = [_parse(entry) for entry in entries]
-        _check_one_slice(rois, self.files[0])
+            return Instances.empty(self.image_hw, scored=content.scored)
         names = [_class_name(roi) for roi in rois]
         kept = [k for k, name in enumerate(names) if name in self.class_names]
         entries, rois, names = [entries[k] for k in kept], [rois[k] for k in kept], [names[k] for k in kept]
         scores = [_score(roi) for roi in rois]
         instances = Instances.from_masks(
-            self._masks(rois, entries),
+            self.masks(rois, entries),
             class_ids=np.array([self.class_names.index(name) for name in names], np.int64),
             ids=ids_from_names([entry.name for entry in entries]),
             scores=None if None in scores else np.array(scores, np.float32),
@@ -335,16 +418,17 @@ class LoadRois:
         )
         return without_empty(instances, self.files[0])
 
-    def _masks(self, rois: Sequence[ImagejRoi], entries: Sequence[Entry]) -> MaskSet:
+    def masks(self, rois: Sequence[ImagejRoi], entries: Sequence[Entry]) -> MaskSet:
+        """What ImageJ fills of each ROI."""
         from roifile import ROI_TYPE
 
-        for roi, entry in zip(rois, entries, strict=True):
-            _check_area(roi, entry)
         is_oval = [roi.roitype == ROI_TYPE.OVAL for roi in rois]
         pairs = list(zip(rois, entries, is_oval, strict=True))
         ringed = [_rings(roi, entry, self.image_hw) for roi, entry, oval in pairs if not oval]
         check_cover(ringed, self.image_hw, self.files[0])
-        polygons = MaskSet.from_polygons([[rings] if rings else [] for rings in ringed], self.image_hw)
+        polygons = MaskSet.from_polygons(
+            [[rings] if rings else [] for rings in ringed], self.image_hw, like_imagej=True
+        )
         cut = [_oval(roi, entry, self.image_hw) for roi, entry, oval in pairs if oval]
         boxes = np.array([box for box, _ in cut], np.int32).reshape(-1, 4)
         ovals = MaskSet.from_crops(boxes, [crop for _, crop in cut], self.image_hw)
@@ -355,19 +439,36 @@ def _sources(path: Path) -> list[_Source]:
     """The ROI files at or below ``path``, grouped by image.
 
     A zip is named after its image, and so is a ``.roi`` file if there is such an image next to it. Otherwise all
-    ``.roi`` files of a folder with a single image belong to that image.
+    ``.roi`` files of a folder with a single image belong to that image, and so does a ``RoiSet.zip``. `InputError` for
+    two files with the ROIs of one image, which may contain the same objects.
     """
     root = root_of(path)
     groups: dict[str, list[Path]] = {}
     for file in annotation_files(path, _is_roi_file, "ImageJ ROI files"):
-        stem = next((file.stem.removesuffix(end) for end in _ENDINGS if file.stem.endswith(end)), file.stem)
-        if file.stem.lower() == "roiset" or (file.suffix.lower() == ".roi" and not images_named(file.parent, stem)):
-            images = [
-                entry for entry in file.parent.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()
-            ]
-            stem = images[0].stem if len(images) == 1 else stem
-        groups.setdefault((file.parent / stem).relative_to(root).as_posix(), []).append(file)
+        groups.setdefault((file.parent / _image_stem(file)).relative_to(root).as_posix(), []).append(file)
+    for files in groups.values():
+        if len(files) > 1 and any(file.suffix.lower() == ".zip" for file in files):
+            raise InputError(
+                "several files have ROIs of one image",
+                where=files[0].parent,
+                got=", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else ""),
+                expected="one zip per image, or single .roi files",
+                remedy="move the files that do not count away, or save all ROIs together from the ROI Manager",
+            )
     return [_Source(tuple(files), stem) for stem, files in groups.items()]
+
+
+def _image_stem(file: Path) -> str:
+    """The name of the image that a ROI file belongs to, without its suffix."""
+    if images_named(file.parent, file.stem):
+        return file.stem
+    stem = _stem_without_roi_set(file.stem)
+    single = file.suffix.lower() == ".roi" and not images_named(file.parent, stem)
+    if single or (_ROI_SET.fullmatch(file.stem) and not images_named(file.parent, stem)):
+        names = [entry.name for entry in file.parent.iterdir() if is_image_name(entry.name) and entry.is_file()]
+        names = [name for name in names if not is_own_output(name)]
+        return stem_of(names[0]) if len(names) == 1 else stem
+    return stem
 
 
 # Writing

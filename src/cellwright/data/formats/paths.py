@@ -134,9 +134,20 @@ def find_image(annotation: Path, stem: str) -> Path | None:
 
 
 def images_named(folder: Path, stem: str) -> list[Path]:
-    """The image files ``folder/<stem>.png``, ``.tif`` and so on that exist."""
-    names = [folder / f"{stem}{suffix}" for low in sorted(IMAGE_SUFFIXES) for suffix in (low, low.upper())]
+    """The image files ``folder/<stem>.png``, ``.tif``, ``.ome.tif`` and so on that exist."""
+    suffixes = [*sorted(IMAGE_SUFFIXES), ".ome.tif", ".ome.tiff"]
+    names = [folder / f"{stem}{suffix}" for low in suffixes for suffix in (low, low.upper())]
     return _distinct([file for file in names if file.is_file()])
+
+
+def stem_of(name: str) -> str:
+    """The name of an image file without its suffix, of which ``.ome.tif`` is one.
+
+    >>> stem_of("slide.ome.tif"), stem_of("a.b.png")
+    ('slide', 'a.b')
+    """
+    stem = PurePosixPath(name).stem
+    return stem[:-4] if name.lower().endswith((".ome.tif", ".ome.tiff")) else stem
 
 
 def _distinct(files: Sequence[Path]) -> list[Path]:
