@@ -223,7 +223,8 @@ def test_splines_and_round_corners_raise_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["x_rois.zip", "x_RoiSet.zip", "RoiSet_x.zip", "x-ROI-set.zip", "x RoiSets.zip", "rois.zip", "RoiSet (1).zip"]
+    "name",
+    ["x_rois.zip", "x_RoiSet.zip", "RoiSet_x.zip", "x-ROI-set.zip", "x RoiSets.zip", "rois.zip", "RoiSet (1).zip"],
 )
 def test_names_of_roi_sets(name, tmp_path):
     path = save(tmp_path, make_roi(roifile.ROI_TYPE.RECT, right=9, bottom=9), name=name)
