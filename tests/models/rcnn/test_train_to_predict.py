@@ -64,7 +64,8 @@ def test_trains_saves_loads_and_predicts(kind: str, crop: Dataset, tmp_path: Pat
     assert run.finished
     assert "AP50@all" in run.metrics
     image = cw.read_image(crop[0].image_path or "")
-    cells = cw.load_model(tmp_path / "run", device="cpu").predictor.segmenter.predict([image])[0]
+    (prediction,) = cw.load_model(tmp_path / "run", device="cpu").predictor.predict([image])
+    cells = prediction.instances
     suite.check_detections(cells, image.image_hw)
     assert 0 < len(cells) <= suite.CAP
 
