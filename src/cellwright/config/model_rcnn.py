@@ -298,6 +298,9 @@ class CascadeBoxHeadConfig(_BoxRules, _BoxLayers):
         return True
 
 
+AnyBoxHeadConfig = BoxHeadConfig | C4BoxHeadConfig | CascadeBoxHeadConfig
+
+
 # --- mask heads ---------------------------------------------------------------------------------------------------
 
 
@@ -563,9 +566,7 @@ class _Pyramid(_RCNN):
         return self.fpn.first_level
 
 
-def _check_parts(
-    box_head: BoxHeadConfig | C4BoxHeadConfig | CascadeBoxHeadConfig, rpn: RPNConfig, fpn: FPNConfig | None
-) -> None:
+def _check_parts(box_head: AnyBoxHeadConfig, rpn: RPNConfig, fpn: FPNConfig | None) -> None:
     """Raise ``ValueError`` if the box head needs more proposals or levels than there are."""
     kept, proposed = box_head.detections_per_image, rpn.post_nms_test
     if proposed is not None and kept > proposed:

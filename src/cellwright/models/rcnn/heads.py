@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.config.model_rcnn import (
+    AnyBoxHeadConfig,
     BoxHeadConfig,
-    C4BoxHeadConfig,
     CascadeBoxHeadConfig,
     CoarseMaskConfig,
     MaskHeadConfig,
@@ -30,9 +30,6 @@ from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, large_enough
 from cellwright.ops.nms import grouped_nms
 from cellwright.ops.roi import sample_mask_targets
-
-AnyBoxHeadConfig = BoxHeadConfig | C4BoxHeadConfig | CascadeBoxHeadConfig
-
 
 # --- boxes --------------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellwright.config.model_rcnn import RCNNConfig
+from cellwright.config.model_rcnn import AnyBoxHeadConfig, RCNNConfig
 from cellwright.config.section import decided
 from cellwright.core.instances import Instances
 from cellwright.data.views import View
 from cellwright.models.contract import RenderView
-from cellwright.models.rcnn.heads import AnyBoxHeadConfig
 from cellwright.models.rcnn.regions import Detections, RegionFeatures
 from cellwright.ops.boxes import scale_boxes
 from cellwright.ops.nms import grouped_nms
