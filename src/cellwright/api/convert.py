@@ -37,6 +37,8 @@ class ConvertPlan:
     """split: masks of foreground and background become one object per connected part."""
     void: int | None = None
     """Pixel value in masks that is neither an object nor background, such as 255."""
+    nucleus: bool = False
+    """For cells of QuPath that have a nucleus: read the nuclei instead of the cells."""
     no_objects: bool = False
     """Accept sources in which no image has an object."""
     copy_images: bool = False
@@ -64,6 +66,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         images=images,
         foreground=plan.foreground,
         void=plan.void,
+        nucleus=plan.nucleus,
         no_objects=plan.no_objects,
         track=screen.track,
     )

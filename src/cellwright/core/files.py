@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, OutputError
+
+MAX_UNPACKED = 1 << 30  # bytes of a gzip file
 
 
 @contextmanager
@@ -76,13 +81,36 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def gunzip(data: bytes, path: Path | str) -> bytes:
+    """The content of a file that may be compressed with gzip, whatever its name.
+
+    Raises `FormatError` if it is damaged, or unpacks to more than 1 GiB.
+
+    >>> gunzip(gzip.compress(b"[]"), "a.json.gz"), gunzip(b"[]", "a.json")
+    (b'[]', b'[]')
+    """
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FormatError(
+            "this gzip file is damaged", where=path, got=str(error), remedy="export or copy the file again"
+        ) from error
+    if len(content) > MAX_UNPACKED:
+        got, expected = f"more than {MAX_UNPACKED} bytes unpacked", f"at most {MAX_UNPACKED}"
+        raise FormatError("this gzip file is too large", where=path, got=got, expected=expected)
+    return content
+
+
 def read_json(path: Path | str) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file, which may be compressed with gzip.
 
     Raises `FormatError` with line and column if it is not valid JSON, and `InputError` if it cannot be read.
     """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        return json.loads(gunzip(Path(path).read_bytes(), path).decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise FormatError(

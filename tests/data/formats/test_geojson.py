@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import uuid
 from dataclasses import replace
@@ -20,6 +21,7 @@ from cellwright.testing.objects import CLASS_NAMES, draw_objects
 
 HW = (41, 58)
 SQUARE = [[3, 2], [9, 2], [9, 8], [3, 8], [3, 2]]
+SQUARE_RIGHT = [[x + 30, y] for x, y in SQUARE]
 
 
 def collection(cells, sample_id="a"):
@@ -103,7 +105,7 @@ QUPATH_05 = {
             "id": "1a9d5d5b-5a63-4f0b-8f2c-2a1c2f1e9d11",
             "geometry": {
                 "type": "MultiPolygon",
-                "coordinates": [[[[20.5, 20.5], [25, 20.5], [25, 25], [20.5, 20.5]]], [SQUARE]],
+                "coordinates": [[[[20.5, 20.5], [25, 20.5], [25, 25], [20.5, 20.5]]], [SQUARE_RIGHT]],
             },
             "properties": {"objectType": "annotation", "classification": {"names": ["Tumor", "Negative"]}},
         },
@@ -151,7 +153,7 @@ def test_a_score_above_1_is_a_measurement(tmp_path):
         ("[1, 2]", ["not a GeoJSON file of features"]),
         ("[" + "1" * 5000 + "]", ["x.geojson"]),
         ("[" * 100_000, ["x.geojson"]),
-        ([feature({"type": "Point", "coordinates": [1, 2]})], ["feature 0", "Point", "areas only"]),
+        ([feature({"type": "Point", "coordinates": [1, 2]})], ["feature 0", "Point", "export outlines"]),
         ([feature(), feature({"type": "Polygon", "coordinates": [[[1, 2], [3]]]})], ["feature 1", "coordinates"]),
         ([feature({"type": "Polygon", "coordinates": [[[1, 2], [3, "x"], [4, 4]]]})], ["feature 0", "coordinates"]),
         ([feature({"type": "Polygon", "coordinates": 3})], ["feature 0", "coordinates"]),
@@ -191,3 +193,215 @@ def test_the_size_comes_from_the_image_or_the_file(tmp_path):
 def test_an_empty_prediction_is_still_a_prediction(tmp_path):
     assert load(save(tmp_path, collection(Instances.empty(HW, scored=True)))).scores is not None
     assert load(save(tmp_path, collection(Instances.empty(HW)))).scores is None
+
+
+def polygon(x, y, size=6):
+    """An octagon around (x, y)."""
+    angle = np.linspace(0, 2 * np.pi, 9)
+    return {
+        "type": "Polygon",
+        "coordinates": [np.stack([x + size / 2 * np.cos(angle), y + size / 2 * np.sin(angle)], 1).tolist()],
+    }
+
+
+RECTANGLE = {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 40], [0, 40], [0, 0]]]}
+DETECTION, ANNOTATION = {"objectType": "detection"}, {"objectType": "annotation"}
+
+
+def read(folder, features):
+    return GeoJson().read(save(folder, features), ReadOptions())
+
+
+@pytest.mark.parametrize(
+    ("features", "n_objects", "n_regions"),
+    [
+        pytest.param(
+            [feature(RECTANGLE, **ANNOTATION), feature(polygon(9, 9), **DETECTION)], 1, 1, id="around detections"
+        ),
+        pytest.param(
+            [feature(polygon(20, 20, 36), **ANNOTATION), feature(polygon(9, 19), objectType="cell")],
+            1,
+            1,
+            id="around cells",
+        ),
+        pytest.param(
+            [feature(RECTANGLE, **ANNOTATION), *(feature(polygon(x, 9), **ANNOTATION) for x in (9, 19))],
+            2,
+            1,
+            id="rectangle around cells drawn by hand",
+        ),
+        pytest.param(
+            [feature(polygon(20, 20, 36), **ANNOTATION), feature(polygon(9, 19), **ANNOTATION)],
+            2,
+            0,
+            id="a nucleus in a cell",
+        ),
+        pytest.param(
+            [feature(RECTANGLE, objectType="annotation", classification={"name": "Region*"})],
+            0,
+            1,
+            id="a region without cells",
+        ),
+        pytest.param([feature(RECTANGLE, **ANNOTATION)], 1, 0, id="one rectangle alone"),
+        pytest.param(
+            [
+                feature(RECTANGLE, objectType="tile"),
+                feature(RECTANGLE, objectType="tma_core"),
+                feature(RECTANGLE, objectType="root"),
+                feature(polygon(9, 9), **DETECTION),
+            ],
+            1,
+            0,
+            id="tiles",
+        ),
+        pytest.param(
+            [
+                {**feature(RECTANGLE), "id": "PathTileObject"},
+                {**feature(RECTANGLE), "id": "PathAnnotationObject"},
+                {**feature(polygon(9, 9)), "id": "PathCellObject"},
+            ],
+            1,
+            1,
+            id="QuPath 0.2",
+        ),
+        pytest.param(
+            [feature(RECTANGLE, object_type="annotation"), feature(polygon(9, 9), object_type="detection")],
+            1,
+            1,
+            id="QuPath 0.3",
+        ),
+    ],
+)
+def test_containers_are_not_cells(features, n_objects, n_regions, tmp_path):
+    dataset = read(tmp_path, features)
+    assert len(dataset[0].read_instances()) == n_objects
+    regions = dataset.info.get("regions", {}).get("x", [])
+    assert len(regions) == n_regions
+    assert all(region["polygons"] for region in regions)
+    assert len(dataset.notes) == (n_regions > 0) + any("Tile" in str(f) or "tile" in str(f) for f in features)
+
+
+def test_outlines_drawn_by_hand_around_detections_cannot_be_told_from_regions(tmp_path):
+    pairs = [
+        feature(polygon(x, 9, size), **kind) for x in (9, 19, 29) for size, kind in ((8, ANNOTATION), (6, DETECTION))
+    ]
+    with pytest.raises(FormatError, match="outline the same objects") as caught:
+        read(tmp_path, pairs)
+    assert "3 annotations with one detection inside each" in str(caught.value)
+
+
+def test_only_containers_raise_an_error(tmp_path):
+    with pytest.raises(FormatError, match="no objects") as caught:
+        read(tmp_path, [feature(RECTANGLE, objectType="tile")] * 2)
+    assert "2 tiles" in str(caught.value)
+
+
+def test_annotations_beside_detections_are_read_and_said(tmp_path):
+    dataset = read(tmp_path, [feature(polygon(9, 9), **DETECTION), feature(polygon(30, 9), **ANNOTATION)])
+    assert len(dataset[0].read_instances()) == 2
+    assert [note.text for note in dataset.notes] == ["1 annotation beside 1 detection read as objects too"]
+
+
+@pytest.mark.parametrize("nothing", [None, {}, {"name": None}, {"colorRGB": -65536}, "", {"names": []}])
+def test_objects_without_a_class_take_that_of_the_others(nothing, tmp_path):
+    other, without = (
+        feature(polygon(9, 9), classification={"name": "A"}),
+        feature(polygon(29, 9), classification=nothing),
+    )
+    dataset = read(tmp_path, [other, without])
+    assert (dataset.class_names, dataset[0].read_instances().class_ids.tolist()) == (("A",), [0, 0])
+    assert [note.text for note in dataset.notes] == ["1 object without a class read as A, the class of all others"]
+    dataset = read(tmp_path, [other, feature(polygon(9, 30), classification="B"), without])
+    assert (dataset.class_names, dataset[0].read_instances().class_ids.tolist()) == (("A", "B", "cell"), [0, 1, 2])
+    assert [note.text for note in dataset.notes] == ["1 object without a class read as cell, beside A, B"]
+    dataset = read(tmp_path, [without])
+    assert (dataset.class_names, dataset.notes) == (("cell",), ())
+
+
+def test_objects_of_the_class_ignore_are_ignored(tmp_path):
+    dataset = read(
+        tmp_path,
+        [
+            feature(polygon(9, 9), classification={"name": "A"}),
+            feature(polygon(29, 9), classification={"name": "Ignore*"}),
+        ],
+    )
+    cells = dataset[0].read_instances()
+    assert (dataset.class_names, cells.ignore.tolist(), cells.class_ids.tolist()) == (("A",), [False, True], [0, 0])
+
+
+def in_plane(x, z, t=0):
+    return feature({**polygon(x, 9), "plane": {"c": -1, "z": z, "t": t}})
+
+
+def test_several_planes_raise_an_error(tmp_path):
+    assert len(read(tmp_path, [in_plane(9, 3), in_plane(19, 3)])[0].read_instances()) == 2
+    with pytest.raises(FormatError, match="several planes") as caught:
+        read(tmp_path, [in_plane(9, 0), in_plane(19, 3), in_plane(29, 3)])
+    assert "z 0, t 0: 1 object; z 3, t 0: 2 objects" in str(caught.value)
+    with pytest.raises(FormatError, match="several planes"):
+        read(tmp_path, [feature(polygon(9, 9)), in_plane(29, 0, t=1)])
+
+
+def test_the_nucleus_of_a_cell(tmp_path):
+    cell = feature(polygon(20, 20, 20), objectType="cell", classification={"name": "A"}) | {
+        "nucleusGeometry": polygon(20, 20, 8)
+    }
+    bare = feature(polygon(40, 20, 6), objectType="cell")
+    path = save(tmp_path, [cell, bare])
+    dataset = GeoJson().read(path, ReadOptions())
+    whole, _ = dataset[0].read_instances().masks.areas
+    assert [note.text for note in dataset.notes if "nucleus" in note.text] == [
+        "the nucleus of 1 cell was not read; to read it instead of the cell, use `nucleus=True`"
+    ]
+    dataset = GeoJson().read(path, ReadOptions(nucleus=True))
+    (nucleus,) = dataset[0].read_instances().masks.areas
+    assert nucleus < whole / 4
+    assert [note.text for note in dataset.notes] == [
+        "1 of 2 features not read, because they enclose no area: no geometry (1), as feature 1"
+    ]
+    with pytest.raises(InputError, match="no cell has a nucleus"):
+        GeoJson().read(save(tmp_path, [bare]), ReadOptions(nucleus=True))
+
+
+def test_a_feature_per_class_is_an_object_per_polygon(tmp_path):
+    """CellViT writes all outlines of a class as one MultiPolygon, and their centres as one MultiPoint."""
+    parts = [polygon(x, y, 4)["coordinates"] for y in (5, 15, 25) for x in range(5, 50, 9)]
+    dataset = read(tmp_path, [feature({"type": "MultiPolygon", "coordinates": parts}, classification={"name": "A"})])
+    assert len(dataset[0].read_instances()) == len(parts)
+    assert [note.text for note in dataset.notes] == ["the 15 polygons of feature 0 were read as separate objects"]
+    with pytest.raises(FormatError, match="not an area") as caught:
+        read(tmp_path, [feature({"type": "MultiPoint", "coordinates": [[1, 2], [3, 4]]})])
+    assert "CellViT writes outlines to cells.geojson" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.geojson", "x.json"])
+def test_gzip(name, tmp_path):
+    path = save(tmp_path, [feature(polygon(9, 9))], name)
+    packed = path.with_name(f"{name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert sniff(tmp_path).name == "geojson"
+    dataset = GeoJson().read(tmp_path, ReadOptions())
+    assert (dataset[0].id, len(dataset[0].read_instances())) == ("x", 1)
+    packed.write_bytes(packed.read_bytes()[:40])
+    with pytest.raises(FormatError, match="gzip file is damaged"):
+        GeoJson().read(packed, ReadOptions())
+
+
+def test_bare_geometries(tmp_path):
+    single, several = (
+        polygon(9, 9),
+        {"type": "MultiPolygon", "coordinates": [polygon(x, 9)["coordinates"] for x in (9, 29)]},
+    )
+    for value, n in (
+        (single, 1),
+        ([single, polygon(29, 9)], 2),
+        ({"type": "GeometryCollection", "geometries": [single, polygon(29, 9)]}, 2),
+        (several, 2),
+        ([{"type": "FeatureCollection", "features": [feature(single)]}, feature(polygon(29, 9))], 2),
+        (feature({"type": "GeometryCollection", "geometries": [single, polygon(29, 9), {"type": "Point"}]}), 1),
+    ):
+        path = save(tmp_path, value, "x.json")
+        assert sniff(path).name == "geojson"
+        assert len(load(path)) == n

@@ -36,6 +36,7 @@ class ReadOptions:
     foreground: what to do with masks that only separate foreground from background: "split" makes one object of each
         connected part, "refuse" raises; None raises too, and says that there is a choice.
     void: the value of pixels in label images and class masks that count neither as object nor as background.
+    nucleus: whether to read the nuclei of QuPath's cells instead of the cells.
     no_objects: whether a source in which no image has an object is accepted.
     track: wraps loops over samples to report progress.
 
@@ -49,6 +50,7 @@ class ReadOptions:
     rle_order: Literal["row", "column"] | None = None
     foreground: Literal["split", "refuse"] | None = None
     void: int | None = None
+    nucleus: bool = False
     no_objects: bool = False
     track: Track = no_progress
 

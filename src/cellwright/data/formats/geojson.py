@@ -1,7 +1,7 @@
 """QuPath's GeoJSON: one file per image, one feature per object, in full-resolution pixels with the corner at (0, 0).
 
-Reads feature collections, bare lists and single features of Polygon or MultiPolygon, with the classes and measurements
-of QuPath 0.2 to 0.6. The nucleus of a cell (``nucleusGeometry``) is not read.
+Reads feature collections, bare lists, single features and bare geometries, also compressed with gzip, with the classes
+and measurements of QuPath 0.2 to 0.6. `cellwright.data.formats.qupath` tells objects from regions, tiles and points.
 
 Writes ``id``, a UUID made from sample and object id (so that exporting again gives the same ids), ``objectType``
 detection, ``name`` (the id of the object), ``classification``, ``measurements`` (the columns and the score, never NaN),
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,27 +22,28 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError
-from cellwright.core.files import read_json, write_json
+from cellwright.core.errors import FormatError, InputError
+from cellwright.core.files import write_json
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note, with_where
 from cellwright.core.polygons import MultiPolygon
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import check_cover, checked_ring, ids_from_names, without_empty
 from cellwright.data.formats.paths import (
     ImageFinder,
     annotation_files,
     copy_image,
-    first_bytes,
+    first_bytes_unpacked,
     first_files,
     output_path,
     root_of,
     split_ids,
 )
+from cellwright.data.formats.qupath import IGNORED_CLASS, MEMBER, Feature, begins_with_features, read_features
 
 SCORE = "score"
-_MEMBER = "cellwright"
-_MAX_SIDE = 1_000_000
 
 # The palette of Okabe and Ito, distinguishable with any kind of colour vision.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66))
@@ -54,35 +56,47 @@ class GeoJson(Format):
     )
 
     def sniff(self, path: Path) -> bool:
-        """Whether there is a ``.geojson`` file, or a ``.json`` file that begins with features."""
+        """Whether there is a ``.geojson`` file or a ``.json`` file that begins with features, also with gzip."""
         for file in first_files(path)[:40]:
-            if file.suffix.lower() == ".geojson":
+            name = file.name.lower().removesuffix(".gz")
+            if name.endswith(".geojson"):
                 return True
-            if file.suffix.lower() == ".json" and _begins_with_features(first_bytes(file, 400)):
+            if name.endswith(".json") and begins_with_features(first_bytes_unpacked(file, 400)):
                 return True
         return False
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every GeoJSON at or below ``path``. Ids are the names of the objects if these are whole numbers, else 1..N.
 
-        The image of ``x.geojson`` is ``x.tif`` (or .png ...) next to it, or in ``images/`` next to its folder.
+        The image of ``x.geojson`` is ``x.tif`` (or .png ...) next to it, or in ``images/`` next to its folder. With
+        ``options.nucleus``, the objects are the nuclei of QuPath's cells. Regions are in ``info["regions"]``: for each
+        sample with regions, a list of ``{"class", "polygons"}``.
         """
         root = root_of(path)
         files = annotation_files(path, self.sniff, "GeoJSON files")
-        finder, images, class_names = ImageFinder(options), [], set()
+        finder, images, found, notes = ImageFinder(options), [], Counter[str | None](), list[Note]()
+        regions, has_nuclei = [], False
         for file in options.track(files, "reading outlines", len(files)):
-            content = _content(file)
-            for k, feature in enumerate(content.features):
-                where = f"{file}, feature {k}"
-                class_names.add(_class_name(_properties(feature, where), where))
-            images.append(finder.find(file, file.stem, content.image_hw))
-        names = options.select_classes(sorted(class_names), path)
-        places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
+            content = read_features(file, nucleus=options.nucleus)
+            found.update(feature.class_name for feature in content.objects)
+            notes += with_where(content.notes, file.relative_to(root).as_posix())
+            regions.append([_region(feature) for feature in content.regions])
+            has_nuclei = has_nuclei or content.has_nuclei
+            images.append(finder.find(file, _without_suffix(file.name), content.image_hw))
+        if options.nucleus and not has_nuclei:
+            raise InputError("no cell has a nucleus", where=path, got="`nucleus=True`", remedy="omit `nucleus`")
+        names = {name for name in found if name is not None and name != IGNORED_CLASS}
+        unclassified, class_notes = _unclassified(names, found[None], options)
+        class_names = options.select_classes(sorted(names | ({unclassified} if found[None] else set())), path)
+        places = split_ids([_without_suffix(file.relative_to(root).as_posix()) for file in files], root.name)
         samples = []
         for file, image, (sample_id, split) in zip(files, images, places, strict=True):
-            load, size_um = LoadFeatures(file, image.image_hw, names), image.pixel_size_um
+            load = LoadFeatures(file, image.image_hw, class_names, unclassified, options.nucleus)
+            size_um = image.pixel_size_um
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
-        return Dataset(tuple(samples), names, root, info={"format": self.name})
+        of_samples = {sample.id: entries for sample, entries in zip(samples, regions, strict=True) if entries}
+        info = {"format": self.name} | ({"regions": of_samples} if of_samples else {})
+        return Dataset(tuple(samples), class_names, root, info=info, notes=(*notes, *class_notes))
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<sample id>.geojson``, and the image next to it if ``copy_images`` is set.
@@ -105,75 +119,25 @@ class GeoJson(Format):
 # Reading
 
 
-@dataclass(frozen=True)
-class _Content:
-    """A parsed file: its features and, if cellwright wrote it, the size of the image and whether the objects are
-    predictions (which could not be told from a file without objects)."""
-
-    features: list[dict[str, Any]]
-    image_hw: tuple[int, int] | None
-    scored: bool
+def _without_suffix(name: str) -> str:
+    """``"a/x"`` of ``"a/x.geojson"`` and of ``"a/x.geojson.gz"``."""
+    return name.removesuffix(".gz").rpartition(".")[0]
 
 
-def _begins_with_features(start: bytes) -> bool:
-    compact = b"".join(start.split())
-    return b'"type":"Feature' in compact and b'"images"' not in compact
-
-
-def _content(path: Path) -> _Content:
-    value = read_json(path)
-    if isinstance(value, dict) and value.get("type") == "FeatureCollection":
-        features = value.get("features")
+def _unclassified(names: set[str], n_without: int, options: ReadOptions) -> tuple[str, list[Note]]:
+    """The class of objects without one: that of the others if all of these have the same, else "cell"."""
+    if len(names) == 1:
+        name, why = next(iter(names)), "the class of all others"
     else:
-        features = [value] if isinstance(value, dict) and value.get("type") == "Feature" else value
-    if not isinstance(features, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in features):
-        raise FormatError(
-            "not a GeoJSON file of features",
-            where=path,
-            got=type(features).__name__ if not isinstance(features, list) else "a list with other entries",
-            expected='{"type": "FeatureCollection", "features": [...]}',
-        )
-    member = value.get(_MEMBER) if isinstance(value, dict) else None
-    member = member if isinstance(member, dict) else {}
-    return _Content(features, _image_hw(member, path), member.get("scored") is True)
+        name, why = DEFAULT_CLASS, f"beside {', '.join(sorted(names)[:4])}"
+    if not n_without or not names or (options.class_names is not None and name not in options.class_names):
+        return name, []
+    text = f"{count(n_without, 'object')} without a class read as {name}, {why}"
+    return name, [Note("objects without a class", text)]
 
 
-def _image_hw(member: dict[str, Any], path: Path) -> tuple[int, int] | None:
-    if "image_hw" not in member:
-        return None
-    sides = member["image_hw"]
-    if not isinstance(sides, list) or len(sides) != 2 or not all(_is_side(side) for side in sides):
-        where, expected = f"{path}, {_MEMBER}.image_hw", "[height, width]"
-        raise FormatError("an image size is malformed", where=where, got=str(sides)[:60], expected=expected)
-    return sides[0], sides[1]
-
-
-def _is_side(value: object) -> bool:
-    return type(value) is int and 0 < value <= _MAX_SIDE
-
-
-def _properties(feature: dict[str, Any], where: str) -> dict[str, Any]:
-    properties = feature.get("properties")
-    if not isinstance(properties, dict | None):
-        raise FormatError(
-            "the properties of a feature are malformed", where=where, got=str(properties)[:60], expected="an object"
-        )
-    return properties or {}
-
-
-def _class_name(properties: dict[str, Any], where: str) -> str:
-    """QuPath's class: ``{"name"}``, or ``{"names"}`` for a derived class, such as "Tumor: Positive"."""
-    kind = properties.get("classification")
-    if kind is None:
-        return DEFAULT_CLASS
-    name = kind.get("name") if isinstance(kind, dict) else kind
-    names = kind.get("names") if isinstance(kind, dict) else None
-    if name is None and isinstance(names, list) and names and all(isinstance(part, str) for part in names):
-        name = ": ".join(names)
-    if not isinstance(name, str) or not name:
-        where, expected = f"{where}, properties.classification", '{"name": text}'
-        raise FormatError("a class is malformed", where=where, got=str(kind)[:60], expected=expected)
-    return name
+def _region(feature: Feature) -> dict[str, Any]:
+    return {"class": feature.class_name, "polygons": feature.polygons}
 
 
 def _measurements(properties: dict[str, Any], where: str) -> dict[str, float]:
@@ -194,69 +158,60 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _polygons(feature: dict[str, Any], image_hw: tuple[int, int], where: str) -> list[list[np.ndarray]]:
-    geometry = feature.get("geometry")
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if not isinstance(geometry, dict) or kind not in ("Polygon", "MultiPolygon"):
-        raise FormatError(
-            "an object is not an area",
-            where=f"{where}, geometry",
-            got=str(kind),
-            expected="Polygon or MultiPolygon",
-            remedy="export areas only, no points or lines",
-        )
-    parts: Any = geometry.get("coordinates")
-    parts = [parts] if kind == "Polygon" else parts
-    if not isinstance(parts, list) or not all(isinstance(part, list) for part in parts):
-        where, expected = f"{where}, geometry.coordinates", "lists of rings"
-        raise FormatError("an outline is malformed", where=where, got=str(parts)[:60], expected=expected)
-    place = f"{where}, geometry.coordinates"
-    polygons = [[checked_ring(ring, image_hw, place) for ring in part] for part in parts]
+def _checked_polygons(feature: Feature, image_hw: tuple[int, int]) -> list[list[np.ndarray]]:
+    place = f"{feature.where}, geometry.coordinates"
+    polygons = [[checked_ring(ring, image_hw, place) for ring in rings] for rings in feature.polygons]
     # A hole without area removes nothing, and an exterior without area contains nothing.
-    return [[r for r in rings if len(r)] for rings in polygons if rings and len(rings[0])]
+    return [[r for r in rings if len(r)] for rings in polygons if len(rings[0])]
 
 
 @dataclass(frozen=True)
 class LoadFeatures:
-    """Rasterises the features of one file. ``class_names`` are the classes to keep, in order."""
+    """Rasterises the features of one file.
+
+    class_names: the classes to keep, in order. unclassified: the class of objects without one. nucleus: whether to read
+    the nuclei of cells.
+    """
 
     path: Path
     image_hw: tuple[int, int]
     class_names: tuple[str, ...]
+    unclassified: str = DEFAULT_CLASS
+    nucleus: bool = False
 
     def __call__(self) -> Instances:
-        content = _content(self.path)
-        features = content.features
-        if not features:
+        content = read_features(self.path, nucleus=self.nucleus)
+        if not content.objects:
             return Instances.empty(self.image_hw, scored=content.scored)
-        places = [f"{self.path}, feature {k}" for k in range(len(features))]
-        properties = [_properties(feature, place) for feature, place in zip(features, places, strict=True)]
-        names = [_class_name(entry, place) for entry, place in zip(properties, places, strict=True)]
-        kept = [k for k, name in enumerate(names) if name in self.class_names]
-        objects = [_polygons(features[k], self.image_hw, places[k]) for k in kept]
+        kept = [(feature, self._class_id(feature)) for feature in content.objects]
+        kept = [(feature, class_id) for feature, class_id in kept if class_id is not None]
+        features = [feature for feature, _ in kept]
+        objects = [_checked_polygons(feature, self.image_hw) for feature in features]
         check_cover([[ring for rings in polygons for ring in rings] for polygons in objects], self.image_hw, self.path)
-        columns = _columns([_measurements(properties[k], places[k]) for k in kept])
+        columns = _columns([_measurements(feature.properties, feature.where) for feature in features])
         scores = columns.pop(SCORE, None)
         if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
             columns[SCORE], scores = scores, None  # a measurement that happens to be called "score"
         instances = Instances.from_masks(
             MaskSet.from_polygons(objects, self.image_hw),
-            class_ids=np.array([self.class_names.index(names[k]) for k in kept], np.int64),
-            ids=ids_from_names([properties[k].get("name") for k in kept]),
+            class_ids=np.array([class_id for _, class_id in kept], np.int64),
+            ids=ids_from_names([feature.properties.get("name") for feature in features]),
             scores=None if scores is None else scores.astype(np.float32),
-            ignore=np.array([_is_ignored(properties[k]) for k in kept], bool),
+            ignore=np.array([feature.is_ignored for feature in features], bool),
         )
         return without_empty(replace(instances, columns=columns), self.path)
+
+    def _class_id(self, feature: Feature) -> int | None:
+        """The class id of an object; 0 for ignored regions without a class of their own; None if it is not wanted."""
+        name = feature.class_name or self.unclassified
+        if name == IGNORED_CLASS and name not in self.class_names:
+            return 0
+        return self.class_names.index(name) if name in self.class_names else None
 
 
 def _columns(measurements: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for values in measurements for name in values)
     return {name: np.array([values.get(name, math.nan) for values in measurements], np.float64) for name in names}
-
-
-def _is_ignored(properties: dict[str, Any]) -> bool:
-    metadata = properties.get("metadata")
-    return isinstance(metadata, dict) and metadata.get("ignore") == "true"
 
 
 # Writing
@@ -271,7 +226,7 @@ def feature_collection(
         if polygons:
             features.append(_feature(instances, k, class_names, polygons, sample_id))
     member = {"image": image_name, "image_hw": list(instances.image_hw), "scored": instances.scores is not None}
-    return {"type": "FeatureCollection", _MEMBER: member, "features": features}
+    return {"type": "FeatureCollection", MEMBER: member, "features": features}
 
 
 def _feature(

@@ -68,6 +68,24 @@ def check_cover(objects: Sequence[Sequence[np.ndarray]], image_hw: tuple[int, in
         )
 
 
+def points_inside(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Which points (N, 2) are inside ``ring`` (n, 2), by the even-odd rule: (N,) bool.
+
+    >>> points_inside(np.array([[0, 0], [4, 0], [0, 4]]), np.array([[1, 1], [3, 3]]))
+    array([ True, False])
+    """
+    inside = np.zeros(len(points), bool)
+    with np.errstate(invalid="ignore"):
+        near = np.flatnonzero(((points >= ring.min(0)) & (points <= ring.max(0))).all(1))
+    start, end = ring, np.roll(ring, -1, axis=0)
+    for (ax, ay), (bx, by) in zip(start.tolist(), end.tolist(), strict=True):
+        if ay != by and len(near):
+            x, y = points[near].T
+            crossing = ((ay > y) != (by > y)) & (x < ax + (y - ay) / (by - ay) * (bx - ax))
+            inside[near[crossing]] ^= True
+    return inside
+
+
 def ids_from_names(names: Sequence[object]) -> np.ndarray | None:
     """The names as ids (N,) int64 if all are distinct positive whole numbers, else None (which gives ids 1..N)."""
     numbers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -71,6 +72,17 @@ def first_bytes(path: Path, count: int = 4096) -> bytes:
         with path.open("rb") as file:
             return file.read(count)
     except OSError:
+        return b""
+
+
+def first_bytes_unpacked(path: Path, count: int = 4096) -> bytes:
+    """The first bytes of a file, unpacked if it is compressed with gzip. For `Format.sniff`: never raises."""
+    start = first_bytes(path, count)
+    if not start.startswith(b"\x1f\x8b"):
+        return start
+    try:
+        return zlib.decompressobj(wbits=31).decompress(start, count)
+    except zlib.error:
         return b""
 
 

@@ -24,7 +24,7 @@ from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, without_empty
+from cellwright.data.formats.outlines import check_cover, checked_ring, points_inside, without_empty
 from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
 from cellwright.data.formats.poly2mask import poly2mask
 
@@ -247,23 +247,13 @@ def _around(rings: list[np.ndarray], regions: list[_Region], outer: list[int], h
     """The smallest region in the layer of the hole that contains its first vertex."""
     candidates = []
     for k in outer if len(rings[hole]) else ():
-        if regions[k].layer == regions[hole].layer and len(rings[k]) and _contains(rings[k], rings[hole][0]):
+        if regions[k].layer == regions[hole].layer and len(rings[k]) and points_inside(rings[k], rings[hole][:1])[0]:
             candidates.append((float(np.prod(np.ptp(rings[k], axis=0))), k))
     if not candidates:
         raise FormatError(
             "a negative region is not inside another region", where=regions[hole].where, expected="a region around it"
         )
     return min(candidates)[1]
-
-
-def _contains(ring: np.ndarray, point: np.ndarray) -> bool:
-    """Whether ``point`` is inside ``ring``, by the even-odd rule."""
-    (x, y), (ax, ay) = point, ring.T
-    bx, by = np.roll(ax, -1), np.roll(ay, -1)
-    crossing = (ay > y) != (by > y)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at = ax + (y - ay) / (by - ay) * (bx - ax)
-    return bool(np.count_nonzero(crossing & (x < at)) % 2)
 
 
 @dataclass(frozen=True)
