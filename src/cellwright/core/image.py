@@ -15,6 +15,7 @@ from cellwright.core.text import count
 
 # Names of the channels of an image that does not name them, by the number of channels.
 CHANNEL_NAMES = {1: ("grey",), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
+LARGEST_EXACT = 2**24  # float32 holds all integers up to here
 
 
 @public
@@ -22,7 +23,7 @@ CHANNEL_NAMES = {1: ("grey",), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}
 class Image:
     """One image.
 
-    data: (H, W, C), uint8, uint16 or float32; the values are those of the file and are never rescaled on reading.
+    data: (H, W, C), uint8, uint16 or float32; the values are those of the file, which reading never rescales.
     channels: C names, such as ``("R", "G", "B")`` or ``("DAPI",)``.
     pixel_size_um: (y, x) in microns, or None if unknown.
     path: the file that the image was read from, for error messages; None for an array.
@@ -60,23 +61,20 @@ class Image:
     def from_array(array: np.ndarray, *, pixel_size_um: tuple[float, float] | None = None) -> Image:
         """An image from a greyscale (H, W) or channel-last (H, W, C) array.
 
-        float64 becomes float32; bool becomes uint8 0 and 255. One channel is named "grey", three are R, G, B, four are
-        R, G, B, A; other numbers of channels are named c0, c1, ...
+        Values are kept, in a type that holds them (`supported_dtype`). One channel is named "grey", three are R, G, B,
+        four are R, G, B, A; other numbers of channels are named c0, c1, ...
 
-        Raises `InputError` for an array with other axes or without a pixel.
+        Raises `InputError` for an array with other axes, without a pixel, or of complex numbers or text.
 
         >>> Image.from_array(np.zeros((60, 80, 3), np.uint8), pixel_size_um=(0.325, 0.325))
         Image(60 x 80, uint8, 3 channels (R, G, B), 0.325 um/px)
         """
         array = np.asarray(array)
         data = array[:, :, None] if array.ndim == 2 else array
-        if data.dtype == bool:
-            data = data.astype(np.uint8) * np.uint8(255)
-        elif data.dtype == np.float64:
-            data = data.astype(np.float32)
+        data, notes = supported_dtype(data)
         n_channels = data.shape[2] if data.ndim == 3 else 0
         names = CHANNEL_NAMES.get(n_channels, tuple(f"c{i}" for i in range(n_channels)))
-        return Image(data, names, pixel_size_um)
+        return Image(data, names, pixel_size_um, notes=notes)
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -137,3 +135,49 @@ def channel_index(channels: tuple[str, ...], channel: str | int, where: object =
             return int(name)
     last = len(channels) - 1
     raise UsageError("no such channel", where=where, got=channel, expected=f"{', '.join(channels)} (or 0 to {last})")
+
+
+def supported_dtype(data: np.ndarray, where: object = None) -> tuple[np.ndarray, tuple[Note, ...]]:
+    """The pixels as uint8, uint16 or float32, with equal values.
+
+    bool becomes 0 and 255. Other integers become uint8 or uint16 if their values fit, otherwise float32; float16 and
+    float64 become float32. A note says if float32 had to round integers. Raises `InputError` for complex numbers and
+    other types, and for values beyond the range of float32.
+
+    >>> [supported_dtype(np.array([low, 4000], np.int16))[0].dtype.name for low in (0, -100)]
+    ['uint16', 'float32']
+    """
+    kind = data.dtype.kind
+    if data.dtype in (np.uint8, np.uint16, np.float32):
+        return data.astype(data.dtype.newbyteorder("="), copy=False), ()
+    if kind == "b":
+        return data.astype(np.uint8) * np.uint8(255), ()
+    if kind in "iu":
+        low, high = (int(data.min()), int(data.max())) if data.size else (0, 0)
+        if low >= 0 and high <= 255 and data.dtype.itemsize == 1:
+            return data.astype(np.uint8), ()
+        if low >= 0 and high <= 65535:
+            return data.astype(np.uint16), ()
+        if max(-low, high) <= LARGEST_EXACT:
+            return data.astype(np.float32), ()
+        text = f"values from {low} to {high} were rounded to 24 bits"
+        return data.astype(np.float32), (Note("large values were rounded to 24 bits", text),)
+    if kind == "f":
+        with np.errstate(over="ignore"):
+            narrow = data.astype(np.float32)
+        if np.isinf(narrow).sum() > np.isinf(data).sum():
+            raise InputError(
+                "the values of this image are too large",
+                where=where,
+                got=f"{data.dtype}, up to {np.abs(data[np.isfinite(data)]).max():g}",
+                expected="values within the range of float32",
+                remedy="divide the image by a constant, and save it as 32-bit float",
+            )
+        return narrow, ()
+    raise InputError(
+        "this pixel type is not supported",
+        where=where,
+        got=data.dtype,
+        expected="integers or floating-point numbers",
+        remedy="save the magnitude as 32-bit float" if kind == "c" else "save the image as 16-bit or 32-bit float",
+    )

@@ -16,7 +16,7 @@ from cellwright.core.masks import MaskSet
 from cellwright.data.formats import mask_folder
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 from cellwright.data.formats.mask_folder import MaskFolder
-from cellwright.data.images.read import decode_png
+from cellwright.data.images.raster import decode_png
 
 HW = (30, 40)
 

@@ -59,7 +59,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(
-        FormatError, match=r"cannot be decoded(.|\n)*where: .*a\.(.|\n)*fix: copy or download"
+        FormatError, match=r"(cannot be decoded|truncated)(.|\n)*where: .*a\.(.|\n)*fix: copy or download"
     ) as caught:
         read_image(path)
     assert str(path) in str(caught.value)
@@ -108,7 +108,7 @@ def test_a_stack_needs_a_plane(tmp_path: Path) -> None:
     planes = RNG.integers(0, 256, (5, 20, 30), np.uint8)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "ZYX", "unit": "um"}, resolution=(4.0, 2.0))
-    with pytest.raises(InputError, match=r"stack(.|\n)*choose `z`"):
+    with pytest.raises(InputError, match=r"planes(.|\n)*choose `z` \(0 to 4, "):
         read_image(path)
     with pytest.raises(UsageError, match=r"got: z = 5\n  expected: 0 to 4"):
         read_image(path, z=5)
@@ -126,13 +126,10 @@ def test_rgb_tiff_in_either_layout(tmp_path: Path, planar: str) -> None:
     assert image.channels == ("R", "G", "B")
 
 
-def test_time_series_and_wide_integers_are_refused(tmp_path: Path) -> None:
+def test_a_time_series_needs_a_time_point(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", np.zeros((3, 8, 9), np.uint8), imagej=True, metadata={"axes": "TYX"})
-    with pytest.raises(InputError, match=r"stack(.|\n)*choose `t`"):
+    with pytest.raises(InputError, match=r"planes(.|\n)*choose `t` \(0 to 2\)"):
         read_image(tmp_path / "t.tif")
-    tifffile.imwrite(tmp_path / "i.tif", np.zeros((8, 9), np.int32))
-    with pytest.raises(InputError, match="got: int32"):
-        read_image(tmp_path / "i.tif")
 
 
 def test_find_images_skips_hidden_files_and_own_outputs(tmp_path: Path) -> None:

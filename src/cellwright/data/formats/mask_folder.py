@@ -25,7 +25,8 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.images.read import image_hw_of, is_image_name, read_file
+from cellwright.data.images.raster import read_file
+from cellwright.data.images.read import image_hw_of, is_image_name
 
 # With fewer masks, starting threads costs more than it saves.
 MIN_MASKS_PER_THREAD = 64

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from cellwright.core.errors import FormatError
-from cellwright.data.images.read import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file, read_image
+from cellwright.data.images.raster import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file
+from cellwright.data.images.read import read_image
 
 BoxAndCrop = tuple[tuple[int, int, int, int], np.ndarray]
 

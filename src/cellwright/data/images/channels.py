@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image, channel_index
 from cellwright.core.notes import Note
@@ -38,9 +40,12 @@ def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int |
     - all channels, for a network that was trained on as many and not on grey or RGB (1 or 3);
     - the only channel whose name means nuclei (DAPI, Hoechst, DRAQ5, nuclei, H2B, ...), with a note in ``notes``.
 
-    Raises `InputError` that lists the channels if there is doubt, and `UsageError` for a choice that does not exist.
+    Pixels that are not finite, which no method can use, are replaced with a note: NaN and minus infinity by the
+    smallest finite value of the channel, infinity by the largest.
 
-    >>> import numpy as np
+    Raises `InputError` that lists the channels if there is doubt, or if a channel has no finite pixel, and `UsageError`
+    for a choice that does not exist.
+
     >>> image = Image(np.zeros((4, 5, 2), np.uint8), ("actin", "DAPI"))
     >>> choose_channels(image, None, 3).channels, choose_channels(image, "actin", 3).channels
     (('DAPI',), ('actin',))
@@ -48,7 +53,11 @@ def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int |
     'channel DAPI of actin, DAPI was assumed to show the nuclei; choose another with `channel`'
     """
     if wanted is not None:
-        return select_channels(image, wanted)
+        return _finite(select_channels(image, wanted))
+    return _finite(_without_doubt(image, n_network))
+
+
+def _without_doubt(image: Image, n_network: int | None) -> Image:
     opaque = image.without_alpha()
     if opaque.n_channels == 1 or opaque.channels == RGB or n_network is None:
         return image
@@ -70,13 +79,35 @@ def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int |
     )
 
 
+def _finite(image: Image) -> Image:
+    """The image with finite pixels only."""
+    if image.data.dtype.kind != "f" or np.isfinite(image.data).all():
+        return image
+    data = image.data.copy()
+    n_pixels = int((~np.isfinite(data)).any(axis=2).sum())
+    for k in range(image.n_channels):
+        values = data[:, :, k]
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            raise InputError(
+                "a channel of this image has no finite pixel",
+                where=image.path,
+                got=f"channel {image.channels[k]}: NaN or infinity everywhere",
+                remedy="save the image again with numbers in its pixels",
+            )
+        np.nan_to_num(values, copy=False, nan=finite.min(), posinf=finite.max(), neginf=finite.min())
+    text = f"{count(n_pixels, 'pixel')} not finite (NaN or infinity): for the model they were replaced by the smallest "
+    text += "value of the image, infinity by the largest"
+    note = Note("pixels that are not finite were replaced", text, image.path or "")
+    return dataclasses.replace(image, data=data, notes=(*image.notes, note))
+
+
 def select_channels(image: Image, wanted: ChannelChoice) -> Image:
     """The image with only the channels ``wanted``, in this order.
 
     wanted: a name (in any case where that is unambiguous), a 0-based index, alternatives such as "DAPI|Hoechst" (the
     first that exists), or a list of these. Raises `UsageError` for a channel that does not exist.
 
-    >>> import numpy as np
     >>> image = Image(np.zeros((4, 5, 3), np.uint8), ("actin", "DAPI", "tubulin"))
     >>> select_channels(image, ["hoechst|dapi", 0]).channels
     ('DAPI', 'actin')

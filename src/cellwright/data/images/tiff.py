@@ -1,33 +1,40 @@
-"""Read TIFF, OME-TIFF and ImageJ TIFF: the axes of the file become one image (H, W, C)."""
+"""Read TIFF, OME-TIFF and ImageJ TIFF.
+
+The flow of `read_tiff`: the images of the file (`tiff_images`) -> the one that is meant -> its planes -> what their
+numbers mean -> pixels (H, W, C).
+"""
 
 from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from xml.etree import ElementTree
 
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import unreadable
-from cellwright.core.image import CHANNEL_NAMES
+from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
+from cellwright.core.notes import Note, with_where
+from cellwright.core.text import count
+from cellwright.data.images.pixels import apply_palette, cmyk_to_rgb, inverted, shows_colours
 
 if TYPE_CHECKING:
     import tifffile
+
+    from cellwright.data.images.tiff_images import TiffImage
 
 # Limits of a valid file: pages per file, and bytes of decoded pixels per byte of the file.
 MAX_DIRECTORIES = 100_000
 MAX_CODEC_RATIO = 20_000
 
-# The letters that tifffile gives to unnamed axes; an unnamed stack of pages is read as a z stack.
-UNNAMED_AXES = "QI"
-
-# Microns per unit, with the unit names of OME and ImageJ.
-MICRONS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
-
+# Values of TIFF's PhotometricInterpretation and Compression.
+MIN_IS_WHITE, RGB, PALETTE, SEPARATED, YCBCR = 0, 2, 3, 5, 6
+LAB_SPACES = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
+JPEG_CODECS = frozenset({6, 7, 33003, 33004, 33005, 33007, 34712, 50001, 50002})
 
 Plane: TypeAlias = int | Literal["max", "mean"]
 """A 0-based plane of a stack, or a projection of all planes."""
@@ -35,61 +42,342 @@ Plane: TypeAlias = int | Literal["max", "mean"]
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Axes, shape, dtype, channel names and pixel size of the first series of a file, before decoding."""
+    """Size, number of channels and bits per value of an image, before decoding."""
 
-    axes: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    channel_names: tuple[str, ...]
-    pixel_size_um: tuple[float, float] | None
-
-    def extent(self, axis: str) -> int:
-        """Length along ``axis``; 1 if the file has no such axis."""
-        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
-
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.extent("Y"), self.extent("X")
-
-    def describe(self) -> str:
-        """``"CYX uint16 (3, 512, 512), channels DAPI, actin, tubulin"``."""
-        names = f", channels {', '.join(self.channel_names)}" if len(self.channel_names) > 1 else ""
-        return f"{self.axes} {self.dtype} {self.shape}{names}"
+    image_hw: tuple[int, int]
+    n_channels: int
+    bits: int
 
 
-def read_tiff_header(path: Path | str) -> TiffHeader:
-    """The header of the first series. Raises `FormatError` if the file is not a readable TIFF."""
-    with _open(path) as tif:
-        return _header(tif, path)
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose; see `read_image`.
 
-
-def read_tiff(
-    path: Path | str, *, z: Plane | None = None, t: int | None = None, series: int | str | None = None
-) -> tuple[np.ndarray, tuple[str, ...], tuple[float, float] | None]:
-    """Data (H, W, C) in the dtype of the file, C channel names, and the pixel size (y, x) in microns or None.
-
-    z, t, series: see `read_image`; where a choice is missing, `InputError` lists all of them.
+    channel: whether channels were chosen, so that a question about planes does not ask for them too.
     """
-    with _open(path) as tif:
-        header = _header(tif, path)
-        check_plausible(math.prod(header.shape) * header.dtype.itemsize, path)
-        _check_choices(header, z, t, path)
+
+    z: Plane | None = None
+    t: int | None = None
+    series: int | str | None = None
+    channel: bool = False
+
+
+def read_tiff_header(path: Path, choice: Choice) -> TiffHeader:
+    """The header of an image. Raises `FormatError` if the file is not a readable TIFF, and errors as `read_tiff`."""
+    from cellwright.data.images.tiff_images import images_of
+
+    with open_tiff(path) as tif:
         try:
-            data = tif.series[0].asarray()
-            if data.shape != header.shape:
-                raise ValueError(f"pixels of shape {data.shape}, but a header of {header.shape}")
+            image, _ = _chosen_image(images_of(tif, path, merge_pages=choice.series is None), choice, path)
+            names = _meaning(image, tif, path).names
+        except InputError:
+            raise
+        except Exception as error:  # a damaged directory raises IndexError, struct.error, ValueError, ...
+            raise damaged_image(path, error) from error
+        return TiffHeader(image.image_hw, image.extent("C") * len(names), 8 * image.dtype.itemsize)
+
+
+def read_tiff(path: Path, choice: Choice) -> Image:
+    """The image with all channels, and notes about what was assumed.
+
+    Raises `InputError` that asks for all choices that are missing, `UsageError` for one that does not exist, and
+    `FormatError` for a damaged file and for a colour space that cannot be read.
+    """
+    from cellwright.data.images.tiff_images import images_of
+
+    with open_tiff(path) as tif:
+        try:
+            images = images_of(tif, path, merge_pages=choice.series is None)
+            image, notes = _chosen_image(images, choice, path)
+            image = _with_page_channels(image, choice)
+            planes = _chosen_planes(image, choice, path)
+            check_plausible(
+                float(image.n_planes) * math.prod(image.image_hw) * image.samples * image.dtype.itemsize, path
+            )
+            meaning = _meaning(image, tif, path)
+            data = _pixels(image, planes, choice, meaning, path)
+        except (InputError, UsageError):
+            raise
         except Exception as error:  # tifffile and its codecs raise many types for damaged files
             raise damaged_image(path, error) from error
-    axes = header.axes
-    for axis in [a for a in axes if a not in "YXSC"]:
-        data = _along(data, axes.index(axis), t if axis == "T" else z)
-        axes = axes.replace(axis, "")
-    data, names = _channel_last(data, axes, header)
-    return data, names, header.pixel_size_um
+        data, rounded = supported_dtype(data, path)
+        names = _channel_names(image, meaning.names)
+        all_notes = (*notes, *image.notes, *meaning.notes, *rounded)
+        return Image(data, names, image.pixel_size_um, str(path), with_where(all_notes, str(path)))
 
 
-def _open(path: Path | str) -> tifffile.TiffFile:
+# --- which image and planes -----------------------------------------------------------------------------------------
+
+
+def _chosen_image(images: Sequence[TiffImage], choice: Choice, path: Path) -> tuple[TiffImage, tuple[Note, ...]]:
+    """The image that is meant: the one chosen, the only one that is no thumbnail, or the full size of a pyramid."""
+    if not images:
+        raise FormatError("this TIFF has no pixels", where=path, remedy="save it again, or remove it")
+    if choice.series is not None:
+        return images[_series_number(images, choice.series, path)], ()
+    full = [image for image in images if not image.is_thumbnail] or list(images)
+    largest = max(full, key=lambda image: image.image_hw[0] * image.image_hw[1])
+    if any(image is not largest and not _is_reduced(image, largest) for image in full):
+        raise _missing([f"`series` (0 to {len(images) - 1}, or a name)"], _listed(images), path)
+    if len(images) == 1:
+        return largest, ()
+    text = f"of the {count(len(images), 'image')} in the file, the one of {_size(largest)} was read, not "
+    text += " or ".join(dict.fromkeys(_size(image) for image in images if image is not largest))
+    return largest, (Note("thumbnails or reduced copies in the file were passed over", text),)
+
+
+def _series_number(images: Sequence[TiffImage], series: int | str, path: Path) -> int:
+    names = [image.name.casefold() for image in images]
+    if isinstance(series, str) and names.count(series.casefold()) == 1:
+        return names.index(series.casefold())
+    if str(series).isdecimal() and int(series) < len(images):
+        return int(series)
+    raise UsageError("no such series", where=path, got=f"series = {series}", expected=_listed(images))
+
+
+def _is_reduced(image: TiffImage, full: TiffImage) -> bool:
+    """Whether an image can be a reduced copy of another: same planes and proportions, at most two thirds as wide."""
+    (height, width), (full_height, full_width) = image.image_hw, full.image_hw
+    same = (image.dtype, image.samples, dict(image.numbers)) == (full.dtype, full.samples, dict(full.numbers))
+    scale = (full_height / height + full_width / width) / 2
+    near = abs(height * scale - full_height) <= scale and abs(width * scale - full_width) <= scale
+    return same and near and scale >= 1.5
+
+
+def _with_page_channels(image: TiffImage, choice: Choice) -> TiffImage:
+    """The image with its unnamed pages as channels, if channels were chosen and no plane."""
+    if not choice.channel or choice.z is not None or image.extent("Q") == 1 or image.extent("C") > 1:
+        return image
+    numbers = {axis: of_axis for axis, of_axis in image.numbers.items() if axis not in "QC"} | {"C": image.numbers["Q"]}
+    text = f"its {count(image.extent('Q'), 'unnamed page')} were taken for channels"
+    return replace(
+        image,
+        numbers=numbers,
+        channels=tuple(map(str, numbers["C"])),
+        plane=lambda at: image.plane({**at, "Q": at["C"], "C": 0}),
+        notes=(*image.notes, Note("unnamed pages were taken for channels", text)),
+    )
+
+
+def _chosen_planes(image: TiffImage, choice: Choice, path: Path) -> dict[str, Sequence[int]]:
+    """The numbers to read along each axis; several along Z or Q are to be projected."""
+    if image.other_axes or (image.extent("Z") > 1 and image.extent("Q") > 1):
+        raise InputError(
+            "this file has more axes than can be read",
+            where=path,
+            got=image.describe(),
+            expected="channels, planes (Z) and time points (T)",
+            remedy="save it with named axes, such as tifffile.imwrite(path, array, metadata={'axes': 'TZCYX'}), or "
+            "each image as a file of its own",
+        )
+    planes = dict(image.numbers)
+    missing = []
+    if image.extent("C") > 1 and not choice.channel and not _has_one_nuclear(image.channels):
+        missing.append("`channel`")
+    n_optional = len(missing)
+    stack = "Q" if image.extent("Q") > 1 else "Z"
+    for axis, name, chosen in ((stack, "z", choice.z), ("T", "t", choice.t)):
+        numbers = image.numbers.get(axis, (0,))
+        if chosen in ("max", "mean"):
+            if image.elsewhere and axis == "Z":
+                raise _spread(image, path)
+            continue
+        if chosen is None and len(numbers) == 1:
+            continue
+        if chosen is None:
+            either = ', "max" or "mean"' if name == "z" else ""
+            missing.append(f"`{name}` ({_range(numbers)}{either})")
+        elif chosen not in numbers:
+            expected = f"{_range(numbers)} ({image.describe()})"
+            raise UsageError("no such plane", where=path, got=f"{name} = {chosen}", expected=expected)
+        else:
+            planes[axis] = (int(chosen),)
+    if len(missing) > n_optional:
+        raise _missing(missing, image.describe(), path, unnamed=image.extent("Q") > 1)
+    return planes
+
+
+def _has_one_nuclear(channels: Sequence[str]) -> bool:
+    from cellwright.data.images.channels import means_nuclei
+
+    return sum(map(means_nuclei, channels)) == 1
+
+
+def _missing(choices: list[str], got: str, path: Path, *, unnamed: bool = False) -> InputError:
+    remedy = "choose " + ", ".join(choices[:-1]) + (" and " if len(choices) > 1 else "") + choices[-1]
+    if unnamed:
+        remedy += "; if the unnamed pages are channels, choose one of them with `channel` instead"
+    return InputError(
+        "this file contains several images or planes, and none was chosen", where=path, got=got, remedy=remedy
+    )
+
+
+def _spread(image: TiffImage, path: Path) -> InputError:
+    return InputError(
+        "the planes of this stack are in several files",
+        where=path,
+        got=f"planes {_range(image.numbers['Z'])} here, others in {', '.join(image.elsewhere[:3])}",
+        remedy="save the stack as one file, for example with Fiji, or omit `z` to read the planes of each file",
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """``"0 to 4"``, ``"3"`` or ``"1, 5, 6"``."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _listed(images: Sequence[TiffImage]) -> str:
+    shown = [f"{k}: {image.name + ', ' if image.name else ''}{image.describe()}" for k, image in enumerate(images[:12])]
+    more = [f"and {len(images) - 12} more"] if len(images) > 12 else []
+    return f"{count(len(images), 'image')} ({'; '.join(shown + more)})"
+
+
+def _size(image: TiffImage) -> str:
+    return f"{image.image_hw[0]} x {image.image_hw[1]}"
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """How stored values become pixels, and the names of the samples of one plane after that."""
+
+    convert: Literal["", "invert", "palette", "cmyk"]
+    names: tuple[str, ...]
+    bits: int = 8
+    colours: np.ndarray | None = None
+    notes: tuple[Note, ...] = ()
+
+
+def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> _Meaning:
+    """What the tags of a page say about its numbers. Raises `FormatError` for colour spaces that cannot be read."""
+    page, samples = image.keyframe, image.samples
+    photometric, notes = int(page.photometric), (*_orientation_note(page), *_sparse_note(page))
+    if photometric in LAB_SPACES or (photometric == YCBCR and int(page.compression) not in JPEG_CODECS):
+        space = LAB_SPACES.get(photometric, "YCbCr without JPEG compression")
+        raise FormatError("this colour space cannot be read", where=path, got=space, remedy="save the image as RGB")
+    if photometric == PALETTE and samples == 1 and page.colormap is not None:
+        colours = np.asarray(page.colormap).T
+        colours = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
+        if tif.is_ome or page.dtype not in (np.uint8, np.uint16) or len(colours) > 256:
+            return _Meaning("", ("grey",), notes=notes)
+        more = apply_palette(np.zeros((1, 1), np.uint8), colours)[1]
+        names = CHANNEL_NAMES[3 if shows_colours(colours) else 1]
+        return _Meaning("palette", names, colours=colours, notes=(*notes, *more))
+    if photometric == MIN_IS_WHITE and samples == 1 and not tif.is_imagej and page.dtype.kind in "bu":
+        bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
+        return _Meaning("invert", ("grey",), bits=bits, notes=notes)
+    if photometric == SEPARATED and samples >= 4 and _tag(page, "InkSet", 1) == 1:
+        return _Meaning("cmyk", ("R", "G", "B"), notes=notes)
+    is_rgb = photometric in (RGB, YCBCR) and samples >= 3
+    names, more = _sample_names(samples, 3 if is_rgb else 1, tuple(map(int, page.extrasamples)))
+    return _Meaning("", names, notes=(*notes, *more))
+
+
+def _sample_names(samples: int, n_colours: int, extra: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[Note, ...]]:
+    """Names of the samples of a pixel: grey or R, G, B, then alpha where the file says so, other samples by number."""
+    colours = CHANNEL_NAMES[n_colours]
+    if samples == n_colours:
+        return colours, ()
+    if samples == n_colours + 1 and extra[-1:] in ((1,), (2,)):
+        return (*colours, "A"), ()
+    if samples == 4 and n_colours == 3:
+        text = "its fourth sample beside R, G, B is not declared and was taken for transparency"
+        return (*colours, "A"), (Note("a fourth sample was taken for transparency", text),)
+    if n_colours == 3:
+        return (*colours, *(str(k) for k in range(3, samples))), ()
+    return tuple(map(str, range(samples))), ()
+
+
+def _pixels(
+    image: TiffImage, planes: dict[str, Sequence[int]], choice: Choice, meaning: _Meaning, path: Path
+) -> np.ndarray:
+    """(H, W, C) of the chosen planes, in the dtype of the file unless they are averaged."""
+    stack = "Q" if image.extent("Q") > 1 else "Z"
+    (t,) = planes.get("T", (0,))
+    channels = []
+    for c in planes.get("C", (0,)):
+        pixels = (_plane(image, {"T": t, "C": c, stack: z}, meaning, path) for z in planes.get(stack, (0,)))
+        channels.append(_projected(pixels, choice.z))
+    return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=2)
+
+
+def _plane(image: TiffImage, at: dict[str, int], meaning: _Meaning, path: Path) -> np.ndarray:
+    stored = image.plane({"Q": 0, "Z": 0, **at})
+    if stored is None:
+        number = ", ".join(f"{axis} {n}" for axis, n in at.items() if image.extent(axis) > 1) or "the only one"
+        raise InputError(
+            "a plane of this image is not in the file",
+            where=path,
+            got=f"plane {number} of {image.describe()}"
+            + (f"; others in {image.elsewhere[0]}" if image.elsewhere else ""),
+            remedy="copy the file again, or save the planes that you need as a file of their own",
+        )
+    if stored.shape != (*image.image_hw, image.samples):
+        raise ValueError(f"pixels of shape {stored.shape}, but a header of {(*image.image_hw, image.samples)}")
+    match meaning.convert:
+        case "palette":
+            assert meaning.colours is not None
+            return apply_palette(stored[:, :, 0], meaning.colours)[0]
+        case "invert":
+            return inverted(stored, meaning.bits)
+        case "cmyk":
+            return cmyk_to_rgb(stored[:, :, :4])
+    return stored
+
+
+def _projected(planes, choice: Plane | None) -> np.ndarray:
+    """One plane as it is; of several the largest values, or the means as float32."""
+    first, n = next(planes), 1
+    if choice == "mean":
+        total = first.astype(np.float64)
+        for plane in planes:
+            total += plane
+            n += 1
+        return (total / n).astype(np.float32)
+    for plane in planes:
+        first = np.maximum(first, plane)
+    return first
+
+
+def _channel_names(image: TiffImage, samples: tuple[str, ...]) -> tuple[str, ...]:
+    if image.extent("C") == 1:
+        own = image.channels[0] if image.channels else "0"
+        return samples if len(samples) > 1 or own == "0" else (own,)
+    if len(samples) == 1:
+        return image.channels
+    return tuple(f"{name}.{sample}" for name in image.channels for sample in samples)
+
+
+def _orientation_note(page: tifffile.TiffPage) -> tuple[Note, ...]:
+    if _tag(page, "Orientation", 1) == 1:
+        return ()
+    text = "its orientation tag was not applied, as in ImageJ: the image is read as its pixels are stored"
+    return (Note("the orientation tag of a TIFF was not applied", text),)
+
+
+def _sparse_note(page: tifffile.TiffPage) -> tuple[Note, ...]:
+    empty = sum(not size for size in page.databytecounts)
+    if not empty:
+        return ()
+    text = f"{empty} of its {len(page.databytecounts)} strips or tiles are not stored; their pixels are read as 0"
+    return (Note("strips or tiles that are not stored were read as 0", text),)
+
+
+def _tag(page: tifffile.TiffPage, name: str, default: int) -> int:
+    return int(page.tags[name].value) if name in page.tags else default
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def open_tiff(path: Path | str) -> tifffile.TiffFile:
+    """An open file. Raises `InputError` if it cannot be read, and `FormatError` if it is not a TIFF."""
     import tifffile
 
     try:
@@ -141,99 +429,3 @@ def damaged_image(path: Path | str, error: Exception) -> FormatError:
         expected="a complete image file",
         remedy="copy or download the file again, or remove it from the folder",
     )
-
-
-def _header(tif: tifffile.TiffFile, path: Path | str) -> TiffHeader:
-    try:
-        series = tif.series[0]
-        axes, shape = series.axes, tuple(int(n) for n in series.shape)
-        dtype = np.dtype(series.dtype)
-        names, pixel_size = _metadata(tif)
-    except Exception as error:  # a damaged directory raises IndexError, struct.error, ValueError, ...
-        raise damaged_image(path, error) from error
-    if "Y" not in axes or "X" not in axes:
-        raise FormatError("this TIFF has no image plane", where=path, got=f"axes {axes}", expected="axes Y and X")
-    if 0 in shape:
-        raise FormatError(
-            "this TIFF has no pixels", where=path, got=f"axes {axes} of {shape}", remedy="save it again, or remove it"
-        )
-    n_channels = shape[axes.index("C")] if "C" in axes else 1
-    if len(names) != n_channels:
-        names = tuple(str(i) for i in range(n_channels)) if n_channels > 1 else ("grey",)
-    return TiffHeader(axes, shape, dtype, names, pixel_size)
-
-
-def _metadata(tif: tifffile.TiffFile) -> tuple[tuple[str, ...], tuple[float, float] | None]:
-    if tif.is_ome and tif.ome_metadata:
-        return _ome_metadata(tif.ome_metadata)
-    if tif.is_imagej and tif.imagej_metadata:
-        unit = str(tif.imagej_metadata.get("unit", "")).encode().decode("unicode_escape")
-        return (), _resolution(tif, MICRONS.get(unit))
-    return (), None
-
-
-def _ome_metadata(xml: str) -> tuple[tuple[str, ...], tuple[float, float] | None]:
-    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
-    if pixels is None:
-        return (), None
-    channels = [e for e in pixels if e.tag.endswith("}Channel")]
-    names = tuple(e.get("Name") or str(i) for i, e in enumerate(channels))
-    sizes = []
-    for axis in "YX":
-        size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        sizes.append(float(size) * MICRONS[unit] if size and unit in MICRONS else None)
-    y, x = sizes
-    return names, (y, x) if y and x else None
-
-
-def _resolution(tif: tifffile.TiffFile, microns_per_unit: float | None) -> tuple[float, float] | None:
-    """Pixel size of an ImageJ file, whose resolution tags are in pixels per unit of the metadata."""
-    tags = tif.pages.first.tags
-    if microns_per_unit is None or "XResolution" not in tags or "YResolution" not in tags:
-        return None
-    sizes = []
-    for name in ("YResolution", "XResolution"):
-        pixels, units = tags[name].value
-        sizes.append(units / pixels * microns_per_unit if pixels else 0.0)
-    return (sizes[0], sizes[1]) if all(sizes) else None
-
-
-def _check_choices(header: TiffHeader, z: Plane | None, t: int | None, path: Path | str) -> None:
-    """Raise `InputError` that asks for every choice that is missing, and `UsageError` for one that does not exist."""
-    chosen = {axis: t if axis == "T" else z for axis in header.axes if axis not in "YXSC" and header.extent(axis) > 1}
-    missing = [f"`{'t' if axis == 'T' else 'z'}`" for axis, choice in chosen.items() if choice is None]
-    if missing:
-        raise InputError(
-            "this file is a stack, and no plane was chosen",
-            where=path,
-            got=header.describe(),
-            remedy=f"choose {' and '.join(missing)}",
-        )
-    for axis, choice in chosen.items():
-        if isinstance(choice, int) and not 0 <= choice < header.extent(axis):
-            name = "t" if axis == "T" else "z"
-            expected = f"0 to {header.extent(axis) - 1} ({header.describe()})"
-            raise UsageError("no such plane", where=path, got=f"{name} = {choice}", expected=expected)
-
-
-def _along(data: np.ndarray, axis: int, choice: Plane | None) -> np.ndarray:
-    """One plane along an axis, or the projection of all."""
-    if choice == "max":
-        return data.max(axis=axis)
-    if choice == "mean":
-        return data.mean(axis=axis, dtype=np.float32)
-    return np.take(data, choice or 0, axis=axis)
-
-
-def _channel_last(data: np.ndarray, axes: str, header: TiffHeader) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Data (H, W, C) and its channel names, from the axes Y, X, C and S (samples per pixel: RGB)."""
-    order = [axes.index(a) for a in "YXCS" if a in axes]
-    data = data.transpose(order)
-    height, width = data.shape[:2]
-    data = data.reshape(height, width, -1)
-    samples, channels = header.extent("S"), header.extent("C")
-    if samples == 1:
-        return data, header.channel_names
-    if channels == 1:
-        return data, CHANNEL_NAMES.get(samples, tuple(str(i) for i in range(samples)))
-    return data, tuple(f"{name}.{s}" for name in header.channel_names for s in range(samples))

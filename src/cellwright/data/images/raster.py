@@ -1,0 +1,243 @@
+"""Decode PNG, JPEG, BMP and WebP.
+
+Pictures of cameras may be stored turned, with an EXIF orientation that says how viewers turn them upright. They are
+read upright, because annotations are drawn on what viewers show.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellwright.core.errors import InputError
+from cellwright.core.files import unreadable
+from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
+from cellwright.core.notes import Note
+from cellwright.data.images.pixels import apply_palette, shows_colours
+from cellwright.data.images.tiff import damaged_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+RASTER_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+
+# A deflate stream expands by a factor of at most 1032 (RFC 1951). A file that claims more pixels is damaged or
+# malicious, and decoding it would allocate the claimed memory first.
+MAX_DEFLATE_RATIO = 1100
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Number of channels by the colour type in a PNG header: grey, RGB, palette (decoded to RGB), grey and alpha, RGBA.
+PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+PNG_PALETTE = 3
+ORIENTATION_TAG = 274
+
+
+@dataclass(frozen=True)
+class RasterHeader:
+    """Size (upright), number of channels, bits per value, and the EXIF orientation (1: stored upright)."""
+
+    image_hw: tuple[int, int]
+    n_channels: int
+    bits: int
+    orientation: int = 1
+
+
+def read_raster(path: Path) -> Image:
+    """The image, upright, with all channels and notes. Raises `InputError`, or `FormatError` if it is damaged."""
+    content = read_file(path)
+    if path.suffix.lower() == ".png":
+        header, chunks = _png_header(path, io.BytesIO(content))
+        data, notes = _decode_png(content, path, chunks)
+        orientation = header.orientation
+    else:
+        opened = _open_pillow(path, io.BytesIO(content))
+        orientation = _orientation(opened.getexif())
+        if opened.format in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+            raise damaged_image(path, ValueError("the end of the JPEG data is missing"))
+        data, notes = _decode_pillow(opened, path)
+    data = data[:, :, None] if data.ndim == 2 else data
+    data, more = supported_dtype(data, path)
+    names = ("grey", "A") if data.shape[2] == 2 else CHANNEL_NAMES[data.shape[2]]
+    all_notes = (*notes, *more, *orientation_notes(orientation, data.shape[:2], path))
+    return Image(upright(data, orientation), names, None, str(path), all_notes)
+
+
+def raster_header(path: Path) -> RasterHeader:
+    """The header, without decoding. Raises `InputError`, or `FormatError` if it is damaged."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".png":
+                return _png_header(path, file)[0]
+            opened = _open_pillow(path, file)
+            orientation = _orientation(opened.getexif())
+            n_channels = len(_shown_bands(opened))
+    except OSError as error:
+        raise unreadable(path, error, "image") from error
+    return RasterHeader(_upright_hw((opened.height, opened.width), orientation), n_channels, 8, orientation)
+
+
+# --- EXIF orientation -----------------------------------------------------------------------------------------------
+
+
+def upright(data: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, C) as viewers show them, for an EXIF orientation of 1 to 8.
+
+    >>> upright(np.arange(6).reshape(2, 3, 1), 6)[:, :, 0].tolist()
+    [[3, 0], [4, 1], [5, 2]]
+    """
+    match orientation:
+        case 2:
+            data = data[:, ::-1]
+        case 3:
+            data = data[::-1, ::-1]
+        case 4:
+            data = data[::-1]
+        case 5:
+            data = data.swapaxes(0, 1)
+        case 6:
+            data = np.rot90(data, -1)
+        case 7:
+            data = np.rot90(data, 2).swapaxes(0, 1)
+        case 8:
+            data = np.rot90(data, 1)
+    return np.ascontiguousarray(data)
+
+
+def orientation_notes(orientation: int, stored_hw: tuple[int, ...], path: Path) -> tuple[Note, ...]:
+    """What is assumed about an image that was turned upright."""
+    if orientation == 1:
+        return ()
+    height, width = stored_hw
+    turned = _upright_hw((height, width), orientation)
+    sizes = (
+        f"stored as {height} x {width}, read as {turned[0]} x {turned[1]}"
+        if turned != (height, width)
+        else (f"{height} x {width} either way, so sizes do not tell whether annotations were")
+    )
+    text = f"turned upright as its EXIF orientation says ({sizes}); annotations are taken to be drawn on it upright"
+    return (Note("the EXIF orientation of an image was applied", text, str(path)),)
+
+
+def _upright_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return stored_hw[::-1] if orientation >= 5 else stored_hw
+
+
+def _orientation(exif: Any) -> int:
+    value = exif.get(ORIENTATION_TAG, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+# --- decoding -------------------------------------------------------------------------------------------------------
+
+
+def decode_png(data: bytes, path: Path | str) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of a PNG in memory, with palettes resolved. Raises `FormatError` if it is damaged."""
+    import imagecodecs
+
+    try:
+        width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
+        if height * (width * bits * PNG_CHANNELS.get(colour, 1) // 8) > MAX_DEFLATE_RATIO * len(data):
+            raise ValueError(f"{height} x {width} pixels in {len(data)} bytes")
+        return imagecodecs.png_decode(data)
+    except Exception as error:  # the codec raises its own classes and plain ValueError
+        raise damaged_image(path, error) from error
+
+
+def read_file(path: Path | str) -> bytes:
+    """The content of a file. Raises `InputError` if it does not exist or cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise unreadable(path, error, "image") from error
+
+
+def not_an_image(path: Path, known: frozenset[str]) -> InputError:
+    """The error for a file that has not the suffix of an image."""
+    expected = ", ".join(sorted(known))
+    return InputError("this is not an image file", where=path, got=path.suffix or "no suffix", expected=expected)
+
+
+def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> tuple[np.ndarray, tuple[Note, ...]]:
+    decoded = decode_png(content, path)
+    if content[25] != PNG_PALETTE or shows_colours(_png_palette(chunks)):
+        return decoded, ()
+    return _decode_pillow(_open_pillow(path, io.BytesIO(content)), path)
+
+
+def _decode_pillow(opened: PillowImage, path: Path) -> tuple[np.ndarray, tuple[Note, ...]]:
+    try:
+        if opened.mode == "P":
+            return apply_palette(np.asarray(opened), _palette(opened))
+        shown = opened if opened.mode in ("L", "LA", "RGB", "RGBA") else opened.convert("".join(_shown_bands(opened)))
+        return np.asarray(shown), ()
+    except (OSError, ValueError, IndexError, SyntaxError) as error:
+        raise damaged_image(path, error) from error
+
+
+def _shown_bands(opened: PillowImage) -> tuple[str, ...]:
+    """The bands after decoding: palettes, ink and other colour spaces become grey or RGB."""
+    if opened.mode == "P":
+        return ("R", "G", "B") if shows_colours(_palette(opened)) else ("L",)
+    if opened.mode in ("L", "LA", "RGB", "RGBA"):
+        return opened.getbands()
+    return {"1": ("L",), "PA": tuple("RGBA"), "La": ("L", "A"), "RGBa": tuple("RGBA")}.get(opened.mode, tuple("RGB"))
+
+
+def _palette(opened: PillowImage) -> np.ndarray:
+    return np.array(opened.getpalette("RGB"), np.uint8).reshape(-1, 3)
+
+
+def _png_palette(chunks: dict[bytes, bytes]) -> np.ndarray:
+    content = chunks.get(b"PLTE", b"")
+    return np.frombuffer(content[: len(content) // 3 * 3], np.uint8).reshape(-1, 3)
+
+
+def _open_pillow(path: Path, file: Any) -> PillowImage:
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    try:
+        return Pillow.open(file)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise damaged_image(path, error) from error
+
+
+def _png_header(path: Path, file: Any) -> tuple[RasterHeader, dict[bytes, bytes]]:
+    """The header, and the content of the chunks before the pixels that say how to show them."""
+    head = file.read(33)
+    if len(head) < 33 or head[:8] != PNG_SIGNATURE or head[12:16] != b"IHDR" or head[25] not in PNG_CHANNELS:
+        raise damaged_image(path, ValueError("no PNG header"))
+    width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
+    if not width or not height:
+        raise damaged_image(path, ValueError(f"{height} x {width} pixels"))
+    chunks: dict[bytes, bytes] = {}
+    while len(start := file.read(8)) == 8 and start[4:] not in (b"IDAT", b"IEND"):
+        length = int.from_bytes(start[:4], "big")
+        if start[4:] in (b"PLTE", b"eXIf", b"tRNS"):
+            chunks[start[4:]] = file.read(length)
+            length = 0
+        file.seek(length + 4, 1)
+    orientation = _png_orientation(chunks.get(b"eXIf", b""))
+    n_channels = PNG_CHANNELS[colour]
+    if colour == PNG_PALETTE and not shows_colours(_png_palette(chunks)):
+        n_channels = 1
+    elif b"tRNS" in chunks and colour in (0, 2, 3):
+        n_channels += 1
+    return RasterHeader(_upright_hw((height, width), orientation), n_channels, max(bits, 8), orientation), chunks
+
+
+def _png_orientation(exif: bytes) -> int:
+    from PIL import Image as Pillow
+
+    if not exif:
+        return 1
+    tags = Pillow.Exif()
+    try:
+        tags.load(b"Exif\0\0" + exif)
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
+        return 1
+    return _orientation(tags)

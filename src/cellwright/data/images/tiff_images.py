@@ -1,0 +1,347 @@
+"""The images of a TIFF file before decoding: what `read_tiff` chooses from.
+
+What belongs together is taken from the file: OME-XML, ImageJ's and tifffile's descriptions, else pages of one size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from cellwright.core.errors import FormatError
+from cellwright.core.notes import Note
+from cellwright.core.text import count
+from cellwright.data.images.calibration import LARGEST_TAGGED_UM, PixelSize, microns_per, size_from_tags
+from cellwright.data.images.ome import OmeImage, metadata_file, ome_images, uuid_of
+
+# Letters that tifffile gives to unnamed axes; here they are all "Q".
+UNNAMED_AXES = "QI"
+# A last axis up to this length is that of channels if the two before it have at least so many pixels.
+MAX_LAST_CHANNELS, MIN_SIDE_PX = 8, 16
+PAGE_AXES = ("YX", "YXS", "SYX")
+_THUMBNAIL = re.compile(r"thumb|^label( image)?$|macro|overview|preview", re.IGNORECASE)
+
+At = Mapping[str, int]
+"""The number of a plane along each axis."""
+
+
+@dataclass(frozen=True)
+class TiffImage:
+    """One image of a TIFF file, before decoding.
+
+    name: "" if the file gives none. image_hw, dtype: of a plane as stored. samples: values per pixel of a plane.
+    numbers: the planes that the file holds along T, C, Z and Q (unnamed pages).
+    plane: the pixels (H, W, samples) of a plane as stored; None if the file does not hold it.
+    keyframe: the page whose tags say what the numbers mean. channels: names along C.
+    elsewhere: other files that hold planes of this image. other_axes: axes that cannot be read, such as "H" (lifetime).
+    """
+
+    name: str
+    image_hw: tuple[int, int]
+    dtype: np.dtype
+    samples: int
+    numbers: Mapping[str, Sequence[int]]
+    plane: Callable[[At], np.ndarray | None]
+    keyframe: tifffile.TiffPage
+    channels: tuple[str, ...] = ()
+    pixel_size_um: PixelSize | None = None
+    is_thumbnail: bool = False
+    elsewhere: tuple[str, ...] = ()
+    other_axes: str = ""
+    notes: tuple[Note, ...] = ()
+
+    def extent(self, axis: str) -> int:
+        """Number of planes along ``axis``."""
+        return len(self.numbers.get(axis, (0,)))
+
+    @property
+    def n_planes(self) -> int:
+        """Number of planes of all axes."""
+        return int(np.prod([len(numbers) for numbers in self.numbers.values()], dtype=np.int64))
+
+    def describe(self) -> str:
+        """``"2 channels (0: actin, 1: DAPI), 3 planes, 2 time points, 96 x 128, uint8"``."""
+        parts = []
+        if self.extent("C") > 1:
+            names = [name if name == str(k) else f"{k}: {name}" for k, name in enumerate(self.channels)]
+            parts.append(f"{count(self.extent('C'), 'channel')} ({', '.join(names)})")
+        for axis, noun in (("Z", "plane"), ("Q", "unnamed page"), ("T", "time point")):
+            parts += [count(self.extent(axis), noun)] if self.extent(axis) > 1 else []
+        parts += [f"an axis {axis}" for axis in self.other_axes]
+        return ", ".join([*parts, f"{self.image_hw[0]} x {self.image_hw[1]}", str(self.dtype)])
+
+
+def images_of(tif: tifffile.TiffFile, path: Path, *, merge_pages: bool = True) -> list[TiffImage]:
+    """The images of an open file, in order.
+
+    merge_pages: single pages of one size and type that the file does not connect are unnamed pages of one image,
+    instead of images of their own.
+    """
+    notes: tuple[Note, ...] = ()
+    if tif.is_ome and tif.ome_metadata:
+        images, notes = _from_ome(tif, path, tif.ome_metadata)
+        if images:
+            return images
+    images = [image for number, series in enumerate(tif.series) for image in _from_series(tif, series, number)]
+    images = [image for image in images if image.image_hw != (0, 0)]
+    if merge_pages:
+        images = _merged(images)
+    return [replace(image, notes=(*image.notes, *notes)) for image in images]
+
+
+def tagged_pixel_size(tif: tifffile.TiffFile, keyframe: tifffile.TiffPage) -> PixelSize | None:
+    """The pixel size from the resolution tags, in the unit of ImageJ or of the tag; None if it is a print setting."""
+    tags = keyframe.tags
+    if "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    resolutions = tags["XResolution"].value, tags["YResolution"].value
+    unit = str((tif.imagej_metadata or {}).get("unit", "")) if tif.is_imagej else ""
+    if (microns := microns_per(unit)) is not None and unit not in ("inch", "cm"):
+        return size_from_tags(*resolutions, microns)
+    tag = int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 1
+    microns = {2: 25400.0, 3: 10000.0}.get(tag, microns if tif.is_imagej else None)
+    size = None if microns is None else size_from_tags(*resolutions, microns)
+    return size if size is not None and max(size) <= LARGEST_TAGGED_UM else None
+
+
+# --- OME-TIFF -------------------------------------------------------------------------------------------------------
+
+
+def _from_ome(tif: tifffile.TiffFile, path: Path, xml: str) -> tuple[list[TiffImage], tuple[Note, ...]]:
+    """The images of the OME-XML that are in this file, or none and why the pages are read without it."""
+    ignored = "the OME metadata were ignored"
+    try:
+        own_uuid, companion = uuid_of(xml), metadata_file(xml)
+        if companion is not None:
+            if not (path.parent / companion).is_file():
+                text = f"its metadata are in {companion}, which is missing: the names of its channels are unknown"
+                return [], (Note("the file with the OME metadata is missing", text),)
+            xml = (path.parent / companion).read_text(encoding="utf-8", errors="replace")
+        described = ome_images(xml, path.name, len(tif.pages), own_uuid)
+    except (ElementTree.ParseError, ValueError, KeyError) as error:
+        return [], (Note(ignored, f"its OME metadata cannot be read and were ignored: {error}"),)
+    if not described:
+        return [], (Note(ignored, "its OME metadata describe other files and were ignored"),)
+    images = [_ome_image(tif, one) for one in described]
+    if any(image is None for image in images):
+        return [], (Note(ignored, "its OME metadata do not match its pages and were ignored"),)
+    return [image for image in images if image is not None], ()
+
+
+def _ome_image(tif: tifffile.TiffFile, ome: OmeImage) -> TiffImage | None:
+    keyframe = tif.pages[min(ome.planes.values())]
+    assert isinstance(keyframe, tifffile.TiffPage)
+    if (keyframe.imagelength, keyframe.imagewidth) != ome.image_hw:
+        return None
+    numbers = {axis: sorted({index[k] for index in ome.planes}) for k, axis in enumerate("TCZ")}
+
+    def plane(at: At) -> np.ndarray | None:
+        page = ome.planes.get((at["T"], at["C"], at["Z"]))
+        return None if page is None else page_pixels(tif, tif.pages[page])
+
+    notes = []
+    if ome.elsewhere:
+        files = count(len(ome.elsewhere) + 1, "file")
+        text = f"it is one of a set of {files}; only the planes in this file were read"
+        notes.append(Note("one file of a set of OME-TIFF files was read by itself", text))
+    if ome.unit:
+        text = f"its pixel size is in the unit {ome.unit!r}, which is no length: it is unknown"
+        notes.append(Note("the unit of the pixel size is not known", text))
+    return TiffImage(
+        ome.name,
+        ome.image_hw,
+        np.dtype(keyframe.dtype),
+        keyframe.samplesperpixel,
+        numbers,
+        plane,
+        keyframe,
+        tuple(ome.channel_names[c] for c in numbers["C"]),
+        ome.pixel_size_um,
+        _is_thumbnail(keyframe, ome.name),
+        ome.elsewhere,
+        notes=tuple(notes),
+    )
+
+
+# --- other TIFF -----------------------------------------------------------------------------------------------------
+
+
+def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number: int) -> list[TiffImage]:
+    """A series of tifffile as an image; several positions in one series are images of their own."""
+    axes, shape = series.axes, tuple(int(n) for n in series.shape)
+    notes: tuple[Note, ...] = ()
+    if _ends_with_channels(axes, shape):
+        *rest, _ = axes
+        axes = "".join(rest[:-2]) + "YXC"
+        text = f"its last axis of length {shape[-1]} was taken for the channels"
+        notes = (Note("a last axis was taken for the channels", text),)
+    axes = "".join("Q" if axis in UNNAMED_AXES else axis for axis in axes)
+    if "Y" not in axes or "X" not in axes:
+        raise FormatError(
+            "this TIFF has no image plane",
+            where=tif.filehandle.path,
+            got=f"axes {series.axes}",
+            expected="axes Y and X",
+        )
+    lead = [k for k, axis in enumerate(axes) if axis not in "YXS"]
+    position = next((k for k in lead if axes[k] in "RP" and shape[k] > 1), None)
+    other = [k for k in lead if shape[k] > 1 and k != position and (axes[k] not in "TCZQ" or axes.index(axes[k]) != k)]
+    read = _reader(tif, series, axes, shape)
+
+    def image(at_position: int | None) -> TiffImage:
+        def plane(at: At) -> np.ndarray | None:
+            return read([at_position if k == position else at.get(axes[k], 0) for k in lead])
+
+        def extent(axis: str) -> int:
+            return shape[axes.index(axis)] if axis in axes else 1
+
+        keyframe = series.keyframe
+        name = series.name or ""
+        return TiffImage(
+            name if at_position is None else f"{name} position {at_position}".strip(),
+            (extent("Y"), extent("X")),
+            np.dtype(series.dtype),
+            extent("S"),
+            {axis: range(shape[axes.index(axis)]) for axis in "TCZQ" if axis in axes},
+            plane,
+            keyframe,
+            _channel_names(tif, number, extent("C"), extent("T") * extent("Z") == 1),
+            tagged_pixel_size(tif, keyframe),
+            _is_thumbnail(keyframe, name),
+            other_axes="".join(axes[k] for k in other),
+            notes=notes,
+        )
+
+    return [image(None)] if position is None else [image(k) for k in range(shape[position])]
+
+
+def _ends_with_channels(axes: str, shape: tuple[int, ...]) -> bool:
+    """Whether the last axis can only be that of channels: (rows, columns, 2) written as 2 pixels wide pages."""
+    if len(axes) < 3 or axes[-2:] != "YX" or axes[-3] not in "QIZTC":
+        return False
+    return shape[-1] <= MAX_LAST_CHANNELS and min(shape[-3:-1]) >= MIN_SIDE_PX
+
+
+def _reader(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, axes: str, shape: tuple[int, ...]
+) -> Callable[[list[int]], np.ndarray]:
+    """A function from the numbers along the axes other than Y, X and S to pixels (H, W, samples) as stored."""
+    lead = [k for k, axis in enumerate(axes) if axis not in "YXS"]
+    lead_shape = tuple(shape[k] for k in lead)
+    whole: list[np.ndarray] = []
+
+    def from_pages(at: list[int]) -> np.ndarray:
+        number = int(np.ravel_multi_index(at, lead_shape)) if at else 0
+        return page_pixels(tif, series.pages[number])
+
+    def from_array(at: list[int]) -> np.ndarray:
+        if not whole:
+            whole.append(_series_array(tif, series, shape))
+        index: list[Any] = [slice(None)] * len(axes)
+        for k, number in zip(lead, at, strict=True):
+            index[k] = number
+        pixels = whole[0][tuple(index)]
+        left = [axis for axis in axes if axis in "YXS"]
+        pixels = pixels.transpose([left.index(axis) for axis in "YXS" if axis in left])
+        return np.array(pixels if "S" in left else pixels[:, :, None])  # a copy, not a window into the file
+
+    page_axes = series.keyframe.axes
+    is_paged = page_axes in PAGE_AXES and axes.endswith(page_axes)
+    is_paged = is_paged and len(series.pages) == int(np.prod(lead_shape, dtype=np.int64))
+    return from_pages if is_paged and series.dataoffset is None else from_array
+
+
+def _series_array(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: tuple[int, ...]) -> np.ndarray:
+    """All pixels of a series; those that lie in one piece are not read before they are used."""
+    if series.dataoffset is None:
+        for page in series.pages:
+            check_stored(tif, page)
+        return np.asarray(series.asarray()).reshape(shape)
+    dtype = np.dtype(series.dtype).newbyteorder(tif.byteorder)
+    end = series.dataoffset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if end > tif.filehandle.size:
+        raise _truncated(tif, end)
+    return np.memmap(tif.filehandle.path, dtype, "r", series.dataoffset, shape)
+
+
+def _merged(images: list[TiffImage]) -> list[TiffImage]:
+    """Images of one plane and the same size and type as unnamed pages of one image, if no file says what they are."""
+    pages = [image for image in images if not image.is_thumbnail]
+    kinds = {(im.image_hw, im.dtype, im.samples, im.n_planes, im.name, im.keyframe.photometric) for im in pages}
+    if len(pages) < 2 or len(kinds) > 1 or pages[0].n_planes > 1 or pages[0].name:
+        return images
+    first = replace(pages[0], numbers={"Q": range(len(pages))}, plane=lambda at: pages[at["Q"]].plane({}), channels=())
+    return [first, *(image for image in images if image.is_thumbnail)]
+
+
+def _channel_names(tif: tifffile.TiffFile, number: int, n_channels: int, is_single: bool) -> tuple[str, ...]:
+    """Names along C: from tifffile's description, or the slice labels of ImageJ where a slice is a channel."""
+    names: Any = None
+    if tif.is_shaped and tif.shaped_metadata and number < len(tif.shaped_metadata):
+        channel = tif.shaped_metadata[number].get("Channel")
+        names = channel.get("Name") if isinstance(channel, dict) else None
+    elif tif.is_imagej and tif.imagej_metadata and is_single:
+        names = tif.imagej_metadata.get("Labels")
+        if isinstance(names, list) and any(re.match(r"[czt]:\d+/\d+", str(name)) for name in names):
+            names = None
+    if isinstance(names, list | tuple) and len(names) == n_channels and all(names) and len(set(names)) == n_channels:
+        return tuple(map(str, names))
+    return tuple(map(str, range(n_channels)))
+
+
+def _is_thumbnail(page: tifffile.TiffPage, name: str) -> bool:
+    return bool(int(page.subfiletype) & 5) or _THUMBNAIL.search(name) is not None  # a reduced image or a mask
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+def page_pixels(tif: tifffile.TiffFile, page: Any) -> np.ndarray:
+    """The pixels (H, W, samples) of a page as stored. Raises `FormatError` if it is truncated."""
+    check_stored(tif, page)
+    pixels = page.asarray()
+    axes = page.axes
+    if axes not in PAGE_AXES:
+        raise FormatError("a page of this TIFF is no image", where=tif.filehandle.path, got=f"axes {axes}")
+    return pixels[:, :, None] if axes == "YX" else np.moveaxis(pixels, 0, 2) if axes == "SYX" else pixels
+
+
+def check_stored(tif: tifffile.TiffFile, page: Any) -> None:
+    """Raise `FormatError` if strips or tiles of a page lie beyond the end of the file or are cut short.
+
+    JPEG decoders fill what is missing with grey, so the end of each JPEG strip is looked for.
+    """
+    file = tif.filehandle
+    segments = [(int(start), int(size)) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    end = max((start + size for start, size in segments), default=0)
+    if end > file.size or not any(size for _, size in segments):
+        raise _truncated(tif, max(end, file.size + 1))
+    if page.compression != 7:
+        return
+    for number, (start, size) in enumerate(segments):
+        file.seek(start + max(size - 64, 0))
+        if size and not file.read(min(size, 64)).rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+            raise FormatError(
+                "this image is truncated",
+                where=file.path,
+                got=f"JPEG strip or tile {number} without its end",
+                expected="a complete file",
+                remedy="copy or download the file again, or remove it from the folder",
+            )
+
+
+def _truncated(tif: tifffile.TiffFile, end: int) -> FormatError:
+    return FormatError(
+        "this image is truncated",
+        where=tif.filehandle.path,
+        got=f"{tif.filehandle.size} bytes",
+        expected=f"at least {end} bytes",
+        remedy="copy or download the file again, or remove it from the folder",
+    )
