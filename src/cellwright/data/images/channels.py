@@ -10,12 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import numpy as np
-
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image, channel_index
 from cellwright.core.notes import Note
 from cellwright.core.text import count
+from cellwright.data.images.pixels import finite_pixels
 
 ChannelChoice: TypeAlias = str | int | Sequence[str | int]
 """A name, a 0-based index, alternatives ("DAPI|Hoechst"), or a list of these."""
@@ -46,6 +45,7 @@ def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int |
     Raises `InputError` that lists the channels if there is doubt, or if a channel has no finite pixel, and `UsageError`
     for a choice that does not exist.
 
+    >>> import numpy as np
     >>> image = Image(np.zeros((4, 5, 2), np.uint8), ("actin", "DAPI"))
     >>> choose_channels(image, None, 3).channels, choose_channels(image, "actin", 3).channels
     (('DAPI',), ('actin',))
@@ -53,8 +53,8 @@ def choose_channels(image: Image, wanted: ChannelChoice | None, n_network: int |
     'channel DAPI of actin, DAPI was assumed to show the nuclei; choose another with `channel`'
     """
     if wanted is not None:
-        return _finite(select_channels(image, wanted))
-    return _finite(_without_doubt(image, n_network))
+        return finite_pixels(select_channels(image, wanted))
+    return finite_pixels(_without_doubt(image, n_network))
 
 
 def _without_doubt(image: Image, n_network: int | None) -> Image:
@@ -79,35 +79,13 @@ def _without_doubt(image: Image, n_network: int | None) -> Image:
     )
 
 
-def _finite(image: Image) -> Image:
-    """The image with finite pixels only."""
-    if image.data.dtype.kind != "f" or np.isfinite(image.data).all():
-        return image
-    data = image.data.copy()
-    n_pixels = int((~np.isfinite(data)).any(axis=2).sum())
-    for k in range(image.n_channels):
-        values = data[:, :, k]
-        finite = values[np.isfinite(values)]
-        if not finite.size:
-            raise InputError(
-                "a channel of this image has no finite pixel",
-                where=image.path,
-                got=f"channel {image.channels[k]}: NaN or infinity everywhere",
-                remedy="save the image again with numbers in its pixels",
-            )
-        np.nan_to_num(values, copy=False, nan=finite.min(), posinf=finite.max(), neginf=finite.min())
-    text = f"{count(n_pixels, 'pixel')} not finite (NaN or infinity): for the model they were replaced by the smallest "
-    text += "value of the image, infinity by the largest"
-    note = Note("pixels that are not finite were replaced", text, image.path or "")
-    return dataclasses.replace(image, data=data, notes=(*image.notes, note))
-
-
 def select_channels(image: Image, wanted: ChannelChoice) -> Image:
     """The image with only the channels ``wanted``, in this order.
 
     wanted: a name (in any case where that is unambiguous), a 0-based index, alternatives such as "DAPI|Hoechst" (the
     first that exists), or a list of these. Raises `UsageError` for a channel that does not exist.
 
+    >>> import numpy as np
     >>> image = Image(np.zeros((4, 5, 3), np.uint8), ("actin", "DAPI", "tubulin"))
     >>> select_channels(image, ["hoechst|dapi", 0]).channels
     ('DAPI', 'actin')

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
+from cellwright.core.errors import InputError
+from cellwright.core.image import Image
 from cellwright.core.notes import Note
+from cellwright.core.text import count
 
 # A lookup table is a smooth curve through the colours: along its 256 entries, each of red, green and blue turns round
 # at most so often. Palettes that were fitted to a colour picture turn round dozens of times.
@@ -58,3 +63,30 @@ def cmyk_to_rgb(cmyk: np.ndarray) -> np.ndarray:
 def inverted(data: np.ndarray, bits: int) -> np.ndarray:
     """Min-is-white as min-is-black: unsigned values of ``bits`` bits, or bool, turned round."""
     return ~data if data.dtype == bool else (2**bits - 1 - data.astype(np.int64)).astype(data.dtype)
+
+
+def finite_pixels(image: Image) -> Image:
+    """The image without NaN and infinity, which no method can use; a note says how many pixels were replaced.
+
+    NaN and minus infinity become the smallest finite value of the channel, infinity the largest. Raises `InputError`
+    for a channel without a finite pixel.
+    """
+    if image.data.dtype.kind != "f" or np.isfinite(image.data).all():
+        return image
+    data = image.data.copy()
+    n_pixels = int((~np.isfinite(data)).any(axis=2).sum())
+    for k, name in enumerate(image.channels):
+        values = data[:, :, k]
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            raise InputError(
+                "a channel of this image has no finite pixel",
+                where=image.path,
+                got=f"channel {name}: NaN or infinity everywhere",
+                remedy="save the image again with numbers in its pixels",
+            )
+        np.nan_to_num(values, copy=False, nan=finite.min(), posinf=finite.max(), neginf=finite.min())
+    text = f"{count(n_pixels, 'pixel')} with NaN or infinity: the model saw the smallest value of the image there (the "
+    text += "largest for infinity)"
+    note = Note("NaN or infinity in some pixels", text, image.path or "")
+    return dataclasses.replace(image, data=data, notes=(*image.notes, note))
