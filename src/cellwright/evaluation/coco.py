@@ -1,8 +1,8 @@
 """COCO average precision (Lin et al. 2014) from sparse pairs, for any number of predictions per image.
 
 The results equal those of the COCO API, including its matching, interpolation and rounding; where the API returns -1,
-the result is NaN. Ties are resolved as in the API: predictions with equal scores are ordered by image, then by position
-within the image. For identical numbers pass images in ascending COCO id, and objects in the order of the file.
+the result is NaN. Ties are resolved as in the API: predictions with equal scores are ordered by the COCO id of their
+image, then by position within the image.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ THIRDS = ("smallest_third", "middle_third", "largest_third")
 class RankedPredictions:
     """All D predictions of a dataset, in the order of images and objects.
 
-    image: (D,) index of the image. class_ids: (D,). rank: (D,) rank by score among the predictions of the same image
-    and class, from 0. scores: (D,) float64. codes: (A, T, D) uint8, for size band a and IoU threshold t: 0 false
-    positive, 1 true positive, 2 ignored.
+    image: (D,) index of the image. place: (D,) place of the image in ascending order of COCO ids. class_ids: (D,).
+    rank: (D,) rank by score among the predictions of the same image and class, from 0. scores: (D,) float64. codes:
+    (A, T, D) uint8, for size band a and IoU threshold t: 0 false positive, 1 true positive, 2 ignored.
     """
 
     image: np.ndarray
+    place: np.ndarray
     class_ids: np.ndarray
     rank: np.ndarray
     scores: np.ndarray
@@ -86,16 +87,20 @@ class CocoResult:
         return values if class_id is None else values[..., class_id]
 
 
-def coco_result(images: Sequence[ImagePairs], kind: str, n_classes: int) -> CocoResult:
+def coco_result(
+    images: Sequence[ImagePairs], kind: str, n_classes: int, coco_ids: Sequence[int] | None = None
+) -> CocoResult:
     """Match every image, then accumulate precision and recall class by class.
 
-    images: in ascending order of image id; predictions must have scores. kind: "mask", or "box" (needs pairs made with
-    ``PairOptions(boxes=True)``). Without images or objects, all results are NaN. Ignored objects are COCO's crowd.
+    images: predictions must have scores. kind: "mask", or "box" (needs pairs made with ``PairOptions(boxes=True)``).
+    coco_ids: of the images, by which predictions with equal scores are ordered; None: in the order given. Without
+    images or objects, all results are NaN. Ignored objects are COCO's crowd.
     """
     bands = {"any": ALL_SIZES, **COCO_BANDS, **size_thirds(images)}
     limits = np.array(list(bands.values()))
     matched = [_match_image(pairs, kind, limits) for pairs in images]
-    predictions = _concatenate([ranked_predictions for ranked_predictions, _ in matched], len(bands))
+    places = np.arange(len(images)) if coco_ids is None else np.argsort(np.argsort(coco_ids, kind="stable"))
+    predictions = _concatenate([ranked_predictions for ranked_predictions, _ in matched], places, len(bands))
     n_truth = np.zeros((len(images), n_classes, len(bands)), np.int64)
     for i, (_, counted) in enumerate(matched):
         for a in range(len(bands)):
@@ -113,10 +118,10 @@ def coco_result(images: Sequence[ImagePairs], kind: str, n_classes: int) -> Coco
 
 
 def ranked(predictions: RankedPredictions, class_id: int) -> np.ndarray:
-    """Indices (D,) of the predictions of a class, highest score first; ties by image, then by rank in the image."""
+    """Indices (D,) of the predictions of a class, highest score first; ties by COCO id, then by rank in the image."""
     members = np.flatnonzero(predictions.class_ids == class_id)
     # Two stable sorts, as in the API: within each image first, then over all images.
-    members = members[np.lexsort((predictions.rank[members], predictions.image[members]))]
+    members = members[np.lexsort((predictions.rank[members], predictions.place[members]))]
     return members[np.argsort(-predictions.scores[members], kind="stable")]
 
 
@@ -153,9 +158,9 @@ def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[Rank
         outside,
         np.minimum(IOU_THRESHOLDS, 1 - 1e-10),
     )
-    image = np.zeros(len(predicted), np.int64)
+    zero = np.zeros(len(predicted), np.int64)
     ranks = _class_ranks(predicted, order)
-    return RankedPredictions(image, predicted.class_ids, ranks, predicted.scores, codes), counted
+    return RankedPredictions(zero, zero, predicted.class_ids, ranks, predicted.scores, codes), counted
 
 
 def _overlaps_and_sizes(pairs: ImagePairs, kind: str) -> tuple[Overlaps, np.ndarray]:
@@ -176,13 +181,14 @@ def _class_ranks(predicted: ObjectFacts, order: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _concatenate(images: Sequence[RankedPredictions], n_bands: int) -> RankedPredictions:
+def _concatenate(images: Sequence[RankedPredictions], places: np.ndarray, n_bands: int) -> RankedPredictions:
     counts = [len(image.scores) for image in images]
     if not counts:
-        none = np.zeros(0, np.int64)
-        return RankedPredictions(none, none, none, np.zeros(0), np.zeros((n_bands, len(IOU_THRESHOLDS), 0), np.uint8))
+        none, codes = np.zeros(0, np.int64), np.zeros((n_bands, len(IOU_THRESHOLDS), 0), np.uint8)
+        return RankedPredictions(none, none, none, none, np.zeros(0), codes)
     return RankedPredictions(
         np.repeat(np.arange(len(images)), counts),
+        np.repeat(places, counts),
         np.concatenate([image.class_ids for image in images]),
         np.concatenate([image.rank for image in images]),
         np.concatenate([image.scores for image in images]),

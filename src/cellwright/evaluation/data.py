@@ -100,8 +100,9 @@ def evaluation_data(
     class_names: tuple[str, ...],
     options: PairOptions,
     lost: Counter[str] | None = None,
+    coco_ids: Sequence[int] | None = None,
 ) -> EvaluationData:
-    """Everything that these metric groups need, from the pairs of every image."""
+    """Everything that these metric groups need, from the pairs of every image; coco_ids: see `coco_result`."""
     pairs = tuple(image.above(options.score_threshold) for image in all_pairs)
     has_ap = "coco" in groups and all(image.predicted.scores is not None for image in all_pairs)
     return EvaluationData(
@@ -112,7 +113,7 @@ def evaluation_data(
         scores=tuple(score_image(image, groups) for image in pairs),
         zero=no_scores(groups, options.boundary_px),
         errors=tuple(classify_objects(image) for image in pairs) if "errors" in groups else (),
-        masks=coco_result(all_pairs, "mask", len(class_names)) if has_ap else None,
-        boxes=coco_result(all_pairs, "box", len(class_names)) if has_ap else None,
+        masks=coco_result(all_pairs, "mask", len(class_names), coco_ids) if has_ap else None,
+        boxes=coco_result(all_pairs, "box", len(class_names), coco_ids) if has_ap else None,
         lost=lost,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
@@ -28,37 +29,68 @@ def evaluate_pairs(
     metrics: Iterable[str] | None = None,
     class_names: Sequence[str] | None = None,
     image_ids: Sequence[str] | None = None,
-    track: Track = no_progress,
     candidates: Sequence[Instances] | None = None,
     score_threshold: ScoreThreshold = 0.0,
+    coco_ids: Sequence[int] | None = None,
 ) -> Report:
     """Evaluate predictions against the ground truth, image by image.
 
-    predictions, truth: one entry per image, in ascending order of COCO image id if AP must equal the COCO API's to the
-        last digit. Entries may be read on indexing: each is indexed once. No images, objects or predictions are legal.
+    predictions, truth: one entry per image. Entries may be read on indexing: each is indexed once. No images, objects
+        or predictions are legal.
     metrics: names of `METRICS`, None for all; "boundary_iou@5px" sets the width of the boundary band.
     class_names: None names the classes that occur by their numbers.
     image_ids: names for the tables; None numbers the images from 0.
     candidates: what the model proposed for each image before thresholds, suppression and cap, see `lost_recall`; None
         omits the causes of lost recall.
     score_threshold: predictions below it are used for AP and ranking only; one number, or one per class.
+    coco_ids: ids of the images, by which the COCO API orders predictions with equal scores; None: in the order given.
 
     Without scores, AP and ranking are NaN. Raises `InputError` if lengths, image sizes or class ids do not match,
     `UsageError` for an unknown metric or an invalid threshold.
     """
+    names = tuple(map(str, range(len(truth)) if image_ids is None else image_ids))
+    sides = _Sides(predictions, truth, names, coco_ids, candidates, check_threshold(score_threshold))
+    return _evaluate(sides, metrics, class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """The arguments of `evaluate_pairs` with one entry per image, checked for equal lengths."""
+
+    predictions: Sequence[Instances]
+    truth: Sequence[Instances]
+    image_ids: Sequence[str]
+    coco_ids: Sequence[int] | None
+    candidates: Sequence[Instances] | None
+    score_threshold: ScoreThreshold
+
+    def __post_init__(self) -> None:
+        if len(self.predictions) != len(self.truth):
+            raise InputError(
+                "predictions and ground truth have different numbers of images",
+                got=f"{len(self.predictions)} predictions",
+                expected=f"{len(self.truth)}, one for each image of the ground truth",
+            )
+        for name in ("image_ids", "coco_ids", "candidates"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.truth):
+                raise InputError(f"`{name}` and images differ in number", got=len(values), expected=len(self.truth))
+
+
+def _evaluate(
+    sides: _Sides, metrics: Iterable[str] | None, class_names: Sequence[str] | None, track: Track = no_progress
+) -> Report:
     groups, boundary_px = parse_metrics(metrics)
-    _check_lengths(predictions, truth, image_ids, candidates)
-    score_threshold = check_threshold(score_threshold)
-    options = pair_options(groups, boundary_px, score_threshold)
+    options = pair_options(groups, boundary_px, sides.score_threshold)
     all_pairs: list[ImagePairs] = []
-    lost: Counter[str] | None = None if candidates is None else Counter()
-    for k in track(range(len(truth)), "evaluating", len(truth)):
-        annotated, predicted = truth[k], predictions[k]
-        pairs = pair_image(annotated, predicted, str(k if image_ids is None else image_ids[k]), options)
-        if candidates is not None and lost is not None:
-            lost.update(lost_recall(annotated, candidates[k], pairs.above(score_threshold)))
+    lost: Counter[str] | None = None if sides.candidates is None else Counter()
+    for k in track(range(len(sides.truth)), "evaluating", len(sides.truth)):
+        annotated, predicted = sides.truth[k], sides.predictions[k]
+        pairs = pair_image(annotated, predicted, sides.image_ids[k], options)
+        if sides.candidates is not None and lost is not None:
+            lost.update(lost_recall(annotated, sides.candidates[k], pairs.above(sides.score_threshold)))
         all_pairs.append(pairs)
-    data = evaluation_data(all_pairs, groups, _class_names(all_pairs, class_names), options, lost)
+    data = evaluation_data(all_pairs, groups, _class_names(all_pairs, class_names), options, lost, sides.coco_ids)
     values, reasons = all_values(data)
     return Report(values, reasons, notes(data, values), data)
 
@@ -70,36 +102,18 @@ def evaluate_images(
     track: Track = no_progress,
 ) -> Report:
     """Evaluate the predictions of paired images, as `evaluate_pairs`, with notes on how they were paired."""
-    report = evaluate_pairs(
+    sides = _Sides(
         LazyInstances(images.predicted),
         LazyInstances(images.truth),
-        metrics=metrics,
-        class_names=images.class_names,
-        image_ids=[sample.id for sample in images.truth],
-        score_threshold=images.score_threshold,
-        candidates=candidates,
-        track=track,
+        [sample.id for sample in images.truth],
+        images.coco_ids,
+        candidates,
+        images.score_threshold,
     )
+    report = _evaluate(sides, metrics, images.class_names, track)
     warning = tuning_warning(images)
     texts = (*((warning,) if warning else ()), *images.notes, *report.notes)
     return dataclasses.replace(report, notes=texts)
-
-
-def _check_lengths(
-    predictions: Sequence[Instances],
-    truth: Sequence[Instances],
-    image_ids: Sequence[str] | None,
-    candidates: Sequence[Instances] | None,
-) -> None:
-    if len(predictions) != len(truth):
-        raise InputError(
-            "predictions and ground truth have different numbers of images",
-            got=f"{len(predictions)} predictions",
-            expected=f"{len(truth)}, one for each image of the ground truth",
-        )
-    for name, values in (("image_ids", image_ids), ("candidates", candidates)):
-        if values is not None and len(values) != len(truth):
-            raise InputError(f"`{name}` and images differ in number", got=len(values), expected=len(truth))
 
 
 def _class_names(images: Sequence[ImagePairs], class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -62,6 +62,15 @@ class PairedImages:
     notes: tuple[str, ...] = ()
     tuned_on: Mapping[str, Any] | None = None
 
+    @property
+    def coco_ids(self) -> list[int] | None:
+        """The COCO ids of the images, from the ground truth or else from the predictions; None if some have none."""
+        for samples in (self.truth, self.predicted):
+            ids = [sample.image_id for sample in samples if sample.image_id is not None]
+            if len(ids) == len(samples):
+                return ids
+        return None
+
     def without_classes(self) -> PairedImages:
         """The same images with all objects in one class, `ONE_CLASS`. Thresholds that differ by class are applied."""
         threshold = self.score_threshold
