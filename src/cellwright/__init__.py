@@ -1,10 +1,12 @@
 """Segment every cell or nucleus in a microscopy image as its own object.
 
-Importing this loads no torch: names are looked up when they are first used.
+Importing this loads no torch: names are looked up when they are first used. Notes and warnings go to the logger
+``cellwright``, which shows nothing by itself.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from cellwright.prediction.record import Prediction
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "CellwrightError",

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import math
+import re
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -103,11 +108,16 @@ def test_without_a_terminal_lines_are_printed_at_intervals() -> None:
 def test_json_lines() -> None:
     stream = io.StringIO()
     with JsonReporter(stream) as lines:
-        lines.step(report(1))
+        lines.step(replace(report(1), gradient_norm=math.inf))
         lines.note("hello")
-    step, note = (json.loads(line) for line in stream.getvalue().splitlines())
-    assert (step["event"], step["step"], step["losses"]) == ("step", 1, {"mask": 1.5})
-    assert note == {"event": "note", "text": "hello"}
+        lines.note("step 1: AP nan", "evaluation", {"metrics": {"AP": math.nan}})
+    assert not re.search("NaN|Infinity", stream.getvalue()), "not JSON"
+    step, note, evaluation = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (step["event"], step["step"], step["losses"], step["gradient_norm"]) == ("step", 1, {"mask": 1.5}, None)
+    assert step["progress"] == {"done": 1, "total": 50}
+    assert datetime.fromisoformat(note.pop("time")).tzinfo is not None
+    assert note == {"level": "info", "event": "note", "text": "hello"}
+    assert (evaluation["event"], evaluation["metrics"]) == ("evaluation", {"AP": None})
 
 
 def test_a_terminal_shows_loss_speed_and_remaining_time() -> None:
@@ -126,4 +136,16 @@ def test_choice_of_the_reporter() -> None:
     stream = io.StringIO()
     assert type(choose_reporter(stream)) is LineReporter
     assert type(choose_reporter(stream, quiet=True)) is SilentReporter
-    assert type(choose_reporter(stream, log_format="json", quiet=True)) is JsonReporter
+    assert type(choose_reporter(stream, log_format="json")) is JsonReporter
+    assert type(choose_reporter(stream, log_format="json", quiet=True)) is SilentReporter
+
+
+def test_without_a_display_the_training_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "cellwright"):
+        reporter = SilentReporter()
+        reporter.step(report(7))
+        reporter.note("step 7: AP 0.5", "evaluation", {"step": 7})
+    assert [(record.levelname, record.event) for record in caplog.records] == [  # type: ignore[attr-defined]
+        ("DEBUG", "step"),
+        ("INFO", "evaluation"),
+    ]

@@ -1,5 +1,7 @@
 """The command line: its verbs, its exit codes, and how errors are printed. All work is done in `cellwright.api`.
 
+Errors go to standard error; with ``--log-format json`` they are events on standard output like everything else.
+
 Exit codes: 0 done; 1 a bug in cellwright (a report is saved); 2 wrong input or usage; 3 finished, but some inputs
 failed; 130 interrupted.
 """
@@ -11,13 +13,15 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from cyclopts import App, CycloptsError, MissingArgumentError
 
 from cellwright import __version__
 from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_names, positional, split_lists
-from cellwright.core.errors import CellwrightError
+from cellwright.cli.console import print_event, printed_log
+from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.memory import keep_freed_memory
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
@@ -102,26 +106,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The ``cellwright`` command; always raises `SystemExit`."""
     words = list(sys.argv[1:] if argv is None else argv)
     options: dict[str, str] = {}
-    try:
-        command, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
-        for value in bound.arguments.values():
-            options |= option_names(value)
-        keep_freed_memory()
-        code = command(*bound.args, **bound.kwargs)
-    except CycloptsError as error:
-        print(f"error: {_usage_message(error, _verb(words))}", file=sys.stderr)
-        sys.exit(2)
-    except CellwrightError as error:
-        print(f"error: {as_typed(str(error), options)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; to resume, run again: cellwright {shlex.join(words)}", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception:  # noqa: BLE001 - anything else is a bug in cellwright: save a report that the user can send
-        sys.exit(_report_bug(words))
-    sys.exit(code if isinstance(code, int) else 0)
+    as_json = _wants_json(words)
+    with printed_log(options, quiet="--quiet" in words, as_json=as_json):
+        try:
+            sys.exit(_run(words, options))
+        except CycloptsError as error:
+            code, text, fields = 2, _usage_message(error, _verb(words)), {"kind": UsageError.__name__}
+        except CellwrightError as error:
+            code, text = error.exit_code, as_typed(str(error), options)
+            fields = {"kind": type(error).__name__} | {
+                name: as_typed(str(value), options) for name, value in error.parts().items()
+            }
+        except KeyboardInterrupt:
+            code, fields = 130, {"kind": "interrupted"}
+            text = f"interrupted; to resume, run again: cellwright {shlex.join(words)}"
+        except BrokenPipeError:
+            sys.exit(0)
+        except Exception:  # noqa: BLE001 - anything else is a bug in cellwright: save a report that the user can send
+            code, (text, fields) = 1, _report_bug(words)
+    if as_json:
+        print_event("error", "error", {"text": text, "exit_code": code, **fields})
+    else:
+        print({1: "", 130: "\n"}.get(code, "error: ") + text, file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(words: Sequence[str], options: dict[str, str]) -> int:
+    """Run the verb and return its exit code; ``options`` receives what one types for each of its parameters."""
+    command, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
+    for value in bound.arguments.values():
+        options |= option_names(value)
+    keep_freed_memory()
+    code = command(*bound.args, **bound.kwargs)
+    return code if isinstance(code, int) else 0
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether JSON lines are asked for, also where the words cannot be parsed."""
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
 def _usage_message(error: CycloptsError, verb: str) -> str:
@@ -139,11 +161,12 @@ def _verb(words: Sequence[str]) -> str:
     return f"{words[0]} " if words and words[0] in VERBS else ""
 
 
-def _report_bug(words: Sequence[str]) -> int:
+def _report_bug(words: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Save a report of the exception that is being handled; its message, and the fields of its event."""
     text = f"cellwright {__version__}, Python {sys.version}\ncommand: cellwright {shlex.join(words)}\n\n"
     text += traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="cellwright-bug-", suffix=".txt", delete=False) as file:
         file.write(text)
-    last = text.strip().splitlines()[-1]
-    print(f"this is a bug in cellwright: {last}\n  report: {Path(file.name)}", file=sys.stderr)
-    return 1
+    report = str(Path(file.name))
+    message = f"this is a bug in cellwright: {text.strip().splitlines()[-1]}\n  report: {report}"
+    return message, {"kind": "bug", "report": report}

@@ -1,12 +1,17 @@
-"""What the terminal shows: progress, tables, notes and errors. Nothing of it goes into files."""
+"""What the terminal shows: progress, tables, notes and errors. Nothing of it goes into files.
+
+With ``--log-format json``, every line is an event as strict JSON (`cellwright.core.events.json_line`), errors included, on
+standard output; standard error stays empty. As text, results go to standard output, and all else to standard error.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Group, Parameter
@@ -15,9 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cellwright.cli.arguments import as_typed, option_names
+from cellwright.core.events import LOGGER, event_of, json_line
 
 T = TypeVar("T")
 COMMON = Group("Common options", sort_key=100)
+LINES_S, EVENTS_S = 10.0, 1.0  # seconds between two lines, or two JSON events, about the progress
 
 
 @Parameter(name="*")
@@ -58,16 +65,19 @@ class Show:
 
     def note(self, text: str) -> None:
         """Print a line about the work in progress (standard error, unless --quiet)."""
+        if self.quiet:
+            return
         text = as_typed(text, self.options)
         if self.json:
-            self._json("note", {"text": text})
-        elif not self.quiet:
+            level = "warning" if text.startswith("warning: ") else "info"
+            print_event(level, "note", {"text": text.removeprefix("warning: ")})
+        else:
             self.err.print(text, markup=False)
 
     def result(self, text: str, values: Mapping[str, object] | None = None) -> None:
         """Print a result (standard output); ``values`` appear in the JSON line only."""
         if self.json:
-            self._json("result", {"text": text, **(values or {})})
+            print_event("info", "result", {"text": text, **(values or {})})
         else:
             self.out.print(text, markup=False)
 
@@ -75,7 +85,8 @@ class Show:
         """Print a table (standard output); numbers are right-aligned."""
         rows = [list(row) for row in rows]
         if self.json:
-            self._json("table", {"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]})
+            values = [dict(zip(columns, row, strict=True)) for row in rows]
+            print_event("info", "table", {"text": title, "rows": values})
             return
         table = Table(title=Text(title) if title else None, title_justify="left")
         for k, name in enumerate(columns):
@@ -87,11 +98,13 @@ class Show:
         self.out.print(table)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-        """`Track` for this terminal: a progress bar, a line every ten seconds, or nothing."""
-        if self.quiet or self.json:
+        """`Track` for this terminal: a progress bar, or a line or event every few seconds, or nothing."""
+        if self.quiet:
             return items
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
+        if self.json:
+            return self._events(items, description, total)
         return self._bar(items, description, total) if self.err.is_terminal else self._lines(items, description, total)
 
     def _bar(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
@@ -102,12 +115,61 @@ class Show:
             yield from progress.track(items, total=total, description=description)
 
     def _lines(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-        last = time.monotonic()
-        for k, item in enumerate(items):
-            yield item
-            if time.monotonic() - last > 10:
-                last = time.monotonic()
-                self.err.print(f"{description}: {k + 1}{f'/{total}' if total is not None else ''}", markup=False)
+        for done, item in _at_intervals(items, LINES_S):
+            if done is None:
+                yield item
+            else:
+                self.err.print(f"{description}: {done}{f'/{total}' if total is not None else ''}", markup=False)
 
-    def _json(self, event: str, values: Mapping[str, object]) -> None:
-        print(json.dumps({"event": event, **values}, default=str), file=sys.stdout, flush=True)
+    def _events(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        for done, item in _at_intervals(items, EVENTS_S):
+            if done is None:
+                yield item
+            else:
+                print_event("info", "progress", {"text": description, "progress": {"done": done, "total": total}})
+
+
+def _at_intervals(items: Iterable[T], every_s: float) -> Iterator[tuple[int | None, T]]:
+    """Each item with None, and after it, once ``every_s`` have passed, again with the number of items done."""
+    last = time.monotonic()
+    for k, item in enumerate(items):
+        yield None, item
+        if time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            yield k + 1, item
+
+
+def print_event(level: str, event: str, fields: Mapping[str, object]) -> None:
+    """Print a JSON line to standard output."""
+    print(json_line(level, event, fields), file=sys.stdout, flush=True)
+
+
+class _Printer(logging.Handler):
+    """Prints what the library logs: warnings; as JSON also images that are done and other events.
+
+    options: what one types for each parameter that a message names.
+    """
+
+    def __init__(self, options: Mapping[str, str], *, quiet: bool, as_json: bool) -> None:
+        super().__init__(logging.ERROR if quiet else logging.INFO if as_json else logging.WARNING)
+        self._options, self._as_json = options, as_json
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = as_typed(record.getMessage(), self._options)
+        if self._as_json:
+            print_event(record.levelname.lower(), *event_of(record, text))
+        else:
+            print(f"warning: {text}", file=sys.stderr)
+
+
+@contextmanager
+def printed_log(options: Mapping[str, str], *, quiet: bool, as_json: bool) -> Iterator[None]:
+    """Print what the library logs while the block runs."""
+    printer, level = _Printer(options, quiet=quiet, as_json=as_json), LOGGER.level
+    LOGGER.addHandler(printer)
+    LOGGER.setLevel(min(printer.level, LOGGER.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(printer)
+        LOGGER.setLevel(level)

@@ -51,9 +51,17 @@ class CellwrightError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.problem, self.where, self.got, self.expected, self.remedy = problem, where, got, expected, remedy
-        parts = [("where", where), ("got", got), ("expected", expected), ("fix", remedy)]
-        lines = [problem] + [f"  {name}: {value}" for name, value in parts if value is not None]
-        super().__init__("\n".join(lines))
+        details = [f"  {name}: {value}" for name, value in self.parts().items() if name != "problem"]
+        super().__init__("\n".join([problem, *details]))
+
+    def parts(self) -> dict[str, object]:
+        """The parts of the message that are given, by the name that it shows.
+
+        >>> InputError("the image has no channel", where="a.tif", remedy="save it again").parts()
+        {'problem': 'the image has no channel', 'where': 'a.tif', 'fix': 'save it again'}
+        """
+        parts = {"problem": self.problem, "where": self.where, "got": self.got, "expected": self.expected}
+        return {name: value for name, value in (parts | {"fix": self.remedy}).items() if value is not None}
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive pickling between worker processes otherwise.

@@ -7,13 +7,15 @@ function, used like ``tqdm`` or ``rich.progress.track``::
         ...
 
 A whole job takes a `ProgressReporter`, which also prints notes. The command line passes one that draws progress bars
-with rich; the default, `SILENT`, shows nothing.
+with rich; the default, `SILENT`, shows nothing and logs the notes (see `cellwright.core.events`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Literal, Protocol, TypeVar
+
+from cellwright.core.events import emit
 
 T = TypeVar("T")
 
@@ -38,7 +40,7 @@ class ProgressReporter(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Report one line of information, such as an assumption about the input."""
+        """Report one line of information, such as an assumption; one that starts with "warning: " is a warning."""
         ...
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
@@ -52,13 +54,13 @@ def no_progress(items: Iterable[T], description: str, total: int | None = None) 
 
 
 class _Silent:
-    """A `ProgressReporter` that shows nothing."""
+    """A `ProgressReporter` that shows nothing; notes are logged."""
 
     quiet = True
     log_format: Literal["text", "json"] = "text"
 
     def note(self, text: str) -> None:
-        pass
+        emit("note", text)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
         return items

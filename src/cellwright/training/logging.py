@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cellwright.core.errors import FormatError, RecipeError
+from cellwright.core.events import emit, json_line
 from cellwright.core.files import output_error, write_text
 from cellwright.training.environment import peak_memory_mb
 from cellwright.training.step import StepOutcome
@@ -72,7 +73,8 @@ class Recorder:
     def evaluation(self, step: int, metrics: Row, evaluate_s: float, shown: Mapping[str, float]) -> None:
         """Record an evaluation after ``step`` that took ``evaluate_s`` seconds; the terminal gets ``shown`` only."""
         self._log.add({"evaluate_s": round(evaluate_s, 3), **metrics})
-        self._reporter.note(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        text = f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._reporter.note(text, "evaluation", {"step": step, "evaluate_s": round(evaluate_s, 3), "metrics": metrics})
 
     def flush(self) -> None:
         """Write everything recorded so far to disk."""
@@ -265,13 +267,13 @@ class Reporter(Protocol):
         """Show a step."""
         ...
 
-    def note(self, text: str) -> None:
-        """Show another event, such as an evaluation or a resume."""
+    def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
+        """Show another event, such as an evaluation or a resume; ``fields`` are its values."""
         ...
 
 
 class SilentReporter:
-    """Shows nothing."""
+    """Shows nothing; steps are logged at DEBUG, all else at INFO."""
 
     def __enter__(self) -> Self:
         return self
@@ -282,10 +284,12 @@ class SilentReporter:
         return None
 
     def step(self, report: StepReport) -> None:
-        """Do nothing."""
+        """Log the step."""
+        emit("step", report.line(), asdict(report), level=logging.DEBUG)
 
-    def note(self, text: str) -> None:
-        """Do nothing."""
+    def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
+        """Log ``text``."""
+        emit(event, text, fields)
 
 
 class LineReporter:
@@ -311,7 +315,7 @@ class LineReporter:
             self._shown_at = now
             self._write(self._format(report))
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
         """Show ``text``."""
         self._write(text)
 
@@ -324,17 +328,18 @@ class LineReporter:
 
 
 class JsonReporter(LineReporter):
-    """JSON lines: ``{"event": "step", ...}`` at most once per second, ``{"event": "note", "text": ...}``."""
+    """JSON lines (see `json_line`): steps at most once per second, and all other events."""
 
     def __init__(self, stream: TextIO, *, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream, every_s=every_s, clock=clock)
 
-    def note(self, text: str) -> None:
-        """Write ``text`` as an event."""
-        self._write(json.dumps({"event": "note", "text": text}))
+    def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
+        """Write the event."""
+        self._write(json_line("info", event, {"text": text, **(fields or {})}))
 
     def _format(self, report: StepReport) -> str:
-        return json.dumps({"event": "step", **asdict(report)})
+        progress = {"done": report.step, "total": report.total_steps}
+        return json_line("info", "step", {"text": report.line(), "progress": progress, **asdict(report)})
 
 
 class BarReporter:
@@ -364,7 +369,7 @@ class BarReporter:
             self._task = self._progress.add_task("", total=report.total_steps, line="")
         self._progress.update(self._task, completed=report.step, line=report.line())
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
         """Print ``text`` above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
 
@@ -382,11 +387,11 @@ class Pace:
 
 
 def choose_reporter(stream: TextIO, *, log_format: Literal["text", "json"] = "text", quiet: bool = False) -> Reporter:
-    """JSON lines if requested; else nothing if quiet, a progress bar on a terminal, and plain lines elsewhere."""
-    if log_format == "json":
-        return JsonReporter(stream)
+    """Nothing if quiet; else JSON lines if requested, a progress bar on a terminal, and plain lines elsewhere."""
     if quiet:
         return SilentReporter()
+    if log_format == "json":
+        return JsonReporter(stream)
     console = Console(file=stream)
     return BarReporter(console) if console.is_terminal else LineReporter(stream)
 
