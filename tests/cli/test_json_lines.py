@@ -68,11 +68,14 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_line_is_strict_json(
-    name: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_every_line_is_strict_json(name: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words, code, last = COMMANDS[name]
-    places = {"SOURCE": folder / "source", "DATA": folder / "data", "IMAGES": folder / "images", "OUT": tmp_path / "out"}
+    places = {
+        "SOURCE": folder / "source",
+        "DATA": folder / "data",
+        "IMAGES": folder / "images",
+        "OUT": tmp_path / "out",
+    }
     assert run(*(places.get(word, word) for word in words), JSON) == code
     printed = capfd.readouterr()
     lines = events(printed.out)
@@ -106,7 +109,8 @@ def test_steps_and_evaluations_of_a_training(folder: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "kind"), [(ZeroDivisionError("a bug of ours"), 1, "bug"), (KeyboardInterrupt(), 130, "interrupted")]
+    ("error", "code", "kind"),
+    [(ZeroDivisionError("a bug of ours"), 1, "bug"), (KeyboardInterrupt(), 130, "interrupted")],
 )
 def test_bugs_and_interruptions_are_events(
     error: BaseException, code: int, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,7 +1,7 @@
 """What the terminal shows: progress, tables, notes and errors. Nothing of it goes into files.
 
-With ``--log-format json``, every line is an event as strict JSON (`cellwright.core.events.json_line`), errors included, on
-standard output; standard error stays empty. As text, results go to standard output, and all else to standard error.
+With ``--log-format json``, every line is an event as strict JSON (`cellwright.core.events.json_line`), errors included,
+on standard output; standard error stays empty. As text, results go to standard output, and all else to standard error.
 """
 
 from __future__ import annotations

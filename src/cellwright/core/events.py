@@ -18,9 +18,7 @@ LOGGER = logging.getLogger("cellwright")
 _WARNING = "warning: "
 
 
-def emit(
-    event: str, text: str, fields: Mapping[str, object] | None = None, *, level: int | None = None
-) -> None:
+def emit(event: str, text: str, fields: Mapping[str, object] | None = None, *, level: int | None = None) -> None:
     """Log ``text`` and its ``fields``. level: by default INFO, or WARNING for a text that starts with "warning: "."""
     if level is None:
         level = logging.WARNING if text.startswith(_WARNING) else logging.INFO
@@ -30,8 +28,8 @@ def emit(
 def json_line(level: str, event: str, fields: Mapping[str, object], *, time: float | None = None) -> str:
     """One event as a line of strict JSON: time (ISO 8601, UTC), level, event, then the fields.
 
-    What JSON lacks is replaced: numbers that are not finite become null, and other types their text. time: seconds since
-    1970, by default now.
+    What JSON lacks is replaced: numbers that are not finite become null, and other types their text. time: seconds
+    since 1970, by default now.
 
     >>> json_line("info", "image", {"image": "a", "objects": 3, "score": float("nan")}, time=0)
     '{"time": "1970-01-01T00:00:00.000Z", "level": "info", "event": "image", "image": "a", "objects": 3, "score": null}'
