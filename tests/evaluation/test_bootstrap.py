@@ -19,7 +19,7 @@ Draw = Callable[..., tuple[Instances, Instances]]
 
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[Instances, Instances]]:
-    from conftest import draw_pair
+    from drawn_pairs import draw_pair
 
     rng = np.random.default_rng(6)
     drawn = [draw_pair(rng, n_truth=int(n)) for n in rng.integers(4, 25, 8)]

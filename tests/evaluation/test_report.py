@@ -26,7 +26,7 @@ Draw = Callable[..., tuple[Instances, Instances]]
 
 @pytest.fixture(scope="module")
 def fields() -> tuple[list[Instances], list[Instances]]:
-    from conftest import draw_pair
+    from drawn_pairs import draw_pair
 
     rng = np.random.default_rng(8)
     pairs = [draw_pair(rng, n_truth=n) for n in (15, 25, 0, 8)]
