@@ -35,7 +35,7 @@ def test_a_correct_model_passes():
 
 @pytest.mark.parametrize("name", ["classical", "nuclei"])
 def test_bundled_models_pass(name):
-    segmenter = cw.load_model(name, device="cpu").predictor.segmenter
+    segmenter = cw.load_model(name, device="cpu")  # a model is itself a Segmenter
     check_segmenter(segmenter, kinds=["rgb"] if name == "nuclei" else IMAGE_KINDS, min_objects=6)
 
 
