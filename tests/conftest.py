@@ -60,6 +60,12 @@ def dsb_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def readers_root() -> Path:
+    """Files of other tools (OME-TIFF, OME-XML, ROIs, GeoJSON, slides); its README has a row for each. Read only."""
+    return _unpack("readers")
+
+
+@pytest.fixture(scope="session")
 def samples_root() -> Path:
     """Zipped samples of other formats (``nycu2025_sample.zip``, ``monuseg_xml.zip``). Read only."""
     folder = _shared() / "data" / "samples"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
 from cellwright.core.errors import InputError
 from cellwright.core.text import count
+from cellwright.data.images.calibration import as_pixel_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 @overload
 def measure(
-    cells: ObjectsLike, image: ImageLike | None = None, *, class_names: Sequence[str] | None = None
+    cells: ObjectsLike,
+    image: ImageLike | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    pixel_size: float | Sequence[float] | None = None,
 ) -> pd.DataFrame: ...
 @overload
 def measure(
@@ -23,8 +28,9 @@ def measure(
     image: Iterable[ImageLike] | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    pixel_size: float | Sequence[float] | None = None,
 ) -> list[pd.DataFrame]: ...
-def measure(cells, image=None, *, class_names=None):
+def measure(cells, image=None, *, class_names=None, pixel_size=None):
     """Measure size, shape and, with an image, intensities of objects.
 
     Args:
@@ -33,6 +39,7 @@ def measure(cells, image=None, *, class_names=None):
         image: where intensities are measured: an `Image`, an array (H, W) or (H, W, C), or a path; in all channels.
             None measures no intensities. For several images, a list of these.
         class_names: names of the classes 0..K-1, for the column "class"; None: the class ids.
+        pixel_size: microns per pixel, one number or (y, x); None takes that of the image.
 
     Returns:
         A pandas table with one row per object and the ids of the objects as index "label"; for a list, a list of
@@ -67,5 +74,7 @@ def measure(cells, image=None, *, class_names=None):
             got=count(len(images), "image"),
             expected=f"{count(len(instances), 'image')}, one for each entry of `cells`",
         )
-    tables = [measure_instances(*pair, class_names=class_names) for pair in zip(instances, images, strict=True)]
+    size = as_pixel_size(pixel_size)
+    pairs = zip(instances, images, strict=True)
+    tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size) for pair in pairs]
     return tables[0] if single else tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def read_image(
     z: Plane | None = None,
     t: int | None = None,
     series: int | str | None = None,
+    pixel_size: float | Sequence[float] | None = None,
 ) -> Image:
     """Read an image in its own dtype, with all channels: TIFF, OME-TIFF and ImageJ TIFF, PNG, JPEG, BMP, WebP.
 
@@ -36,6 +38,7 @@ def read_image(
         z: plane of a z stack, counted from 0, or "max" or "mean" of all planes.
         t: time point, counted from 0.
         series: number or name of one image in a file of several.
+        pixel_size: microns per pixel, one number or (y, x), instead of what the file says.
 
     Returns:
         An `Image` with ``data`` (H, W, C), channel names, the pixel size if the file contains it, and ``notes`` that
@@ -54,7 +57,7 @@ def read_image(
     """
     from cellwright.data.images.read import read_image as read
 
-    return read(path, channel=channel, z=z, t=t, series=series)
+    return read(path, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size)
 
 
 def read_dataset(

@@ -8,11 +8,11 @@ from pathlib import Path
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_image, as_instances, is_list
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.files import atomic_path, write_png
+from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.measurement.table import write_measurements
-from cellwright.prediction.writers import write_geojson, write_rois
+from cellwright.prediction.writers import write_geojson, write_labels, write_rois
 
 SUFFIXES = (".tif", ".tiff", ".png", ".json", ".geojson", ".zip", ".csv")
 
@@ -40,7 +40,8 @@ def save(
     Args:
         cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
         path: the file to write. It is written completely or not at all.
-        image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then have intensities.
+        image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then have intensities,
+            and label images (.tif) its pixel size.
         class_names: names of the classes 0..K-1; None calls a single class "cell", several "class0", "class1", ...
 
     Returns:
@@ -66,7 +67,14 @@ def save(
     names = _class_names(instances, class_names)
     match path.suffix.lower():
         case ".tif" | ".tiff":
-            _save_labels(instances, path)
+            if picture is not None and picture.image_hw != instances.image_hw:
+                raise InputError(
+                    "image and objects have different sizes",
+                    where=picture.path,
+                    got=f"{picture.image_hw[0]} x {picture.image_hw[1]} (height x width)",
+                    expected=f"{instances.image_hw[0]} x {instances.image_hw[1]}",
+                )
+            write_labels(path, instances, None if picture is None else picture.pixel_size_um)
         case ".png":
             if picture is None:
                 raise UsageError("a picture needs the image", where=path, remedy="save(cells, path, image=image)")
@@ -74,7 +82,8 @@ def save(
         case ".json":
             from cellwright.data.formats import FORMATS, WriteOptions
 
-            sample = Sample(path.stem, None, instances.image_hw, Loaded(instances))
+            size_um = None if picture is None else picture.pixel_size_um
+            sample = Sample(path.stem, None, instances.image_hw, Loaded(instances), pixel_size_um=size_um)
             FORMATS["coco"].write(Dataset((sample,), names), path, WriteOptions())
         case ".geojson":
             write_geojson(path, instances, picture, sample_id=_sample_id(picture, path), class_names=names)
@@ -104,14 +113,6 @@ def _sample_id(image: Image | None, path: Path) -> str:
     if image is not None and image.path is not None:
         return Path(image.path).stem
     return path.stem.removesuffix("_measurements").removesuffix("_rois")
-
-
-def _save_labels(cells: Instances, path: Path) -> None:
-    import tifffile
-
-    best_first = cells.by_score()
-    with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, best_first.masks.to_label_map(best_first.ids), compression="zlib")
 
 
 def _save_overlay(cells: Instances, path: Path, image: Image, class_names: Sequence[str] | None) -> None:

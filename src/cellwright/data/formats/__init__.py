@@ -18,6 +18,7 @@ from cellwright.data.formats.image_folder import ImageFolder
 from cellwright.data.formats.imagej_roi import ImagejRois
 from cellwright.data.formats.label_images import LabelFolder, LabelImages
 from cellwright.data.formats.mask_folder import MaskFolder
+from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.xml_outlines import XmlOutlines
 
@@ -110,7 +111,8 @@ def read_dataset(
 ) -> Dataset:
     """The dataset at ``path``, read by ``format`` (a name or a `Format`), or by the format that matches the path."""
     reader = sniff(path) if format is None else get_format(format)
-    return reader.read(path, ReadOptions() if options is None else options)
+    dataset = reader.read(path, ReadOptions() if options is None else options)
+    return follow_orientation(dataset, quiet=is_own_folder(path))
 
 
 def _contents(path: Path) -> str:

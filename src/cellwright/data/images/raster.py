@@ -34,6 +34,17 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 PNG_PALETTE = 3
 ORIENTATION_TAG = 274
+# What viewers do for each EXIF orientation: (flip left and right, then quarter turns counter-clockwise).
+TURNS = {
+    1: (False, 0),
+    2: (True, 0),
+    3: (False, 2),
+    4: (True, 2),
+    5: (True, 1),
+    6: (False, 3),
+    7: (True, 3),
+    8: (False, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -89,22 +100,8 @@ def upright(data: np.ndarray, orientation: int) -> np.ndarray:
     >>> upright(np.arange(6).reshape(2, 3, 1), 6)[:, :, 0].tolist()
     [[3, 0], [4, 1], [5, 2]]
     """
-    match orientation:
-        case 2:
-            data = data[:, ::-1]
-        case 3:
-            data = data[::-1, ::-1]
-        case 4:
-            data = data[::-1]
-        case 5:
-            data = data.swapaxes(0, 1)
-        case 6:
-            data = np.rot90(data, -1)
-        case 7:
-            data = np.rot90(data, 2).swapaxes(0, 1)
-        case 8:
-            data = np.rot90(data, 1)
-    return np.ascontiguousarray(data)
+    flip, quarter_turns = TURNS[orientation]
+    return np.ascontiguousarray(np.rot90(data[:, ::-1] if flip else data, quarter_turns))
 
 
 def orientation_notes(orientation: int, stored_hw: tuple[int, ...], path: Path) -> tuple[Note, ...]:

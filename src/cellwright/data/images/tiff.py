@@ -269,7 +269,9 @@ def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> _Meaning:
         more = apply_palette(np.zeros((1, 1), np.uint8), colours)[1]
         names = CHANNEL_NAMES[3 if shows_colours(colours) else 1]
         return _Meaning("palette", names, colours=colours, notes=(*notes, *more))
-    if photometric == MIN_IS_WHITE and samples == 1 and not tif.is_imagej and page.dtype.kind in "bu":
+    # ImageJ writes this for a lookup table, and tifffile for every bool array: there it says nothing about the numbers.
+    by_habit = tif.is_imagej or (tif.is_shaped and page.dtype == bool)
+    if photometric == MIN_IS_WHITE and samples == 1 and not by_habit and page.dtype.kind in "bu":
         bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
         return _Meaning("invert", ("grey",), bits=bits, notes=notes)
     if photometric == SEPARATED and samples >= 4 and _tag(page, "InkSet", 1) == 1:

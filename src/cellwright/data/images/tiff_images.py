@@ -90,7 +90,7 @@ def images_of(tif: tifffile.TiffFile, path: Path, *, merge_pages: bool = True) -
         if images:
             return images
     images = [image for number, series in enumerate(tif.series) for image in _from_series(tif, series, number)]
-    images = [image for image in images if image.image_hw != (0, 0)]
+    images = [image for image in images if 0 not in image.image_hw]
     if merge_pages:
         images = _merged(images)
     return [replace(image, notes=(*image.notes, *notes)) for image in images]
@@ -309,7 +309,12 @@ def page_pixels(tif: tifffile.TiffFile, page: Any) -> np.ndarray:
     pixels = page.asarray()
     axes = page.axes
     if axes not in PAGE_AXES:
-        raise FormatError("a page of this TIFF is no image", where=tif.filehandle.path, got=f"axes {axes}")
+        raise FormatError(
+            "a page of this TIFF is no image",
+            where=tif.filehandle.path,
+            got=f"axes {axes}",
+            expected="Y, X and samples",
+        )
     return pixels[:, :, None] if axes == "YX" else np.moveaxis(pixels, 0, 2) if axes == "SYX" else pixels
 
 
