@@ -98,7 +98,7 @@ class RunRecord:
 
     @property
     def data(self) -> str | None:
-        """The fingerprint of the training images."""
+        """The fingerprint of the training and validation images."""
         return self.environment.get("inputs", {}).get("data")
 
     @property

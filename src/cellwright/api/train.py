@@ -25,18 +25,19 @@ from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
-from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.progress import SILENT, ProgressReporter, Track
 from cellwright.core.public import public
 from cellwright.core.text import count
+from cellwright.data.identity import Identity
 from cellwright.evaluation.data import HEADLINE
 from cellwright.training.run_folder import (
     REPEATS,
     SCHEMA_VERSION,
     RunFolder,
     check_run_folder,
-    check_same_run,
     open_run,
     read_best,
+    recorded_identity,
 )
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def train(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Run:
-    """Train a model; an unfinished run at ``out`` with the same recipe and data is resumed.
+    """Train a model; a run at ``out`` with the same recipe and data is resumed, or returned if it is finished.
 
     Args:
         recipe: the name of a shipped recipe ("nuclei/finetune", "vrdl_nuclei/flow", ...), a YAML file, or a `Recipe`.
@@ -185,7 +186,7 @@ def train(
         The run, with the metrics of its best model.
 
     Raises:
-        OutputError: ``out`` contains a finished run, a run with another recipe or data, or something else.
+        OutputError: ``out`` contains a run with another recipe or data, or something else.
         RecipeError: the recipe is not valid, or does not fit the data or the device.
         ModelError: the initial weights do not exist or do not fit.
         InputError: there are no training images or objects, or an image cannot be read.
@@ -252,18 +253,9 @@ def load_recipe(recipe: str | Path | Recipe, changes: Sequence[str] = (), init: 
     return loaded
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A hash of what a run depends on: ids, sizes, splits, classes, and the size of every image file."""
-    digest = hashlib.sha256(repr(dataset.class_names).encode())
-    for sample in dataset:
-        size = sample.image_path.stat().st_size if sample.image_path is not None else 0
-        digest.update(repr((sample.id, sample.image_hw, sample.split, size)).encode())
-    return digest.hexdigest()[:16]
-
-
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """One training with its recipe and data loaded; ``keep_finished`` returns a finished run instead of refusing it."""
+    """One training with its recipe and data loaded; ``identity``: that of the data, if it is known already."""
 
     recipe: Recipe
     dataset: Dataset
@@ -271,7 +263,7 @@ class _Request:
     max_minutes: float | None = None
     device: str = "auto"
     overwrite: bool = False
-    keep_finished: bool = False
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes >= 0:  # True for NaN
@@ -290,6 +282,14 @@ class _Request:
             return None
         validation = self.dataset.with_split(evaluate.split)
         return validation.with_samples(validation.samples[: evaluate.max_images])
+
+    def identify(self, track: Track) -> Identity:
+        """The content of all images and annotations that are used; reads them all, or as far as the run knows them."""
+        if self.identity is not None:
+            return self.identity
+        used = {sample.id: sample for part in (self.training, self.validation or ()) for sample in part}
+        known = recorded_identity(RunFolder(self.out))
+        return Identity.of(self.dataset.with_samples(tuple(used.values())), known, track)
 
     @property
     def init(self) -> str | None:
@@ -322,6 +322,18 @@ def init_warnings(recipe: Recipe) -> list[str]:
     return warnings
 
 
+def _class_warnings(request: _Request, identity: Identity) -> list[str]:
+    """Classes that cannot be learned, because no training image has an object of them."""
+    splits = request.dataset.splits
+    learned, evaluated = identity.counts("train" if splits else None), identity.counts(request.recipe.evaluate.split)
+    warnings = []
+    for name in identity.classes:
+        if not learned[name]:
+            where = f", but the validation images have {count(evaluated[name], 'object')}" if evaluated[name] else ""
+            warnings.append(f"warning: no training image has an object of class {name}{where}: it cannot be learned")
+    return warnings
+
+
 def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False) -> Run | None:
     """Check the request, say what will be done, and train; None after a dry run, which writes nothing."""
     from cellwright.training import loop
@@ -330,22 +342,25 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     recipe, run = request.recipe, RunFolder(request.out)
     _check_classes(recipe, request.dataset)
     device = resolve_device(request.device)
-    inputs = {"data": fingerprint(request.training), **_init_fingerprint(recipe)}
+    identity = request.identify(screen.track)
+    inputs = {"data": identity.digest, **_init_fingerprint(recipe)}
     environment = describe_environment(device, recipe.train.threads, inputs)
     recipe_yaml = recipes.dump(recipe)
-    if request.keep_finished and not request.overwrite and run.done.exists():
-        check_same_run(run, recipe_yaml, environment)
-        return read_run(request.out)
+    check_run_folder(run, recipe_yaml, environment, identity, overwrite=request.overwrite)
+    if run.done.exists() and not request.overwrite:
+        screen.note(f"already complete: {request.out}/ has the finished run of this recipe and these data")
+        return None if dry_run else read_run(request.out)
     training, loaded = _prepare(request, run, device, environment, screen)
-    check_run_folder(run, recipe_yaml, environment, overwrite=request.overwrite)
-    for line in request.describe():
+    for line in (*request.describe(), *_class_warnings(request, identity)):
         screen.note(line)
     if loaded is not None:
         screen.note(f"initial weights: {request.init}: {loaded.headline}; details in {run.init_report.name}")
     screen.note(f"will write {request.out}/")
     if dry_run:
         return None
-    open_run(run.root, recipe_yaml=recipe_yaml, environment=environment, overwrite=request.overwrite)
+    open_run(
+        run.root, recipe_yaml=recipe_yaml, environment=environment, identity=identity, overwrite=request.overwrite
+    )
     if loaded is not None:
         write_text(run.init_report, loaded.text())
     try:
@@ -471,6 +486,8 @@ def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *,
     recipe, first_seed = request.recipe, request.recipe.train.seed
     screen.note(f"{count(planned, 'run')} with seeds from {first_seed}; will write {request.out}/")
     deadline = None if request.max_minutes is None else time.monotonic() + 60 * request.max_minutes
+    first = dataclasses.replace(request, out=request.out / f"seed_{first_seed}")
+    request = dataclasses.replace(request, identity=first.identify(screen.track))
     repeats = Repeats(request.out, {}, planned)
     if not dry_run:
         _write_repeats(repeats, first_seed)
@@ -483,7 +500,7 @@ def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *,
             break
         screen.note(f"seed {seed} ({seed - first_seed + 1} of {planned})")
         seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        single = dataclasses.replace(request, recipe=seeded, out=out, max_minutes=left, keep_finished=True)
+        single = dataclasses.replace(request, recipe=seeded, out=out, max_minutes=left)
         run = _train(single, screen, dry_run=dry_run)
         if run is None:
             return None

@@ -1,0 +1,176 @@
+"""What identifies the inputs of a job: the content of images and annotations, not names, sizes or dates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import FormatError
+from cellwright.core.files import unreadable
+from cellwright.core.instances import Instances
+from cellwright.core.progress import Track, no_progress
+from cellwright.core.text import count
+
+_BLOCK = 1 << 22
+_DIGEST_BYTES = 16
+_N_NAMED = 3
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """The content of a file: a digest, and its size and time, by which an unchanged file is recognised without reading.
+
+    digest: of the bytes; of a folder (Zarr), of the files in it; "" if there is none. bytes, modified_ns: 0 of a folder.
+    """
+
+    digest: str = ""
+    bytes: int = 0
+    modified_ns: int = 0
+
+    @staticmethod
+    def of(path: Path | None, known: FileIdentity | None = None) -> FileIdentity:
+        """The identity of a file or folder. known: as recorded earlier; its digest is taken if size and time are the same.
+
+        A missing file has an empty digest. Raises `InputError` for a file that cannot be read.
+        """
+        if path is None or not path.exists():
+            return FileIdentity()
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            parts = [(file.relative_to(path).as_posix(), _digest_of_file(file)) for file in files]
+            return FileIdentity(digest_of(repr(parts)))
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if known is not None and (known.bytes, known.modified_ns) == (state.st_size, state.st_mtime_ns):
+            return known
+        return FileIdentity(_digest_of_file(path), state.st_size, state.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class SampleIdentity:
+    """The content of an annotated image: its file, its objects, how many of each class, and its split."""
+
+    image: FileIdentity
+    objects: str
+    classes: Mapping[str, int]
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The content of a dataset: its classes and its samples by id, in order."""
+
+    classes: tuple[str, ...]
+    samples: Mapping[str, SampleIdentity]
+
+    @staticmethod
+    def of(dataset: Dataset, known: Identity | None = None, track: Track = no_progress) -> Identity:
+        """Read all images and objects. known: as recorded earlier; unchanged image files are not read again."""
+        samples, before = {}, {} if known is None else known.samples
+        for sample in track(dataset.samples, "checking images and annotations"):
+            recorded = before.get(sample.id)
+            image = FileIdentity.of(sample.image_path, None if recorded is None else recorded.image)
+            samples[sample.id] = _of_sample(sample, image, dataset.class_names)
+        return Identity(dataset.class_names, samples)
+
+    @property
+    def digest(self) -> str:
+        """One hash of everything."""
+        parts = [(name, s.split, s.image.digest, s.objects) for name, s in self.samples.items()]
+        return digest_of(repr((self.classes, parts)))
+
+    def changes(self, before: Identity) -> list[str]:
+        """What differs from an earlier identity, one part of a sentence each: "the annotations of 2 images (a, b)"."""
+        if self.digest == before.digest:
+            return []
+        both = [name for name in self.samples if name in before.samples]
+        pairs = [(name, before.samples[name], self.samples[name]) for name in both]
+        kinds = [
+            ("the annotations of", [name for name, old, new in pairs if old.objects != new.objects]),
+            ("the pixels of", [name for name, old, new in pairs if old.image.digest != new.image.digest]),
+            ("the split of", [name for name, old, new in pairs if old.split != new.split]),
+            ("added:", [name for name in self.samples if name not in before.samples]),
+            ("removed:", [name for name in before.samples if name not in self.samples]),
+        ]
+        classes = []
+        if self.classes != before.classes:
+            classes = [f"the classes ({', '.join(self.classes)} instead of {', '.join(before.classes)})"]
+        named = [f"{what} {count(len(names), 'image')} ({_listed(names)})" for what, names in kinds if names]
+        return [*classes, *named] or ["the order of the images"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"classes": list(self.classes), "samples": {name: asdict(s) for name, s in self.samples.items()}}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], where: Path) -> Identity:
+        """The opposite of `to_dict`. Raises `FormatError` for other values."""
+        try:
+            samples = {
+                str(name): SampleIdentity(**(sample | {"image": FileIdentity(**sample["image"])}))
+                for name, sample in values["samples"].items()
+            }
+            return Identity(tuple(map(str, values["classes"])), samples)
+        except (AttributeError, KeyError, TypeError) as error:
+            remedy = "remove this file; the content of the inputs is then not compared with what they were"
+            raise FormatError("invalid record of the inputs", where=where, got=str(error), remedy=remedy) from error
+
+    def counts(self, split: str | None = None) -> Counter[str]:
+        """Number of objects of each class, in the samples of one split or in all."""
+        total: Counter[str] = Counter()
+        for sample in self.samples.values():
+            if split is None or sample.split == split:
+                total.update(sample.classes)
+        return total
+
+
+def digest_of_objects(instances: Instances) -> str:
+    """A hash of the objects of an image, in order: size, classes, boxes, masks, ignored regions and scores."""
+    digest = hashlib.blake2b(repr(tuple(map(int, instances.image_hw))).encode(), digest_size=_DIGEST_BYTES)
+    masks = instances.masks
+    scores = np.zeros(0) if instances.scores is None else instances.scores
+    values = (instances.class_ids, instances.ignore, instances.boxes_xyxy, scores, masks.boxes, masks.crops)
+    for array in values:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """A hash of the content of files and folders, in order."""
+    return digest_of(repr([FileIdentity.of(path).digest for path in paths]))
+
+
+def digest_of(text: str) -> str:
+    """A hash of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _of_sample(sample: Sample, image: FileIdentity, class_names: Sequence[str]) -> SampleIdentity:
+    instances = sample.read_instances()
+    counts = np.bincount(instances.class_ids, minlength=len(class_names))
+    classes = {name: int(n) for name, n in zip(class_names, counts, strict=True) if n}
+    return SampleIdentity(image, digest_of_objects(instances), classes, sample.split)
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:_N_NAMED]) + (", ..." if len(names) > _N_NAMED else "")
