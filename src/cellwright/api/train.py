@@ -358,9 +358,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     screen.note(f"will write {request.out}/")
     if dry_run:
         return None
-    open_run(
-        run.root, recipe_yaml=recipe_yaml, environment=environment, identity=identity, overwrite=request.overwrite
-    )
+    open_run(run.root, recipe_yaml=recipe_yaml, environment=environment, identity=identity, overwrite=request.overwrite)
     if loaded is not None:
         write_text(run.init_report, loaded.text())
     try:

@@ -27,7 +27,7 @@ _N_NAMED = 3
 class FileIdentity:
     """The content of a file: a digest, and its size and time, by which an unchanged file is recognised without reading.
 
-    digest: of the bytes; of a folder (Zarr), of the files in it; "" if there is none. bytes, modified_ns: 0 of a folder.
+    digest: of its bytes, or of the files in a folder (Zarr); "" if there is none. bytes, modified_ns: 0 for a folder.
     """
 
     digest: str = ""
@@ -36,7 +36,7 @@ class FileIdentity:
 
     @staticmethod
     def of(path: Path | None, known: FileIdentity | None = None) -> FileIdentity:
-        """The identity of a file or folder. known: as recorded earlier; its digest is taken if size and time are the same.
+        """The identity of a file or folder. known: as recorded earlier, kept if size and time are the same.
 
         A missing file has an empty digest. Raises `InputError` for a file that cannot be read.
         """

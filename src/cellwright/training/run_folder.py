@@ -79,7 +79,6 @@ class RunFolder:
         """Exists once the run is finished."""
         return self.root / "DONE"
 
-
     @property
     def is_started(self) -> bool:
         """Whether there is anything to resume or to keep: a checkpoint, a model, or the end of the run."""
