@@ -136,7 +136,7 @@ def test_runs_in_every_state_and_with_other_data(pair: tuple[Path, Path], tmp_pa
     assert table["best model at step"] == ["10", "4", "3", "-"]
     assert table["seconds per step (median)"][3] == "-"
     assert comparison.notes == (
-        "trained on other images than a, so metrics are not comparable: diverged",
+        "trained on different images from a, so metrics are not comparable: diverged",
         "not finished: going, diverged, started",
         "no evaluation: going, diverged, started",
     )

@@ -174,7 +174,7 @@ def test_a_request_that_does_not_fit_overwrites_no_run(
 def test_a_recipe_object_can_be_trained(drawn: Dataset, tmp_path: Path) -> None:
     recipe = recipes.load("synthetic/demo", CHANGES)
     assert cw.train(recipe, drawn, out=tmp_path / "run").finished
-    with pytest.raises(RecipeError, match="need a recipe by name or file"):
+    with pytest.raises(RecipeError, match="need a recipe given by name or file"):
         cw.train(recipe, drawn, out=tmp_path / "next", init="somewhere")
 
 

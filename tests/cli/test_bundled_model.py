@@ -170,7 +170,7 @@ def test_a_damaged_installation(bundled: Path, capsys: pytest.CaptureFixture[str
 def test_a_folder_with_the_name_of_a_model(bundled: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("nuclei").mkdir()
     assert run("evaluate", "nuclei", "--data", data) == 2
-    assert "the name of a model is also a file or folder" in capsys.readouterr().err
+    assert "a file or folder here has the same name as a model" in capsys.readouterr().err
     with pytest.raises(ModelError, match="no model here"):
         cw.load_model("./nuclei")
 

@@ -25,7 +25,7 @@ def test_notes_name_parameters_as_options(capsys: pytest.CaptureFixture[str]) ->
 def test_recipes_start_with_those_to_begin_with(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes", "list") == 0
     text = capsys.readouterr().out
-    places = [text.index(name) for name in ("start here", *START_HERE, "all others", "cells4/")]
+    places = [text.index(name) for name in ("start here", *START_HERE, "all other recipes", "cells4/")]
     assert places == sorted(places)
     assert set(START_HERE) < set(shipped_names())
     assert max(map(len, text.splitlines())) <= 80

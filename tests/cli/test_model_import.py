@@ -56,7 +56,7 @@ def test_inspect_recognises_the_network(
     assert {"what": "network", "value": network} in facts["rows"]
     assert {row["key"]: row["value"] for row in keys["rows"]}["model.backbone.depth"] == "50"
     assert len(rows["rows"]) == tensors
-    assert not [row for row in rows["rows"] if row["name here"] == "none: unknown"]
+    assert not [row for row in rows["rows"] if row["name in cellwright"] == "none: unknown"]
 
 
 def test_an_imported_model_predicts_what_detectron2_predicts(

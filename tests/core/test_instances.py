@@ -60,7 +60,7 @@ def test_a_label_map_round_trip() -> None:
     ("labels", "message"),
     [
         (LABELS > 0, r"bool mask is not a label array(.|\n)*skimage\.measure\.label"),
-        (LABELS - 1, r"negative label(.|\n)*got: -1"),
+        (LABELS - 1, r"labels must not be negative(.|\n)*got: -1"),
         (LABELS * 1.0, r"not a label array(.|\n)*float64(.|\n)*integers"),
         (LABELS[None], r"not a label array(.|\n)*shape \(1, 3, 4\)"),
     ],

@@ -211,7 +211,7 @@ def test_wrong_sizes_are_refused() -> None:
         MaskSet.from_crops(np.array([[0, 0, 5, 1]]), [np.ones((1, 5))], (3, 4))
     with pytest.raises(InputError, match="different sizes"):
         MaskSet.empty((3, 4)).intersections(MaskSet.empty((4, 3)))
-    with pytest.raises(InputError, match="negative label"):
+    with pytest.raises(InputError, match="labels must not be negative"):
         MaskSet.from_label_map(np.array([[-1]]))
     with pytest.raises(FormatError, match="at least 3 vertices"):
         MaskSet.from_polygons([[[[(0, 0), (1, 1)]]]], (3, 4))

@@ -1,4 +1,4 @@
-"""``compare``: put runs side by side; what differs between their recipes, the metrics they reached, what they cost."""
+"""``compare``: runs side by side, with the differences between their recipes, their metrics and their costs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,11 @@ def read_record(root: Path) -> RunRecord:
     recipe, known_schema = _read_recipe(run.recipe)
     environment = _read_mapping(run.environment)
     if not isinstance(environment.get("inputs", {}), Mapping) or not isinstance(environment.get("git") or {}, Mapping):
-        raise FormatError("invalid environment.json of a run", where=run.environment, expected="inputs by name")
+        raise FormatError(
+            "this environment.json is not that of a run",
+            where=run.environment,
+            expected="inputs and git as JSON objects",
+        )
     return RunRecord(
         folder=root,
         recipe=recipe,
@@ -156,7 +160,8 @@ def read_record(root: Path) -> RunRecord:
 def read_records(root: Path) -> tuple[tuple[RunRecord, ...], int]:
     """The run at ``root``, or the repeated runs (several seeds) there, and the planned number of runs.
 
-    Of repeated runs, those that are finished; if none is, all that have started. Raises what `read_record` raises.
+    Of repeated runs, those that are finished, or all that have started if none is finished. Raises what `read_record`
+    raises.
     """
     summary = root / REPEATS
     if not summary.is_file():
@@ -168,7 +173,7 @@ def read_records(root: Path) -> tuple[tuple[RunRecord, ...], int]:
             "this summary of repeated runs is damaged",
             where=summary,
             got=str(error),
-            remedy="run the training again: it writes this file again",
+            remedy="run the same training command again, which writes this file again",
         ) from error
     records = [read_record(folder) for folder in folders if RunFolder(folder).recipe.is_file()]
     if not records:
@@ -341,7 +346,7 @@ def _read_entries(plan: ComparePlan, screen: ProgressReporter) -> list[Entry]:
     resolved = [folder.resolve() for folder in folders]
     for k, folder in enumerate(folders):
         if resolved[k] in resolved[:k]:
-            raise UsageError("a run is given twice", got=folder, remedy="give each run once")
+            raise UsageError("a run is given twice", got=folder, remedy="name each run only once")
     if len(folders) < 2:
         raise UsageError("compare needs at least two runs", got=count(len(folders), "run"), expected="two or more")
     names = _short_names(folders)
@@ -421,7 +426,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
 
     first = entries[0]
     notes = {
-        f"trained on other images than {first.name}, so metrics are not comparable": named(
+        f"trained on different images from {first.name}, so metrics are not comparable": named(
             lambda entry: any(run.data != first.runs[0].data for run in entry.runs)
         ),
         "mean ± standard deviation over seeds": named(lambda entry: len(entry.runs) > 1),
@@ -448,8 +453,8 @@ def _write(comparison: Comparison, out: Path) -> None:
         "# Comparison of runs",
         frame_markdown(pd.DataFrame(rows, columns=list(columns))),
         *(f"- {note}" for note in comparison.notes),
-        "Settings (dotted keys) are those in which the recipes differ; - means that a recipe has no such key. Metrics "
-        "are those of the best model of each run. Time is the time of the training steps, without evaluation.",
+        "The settings (dotted keys) are those in which the recipes differ; - means that a recipe has no such key. The "
+        "metrics are those of the best model of each run. Time is the time of the training steps, without evaluation.",
         "![learning rate, loss and average precision over steps](compare.png)",
     ]
     values: dict[str, list[Any]] = {"run": [entry.name for entry in entries]}

@@ -38,7 +38,7 @@ class ConvertPlan:
     void: int | None = None
     """Pixel value in masks that is neither an object nor background, such as 255."""
     nucleus: bool = False
-    """For cells of QuPath that have a nucleus: read the nuclei instead of the cells."""
+    """For QuPath cells that have a nucleus, read the nuclei instead of the cells."""
     no_objects: bool = False
     """Accept sources in which no image has an object."""
     copy_images: bool = False

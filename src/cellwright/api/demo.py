@@ -1,4 +1,4 @@
-"""``demo``: what cellwright does, on a new machine without data and without network."""
+"""``demo``: shows what cellwright does, on a new machine without data or network access."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MARKER = "DEMO"
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DemoPlan:
-    """Segment three example images, or draw, train and evaluate a small dataset."""
+    """Segment three example images, or train and evaluate a small model on synthetic images."""
 
     train: bool = False
-    """Draw a dataset, train a small model on it for about two minutes, evaluate it, and predict with it."""
+    """Generate a synthetic dataset, train a small model on it for about two minutes, evaluate it and predict."""
     out: Path = Path("work/demo")
     """Folder to write: images and predictions; with training, also the dataset, the run and the evaluation."""
     overwrite: bool = False
@@ -68,15 +68,15 @@ def _is_new(plan: DemoPlan) -> bool:
 
 
 def _segment(out: Path, screen: ProgressReporter) -> Demo:
-    """Segment a cell and coins (both shipped with scikit-image) and drawn nuclei with the bundled pretrained model."""
+    """Segment a cell and coins (both from scikit-image) and synthetic nuclei with the bundled pretrained model."""
     from skimage import data
 
     from cellwright.data.synthetic import draw_field
 
     images = out / "images"
     images.mkdir(exist_ok=True)
-    drawn, _ = draw_field(0, (512, 512), 220)
-    for name, pixels in (("cell", data.cell()), ("coins", data.coins()), ("drawn", drawn.data)):
+    synthetic, _ = draw_field(0, (512, 512), 220)
+    for name, pixels in (("cell", data.cell()), ("coins", data.coins()), ("synthetic", synthetic.data)):
         write_png(images / f"{name}.png", pixels)
     predictions = out / "predictions"
     predict.run(predict.PredictPlan((images,), model=(MODEL,), out=predictions), screen)
@@ -84,14 +84,14 @@ def _segment(out: Path, screen: ProgressReporter) -> Demo:
 
 
 def _train(out: Path, screen: ProgressReporter) -> Demo:
-    """Draw a dataset, train ``synthetic/demo`` on it, evaluate, and predict on images that were not trained on."""
+    """Generate a dataset, train ``synthetic/demo`` on it, evaluate, and predict on images not used in training."""
     from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.synthetic import write_demo_dataset
 
-    drawn = write_demo_dataset(
+    dataset = write_demo_dataset(
         out / "data", splits=(("train", 12), ("val", 2), ("test", 2)), image_hw=(384, 384), n_objects=110
     )
-    FORMATS["coco"].write(drawn, out / "data", WriteOptions())
+    FORMATS["coco"].write(dataset, out / "data", WriteOptions())
     folder = out / "run"
     if not RunFolder(folder).done.is_file():
         training.run(training.TrainPlan(RECIPE, data=out / "data", out=folder), screen)

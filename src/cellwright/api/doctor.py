@@ -79,5 +79,5 @@ def _device() -> list[tuple[str, str]]:
     elif torch.version.cuda is None and torch.version.hip is None:
         gpu = "none: this PyTorch is built for the CPU only"
     else:
-        gpu = f"none: PyTorch is built for CUDA {torch.version.cuda}, but finds no driver or no card"
+        gpu = f"none: PyTorch is built for CUDA {torch.version.cuda}, but finds no driver or no GPU"
     return [*rows, ("GPU", gpu)]

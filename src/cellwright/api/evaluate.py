@@ -40,7 +40,7 @@ class EvaluatePlan:
 
     predictions: tuple[Path, ...]
     """A prediction folder, label images, a COCO results file, a Kaggle table or anything else that `data convert`
-    reads, from any tool; or a model or run, which predicts first. Two of them give a paired comparison."""
+    reads, from any tool; or a model or run, which predicts first. Give two for a paired comparison."""
     _: KW_ONLY
     data: Path
     """Ground truth: a dataset folder, or anything else that `data convert` reads."""
@@ -203,12 +203,12 @@ def evaluate(
 
     Returns:
         A `Report`. Values that are undefined, such as average precision without scores, are NaN, and
-        ``report.reasons`` explains them. No images and images without objects are accepted.
+        ``report.reasons`` explains them. An empty list and images without objects are accepted.
 
     Raises:
         InputError: different numbers or sizes of images, a class id without a name, an array that is not a label
-            array, or an image of a dataset without prediction.
-        UsageError: another type, an unknown metric, or an invalid threshold.
+            array, or a dataset image without a prediction.
+        UsageError: an unsupported type, an unknown metric, or an invalid threshold.
 
     Example:
         >>> import cellwright as cw, numpy as np

@@ -27,7 +27,7 @@ class ExportPlan:
     out: Path
     """File or folder to write; .zip packs a submission."""
     image_ids: Path | None = None
-    """JSON list of file_name, id, height and width that fixes the images of a submission."""
+    """JSON list of file_name, id, height and width that defines the images of a submission."""
     overwrite: bool = False
     """Replace existing files."""
 

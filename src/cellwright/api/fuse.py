@@ -60,7 +60,7 @@ class FusePlan:
     weights: tuple[float, ...] | None = None
     """One weight per prediction (default: all equal)."""
     threshold: float | None = None
-    """Fused objects with a lower score are in predictions.json only (default: the weighted mean of the thresholds)."""
+    """Fused objects with a lower score appear only in predictions.json (default: weighted mean of the thresholds)."""
     resolve_overlaps: bool = False
     """Assign each shared pixel to the object with the higher score."""
     save: tuple[Save, ...] = SAVES
@@ -72,9 +72,9 @@ class FusePlan:
     class_agnostic: Annotated[bool, Parameter(group=METHODS)] = False
     """Let objects of different classes compete too."""
     decay: Annotated[Decay, Parameter(group=METHODS)] = "gaussian"
-    """For soft_nms: linear (above `iou`) or gaussian (of width `sigma`)."""
+    """For soft_nms: how scores are lowered, linear (above `iou`) or gaussian (of width `sigma`)."""
     sigma: Annotated[float, Parameter(group=METHODS)] = 0.5
-    """For soft_nms with gaussian decay."""
+    """For soft_nms: width of the gaussian decay."""
     over_smaller: Annotated[bool, Parameter(group=METHODS)] = False
     """For mask_nms: use the intersection over the smaller mask, which also removes fragments inside an object."""
     data: Annotated[Path | None, Parameter(group=INPUTS)] = None
@@ -105,7 +105,7 @@ def run(plan: FusePlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = 
     """Check the request, fuse, and write the prediction folder; None after a dry run. The same plan resumes.
 
     Raises `OutputError` if the folder cannot be written, `UsageError` for an option out of range, different classes, or
-    predictions that do not say for which images they are, and `InputError` for different images.
+    predictions that do not name their images, and `InputError` for different images.
     """
     weights = plan.options.weights_of(len(plan.predictions))
     members = read_members(plan, reporter)
@@ -173,7 +173,7 @@ def fuse(predictions, *, method: Method = "wbf", iou=0.5, score=0.05, weights=No
     Members of different model families need calibrated scores: see ``docs/guide.md``.
 
     Returns:
-        `Instances`, best first, ids 1..N; for several images a list of them. No objects is a legal result.
+        `Instances`, best first, ids 1..N; for several images a list of them. An empty result is valid.
 
     Raises:
         UsageError: an unknown method, a value out of range, or different numbers of weights, members or images.
@@ -233,10 +233,10 @@ class Members:
 
 
 def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members:
-    """Find the predictions of a plan; their objects are read, and predicted by models, later, image by image.
+    """Find the predictions of a plan. Their objects are read, or predicted by a model, later and image by image.
 
-    Raises `UsageError` for members with different classes, or that do not say for which images they are; `InputError`
-    for images that a member lacks or that have different sizes; `FormatError` for objects with boxes but no masks.
+    Raises `UsageError` for members with different classes or that do not name their images; `InputError` for images
+    that a member lacks or that have different sizes; `FormatError` for objects with boxes but no masks.
     """
     selected = _selected_images(plan, reporter)
     datasets = _read_all(plan, selected, reporter)
@@ -374,7 +374,7 @@ def _same_images(
         raise InputError(
             "the predictions are not for the same images",
             got="; ".join(f"{name} lacks {len(missing)}: {shown_ids(missing)}" for name, missing in lacking.items()),
-            expected="every image in every prediction, also images without objects",
+            expected="every image in every prediction, including images without objects",
             remedy="predict on the same images, or select those to fuse with `data` (and `split`)",
         )
     samples = [tuple(sample for sample in row if sample is not None) for row in zip(*columns, strict=True)]
@@ -392,11 +392,11 @@ def _check_sizes(names: Sequence[str], base: Dataset, samples: Sequence[tuple[Sa
         if len({*sizes, image.image_hw}) > 1:
             each = [f"{name}: {h} x {w}" for name, (h, w) in zip(names, sizes, strict=True)]
             raise InputError(
-                "the predictions have different sizes (height x width) of an image",
+                "the predictions of an image have different sizes (height x width)",
                 where=f"image {image.id}",
                 got=", ".join(each),
                 expected=f"{image.image_hw[0]} x {image.image_hw[1]}",
-                remedy="predict on the image at its own size with all members",
+                remedy="predict on the image at its original size with every member",
             )
 
 

@@ -1,4 +1,4 @@
-"""``model import``: weights of torchvision or Detectron2 as a model folder."""
+"""``model import``: weights from torchvision or Detectron2 as a model folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REPORT = "import_report.txt"
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ImportPlan:
-    """Import weights of torchvision or Detectron2 as a model folder."""
+    """Import weights from torchvision or Detectron2 as a model folder."""
 
     source: str
     """A .pth, .pkl or .safetensors file, or torchvision:NAME. No code in it is executed. Check its licence."""
@@ -80,7 +80,7 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         raise ModelError(
             "these weights contain only a backbone, which cannot segment anything",
             where=plan.source,
-            remedy=f'start a training from them: cellwright train with `init="{init}"`',
+            remedy=f'start training from them: cellwright train with `init="{init}"`',
         )
     assert isinstance(recipe.model, RCNNConfig)
     names = _class_names(plan, recipe, class_count(shapes))

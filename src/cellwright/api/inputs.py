@@ -34,10 +34,10 @@ _PIXEL_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "I", "I;16", "F"})
 def as_image(image: ImageLike) -> Image:
     """An image of any accepted type as an `Image`.
 
-    Arrays are grey (H, W) or channel-last (H, W, C). A channel-first array or tensor (C, H, W) is accepted where its
-    shape leaves no doubt: C is 1, 3 or 4 and H and W are larger. A path is read as by `read_image`.
+    Arrays are grey (H, W) or channel-last (H, W, C). A channel-first array or tensor (C, H, W) is accepted if its
+    shape is unambiguous: C is 1, 3 or 4 and H and W are larger. A path is read as by `read_image`.
 
-    Raises `UsageError` for another type, and `InputError` for a shape that is not an image or could be read both ways.
+    Raises `UsageError` for another type, and `InputError` for a shape that is not an image or is ambiguous.
 
     >>> as_image(np.zeros((20, 30), np.uint8)).describe()
     '20 x 30, uint8, 1 channel (grey)'
@@ -128,7 +128,7 @@ def _channel_last(array: np.ndarray, *, is_tensor: bool) -> np.ndarray:
     if channel_last and not (channel_first and is_tensor):
         return array
     raise InputError(
-        "the channels of this image could be its first or its last axis",
+        "the channels of this image could be on its first or its last axis",
         got=f"shape {array.shape}",
         expected=IMAGE_TYPES,
         remedy="np.moveaxis(array, 0, -1) makes a channel-first array channel-last; Image.from_array(array) takes a "
@@ -164,7 +164,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _pillow_pixels(image: Any) -> np.ndarray:
-    if image.mode == "P":  # a palette: the values are colours' numbers, not colours
+    if image.mode == "P":  # a palette: the values are indices of colours
         return np.asarray(image.convert("RGB"))
     if image.mode not in _PIXEL_MODES:
         remedy = "image.convert('RGB') or image.convert('L')"

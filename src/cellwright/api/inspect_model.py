@@ -81,7 +81,7 @@ def _foreign_tables(source: str) -> list[Table]:
     unknown = [theirs for theirs, ours in names.items() if ours is None and why_unused(theirs) is None]
     used = sum(ours is not None for ours in names.values())
     facts = [
-        ("names of", _FRAMEWORKS[weights.framework]),
+        ("tensor names of", _FRAMEWORKS[weights.framework]),
         ("network", summary(shapes)),
         ("tensors", f"{len(names)}: {used} used, {len(names) - used - len(unknown)} not needed"),
         ("size", f"{sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) / 1e6:.2f} M parameters"),
@@ -103,8 +103,8 @@ def _foreign_tables(source: str) -> list[Table]:
     ]
     return [
         Table(weights.origin, ("what", "value"), facts),
-        Table("the recipe that fits", ("key", "value", "known from"), keys),
-        Table("tensors", ("name in the file", "name here", "shape"), tensors),
+        Table("recipe keys that fit", ("key", "value", "known from"), keys),
+        Table("tensors", ("name in the file", "name in cellwright", "shape"), tensors),
     ]
 
 

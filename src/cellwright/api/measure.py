@@ -36,8 +36,8 @@ def measure(cells, image=None, *, class_names=None, pixel_size=None):
     Args:
         cells: the objects of one image: `Instances`, a label array (H, W) of any integer type with 0 as background, or
             the path of a label image. For several images, a list of these.
-        image: where intensities are measured: an `Image`, an array (H, W) or (H, W, C), or a path; in all channels.
-            None measures no intensities. For several images, a list of these.
+        image: the image in which intensities are measured, in all channels: an `Image`, an array (H, W) or (H, W, C),
+            or a path. None measures no intensities. For several images, a list of these.
         class_names: names of the classes 0..K-1, for the column "class"; None: the class ids.
         pixel_size: microns per pixel, one number or (y, x); None takes that of the image.
 
@@ -52,7 +52,7 @@ def measure(cells, image=None, *, class_names=None, pixel_size=None):
     Raises:
         InputError: image and objects differ in size or number, a class id without a name, or an array that is not a
             label array.
-        UsageError: another type.
+        UsageError: an unsupported type.
 
     Example:
         >>> import cellwright as cw, numpy as np

@@ -1,4 +1,4 @@
-"""Models: loaded by name, from a folder or from a run, combined to ensembles, and used to predict on images."""
+"""Models: loaded by name, from a folder or from a run, combined into ensembles, and used to predict on images."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # Models that have a name; a folder with such a name is given as ./name.
 NAMED_MODELS = {
-    "nuclei": "U-Net with flows, trained on DSB2018; fluorescence, H&E and bright field; finds nuclei only",
-    "classical": "threshold and watershed; needs no training, finds nuclei only",
+    "nuclei": "flow U-Net, trained on DSB2018; fluorescence, H&E and bright-field images; finds nuclei only",
+    "classical": "threshold and watershed; needs no training; finds nuclei only",
 }
 DEFAULT_MODEL = "nuclei"
 DEFAULT_CLASSES = ("cell",)
@@ -103,7 +103,7 @@ class Model:
             views: views of test-time augmentation, as text ("flips", "0.8,1,1.25:mirror") or `View` objects. None: no
                 augmentation, or the views of a tuned model.
             channel: name or index of the channel to use ("DAPI|Hoechst" is the first that exists) if an image has
-                several and is not RGB; None takes what leaves no doubt.
+                several and is not RGB; None chooses only if there is no doubt.
             score: omit objects with a lower score, 0 to 1; None takes the model's own threshold.
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.
@@ -138,7 +138,7 @@ class Model:
     @overload
     def predictions(self, images: Iterable[ImageLike], *, channel: ChannelChoice | None = None) -> list[Prediction]: ...
     def predictions(self, images, *, channel=None):
-        """As `predict`, as a `Prediction` per image: with the omitted objects and their number, and the diameter.
+        """Like `predict`, but returns a `Prediction` per image: also the omitted objects and the diameter.
 
         Example:
             >>> import cellwright as cw, numpy as np
@@ -296,9 +296,9 @@ def network_model(
 def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
     """A model whose objects are the fused objects of its members; a single member is returned as it is.
 
-    All objects of each member count, with calibrated scores if it is tuned, from its own smallest area on. The score
-    threshold is the weighted mean of the members' thresholds; the recipe is that of the first member.
-    Raises `UsageError` for members with different classes, or another number of weights than of members.
+    All objects of each member count, with calibrated scores if the member is tuned, down to its own minimum area. The
+    score threshold is the weighted mean of the members' thresholds; the recipe is that of the first member.
+    Raises `UsageError` for members with different classes, or if the numbers of weights and members differ.
     """
     from cellwright.prediction.fusion import mean_threshold
     from cellwright.prediction.options import PredictOptions
@@ -370,17 +370,17 @@ def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
 
 
 def _kind(recipe: Recipe) -> str:
-    """``"unet for flow"`` and the like."""
+    """``"unet (flow), objects resized to 24 px"`` and the like."""
     model = recipe.model
     if model.kind == "classical":
         return "classical method"
     target = getattr(model, "target", None)
-    text = model.kind if target is None else f"{model.kind} for {target.kind}"
-    return text + ("" if recipe.input.diameter_px is None else f" of objects {recipe.input.diameter_px:g} px wide")
+    text = model.kind if target is None else f"{model.kind} ({target.kind})"
+    return text + ("" if recipe.input.diameter_px is None else f", objects resized to {recipe.input.diameter_px:g} px")
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device; ``auto`` takes CUDA, then mps, then the CPU. `UsageError` if it does not respond."""
+    """The torch device; ``auto`` tries CUDA, then mps, then the CPU. `UsageError` if it is not available."""
     import torch
 
     if device == "auto":
@@ -391,5 +391,5 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         remedy = 'use `device="cpu"`; cellwright doctor shows why there is no GPU'
-        raise UsageError("this device does not respond", got=f"{device}: {first}", remedy=remedy) from error
+        raise UsageError("this device is not available", got=f"{device}: {first}", remedy=remedy) from error
     return chosen

@@ -21,7 +21,7 @@ def is_model(path: Path) -> bool:
     """
     if str(path) in NAMED_MODELS and path.exists():
         remedy = f"give the whole path of the file or folder, or rename it to use the model {path}"
-        raise UsageError("the name of a model is also a file or folder here", got=str(path), remedy=remedy)
+        raise UsageError("a file or folder here has the same name as a model", got=str(path), remedy=remedy)
     return str(path) in NAMED_MODELS or is_model_folder(path)
 
 

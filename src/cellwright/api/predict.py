@@ -75,7 +75,7 @@ class PredictPlan:
     overwrite: bool = False
     """Replace predictions that exist in the folder."""
     max_objects: Annotated[int | None, Parameter(group=OBJECTS)] = None
-    """Largest number of objects per image, best first (default: all)."""
+    """Maximum number of objects per image, best first (default: all)."""
     views: Annotated[str | None, Parameter(group=VIEWS)] = None
     """Predict each image in several orientations and sizes and merge the results: mirror, flips or turns; sizes first,
     as factors (0.8,1,1.25:flips) or short sides (400,600,800,max1600:mirror)."""

@@ -79,9 +79,9 @@ def read_dataset(
         A `Dataset`, which is empty only if the source has no images.
 
     Raises:
-        InputError: nothing is there, or no format or several formats match.
+        InputError: the path does not exist, or no format or several formats match.
         FormatError: the content of a file is not what its format requires.
-        UsageError: unknown format name.
+        UsageError: the format name is unknown.
 
     Example:
         >>> import cellwright as cw, numpy as np, tifffile

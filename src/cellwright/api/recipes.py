@@ -17,7 +17,7 @@ START_HERE = {
     "vrdl_nuclei/quick": "Mask R-CNN from scratch, for H&E images; about 30 minutes on 2 CPU cores",
     "vrdl_nuclei/flow": "flow U-Net from scratch, for H&E images; up to two hours on 2 CPU cores",
     "vrdl_nuclei/standard": "quick with ten times as many steps; several hours on 2 CPU cores",
-    "synthetic/demo": "to try training: a tiny Mask R-CNN for drawn images; about two minutes on 2 CPU cores",
+    "synthetic/demo": "to try training: a tiny Mask R-CNN for synthetic images; about two minutes on 2 CPU cores",
 }
 
 
@@ -28,7 +28,7 @@ def tables() -> list[Table]:
     others = [(name, load(name).description) for name in shipped_names() if name not in START_HERE]
     return [
         Table("start here", ("recipe", "what it is for"), list(START_HERE.items())),
-        Table("all others", ("recipe", "what it is"), others),
+        Table("all other recipes", ("recipe", "what it is"), others),
     ]
 
 

@@ -40,15 +40,15 @@ def save(
     Args:
         cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
         path: the file to write. It is written completely or not at all.
-        image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then have intensities,
-            and label images (.tif) its pixel size.
+        image: an `Image`, an array (H, W) or (H, W, C), or a path; measurements (.csv, .geojson) then include
+            intensities, and label images (.tif) its pixel size.
         class_names: names of the classes 0..K-1; None calls a single class "cell", several "class0", "class1", ...
 
     Returns:
-        The path. Where objects overlap, a label image has the one with the highest score.
+        The path. Where objects overlap, a label image shows the one with the highest score.
 
     Raises:
-        UsageError: another suffix or type, or a picture without image.
+        UsageError: an unsupported suffix or type, or a picture without an image.
         InputError: an image of another size, or a class id without a name.
         OutputError: the file cannot be written.
 

@@ -23,10 +23,11 @@ def show(
     """Draw an image with its objects outlined.
 
     Args:
-        image: an `Image`, an array (H, W) or (H, W, C), or a path. Anything but 8-bit colour is stretched for display.
+        image: an `Image`, an array (H, W) or (H, W, C), or a path. Contrast is stretched for display unless the image
+            is 8-bit colour.
         cells: `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image;
             None draws only the image.
-        class_names: names of the classes 0..K-1, for the legend that several classes get.
+        class_names: names of the classes 0..K-1, for the legend that is shown if there are several.
         ax: the axes to draw on; None makes a new figure.
 
     Returns:
@@ -34,7 +35,7 @@ def show(
 
     Raises:
         InputError: image and objects differ in size, or an array is not an image or a label array.
-        UsageError: another type.
+        UsageError: an unsupported type.
 
     Example:
         >>> import matplotlib

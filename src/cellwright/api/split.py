@@ -48,7 +48,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     """Set the splits and write the dataset(s); returns one table of images and objects per split for each of them.
 
     Raises `OutputError` if splits are set already (or the output exists) without ``overwrite``, `UsageError` for
-    options that exclude each other or fractions that leave a split empty.
+    mutually exclusive options or fractions that leave a split empty.
     """
     from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.split import folds, split_dataset, with_groups
@@ -57,7 +57,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     dataset = read_dataset(plan.dataset)
     if plan.out is None and dataset.splits and not plan.overwrite:
         raise OutputError(
-            "the dataset has splits already",
+            "the dataset already has splits",
             where=plan.dataset,
             got=", ".join(dataset.splits),
             remedy="use `overwrite=True`, or give another `out`",

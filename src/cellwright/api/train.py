@@ -1,4 +1,4 @@
-"""``train``: train a model on a dataset, once or with several seeds; an interrupted training resumes."""
+"""``train``: train a model on a dataset, once or with several seeds; an interrupted run is resumed."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainPlan:
-    """Train a model, or resume an interrupted training."""
+    """Train a model, or resume an interrupted run."""
 
     recipe: str
     """A shipped recipe (see `recipes list`) or a YAML file."""
     _: KW_ONLY
     data: Path
-    """Dataset folder with the splits train and val; without splits, all images are for training."""
+    """Dataset folder with the splits train and val; without splits, all images are used for training."""
     init: str | None = None
     """Weights to start from: nuclei, a model folder, a run, torchvision:NAME, or detectron2:FILE."""
     set: tuple[str, ...] = ()
     """Keys of the recipe to change, such as train.lr=2e-4."""
     repeat: int | None = None
-    """Train this many runs with different seeds, each in its own folder, and show mean and spread."""
+    """Train this many runs with different seeds, each in its own folder, and show the metrics' mean and spread."""
     max_minutes: float | None = None
-    """Stop with a checkpoint after this time; the same command resumes the training."""
+    """Save a checkpoint and stop after this time; the same command resumes the run."""
     device: str = "auto"
     """auto, cpu, cuda:N or mps."""
     out: Path | None = None
-    """Run folder to write; by default runs/ and the name of the recipe."""
+    """Run folder to write (default: runs/ and the name of the recipe)."""
     overwrite: bool = False
     """Start from scratch if the folder contains a run."""
 
@@ -172,13 +172,13 @@ def train(
 
     Args:
         recipe: the name of a shipped recipe ("nuclei/finetune", "vrdl_nuclei/flow", ...), a YAML file, or a `Recipe`.
-        data: a dataset or its folder. Images of the split "train" are trained on and those of "val" select the best
-            model; a dataset without splits is trained on completely, and the last model is the best.
+        data: a dataset or its folder. Images of the split "train" are used for training, those of "val" to select the
+            best model. Without splits, all images are used for training, and the last model is kept.
         out: the run folder to write; the model is in its subfolder ``model``.
         init: weights to start from, in place of the recipe's: "nuclei", a model folder, a run, "torchvision:NAME" or
             "detectron2:FILE".
         set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``.
-        max_minutes: stop with a checkpoint after this time; the same call resumes the training.
+        max_minutes: save a checkpoint and stop after this time; the same call resumes the run.
         device: "auto", "cpu", "cuda:N" or "mps".
         overwrite: start from scratch if ``out`` contains a run.
 
@@ -217,7 +217,7 @@ def train(
 
 
 def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
-    """Carry out a plan. Returns the run, with ``repeat`` all runs, and None after a dry run.
+    """Carry out a plan. Returns the run, all runs with ``repeat``, or None after a dry run.
 
     Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
     """
@@ -243,19 +243,21 @@ def load_recipe(recipe: str | Path | Recipe, changes: Sequence[str] = (), init: 
     if isinstance(recipe, Recipe):
         if changes:
             raise RecipeError(
-                "`set` and `init` need a recipe by name or file", got=changes, remedy="change the Recipe object itself"
+                "`set` and `init` need a recipe given by name or file",
+                got=changes,
+                remedy="change the Recipe object itself",
             )
         return recipe.resolved()
     loaded = recipes.load(str(recipe), changes).resolved()
     if loaded.model.kind == "classical":
-        remedy = "predict with it directly: name the model classical"
+        remedy = "predict with the model named classical, without training"
         raise RecipeError("the classical method needs no training", where=loaded.name, remedy=remedy)
     return loaded
 
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """One training with its recipe and data loaded; ``identity``: that of the data, if it is known already."""
+    """One training run with its recipe and data; ``identity`` is that of the data, if known already."""
 
     recipe: Recipe
     dataset: Dataset
@@ -475,8 +477,8 @@ def _draw_curves(run: RunFolder) -> None:
 def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *, dry_run: bool) -> Repeats | None:
     """Train ``planned`` runs with consecutive seeds, starting from the recipe's, each in ``out/seed_N``.
 
-    A time limit is for all runs together. ``out/repeat.json`` is written after each run. Raises `UsageError` for less
-    than one run, `OutputError` if ``out`` contains something else, and what `train` raises.
+    A time limit applies to all runs together. ``out/repeat.json`` is written after each run. Raises `UsageError` for
+    less than one run, `OutputError` if ``out`` contains something else, and what `train` raises.
     """
     if planned < 1:
         raise UsageError("invalid number of runs", where="`repeat`", got=planned, expected="1 or more")

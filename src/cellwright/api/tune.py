@@ -32,7 +32,7 @@ class TunePlan:
     """nuclei, a model folder, or a run; it is not changed."""
     _: KW_ONLY
     data: Path
-    """Dataset folder that has the split."""
+    """Dataset folder with the split."""
     split: str = "val"
     """Split to tune on; do not report results on it afterwards."""
     metric: str = "accuracy@0.5"
@@ -60,7 +60,7 @@ class TuneResult:
         columns = ("class", "min score", "min area (px)", f"{metric} without thresholds", "with thresholds")
         classes = self.tuning.classes.items()
         rows = [(name, tuned.score, tuned.min_area_px, tuned.before, tuned.after) for name, tuned in classes]
-        return Table("thresholds, by the score before calibration", columns, rows)
+        return Table("thresholds (of scores before calibration)", columns, rows)
 
 
 def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> TuneResult | None:
@@ -78,7 +78,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
         remedy = "train a model first: cellwright train"
         raise UsageError("the classical method has no model folder to tune", got="classical", remedy=remedy)
     if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
-        raise UsageError("a tuned model is a copy", where=plan.out, remedy="choose another `out`")
+        raise UsageError("the tuned model cannot replace the original", where=plan.out, remedy="choose another `out`")
     dataset = read_dataset(plan.data).with_split(plan.split)
     model = load_model(plan.model, device=plan.device)
     model = model.with_options(views=plan.views)

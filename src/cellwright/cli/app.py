@@ -2,7 +2,7 @@
 
 Errors go to standard error; with ``--log-format json`` they are events on standard output like everything else.
 
-Exit codes: 0 done; 1 a bug in cellwright (a report is saved); 2 wrong input or usage; 3 finished, but some inputs
+Exit codes: 0 done; 1 a bug in cellwright (a report is saved); 2 invalid input or usage; 3 finished, but some inputs
 failed; 130 interrupted.
 """
 
@@ -26,9 +26,12 @@ from cellwright.core.memory import keep_freed_memory
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
 VERBS = {
-    "demo": ("model_verbs:demo", "Segment three example images, or draw, train and evaluate a small dataset."),
+    "demo": (
+        "model_verbs:demo",
+        "Segment three example images, or train and evaluate a small model on synthetic images.",
+    ),
     "doctor": ("model_verbs:doctor", "Show versions, bundled models and installed extras; on request, the device."),
-    "train": ("model_verbs:train", "Train a model, or resume an interrupted training."),
+    "train": ("model_verbs:train", "Train a model, or resume an interrupted run."),
     "tune": (
         "result_verbs:tune",
         "Choose score thresholds and minimum areas per class, and calibrate scores, on a validation split.",
@@ -63,7 +66,10 @@ GROUPS = {
         {
             "list": ("model_verbs:list_models", "List the models that can be named instead of a folder."),
             "inspect": ("model_verbs:inspect", "Show the network, recipe and tensors of a model or weight file."),
-            "import": ("model_verbs:import_weights", "Import weights of torchvision or Detectron2 as a model folder."),
+            "import": (
+                "model_verbs:import_weights",
+                "Import weights from torchvision or Detectron2 as a model folder.",
+            ),
             "export": ("model_verbs:export", "Export a model to ONNX or to half precision."),
         },
     ),

@@ -1,7 +1,8 @@
-"""What the terminal shows: progress, tables, notes and errors. Nothing of it goes into files.
+"""What the terminal shows: progress, tables, notes and errors. None of it is written to files.
 
 With ``--log-format json``, every line is an event as strict JSON (`cellwright.core.events.json_line`), errors included,
-on standard output; standard error stays empty. As text, results go to standard output, and all else to standard error.
+on standard output; standard error stays empty. As text, results go to standard output, and everything else to standard
+error.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Common:
     """Check the request, print what would be written, and stop."""
 
     def screen(self, plan: object = None) -> Show:
-        """The `Show` that these options ask for; it shows parameters of ``plan`` as command-line options."""
+        """The `Show` that these options request; it shows parameters of ``plan`` as command-line options."""
         return Show(self.quiet, self.log_format, option_names(plan))
 
 

@@ -80,7 +80,7 @@ def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> None:
 
 
 def _interval(low: float, high: float) -> str:
-    """``0.4120 to 0.5631``; a dash with fewer than two images."""
+    """``0.4120 to 0.5631``, or a dash if there are fewer than two images."""
     return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 

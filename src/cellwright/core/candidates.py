@@ -10,7 +10,7 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 
 DROPPED_BY = "dropped_by"
-# The steps of a detector in their order; a candidate carries the name of the step that removed it, or "kept".
+# The steps of a detector in order; each candidate stores the name of the step that removed it, or "kept".
 STEPS = ("threshold", "nms", "cap", "kept")
 
 

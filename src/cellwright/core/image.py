@@ -29,7 +29,7 @@ class Image:
     path: the file that the image was read from, for error messages; None for an array.
     notes: what was assumed or found unusual while reading.
 
-    Raises `InputError` if ``data`` does not have three axes or has no pixel, or if the number of names differs from C.
+    Raises `InputError` if ``data`` does not have three axes or has no pixels, or if the number of names is not C.
 
     >>> Image(np.zeros((60, 80, 2), np.uint16), ("DAPI", "actin"), pixel_size_um=(0.325, 0.325))
     Image(60 x 80, uint16, 2 channels (DAPI, actin), 0.325 um/px)
@@ -64,7 +64,7 @@ class Image:
         Values are kept, in a type that holds them (`supported_dtype`). One channel is named "grey", three are R, G, B,
         four are R, G, B, A; other numbers of channels are named c0, c1, ...
 
-        Raises `InputError` for an array with other axes, without a pixel, or of complex numbers or text.
+        Raises `InputError` for an array with other axes, without pixels, or with complex numbers or text.
 
         >>> Image.from_array(np.zeros((60, 80, 3), np.uint8), pixel_size_um=(0.325, 0.325))
         Image(60 x 80, uint8, 3 channels (R, G, B), 0.325 um/px)
@@ -87,7 +87,7 @@ class Image:
         return int(self.data.shape[2])
 
     def without_alpha(self) -> Image:
-        """This image without its last channel if that is called "A" and is not the only one."""
+        """This image without its last channel if that is named "A" and is not the only one."""
         if self.n_channels < 2 or self.channels[-1] != "A":
             return self
         return dataclasses.replace(self, data=self.data[:, :, :-1], channels=self.channels[:-1])
@@ -114,7 +114,7 @@ class Image:
 def channel_index(channels: tuple[str, ...], channel: str | int, where: object = None) -> int:
     """Index of a channel given by its name, by its 0-based index, or by alternatives (the first that exists).
 
-    A name matches in its own case first, then in any case if only one channel is called so. Raises `UsageError` that
+    A name is matched exactly first, then in any case if only one channel matches. Raises `UsageError` that
     lists the channels and names ``where``, the file.
 
     >>> names = ("DAPI", "actin")

@@ -34,8 +34,8 @@ class Instances:
     soft_masks: `SoftMasks` of N objects, or None. class_probs: (N, K) float32, or None.
     columns: named measurements, each (N,).
 
-    The constructors below fill in what is not given. Indexing with an index array, a bool array or a slice gives the
-    chosen objects. Raises `InputError` that names the field whose shape, dtype or values are wrong.
+    The constructors below fill in what is not given. Indexing with an index array, a bool array or a slice returns the
+    selected objects. Raises `InputError` that names the field whose shape, dtype or values are wrong.
 
     >>> labels = np.zeros((6, 8), np.uint16)
     >>> labels[1:3, 1:4], labels[3:6, 5:8] = 7, 2
@@ -193,10 +193,10 @@ class Instances:
             ``ignore``), ``area`` and ``id`` are used if present.
         image_hw: (H, W).
         categories: the ``"categories"`` list of the file or a list of category ids, in the order of the class ids; or a
-            dictionary from category id to class id. Annotations of other categories are omitted. By default the
+            dictionary from category id to class id. Annotations of other categories are omitted. By default, the
             categories of ``annotations`` in ascending order.
         scored: True for predictions (every annotation must have a score), False for ground truth (scores are not
-            read). By default predictions if any annotation has a score.
+            read). By default, objects are predictions if any annotation has a score.
         source: the file, for error messages.
 
         Raises `FormatError` that names the annotation and the field.

@@ -1,4 +1,4 @@
-"""`MaskSet`: the binary masks of one image, stored as small crops, so that memory and time follow the foreground."""
+"""`MaskSet`: the binary masks of one image, stored as small crops: memory and time scale with the foreground."""
 
 from __future__ import annotations
 
@@ -456,7 +456,7 @@ def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
     largest, smallest = (int(labels.max()), int(labels.min())) if labels.size else (0, 0)
     if smallest < 0:
-        raise InputError("a negative label", got=smallest, expected="0 for background, positive object ids")
+        raise InputError("labels must not be negative", got=smallest, expected="0 for background, positive object ids")
     if largest <= 4 * labels.size:  # a table with one entry per possible label is cheap
         return np.ascontiguousarray(labels, np.int32), np.arange(1, largest + 1)
     values, dense = np.unique(labels, return_inverse=True)

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
 
     By default glibc maps every array above 32 MiB separately, and each of its pages faults on first use. With this
     setting a U-Net predicts 1280 x 1280 px 2.2 times as fast, and a training step is 1.2 times as fast. In exchange,
-    the process keeps up to half as much memory again as its peak use.
+    the process may use up to 50 % more memory at its peak.
 
     It changes ``malloc`` for the whole process until it ends, so the library never calls it; the command line does.
     Nothing happens where the C library is not glibc (macOS, Windows, Alpine Linux).

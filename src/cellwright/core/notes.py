@@ -1,4 +1,4 @@
-"""Notes: what was assumed about an input, or passed over, so that nothing happens without a word."""
+"""Notes: what was assumed about an input or skipped in it, so that nothing happens silently."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Note:
 
 
 def summarise(notes: Iterable[Note], *, details: str = "", noun: str = "image") -> list[str]:
-    """One line per kind, in order of first appearance: the text itself where it concerns one input, else a count.
+    """One line per kind, in order of first appearance: the text of a single note, or a count and an example.
 
-    details: where the single notes can be read, such as "summary.csv"; "" names no place.
+    details: the file that lists every note, such as "summary.csv"; "" if there is none.
 
     >>> one = Note("the channel was assumed", "channel DAPI was assumed to show nuclei; choose with `channel`", "a.tif")
     >>> other = Note("the channel was assumed", "channel Hoechst was assumed to show nuclei", "b.tif")
@@ -51,7 +51,7 @@ def summarise(notes: Iterable[Note], *, details: str = "", noun: str = "image") 
 
 
 def with_where(notes: Sequence[Note], where: str) -> tuple[Note, ...]:
-    """The notes, those without a place at ``where``.
+    """The notes, with ``where`` set in those that have none.
 
     >>> with_where([Note("kind", "text")], "a.tif")
     (Note(kind='kind', text='text', where='a.tif'),)

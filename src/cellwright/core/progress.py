@@ -1,4 +1,4 @@
-"""Progress reporting: the interface through which long-running functions report to a terminal, a log or nothing.
+"""Progress reporting: the interface through which long-running functions report to a terminal or a log.
 
 Two protocols, so that the library depends on no progress-bar package. A function that only loops takes a ``track``
 function, used like ``tqdm`` or ``rich.progress.track``::
@@ -36,7 +36,7 @@ class ProgressReporter(Protocol):
 
     @property
     def log_format(self) -> Literal["text", "json"]:
-        """The format of the lines that training logs."""
+        """The format of the lines that a training run prints."""
         ...
 
     def note(self, text: str) -> None:

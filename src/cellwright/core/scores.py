@@ -1,4 +1,4 @@
-"""What applies to scores: thresholds, one for all classes or one per class, and calibration."""
+"""Score thresholds (one for all classes, or one per class) and the calibration of scores."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Calibration:
         fits = fits and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
         if not fits or min(*x, *y) < 0 or max(*x, *y) > 1:
             got = f"{len(self.scores)} scores, {len(self.expected_iou)} values"
-            expected = "equal numbers in [0, 1]; increasing scores, values that do not decrease"
+            expected = "as many values as scores, all in [0, 1]; increasing scores, values that do not decrease"
             raise UsageError("invalid calibration of scores", got=got, expected=expected)
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from numba import njit
 
 @njit(cache=True)
 def suppress(order, starts, others, overlap, limit):
-    """Which of the objects ``order`` (N,) are kept, (N,) bool: those that no earlier kept object overlaps too much."""
+    """Which of the objects ``order`` (N,) are kept, (N,) bool: those that no earlier kept object overlaps by too
+    much."""
     removed = np.zeros(order.size, np.bool_)
     kept = np.zeros(order.size, np.bool_)
     for place in range(order.size):
@@ -59,7 +60,7 @@ def blend(order, starts, shares, boxes, offsets, probs):
                 for x in range(box[0], box[2]):
                     sums[row + x] += share * probs[at]
                     at += 1
-        # A sum that is half of the total but for rounding is half of it.
+        # A sum that differs from half of the total only by rounding counts as half.
         half = 127.5 * total * (1 - 1e-9)
         for k in range(sums.size):
             crops[out_starts[c] + k] = sums[k] >= half and sums[k] > 0

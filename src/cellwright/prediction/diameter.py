@@ -4,11 +4,11 @@ A recipe with ``input.diameter_px`` trains on images resized so that their objec
 diameter of an image is given by the user, or estimated here:
 
 1. The network predicts on one window of the image, resized as if its objects were 8, 24 or 72 px wide. Each
-   of these sizes serves diameters within a factor of 1.7, together 5 to 125 px.
+   of these sizes covers diameters within a factor of 1.7; together they cover 5 to 125 px.
 2. The best size is the one whose objects cover more of the shared pixels, with higher scores and with diameters nearer
    to the one that the network was trained on. Its estimate is the median diameter of its objects, specks excluded.
-3. The window is predicted again at the size that follows, so that objects first seen too large or too small are found
-   whole; the median diameter of these objects is the result.
+3. The window is predicted again at the size that follows, so that objects that were too large or too small at first are
+   found whole; the median diameter of these objects is the result.
 
 Each of the four predictions costs as much as an image of 384 x 384 px, however large the image is.
 """
@@ -39,9 +39,9 @@ class Diameter:
     """The diameter by which an image was resized.
 
     px: median diameter of its objects, px of the image; None if no object was found to measure.
-    estimated: whether it was estimated from the image, not given.
+    estimated: whether it was estimated from the image rather than given.
     scale: factor from the image to the network's input.
-    requested_scale: the factor that the diameter asks for, if ``scale`` was limited to a smaller change; else None.
+    requested_scale: the factor that the diameter requires, if ``scale`` was limited to a smaller change; else None.
     """
 
     px: float | None

@@ -80,10 +80,10 @@ def candidates_of(
 ) -> tuple[Sequence[Instances], tuple[str, ...]]:
     """The candidates of every image with the step that removed them, computed on indexing, and notes.
 
-    The network of ``predictor`` is asked for them if it can explain its predictions and sees images without test-time
-    augmentation. It is asked only for images with unmatched objects, and only for candidates that overlap one of these,
-    since no others can explain the loss. Otherwise the candidates are the predictions themselves, including those below
-    their score threshold.
+    They come from the network of ``predictor`` if it can explain its predictions and runs without test-time
+    augmentation. Only images with unmatched objects are processed, and only candidates that overlap one of these are
+    returned, since no others can explain the loss. Otherwise the candidates are the predictions themselves, including
+    those below their score threshold.
     """
     if predictor is None or not predictor.explains:
         load, notes = partial(_predicted_candidates, images), (FROM_PREDICTIONS,)
@@ -114,7 +114,7 @@ def _network_candidates(images: PairedImages, predictor: FilteredPredictor, inde
 
 
 def _with_options(candidates: Instances, predictor: FilteredPredictor) -> Instances:
-    """The candidates with the steps that the predictor's options lead to.
+    """The candidates with the steps at which the predictor's options remove them.
 
     A score or an area below its threshold takes precedence: suppression and cap go by score within a class, so they
     treat the candidates above the threshold as if the others did not exist.

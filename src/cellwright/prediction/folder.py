@@ -365,7 +365,7 @@ def _diameter_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(f"no object to measure a diameter on in {count(unmeasured, 'image')}: predicted at original size")
     if limited := sum(row["network_scale_wanted"] is not None for row in resized):
         notes.append(
-            f"{count(limited, 'image')} could not be resized as much as the diameter asks for (network_scale in "
+            f"{count(limited, 'image')} could not be resized as much as the diameter requires (network_scale in "
             f"{SUMMARY}), which reduces quality: cut large images of tiny objects into parts"
         )
     return notes

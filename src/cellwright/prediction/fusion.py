@@ -1,7 +1,7 @@
 """Fuse several predictions of one image: non-maximum suppression, Weighted Boxes Fusion, a vote of masks.
 
-Fusion needs the objects only, no image and no network. Scores are compared as they are: scores of different families
-of models are comparable only if they are calibrated. The cost grows with the pixels of the objects and with the number
+Fusion needs only the objects, no image and no network. Scores are compared as they are; those of different model
+families are comparable only if they are calibrated. The cost grows with the pixels of the objects and with the number
 of overlapping pairs.
 """
 
@@ -75,7 +75,7 @@ class FusionOptions:
                 raise UsageError(f"`{name}` is out of range", got=value, expected=expected)
 
     def weights_of(self, n_members: int) -> np.ndarray:
-        """Weights (M,) float64; `UsageError` for another number of weights than of members."""
+        """Weights (M,) float64; `UsageError` if the numbers of weights and members differ."""
         if self.weights is not None and len(self.weights) != n_members:
             raise UsageError(
                 "different numbers of weights and predictions",
@@ -94,8 +94,8 @@ def fuse(members: Sequence[Instances], options: FusionOptions | None = None) -> 
 
     Objects without scores (label images) count with score 1; regions to ignore are omitted. ``wbf`` returns fused boxes
     and masks, ``mask_vote`` fused masks and their tight boxes. The other methods return objects of the members as they
-    are, with their score times the weight over the largest weight. Scores above 1 become 1. No objects is a legal
-    result. The methods that use masks omit objects without a pixel; the others keep them, so boxes alone give boxes.
+    are, with their score times the weight over the largest weight. Scores above 1 become 1. An empty result is
+    valid. The methods that use masks omit objects without a pixel; the others keep them, so boxes alone give boxes.
 
     Raises `UsageError` without members or with another number of weights, `InputError` for images of different sizes.
     """
@@ -133,7 +133,7 @@ def mean_threshold(thresholds: Sequence[ScoreThreshold], weights: np.ndarray) ->
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """The objects of all members by falling share; ties in the order of the members.
+    """The objects of all members in order of decreasing share; ties in the order of the members.
 
     objects: with the scores of their members. member: (N,) int64. shares: (N,) float64, score x weight. groups: (N,)
     int64, objects of different groups are never fused. soft: probabilities of the masks' pixels, None if all are 1.

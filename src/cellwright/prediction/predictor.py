@@ -1,4 +1,5 @@
-"""Predictors: images in, one `Prediction` per image out. Networks, ensembles and any `Segmenter` behind one protocol.
+"""Predictors: images in, one `Prediction` per image out; networks, ensembles and `Segmenter` objects share one
+protocol.
 
 NetworkPredictor    a trained network with the input of its recipe (`prediction/backends/torch.py`)
 SegmenterPredictor  any other method, such as the classical one or a model of the user's own
@@ -43,28 +44,28 @@ class Predictor(Protocol):
         ...
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """One prediction per image, objects best first; no images give an empty list.
+        """One prediction per image, objects best first; an empty list for no images.
 
-        Raises `InputError` for an image that cannot be used, such as one with other channels.
+        Raises `InputError` for an image that cannot be used, such as one whose channels do not fit.
         """
         ...
 
     def with_diameter(self, px: float) -> Predictor:
-        """For images whose objects have the median diameter ``px``, pixels of the image.
+        """This predictor for images whose objects have the median diameter ``px``, pixels of the image.
 
         Raises `UsageError` for an invalid diameter, and if no diameter is used.
         """
         ...
 
     def with_views(self, views: tuple[View, ...]) -> Predictor:
-        """With test-time augmentation: each image is predicted in all views, and the results are merged.
+        """This predictor with test-time augmentation: each image is predicted in all views, and the results are merged.
 
         Raises `UsageError` if views are not supported, and for short sides if a diameter determines the size.
         """
         ...
 
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
-        """What became of the candidates that overlap boxes (N, 4): see ``Explains.candidates``.
+        """What happened to the candidates that overlap boxes (N, 4): see ``Explains.candidates``.
 
         Raises `UsageError` if not supported.
         """
@@ -167,7 +168,8 @@ class FilteredPredictor:
 class Ensemble:
     """Several predictors with the same classes, whose objects are fused.
 
-    members: at least one. They should return all their objects, with calibrated scores where their families differ.
+    members: at least one. They should return all their objects, with calibrated scores if they are of different
+    families.
     options: ``options.weights`` has one weight per member. Raises `UsageError` otherwise.
     """
 
@@ -207,7 +209,7 @@ class Ensemble:
 
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """Raises `UsageError`."""
-        raise UsageError("candidates are known for single networks only", got="an ensemble", expected="one network")
+        raise UsageError("only a single network reports its candidates", got="an ensemble", expected="one network")
 
     def _fused(self, of_members: Sequence[Prediction]) -> Prediction:
         diameters = [prediction.diameter for prediction in of_members if prediction.diameter is not None]

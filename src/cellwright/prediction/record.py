@@ -51,7 +51,7 @@ class Prediction:
         diameter: Diameter | None = None,
         views: tuple[View, ...] = (),
     ) -> Prediction:
-        """A prediction of which nothing was omitted."""
+        """A prediction from which nothing was omitted."""
         return Prediction(instances, instances, model_cap=model_cap, diameter=diameter, views=views)
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ class Source:
     """One image to predict on.
 
     id: ``<relative dir>/<stem>``, the beginning of its outputs' names; unique among the sources.
-    path: the file. It is not opened before its turn, so that a damaged file does not stop the others.
+    path: the file. It is opened only when it is processed, so that a damaged file does not stop the others.
     image_id: the COCO number; None takes the position. group, split: those of a dataset.
     """
 
@@ -37,7 +37,7 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
     """The images among ``paths`` and in the folders among them, at any depth, in order; each file once.
 
     Ids are relative to the given folder. The folder's own name is added where two folders contain the same names, and
-    the extension is kept where two images differ in it only. Hidden files and prediction folders are skipped. Raises
+    the extension is kept where two images differ only in it. Hidden files and prediction folders are skipped. Raises
     `InputError` for a path without images, `UsageError` where two images still have the same id.
     """
     known: set[Path] = set()
@@ -76,14 +76,14 @@ def read_input(
 
 def _with_distinct_ids(named: list[tuple[Path, Source]]) -> list[Source]:
     for rename in (_with_folder, _with_suffix):
-        # Ids that differ in case only are one file on some disks.
+        # Ids that differ only in case are the same file on some disks.
         counts = Counter(source.id.lower() for _, source in named)
         named = [(path, rename(path, source) if counts[source.id.lower()] > 1 else source) for path, source in named]
     counts = Counter(source.id.lower() for _, source in named)
     repeated = [source for _, source in named if counts[source.id.lower()] > 1]
     if repeated:
         raise UsageError(
-            "two images would write the same outputs",
+            "two images would write to the same output files",
             got=", ".join(str(source.path) for source in repeated[:2]),
             remedy="predict on them separately, with different `out`, or rename one of them",
         )

@@ -71,7 +71,8 @@ def soft_nms(scores: np.ndarray, pairs: Pairs, factors: np.ndarray) -> tuple[np.
 
     scores: (N,), not negative. factors: (P,) in [0, 1], by which a score is multiplied for each of ``pairs``: see
     `linear_decay` and `gaussian_decay`. Returns all objects (N,) int64, best first, and their new scores (N,) float64
-    in the order of ``scores``. Objects below a threshold can be omitted afterwards, since they lower only lesser ones.
+    in the order of ``scores``. Objects below a threshold can be omitted afterwards, since they lower only objects with
+    lower scores.
     """
     lowered = scores.astype(np.float64)
     heap = [(-score, k) for k, score in enumerate(lowered.tolist())]

@@ -19,7 +19,7 @@ from cellwright.report.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, RGB, S
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Dark enough on white. Styles and markers have other cycle lengths than colours, so that combinations rarely repeat.
+# Dark enough on white. Styles, markers and colours have different cycle lengths, so that combinations rarely repeat.
 _COLOURS: tuple[RGB, ...] = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -70,7 +70,7 @@ class Curves:
     values: dict[str, np.ndarray]
 
     def named(self, *prefixes: str) -> dict[str, np.ndarray]:
-        """The columns whose names start with one of ``prefixes`` and that have any number."""
+        """The columns whose names start with one of ``prefixes`` and that contain a number."""
         chosen = {name: values for name, values in self.values.items() if name.startswith(prefixes)}
         return {name: values for name, values in chosen.items() if np.isfinite(values).any()}
 
@@ -148,7 +148,7 @@ def _number(cell: str | None, name: str, path: Path, k: int) -> float:
             "a cell of this log is not a number",
             where=where,
             got=repr(cell),
-            remedy="remove the line or the file; training writes it again",
+            remedy="remove this line from the log",
         ) from None
 
 

@@ -67,7 +67,7 @@ def draw_errors(
 ) -> np.ndarray:
     """An image with the errors of its predictions, uint8 RGB, with a legend below that counts them.
 
-    truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` determines them. Correct objects are shown
+    truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` returns them. Correct objects are shown
     by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor. Raises `InputError`
     if sizes do not match.
     """

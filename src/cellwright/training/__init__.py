@@ -1,4 +1,4 @@
-"""Training a network: reproducible, resumable, with validation. `loop.train` shows the whole flow.
+"""Training a network: reproducible, resumable, with validation. `loop.train` is the whole procedure.
 
 loop         validate, save a checkpoint, take a step, until the end
 step         one optimiser step: losses, gradient, accumulation, mixed precision

@@ -128,7 +128,7 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Handle SIGINT and SIGTERM by an `Interruption` while the block runs; outside the main thread, do nothing."""
+    """Handle SIGINT and SIGTERM with an `Interruption` while the block runs; outside the main thread, do nothing."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption

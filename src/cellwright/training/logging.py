@@ -1,4 +1,4 @@
-"""What a training reports: `log.csv`, TensorBoard, and progress on the terminal.
+"""What a training run reports: `log.csv`, TensorBoard, and progress on the terminal.
 
 `Recorder` passes every step and evaluation on to a `StepLog` (a CSV file), an optional `TensorBoardLog` with the same
 values, and a `Reporter`: a progress bar on a terminal, plain lines elsewhere, or JSON lines.
@@ -37,7 +37,7 @@ class Recorder:
         self._pace = Pace()
 
     def step(self, outcome: StepOutcome, n_images: int, data_s: float, step_s: float) -> None:
-        """Record one step on ``n_images`` images that took ``step_s`` seconds, ``data_s`` of them to load the data."""
+        """Record one step on ``n_images`` images that took ``step_s`` seconds, of which loading took ``data_s``."""
         memory = peak_memory_mb(self._device)
         self._log.step(
             outcome.step,
@@ -173,7 +173,7 @@ def _read_rows(path: Path, step: int) -> list[dict[str, str]]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]  # a kill during a write leaves an incomplete line
+    complete = text[: text.rfind("\n") + 1]  # a process killed while writing leaves an incomplete line
     rows = list(csv.DictReader(io.StringIO(complete)))
     if any(not row.get("step", "").isdigit() for row in rows):
         raise FormatError("not a training log", where=path, remedy="move the file away; the run then starts a new log")
@@ -255,7 +255,7 @@ class StepReport:
 
 
 class Reporter(Protocol):
-    """Shows steps and notes. Used as a context manager around the whole training."""
+    """Shows steps and notes. Used as a context manager around the whole run."""
 
     def __enter__(self) -> Self: ...
 
@@ -273,7 +273,7 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """Shows nothing; steps are logged at DEBUG, all else at INFO."""
+    """Shows nothing; steps are logged at DEBUG, everything else at INFO."""
 
     def __enter__(self) -> Self:
         return self

@@ -59,7 +59,7 @@ class Training:
         config: optimiser, schedule, and how often to save and evaluate.
         run: an opened run folder: log.csv, metrics.json, checkpoints, the best model and finally DONE are written here.
         info: the ``model.json`` of the best model, without its metrics.
-        validation: the evaluation; None if there are no validation images, and then the last model is the best.
+        validation: the evaluation; None if there are no validation images, in which case the last model is the best.
         reporter: shows progress.
         device: where to train.
     """
@@ -112,7 +112,7 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
 
     Args:
         training: what to train, on what, and where to write it.
-        max_minutes: end this call, with an evaluation and a checkpoint, after the step during which this time is over;
+        max_minutes: end this call, with an evaluation and a checkpoint, after the step in which this time runs out;
             another call resumes the run. The schedule is not shortened. The extra evaluation may find a new best model.
 
     Raises:
@@ -164,7 +164,7 @@ def _run_steps(
     interruption: Interruption,
     max_minutes: float | None,
 ) -> None:
-    """Take steps; between them evaluate, then save a checkpoint that includes the result, whenever either is due."""
+    """Take steps; after a step, evaluate and then save a checkpoint with the result, whenever either is due."""
     config, position = training.config, state.position
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     # Batches are numbered separately from steps, because a step takes ``accumulate`` of them.

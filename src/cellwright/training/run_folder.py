@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, opening it to start or resume a run, and its ``metrics.json``."""
+"""The folder of a run: its file names, how it is opened to start or resume a run, and its ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def check_run_folder(
         return environment
     if not run.recipe.is_file():
         raise OutputError(
-            "this folder is not empty and not a run",
+            "this folder is not empty and is not a run",
             where=root,
             expected="a new folder, or one with recipe.yaml",
             remedy="choose another `out`",
@@ -179,7 +179,9 @@ def _check_same_run(
     before = run.recipe.read_text(encoding="utf-8")
     if before != recipe_yaml:
         difference = _first_difference(before, recipe_yaml)
-        raise OutputError("this run has another recipe", where=run.recipe, got=difference, remedy=_OTHER_RUN)
+        raise OutputError(
+            "this run was started with another recipe", where=run.recipe, got=difference, remedy=_OTHER_RUN
+        )
     if not run.environment.is_file():
         return {}
     recorded = read_json(run.environment)
@@ -246,7 +248,7 @@ def read_best(run: RunFolder) -> Best:
             "invalid metrics.json of a run",
             where=run.metrics,
             got=str(error),
-            remedy="run the training again: it resumes and writes this file again",
+            remedy="run the same training command again: it resumes, and writes this file again",
         ) from error
 
 

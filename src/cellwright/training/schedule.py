@@ -23,7 +23,7 @@ class Timeline:
 
     Attributes:
         total_steps: length of the whole run, at least 1.
-        steps_per_epoch: length of one pass over the training images; not an integer where a batch spans two epochs.
+        steps_per_epoch: length of one pass over the training images; not an integer if a batch spans two epochs.
     """
 
     total_steps: int

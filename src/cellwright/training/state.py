@@ -1,8 +1,8 @@
-"""The state of a training and its checkpoints: weights, optimiser, averaged weights, position.
+"""The state of a training run and its checkpoints: weights, optimiser, averaged weights, position.
 
 A checkpoint, such as `RUN/checkpoints/step_00002000/`, contains `weights.safetensors`, `optimiser.safetensors`,
 `averaged.safetensors` (with `ema_decay`) and `state.json`, which also holds the loss scale of fp16. It is written
-completely or not at all. It needs no state of random generators, because every random draw is a function of the step.
+completely or not at all. It contains no random generator states, because every random draw depends only on the step.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class TrainState:
     def update_average(self, decay: float) -> None:
         """Move the averaged weights towards the network's weights, after step ``position.step``.
 
-        The decay grows from 0.1 to ``decay``, so that early averages forget the random start. Buffers (statistics of
-        normalisation layers) are copied, not averaged.
+        The decay grows from 0.1 to ``decay``, so that early averages forget the random initial weights. Buffers
+        (statistics of normalisation layers) are copied, not averaged.
         """
         assert self.averaged is not None
         trained = dict(self.network.named_parameters())
@@ -232,7 +232,7 @@ def _load_into(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise FormatError(
-            "this checkpoint belongs to another network",
+            "this checkpoint is for another network",
             where=path,
             got=str(error),
             remedy="resume with the recipe that the run was started with (RUN/recipe.yaml), or choose another `out`",
@@ -259,7 +259,7 @@ def _load_optimiser(state: TrainState, tensors: dict[str, Tensor], path: Path) -
     order = [names[id(p)] for group in state.optimiser.param_groups for p in group["params"]]
     if unknown := sorted(set(saved) - set(order)):
         raise FormatError(
-            "the optimiser of this checkpoint has other parameters",
+            "the optimiser of this checkpoint has different parameters",
             where=path,
             got=", ".join(unknown[:5]),
             remedy="start from scratch with `overwrite=True`, or choose another `out`",

@@ -54,7 +54,7 @@ class Validation:
         return tuple(dict.fromkeys((*HEADLINE, self.recipe.train.best_metric)))
 
     def metrics(self, network: Network) -> dict[str, float]:
-        """The metrics of ``network`` by name, those of each class as ``name/class``; NaN where undefined.
+        """The metrics of ``network`` by name, those of a class as ``name/class``; undefined ones are NaN.
 
         All candidates count for average precision, whatever their score.
         """
@@ -98,7 +98,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether ``value`` is better than ``best``. Everything is better than None or NaN, and NaN than nothing else."""
+    """Whether ``value`` is better than ``best``. Any value is better than None or NaN; NaN is better than no number."""
     if best is None or math.isnan(best):
         return True
     return value < best if lower_is_better(metric) else value > best
