@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.scores import ScoreThreshold
 from cellwright.evaluation.coco import CocoResult, coco_result
 from cellwright.evaluation.errors_by_kind import ErrorKinds, classify_objects
 from cellwright.evaluation.label_metrics import Scores, no_scores, score_image
@@ -46,6 +47,7 @@ class EvaluationData:
     groups: the metric groups requested. scores: the sums of each image. zero: the sums of no images.
     errors: kinds of the annotated and the predicted objects; empty if not requested.
     masks, boxes: average precision, or None if not requested or without scores. lost: lost objects by cause, or None.
+    score_threshold: that of ``pairs``.
     """
 
     all_pairs: tuple[ImagePairs, ...]
@@ -58,6 +60,7 @@ class EvaluationData:
     masks: CocoResult | None
     boxes: CocoResult | None
     lost: Counter[str] | None
+    score_threshold: ScoreThreshold = 0.0
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -89,7 +92,7 @@ def pair_options(groups: frozenset[str], boundary_px: int, score_threshold: floa
         boxes="coco" in groups,
         foreground="overlap" in groups,
         boundary_px=boundary_px if "boundary" in groups else None,
-        repeats="errors" in groups,
+        repeats=True,
         score_threshold=score_threshold,
     )
 
@@ -116,4 +119,5 @@ def evaluation_data(
         masks=coco_result(all_pairs, "mask", len(class_names), coco_ids) if has_ap else None,
         boxes=coco_result(all_pairs, "box", len(class_names), coco_ids) if has_ap else None,
         lost=lost,
+        score_threshold=options.score_threshold,
     )

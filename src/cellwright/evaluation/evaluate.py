@@ -14,12 +14,15 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.scores import ScoreThreshold, check_threshold
+from cellwright.core.text import count
 from cellwright.evaluation.data import evaluation_data, pair_options, parse_metrics
 from cellwright.evaluation.lost_recall import lost_recall
 from cellwright.evaluation.matching import ImagePairs, pair_image
 from cellwright.evaluation.pairing import LazyInstances, PairedImages, tuning_warning
 from cellwright.evaluation.report import Report
 from cellwright.evaluation.values import all_values, notes
+
+CONTEST_FORMATS = ("rle_csv", "rle_csv_submission", "dsb2018_csv")
 
 
 def evaluate_pairs(
@@ -92,7 +95,7 @@ def _evaluate(
         all_pairs.append(pairs)
     data = evaluation_data(all_pairs, groups, _class_names(all_pairs, class_names), options, lost, sides.coco_ids)
     values, reasons = all_values(data)
-    return Report(values, reasons, notes(data, values), data)
+    return Report(values, reasons, notes(data, values, reasons), data)
 
 
 def evaluate_images(
@@ -111,9 +114,25 @@ def evaluate_images(
         images.score_threshold,
     )
     report = _evaluate(sides, metrics, images.class_names, track)
-    warning = tuning_warning(images)
-    texts = (*((warning,) if warning else ()), *images.notes, *report.notes)
-    return dataclasses.replace(report, notes=texts)
+    warnings = [text for text in (tuning_warning(images), _contest_warning(images, report)) if text is not None]
+    return dataclasses.replace(report, notes=(*warnings, *images.notes, *report.notes))
+
+
+def _contest_warning(images: PairedImages, report: Report) -> str | None:
+    """A warning if the masks of a Kaggle table overlap, which the contests do not accept."""
+    if images.predicted_format not in CONTEST_FORMATS:
+        return None
+    n_images = n_pairs = n_pixels = 0
+    for pairs in report.data.all_pairs:
+        assert pairs.repeats is not None, "asked for by pair_options"
+        shared = pairs.repeats.value[pairs.repeats.truth < pairs.repeats.predicted]
+        n_images, n_pairs, n_pixels = n_images + bool(len(shared)), n_pairs + len(shared), n_pixels + int(shared.sum())
+    if not n_pairs:
+        return None
+    return (
+        f"warning: masks overlap in {count(n_images, 'image')} ({count(n_pairs, 'pair')} of masks, "
+        f"{count(n_pixels, 'pixel')}): the contests refuse such a table; cellwright export resolves overlaps"
+    )
 
 
 def _class_names(images: Sequence[ImagePairs], class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.scores import ScoreThreshold, reaches_threshold
 from cellwright.core.text import count
+from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.merge import map_classes
 
 ONE_CLASS = "object"  # the class of all objects where classes are ignored
@@ -51,7 +52,8 @@ class PairedImages:
 
     name: of the prediction. score_threshold: predictions below it are used for AP and ranking only; one number, or one
     per class. notes: what a reader of the results should know. tuned_on: what the thresholds of the predictions were
-    tuned on (``ModelInfo.tuned_on``), None if they were not tuned or this is unknown.
+    tuned on (``ModelInfo.tuned_on``), None if they were not tuned or this is unknown. predicted_format: the file format
+    of the predictions, "" if they come from no file.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PairedImages:
     score_threshold: ScoreThreshold = 0.0
     notes: tuple[str, ...] = ()
     tuned_on: Mapping[str, Any] | None = None
+    predicted_format: str = ""
 
     @property
     def coco_ids(self) -> list[int] | None:
@@ -122,6 +125,7 @@ def pair_datasets(
         score_threshold=score_threshold_of(predicted),
         notes=notes,
         tuned_on=predicted.info.get("tuned_on"),
+        predicted_format=str(predicted.info.get("format", "")),
     )
 
 
@@ -255,7 +259,9 @@ def _same_classes(
         )
     if len(own) == len(true_names) == 1:
         # Both sides have one kind of object, whatever each tool calls it.
-        return dataclasses.replace(predicted, class_names=true_names), truth, part, ()
+        note = f"the only class of the predictions ({own[0]}) is taken for that of the ground truth ({true_names[0]})"
+        notes = () if DEFAULT_CLASS in (*own, *true_names) else (note,)
+        return dataclasses.replace(predicted, class_names=true_names), truth, part, notes
     note = f"classes are ignored: the predictions have {', '.join(own)}, the ground truth {', '.join(true_names)}"
     return without_classes(predicted), without_classes(truth), without_classes(part), (note,)
 

@@ -60,10 +60,13 @@ class Report:
     data: EvaluationData
 
     def __repr__(self) -> str:
-        counts = [(name, int(self.values[f"n_{key}"])) for name, key in _COUNTED]
-        counted = ", ".join(count(n, name) for name, n in counts)
         values = ", ".join(f"{name} {markdown_cell(value)}" for name, value in self.headline())
-        return f"Report: {counted}\n  {values}"
+        return f"Report: {self.counts}\n  {values}"
+
+    @property
+    def counts(self) -> str:
+        """What was evaluated: ``"2 images, 12 annotated objects, 11 predictions"``."""
+        return ", ".join(count(int(self.values[f"n_{key}"]), name) for name, key in _COUNTED)
 
     @cached_property
     def per_image(self) -> pd.DataFrame:
@@ -171,7 +174,7 @@ def metrics_json(report: Report, limits: pd.DataFrame | None = None) -> dict[str
 
 def markdown(report: Report, limits: pd.DataFrame | None = None, sections: Sequence[str] = ()) -> str:
     """The report as a page: headline, notes, errors by kind, worst images, classes, then all metrics."""
-    parts = ["# Evaluation", _headline(report, limits)]
+    parts = ["# Evaluation", report.counts + ".", _headline(report, limits)]
     parts += [f"- {note}" for note in report.notes]
     titles = {
         "errors": "Errors by kind",

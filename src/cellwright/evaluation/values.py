@@ -8,9 +8,10 @@ from operator import add
 
 import numpy as np
 
+from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
 from cellwright.evaluation.coco import CAP, CAPS, COCO_BANDS, THIRDS, CocoResult
-from cellwright.evaluation.data import EvaluationData
+from cellwright.evaluation.data import HEADLINE, EvaluationData
 from cellwright.evaluation.errors_by_kind import count_errors
 from cellwright.evaluation.label_metrics import Scores, score_image
 from cellwright.evaluation.lost_recall import CAUSES
@@ -50,9 +51,9 @@ def all_values(data: EvaluationData) -> tuple[dict[str, float], dict[str, str]]:
     return values, reasons
 
 
-def notes(data: EvaluationData, values: dict[str, float]) -> tuple[str, ...]:
-    """What a reader should know before quoting a value."""
-    texts = []
+def notes(data: EvaluationData, values: dict[str, float], reasons: dict[str, str]) -> tuple[str, ...]:
+    """What a reader should know before quoting a value; the reasons for undefined and zero values come first."""
+    texts = [*_undefined(values, reasons), *_nothing_found(data, values)]
     ceiling = values.get(CEILING, np.nan)
     if ceiling < 1:
         crowded = int((data.masks.n_truth[:, :, 0] > CAP).any(1).sum()) if data.masks else 0
@@ -60,12 +61,11 @@ def notes(data: EvaluationData, values: dict[str, float]) -> tuple[str, ...]:
             f"more than {CAP} objects of a class in {crowded} of {count(len(data.pairs), 'image')}: no prediction can "
             f"exceed AP@{CAP} = {ceiling:.4f} here; AP@all has no such limit"
         )
-    n_below = sum(len(a.predicted) - len(b.predicted) for a, b in zip(data.all_pairs, data.pairs, strict=True))
-    if n_below:
-        texts.append(f"{count(n_below, 'prediction')} below the score threshold, used for AP and ranking only")
-    if "coco" in data.groups and data.masks is None:
-        texts.append(f"no AP: {NO_SCORES}")
-    if data.masks is not None:
+    n_all, n_kept = (sum(len(pairs.predicted) for pairs in side) for side in (data.all_pairs, data.pairs))
+    if 0 < n_kept < n_all:
+        below = count(n_all - n_kept, "prediction")
+        texts.append(f"{below} below the score threshold, used for AP and ranking only")
+    if data.masks is not None and values["n_truth"]:
         limits = [data.masks.bands[name][1] for name in THIRDS[:2]]
         texts.append(
             f"thirds of the annotated objects by area: up to {limits[0]:.0f} px, up to {limits[1]:.0f} px, larger"
@@ -74,9 +74,48 @@ def notes(data: EvaluationData, values: dict[str, float]) -> tuple[str, ...]:
     if n_ignored:
         texts.append(f"{count(n_ignored, 'ignored region')}, neither rewarded nor penalised")
     empty = [name for k, name in enumerate(data.class_names) if not _has_truth(data, k)]
-    if empty and len(data.class_names) > 1:
+    if 0 < len(empty) < len(data.class_names):
         texts.append(f"classes without annotated objects, not included in class means: {', '.join(empty)}")
     return tuple(texts)
+
+
+def _undefined(values: dict[str, float], reasons: dict[str, str]) -> list[str]:
+    """Which of the headline metrics are undefined: one line per reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name in HEADLINE:
+        if name in values and name in reasons:
+            by_reason.setdefault(reasons[name], []).append(name)
+    return [f"undefined: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]
+
+
+def _nothing_found(data: EvaluationData, values: dict[str, float]) -> list[str]:
+    """Why metrics are 0 if no prediction matches any object."""
+    n_all = sum(len(pairs.predicted) for pairs in data.all_pairs)
+    if not data.pairs:
+        return []
+    if not n_all:
+        return ["there are no predictions at all"]
+    if not values["n_truth"]:
+        return [f"there are no annotated objects, so {_all_of(n_all, 'prediction')} wrong"]
+    if not values["n_predicted"]:
+        return [f"{_all_of(n_all, 'prediction')} below the score threshold {_shown(data.score_threshold)}"]
+    if any(counts.tp for counts in (scores.counts[0] for scores in data.scores)):
+        same_class = data.masks is None or not values.get("AP50@all") == 0  # NaN is no reason to say anything
+        if not same_class and len(data.class_names) > 1:
+            return ["AP50@all is 0 because predictions match objects of other classes only"]
+        return []
+    if all(len(pairs.shared.value) == 0 for pairs in data.pairs):
+        return ["no prediction touches an annotated object: check that both belong to the same images, unrotated"]
+    best = max(float(pairs.iou.max(initial=0)) for pairs in data.pairs)
+    return [f"no prediction reaches IoU 0.5 with an annotated object; the highest IoU is {best:.2f}"]
+
+
+def _all_of(n: int, noun: str) -> str:
+    return f"the only {noun} is" if n == 1 else f"all {count(n, noun)} are"
+
+
+def _shown(threshold: ScoreThreshold) -> str:
+    return " / ".join(f"{value:g}" for value in (threshold if isinstance(threshold, tuple) else (threshold,)))
 
 
 def ap_values(result: CocoResult | None, class_id: int | None = None) -> dict[str, float]:
