@@ -98,7 +98,7 @@ def test_two_predictions_are_compared(job: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_prediction_does_not_differ_from_itself(job: Path) -> None:
     out = job / "twice"
-    words = ["--data", job / "data", "--split", "val", "--pictures", "0", "--quiet", "--out", out]
+    words = ["--data", job / "data", "--pictures", "0", "--quiet", "--out", out]
     assert run("evaluate", "classical", "classical", *words) == 0
     table = pd.read_csv(out / "comparison.csv")
     assert (table["difference"] == 0).all()

@@ -104,7 +104,7 @@ def test_without_scores_ap_is_undefined(boxes: Boxes) -> None:
     report = evaluate_pairs([cells], [cells])
     assert math.isnan(report["AP@all"])
     assert "have no scores" in report.reasons["AP@all"]
-    assert any("no AP" in note for note in report.notes)
+    assert "undefined: AP@all, AP50@all (the predictions have no scores)" in report.notes
     assert report["accuracy@0.5"] == 1
 
 

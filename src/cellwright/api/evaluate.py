@@ -15,6 +15,7 @@ from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.api.paths import is_model, read_ground_truth, read_objects, short_names
+from cellwright.api.predict import model_notes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.files import write_text
@@ -22,6 +23,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import check_threshold
 from cellwright.core.text import count
+from cellwright.data.views import parse_views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +54,11 @@ class EvaluatePlan:
     """Number of images to draw with their errors, worst first; 0 for none."""
     ignore_classes: bool = False
     """Treat all objects as one class."""
+    score: float | None = None
+    """Use predictions with a lower score for average precision and ranking only, 0 to 1 (default: the threshold of the
+    model or prediction folder)."""
+    views: str | None = None
+    """Views for test-time augmentation, as for `predict`, for a model that predicts first."""
     device: str = "auto"
     """auto, cpu, cuda:N or mps, for a model that predicts first."""
     out: Path = Path("work/evaluation")
@@ -76,6 +83,20 @@ class EvaluateResult:
     evaluations: tuple[Evaluation, ...]
     comparison: pd.DataFrame | None
 
+    @property
+    def notes(self) -> list[str]:
+        """What to know before quoting the values; notes on one of two predictions start with its name."""
+        each = [evaluation.report.notes for evaluation in self.evaluations]
+        shared = [note for note in each[0] if all(note in notes for notes in each)]
+        own = [
+            f"{evaluation.name}: {note}"
+            for evaluation in self.evaluations
+            for note in evaluation.report.notes
+            if note not in shared
+        ]
+        p_note = None if self.comparison is None else _p_note(len(self.evaluations[0].report.data.pairs))
+        return [*([] if p_note is None else [p_note]), *own, *shared]
+
 
 def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> EvaluateResult | None:
     """Carry out a plan and write the results to ``plan.out``; returns None after a dry run.
@@ -89,6 +110,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
         got = count(len(plan.predictions), "prediction")
         raise UsageError("invalid number of predictions", got=got, expected="one, or two to compare")
     parse_metrics(plan.metrics or None)
+    _check_options(plan)
     truth = read_ground_truth(plan.data, plan.predictions, screen.track)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
@@ -108,15 +130,30 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     return EvaluateResult(tuple(evaluations), comparison)
 
 
+def _check_options(plan: EvaluatePlan) -> None:
+    if plan.score is not None:
+        check_threshold(plan.score, name="score")
+    if plan.views is not None:
+        parse_views(plan.views)
+        if not any(map(is_model, plan.predictions)):
+            got, remedy = ", ".join(map(str, plan.predictions)), "omit `views`, or predict with these views first"
+            raise UsageError("`views` needs a model that predicts", got=got, remedy=remedy)
+
+
 def _open(
     path: Path, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: ProgressReporter
 ) -> Model | PairedImages:
     """The model to predict with, or the predictions paired with the ground truth."""
-    from cellwright.evaluation.pairing import pair_datasets
+    from cellwright.evaluation.pairing import pair_datasets, with_threshold
 
     if is_model(path):
-        return load_model(path, device=plan.device)
+        model = load_model(path, device=plan.device).with_options(views=plan.views, score=plan.score)
+        for note in model_notes(model, [model], plan.views):
+            screen.note(note)
+        return model
     predicted = read_objects(path, truth, screen.track)
+    if plan.score is not None:
+        predicted = with_threshold(predicted, plan.score)
     return pair_datasets(str(path), predicted, truth, part, ignore_classes=plan.ignore_classes)
 
 
@@ -143,11 +180,33 @@ def _evaluate_images(
         candidates, notes = candidates_of(images, None if model is None else model.filtered)
         images = dataclasses.replace(images, notes=(*images.notes, *notes))
     report = evaluate_images(images, plan.metrics or None, candidates, screen.track)
+    report = dataclasses.replace(report, notes=(*_reliability_notes(report, plan.score), *report.notes))
     limits = intervals(report)
     n_pictures = len(images.truth) if plan.pictures == "all" else plan.pictures
     pictures = write_error_pictures(images, report, folder / "errors", n_pictures, screen)
     write_report(report, folder, limits=limits, sections=pictures_section(pictures, folder))
     return Evaluation(name, report, limits)
+
+
+def _reliability_notes(report: Report, score: float | None) -> list[str]:
+    """What to know about the intervals, and about a score threshold that has no effect."""
+    from cellwright.evaluation.bootstrap import MIN_IMAGES
+
+    notes, n_images = [], len(report.data.pairs)
+    if 1 < n_images < MIN_IMAGES:
+        notes.append(f"95 % intervals from n = {n_images} images are too narrow")
+    if score is not None and any(pairs.predicted.scores is None for pairs in report.data.all_pairs):
+        notes.append("warning: the predictions have no scores, so `score` has no effect")
+    return notes
+
+
+def _p_note(n_images: int) -> str | None:
+    """That there are too few images for a p value; None if there are enough."""
+    from cellwright.evaluation.bootstrap import MIN_IMAGES
+
+    if n_images >= MIN_IMAGES:
+        return None
+    return f"n = {count(n_images, 'image')} is too small for a p value, which needs at least {MIN_IMAGES}"
 
 
 def _write_comparison(evaluations: Sequence[Evaluation], out: Path) -> pd.DataFrame:
@@ -157,13 +216,14 @@ def _write_comparison(evaluations: Sequence[Evaluation], out: Path) -> pd.DataFr
 
     first, second = evaluations
     table = compare(first.report, second.report).rename(columns={"first": first.name, "second": second.name})
-    n_images = count(len(first.report.data.pairs), "image")
+    n_images = len(first.report.data.pairs)
     parts = [
         f"# {second.name} compared with {first.name}",
         frame_markdown(table.rename(columns={"low": "95 % CI from", "high": "to"})),
-        f"difference = {second.name} - {first.name}, on the same {n_images}. Confidence interval and p: paired "
-        "percentile bootstrap over images, 1,000 resamples; p is two-sided and at least 0.001. If the interval of a "
-        "difference includes 0, there is no evidence of a difference.",
+        f"difference = {second.name} - {first.name}, on the same {count(n_images, 'image')}. Confidence interval and "
+        "p: paired percentile bootstrap over images, 1,000 resamples; p is two-sided and at least 0.001. If the "
+        "interval of a difference includes 0, there is no evidence of a difference.",
+        *([] if (note := _p_note(n_images)) is None else [note]),
     ]
     for evaluation in evaluations:
         name = evaluation.name
@@ -225,7 +285,7 @@ def evaluate(
         0.75
     """
     from cellwright.evaluation.evaluate import evaluate_images
-    from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order
+    from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order, with_threshold
 
     threshold = None if score_threshold is None else check_threshold(score_threshold)
     prediction_path = Path(predictions) if isinstance(predictions, str | os.PathLike) else None
@@ -233,6 +293,8 @@ def evaluate(
     annotated = above_threshold(annotated) if isinstance(annotated, Dataset) else annotated
     images = annotated if isinstance(annotated, Dataset) else None
     predicted = _objects(predictions, "predictions", lambda path: read_objects(path, images))
+    if threshold is not None and isinstance(predicted, Dataset):
+        predicted = with_threshold(predicted, threshold)
     part = _part(annotated, split)
     if isinstance(predicted, Dataset) and isinstance(annotated, Dataset) and isinstance(part, Dataset):
         if class_names is not None or image_ids is not None:
@@ -242,7 +304,7 @@ def evaluate(
         paired = pair_datasets(name, predicted, annotated, part, ignore_classes=ignore_classes)
     else:
         paired = pair_in_order(predicted, part, image_ids, class_names)
-    if threshold is not None:
+    if threshold is not None and not isinstance(predicted, Dataset):
         paired = dataclasses.replace(paired, score_threshold=threshold)
     return evaluate_images(paired.without_classes() if ignore_classes else paired, metrics)
 

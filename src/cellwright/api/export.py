@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -9,7 +11,10 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import claim_file
 from cellwright.core.errors import OutputError, UsageError, did_you_mean
+from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.scores import ScoreThreshold, reaches_threshold
+from cellwright.core.text import count
 
 RANKED = ("coco", "coco_results")
 
@@ -26,24 +31,61 @@ class ExportPlan:
     """Format, such as coco_results."""
     out: Path
     """File or folder to write; .zip packs a submission."""
+    images: Path | None = None
+    """Folder or dataset of the images, for predictions that do not say how large theirs are."""
     image_ids: Path | None = None
     """JSON list of file_name, id, height and width that defines the images of a submission."""
     overwrite: bool = False
     """Replace existing files."""
 
 
-def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> list[Path]:
-    """Write the files and return their paths; an empty list after a dry run.
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the files, and the numbers of objects and images in them.
+
+    n_below: objects below the score threshold, which were omitted.
+    """
+
+    paths: tuple[Path, ...]
+    to: str
+    n_objects: int
+    n_images: int
+    n_below: int
+
+    @property
+    def text(self) -> str:
+        """``"1 file with 99 objects in 2 images (coco)"``."""
+        written = f"{count(len(self.paths), 'file')} with {count(self.n_objects, 'object')}"
+        below = f"; {count(self.n_below, 'object')} below the score threshold omitted" if self.n_below else ""
+        return f"{written} in {count(self.n_images, 'image')} ({self.to}){below}"
+
+
+@dataclass(frozen=True, eq=False)
+class _CountedLoad:
+    """A `Sample.load` of the objects that reach a threshold; records, by sample, how many there are and how many do."""
+
+    load: Callable[[], Instances]
+    sample_id: str
+    threshold: ScoreThreshold
+    counts: dict[str, tuple[int, int]]
+
+    def __call__(self) -> Instances:
+        instances = self.load()
+        kept = instances[reaches_threshold(instances.scores, instances.class_ids, self.threshold)]
+        self.counts[self.sample_id] = len(instances), len(kept)
+        return kept
+
+
+def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Exported | None:
+    """Write the files; returns None after a dry run.
 
     The COCO formats get every candidate, since average precision rewards uncertain objects too. All other formats get
     the objects that reach the score threshold of the prediction folder, the same as in its label images.
     Raises `UsageError` for a format that cannot be written, `OutputError` if the output exists, and what
     `cellwright.read_dataset` raises.
     """
-    from cellwright.api.read import read_dataset
-    from cellwright.data.formats import FORMATS
-    from cellwright.data.formats.contract import WriteOptions
-    from cellwright.evaluation.pairing import above_threshold
+    from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions, read_dataset, sniff
+    from cellwright.evaluation.pairing import score_threshold_of, with_threshold
 
     writable = {name: form for name, form in FORMATS.items() if form.is_writable}
     if plan.to not in writable:
@@ -51,13 +93,23 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
             "unknown export format", got=plan.to, expected=", ".join(writable), remedy=did_you_mean(plan.to, writable)
         )
     _claim(plan.out, overwrite=plan.overwrite)
-    dataset = read_dataset(plan.prediction, require_images=False)
-    if plan.to not in RANKED:
-        dataset = above_threshold(dataset)
+    reading = ReadOptions(require_images=False, track=screen.track)
+    images = None if plan.images is None else sniff(plan.images).read(plan.images, reading)
+    dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images))
+    threshold = 0.0 if plan.to in RANKED else score_threshold_of(dataset)
+    counts: dict[str, tuple[int, int]] = {}
+    loads = [_CountedLoad(sample.load, sample.id, threshold, counts) for sample in dataset]
+    samples = [dataclasses.replace(sample, load=load) for sample, load in zip(dataset, loads, strict=True)]
+    counted = dataset.with_samples(samples)
+    counted = counted if plan.to in RANKED else with_threshold(counted, 0.0)
     screen.note(f"will write {plan.out}")
     if dry_run:
-        return []
-    return writable[plan.to].write(dataset, plan.out, WriteOptions(image_ids=plan.image_ids, track=screen.track))
+        return None
+    options = WriteOptions(image_ids=plan.image_ids, track=screen.track)
+    paths = writable[plan.to].write(counted, plan.out, options)
+    n_objects = sum(kept for _, kept in counts.values())
+    n_below = sum(n for n, _ in counts.values()) - n_objects
+    return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below)
 
 
 def _claim(out: Path, *, overwrite: bool) -> None:

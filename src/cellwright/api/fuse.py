@@ -241,7 +241,7 @@ def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members
     selected = _selected_images(plan, reporter)
     datasets = _read_all(plan, selected, reporter)
     names = short_names(plan.predictions)
-    same = _with_same_classes(names, datasets, ignore_classes=plan.ignore_classes)
+    same, class_notes = _with_same_classes(names, datasets, ignore_classes=plan.ignore_classes)
     images, samples = _same_images(names, same, selected)
     return Members(
         names=tuple(names),
@@ -249,7 +249,7 @@ def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members
         samples=tuple(samples),
         class_names=same[0].class_names,
         thresholds=tuple(score_threshold_of(dataset) for dataset in same),
-        notes=_score_notes(names, same),
+        notes=(*class_notes, *_score_notes(names, same)),
         tuned_on=joined_tuning([dataset.info.get("tuned_on") for dataset in same]),
     )
 
@@ -315,16 +315,25 @@ class _Predict:
         return self.model.predict(self.path)
 
 
-def _with_same_classes(names: Sequence[str], datasets: Sequence[Dataset], *, ignore_classes: bool) -> list[Dataset]:
-    """All members with the same class names in the same order: those of the first member that lists its classes."""
+def _with_same_classes(
+    names: Sequence[str], datasets: Sequence[Dataset], *, ignore_classes: bool
+) -> tuple[list[Dataset], list[str]]:
+    """All members with the same class names in the same order: those of the first member that lists its classes.
+
+    Members with a single class each have the same class, whatever each calls it; a note says so.
+    """
     if ignore_classes:
-        return [without_classes(dataset) for dataset in datasets]
+        return [without_classes(dataset) for dataset in datasets], []
     listing = [
         k
         for k, dataset in enumerate(datasets)
         if not _is_nameless(dataset) and dataset.info.get("format") not in BY_OBJECTS
     ]
     known = datasets[listing[0]].class_names if listing else _all_class_names(datasets)
+    if all(len(dataset.class_names) == 1 for dataset in datasets):
+        own = dict.fromkeys(dataset.class_names[0] for dataset in datasets if not _is_nameless(dataset))
+        notes = [f"classes {', '.join(own)} are taken for one class, {known[0]}"] if len(own) > 1 else []
+        return [dataclasses.replace(dataset, class_names=known[:1]) for dataset in datasets], notes
     for k, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
         own = set(dataset.class_names)
         fits = own == set(known) if k in listing else own <= set(known)
@@ -335,12 +344,7 @@ def _with_same_classes(names: Sequence[str], datasets: Sequence[Dataset], *, ign
                 expected=", ".join(known) + (f", as in {names[listing[0]]}" if listing else ""),
                 remedy="rename classes with cellwright data merge, or use `ignore_classes=True`",
             )
-    return [
-        dataclasses.replace(dataset, class_names=known)
-        if _is_nameless(dataset) and len(known) == 1
-        else with_class_names(dataset, known)
-        for dataset in datasets
-    ]
+    return [with_class_names(dataset, known) for dataset in datasets], []
 
 
 def _is_nameless(dataset: Dataset) -> bool:

@@ -70,7 +70,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     """
     names = [path.stem if path.is_file() else path.resolve().name for path in paths]
     if len(set(names)) < len(names):
-        names = [f"{path.resolve().parent.name}_{name}" for path, name in zip(paths, names, strict=True)]
-    if len(set(names)) < len(names):
-        names = [f"{name}_{k + 1}" for k, name in enumerate(names)]
+        longer = [f"{path.resolve().parent.name}_{name}" for path, name in zip(paths, names, strict=True)]
+        numbered = [f"{name}_{k + 1}" for k, name in enumerate(names)]
+        names = longer if len(set(longer)) == len(longer) else numbered
     return [name.replace("|", "_") for name in names]

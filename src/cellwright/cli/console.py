@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,7 +96,7 @@ class Show:
             # A column without a heading holds the names of the rows.
             table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not name)
         for row in rows:
-            table.add_row(*[Text(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row])
+            table.add_row(*[Text(_cell(value)) for value in row])
         self.out.print(table)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
@@ -128,6 +129,12 @@ class Show:
                 yield item
             else:
                 print_event("info", "progress", {"text": description, "progress": {"done": done, "total": total}})
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "undefined" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def _at_intervals(items: Iterable[T], every_s: float) -> Iterator[tuple[int | None, T]]:

@@ -13,6 +13,7 @@ from cellwright.cli.console import Common
 from cellwright.core.text import count
 
 PLAIN = Common()
+SHOWN_PATHS = 10
 
 
 def predict(plan: PredictPlan, *, common: Common = PLAIN) -> int:
@@ -65,16 +66,17 @@ def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> None:
             (metric, value, _interval(low, high))
             for metric, value, low, high in evaluation.intervals.itertuples(index=False)
         ]
-        screen.table(evaluation.name, ("metric", "value", "95 % interval"), rows)
+        title = f"{evaluation.name}: {evaluation.report.counts}"
+        screen.table(title, ("metric", "value", "95 % interval"), rows)
     else:
         names = [evaluation.name for evaluation in result.evaluations]
         rows = [
-            (metric, first, second, difference, _interval(low, high), p)
+            (metric, first, second, difference, _interval(low, high), "-" if math.isnan(p) else f"{p:.4f}")
             for metric, first, second, difference, low, high, p in result.comparison.itertuples(index=False)
         ]
         columns = ("metric", *names, "difference", "95 % interval", "p")
         screen.table(f"{names[1]} compared with {names[0]}", columns, rows)
-    for note in dict.fromkeys(note for evaluation in result.evaluations for note in evaluation.report.notes):
+    for note in result.notes:
         screen.note(note)
     screen.result(f"report: {plan.out / MARKER}", {"out": str(plan.out)})
 
@@ -85,9 +87,11 @@ def _interval(low: float, high: float) -> str:
 
 
 def export(plan: ExportPlan, *, common: Common = PLAIN) -> None:
-    """Show the paths of the files written."""
+    """Show the first files written, and the numbers of files and objects."""
     from cellwright.api.export import run
 
     screen = common.screen(plan)
-    if paths := run(plan, screen, dry_run=common.dry_run):
-        screen.result("\n".join(map(str, paths)), {"out": [str(path) for path in paths]})
+    if (exported := run(plan, screen, dry_run=common.dry_run)) is None:
+        return
+    values = {"out": [str(path) for path in exported.paths], "objects": exported.n_objects, "images": exported.n_images}
+    screen.result("\n".join([*map(str, exported.paths[:SHOWN_PATHS]), exported.text]), values)

@@ -21,6 +21,8 @@ from cellwright.evaluation.label_metrics import Counts, Ratio, Scores
 from cellwright.evaluation.report import Report
 
 SAMPLES = 1000
+# With fewer images, even a difference with the same sign in every image is no evidence: 2 ** -5 * 2 is above 0.05.
+MIN_IMAGES = 6
 _AP = re.compile(r"(box_)?AP(50|75)?@(\w+)")
 
 
@@ -51,8 +53,8 @@ def compare(
     """Compare two predictions of the same images.
 
     The table has the columns metric, first, second, difference (second - first), low, high (the interval of the
-    difference), and p: two-sided, twice the share of resamples with the opposite sign, at least 1 / samples. Other
-    arguments as for `intervals`. Raises `InputError` if the images differ.
+    difference), and p: two-sided, twice the share of resamples with the opposite sign, at least 1 / samples; NaN with
+    fewer than `MIN_IMAGES` images. Other arguments as for `intervals`. Raises `InputError` if the images differ.
     """
     if first.data.image_ids != second.data.image_ids:
         unpaired = sorted(set(first.data.image_ids) ^ set(second.data.image_ids))
@@ -69,7 +71,8 @@ def compare(
         defined = difference[~np.isnan(difference)]
         p = 2 * min((defined <= 0).mean(), (defined >= 0).mean()) if len(defined) else np.nan
         limits = _limits(difference, level)
-        p = np.nan if np.isnan(limits[0]) else float(np.clip(p, 1 / samples, 1))
+        has_p = len(first.data.pairs) >= MIN_IMAGES and not np.isnan(limits[0])
+        p = float(np.clip(p, 1 / samples, 1)) if has_p else np.nan
         rows.append((name, first[name], second[name], second[name] - first[name], *limits, p))
     return pd.DataFrame(rows, columns=["metric", "first", "second", "difference", "low", "high", "p"])
 

@@ -131,7 +131,7 @@ def _contest_warning(images: PairedImages, report: Report) -> str | None:
         return None
     return (
         f"warning: masks overlap in {count(n_images, 'image')} ({count(n_pairs, 'pair')} of masks, "
-        f"{count(n_pixels, 'pixel')}): the contests refuse such a table; cellwright export resolves overlaps"
+        f"{count(n_pixels, 'pixel')}): the contests refuse such a table; cellwright fuse can resolve the overlaps"
     )
 
 

@@ -100,8 +100,7 @@ def _nothing_found(data: EvaluationData, values: dict[str, float]) -> list[str]:
     if not values["n_predicted"]:
         return [f"{_all_of(n_all, 'prediction')} below the score threshold {_shown(data.score_threshold)}"]
     if any(counts.tp for counts in (scores.counts[0] for scores in data.scores)):
-        same_class = data.masks is None or not values.get("AP50@all") == 0  # NaN is no reason to say anything
-        if not same_class and len(data.class_names) > 1:
+        if values.get("AP50@all") == 0 and len(data.class_names) > 1:
             return ["AP50@all is 0 because predictions match objects of other classes only"]
         return []
     if all(len(pairs.shared.value) == 0 for pairs in data.pairs):
