@@ -189,9 +189,7 @@ def test_views_and_score_of_a_model_that_predicts_first(tmp_path: Path, capsys: 
     assert n_predicted < json.loads((tmp_path / "e" / "metrics.json").read_text())["values"]["n_predicted"] == 2
 
 
-def test_single_classes_are_one_class_in_evaluate_and_fuse(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_single_classes_are_one_class_in_evaluate_and_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write(tmp_path / "first", [squares((0, 0), scores=[0.9])], ("nucleus",))
     second = write(tmp_path / "second", [squares((0, 0), scores=[0.8])], ("Nuclei",))
     values = evaluated(tmp_path / "out", first, second)["values"]
