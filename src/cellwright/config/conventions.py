@@ -36,7 +36,7 @@ class Conventions:
     """Best anchors per pyramid level that enter NMS."""
     post_nms_train: int
     post_nms_test: int
-    """Largest number of proposals per image after NMS."""
+    """Maximum number of proposals per image after NMS."""
     rpn_min_box_px: float
     """Proposals with a smaller side are dropped; 0 drops only those without area."""
     rpn_loss_normaliser: LossNormaliser

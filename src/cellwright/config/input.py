@@ -57,7 +57,7 @@ class InputConfig(Section):
         if min(self.std) <= 0:
             raise ValueError(f"input.std must be above 0, got {self.std}")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError(f"input.percentiles must rise within 0..100, got {self.percentiles}")
+            raise ValueError(f"input.percentiles must increase within 0..100, got {self.percentiles}")
         if self.max_side is not None and (self.short_side is None or self.max_side < self.short_side):
             raise ValueError(
                 f"input.max_side ({self.max_side}) needs an input.short_side not above it ({self.short_side})"
@@ -84,10 +84,12 @@ class DataConfig(Section):
         default=2048, ge=0, description="Memory for decoded images and labels, MiB for all workers; 0: no cache."
     )
     min_area_px: int = Field(
-        default=1, ge=1, description="Smallest object to train on, pixels of the source image; smaller are omitted."
+        default=1, ge=1, description="Minimum area of objects to train on, pixels of the source image."
     )
     max_area_px: int | None = Field(
-        default=None, ge=1, description="Largest object to train on, pixels of the source image. null: no limit."
+        default=None,
+        ge=1,
+        description="Maximum area of objects to train on, pixels of the source image. null: no limit.",
     )
     repeat_factor_threshold: float | None = Field(
         default=None,
@@ -106,7 +108,8 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of a training sample. Geometry first (one warp), then colour; each is off at its neutral value.
+    """Random changes of a training sample. Geometry is changed first (in one warp), then colour; each change is off at
+    its neutral value.
 
     Applied in this order: crop of the source, resize, scale, crop, flips, rotation, affine map, elastic map, padding;
     gamma, stain, brightness, contrast and colour, inversion, blur, noise.
@@ -124,8 +127,8 @@ class AugmentConfig(Section):
     max_side_px: int | None = Field(
         default=None, ge=16, le=16384, description="Upper limit of the long side after short_sides_px, px. null: none."
     )
-    scale_min: float = Field(default=1.0, ge=0.1, le=10, description="Smallest scale, a factor on the resized image.")
-    scale_max: float = Field(default=1.0, ge=0.1, le=10, description="Largest scale, a factor on the resized image.")
+    scale_min: float = Field(default=1.0, ge=0.1, le=10, description="Minimum scale, a factor on the resized image.")
+    scale_max: float = Field(default=1.0, ge=0.1, le=10, description="Maximum scale, a factor on the resized image.")
     scale_draw: Literal["log_uniform", "uniform"] = Field(
         default="log_uniform", description="Distribution of the scale; published large-scale jitter is uniform."
     )
@@ -180,12 +183,12 @@ class AugmentConfig(Section):
     stain_shift: float = Field(
         default=0.0, ge=0, le=1, description="Add up to +- this to the three stain densities (natural log); RGB only."
     )
-    blur_px: float = Field(default=0.0, ge=0, le=32, description="Largest standard deviation of the Gaussian blur, px.")
+    blur_px: float = Field(default=0.0, ge=0, le=32, description="Maximum standard deviation of the Gaussian blur, px.")
     noise: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Largest standard deviation of the Gaussian noise, as a share of the image's range.",
+        description="Maximum standard deviation of the Gaussian noise, as a share of the image's range.",
     )
     greyscale: float = Field(default=0.0, ge=0, le=1, description="Probability of removing the colour; RGB only.")
     invert: float = Field(
@@ -201,7 +204,7 @@ class AugmentConfig(Section):
         if self.crop_relative is not None and self.crop_source_px is not None:
             raise ValueError(
                 f"augment.crop_relative ({self.crop_relative}) and augment.crop_source_px ({self.crop_source_px}) "
-                "exclude each other: set one of them"
+                "are mutually exclusive: set one of them"
             )
         if any(not 16 <= side <= 16384 for side in self.short_sides_px):
             raise ValueError(f"augment.short_sides_px must be within 16..16384, got {self.short_sides_px}")

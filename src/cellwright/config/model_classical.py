@@ -36,7 +36,7 @@ class ClassicalConfig(Section):
         default=0.3, ge=-3, le=3, description="local: added to the threshold, standard deviations of the image."
     )
     peak_distance: float = Field(
-        default=0.3, ge=0.05, le=2, description="Smallest distance between the centres of two objects, diameters."
+        default=0.3, ge=0.05, le=2, description="Minimum distance between the centres of two objects, diameters."
     )
     min_area_share: float = Field(
         default=0.25,

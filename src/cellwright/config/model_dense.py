@@ -10,9 +10,9 @@ from cellwright.config.section import Fraction, Section
 
 
 class _Decoding(Section):
-    """What all decoders share."""
+    """Options that all decoders share."""
 
-    body_threshold: Fraction = Field(default=0.5, description="Probability from which a pixel is foreground.")
+    body_threshold: Fraction = Field(default=0.5, description="Minimum probability of a foreground pixel.")
     min_area_px: int = Field(default=1, ge=1, description="Smaller objects are dropped, pixels of the image.")
     max_hole_share: Fraction = Field(default=0.1, description="Holes up to this share of the object's area are filled.")
 
@@ -28,10 +28,10 @@ class WatershedTarget(_Decoding):
 
     kind: Literal["watershed"] = Field(default="watershed", description="What the maps mean.")
     core_threshold: Fraction = Field(
-        default=0.5, description="Seeds: smallest value of body minus border; applies together with core_distance."
+        default=0.5, description="Seeds: minimum value of body minus border; applies together with core_distance."
     )
     core_distance: Fraction = Field(
-        default=0.3, description="Seeds: smallest value of the distance map; applies together with core_threshold."
+        default=0.3, description="Seeds: minimum value of the distance map; applies together with core_threshold."
     )
     peak_distance: float = Field(
         default=0.9,
@@ -62,7 +62,7 @@ class FlowTarget(_Decoding):
 
 
 class UNetConfig(Section):
-    """U-Net (Ronneberger et al. 2015) that predicts maps, from which a decoder makes objects."""
+    """U-Net (Ronneberger et al. 2015) that predicts maps, from which a decoder derives objects."""
 
     kind: Literal["unet"] = Field(default="unet", description="The model family.")
     encoder: str | None = Field(
@@ -104,7 +104,7 @@ class UNetConfig(Section):
         default=5.0,
         gt=0,
         le=100,
-        description="How fast that weight decreases with the distances to both objects, network pixels.",
+        description="How fast border_weight decreases with the distances to both objects, network pixels.",
     )
     init: str | None = Field(
         default=None,

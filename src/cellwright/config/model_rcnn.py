@@ -34,7 +34,7 @@ def _check_ious(section: str, background: float, foreground: float) -> None:
     if background > foreground:
         raise ValueError(
             f"{section}.background_iou = {background:g} must not exceed {section}.foreground_iou = {foreground:g}: "
-            "lower the one or raise the other"
+            "lower one or raise the other"
         )
 
 
@@ -73,7 +73,7 @@ class BackboneConfig(Section):
         default=False, description="Deformable convolutions also weight their samples (version 2, Zhu et al. 2019)."
     )
     deformable_groups: Positive = Field(
-        default=1, description="Groups of input channels with deformable offsets of their own."
+        default=1, description="Groups of input channels, each with its own deformable offsets."
     )
     frozen_stages: int = Field(
         default=0, ge=0, le=5, description="Number of stages that are not trained: 1 is the stem, 5 includes res5."
@@ -174,7 +174,7 @@ class _BoxRules(Section):
     """What all box heads share: the sample of regions for the losses, and which boxes become detections."""
 
     samples_per_image: Positive = Field(default=512, description="Boxes per image that are sampled for the losses.")
-    positive_fraction: Fraction = Field(default=0.25, description="Largest share of them that may hold an object.")
+    positive_fraction: Fraction = Field(default=0.25, description="Maximum share of them that may be foreground.")
     smooth_l1_beta: float | None = Field(
         default=None, ge=0.0, description="Where smooth L1 becomes linear; 0 is plain L1. null: from conventions."
     )
@@ -182,9 +182,9 @@ class _BoxRules(Section):
     nms_iou: Fraction = Field(
         default=0.5, description="Detections that overlap a better one of their class by more are dropped."
     )
-    detections_per_image: Positive = Field(default=100, description="Largest number of detections per image.")
+    detections_per_image: Positive = Field(default=100, description="Maximum number of detections per image.")
     min_box_px: float | None = Field(
-        default=None, ge=0.0, description="Smallest side of a detection, px. null: from conventions."
+        default=None, ge=0.0, description="Minimum side of a detection, px. null: from conventions."
     )
     class_weight: float = Field(default=1.0, ge=0.0, description="Weight of the classification loss.")
     box_weight: float = Field(default=1.0, ge=0.0, description="Weight of the box loss.")
@@ -316,7 +316,7 @@ class _MaskRules(Section):
     paste: PasteRule | None = Field(
         default=None, description="How masks are resampled into the image. null: from conventions."
     )
-    threshold: Fraction = Field(default=0.5, description="Probability from which a pixel belongs to the object.")
+    threshold: Fraction = Field(default=0.5, description="Minimum probability at which a pixel belongs to the object.")
     weight: float = Field(default=1.0, ge=0.0, description="Weight of the mask loss.")
 
 
@@ -440,7 +440,7 @@ class RPNConfig(Section):
         default=0.3, description="Anchors with less than this IoU with every object are negative."
     )
     samples_per_image: Positive = Field(default=256, description="Anchors per image that are sampled for the losses.")
-    positive_fraction: Fraction = Field(default=0.5, description="Largest share of them that may be positive.")
+    positive_fraction: Fraction = Field(default=0.5, description="Maximum share of them that may be positive.")
     pre_nms_train: Positive | None = Field(
         default=None, description="Best anchors per level before NMS, in training. null: from conventions."
     )
@@ -453,7 +453,7 @@ class RPNConfig(Section):
         default=0.7, description="Proposals that overlap a better one of their level by more are dropped."
     )
     min_box_px: float | None = Field(
-        default=None, ge=0.0, description="Smallest side of a proposal, px. null: from conventions."
+        default=None, ge=0.0, description="Minimum side of a proposal, px. null: from conventions."
     )
     smooth_l1_beta: float | None = Field(
         default=None, ge=0.0, description="Where smooth L1 becomes linear; 0 is plain L1. null: from conventions."
@@ -572,7 +572,7 @@ def _check_parts(box_head: AnyBoxHeadConfig, rpn: RPNConfig, fpn: FPNConfig | No
     if proposed is not None and kept > proposed:
         raise ValueError(
             f"box_head.detections_per_image = {kept} exceeds rpn.post_nms_test = {proposed}, the number of proposals: "
-            "lower the one or raise the other"
+            "lower one or raise the other"
         )
     levels = box_head.pooled_levels
     if fpn is not None and levels is not None and levels > fpn.n_levels - 1:
@@ -606,7 +606,7 @@ class MaskRCNNConfig(_Pyramid):
 
 
 class CascadeConfig(_Pyramid):
-    """Cascade Mask R-CNN: a sequence of box heads with rising IoU thresholds (Cai & Vasconcelos 2018, 2019)."""
+    """Cascade Mask R-CNN: a sequence of box heads with increasing IoU thresholds (Cai & Vasconcelos 2018, 2019)."""
 
     kind: Literal["cascade_mask_rcnn"] = Field(default="cascade_mask_rcnn", description="The model family.")
     box_head: CascadeBoxHeadConfig = Field(default=CascadeBoxHeadConfig(), description="Classes and boxes.")

@@ -134,7 +134,7 @@ def read_text(name_or_path: str) -> tuple[str, str]:
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with the one that it extends, apply ``key.sub=value`` overrides, and validate the whole.
 
-    Raises `RecipeError` that names the file and the key, and suggests a known key for an unknown one.
+    Raises a `RecipeError` that names the file and the key, and suggests a known key for an unknown one.
 
     >>> load("vrdl_nuclei/quick", ["train.lr=2e-4"]).train.lr
     0.0002
@@ -147,7 +147,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         base = parse(base_text, base_place)
         if "extends" in base:
             raise RecipeError(
-                "a recipe may extend once, but this one extends a recipe that extends another",
+                "this recipe extends a recipe that itself extends another",
                 where=f"{place} -> {base_place}",
                 remedy=f"extend {base['extends']} and copy the keys of {base_name}",
             )
@@ -171,7 +171,7 @@ def parse(text: str, place: str) -> dict[str, Any]:
             "this recipe is not valid YAML",
             where=place,
             got=str(error).replace("\n", " "),
-            remedy="fix the line that is named",
+            remedy="fix the line named above",
         ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(
@@ -243,7 +243,7 @@ def _recipe_error(error: ValidationError, place: str) -> RecipeError:
         "the recipe is not valid",
         where=place,
         got="\n       ".join(_problem(details) for details in error.errors()),
-        remedy="correct what is named; see docs/recipes.md, or a shipped recipe: cellwright recipes copy NAME",
+        remedy="correct the keys named above; see docs/recipes.md, or a shipped recipe: cellwright recipes copy NAME",
     )
 
 

@@ -14,7 +14,7 @@ Pixels = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
-    """A section of a recipe: frozen; unknown keys, infinity and NaN are refused."""
+    """A section of a recipe: frozen; unknown keys, infinity and NaN are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

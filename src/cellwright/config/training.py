@@ -65,7 +65,7 @@ class MultiStepSchedule(Section):
     kind: Literal["multi_step"] = Field(default="multi_step", description="The learning rate drops at milestones.")
     milestones: tuple[SpanField, ...] = Field(
         default=(Span.parse("70%"), Span.parse("90%")),
-        description="When it drops, from the start of the run, in rising order; all in steps, in epochs or in %.",
+        description="When it drops, from the start of the run, in increasing order; all in steps, in epochs or in %.",
     )
     factor: float = Field(default=0.1, gt=0, le=1, description="Factor on the learning rate at each drop.")
 
@@ -76,7 +76,7 @@ class MultiStepSchedule(Section):
             raise ValueError(f"milestones ({shown}) must be all in steps, all in epochs or all in %")
         amounts = [span.amount for span in self.milestones]
         if amounts != sorted(set(amounts)):
-            raise ValueError(f"milestones ({shown}) must rise")
+            raise ValueError(f"milestones ({shown}) must increase")
         return self
 
 
@@ -161,11 +161,11 @@ class TrainConfig(Section):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random draws.")
     checkpoint_every: SpanField = Field(
-        default=Span.parse("500 steps"), description="Interval between checkpoints; the end always writes one."
+        default=Span.parse("500 steps"), description="Interval between checkpoints; one is always written at the end."
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="Number of checkpoints kept on disk, newest first.")
     evaluate_every: SpanField = Field(
-        default=Span.parse("500 steps"), description="Interval between evaluations; the end is always evaluated."
+        default=Span.parse("500 steps"), description="Interval between evaluations; the last step is always evaluated."
     )
     best_metric: str = Field(
         default="AP50@all",

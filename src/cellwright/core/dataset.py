@@ -125,7 +125,7 @@ class Dataset(Sequence[Sample]):
         return dataclasses.replace(self, samples=tuple(samples))
 
     def with_split(self, split: str) -> Dataset:
-        """Only the samples of one split. Raises `UsageError` that lists the splits of this dataset."""
+        """Only the samples of one split. Raises a `UsageError` that lists the splits of this dataset."""
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
             remedy = f"choose one of: {known}" if self.splits else "create splits with: cellwright data split"
@@ -133,7 +133,7 @@ class Dataset(Sequence[Sample]):
         return self.with_samples([sample for sample in self.samples if sample.split == split])
 
     def sample(self, sample_id: str) -> Sample:
-        """The sample with this id. Raises `UsageError` that suggests the most similar id."""
+        """The sample with this id. Raises a `UsageError` that suggests the most similar id."""
         for sample in self.samples:
             if sample.id == sample_id:
                 return sample

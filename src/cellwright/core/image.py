@@ -114,7 +114,7 @@ class Image:
 def channel_index(channels: tuple[str, ...], channel: str | int, where: object = None) -> int:
     """Index of a channel given by its name, by its 0-based index, or by alternatives (the first that exists).
 
-    A name is matched exactly first, then in any case if only one channel matches. Raises `UsageError` that
+    A name is matched exactly first, then in any case if only one channel matches. Raises a `UsageError` that
     lists the channels and names ``where``, the file.
 
     >>> names = ("DAPI", "actin")

@@ -35,7 +35,7 @@ class Instances:
     columns: named measurements, each (N,).
 
     The constructors below fill in what is not given. Indexing with an index array, a bool array or a slice returns the
-    selected objects. Raises `InputError` that names the field whose shape, dtype or values are wrong.
+    selected objects. Raises an `InputError` that names the field whose shape, dtype or values are wrong.
 
     >>> labels = np.zeros((6, 8), np.uint16)
     >>> labels[1:3, 1:4], labels[3:6, 5:8] = 7, 2
@@ -168,8 +168,8 @@ class Instances:
         image_hw: (H, W).
         class_ids, scores: (N,). Defaults: class 0, and no scores (ground truth). Ids are 1..N.
 
-        For objects with holes or several parts use `MaskSet.from_polygons` and `from_masks`. Raises `FormatError` that
-        names the object whose outline is not a (K, 2) array of finite numbers.
+        For objects with holes or several parts use `MaskSet.from_polygons` and `from_masks`. Raises a `FormatError`
+        that names the object whose outline is not a (K, 2) array of finite numbers.
 
         >>> Instances.from_polygons([[(1, 1), (5, 1), (5, 4), (1, 4)]], (6, 8)).masks.areas
         array([12])
@@ -199,7 +199,7 @@ class Instances:
             read). By default, objects are predictions if any annotation has a score.
         source: the file, for error messages.
 
-        Raises `FormatError` that names the annotation and the field.
+        Raises a `FormatError` that names the annotation and the field.
 
         >>> square = {"id": 5, "category_id": 3, "segmentation": [[1, 1, 5, 1, 5, 4, 1, 4]], "score": 0.5}
         >>> cells = Instances.from_coco([square], (6, 8), categories=[{"id": 2, "name": "a"}, {"id": 3, "name": "b"}])

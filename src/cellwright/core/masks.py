@@ -154,7 +154,7 @@ class MaskSet:
     def from_rle(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> MaskSet:
         """From COCO RLE dictionaries ``{"size": [h, w], "counts": compressed str | bytes | uncompressed list}``.
 
-        Raises `FormatError` that names the object whose size or counts are invalid.
+        Raises a `FormatError` that names the object whose size or counts are invalid.
         """
         return MaskSet(image_hw := _checked_hw(image_hw), *rle.decode(objects, image_hw))
 
@@ -167,7 +167,7 @@ class MaskSet:
         Vertices are x, y in pixels, and (0, 0) is the top left corner of the image. Pixel (x, y) is foreground if its
         centre (x + .5, y + .5) is inside by the even-odd rule, the exact inverse of `to_polygons`. A centre on a left
         or top edge is inside, one on a right or bottom edge outside; with ``like_imagej`` the other way round. Parts
-        outside the image are cut off. Raises `FormatError` that names the object with an invalid ring.
+        outside the image are cut off. Raises a `FormatError` that names the object with an invalid ring.
         """
         image_hw = _checked_hw(image_hw)
         return MaskSet.from_flat(image_hw, *polygons.fill_objects(objects, image_hw, like_imagej=like_imagej))

@@ -38,7 +38,7 @@ def encode_counts(
 def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat:
     """Tight boxes, offsets and crops from RLE: compressed (str or bytes), uncompressed (a list of counts), or mixed.
 
-    Raises `FormatError` that names the first object whose size, string or sum of counts is wrong.
+    Raises a `FormatError` that names the first object whose size, string or sum of counts is wrong.
     """
     from cellwright.core import _rle_kernels
 

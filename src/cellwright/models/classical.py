@@ -1,4 +1,4 @@
-"""The baseline without training: threshold the nuclear signal and separate touching nuclei by a watershed.
+"""The training-free baseline: threshold the nuclear signal and separate touching nuclei with a watershed.
 
 The steps of `ClassicalSegmenter.segment`: signal (stain or grey) -> diameter -> threshold -> cleaning -> distance
 transform -> watershed -> score.
@@ -26,8 +26,8 @@ from cellwright.core.masks import MaskSet
 # haematoxylin alone; subtracting a little green density removes the rest of eosin. On 24 H&E and purple-stained
 # training images, this was better than the full deconvolution matrix, which depends on the dyes of one laboratory.
 _EOSIN_SHARE = 0.15
-_COLOURFUL = 0.03  # mean chroma, as a share of white, from which an RGB image counts as coloured
-_BRIGHT_FIELD = 0.2  # median luminance, as a share of white, from which light was absorbed rather than emitted
+_COLOURFUL = 0.03  # minimum mean chroma, as a share of white, at which an RGB image counts as coloured
+_BRIGHT_FIELD = 0.2  # minimum median luminance, as a share of white, at which light was absorbed rather than emitted
 _DARKEST = 1.0 / 255.0  # lower limit of the light before the logarithm
 
 # Objects.
@@ -107,7 +107,8 @@ def nuclear_signal(image: Image, kind: SignalKind = "auto") -> tuple[np.ndarray,
     """The signal (H, W) float32, high in nuclei, and its kind.
 
     "stain" needs R, G, B; "auto" selects it for colour images with a bright background, else the grey image with the
-    polarity in which the objects are the side of Otsu's threshold that covers less. A constant image gives zeros.
+    polarity in which the objects are on the side of Otsu's threshold that covers less area. A constant image gives
+    zeros.
 
     Raises `InputError` for channels that are neither grey nor RGB(A), for "stain" without colour, and for pixels that
     are not finite.
@@ -158,7 +159,7 @@ def _channels(image: Image) -> tuple[np.ndarray | None, np.ndarray]:
             "the image contains pixels that are not finite",
             where=image.path,
             got=image.describe(),
-            remedy="replace NaN and infinity by numbers",
+            remedy="replace NaN and infinity with numbers",
         )
     values -= min(float(values.min()), 0.0)
     white = float(np.percentile(values, 99.8)) or float(values.max())

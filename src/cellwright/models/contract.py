@@ -1,8 +1,8 @@
-"""What a model offers, whatever its family.
+"""The protocols that models of every family implement.
 
 `Segmenter` is the public protocol: images in, objects out. `Network` is a trainable module: a batch becomes losses, and
 padded image tensors become objects. A network may also support test-time augmentation (`DetectsViews`) and report what
-became of its candidates (`Explains`). Importing this module does not import torch.
+happened to its candidates (`Explains`). Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Network(Protocol):
             output_hws: (height, width) at which boxes and masks are given, px: usually that of the original image.
 
         Returns:
-            Per image ``Instances`` sorted by falling score, masks pasted straight into a ``MaskSet`` of ``output_hw``.
+            Per image ``Instances`` sorted by descending score, with masks pasted directly into a ``MaskSet`` of
+            ``output_hw``.
         """
         ...
 
@@ -111,14 +112,14 @@ class DetectsViews(Protocol):
             output_hw: (height, width) at which boxes and masks are given, in the image's own orientation, px.
 
         Returns:
-            ``Instances`` sorted by falling score; no objects is a legal result.
+            ``Instances`` sorted by descending score; an empty result is valid.
         """
         ...
 
 
 @runtime_checkable
 class Explains(Protocol):
-    """A network that can report what became of its own candidates."""
+    """A network that can report what happened to its own candidates."""
 
     def candidates(
         self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], boxes: Tensor

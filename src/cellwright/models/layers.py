@@ -58,7 +58,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolve(x)
-        # A head may get no region at all (images without objects), which batch norm rejects.
+        # A head may get no regions (images without objects), which batch norm rejects.
         # `x.shape[0]` and not `len(x)`, which would fix the number of regions in an exported graph.
         x = self.norm(x) if x.shape[0] else x
         return F.relu(x, inplace=True) if self.relu else x

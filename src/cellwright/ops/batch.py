@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their objects, as tensors. Images without objects are legal: N = 0.
+    """B images with their objects, as tensors. Images without objects are valid: N = 0.
 
     Attributes:
         images: FloatTensor[B,C,H,W], normalised, zero-padded right and bottom so that H and W are multiples of the

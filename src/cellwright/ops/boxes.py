@@ -25,7 +25,7 @@ def encode_boxes(targets: Tensor, references: Tensor, weights: Sequence[float]) 
         weights: factors of dx, dy, dw, dh.
 
     Returns:
-        FloatTensor[N,4] ``dx dy dw dh``, without unit.
+        FloatTensor[N,4] ``dx dy dw dh``, dimensionless.
 
     >>> target, reference = torch.tensor([[12.0, 0, 32, 10]]), torch.tensor([[10.0, 0, 30, 10]])
     >>> encode_boxes(target, reference, (10, 10, 5, 5)).tolist()

@@ -17,13 +17,13 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, max_iou: float) -
         max_iou: a box is dropped if its IoU with a better box that is kept is greater than this.
 
     Returns:
-        LongTensor[M]: indices of the boxes that are kept, by falling score; equal scores by rising index.
+        LongTensor[M]: indices of the boxes that are kept, by descending score; equal scores by ascending index.
 
     >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10]])
     >>> grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), max_iou=0.5).tolist()
     [0, 2]
     """
-    # Group by group instead of shifting coordinates: shifts of thousands of pixels cost the IoU its last digits.
+    # Group by group instead of shifting coordinates, since shifts of thousands of pixels make the IoU less precise.
     order = torch.argsort(scores, descending=True, stable=True)
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for group in torch.unique(groups).tolist():

@@ -39,9 +39,9 @@ def paste_masks(
     Args:
         probs: FloatTensor[N,M,M] in [0, 1], the mask of each box.
         boxes: FloatTensor[N,4] ``x0 y0 x1 y1`` px, positive area.
-        image_hw: (H, W) of the image that is pasted into.
+        image_hw: (H, W) of the image into which masks are pasted.
         rule: see the module's docstring.
-        threshold: probability from which a pixel belongs to the object.
+        threshold: minimum probability at which a pixel belongs to the object.
 
     Returns:
         N masks, in order; an object that reaches the threshold at no pixel has an empty mask.

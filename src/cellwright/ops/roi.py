@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-# Largest number of values in memory in the target sampler; four gathers of that many stay below 100 MB.
+# Maximum number of values in memory in the target sampler; four gathers of this size stay below 100 MB.
 _CHUNK_VALUES = 1_000_000
 
 

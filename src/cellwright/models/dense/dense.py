@@ -1,4 +1,4 @@
-"""The dense family: a U-Net predicts maps, and a decoder turns them into objects. The whole flow.
+"""The dense family: a U-Net predicts maps, and a decoder turns them into objects.
 
     images -> U-Net -> maps -> decoder -> objects
     objects -> encoder -> maps to learn
@@ -99,7 +99,7 @@ class DenseNetwork(nn.Module):
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What a batch teaches.
+        """The training targets of a batch.
 
         Returns:
             Maps FloatTensor[B,D,H,W]; the class of each pixel LongTensor[B,H,W], -1 outside objects; the pixels that

@@ -1,4 +1,4 @@
-"""A U-Net with an encoder of timm (PyTorch Image Models), whose feature maps are the skips.
+"""A U-Net with an encoder of timm (PyTorch Image Models), whose feature maps are the skip connections.
 
     image -> block ---------------------------> width -> maps      stride 1
       encoder map ---------------------> 2 width                   stride 2

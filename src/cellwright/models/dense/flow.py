@@ -1,10 +1,11 @@
-"""Objects as sinks of a flow field: Cellpose's heat-diffusion gradients, and the way back to labels.
+"""Objects as sinks of a flow field: Cellpose's heat-diffusion gradients, and how flows become labels.
 
 Source: Stringer, Wang, Michaelos and Pachitariu, "Cellpose: a generalist algorithm for cellular segmentation", Nature
 Methods 2021. The field is that of Cellpose 3.1 (source at the pixel nearest to the mean, no logarithm).
 
 `decode`: maps -> follow the flow from every body pixel -> group pixels by sink -> drop small objects, fill holes ->
-compare with the flow of the outline -> scores. It inverts `encode`: the maps of a perfect network give the labels back.
+compare with the flow of the outline -> scores. It inverts `encode`: from the maps of a perfect network, it recovers the
+labels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def encode(labels: np.ndarray) -> np.ndarray:
     In each object heat spreads from the pixel nearest to the mean position; the flow points in the direction in which
     heat increases. Components of one label that do not touch, not even at a corner, are separate objects, each with its
     own source. The flow is 0 in an object of a single pixel and where no heat arrives (beyond about 300 px along a
-    thread of one pixel's width).
+    thread one pixel wide).
 
     Args:
         labels: (H, W) integers, 0 for background.

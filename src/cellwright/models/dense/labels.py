@@ -77,7 +77,7 @@ def clean_objects(
         body: (H, W) float32 body probability.
         min_area_px: objects of fewer pixels are dropped.
         max_hole_share: holes up to this share of the object's area are filled, unless they contain another object.
-        solid_threshold: holes in which the body probability is nowhere lower are filled whatever their size.
+        solid_threshold: holes in which the body probability is nowhere lower are filled regardless of size.
 
     Returns:
         The number of objects that remain, and their boxes (n + 1, 4) int32, x0 y0 x1 y1; row 0 is unused.

@@ -54,7 +54,7 @@ def border_weights(labels: np.ndarray, *, weight: float, sigma_px: float) -> np.
 
     Args:
         labels: (H, W) int, 0 for background.
-        weight: w_0 of the paper, where it is 10.
+        weight: w_0 of the paper, which uses 10.
         sigma_px: width of the falloff, px; 5 in the paper.
 
     Returns:

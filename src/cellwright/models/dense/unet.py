@@ -1,4 +1,5 @@
-"""U-Net (Ronneberger et al. 2015): an encoder that halves the resolution, a decoder that doubles it, skips in between.
+"""U-Net (Ronneberger et al. 2015): an encoder that halves the resolution, a decoder that doubles it, and skip
+connections.
 
     width --------------------------------> width -> maps
       2 width -------------------> 2 width

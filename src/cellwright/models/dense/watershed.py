@@ -6,7 +6,7 @@ seed per nucleus. The distance map follows the deep watershed of Bai and Urtasun
 each object. It separates objects whose border the network missed, and gives very small objects a seed.
 
 `decode`: maps -> foreground and seeds -> flood -> drop small objects, fill holes -> scores.
-It inverts `encode`: the maps of a perfect network give the labels back.
+It inverts `encode`: from the maps of a perfect network, it recovers the labels.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def decode(
         core_threshold: minimum of body minus border in a seed, in [0, 1].
         core_distance: minimum distance in a seed, in [0, 1]; 0 ignores the distance map. The default was chosen on
             ground-truth maps of the VRDL training images, blurred and with three levels of noise.
-        peak_distance: a foreground pixel with at least this distance belongs to a seed whatever its border; a value
-            above 1 disables this.
+        peak_distance: a foreground pixel with at least this distance belongs to a seed regardless of its border; a
+            value above 1 disables this.
         min_area_px: objects of fewer pixels are dropped.
         max_hole_share: holes up to this share of the object's area are filled, unless they contain another object.
 

@@ -42,7 +42,7 @@ def rules_of(network: DenseNetwork) -> dict[str, Any]:
         "stride": network.stride,
         "channels": [*network.target.channels, *classes],
         "steps": [
-            "pad images with zeros on the right and below to a multiple of stride, run maps, remove the padding",
+            "pad images with zeros at the right and bottom to a multiple of stride, run maps, remove the padding",
             "flow channels are used as they are; apply a sigmoid to every other map, and a softmax to the class maps",
             "convert the maps to objects as docs/models.md describes for this target",
         ],

@@ -107,7 +107,7 @@ def trace(graph: Graph) -> ModelProto:
     graph.module.eval()
     sizes: dict[str, Any] = {}
     for axis in graph.axes():
-        # torch names the factor; the size itself follows from it.
+        # torch names the factor, from which the size follows.
         count = torch.export.Dim(axis.name if axis.multiple == 1 else f"{axis.name}_{axis.multiple}", min=1)
         sizes[axis.name] = count if axis.multiple == 1 else axis.multiple * count
     dynamic = tuple(

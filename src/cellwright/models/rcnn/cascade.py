@@ -68,7 +68,7 @@ def refine_boxes(deltas: Tensor, boxes: Tensor, image_hw: tuple[int, int], delta
 def relabel_regions(
     boxes: Sequence[Tensor], batch: Batch, n_classes: int, *, foreground_iou: float, ignore_ioa: float
 ) -> list[Regions]:
-    """The regions of a later stage: the refined boxes, assigned to the objects again; none is drawn or added.
+    """The regions of a later stage: the refined boxes, assigned to the objects again; none is sampled or added.
 
     Boxes without area or inside ignored regions are omitted. ``boxes``: per image FloatTensor[R,4] px; in an image
     without objects, all are background.

@@ -156,7 +156,7 @@ def select_detections(
         deltas: FloatTensor[R,n_boxes*4], n_boxes being 1, K or K + 1.
         regions: FloatTensor[R,4] px, which the deltas refine.
         image_hw: boxes are clipped to it.
-        config: thresholds, the largest number of detections, and the last of its ``stage_delta_weights``.
+        config: thresholds, the maximum number of detections, and the last of its ``stage_delta_weights``.
     """
     candidates, _, kept = rank_candidates(scores, deltas, regions, image_hw, config)
     return candidates[kept]

@@ -5,9 +5,9 @@
                 -> box head  -> detections (class, score, box)
                 -> mask head -> masks, pasted into the image
 
-`MaskRCNN.losses` is this flow in training, `MaskRCNN.detect` at inference. Variants are subclasses in files of their
-own, each of which replaces one step: C4 the feature maps (`c4.py`), the cascade the box head (`cascade.py`), PointRend
-(`pointrend.py`) and mask scoring (`mask_scoring.py`) the masks.
+`MaskRCNN.losses` is this pipeline in training, `MaskRCNN.detect` at inference. Variants are subclasses in their own
+files, each of which replaces one step: C4 the feature maps (`c4.py`), the cascade the box head (`cascade.py`),
+PointRend (`pointrend.py`) and mask scoring (`mask_scoring.py`) the masks.
 
 Shape shorthand: B images, K classes, R regions, M side of a predicted mask. Boxes are ``x0 y0 x1 y1``, pixels of the
 network's input.
@@ -198,7 +198,8 @@ class MaskRCNN(nn.Module):
     def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]:
         """One image's detections in order, ``roi.chunk`` at once, with their masks FloatTensor[D,M,M] in [0, 1].
 
-        No detections give one empty part. A thousand PointRend masks take 200 MB, so a caller should not keep them all.
+        Without detections, there is one empty part. A thousand PointRend masks take 200 MB, so a caller should not keep
+        them all.
         """
         for part in torch.arange(len(detections.boxes), device=detections.boxes.device).split(self.config.roi.chunk):
             yield self.masks(source, detections[part])
@@ -218,7 +219,7 @@ class MaskRCNN(nn.Module):
     ) -> Instances:
         """One image's detections with masks FloatTensor[D,M,M] and columns (D,), at the output's resolution.
 
-        Objects without a pixel are omitted; the order stays.
+        Objects without a pixel are omitted; the order is kept.
         """
         boxes, kept = scale_boxes(detections.boxes, image_hw, output_hw), detections
         index = torch.arange(len(boxes), device=boxes.device)
@@ -263,7 +264,7 @@ class MaskRCNN(nn.Module):
     def candidates(
         self, images: Tensor, image_hw: tuple[int, int], output_hw: tuple[int, int], boxes: Tensor
     ) -> Instances:
-        """What became of every candidate of one image that overlaps one of ``boxes``; see ``Explains.candidates``.
+        """What happened to every candidate of one image that overlaps one of ``boxes``; see ``Explains.candidates``.
 
         Scores are those of the class; not sorted. Kept are the detections of this network, before any threshold of the
         recipe's ``predict`` section.

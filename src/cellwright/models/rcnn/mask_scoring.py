@@ -44,8 +44,8 @@ class MaskScoringRCNN(MaskRCNN):
         channels, n_rows = config.fpn.channels, n_classes + conventions.background_rows
         self.backbone = ResNet(config.backbone, in_channels)
         self.fpn = FPN(config.fpn, self.backbone.out_channels)
-        # Created here but registered last: the random weights of a fresh network depend on the one order, the order of
-        # its tensors on the other.
+        # Created here but registered last: the order of creation determines the random weights of a new network, and
+        # the order of registration that of its tensors.
         mask_scoring = MaskScoring(
             self.scoring, in_channels=channels, resolution=config.mask_head.resolution, n_classes=n_classes
         )

@@ -36,7 +36,7 @@ from cellwright.ops.points import (
     uncertain_cells,
 )
 
-# Largest number of values in memory while masks are rendered, besides the result: below 200 MB.
+# Maximum number of values in memory while masks are rendered, besides the result: below 200 MB.
 _CHUNK_VALUES = 48_000_000
 
 
@@ -50,8 +50,8 @@ class PointRend(MaskRCNN):
         channels, n_rows = config.fpn.channels, n_classes + conventions.background_rows
         self.backbone = ResNet(config.backbone, in_channels)
         self.fpn = FPN(config.fpn, self.backbone.out_channels)
-        # Created here but registered last: the random weights of a fresh network depend on the one order, the order of
-        # its tensors on the other.
+        # Created here but registered last: the order of creation determines the random weights of a new network, and
+        # the order of registration that of its tensors.
         point_head = PointHead(config.point_head, in_channels=channels, n_masks=n_rows)
         self.rpn = RPN(config, conventions, channels)
         self.box_head = nn.ModuleList(

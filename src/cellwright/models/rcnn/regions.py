@@ -51,7 +51,7 @@ class BoxOutputs:
     deltas: Tensor
 
     def foreground(self, n_classes: int) -> BoxOutputs:
-        """Those of the regions that hold an object."""
+        """The outputs of the regions that contain an object."""
         chosen = [torch.nonzero(region.class_ids < n_classes).squeeze(1) for region in self.regions]
         starts = np.cumsum([0] + [len(region.boxes) for region in self.regions])
         index = torch.cat([own + int(start) for own, start in zip(chosen, starts[:-1], strict=True)])

@@ -69,7 +69,7 @@ class RPN(nn.Module):
         anchors = config.anchors
         self.config, self.ignore_ioa, self.first_level = config.rpn, config.roi.ignore_ioa, config.first_level
         # torchvision derives a level's stride from the sizes of its map and of the image instead of 2**level. They
-        # differ where the image has an odd number of strides.
+        # differ if a side of the image is an odd multiple of the stride.
         self.infer_strides = conventions.infer_anchor_stride
         # Cell anchors FloatTensor[A,4] of each level. A level with fewer than others uses the head's first outputs.
         self.cells = tuple(

@@ -1,8 +1,8 @@
 """Test-time augmentation of R-CNNs: boxes merged over the views, then masks averaged over the views.
 
 The boxes of each view are brought back to the image and merged class by class (Weighted Boxes Fusion). Each view is
-then run a second time, for the masks of the merged boxes from its own features, and these are averaged on the pixels
-of each object. Only one view is in memory at a time, beside the pixels of the objects.
+then run a second time, for the masks of the merged boxes from its own features, and these masks are averaged over the
+pixels of each object. Only one view is in memory at a time, beside the pixels of the objects.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Weights of other frameworks in a network of the R-CNN family: names, background rows, copying, and what does not fit.
 
-`load_foreign` shows the whole way. Every tensor of the file and of the network is accounted for: loaded, skipped for a
-stated reason, or an error.
+`load_foreign` is the whole procedure. Every tensor of the file and of the network is accounted for: loaded, skipped for
+a stated reason, or an error.
 
 Shape shorthand: K classes. Our per-class layers have K rows, and one for background, last, if the network has it.
 """
@@ -137,7 +137,7 @@ _MEANINGS: dict[Status, str] = {
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What became of one tensor. ``theirs`` or ``ours`` is empty if it exists on one side only."""
+    """What happened to one tensor. ``theirs`` or ``ours`` is empty if it exists on one side only."""
 
     status: Status
     theirs: str
@@ -154,7 +154,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of the file and of the network: one record each."""
+    """What happened to every tensor of the file and of the network: one record each."""
 
     records: tuple[TensorRecord, ...]
 
@@ -209,9 +209,9 @@ def load_foreign(
         network: a `MaskRCNN`; modified in place, or unchanged if anything does not fit.
         tensors: the foreign state dict.
         framework: whose names and row order the tensors have.
-        fresh: parts that start at random, from `PARTS`; "classes" is all layers that depend on the number of classes.
-            If the file contains a backbone only (ImageNet), all other parts start at random; so does mask scoring with
-            the weights of any other framework, as none publishes it.
+        fresh: parts that start at random, a subset of `PARTS`; "classes" is all layers that depend on the number of
+            classes. If the file contains a backbone only (ImageNet), all other parts start at random; so does mask
+            scoring with the weights of any other framework, because none publishes weights for it.
         where: the file, for messages.
 
     Raises:

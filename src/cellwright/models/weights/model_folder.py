@@ -1,7 +1,8 @@
 """A model folder: ``weights.safetensors``, ``model.json`` and a model card, ``README.md``. Reading needs no torch.
 
-`read_model_info` and `read_arrays` give everything that prediction needs, as plain values and NumPy arrays; `torch_io`
-writes the folder and loads its weights into a network. The bundled pretrained models are such folders in the package.
+`read_model_info` and `read_arrays` return everything that prediction needs, as plain values and NumPy arrays;
+`torch_io` writes the folder and loads its weights into a network. The bundled pretrained models are such folders in the
+package.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class ModelInfo:
             same images.
         data_licence: licence of the training data; empty if unknown.
         origin: where imported weights are from (file and digest, without folders); empty if they were trained here.
-        version: of cellwright that wrote the folder.
-        git_hash: of the code, or None outside a checkout.
+        version: the version of cellwright that wrote the folder.
+        git_hash: the commit of the code, or None outside a checkout.
         metrics: names and values on the validation split.
     """
 

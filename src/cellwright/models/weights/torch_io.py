@@ -61,7 +61,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
     """The tensors of a model folder, a run or a bundled model on the CPU, in the precision in which they are stored.
 
-    A network that they are loaded into is float32 in any case.
+    A network into which they are loaded is always float32.
 
     Raises:
         ModelError: there is no model, or its weights cannot be read.
