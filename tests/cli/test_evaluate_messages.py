@@ -94,7 +94,7 @@ def test_nothing_is_explained_where_something_was_found(tmp_path: Path, capsys: 
 def test_a_table_with_overlaps_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = CASES / "18_kaggle_overlap"
     metrics = evaluated(tmp_path / "out", folder / "overlap.csv", folder / "gt.csv")
-    text = "masks overlap in 2 images (2 pairs of masks, 24 pixels): the contests refuse such a table"
+    text = "masks overlap in 2 images (2 pairs of masks, 24 pixels): the competitions reject such a table"
     assert text in capsys.readouterr().err
     assert any(text in note for note in metrics["notes"])
     (tmp_path / "images").mkdir()
@@ -194,11 +194,11 @@ def test_single_classes_are_one_class_in_evaluate_and_fuse(tmp_path: Path, capsy
     second = write(tmp_path / "second", [squares((0, 0), scores=[0.8])], ("Nuclei",))
     values = evaluated(tmp_path / "out", first, second)["values"]
     assert values["AP@all"] == pytest.approx(1)
-    assert "the only class of the predictions (nucleus) is taken for that of the ground truth (Nuclei)" in (
+    assert "the only class of the predictions (nucleus) is treated as that of the ground truth (Nuclei)" in (
         capsys.readouterr().err
     )
     assert run("fuse", first, second, "--save", "masks", "--out", tmp_path / "fused") == 0
-    assert "classes nucleus, Nuclei are taken for one class, nucleus" in capsys.readouterr().err
+    assert "classes nucleus, Nuclei are treated as one class, nucleus" in capsys.readouterr().err
     fused = cw.read_dataset(tmp_path / "fused", require_images=False)
     assert fused.class_names == ("nucleus",)
     cells = fused[0].read_instances()

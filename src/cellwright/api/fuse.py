@@ -332,7 +332,7 @@ def _with_same_classes(
     known = datasets[listing[0]].class_names if listing else _all_class_names(datasets)
     if all(len(dataset.class_names) == 1 for dataset in datasets):
         own = dict.fromkeys(dataset.class_names[0] for dataset in datasets if not _is_nameless(dataset))
-        notes = [f"classes {', '.join(own)} are taken for one class, {known[0]}"] if len(own) > 1 else []
+        notes = [f"classes {', '.join(own)} are treated as one class, {known[0]}"] if len(own) > 1 else []
         return [dataclasses.replace(dataset, class_names=known[:1]) for dataset in datasets], notes
     for k, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
         own = set(dataset.class_names)

@@ -98,7 +98,7 @@ def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | N
             "error",
             _shown(sample.image_path, root),
             f"the image is {got} (height x width), but its annotations are for {expected}",
-            "replace it by the annotated image, or annotate this one",
+            "replace it with the annotated image, or annotate this one",
         )
     content = hashlib.blake2b(np.ascontiguousarray(image.data).tobytes(), digest_size=16)
     content.update(repr((image.data.shape, image.data.dtype.str)).encode())

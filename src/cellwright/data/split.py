@@ -56,7 +56,7 @@ def split_dataset(
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1 and val + test > 0):
         got = f"val {val:g}, test {test:g}"
-        raise UsageError("invalid shares of a split", got=got, expected="0 < val + test < 1")
+        raise UsageError("invalid fractions of a split", got=got, expected="0 < val + test < 1")
     names = ("train", "val", "test")
     shares = np.array([1 - val - test, val, test])
     grouped = with_groups(dataset, group)

@@ -38,8 +38,8 @@ def evaluate_pairs(
 ) -> Report:
     """Evaluate predictions against the ground truth, image by image.
 
-    predictions, truth: one entry per image. Entries may be read on indexing: each is indexed once. No images, objects
-        or predictions are legal.
+    predictions, truth: one entry per image. Entries may be read on indexing: each is indexed once. Images,
+        objects and predictions may all be absent.
     metrics: names of `METRICS`, None for all; "boundary_iou@5px" sets the width of the boundary band.
     class_names: None names the classes that occur by their numbers.
     image_ids: names for the tables; None numbers the images from 0.
@@ -119,7 +119,7 @@ def evaluate_images(
 
 
 def _contest_warning(images: PairedImages, report: Report) -> str | None:
-    """A warning if the masks of a Kaggle table overlap, which the contests do not accept."""
+    """A warning if the masks of a Kaggle table overlap, which the competitions do not accept."""
     if images.predicted_format not in CONTEST_FORMATS:
         return None
     n_images = n_pairs = n_pixels = 0
@@ -131,7 +131,7 @@ def _contest_warning(images: PairedImages, report: Report) -> str | None:
         return None
     return (
         f"warning: masks overlap in {count(n_images, 'image')} ({count(n_pairs, 'pair')} of masks, "
-        f"{count(n_pixels, 'pixel')}): the contests refuse such a table; cellwright fuse can resolve the overlaps"
+        f"{count(n_pixels, 'pixel')}): the competitions reject such a table; cellwright fuse can resolve the overlaps"
     )
 
 

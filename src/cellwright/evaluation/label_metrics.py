@@ -148,7 +148,7 @@ def count(pairs: ImagePairs, threshold: float, *, strict: bool = False) -> Count
 def aji(pairs: ImagePairs) -> Ratio:
     """Aggregated Jaccard index (Kumar et al. 2017, algorithm 1).
 
-    Each object takes the prediction with the highest IoU (the first of equal ones); several objects may take the same
+    Each object takes the prediction with the highest IoU (in a tie, the first); several objects may take the same
     one. The result is the sum of intersections over the sum of unions. Objects and predictions without a partner add
     their areas to the denominator.
     """

@@ -19,7 +19,7 @@ from cellwright.core.masks import MaskSet
 from cellwright.core.scores import ScoreThreshold, reaches_threshold
 
 ALL_CLASSES = -1
-MATCHED_IOU = 0.5  # from which an object counts as found, where a single IoU threshold is used
+MATCHED_IOU = 0.5  # minimum IoU at which an object counts as found, where a single threshold is used
 
 
 @dataclass(frozen=True, eq=False)

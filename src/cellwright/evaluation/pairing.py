@@ -93,7 +93,7 @@ def pair_datasets(
 
     truth: all annotated images. part: those to evaluate (a split); None: all. Raises `InputError` if an image to
     evaluate has no prediction, or an image with predictions is not annotated, since results on the remaining images
-    would mislead; `UsageError` if the classes cannot be matched.
+    would be misleading; `UsageError` if the classes cannot be matched.
     """
     part = truth if part is None else part
     predicted, truth, part, notes = _same_classes(predicted, truth, part, ignore_classes=ignore_classes)
@@ -259,7 +259,7 @@ def _same_classes(
         )
     if len(own) == len(true_names) == 1:
         # Both sides have one kind of object, whatever each tool calls it.
-        note = f"the only class of the predictions ({own[0]}) is taken for that of the ground truth ({true_names[0]})"
+        note = f"the only class of the predictions ({own[0]}) is treated as that of the ground truth ({true_names[0]})"
         notes = () if DEFAULT_CLASS in (*own, *true_names) else (note,)
         return dataclasses.replace(predicted, class_names=true_names), truth, part, notes
     note = f"classes are ignored: the predictions have {', '.join(own)}, the ground truth {', '.join(true_names)}"
@@ -343,5 +343,5 @@ def tuning_warning(images: PairedImages) -> str | None:
         return None
     return (
         f"warning: score thresholds and calibration were tuned on {n} of these {count(len(images.truth), 'image')} "
-        f"(split {images.tuned_on.get('split')}), so the results are too good; report results on other images"
+        f"(split {images.tuned_on.get('split')}), so the results are optimistic; report results on other images"
     )

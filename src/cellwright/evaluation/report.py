@@ -125,7 +125,7 @@ def _tables() -> Any:
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    """``"did you mean 'AP@all'?"``, else the names that start alike, else the most important ones."""
+    """``"did you mean 'AP@all'?"``, else the names that start the same way, else the most important ones."""
     similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if similar:
         return f"did you mean {similar[0]!r}?"

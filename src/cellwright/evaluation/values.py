@@ -156,7 +156,7 @@ def class_scores(data: EvaluationData, class_id: int) -> tuple[Scores, ...]:
 
 
 def _class_means(data: EvaluationData) -> dict[str, float]:
-    """Pooled metrics of each class, averaged over the classes where they are defined (as Kirillov's mean PQ)."""
+    """Pooled metrics of each class, averaged over the classes where they are defined (as in Kirillov's mean PQ)."""
     rows = [pooled(class_scores(data, k), data.zero) for k in range(len(data.class_names))]
     names = [name for name in CLASS_MEANS if f"pooled_{name}" in rows[0]]
     columns = {name: np.array([row[f"pooled_{name}"] for row in rows]) for name in names}

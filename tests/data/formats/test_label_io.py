@@ -90,5 +90,5 @@ def test_a_tiff_with_circular_directories_raises_an_error(tmp_path):
     end = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")
     data[end : end + 4] = data[4:8]
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="link in a circle"):
+    with pytest.raises(FormatError, match="form a loop"):
         read_label_map(path)

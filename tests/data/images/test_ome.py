@@ -150,7 +150,7 @@ def test_metadata_that_do_not_describe_the_file(tmp_path: Path) -> None:
     images = image_xml(0, plane_xml("x.ome.tif")) + image_xml(1, plane_xml("y.ome.tif"))
     write(tmp_path / "a.ome.tif", images, page)
     assert [note.text for note in read_image(tmp_path / "a.ome.tif").notes] == [
-        "its OME metadata describe other files and were ignored"
+        "its OME metadata describes other files and was ignored"
     ]
     write(tmp_path / "b.ome.tif", image_xml(0, plane_xml("b.ome.tif")), page[:10])  # cropped after the fact
     image = read_image(tmp_path / "b.ome.tif")
@@ -160,7 +160,7 @@ def test_metadata_that_do_not_describe_the_file(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "c.ome.tif", page, description=content, metadata=None)
     image = read_image(tmp_path / "c.ome.tif")
     np.testing.assert_array_equal(image.data[:, :, 0], page)
-    assert "cannot be read and were ignored" in image.notes[0].text
+    assert "cannot be read and was ignored" in image.notes[0].text
 
 
 @pytest.mark.parametrize("order", ["XYZCT", "XYCZT", "XYTCZ"])

@@ -63,7 +63,7 @@ def test_unnamed_pages_are_channels_if_channels_are_chosen(tmp_path: Path) -> No
     np.testing.assert_array_equal(pixels(tmp_path / "a.tif", channel=1), STACK[1])
     image = read_image(tmp_path / "a.tif", channel=[2, "0"])
     np.testing.assert_array_equal(image.data, STACK[[2, 0]].transpose(1, 2, 0))
-    assert [note.kind for note in image.notes] == ["unnamed pages were taken for channels"]
+    assert [note.kind for note in image.notes] == ["unnamed pages were treated as channels"]
     image = read_image(tmp_path / "a.tif", channel=1, keep_channels=True)
     assert image.channels == ("0", "1", "2")
 
@@ -100,7 +100,7 @@ def test_a_tiny_last_axis_is_that_of_channels(tmp_path: Path, shape: tuple[int, 
     image = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(image.data, data)
     assert image.channels == tuple(map(str, range(shape[2])))
-    assert kinds(tmp_path / "a.tif") == ["a last axis was taken for the channels"]
+    assert kinds(tmp_path / "a.tif") == ["a last axis was treated as the channels"]
     assert image_header(tmp_path / "a.tif").n_channels == shape[2]
 
 

@@ -403,7 +403,7 @@ def _relative(image: Path, folder: Path) -> str:
         return Path(os.path.relpath(image.resolve(), folder.resolve())).as_posix()
     except ValueError as error:
         raise OutputError(
-            "the images are on another drive than the dataset, so that relative paths cannot refer to them",
+            "the images and the dataset are on different drives, so relative paths cannot refer to the images",
             where=image,
             remedy="copy them with `copy_images=True`",
         ) from error

@@ -453,7 +453,7 @@ def _sources(path: Path) -> list[_Source]:
                 where=files[0].parent,
                 got=", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else ""),
                 expected="one zip per image, or single .roi files",
-                remedy="move the files that do not count away, or save all ROIs together from the ROI Manager",
+                remedy="move the other files away, or save all ROIs together from the ROI Manager",
             )
     return [_Source(tuple(files), stem) for stem, files in groups.items()]
 

@@ -359,7 +359,7 @@ def _notes_about(
         notes.append(Note("features without an area were not read", text))
     if containers:
         notes.append(
-            Note("tiles and TMA cores are not objects", f"{_listed(containers)} not read: they are no objects")
+            Note("tiles and TMA cores are not objects", f"{_listed(containers)} not read: they are not objects")
         )
     if regions:
         text = f"{count(len(regions), 'annotation')} read as a region that was annotated, not as an object"

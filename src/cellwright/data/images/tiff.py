@@ -123,7 +123,7 @@ def _chosen_image(images: Sequence[TiffImage], choice: Choice, path: Path) -> tu
         return largest, ()
     text = f"of the {count(len(images), 'image')} in the file, the one of {_size(largest)} was read, not "
     text += " or ".join(dict.fromkeys(_size(image) for image in images if image is not largest))
-    return largest, (Note("thumbnails or reduced copies in the file were passed over", text),)
+    return largest, (Note("thumbnails or reduced copies in the file were skipped", text),)
 
 
 def _series_number(images: Sequence[TiffImage], series: int | str, path: Path) -> int:
@@ -149,13 +149,13 @@ def _with_page_channels(image: TiffImage, choice: Choice) -> TiffImage:
     if not choice.channel or choice.z is not None or image.extent("Q") == 1 or image.extent("C") > 1:
         return image
     numbers = {axis: of_axis for axis, of_axis in image.numbers.items() if axis not in "QC"} | {"C": image.numbers["Q"]}
-    text = f"its {count(image.extent('Q'), 'unnamed page')} were taken for channels"
+    text = f"its {count(image.extent('Q'), 'unnamed page')} were treated as channels"
     return replace(
         image,
         numbers=numbers,
         channels=tuple(map(str, numbers["C"])),
         plane=lambda at: image.plane({**at, "Q": at["C"], "C": 0}),
-        notes=(*image.notes, Note("unnamed pages were taken for channels", text)),
+        notes=(*image.notes, Note("unnamed pages were treated as channels", text)),
     )
 
 
@@ -289,8 +289,8 @@ def _sample_names(samples: int, n_colours: int, extra: tuple[int, ...]) -> tuple
     if samples == n_colours + 1 and extra[-1:] in ((1,), (2,)):
         return (*colours, "A"), ()
     if samples == 4 and n_colours == 3:
-        text = "its fourth sample beside R, G, B is not declared and was taken for transparency"
-        return (*colours, "A"), (Note("a fourth sample was taken for transparency", text),)
+        text = "its fourth sample beside R, G, B is not declared and was treated as transparency"
+        return (*colours, "A"), (Note("a fourth sample was treated as transparency", text),)
     if n_colours == 3:
         return (*colours, *(str(k) for k in range(3, samples))), ()
     return tuple(map(str, range(samples))), ()
@@ -394,7 +394,7 @@ def open_tiff(path: Path | str) -> tifffile.TiffFile:
 
 
 def check_directories(path: Path | str) -> None:
-    """Raise `FormatError` for a TIFF whose directories link in a circle, which a reader would follow forever."""
+    """Raise `FormatError` for a TIFF whose directories form a loop, which a reader would follow forever."""
     with Path(path).open("rb") as file:
         head = file.read(16)
         order, big = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
@@ -405,7 +405,7 @@ def check_directories(path: Path | str) -> None:
         while len(link) == word:
             (start,) = struct.unpack(order + offsets, link)
             if start in visited or len(visited) > MAX_DIRECTORIES:
-                raise damaged_image(path, ValueError("its directories link in a circle"))
+                raise damaged_image(path, ValueError("its directories form a loop"))
             visited.add(start)
             file.seek(min(start, 1 << 60))
             n_entries = file.read(struct.calcsize(counts))

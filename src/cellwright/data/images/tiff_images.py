@@ -116,7 +116,7 @@ def tagged_pixel_size(tif: tifffile.TiffFile, keyframe: tifffile.TiffPage) -> Pi
 
 def _from_ome(tif: tifffile.TiffFile, path: Path, xml: str) -> tuple[list[TiffImage], tuple[Note, ...]]:
     """The images of the OME-XML that are in this file, or none and why the pages are read without it."""
-    ignored = "the OME metadata were ignored"
+    ignored = "the OME metadata was ignored"
     try:
         own_uuid, companion = uuid_of(xml), metadata_file(xml)
         if companion is not None:
@@ -126,12 +126,12 @@ def _from_ome(tif: tifffile.TiffFile, path: Path, xml: str) -> tuple[list[TiffIm
             xml = (path.parent / companion).read_text(encoding="utf-8", errors="replace")
         described = ome_images(xml, path.name, len(tif.pages), own_uuid)
     except (ElementTree.ParseError, ValueError, KeyError) as error:
-        return [], (Note(ignored, f"its OME metadata cannot be read and were ignored: {error}"),)
+        return [], (Note(ignored, f"its OME metadata cannot be read and was ignored: {error}"),)
     if not described:
-        return [], (Note(ignored, "its OME metadata describe other files and were ignored"),)
+        return [], (Note(ignored, "its OME metadata describes other files and was ignored"),)
     images = [_ome_image(tif, one) for one in described]
     if any(image is None for image in images):
-        return [], (Note(ignored, "its OME metadata do not match its pages and were ignored"),)
+        return [], (Note(ignored, "its OME metadata does not match its pages and was ignored"),)
     return [image for image in images if image is not None], ()
 
 
@@ -180,8 +180,8 @@ def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number
     if _ends_with_channels(axes, shape):
         *rest, _ = axes
         axes = "".join(rest[:-2]) + "YXC"
-        text = f"its last axis of length {shape[-1]} was taken for the channels"
-        notes = (Note("a last axis was taken for the channels", text),)
+        text = f"its last axis of length {shape[-1]} was treated as the channels"
+        notes = (Note("a last axis was treated as the channels", text),)
     axes = "".join("Q" if axis in UNNAMED_AXES else axis for axis in axes)
     if "Y" not in axes or "X" not in axes:
         raise FormatError(
@@ -310,7 +310,7 @@ def page_pixels(tif: tifffile.TiffFile, page: Any) -> np.ndarray:
     axes = page.axes
     if axes not in PAGE_AXES:
         raise FormatError(
-            "a page of this TIFF is no image",
+            "a page of this TIFF is not an image",
             where=tif.filehandle.path,
             got=f"axes {axes}",
             expected="Y, X and samples",
