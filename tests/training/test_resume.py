@@ -112,7 +112,7 @@ def test_ctrl_c_after_a_step_or_during_evaluation(tmp_path: Path, changes: dict[
         def __exit__(self, *_):
             return None
 
-        def note(self, text: str) -> None: ...
+        def note(self, text: str, event: str = "note", fields: object = None) -> None: ...
 
         def step(self, report) -> None:
             if report.step == stop_at and not during_evaluation:
