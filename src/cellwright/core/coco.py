@@ -46,10 +46,9 @@ def decode(
     masks where it is missing. Ids are ``object_id`` if all annotations have one, else ``id``, else 1..N; they must be
     distinct and positive to be used.
     """
-    for k, annotation in enumerate(annotations):
-        _check_category(annotation, k, source)
-    class_of = _class_ids(annotations, categories)
-    kept = [annotation for annotation in annotations if annotation["category_id"] in class_of]
+    category_of = [_category(annotation, k, source) for k, annotation in enumerate(annotations)]
+    class_of = _class_ids(category_of, categories)
+    kept = [annotation for annotation, category in zip(annotations, category_of, strict=True) if category in class_of]
     if scored is None:
         scored = any("score" in annotation for annotation in kept)
     masks = _masks(kept, image_hw, source)
@@ -58,9 +57,9 @@ def decode(
         masks=masks,
         ids=_ids(kept),
         boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
-        class_ids=np.array([class_of[annotation["category_id"]] for annotation in kept], np.int64),
+        class_ids=np.array([class_of[category] for category in category_of if category in class_of], np.int64),
         scores=np.array([_score(annotation, source) for annotation in kept], np.float32) if scored else None,
-        ignore=np.array([annotation.get("iscrowd", 0) == 1 for annotation in kept], bool),
+        ignore=np.array([_is_crowd(annotation, source) for annotation in kept], bool),
         columns={} if scored else _recorded_areas(kept, masks),
     )
 
@@ -72,29 +71,91 @@ def _place(annotation: Annotation, source: object) -> str:
     return f"{name}{image}" if source is None else f"{source}, {name}{image}"
 
 
-def _check_category(annotation: object, k: int, source: object) -> None:
+def whole(value: object) -> int | None:
+    """``value`` as int if it is a whole number: 7, 7.0 or the text "7"; otherwise None.
+
+    >>> whole(7.0), whole("007"), whole("a7"), whole(True)
+    (7, 7, None, None)
+    """
+    if isinstance(value, str):
+        digits = value.strip()
+        value = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INTEGER else None
+
+
+def is_crowd(value: object) -> bool | None:
+    """The meaning of ``iscrowd``, also written as text or as true and false; None if it has none."""
+    if value is None or value == "":
+        return False
+    if isinstance(value, str):
+        value = {"true": 1, "false": 0}.get(value.strip().lower(), whole(value))
+    return bool(value) if value in (0, 1) else None
+
+
+def polygon_parts(segmentation: Sequence[Any]) -> list[Any]:
+    """The parts ``[x, y, x, y, ...]`` of a polygon segmentation.
+
+    Some tools write a single part without the outer list, or vertices as ``[x, y]`` or ``{"x": x, "y": y}``. Parts of
+    fewer than three vertices enclose nothing and are dropped; pycocotools reads one of four numbers as a box.
+
+    >>> polygon_parts([[1, 1, 5, 1, 5, 4], [2, 2, 3, 3]]), polygon_parts([[1, 1], [5, 1], [5, 4]])
+    ([[1, 1, 5, 1, 5, 4]], [[1, 1, 5, 1, 5, 4]])
+    """
+    parts = [segmentation] if segmentation and all(map(_is_number_or_vertex, segmentation)) else segmentation
+    flat = [_flat(part) for part in parts]
+    return [part for part in flat if not isinstance(part, (list, tuple)) or len(part) not in (0, 2, 4)]
+
+
+def _is_number_or_vertex(item: object) -> bool:
+    if isinstance(item, (list, tuple)):
+        return len(item) == 2 and not any(isinstance(value, (list, tuple, dict)) for value in item)
+    return isinstance(item, (int, float)) or (isinstance(item, dict) and "x" in item and "y" in item)
+
+
+def _flat(part: Any) -> Any:
+    if not isinstance(part, (list, tuple)) or not part or not isinstance(part[0], (list, tuple, dict)):
+        return part
+    vertices = [(item.get("x"), item.get("y")) if isinstance(item, dict) else item for item in part]
+    if not all(isinstance(vertex, (list, tuple)) and len(vertex) == 2 for vertex in vertices):
+        return part  # the rasteriser refuses it
+    return [value for vertex in vertices for value in vertex]
+
+
+def _is_crowd(annotation: Annotation, source: object) -> bool:
+    crowd = is_crowd(annotation.get("iscrowd"))
+    if crowd is None:
+        got = repr(annotation["iscrowd"])[:40]
+        raise FormatError("iscrowd is neither 0 nor 1", where=_place(annotation, source), got=got, expected="0 or 1")
+    return crowd
+
+
+def _category(annotation: object, k: int, source: object) -> int:
     category = annotation.get("category_id") if isinstance(annotation, Mapping) else None
-    if not _is_finite(category) or not float(category).is_integer():
+    number = whole(category)
+    if number is None:
         where = f"annotation {k}" if source is None else f"{source}, annotation {k}"
         got = f"category_id {category!r}" if isinstance(annotation, Mapping) else type(annotation).__name__
         expected = "a dictionary with an integer category_id"
         raise FormatError("this is not a COCO annotation", where=where, got=got, expected=expected)
+    return number
 
 
-def _class_ids(annotations: Sequence[Annotation], categories: Categories | None) -> Mapping[int, int]:
+def _class_ids(category_of: Sequence[int], categories: Categories | None) -> Mapping[int, int]:
     """Category id -> class id."""
     if isinstance(categories, Mapping):
         return categories
     if categories is None:
-        ids = sorted({annotation["category_id"] for annotation in annotations})
+        ids = sorted(set(category_of))
     else:
-        ids = [category["id"] if isinstance(category, Mapping) else category for category in categories]
-    return {category: class_id for class_id, category in enumerate(ids)}
+        ids = [whole(category["id"] if isinstance(category, Mapping) else category) for category in categories]
+    return {category: class_id for class_id, category in enumerate(ids) if category is not None}
 
 
 def _box(annotation: Annotation, tight: np.ndarray, source: object) -> list[float]:
     box = annotation.get("bbox")
-    if box is None:
+    if box is None or box == []:
         return tight.tolist()
     if (
         not isinstance(box, (list, tuple))
@@ -113,15 +174,15 @@ def _box(annotation: Annotation, tight: np.ndarray, source: object) -> list[floa
 
 def _score(annotation: Annotation, source: object) -> float:
     score = annotation.get("score")
-    if not _is_finite(score) or not 0 <= score <= 1:
-        raise FormatError(
-            "score is missing" if score is None else "score is out of range",
-            where=_place(annotation, source),
-            got=score,
-            expected="a number from 0 to 1",
-            remedy="give every annotation a score" if score is None else "rescale the scores to 0..1",
-        )
-    return score
+    if _is_finite(score) and 0 <= score <= 1:
+        return score
+    problem, remedy = "score is out of range", "rescale the scores to 0..1"
+    if score is None:
+        problem, remedy = "score is missing", "give every annotation a score"
+    elif not _is_finite(score):
+        problem, remedy = "score is not a number", "write scores as numbers: 0.9, not text or NaN"
+    expected = "a number from 0 to 1"
+    raise FormatError(problem, where=_place(annotation, source), got=repr(score), expected=expected, remedy=remedy)
 
 
 def _recorded_areas(annotations: Sequence[Annotation], masks: MaskSet) -> dict[str, np.ndarray]:
@@ -135,22 +196,24 @@ def _recorded_areas(annotations: Sequence[Annotation], masks: MaskSet) -> dict[s
 
 def _ids(annotations: Sequence[Annotation]) -> np.ndarray:
     for field in ("object_id", "id"):
-        values = [annotation.get(field) for annotation in annotations]
-        whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 < v < MAX_INTEGER for v in values)
-        if whole and len(set(values)) == len(values):
-            return np.array(values, np.int64)
+        values = [whole(annotation.get(field)) for annotation in annotations]
+        positive = [value for value in values if value is not None and value > 0]
+        if len(positive) == len(set(positive)) == len(values):
+            return np.array(positive, np.int64)
     return np.arange(1, len(annotations) + 1)
 
 
 def _masks(annotations: Sequence[Annotation], image_hw: tuple[int, int], source: object) -> MaskSet:
     """The masks of the annotations in order; RLE and polygons may be mixed."""
-    runs, outlines = [], []
+    runs, outlines, segmentations = [], [], []
     for k, annotation in enumerate(annotations):
         segmentation = annotation.get("segmentation")
         if isinstance(segmentation, dict):
             runs.append(k)
+            segmentations.append(segmentation)
         elif isinstance(segmentation, list):
             outlines.append(k)
+            segmentations.append(polygon_parts(segmentation))
         else:
             raise FormatError(
                 "an annotation has no segmentation",
@@ -164,7 +227,7 @@ def _masks(annotations: Sequence[Annotation], image_hw: tuple[int, int], source:
         (outlines, MaskSet.from_coco_polygons),
     )
     parts = [
-        _decode_masks([annotations[k] for k in chosen], decoder, image_hw, source)
+        _decode_masks([annotations[k] for k in chosen], [segmentations[k] for k in chosen], decoder, image_hw, source)
         for chosen, decoder in kinds
         if chosen
     ]
@@ -176,15 +239,19 @@ def _masks(annotations: Sequence[Annotation], image_hw: tuple[int, int], source:
 
 
 def _decode_masks(
-    annotations: Sequence[Annotation], decoder: Callable[..., MaskSet], image_hw: tuple[int, int], source: object
+    annotations: Sequence[Annotation],
+    segmentations: Sequence[Any],
+    decoder: Callable[..., MaskSet],
+    image_hw: tuple[int, int],
+    source: object,
 ) -> MaskSet:
     try:
-        return decoder([annotation["segmentation"] for annotation in annotations], image_hw)
+        return decoder(segmentations, image_hw)
     except FormatError:
         # Decode one by one to find the invalid annotation, so that the message can name it.
-        for annotation in annotations:
+        for annotation, segmentation in zip(annotations, segmentations, strict=True):
             try:
-                decoder([annotation["segmentation"]], image_hw)
+                decoder([segmentation], image_hw)
             except FormatError as error:
                 raise FormatError(
                     error.problem,

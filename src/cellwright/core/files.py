@@ -1,24 +1,106 @@
-"""Reading and writing files. Outputs are written atomically: to a temporary file beside the target, then renamed."""
+"""Names of files, listing folders, reading and writing.
+
+Outputs are written atomically: to a temporary file beside the target, then renamed.
+"""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import io
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, OutputError
 
-MAX_UNPACKED = 1 << 30  # bytes of a gzip file
+# Endings of two parts that count as one suffix.
+_TWO_PARTS = re.compile(r"\.ome\.(?:tiff?|tf2|tf8|btf|zarr)$|\.[^./]+\.gz$", re.IGNORECASE)
+_GZIP = b"\x1f\x8b"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Bytes to which a compressed file may grow when it is read.
+MAX_UNPACKED = 1 << 30
+
+
+# --- names and folders ----------------------------------------------------------------------------------------------
+
+
+def stem_of(path: Path | str) -> str:
+    """The file name without its suffix; ``.ome.tif`` and ``.json.gz`` count as one suffix.
+
+    >>> stem_of("plate/well_01.ome.tif"), stem_of("a.json.gz"), stem_of("image.v2.png")
+    ('well_01', 'a', 'image.v2')
+    """
+    name = PurePath(path).name
+    double = _TWO_PARTS.search(name)
+    return name[: double.start()] if double and double.start() else PurePath(name).stem
+
+
+def plain_suffix(path: Path | str) -> str:
+    """The suffix in lower case; of a file ``x.json.gz`` that of its content.
+
+    >>> plain_suffix("a.TIF"), plain_suffix("a.json.gz")
+    ('.tif', '.json')
+    """
+    name = PurePath(path).name.lower()
+    return PurePath(name.removesuffix(".gz")).suffix or PurePath(name).suffix
+
+
+def walk(
+    root: Path, max_depth: int = 64, per_folder: int | None = None, *, skip_unreadable: bool = False
+) -> Iterator[Path]:
+    """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
+
+    Linked folders are followed, after the real ones and unless that leads to a folder that was listed before.
+    per_folder: yield at most this many files per folder. A folder that cannot be listed raises `InputError`, or is
+    skipped if ``skip_unreadable``.
+    """
+    seen: set[tuple[int, int]] = set()
+    above = {_identity(folder) for folder in root.resolve().parents}
+    pending = [(root, max_depth)]
+    links: list[tuple[Path, int]] = []
+    while pending or links:
+        folder, depth = pending.pop() if pending else links.pop(0)
+        try:
+            identity = _identity(folder)
+            if identity in seen or identity in above:
+                continue
+            seen.add(identity)
+            entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+        except OSError as error:
+            if skip_unreadable:
+                continue
+            got, remedy = error.strerror or str(error), "check the folder's permissions"
+            raise InputError("cannot list this folder", where=folder, got=got, remedy=remedy) from error
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
+        yield from islice((entry for entry in visible if entry.is_file()), per_folder)
+        if depth > 0:
+            folders = [entry for entry in visible if entry.is_dir()]
+            links += [(entry, depth - 1) for entry in folders if entry.is_symlink()]
+            pending += [(entry, depth - 1) for entry in reversed(folders) if not entry.is_symlink()]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is disregarded: a hidden one, or the ``__MACOSX`` of a zip made on a Mac."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -81,6 +163,9 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
 def gunzip(data: bytes, path: Path | str) -> bytes:
     """The content of a file that may be compressed with gzip, whatever its name.
 
@@ -105,20 +190,77 @@ def gunzip(data: bytes, path: Path | str) -> bytes:
 
 
 def read_json(path: Path | str) -> Any:
-    """Parse a JSON file, which may be compressed with gzip.
+    """Parse a JSON file in UTF-8 or UTF-16, which may be compressed with gzip.
 
     Raises `FormatError` with line and column if it is not valid JSON, and `InputError` if it cannot be read.
     """
     try:
-        return json.loads(gunzip(Path(path).read_bytes(), path).decode("utf-8-sig"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise FormatError(
             "this file is not valid JSON", where=where, got=error.msg, remedy="export or copy the file again"
         ) from error
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: a number with thousands of digits
         raise FormatError(
             "this file is not valid JSON", where=path, got=str(error), remedy="export or copy the file again"
         ) from error
+
+
+def read_text(path: Path | str, what: str = "file") -> str:
+    """The content of a text file in UTF-8 or UTF-16, which may be compressed with gzip.
+
+    Raises `FormatError` if it is in another encoding or damaged, and `InputError` if it cannot be read.
+    """
+    content = read_plain(path, what)
+    try:
+        return content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error, what) from error
+
+
+def read_plain(path: Path | str, what: str = "file") -> bytes:
+    """The bytes of a file, decompressed if it is compressed with gzip."""
+    try:
+        return gunzip(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise unreadable(path, error, what) from error
+
+
+def first_bytes(path: Path, n: int = 4096) -> bytes:
+    """The first bytes of a file, decompressed, and as UTF-8 if they are UTF-16; empty if it cannot be read.
+
+    For `Format.sniff`: never raises.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(n)
+        if start.startswith(_GZIP):
+            start = zlib.decompressobj(wbits=31).decompress(start, n)
+        if start.startswith(_UTF16):
+            start = start[: len(start) // 2 * 2].decode("utf-16", "ignore").encode()
+    except (OSError, zlib.error):
+        return b""
+    return start
+
+
+def is_plain_utf8(path: Path) -> bool:
+    """Whether the content of a text file can be used where it lies: it is neither compressed nor UTF-16."""
+    try:
+        with path.open("rb") as file:
+            return not file.read(2).startswith((_GZIP, *_UTF16))
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def not_utf8(path: Path | str, error: UnicodeDecodeError, what: str = "file", *, offset: int = 0) -> FormatError:
+    """The `FormatError` for text at ``offset`` in a file that is neither UTF-8 nor UTF-16."""
+    begin = max(error.start - 12, 0)
+    shown = error.object[begin : error.end + 12].decode("cp1252", "replace")
+    return FormatError(
+        f"this {what} is not UTF-8 text",
+        where=f"{path}, byte {offset + error.start}",
+        got=f"{shown!r} if it is Windows-1252 (cp1252, Latin-1)",
+        expected="UTF-8",
+        remedy="save it as UTF-8: in an editor with Save as, or with iconv -f cp1252 -t utf-8",
+    )

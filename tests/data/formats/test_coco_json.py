@@ -155,8 +155,11 @@ def test_a_missing_size_is_read_from_the_image(tmp_path: Path) -> None:
 
 def test_no_annotations_and_an_empty_polygon(tmp_path: Path) -> None:
     assert len(load_first(save(tmp_path, document([])))) == 0
-    instances = load_first(save(tmp_path, document([[], encode(np.zeros(HW))])))
-    assert instances.masks.areas.tolist() == [0, 0]
+    content = document([[], encode(np.zeros(HW))])
+    assert load_first(save(tmp_path, content)).masks.areas.tolist() == [0]
+    for annotation in content["annotations"]:
+        annotation["score"] = 0.5
+    assert load_first(save(tmp_path, content)).masks.areas.tolist() == [0, 0]  # a prediction counts as one
 
 
 NAN = float("nan")
@@ -167,7 +170,7 @@ BAD = {
     "no categories": (document([], categories=[]), r"has no categories(.|\n)*got: \[\]"),
     "nan width": ({"width": NAN}, r"width is not a whole number\n  where: .*image 1 \(a\.png\)\n  got: nan"),
     "half a pixel": ({"height": 40.5}, r"height is not a whole number(.|\n)*got: 40\.5\n  expected: a whole number"),
-    "text size": ({"height": "40"}, r"height is not a whole number(.|\n)*got: '40'"),
+    "text size": ({"height": "4O"}, r"height is not a whole number(.|\n)*got: '4O'"),
     "negative": ({"width": -50}, r"width is not positive(.|\n)*got: -50"),
     "no file name": ({"file_name": None}, r"an image has no file name\n  where: .*image 1\n  got: None"),
     "unknown category": (
@@ -195,7 +198,7 @@ def test_malformed_files_raise_an_error_when_opened(tmp_path: Path, case: str) -
 
 
 BAD_OBJECTS = {
-    "no segmentation": ({"segmentation": None}, r"no segmentation(.|\n)*got: nothing"),
+    "no segmentation": ({"segmentation": "8 9"}, r"no segmentation(.|\n)*got: str"),
     "other size": ({"segmentation": {"size": [50, 40], "counts": [2000]}}, r"got: \[50, 40\]\n  expected: \[40, 50\]"),
     "short counts": (
         {"segmentation": {"size": [40, 50], "counts": [1999]}},

@@ -11,78 +11,61 @@ prediction folder is the same format with scores.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from cellwright.core.coco import whole
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path, unreadable
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note
 from cellwright.data.formats.coco_index import CocoIndex, open_index, whole_number, write_sidecar
+from cellwright.data.formats.coco_layout import (
+    CocoFile,
+    CocoImages,
+    coco_files,
+    has_coco_files,
+    is_coco_file,
+)
+from cellwright.data.formats.coco_quirks import check, grouping_categories
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
-from cellwright.data.formats.paths import copy_image, output_path
-from cellwright.data.images.read import image_hw_of, walk_visible
+from cellwright.data.formats.paths import check_image_size, copy_image, output_path
+from cellwright.data.images.read import image_hw_of
+from cellwright.data.merge import keep_classes, merge_datasets
 
 SCHEMA_VERSION = 1
 DATASET_NAME = "dataset.json"
 PREDICTIONS_NAME = "predictions.json"
-SNIFF_BYTES = 1 << 16
 
 
 class Coco(Format):
     name = "coco"
-    description = "COCO instances JSON (RLE or polygons), and cellwright's own dataset folder"
+    description = "COCO instances JSON (RLE or polygons), folders of them, and cellwright's own dataset folder"
 
     def sniff(self, path: Path) -> bool:
-        """Whether ``path`` is a COCO instances file, or a folder with a ``dataset.json`` or ``predictions.json``."""
+        """Whether ``path`` is a COCO instances file, or a folder of ours or with COCO files in it (see `coco_layout`)."""
         if path.is_dir():
-            return is_own_folder(path)
-        if path.suffix.lower() != ".json" or not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(SNIFF_BYTES)
-            file.seek(max(0, path.stat().st_size - SNIFF_BYTES))
-            both = head + file.read()
-        is_object = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
-        return is_object and any(word in both for word in (b'"annotations"', b'"images"', b'"categories"'))
+            return is_own_folder(path) or has_coco_files(path)
+        return is_coco_file(path)
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
-        """The samples of a COCO file or of a dataset folder."""
-        json_path = _json_in(path)
-        index = open_index(json_path)
-        names = [category["name"] for category in index.categories]
-        class_names = options.select_classes(names, json_path)
-        class_of = category_map(index.categories, class_names)
-        image_paths = _image_paths(index, json_path, required=options.require_images)
-        ids = _sample_ids(index)
-        samples = []
-        for k, image in enumerate(options.track(index.images, "reading images", total=len(index.images))):
-            image_hw = _image_hw(image, image_paths[k], json_path)
-            pixel_size = image.get("pixel_size_um")
-            samples.append(
-                Sample(
-                    id=ids[k],
-                    image_path=image_paths[k],
-                    image_hw=image_hw,
-                    load=CocoLoader(json_path, image["id"], image_hw, index.spans_of(k), class_of, index.scored),
-                    image_id=image["id"],
-                    split=image.get("split"),
-                    group=image.get("group"),
-                    pixel_size_um=(float(pixel_size[0]), float(pixel_size[1])) if pixel_size else None,
-                    source=image.get("source", self.name),
-                )
-            )
-        id_of = {category["name"]: category["id"] for category in index.categories}
-        info = {k: v for k, v in _info(index).items() if k not in ("format", "category_ids")}
-        info |= {"format": self.name, "category_ids": [id_of[name] for name in class_names]}
-        return Dataset(tuple(samples), class_names, json_path.parent, _licence(index), info)
+        """The samples of a COCO file or of a dataset folder, or of all COCO files in a folder with their splits."""
+        if not path.is_dir() or is_own_folder(path):
+            return _read_file(open_index(_json_in(path)), options, None)
+        files = coco_files(path)
+        if len(files) > 1:
+            return _read_files(files, path, options)
+        return _in_split(_read_file(open_index(files[0].path), options, path), files[0].split)
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/dataset.json`` with its sidecar index, and the images if ``copy_images`` is set.
@@ -146,36 +129,46 @@ class CocoLoader:
 
     image_id: the image id that its annotations must have. spans: (n, 2) int64, first and last-plus-one byte of each
     annotation, in file order. class_of: category id -> class id; objects of other categories are dropped.
-    scored: whether the objects are predictions.
+    scored: whether the objects are predictions. texts: the annotations, where the spans do not refer to the file itself.
+    crowds_are_objects: disregard ``iscrowd``. names: what may stand for the image id (see `build_index`).
 
     Raises `FormatError` that names file, annotation and field. An annotation with an empty mask gives an empty mask.
     """
 
     path: Path
-    image_id: int
+    image_id: int | str
     image_hw: tuple[int, int]
     spans: np.ndarray
     class_of: dict[int, int]
     scored: bool
+    texts: tuple[bytes, ...] | None = None
+    crowds_are_objects: bool = False
+    names: frozenset[str] = frozenset()
 
     def __call__(self) -> Instances:
+        annotations = self._annotations()
+        if self.crowds_are_objects:
+            annotations = [{**annotation, "iscrowd": 0} for annotation in annotations]
         return Instances.from_coco(
-            self._annotations(), self.image_hw, categories=self.class_of, scored=self.scored, source=self.path
+            annotations, self.image_hw, categories=self.class_of, scored=self.scored, source=self.path
         )
 
     def _annotations(self) -> list[dict[str, Any]]:
         if not len(self.spans):
             return []
+        texts: Sequence[bytes] | None = self.texts
+        if texts is None:
+            try:
+                with self.path.open("rb") as file:
+                    texts = _read_spans(file, self.spans)
+            except OSError as error:
+                raise unreadable(self.path, error) from error
         try:
-            with self.path.open("rb") as file:
-                texts = _read_spans(file, self.spans)
-        except OSError as error:
-            raise unreadable(self.path, error) from error
-        try:
-            annotations: list[Any] = [json.loads(text) for text in texts]
+            # Text in another encoding, such as a comment, does not matter here.
+            annotations: list[Any] = [json.loads(text.decode(errors="replace")) for text in texts]
         except ValueError:
             annotations = [None]
-        if not all(isinstance(a, dict) and a.get("image_id") == self.image_id for a in annotations):
+        if not all(isinstance(a, dict) and self._is_own(a.get("image_id")) for a in annotations):
             raise FormatError(
                 "this file has changed since it was opened",
                 where=self.path,
@@ -183,6 +176,12 @@ class CocoLoader:
                 remedy="open the dataset again; if there is a .index file next to it, delete that file first",
             )
         return annotations
+
+    def _is_own(self, image_id: Any) -> bool:
+        number = whole(image_id)
+        if number is not None:
+            return number == self.image_id
+        return isinstance(image_id, str) and (image_id == self.image_id or image_id in self.names)
 
 
 def _read_spans(file: BinaryIO, spans: np.ndarray) -> list[bytes]:
@@ -200,6 +199,90 @@ def _read_spans(file: BinaryIO, spans: np.ndarray) -> list[bytes]:
 
 
 # Reading the images
+
+
+def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dataset:
+    """The samples of one COCO file. root: the folder that the user named, below which images are searched too."""
+    json_path, is_ours = index.path, "schema_version" in index.sections
+    notes = [] if index.facts is None else check(index.facts, json_path, scored=index.scored)
+    grouping = [] if index.used_categories is None else grouping_categories(index.categories, set(index.used_categories))
+    categories = [category for category in index.categories if category["name"] not in grouping]
+    if grouping:
+        text = f"category {', '.join(grouping)} was left out: it groups others and no object has it"
+        notes.append(Note("categories that only group others were left out", text, json_path.name))
+    class_names = options.select_classes([category["name"] for category in categories], json_path)
+    class_of = category_map(categories, class_names)
+    finder = CocoImages(json_path, options, root, is_ours=is_ours)
+    paths = finder.find_all(index.images)
+    check_sizes = options.require_images and (not is_ours or options.images is not None)
+    crowds_are_objects = index.facts is not None and index.facts.crowds_are_objects
+    samples, ids = [], _sample_ids(index)
+    for k, image in enumerate(options.track(index.images, "reading images", total=len(index.images))):
+        image_hw = _image_hw(image, paths[k], json_path, check=check_sizes)
+        pixel_size = image.get("pixel_size_um")
+        number = image["id"]
+        spans = index.spans_of(k)
+        load = CocoLoader(
+            json_path, number, image_hw, spans, class_of, index.scored, _texts(index, spans), crowds_are_objects
+        )
+        samples.append(
+            Sample(
+                id=ids[k],
+                image_path=paths[k],
+                image_hw=image_hw,
+                load=load,
+                image_id=number if isinstance(number, int) else None,
+                split=image.get("split") if isinstance(image.get("split"), str) else None,
+                group=image.get("group"),
+                pixel_size_um=(float(pixel_size[0]), float(pixel_size[1])) if pixel_size else None,
+                source=image.get("source", Coco.name),
+            )
+        )
+    id_of = {category["name"]: category["id"] for category in categories}
+    info = {k: v for k, v in _info(index).items() if k not in ("format", "category_ids")}
+    info |= {"format": Coco.name, "category_ids": [id_of[name] for name in class_names]}
+    return Dataset(tuple(samples), class_names, root or json_path.parent, _licence(index), info, tuple(notes))
+
+
+def _read_files(files: Sequence[CocoFile], root: Path, options: ReadOptions) -> Dataset:
+    """The samples of several COCO files in one folder: one per split, or one per folder."""
+    everything = dataclasses.replace(options, class_names=None)
+    parts: dict[str, Dataset] = {}
+    notes: list[Note] = []
+    for file in files:
+        index = open_index(file.path, may_be_empty=True)
+        if not index.images or (index.facts is not None and not index.facts.n):
+            text = f"{file.path.relative_to(root).as_posix()} was left out: it lists no images or no annotations"
+            notes.append(Note("a COCO file without images or annotations was left out", text))
+        else:
+            parts[file.name] = _in_split(_read_file(index, everything, root), file.split)
+    if not parts:
+        raise InputError("no COCO file here has annotations", where=root, got=", ".join(file.name for file in files))
+    counts = Counter(sample.id for part in parts.values() for sample in part)
+    if max(counts.values(), default=1) > 1:
+        parts = {
+            name: part.with_samples([dataclasses.replace(sample, id=f"{name}/{sample.id}") for sample in part])
+            for name, part in parts.items()
+        }
+    merged = merge_datasets(list(parts.values()))
+    merged = dataclasses.replace(
+        merged, root=root, info={"format": Coco.name}, notes=(*notes, *merged.notes)
+    )
+    return merged if options.class_names is None else keep_classes(merged, options.class_names)
+
+
+def _in_split(dataset: Dataset, split: str | None) -> Dataset:
+    """The dataset with this split for samples that have none."""
+    if split is None:
+        return dataset
+    samples = [s if s.split is not None else dataclasses.replace(s, split=split) for s in dataset]
+    return dataset.with_samples(samples)
+
+
+def _texts(index: CocoIndex, spans: np.ndarray) -> tuple[bytes, ...] | None:
+    if index.content is None:
+        return None
+    return tuple(index.content[start:end] for start, end in spans.tolist())
 
 
 def _json_in(path: Path) -> Path:
@@ -230,66 +313,35 @@ def _licence(index: CocoIndex) -> str:
 def _sample_ids(index: CocoIndex) -> list[str]:
     if all(isinstance(image.get("sample_id"), str) for image in index.images):
         return [image["sample_id"] for image in index.images]
-    return sample_ids([Path(image["file_name"]) for image in index.images], Path())
+    plain = [_plain_name(image["file_name"]) for image in index.images]
+    full = [image["file_name"].replace("\\", "/") for image in index.images]
+    return sample_ids([Path(name) for name in (plain if len(set(plain)) == len(plain) else full)], Path())
 
 
-def _image_hw(image: dict[str, Any], path: Path | None, json_path: Path) -> tuple[int, int]:
+def _plain_name(file_name: str) -> str:
+    """The relative path of an image; only its name if the path is absolute or leads elsewhere (Label Studio)."""
+    parts = file_name.rpartition("?d=")[2].replace("\\", "/").split("/")
+    is_relative = parts[0] not in ("", "..") and ":" not in parts[0] and ".." not in parts
+    return "/".join(part for part in parts if part not in ("", ".")) if is_relative else parts[-1]
+
+
+def _image_hw(image: dict[str, Any], path: Path | None, json_path: Path, *, check: bool) -> tuple[int, int]:
+    """The recorded size of an image, or that of its file. check: `InputError` if the two differ."""
+    recorded = None
     if image.get("height") is not None and image.get("width") is not None:
-        return image["height"], image["width"]
-    if path is None:
-        raise FormatError(
-            "the size of an image is unknown",
-            where=f"{json_path}, image {image['file_name']}",
-            got="no width and height, and no file",
-            remedy="add width and height to the record of the image",
-        )
-    return image_hw_of(path)
-
-
-def _image_paths(index: CocoIndex, json_path: Path, *, required: bool) -> list[Path | None]:
-    """The file of each image, or None; `InputError` that names the missing files if images are required."""
-    find = _finder(json_path, is_ours="schema_version" in index.sections)
-    paths = [None if image.get("has_image") is False else find(image["file_name"]) for image in index.images]
-    missing = [image["file_name"] for image, path in zip(index.images, paths, strict=True) if path is None]
-    if required and missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise InputError(
-            f"{len(missing)} of {len(paths)} images are missing",
-            where=json_path,
-            got=", ".join(missing[:3]) + more,
-            expected="files relative to the folder of the JSON file, or in images/ next to it",
-            remedy="put the images there; if the dataset was moved without its images, convert it again",
-        )
-    return paths
-
-
-def _finder(json_path: Path, *, is_ours: bool) -> Callable[[str], Path | None]:
-    """A function that returns the path of an image file name, or None.
-
-    In our own files, paths are relative to the JSON file. For other files, images are searched next to it, in
-    ``images``, in COCO's ``../train2017`` for ``instances_train2017.json``, and finally in all folders below.
-    """
-    here, above = json_path.parent, json_path.parent.parent
-    if is_ours:
-        folders = [here]
-    else:
-        part = json_path.stem.rpartition("_")[2]
-        folders = [here, here / "images", above, above / "images", above / part, here / part]
-    below: dict[str, list[Path]] = {}
-
-    def find(file_name: str) -> Path | None:
-        for folder in folders:
-            if (folder / file_name).is_file():
-                return folder / file_name
-        if is_ours:
-            return None
-        if not below:
-            for file in walk_visible(here):
-                below.setdefault(file.name, []).append(file)
-        candidates = below.get(Path(file_name).name, [])
-        return candidates[0] if len(candidates) == 1 else None
-
-    return find
+        recorded = image["height"], image["width"]
+    if recorded is not None and (path is None or not check):
+        return recorded
+    if path is not None:
+        image_hw = image_hw_of(path)
+        check_image_size(json_path, recorded, path, image_hw)
+        return image_hw
+    raise FormatError(
+        "the size of an image is unknown",
+        where=f"{json_path}, image {image['file_name']}",
+        got="no width and height, and no file",
+        remedy="add width and height to the record of the image",
+    )
 
 
 # Writing

@@ -4,7 +4,8 @@ The index consists of the images, the categories and the byte span of each annot
 it is built in one streaming pass when the file is opened. Our own ``dataset.json`` has a sidecar, ``dataset.index``,
 which is memory-mapped, so that a dataset of a million objects opens in an instant. The sidecar is used if the JSON file
 still has the same length and the same bytes before its first and after its last annotation. The annotations themselves
-are always read from the JSON file, and `CocoLoader` checks that each belongs to its image.
+are always read from the JSON file, and `CocoLoader` checks that each belongs to its image. A compressed or UTF-16 file
+is decoded into memory instead.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cellwright.core.coco import whole
 from cellwright.core.errors import FormatError, did_you_mean
-from cellwright.core.files import write_bytes
+from cellwright.core.files import is_plain_utf8, not_utf8, read_text, write_bytes
+from cellwright.data.formats.coco_quirks import Facts
+from cellwright.core.text import count
 from cellwright.data.formats.json_stream import Element, stream_json
 
 MAGIC = b"cellwright index 1\n"
 ALIGNMENT = 64
-LARGEST = 1 << 62  # fits 64 bits, with room for arithmetic
+LARGEST = 1 << 62  # ids that are text are numbered from here on while a file is indexed
 STREAMED = frozenset({"images", "annotations"})
 
 
@@ -37,6 +41,9 @@ class CocoIndex:
     starts: (I + 1,) int64; the annotations of image i are ``spans[starts[i]:starts[i + 1]]``, in file order.
     spans: (A, 2) int64, first and last-plus-one byte of each annotation.
     scored: whether the annotations have scores, that is, are predictions.
+    facts: counts over the annotations of a file of another program; None for our own.
+    used_categories: the ids of categories that have an annotation; None for our own files.
+    content: the decoded content of a file that is compressed or UTF-16, to which the spans refer.
     """
 
     path: Path
@@ -46,6 +53,9 @@ class CocoIndex:
     starts: np.ndarray
     spans: np.ndarray
     scored: bool
+    facts: Facts | None = None
+    used_categories: frozenset[int] | None = None
+    content: bytes | None = None
 
     def spans_of(self, image: int) -> np.ndarray:
         """Spans (n, 2) int64 of the annotations of the image at this position."""
@@ -55,27 +65,48 @@ class CocoIndex:
 class _Collector:
     """Collects the annotations of a stream, at 8 bytes per number instead of one dict per annotation."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, aliases: Mapping[str, int]) -> None:
         self.path = path
         self.images: list[dict[str, Any]] = []
         self.image_ids, self.category_ids, self.spans = array("q"), array("q"), array("q")
         self.n_scored = 0
+        self.facts, self.outlined = Facts(), array("b")
+        self._numbers: dict[str, int] = dict(aliases)
+        self._texts: list[str] = []
 
     def add_annotation(self, element: Element) -> None:
         value = element.value
         where = f"{self.path}, annotation {len(self.image_ids) + 1}"
         if not isinstance(value, dict):
             raise FormatError("an annotation is not an object", where=where, got=type(value).__name__, expected="{...}")
-        self.image_ids.append(whole_number(value.get("image_id"), "image_id", where))
+        self.image_ids.append(self.number_of(value.get("image_id"), "image_id", where))
         self.category_ids.append(whole_number(value.get("category_id"), "category_id", where))
         self.spans.append(element.start)
         self.spans.append(element.end)
         self.n_scored += value.get("score") is not None
+        self.outlined.append(self.facts.add(value))
+
+    def number_of(self, image_id: Any, field: str, where: object) -> int:
+        """An image id as a number; each text that is not a number (a file name) gets one from `LARGEST` on."""
+        if not isinstance(image_id, str) or whole(image_id) is not None or not image_id:
+            return whole_number(image_id, field, where)
+        text = id_text(image_id)
+        if text not in self._numbers:
+            self._numbers[text] = LARGEST + len(self._texts)
+            self._texts.append(text)
+        return self._numbers[text]
+
+    def id_of(self, number: int) -> int | str:
+        """The image id in the file for a number of `number_of`."""
+        return self._texts[number - LARGEST] if number >= LARGEST else number
 
 
-def open_index(path: Path) -> CocoIndex:
-    """The index of a dataset file: its sidecar if that is up to date, else built by reading the file once."""
-    return read_sidecar(path) or build_index(path)
+def open_index(path: Path, *, may_be_empty: bool = False) -> CocoIndex:
+    """The index of a dataset file: its sidecar if that is up to date, else built by reading the file once.
+
+    may_be_empty: accept a file without images.
+    """
+    return read_sidecar(path) or build_index(path, may_be_empty=may_be_empty)
 
 
 def build_index(
@@ -83,39 +114,44 @@ def build_index(
     *,
     images: Sequence[dict[str, Any]] | None = None,
     categories: Sequence[dict[str, Any]] | None = None,
+    aliases: Mapping[str, int] | None = None,
+    may_be_empty: bool = False,
 ) -> CocoIndex:
     """Read a file once, keeping only the positions of its annotations.
 
-    images, categories: needed for a list of results, which contains none itself.
+    images, categories: needed for a list of results, which contains none itself. aliases: names that may stand for the
+    ids of the images. may_be_empty: accept a file without images. Annotations without an outline in a ground truth file of another program are omitted.
     Raises `FormatError` for malformed JSON, records with missing fields, sizes that are not positive whole numbers,
     duplicate image ids, and annotations of an unknown image or category.
     """
-    collector = _Collector(path)
+    content = None if is_plain_utf8(path) else read_text(path).encode()
+    collector = _Collector(path, aliases or {})
     sections: dict[str, Any] = {}
-    for element in stream_json(path, STREAMED):
+    for element in stream_json(path, STREAMED, content):
         if element.whole:
             sections[element.section] = _decoded(element, path)
         elif element.section == "images":
-            collector.images.append(_checked_image(_decoded(element, path), len(collector.images), path))
+            collector.images.append(_checked_image(_decoded(element, path), collector))
         else:
             collector.add_annotation(element)
     records = list(images) if images is not None else collector.images
     known = list(categories) if categories is not None else _checked_categories(sections.pop("categories", None), path)
     # A file of ours may be empty: every image of a job may have failed.
-    if images is None and not records and "schema_version" not in sections:
+    if images is None and not records and not may_be_empty and "schema_version" not in sections:
         raise _no_images(path, sections)
-    starts, order = _group(collector, [image["id"] for image in records])
+    image_of = _images_of(collector, [image["id"] for image in records])
     _check_categories_known(collector, [category["id"] for category in known])
-    spans = np.array(collector.spans, np.int64).reshape(-1, 2)[order]
     scored = collector.n_scored > 0 or sections.get("kind") == "predictions" or images is not None
-    if scored and collector.n_scored < len(collector.image_ids):
-        raise FormatError(
-            "some annotations have a score and others have none",
-            where=path,
-            got=f"{collector.n_scored} scores for {len(collector.image_ids)} annotations",
-            expected="predictions (all with a score) or ground truth (none)",
-        )
-    return CocoIndex(path, records, known, sections, starts, spans, scored)
+    _check_scores(collector, scored=scored)
+    is_ours = "schema_version" in sections
+    kept = np.ones(len(image_of), bool) if is_ours or scored else np.array(collector.outlined, bool)
+    order = np.argsort(image_of, kind="stable")
+    spans = np.array(collector.spans, np.int64).reshape(-1, 2)[order[kept[order]]]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(image_of[kept], minlength=len(records)))]).astype(np.int64)
+    records = [{**image, "id": collector.id_of(image["id"])} for image in records]
+    facts = None if is_ours else collector.facts
+    used = None if is_ours else frozenset(collector.category_ids)
+    return CocoIndex(path, records, known, sections, starts, spans, scored, facts, used, content)
 
 
 def sidecar_path(path: Path) -> Path:
@@ -169,10 +205,10 @@ def read_sidecar(path: Path) -> CocoIndex | None:
 
 
 def whole_number(value: Any, field: str, where: object) -> int:
-    """``value`` as int; 7 and 7.0 are accepted, anything else raises a `FormatError` that names the field."""
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if is_whole and not isinstance(value, bool) and abs(value) < LARGEST:
-        return int(value)
+    """``value`` as int; 7, 7.0 and "7" are accepted, anything else raises a `FormatError` that names the field."""
+    number = whole(value)
+    if number is not None:
+        return number
     got = "nothing" if value is None else repr(value)
     raise FormatError(
         f"{field} is not a whole number",
@@ -181,6 +217,14 @@ def whole_number(value: Any, field: str, where: object) -> int:
         expected="a whole number",
         remedy="write the file again with whole numbers in this field",
     )
+
+
+def id_text(text: str) -> str:
+    """Text in an element as it was parsed (see `json_stream`), decoded as UTF-8 if it can be."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
 
 
 def _outside_digest(path: Path, spans: np.ndarray) -> str:
@@ -200,18 +244,15 @@ def _decoded(element: Element, path: Path) -> Any:
     try:
         return element.text_value()
     except UnicodeDecodeError as error:
-        where = f"{path}, byte {element.start}"
-        raise FormatError(
-            "text in this file is not UTF-8", where=where, got=str(error), remedy="save the file as UTF-8"
-        ) from error
+        raise not_utf8(path, error, offset=element.start) from error
 
 
-def _checked_image(image: Any, position: int, path: Path) -> dict[str, Any]:
-    where = f"{path}, image {position + 1}"
+def _checked_image(image: Any, collector: _Collector) -> dict[str, Any]:
+    where = f"{collector.path}, image {len(collector.images) + 1}"
     if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
         got = type(image).__name__ if not isinstance(image, dict) else repr(image.get("file_name"))
         raise FormatError("an image has no file name", where=where, got=got, expected='"file_name": "..."')
-    checked = {**image, "id": whole_number(image.get("id"), "id", where)}
+    checked = {**image, "id": collector.number_of(image.get("id"), "id", where)}
     for field in ("width", "height"):
         if image.get(field) is None:
             continue
@@ -256,15 +297,35 @@ def _no_images(path: Path, sections: dict[str, Any]) -> FormatError:
     )
 
 
-def _group(collector: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (I + 1,) and the order (A,) that sorts the annotations by image, keeping file order within each."""
+def _check_scores(collector: _Collector, *, scored: bool) -> None:
+    n, n_scored = len(collector.image_ids), collector.n_scored
+    if not scored or n_scored == n:
+        return
+    if not n_scored:
+        raise FormatError(
+            "no entry of this file has a score",
+            where=collector.path,
+            got=count(n, "entry"),
+            expected='"score": a number from 0 to 1, in every entry',
+            remedy="export the predictions with their scores, or give the file as ground truth",
+        )
+    raise FormatError(
+        "some annotations have a score and others have none",
+        where=collector.path,
+        got=f"{n_scored} scores for {n} annotations",
+        expected="predictions (all with a score) or ground truth (none)",
+    )
+
+
+def _images_of(collector: _Collector, known_ids: list[int]) -> np.ndarray:
+    """The position (A,) in ``known_ids`` of the image of each annotation."""
     ids = np.array(known_ids, np.int64)
     if np.unique(ids).size != ids.size:
         values, counts = np.unique(ids, return_counts=True)
         raise FormatError(
             "two images have the same id",
             where=collector.path,
-            got=int(values[counts > 1][0]),
+            got=collector.id_of(int(values[counts > 1][0])),
             remedy="give each image its own id",
         )
     annotated = np.array(collector.image_ids, np.int64)
@@ -280,13 +341,18 @@ def _group(collector: _Collector, known_ids: list[int]) -> tuple[np.ndarray, np.
         raise FormatError(
             "an annotation belongs to no image",
             where=f"{collector.path}, annotation {k + 1}",
-            got=f"image_id {int(annotated[k])}",
-            expected=f"one of {ids.size} image ids" + (f", {ids.min()} to {ids.max()}" if ids.size else ""),
+            got=f"image_id {collector.id_of(int(annotated[k]))}",
+            expected=_known_ids(ids, collector),
             remedy="use the images for which these annotations were made",
         )
-    image_of = ranks[places] if annotated.size else np.zeros(0, np.int64)
-    counts = np.bincount(image_of, minlength=ids.size)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), np.argsort(image_of, kind="stable")
+    return ranks[places] if annotated.size else np.zeros(0, np.int64)
+
+
+def _known_ids(ids: np.ndarray, collector: _Collector) -> str:
+    if not ids.size:
+        return "one of 0 image ids"
+    low, high = (collector.id_of(int(value)) for value in (ids.min(), ids.max()))
+    return f"one of {count(ids.size, 'image id')}, {low} to {high}"
 
 
 def _check_categories_known(collector: _Collector, known_ids: list[int]) -> None:

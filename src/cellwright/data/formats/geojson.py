@@ -35,7 +35,7 @@ from cellwright.data.formats.paths import (
     ImageFinder,
     annotation_files,
     copy_image,
-    first_bytes_unpacked,
+    first_bytes,
     first_files,
     output_path,
     root_of,
@@ -61,7 +61,7 @@ class GeoJson(Format):
             name = file.name.lower().removesuffix(".gz")
             if name.endswith(".geojson"):
                 return True
-            if name.endswith(".json") and begins_with_features(first_bytes_unpacked(file, 400)):
+            if name.endswith(".json") and begins_with_features(first_bytes(file, 400)):
                 return True
         return False
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.files import stem_of
 from cellwright.core.instances import Instances
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions
 from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output
@@ -54,10 +56,10 @@ class ImageFolder(Format):
 def sample_ids(files: list[Path], root: Path) -> list[str]:
     """The path of each file relative to ``root``, without its extension unless two ids would then be equal.
 
-    >>> sample_ids([Path("a/x.png"), Path("a/y.png"), Path("a/y.tif")], Path("a"))
+    >>> sample_ids([Path("a/x.ome.tif"), Path("a/y.png"), Path("a/y.tif")], Path("a"))
     ['x', 'y.png', 'y.tif']
     """
     full = [file.relative_to(root).as_posix() for file in files]
-    bare = [file.relative_to(root).with_suffix("").as_posix() for file in files]
-    duplicates = {name for name in bare if bare.count(name) > 1} if len(set(bare)) < len(bare) else set()
+    bare = [(file.relative_to(root).parent / stem_of(file)).as_posix() for file in files]
+    duplicates = {name for name, n in Counter(bare).items() if n > 1}
     return [long if short in duplicates else short for long, short in zip(full, bare, strict=True)]

@@ -8,6 +8,7 @@ ASCII bytes for nothing else. `Element.text_value` decodes an element that may c
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,15 +50,15 @@ class Element:
         return self.value if self.raw.isascii() else json.loads(self.raw.encode("latin-1").decode("utf-8"))
 
 
-def stream_json(path: Path, streamed: frozenset[str]) -> Iterator[Element]:
-    """Yield the elements of a file, in file order.
+def stream_json(path: Path, streamed: frozenset[str], content: bytes | None = None) -> Iterator[Element]:
+    """Yield the elements of a file (or of its ``content``, if that was decoded before), in file order.
 
     A top-level list yields its elements in section "". A top-level object yields the elements of the sections named in
     ``streamed`` (lists or objects) one by one, and each other section as one element. An empty streamed section yields
     nothing. Raises `FormatError` that names file, line and column, and `InputError` for an unreadable file.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
             yield from _Reader(path, file).elements(streamed)
     except OSError as error:
         raise unreadable(path, error) from error

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from cellwright.core.dataset import Sample
+from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, OutputError
-from cellwright.core.files import atomic_path, unreadable
+from cellwright.core.files import atomic_path, first_bytes, plain_suffix, stem_of, unreadable, walk
+from cellwright.core.notes import Note
+from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
-from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
+from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of, is_own_output
 
-# Names of folders that hold the images of annotations in another folder (MoNuSeg uses "Tissue Images").
-IMAGE_FOLDERS = ("images", "Images", "Tissue Images", "image", "imgs")
+__all__ = [
+    "AnnotatedImage",
+    "GivenImages",
+    "ImageFinder",
+    "ImageIndex",
+    "annotation_files",
+    "check_image_size",
+    "copy_image",
+    "first_bytes",
+    "first_files",
+    "images_named",
+    "output_path",
+    "root_of",
+    "split_ids",
+    "split_named",
+    "walk",
+]
 
-# Folder names that denote a split.
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Names (lower case) of folders that hold the images of annotations in another folder (MoNuSeg uses "Tissue Images").
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "tissue images", "jpegimages")
+# Names (lower case) of folders that hold annotations, so that images are searched beside them.
+ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "labels", "label", "json", "coco", "masks", "rois", "geojson")
+
+# Folder names (lower case) that denote a split.
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+
+# File names (without suffix) of label images.
+_LABEL_NAME = re.compile(r"(.*[ _.-])?(masks?|labels?|segmentation|seg|gt|truth|instances?|annotations?)", re.IGNORECASE)
 
 # A folder with one of these files is a dataset or prediction folder of cellwright, which only the coco format reads.
 OWN_FILES = ("dataset.json", "predictions.json")
@@ -26,28 +56,6 @@ OWN_FILES = ("dataset.json", "predictions.json")
 # The most files that `sniff` examines, so that it is fast even for a folder of a million files.
 SNIFF_LIMIT = 400
 _SNIFF_LIMIT_PER_FOLDER = 40
-
-
-def walk(root: Path, max_depth: int = 8, per_folder: int | None = None) -> Iterator[Path]:
-    """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
-
-    per_folder: yield at most this many files per folder. Links to folders are not followed, which rules out cycles.
-    """
-    try:
-        entries = sorted(root.iterdir(), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(
-            "cannot list this folder",
-            where=root,
-            got=error.strerror or str(error),
-            remedy="check the folder's permissions",
-        ) from error
-    visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-    yield from islice((entry for entry in visible if entry.is_file()), per_folder)
-    if max_depth > 0:
-        for entry in visible:
-            if entry.is_dir() and not entry.is_symlink():
-                yield from walk(entry, max_depth - 1, per_folder)
 
 
 def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
@@ -64,26 +72,6 @@ def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
         return list(islice(walk(path, per_folder=_SNIFF_LIMIT_PER_FOLDER), limit))
     except (OSError, InputError):
         return []
-
-
-def first_bytes(path: Path, count: int = 4096) -> bytes:
-    """The first bytes of a file, empty if it cannot be read. For `Format.sniff`: never raises."""
-    try:
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError:
-        return b""
-
-
-def first_bytes_unpacked(path: Path, count: int = 4096) -> bytes:
-    """The first bytes of a file, unpacked if it is compressed with gzip. For `Format.sniff`: never raises."""
-    start = first_bytes(path, count)
-    if not start.startswith(b"\x1f\x8b"):
-        return start
-    try:
-        return zlib.decompressobj(wbits=31).decompress(start, count)
-    except zlib.error:
-        return b""
 
 
 def annotation_files(path: Path, is_annotation: Callable[[Path], bool], what: str) -> list[Path]:
@@ -109,40 +97,48 @@ def _check_exists(path: Path) -> None:
 def split_ids(relative: Sequence[str], root_name: str) -> list[tuple[str, str | None]]:
     """Sample id and split of files or folders, from their paths relative to the root (``"."`` becomes ``root_name``).
 
-    A leading folder named as in `SPLITS` is the split. It is not part of the id, unless the ids would clash without it.
+    A leading folder named as in `SPLITS` is the split, also below a folder such as ``labels``. It is not part of the
+    id, nor is the ``.ome`` that remains of ``.ome.tif``, unless ids would clash without them.
+
+    >>> split_ids(["train/a", "labels/val/b.ome", "c"], "root")
+    [('a', 'train'), ('b', 'val'), ('c', None)]
     """
-    parts = [name.partition("/") for name in relative]
-    places = [
-        (rest, SPLITS[head]) if rest and head in SPLITS else (head + slash + rest, None) for head, slash, rest in parts
-    ]
-    if len({sample_id for sample_id, _ in places}) < len(places):
+    places = [_split_of(name) for name in relative]
+    short = [(_without_ome(sample_id), split) for sample_id, split in places]
+    for candidate in (short, places):
+        if len({sample_id for sample_id, _ in candidate}) == len(candidate):
+            places = candidate
+            break
+    else:
         places = [(name, split) for name, (_, split) in zip(relative, places, strict=True)]
     return [(root_name if sample_id == "." else sample_id, split) for sample_id, split in places]
 
 
-def find_image(annotation: Path, stem: str) -> Path | None:
-    """The image called ``stem`` next to an annotation, or in an image folder next to or below the annotation's folder.
+def _split_of(name: str) -> tuple[str, str | None]:
+    """A relative path without the folder that names its split, and that split."""
+    folders, parts = 0, name.split("/")
+    if parts[0].lower() in ANNOTATION_FOLDERS and len(parts) > 2:
+        folders = 1
+    split = SPLITS.get(parts[folders].lower()) if len(parts) > folders + 1 else None
+    return ("/".join(parts[folders + 1 :]), split) if split else (name, None)
 
-    ``stem`` may include the extension of the image (``a.tif`` if there is also an ``a.png``). `InputError` if two
-    images match equally well.
+
+def _without_ome(sample_id: str) -> str:
+    return sample_id[:-4] if sample_id.lower().endswith(".ome") and len(sample_id) > 4 else sample_id
+
+
+def split_named(stem: str) -> str | None:
+    """The split that a file name contains as a word, if exactly one.
+
+    >>> split_named("instances_train2017"), split_named("livecell_coco_val"), split_named("result")
+    ('train', 'val', None)
     """
-    here = annotation.parent
-    for folder in (here, *(here.parent / name for name in IMAGE_FOLDERS), *(here / name for name in IMAGE_FOLDERS)):
-        exact = folder / stem
-        if exact.suffix.lower() in IMAGE_SUFFIXES and exact.is_file() and exact != annotation:
-            return exact
-        images = [file for file in images_named(folder, stem) if file != annotation]
-        if len(images) > 1:
-            raise InputError(
-                "two images match one annotation",
-                where=annotation,
-                got=", ".join(file.name for file in images),
-                expected="one image of this name",
-                remedy=f"name the annotation after the whole file name, such as {images[0].name}{annotation.suffix}",
-            )
-        if images:
-            return images[0]
-    return None
+    words = re.split(r"[^a-z]+", stem.lower())
+    splits = {SPLITS[word] for word in words if word in SPLITS}
+    return splits.pop() if len(splits) == 1 else None
+
+
+# --- the image of an annotation -------------------------------------------------------------------------------------
 
 
 def images_named(folder: Path, stem: str) -> list[Path]:
@@ -152,16 +148,6 @@ def images_named(folder: Path, stem: str) -> list[Path]:
     return _distinct([file for file in names if file.is_file()])
 
 
-def stem_of(name: str) -> str:
-    """The name of an image file without its suffix, of which ``.ome.tif`` is one.
-
-    >>> stem_of("slide.ome.tif"), stem_of("a.b.png")
-    ('slide', 'a.b')
-    """
-    stem = PurePosixPath(name).stem
-    return stem[:-4] if name.lower().endswith((".ome.tif", ".ome.tiff")) else stem
-
-
 def _distinct(files: Sequence[Path]) -> list[Path]:
     # On a case-insensitive file system, a.tif and a.TIF are the same file.
     kept: list[Path] = []
@@ -169,6 +155,67 @@ def _distinct(files: Sequence[Path]) -> list[Path]:
         if not any(file.samefile(other) for other in kept):
             kept.append(file)
     return kept
+
+
+def folded(name: str) -> str:
+    """A name as it is compared: composed (macOS decomposes umlauts in file names) and without regard to case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def name_parts(name: str) -> list[str]:
+    """The folders and the name in a path that another program wrote, folded: from Windows, absolute, or with ``..``.
+
+    >>> name_parts(r"..\\media\\upload\\4\\B.png"), name_parts("C:/a/x.png"), name_parts("/data/?d=plate/x.png")
+    (['media', 'upload', '4', 'b.png'], ['a', 'x.png'], ['plate', 'x.png'])
+    """
+    plain = name.rpartition("?d=")[2].replace("\\", "/")  # Label Studio's local files
+    parts = [folded(part) for part in plain.split("/")]
+    return [part for part in parts if part not in ("", ".", "..") and not re.fullmatch("[a-z]:", part)]
+
+
+class ImageIndex:
+    """Image files, found by the names that other programs give them: see `name_parts`."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
+        for file in files:
+            if file.suffix.lower() not in IMAGE_SUFFIXES or is_own_output(file.name):
+                continue
+            self._by_name.setdefault(folded(file.name), []).append(file)
+            for stem in {folded(file.stem), folded(stem_of(file))}:
+                self._by_stem.setdefault(stem, []).append(file)
+
+    def find(self, name: str) -> list[Path]:
+        """The files called ``name``, with or without its suffix, that share most folders with it; several if equal."""
+        parts = name_parts(name)
+        if not parts:
+            return []
+        files = self._by_name.get(parts[-1]) or self._by_stem.get(parts[-1], [])
+        scores = [_n_shared(parts, file) for file in files]
+        best = [file for file, score in zip(files, scores, strict=True) if score == max(scores)]
+        if len({folded(file.name) for file in best}) > 1:
+            return best
+        # Names that differ in case only.
+        exact = [file for file in best if PurePosixPath(name.replace("\\", "/")).name in (file.name, file.stem)]
+        return exact if len(exact) == 1 else best
+
+    def similar(self, name: str) -> list[Path]:
+        """The files whose names look most like ``name``: the same without its suffix, or almost the same."""
+        wanted = (name_parts(name) or [""])[-1]
+        same = self._by_stem.get(stem_of(wanted), [])
+        close = get_close_matches(wanted, self._by_name, n=2, cutoff=0.75)
+        return same or [self._by_name[match][0] for match in close]
+
+
+def _n_shared(parts: list[str], file: Path) -> int:
+    """How many folders above the name are the same in both."""
+    shared = 0
+    for wanted, folder in zip(reversed(parts[:-1]), reversed(file.parent.parts), strict=False):
+        if wanted != folded(folder):
+            break
+        shared += 1
+    return shared
 
 
 @dataclass(frozen=True)
@@ -181,56 +228,198 @@ class AnnotatedImage:
 
 
 class ImageFinder:
-    """Finds the image of each annotation, by the rules of the read options."""
+    """Finds the image of each annotation, by the rules of the read options.
+
+    Images are searched among ``ReadOptions.images`` first, then next to the annotation, in a folder of images beside
+    or below it, and finally in all folders below the source. ``notes`` says what was assumed.
+    """
 
     def __init__(self, options: ReadOptions) -> None:
         self._require = options.require_images
-        self._known: dict[str, list[Sample]] = {}
-        for sample in options.images.samples if options.images is not None else ():
-            for name in {sample.id, PurePosixPath(sample.id).name}:
-                self._known.setdefault(name, []).append(sample)
+        self._given = GivenImages(options.images) if options.images is not None else None
+        self._folders: dict[Path, ImageIndex] = {}
+        self._trees: dict[Path, ImageIndex] = {}
+        self._alone: dict[object, Path] = {}  # an image that was paired because there is no other -> the annotation
+        self.notes: tuple[Note, ...] = ()
 
     def find(
         self, annotation: Path, stem: str, recorded_hw: tuple[int, int] | None = None, path: Path | None = None
     ) -> AnnotatedImage:
-        """The image called ``stem`` that ``annotation`` belongs to.
+        """The image called ``stem`` (with or without a suffix) that ``annotation`` belongs to.
 
-        The image is ``path`` if given, else the file that `find_image` returns, else the sample of
-        ``ReadOptions.images`` whose id, or last part of it, is ``stem``. Without an image, ``recorded_hw`` (a size
-        recorded in the annotation file) is enough if images are not required. Otherwise, and if the sizes disagree,
-        raises `InputError`: decoding masks needs the size of their image.
+        path: the image, if it is known already. Without an image, ``recorded_hw`` (a size recorded in the annotation
+        file) is enough if images are not required. Otherwise, and if the sizes disagree, raises `InputError`: decoding
+        masks needs the size of their image.
         """
-        path = path or find_image(annotation, stem)
+        sample = self._given.find(annotation, stem) if self._given is not None and path is None else None
+        if isinstance(sample, Path):
+            path = sample
+        elif sample is not None:
+            check_image_size(annotation, recorded_hw, sample.id, sample.image_hw)
+            return AnnotatedImage(sample.image_path, sample.image_hw, sample.pixel_size_um)
+        path = path or self._search(annotation, stem) or self._only_one(annotation)
         if path is not None:
             image_hw = image_hw_of(path)
-            _check_sizes(annotation, recorded_hw, path, image_hw)
+            check_image_size(annotation, recorded_hw, path, image_hw)
             return AnnotatedImage(path, image_hw)
-        named = self._known.get(stem) or self._known.get(PurePosixPath(stem).name, [])
-        if len(named) == 1:
-            _check_sizes(annotation, recorded_hw, named[0].id, named[0].image_hw)
-            return AnnotatedImage(named[0].image_path, named[0].image_hw, named[0].pixel_size_um)
         if recorded_hw is not None and not self._require:
             return AnnotatedImage(None, recorded_hw)
-        raise InputError(
+        raise self._not_found(annotation, stem, recorded_hw)
+
+    def _search(self, annotation: Path, stem: str) -> Path | None:
+        """The image of this name next to ``annotation``, in the usual folders, or in any folder below the source."""
+        here = annotation.parent
+        for folder in self._near(here):
+            files = [file for file in self._listed(folder).find(stem) if file != annotation]
+            if files:
+                return _only(files, annotation)
+        above = here.parent.parent if _is_annotation_folder(here.parent) else here.parent
+        tree = above if _is_annotation_folder(here) or _is_annotation_folder(here.parent) else here
+        files = [file for file in self._below(tree).find(stem) if not _is_annotation_folder(file.parent)]
+        files = [file for file in files if file != annotation]
+        return _only(files, annotation) if files else None
+
+    def _near(self, here: Path) -> list[Path]:
+        """The folder itself, folders of images next to and below it, and ``images/train`` for ``labels/train``."""
+        folders = [here]
+        for base, below in ((here.parent, ""), (here, ""), (here.parent.parent, here.name)):
+            folders += [folder / below for folder in _image_folders(base) if (folder / below).is_dir()]
+        return folders
+
+    def _listed(self, folder: Path) -> ImageIndex:
+        if folder not in self._folders:
+            self._folders[folder] = ImageIndex(walk(folder, 0))
+        return self._folders[folder]
+
+    def _below(self, folder: Path) -> ImageIndex:
+        if folder not in self._trees:
+            self._trees[folder] = ImageIndex(walk(folder, 6, skip_unreadable=True))
+        return self._trees[folder]
+
+    def _only_one(self, annotation: Path) -> Path | None:
+        """The single image of a folder with a single annotation, whatever they are called."""
+        files = [file for file in walk(annotation.parent, 0) if not is_own_output(file.name) or file == annotation]
+        images = [file for file in files if file != annotation and _is_plain_image(file)]
+        if not images:
+            images = [file for folder in self._near(annotation.parent)[1:] for file in walk(folder, 0)]
+            images = [file for file in images if _is_plain_image(file)]
+        peers = [file for file in files if file not in images and plain_suffix(file) == plain_suffix(annotation)]
+        if len(images) != 1 or peers != [annotation] or _is_plain_image(annotation):
+            return None
+        if self._alone.setdefault(images[0], annotation) != annotation:
+            return None
+        self.notes += (_paired_note(annotation, images[0].name),)
+        return images[0]
+
+    def _not_found(self, annotation: Path, stem: str, recorded_hw: tuple[int, int] | None) -> InputError:
+        similar = [
+            *(self._given.index.similar(stem) if self._given is not None else ()),
+            *(file for tree in (*self._folders.values(), *self._trees.values()) for file in tree.similar(stem)),
+        ]
+        names = list(dict.fromkeys(file.name for file in similar if file != annotation))[:3]
+        return InputError(
             "cannot find the annotated image" if recorded_hw else "the size of the annotated image is unknown",
             where=annotation,
-            got=f"{len(named)} images named {stem}" if named else None,
             expected=f"an image {stem}.tif or .png next to it, or in images/ or 'Tissue Images/' next to its folder",
-            remedy="put the image next to the annotation, under the same name",
+            remedy=(f"did you mean {', '.join(names)}? " if names else "")
+            + "give the image and its annotation the same name, or set `images` to the folder of the images",
         )
 
 
-def _check_sizes(
+class GivenImages:
+    """The images that the user named: a folder, or a dataset."""
+
+    def __init__(self, images: Dataset | Path) -> None:
+        self._samples: dict[str, list[Sample]] = {}
+        self._alone: Path | None = None
+        if isinstance(images, Path):
+            self.index = ImageIndex(walk(images) if images.is_dir() else [images])
+            self._known = None
+            return
+        self.index = ImageIndex(sample.image_path for sample in images if sample.image_path is not None)
+        self._known = images
+        for sample in images:
+            for name in _names_of(sample):
+                self._samples.setdefault(name, []).append(sample)
+
+    def find(self, annotation: Path, name: str) -> Sample | Path | None:
+        """The sample or file called ``name``. Raises `InputError` if several match equally well."""
+        if self._known is None:
+            files = self.index.find(name)
+            return _only(files, annotation) if files else None
+        named = self._samples.get("/".join(name_parts(name))) or self._samples.get((name_parts(name) or [""])[-1], [])
+        if len(named) > 1:
+            files = self.index.find(name)
+            named = [sample for sample in named if sample.image_path in files] if len(files) == 1 else named
+        if len(named) > 1:
+            raise _several([sample.id for sample in named], annotation)
+        return named[0] if named else None
+
+
+def _names_of(sample: Sample) -> set[str]:
+    """The names by which a sample is found, folded: its id, the name of its file, and both without folders."""
+    names = {"/".join(name_parts(sample.id)), folded(PurePosixPath(sample.id).name)}
+    if sample.image_path is not None:
+        names |= {folded(sample.image_path.name), folded(stem_of(sample.image_path))}
+    return names | {_without_ome(name) for name in names}
+
+
+def _image_folders(base: Path) -> list[Path]:
+    try:
+        return [entry for entry in sorted(base.iterdir()) if entry.name.lower() in IMAGE_FOLDERS and entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _is_plain_image(file: Path) -> bool:
+    """Whether a file has the suffix of an image and is not named as a label image."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and _LABEL_NAME.fullmatch(file.stem) is None
+
+
+def _is_annotation_folder(folder: Path) -> bool:
+    return folder.name.lower() in ANNOTATION_FOLDERS
+
+
+def _only(files: Sequence[Path], annotation: Path) -> Path:
+    distinct = _distinct(files)
+    if len(distinct) == 1:
+        return distinct[0]
+    raise _several([str(file) for file in distinct], annotation, distinct[0].name)
+
+
+def _several(names: Sequence[str], annotation: Path, example: str | None = None) -> InputError:
+    remedy = f"name the annotation after the whole file name, such as {example}{annotation.suffix}, or " if example else ""
+    return InputError(
+        f"{count(len(names), 'image')} match one annotation",
+        where=annotation,
+        got=", ".join(names[:4]),
+        expected="one image of this name",
+        remedy=remedy + "set `images` to the folder of the right ones",
+    )
+
+
+def _paired_note(annotation: Path, image: str) -> Note:
+    return Note(
+        "an annotation was paired with the only image although their names differ",
+        f"paired with {image}, the only image, although their names differ",
+        annotation.name,
+    )
+
+
+def check_image_size(
     annotation: Path, recorded_hw: tuple[int, int] | None, image: object, image_hw: tuple[int, int]
 ) -> None:
-    if recorded_hw is not None and image_hw != recorded_hw:
-        raise InputError(
-            "an annotation and its image differ in size",
-            where=f"{annotation} and {image}",
-            got=f"{recorded_hw[0]} x {recorded_hw[1]} and {image_hw[0]} x {image_hw[1]} (height x width)",
-            expected="equal sizes",
-            remedy="pair the annotation with the image it was made on",
-        )
+    """`InputError` if the size recorded in an annotation file, if any, is not that of the image."""
+    if recorded_hw is None or image_hw == recorded_hw:
+        return
+    swapped = image_hw == recorded_hw[::-1]
+    raise InputError(
+        "an annotation and its image differ in size" + (": height and width are swapped" if swapped else ""),
+        where=f"{annotation} and {image}",
+        got=f"{recorded_hw[0]} x {recorded_hw[1]} and {image_hw[0]} x {image_hw[1]} (height x width)",
+        expected="equal sizes",
+        remedy="pair the annotation with the image it was made on" + (", or correct the annotation" if swapped else ""),
+    )
 
 
 def output_path(out: Path, sample_id: str, ending: str) -> Path:

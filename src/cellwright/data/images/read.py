@@ -7,12 +7,12 @@ of three channels stays as it is; `cellwright.data.network_input` fits it to a n
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import walk
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
@@ -108,8 +108,8 @@ def _check_no_stack(path: Path, z: Plane | None, t: int | None, series: int | st
 def find_images(path: Path | str) -> list[Path]:
     """The image file at ``path``, or all image files below a folder, sorted; never empty.
 
-    Hidden files and folders (such as ``.ipynb_checkpoints``) and outputs of cellwright are skipped. Raises `InputError`
-    if there is no image.
+    Linked folders are followed; hidden files and folders (such as ``.ipynb_checkpoints``) and outputs of cellwright are
+    skipped. Raises `InputError` if there is no image.
     """
     path = Path(path)
     if path.is_file():
@@ -118,18 +118,11 @@ def find_images(path: Path | str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError("no such file or folder", where=path, remedy="check the path")
-    images = sorted(file for file in walk_visible(path) if is_image_name(file.name) and not is_own_output(file.name))
+    images = sorted(file for file in walk(path) if is_image_name(file.name) and not is_own_output(file.name))
     if not images:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError("this folder has no images", where=path, expected=f"files ending in {known}")
     return images
-
-
-def walk_visible(root: Path) -> Iterator[Path]:
-    """All files below ``root`` that are not hidden and not in a hidden folder."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
 def is_image_name(name: str) -> bool:
