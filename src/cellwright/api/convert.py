@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import claim_file
 from cellwright.api.read import DATASET_FILE, read_dataset
+from cellwright.api.sources import find_images_option, separate_images, split_by_name
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
 from cellwright.core.notes import summarise
@@ -23,7 +24,7 @@ class ConvertPlan:
     """Convert annotations of any known format to a dataset."""
 
     sources: tuple[Path, ...]
-    """Folders or files to read; several are merged."""
+    """Folders or files to read; several are merged. Image files among them are those of the annotations."""
     _: KW_ONLY
     format: str | None = None
     """Name of the format; detected by default."""
@@ -59,7 +60,8 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     from cellwright.data.merge import merge_datasets
 
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
-    images = None if plan.images is None else read(plan.images, ReadOptions(track=screen.track))
+    sources, given = separate_images(plan.sources)
+    images = find_images_option(plan.images, screen.track) if plan.images is not None else given or None
     options = ReadOptions(
         class_names=plan.classes or None,
         rle_order=plan.rle_order,
@@ -70,7 +72,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         no_objects=plan.no_objects,
         track=screen.track,
     )
-    parts = [read(source, options, format=plan.format) for source in plan.sources]
+    parts = split_by_name([read(source, options, format=plan.format) for source in sources], sources)
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if not len(dataset):
         raise InputError(

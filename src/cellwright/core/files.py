@@ -91,7 +91,7 @@ def walk(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is disregarded: a hidden one, or the ``__MACOSX`` of a zip made on a Mac."""
+    """Whether a file or folder of this name is disregarded: hidden, or the ``__MACOSX`` of a zip made on a Mac."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -39,8 +39,7 @@ from cellwright.data.formats.coco_layout import (
 from cellwright.data.formats.coco_quirks import check, grouping_categories
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
-from cellwright.data.formats.paths import check_image_size, copy_image, output_path
-from cellwright.data.images.read import image_hw_of
+from cellwright.data.formats.paths import annotated_hw, copy_image, folded, output_path
 from cellwright.data.merge import keep_classes, merge_datasets
 
 SCHEMA_VERSION = 1
@@ -53,7 +52,7 @@ class Coco(Format):
     description = "COCO instances JSON (RLE or polygons), folders of them, and cellwright's own dataset folder"
 
     def sniff(self, path: Path) -> bool:
-        """Whether ``path`` is a COCO instances file, or a folder of ours or with COCO files in it (see `coco_layout`)."""
+        """Whether ``path`` is a COCO instances file, or a folder of ours or with such files (see `coco_layout`)."""
         if path.is_dir():
             return is_own_folder(path) or has_coco_files(path)
         return is_coco_file(path)
@@ -129,7 +128,7 @@ class CocoLoader:
 
     image_id: the image id that its annotations must have. spans: (n, 2) int64, first and last-plus-one byte of each
     annotation, in file order. class_of: category id -> class id; objects of other categories are dropped.
-    scored: whether the objects are predictions. texts: the annotations, where the spans do not refer to the file itself.
+    scored: whether the objects are predictions. texts: the annotations, if the spans do not refer to the file itself.
     crowds_are_objects: disregard ``iscrowd``. names: what may stand for the image id (see `build_index`).
 
     Raises `FormatError` that names file, annotation and field. An annotation with an empty mask gives an empty mask.
@@ -181,7 +180,7 @@ class CocoLoader:
         number = whole(image_id)
         if number is not None:
             return number == self.image_id
-        return isinstance(image_id, str) and (image_id == self.image_id or image_id in self.names)
+        return isinstance(image_id, str) and (image_id == self.image_id or folded(image_id) in self.names)
 
 
 def _read_spans(file: BinaryIO, spans: np.ndarray) -> list[bytes]:
@@ -205,7 +204,8 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     """The samples of one COCO file. root: the folder that the user named, below which images are searched too."""
     json_path, is_ours = index.path, "schema_version" in index.sections
     notes = [] if index.facts is None else check(index.facts, json_path, scored=index.scored)
-    grouping = [] if index.used_categories is None else grouping_categories(index.categories, set(index.used_categories))
+    used = index.used_categories
+    grouping = [] if used is None else grouping_categories(index.categories, used)
     categories = [category for category in index.categories if category["name"] not in grouping]
     if grouping:
         text = f"category {', '.join(grouping)} was left out: it groups others and no object has it"
@@ -223,7 +223,7 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
         number = image["id"]
         spans = index.spans_of(k)
         load = CocoLoader(
-            json_path, number, image_hw, spans, class_of, index.scored, _texts(index, spans), crowds_are_objects
+            json_path, number, image_hw, spans, class_of, index.scored, texts_of(index, spans), crowds_are_objects
         )
         samples.append(
             Sample(
@@ -265,9 +265,7 @@ def _read_files(files: Sequence[CocoFile], root: Path, options: ReadOptions) -> 
             for name, part in parts.items()
         }
     merged = merge_datasets(list(parts.values()))
-    merged = dataclasses.replace(
-        merged, root=root, info={"format": Coco.name}, notes=(*notes, *merged.notes)
-    )
+    merged = dataclasses.replace(merged, root=root, info={"format": Coco.name}, notes=(*notes, *merged.notes))
     return merged if options.class_names is None else keep_classes(merged, options.class_names)
 
 
@@ -279,7 +277,8 @@ def _in_split(dataset: Dataset, split: str | None) -> Dataset:
     return dataset.with_samples(samples)
 
 
-def _texts(index: CocoIndex, spans: np.ndarray) -> tuple[bytes, ...] | None:
+def texts_of(index: CocoIndex, spans: np.ndarray) -> tuple[bytes, ...] | None:
+    """The annotations themselves, if their spans refer to decoded content rather than to the file."""
     if index.content is None:
         return None
     return tuple(index.content[start:end] for start, end in spans.tolist())
@@ -333,9 +332,7 @@ def _image_hw(image: dict[str, Any], path: Path | None, json_path: Path, *, chec
     if recorded is not None and (path is None or not check):
         return recorded
     if path is not None:
-        image_hw = image_hw_of(path)
-        check_image_size(json_path, recorded, path, image_hw)
-        return image_hw
+        return annotated_hw(json_path, recorded, path)
     raise FormatError(
         "the size of an image is unknown",
         where=f"{json_path}, image {image['file_name']}",

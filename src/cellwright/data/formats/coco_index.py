@@ -23,9 +23,10 @@ import numpy as np
 from cellwright.core.coco import whole
 from cellwright.core.errors import FormatError, did_you_mean
 from cellwright.core.files import is_plain_utf8, not_utf8, read_text, write_bytes
-from cellwright.data.formats.coco_quirks import Facts
 from cellwright.core.text import count
+from cellwright.data.formats.coco_quirks import Facts
 from cellwright.data.formats.json_stream import Element, stream_json
+from cellwright.data.formats.paths import folded
 
 MAGIC = b"cellwright index 1\n"
 ALIGNMENT = 64
@@ -71,7 +72,7 @@ class _Collector:
         self.image_ids, self.category_ids, self.spans = array("q"), array("q"), array("q")
         self.n_scored = 0
         self.facts, self.outlined = Facts(), array("b")
-        self._numbers: dict[str, int] = dict(aliases)
+        self._aliases, self._numbers = aliases, dict[str, int]()
         self._texts: list[str] = []
 
     def add_annotation(self, element: Element) -> None:
@@ -91,6 +92,8 @@ class _Collector:
         if not isinstance(image_id, str) or whole(image_id) is not None or not image_id:
             return whole_number(image_id, field, where)
         text = id_text(image_id)
+        if folded(text) in self._aliases:
+            return self._aliases[folded(text)]
         if text not in self._numbers:
             self._numbers[text] = LARGEST + len(self._texts)
             self._texts.append(text)
@@ -120,7 +123,8 @@ def build_index(
     """Read a file once, keeping only the positions of its annotations.
 
     images, categories: needed for a list of results, which contains none itself. aliases: names that may stand for the
-    ids of the images. may_be_empty: accept a file without images. Annotations without an outline in a ground truth file of another program are omitted.
+    ids of the images. may_be_empty: accept a file without images. Annotations without an outline in a ground truth file
+    of another program are omitted.
     Raises `FormatError` for malformed JSON, records with missing fields, sizes that are not positive whole numbers,
     duplicate image ids, and annotations of an unknown image or category.
     """

@@ -1,9 +1,9 @@
 """Where other tools put COCO files and their images: CVAT, Datumaro, Roboflow, Label Studio, LIVECell, contests.
 
-    annotations/instances_default.json   images/default/x.png       CVAT, Datumaro
-    train/_annotations.coco.json         train/x.jpg                Roboflow; also valid/ and test/
-    result.json                          images/x.png               Label Studio
-    annotations/instances_train2017.json train2017/x.jpg            COCO
+annotations/instances_default.json   images/default/x.png       CVAT, Datumaro
+train/_annotations.coco.json         train/x.jpg                Roboflow; also valid/ and test/
+result.json                          images/x.png               Label Studio
+annotations/instances_train2017.json train2017/x.jpg            COCO
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def has_coco_files(path: Path) -> bool:
 
 
 def coco_files(root: Path) -> list[CocoFile]:
-    """The COCO files in a folder: one, one per split, or one per folder. `InputError` if there are none or other ones."""
+    """The COCO files in a folder: one, one per split, or one per folder. `InputError` for none, or any other files."""
     paths = _coco_among(walk(root, _MAX_DEPTH), root)
     if not paths:
         raise InputError("no COCO files here", where=root, expected="a .json file with images, annotations, categories")
@@ -200,24 +200,28 @@ class CocoImages:
         moved = "if the images of this dataset were moved, set `images` to their folder and convert it again"
         elsewhere = "put the images there, or set `images` to their folder"
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        hint = f"did you mean {', '.join(similar)} for {(name_parts(missing[0]) or [''])[-1]}? " if similar else ""
         return InputError(
             f"{len(missing)} of {n_images} images are missing",
             where=self._json,
             got=", ".join(missing[:3]) + more,
             expected="files relative to the folder of the JSON file, or in images/ next to it",
-            remedy=(f"did you mean {', '.join(similar)} for {(name_parts(missing[0]) or [''])[-1]}? " if similar else "")
+            remedy=(
+                f"did you mean {', '.join(similar)} for {(name_parts(missing[0]) or [''])[-1]}? " if similar else ""
+            )
             + (moved if self._is_ours else elsewhere),
         )
 
     def _check_distinct(self, images: Sequence[dict[str, Any]], paths: Sequence[Path | None]) -> None:
-        counts = Counter(path if path is not None else image["file_name"] for image, path in zip(images, paths, strict=True))
+        files = [path or image["file_name"] for image, path in zip(images, paths, strict=True)]
+        counts = Counter(files)
         shared, n = counts.most_common(1)[0] if counts else (None, 0)
         if n < 2:
             return
         records = [
             f"image id {image['id']} ({image['file_name']})"
-            for image, path in zip(images, paths, strict=True)
-            if (path if path is not None else image["file_name"]) == shared
+            for image, file in zip(images, files, strict=True)
+            if file == shared
         ]
         raise InputError(
             "two images have the same file",

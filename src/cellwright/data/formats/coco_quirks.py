@@ -72,7 +72,7 @@ class Facts:
 
     @property
     def crowds_are_objects(self) -> bool:
-        """Whether ``iscrowd`` has no meaning: on all objects, or on all RLE of CVAT, whose older versions set it there."""
+        """Whether ``iscrowd`` has no meaning: on all objects, or on all RLE of CVAT, whose older versions set it."""
         if not self.n_crowds:
             return False
         drawn = self.n_runs + self.n_polygons
@@ -114,10 +114,8 @@ def check(facts: Facts, path: Path, *, scored: bool) -> list[Note]:
         text = f"iscrowd is 1 for every {which}, as older versions of CVAT write it: they were read as ordinary objects"
         notes.append(_note("iscrowd was disregarded", path, text))
     elif facts.n_crowds:
-        text = (
-            f"{facts.n_crowds} of {count(facts.n, 'object')} are crowd regions (iscrowd), which evaluation neither rewards "
-            "nor penalises"
-        )
+        n_objects = count(facts.n, "object")
+        text = f"{facts.n_crowds} of {n_objects} are crowd regions (iscrowd), which do not count in evaluation"
         notes.append(_note("some objects are crowd regions", path, text))
     if facts.n_rectangles >= _MANY and facts.n_rectangles == facts.n_polygons and not facts.n_runs:
         text = f"all {count(facts.n_polygons, 'outline')} are upright rectangles: are they boxes?"
@@ -125,7 +123,7 @@ def check(facts: Facts, path: Path, *, scored: bool) -> list[Note]:
     return notes
 
 
-def grouping_categories(categories: Sequence[dict[str, Any]], used: set[int]) -> list[str]:
+def grouping_categories(categories: Sequence[dict[str, Any]], used: frozenset[int]) -> list[str]:
     """Names of categories without objects that only group others (Roboflow's root): the supercategory of another."""
     above = {category.get("supercategory") for category in categories}
     return [c["name"] for c in categories if c["id"] not in used and c["name"] in above and len(categories) > 1]

@@ -10,16 +10,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
-from cellwright.core.files import atomic_path, read_json
-from cellwright.data.formats.coco import CocoLoader, annotations_of, category_ids_of, category_map, image_ids_of
+from cellwright.core.files import atomic_path, first_bytes, plain_suffix, read_json
+from cellwright.data.formats.coco import (
+    CocoLoader,
+    annotations_of,
+    category_ids_of,
+    category_map,
+    image_ids_of,
+    texts_of,
+)
 from cellwright.data.formats.coco_index import build_index, whole_number
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
+from cellwright.data.formats.paths import names_of
 
 SNIFF_BYTES = 1 << 12
 
@@ -30,10 +39,9 @@ class CocoResults(Format):
 
     def sniff(self, path: Path) -> bool:
         """Whether a .json file is an empty list, or a list whose first entry has an image id or category id."""
-        if path.suffix.lower() != ".json" or not path.is_file():
+        if plain_suffix(path) != ".json" or not path.is_file():
             return False
-        with path.open("rb") as file:
-            head = file.read(SNIFF_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = first_bytes(path, SNIFF_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
         if head[:1] != b"[":
             return False
         is_empty = head[1:].lstrip()[:1] == b"]"
@@ -45,10 +53,11 @@ class CocoResults(Format):
         Raises `UsageError` without that dataset, and `FormatError` for entries of other images or categories.
         """
         images = options.images
-        if images is None:
+        if not isinstance(images, Dataset):
             raise UsageError(
                 "a list of results does not say which images it is for",
                 where=path,
+                got=None if images is None else "files, which have no image ids",
                 remedy="give the dataset that it was made for, as `data` (or as `images` when converting it)",
             )
         numbers = image_ids_of(images)
@@ -56,12 +65,18 @@ class CocoResults(Format):
             {"id": number, "name": name}
             for number, name in zip(category_ids_of(images), images.class_names, strict=True)
         ]
-        index = build_index(path, images=[{"id": number} for number in numbers], categories=categories)
+        names = [names_of(sample) for sample in images]
+        once = Counter(name for of_sample in names for name in of_sample)
+        names = [frozenset(name for name in of_sample if once[name] == 1) for of_sample in names]
+        aliases = {name: number for of_sample, number in zip(names, numbers, strict=True) for name in of_sample}
+        records = [{"id": number} for number in numbers]
+        index = build_index(path, images=records, categories=categories, aliases=aliases)
         class_names = options.select_classes(images.class_names, path)
         class_of = category_map(categories, class_names)
         samples = []
         for k, sample in enumerate(images):
-            load = CocoLoader(path, numbers[k], sample.image_hw, index.spans_of(k), class_of, scored=True)
+            spans, hw = index.spans_of(k), sample.image_hw
+            load = CocoLoader(path, numbers[k], hw, spans, class_of, True, texts_of(index, spans), names=names[k])
             samples.append(dataclasses.replace(sample, load=load, image_id=numbers[k], source=self.name))
         info = images.info | {"format": self.name}
         return dataclasses.replace(images, samples=tuple(samples), class_names=class_names, info=info)

@@ -28,8 +28,8 @@ class ReadOptions:
 
     class_names: if the files name their classes, the classes to keep, in this order; objects of other classes are
         dropped. If the files only number their classes, the names to give them. None keeps all classes.
-    images: where the images of the annotations are: a folder, or a dataset that contains them. It is searched before
-        the places where images usually lie, and it replaces the paths of a dataset whose images were moved.
+    images: where the images of the annotations are: a folder, image files, or a dataset that contains them. They are
+        searched before the places where images usually lie, and replace the paths of a dataset whose images were moved.
     require_images: whether a missing image file raises `InputError`. If False, such samples have
         ``image_path=None``, which is enough for comparing masks with masks.
     rle_order: how a run-length table counts pixels, if its column names do not say so.
@@ -45,7 +45,7 @@ class ReadOptions:
     """
 
     class_names: tuple[str, ...] | None = None
-    images: Dataset | Path | None = None
+    images: Dataset | Path | Sequence[Path] | None = None
     require_images: bool = True
     rle_order: Literal["row", "column"] | None = None
     foreground: Literal["split", "refuse"] | None = None

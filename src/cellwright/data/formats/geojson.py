@@ -96,7 +96,7 @@ class GeoJson(Format):
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
         of_samples = {sample.id: entries for sample, entries in zip(samples, regions, strict=True) if entries}
         info = {"format": self.name} | ({"regions": of_samples} if of_samples else {})
-        return Dataset(tuple(samples), class_names, root, info=info, notes=(*notes, *class_notes))
+        return Dataset(tuple(samples), class_names, root, info=info, notes=(*finder.notes, *notes, *class_notes))
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<sample id>.geojson``, and the image next to it if ``copy_images`` is set.

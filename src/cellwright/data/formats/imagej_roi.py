@@ -97,7 +97,7 @@ class ImagejRois(Format):
         for source, image, (sample_id, split) in zip(sources, images, places, strict=True):
             load, size_um = LoadRois(source.files, image.image_hw, names), image.pixel_size_um
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
-        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=tuple(notes))
+        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=(*finder.notes, *notes))
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<sample id>_rois.zip``, and the image next to it if ``copy_images`` is set.

@@ -213,7 +213,7 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
             image_path, size_um = image.path, image.pixel_size_um
         load = LoadLabels(pair.labels, image_hw if pair.image is None else image_hw_of(pair.image))
         samples.append(Sample(sample_id, image_path, load.image_hw, load, None, split, None, size_um, "label_images"))
-    return Dataset(tuple(samples), names, root, info={"format": "label_images"})
+    return Dataset(tuple(samples), names, root, info={"format": "label_images"}, notes=finder.notes)
 
 
 def _image_stem(pair: _Pair) -> str:

@@ -16,19 +16,20 @@ from cellwright.core.files import atomic_path, first_bytes, plain_suffix, stem_o
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
-from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of, is_own_output
+from cellwright.data.images.read import IMAGE_SUFFIXES, image_header, is_own_output
 
 __all__ = [
     "AnnotatedImage",
     "GivenImages",
     "ImageFinder",
     "ImageIndex",
+    "annotated_hw",
     "annotation_files",
-    "check_image_size",
     "copy_image",
     "first_bytes",
     "first_files",
     "images_named",
+    "names_of",
     "output_path",
     "root_of",
     "split_ids",
@@ -39,7 +40,9 @@ __all__ = [
 # Names (lower case) of folders that hold the images of annotations in another folder (MoNuSeg uses "Tissue Images").
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "tissue images", "jpegimages")
 # Names (lower case) of folders that hold annotations, so that images are searched beside them.
-ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "labels", "label", "json", "coco", "masks", "rois", "geojson")
+ANNOTATION_FOLDERS = (
+    "annotations", "annotation", "anns", "labels", "label", "json", "coco", "masks", "rois", "geojson",
+)  # fmt: skip
 
 # Folder names (lower case) that denote a split.
 SPLITS = {
@@ -48,10 +51,15 @@ SPLITS = {
 }  # fmt: skip
 
 # File names (without suffix) of label images.
-_LABEL_NAME = re.compile(r"(.*[ _.-])?(masks?|labels?|segmentation|seg|gt|truth|instances?|annotations?)", re.IGNORECASE)
+_LABEL_NAME = re.compile(
+    r"(.*[ _.-])?(masks?|labels?|segmentation|seg|gt|truth|instances?|annotations?)", re.IGNORECASE
+)
 
 # A folder with one of these files is a dataset or prediction folder of cellwright, which only the coco format reads.
 OWN_FILES = ("dataset.json", "predictions.json")
+
+# EXIF orientations that exchange height and width.
+QUARTER_TURNS = (5, 6, 7, 8)
 
 # The most files that `sniff` examines, so that it is fast even for a folder of a million files.
 SNIFF_LIMIT = 400
@@ -255,13 +263,11 @@ class ImageFinder:
         if isinstance(sample, Path):
             path = sample
         elif sample is not None:
-            check_image_size(annotation, recorded_hw, sample.id, sample.image_hw)
+            _check_sizes(annotation, recorded_hw, sample.id, sample.image_hw)
             return AnnotatedImage(sample.image_path, sample.image_hw, sample.pixel_size_um)
-        path = path or self._search(annotation, stem) or self._only_one(annotation)
+        path = path or self._search(annotation, stem) or self._only_one(annotation, recorded_hw)
         if path is not None:
-            image_hw = image_hw_of(path)
-            check_image_size(annotation, recorded_hw, path, image_hw)
-            return AnnotatedImage(path, image_hw)
+            return AnnotatedImage(path, annotated_hw(annotation, recorded_hw, path))
         if recorded_hw is not None and not self._require:
             return AnnotatedImage(None, recorded_hw)
         raise self._not_found(annotation, stem, recorded_hw)
@@ -296,8 +302,10 @@ class ImageFinder:
             self._trees[folder] = ImageIndex(walk(folder, 6, skip_unreadable=True))
         return self._trees[folder]
 
-    def _only_one(self, annotation: Path) -> Path | None:
-        """The single image of a folder with a single annotation, whatever they are called."""
+    def _only_one(self, annotation: Path, recorded_hw: tuple[int, int] | None) -> Path | None:
+        """The single image that was given, or that of a folder with a single annotation, whatever they are called."""
+        if self._given is not None and len(self._given.files) == 1:
+            return self._pair(self._given.files[0], annotation)
         files = [file for file in walk(annotation.parent, 0) if not is_own_output(file.name) or file == annotation]
         images = [file for file in files if file != annotation and _is_plain_image(file)]
         if not images:
@@ -306,10 +314,18 @@ class ImageFinder:
         peers = [file for file in files if file not in images and plain_suffix(file) == plain_suffix(annotation)]
         if len(images) != 1 or peers != [annotation] or _is_plain_image(annotation):
             return None
-        if self._alone.setdefault(images[0], annotation) != annotation:
+        if recorded_hw is not None and not self._require and image_header(images[0]).image_hw != recorded_hw:
+            return None  # only its size would matter, which the annotation has
+        return self._pair(images[0], annotation)
+
+    def _pair(self, image: Path, annotation: Path) -> Path | None:
+        """``image``, unless another annotation was paired with it before."""
+        if self._alone.setdefault(image, annotation) != annotation:
             return None
-        self.notes += (_paired_note(annotation, images[0].name),)
-        return images[0]
+        text = f"paired with {image.name}, the only image, although their names differ"
+        kind = "an annotation was paired with the only image although their names differ"
+        self.notes += (Note(kind, text, annotation.name),)
+        return image
 
     def _not_found(self, annotation: Path, stem: str, recorded_hw: tuple[int, int] | None) -> InputError:
         similar = [
@@ -329,17 +345,18 @@ class ImageFinder:
 class GivenImages:
     """The images that the user named: a folder, or a dataset."""
 
-    def __init__(self, images: Dataset | Path) -> None:
+    def __init__(self, images: Dataset | Path | Sequence[Path]) -> None:
         self._samples: dict[str, list[Sample]] = {}
-        self._alone: Path | None = None
-        if isinstance(images, Path):
-            self.index = ImageIndex(walk(images) if images.is_dir() else [images])
-            self._known = None
+        self._known = images if isinstance(images, Dataset) else None
+        self.files: list[Path] = []
+        if not isinstance(images, Dataset):
+            paths = [images] if isinstance(images, Path) else images
+            self.files = [file for path in paths for file in (walk(path) if path.is_dir() else [path])]
+            self.index = ImageIndex(self.files)
             return
         self.index = ImageIndex(sample.image_path for sample in images if sample.image_path is not None)
-        self._known = images
         for sample in images:
-            for name in _names_of(sample):
+            for name in names_of(sample):
                 self._samples.setdefault(name, []).append(sample)
 
     def find(self, annotation: Path, name: str) -> Sample | Path | None:
@@ -356,7 +373,7 @@ class GivenImages:
         return named[0] if named else None
 
 
-def _names_of(sample: Sample) -> set[str]:
+def names_of(sample: Sample) -> set[str]:
     """The names by which a sample is found, folded: its id, the name of its file, and both without folders."""
     names = {"/".join(name_parts(sample.id)), folded(PurePosixPath(sample.id).name)}
     if sample.image_path is not None:
@@ -388,7 +405,9 @@ def _only(files: Sequence[Path], annotation: Path) -> Path:
 
 
 def _several(names: Sequence[str], annotation: Path, example: str | None = None) -> InputError:
-    remedy = f"name the annotation after the whole file name, such as {example}{annotation.suffix}, or " if example else ""
+    remedy = ""
+    if example:
+        remedy = f"name the annotation after the whole file name, such as {example}{annotation.suffix}, or "
     return InputError(
         f"{count(len(names), 'image')} match one annotation",
         where=annotation,
@@ -398,18 +417,21 @@ def _several(names: Sequence[str], annotation: Path, example: str | None = None)
     )
 
 
-def _paired_note(annotation: Path, image: str) -> Note:
-    return Note(
-        "an annotation was paired with the only image although their names differ",
-        f"paired with {image}, the only image, although their names differ",
-        annotation.name,
-    )
+def annotated_hw(annotation: Path, recorded_hw: tuple[int, int] | None, image: Path) -> tuple[int, int]:
+    """The size (H, W) on which an image was annotated; `InputError` if a recorded size is not that of the image.
+
+    A picture that its EXIF orientation turns may have been annotated as it is stored (see `orientation`).
+    """
+    header = image_header(image)
+    if recorded_hw is not None and header.orientation in QUARTER_TURNS and recorded_hw == header.image_hw[::-1]:
+        return recorded_hw
+    _check_sizes(annotation, recorded_hw, image, header.image_hw)
+    return header.image_hw
 
 
-def check_image_size(
+def _check_sizes(
     annotation: Path, recorded_hw: tuple[int, int] | None, image: object, image_hw: tuple[int, int]
 ) -> None:
-    """`InputError` if the size recorded in an annotation file, if any, is not that of the image."""
     if recorded_hw is None or image_hw == recorded_hw:
         return
     swapped = image_hw == recorded_hw[::-1]

@@ -64,7 +64,7 @@ class XmlOutlines(Format):
         for file, (image, size_um), (sample_id, split) in zip(files, images, places, strict=True):
             load = LoadOutlines(file, image.image_hw, names)
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
-        return Dataset(tuple(samples), names, root, info={"format": self.name})
+        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=finder.notes)
 
 
 @dataclass
