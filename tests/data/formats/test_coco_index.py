@@ -45,9 +45,7 @@ def test_the_index_from_writing_equals_the_index_from_reading(tmp_path: Path, n_
 def test_annotations_in_any_order_are_grouped_by_image_in_file_order(tmp_path: Path) -> None:
     image_ids = [5, 9, 5, 2, 9, 5]
     outline = [[1, 1, 5, 1, 5, 5]]
-    annotations = [
-        {"id": k, "image_id": i, "category_id": 1, "segmentation": outline} for k, i in enumerate(image_ids)
-    ]
+    annotations = [{"id": k, "image_id": i, "category_id": 1, "segmentation": outline} for k, i in enumerate(image_ids)]
     content = {
         "annotations": annotations,
         "images": [{"id": i, "file_name": f"{i}.png"} for i in (9, 2, 5, 4)],

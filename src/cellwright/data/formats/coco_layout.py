@@ -206,10 +206,7 @@ class CocoImages:
             where=self._json,
             got=", ".join(missing[:3]) + more,
             expected="files relative to the folder of the JSON file, or in images/ next to it",
-            remedy=(
-                f"did you mean {', '.join(similar)} for {(name_parts(missing[0]) or [''])[-1]}? " if similar else ""
-            )
-            + (moved if self._is_ours else elsewhere),
+            remedy=hint + (moved if self._is_ours else elsewhere),
         )
 
     def _check_distinct(self, images: Sequence[dict[str, Any]], paths: Sequence[Path | None]) -> None:
