@@ -155,7 +155,7 @@ def test_metadata_that_do_not_describe_the_file(tmp_path: Path) -> None:
     write(tmp_path / "b.ome.tif", image_xml(0, plane_xml("b.ome.tif")), page[:10])  # cropped after the fact
     image = read_image(tmp_path / "b.ome.tif")
     assert image.image_hw == (10, 30)
-    assert "do not match its pages" in image.notes[0].text
+    assert "does not match its pages" in image.notes[0].text
     content = OME.format(uuid="c", images=image_xml(0, "")).replace("</Image>", "</Imag>")
     tifffile.imwrite(tmp_path / "c.ome.tif", page, description=content, metadata=None)
     image = read_image(tmp_path / "c.ome.tif")
