@@ -85,7 +85,9 @@ def _no_objects(dataset: Dataset) -> Finding:
 def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | None) -> Iterator[Finding]:
     """Findings about the image file. ``first_with``: digest of pixels -> first sample with it; it is updated."""
     if sample.image_path is None:
-        yield Finding("warning", sample.id, "it has no image file", "convert the dataset again beside its images")
+        yield Finding(
+            "warning", sample.id, "it has no image file", "convert the dataset again with its images in place"
+        )
         return
     try:
         image = read_image(sample.image_path)

@@ -208,8 +208,8 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     grouping = [] if used is None else grouping_categories(index.categories, used)
     categories = [category for category in index.categories if category["name"] not in grouping]
     if grouping:
-        text = f"category {', '.join(grouping)} was left out: it groups others and no object has it"
-        notes.append(Note("categories that only group others were left out", text, json_path.name))
+        text = f"category {', '.join(grouping)} was skipped: it groups other categories and no object has it"
+        notes.append(Note("categories that only group others were skipped", text, json_path.name))
     class_names = options.select_classes([category["name"] for category in categories], json_path)
     class_of = category_map(categories, class_names)
     finder = CocoImages(json_path, options, root, is_ours=is_ours)
@@ -252,8 +252,8 @@ def _read_files(files: Sequence[CocoFile], root: Path, options: ReadOptions) -> 
     for file in files:
         index = open_index(file.path, may_be_empty=True)
         if not index.images or (index.facts is not None and not index.facts.n):
-            text = f"{file.path.relative_to(root).as_posix()} was left out: it lists no images or no annotations"
-            notes.append(Note("a COCO file without images or annotations was left out", text))
+            text = f"{file.path.relative_to(root).as_posix()} was skipped: it lists no images or no annotations"
+            notes.append(Note("a COCO file without images or annotations was skipped", text))
         else:
             parts[file.name] = _in_split(_read_file(index, everything, root), file.split)
     if not parts:

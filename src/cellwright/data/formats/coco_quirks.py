@@ -1,7 +1,7 @@
 """What other tools write differently in COCO files, recognised from all annotations of a file.
 
 `Facts` is filled while the file is indexed. `check` refuses what cannot be read correctly, and returns notes about what
-is left out or read in another way than the file says.
+is skipped or read in another way than the file says.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def check(facts: Facts, path: Path, *, scored: bool) -> list[Note]:
         )
     notes = []
     if facts.n_boxes:
-        text = f"{facts.n_boxes} of {count(facts.n, 'object')} have a box but no outline and were left out"
-        notes.append(_note("objects with a box but no outline were left out", path, text))
+        text = f"{facts.n_boxes} of {count(facts.n, 'object')} have a box but no outline and were skipped"
+        notes.append(_note("objects with a box but no outline were skipped", path, text))
     if facts.n_empty:
-        text = f"left out {count(facts.n_empty, 'annotation')} with neither outline nor box"
-        notes.append(_note("annotations with neither outline nor box were left out", path, text))
+        text = f"skipped {count(facts.n_empty, 'annotation')} with neither outline nor box"
+        notes.append(_note("annotations with neither outline nor box were skipped", path, text))
     if facts.n_cut:
-        text = f"left out {count(facts.n_cut, 'outline part')} of fewer than 3 vertices, which enclose nothing"
-        notes.append(_note("outline parts of fewer than 3 vertices were left out", path, text))
+        text = f"skipped {count(facts.n_cut, 'outline part')} of fewer than 3 vertices, which enclose nothing"
+        notes.append(_note("outline parts of fewer than 3 vertices were skipped", path, text))
     if facts.crowds_are_objects:
         which = "RLE object" if facts.n_crowds == facts.n_crowd_runs else "object"
         text = f"iscrowd is 1 for every {which}, as older versions of CVAT write it: they were read as ordinary objects"

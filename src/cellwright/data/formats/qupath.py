@@ -296,7 +296,7 @@ def _check_one_plane(features: Sequence[dict[str, Any]], objects: Sequence[Featu
             where=path,
             got="; ".join(shown[:4]) + ("; ..." if len(shown) > 4 else ""),
             expected="the objects of one image",
-            remedy="save each plane as an image of its own, and export its objects to a file beside it",
+            remedy="save each plane as a separate image, and export its objects to a file beside it",
         )
 
 

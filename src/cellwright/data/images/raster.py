@@ -115,7 +115,7 @@ def orientation_notes(orientation: int, stored_hw: tuple[int, ...], path: Path) 
         if turned != (height, width)
         else (f"{height} x {width} either way, so sizes do not tell whether annotations were")
     )
-    text = f"turned upright as its EXIF orientation says ({sizes}); annotations are taken to be drawn on it upright"
+    text = f"turned upright as its EXIF orientation says ({sizes}); annotations are assumed to match it upright"
     return (Note("the EXIF orientation of an image was applied", text, str(path)),)
 
 

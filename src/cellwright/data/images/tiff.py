@@ -168,7 +168,7 @@ def _chosen_planes(image: TiffImage, choice: Choice, path: Path) -> dict[str, Se
             got=image.describe(),
             expected="channels, planes (Z) and time points (T)",
             remedy="save it with named axes, such as tifffile.imwrite(path, array, metadata={'axes': 'TZCYX'}), or "
-            "each image as a file of its own",
+            "each image as a separate file",
         )
     planes = dict(image.numbers)
     missing = []
@@ -318,7 +318,7 @@ def _plane(image: TiffImage, at: dict[str, int], meaning: _Meaning, path: Path) 
             where=path,
             got=f"plane {number} of {image.describe()}"
             + (f"; others in {image.elsewhere[0]}" if image.elsewhere else ""),
-            remedy="copy the file again, or save the planes that you need as a file of their own",
+            remedy="copy the file again, or save the planes that you need as a separate file",
         )
     if stored.shape != (*image.image_hw, image.samples):
         raise ValueError(f"pixels of shape {stored.shape}, but a header of {(*image.image_hw, image.samples)}")

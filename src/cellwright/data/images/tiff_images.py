@@ -152,7 +152,7 @@ def _ome_image(tif: tifffile.TiffFile, ome: OmeImage) -> TiffImage | None:
         text = f"it is one of a set of {files}; only the planes in this file were read"
         notes.append(Note("one file of a set of OME-TIFF files was read by itself", text))
     if ome.unit:
-        text = f"its pixel size is in the unit {ome.unit!r}, which is no length: it is unknown"
+        text = f"its pixel size is in the unit {ome.unit!r}, which is not a length, so it is unknown"
         notes.append(Note("the unit of the pixel size is not known", text))
     return TiffImage(
         ome.name,
