@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as Pillow
 from small_sets import counted_dataset, drawn_sample, squares
 
-from cellwright.core.dataset import Dataset
+from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
@@ -130,3 +131,14 @@ def test_stray_files_of_a_real_dataset_are_reported(vrdl_root: Path, tmp_path: P
         shutil.copytree(vrdl_root / "train" / name, tmp_path / name)
     findings = check_dataset(read_dataset(tmp_path))
     assert [finding.where for finding in findings] == ["TCGA-18-5592-01Z-00-DX1/masks/.ipynb_checkpoints"]
+
+
+def test_what_was_assumed_about_an_image_is_a_note(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((20, 30), 2**31, np.uint32))
+    labels = np.zeros((20, 30), np.uint8)
+    labels[4:12, 5:15] = 1
+    sample = Sample("a", tmp_path / "a.tif", (20, 30), Loaded(Instances.from_label_map(labels)))
+    findings = check_dataset(Dataset((sample,), ("nucleus",), root=tmp_path))
+    assert [(f.severity, f.where, f.what) for f in findings] == [
+        ("note", "a.tif", "values from 2147483648 to 2147483648 were rounded to 24 bits")
+    ]

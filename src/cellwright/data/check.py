@@ -94,6 +94,8 @@ def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | N
     except CellwrightError as error:
         yield _from_error(error, sample, root)
         return
+    for note in image.notes:
+        yield Finding("note", _shown(sample.image_path, root), note.text, "")
     if image.image_hw != sample.image_hw:
         got, expected = (f"{height} x {width}" for height, width in (image.image_hw, sample.image_hw))
         yield Finding(

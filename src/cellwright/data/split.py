@@ -232,7 +232,7 @@ def group_alike(dataset: Dataset, track: Track = no_progress) -> Dataset:
 
 def _appearance(image: Image) -> np.ndarray:
     """Features (7 C + 5,): percentiles of each channel and the strength of texture at five scales, as logarithms."""
-    data = image.without_alpha().data
+    data = np.nan_to_num(image.without_alpha().data, posinf=0, neginf=0)
     full = float(np.iinfo(data.dtype).max) if data.dtype.kind == "u" else 1.0
     values = data.astype(np.float32) / full
     levels = np.percentile(values.reshape(-1, values.shape[2]), PERCENTILES, axis=0).ravel()
