@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cyclopts import Parameter
 
 from cellwright.api.outputs import claim_file
-from cellwright.api.read import of_split, read_dataset
+from cellwright.api.read import of_split, read_annotations
 from cellwright.core.errors import UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
 
@@ -77,7 +77,7 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.suspects import rank_suspects, write_suspects
 
     _claim(plan)
-    dataset = of_split(read_dataset(plan.dataset), plan.split)
+    dataset = of_split(read_annotations(plan.dataset), plan.split)
     if plan.out is not None:
         screen.note(f"will write {plan.out} and {plan.out.with_suffix('.png')}")
     if dry_run:

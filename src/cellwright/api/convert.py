@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,12 @@ from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.api.sources import find_images_option, separate_images, split_by_name
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
-from cellwright.core.notes import summarise
+from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.formats.contract import Prefer
+
+FAILED = "this image was not converted"
 
 
 @Parameter(name="*")
@@ -40,6 +44,8 @@ class ConvertPlan:
     """Pixel value in masks that is neither an object nor background, such as 255."""
     nucleus: bool = False
     """For QuPath cells that have a nucleus, read the nuclei instead of the cells."""
+    prefer: Prefer | None = None
+    """Which file of an image to read if several in a prediction folder were edited differently."""
     no_objects: bool = False
     """Accept sources in which no image has an object."""
     copy_images: bool = False
@@ -53,10 +59,13 @@ class ConvertPlan:
 def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Dataset | None:
     """Read the sources, write the dataset, and return it as it is on disk; None after a dry run.
 
-    Raises `InputError` for a source that cannot be read (with file and object), `OutputError` if the dataset exists.
+    Of a prediction folder it takes the objects that reach the score threshold, as edited. Images of which several files
+    were edited differently are omitted; `failed` lists them. Raises `InputError` for a source that cannot be read (with
+    file and object), `OutputError` if the dataset exists.
     """
     from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions
     from cellwright.data.formats import read_dataset as read
+    from cellwright.data.formats.predictions import as_annotations, without_conflicts
     from cellwright.data.merge import merge_datasets
 
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
@@ -69,11 +78,16 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         foreground=plan.foreground,
         void=plan.void,
         nucleus=plan.nucleus,
+        prefer=plan.prefer,
         no_objects=plan.no_objects,
         track=screen.track,
     )
-    parts = split_by_name([read(source, options, format=plan.format) for source in sources], sources)
+    read_parts = [without_conflicts(read(source, options, format=plan.format)) for source in sources]
+    errors = [error for _, of_part in read_parts for error in of_part]
+    parts = split_by_name([as_annotations(part) for part, _ in read_parts], sources)
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
+    if errors and not len(dataset):
+        raise errors[0]
     if not len(dataset):
         raise InputError(
             "the sources contain no images",
@@ -87,7 +101,13 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     if dry_run:
         return None
     FORMATS["coco"].write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
-    return read_dataset(plan.out)
+    failures = tuple(Note(FAILED, str(error)) for error in errors)
+    return dataclasses.replace(read_dataset(plan.out), notes=failures)
+
+
+def failed(dataset: Dataset) -> list[str]:
+    """What is wrong with each image that `run` omitted."""
+    return [note.text for note in dataset.notes if note.kind == FAILED]
 
 
 def summary_line(dataset: Dataset) -> str:

@@ -23,6 +23,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import check_threshold
 from cellwright.core.text import count
+from cellwright.data.formats.contract import Prefer
 from cellwright.data.views import parse_views
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class EvaluatePlan:
     """Number of images to draw with their errors, worst first; 0 for none."""
     ignore_classes: bool = False
     """Treat all objects as one class."""
+    prefer: Prefer | None = None
+    """Which file of an image to read if several in a prediction folder were edited differently."""
     score: float | None = None
     """Use predictions with a lower score for average precision and ranking only, 0 to 1 (default: the threshold of the
     model or prediction folder)."""
@@ -111,7 +114,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
         raise UsageError("invalid number of predictions", got=got, expected="one, or two to compare")
     parse_metrics(plan.metrics or None)
     _check_options(plan)
-    truth = read_ground_truth(plan.data, plan.predictions, screen.track)
+    truth = read_ground_truth(plan.data, plan.predictions, screen.track, plan.prefer)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
     check_folder(plan.out, MARKER, overwrite=plan.overwrite)
@@ -151,7 +154,7 @@ def _open(
         for note in model_notes(model, [model], plan.views):
             screen.note(note)
         return model
-    predicted = read_objects(path, truth, screen.track)
+    predicted = read_objects(path, truth, screen.track, plan.prefer)
     if plan.score is not None:
         predicted = with_threshold(predicted, plan.score)
     return pair_datasets(str(path), predicted, truth, part, ignore_classes=plan.ignore_classes)

@@ -12,9 +12,11 @@ from cyclopts import Parameter
 from cellwright.api.outputs import claim_file
 from cellwright.core.errors import OutputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold, reaches_threshold
 from cellwright.core.text import count
+from cellwright.data.formats.contract import Prefer
 
 RANKED = ("coco", "coco_results")
 
@@ -33,6 +35,8 @@ class ExportPlan:
     """File or folder to write; .zip packs a submission."""
     images: Path | None = None
     """Folder or dataset of the images, for predictions that do not say how large theirs are."""
+    prefer: Prefer | None = None
+    """Which file of an image to read if several in a prediction folder were edited differently."""
     image_ids: Path | None = None
     """JSON list of file_name, id, height and width that defines the images of a submission."""
     overwrite: bool = False
@@ -93,9 +97,11 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
             "unknown export format", got=plan.to, expected=", ".join(writable), remedy=did_you_mean(plan.to, writable)
         )
     _claim(plan.out, overwrite=plan.overwrite)
-    reading = ReadOptions(require_images=False, track=screen.track)
+    reading = ReadOptions(require_images=False, prefer=plan.prefer, track=screen.track)
     images = None if plan.images is None else sniff(plan.images).read(plan.images, reading)
     dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images))
+    for line in summarise(dataset.notes):
+        screen.note(line)
     threshold = 0.0 if plan.to in RANKED else score_threshold_of(dataset)
     counts: dict[str, tuple[int, int]] = {}
     loads = [_CountedLoad(sample.load, sample.id, threshold, counts) for sample in dataset]

@@ -21,10 +21,11 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
-from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
 from cellwright.data.images.read import read_image
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
 from cellwright.prediction.folder import SAVES, FolderReport, Job, PredictionFolder, Save
@@ -81,6 +82,8 @@ class FusePlan:
     """Dataset or folder with the images: for predictions that do not name theirs, or to fuse only these images."""
     split: Annotated[str | None, Parameter(group=INPUTS)] = None
     """Only this split of `data`."""
+    prefer: Annotated[Prefer | None, Parameter(group=INPUTS)] = None
+    """Which file of an image to read if several in a prediction folder were edited differently."""
     ignore_classes: Annotated[bool, Parameter(group=INPUTS)] = False
     """Treat all objects as one class."""
     device: Annotated[str, Parameter(group=INPUTS)] = "auto"
@@ -249,7 +252,11 @@ def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members
         samples=tuple(samples),
         class_names=same[0].class_names,
         thresholds=tuple(score_threshold_of(dataset) for dataset in same),
-        notes=(*class_notes, *_score_notes(names, same)),
+        notes=(
+            *summarise(note for dataset in datasets for note in dataset.notes),
+            *class_notes,
+            *_score_notes(names, same),
+        ),
         tuned_on=joined_tuning([dataset.info.get("tuned_on") for dataset in same]),
     )
 
@@ -283,7 +290,7 @@ def _read_all(plan: FusePlan, selected: Dataset | None, reporter: ProgressReport
             datasets[path] = _predicted(path, images, plan.device)
         else:
             named_by = _without_scores(images) if path in lists and images is not None else None
-            datasets[path] = read_objects(path, named_by, reporter.track)
+            datasets[path] = read_objects(path, named_by, reporter.track, plan.prefer)
         images = datasets[path] if images is None else images
     return [datasets[path] for path in plan.predictions]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from cellwright.api.convert import summary_line
-from cellwright.api.read import of_split, read_dataset
+from cellwright.api.read import of_split, read_annotations
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
@@ -29,5 +29,5 @@ def run(plan: InfoPlan, screen: ProgressReporter = SILENT) -> Table:
     """Measure the dataset; returns a table of names and values."""
     from cellwright.data.info import describe_dataset
 
-    dataset = of_split(read_dataset(plan.dataset), plan.split)
+    dataset = of_split(read_annotations(plan.dataset), plan.split)
     return Table(summary_line(dataset), ("what", "value"), describe_dataset(dataset, track=screen.track).rows())

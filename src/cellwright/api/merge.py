@@ -46,13 +46,16 @@ def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     """
     from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions
     from cellwright.data.formats import read_dataset as read
+    from cellwright.data.formats.predictions import as_annotations
     from cellwright.data.merge import keep_classes, merge_datasets
 
     if plan.out.resolve() in [source.resolve() for source in plan.datasets]:
         raise UsageError("cannot merge a dataset into itself", where=plan.out, remedy="choose another `out`")
     claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
     class_map = read_class_map(plan.map)
-    merged = merge_datasets([read(source, ReadOptions(track=screen.track)) for source in plan.datasets], class_map)
+    merged = merge_datasets(
+        [as_annotations(read(source, ReadOptions(track=screen.track))) for source in plan.datasets], class_map
+    )
     merged = keep_classes(merged, plan.keep) if plan.keep else merged
     screen.note(f"will write {plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}")
     if dry_run:

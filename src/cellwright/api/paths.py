@@ -9,6 +9,7 @@ from cellwright.api.models import NAMED_MODELS
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import Track, no_progress
+from cellwright.data.formats.contract import Prefer
 
 # These formats may lack the names and sizes of their images, which then come from another dataset.
 LIST_FORMATS = ("coco_results", "rle_csv", "rle_csv_submission", "dsb2018_csv", "xml_outlines", "imagej_roi", "geojson")
@@ -30,10 +31,13 @@ def is_model_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in ("model.json", "model/model.json"))
 
 
-def read_objects(path: Path, images: Dataset | None = None, track: Track = no_progress) -> Dataset:
+def read_objects(
+    path: Path, images: Dataset | None = None, track: Track = no_progress, prefer: Prefer | None = None
+) -> Dataset:
     """Predictions or annotations in any format; image files may be absent.
 
-    images: where the names and sizes of the images come from if the format may lack them. Raises `InputError` if there
+    images: where the names and sizes of the images come from if the format may lack them. prefer: which file of an
+    image in a prediction folder to read if several were edited differently. Raises `InputError` if there
     are images only, which would otherwise count as images without objects.
     """
     from cellwright.data.formats import ReadOptions, sniff
@@ -42,14 +46,16 @@ def read_objects(path: Path, images: Dataset | None = None, track: Track = no_pr
     if form.name == "image_folder":
         remedy = "give the masks; label images are found if they are called <image>_masks"
         raise InputError("images without any objects", where=path, got=form.description, remedy=remedy)
-    return form.read(path, ReadOptions(images=images, require_images=False, track=track))
+    return form.read(path, ReadOptions(images=images, require_images=False, prefer=prefer, track=track))
 
 
-def read_ground_truth(path: Path, predictions: Sequence[Path], track: Track = no_progress) -> Dataset:
+def read_ground_truth(
+    path: Path, predictions: Sequence[Path], track: Track = no_progress, prefer: Prefer | None = None
+) -> Dataset:
     """The annotations to evaluate against.
 
     If their format may lack the names of the images, these come from the first prediction whose format has them. If
-    ``path`` holds predictions, those below their score threshold are removed.
+    ``path`` holds predictions, those below their score threshold are removed. prefer: as for `read_objects`.
     """
     from cellwright.data.formats import sniff
     from cellwright.evaluation.pairing import above_threshold
@@ -59,7 +65,7 @@ def read_ground_truth(path: Path, predictions: Sequence[Path], track: Track = no
         candidates = (other for other in predictions if other.exists() and not is_model_folder(other))
         source = next((other for other in candidates if sniff(other).name not in LIST_FORMATS), None)
         images = None if source is None else read_objects(source, None, track)
-    return above_threshold(read_objects(path, images, track))
+    return above_threshold(read_objects(path, images, track, prefer))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

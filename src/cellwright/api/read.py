@@ -14,6 +14,7 @@ from cellwright.core.text import count
 
 if TYPE_CHECKING:
     from cellwright.data.formats import Format
+    from cellwright.data.formats.contract import Prefer
     from cellwright.data.images.channels import ChannelChoice
     from cellwright.data.images.tiff import Plane
 
@@ -65,6 +66,7 @@ def read_dataset(
     *,
     format: str | Format | None = None,  # noqa: A002 - the name of the option
     require_images: bool = True,
+    prefer: Prefer | None = None,
 ) -> Dataset:
     """Read annotated images: a dataset folder, a prediction folder, or any known annotation format.
 
@@ -74,6 +76,11 @@ def read_dataset(
         path: a folder or a file.
         format: name of the format (``docs/formats.md``), or a `Format` of your own; None detects it.
         require_images: False also reads objects whose image files are missing.
+        prefer: which file of an image in a prediction folder to read if several were edited differently: "masks",
+            "rois", "geojson" or "json".
+
+    Of a prediction folder, the files that were edited are read instead of ``predictions.json``, and ``notes`` of the
+    dataset name them.
 
     Returns:
         A `Dataset`, which is empty only if the source has no images.
@@ -98,11 +105,20 @@ def read_dataset(
     from cellwright.data.formats import ReadOptions
     from cellwright.data.formats import read_dataset as read
 
-    return read(Path(path), ReadOptions(require_images=require_images), format=format)
+    return read(Path(path), ReadOptions(require_images=require_images, prefer=prefer), format=format)
+
+
+def read_annotations(path: Path) -> Dataset:
+    """A dataset; of a prediction folder, the objects that reach the score threshold, as annotations."""
+    from cellwright.data.formats.predictions import as_annotations
+
+    return as_annotations(read_dataset(path))
 
 
 def read_instances(path: Path | str) -> Instances:
     """Read the objects of one image: a label image (``.tif``, ``.png``), or a source with exactly one image.
+
+    Of a prediction folder, these are the objects that reach its score threshold.
 
     Raises:
         InputError: the file is missing or cannot be read.
@@ -122,7 +138,9 @@ def read_instances(path: Path | str) -> Instances:
         from cellwright.data.formats.label_io import read_label_map
 
         return Instances.from_label_map(read_label_map(path))
-    dataset = read_dataset(path, require_images=False)
+    from cellwright.evaluation.pairing import above_threshold
+
+    dataset = above_threshold(read_dataset(path, require_images=False))
     if len(dataset) != 1:
         raise UsageError(
             "expected the objects of exactly one image",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cyclopts import Parameter
 
-from cellwright.api.read import of_split, read_dataset, read_image
+from cellwright.api.read import of_split, read_annotations, read_image
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_png
@@ -58,7 +58,7 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
     recipe = None if plan.augment is None else load(plan.augment)
-    dataset = of_split(read_dataset(plan.dataset), plan.split)
+    dataset = of_split(read_annotations(plan.dataset), plan.split)
     screen.note(f"will write {plan.out}")
     if dry_run:
         return None

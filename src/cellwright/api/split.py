@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from cellwright.api.outputs import claim_file
-from cellwright.api.read import DATASET_FILE, is_dataset, read_dataset
+from cellwright.api.read import DATASET_FILE, is_dataset, read_annotations, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import OutputError, UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -54,7 +54,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.split import folds, split_dataset, with_groups
 
     _check_options(plan)
-    dataset = read_dataset(plan.dataset)
+    dataset = read_annotations(plan.dataset)
     if plan.out is None and dataset.splits and not plan.overwrite:
         raise OutputError(
             "the dataset already has splits",

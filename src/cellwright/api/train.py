@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.models import Model, load_model, resolve_device
-from cellwright.api.read import read_dataset
+from cellwright.api.read import read_annotations
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_dense import UNetConfig
@@ -28,6 +28,7 @@ from cellwright.core.files import write_json, write_text
 from cellwright.core.progress import SILENT, ProgressReporter, Track
 from cellwright.core.public import public
 from cellwright.core.text import count
+from cellwright.data.formats.predictions import as_annotations
 from cellwright.data.identity import Identity
 from cellwright.evaluation.data import HEADLINE
 from cellwright.training.run_folder import (
@@ -209,7 +210,7 @@ def train(
         >>> run.model.class_names
         ('nucleus',)
     """
-    dataset = data if isinstance(data, Dataset) else read_dataset(Path(data))
+    dataset = as_annotations(data) if isinstance(data, Dataset) else read_annotations(Path(data))
     request = _Request(load_recipe(recipe, set, init), dataset, Path(out), max_minutes, device, overwrite)
     run = _train(request, SILENT)
     assert run is not None  # not a dry run
@@ -223,7 +224,7 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     """
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
-    request = _Request(recipe, read_dataset(plan.data), out, plan.max_minutes, plan.device, plan.overwrite)
+    request = _Request(recipe, read_annotations(plan.data), out, plan.max_minutes, plan.device, plan.overwrite)
     if plan.repeat is not None:
         return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
     return _train(request, screen, dry_run=dry_run)

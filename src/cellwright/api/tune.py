@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import check_folder, claim_folder
-from cellwright.api.read import read_dataset
+from cellwright.api.read import read_annotations
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -79,7 +79,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
         raise UsageError("the classical method has no model folder to tune", got="classical", remedy=remedy)
     if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
         raise UsageError("the tuned model cannot replace the original", where=plan.out, remedy="choose another `out`")
-    dataset = read_dataset(plan.data).with_split(plan.split)
+    dataset = read_annotations(plan.data).with_split(plan.split)
     model = load_model(plan.model, device=plan.device)
     model = model.with_options(views=plan.views)
     _check_classes(model, dataset)

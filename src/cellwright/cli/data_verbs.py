@@ -15,14 +15,20 @@ from cellwright.core.text import count
 PLAIN = Common()
 
 
-def convert(plan: ConvertPlan, *, common: Common = PLAIN) -> None:
-    """Show a line about the dataset."""
-    from cellwright.api.convert import run
+def convert(plan: ConvertPlan, *, common: Common = PLAIN) -> int:
+    """Show a line about the dataset; the exit code is 3 if images were omitted."""
+    from cellwright.api.convert import failed, run
 
     screen = common.screen(plan)
     dataset = run(plan, screen, dry_run=common.dry_run)
-    if dataset is not None:
-        screen.result(summary_line(dataset), {"out": str(plan.out)})
+    if dataset is None:
+        return 0
+    problems = failed(dataset)
+    for problem in problems:
+        screen.note(f"not converted: {problem}")
+    omitted = f"; {count(len(problems), 'image')} not converted" if problems else ""
+    screen.result(summary_line(dataset) + omitted, {"out": str(plan.out), "failed": len(problems)})
+    return 3 if problems else 0
 
 
 def info(plan: InfoPlan, *, common: Common = PLAIN) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,16 @@ def check_threshold(threshold: float | Sequence[float], name: str = "score_thres
         expected = "a number from 0 to 1, or one per class"
         raise UsageError(f"invalid `{name}`", got=threshold, expected=expected)
     return tuple(values.tolist()) if values.ndim else float(values)
+
+
+def recorded_threshold(info: Mapping[str, Any]) -> ScoreThreshold:
+    """The score threshold in the ``info`` of predictions: one number, or one per class; 0 if there is none.
+
+    >>> recorded_threshold({"score_threshold": [0.5, 0.7]}), recorded_threshold({})
+    ((0.5, 0.7), 0.0)
+    """
+    recorded = info.get("score_threshold", 0.0)
+    return tuple(map(float, recorded)) if isinstance(recorded, list | tuple) else float(recorded)
 
 
 def reaches_threshold(scores: np.ndarray | None, class_ids: np.ndarray, threshold: ScoreThreshold) -> np.ndarray:

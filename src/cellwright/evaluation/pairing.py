@@ -19,7 +19,8 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
-from cellwright.core.scores import ScoreThreshold, reaches_threshold
+from cellwright.core.notes import summarise
+from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.merge import map_classes
@@ -123,7 +124,7 @@ def pair_datasets(
         truth=part.samples,
         class_names=part.class_names,
         score_threshold=score_threshold_of(predicted),
-        notes=notes,
+        notes=(*notes, *summarise((*predicted.notes, *truth.notes))),
         tuned_on=predicted.info.get("tuned_on"),
         predicted_format=str(predicted.info.get("format", "")),
     )
@@ -204,8 +205,7 @@ def shown_ids(ids: Sequence[str]) -> str:
 
 def score_threshold_of(dataset: Dataset) -> ScoreThreshold:
     """The score threshold recorded with predictions: one number, or one per class; 0 if there is none."""
-    recorded = dataset.info.get("score_threshold", 0.0)
-    return tuple(map(float, recorded)) if isinstance(recorded, list | tuple) else float(recorded)
+    return recorded_threshold(dataset.info)
 
 
 def above_threshold(dataset: Dataset) -> Dataset:

@@ -31,9 +31,10 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
 from cellwright.data.formats import FORMATS
-from cellwright.data.formats.coco import PREDICTIONS_NAME
-from cellwright.data.formats.contract import ReadOptions, WriteOptions
+from cellwright.data.formats.coco import PREDICTIONS_NAME, WRITTEN
+from cellwright.data.formats.contract import Prefer, ReadOptions, WriteOptions
 from cellwright.data.formats.paths import output_path
+from cellwright.data.formats.predictions import EDITABLE, written_digests
 from cellwright.measurement.table import write_measurements
 from cellwright.prediction import writers
 from cellwright.prediction.diameter import Diameter
@@ -51,13 +52,7 @@ _TILE_PX = 480
 Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
 SAVES: tuple[Save, ...] = get_args(Save)
 # What follows the image's id in the name of each file.
-ENDINGS: dict[Save, str] = {
-    "masks": "_masks.tif",
-    "overlay": "_overlay.png",
-    "geojson": ".geojson",
-    "rois": "_rois.zip",
-    "measurements": "_measurements.csv",
-}
+ENDINGS: dict[str, str] = {**EDITABLE, "overlay": "_overlay.png", "measurements": "_measurements.csv"}
 
 
 @dataclass(frozen=True)
@@ -192,7 +187,11 @@ class PredictionFolder:
             pixel_size_um=image.pixel_size_um,
             source="cellwright predict",
         )
-        info = {"summary": summary_row(source.id, prediction, names)}
+        files: dict[Prefer, Path] = {kind: self._output(index, kind) for kind in EDITABLE if kind in self.job.save}
+        info = {
+            "summary": summary_row(source.id, prediction, names),
+            "files": written_digests(instances, names, files),
+        }
         record = Dataset((sample,), names, root=self._progress, info=info)
         FORMATS["coco"].write(record, self._record(index), WriteOptions())
 
@@ -215,8 +214,9 @@ class PredictionFolder:
             write_png(self.out / CONTACT_SHEET, self._pictures.sheet(tiles))
         samples = tuple(sample for part in parts for sample in part)
         threshold = self.job.options.score_threshold
-        info = {"description": "predictions by cellwright", "score_threshold": threshold, **self.job.info}
-        predictions = Dataset(samples, names, root=self.out, info=info)
+        written = {sample.id: part.info["files"] for part in parts for sample in part if "files" in part.info}
+        facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
+        predictions = Dataset(samples, names, root=self.out, info=facts | dict(self.job.info))
         FORMATS["coco"].write(predictions, self.out / PREDICTIONS, WriteOptions())
         shutil.rmtree(self._progress)
         return FolderReport(
@@ -253,7 +253,7 @@ class PredictionFolder:
             raise OutputError("this folder has another, unfinished job", where=self.out, got=got, remedy=remedy)
         return "resumed"
 
-    def _output(self, index: int, kind: Save) -> Path:
+    def _output(self, index: int, kind: str) -> Path:
         return output_path(self.out, self.job.sources[index].id, ENDINGS[kind])
 
     def _record(self, index: int) -> Path:

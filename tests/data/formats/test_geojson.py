@@ -296,6 +296,14 @@ def test_only_containers_raise_an_error(tmp_path):
     assert "2 tiles" in str(caught.value)
 
 
+def test_an_empty_rectangle_beside_detections_is_a_region_if_it_is_large(tmp_path):
+    large, small = ([[[x, 20], [x + w, 20], [x + w, 40], [x, 40], [x, 20]]] for x, w in ((0, 40), (50, 5)))
+    rectangles = [feature({"type": "Polygon", "coordinates": ring}, **ANNOTATION) for ring in (large, small)]
+    dataset = read(tmp_path, [feature(polygon(9, 9), **DETECTION), *rectangles])
+    assert dataset[0].read_instances().masks.boxes[:, 0].tolist() == [6, 50]
+    assert [len(region["polygons"]) for region in dataset.info["regions"]["x"]] == [1]
+
+
 def test_annotations_beside_detections_are_read_and_said(tmp_path):
     dataset = read(tmp_path, [feature(polygon(9, 9), **DETECTION), feature(polygon(30, 9), **ANNOTATION)])
     assert len(dataset[0].read_instances()) == 2

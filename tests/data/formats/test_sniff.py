@@ -85,7 +85,7 @@ def test_a_prediction_folder_is_detected_whatever_else_is_in_it(tmp_path: Path) 
     save_image(tmp_path / "a_masks.png")
     (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     (tmp_path / "predictions.json").write_text("{}")
-    assert sniff(tmp_path).name == "coco"
+    assert sniff(tmp_path).name == "predictions"
 
 
 def test_ids_keep_the_extension_if_they_would_be_equal_without_it(tmp_path: Path) -> None:

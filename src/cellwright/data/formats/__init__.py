@@ -19,6 +19,7 @@ from cellwright.data.formats.imagej_roi import ImagejRois
 from cellwright.data.formats.label_images import LabelFolder, LabelImages
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.orientation import follow_orientation
+from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.xml_outlines import XmlOutlines
 
@@ -36,6 +37,7 @@ __all__ = [
 
 FORMATS: dict[str, Format] = {
     "coco": Coco(),
+    "predictions": Predictions(),
     "coco_results": CocoResults(),
     "mask_folder": MaskFolder(),
     "class_masks": ClassMasks(),
@@ -84,8 +86,9 @@ def sniff(path: Path) -> Format:
     """
     if not path.exists():
         raise InputError("no such file or folder", where=path, remedy="check the path")
-    if path.is_dir() and is_own_folder(path):
-        return FORMATS["coco"]  # a prediction folder also contains label images, outlines and tables
+    for own in ("coco", "predictions"):
+        if path.is_dir() and FORMATS[own].sniff(path):
+            return FORMATS[own]  # a prediction folder also contains label images, outlines and tables
     matches = [candidate for candidate in FORMATS.values() if candidate.sniff(path)]
     matches = [candidate for candidate in matches if not candidate.generic] or matches
     if len(matches) == 1:

@@ -45,6 +45,7 @@ from cellwright.data.merge import keep_classes, merge_datasets
 SCHEMA_VERSION = 1
 DATASET_NAME = "dataset.json"
 PREDICTIONS_NAME = "predictions.json"
+WRITTEN = "written"  # in the info of a predictions.json: what was written for each image, see `Predictions`
 
 
 class Coco(Format):
@@ -52,9 +53,9 @@ class Coco(Format):
     description = "COCO instances JSON (RLE or polygons), folders of them, and cellwright's own dataset folder"
 
     def sniff(self, path: Path) -> bool:
-        """Whether ``path`` is a COCO instances file, or a folder of ours or with such files (see `coco_layout`)."""
+        """Whether ``path`` is a COCO instances file, or a folder with a ``dataset.json`` or with COCO files."""
         if path.is_dir():
-            return is_own_folder(path) or has_coco_files(path)
+            return (path / DATASET_NAME).is_file() or has_coco_files(path)
         return is_coco_file(path)
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
@@ -78,7 +79,8 @@ class Coco(Format):
             {"id": number, "name": name}
             for number, name in zip(category_ids_of(dataset), dataset.class_names, strict=True)
         ]
-        info = {key: value for key, value in dataset.info.items() if key not in ("format", "category_ids")}
+        passing = ("format", "category_ids", *(() if json_path.name == PREDICTIONS_NAME else (WRITTEN,)))
+        info = {key: value for key, value in dataset.info.items() if key not in passing}
         sections = {"schema_version": SCHEMA_VERSION, "kind": "truth", "info": info, "licence": dataset.licence}
         stream = _AnnotationStream(dataset, images, categories, options)
         # The first sample determines the kind; a file without samples is ground truth.

@@ -17,6 +17,9 @@ from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.public import public
 
+# Which file of an image in a prediction folder to read: see `cellwright.data.formats.predictions`.
+Prefer = Literal["masks", "rois", "geojson", "json"]
+
 # The class name for formats (and files) without class names.
 DEFAULT_CLASS = "cell"
 
@@ -37,6 +40,7 @@ class ReadOptions:
         connected part, "refuse" raises; None raises too, and says that there is a choice.
     void: the value of pixels in label images and class masks that count neither as object nor as background.
     nucleus: whether to read the nuclei of QuPath's cells instead of the cells.
+    prefer: which file of an image in a prediction folder to read if several were edited differently; None raises.
     no_objects: whether a source in which no image has an object is accepted.
     track: wraps loops over samples to report progress.
 
@@ -51,6 +55,7 @@ class ReadOptions:
     foreground: Literal["split", "refuse"] | None = None
     void: int | None = None
     nucleus: bool = False
+    prefer: Prefer | None = None
     no_objects: bool = False
     track: Track = no_progress
 

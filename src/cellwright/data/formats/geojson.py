@@ -28,9 +28,14 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
 from cellwright.core.polygons import MultiPolygon
-from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, ids_from_names, without_empty
+from cellwright.data.formats.outlines import (
+    check_cover,
+    checked_ring,
+    class_of_unclassified,
+    ids_from_names,
+    without_empty,
+)
 from cellwright.data.formats.paths import (
     ImageFinder,
     annotation_files,
@@ -86,7 +91,7 @@ class GeoJson(Format):
         if options.nucleus and not has_nuclei:
             raise InputError("no cell has a nucleus", where=path, got="`nucleus=True`", remedy="omit `nucleus`")
         names = {name for name in found if name is not None and name != IGNORED_CLASS}
-        unclassified, class_notes = _unclassified(names, found[None], options)
+        unclassified, class_notes = class_of_unclassified(names, found[None], options.class_names)
         class_names = options.select_classes(sorted(names | ({unclassified} if found[None] else set())), path)
         places = split_ids([_without_suffix(file.relative_to(root).as_posix()) for file in files], root.name)
         samples = []
@@ -122,18 +127,6 @@ class GeoJson(Format):
 def _without_suffix(name: str) -> str:
     """``"a/x"`` of ``"a/x.geojson"`` and of ``"a/x.geojson.gz"``."""
     return name.removesuffix(".gz").rpartition(".")[0]
-
-
-def _unclassified(names: set[str], n_without: int, options: ReadOptions) -> tuple[str, list[Note]]:
-    """The class of objects without one: that of the others if all of these have the same, else "cell"."""
-    if len(names) == 1:
-        name, why = next(iter(names)), "the class of all others"
-    else:
-        name, why = DEFAULT_CLASS, f"beside {', '.join(sorted(names)[:4])}"
-    if not n_without or not names or (options.class_names is not None and name not in options.class_names):
-        return name, []
-    text = f"{count(n_without, 'object')} without a class read as {name}, {why}"
-    return name, [Note("objects without a class", text)]
 
 
 def _region(feature: Feature) -> dict[str, Any]:

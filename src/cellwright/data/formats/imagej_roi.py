@@ -19,6 +19,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,14 @@ from cellwright.core.notes import Note, with_where
 from cellwright.core.polygons import MultiPolygon
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, concat_in_order, ids_from_names, without_empty
+from cellwright.data.formats.outlines import (
+    check_cover,
+    checked_ring,
+    class_of_unclassified,
+    concat_in_order,
+    ids_from_names,
+    without_empty,
+)
 from cellwright.data.formats.paths import (
     ImageFinder,
     annotation_files,
@@ -59,6 +67,7 @@ _BEGINNING = re.compile(r"roi(?:s|[ _-]?sets?)?[ _.-]+(.+)", re.IGNORECASE)
 _ROI_SET = re.compile(
     r"(?:roi(?:s|[ _-]?sets?)?)(?: ?\(\d+\)|[ _-]\d+)?", re.IGNORECASE
 )  # without the name of an image
+_GROUP = "group "
 _MAX_ROI_BYTES = 1 << 25
 _MAX_ZIP_BYTES = 1 << 29
 _ZIP_TAIL = 65_536 + 22  # the end record and the longest possible comment
@@ -84,18 +93,23 @@ class ImagejRois(Format):
         """Every ROI zip and single ROI at or below ``path``. Ids are the names of the ROIs if these are whole numbers,
         else 1..N."""
         root, sources = root_of(path), _sources(path)
-        finder, images, class_names = ImageFinder(options), [], set()
-        notes: list[Note] = []
+        finder, images, found, notes = ImageFinder(options), [], Counter[str | None](), list[Note]()
         for source in options.track(sources, "reading ROIs", len(sources)):
-            content = _read_content(source.files)
-            class_names.update(_class_name(roi) for roi in content.rois)
+            content = read_content(source.files)
+            found.update(_class_name(roi) for roi in content.rois)
             notes += with_where(content.notes, source.files[0].relative_to(root).as_posix())
             images.append(finder.find(source.files[0], Path(source.stem).name, content.recorded_hw))
-        names = options.select_classes(sorted(class_names), path)
+        named = {name for name in found if name is not None}
+        if named and all(name.startswith(_GROUP) for name in named):
+            unclassified = DEFAULT_CLASS  # to have no group is a group
+        else:
+            unclassified, class_notes = class_of_unclassified(named, found[None], options.class_names)
+            notes += class_notes
+        names = options.select_classes(sorted(named | ({unclassified} if found[None] else set())), path)
         places = split_ids([source.stem for source in sources], root.name)
         samples = []
         for source, image, (sample_id, split) in zip(sources, images, places, strict=True):
-            load, size_um = LoadRois(source.files, image.image_hw, names), image.pixel_size_um
+            load, size_um = LoadRois(source.files, image.image_hw, names, unclassified), image.pixel_size_um
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
         return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=(*finder.notes, *notes))
 
@@ -171,7 +185,7 @@ def _stem_without_roi_set(stem: str) -> str:
     return named[1] if named else stem
 
 
-def _read_content(files: Sequence[Path]) -> _Content:
+def read_content(files: Sequence[Path]) -> _Content:
     """The ROIs of one image. Raises `FormatError` for damaged files, for ROIs on several slices, for outlines that
     cannot be filled as ImageJ does, and if no ROI encloses pixels."""
     contents = [_read_entries(file) for file in files]
@@ -362,11 +376,9 @@ def _check_one_slice(rois: Sequence[ImagejRoi], where: object) -> None:
             )
 
 
-def _class_name(roi: ImagejRoi) -> str:
-    name = _property(roi, "class")
-    if name is not None:
-        return name
-    return f"group {roi.group}" if roi.group else DEFAULT_CLASS
+def _class_name(roi: ImagejRoi) -> str | None:
+    """The property "class", else the group, else None."""
+    return _property(roi, "class") or (f"{_GROUP}{roi.group}" if roi.group else None)
 
 
 def _property(roi: ImagejRoi, key: str) -> str | None:
@@ -394,18 +406,30 @@ def _score(roi: ImagejRoi) -> float | None:
 
 @dataclass(frozen=True)
 class LoadRois:
-    """Rasterises the ROIs of one image. ``class_names`` are the classes to keep, in order."""
+    """Rasterises the ROIs of one image.
+
+    class_names: the classes to keep, in order. unclassified: the class of ROIs without one. group_names: the classes of
+    the groups 1, 2, ... if they are known.
+    """
 
     files: tuple[Path, ...]
     image_hw: tuple[int, int]
     class_names: tuple[str, ...]
+    unclassified: str = DEFAULT_CLASS
+    group_names: tuple[str, ...] = ()
+
+    def class_name(self, roi: ImagejRoi) -> str:
+        """The class of a ROI."""
+        if _property(roi, "class") is None and 0 < roi.group <= len(self.group_names):
+            return self.group_names[roi.group - 1]
+        return _class_name(roi) or self.unclassified
 
     def __call__(self) -> Instances:
-        content = _read_content(self.files)
+        content = read_content(self.files)
         entries, rois = content.entries, content.rois
         if not entries:
             return Instances.empty(self.image_hw, scored=content.scored)
-        names = [_class_name(roi) for roi in rois]
+        names = [self.class_name(roi) for roi in rois]
         kept = [k for k, name in enumerate(names) if name in self.class_names]
         entries, rois, names = [entries[k] for k in kept], [rois[k] for k in kept], [names[k] for k in kept]
         scores = [_score(roi) for roi in rois]

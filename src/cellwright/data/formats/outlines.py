@@ -1,9 +1,10 @@
-"""What the outline formats share: checked rings, a limit on the area they may fill, and ids from names."""
+"""What the outline formats share: checked rings, a limit on the area they may fill, ids from names, classes."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from cellwright.core.errors import FormatError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
+from cellwright.core.notes import Note
 from cellwright.core.text import count
+from cellwright.data.formats.contract import DEFAULT_CLASS
 
 _log = logging.getLogger(__name__)
 
@@ -87,12 +90,37 @@ def points_inside(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def ids_from_names(names: Sequence[object]) -> np.ndarray | None:
-    """The names as ids (N,) int64 if all are distinct positive whole numbers, else None (which gives ids 1..N)."""
+    """The names as ids (N,) int64: those that are whole numbers, and the numbers after these for the others.
+
+    None (which gives ids 1..N) if no name is a whole number, or if two are the same or one is 0.
+
+    >>> ids_from_names(["7", "new cell", "3"]).tolist()
+    [7, 8, 3]
+    """
     numbers = [
-        int(name) for name in names if isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 16
+        int(name) if isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 16 else None
+        for name in names
     ]
-    usable = len(set(numbers)) == len(names) and 0 not in numbers
-    return np.array(numbers, np.int64) if usable else None
+    given = [number for number in numbers if number is not None]
+    if not given or 0 in given or len(set(given)) < len(given):
+        return None
+    following = itertools.count(max(given) + 1)
+    return np.array([next(following) if number is None else number for number in numbers], np.int64)
+
+
+def class_of_unclassified(names: Set[str], n_without: int, class_names: Sequence[str] | None) -> tuple[str, list[Note]]:
+    """The class of objects without one, and a note: that of the others if all of these have the same, else "cell".
+
+    names: the classes of the others. n_without: number of objects without a class. class_names: those to keep, or None.
+    """
+    if len(names) == 1:
+        name, why = next(iter(names)), "the class of all others"
+    else:
+        name, why = DEFAULT_CLASS, f"beside {', '.join(sorted(names)[:4])}"
+    if not n_without or not names or (class_names is not None and name not in class_names):
+        return name, []
+    text = f"{count(n_without, 'object')} without a class read as {name}, {why}"
+    return name, [Note("objects without a class", text)]
 
 
 def without_empty(instances: Instances, where: object) -> Instances:

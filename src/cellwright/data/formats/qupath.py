@@ -24,6 +24,8 @@ MEMBER = "cellwright"  # beside the features of files that cellwright wrote: nam
 MAX_SIDE = 1_000_000
 # A feature with more polygons than this is not one object in several parts: CellViT writes one feature per class.
 MAX_PARTS = 10
+# An empty rectangle this many times larger than the detections of its file is a region.
+LARGE = 10
 REGION_CLASS, IGNORED_CLASS = "Region*", "Ignore*"  # two of QuPath's default classes
 # Up to version 0.2, QuPath wrote the type of an object as the id of its feature.
 OLD_TYPES = {
@@ -240,13 +242,15 @@ def _is_side(value: object) -> bool:
 
 def _regions(features: Sequence[Feature], path: Path) -> list[Feature]:
     """The annotations that are regions: those of the class Region*, those that contain detections, and rectangles that
-    contain several objects or stand beside detections. Other annotations are cells drawn by hand.
+    contain several objects or are much larger than the detections. Other annotations are cells drawn by hand.
 
     `FormatError` if every one of several annotations contains exactly one detection: either could be the cells.
     """
     corners = [_exterior(feature) for feature in features]
     centres = np.array([ring.mean(0) if len(ring) else (np.nan, np.nan) for ring in corners]).reshape(-1, 2)
     detected = np.array([feature.kind in ("detection", "cell") for feature in features], bool)
+    boxes = np.array([float(np.prod(np.ptp(ring, axis=0))) if len(ring) else 0.0 for ring in corners])
+    large = LARGE * np.median(boxes[detected]) if detected.any() else np.inf
     regions, n_within = [], []
     for k, feature in enumerate(features):
         if feature.kind != "annotation" or feature.class_name == IGNORED_CLASS or not len(corners[k]):
@@ -255,7 +259,7 @@ def _regions(features: Sequence[Feature], path: Path) -> list[Feature]:
         is_region = n_detections > 0 or feature.class_name == REGION_CLASS
         if not is_region and len(feature.polygons) == 1 and _is_rectangle(corners[k]):
             # The rectangle contains its own centre too.
-            is_region = detected.any() or int(points_inside(corners[k], centres).sum()) > 2
+            is_region = boxes[k] > large or int(points_inside(corners[k], centres).sum()) > 2
         if is_region:
             regions.append(feature)
             n_within.append(n_detections)

@@ -1,0 +1,399 @@
+"""A prediction folder as input: what the user corrected in it counts.
+
+A folder holds the objects of an image up to four times: as label image, ImageJ ROIs, QuPath GeoJSON, and in
+``predictions.json``. The one that was edited after it was written is read instead of ``predictions.json``, and a note
+says so. Objects are compared, not bytes, so saving a file again in another program is no edit. If two files of an image
+were edited differently, reading that image raises an error; `ReadOptions.prefer` chooses.
+
+``predictions.json`` stores digests of what was written (``info.written``). For folders of older versions, which lack
+them, files are compared with the objects in ``predictions.json`` that reach the score threshold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import InputError
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note, with_where
+from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
+from cellwright.data.formats import geojson, imagej_roi, label_io
+from cellwright.data.formats.coco import DATASET_NAME, PREDICTIONS_NAME, WRITTEN, Coco
+from cellwright.data.formats.contract import DEFAULT_CLASS, Format, Prefer, ReadOptions
+from cellwright.data.formats.paths import output_path
+from cellwright.data.formats.qupath import IGNORED_CLASS, read_features
+
+# The files of an image that can be edited, and what follows the image's id in their names; those that say most about an
+# object first.
+EDITABLE: dict[Prefer, str] = {"geojson": ".geojson", "rois": "_rois.zip", "masks": "_masks.tif"}
+CONFLICT = "files of one image were edited differently"
+UNREADABLE = "an edited file cannot be read"
+_MIN_IOU = 0.5  # an edited object takes over class and score of a predicted one from this overlap
+
+
+class Predictions(Format):
+    name = "predictions"
+    description = "a prediction folder of cellwright; files that were corrected in it count"
+
+    def sniff(self, path: Path) -> bool:
+        """Whether ``path`` is a folder with a ``predictions.json``."""
+        return (path / PREDICTIONS_NAME).is_file() and not (path / DATASET_NAME).is_file()
+
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """The predictions with all candidates; of an image that was edited, the edited objects.
+
+        Edited objects keep class and score of the predicted object they overlap most; new ones have score 1.
+        """
+        dataset = Coco().read(path / PREDICTIONS_NAME, replace(options, class_names=None))
+        threshold, written = recorded_threshold(dataset.info), dataset.info.get(WRITTEN)
+        names, samples, notes = list(dataset.class_names), [], list[Note]()
+        for sample in options.track(dataset.samples, "looking for edited files", total=len(dataset)):
+            known = written.get(sample.id) if isinstance(written, dict) else None
+            image = _Image(path, sample, threshold, dataset.class_names, known if isinstance(known, dict) else None)
+            load, image_notes = _choose(image, options.prefer)
+            notes += with_where(image_notes, sample.id)
+            names += [name for name in getattr(load, "class_names", ()) if name not in names]
+            samples.append(sample if load is None else replace(sample, load=load))
+        samples = [_with_class_ids(sample, names) for sample in samples]
+        info = {key: value for key, value in dataset.info.items() if key != WRITTEN} | {"format": self.name}
+        if len(names) > len(dataset.class_names):
+            info.pop("category_ids", None)
+            if isinstance(threshold, tuple):
+                info["score_threshold"] = [*threshold, *[0.0] * (len(names) - len(threshold))]
+        named = replace(dataset, samples=tuple(samples), class_names=tuple(names), info=info, notes=tuple(notes))
+        return named if options.class_names is None else _with_classes(named, options, path)
+
+
+def written_digests(instances: Instances, class_names: Sequence[str], files: Mapping[Prefer, Path]) -> dict[str, str]:
+    """What `Predictions` needs to know later about the files just written for one image.
+
+    instances: the objects in these files. files: those of the files that were written.
+    """
+    digests = {"objects": _digest(instances, class_names), "labels": _digest(_as_labels(instances))}
+    return digests | {kind: _file_digest(path) for kind, path in files.items()}
+
+
+def as_annotations(dataset: Dataset) -> Dataset:
+    """The objects of a prediction folder that the run reported, as annotations; other datasets as they are."""
+    if dataset.info.get("format") != Predictions.name:
+        return dataset
+    threshold = recorded_threshold(dataset.info)
+    samples = [replace(sample, load=_LoadReported(sample.load, threshold)) for sample in dataset]
+    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", "tuned_on")}
+    limits = ", ".join(f"{limit:.3g}" for limit in np.unique(threshold))
+    note = Note("uncertain objects were left out", f"predicted objects with a score below {limits} were left out")
+    return replace(dataset, samples=tuple(samples), info=info, notes=(*dataset.notes, note))
+
+
+def without_conflicts(dataset: Dataset) -> tuple[Dataset, list[InputError]]:
+    """The images that can be read, and the errors of those of which several files were edited or one is damaged."""
+    failing = {note.where for note in dataset.notes if note.kind in (CONFLICT, UNREADABLE)}
+    errors = []
+    for sample in dataset:
+        if sample.id in failing:
+            try:
+                sample.read_instances()
+            except InputError as error:
+                errors.append(error)
+    return dataset.with_samples([sample for sample in dataset if sample.id not in failing]), errors
+
+
+# What was edited
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """One image of the folder. ``written``: its digests, None if an older version wrote the folder."""
+
+    folder: Path
+    sample: Sample
+    threshold: ScoreThreshold
+    class_names: tuple[str, ...]
+    written: Mapping[str, str] | None
+
+    def reported(self) -> Instances:
+        """The objects of predictions.json that reach the score threshold."""
+        instances = self.sample.read_instances()
+        return instances[reaches_threshold(instances.scores, instances.class_ids, self.threshold)]
+
+    def name(self, kind: Prefer) -> str:
+        return PREDICTIONS_NAME if kind == "json" else self.file(kind).name
+
+    def file(self, kind: Prefer) -> Path:
+        return output_path(self.folder, self.sample.id, EDITABLE[kind])
+
+    def loader(self, kind: Prefer) -> _LoadEdited:
+        """Raises `InputError` if the file is damaged."""
+        file, names = self.file(kind), list(self.class_names)
+        load: Callable[[], Instances]
+        match kind:
+            case "geojson":
+                unclassified = names[0] if len(names) == 1 else DEFAULT_CLASS
+                features = read_features(file)
+                found = [feature.class_name or unclassified for feature in features.objects]
+                names = list(dict.fromkeys([*names, *(name for name in found if name != IGNORED_CLASS)]))
+                load = geojson.LoadFeatures(file, self.sample.image_hw, tuple(names), unclassified)
+                notes = features.notes
+            case "rois":
+                unclassified = names[0] if len(names) == 1 else DEFAULT_CLASS
+                rois = imagej_roi.LoadRois((file,), self.sample.image_hw, (), unclassified, self.class_names)
+                content = imagej_roi.read_content((file,))
+                names = list(dict.fromkeys([*names, *map(rois.class_name, content.rois)]))
+                load, notes = replace(rois, class_names=tuple(names)), tuple(content.notes)
+            case _:
+                load, notes = _LoadLabels(file, self.sample.image_hw), ()
+        return _LoadEdited(load, self.reported, tuple(names), self.threshold, file, kind == "masks", notes)
+
+
+def _choose(image: _Image, prefer: Prefer | None) -> tuple[Callable[[], Instances] | None, Sequence[Note]]:
+    """How to read the objects of an image (None: from predictions.json), and notes."""
+    try:
+        edited = _edited(image)
+        if not edited:
+            return None, ()
+        kinds = [kind for kind in ("geojson", "rois", "json", "masks") if kind in edited]
+        if not _agree(list(edited.values())):
+            if prefer is None or (prefer != "json" and not image.file(prefer).is_file()):
+                return _Raise(_conflict(image, kinds)), [Note(CONFLICT, _conflict(image, kinds).problem)]
+            chosen = prefer
+        else:
+            chosen = kinds[0]
+        if chosen == "json":
+            return None, [_note(image, "json")]
+        load = image.loader(chosen)
+        load()
+    except InputError as error:
+        return _Raise(error), [Note(UNREADABLE, str(error.problem))]
+    return load, [_note(image, chosen), *load.notes]
+
+
+def _note(image: _Image, kind: Prefer) -> Note:
+    return Note("edited files were read", f"{image.name(kind)} was edited, so its objects were read")
+
+
+def _edited(image: _Image) -> dict[Prefer, _Versions]:
+    """The files that differ from what was written, the one that says most about an object first."""
+    changed = [kind for kind in EDITABLE if image.file(kind).is_file() and not _is_unchanged(image, kind)]
+    if not changed:
+        return {}
+    names, reported = image.class_names, image.reported()
+    base = _Versions(_digest(reported, names), _digest(_as_labels(reported)), has_classes=True)
+    written = base if image.written is None else replace(base, **_of_objects(image.written, base))
+    edited: dict[Prefer, _Versions] = {}
+    for kind in changed:
+        load = image.loader(kind)
+        objects = load()
+        versions = _Versions(
+            _digest(objects, load.class_names), _digest(_as_labels(objects)), has_classes=kind != "masks"
+        )
+        if not _agree([versions, written]):
+            edited[kind] = versions
+    if image.written is not None and edited and not _agree([base, written]):
+        edited["json"] = base
+    if image.written is None and len(edited) > 1 and len(edited) == _n_files(image) and _agree(list(edited.values())):
+        return {"json": base}  # all files say the same: it is predictions.json that was edited
+    return edited
+
+
+def _is_unchanged(image: _Image, kind: Prefer) -> bool:
+    """Whether a file still has the bytes that were written, which is faster to tell than whether its objects differ."""
+    return image.written is not None and image.written.get(kind) == _file_digest(image.file(kind))
+
+
+def _n_files(image: _Image) -> int:
+    return sum(image.file(kind).is_file() for kind in EDITABLE)
+
+
+@dataclass(frozen=True)
+class _Versions:
+    """Digests of the objects of a file, with their classes if the file has them, and of their label image."""
+
+    objects: str
+    labels: str
+    has_classes: bool
+
+
+def _of_objects(written: Mapping[str, str], default: _Versions) -> dict[str, str]:
+    return {"objects": written.get("objects", default.objects), "labels": written.get("labels", default.labels)}
+
+
+def _agree(versions: Sequence[_Versions]) -> bool:
+    """Whether files have the same objects; where one of them has no classes or overlaps, as label images."""
+    same_objects = len({version.objects for version in versions}) == 1
+    has_labels = any(not version.has_classes for version in versions)
+    return same_objects or (has_labels and len({version.labels for version in versions}) == 1)
+
+
+def _conflict(image: _Image, kinds: Sequence[Prefer]) -> InputError:
+    options = " or ".join(f'`prefer="{kind}"`' for kind in kinds)
+    return InputError(
+        f"{' and '.join(image.name(kind) for kind in kinds)} of one image were edited differently",
+        where=image.folder / image.sample.id,
+        got="different objects",
+        expected="one edited file",
+        remedy=f"choose with {options}, or delete the file that does not count",
+    )
+
+
+def _digest(instances: Instances, class_names: Sequence[str] | None = None) -> str:
+    """Identifies the objects that have a pixel, whatever their order and ids; with their classes if given."""
+    masks = instances.masks
+    objects = []
+    for k in np.flatnonzero(masks.areas > 0).tolist():
+        label = b"" if class_names is None else f"{class_names[instances.class_ids[k]]}|{instances.ignore[k]}".encode()
+        packed = np.packbits(masks.crop(k)).tobytes()
+        objects.append(hashlib.blake2b(masks.boxes[k].astype("<i4").tobytes() + packed + label, digest_size=8).digest())
+    whole = hashlib.blake2b(repr(tuple(map(int, instances.image_hw))).encode(), digest_size=16)
+    for digest in sorted(objects):
+        whole.update(digest)
+    return whole.hexdigest()
+
+
+def _as_labels(instances: Instances) -> Instances:
+    """The objects as a label image shows them: shared pixels belong to the higher score."""
+    best_first = instances.by_score()
+    return Instances.from_masks(MaskSet.from_label_map(best_first.masks.to_label_map())[0])
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+# Loading
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadLabels:
+    """A `Sample.load` for a label image."""
+
+    path: Path
+    image_hw: tuple[int, int]
+
+    def __call__(self) -> Instances:
+        labels = label_io.read_label_map(self.path)
+        if labels.shape != tuple(self.image_hw):
+            raise InputError(
+                "this label image has another size than its image",
+                where=self.path,
+                got=f"{labels.shape[0]} x {labels.shape[1]} (height x width)",
+                expected=f"{self.image_hw[0]} x {self.image_hw[1]}",
+                remedy="save it at full size, without cropping or scaling",
+            )
+        return Instances.from_label_map(labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadEdited:
+    """A `Sample.load` for an edited file: its objects with the scores (and for a label image, the classes) of the
+    predicted objects that they overlap.
+
+    predicted: those objects. class_names: the classes of the objects, those of the folder first.
+    """
+
+    load: Callable[[], Instances]
+    predicted: Callable[[], Instances]
+    class_names: tuple[str, ...]
+    threshold: ScoreThreshold
+    path: Path
+    takes_classes: bool
+    notes: tuple[Note, ...] = ()
+
+    def __call__(self) -> Instances:
+        instances, predicted = self.load(), self.predicted()
+        partner = _partners(instances.masks, predicted.masks)
+        is_new = partner < 0
+        scores = np.ones(len(instances), np.float32)
+        if predicted.scores is not None:
+            scores[~is_new] = predicted.scores[partner[~is_new]]
+        class_ids, ignore = instances.class_ids, instances.ignore
+        if self.takes_classes:
+            if is_new.any() and len(self.class_names) > 1:
+                raise InputError(
+                    "a new object in a label image has no class",
+                    where=self.path,
+                    got=f"label {instances.ids[is_new][0]}, which overlaps no predicted object",
+                    expected=", ".join(self.class_names),
+                    remedy="draw it in the GeoJSON or the ROIs of this image, which contain classes",
+                )
+            class_ids, ignore = np.zeros(len(instances), np.int64), np.zeros(len(instances), bool)
+            class_ids[~is_new] = predicted.class_ids[partner[~is_new]]
+            ignore[~is_new] = predicted.ignore[partner[~is_new]]
+        # An object that was moved to another class counts, whatever the threshold of that class.
+        limits = np.asarray(self.threshold, np.float32)
+        known = class_ids < limits.size if limits.ndim else np.ones(len(class_ids), bool)
+        scores[known] = np.maximum(scores[known], limits[class_ids[known]] if limits.ndim else limits)
+        return replace(instances, scores=scores, class_ids=class_ids, ignore=ignore, columns={})
+
+
+def _partners(masks: MaskSet, predicted: MaskSet) -> np.ndarray:
+    """For each mask (N,) the index of the predicted one that it overlaps most, -1 if by less than half."""
+    partner = np.full(len(masks), -1, np.int64)
+    i, j, iou = masks.iou(predicted)
+    order = np.argsort(iou, kind="stable")  # the largest overlap comes last and stays
+    order = order[iou[order] >= _MIN_IOU]
+    partner[i[order]] = j[order]
+    return partner
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadReported:
+    """A `Sample.load` for the objects that reach the threshold of their class, without scores and measurements."""
+
+    load: Callable[[], Instances]
+    threshold: ScoreThreshold
+
+    def __call__(self) -> Instances:
+        instances = self.load()
+        reported = instances[reaches_threshold(instances.scores, instances.class_ids, self.threshold)]
+        return replace(reported, scores=None, columns={})
+
+
+@dataclass(frozen=True, eq=False)
+class _Raise:
+    """A `Sample.load` of an image whose files contradict each other or are damaged."""
+
+    error: InputError
+
+    def __call__(self) -> Instances:
+        raise self.error
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadClasses:
+    """A `Sample.load` for the objects of some classes. class_of: (K,) new class id of each class, -1 for the others."""
+
+    load: Callable[[], Instances]
+    class_of: tuple[int, ...]
+
+    def __call__(self) -> Instances:
+        instances = self.load()
+        class_ids = np.array(self.class_of, np.int64)[instances.class_ids]
+        return replace(instances, class_ids=class_ids.clip(0), class_probs=None)[class_ids >= 0]
+
+
+def _with_class_ids(sample: Sample, names: Sequence[str]) -> Sample:
+    """The sample with the class ids of ``names``; other images may have brought other new classes."""
+    load = sample.load
+    if not isinstance(load, _LoadEdited) or load.class_names == tuple(names[: len(load.class_names)]):
+        return sample
+    return replace(sample, load=_LoadClasses(load, tuple(names.index(name) for name in load.class_names)))
+
+
+def _with_classes(dataset: Dataset, options: ReadOptions, path: Path) -> Dataset:
+    """Only the classes of ``options.class_names``, with their score thresholds."""
+    names = options.select_classes(dataset.class_names, path)
+    class_of = tuple(names.index(name) if name in names else -1 for name in dataset.class_names)
+    threshold = recorded_threshold(dataset.info)
+    info: dict[str, Any] = {key: value for key, value in dataset.info.items() if key != "category_ids"}
+    if isinstance(threshold, tuple):
+        info["score_threshold"] = [threshold[dataset.class_names.index(name)] for name in names]
+    samples = [replace(sample, load=_LoadClasses(sample.load, class_of)) for sample in dataset]
+    return replace(dataset, samples=tuple(samples), class_names=names, info=info)
