@@ -28,7 +28,7 @@ class ConvertPlan:
     """Convert annotations of any known format to a dataset."""
 
     sources: tuple[Path, ...]
-    """Folders or files to read; several are merged. Image files among them are those of the annotations."""
+    """Folders or files to read; several are merged. Image files given here are the images of the annotations."""
     _: KW_ONLY
     format: str | None = None
     """Name of the format; detected by default."""

@@ -34,7 +34,7 @@ class ExportPlan:
     out: Path
     """File or folder to write; .zip packs a submission."""
     images: Path | None = None
-    """Folder or dataset of the images, for predictions that do not say how large theirs are."""
+    """Folder or dataset of the images, for predictions that do not record the sizes of their images."""
     prefer: Prefer | None = None
     """Which file of an image to read if several in a prediction folder were edited differently."""
     image_ids: Path | None = None

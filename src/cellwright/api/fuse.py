@@ -53,7 +53,7 @@ class FusePlan:
     models, which predict first."""
     _: KW_ONLY
     method: Method = "wbf"
-    """wbf is Weighted Boxes Fusion; nms and soft_nms compare boxes, mask_nms and mask_vote masks."""
+    """wbf is Weighted Boxes Fusion; nms and soft_nms compare boxes, mask_nms and mask_vote compare masks."""
     iou: float = 0.5
     """Overlap above which two objects are treated as one."""
     score: float = 0.05

@@ -68,7 +68,7 @@ class TrainPlan:
     repeat: int | None = None
     """Train this many runs with different seeds, each in its own folder, and show the metrics' mean and spread."""
     max_minutes: float | None = None
-    """Save a checkpoint and stop after this time; the same command resumes the run."""
+    """Save a checkpoint and stop after this many minutes; the same command resumes the run."""
     device: str = "auto"
     """auto, cpu, cuda:N or mps."""
     out: Path | None = None

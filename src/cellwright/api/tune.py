@@ -42,7 +42,7 @@ class TunePlan:
     device: str = "auto"
     """auto, cpu, cuda:N or mps."""
     out: Path = Path("work/tuned")
-    """Model folder to write: a copy with thresholds and calibration, which are used wherever it is loaded."""
+    """Model folder to write: a copy of the model that uses these thresholds and the calibration by default."""
     overwrite: bool = False
     """Replace an existing model folder."""
 
