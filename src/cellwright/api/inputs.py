@@ -27,6 +27,8 @@ ObjectsLike: TypeAlias = "Instances | np.ndarray | str | Path | Tensor"
 
 IMAGE_TYPES = "an Image, an array (H, W) or (H, W, C), a path, a PIL image, or a torch tensor"
 OBJECT_TYPES = "Instances, a label array (H, W) of integers with 0 as background, or a path"
+# Objects that cover less of their boxes, as a median, are scattered pixels rather than cells.
+_LOWEST_FILL = 0.3
 # Modes of PIL images whose pixels are grey levels or colours as they are.
 _PIXEL_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "I", "I;16", "F"})
 
@@ -138,7 +140,9 @@ def _channel_last(array: np.ndarray, *, is_tensor: bool) -> np.ndarray:
 
 def _from_labels(labels: np.ndarray) -> Instances:
     if labels.ndim == 2 and labels.dtype.kind in "iu":
-        return Instances.from_label_map(labels)
+        instances = Instances.from_label_map(labels)
+        _check_labels(labels, instances)
+        return instances
     if labels.dtype.kind in "iu":
         remedy = "list(labels) gives a list of label arrays, one per image"
         if 1 in labels.shape:
@@ -151,6 +155,31 @@ def _from_labels(labels: np.ndarray) -> Instances:
         remedy = "labels.astype('int32') if all values are integers"
     got = f"an array of shape {labels.shape}, {labels.dtype}"
     raise InputError("not a label array", got=got, expected=OBJECT_TYPES, remedy=remedy)
+
+
+def _check_labels(labels: np.ndarray, instances: Instances) -> None:
+    """Raise `InputError` for a label array that looks like a foreground mask, a class mask or a picture."""
+    from cellwright.data.formats.contract import ReadOptions
+    from cellwright.data.formats.label_io import as_raster
+    from cellwright.data.formats.label_kinds import MAX_CLASSES, examine
+
+    x0, y0, x1, y1 = instances.masks.boxes.T.astype(np.int64)
+    fill = instances.masks.areas / np.maximum((x1 - x0) * (y1 - y0), 1)
+    if not len(instances) or (len(instances) > MAX_CLASSES and np.median(fill) > _LOWEST_FILL and (labels == 0).any()):
+        return  # compact objects: labels
+    where = "this label array"
+    try:
+        meaning, notes = examine([(where, as_raster(labels, where))], ReadOptions(), where)
+    except InputError as error:
+        remedy = "number the objects: skimage.measure.label(mask) gives a label array"
+        raise InputError(error.problem, where=where, got=error.got, expected=OBJECT_TYPES, remedy=remedy) from error
+    if meaning.background:
+        raise InputError(
+            "no pixel of this label array is 0, the background",
+            got=notes[0].text,
+            expected=OBJECT_TYPES,
+            remedy="set the background to 0; Instances.from_label_map(labels) takes every value above 0 as an object",
+        )
 
 
 def _is_pillow(value: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
@@ -66,6 +66,9 @@ def read_dataset(
     *,
     format: str | Format | None = None,  # noqa: A002 - the name of the option
     require_images: bool = True,
+    foreground: Literal["split", "refuse"] | None = None,
+    void: int | None = None,
+    no_objects: bool = False,
     prefer: Prefer | None = None,
 ) -> Dataset:
     """Read annotated images: a dataset folder, a prediction folder, or any known annotation format.
@@ -78,15 +81,20 @@ def read_dataset(
         require_images: False also reads objects whose image files are missing.
         prefer: which file of an image in a prediction folder to read if several were edited differently: "masks",
             "rois", "geojson" or "json".
+        foreground: for masks that only separate foreground from background: "split" makes each connected part an
+            object; by default, such masks raise an error.
+        void: pixel value of label images that is neither an object nor background; it becomes an ignored region.
+        no_objects: True also reads images without annotations, as images without objects.
 
     Of a prediction folder, the files that were edited are read instead of ``predictions.json``, and ``notes`` of the
     dataset name them.
 
     Returns:
-        A `Dataset`, which is empty only if the source has no images.
+        A `Dataset`, which is empty only if the source has no images. Its ``notes`` say what was assumed or left out.
 
     Raises:
-        InputError: the path does not exist, or no format or several formats match.
+        InputError: the path does not exist, no format or several formats match, or there are images without
+            annotations.
         FormatError: the content of a file is not what its format requires.
         UsageError: the format name is unknown.
 
@@ -105,7 +113,10 @@ def read_dataset(
     from cellwright.data.formats import ReadOptions
     from cellwright.data.formats import read_dataset as read
 
-    return read(Path(path), ReadOptions(require_images=require_images, prefer=prefer), format=format)
+    options = ReadOptions(
+        require_images=require_images, foreground=foreground, void=void, no_objects=no_objects, prefer=prefer
+    )
+    return read(Path(path), options, format=format)
 
 
 def read_annotations(path: Path) -> Dataset:
@@ -115,13 +126,21 @@ def read_annotations(path: Path) -> Dataset:
     return as_annotations(read_dataset(path))
 
 
-def read_instances(path: Path | str) -> Instances:
+def read_instances(
+    path: Path | str, *, foreground: Literal["split", "refuse"] | None = None, void: int | None = None
+) -> Instances:
     """Read the objects of one image: a label image (``.tif``, ``.png``), or a source with exactly one image.
 
     Of a prediction folder, these are the objects that reach its score threshold.
 
+    Args:
+        path: the file or source.
+        foreground: "split" makes each connected part of a foreground or class mask an object. By default, files that are
+            no label images raise an error.
+        void: pixel value that is neither an object nor background; it becomes an ignored region.
+
     Raises:
-        InputError: the file is missing or cannot be read.
+        InputError: the file is missing, cannot be read, or is a mask or a picture rather than a label image.
         UsageError: the source has no image, or several.
 
     Example:
@@ -135,12 +154,13 @@ def read_instances(path: Path | str) -> Instances:
     """
     path = Path(path)
     if path.suffix.lower() in (".tif", ".tiff", ".png"):
-        from cellwright.data.formats.label_io import read_label_map
+        from cellwright.data.formats.label_io import read_raster
+        from cellwright.data.formats.label_kinds import single_image
 
-        return Instances.from_label_map(read_label_map(path))
+        return single_image(read_raster(path), path, foreground=foreground, void=void)
     from cellwright.evaluation.pairing import above_threshold
 
-    dataset = above_threshold(read_dataset(path, require_images=False))
+    dataset = above_threshold(read_dataset(path, require_images=False, foreground=foreground, void=void))
     if len(dataset) != 1:
         raise UsageError(
             "expected the objects of exactly one image",

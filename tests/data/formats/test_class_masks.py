@@ -85,7 +85,7 @@ def test_splits_and_images_without_cells(tmp_path):
     [
         (np.full((2, 4), 0.5), FormatError, "whole number"),
         (np.zeros((3, 4)), FormatError, "differ in size"),
-        (-LEFT, FormatError, "out of range"),
+        (-LEFT, FormatError, "a label is negative"),
     ],
 )
 def test_errors_name_the_malformed_mask(labels, error, words, tmp_path):

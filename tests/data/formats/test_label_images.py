@@ -12,7 +12,8 @@ import tifffile
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.data.formats import ReadOptions, sniff
 from cellwright.data.formats.label_images import LabelImages
-from cellwright.data.formats.label_io import looks_labelled
+from cellwright.data.formats.label_io import read_raster
+from cellwright.data.formats.label_kinds import looks_annotated
 from cellwright.testing.objects import draw_objects, save_dataset
 
 LABELS = draw_objects(1, overlaps=False, scored=False).masks.to_label_map()
@@ -89,8 +90,12 @@ def test_splits_may_contain_the_same_names(tmp_path):
 def test_a_label_image_takes_precedence_over_a_seg_file(tmp_path):
     save_image(tmp_path / "x.png")
     save(tmp_path / "x_seg.npy", seg(LABELS.astype(np.uint16)))
-    save(tmp_path / "x_cp_masks.png", (LABELS > 0).astype(np.uint8))
-    assert len(LabelImages().read(tmp_path, ReadOptions())[0].read_instances()) == 1
+    save(tmp_path / "x_cp_masks.png", (LABELS == LABELS.max()).astype(np.uint8))
+    dataset = LabelImages().read(tmp_path, ReadOptions())
+    assert len(dataset[0].read_instances()) == 1
+    assert [note.text for note in dataset.notes] == [
+        "some images have several label files: x_cp_masks.png and the like were read, x_seg.npy and the like were not"
+    ]
 
 
 def test_sizes_must_agree(tmp_path):
@@ -126,13 +131,17 @@ def test_a_folder_of_label_images_only(tmp_path):
     assert sniff(tmp_path / "a.tif").name == "label_folder"
 
 
-def test_photographs_and_foreground_masks_do_not_look_labelled(tmp_path):
+def test_photographs_do_not_look_annotated(tmp_path):
     grey = np.random.default_rng(0).integers(0, 255, LABELS.shape, dtype=np.uint8)
-    assert looks_labelled(save(tmp_path / "labels.tif", LABELS)) is True
-    assert looks_labelled(save(tmp_path / "grey.png", grey)) is False
-    assert looks_labelled(save(tmp_path / "binary.png", (LABELS > 0).astype(np.uint8) * 255)) is False
-    assert looks_labelled(save(tmp_path / "empty.png", np.zeros((5, 5), np.uint8))) is None
-    assert looks_labelled(save_image(tmp_path / "colour.png")) is False
+
+    def answer(path):
+        return looks_annotated(read_raster(path))
+
+    assert answer(save(tmp_path / "labels.tif", LABELS)) is True
+    assert answer(save(tmp_path / "binary.png", (LABELS > 0).astype(np.uint8) * 255)) is True
+    assert answer(save(tmp_path / "grey.png", grey)) is False
+    assert answer(save_image(tmp_path / "colour.png")) is False
+    assert answer(save(tmp_path / "empty.png", np.zeros((5, 5), np.uint8))) is None
     assert sniff(tmp_path).name == "image_folder"
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet, concat
+from cellwright.core.masks import concat
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
-from cellwright.data.formats.label_io import LABEL_SUFFIXES, flat_labels, read_label_map, write_label_map
+from cellwright.data.formats.label_io import LABEL_SUFFIXES, flat_labels, read_raster, write_label_map
+from cellwright.data.formats.label_kinds import Meaning, examine, examined
 from cellwright.data.formats.paths import copy_image, first_files, output_path, root_of, split_ids, walk
 from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
@@ -60,12 +61,23 @@ class ClassMasks(Format):
             )
         n_classes = max(class_number(file) or 0 for files in folders.values() for file in files)
         names = options.name_classes([f"class{k + 1}" for k in range(n_classes)], path)
+        maps = examined([file for files in folders.values() for file in files if class_number(file) is not None])
+        rasters = ((str(file), read_raster(file)) for file in maps)
+        meaning, notes = examine(options.track(rasters, "examining label maps", len(maps)), options, path)
+        if len(meaning.classes) > 1:
+            raise InputError(
+                "the class masks contain classes of their own",
+                where=path,
+                got=f"the values {', '.join(map(str, meaning.classes))}",
+                expected="one class per file",
+                remedy="give masks of 0 and one other value, or label maps",
+            )
         places = split_ids([folder.relative_to(root).as_posix() for folder in folders], root.resolve().name)
         samples = [
-            _sample(place, folders[folder], options)
+            _sample(place, folders[folder], options, meaning)
             for folder, place in options.track(zip(folders, places, strict=True), "reading headers", len(folders))
         ]
-        return Dataset(tuple(samples), names, root, info={"format": self.name})
+        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=notes)
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<sample id>/classK.tif`` (uint32, zlib), and the image next to it if ``copy_images`` is set.
@@ -103,7 +115,7 @@ def _is_image(file: Path) -> bool:
     return file.stem == "image" and file.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptions) -> Sample:
+def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptions, meaning: Meaning) -> Sample:
     images = [file for file in files if class_number(file) is None]
     masks = sorted((number - 1, file) for file in files if (number := class_number(file)) is not None)
     if len(images) > 1 or len({number for number, _ in masks}) < len(masks):
@@ -116,7 +128,7 @@ def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptio
     if not images and options.require_images:
         raise InputError("a folder of class masks has no image", where=files[0].parent, expected="a file image.tif")
     image_hw = image_hw_of(images[0] if images else masks[0][1])
-    load = LoadClassMasks(tuple(masks), image_hw)
+    load = LoadClassMasks(tuple(masks), image_hw, meaning)
     sample_id, split = place
     return Sample(sample_id, images[0] if images else None, image_hw, load, split=split, source="class_masks")
 
@@ -127,26 +139,30 @@ class LoadClassMasks:
 
     files: tuple[tuple[int, Path], ...]
     image_hw: tuple[int, int]
+    meaning: Meaning
 
     def __call__(self) -> Instances:
-        parts: list[tuple[int, MaskSet, np.ndarray]] = []
+        parts: list[tuple[int, Instances]] = []
         for class_id, path in self.files:
-            labels = read_label_map(path)
-            if labels.shape != self.image_hw:
+            raster = read_raster(path)
+            if raster.values.shape != self.image_hw:
                 raise FormatError(
                     "a class mask and its image differ in size",
                     where=path,
-                    got=f"{labels.shape[0]} x {labels.shape[1]} (height x width)",
+                    got=f"{raster.values.shape[0]} x {raster.values.shape[1]} (height x width)",
                     expected=f"{self.image_hw[0]} x {self.image_hw[1]}",
                     remedy="pair each mask with the image it was made on",
                 )
-            parts.append((class_id, *MaskSet.from_label_map(labels)))
+            parts.append((class_id, self.meaning.objects(raster, path)))
         if not parts:
             return Instances.empty(self.image_hw)
-        class_ids = np.concatenate([np.full(len(ids), class_id, np.int64) for class_id, _, ids in parts])
-        labels = np.concatenate([ids for _, _, ids in parts])
+        class_ids = np.concatenate([np.full(len(part), class_id, np.int64) for class_id, part in parts])
+        labels = np.concatenate([part.ids for _, part in parts])
         return Instances.from_masks(
-            concat([masks for _, masks, _ in parts]), class_ids=class_ids, ids=unique_ids(labels, class_ids)
+            concat([part.masks for _, part in parts]),
+            class_ids=class_ids,
+            ids=unique_ids(labels, class_ids),
+            ignore=np.concatenate([part.ignore for _, part in parts]),
         )
 
 

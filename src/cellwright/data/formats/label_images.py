@@ -1,39 +1,43 @@
 """Label images: one TIFF or PNG per image whose pixel values are object ids, as Cellpose and StarDist use them.
 
-Layouts, also below split folders (``train/``, ``test/``):
-
-- ``images/x.tif`` and ``masks/x.tif`` (or ``labels/``), the same names in two folders;
-- ``x.tif`` (or ``x_img.tif``) next to ``x_masks.tif``, ``x_cp_masks.png``, ``x_mask``, ``x_labels`` or ``x_label``;
-- ``x_seg.npy`` as saved by Cellpose's GUI, used if there is no such label image next to it;
-- a folder of label images only, or a single one: the predictions of another tool, read if images are not required.
+`label_pairs` lists the layouts in which label images and their images are found. A Cellpose ``_seg.npy`` is read if there
+is no label image for the same stem. A folder of label images only, or a single one, is read if images are not required:
+the predictions of another tool. `label_kinds` recognises files that are no label images although they look alike.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import CellwrightError, FormatError, InputError
 from cellwright.core.instances import Instances
-from cellwright.core.unpickle import read_npy_object
+from cellwright.core.notes import Note
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.label_io import (
     LABEL_SUFFIXES,
+    Raster,
     flat_labels,
-    looks_labelled,
-    read_label_map,
+    read_labels,
+    read_raster,
     write_label_map,
+)
+from cellwright.data.formats.label_kinds import Meaning, examine, examined, looks_annotated
+from cellwright.data.formats.label_pairs import (
+    LabelLayout,
+    LabelPair,
+    find_pairs,
+    label_stem,
+    role_of,
 )
 from cellwright.data.formats.paths import (
     ImageFinder,
     copy_image,
     first_files,
-    images_named,
     output_path,
     root_of,
     split_ids,
@@ -41,27 +45,30 @@ from cellwright.data.formats.paths import (
 )
 from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
-_LABEL_FOLDERS = ("masks", "labels", "label")
-_IMAGE_FOLDER = "images"
-_ENDING = re.compile(r"(.+?)(_cp_masks|_masks|_mask|_labels|_label)")
 _ONE_CLASS = re.compile(r"class\d+")  # the label maps of `class_masks`
-_CELLPOSE = "_seg.npy"
 _MAX_DECODED = 4  # how many files with arbitrary names `sniff` decodes
 
 
 class LabelImages(Format):
     name = "label_images"
     description = (
-        "images next to label TIFF/PNG (_masks, images/ + masks/, Cellpose _seg.npy); loses classes, scores, "
+        "images and label TIFF/PNG (_masks, images/ + masks/, Cellpose _seg.npy); loses classes, scores, "
         "ignore flags, overlaps"
     )
 
     def sniff(self, path: Path) -> bool:
         """Whether there are label images with one of the names listed above (see `LabelFolder` for other names)."""
         files = first_files(path)
-        if any(_label_stem(file) is not None for file in files):
-            return not _is_mask_folder(files)
-        return _has_pairs(files)
+        if not files:
+            return False
+        root = path if path.is_dir() else path.parent
+        try:
+            pairs = find_pairs(files, root, others=_files_of).pairs if path.is_dir() else ()
+        except CellwrightError:  # ambiguous names, which `read` reports
+            return True
+        if any(pair.image is not None for pair in pairs):
+            return True
+        return any(label_stem(file) is not None for file in files) and not _is_mask_folder(files)
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every label image at or below ``path`` with its image; the labels are the ids, and there is one class."""
@@ -93,11 +100,9 @@ class LabelFolder(Format):
         listed = first_files(path)
         files = [file for file in listed if file.suffix.lower() in LABEL_SUFFIXES]
         # If the folder itself is called "labels" or "masks", that says nothing about the layout below it.
-        if not files or len(files) < len(listed) or _has_marked([f for f in files if f.parent != path]):
+        if not files or len(files) < len(listed) or any(_is_marked(file, path) for file in files):
             return False
-        if any(_label_stem(f) is not None or f.stem == "image" or _ONE_CLASS.fullmatch(f.stem) for f in files):
-            return False
-        answers = [looks_labelled(file) for file in files[:_MAX_DECODED]]
+        answers = [_looks_annotated(file) for file in files[:_MAX_DECODED]]
         return True in answers and False not in answers
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
@@ -105,118 +110,101 @@ class LabelFolder(Format):
         return _read(path, options)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A label file, the name of its sample (a path relative to the root), and its image if that is known."""
-
-    labels: Path
-    name: str
-    image: Path | None
+def _is_marked(file: Path, path: Path) -> bool:
+    in_role = file.parent != path and role_of(file.parent.name) is not None
+    return in_role or label_stem(file) is not None or file.stem == "image" or bool(_ONE_CLASS.fullmatch(file.stem))
 
 
-def _has_marked(files: list[Path]) -> bool:
-    return any(_label_stem(file) is not None or file.parent.name in (_IMAGE_FOLDER, *_LABEL_FOLDERS) for file in files)
-
-
-def _is_mask_folder(files: list[Path]) -> bool:
-    """Whether ``images/`` and ``masks/`` contain one image and one file per object: the ``mask_folder`` format."""
-    in_masks = [file for file in files if file.parent.name == "masks" and file.suffix.lower() in LABEL_SUFFIXES]
-    return bool(in_masks) and not _has_pairs(files)
-
-
-def _has_pairs(files: list[Path]) -> bool:
+def _looks_annotated(path: Path) -> bool | None:
     try:
-        return bool(_folder_pairs(files, Path()))
-    except InputError:  # ambiguous names, which `read` reports
-        return True
+        return looks_annotated(read_raster(path))
+    except InputError:
+        return False
 
 
-def _label_stem(file: Path) -> str | None:
-    """The stem of the image that a label file is named after; None if the name is not that of a label file."""
-    if file.name.endswith(_CELLPOSE) and file.name != _CELLPOSE:
-        return file.name[: -len(_CELLPOSE)]
-    match = _ENDING.fullmatch(file.stem)
-    return match[1] if match and file.suffix.lower() in LABEL_SUFFIXES else None
+def are_all_zero(path: Path) -> bool:
+    """Whether every file below a folder is a label image without objects, as tools write them that found nothing."""
+    files = list(walk(path)) if path.is_dir() else [path]
+    if not files or any(file.suffix.lower() not in LABEL_SUFFIXES for file in files):
+        return False
+    try:
+        return not any(read_raster(file).values.any() for file in files)
+    except InputError:
+        return False
 
 
-def _folder_pairs(files: list[Path], root: Path) -> list[_Pair]:
-    """Pairs of equal names in ``images/`` and ``masks/`` (or ``labels/``).
-
-    The names of label files may end in ``_masks`` and the like. Empty if a label file has no image, since then it is
-    another layout.
-    """
-    pairs = []
-    for file in files:
-        if file.parent.name not in _LABEL_FOLDERS or file.suffix.lower() not in LABEL_SUFFIXES:
-            continue
-        above = file.parent.parent
-        for stem in dict.fromkeys((file.stem, _label_stem(file) or file.stem)):
-            images = images_named(above / _IMAGE_FOLDER, stem)
-            if images:
-                break
-        else:
-            return []
-        if len(images) > 1:
-            got = ", ".join(image.name for image in images)
-            raise InputError("two images match one label image", where=file, got=got, expected="one image")
-        name = above.relative_to(root) / stem if above.is_relative_to(root) else Path(stem)
-        pairs.append(_Pair(file, name.as_posix(), images[0]))
-    return pairs
+def _is_mask_folder(files: Sequence[Path]) -> bool:
+    """Whether ``images/`` and ``masks/`` contain one image and one file per object: the ``mask_folder`` format."""
+    return any(file.parent.name == "masks" and file.suffix.lower() in LABEL_SUFFIXES for file in files)
 
 
-def _marked_pairs(files: list[Path], root: Path) -> list[_Pair]:
-    """Label files marked as such by their names; a ``_seg.npy`` only if there is no label image for the same stem."""
-    chosen: dict[Path, Path] = {}
-    for file in sorted(files, key=lambda file: file.suffix == ".npy"):
-        stem = _label_stem(file)
-        if stem is None:
-            continue
-        other = chosen.setdefault(file.parent / stem, file)
-        if other is not file and file.suffix != ".npy":
-            raise InputError(
-                "two label images belong to the same image",
-                where=file.parent,
-                got=f"{other.name} and {file.name}",
-                expected="one label image per image",
-                remedy="remove one of them",
-            )
-    return [_Pair(file, stem.relative_to(root).as_posix(), None) for stem, file in sorted(chosen.items())]
+def _files_of(folder: Path) -> list[Path]:
+    return list(walk(folder, max_depth=0))
 
 
-def _pairs(path: Path) -> list[_Pair]:
+def _layout(path: Path) -> LabelLayout:
     root = root_of(path)
     files = list(walk(root)) if path.is_dir() else [path]
-    pairs = _folder_pairs(files, root) or _marked_pairs(files, root)
-    if not pairs:
+    layout = find_pairs(files, root)
+    if not layout.pairs:
         alone = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES]
-        pairs = [_Pair(file, file.relative_to(root).with_suffix("").as_posix(), None) for file in alone]
-    if not pairs:
+        pairs = [LabelPair(file, file.relative_to(root).with_suffix("").as_posix(), None) for file in alone]
+        layout = LabelLayout(tuple(pairs))
+    if not layout.pairs:
         raise InputError(
             "no label images here",
             where=path,
             expected="x.tif next to x_masks.tif, or images/x.tif and masks/x.tif, or label images only",
         )
-    return pairs
+    return layout
 
 
 def _read(path: Path, options: ReadOptions) -> Dataset:
-    root, pairs = root_of(path), _pairs(path)
-    names = options.name_classes([DEFAULT_CLASS], path)
+    root, layout = root_of(path), _layout(path)
+    meaning, notes = examine(_rasters(layout, options), options, path)
+    names = options.name_classes(meaning.class_names or [DEFAULT_CLASS], path)
     finder = ImageFinder(options)
+    bare = layout.bare if options.no_objects else ()
+    places = split_ids([*(pair.name for pair in layout.pairs), *(name for name, _ in bare)], root.resolve().name)
     samples = []
-    places = split_ids([pair.name for pair in pairs], root.name)
-    for pair, (sample_id, split) in options.track(zip(pairs, places, strict=True), "reading headers", len(pairs)):
-        image_hw = _seg_hw(pair.labels) if pair.labels.suffix == ".npy" else image_hw_of(pair.labels)
+    pairs = options.track(list(zip(layout.pairs, places, strict=False)), "reading headers", len(layout.pairs))
+    for pair, (sample_id, split) in pairs:
         image_path, size_um = pair.image, None
         if image_path is None:
+            image_hw = _labels_hw(pair.labels)
             image = finder.find(pair.labels, _image_stem(pair), image_hw)
             image_path, size_um = image.path, image.pixel_size_um
-        load = LoadLabels(pair.labels, image_hw if pair.image is None else image_hw_of(pair.image))
-        samples.append(Sample(sample_id, image_path, load.image_hw, load, None, split, None, size_um, "label_images"))
-    return Dataset(tuple(samples), names, root, info={"format": "label_images"}, notes=finder.notes)
+        else:
+            image_hw = image_hw_of(image_path)
+        load = LoadLabels(pair.labels, image_hw, meaning)
+        samples.append(Sample(sample_id, image_path, image_hw, load, None, split, None, size_um, "label_images"))
+    for (_, file), (sample_id, split) in zip(bare, places[len(layout.pairs) :], strict=True):
+        image_hw = image_hw_of(file)
+        samples.append(Sample(sample_id, file, image_hw, Loaded(Instances.empty(image_hw)), None, split))
+    notes = (*notes, *finder.notes, *_layout_notes(layout, root, options))
+    return Dataset(tuple(samples), names, root, info={"format": "label_images"}, notes=notes)
 
 
-def _image_stem(pair: _Pair) -> str:
+def _rasters(layout: LabelLayout, options: ReadOptions) -> Iterator[tuple[str, Raster]]:
+    pairs = examined(layout.pairs)
+    for pair in options.track(pairs, "examining label images", len(pairs)):
+        yield str(pair.labels), read_labels(pair.labels)
+
+
+def _layout_notes(layout: LabelLayout, root: Path, options: ReadOptions) -> Iterator[Note]:
+    if layout.bare and not options.no_objects:
+        text = (
+            f"{count(len(layout.bare), 'image')} without a label image left out, such as "
+            f"{layout.bare[0][1].relative_to(root).as_posix()}; `no_objects=True` takes them as images without objects"
+        )
+        yield Note("images without a label image were left out", text, str(root))
+    if layout.unread:
+        first, read = layout.unread[0].relative_to(root).as_posix(), layout.pairs[0].labels.relative_to(root).as_posix()
+        text = f"some images have several label files: {read} and the like were read, {first} and the like were not"
+        yield Note("some images have several label files", text, str(root))
+
+
+def _image_stem(pair: LabelPair) -> str:
     stem = Path(pair.name).name
     if any((pair.labels.parent / f"{stem}_img{suffix}").is_file() for suffix in IMAGE_SUFFIXES):
         return f"{stem}_img"  # the names in Cellpose's own training folders
@@ -229,46 +217,23 @@ class LoadLabels:
 
     path: Path
     image_hw: tuple[int, int]
+    meaning: Meaning
 
     def __call__(self) -> Instances:
-        labels = _seg_labels(self.path) if self.path.suffix == ".npy" else read_label_map(self.path)
-        if labels.shape != self.image_hw:
+        raster = read_labels(self.path)
+        if raster.values.shape != self.image_hw:
             raise FormatError(
                 "a label image and its image differ in size",
                 where=self.path,
-                got=f"{labels.shape[0]} x {labels.shape[1]} (height x width)",
+                got=f"{raster.values.shape[0]} x {raster.values.shape[1]} (height x width)",
                 expected=f"{self.image_hw[0]} x {self.image_hw[1]}",
                 remedy="pair the labels with the image they were made on",
             )
-        return Instances.from_label_map(labels)
+        return self.meaning.objects(raster, self.path)
 
 
-def _seg_hw(path: Path) -> tuple[int, int]:
-    height, width = _seg_labels(path).shape
+def _labels_hw(path: Path) -> tuple[int, int]:
+    if path.suffix != ".npy":
+        return image_hw_of(path)
+    height, width = read_labels(path).values.shape
     return height, width
-
-
-def _seg_labels(path: Path) -> np.ndarray:
-    """Labels (H, W) of a Cellpose ``_seg.npy``, a pickled dict, read by the restricted `read_npy_object`."""
-    content: Any = read_npy_object(path)
-    masks = content.get("masks") if isinstance(content, dict) else None
-    if (
-        not isinstance(masks, np.ndarray)
-        or masks.dtype.kind not in "iub"
-        or masks.squeeze().ndim != 2
-        or not masks.size
-    ):
-        got = f"{masks.dtype} of shape {masks.shape}" if isinstance(masks, np.ndarray) else type(masks).__name__
-        raise FormatError(
-            "not a 2-D Cellpose segmentation",
-            where=f"{path}, entry 'masks'",
-            got=got,
-            expected="a label array (height, width)",
-            remedy="save each plane of a stack separately",
-        )
-    if masks.min() < 0:
-        raise FormatError(
-            "a label is negative", where=f"{path}, entry 'masks'", got=int(masks.min()), expected="0 or more"
-        )
-    labels = masks.squeeze()
-    return labels.astype(np.uint8) if labels.dtype.kind == "b" else labels

@@ -1,11 +1,15 @@
-"""Read and write a label map: an image file whose pixel values are object ids. Shared by several formats."""
+"""Read and write label images: image files whose pixel values are object ids. Shared by several formats.
+
+What the numbers mean (object ids, a foreground mask, classes, a picture) is decided by `label_kinds`.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,52 +17,129 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
+from cellwright.core.unpickle import read_npy_object
 from cellwright.data.images.tiff import check_directories, check_plausible
 
 _log = logging.getLogger(__name__)
 
-LABEL_SUFFIXES = (".tif", ".tiff", ".png")
+LABEL_SUFFIXES = (".tif", ".tiff", ".png", ".bmp")
 _MAX_LABEL = 2**32 - 1
 
+Encoding = Literal["numbers", "grey", "colours"]
 
-def read_label_map(path: Path) -> np.ndarray:
-    """The labels (H, W) of a TIFF or PNG, uint8, uint16 or uint32; 0 is background.
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """The pixel values of a label image, before it is decided what they mean.
+
+    values: (H, W) of an integer dtype; negative numbers are possible. Colours are packed as 0xRRGGBB (8 bits per
+        channel; 48 bits for 16); transparent pixels are 0.
+    encoding: "numbers" in one channel, "grey" for numbers in three equal channels, or "colours".
+    largest: the largest number of the pixel type (255 for 8 bits, 1 for bool), or 0 for types without such a limit.
+    """
+
+    values: np.ndarray
+    encoding: Encoding = "numbers"
+    largest: int = 0
+
+
+def read_raster(path: Path) -> Raster:
+    """The values of a TIFF, PNG, BMP or JPEG with one page: numbers in one channel, or colours.
 
     The file may contain integers of 8 to 64 bits, bool, or floats that are whole numbers. Raises `FormatError` for
-    several channels or pages, fractions, negative labels, labels of 2**32 or more, and damaged files.
+    several pages, fractions, numbers of 2**32 or more, and damaged files.
     """
-    raw = _decode(path)
-    if raw.ndim != 2 or raw.size == 0:
+    return as_raster(_decode(path), path)
+
+
+def read_labels(path: Path) -> Raster:
+    """The values of a label image, or of the masks in a Cellpose ``_seg.npy``."""
+    return _read_seg(path) if path.suffix == ".npy" else read_raster(path)
+
+
+def _read_seg(path: Path) -> Raster:
+    """A ``_seg.npy`` is a pickled dictionary, read by the restricted `read_npy_object`."""
+    content: Any = read_npy_object(path)
+    masks = content.get("masks") if isinstance(content, dict) else None
+    if (
+        not isinstance(masks, np.ndarray)
+        or masks.dtype.kind not in "iub"
+        or masks.squeeze().ndim != 2
+        or not masks.size
+    ):
+        got = f"{masks.dtype} of shape {masks.shape}" if isinstance(masks, np.ndarray) else type(masks).__name__
+        raise FormatError(
+            "not a 2-D Cellpose segmentation",
+            where=f"{path}, entry 'masks'",
+            got=got,
+            expected="a label array (height, width)",
+            remedy="save each plane of a stack separately",
+        )
+    return as_raster(masks.squeeze(), f"{path}, entry 'masks'")
+
+
+def as_raster(raw: np.ndarray, where: object) -> Raster:
+    """As `read_raster`, from an array (H, W), or (H, W, C) with 2 (grey and alpha), 3 or 4 channels."""
+    if raw.size == 0 or not (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[2] in (2, 3, 4))):
         raise FormatError(
             "not a label image",
-            where=path,
+            where=where,
             got=f"an image of shape {raw.shape}",
-            expected="one channel and one page: (height, width)",
+            expected="one page of numbers (height, width) or colours",
             remedy="save the labels as a single-channel 2-D image",
         )
-    if raw.dtype.kind == "b":
-        return raw.astype(np.uint8)
-    if raw.dtype.kind not in "iuf":
-        raise FormatError("not a label image", where=path, got=f"pixels of type {raw.dtype}", expected="numbers")
+    if raw.dtype.kind not in "biuf":
+        raise FormatError("not a label image", where=where, got=f"pixels of type {raw.dtype}", expected="numbers")
+    largest = {"b": 1, "u": {1: 255, 2: 65535}.get(raw.dtype.itemsize, 0)}.get(raw.dtype.kind, 0)
+    raw = raw.astype(np.uint8) if raw.dtype.kind == "b" else raw
+    encoding: Encoding = "numbers"
+    if raw.ndim == 3:
+        raw, encoding = _one_channel(raw, where)
     if raw.dtype.kind == "f":
-        _check_whole(raw, path)
+        _check_whole(raw, where)
     lowest, highest = raw.min(), raw.max()
-    if lowest < 0 or highest > _MAX_LABEL:
+    if encoding != "colours" and (lowest < -_MAX_LABEL or highest > _MAX_LABEL):
         got = lowest if lowest < 0 else highest
-        raise FormatError("a label is out of range", where=path, got=f"{got:g}", expected=f"0 to {_MAX_LABEL}")
-    if raw.dtype in (np.uint8, np.uint16, np.uint32):
-        return np.ascontiguousarray(raw, raw.dtype.newbyteorder("="))
-    return raw.astype(np.uint32)
+        raise FormatError("a label is out of range", where=where, got=f"{got:g}", expected=f"0 to {_MAX_LABEL}")
+    if raw.dtype not in (np.uint8, np.uint16, np.uint32):
+        raw = raw.astype(np.int64 if lowest < 0 or highest > _MAX_LABEL else np.uint32)
+    return Raster(np.ascontiguousarray(raw, raw.dtype.newbyteorder("=")), encoding, largest)
 
 
-def _check_whole(raw: np.ndarray, path: Path) -> None:
+def _one_channel(raw: np.ndarray, where: object) -> tuple[np.ndarray, Encoding]:
+    """Grey numbers or packed colours (H, W) of (H, W, C), where the last of two or four channels is alpha."""
+    alpha = raw[:, :, -1] if raw.shape[2] in (2, 4) else None
+    colours = raw if alpha is None else raw[:, :, :-1]
+    has_transparency = alpha is not None and not (alpha == alpha[0, 0]).all()
+    if (colours == colours[:, :, :1]).all():
+        numbers, encoding = colours[:, :, 0], "grey" if colours.shape[2] > 1 else "numbers"
+        if alpha is not None and has_transparency and (numbers == numbers[0, 0]).all():
+            return alpha, "numbers"  # a drawing in one colour on a transparent ground
+    elif raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:
+        bits = 8 * raw.dtype.itemsize
+        red, green, blue = (colours[:, :, k].astype(np.int64) for k in range(3))
+        numbers, encoding = (red << 2 * bits) | (green << bits) | blue, "colours"
+    else:
+        raise FormatError(
+            "not a label image",
+            where=where,
+            got=f"three different channels of type {raw.dtype}",
+            expected="one channel of label numbers, or colours of 8 or 16 bits",
+            remedy="save the labels as a single-channel 2-D image",
+        )
+    if alpha is not None and has_transparency:
+        numbers = np.where(alpha > alpha.max() / 2, numbers, 0).astype(numbers.dtype)
+    return numbers, encoding
+
+
+def _check_whole(raw: np.ndarray, where: object) -> None:
     with np.errstate(invalid="ignore"):
         wrong = ~(raw == np.floor(raw)) | ~np.isfinite(raw)
     if wrong.any():
         y, x = (int(value[0]) for value in np.nonzero(wrong))
         raise FormatError(
             "a label is not a whole number",
-            where=f"{path}, pixel x {x}, y {y}",
+            where=f"{where}, pixel x {x}, y {y}",
             got=f"{raw[y, x]:g}",
             expected="whole numbers: 0 for background, then object ids",
             remedy="use the label image, not a probability or intensity image",
@@ -67,7 +148,10 @@ def _check_whole(raw: np.ndarray, path: Path) -> None:
 
 def _decode(path: Path) -> np.ndarray:
     try:
-        return _decode_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _decode_png(path)
+        suffix = path.suffix.lower()
+        if suffix in (".tif", ".tiff"):
+            return _decode_tiff(path)
+        return _decode_png(path) if suffix == ".png" else _decode_other(path)
     except InputError:
         raise
     except OSError as error:
@@ -94,7 +178,9 @@ def _decode_tiff(path: Path) -> np.ndarray:
         if not tif.series:
             raise FormatError("this label image has no pixels", where=path, remedy="save it again, or remove it")
         series = tif.series[0]
-        shape = tuple(int(side) for side in series.shape if side != 1)
+        axes = series.axes.upper()
+        colours = [k for k, axis in enumerate(axes) if axis == "S" and series.shape[k] in (3, 4)]
+        shape = tuple(int(side) for k, side in enumerate(series.shape) if side != 1 and k not in colours)
         if len(tif.series) > 1 or len(shape) > 2:
             raise FormatError(
                 "not a label image",
@@ -113,7 +199,11 @@ def _decode_tiff(path: Path) -> np.ndarray:
                 raise FormatError(
                     "this label image is truncated", where=path, got=f"{size} bytes", expected=f"{max(ends)} bytes"
                 )
-        return series.asarray().reshape(_sides(series.shape))
+        data = series.asarray()
+        if not colours:
+            return data.reshape(_sides(series.shape))
+        data = np.moveaxis(data, colours[0], -1)
+        return data.reshape(*_sides(data.shape[:-1]), data.shape[-1])
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -138,14 +228,6 @@ def _decode_png(path: Path) -> np.ndarray:
         )
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     check_plausible(float(width) * height * (2 if header[24] == 16 else 1), path)
-    if header[25] not in (0, 3):
-        raise FormatError(
-            "not a label image",
-            where=path,
-            got="a colour image",
-            expected="one channel of label numbers",
-            remedy="save the labels themselves, not their colours",
-        )
     if header[25] == 3 or header[24] < 8:  # for palettes and packed bits, Pillow keeps the numbers
         with PillowImage.open(path) as image:
             return np.array(image)
@@ -154,22 +236,13 @@ def _decode_png(path: Path) -> np.ndarray:
     return imagecodecs.png_decode(path.read_bytes())
 
 
-def looks_labelled(path: Path) -> bool | None:
-    """Whether an image file looks like a label map, that is, has few more connected regions than distinct values.
+def _decode_other(path: Path) -> np.ndarray:
+    """BMP, or JPEG, which can store a foreground mask but changes the numbers of labels."""
+    from PIL import Image as PillowImage
 
-    None for an image without objects, which could be anything. False for photographs, foreground masks and files that
-    cannot be read. Never raises.
-    """
-    from skimage.measure import label
-
-    try:
-        labels = read_label_map(path)
-    except InputError:
-        return False
-    n_values = np.unique(labels[labels > 0]).size
-    regions: Any = label(labels, connectivity=2, background=0)
-    n_regions = int(regions.max())
-    return n_regions <= 2.5 * n_values if n_values else None
+    with PillowImage.open(path) as image:
+        check_plausible(float(image.width) * image.height, path)
+        return np.array(image if image.mode in ("1", "L", "P", "RGB") else image.convert("RGB"))
 
 
 def flat_labels(instances: Instances, where: object) -> np.ndarray:
