@@ -135,8 +135,23 @@ def test_a_label_folder_of_another_tool(drawn: Path, reference: Evaluation, tmp_
 
 
 def test_images_without_objects_are_refused(drawn: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="images without any objects"):
-        evaluated(tmp_path / "out", drawn / "images", drawn / "coco" / "truth")
+    import tifffile
+
+    (tmp_path / "images").mkdir()
+    for name in NAMES:
+        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", np.random.default_rng(1).integers(0, 255, HW, np.uint8))
+    with pytest.raises(InputError, match=r"images without any objects(.|\n)*got: \d images and nothing else"):
+        evaluated(tmp_path / "out", tmp_path / "images", drawn / "coco" / "truth")
+
+
+def test_label_images_without_objects_are_a_result(drawn: Path, tmp_path: Path) -> None:
+    """A tool that found nothing; black images in a folder cannot mean anything else."""
+    import tifffile
+
+    (tmp_path / "zeros").mkdir()
+    for name in NAMES:
+        tifffile.imwrite(tmp_path / "zeros" / f"{name}.tif", np.zeros(HW, np.uint16))
+    assert evaluated(tmp_path / "out", tmp_path / "zeros", drawn / "coco" / "truth").report["accuracy@0.5"] == 0
 
 
 def test_images_of_another_size_are_refused(drawn: Path, tmp_path: Path) -> None:

@@ -182,8 +182,10 @@ def test_a_dataset_without_objects_is_refused(job: Path, capsys: pytest.CaptureF
     bare = tmp_path / "only_images"
     bare.mkdir()
     cv2.imwrite(str(bare / "a.png"), np.zeros((64, 64, 3), np.uint8))
-    assert run("data", "convert", bare, "--out", tmp_path / "data") == 0
-    capsys.readouterr()
+    assert run("data", "convert", bare, "--out", tmp_path / "data") == 2
+    assert "--no-objects" in capsys.readouterr().err
+    assert run("data", "convert", bare, "--no-objects", "--out", tmp_path / "data") == 0
+    assert "without objects: 1 of 1 image" in capsys.readouterr().err
     assert run("train", "synthetic/demo", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY) == 2
     assert "this dataset has no objects" in capsys.readouterr().err
 

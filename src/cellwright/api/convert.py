@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.api.sources import find_images_option, separate_images, split_by_name
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
+from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
@@ -63,7 +65,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     were edited differently are omitted; `failed` lists them. Raises `InputError` for a source that cannot be read (with
     file and object), `OutputError` if the dataset exists.
     """
-    from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions
+    from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions, require_annotations
     from cellwright.data.formats import read_dataset as read
     from cellwright.data.formats.predictions import as_annotations, without_conflicts
     from cellwright.data.merge import merge_datasets
@@ -84,7 +86,11 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     )
     read_parts = [without_conflicts(read(source, options, format=plan.format)) for source in sources]
     errors = [error for _, of_part in read_parts for error in of_part]
-    parts = split_by_name([as_annotations(part) for part, _ in read_parts], sources)
+    parts = [
+        require_annotations(as_annotations(part), source, options)
+        for (part, _), source in zip(read_parts, sources, strict=True)
+    ]
+    parts = split_by_name(parts, sources)
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if errors and not len(dataset):
         raise errors[0]
@@ -100,7 +106,11 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     screen.note(f"will write {plan.out / DATASET_FILE} ({count(len(dataset), 'image')})")
     if dry_run:
         return None
+    dataset, counts = _counted(dataset)
     FORMATS["coco"].write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
+    n_empty = sum(n == 0 for n in counts.values())
+    if n_empty:
+        screen.note(f"without objects: {n_empty:,} of {count(len(dataset), 'image')}")
     failures = tuple(Note(FAILED, str(error)) for error in errors)
     return dataclasses.replace(read_dataset(plan.out), notes=failures)
 
@@ -108,6 +118,27 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
 def failed(dataset: Dataset) -> list[str]:
     """What is wrong with each image that `run` omitted."""
     return [note.text for note in dataset.notes if note.kind == FAILED]
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """A `Sample.load` that records how many objects it has read."""
+
+    sample_id: str
+    load: Callable[[], Instances]
+    counts: dict[str, int]
+
+    def __call__(self) -> Instances:
+        instances = self.load()
+        self.counts[self.sample_id] = len(instances)
+        return instances
+
+
+def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
+    """The dataset, and a dictionary that is filled with the number of objects of each sample that is read."""
+    counts: dict[str, int] = {}
+    samples = [replace(sample, load=_Counted(sample.id, sample.load, counts)) for sample in dataset]
+    return dataset.with_samples(samples), counts
 
 
 def summary_line(dataset: Dataset) -> str:

@@ -40,12 +40,16 @@ def read_objects(
     image in a prediction folder to read if several were edited differently. Raises `InputError` if there
     are images only, which would otherwise count as images without objects.
     """
-    from cellwright.data.formats import ReadOptions, sniff
+    from cellwright.data.formats import FORMATS, ReadOptions, sniff
+    from cellwright.data.formats.image_folder import describe_contents
+    from cellwright.data.formats.label_images import are_all_zero
 
     form = sniff(path)
+    if form.name == "image_folder" and are_all_zero(path):
+        form = FORMATS["label_folder"]  # nothing was found, which is a result
     if form.name == "image_folder":
         remedy = "give the masks; label images are found if they are called <image>_masks"
-        raise InputError("images without any objects", where=path, got=form.description, remedy=remedy)
+        raise InputError("images without any objects", where=path, got=describe_contents(path), remedy=remedy)
     return form.read(path, ReadOptions(images=images, require_images=False, prefer=prefer, track=track))
 
 

@@ -135,8 +135,8 @@ def read_instances(
 
     Args:
         path: the file or source.
-        foreground: "split" makes each connected part of a foreground or class mask an object. By default, files that are
-            no label images raise an error.
+        foreground: "split" makes each connected part of a foreground or class mask an object. By default, files that
+            are no label images raise an error.
         void: pixel value that is neither an object nor background; it becomes an ignored region.
 
     Raises:

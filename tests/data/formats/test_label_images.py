@@ -90,7 +90,7 @@ def test_splits_may_contain_the_same_names(tmp_path):
 def test_a_label_image_takes_precedence_over_a_seg_file(tmp_path):
     save_image(tmp_path / "x.png")
     save(tmp_path / "x_seg.npy", seg(LABELS.astype(np.uint16)))
-    save(tmp_path / "x_cp_masks.png", (LABELS == LABELS.max()).astype(np.uint8))
+    save(tmp_path / "x_cp_masks.png", (LABELS.max() == LABELS).astype(np.uint8))
     dataset = LabelImages().read(tmp_path, ReadOptions())
     assert len(dataset[0].read_instances()) == 1
     assert [note.text for note in dataset.notes] == [

@@ -81,7 +81,9 @@ def test_alpha_is_the_background_where_it_varies(tmp_path):
     grey = np.array([[[7, 255], [7, 0], [9, 255]]], np.uint8)
     assert read_raster(save(tmp_path / "grey.png", grey)).values.tolist() == [[7, 0, 9]]
     black = np.zeros((1, 3, 4), np.uint8)
-    assert read_raster(save(tmp_path / "black.png", black + np.array([0, 0, 0, 255], np.uint8))).values.tolist() == [[0] * 3]
+    assert read_raster(save(tmp_path / "black.png", black + np.array([0, 0, 0, 255], np.uint8))).values.tolist() == [
+        [0] * 3
+    ]
     black[0, 1, 3] = 255
     assert read_raster(save(tmp_path / "alpha.png", black)).values.tolist() == [[0, 255, 0]]
     red = black.copy()

@@ -138,5 +138,11 @@ def test_truncated_masks_raise_an_error(tmp_path: Path, cut: int) -> None:
 
 def test_foreground_of_colours_and_alpha() -> None:
     pixels = np.zeros((1, 3, 4), np.uint8)
-    pixels[0, 0, 3], pixels[0, 1, 2] = 255, 1
-    assert foreground(pixels).tolist() == [[False, True, False]]
+    pixels[0, 1, 2] = 1
+    assert foreground(pixels, "m.png").tolist() == [[False, True, False]]
+    pixels[:, :2, 3] = 255  # transparent pixels are background, whatever their colour
+    pixels[0, 2, 0] = 255
+    assert foreground(pixels, "m.png").tolist() == [[False, True, False]]
+    black = np.zeros((1, 3, 4), np.uint8)
+    black[0, 0, 3] = 255
+    assert foreground(black, "m.png").tolist() == [[True, False, False]]

@@ -33,7 +33,11 @@ def test_formats_are_detected(tmp_path: Path) -> None:
     save_image(tmp_path / "images/sub/a.png")
     (tmp_path / "results.json").write_text('[{"image_id": 1, "category_id": 1}]')
     (tmp_path / "instances.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    Coco().write(read_dataset(tmp_path / "images"), tmp_path / "dataset", WriteOptions(copy_images=True))
+    Coco().write(
+        read_dataset(tmp_path / "images", ReadOptions(no_objects=True)),
+        tmp_path / "dataset",
+        WriteOptions(copy_images=True),
+    )
     for name, expected in {
         "folder": "mask_folder",
         "images": "image_folder",
@@ -49,7 +53,9 @@ def test_formats_are_detected(tmp_path: Path) -> None:
 def test_published_datasets_are_detected(vrdl_root: Path, dsb_root: Path) -> None:
     assert sniff(vrdl_root / "train").name == sniff(dsb_root).name == "mask_folder"
     assert sniff(vrdl_root / "test").name == "image_folder"
-    test = read_dataset(vrdl_root / "test")
+    with pytest.raises(InputError, match="6 images and nothing else"):
+        read_dataset(vrdl_root / "test")
+    test = read_dataset(vrdl_root / "test", ReadOptions(no_objects=True))
     assert len(test) == 6
     assert all(len(sample.read_instances()) == 0 for sample in test)
     assert test[0].id == "TCGA-50-5931-01Z-00-DX1"

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
+from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder
 from cellwright.data.formats.coco_results import CocoResults
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.geojson import GeoJson
-from cellwright.data.formats.image_folder import ImageFolder
+from cellwright.data.formats.image_folder import ImageFolder, describe_contents
 from cellwright.data.formats.imagej_roi import ImagejRois
 from cellwright.data.formats.label_images import LabelFolder, LabelImages
 from cellwright.data.formats.mask_folder import MaskFolder
@@ -31,7 +32,9 @@ __all__ = [
     "ReadOptions",
     "WriteOptions",
     "get_format",
+    "no_annotations",
     "read_dataset",
+    "require_annotations",
     "sniff",
 ]
 
@@ -90,13 +93,17 @@ def sniff(path: Path) -> Format:
         if path.is_dir() and FORMATS[own].sniff(path):
             return FORMATS[own]  # a prediction folder also contains label images, outlines and tables
     matches = [candidate for candidate in FORMATS.values() if candidate.sniff(path)]
-    matches = [candidate for candidate in matches if not candidate.generic] or matches
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        names = ", ".join(candidate.name for candidate in matches)
-        remedy = f'choose one of them, such as `format="{matches[0].name}"`'
-        raise InputError("several formats match", where=path, got=names, remedy=remedy)
+    for preferred in (
+        [candidate for candidate in matches if candidate.published],
+        [candidate for candidate in matches if not candidate.generic],
+        matches,
+    ):
+        if len(preferred) == 1:
+            return preferred[0]
+        if preferred:
+            names = ", ".join(candidate.name for candidate in preferred)
+            remedy = f'choose one of them, such as `format="{preferred[0].name}"`'
+            raise InputError("several formats match", where=path, got=names, remedy=remedy)
     known = "\n".join(f"    {candidate.name}: {candidate.description}" for candidate in FORMATS.values())
     folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
     inner = [name for name in folders if any(candidate.sniff(path / name) for candidate in FORMATS.values())][
@@ -112,10 +119,52 @@ def read_dataset(
     *,
     format: str | Format | None = None,  # noqa: A002
 ) -> Dataset:
-    """The dataset at ``path``, read by ``format`` (a name or a `Format`), or by the format that matches the path."""
+    """The dataset at ``path``, read by ``format`` (a name or a `Format`), or by the format that matches the path.
+
+    Raises `InputError` for images without annotations that are recognised, unless ``options.no_objects`` is set or
+    ``format`` is "image_folder".
+    """
+    options = ReadOptions() if options is None else options
     reader = sniff(path) if format is None else get_format(format)
-    dataset = reader.read(path, ReadOptions() if options is None else options)
-    return follow_orientation(dataset, quiet=is_own_folder(path))
+    if format is None and reader.name == "image_folder" and not options.no_objects:
+        raise no_annotations(path)
+    return follow_orientation(reader.read(path, options), quiet=is_own_folder(path))
+
+
+def require_annotations(dataset: Dataset, path: Path, options: ReadOptions) -> Dataset:
+    """``dataset``; raises `InputError` if none of its images has an object, unless ``options.no_objects`` is set.
+
+    Reads samples until one has an object. Ignored regions do not count.
+    """
+    n_ignored = 0
+    for sample in dataset:
+        instances = sample.read_instances()
+        if not instances.ignore.all():
+            return dataset
+        n_ignored += len(instances)
+    if options.no_objects or not len(dataset):
+        return dataset
+    ignored = f" and {count(n_ignored, 'ignored region')}" if n_ignored else ""
+    raise InputError(
+        "no image of this source has an object",
+        where=path,
+        got=f"{count(len(dataset), 'image')}, 0 objects{ignored}, read as {dataset.info.get('format', 'a dataset')}",
+        expected="at least one object",
+        remedy="check that the annotations are complete, or choose another `format`; to accept images without objects, "
+        "convert them with `no_objects=True`",
+    )
+
+
+def no_annotations(path: Path) -> InputError:
+    """The error for images beside which no annotation is recognised; it names what is there."""
+    return InputError(
+        "these images have no annotations that cellwright recognises",
+        where=path,
+        got=describe_contents(path),
+        expected="annotations in one of the formats of docs/formats.md",
+        remedy="save the annotations in one of these formats, or choose one with `format`; to read images without "
+        "objects, convert them with `no_objects=True`",
+    )
 
 
 def _contents(path: Path) -> str:

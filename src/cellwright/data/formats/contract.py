@@ -41,7 +41,8 @@ class ReadOptions:
     void: the value of pixels in label images and class masks that count neither as object nor as background.
     nucleus: whether to read the nuclei of QuPath's cells instead of the cells.
     prefer: which file of an image in a prediction folder to read if several were edited differently; None raises.
-    no_objects: whether a source in which no image has an object is accepted.
+    no_objects: whether a source in which no image has an object is accepted. Images beside annotated ones that have no
+        annotation then are images without objects, too; they are skipped otherwise.
     track: wraps loops over samples to report progress.
 
     >>> ReadOptions(class_names=("nucleus",)).name_classes(["cell"])
@@ -128,6 +129,7 @@ class Format(ABC):
     name: a short identifier, such as "coco".
     description: one line that says which files it reads, for help texts and messages.
     generic: True if the format is only chosen when no other format matches a path.
+    published: True for the layout of one dataset or tool, which is chosen over formats that match parts of it.
 
     >>> class Centres(Format):
     ...     name, description = "centres", "a CSV file of centres and radii per image"
@@ -140,6 +142,7 @@ class Format(ABC):
     name: ClassVar[str]
     description: ClassVar[str]
     generic: ClassVar[bool] = False
+    published: ClassVar[bool] = False
 
     @abstractmethod
     def sniff(self, path: Path) -> bool:

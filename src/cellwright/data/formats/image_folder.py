@@ -6,10 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import InputError
 from cellwright.core.files import stem_of
 from cellwright.core.instances import Instances
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions
-from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output
+from cellwright.data.formats.label_io import LABEL_SUFFIXES, read_raster
+from cellwright.data.formats.label_kinds import looks_annotated
+from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output, walk_visible
+
+# At most this many files are decoded to see whether they are label images.
+_MAX_DECODED = 6
 
 
 class ImageFolder(Format):
@@ -51,6 +58,33 @@ class ImageFolder(Format):
             elif not hidden and entry.is_file() and not is_image_name(entry.name):
                 ignored.append(Clutter(entry, "not an image"))
         return ignored
+
+
+def describe_contents(path: Path) -> str:
+    """What is at ``path`` besides images, for a message: other files by suffix, and files that look like label images.
+
+    "2 images; beside them 1 .json file (x.json)".
+    """
+    files = list(walk_visible(path)) if path.is_dir() else [path]
+    images = [file for file in files if is_image_name(file.name)]
+    others = [file for file in files if not is_image_name(file.name)]
+    by_suffix = Counter(file.suffix.lower() or file.name for file in others)
+    names = {file.suffix.lower() or file.name: file.name for file in reversed(others)}
+    beside = [f"{count(n, f'{suffix} file')} ({names[suffix]})" for suffix, n in by_suffix.most_common(6)]
+    lossless = [file for file in images if file.suffix.lower() in LABEL_SUFFIXES]
+    step = max(1, len(lossless) // _MAX_DECODED)
+    labels = [file for file in lossless[::step][:_MAX_DECODED] if _looks_annotated(file)]
+    if labels:
+        beside.append(f"{labels[0].relative_to(path) if path.is_dir() else path.name}, which looks like a label image")
+    text = count(len(images), "image")
+    return f"{text}; beside them {', '.join(beside)}" if beside else f"{text} and nothing else"
+
+
+def _looks_annotated(file: Path) -> bool:
+    try:
+        return looks_annotated(read_raster(file)) is True
+    except InputError:
+        return False
 
 
 def sample_ids(files: list[Path], root: Path) -> list[str]:

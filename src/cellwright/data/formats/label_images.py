@@ -1,8 +1,9 @@
 """Label images: one TIFF or PNG per image whose pixel values are object ids, as Cellpose and StarDist use them.
 
-`label_pairs` lists the layouts in which label images and their images are found. A Cellpose ``_seg.npy`` is read if there
-is no label image for the same stem. A folder of label images only, or a single one, is read if images are not required:
-the predictions of another tool. `label_kinds` recognises files that are no label images although they look alike.
+`label_pairs` lists the layouts in which label images and their images are found. A Cellpose ``_seg.npy`` is read if
+there is no label image for the same stem. A folder of label images only, or a single one, is read if images are not
+required: the predictions of another tool. `label_kinds` recognises files that are no label images although they look
+alike.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def are_all_zero(path: Path) -> bool:
     if not files or any(file.suffix.lower() not in LABEL_SUFFIXES for file in files):
         return False
     try:
-        return not any(read_raster(file).values.any() for file in files)
+        rasters = map(read_raster, files)
+        return all(raster.encoding == "numbers" and not raster.values.any() for raster in rasters)
     except InputError:
         return False
 

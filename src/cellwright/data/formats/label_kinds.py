@@ -1,12 +1,13 @@
 """What the values of label images mean: object ids, a foreground mask, classes, or a picture.
 
 A label image gives every object a number of its own. Many files with the same look do not: masks of 0 and 255, class
-masks, masks with a value for "void", labels that count the background as 1 or -1, photographs saved in the wrong folder.
-Read as labels, each of them gives wrong objects without an error. They are recognised here by the connected parts of
+masks, masks with a value for "void", labels that count the background as 1 or -1, photographs saved in the wrong
+folder. Read as labels, each of them gives wrong objects without an error. They are recognised here by the connected
+parts of
 equal value: a label image has about as many parts as values.
 
-A source is examined as a whole (`examine`), since one image with one nucleus cannot show whether its 255 is an object id
-or the foreground. The result, a `Meaning`, then reads every image of the source in the same way.
+A source is examined as a whole (`examine`), since one image with one nucleus cannot show whether its 255 is an object
+id or the foreground. The result, a `Meaning`, then reads every image of the source in the same way.
 """
 
 from __future__ import annotations
@@ -142,23 +143,34 @@ def _connected(values: np.ndarray) -> np.ndarray:
 
 
 def _smooth_mask(values: np.ndarray, largest: int) -> np.ndarray | None:
-    """0 and the maximum (H, W) if the values are a foreground mask with smooth edges (antialiasing, JPEG), else None.
-
-    The intermediate values of such a mask are beside its plateau, and there are fewer of them.
-    """
+    """0 and the maximum (H, W) if the values are a foreground mask with smooth edges, else None."""
     highest = int(values.max(initial=0))
     if not largest or highest <= largest / 2 or values.min() < 0:
         return None
-    between = (values > 0.1 * highest) & (values < 0.9 * highest)
-    if np.unique(values[between]).size < 3:
-        return None
-    from scipy.ndimage import binary_dilation
-
-    plateau = values >= 0.9 * highest
-    beside = between & binary_dilation(plateau, np.ones((3, 3), bool), iterations=2)
-    if between.sum() > plateau.sum() or beside.sum() < 0.8 * between.sum():
+    between = values[(values > 0.1 * highest) & (values < 0.9 * highest)]
+    if len(np.unique(between)) < 3 or not is_smooth(values):
         return None
     return np.where(values > highest / 2, highest, 0)
+
+
+def is_smooth(values: np.ndarray) -> bool:
+    """Whether an array (H, W) is 0 and one plateau, with other values only where antialiasing or JPEG leave them:
+    intermediate ones along the edges, and noise near them.
+    """
+    import cv2
+
+    def grown(area: np.ndarray, distance_px: int) -> np.ndarray:
+        side = 2 * distance_px + 1
+        return cv2.dilate(area.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+
+    highest = float(values.max(initial=0))
+    ground, plateau = values <= 0.1 * highest, values >= 0.9 * highest
+    between, noise = ~ground & ~plateau, ground & (values > 0)
+    at_edges = between & grown(ground, 2) & grown(plateau, 2)
+    near = noise & grown(plateau, 16)
+    n_between, n_plateau = int(between.sum()), int(plateau.sum())
+    is_thin = n_between <= 4 * n_plateau + 16  # in a small object, the edge has more pixels than the rest
+    return highest >= 32 and is_thin and at_edges.sum() >= 0.8 * n_between and near.sum() >= 0.95 * noise.sum()
 
 
 def looks_annotated(raster: Raster) -> bool | None:
@@ -177,9 +189,10 @@ class Meaning:
     """How the values of the label images of a source become objects.
 
     background: the value of the background. shift: what is added to every value first.
-    split: whether each connected part is an object. Its class is the position of its value in ``classes``, or 0 if there
-        are none. Otherwise the values are object ids, or, if ``renumber``, the objects are numbered from 1.
-    smooth: whether the mask is what exceeds half of the maximum. void: the value of pixels that become an ignored object.
+    split: whether each connected part is an object. Its class is the position of its value in ``classes``, or 0 if
+        there are none. Otherwise the values are object ids, or, if ``renumber``, the objects are numbered from 1.
+    smooth: whether the mask is what exceeds half of the maximum. void: the value of pixels that become an ignored
+        object.
     """
 
     background: int = 0
@@ -321,7 +334,11 @@ def single_image(
 def _encoding_notes(facts: Sequence[Facts], source: str) -> list[Note]:
     notes = []
     for encoding, kind, text in (
-        ("grey", "labels in three channels", "the label numbers are stored in three equal channels; one of them was read"),
+        (
+            "grey",
+            "labels in three channels",
+            "the label numbers are stored in three equal channels; one of them was read",
+        ),
         ("colours", "colours as labels", "the label images are in colour: each colour was taken as one object"),
     ):
         n = sum(fact.encoding == encoding for fact in facts)
@@ -405,8 +422,8 @@ class _Problem:
             remedy = "replace them by label images, in which every object has its own number"
         elif not refuse:
             remedy = (
-                'choose `foreground="split"` (in cellwright data convert) to make each connected part an object; touching '
-                "objects then become one. Or give label images"
+                'choose `foreground="split"` (in cellwright data convert) to make each connected part an object '
+                "(touching objects become one); or give label images"
             )
         got = f"{self.got} in {self.images} of {count(n_images, 'image')}"
         return InputError(
@@ -448,7 +465,9 @@ def _problem(facts: Sequence[Facts]) -> _Problem | None:
     if not strong:
         return None
     first = strong[0]
-    got = f"{_named(first.values, in_colour=in_colour)} in {count(first.n_parts, 'separate part')} ({_file_name(first)})"
+    got = (
+        f"{_named(first.values, in_colour=in_colour)} in {count(first.n_parts, 'separate part')} ({_file_name(first)})"
+    )
     return _Problem("some of these files are masks, and others label images", got, len(strong), cannot_be_split=True)
 
 

@@ -25,24 +25,27 @@ from cellwright.data.images.read import IMAGE_SUFFIXES, is_image_name, is_own_ou
 
 CELLPOSE = "_seg.npy"
 
-IMAGE_WORDS = frozenset(
-    "image images img imgs raw raw_image raw_images rawimages x source sources source_images input inputs tissue_image "
-    "tissue_images photo photos frames original originals original_images imagestr imagests".split()
-)
+IMAGE_WORDS = {
+    "image", "images", "img", "imgs", "raw", "raw_image", "raw_images", "rawimages", "x", "source", "sources",
+    "source_images", "input", "inputs", "tissue_image", "tissue_images", "photo", "photos", "frames", "original",
+    "originals", "original_images", "imagestr", "imagests",
+}  # fmt: skip
 # If the label images of one image are in several folders, the first in this order is read.
-LABEL_WORDS = tuple(
-    "instances instance instance_masks instance_mask instance_labels instance_maps instance_map inst_map inst_maps "
-    "instances_ids label_masks label_mask label_images label_image label_maps labels label labelled labeled labelstr "
-    "labelsts gt ground_truth groundtruth ground_truths target targets y masks mask segmentation segmentations seg "
-    "segmentation_masks nuclei_masks cell_masks annotations annotation binary_masks mask_binary".split()
-)
+LABEL_WORDS = (
+    "instances", "instance", "instance_masks", "instance_mask", "instance_labels", "instance_maps", "instance_map",
+    "inst_map", "inst_maps", "instances_ids", "label_masks", "label_mask", "label_images", "label_image", "label_maps",
+    "labels", "label", "labelled", "labeled", "labelstr", "labelsts", "gt", "ground_truth", "groundtruth",
+    "ground_truths", "target", "targets", "y", "masks", "mask", "segmentation", "segmentations", "seg",
+    "segmentation_masks", "nuclei_masks", "cell_masks", "annotations", "annotation", "binary_masks", "mask_binary",
+)  # fmt: skip
 _SPLIT_WORDS = {**SPLITS, "training": "train", "testing": "test", "tr": "train", "ts": "test"}
 
 # Endings of the names of label images. After a weak one, an image of the remaining name must exist.
 _STRONG = re.compile(r"(.+?)[-_. ](?:cp_masks|masks|mask|labels|label)", re.IGNORECASE)
 _WEAK = re.compile(
-    r"(.+?)[-_. ](?:gt|gts|ground_?truth|instances?|instance_(?:masks?|labels?|maps?|ids)|inst(?:_map)?|seg|segmentation"
-    r"|segmented|labelled|labeled|label_?(?:img|image|map)s?|anno|annotations?|targets?|truth|cell_?masks?|nuclei_?masks?)",
+    r"(.+?)[-_. ](?:gt|gts|ground_?truth|instances?|instance_(?:masks?|labels?|maps?|ids)|inst(?:_map)?|seg|segmented|"
+    r"segmentation|labelled|labeled|label_?(?:img|image|map)s?|anno|annotations?|targets?|truth|cell_?masks?|"
+    r"nuclei_?masks?)",
     re.IGNORECASE,
 )
 _WEAK_START = re.compile(r"(?:masks?|labels?|gt|seg|instances?|target)[-_. ](.+)", re.IGNORECASE)
@@ -61,8 +64,8 @@ class LabelPair:
 
 @dataclass(frozen=True)
 class LabelLayout:
-    """What `find_pairs` found. unread: label files of images that have a better one. bare: names and files of the images
-    beside the others that have no label file."""
+    """What `find_pairs` found. unread: label files of images that have a better one. bare: names and files of the
+    images beside the others that have no label file."""
 
     pairs: tuple[LabelPair, ...] = ()
     unread: tuple[Path, ...] = ()
@@ -91,15 +94,18 @@ def role_of(name: str) -> tuple[str, str | None] | None:
     return ("label", split) if rest in LABEL_WORDS else None
 
 
-def find_pairs(files: Iterable[Path], root: Path, *, others: Callable[[Path], Iterable[Path]] | None = None) -> LabelLayout:
+def find_pairs(
+    files: Iterable[Path], root: Path, *, others: Callable[[Path], Iterable[Path]] | None = None
+) -> LabelLayout:
     """The label images among ``files`` (all below ``root``) and their images.
 
-    others: the files of a folder, if ``files`` may lack some of them. Raises `InputError` if two images or two label
-    images match.
+    others: the files of a folder of images, if ``files`` may lack some of them. Raises `InputError` if two images or
+    two label images match.
     """
     files = [file for file in files if not is_own_output(file.name) or file.name.endswith("_masks.tif")]
     if others is not None:
-        folders = {file.parent for file in files if _place(file, root) is not None}
+        placed = ((file.parent, _place(file, root)) for file in files)
+        folders = {folder for folder, place in placed if place is not None and place.role == "image"}
         files = list(dict.fromkeys([*files, *(file for folder in sorted(folders) for file in others(folder))]))
     placed = [(file, _place(file, root)) for file in files]
     in_folders = _Folders([(file, place) for file, place in placed if place is not None])
@@ -162,7 +168,11 @@ class _Folders:
                 continue  # files of another layout, such as one mask per object
             for place, pair, _ in found:
                 other = best.get(pair.name)
-                if other is not None and other[0] == place.rank and other[1].labels.suffix != ".npy" != pair.labels.suffix:
+                if (
+                    other is not None
+                    and other[0] == place.rank
+                    and other[1].labels.suffix != ".npy" != pair.labels.suffix
+                ):
                     raise _twice(other[1].labels, pair.labels)
                 is_better = other is None or (place.rank, pair.labels.suffix == ".npy") < (
                     other[0], other[1].labels.suffix == ".npy"
@@ -186,7 +196,8 @@ class _Folders:
 
 
 def _marked(files: Sequence[Path], root: Path) -> tuple[list[LabelPair], list[Path]]:
-    """Label files that are marked as such by their names; a ``_seg.npy`` only without a label image of the same stem."""
+    """Label files that are marked as such by their names; a ``_seg.npy`` only without a label image of the same
+    stem."""
     chosen: dict[Path, LabelPair] = {}
     unread = []
     for file in sorted(files, key=lambda file: file.suffix == ".npy"):
@@ -239,9 +250,7 @@ def _one_folder_each(files: Sequence[Path], root: Path, used: set[Path]) -> tupl
     return pairs, unread
 
 
-def _bare(
-    files: Sequence[Path], root: Path, pairs: Sequence[LabelPair], unread: set[Path]
-) -> list[tuple[str, Path]]:
+def _bare(files: Sequence[Path], root: Path, pairs: Sequence[LabelPair], unread: set[Path]) -> list[tuple[str, Path]]:
     """The images without labels, in folders of images and in the folders of marked label files."""
     labels = {pair.labels for pair in pairs} | unread
     paired = {pair.image for pair in pairs if pair.image is not None}

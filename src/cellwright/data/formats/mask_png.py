@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from cellwright.core.errors import FormatError
+from cellwright.core.text import count
+from cellwright.data.formats.label_kinds import is_smooth
 from cellwright.data.images.raster import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file
 from cellwright.data.images.read import read_image
 
 BoxAndCrop = tuple[tuple[int, int, int, int], np.ndarray]
 
-MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
+MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"})
 
 # Bytes per pixel by (colour type, bit depth): the kinds of whole bytes without a palette.
 PIXEL_BYTES = {(0, 8): 1, (2, 8): 3, (4, 8): 2, (6, 8): 4, (0, 16): 2, (2, 16): 6, (4, 16): 4, (6, 16): 8}
@@ -35,26 +37,27 @@ class MaskReader:
         self._buffer = np.zeros(0, np.uint8)
 
     def read(self, path: Path, image_hw: tuple[int, int]) -> BoxAndCrop:
-        """Tight box x0, y0, x1, y1 and crop (h, w) bool of the pixels that are not black, disregarding alpha.
+        """Tight box x0, y0, x1, y1 and crop (h, w) bool of the object; see `foreground`.
 
-        Box and crop are empty if no pixel is set. Raises `FormatError` for a mask of another size than its image, and
-        for a file that cannot be decoded.
+        Box and crop are empty if no pixel is set. Raises `FormatError` for a mask of another size than its image, for a
+        file that cannot be decoded, and for a file that is not the mask of one object.
         """
         if path.suffix.lower() != ".png":
-            return tight_crop(foreground(read_image(path).data), path, image_hw)
+            return tight_crop(foreground(read_image(path).data, path), path, image_hw)
         data = read_file(path)
         band = self._png_band(data)
         if band is None:
-            return tight_crop(foreground(decode_png(data, path)), path, image_hw)
+            return tight_crop(foreground(decode_png(data, path), path), path, image_hw)
         top, height, width, png = band
         if (height, width) != image_hw:
             raise _other_size(path, (height, width), image_hw)
         if png is None:
             return (0, 0, 0, 0), np.zeros((0, 0), bool)
-        pixels = foreground(decode_png(png, path))
-        if pixels[-1].any() and top + len(pixels) < height:
-            # Zero residuals may also mean a repetition of the scanline above.
-            return tight_crop(foreground(decode_png(data, path)), path, image_hw)
+        pixels = foreground(decode_png(png, path), path)
+        if not pixels.any() or (pixels[-1].any() and top + len(pixels) < height):
+            # Zero residuals may also mean a repetition of the scanline above; and without the other rows, alpha that is
+            # 0 only there seems to be the same everywhere.
+            return tight_crop(foreground(decode_png(data, path), path), path, image_hw)
         (x0, y0, x1, y1), crop = tight_crop(pixels, path, pixels.shape)
         return (x0, y0 + top, x1, y1 + top), crop
 
@@ -95,12 +98,47 @@ class MaskReader:
         return top, height, width, _png_file(header, width, rows[top:bottom])
 
 
-def foreground(pixels: np.ndarray) -> np.ndarray:
-    """Bool (H, W): the pixels of (H, W) or (H, W, C) that are not black. Of two or four channels, the last is alpha."""
+def foreground(pixels: np.ndarray, where: object) -> np.ndarray:
+    """Bool (H, W): the object in the mask (H, W) or (H, W, C), the pixels above half of the maximum.
+
+    Of two or four channels, the last is alpha: transparent pixels are background, and if only alpha varies, it is the
+    mask. Raises `FormatError` for a picture or a label image, that is, for intermediate values not only along an edge,
+    and for a black object on white.
+    """
+    values = _one_channel(pixels)
+    highest = values.max(initial=0)
+    mask = values > highest / 2
+    if ((values > 0) & (values < highest)).any() and not is_smooth(values):
+        raise FormatError(
+            "this is not the mask of one object",
+            where=where,
+            got=f"{count(np.unique(values).size, 'value')} from {values.min():g} to {highest:g}",
+            expected="0 and one other value, with intermediate values along the edge of the object only",
+            remedy="if it is a label image, give it the name of its image; if it is a picture, remove it",
+        )
+    corners = mask[:: max(len(mask) - 1, 1), :: max(mask.shape[1] - 1, 1)]
+    if corners.all() and mask.size > mask.sum() > mask.size / 2:
+        raise FormatError(
+            "the object in this mask seems to be black on white",
+            where=where,
+            got=f"{mask.mean():.0%} of the pixels are not black, among them all corners",
+            expected="an object that is not black on a black background",
+            remedy="invert the masks",
+        )
+    return mask
+
+
+def _one_channel(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2:
-        return pixels != 0
-    colours = pixels[:, :, :-1] if pixels.shape[2] in (2, 4) else pixels
-    return (colours != 0).any(axis=2)
+        return pixels
+    if pixels.shape[2] not in (2, 4):
+        return pixels.max(axis=2)
+    colours, alpha = pixels[:, :, :-1].max(axis=2), pixels[:, :, -1]
+    if (alpha == alpha[0, 0]).all():
+        return colours
+    if (colours == colours[0, 0]).all():
+        return alpha
+    return np.where(alpha > alpha.max() / 2, colours, 0)
 
 
 def tight_crop(pixels: np.ndarray, path: Path, image_hw: tuple[int, int]) -> BoxAndCrop:
