@@ -7,13 +7,13 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError
-from cellwright.core.files import stem_of
+from cellwright.core.files import stem_of, walk
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions
 from cellwright.data.formats.label_io import LABEL_SUFFIXES, read_raster
 from cellwright.data.formats.label_kinds import looks_annotated
-from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output, walk_visible
+from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output
 
 # At most this many files are decoded to see whether they are label images.
 _MAX_DECODED = 6
@@ -65,7 +65,7 @@ def describe_contents(path: Path) -> str:
 
     "2 images; beside them 1 .json file (x.json)".
     """
-    files = list(walk_visible(path)) if path.is_dir() else [path]
+    files = list(walk(path)) if path.is_dir() else [path]
     images = [file for file in files if is_image_name(file.name)]
     others = [file for file in files if not is_image_name(file.name)]
     by_suffix = Counter(file.suffix.lower() or file.name for file in others)

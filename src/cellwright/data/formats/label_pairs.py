@@ -38,7 +38,7 @@ LABEL_WORDS = (
     "ground_truths", "target", "targets", "y", "masks", "mask", "segmentation", "segmentations", "seg",
     "segmentation_masks", "nuclei_masks", "cell_masks", "annotations", "annotation", "binary_masks", "mask_binary",
 )  # fmt: skip
-_SPLIT_WORDS = {**SPLITS, "training": "train", "testing": "test", "tr": "train", "ts": "test"}
+_SPLIT_WORDS = {**SPLITS, "tr": "train", "ts": "test"}
 
 # Endings of the names of label images. After a weak one, an image of the remaining name must exist.
 _STRONG = re.compile(r"(.+?)[-_. ](?:cp_masks|masks|mask|labels|label)", re.IGNORECASE)
