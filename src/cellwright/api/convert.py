@@ -137,7 +137,7 @@ class _Counted:
 def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
     """The dataset, and a dictionary that is filled with the number of objects of each sample that is read."""
     counts: dict[str, int] = {}
-    samples = [replace(sample, load=_Counted(sample.id, sample.load, counts)) for sample in dataset]
+    samples = [dataclasses.replace(sample, load=_Counted(sample.id, sample.load, counts)) for sample in dataset]
     return dataset.with_samples(samples), counts
 
 

@@ -52,6 +52,18 @@ def read_raster(path: Path) -> Raster:
     return as_raster(_decode(path), path)
 
 
+def read_label_map(path: Path) -> np.ndarray:
+    """The labels (H, W) of a file that is known to be a label image, such as an output of ours; 0 is background.
+
+    Raises `FormatError` as `read_raster`, and for colours and negative labels.
+    """
+    raster = read_raster(path)
+    if raster.encoding == "colours" or raster.values.min() < 0:
+        got = "colours" if raster.encoding == "colours" else f"the label {raster.values.min()}"
+        raise FormatError("not a label image", where=path, got=got, expected="labels in one channel, 0 for background")
+    return raster.values
+
+
 def read_labels(path: Path) -> Raster:
     """The values of a label image, or of the masks in a Cellpose ``_seg.npy``."""
     return _read_seg(path) if path.suffix == ".npy" else read_raster(path)
