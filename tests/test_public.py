@@ -26,6 +26,7 @@ PUBLIC = [
     "OutputError",
     "Prediction",
     "ReadOptions",
+    "Reading",
     "RecipeError",
     "Report",
     "Run",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cellwright.core.masks import MaskSet, SoftMasks
     from cellwright.core.memory import keep_freed_memory
     from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
+    from cellwright.data.images.reading import Reading
     from cellwright.data.views import View
     from cellwright.evaluation.report import Report
     from cellwright.models.contract import Segmenter
@@ -59,6 +60,7 @@ __all__ = [
     "OutputError",
     "Prediction",
     "ReadOptions",
+    "Reading",
     "RecipeError",
     "Report",
     "Run",
@@ -97,6 +99,7 @@ _HOMES = {
     "OutputError": "core.errors",
     "Prediction": "prediction.record",
     "ReadOptions": "data.formats.contract",
+    "Reading": "data.images.reading",
     "RecipeError": "core.errors",
     "Report": "evaluation.report",
     "Run": "api.train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import csv
 import importlib
 import itertools
@@ -225,7 +226,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> StubTraining:
 
 def train_repeats(out: Path, planned: int, **fields: object) -> Repeats:
     recipe = load_recipe("synthetic/demo", ("train.seed=7",))
-    request = api._Request(recipe, Dataset((), ("nucleus",), None), out, **fields)  # type: ignore[arg-type]
+    request = dataclasses.replace(api._request(recipe, Dataset((), ("nucleus",))), out=out, **fields)
     repeats = api._train_repeats(request, planned, SILENT, dry_run=False)
     assert repeats is not None
     return repeats

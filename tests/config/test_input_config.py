@@ -75,7 +75,7 @@ def test_augmentations_are_off_by_default_and_not_negative(name: str) -> None:
 
 
 def test_stain_augmentation_needs_light_intensities() -> None:
-    values = {"name": "x", "model": {"kind": "classical"}, "augment": {"stain": 0.1}}
+    values = {"name": "x", "model": {"kind": "classical"}, "augment": {"stain": 0.1}, "input": {"normalise": "fixed"}}
     assert Recipe.model_validate(values).augment.stain == 0.1
     with pytest.raises(ValidationError, match=r"augment.stain \(0.1\).*input.normalise"):
         Recipe.model_validate(values | {"input": {"normalise": "percentile"}})

@@ -24,7 +24,7 @@ RGB8 = RNG.integers(0, 256, (37, 61, 3), np.uint8)
 
 
 def test_fixed_normalisation_by_its_formula() -> None:
-    config = InputConfig()
+    config = InputConfig(normalise="fixed")
     expected = (RGB8.transpose(2, 0, 1) / 255 - np.reshape(config.mean, (3, 1, 1))) / np.reshape(config.std, (3, 1, 1))
     np.testing.assert_allclose(to_network(Image.from_array(RGB8), config), expected, atol=1e-6)
     sixteen = Image.from_array(RGB8.astype(np.uint16) * 257)
@@ -78,7 +78,7 @@ def test_sizes_and_pixels_equal_those_of_torchvision() -> None:
     torch = pytest.importorskip("torch")
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-    config = InputConfig(short_side=50, max_side=80)
+    config = InputConfig(normalise="fixed", short_side=50, max_side=80)
     transform = GeneralizedRCNNTransform(50, 80, list(config.mean), list(config.std), size_divisible=1)
     transform.eval()
     for hw in ((37, 61), (61, 37), (20, 200), (200, 60), (100, 100)):

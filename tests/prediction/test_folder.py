@@ -15,10 +15,8 @@ from PIL import Image as Pillow
 import cellwright as cw
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, OutputError, UsageError
-from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.images.read import read_image
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.prediction.folder import PREDICTIONS, Job, Pictures, PredictionFolder, predict_into
 from cellwright.prediction.options import PredictOptions
@@ -83,7 +81,7 @@ def job_for(sources, **changes) -> Job:
 def run(job, out, segmenter=None, *, overwrite=False, pictures=PICTURES, fail_fast=False):
     predictor = FilteredPredictor(Capped(segmenter or Squares()), job.options)
     folder = PredictionFolder(out, job, pictures, overwrite=overwrite)
-    return predict_into(folder, predictor, read=read_image, fail_fast=fail_fast)
+    return predict_into(folder, predictor, fail_fast=fail_fast)
 
 
 def is_complete(folder: Path) -> bool:
@@ -313,9 +311,11 @@ def test_a_sample_without_an_image_is_named(tmp_path):
 
 
 def test_the_label_image_has_the_pixel_size(tmp_path):
-    sized = Image(np.zeros((16, 16, 1), np.uint8), ("grey",), (0.5, 0.25), "x.png")
-    folder = PredictionFolder(tmp_path / "p", job_for([Source("x", tmp_path / "x.png")]), PICTURES)
-    predict_into(folder, SegmenterPredictor(Squares()), read=lambda path: sized)
+    tifffile.imwrite(
+        tmp_path / "x.tif", np.zeros((16, 16), np.uint8), resolution=(4e4, 2e4), resolutionunit="CENTIMETER"
+    )
+    folder = PredictionFolder(tmp_path / "p", job_for([Source("x", tmp_path / "x.tif")]), PICTURES)
+    predict_into(folder, SegmenterPredictor(Squares()))
     with tifffile.TiffFile(tmp_path / "p" / "x_masks.tif") as file:
         tags = file.pages[0].tags
         assert tags["XResolution"].value[0] / tags["XResolution"].value[1] == pytest.approx(1e4 / 0.25)

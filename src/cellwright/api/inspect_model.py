@@ -121,6 +121,7 @@ def published_settings(weights: Weights, built: Mapping[str, object]) -> dict[st
             "conventions": "torchvision",
             **({"model.backbone.norm_eps": 0.0} if exact else {}),
             "input.colour_order": "rgb",
+            "input.normalise": "fixed",
             "input.mean": (0.485, 0.456, 0.406),
             "input.std": (0.229, 0.224, 0.225),
         }
@@ -130,6 +131,7 @@ def published_settings(weights: Weights, built: Mapping[str, object]) -> dict[st
             "conventions": "detectron2",
             "model.backbone.stride_in_1x1": not resnext,
             "input.colour_order": "bgr",
+            "input.normalise": "fixed",
             "input.mean": (0.406, 0.456, 0.485),
             "input.std": (0.225, 0.224, 0.229) if scaled else (0.00392157,) * 3,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from cellwright.api.inputs import ImageLike, as_image, is_list
 from cellwright.config.recipe import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
+from cellwright.core.notes import summarise
 from cellwright.core.public import public
-from cellwright.data.images.channels import choose_channels
 from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
     import torch
 
+    from cellwright.core.image import Image
     from cellwright.data.images.channels import ChannelChoice
+    from cellwright.data.value_range import TrainingValues
     from cellwright.models.contract import Network, Segmenter
     from cellwright.models.weights.model_folder import ModelInfo
     from cellwright.prediction.fusion import FusionOptions
@@ -110,6 +113,7 @@ class Model:
 
         Returns:
             `Instances` of the image's size, or a list of them; an image without objects gives `Instances` of length 0.
+            A warning says what was assumed about an image: its channel, or the range of its values.
 
         Raises:
             InputError: the image cannot be read, or its channels do not fit the model.
@@ -129,6 +133,11 @@ class Model:
             diameter=diameter, views=views, score=score, min_area=min_area, max_objects=max_objects
         )
         predictions = model.predictions(images, channel=channel)
+        notes = [
+            note for one in (predictions if isinstance(predictions, list) else [predictions]) for note in one.notes
+        ]
+        for line in summarise(notes):
+            warnings.warn(line, stacklevel=2)
         if isinstance(predictions, list):
             return [prediction.instances for prediction in predictions]
         return predictions.instances
@@ -152,8 +161,7 @@ class Model:
         images = [
             image if isinstance(image, str | Path) else as_image(image) for image in (images if several else [images])
         ]
-        chosen = (choose_channels(as_image(image), channel, predictor.n_channels) for image in images)
-        predictions = [predictor.predict([image])[0] for image in chosen]
+        predictions = [_predict_one(predictor, as_image(image), channel) for image in images]
         return predictions if several else predictions[0]
 
     def with_options(
@@ -219,6 +227,15 @@ class Model:
         return f"Model({', '.join(parts)})"
 
 
+def _predict_one(predictor: FilteredPredictor, image: Image, channel: ChannelChoice | None) -> Prediction:
+    """The prediction for one image, with all notes about it."""
+    from cellwright.prediction.sources import seen_by
+
+    seen = seen_by(predictor, image, channel)
+    (prediction,) = predictor.predict([seen])
+    return dataclasses.replace(prediction, notes=(*seen.notes, *prediction.notes))
+
+
 def load_model(name: str | Path, *, device: str = "auto") -> Model:
     """Load a model by name, from a model folder, or from a run (its best checkpoint).
 
@@ -242,6 +259,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         ('nucleus',)
     """
     from cellwright.config.model_classical import ClassicalConfig
+    from cellwright.data.value_range import TrainingValues
     from cellwright.models.weights.model_folder import recipe_of
     from cellwright.models.weights.torch_io import load_network
 
@@ -254,7 +272,9 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
-    model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device))
+    training = None if info.values is None else TrainingValues.from_dict(info.values)
+    facts = {"training": training, "trained_channels": info.channels}
+    model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
     return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
 
@@ -283,14 +303,25 @@ def classical_model(recipe: Recipe) -> Model:
 
 
 def network_model(
-    name: str, network: Network, recipe: Recipe, class_names: Sequence[str], device: torch.device
+    name: str,
+    network: Network,
+    recipe: Recipe,
+    class_names: Sequence[str],
+    device: torch.device,
+    *,
+    training: TrainingValues | None = None,
+    trained_channels: tuple[str, ...] = (),
 ) -> Model:
-    """A network, trained or in training, as a model; the network is moved to ``device``."""
+    """A network, trained or in training, as a model; the network is moved to ``device``.
+
+    training, trained_channels: what is known about its training images, see `NetworkPredictor`.
+    """
     from cellwright.prediction.backends.torch import network_predictor
     from cellwright.prediction.options import PredictOptions
 
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
-    return Model(name, tuple(class_names), recipe, network_predictor(network, recipe, device), options)
+    predictor = network_predictor(network, recipe, device, training=training, trained_channels=trained_channels)
+    return Model(name, tuple(class_names), recipe, predictor, options)
 
 
 def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:

@@ -6,7 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,9 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.images.channels import ChannelChoice
+from cellwright.data.images.reading import Reading
+from cellwright.data.images.tiff import Plane
 from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
     FAILURES,
@@ -38,14 +40,15 @@ from cellwright.prediction.folder import (
 )
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.predictor import SegmenterPredictor
-from cellwright.prediction.sources import Source, read_input, sources_of_dataset, sources_of_paths
+from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
 
 if TYPE_CHECKING:
     from cellwright.models.contract import Segmenter
 
-OBJECTS = Group("Which objects are kept", sort_key=1)
-VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=2)
-RUNNING = Group("Which images, and how the job runs", sort_key=3)
+PART = Group("Which part of each file", sort_key=1)
+OBJECTS = Group("Which objects are kept", sort_key=2)
+VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=3)
+RUNNING = Group("Which images, and how the job runs", sort_key=4)
 
 
 @Parameter(name="*")
@@ -58,10 +61,9 @@ class PredictPlan:
     _: KW_ONLY
     model: tuple[str, ...] = ("nuclei",)
     """nuclei (finds nuclei only), classical, a model folder, or a run; repeat to fuse several models (ensemble)."""
-    channel: str | None = None
-    """Name or number of the channel to use if there are several and the image is not RGB."""
-    z: int | None = None
-    """Plane of a stack, counted from 0."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel to use, where there are several; "DAPI|Hoechst" is the first that exists. Repeat
+    for models that take several. All channels are measured."""
     diameter: float | None = None
     """Median diameter of the objects, pixels, for models that use one such as nuclei (default: estimated per image)."""
     score: float | None = None
@@ -74,6 +76,14 @@ class PredictPlan:
     """Folder to write."""
     overwrite: bool = False
     """Replace predictions that exist in the folder."""
+    z: Annotated[Plane | None, Parameter(group=PART)] = None
+    """Plane of a stack, counted from 0, or max or mean of all planes."""
+    t: Annotated[int | None, Parameter(group=PART)] = None
+    """Time point, counted from 0."""
+    series: Annotated[str | None, Parameter(group=PART)] = None
+    """Number or name of one image in a file of several."""
+    pixel_size: Annotated[float | None, Parameter(group=PART)] = None
+    """Microns per pixel (default: as the file says)."""
     max_objects: Annotated[int | None, Parameter(group=OBJECTS)] = None
     """Maximum number of objects per image, best first (default: all)."""
     views: Annotated[str | None, Parameter(group=VIEWS)] = None
@@ -106,16 +116,17 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         min_area=plan.min_area,
         max_objects=plan.max_objects,
     )
-    sources = find_sources(plan.sources, plan.split)
-    job = _job(model, sources, plan.save, plan.channel, plan.z, recipe_yaml(members, fusion), members)
+    sources, recorded = find_sources(plan.sources, plan.split)
+    reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size_um=plan.pixel_size)
+    reading = reading.over(recorded)
+    job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
     folder = PredictionFolder(plan.out, job, pictures(model.class_names), overwrite=plan.overwrite)
     reporter.note(_announcement(plan, len(job.sources)))
     for note in model_notes(model, members, plan.views):
         reporter.note(note)
     if dry_run:
         return None
-    read = partial(read_input, channel=plan.channel, z=plan.z, n_channels=model.predictor.n_channels)
-    report = predict_into(folder, model.filtered, read=read, fail_fast=plan.fail_fast, track=reporter.track)
+    report = predict_into(folder, model.filtered, reading=reading, fail_fast=plan.fail_fast, track=reporter.track)
     for note in report.notes:
         reporter.note(note)
     return report
@@ -126,8 +137,8 @@ def predict_folder(
     *,
     model: Model | Segmenter | str | Path = DEFAULT_MODEL,
     out: str | Path,
-    channel: str | int | None = None,
-    z: int | None = None,
+    channel: ChannelChoice | None = None,
+    reading: Reading | None = None,
     save: Sequence[Save] = SAVES,
     overwrite: bool = False,
     fail_fast: bool = False,
@@ -141,8 +152,10 @@ def predict_folder(
         model: a `Model`, what `load_model` takes, or a `Segmenter` of your own. Set its options with
             `Model.with_options`.
         out: folder to write.
-        channel: name or index of the channel to use if there are several and the image is not RGB.
-        z: plane of a stack, counted from 0.
+        channel: name or index of the channel to use, where there are several ("DAPI|Hoechst": the first that exists),
+            or a list for models that take several. None: as the dataset or the model records, or what leaves no doubt.
+            All channels are measured.
+        reading: plane, time point and image of each file, and the pixel size.
         save: files per image: "masks" (label image), "overlay" (picture), "geojson" (QuPath), "rois" (ImageJ) and
             "measurements" (CSV).
         overwrite: replace predictions that exist in the folder.
@@ -174,36 +187,40 @@ def predict_folder(
     """
     model = as_model(model)
     if isinstance(images, Dataset):
-        sources = sources_of_dataset(images)
+        sources, recorded = sources_of_dataset(images), Reading.recorded(images.info)
     else:
-        sources = find_sources([Path(path) for path in ([images] if isinstance(images, str | Path) else images)])
-    job = _job(model, sources, tuple(save), channel, z, recipe_yaml([model], FusionOptions()), [model])
+        paths = [images] if isinstance(images, str | Path) else images
+        sources, recorded = find_sources([Path(path) for path in paths])
+    reading = Reading(channel).over(reading or Reading()).over(recorded)
+    job = _job(model, sources, tuple(save), reading, recipe_yaml([model], FusionOptions()), [model])
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), overwrite=overwrite)
-    read = partial(read_input, channel=channel, z=z, n_channels=model.predictor.n_channels)
-    report = predict_into(folder, model.filtered, read=read, fail_fast=fail_fast)
+    report = predict_into(folder, model.filtered, reading=reading, fail_fast=fail_fast)
     if report.failures:
         failed = count(len(report.failures), "image")
         warnings.warn(f"{failed} could not be predicted: see {folder.out / FAILURES}", stacklevel=2)
     return read_dataset(folder.out, require_images=False)
 
 
-def find_sources(paths: Sequence[Path], split: str | None = None) -> list[Source]:
-    """The images of a dataset (or of one split of it), or the images among paths and in folders."""
+def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[Source], Reading]:
+    """The images of a dataset (or of one split of it), or the images among paths and in folders.
+
+    And which part of each image is used, as the dataset records it.
+    """
     if len(paths) == 1 and is_dataset(paths[0]):
         dataset = read_dataset(paths[0])
-        return sources_of_dataset(dataset.with_split(split) if split is not None else dataset)
+        sources = sources_of_dataset(dataset.with_split(split) if split is not None else dataset)
+        return sources, Reading.recorded(dataset.info)
     if split is not None:
         remedy = "give a dataset folder, or omit `split`"
         raise UsageError("only a dataset has splits", got=f'`split="{split}"`', remedy=remedy)
-    return sources_of_paths(paths)
+    return sources_of_paths(paths), Reading()
 
 
 def _job(
     model: Model,
     sources: Sequence[Source],
     save: tuple[Save, ...],
-    channel: str | int | None,
-    z: int | None,
+    reading: Reading,
     recipe: str,
     members: Sequence[Model],
 ) -> Job:
@@ -214,7 +231,7 @@ def _job(
         recipe_yaml=recipe,
         model=" ".join(map(_identity, members)),
         options=model.options,
-        reading={"channel": channel, "z": z, "diameter": model.diameter, "views": model.views},
+        reading={**reading.to_dict(), "diameter": model.diameter, "views": model.views},
         save=save,
         info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
     )

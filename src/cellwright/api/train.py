@@ -25,11 +25,14 @@ from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter, Track
 from cellwright.core.public import public
 from cellwright.core.text import count
 from cellwright.data.formats.predictions import as_annotations
 from cellwright.data.identity import Identity
+from cellwright.data.images.reading import Reading
+from cellwright.data.survey import Survey, survey_images
 from cellwright.evaluation.data import HEADLINE
 from cellwright.training.run_folder import (
     REPEATS,
@@ -61,6 +64,9 @@ class TrainPlan:
     _: KW_ONLY
     data: Path
     """Dataset folder with the splits train and val; without splits, all images are used for training."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel to train on, where there are several; "DAPI|Hoechst" is the first that exists.
+    Repeat for a network of several channels (default: as the dataset records, or what leaves no doubt)."""
     init: str | None = None
     """Weights to start from: nuclei, a model folder, a run, torchvision:NAME, or detectron2:FILE."""
     set: tuple[str, ...] = ()
@@ -178,7 +184,8 @@ def train(
         out: the run folder to write; the model is in its subfolder ``model``.
         init: weights to start from, in place of the recipe's: "nuclei", a model folder, a run, "torchvision:NAME" or
             "detectron2:FILE".
-        set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``.
+        set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``, or
+            ``["input.channel=DAPI"]`` to train on one channel of several.
         max_minutes: save a checkpoint and stop after this time; the same call resumes the run.
         device: "auto", "cpu", "cuda:N" or "mps".
         overwrite: start from scratch if ``out`` contains a run.
@@ -211,7 +218,8 @@ def train(
         ('nucleus',)
     """
     dataset = as_annotations(data) if isinstance(data, Dataset) else read_annotations(Path(data))
-    request = _Request(load_recipe(recipe, set, init), dataset, Path(out), max_minutes, device, overwrite)
+    request = _request(load_recipe(recipe, set, init), dataset)
+    request = dataclasses.replace(request, out=Path(out), max_minutes=max_minutes, device=device, overwrite=overwrite)
     run = _train(request, SILENT)
     assert run is not None  # not a dry run
     return run
@@ -224,7 +232,10 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     """
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
-    request = _Request(recipe, read_annotations(plan.data), out, plan.max_minutes, plan.device, plan.overwrite)
+    request = _request(recipe, read_annotations(plan.data), plan.channel)
+    request = dataclasses.replace(
+        request, out=out, max_minutes=plan.max_minutes, device=plan.device, overwrite=plan.overwrite
+    )
     if plan.repeat is not None:
         return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
     return _train(request, screen, dry_run=dry_run)
@@ -258,11 +269,16 @@ def load_recipe(recipe: str | Path | Recipe, changes: Sequence[str] = (), init: 
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """One training run with its recipe and data; ``identity`` is that of the data, if known already."""
+    """One training run with its recipe and data; ``identity`` is that of the data, if known already.
+
+    reading: which part of each image file is used. survey: what the training images are like.
+    """
 
     recipe: Recipe
     dataset: Dataset
-    out: Path
+    reading: Reading
+    survey: Survey
+    out: Path = Path("run")
     max_minutes: float | None = None
     device: str = "auto"
     overwrite: bool = False
@@ -274,8 +290,8 @@ class _Request:
 
     @property
     def training(self) -> Dataset:
-        """The training images: all images if the dataset has no splits."""
-        return self.dataset.with_split("train") if self.dataset.splits else self.dataset
+        """The training images."""
+        return _training_part(self.dataset)
 
     @property
     def validation(self) -> Dataset | None:
@@ -309,7 +325,31 @@ class _Request:
             f"{count(len(self.training), 'training image')}, {n_validation}; {train.length} with "
             f"{count(train.batch_size * train.accumulate, 'image')} per step",
         ]
-        return [*lines, *init_warnings(recipe)]
+        return [*lines, *init_warnings(recipe), *summarise(self.survey.notes)]
+
+
+def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str, ...] = ()) -> _Request:
+    """The request with what the dataset records and what its images decide: channels, and the range of their values."""
+    reading = Reading(channel or recipe.input.channel).over(Reading.recorded(dataset.info))
+    recipe = _with_channel(recipe, reading.channels)
+    survey = survey_images(_training_part(dataset).samples, recipe.input, reading)
+    recipe = recipe.model_copy(update={"input": survey.config})
+    return _Request(recipe, dataset, dataclasses.replace(reading, channel=survey.config.channel), survey)
+
+
+def _training_part(dataset: Dataset) -> Dataset:
+    """The training images: all images if the dataset has no splits."""
+    return dataset.with_split("train") if dataset.splits else dataset
+
+
+def _with_channel(recipe: Recipe, channel: tuple[str | int, ...]) -> Recipe:
+    """The recipe of a network for these channels; one channel is repeated for a network of three."""
+    if not channel:
+        return recipe
+    values = recipe.to_dict()
+    n_channels = recipe.input.channels if len(channel) == 1 else len(channel)
+    values["input"] |= {"channel": list(channel), "channels": n_channels}
+    return recipes.from_dict(values, recipe.name)
 
 
 def init_warnings(recipe: Recipe) -> list[str]:
@@ -393,14 +433,14 @@ def _prepare(
     loaded = None
     if isinstance(recipe.model, RCNNConfig | UNetConfig) and recipe.model.init is not None:
         loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)
-    validation = request.validation
+    validation, seen = request.validation, (request.survey.values, request.survey.channels)
     training = loop.Training(
         network=network,
-        loader=_loader(recipe, request.training, network),
+        loader=_loader(recipe, request.training, network, request.reading),
         config=recipe.train,
         run=run,
-        info=_model_info(recipe, request.dataset, environment),
-        validation=None if validation is None else Validation(recipe, validation, device),
+        info=_model_info(request, environment),
+        validation=None if validation is None else Validation(recipe, validation, device, request.reading, *seen),
         reporter=choose_reporter(
             sys.stdout if screen.log_format == "json" else sys.stderr, log_format=screen.log_format, quiet=screen.quiet
         ),
@@ -410,7 +450,7 @@ def _prepare(
     return training, loaded
 
 
-def _loader(recipe: Recipe, training: Dataset, network: Network) -> TrainingLoader:
+def _loader(recipe: Recipe, training: Dataset, network: Network, reading: Reading) -> TrainingLoader:
     from cellwright.data.check import require_objects
     from cellwright.data.loader import LoaderConfig, TrainingLoader
 
@@ -423,21 +463,25 @@ def _loader(recipe: Recipe, training: Dataset, network: Network) -> TrainingLoad
         stride=network.stride,
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
+        reading=reading,
     )
     return TrainingLoader(training.samples, config)
 
 
-def _model_info(recipe: Recipe, dataset: Dataset, environment: dict[str, Any]) -> ModelInfo:
+def _model_info(request: _Request, environment: dict[str, Any]) -> ModelInfo:
     """The ``model.json`` of the trained model, without its metrics."""
     from cellwright import __version__
     from cellwright.models.weights.model_folder import ModelInfo
 
-    git = environment.get("git")
+    git, recipe, dataset = environment.get("git"), request.recipe, request.dataset
+    values = request.survey.values
     return ModelInfo(
         kind=recipe.model.kind,
         recipe=recipe.to_dict(),
         class_names=dataset.class_names,
         normalisation=recipe.input.model_dump(mode="json"),
+        channels=request.survey.channels,
+        values=None if values is None else values.to_dict(),
         data_licence=dataset.licence,
         version=__version__,
         git_hash=git["commit"] if isinstance(git, dict) else None,

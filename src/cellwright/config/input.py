@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,17 +13,25 @@ class InputConfig(Section):
     """How an image becomes network input: channels, normalisation and size. Stored with the model."""
 
     channels: int = Field(
-        default=3, ge=1, le=64, description="Channels of the network's input; grey is repeated, alpha is dropped."
+        default=3,
+        ge=1,
+        le=64,
+        description="Channels of the network's input, their number or names; grey is repeated, alpha is dropped.",
+    )
+    channel: tuple[str | int, ...] = Field(
+        default=(),
+        description="Names or numbers of the channels to train on, as `channel` of train; empty: what leaves no doubt.",
     )
     colour_order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of three colour channels.")
     normalise: Literal["fixed", "percentile"] = Field(
-        default="fixed",
-        description="fixed: (x / full_range - mean) / std; percentile: each channel's own range, once per image.",
+        default="percentile",
+        description="percentile: each channel's own range, once per image; fixed: (x / full_range - mean) / std, the "
+        "default where one of these is given.",
     )
     full_range: float | None = Field(
         default=None,
         gt=0,
-        description="fixed: the value that means 1.0. null: 255 or 65535 by data type, 1 for float.",
+        description="fixed: the value that means 1.0. null: by data type and the values of the training images.",
     )
     mean: tuple[float, ...] = Field(
         default=(0.485, 0.456, 0.406), description="fixed: subtracted per channel, in units of full_range."
@@ -46,14 +54,34 @@ class InputConfig(Section):
         description="Resize each image until its objects have this median diameter, px. null: do not.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """``channels: [DAPI, actin]`` is two channels with these names; mean, std and full_range mean fixed."""
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("channel"), str | int):
+            values = values | {"channel": (values["channel"],)}
+        if isinstance(values.get("channels"), list | tuple):
+            values = values | {"channels": len(values["channels"]), "channel": tuple(values["channels"])}
+        if "normalise" not in values and {"mean", "std", "full_range"} & set(values):
+            values = values | {"normalise": "fixed"}
+        return values
+
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        for name in ("mean", "std"):
+        for name in ("mean", "std") if self.normalise == "fixed" else ():
             if len(getattr(self, name)) != self.channels:
                 raise ValueError(
                     f"input.{name} must have one value per channel, {self.channels} (input.channels), got "
-                    f"{len(getattr(self, name))}"
+                    f"{len(getattr(self, name))}; input.normalise percentile needs none"
                 )
+        # One channel is repeated for a network of three.
+        if self.channel and len(self.channel) != self.channels and (len(self.channel), self.channels) != (1, 3):
+            raise ValueError(
+                f"input.channel names {len(self.channel)} ({', '.join(map(str, self.channel))}), but input.channels is "
+                f"{self.channels}"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"input.std must be above 0, got {self.std}")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:

@@ -13,9 +13,10 @@ from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.data.augment import Frame
 from cellwright.data.images.channels import choose_channels
-from cellwright.data.images.read import read_image
+from cellwright.data.images.reading import Reading
 from cellwright.data.labels import Labels, filter_areas
 from cellwright.data.network_input import diameter_scale, to_network
+from cellwright.data.value_range import dtype_scale
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,15 @@ class Decoded:
         return self.pixels.nbytes + self.labels.nbytes
 
 
-def decode_sample(sample: Sample, input_config: InputConfig, data_config: DataConfig) -> Decoded:
+def decode_sample(
+    sample: Sample,
+    input_config: InputConfig,
+    data_config: DataConfig,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
+) -> Decoded:
     """Read the image and the objects of a sample.
+
+    reading: the plane, time point and image of the file; the channels are those of ``input_config``.
 
     Raises `InputError` that names the sample if it has no image, if the image cannot be read, or if the image and the
     objects differ in size.
@@ -53,7 +61,7 @@ def decode_sample(sample: Sample, input_config: InputConfig, data_config: DataCo
             where=sample.id,
             remedy="use the dataset itself, not a file of results",
         )
-    image = choose_channels(read_image(sample.image_path), None, input_config.channels)
+    image = choose_channels(reading.read(sample.image_path), input_config.channel, input_config.channels)
     instances = sample.read_instances()
     if instances.image_hw != image.image_hw:
         raise InputError(
@@ -89,9 +97,7 @@ def padding_pixel(decoded: Decoded, input_config: InputConfig) -> tuple[float, .
     n_channels = decoded.pixels.shape[2]
     if decoded.is_normalised:
         return (0.0,) * n_channels
-    full = input_config.full_range
-    if full is None:
-        full = float(np.iinfo(decoded.pixels.dtype).max) if decoded.pixels.dtype.kind == "u" else 1.0
+    full = input_config.full_range or dtype_scale(decoded.pixels.dtype)
     mean = input_config.mean[::-1] if input_config.colour_order == "bgr" else input_config.mean
     if len(mean) != n_channels:
         # Greyscale that is repeated, or colour that is converted to greyscale: the same value for all channels.

@@ -30,6 +30,7 @@ from cellwright.data.decode import (
     network_pixels,
     trained_classes,
 )
+from cellwright.data.images.reading import Reading
 from cellwright.data.labels import Labels
 from cellwright.data.sampling import SampleOrder, repeat_factors
 from cellwright.ops.batch import Batch, stack_images
@@ -51,6 +52,7 @@ class LoaderConfig:
         stride: batches are padded to a multiple of it, in pixels.
         batch_size: images per batch.
         seed: of all random draws.
+        reading: which part of each image file is used.
     """
 
     input: InputConfig
@@ -60,6 +62,7 @@ class LoaderConfig:
     stride: int
     batch_size: int
     seed: int
+    reading: Reading = Reading()  # noqa: RUF009 - frozen
 
 
 class TrainingBatches(Dataset):
@@ -99,7 +102,8 @@ class TrainingBatches(Dataset):
     def _decoded(self, index: int) -> Decoded:
         decoded = self.cache.get(index)
         if decoded is None:
-            decoded = decode_sample(self.samples[index], self.config.input, self.config.data)
+            config = self.config
+            decoded = decode_sample(self.samples[index], config.input, config.data, config.reading)
             self.cache.offer(index, decoded)
         return decoded
 

@@ -18,6 +18,7 @@ from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.text import count
+from cellwright.data.value_range import dtype_scale
 
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -142,9 +143,7 @@ def _normalise(hwc: np.ndarray, config: InputConfig) -> np.ndarray:
         low, high = np.percentile(chw.reshape(len(chw), -1), config.percentiles, axis=1).astype(np.float32)
         span = np.where(high > low, high - low, np.float32(np.inf))
         return (chw - low[:, None, None]) / span[:, None, None]
-    full = config.full_range
-    if full is None:
-        full = float(np.iinfo(hwc.dtype).max) if hwc.dtype.kind == "u" else 1.0
+    full = config.full_range or dtype_scale(hwc.dtype)
     # The order of operations of torchvision (x / 255, - mean, / std), for results that are equal to the last bit.
     chw /= np.float32(full)
     chw -= np.asarray(config.mean, np.float32)[:, None, None]

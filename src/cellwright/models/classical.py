@@ -52,6 +52,7 @@ class ClassicalSegmenter:
     """
 
     n_channels: ClassVar[int] = 3  # grey or RGB
+    trained_channels: ClassVar[tuple[str, ...]] = ("nuclei",)
     config: ClassicalConfig = ClassicalConfig()  # noqa: RUF009 - frozen
 
     def predict(self, images: Sequence[Image]) -> list[Instances]:

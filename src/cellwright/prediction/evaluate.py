@@ -14,12 +14,14 @@ from cellwright.core.dataset import Dataset, Loaded
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.scores import reaches_threshold
+from cellwright.data.images.reading import Reading
 from cellwright.evaluation.evaluate import evaluate_images
 from cellwright.evaluation.lost_recall import unmatched
 from cellwright.evaluation.matching import PairOptions, pair_image
 from cellwright.evaluation.pairing import LazyInstances, PairedImages, pair_datasets
 from cellwright.evaluation.report import Report
-from cellwright.prediction.sources import read_input, sources_of_dataset
+from cellwright.prediction.record import Prediction
+from cellwright.prediction.sources import Source, seen_by, sources_of_dataset
 
 if TYPE_CHECKING:
     from cellwright.prediction.predictor import FilteredPredictor
@@ -35,14 +37,15 @@ def evaluate_dataset(
     class_names: Sequence[str],
     *,
     metrics: Iterable[str] | None = None,
+    reading: Reading | None = None,
     track: Track = no_progress,
 ) -> Report:
     """Predict on the images of a dataset and evaluate the predictions against its annotations.
 
     class_names: of the predictor. metrics: see `evaluate_pairs`. Predictions below the predictor's score threshold are
-    used for AP and ranking only. Raises `InputError` if an image cannot be used.
+    used for AP and ranking only. reading: see `predict_images`. Raises `InputError` if an image cannot be used.
     """
-    predicted = predict_dataset(predictor, dataset, class_names, track=track)
+    predicted = predict_dataset(predictor, dataset, class_names, reading=reading, track=track)
     return evaluate_images(pair_datasets("predictions", predicted, dataset), metrics, track=track)
 
 
@@ -52,43 +55,61 @@ def predict_dataset(
     class_names: Sequence[str],
     *,
     tuned_on: Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
     track: Track = no_progress,
 ) -> Dataset:
     """The predictions for the images of a dataset, in memory, as a dataset.
 
     Predictions below the predictor's score threshold are included, since average precision uses them; the threshold is
-    recorded in ``info``. tuned_on: what the predictor was tuned on, for ``info``.
+    recorded in ``info``. tuned_on: what the predictor was tuned on, for ``info``. reading: see `predict_images`. What
+    was assumed about the images is in the ``notes``.
     """
     options = dataclasses.replace(predictor.options, score_threshold=0.0)
-    instances = predict_images(dataclasses.replace(predictor, options=options), dataset, track)
+    predictions = predict_images(dataclasses.replace(predictor, options=options), dataset, track, reading=reading)
     samples = [
-        dataclasses.replace(sample, load=Loaded(cells)) for sample, cells in zip(dataset, instances, strict=True)
+        dataclasses.replace(sample, load=Loaded(prediction.instances))
+        for sample, prediction in zip(dataset, predictions, strict=True)
     ]
+    notes = tuple(note for prediction in predictions for note in prediction.notes)
     info = {"score_threshold": predictor.options.score_threshold, "tuned_on": tuned_on}
-    return Dataset(tuple(samples), tuple(class_names), None, info=info)
+    return Dataset(tuple(samples), tuple(class_names), None, info=info, notes=notes)
 
 
-def predict_images(predictor: FilteredPredictor, dataset: Dataset, track: Track = no_progress) -> list[Instances]:
-    """The predictions for every image of a dataset, in order."""
-    paths = [source.path for source in sources_of_dataset(dataset)]
-    images = (read_input(path, n_channels=predictor.n_channels) for path in paths)
-    return [predictor.predict([image])[0].instances for image in track(images, "predicting", len(paths))]
+def predict_images(
+    predictor: FilteredPredictor, dataset: Dataset, track: Track = no_progress, *, reading: Reading | None = None
+) -> list[Prediction]:
+    """The prediction for every image of a dataset, in order, with all notes about the image.
+
+    reading: which part of each image is used; None: as the dataset records it.
+    """
+    reading = Reading.recorded(dataset.info) if reading is None else reading
+    return [
+        _predict(predictor, source, reading)
+        for source in track(sources_of_dataset(dataset), "predicting", len(dataset))
+    ]
+
+
+def _predict(predictor: FilteredPredictor, source: Source, reading: Reading) -> Prediction:
+    seen = seen_by(predictor, reading.read(source.path), reading.channel)
+    (prediction,) = predictor.predict([seen])
+    notes = [dataclasses.replace(note, where=source.id) for note in (*seen.notes, *prediction.notes)]
+    return dataclasses.replace(prediction, notes=tuple(notes))
 
 
 def candidates_of(
-    images: PairedImages, predictor: FilteredPredictor | None = None
+    images: PairedImages, predictor: FilteredPredictor | None = None, reading: Reading | None = None
 ) -> tuple[Sequence[Instances], tuple[str, ...]]:
     """The candidates of every image with the step that removed them, computed on indexing, and notes.
 
     They come from the network of ``predictor`` if it can explain its predictions and runs without test-time
     augmentation. Only images with unmatched objects are processed, and only candidates that overlap one of these are
     returned, since no others can explain the loss. Otherwise the candidates are the predictions themselves, including
-    those below their score threshold.
+    those below their score threshold. reading: which part of each image the predictor saw; None: all of it.
     """
     if predictor is None or not predictor.explains:
         load, notes = partial(_predicted_candidates, images), (FROM_PREDICTIONS,)
     else:
-        load, notes = partial(_network_candidates, images, predictor), ()
+        load, notes = partial(_network_candidates, images, predictor, reading or Reading()), ()
     samples = [dataclasses.replace(sample, load=partial(load, k)) for k, sample in enumerate(images.predicted)]
     return LazyInstances(samples), notes
 
@@ -100,7 +121,7 @@ def _predicted_candidates(images: PairedImages, index: int) -> Instances:
     return with_steps(predicted, np.where(kept, "kept", "threshold"))
 
 
-def _network_candidates(images: PairedImages, predictor: FilteredPredictor, index: int) -> Instances:
+def _network_candidates(images: PairedImages, predictor: FilteredPredictor, reading: Reading, index: int) -> Instances:
     """The candidates of the network that overlap an unmatched object of an image."""
     sample = images.truth[index]
     truth, predicted = sample.read_instances(), images.predicted[index].read_instances()
@@ -109,7 +130,7 @@ def _network_candidates(images: PairedImages, predictor: FilteredPredictor, inde
     if not len(lost):
         return no_candidates(truth.image_hw)
     assert sample.image_path is not None, "it was predicted on"
-    image = read_input(sample.image_path, n_channels=predictor.n_channels)
+    image = seen_by(predictor, reading.read(sample.image_path), reading.channel)
     return _with_options(predictor.explain(image, lost.masks.boxes), predictor)
 
 

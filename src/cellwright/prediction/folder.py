@@ -28,6 +28,7 @@ from cellwright.core.errors import CellwrightError, InputError, OutputError, Usa
 from cellwright.core.files import read_json, write_json, write_png, write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
 from cellwright.data.formats import FORMATS
@@ -35,13 +36,14 @@ from cellwright.data.formats.coco import PREDICTIONS_NAME, WRITTEN
 from cellwright.data.formats.contract import Prefer, ReadOptions, WriteOptions
 from cellwright.data.formats.paths import output_path
 from cellwright.data.formats.predictions import EDITABLE, written_digests
+from cellwright.data.images.reading import Reading
 from cellwright.measurement.table import write_measurements
 from cellwright.prediction import writers
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Predictor
 from cellwright.prediction.record import Prediction
-from cellwright.prediction.sources import Source
+from cellwright.prediction.sources import Source, seen_by
 
 PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
@@ -60,8 +62,8 @@ class Job:
     """What is predicted and written; two equal jobs write the same files.
 
     recipe_yaml: the resolved recipe, written as ``recipe.yaml``. model: identifies the weights (a digest). reading: how
-    images are read and predicted (channel, z, diameter, views). save: the files per image. info: further facts for
-    predictions.json (JSON values), which do not identify the job.
+    images are read and predicted (channel, z, t, series, pixel size, diameter, views). save: the files per image. info:
+    further facts for predictions.json (JSON values), which do not identify the job.
     """
 
     sources: tuple[Source, ...]
@@ -69,7 +71,7 @@ class Job:
     recipe_yaml: str
     model: str
     options: PredictOptions
-    reading: Mapping[str, str | float | None]
+    reading: Mapping[str, Any]
     save: tuple[Save, ...] = SAVES
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -154,12 +156,16 @@ class PredictionFolder:
         outputs = [self._output(index, kind) for kind in self.job.save]
         return all(path.is_file() for path in [*outputs, self._record(index)])
 
-    def write(self, index: int, image: Image, prediction: Prediction, *, blank: bool = False) -> None:
+    def write(
+        self, index: int, image: Image, prediction: Prediction, *, seen: Image | None = None, blank: bool = False
+    ) -> None:
         """Write the files of source ``index``; its record comes last, so that an incomplete set is written again.
 
+        image: all channels, which are measured. seen: the channels that the predictor saw, which are drawn; None: all.
         blank: ``image`` is a placeholder for a missing one: no intensities are measured.
         """
         source, instances, names = self.job.sources[index], prediction.instances, self.job.class_names
+        seen = image if seen is None else seen
         measured = None if blank else image
         for kind in self.job.save:
             path = self._output(index, kind)
@@ -167,7 +173,7 @@ class PredictionFolder:
                 case "masks":
                     writers.write_labels(path, instances, image.pixel_size_um)
                 case "overlay":
-                    write_png(path, self._pictures.overlay(image, instances))
+                    write_png(path, self._pictures.overlay(seen, instances))
                 case "geojson":
                     writers.write_geojson(path, instances, measured, sample_id=source.id, class_names=names)
                 case "rois":
@@ -175,7 +181,7 @@ class PredictionFolder:
                 case "measurements":
                     write_measurements(instances, path, image_name=source.id, image=measured, class_names=names)
         if index < SHEET_TILES:
-            write_png(self._tile(index), _shrunk(self._pictures.thumbnail(image, instances)))
+            write_png(self._tile(index), _shrunk(self._pictures.thumbnail(seen, instances)))
         sample = Sample(
             id=source.id,
             image_path=source.path if source.path.is_file() else None,  # fused predictions may have no image files
@@ -188,9 +194,11 @@ class PredictionFolder:
             source="cellwright predict",
         )
         files: dict[Prefer, Path] = {kind: self._output(index, kind) for kind in EDITABLE if kind in self.job.save}
+        notes = [*seen.notes, *prediction.notes]
         info = {
-            "summary": summary_row(source.id, prediction, names),
+            "summary": summary_row(source.id, prediction, names, notes),
             "files": written_digests(instances, names, files),
+            "notes": [[note.kind, note.text] for note in notes],
         }
         record = Dataset((sample,), names, root=self._progress, info=info)
         FORMATS["coco"].write(record, self._record(index), WriteOptions())
@@ -205,6 +213,11 @@ class PredictionFolder:
         done = [index for index in range(len(self.job.sources)) if self._record(index).is_file()]
         parts = [FORMATS["coco"].read(self._record(index), ReadOptions(require_images=False)) for index in done]
         rows = [dict(part.info["summary"]) for part in parts]
+        notes = [
+            Note(kind, text, row["image"])
+            for row, part in zip(rows, parts, strict=True)
+            for kind, text in part.info["notes"]
+        ]
         columns = list(summary_row("", Prediction.of(Instances.empty((1, 1), scored=True)), names))
         write_text(self.out / SUMMARY, _csv(columns, rows))
         failures = [_failure_row(name, error) for name, error in self._failures.items()]
@@ -224,7 +237,7 @@ class PredictionFolder:
             n_resumed=self._n_resumed,
             n_objects=sum(row["objects"] for row in rows),
             failures=tuple(self._failures.items()),
-            notes=(*_notes(rows), *_diameter_notes(rows)),
+            notes=(*_notes(rows), *_diameter_notes(rows), *summarise(notes, details=SUMMARY)),
         )
 
     def _check(self, overwrite: bool) -> Literal["new", "resumed", "replaced"]:
@@ -267,11 +280,13 @@ def predict_into(
     folder: PredictionFolder,
     predictor: Predictor,
     *,
-    read: Callable[[Path], Image],
+    reading: Reading = Reading(),  # noqa: B008 - frozen
     fail_fast: bool = False,
     track: Track = no_progress,
 ) -> FolderReport:
     """Predict all sources of a folder's job, one after the other, and finish the folder.
+
+    reading: which part of each image is used; all channels are measured.
 
     An image that cannot be read or does not fit the model is recorded in failures.csv and the job continues; with
     ``fail_fast`` its `InputError` is raised and the folder stays unfinished.
@@ -282,19 +297,22 @@ def predict_into(
         if folder.is_done(index):
             continue
         try:
-            image = read(source.path)
-            (prediction,) = predictor.predict([image])
+            image = reading.read(source.path)
+            seen = seen_by(predictor, image, reading.channel)
+            (prediction,) = predictor.predict([seen])
         except InputError as error:
             if fail_fast:
                 raise
             folder.fail(index, error)
         else:
-            folder.write(index, image, prediction)
+            folder.write(index, image, prediction, seen=seen)
     return folder.finish()
 
 
-def summary_row(image_id: str, prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
-    """One row of summary.csv."""
+def summary_row(
+    image_id: str, prediction: Prediction, class_names: Sequence[str], notes: Sequence[Note] = ()
+) -> dict[str, Any]:
+    """One row of summary.csv. notes: what was assumed about the image."""
     instances = prediction.instances
     height, width = instances.image_hw
     covered = int(np.count_nonzero(instances.masks.foreground()))
@@ -315,7 +333,7 @@ def summary_row(image_id: str, prediction: Prediction, class_names: Sequence[str
         # A label image has one object per pixel: the pixels that lower scores lose there.
         "overlap_pixels_lost_in_label_image": int(instances.masks.areas.sum()) - covered,
     }
-    return row | _diameter_columns(prediction.diameter)
+    return row | _diameter_columns(prediction.diameter) | {"notes": "; ".join(note.text for note in notes)}
 
 
 def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:

@@ -43,6 +43,11 @@ class Predictor(Protocol):
         """Channels of the input, see `choose_channels`; None if all channels of an image are passed on."""
         ...
 
+    @property
+    def trained_channels(self) -> tuple[str, ...]:
+        """Names of the channels that it was trained on, see `choose_channels`; () if they are not known."""
+        ...
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """One prediction per image, objects best first; an empty list for no images.
 
@@ -85,6 +90,11 @@ class SegmenterPredictor:
     def n_channels(self) -> int | None:
         """``segmenter.n_channels`` if it has that; otherwise the segmenter gets all channels."""
         return getattr(self.segmenter, "n_channels", None)
+
+    @property
+    def trained_channels(self) -> tuple[str, ...]:
+        """``segmenter.trained_channels`` if it has that."""
+        return tuple(getattr(self.segmenter, "trained_channels", ()))
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`. Raises `UsageError` where the segmenter does not return what its protocol says."""
@@ -147,6 +157,11 @@ class FilteredPredictor:
         """See `Predictor`."""
         return self.predictor.n_channels
 
+    @property
+    def trained_channels(self) -> tuple[str, ...]:
+        """See `Predictor`."""
+        return self.predictor.trained_channels
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: ids 1..N, with the numbers of omitted objects."""
         return [select(prediction, self.options) for prediction in self.predictor.predict(images)]
@@ -191,6 +206,11 @@ class Ensemble:
         """See `Predictor`: that of the first member."""
         return self.members[0].n_channels
 
+    @property
+    def trained_channels(self) -> tuple[str, ...]:
+        """See `Predictor`: those of the first member."""
+        return self.members[0].trained_channels
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: the diameter is that of the first member that uses one; views are those of all members."""
         of_members = [member.predict(images) for member in self.members]
@@ -217,6 +237,7 @@ class Ensemble:
             fuse([prediction.instances for prediction in of_members], self.options),
             diameter=diameters[0] if diameters else None,
             views=tuple(dict.fromkeys(view for prediction in of_members for view in prediction.views)),
+            notes=tuple(dict.fromkeys(note for prediction in of_members for note in prediction.notes)),
         )
 
 

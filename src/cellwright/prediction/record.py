@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note
 from cellwright.core.public import public
 from cellwright.core.text import count
 from cellwright.data.views import View
@@ -26,6 +27,7 @@ class Prediction:
         None otherwise.
     diameter: the object diameter by which the image was resized; None for models that do not use one.
     views: the views of test-time augmentation; empty for methods without views.
+    notes: what was assumed about the image.
 
     >>> from cellwright import Instances, MaskSet
     >>> masks, _ = MaskSet.from_label_map(np.array([[1, 1, 0, 2], [1, 1, 0, 2]]))
@@ -42,6 +44,7 @@ class Prediction:
     model_cap: int | None = None
     diameter: Diameter | None = None
     views: tuple[View, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @staticmethod
     def of(
@@ -50,9 +53,10 @@ class Prediction:
         model_cap: int | None = None,
         diameter: Diameter | None = None,
         views: tuple[View, ...] = (),
+        notes: tuple[Note, ...] = (),
     ) -> Prediction:
         """A prediction from which nothing was omitted."""
-        return Prediction(instances, instances, model_cap=model_cap, diameter=diameter, views=views)
+        return Prediction(instances, instances, model_cap=model_cap, diameter=diameter, views=views, notes=notes)
 
     def __repr__(self) -> str:
         height, width = self.instances.image_hw

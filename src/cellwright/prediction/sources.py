@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
@@ -13,8 +14,10 @@ from cellwright.core.image import Image
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.images.channels import ChannelChoice, choose_channels
-from cellwright.data.images.read import find_images, read_image
-from cellwright.data.images.tiff import Plane
+from cellwright.data.images.read import find_images
+
+if TYPE_CHECKING:
+    from cellwright.prediction.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,9 @@ def sources_of_dataset(dataset: Dataset) -> list[Source]:
     return sources
 
 
-def read_input(
-    path: Path, *, channel: ChannelChoice | None = None, z: Plane | None = None, n_channels: int | None = None
-) -> Image:
-    """An image with the channels for a model of ``n_channels`` channels; see `read_image` and `choose_channels`."""
-    return choose_channels(read_image(path, z=z), channel, n_channels)
+def seen_by(predictor: Predictor, image: Image, channel: ChannelChoice | None = None) -> Image:
+    """The channels of an image that a predictor sees: those that were chosen, or what `choose_channels` assumes."""
+    return choose_channels(image, channel, predictor.n_channels, trained=predictor.trained_channels)
 
 
 def _with_distinct_ids(named: list[tuple[Path, Source]]) -> list[Source]:

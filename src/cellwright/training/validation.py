@@ -13,6 +13,8 @@ from cellwright.config.recipe import Recipe
 from cellwright.config.training import TrainConfig
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import RecipeError, did_you_mean
+from cellwright.data.images.reading import Reading
+from cellwright.data.value_range import TrainingValues
 from cellwright.evaluation.data import HEADLINE
 from cellwright.evaluation.evaluate import evaluate_pairs
 from cellwright.models.contract import Network
@@ -42,11 +44,17 @@ class Validation:
         recipe: the resolved recipe; its ``evaluate.metrics`` are computed.
         dataset: the validation images with their ground truth.
         device: where the network runs.
+        reading: which part of each image file is used.
+        training: the values of the training images; None if they are not known.
+        trained_channels: the names of the channels that the network is trained on.
     """
 
     recipe: Recipe
     dataset: Dataset
     device: torch.device
+    reading: Reading = Reading()  # noqa: RUF009 - frozen
+    training: TrainingValues | None = None
+    trained_channels: tuple[str, ...] = ()
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -60,9 +68,14 @@ class Validation:
         """
         predict = self.recipe.predict
         options = PredictOptions(predict.score_threshold, predict.min_area_px)
-        predictor = FilteredPredictor(network_predictor(network, self.recipe, self.device), options)
+        facts = {"training": self.training, "trained_channels": self.trained_channels}
+        predictor = FilteredPredictor(network_predictor(network, self.recipe, self.device, **facts), options)
         report = evaluate_dataset(
-            predictor, self.dataset, self.dataset.class_names, metrics=self.recipe.evaluate.metrics
+            predictor,
+            self.dataset,
+            self.dataset.class_names,
+            metrics=self.recipe.evaluate.metrics,
+            reading=self.reading,
         )
         best = self.recipe.train.best_metric
         return {**recorded(report.values, report.per_class), best: report[best]}

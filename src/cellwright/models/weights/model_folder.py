@@ -46,6 +46,9 @@ class ModelInfo:
         tuned_on: what the thresholds were tuned on, or None: ``split``, ``metric``, ``views`` (if test-time
             augmentation was used) and ``images``, a digest of the objects of each image, to detect an evaluation on the
             same images.
+        channels: names of the channels that the network was trained on, each with alternatives ("DAPI|Hoechst"); empty
+            if unknown.
+        values: the values of the training images (`TrainingValues.to_dict`), or None.
         data_licence: licence of the training data; empty if unknown.
         origin: where imported weights are from (file and digest, without folders); empty if they were trained here.
         version: the version of cellwright that wrote the folder.
@@ -60,6 +63,8 @@ class ModelInfo:
     thresholds: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     tuned_on: dict[str, Any] | None = None
+    channels: tuple[str, ...] = ()
+    values: dict[str, Any] | None = None
     data_licence: str = ""
     origin: str = ""
     version: str = ""
@@ -128,7 +133,8 @@ def read_model_info(folder: Path | str, *, kind: str | None = None) -> ModelInfo
             got=problem,
             remedy="save the model again with this version of cellwright",
         )
-    info = ModelInfo(**{**values, "class_names": tuple(values["class_names"])})
+    names = {name: tuple(values.get(name, ())) for name in ("class_names", "channels")}
+    info = ModelInfo(**{**values, **names})
     if kind is not None and info.kind != kind:
         raise ModelError(
             f"this model folder contains a {info.kind!r} model, not a {kind!r} model",
@@ -207,6 +213,7 @@ def model_card(info: ModelInfo) -> str:
 
 - model kind: `{info.kind}`
 - classes: {", ".join(info.class_names) or "none"}
+- channels: {", ".join(info.channels) or "(not recorded)"}
 - licence of the training data: {info.data_licence or "unknown: do not share these weights"}
 {origin}- written by cellwright {info.version or "(version not recorded)"}, code {info.git_hash or "(not recorded)"}
 

@@ -17,7 +17,9 @@ from cellwright.config.recipe import Recipe
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note
 from cellwright.data.network_input import ResizeRule, rescale, resize_for_network, to_network
+from cellwright.data.value_range import TrainingValues, input_for
 from cellwright.data.views import PLAIN, View
 from cellwright.models.contract import DetectsViews, Explains, Network
 from cellwright.ops.batch import stack_images
@@ -38,6 +40,8 @@ class NetworkPredictor:
     diameter_px: median diameter of the objects, px of the image, for a network with ``input.diameter_px``; None
         estimates it for each image.
     views: views of test-time augmentation. The plain view alone is prediction without it.
+    training: the values of the images that the network was trained on; None if they are not known.
+    trained_channels: see `Predictor`.
     """
 
     network: Network
@@ -48,6 +52,8 @@ class NetworkPredictor:
     model_cap: int | None = None
     diameter_px: float | None = None
     views: tuple[View, ...] = PLAIN
+    training: TrainingValues | None = None
+    trained_channels: tuple[str, ...] = ()
 
     @property
     def uses_diameter(self) -> bool:
@@ -100,19 +106,19 @@ class NetworkPredictor:
         self.network.eval()
         boxes = torch.as_tensor(near_xyxy, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
-            resize, _ = self._resizer(image)
+            resize, *_ = self._resizer(image)
             stacked, (input_hw,) = self._stack([resize(View())])
             return self.network.candidates(stacked, input_hw, image.image_hw, boxes)
 
     def _predict_batch(self, images: Sequence[Image]) -> list[Prediction]:
-        resizers, diameters = zip(*(self._resizer(image) for image in images), strict=True)
+        resizers, diameters, notes = zip(*(self._resizer(image) for image in images), strict=True)
         stacked, input_hws = self._stack([resize(View()) for resize in resizers])
         results = self.network.detect(stacked, input_hws, [image.image_hw for image in images])
-        return [self._prediction(instances, diameter) for instances, diameter in zip(results, diameters, strict=True)]
+        return list(map(self._prediction, results, diameters, notes))
 
     def _predict_views(self, image: Image) -> Prediction:
         assert isinstance(self.network, DetectsViews)  # checked by `with_views`
-        resize, diameter = self._resizer(image)
+        resize, diameter, notes = self._resizer(image)
         resized: dict[object, np.ndarray] = {}
 
         def render(view: View) -> tuple[Tensor, tuple[int, int]]:
@@ -122,18 +128,18 @@ class NetworkPredictor:
             stacked, (input_hw,) = self._stack([view.turn(resized[view.size])])
             return stacked, input_hw
 
-        return self._prediction(self.network.detect_views(self.views, render, image.image_hw), diameter)
+        return self._prediction(self.network.detect_views(self.views, render, image.image_hw), diameter, notes)
 
-    def _prediction(self, instances: Instances, diameter: Diameter | None) -> Prediction:
+    def _prediction(self, instances: Instances, diameter: Diameter | None, notes: tuple[Note, ...]) -> Prediction:
         reached = self.model_cap is not None and len(instances) >= self.model_cap
         cap = self.model_cap if reached else None
-        return Prediction.of(instances.by_score(), model_cap=cap, diameter=diameter, views=self.views)
+        return Prediction.of(instances.by_score(), model_cap=cap, diameter=diameter, views=self.views, notes=notes)
 
-    def _resizer(self, image: Image) -> tuple[Callable[[View], np.ndarray], Diameter | None]:
-        """The function from a view to the input (C, h, w) at the view's size, not turned; and the diameter used."""
-        config = self.input_config
+    def _resizer(self, image: Image) -> tuple[Callable[[View], np.ndarray], Diameter | None, tuple[Note, ...]]:
+        """The function from a view to the input (C, h, w) at the view's size, not turned; diameter used; notes."""
+        config, notes = input_for(image, self.input_config, self.training)
         if config.diameter_px is None:
-            return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None
+            return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
         pixels, px = to_network(image, config), self.diameter_px
         if px is None:
             px = estimate_diameter(pixels, config.diameter_px, self._detect_input)
@@ -143,7 +149,7 @@ class NetworkPredictor:
             of_view = None if px is None else Diameter.of(px / view.scale, image.image_hw, config, estimated=False)
             return rescale(pixels, view.scale if of_view is None else of_view.scale)
 
-        return resize, Diameter.of(px, image.image_hw, config, estimated=self.diameter_px is None)
+        return resize, Diameter.of(px, image.image_hw, config, estimated=self.diameter_px is None), notes
 
     def _detect_input(self, pixels: np.ndarray) -> Instances:
         """The objects of one network input (C, h, w), at its own size."""
@@ -155,9 +161,17 @@ class NetworkPredictor:
         return stacked.to(self.device), input_hws
 
 
-def network_predictor(network: Network, recipe: Recipe, device: torch.device) -> NetworkPredictor:
+def network_predictor(
+    network: Network,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    training: TrainingValues | None = None,
+    trained_channels: tuple[str, ...] = (),
+) -> NetworkPredictor:
     """The predictor of a network that was built from a recipe; the network is moved to ``device``."""
     network.to(device)
     cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
     rule = CONVENTIONS[recipe.conventions].resize_rule
-    return NetworkPredictor(network, recipe.input, rule, device, model_cap=cap)
+    facts = {"training": training, "trained_channels": trained_channels}
+    return NetworkPredictor(network, recipe.input, rule, device, model_cap=cap, **facts)

@@ -1,0 +1,86 @@
+"""`Reading`: which part of an image file is used, as the user chose or a dataset records it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.image import Image
+from cellwright.core.public import public
+from cellwright.data.images.channels import ChannelChoice
+from cellwright.data.images.read import read_image
+from cellwright.data.images.tiff import Plane
+
+
+@public
+@dataclass(frozen=True)
+class Reading:
+    """Which part of an image file is used.
+
+    channel: the channels that a model sees: a name, a 0-based index, alternatives ("DAPI|Hoechst": the first that
+        exists), or several of these. Empty or None takes what leaves no doubt.
+    z: 0-based plane of a z stack, or "max" or "mean" of all planes. t: 0-based time point.
+    series: number or name of one image in a file of several.
+    pixel_size_um: microns per pixel, in place of what the file says.
+
+    Raises `UsageError` for a pixel size that is not above 0.
+
+    >>> Reading("DAPI").over(Reading("GFP", z="max")).to_dict()
+    {'channel': ['DAPI'], 'z': 'max'}
+    """
+
+    channel: ChannelChoice | None = ()
+    z: Plane | None = None
+    t: int | None = None
+    series: int | str | None = None
+    pixel_size_um: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixel_size_um is not None and not 0 < self.pixel_size_um < float("inf"):
+            raise UsageError("invalid `pixel_size`", got=self.pixel_size_um, expected="microns per pixel, above 0")
+        one = isinstance(self.channel, str | int)
+        object.__setattr__(self, "channel", (self.channel,) if one else tuple(self.channel or ()))
+
+    @property
+    def channels(self) -> tuple[str | int, ...]:
+        """``channel`` as a tuple, which it is after construction."""
+        return tuple(self.channel)  # type: ignore[arg-type]
+
+    @staticmethod
+    def recorded(info: Mapping[str, Any]) -> Reading:
+        """What the ``info`` of a dataset records. Raises `InputError` for a value that is not a choice."""
+        fields = dataclasses.fields(Reading)
+        values = {field.name: info[field.name] for field in fields if info.get(field.name) is not None}
+        channel = values.pop("channel", [])
+        listed = [channel] if isinstance(channel, str | int) else channel
+        if not isinstance(listed, list) or not all(
+            isinstance(value, str | int | float) for value in (*listed, *values.values())
+        ):
+            raise InputError(
+                "the dataset records an invalid choice of channel, plane or image",
+                got={"channel": channel, **values},
+                expected='names and numbers, such as "channel": ["DAPI"]',
+                remedy="convert the dataset again",
+            )
+        return Reading(tuple(listed), **values)
+
+    def over(self, other: Reading) -> Reading:
+        """The choices of this one, and those of ``other`` where it makes none."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(other, **{name: value for name, value in own.items() if value not in (None, ())})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choices as JSON values, for the ``info`` of a dataset; without what is not chosen."""
+        values = dataclasses.asdict(self) | {"channel": list(self.channels)}
+        return {name: value for name, value in values.items() if value not in (None, [])}
+
+    def read(self, path: Path | str) -> Image:
+        """All channels of an image file; raises what `read_image` raises."""
+        image = read_image(path, z=self.z, t=self.t, series=self.series)
+        if self.pixel_size_um is None:
+            return image
+        return dataclasses.replace(image, pixel_size_um=(self.pixel_size_um, self.pixel_size_um))
