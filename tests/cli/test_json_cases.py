@@ -136,10 +136,10 @@ SAID = {
     "24 some boxes only": (some({"segmentation": []}), 7, 0, "2 of 9 objects have a box but no outline"),
     "24 null outlines": (some({"segmentation": None}), 7, 0, "2 of 9 objects have a box but no outline"),
     "25 only two points": (some({"segmentation": [[1, 2, 3, 4]]}), 7, 0, "2 of 9 objects have a box but no outline"),
-    "67 some empty": (some({"segmentation": [], "bbox": []}), 7, 0, "left out 2 annotations with neither outline nor box"),
+    "67 some empty": (some({"segmentation": [], "bbox": []}), 7, 0, "2 annotations with neither outline nor box"),
     "22 a grouping category": (document(categories=GROUPING), 9, 0, "category cells-ab was left out"),
     "27 scores": (with_scores(), 9, 0, "the objects have scores and were read as predictions"),
-    "boxes as outlines": (with_segmentations(RECTANGLES), 9, 0, "all 9 outlines are upright rectangles: are they boxes?"),
+    "boxes as outlines": (with_segmentations(RECTANGLES), 9, 0, "all 9 outlines are upright rectangles"),
 }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ REFUSED = {
         "invalid polygon", "annotation id 1 of image id 1", "finite numbers",
     ),
     "iscrowd 7": (some({"iscrowd": 7}), "iscrowd is neither 0 nor 1", "annotation id 1", "got: 7"),
-    "name as category": (each({"category_id": "nucleus"}), "category_id is not a whole number", "annotation 1", "nucleus"),
+    "name as category": (each({"category_id": "nucleus"}), "category_id is not a whole number", "nucleus"),
 }  # fmt: skip
 
 
@@ -468,3 +468,36 @@ def test_walk_lists_every_folder_once(tmp_path):
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._x").touch()
     assert [file.relative_to(tmp_path).as_posix() for file in walk(tmp_path)] == ["a/deep/x"]
+
+
+# --- labelme and YOLO -----------------------------------------------------------------------------------------------
+
+
+def test_49_labelme(convert, tmp_path):
+    shapes = [{"label": "n", "points": pairs(outline), "shape_type": "polygon"} for outline in outlines()]
+    save(tmp_path / "in", {"shapes": shapes, "imagePath": "img.png", "imageHeight": 96, "imageWidth": 128})
+    code, printed, out = convert(tmp_path / "in")
+    assert code == 0, printed
+    assert cw.read_dataset(out).class_names == ("n",)
+    np.testing.assert_array_equal(cw.read_dataset(out)[0].read_instances().to_label_map(), LABELS)
+
+
+@pytest.mark.parametrize("source", [".", "data.yaml"])
+def test_49_yolo_and_back(source, convert, tmp_path):
+    root = tmp_path / "in"
+    scale = np.tile([1 / 128, 1 / 96], 200)
+    lines = [" ".join(["0", *(f"{v:.5f}" for v in np.array(o) * scale[: len(o)])]) for o in outlines()]
+    for split in ("train", "val"):
+        save(root, "\n".join(lines), f"labels/{split}/{split}1.txt", f"images/{split}/{split}1.png")
+    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames:\n  0: nucleus\n")
+    code, printed, out = convert(root / source)
+    assert code == 0, printed
+    dataset = cw.read_dataset(out)
+    assert [(sample.id, sample.split) for sample in dataset] == [("train1", "train"), ("val1", "val")]
+    assert dataset.class_names == ("nucleus",)
+    np.testing.assert_array_equal(dataset[1].read_instances().to_label_map(), LABELS)
+    assert run("export", out, "--to", "yolo_seg", "--out", tmp_path / "yolo") == 0
+    code, printed, again = convert("--overwrite", tmp_path / "yolo", "--images", root / "images")
+    assert code == 0, printed
+    for sample in cw.read_dataset(again):
+        np.testing.assert_array_equal(sample.read_instances().to_label_map(), LABELS)

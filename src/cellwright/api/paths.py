@@ -12,7 +12,17 @@ from cellwright.core.progress import Track, no_progress
 from cellwright.data.formats.contract import Prefer
 
 # These formats may lack the names and sizes of their images, which then come from another dataset.
-LIST_FORMATS = ("coco_results", "rle_csv", "rle_csv_submission", "dsb2018_csv", "xml_outlines", "imagej_roi", "geojson")
+LIST_FORMATS = (
+    "coco_results",
+    "rle_csv",
+    "rle_csv_submission",
+    "dsb2018_csv",
+    "xml_outlines",
+    "imagej_roi",
+    "geojson",
+    "labelme",
+    "yolo_seg",
+)
 
 
 def is_model(path: Path) -> bool:

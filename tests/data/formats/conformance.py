@@ -22,6 +22,7 @@ CARRIES = {
     "dsb2018_csv": Carries(**TABLE),
     "imagej_roi": Carries(),
     "geojson": Carries(),
+    "yolo_seg": Carries(ids=False, scores=False, ignore=False, partial_files=True, annotation_files="*.txt"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,16 @@ def write_xml_outlines(folder: Path) -> Path:
     return folder / "x.xml"
 
 
-EXAMPLES = {"label_folder": write_label_folder, "xml_outlines": write_xml_outlines}
+def write_labelme(folder: Path) -> Path:
+    points = [[1.5, 2.25], [9, 2], [8, 9.5]]
+    shapes = [{"label": "a", "points": points, "group_id": None, "shape_type": "polygon"}]
+    content = {"shapes": shapes, "imagePath": "x.png", "imageData": None, "imageHeight": 23, "imageWidth": 31}
+    (folder / "x.json").write_text(json.dumps(content))
+    (folder / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((23, 31), np.uint8)))
+    return folder / "x.json"
+
+
+EXAMPLES = {"label_folder": write_label_folder, "xml_outlines": write_xml_outlines, "labelme": write_labelme}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -74,7 +84,7 @@ def test_the_output_is_recognised(name, tmp_path):
     assert formats.sniff(conformance.write(name, dataset, tmp_path)).name == name
 
 
-@pytest.mark.parametrize("name", ["rle_csv", "dsb2018_csv", "rle_csv_submission", "geojson", "imagej_roi"])
+@pytest.mark.parametrize("name", ["rle_csv", "dsb2018_csv", "rle_csv_submission", "geojson", "imagej_roi", "yolo_seg"])
 def test_objects_without_a_pixel_are_dropped_with_a_warning(name, tmp_path, caplog):
     objects = conformance.draw(name, 16, n=3)
     boxes = np.vstack([objects.masks.boxes, np.zeros((1, 4), np.int32)])

@@ -18,11 +18,13 @@ from cellwright.data.formats.geojson import GeoJson
 from cellwright.data.formats.image_folder import ImageFolder, describe_contents
 from cellwright.data.formats.imagej_roi import ImagejRois
 from cellwright.data.formats.label_images import LabelFolder, LabelImages
+from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.xml_outlines import XmlOutlines
+from cellwright.data.formats.yolo_seg import YoloSeg
 
 __all__ = [
     "DEFAULT_CLASS",
@@ -52,6 +54,8 @@ FORMATS: dict[str, Format] = {
     "xml_outlines": XmlOutlines(),
     "imagej_roi": ImagejRois(),
     "geojson": GeoJson(),
+    "labelme": LabelMe(),
+    "yolo_seg": YoloSeg(),
     "image_folder": ImageFolder(),
 }
 

@@ -24,6 +24,7 @@ from cellwright.data.formats.paths import (
     GivenImages,
     ImageIndex,
     first_files,
+    is_file,
     name_parts,
     split_named,
 )
@@ -167,7 +168,7 @@ class CocoImages:
         plain = name.replace("\\", "/")
         for candidate in dict.fromkeys((name, plain)):
             for folder in self._folders:
-                if _is_file(folder / candidate):
+                if is_file(folder / candidate):
                     return folder / candidate
         return None if self._is_ours else self._search(name)
 
@@ -227,10 +228,3 @@ class CocoImages:
             expected="one record per file",
             remedy="write file_name with the folder of each image, such as A/img.png and B/img.png",
         )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or contains a null byte
-        return False

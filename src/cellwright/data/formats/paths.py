@@ -29,6 +29,7 @@ __all__ = [
     "first_bytes",
     "first_files",
     "images_named",
+    "is_file",
     "names_of",
     "output_path",
     "root_of",
@@ -251,30 +252,40 @@ class ImageFinder:
         self.notes: tuple[Note, ...] = ()
 
     def find(
-        self, annotation: Path, stem: str, recorded_hw: tuple[int, int] | None = None, path: Path | None = None
+        self,
+        annotation: Path,
+        stem: str | tuple[str, ...],
+        recorded_hw: tuple[int, int] | None = None,
+        path: Path | None = None,
     ) -> AnnotatedImage:
         """The image called ``stem`` (with or without a suffix) that ``annotation`` belongs to.
 
-        path: the image, if it is known already. Without an image, ``recorded_hw`` (a size recorded in the annotation
-        file) is enough if images are not required. Otherwise, and if the sizes disagree, raises `InputError`: decoding
-        masks needs the size of their image.
+        stem: several names are tried in order. path: the image, if it is known already. Without an image,
+        ``recorded_hw`` (a size recorded in the annotation file) is enough if images are not required. Otherwise, and if
+        the sizes disagree, raises `InputError`: decoding masks needs the size of their image.
         """
-        sample = self._given.find(annotation, stem) if self._given is not None and path is None else None
-        if isinstance(sample, Path):
-            path = sample
-        elif sample is not None:
-            _check_sizes(annotation, recorded_hw, sample.id, sample.image_hw)
-            return AnnotatedImage(sample.image_path, sample.image_hw, sample.pixel_size_um)
-        path = path or self._search(annotation, stem) or self._only_one(annotation, recorded_hw)
+        names = (stem,) if isinstance(stem, str) else stem
+        if self._given is not None and path is None:
+            found = next((one for name in names if (one := self._given.find(annotation, name)) is not None), None)
+            if isinstance(found, Sample):
+                _check_sizes(annotation, recorded_hw, found.id, found.image_hw)
+                return AnnotatedImage(found.image_path, found.image_hw, found.pixel_size_um)
+            path = found
+        for name in names:
+            path = path or self._search(annotation, name)
+        path = path or self._only_one(annotation, recorded_hw)
         if path is not None:
             return AnnotatedImage(path, annotated_hw(annotation, recorded_hw, path))
         if recorded_hw is not None and not self._require:
             return AnnotatedImage(None, recorded_hw)
-        raise self._not_found(annotation, stem, recorded_hw)
+        raise self._not_found(annotation, stem_of(names[0]) if "." in names[0] else names[0], recorded_hw)
 
     def _search(self, annotation: Path, stem: str) -> Path | None:
         """The image of this name next to ``annotation``, in the usual folders, or in any folder below the source."""
         here = annotation.parent
+        relative = here / stem.replace("\\", "/")
+        if relative.suffix.lower() in IMAGE_SUFFIXES and relative != annotation and is_file(relative):
+            return relative
         for folder in self._near(here):
             files = [file for file in self._listed(folder).find(stem) if file != annotation]
             if files:
@@ -386,6 +397,14 @@ def _image_folders(base: Path) -> list[Path]:
         return [entry for entry in sorted(base.iterdir()) if entry.name.lower() in IMAGE_FOLDERS and entry.is_dir()]
     except OSError:
         return []
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is that of a file, for any path that a file may name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or contains a null byte
+        return False
 
 
 def _is_plain_image(file: Path) -> bool:
