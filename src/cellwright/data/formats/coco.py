@@ -259,7 +259,8 @@ def _read_files(files: Sequence[CocoFile], root: Path, options: ReadOptions) -> 
         else:
             parts[file.name] = _in_split(_read_file(index, everything, root), file.split)
     if not parts:
-        raise InputError("no COCO file here has annotations", where=root, got=", ".join(file.name for file in files))
+        got = ", ".join(file.name for file in files)
+        raise InputError("no COCO file here has annotations", where=root, got=got, expected="at least one with objects")
     counts = Counter(sample.id for part in parts.values() for sample in part)
     if max(counts.values(), default=1) > 1:
         parts = {
