@@ -279,6 +279,19 @@ def test_a_label_image_of_another_size_fails(folder):
         cw.read_dataset(folder)[0].read_instances()
 
 
+def test_a_foreground_mask_in_place_of_the_labels_fails(folder):
+    labels = tifffile.imread(folder / "a_masks.tif")
+    labels[30:34, 2:6] = 7
+    tifffile.imwrite(folder / "a_masks.tif", (labels > 0).astype(np.uint8) * 255)
+    with pytest.raises(InputError, match="no longer tells objects apart") as caught:
+        cw.read_dataset(folder)[0].read_instances()
+    assert "1 value in many separate parts" in str(caught.value)
+    tifffile.imwrite(folder / "a_masks.tif", (labels == 2).astype(np.uint8))  # all objects but one were deleted
+    assert len(cw.read_dataset(folder)[0].read_instances()) == 1
+    tifffile.imwrite(folder / "a_masks.tif", np.zeros(HW, np.uint8))
+    assert len(cw.read_dataset(folder)[0].read_instances()) == 0
+
+
 # Classes
 
 

@@ -25,9 +25,11 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
+from cellwright.core.text import count
 from cellwright.data.formats import geojson, imagej_roi, label_io
 from cellwright.data.formats.coco import DATASET_NAME, PREDICTIONS_NAME, WRITTEN, Coco
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, Prefer, ReadOptions
+from cellwright.data.formats.label_kinds import facts_of
 from cellwright.data.formats.paths import output_path
 from cellwright.data.formats.qupath import IGNORED_CLASS, read_features
 
@@ -286,6 +288,15 @@ class _LoadLabels:
                 got=f"{labels.shape[0]} x {labels.shape[1]} (height x width)",
                 expected=f"{self.image_hw[0]} x {self.image_hw[1]}",
                 remedy="save it at full size, without cropping or scaling",
+            )
+        if facts_of(label_io.Raster(labels), self.path.name).kind not in ("labels", "empty"):
+            n_values = np.unique(labels[labels > 0]).size
+            raise InputError(
+                "this label image no longer tells objects apart",
+                where=self.path,
+                got=f"{count(n_values, 'value')} in many separate parts",
+                expected="a number of its own for each object, 0 for background",
+                remedy="save the labels themselves, not a foreground mask",
             )
         return Instances.from_label_map(labels)
 
