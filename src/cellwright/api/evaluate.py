@@ -20,10 +20,12 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.files import write_text
 from cellwright.core.instances import Instances
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import check_threshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
+from cellwright.data.images.reading import Reading
 from cellwright.data.views import parse_views
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ class EvaluatePlan:
     """Ground truth: a dataset folder, or anything else that `data convert` reads."""
     split: str | None = None
     """Only this split of the ground truth."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel, where there are several, for a model that predicts first (default: as the dataset
+    or the model records)."""
     metrics: tuple[str, ...] = ()
     """Metrics to compute, such as coco_ap, pq or aji (default: all)."""
     pictures: int | Literal["all"] = 12
@@ -108,6 +113,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     `UsageError` for an unknown metric or classes that do not match.
     """
     from cellwright.evaluation.data import parse_metrics
+    from cellwright.prediction.evaluate import candidates_of
 
     if not 1 <= len(plan.predictions) <= 2:
         got = count(len(plan.predictions), "prediction")
@@ -115,6 +121,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     parse_metrics(plan.metrics or None)
     _check_options(plan)
     truth = read_ground_truth(plan.data, plan.predictions, screen.track, plan.prefer)
+    truth = Reading(plan.channel).recorded_in(truth)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
     check_folder(plan.out, MARKER, overwrite=plan.overwrite)
@@ -127,8 +134,12 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     for source, name in zip(sources, names, strict=True):
         folder = plan.out if len(names) == 1 else plan.out / name
         images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)
-        model = source if isinstance(source, Model) else None
-        evaluations.append(_evaluate_images(name, images, model, plan, folder, screen))
+        candidates = None
+        if not plan.metrics:
+            predictor, reading = source.filtered if isinstance(source, Model) else None, Reading.recorded(truth.info)
+            candidates, notes = candidates_of(images, predictor, reading)
+            images = dataclasses.replace(images, notes=(*images.notes, *notes))
+        evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
     comparison = _write_comparison(evaluations, plan.out) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison)
 
@@ -165,23 +176,25 @@ def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, sc
     from cellwright.prediction.evaluate import predict_dataset
 
     predicted = predict_dataset(model.filtered, part, model.class_names, tuned_on=model.tuned_on, track=screen.track)
+    for line in summarise(predicted.notes):
+        screen.note(line)
     return pair_datasets(model.name, predicted, truth, part, ignore_classes=plan.ignore_classes)
 
 
 def _evaluate_images(
-    name: str, images: PairedImages, model: Model | None, plan: EvaluatePlan, folder: Path, screen: ProgressReporter
+    name: str,
+    images: PairedImages,
+    candidates: Sequence[Instances] | None,
+    plan: EvaluatePlan,
+    folder: Path,
+    screen: ProgressReporter,
 ) -> Evaluation:
-    """Evaluate one prediction and write its folder."""
+    """Evaluate one prediction and write its folder. candidates: see `candidates_of`."""
     from cellwright.evaluation.bootstrap import intervals
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.report import write_report
-    from cellwright.prediction.evaluate import candidates_of
     from cellwright.report.error_picture import pictures_section, write_error_pictures
 
-    candidates = None
-    if not plan.metrics:
-        candidates, notes = candidates_of(images, None if model is None else model.filtered)
-        images = dataclasses.replace(images, notes=(*images.notes, *notes))
     report = evaluate_images(images, plan.metrics or None, candidates, screen.track)
     report = dataclasses.replace(report, notes=(*_reliability_notes(report, plan.score), *report.notes))
     limits = intervals(report)

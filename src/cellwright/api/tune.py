@@ -15,8 +15,10 @@ from cellwright.api.outputs import check_folder, claim_folder
 from cellwright.api.read import read_annotations
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
+from cellwright.data.images.reading import Reading
 
 if TYPE_CHECKING:
     from cellwright.evaluation.matching import ImagePairs
@@ -33,6 +35,8 @@ class TunePlan:
     _: KW_ONLY
     data: Path
     """Dataset folder with the split."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel to use, where there are several (default: as the dataset or the model records)."""
     split: str = "val"
     """Split to tune on; do not report results on it afterwards."""
     metric: str = "accuracy@0.5"
@@ -79,7 +83,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
         raise UsageError("the classical method has no model folder to tune", got="classical", remedy=remedy)
     if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
         raise UsageError("the tuned model cannot replace the original", where=plan.out, remedy="choose another `out`")
-    dataset = read_annotations(plan.data).with_split(plan.split)
+    dataset = Reading(plan.channel).recorded_in(read_annotations(plan.data).with_split(plan.split))
     model = load_model(plan.model, device=plan.device)
     model = model.with_options(views=plan.views)
     _check_classes(model, dataset)
@@ -105,10 +109,13 @@ def _pairs(model: Model, dataset: Dataset, screen: ProgressReporter) -> tuple[li
     from cellwright.prediction.options import PredictOptions
 
     predictor = dataclasses.replace(model.filtered, options=PredictOptions())
+    predictions = predict_images(predictor, dataset, screen.track)
+    for line in summarise(note for prediction in predictions for note in prediction.notes):
+        screen.note(line)
     pairs, digests = [], []
-    for sample, predicted in zip(dataset, predict_images(predictor, dataset, screen.track), strict=True):
+    for sample, predicted in zip(dataset, predictions, strict=True):
         truth = sample.read_instances()
-        pairs.append(pair_image(truth, predicted, sample.id, PairOptions()))
+        pairs.append(pair_image(truth, predicted.instances, sample.id, PairOptions()))
         digests.append(annotation_digest(truth, sample.id))
     return pairs, digests
 

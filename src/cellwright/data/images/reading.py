@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.public import public
-from cellwright.data.images.channels import ChannelChoice
+from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.read import read_image
 from cellwright.data.images.tiff import Plane
 
@@ -77,6 +78,15 @@ class Reading:
         """The choices as JSON values, for the ``info`` of a dataset; without what is not chosen."""
         values = dataclasses.asdict(self) | {"channel": list(self.channels)}
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+    def recorded_in(self, dataset: Dataset) -> Dataset:
+        """The dataset, which records these choices in place of its own."""
+        return dataclasses.replace(dataset, info=dataset.info | self.to_dict())
+
+    def chosen(self, path: Path | str) -> Image:
+        """The chosen channels of an image file; all if none was chosen."""
+        image = self.read(path)
+        return select_channels(image, self.channels) if self.channels else image
 
     def read(self, path: Path | str) -> Image:
         """All channels of an image file; raises what `read_image` raises."""
