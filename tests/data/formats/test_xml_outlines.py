@@ -109,6 +109,13 @@ def test_regions_without_pixels_are_dropped_with_a_warning(tmp_path, caplog):
     assert "9" in caplog.text
 
 
+def test_rulers_among_outlines_are_not_read(tmp_path):
+    dataset = read(write(tmp_path, layer(region(SQUARE, 3), region([(1, 1), (9, 9)], 4, Type=4))))
+    assert dataset[0].read_instances().ids.tolist() == [3]
+    (note,) = dataset.notes
+    assert (note.where, note.text.startswith("1 of 2 regions not read, because arrows and rulers")) == ("x.xml", True)
+
+
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
 
 

@@ -23,6 +23,8 @@ from cellwright.core.errors import FormatError
 from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note, with_where
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
 from cellwright.data.formats.outlines import check_cover, checked_ring, points_inside, without_empty
 from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
@@ -52,10 +54,11 @@ class XmlOutlines(Format):
         """
         root = root_of(path)
         files = annotation_files(path, lambda file: file.suffix.lower() == ".xml", "Aperio XML files")
-        finder, images, class_names = ImageFinder(options), [], set()
+        finder, images, class_names, notes = ImageFinder(options), [], set(), list[Note]()
         for file in options.track(files, "reading outlines", len(files)):
             outlines = parse(file)
             class_names.update(outlines.class_names)
+            notes += with_where(outlines.notes, file.relative_to(root).as_posix())
             image, microns = finder.find(file, file.stem), outlines.microns_per_pixel
             images.append((image, (microns, microns) if microns else image.pixel_size_um))
         names = options.select_classes(sorted(class_names), path)
@@ -64,7 +67,7 @@ class XmlOutlines(Format):
         for file, (image, size_um), (sample_id, split) in zip(files, images, places, strict=True):
             load = LoadOutlines(file, image.image_hw, names)
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
-        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=finder.notes)
+        return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=(*finder.notes, *notes))
 
 
 @dataclass
@@ -88,7 +91,7 @@ class Outlines:
     """The contents of one file.
 
     rings: for each object its outline, (n, 2) x, y, followed by its holes. places: file and line of each object, for
-    messages.
+    messages. notes: what was not read.
     """
 
     numbers: tuple[int, ...]
@@ -96,6 +99,7 @@ class Outlines:
     rings: tuple[tuple[np.ndarray, ...], ...]
     places: tuple[str, ...]
     microns_per_pixel: float | None
+    notes: tuple[Note, ...] = ()
 
 
 class _Reader:
@@ -201,25 +205,47 @@ class _Reader:
 def parse(path: Path) -> Outlines:
     """The outlines of one file, shifted to (x - 0.5, y - 0.5), with the corner of the image as the origin.
 
-    Raises `FormatError` that names the line for malformed content, for arrows and rulers, and for a negative region
-    that is not inside another one.
+    Arrows and rulers among outlines are passed over, with a note. Raises `FormatError` that names the line for
+    malformed content, a file with arrows and rulers only, and a negative region that is not inside another one.
     """
     reader = _Reader(path)
     reader.parse()
-    rings = [_ring(region) for region in reader.regions]
-    outer = [k for k, region in enumerate(reader.regions) if not region.negative]
+    regions, notes = _with_area(reader.regions)
+    rings = [_ring(region) for region in regions]
+    outer = [k for k, region in enumerate(regions) if not region.negative]
     holes: dict[int, list[np.ndarray]] = {k: [] for k in outer}
-    for k, region in enumerate(reader.regions):
+    for k, region in enumerate(regions):
         if region.negative:
-            holes[_around(rings, reader.regions, outer, k)].append(rings[k])
+            holes[_around(rings, regions, outer, k)].append(rings[k])
     layers = [layer.name or layer.attribute or DEFAULT_CLASS for layer in reader.layers]
     return Outlines(
-        tuple(reader.regions[k].number for k in outer),
-        tuple(layers[reader.regions[k].layer] for k in outer),
+        tuple(regions[k].number for k in outer),
+        tuple(layers[regions[k].layer] for k in outer),
         tuple((rings[k], *holes[k]) for k in outer),
-        tuple(reader.regions[k].where for k in outer),
+        tuple(regions[k].where for k in outer),
         reader.microns,
+        notes,
     )
+
+
+def _with_area(regions: list[_Region]) -> tuple[list[_Region], tuple[Note, ...]]:
+    """The regions that enclose pixels, and a note about the others: arrows and rulers."""
+    areas = [region for region in regions if region.kind in (_FREEHAND, _RECTANGLE, _ELLIPSE)]
+    if len(areas) == len(regions):
+        return regions, ()
+    others = [region for region in regions if region.kind not in (_FREEHAND, _RECTANGLE, _ELLIPSE)]
+    if not areas:
+        raise FormatError(
+            "a region is an arrow or a ruler, which encloses no pixels",
+            where=others[0].where,
+            got=f"Type {others[0].kind[:20]!r}",
+            expected="Type 0 (outline), 1 (rectangle) or 2 (ellipse)",
+            remedy="draw outlines of the objects in ImageScope",
+        )
+    line = others[0].where.rpartition(", ")[2]
+    number = f"{len(others)} of {count(len(regions), 'region')}"
+    text = f"{number} not read, because arrows and rulers enclose no pixels: {line}"
+    return areas, (Note("arrows and rulers were not read", text + (", ..." if len(others) > 1 else "")),)
 
 
 def _ring(region: _Region) -> np.ndarray:
@@ -229,14 +255,6 @@ def _ring(region: _Region) -> np.ndarray:
         low, high = points.min(0), points.max(0)
         angles = np.linspace(0, 2 * np.pi, _ELLIPSE_VERTICES, endpoint=False)
         return (low + high) / 2 + (high - low) / 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
-    if region.kind not in (_FREEHAND, _RECTANGLE):
-        raise FormatError(
-            "a region is an arrow or a ruler, which encloses no pixels",
-            where=region.where,
-            got=f"Type {region.kind[:20]!r}",
-            expected="Type 0 (outline), 1 (rectangle) or 2 (ellipse)",
-            remedy="delete it in ImageScope",
-        )
     if region.kind == _RECTANGLE and len(points) == 2:
         (x0, y0), (x1, y1) = points
         return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
