@@ -106,7 +106,8 @@ def test_a_trained_model_predicts_and_can_be_trained_further(drawn: Dataset, dat
     assert len(repr(trained)) < 200
     with (tmp_path / "run" / "log.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    assert names <= set(last)
+    assert {*names, "val_loss"} <= set(last)
+    assert float(last["val_loss"]) == trained.metrics["val_loss"] > 0
     assert float(last["AP@all/nucleus"]) == float(last["AP@all"]), "there is only one class"
     curves = {path.stem for path in (tmp_path / "run" / "curves").iterdir()}
     assert curves == {"lr", "losses", "memory", "iteration_time", "ap_box", "ap_mask", "ap_per_class"}
@@ -133,7 +134,7 @@ def test_metrics_of_a_run_are_those_of_an_evaluation_of_its_model(data: Path, tm
     )
     assert evaluated is not None
     report = evaluated.evaluations[0].report
-    overall = {name: value for name, value in trained.metrics.items() if "/" not in name}
+    overall = {name: value for name, value in trained.metrics.items() if "/" not in name and name != "val_loss"}
     assert {"AP@all", "accuracy@0.5", "pq"} <= set(overall)
     assert overall == {name: report[name] for name in overall}
 

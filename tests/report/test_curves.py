@@ -59,6 +59,17 @@ def test_lines_of_each_figure(tmp_path, monkeypatch):
     }
 
 
+def test_the_validation_loss_is_drawn_with_the_total(tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text("step,loss,loss_mask,val_loss\n1,3,1,\n2,2,1,9.5\n3,1,1,\n4,1,1,8\n")
+    (written,) = draw_curves(tmp_path / "log.csv", tmp_path)
+    with Pillow.open(written) as picture:
+        assert picture.size == (864, 312), "no panel of its own"
+    recorder = Recorder(monkeypatch)
+    draw_curves(tmp_path / "log.csv", tmp_path)
+    (values,) = recorder.figures["losses"].added.values()
+    assert values[[1, 3]].tolist() == [9.5, 8]
+
+
 def test_a_stepwise_learning_rate_is_drawn_on_a_logarithmic_axis(tmp_path, monkeypatch):
     recorder = Recorder(monkeypatch)
     for kind, rates in (

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tiny_run import draw_samples, tiny_config, tiny_loader, tiny_network, tiny_
 from cellwright.config.input import DataConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError, OutputError, RecipeError, TrainingDiverged
-from cellwright.training.logging import LineReporter
+from cellwright.training.logging import LineReporter, SilentReporter, StepReport
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,87 @@ def test_extra_evaluations_of_max_minutes_do_not_count_for_early_stopping(
         assert (result.step, result.finished) == (step, False)
     result = tiny_train(tmp_path / "run", samples, config, evaluate=lambda _: {"score": scores[8]})
     assert (result.step, result.finished, result.best_step) == (8, True, 1)
+
+
+class FakeTime:
+    """A clock that moves by 1 s per step and by 10 s per evaluation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        loop = importlib.import_module("cellwright.training.loop")
+        take_step = loop.take_step
+
+        def slow_step(*arguments: object) -> object:
+            self.now += 1
+            return take_step(*arguments)
+
+        monkeypatch.setattr(loop, "time", self)
+        monkeypatch.setattr(loop, "take_step", slow_step)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def evaluate(self, network: torch.nn.Module) -> dict[str, float]:
+        self.now += 10
+        return weight_sum(network)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "steps"),
+    [
+        (60, 38),  # two evaluations, after step 20 and at the end, after 48 s
+        (36, 20),  # after the scheduled evaluation, 30 s, there is no time for a further one
+        (15, 3),  # the first evaluation is announced to take 10 s
+        (3, 1),  # at least one step, and always an evaluated model
+    ],
+)
+def test_a_time_limit_counts_evaluations(
+    limit_s: float, steps: int, tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime(monkeypatch)
+    config = tiny_config(length="100 steps", evaluate_every="20 steps")
+    result = tiny_train(
+        tmp_path / "run", samples, config, evaluate=time.evaluate, evaluation_s=10, max_minutes=limit_s / 60
+    )
+    assert (result.step, result.finished) == (steps, False)
+    assert result.metrics["score"] > 0
+    assert (tmp_path / "run" / "model" / "model.json").is_file()
+    assert time.now <= max(limit_s, 11)
+    # A resumed call knows from the log how long steps and evaluations take.
+    start = time.now
+    again = tiny_train(tmp_path / "run", samples, config, evaluate=time.evaluate, evaluation_s=1e9, max_minutes=0.5)
+    assert again.step > steps
+    assert time.now <= start + 30
+
+
+def test_the_remaining_time_is_right_at_once_after_a_resume(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step of a process takes much longer than the others."""
+    time = FakeTime(monkeypatch)
+    config = tiny_config(length="100 steps", evaluate_every="20 steps")
+    tiny_train(tmp_path / "run", samples, config, evaluate=time.evaluate, evaluation_s=10, max_minutes=1)
+    reports = []
+
+    class Reports(SilentReporter):
+        def step(self, report: StepReport) -> None:
+            reports.append(report)
+
+    loader = importlib.import_module("cellwright.data.loader")
+    batches = loader.TrainingLoader.batches
+
+    def slow_start(self: object, first: int, total: int) -> Iterator[object]:
+        time.now += 500
+        yield from batches(self, first, total)
+
+    monkeypatch.setattr(loader.TrainingLoader, "batches", slow_start)
+    tiny_train(tmp_path / "run", samples, config, evaluate=time.evaluate, reporter=Reports())
+    assert (reports[0].step, reports[0].step_s, reports[-1].eta_s) == (39, 501, 10)
+    # 61 steps of 1 s and evaluations after steps 40, 60, 80 and 100.
+    assert reports[0].eta_s == pytest.approx(61 + 40)
+    assert reports[1].eta_s == pytest.approx(60 + 40)
 
 
 def test_a_recipe_that_does_not_fit_is_refused(tmp_path: Path, samples: list[Sample]) -> None:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cellwright.config import recipe as recipes
+from cellwright.config.conventions import CONVENTIONS
+from cellwright.config.input import AugmentConfig
 from cellwright.config.training import TrainConfig
 from cellwright.core.errors import RecipeError
+from cellwright.data.augment import augment
+from cellwright.data.decode import decode_sample, frame_of, network_pixels
+from cellwright.data.loader import collate
+from cellwright.data.synthetic import write_demo_dataset
+from cellwright.models.build import build_network
 from cellwright.training.state import Position
 from cellwright.training.validation import (
+    Validation,
     check_best_metric,
     count_patience,
     is_better,
@@ -22,7 +33,7 @@ from cellwright.training.validation import (
 
 
 @pytest.mark.parametrize(
-    "metric", ["loss", "loss_mask", "errors_missed/astro", "lost_recall_nms", "score_calibration_error"]
+    "metric", ["loss", "loss_mask", "errors_missed/astro", "lost_recall_nms", "score_calibration_error", "val_loss"]
 )
 def test_metrics_of_which_less_is_better(metric: str) -> None:
     assert lower_is_better(metric)
@@ -59,9 +70,41 @@ def test_recorded_metrics_are_overall_and_per_class() -> None:
     assert recorded(values, per_class) == {"pq": 0.5, "AP@all": 0.3, "pq/a": 0.25, "pq/b": 0.75}
 
 
+@pytest.mark.parametrize("name", ["synthetic/demo", "nuclei/finetune"])
+def test_the_validation_loss_is_that_of_whole_unchanged_images(name: str, tmp_path: Path) -> None:
+    """Against the losses of batches put together here."""
+    changes = ["augment.crop_px=null"]
+    changes += ["model.backbone.width=8", "model.fpn.channels=16"] if name == "synthetic/demo" else ["model.init=null"]
+    recipe = recipes.load(name, changes).resolved()
+    dataset = write_demo_dataset(tmp_path, splits=(("val", 2),), image_hw=(96, 128), n_objects=6)
+    torch.manual_seed(0)
+    network = build_network(recipe, 1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert isinstance(network, torch.nn.Module)
+    network.eval()
+    validation = Validation(recipe, dataset, torch.device("cpu"), network.stride)
+    loss = validation.loss(network)
+    assert validation.loss(network) == loss, "nothing in it is random"
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    losses = []
+    for sample in dataset:
+        decoded = decode_sample(sample, recipe.input, recipe.data)
+        frame = frame_of(decoded, recipe.input, CONVENTIONS[recipe.conventions].resize_rule)
+        off = AugmentConfig(horizontal_flip=0, min_visible=recipe.augment.min_visible)
+        pixels, objects = augment(decoded.pixels, decoded.labels, off, np.random.default_rng(0), frame)
+        image = torch.from_numpy(network_pixels(pixels, decoded, recipe.input))
+        batch = collate([image], [objects], stride=network.stride, seed=0)
+        losses.append(sum(float(value.detach()) for value in network.losses(batch).values()))
+    # Detectors sample regions at random, here with another seed.
+    assert loss == pytest.approx(np.mean(losses), rel=0.02 if name == "synthetic/demo" else 1e-5)
+    assert validation.metrics(network)["val_loss"] == loss
+    assert validation.expected_s(network) > 0
+
+
 def test_the_best_metric_must_be_computed() -> None:
     recipe = recipes.load("synthetic/demo").resolved()
     check_best_metric(recipe, ("nucleus",))
+    check_best_metric(recipes.load("synthetic/demo", ("train.best_metric=val_loss",)).resolved(), ("nucleus",))
     other = recipes.load("synthetic/demo", ("train.best_metric=AP50@al",)).resolved()
     with pytest.raises(RecipeError, match="did you mean 'AP50@all'"):
         check_best_metric(other, ("nucleus",))

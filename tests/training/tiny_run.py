@@ -140,6 +140,10 @@ class StubValidation:
 
     metrics: Callable[[nn.Module], dict[str, float]]
     headline: tuple[str, ...] = ()
+    evaluation_s: float = 0.0
+
+    def expected_s(self, network: nn.Module) -> float:
+        return self.evaluation_s
 
 
 def tiny_train(
@@ -151,6 +155,7 @@ def tiny_train(
     data: DataConfig | None = None,
     reporter: Reporter | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = weight_sum,
+    evaluation_s: float = 0.0,
     max_minutes: float | None = None,
 ) -> TrainResult:
     """Open the run at ``root`` and train."""
@@ -162,7 +167,7 @@ def tiny_train(
         config,
         run,
         ModelInfo(kind="tiny", recipe={}, class_names=("square",), normalisation={}),
-        None if evaluate is None else StubValidation(evaluate),  # type: ignore[arg-type]
+        None if evaluate is None else StubValidation(evaluate, evaluation_s=evaluation_s),  # type: ignore[arg-type]
         reporter or SilentReporter(),
     )
     return train(training, max_minutes=max_minutes)

@@ -382,6 +382,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     from cellwright.training import loop
     from cellwright.training.environment import describe_environment
 
+    started = time.monotonic()
     recipe, run = request.recipe, RunFolder(request.out)
     _check_classes(recipe, request.dataset)
     device = resolve_device(request.device)
@@ -405,7 +406,9 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     if loaded is not None:
         write_text(run.init_report, loaded.text())
     try:
-        result = loop.train(training, max_minutes=request.max_minutes)
+        used = (time.monotonic() - started) / 60
+        left = None if request.max_minutes is None else max(0.0, request.max_minutes - used)
+        result = loop.train(training, max_minutes=left)
     finally:
         _draw_curves(run)  # also if the training diverged or was interrupted: the curves are most useful then
     if not result.finished:
@@ -440,7 +443,9 @@ def _prepare(
         config=recipe.train,
         run=run,
         info=_model_info(request, environment),
-        validation=None if validation is None else Validation(recipe, validation, device, request.reading, *seen),
+        validation=None
+        if validation is None
+        else Validation(recipe, validation, device, network.stride, request.reading, *seen),
         reporter=choose_reporter(
             sys.stdout if screen.log_format == "json" else sys.stderr, log_format=screen.log_format, quiet=screen.quiet
         ),

@@ -140,7 +140,7 @@ def digest_of_objects(instances: Instances) -> str:
     scores = np.zeros(0) if instances.scores is None else instances.scores
     values = (instances.class_ids, instances.ignore, instances.boxes_xyxy, scores, masks.boxes, masks.crops)
     for array in values:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _COLOURS: tuple[RGB, ...] = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
+_ADDED = {"val_loss": "on validation images"}  # column: what the figure of the losses calls it
 _OVERALL_AP = re.compile(r"(box_)?AP(50|75)?@(all|\d+)")
 _PER_CLASS = "AP@all/"
 _PANEL_COLUMNS = 3
@@ -34,7 +35,7 @@ class CurveFigure:
     """One figure: the name of its file, the label of its y axis, and its lines by name.
 
     panels: draw one panel per line. smooth: draw running means. logarithmic: scale of the y axis. clipped: limit the
-    axis to the 99th percentile.
+    axis to the 99th percentile. added: values to draw in the first panel too, by name.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CurveFigure:
     smooth: bool = False
     logarithmic: bool = False
     clipped: bool = False
+    added: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,10 @@ def draw_curves(log: Path, out: Path) -> list[Path]:
     losses = curves.named("loss")
     total, parts = losses.pop("loss", None), {name.removeprefix("loss_"): values for name, values in losses.items()}
     lr = curves.named("lr")
+    lines = parts if total is None else {"total": total, **parts}
+    validation = {shown: curves.values[name] for name, shown in _ADDED.items() if curves.named(name)}
     figures = [
-        CurveFigure("losses", "loss", parts if total is None else {"total": total, **parts}, panels=True, smooth=True),
+        CurveFigure("losses", "loss", lines, panels=True, smooth=True, added=validation),
         CurveFigure("lr", "learning rate", lr, logarithmic=any(_falls_in_steps(values) for values in lr.values())),
         CurveFigure("memory", "peak memory (MiB)", curves.named("peak_memory_mb")),
         CurveFigure("iteration_time", "seconds per step", _times(curves), smooth=True, clipped=True),
@@ -168,6 +172,9 @@ def _plot(path: Path, steps: np.ndarray, content: CurveFigure) -> None:
         _draw_line(axes, steps, values, name, 0 if content.panels else k, smooth=content.smooth)
         if content.panels:
             axes.set_title(name, fontsize="medium")
+    for k, (name, values) in enumerate(content.added.items()):
+        _draw_line(panels[0], steps, values, name, k + 1, smooth=False)
+        panels[0].legend(fontsize="small")
     n_panels = len(content.lines) if content.panels else 1
     for axes in panels[:n_panels]:
         axes.set(xlabel="step", ylabel=content.label, yscale="log" if content.logarithmic else "linear")

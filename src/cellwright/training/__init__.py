@@ -3,6 +3,7 @@
 loop         validate, save a checkpoint, take a step, until the end
 step         one optimiser step: losses, gradient, accumulation, mixed precision
 schedule     the learning rate of every step; steps, epochs and percentages of a recipe
+pace         how long steps and evaluations take; the time limit of a call
 optimiser    parameter groups and gradient clipping
 state        network, optimiser and averaged weights in training; checkpoints
 validation   metrics on the validation images, the best model, early stopping

@@ -24,17 +24,29 @@ from cellwright.core.errors import FormatError, RecipeError
 from cellwright.core.events import emit, json_line
 from cellwright.core.files import output_error, write_text
 from cellwright.training.environment import peak_memory_mb
+from cellwright.training.pace import Pace
 from cellwright.training.step import StepOutcome
 
 Row = Mapping[str, float | int | None]
+_N_RECENT = 20  # steps before a resume that tell how long the next ones take
 
 
 class Recorder:
     """Records the steps and evaluations of a run in its log and shows them."""
 
-    def __init__(self, log: StepLog, reporter: Reporter, total_steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        log: StepLog,
+        reporter: Reporter,
+        total_steps: int,
+        n_evaluations: Callable[[int], int],
+        device: torch.device,
+    ) -> None:
+        """n_evaluations: how many evaluations take place after later steps than a given one."""
         self._log, self._reporter, self._total_steps, self._device = log, reporter, total_steps, device
-        self._pace = Pace()
+        self._n_evaluations = n_evaluations
+        evaluation_s = log.recent("evaluate_s", 1)
+        self.pace = Pace(log.recent("step_s", _N_RECENT), evaluation_s[0] if evaluation_s else None)
 
     def step(self, outcome: StepOutcome, n_images: int, data_s: float, step_s: float) -> None:
         """Record one step on ``n_images`` images that took ``step_s`` seconds, of which loading took ``data_s``."""
@@ -55,7 +67,8 @@ class Recorder:
                 "peak_memory_mb": None if memory is None else round(memory, 1),
             },
         )
-        pace = self._pace.after(step_s)
+        self.pace.after_step(step_s)
+        left_s = self.pace.left_s(self._total_steps - outcome.step, self._n_evaluations(outcome.step - 1))
         self._reporter.step(
             StepReport(
                 step=outcome.step,
@@ -65,13 +78,14 @@ class Recorder:
                 lr=outcome.lr,
                 gradient_norm=outcome.gradient_norm,
                 step_s=step_s,
-                steps_per_s=pace,
-                eta_s=(self._total_steps - outcome.step) / pace,
+                steps_per_s=1 / max(self.pace.step_s or 0.0, 1e-9),
+                eta_s=left_s,
             )
         )
 
     def evaluation(self, step: int, metrics: Row, evaluate_s: float, shown: Mapping[str, float]) -> None:
         """Record an evaluation after ``step`` that took ``evaluate_s`` seconds; the terminal gets ``shown`` only."""
+        self.pace.evaluation_s = evaluate_s
         self._log.add({"evaluate_s": round(evaluate_s, 3), **metrics})
         text = f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self._reporter.note(text, "evaluation", {"step": step, "evaluate_s": round(evaluate_s, 3), "metrics": metrics})
@@ -103,6 +117,12 @@ class StepLog:
         self._open_row: dict[str, str] | None = kept.pop() if kept and kept[-1]["step"] == str(step) else None
         write_text(path, self._as_csv(kept, header=True))
         self._file = self._reopen()
+        rows = [*kept, self._open_row] if self._open_row is not None else kept
+        self._recent = {name: [row[name] for row in rows if row.get(name)][-_N_RECENT:] for name in self._columns}
+
+    def recent(self, column: str, n: int) -> list[float]:
+        """The last values of a column before this log was continued, up to ``n``, of at most 20."""
+        return [float(value) for value in self._recent.get(column, [])][-n:]
 
     def __enter__(self) -> Self:
         return self
@@ -233,7 +253,7 @@ class StepReport:
         gradient_norm: norm before clipping.
         step_s: duration of this step, seconds.
         steps_per_s: smoothed over the last steps.
-        eta_s: seconds to the end at that speed, without evaluations.
+        eta_s: seconds to the end at that speed, with the evaluations that are left.
     """
 
     step: int
@@ -372,18 +392,6 @@ class BarReporter:
     def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
         """Print ``text`` above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
-
-
-class Pace:
-    """Steps per second, from an exponential moving average of the step time (weight 0.1 for the latest step)."""
-
-    def __init__(self) -> None:
-        self._mean_s: float | None = None
-
-    def after(self, step_s: float) -> float:
-        """Steps per second after another step of ``step_s`` seconds."""
-        self._mean_s = step_s if self._mean_s is None else 0.9 * self._mean_s + 0.1 * step_s
-        return 1 / max(self._mean_s, 1e-9)
 
 
 def choose_reporter(stream: TextIO, *, log_format: Literal["text", "json"] = "text", quiet: bool = False) -> Reporter:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -33,6 +34,7 @@ from cellwright.training.logging import (
     check_tensorboard,
 )
 from cellwright.training.optimiser import build_optimiser
+from cellwright.training.pace import Budget
 from cellwright.training.run_folder import Best, RunFolder, write_metrics
 from cellwright.training.schedule import Timeline, learning_rate
 from cellwright.training.state import TrainState, check_finite, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -139,9 +141,12 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
     ):
         if checkpoint is not None:
             reporter.note(f"resuming from step {first} ({checkpoint.name})")
-        recorder = Recorder(log, reporter, timeline.total_steps, training.device)
+        n_due = partial(timeline.n_due, every=config.evaluate_every)
+        recorder = Recorder(log, reporter, timeline.total_steps, n_due, training.device)
+        estimate = partial(_expected_evaluation_s, training, state)
+        budget = Budget(max_minutes, recorder.pace, estimate, time.monotonic)
         try:
-            _run_steps(training, state, timeline, recorder, interruption, max_minutes)
+            _run_steps(training, state, timeline, recorder, interruption, budget)
         except KeyboardInterrupt:
             if not interruption.hurried:
                 recorder.flush()
@@ -162,21 +167,22 @@ def _run_steps(
     timeline: Timeline,
     recorder: Recorder,
     interruption: Interruption,
-    max_minutes: float | None,
+    budget: Budget,
 ) -> None:
     """Take steps; after a step, evaluate and then save a checkpoint with the result, whenever either is due."""
     config, position = training.config, state.position
-    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     # Batches are numbered separately from steps, because a step takes ``accumulate`` of them.
     batches = training.loader.batches(position.step * config.accumulate, timeline.total_steps * config.accumulate)
     first = position.step
     while True:
         # Every call takes at least one step, so that repeated short calls reach the end.
-        out_of_time = position.step > first and time.monotonic() >= deadline
+        out_of_time = position.step > first and budget.is_spent()
         last = position.step >= timeline.total_steps or out_of_time
         due = timeline.is_due(position.step, config.evaluate_every)
         if last or due:
             _evaluate_and_keep_best(training, state, recorder, interruption, due=due)
+            # After an evaluation there may be no time for another step and the evaluation of that.
+            last = last or (position.step > first and budget.is_spent())
         last = last or is_out_of_patience(position, config)
         if last or timeline.is_due(position.step, config.checkpoint_every):
             recorder.flush()
@@ -191,6 +197,14 @@ def _run_steps(
         recorder.step(outcome, sum(map(len, step_batches)), data_s, time.perf_counter() - started)
         if outcome.problem is not None:
             raise diverged(outcome, config)
+
+
+def _expected_evaluation_s(training: Training, state: TrainState) -> float:
+    """How long an evaluation will probably take, before the first one."""
+    if training.validation is None:
+        return 0.0
+    with state.evaluated_weights() as module:
+        return training.validation.expected_s(cast(Network, module))
 
 
 def _evaluate_and_keep_best(

@@ -61,6 +61,12 @@ class Timeline:
         distance = self.steps(every)
         return step > 0 and step // distance > (step - 1) // distance
 
+    def n_due(self, step: int, every: Span) -> int:
+        """How many times `is_due` holds after ``step``, and at the end of the run in any case."""
+        distance = self.steps(every)
+        reached = self.total_steps // distance - step // distance
+        return int(reached) + (self.total_steps % distance != 0 and step < self.total_steps)
+
 
 def learning_rate(config: TrainConfig, step: int, timeline: Timeline) -> float:
     """The learning rate of step ``step`` (0-based).

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from cellwright.config.training import TrainConfig
 from cellwright.core.errors import TrainingDiverged
+from cellwright.models.contract import Network
 from cellwright.ops.batch import Batch
 from cellwright.training.optimiser import clip_gradients, set_learning_rate
 from cellwright.training.state import TrainState
@@ -80,17 +82,22 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, n_batches: i
 
     Returns each loss divided by ``n_batches``.
     """
-    # Layers that draw from torch's global generator (dropout) then depend on the step alone, too.
-    torch.manual_seed(batch.seed)
-    dtype = _AUTOCAST.get(config.precision)
-    with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
-        losses: dict[str, Tensor] = state.network.losses(batch)  # type: ignore[operator]
+    losses = losses_of(cast(Network, state.network), batch, config)
     stacked = torch.stack([loss.float() for loss in losses.values()]) / n_batches
     values = dict(zip(losses, stacked.detach().tolist(), strict=True))
     if all(math.isfinite(value) for value in values.values()):
         total = stacked.sum()
         (total if state.scaler is None else state.scaler.scale(total)).backward()
     return values
+
+
+def losses_of(network: Network, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
+    """The losses of a batch, computed in the precision of the recipe; they depend on weights and batch alone."""
+    # Layers that draw from torch's global generator (dropout) then depend on the step alone, too.
+    torch.manual_seed(batch.seed)
+    dtype = _AUTOCAST.get(config.precision)
+    with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
+        return network.losses(batch)
 
 
 def _gradient_problem(norm: float, state: TrainState, config: TrainConfig) -> str | None:
