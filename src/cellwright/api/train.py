@@ -387,7 +387,8 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     _check_classes(recipe, request.dataset)
     device = resolve_device(request.device)
     identity = request.identify(screen.track)
-    inputs = {"data": identity.digest, **_init_fingerprint(recipe)}
+    chosen = request.reading.to_dict()
+    inputs = {"data": identity.digest, **({"reading": repr(chosen)} if chosen else {}), **_init_fingerprint(recipe)}
     environment = describe_environment(device, recipe.train.threads, inputs)
     recipe_yaml = recipes.dump(recipe)
     check_run_folder(run, recipe_yaml, environment, identity, overwrite=request.overwrite)
