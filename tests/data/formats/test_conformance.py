@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,34 @@ def write_labelme(folder: Path) -> Path:
     return folder / "x.json"
 
 
-EXAMPLES = {"label_folder": write_label_folder, "xml_outlines": write_xml_outlines, "labelme": write_labelme}
+def write_case(case: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        source = Path(__file__).parents[2] / "cases" / "masks" / "49_other_layouts" / case
+        shutil.copytree(source, folder / case)
+        return folder / case
+
+    return write
+
+
+def write_voc(folder: Path) -> Path:
+    labels = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
+    for name, array in (("SegmentationObject", labels), ("SegmentationClass", (labels > 0) * 3)):
+        (folder / name).mkdir()
+        (folder / name / "x.png").write_bytes(imagecodecs.png_encode(array.astype(np.uint8)))
+    (folder / "JPEGImages").mkdir()
+    (folder / "JPEGImages" / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((23, 31), np.uint8)))
+    return folder
+
+
+EXAMPLES = {
+    "nuinsseg": write_case("nuinsseg"),
+    "ctc": write_case("ctc"),
+    "inst_maps": write_case("consep"),
+    "voc": write_voc,
+    "label_folder": write_label_folder,
+    "xml_outlines": write_xml_outlines,
+    "labelme": write_labelme,
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -14,15 +14,18 @@ from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder
 from cellwright.data.formats.coco_results import CocoResults
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
+from cellwright.data.formats.ctc import CellTrackingChallenge
 from cellwright.data.formats.geojson import GeoJson
 from cellwright.data.formats.image_folder import ImageFolder, describe_contents
 from cellwright.data.formats.imagej_roi import ImagejRois
-from cellwright.data.formats.label_images import LabelFolder, LabelImages
+from cellwright.data.formats.inst_maps import InstanceMaps
+from cellwright.data.formats.label_images import LabelFolder, LabelImages, NuInsSeg
 from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
+from cellwright.data.formats.voc import Voc
 from cellwright.data.formats.xml_outlines import XmlOutlines
 from cellwright.data.formats.yolo_seg import YoloSeg
 
@@ -49,6 +52,10 @@ FORMATS: dict[str, Format] = {
     "rle_csv": RleCsv(),
     "rle_csv_submission": RleCsvSubmission(),
     "dsb2018_csv": Dsb2018Csv(),
+    "nuinsseg": NuInsSeg(),
+    "ctc": CellTrackingChallenge(),
+    "voc": Voc(),
+    "inst_maps": InstanceMaps(),
     "label_images": LabelImages(),
     "label_folder": LabelFolder(),
     "xml_outlines": XmlOutlines(),

@@ -8,6 +8,7 @@ alike.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from cellwright.data.formats.paths import (
 from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
 _ONE_CLASS = re.compile(r"class\d+")  # the label maps of `class_masks`
+_SEVERAL = "some images have several label files"
 _MAX_DECODED = 4  # how many files with arbitrary names `sniff` decodes
 
 
@@ -103,12 +105,35 @@ class LabelFolder(Format):
         # If the folder itself is called "labels" or "masks", that says nothing about the layout below it.
         if not files or len(files) < len(listed) or any(_is_marked(file, path) for file in files):
             return False
+        if LabelImages().sniff(path):
+            return False
         answers = [_looks_annotated(file) for file in files[:_MAX_DECODED]]
         return True in answers and False not in answers
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """As `LabelImages.read`."""
         return _read(path, options)
+
+
+class NuInsSeg(Format):
+    name = "nuinsseg"
+    description = "NuInsSeg: <organ>/tissue images/x.png and <organ>/label masks/x.tif"
+    published = True
+
+    def sniff(self, path: Path) -> bool:
+        """Whether there are label images in ``label masks/`` beside ``tissue images/``."""
+        return path.is_dir() and any(
+            file.parent.name.lower() == "label masks" and (file.parent.parent / "tissue images").is_dir()
+            for file in first_files(path)
+        )
+
+    def read(self, path: Path, options: ReadOptions) -> Dataset:
+        """As `LabelImages.read`; the note says that binary masks and ROIs of the same objects are not read."""
+        dataset = _read(path, options)
+        text = "label masks/ was read; the binary masks, distance maps and ImageJ ROIs of the same nuclei were not"
+        notes = tuple(note for note in dataset.notes if note.kind != _SEVERAL)
+        note = Note("one of several kinds of annotations was read", text, str(path))
+        return dataclasses.replace(dataset, info={"format": self.name}, notes=(*notes, note))
 
 
 def _is_marked(file: Path, path: Path) -> bool:
@@ -203,7 +228,7 @@ def _layout_notes(layout: LabelLayout, root: Path, options: ReadOptions) -> Iter
     if layout.unread:
         first, read = layout.unread[0].relative_to(root).as_posix(), layout.pairs[0].labels.relative_to(root).as_posix()
         text = f"some images have several label files: {read} and the like were read, {first} and the like were not"
-        yield Note("some images have several label files", text, str(root))
+        yield Note(_SEVERAL, text, str(root))
 
 
 def _image_stem(pair: LabelPair) -> str:

@@ -295,6 +295,8 @@ def examine(
     facts = [_without(fact, _VOID) for fact in facts] if questions else facts
     problem = _problem(facts)
     if problem is None and not questions:
+        if all(len(fact.values) <= 1 for fact in facts):
+            _check_polarity(facts, source)
         if options.foreground == "split" and facts and all(len(fact.values) <= 1 for fact in facts):
             meaning = replace(meaning, split=True)  # one value in few parts
         elif options.foreground == "split":

@@ -237,11 +237,16 @@ def _one_folder_each(files: Sequence[Path], root: Path, used: set[Path]) -> tupl
         folders.setdefault(file.parent, []).append(file)
     pairs, unread = [], []
     for folder, members in folders.items():
-        images = [file for file in members if _normal(stem_of(file.name)) in IMAGE_WORDS and is_image_name(file.name)]
+        images = [
+            file for file in members if _normal(stem_of(file.name)) in IMAGE_WORDS - {"x"} and is_image_name(file.name)
+        ]
         labels = [
             file
             for file in members
-            if _normal(stem_of(file.name)) in LABEL_WORDS and _may_be_labels(file) and file not in used
+            if _normal(stem_of(file.name)) in LABEL_WORDS
+            and _normal(stem_of(file.name)) != "y"
+            and _may_be_labels(file)
+            and file not in used
         ]
         if len(images) == 1 and labels:
             labels.sort(key=lambda file: LABEL_WORDS.index(_normal(stem_of(file.name))))
