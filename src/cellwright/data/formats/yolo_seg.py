@@ -141,10 +141,7 @@ class _DataFile:
 
 def _is_data_file(path: Path) -> bool:
     start = first_bytes(path, 1 << 14) if path.suffix.lower() in (".yaml", ".yml") else b""
-    is_labelled = re.search(rb"^names\s*:", start, re.MULTILINE) and re.search(
-        rb"^(train|val)\s*:", start, re.MULTILINE
-    )
-    return is_labelled is not None and b"kpt_shape" not in start
+    return all(re.search(rb"^" + key + rb"\s*:", start, re.MULTILINE) for key in (b"names", b"(train|val|test)"))
 
 
 def _may_be_labels(file: Path) -> bool:
