@@ -40,6 +40,8 @@ class ConvertPlan:
     """Folder or dataset of the images, if they are not beside their annotations."""
     rle_order: Literal["row", "column"] | None = None
     """How a Kaggle table counts pixels, if its columns do not show it."""
+    rle_first: Literal[0, 1] | None = None
+    """The number of the first pixel in a Kaggle table (default: 1, unless the runs show otherwise)."""
     foreground: Literal["split", "refuse"] | None = None
     """split: masks of foreground and background become one object per connected part."""
     void: int | None = None
@@ -76,6 +78,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     options = ReadOptions(
         class_names=plan.classes or None,
         rle_order=plan.rle_order,
+        rle_first=plan.rle_first,
         images=images,
         foreground=plan.foreground,
         void=plan.void,

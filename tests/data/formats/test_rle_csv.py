@@ -12,8 +12,9 @@ import pytest
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import ReadOptions, WriteOptions, rle_csv
-from cellwright.data.formats.rle_csv import RleCsv, RleCsvSubmission, RunText
+from cellwright.data.formats import ReadOptions, WriteOptions, rle_runs
+from cellwright.data.formats.rle_csv import RleCsv, RleCsvSubmission
+from cellwright.data.formats.rle_runs import RunText
 from cellwright.testing.objects import draw_objects, save_dataset
 
 WITHOUT_IMAGES = ReadOptions(require_images=False)
@@ -30,21 +31,21 @@ def save_image(path, image_hw=(30, 50)):
 
 
 def test_runs_counted_by_hand():
-    by_rows = rle_csv.decode([RunText("2 2 7 1", "")], (3, 4), "row").to_dense()[0]
+    by_rows = rle_runs.decode([RunText("2 2 7 1", "")], (3, 4), "row").to_dense()[0]
     assert by_rows.astype(int).tolist() == [[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-    by_columns = rle_csv.decode([RunText("2 2 7 1", "")], (3, 4), "column").to_dense()[0]
+    by_columns = rle_runs.decode([RunText("2 2 7 1", "")], (3, 4), "column").to_dense()[0]
     assert by_columns.astype(int).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_a_run_continues_in_the_next_row():
-    masks = rle_csv.decode([RunText("3 4", "")], (3, 4), "row")
+    masks = rle_runs.decode([RunText("3 4", "")], (3, 4), "row")
     assert masks.to_dense()[0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
-    assert rle_csv.encode(masks, "row") == ["3 4"]
+    assert rle_runs.encode(masks, "row") == ["3 4"]
 
 
 def test_runs_down_columns_correspond_to_coco_counts():
     masks = draw_objects(3, overlaps=True, scored=False, n=20).masks
-    for text, counts in zip(rle_csv.encode(masks, "column"), masks.to_rle_counts(), strict=True):
+    for text, counts in zip(rle_runs.encode(masks, "column"), masks.to_rle_counts(), strict=True):
         ends = np.cumsum(counts)
         starts, lengths = ends[0::2][: len(counts) // 2] + 1, np.array(counts[1::2])
         assert text == " ".join(str(n) for pair in zip(starts, lengths, strict=True) for n in pair)
@@ -91,7 +92,7 @@ def test_sizes_from_the_dsb2018_solution_table(tmp_path):
 def objects_table(path, header, order, image_hw=(30, 50)):
     cells = draw_objects(1, image_hw=image_hw, overlaps=False, scored=False)
     height, width = image_hw
-    lines = [f"a,{text},{width},{height}" for text in rle_csv.encode(cells.masks, order)]
+    lines = [f"a,{text},{width},{height}" for text in rle_runs.encode(cells.masks, order)]
     return table(path, f"{header},width,height", *lines), cells
 
 
@@ -135,7 +136,7 @@ def test_the_order_cannot_be_detected_in_square_images(tmp_path):
     [
         ("a,1 2 3,50,30,x", ["line 3", "annotation", "3 numbers"]),
         ("a,1 x,50,30,x", ["line 3", "'x'"]),
-        ("a,0 2,50,30,x", ["line 3", "start 0"]),
+        ("a,0 2 1499 2,50,30,x", ["line 3", "start 1499, length 2", "0 to 1499"]),
         ("a,1499 3,50,30,x", ["line 3", "start 1499, length 3", "1500"]),
         ("a,1 99999999999999999999,50,30,x", ["line 3"]),
         ("a,5 0,50,30,x", ["length 0"]),
@@ -216,4 +217,4 @@ def test_folders_without_a_table_and_tables_that_are_not_text(tmp_path):
 
 
 def test_empty_text_is_an_empty_mask():
-    assert rle_csv.decode([RunText("", "")], (3, 4), "row") == MaskSet.from_dense(np.zeros((1, 3, 4), bool))
+    assert rle_runs.decode([RunText("", "")], (3, 4), "row") == MaskSet.from_dense(np.zeros((1, 3, 4), bool))

@@ -35,7 +35,7 @@ class ReadOptions:
         searched before the places where images usually lie, and replace the paths of a dataset whose images were moved.
     require_images: whether a missing image file raises `InputError`. If False, such samples have
         ``image_path=None``, which is enough for comparing masks with masks.
-    rle_order: how a run-length table counts pixels, if its column names do not say so.
+    rle_order, rle_first: how a run-length table counts pixels, and the number of the first one, if it does not tell.
     foreground: what to do with masks that only separate foreground from background: "split" makes one object of each
         connected part, "refuse" raises; None raises too, and says that there is a choice.
     void: the value of pixels in label images and class masks that count neither as object nor as background.
@@ -53,6 +53,7 @@ class ReadOptions:
     images: Dataset | Path | Sequence[Path] | None = None
     require_images: bool = True
     rle_order: Literal["row", "column"] | None = None
+    rle_first: Literal[0, 1] | None = None
     foreground: Literal["split", "refuse"] | None = None
     void: int | None = None
     nucleus: bool = False

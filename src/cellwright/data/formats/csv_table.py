@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.core.errors import FormatError
-from cellwright.core.files import unreadable
+from cellwright.core.files import read_text
 from cellwright.data.formats.paths import first_bytes
 
 
@@ -57,34 +57,35 @@ class Row:
         return number
 
 
+# What separates cells; Excel writes semicolons where the comma is the decimal mark.
+_DELIMITERS = ",;\t"
+
+
 def first_header(path: Path) -> tuple[str, ...]:
     """The lower-case column names in the first line of a file, empty if there are none. Never raises."""
     try:
         line = first_bytes(path).splitlines()[0].decode("utf-8-sig")
-        return tuple(name.strip().lower() for name in next(csv.reader([line])))
+        return tuple(name.strip().lower() for name in next(csv.reader([line], delimiter=_delimiter(line))))
     except (UnicodeDecodeError, IndexError, StopIteration, csv.Error):
         return ()
 
 
+def _delimiter(line: str) -> str:
+    """The delimiter that occurs most often in the header."""
+    return max(_DELIMITERS, key=line.count)
+
+
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a UTF-8 table with a header; blank lines are ignored.
+    """All rows of a table with a header, separated by commas, semicolons or tabs, in UTF-8 or UTF-16; blank lines are
+    ignored.
 
     Raises `FormatError` that names the line if it has too few or too many cells or is not text.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            "this table is not UTF-8 text",
-            where=path,
-            got=f"byte {error.start}: {error.reason}",
-            remedy="save the table as CSV in UTF-8",
-        ) from error
-    except OSError as error:
-        raise unreadable(path, error, "table") from error
+    text = read_text(path, "table")
     rows: list[Row] = []
     header: list[str] | None = None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    delimiter = _delimiter(text.partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     # The runs of a large object may exceed the csv module's default limit of 131,072 characters per cell.
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
     try:

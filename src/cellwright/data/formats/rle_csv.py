@@ -1,4 +1,4 @@
-"""Kaggle's run-length tables: one row per object, with runs as "start length" pairs counted from 1.
+"""Kaggle's run-length tables: one row per object, with runs as "start length" pairs (see `rle_runs`).
 
 | format | columns | pixel order |
 |---|---|---|
@@ -6,8 +6,9 @@
 | `rle_csv_submission`: Sartorius submission | id, predicted | along rows, no pixel in two objects |
 | `dsb2018_csv`: DSB2018 | ImageId, EncodedPixels[, Height, Width] | down columns |
 
-For a column ``rle`` there is no convention: the order is detected, or given as `ReadOptions.rle_order`. `settle_order`
-describes how a wrong order is noticed. A row without runs denotes an image without objects.
+For a column ``rle`` (HuBMAP) there is no convention: the order is detected, or given as `ReadOptions.rle_order`. A row
+without runs (empty, -1 or nan) denotes an image without objects. File names may stand for image ids; their suffix is
+then no part of the sample id.
 """
 
 from __future__ import annotations
@@ -17,27 +18,47 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
-from cellwright.core.files import atomic_path
+from cellwright.core.errors import FormatError, InputError, OutputError
+from cellwright.core.files import atomic_path, plain_suffix, stem_of
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
+from cellwright.core.masks import MaskSet, concat
+from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.csv_table import Row, first_header, read_rows
-from cellwright.data.formats.paths import ImageFinder, copy_image, first_files, output_path, root_of, walk
+from cellwright.data.formats.paths import (
+    ANNOTATION_FOLDERS,
+    ImageFinder,
+    ImageIndex,
+    copy_image,
+    first_files,
+    output_path,
+    root_of,
+    walk,
+)
+from cellwright.data.formats.rle_runs import (
+    Evidence,
+    First,
+    Order,
+    RunText,
+    decode,
+    encode,
+    has_start_0,
+    settle_first,
+    settle_order,
+)
 from cellwright.data.images.read import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
-Order = Literal["row", "column"]
-
-_ID_COLUMNS = ("id", "imageid")
+_ID_COLUMNS = ("id", "imageid", "image_id", "img_id", "image", "filename", "file_name")
+_SIZE_COLUMNS = (("height", "width"), ("img_height", "img_width"), ("image_height", "image_width"))
 _CLASS_COLUMNS = ("cell_type", "class")
 # The pixel order that the name of the run-length column implies, by the conventions of the competitions that use it.
 _ORDERS: dict[str, Order | None] = {
@@ -46,12 +67,15 @@ _ORDERS: dict[str, Order | None] = {
     "encodedpixels": "column",
     "rle_mask": "column",
     "rle": None,
+    "segmentation": None,
 }
+# What tables write for an image without objects.
+_NO_RUNS = ("", "-1", "nan", "none", "null", "na", "n/a", "[]", "1 0")
 _MAX_SIDE = 1_000_000
+# How many images are examined for masks of whole images, and how many parts these have at least.
+_FOREGROUND_SAMPLE, _MANY_PARTS = 8, 4
 _IMAGE_DEPTH = 4
-
-# How many objects are decoded in both orders to detect a wrong one.
-_SAMPLED_OBJECTS = 200
+_SUFFIXES = (".csv", ".tsv")
 
 
 class _RunLengthTable(Format):
@@ -110,7 +134,7 @@ class RleCsv(_RunLengthTable):
         "Kaggle table id, annotation, width, height, cell_type (Sartorius), runs along rows; loses ignore flags, "
         "names of classes without objects"
     )
-    run_columns = ("annotation", "rle")
+    run_columns = ("annotation", "rle", "segmentation")
     header = ("id", "annotation", "width", "height", "cell_type", "object_id", "score")
     file_name = "annotations.csv"
 
@@ -169,13 +193,14 @@ class _Columns:
     image: str
     runs: str
     kind: str | None
+    is_ours: bool
 
     @staticmethod
     def of(header: Sequence[str]) -> _Columns | None:
         image = next((name for name in _ID_COLUMNS if name in header), None)
         runs = next((name for name in _ORDERS if name in header), None)
         kind = next((name for name in _CLASS_COLUMNS if name in header), None)
-        return _Columns(image, runs, kind) if image and runs else None
+        return _Columns(image, runs, kind, "object_id" in header) if image and runs else None
 
 
 def _table_of(path: Path) -> tuple[Path, _Columns] | None:
@@ -183,18 +208,10 @@ def _table_of(path: Path) -> tuple[Path, _Columns] | None:
     files = [path] if path.is_file() else [file for file in first_files(path) if file.parent == path]
     tables = []
     for file in files:
-        columns = _Columns.of(first_header(file)) if file.suffix.lower() == ".csv" else None
-        if columns is not None and (path == file or file.stem != "sample_submission"):
+        columns = _Columns.of(first_header(file)) if plain_suffix(file) in _SUFFIXES else None
+        if columns is not None and (path == file or stem_of(file) != "sample_submission"):
             tables.append((file, columns))
     return tables[0] if len(tables) == 1 else None
-
-
-@dataclass(frozen=True)
-class RunText:
-    """The runs of one object as text, and the location (file, line, column) for messages."""
-
-    text: str
-    where: str
 
 
 @dataclass(frozen=True)
@@ -207,18 +224,25 @@ class _Object:
 
 @dataclass(frozen=True)
 class LoadRuns:
-    """Decodes the rows of one image; ``class_ids`` (N,) are those of the ``objects``."""
+    """Decodes the rows of one image; ``class_ids`` (N,) are those of the ``objects``.
+
+    split: whether a row is the foreground of a whole image, of which each connected part is an object.
+    """
 
     objects: tuple[_Object, ...]
     class_ids: tuple[int, ...]
     image_hw: tuple[int, int]
     order: Order
+    first: First
     scored: bool
+    split: bool = False
 
     def __call__(self) -> Instances:
         if not self.objects:
             return Instances.empty(self.image_hw, scored=self.scored)
-        masks = decode([entry.runs for entry in self.objects], self.image_hw, self.order)
+        masks = decode([entry.runs for entry in self.objects], self.image_hw, self.order, self.first)
+        if self.split:
+            return _parts_of(masks, self.class_ids)
         ids = [entry.object_id for entry in self.objects if entry.object_id is not None]
         scores = [entry.score for entry in self.objects if entry.score is not None]
         if len(set(ids)) < len(ids):
@@ -248,39 +272,101 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
         )
     file, columns = table
     rows = read_rows(file)
-    kinds = sorted({row.cells[columns.kind] for row in rows if row.cells[columns.runs].strip()}) if columns.kind else []
+    kinds = (
+        sorted({row.cells[columns.kind] for row in rows if has_runs(row.cells[columns.runs])}) if columns.kind else []
+    )
     names = options.select_classes(kinds, file)
     by_image: dict[str, list[Row]] = {}
     for row in rows:
         by_image.setdefault(row.text(columns.image), []).append(row)
-    files = _images_below(root_of(file))
+    index = ImageIndex(f for f in walk(root_of(file), _IMAGE_DEPTH) if f.parent.name.lower() not in ANNOTATION_FOLDERS)
     finder = ImageFinder(options)
     prepared = []
     for image_id, image_rows in options.track(by_image.items(), "reading headers", len(by_image)):
-        image_file = _only(files.get(image_id, []), file, image_id)
-        image = finder.find(file, image_id, _recorded_hw(image_rows), image_file)
-        objects = [_object(row, columns) for row in image_rows if row.cells[columns.runs].strip()]
+        given = None if options.images is not None else _only(index.find(image_id), file, image_id)
+        image = finder.find(file, image_id, _recorded_hw(image_rows), given)
+        objects = [_object(row, columns) for row in image_rows if has_runs(row.cells[columns.runs])]
         kept = [entry for entry in objects if columns.kind is None or entry.class_name in names]
         prepared.append((image_id, image, tuple(kept)))
-    evidence = [(entry.runs, image.image_hw) for _, image, objects in prepared for entry in objects]
-    order = settle_order(evidence, _ORDERS[columns.runs], options.rle_order, file)
+    evidence = [
+        Evidence(tuple(entry.runs for entry in objects), image.image_hw, image.path) for _, image, objects in prepared
+    ]
+    order, first, notes = _settle(evidence, columns, options, file)
+    split = _is_foreground(evidence, order, first, options, file)
     scored = any(entry.score is not None for _, _, objects in prepared for entry in objects)
     samples = []
-    for image_id, image, objects in prepared:
+    for (_, image, objects), sample_id in zip(prepared, _without_suffixes(list(by_image)), strict=True):
         class_ids = tuple(names.index(entry.class_name) if columns.kind else 0 for entry in objects)
-        load = LoadRuns(objects, class_ids, image.image_hw, order, scored)
+        load = LoadRuns(objects, class_ids, image.image_hw, order, first, scored, split)
         size_um = image.pixel_size_um
-        samples.append(Sample(image_id, image.path, image.image_hw, load, None, None, None, size_um, "rle_csv"))
-    return Dataset(tuple(samples), names, root_of(file), info={"format": "rle_csv"})
+        samples.append(Sample(sample_id, image.path, image.image_hw, load, None, None, None, size_um, "rle_csv"))
+    info = {"format": "rle_csv"}
+    return Dataset(tuple(samples), names, root_of(file), info=info, notes=(*finder.notes, *notes))
 
 
-def _images_below(root: Path) -> dict[str, list[Path]]:
-    """Image files by stem, at most as deep as in the folders of the competitions."""
-    images: dict[str, list[Path]] = {}
-    for file in walk(root, _IMAGE_DEPTH):
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.parent.name != "masks":
-            images.setdefault(file.stem, []).append(file)
-    return images
+def has_runs(cell: str) -> bool:
+    """Whether the cell of a run-length column describes an object."""
+    return cell.strip().lower() not in _NO_RUNS
+
+
+def _settle(
+    evidence: Sequence[Evidence], columns: _Columns, options: ReadOptions, file: Path
+) -> tuple[Order, First, list[Note]]:
+    """The order of the runs, the number of the first pixel, and what was assumed."""
+    start: First = options.rle_first if options.rle_first is not None else 0 if has_start_0(evidence) else 1
+    order, notes = settle_order(evidence, _ORDERS[columns.runs], options.rle_order, start, file)
+    first, more = settle_first(evidence, order, options.rle_first, file)
+    return order, first, [] if columns.is_ours else [*notes, *more]
+
+
+def _is_foreground(evidence: Sequence[Evidence], order: Order, first: First, options: ReadOptions, file: Path) -> bool:
+    """Whether each row is the foreground of a whole image, to be split into objects; `InputError` if that is unclear.
+
+    HuBMAP's tables have one row per image, with all objects in it.
+    """
+    single = [image for image in evidence if image.runs]
+    if not single or any(len(image.runs) > 1 for image in single):
+        return False
+    masks = [decode(image.runs, image.image_hw, order, first) for image in single[:_FOREGROUND_SAMPLE]]
+    n_parts = sum(len(_parts_of(mask, (0,))) for mask in masks)
+    if n_parts < 2 * len(masks) or n_parts < _MANY_PARTS:
+        return False
+    if options.foreground == "split":
+        return True
+    raise InputError(
+        "each image of this table has one mask of several parts",
+        where=file,
+        got=f"{count(n_parts, 'part')} in {count(len(masks), 'image')}",
+        expected="one row per object",
+        remedy='set `foreground="split"` to make an object of each connected part; objects that touch become one',
+    )
+
+
+def _parts_of(masks: MaskSet, class_ids: Sequence[int]) -> Instances:
+    """The connected parts (8 neighbours) of masks as objects."""
+    from scipy.ndimage import label
+
+    parts, of_class = [], []
+    for k in range(len(masks)):
+        labelled: Any = label(masks.crop(k), structure=np.ones((3, 3)))[0]  # type: ignore[index]
+        found, _ = MaskSet.from_label_map(labelled)
+        x0, y0 = masks.boxes[k, :2].tolist()
+        boxes = found.boxes + np.array([x0, y0, x0, y0], np.int32)
+        parts.append(MaskSet.from_crops(boxes, [found.crop(i) for i in range(len(found))], masks.image_hw))
+        of_class += [class_ids[k]] * len(found)
+    if not parts:
+        return Instances.empty(masks.image_hw)
+    return Instances.from_masks(concat(parts), class_ids=np.array(of_class, np.int64))
+
+
+def _without_suffixes(image_ids: Sequence[str]) -> list[str]:
+    """The image ids, without the suffix of an image file unless two would then be equal."""
+    is_name = [PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in image_ids]
+    short = [
+        (PurePosixPath(name).parent / stem_of(name)).as_posix() if named else name
+        for name, named in zip(image_ids, is_name, strict=True)
+    ]
+    return short if len(set(short)) == len(short) else list(image_ids)
 
 
 def _only(files: list[Path], table: Path, image_id: str) -> Path | None:
@@ -290,16 +376,18 @@ def _only(files: list[Path], table: Path, image_id: str) -> Path | None:
             "several images have the name that a table uses",
             where=f"{table}, image {image_id}",
             got=got,
-            remedy="rename the images so that each name occurs once",
+            remedy="rename the images so that each name occurs once, or set `images` to the folder of the right ones",
         )
     return files[0] if files else None
 
 
 def _recorded_hw(rows: list[Row]) -> tuple[int, int] | None:
     """Height and width from the rows of one image; None if the table has no such columns."""
-    if not {"width", "height"} <= rows[0].cells.keys():
+    columns = next((pair for pair in _SIZE_COLUMNS if set(pair) <= rows[0].cells.keys()), None)
+    if columns is None:
         return None
-    sizes = {(row.whole("height", 1, _MAX_SIDE), row.whole("width", 1, _MAX_SIDE)): row for row in rows}
+    height, width = columns
+    sizes = {(row.whole(height, 1, _MAX_SIDE), row.whole(width, 1, _MAX_SIDE)): row for row in rows}
     if len(sizes) > 1:
         where = list(sizes.values())[1].where
         raise FormatError("one image has two sizes", where=where, got=sorted(sizes), expected="one size")
@@ -348,146 +436,3 @@ def _disjoint(instances: Instances, where: str) -> MaskSet:
         where, count(int((i < j).sum()), "pair"), count(len(filled) - len(ids), "object"),
     )  # fmt: skip
     return masks[[position[int(number)] for number in filled.ids if int(number) in position]]
-
-
-# Run-length text
-
-
-def parse_runs(runs: RunText, image_hw: tuple[int, int]) -> np.ndarray:
-    """Flat 0-based pixel positions (A,) int64, ascending and distinct.
-
-    Raises `FormatError` for text that is not run-length text, and for runs that extend beyond the image.
-    """
-    tokens = runs.text.split()
-    try:
-        numbers = np.array(tokens, dtype=np.int64).reshape(-1, 2)
-    except (ValueError, OverflowError):
-        bad = next((token for token in tokens if not token.isdecimal()), None)
-        got = f"{bad[:40]!r}" if bad is not None else f"{len(tokens)} numbers"
-        expected = "pairs of whole numbers 'start length start length ...'"
-        raise FormatError("not run-length text", where=runs.where, got=got, expected=expected) from None
-    starts, lengths = numbers[:, 0] - 1, numbers[:, 1]
-    size = image_hw[0] * image_hw[1]
-    wrong = (starts < 0) | (lengths < 1) | (lengths > size) | (starts > size - lengths)
-    if wrong.any():
-        start, length = numbers[np.flatnonzero(wrong)[0]]
-        raise FormatError(
-            "a run extends beyond its image",
-            where=runs.where,
-            got=f"start {start}, length {length}",
-            expected=f"within 1 to {size}, the pixels of {image_hw[0]} x {image_hw[1]} (height x width)",
-            remedy="check that the table belongs to these images, and their width and height",
-        )
-    total = int(lengths.sum())
-    if total > size:
-        raise FormatError("runs overlap", where=runs.where, got=f"{total} px of runs", expected=f"at most {size} px")
-    before = np.cumsum(lengths) - lengths
-    return np.unique(np.repeat(starts - before, lengths) + np.arange(total))
-
-
-def crop_of(positions: np.ndarray, image_hw: tuple[int, int], order: Order) -> tuple[np.ndarray, np.ndarray]:
-    """Box (4,) int32 and crop (h, w) bool of flat positions (A,) counted in ``order``; the crop may be empty."""
-    if positions.size == 0:
-        return np.zeros(4, np.int32), np.zeros((0, 0), bool)
-    if order == "row":
-        y, x = np.divmod(positions, image_hw[1])
-    else:
-        x, y = np.divmod(positions, image_hw[0])
-    box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.int32)
-    crop = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
-    crop[y - box[1], x - box[0]] = True
-    return box, crop
-
-
-def decode(objects: Sequence[RunText], image_hw: tuple[int, int], order: Order) -> MaskSet:
-    """The masks of one image."""
-    cut = [crop_of(parse_runs(runs, image_hw), image_hw, order) for runs in objects]
-    boxes = np.array([box for box, _ in cut], np.int32).reshape(-1, 4)
-    return MaskSet.from_crops(boxes, [crop for _, crop in cut], image_hw)
-
-
-def encode(masks: MaskSet, order: Order) -> list[str]:
-    """Run-length text of each mask, with sorted runs of maximal length; ``""`` for an empty mask."""
-    texts = []
-    height, width = masks.image_hw
-    for i in range(len(masks)):
-        crop, (x0, y0) = masks.crop(i), masks.boxes[i, :2].astype(np.int64)
-        if order == "row":
-            y, x = np.nonzero(crop)
-            positions = (y + y0) * width + x + x0
-        else:
-            x, y = np.nonzero(crop.T)
-            positions = (x + x0) * height + y + y0
-        texts.append(_runs_of(positions))
-    return texts
-
-
-def _runs_of(positions: np.ndarray) -> str:
-    if positions.size == 0:
-        return ""
-    breaks = np.flatnonzero(np.diff(positions) > 1) + 1
-    starts = np.concatenate([[0], breaks])
-    lengths = np.diff(np.concatenate([starts, [positions.size]]))
-    pairs = np.stack([positions[starts] + 1, lengths], axis=1)
-    return " ".join(map(str, pairs.ravel().tolist()))
-
-
-# Pixel order
-
-
-def settle_order(
-    objects: Sequence[tuple[RunText, tuple[int, int]]], declared: Order | None, requested: Order | None, where: object
-) -> Order:
-    """The pixel order in which to decode a table.
-
-    declared: what the columns of the table imply by convention, or None. requested: what the user asks for, or None.
-
-    An object that is decoded in the wrong order falls apart. A sample of the objects is therefore decoded in both
-    orders, and the connected parts are counted. (A square image provides no evidence, since there the wrong order only
-    transposes the objects.) Raises `FormatError` if the parts contradict the declared or requested order, and
-    `UsageError` if there is neither and the parts are inconclusive.
-    """
-    parts, n_objects = _count_parts(objects)
-    order = requested or declared
-    if order is None:
-        torn: Order = "row" if parts["row"] > parts["column"] else "column"
-        whole: Order = "column" if torn == "row" else "row"
-        if _many_more(parts[torn], parts[whole]):
-            return whole
-        raise UsageError(
-            "this table does not say whether its runs follow rows or columns",
-            where=where,
-            got=f"{n_objects} objects have {parts['row']} parts by rows, {parts['column']} by columns",
-            remedy='set `rle_order="row"` (as in Sartorius) or `rle_order="column"` (as in DSB2018)',
-        )
-    other: Order = "column" if order == "row" else "row"
-    if _many_more(parts[order], parts[other]):
-        raise FormatError(
-            f"objects fall apart when their runs are read in {order} order",
-            where=where,
-            got=f"{n_objects} objects in {parts[order]} connected parts, compared to {parts[other]} in {other} order",
-            expected="about one part per object",
-            remedy=f'set `rle_order="{other}"`, or check the width and height of the images',
-        )
-    return order
-
-
-def _many_more(torn: int, whole: int) -> bool:
-    # In the wrong order, a cell of h rows has h parts. A few objects that really have two parts must not count.
-    return torn > 2 * whole and torn >= whole + 4
-
-
-def _count_parts(objects: Sequence[tuple[RunText, tuple[int, int]]]) -> tuple[dict[Order, int], int]:
-    """The number of connected parts of a sample of objects in both orders, and the number of objects in the sample."""
-    from scipy.ndimage import label
-
-    useful = [(runs, hw) for runs, hw in objects if hw[0] != hw[1] and len(runs.text) > 3]
-    step = max(1, len(useful) // _SAMPLED_OBJECTS)
-    sampled = useful[::step][:_SAMPLED_OBJECTS]
-    parts: dict[Order, int] = {"row": 0, "column": 0}
-    for runs, image_hw in sampled:
-        positions = parse_runs(runs, image_hw)
-        for order in parts:
-            labelled: Any = label(crop_of(positions, image_hw, order)[1], structure=np.ones((3, 3)))
-            parts[order] += labelled[1]
-    return parts, len(sampled)
