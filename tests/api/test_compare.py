@@ -285,3 +285,35 @@ def test_the_record_of_a_run(pair: tuple[Path, Path]) -> None:
     assert record.column("step_s").tolist() == list(range(1, 11))
     assert record.column("absent").tolist() == []
     assert math.isclose(record.best.metrics["AP50@all"], 0.5)
+
+
+def test_the_terminal_shows_figures_first_in_thirty_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    metrics = {"AP@all": 0.25, "AP50@all": 0.5, "pq": 0.4} | {f"AP@all/class{k}": 0.1 * k for k in range(9)}
+    first = write_run(tmp_path / "a", metrics=metrics)
+    changes = ["train.lr=0.5", "model.fpn.channels=48", "train.seed=7", "train.accumulate=2", "data.cache_mb=50"]
+    changes += ["augment.crop_px=96", "augment.flip_vertical=false", "train.weight_decay=0.3", "train.momentum=0.5"]
+    known = [change for change in changes if _is_valid(change)]
+    assert len(known) >= 4
+    second = write_run(tmp_path / "b", *known, metrics=metrics)
+    with pytest.raises(SystemExit) as done:
+        main(["compare", str(first), str(second), "--out", str(tmp_path / "out")])
+    assert done.value.code == 0
+    printed = capsys.readouterr()
+    assert len((printed.out + printed.err).splitlines()) <= 30
+    places = [printed.out.index(name) for name in ("state", "AP@all ", "pq", "time in steps", "train.lr")]
+    assert places == sorted(places)
+    assert "class3" not in printed.out
+    assert "further rows in" in printed.err
+    page = (tmp_path / "out" / "compare.md").read_text()
+    assert all(name in page for name in (*metrics, "train.lr", "train.seed"))
+
+
+def _is_valid(change: str) -> bool:
+    try:
+        recipes.load("synthetic/demo", (change,))
+    except CellwrightError:
+        return False
+    return True

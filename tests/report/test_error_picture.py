@@ -17,11 +17,13 @@ from cellwright.core.masks import MaskSet
 from cellwright.evaluation.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS
 from cellwright.evaluation.evaluate import evaluate_images
 from cellwright.evaluation.pairing import pair_datasets
+from cellwright.report.draw import enlargement
 from cellwright.report.error_picture import (
     CORRECT,
     IGNORED,
     INVOLVED,
     INVOLVED_KINDS,
+    MARKS,
     PREDICTED_STYLES,
     SIDE_PX,
     TRUTH_STYLES,
@@ -55,7 +57,9 @@ def colours_in(picture: np.ndarray, place: tuple[int, int]) -> set[tuple[int, ..
     factor = picture.shape[1] // HW[1]
     y, x = (factor * part for part in place)
     part = picture[y : y + factor * SQUARE, x : x + factor * SQUARE].reshape(-1, 3)
-    return {tuple(map(int, row)) for row in np.unique(part, axis=0)} - {(0, 0, 0)}
+    # The letters on the objects are white or grey.
+    colours = {tuple(map(int, row)) for row in np.unique(part, axis=0)} - {(0, 0, 0)}
+    return {colour for colour in colours if len(set(colour)) > 1 or colour == CORRECT.colour}
 
 
 def test_styles_differ() -> None:
@@ -65,6 +69,9 @@ def test_styles_differ() -> None:
     errors = [*TRUTH_STYLES.values(), *PREDICTED_STYLES.values()]
     # In greyscale print, errors differ by line pattern alone.
     assert all(a.pattern != b.pattern for a, b in itertools.combinations(errors, 2))
+    # ... and by a letter.
+    assert set(MARKS) == {*TRUTH_STYLES, *PREDICTED_STYLES}
+    assert len(set(MARKS.values())) == len(MARKS)
     # Every kind has a style.
     assert {*TRUTH_STYLES, "correct", "ignored"} == set(TRUTH_KINDS)
     assert {*PREDICTED_STYLES, *INVOLVED_KINDS, "correct", "ignored"} == set(PREDICTED_KINDS)
@@ -73,20 +80,23 @@ def test_styles_differ() -> None:
 @pytest.mark.parametrize("kind", sorted(TRUTH_STYLES))
 def test_annotated_objects_with_errors_are_drawn_by_their_annotation(kind: str) -> None:
     picture = draw(squares((5, 5), (30, 40)), squares((5, 60)), [kind, "correct"], ["correct"])
-    assert colours_in(picture, (5, 5)) == {TRUTH_STYLES[kind].colour}
-    assert colours_in(picture, (30, 40)) == set()  # shown by its prediction instead
-    assert colours_in(picture, (5, 60)) == {CORRECT.colour}
+    assert colours_in(picture, (5, 5)) - {CORRECT.colour} == {TRUTH_STYLES[kind].colour}
+    assert not colours_in(picture, (30, 40))  # shown by its prediction instead
+    assert CORRECT.colour in colours_in(picture, (5, 60))
 
 
 @pytest.mark.parametrize("kind", [*sorted(PREDICTED_STYLES), *INVOLVED_KINDS])
 def test_predictions_with_errors_are_drawn(kind: str) -> None:
     picture = draw(squares(), squares((5, 5)), [], [kind])
-    assert colours_in(picture, (5, 5)) == {PREDICTED_STYLES.get(kind, INVOLVED).colour}
+    if kind in PREDICTED_STYLES:
+        assert colours_in(picture, (5, 5)) - {CORRECT.colour} == {PREDICTED_STYLES[kind].colour}
+    else:
+        assert (picture[: 4 * HW[0]] == INVOLVED.colour).all(-1).any()
 
 
 def test_size_and_legend() -> None:
     empty = draw(squares(), squares(), [], [])
-    factor = round(SIDE_PX / max(HW))
+    factor = enlargement(HW, SIDE_PX)
     assert empty.shape[1] == factor * HW[1]
     assert not empty[: factor * HW[0]].any()
     assert empty[factor * HW[0] :].any()

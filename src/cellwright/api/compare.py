@@ -20,10 +20,13 @@ from cellwright.core.errors import FormatError, InputError, RecipeError, UsageEr
 from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.evaluation.data import HEADLINE
 from cellwright.report.curves import Curves, read_log
 from cellwright.training.run_folder import REPEATS, Best, RunFolder, read_best
 
 MARKER = "compare.md"
+SHOWN_FACTS = 22  # in the terminal, so that the whole comparison has at most 30 lines
+SHOWN_METRICS = 6  # in the terminal, where none of the usual ones was computed
 _NAMES = ("name", "description")  # keys of a recipe that are not settings
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of normalisation layers: not trained
 
@@ -276,11 +279,13 @@ class Fact:
         name: the name of the row.
         values: one value per entry; None if it is unknown.
         show: formats a value.
+        is_detail: whether only compare.md and compare.csv show it, not the terminal.
     """
 
     name: str
     values: tuple[Any, ...]
     show: Callable[[Any], str] = str
+    is_detail: bool = False
 
     def shown(self) -> list[str]:
         """The values as the table shows them."""
@@ -305,14 +310,25 @@ class Comparison:
     facts: tuple[Fact, ...]
     notes: tuple[str, ...]
 
-    def table(self) -> tuple[str, tuple[str, ...], list[list[str]]]:
-        """Title, columns (one per entry) and rows (one per fact) as text."""
-        return "", ("", *(entry.name for entry in self.entries)), [[fact.name, *fact.shown()] for fact in self.facts]
+    def table(self, facts: Sequence[Fact] | None = None) -> tuple[str, tuple[str, ...], list[list[str]]]:
+        """Title, columns (one per entry) and rows (one per fact; None: all) as text."""
+        rows = [[fact.name, *fact.shown()] for fact in (self.facts if facts is None else facts)]
+        return "", ("", *(entry.name for entry in self.entries)), rows
+
+    def main_facts(self, n: int = SHOWN_FACTS) -> tuple[Fact, ...]:
+        """The first ``n`` facts that are no details, for the terminal."""
+        return tuple(fact for fact in self.facts if not fact.is_detail)[:n]
 
 
 def compare(entries: Sequence[Entry]) -> Comparison:
     """Compare two or more entries."""
-    facts = (*_recipe_facts(entries), *_state_facts(entries), *_metric_facts(entries), *_cost_facts(entries))
+    facts = (
+        *_state_facts(entries),
+        *_metric_facts(entries),
+        *_cost_facts(entries),
+        *_recipe_facts(entries),
+        *_environment_facts(entries),
+    )
     return Comparison(tuple(entries), facts, tuple(_notes(entries)))
 
 
@@ -367,13 +383,18 @@ def _recipe_facts(entries: Sequence[Entry]) -> list[Fact]:
 
 
 def _state_facts(entries: Sequence[Entry]) -> list[Fact]:
-    """How far the runs have got, and differences between their data and environments."""
+    """How far the runs have got, and whether they were trained on the same data."""
     data = [entry.runs[0].data for entry in entries]
     shown = [f"{digest} (other images)" if digest != data[0] else digest for digest in data]
     facts = [Fact("state", tuple(entry.state for entry in entries)), Fact("data", tuple(shown))]
     if any(entry.planned > 1 for entry in entries):
         facts.insert(0, Fact("runs", tuple(len(entry.runs) for entry in entries)))
-    return facts + _setting_facts([{"environment": _environment(entry.runs[0])} for entry in entries])
+    return facts
+
+
+def _environment_facts(entries: Sequence[Entry]) -> list[Fact]:
+    """Differences between versions, machines and code."""
+    return _setting_facts([{"environment": _environment(entry.runs[0])} for entry in entries])
 
 
 def _setting_facts(values: Sequence[Mapping[str, Any]]) -> list[Fact]:
@@ -401,7 +422,10 @@ def _metric_facts(entries: Sequence[Entry]) -> list[Fact]:
         name: tuple(entry.over_runs(lambda run, name=name: run.best.metrics.get(name)) for entry in entries)
         for name in names
     }
-    return [steps, *(Fact(name, each, "{:.4f}".format) for name, each in values.items())]
+    chosen_by = {run.best.chosen_by for entry in entries for run in entry.runs}
+    main = [name for name in values if name in HEADLINE or name in chosen_by] or list(values)[:SHOWN_METRICS]
+    ordered = [*main, *(name for name in values if name not in main)]
+    return [steps, *(Fact(name, values[name], "{:.4f}".format, is_detail=name not in main) for name in ordered)]
 
 
 def _cost_facts(entries: Sequence[Entry]) -> list[Fact]:

@@ -57,7 +57,7 @@ class EvaluatePlan:
     metrics: tuple[str, ...] = ()
     """Metrics to compute, such as coco_ap, pq or aji (default: all)."""
     pictures: int | Literal["all"] = 12
-    """Number of images to draw with their errors, worst first; 0 for none."""
+    """Number of images to draw with their errors, worst first; 0 for no pictures and figures."""
     ignore_classes: bool = False
     """Treat all objects as one class."""
     prefer: Prefer | None = None
@@ -125,7 +125,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
     check_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    screen.note(f"will write {plan.out}/ (metrics.json, report.md, tables and pictures of errors)")
+    screen.note(f"will write {plan.out}/ (metrics.json, report.md, tables, figures and pictures of errors)")
     if dry_run:
         return None
     claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
@@ -140,7 +140,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
             candidates, notes = candidates_of(images, predictor, reading)
             images = dataclasses.replace(images, notes=(*images.notes, *notes))
         evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
-    comparison = _write_comparison(evaluations, plan.out) if len(evaluations) == 2 else None
+    comparison = _write_comparison(evaluations, plan) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison)
 
 
@@ -194,13 +194,16 @@ def _evaluate_images(
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.report import write_report
     from cellwright.report.error_picture import pictures_section, write_error_pictures
+    from cellwright.report.evaluation_figures import figures_section, write_figures
 
     report = evaluate_images(images, plan.metrics or None, candidates, screen.track)
     report = dataclasses.replace(report, notes=(*_reliability_notes(report, plan.score), *report.notes))
     limits = intervals(report)
     n_pictures = len(images.truth) if plan.pictures == "all" else plan.pictures
     pictures = write_error_pictures(images, report, folder / "errors", n_pictures, screen)
-    write_report(report, folder, limits=limits, sections=pictures_section(pictures, folder))
+    figures = write_figures(report, folder) if n_pictures else []
+    sections = [*figures_section(figures, folder), *pictures_section(pictures, folder)]
+    write_report(report, folder, limits=limits, sections=sections)
     return Evaluation(name, report, limits)
 
 
@@ -225,10 +228,11 @@ def _p_note(n_images: int) -> str | None:
     return f"n = {count(n_images, 'image')} is too small for a p value, which needs at least {MIN_IMAGES}"
 
 
-def _write_comparison(evaluations: Sequence[Evaluation], out: Path) -> pd.DataFrame:
-    """Write comparison.csv and report.md for two predictions; returns the table."""
+def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan) -> pd.DataFrame:
+    """Write comparison.csv, pr_curve.png and report.md for two predictions; returns the table."""
     from cellwright.evaluation.bootstrap import compare
     from cellwright.evaluation.report import frame_markdown
+    from cellwright.report.evaluation_figures import PR_CURVE, draw_pr_curves
 
     first, second = evaluations
     table = compare(first.report, second.report).rename(columns={"first": first.name, "second": second.name})
@@ -241,12 +245,16 @@ def _write_comparison(evaluations: Sequence[Evaluation], out: Path) -> pd.DataFr
         "interval of a difference includes 0, there is no evidence of a difference.",
         *([] if (note := _p_note(n_images)) is None else [note]),
     ]
+    reports = [(evaluation.name, evaluation.report) for evaluation in evaluations]
+    if plan.pictures != 0 and all(report.data.masks is not None and report["n_truth"] for _, report in reports):
+        draw_pr_curves(reports, plan.out / PR_CURVE)
+        parts.append(f"![precision over recall]({PR_CURVE})")
     for evaluation in evaluations:
         name = evaluation.name
         parts += [f"## {name}", f"Full report: [{name}/report.md]({name}/report.md)"]
         parts += [f"- {note}" for note in evaluation.report.notes]
-    write_text(out / "comparison.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_text(out / MARKER, "\n\n".join(parts) + "\n")
+    write_text(plan.out / "comparison.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(plan.out / MARKER, "\n\n".join(parts) + "\n")
     return table
 
 

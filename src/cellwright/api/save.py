@@ -116,6 +116,6 @@ def _sample_id(image: Image | None, path: Path) -> str:
 
 
 def _save_overlay(cells: Instances, path: Path, image: Image, class_names: Sequence[str] | None) -> None:
-    from cellwright.report.draw import draw_overlay
+    from cellwright.report.draw import draw_picture
 
-    write_png(path, draw_overlay(image, cells, class_names=class_names))
+    write_png(path, draw_picture(image, cells, class_names=class_names))

@@ -71,9 +71,10 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
     """One tile per image, with its objects outlined."""
     import cv2
 
-    from cellwright.report.draw import contact_sheet, draw_overlay
+    from cellwright.report.colours import class_styles
+    from cellwright.report.draw import contact_sheet, draw_overlay, evenly_chosen
 
-    picked = _evenly_picked(len(dataset), 24 if plan.max_images is None else plan.max_images)
+    picked = evenly_chosen(len(dataset), 24 if plan.max_images is None else plan.max_images)
     tiles = []
     for k in screen.track(picked, "drawing", len(picked)):
         sample = dataset[k]
@@ -81,18 +82,21 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
         scale = min(TILE_PX / max(sample.image_hw), 1.0)
         image = read_image(_image_path(sample, dataset))
         # A line of one pixel would vanish when a large image shrinks to a tile.
-        overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=round(1 / scale))
+        outline_px = max(round(1.5 / scale), 1)
+        overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=outline_px, legend=False)
         size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
         tiles.append((f"{sample.id}: {len(cells)}", cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
-    return contact_sheet(tiles)
+    title = f"{len(picked)} of {count(len(dataset), 'image')}"
+    styles = class_styles(dataset.class_names) if len(dataset.class_names) > 1 else ()
+    return contact_sheet(tiles, title=title, styles=styles)
 
 
 def _variant_sheet(plan: ShowPlan, dataset: Dataset, recipe: Recipe, screen: ProgressReporter) -> np.ndarray:
     """One row per image: the image, then its variants."""
-    from cellwright.report.draw import contact_sheet
+    from cellwright.report.draw import contact_sheet, evenly_chosen
 
     tiles = []
-    picked = _evenly_picked(len(dataset), 6 if plan.max_images is None else plan.max_images)
+    picked = evenly_chosen(len(dataset), 6 if plan.max_images is None else plan.max_images)
     for place, k in enumerate(screen.track(picked, "drawing", len(picked))):
         tiles += _row(dataset[k], place, recipe, dataset.class_names, plan.variants)
     title = f"{recipe.name}: {count(plan.variants, 'variant')} of each image"
@@ -139,11 +143,6 @@ def _row(
 def _instances(labels: Labels) -> Instances:
     masks, numbers = MaskSet.from_layers(labels.layers)
     return Instances.from_masks(masks, class_ids=labels.class_ids[numbers - 1], ignore=labels.ignore[numbers - 1])
-
-
-def _evenly_picked(n: int, n_most: int) -> list[int]:
-    """Up to ``n_most`` of 0..n-1, ascending, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n_most, n)).round().astype(int)).tolist()
 
 
 def _image_path(sample: Sample, dataset: Dataset) -> Path:

@@ -62,7 +62,10 @@ def compare(plan: ComparePlan, *, common: Common = PLAIN) -> None:
     screen = common.screen(plan)
     if (comparison := run(plan, screen, dry_run=common.dry_run)) is None:
         return
-    screen.table(*comparison.table())
+    facts = comparison.main_facts()
+    screen.table(*comparison.table(facts))
+    if n_more := len(comparison.facts) - len(facts):
+        screen.note(f"{count(n_more, 'further row')} in {plan.out / MARKER}")
     for note in comparison.notes:
         screen.note(note)
     screen.result(f"comparison with curves: {plan.out / MARKER}", {"out": str(plan.out)})

@@ -85,7 +85,7 @@ class Report:
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Further tables, as far as requested: "errors" by kind, "reliability", "lost_recall"."""
+        """Further tables, as requested: "errors" by kind, "confusion" of classes, "reliability", "lost_recall"."""
         return _tables().extra_tables(self.data)
 
     def __getitem__(self, name: str) -> float:
@@ -178,6 +178,7 @@ def markdown(report: Report, limits: pd.DataFrame | None = None, sections: Seque
     parts += [f"- {note}" for note in report.notes]
     titles = {
         "errors": "Errors by kind",
+        "confusion": "Classes of annotated objects (rows) and of their predictions (columns)",
         "lost_recall": "Causes of lost recall",
         "reliability": "Reliability of scores",
     }

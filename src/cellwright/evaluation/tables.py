@@ -12,6 +12,7 @@ from cellwright.evaluation.matching import ImagePairs, ObjectFacts
 from cellwright.evaluation.ranking import qualities, reliability
 from cellwright.evaluation.values import ap_values, class_scores, means, pooled
 
+UNMATCHED = "(no match)"
 OBJECT_COLUMNS = (
     "image",
     "side",
@@ -70,13 +71,15 @@ def objects(data: EvaluationData) -> pd.DataFrame:
 
 
 def extra_tables(data: EvaluationData) -> dict[str, pd.DataFrame]:
-    """Errors by kind, the reliability curve and the causes of lost recall, those that were requested."""
+    """Errors by kind, confusion of classes, reliability and causes of lost recall, those that were requested."""
     tables = {}
     if data.errors:
         sides = [np.concatenate([kinds[side].kind for kinds in data.errors]) for side in (0, 1)]
         names = list(dict.fromkeys((*TRUTH_KINDS, *PREDICTED_KINDS)))
         counts = [[int((side == name).sum()) for name in names] for side in sides]
         tables["errors"] = pd.DataFrame({"kind": names, "truth": counts[0], "predictions": counts[1]})
+        if len(data.class_names) > 1:
+            tables["confusion"] = confusion(data).reset_index()
     if "ranking" in data.groups:
         ranking = qualities(data.all_pairs)
         tables["reliability"] = pd.DataFrame(reliability(ranking.scores, ranking.ious))
@@ -84,6 +87,25 @@ def extra_tables(data: EvaluationData) -> dict[str, pd.DataFrame]:
         rows = [(cause, data.lost[cause], meaning) for cause, meaning in CAUSES.items()]
         tables["lost_recall"] = pd.DataFrame(rows, columns=["cause", "objects", "meaning"])
     return tables
+
+
+def confusion(data: EvaluationData) -> pd.DataFrame:
+    """Annotated objects by class (rows) and by the class of the prediction matched at IoU 0.5 (columns).
+
+    The last column counts annotated objects, and the last row predictions, without a match. Ignored objects are left
+    out. Needs the "errors" metric.
+    """
+    n = len(data.class_names)
+    counts = np.zeros((n + 1, n + 1), np.int64)
+    for pairs, (truth, predicted) in zip(data.pairs, data.errors, strict=True):
+        matched = np.isin(truth.kind, ("correct", "wrong_class"))
+        found_as = np.append(pairs.predicted.class_ids, n)[np.where(matched, truth.partner, -1)]
+        counted = truth.kind != "ignored"
+        np.add.at(counts, (pairs.truth.class_ids[counted], found_as[counted]), 1)
+        extra = ~np.isin(predicted.kind, ("correct", "wrong_class", "ignored"))
+        np.add.at(counts, (n, pairs.predicted.class_ids[extra]), 1)
+    index = pd.Index([*data.class_names, UNMATCHED], name="annotation")
+    return pd.DataFrame(counts, index=index, columns=[*data.class_names, UNMATCHED])
 
 
 def _object_rows(

@@ -25,7 +25,7 @@ CLASS_COLOURS: tuple[RGB, ...] = (YELLOW, SKY_BLUE, VERMILLION, GREEN, ORANGE, P
 # Numbers of pixels drawn and skipped along an outline, alternating; an empty tuple is a solid line.
 SOLID: tuple[int, ...] = ()
 DASHED: tuple[int, ...] = (6, 4)
-DOTTED: tuple[int, ...] = (2, 3)
+DOTTED: tuple[int, ...] = (3, 2)
 DASH_DOT: tuple[int, ...] = (7, 3, 2, 3)
 PATTERNS: tuple[tuple[int, ...], ...] = (SOLID, DASHED, DOTTED, DASH_DOT)
 

@@ -97,6 +97,7 @@ def _plot(axes: Axes, mean: np.ndarray, name: str, k: int):
         marker=line.marker,
         markevery=(k * every // _MARKERS % every, every),  # not at the same steps as those of other lines
         markersize=5,
+        clip_on=False,  # markers at the edge are drawn whole
         label=name,
         linewidth=1.5,
     )

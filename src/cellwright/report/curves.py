@@ -170,6 +170,8 @@ def _plot(path: Path, steps: np.ndarray, content: CurveFigure) -> None:
     for k, (name, values) in enumerate(content.lines.items()):
         axes = panels[k if content.panels else 0]
         _draw_line(axes, steps, values, name, 0 if content.panels else k, smooth=content.smooth)
+        for line in axes.lines if not content.clipped else ():
+            line.set_clip_on(False)  # markers at the edge are drawn whole
         if content.panels:
             axes.set_title(name, fontsize="medium")
     for k, (name, values) in enumerate(content.added.items()):

@@ -14,7 +14,6 @@ from cellwright.core.errors import InputError
 from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
@@ -22,9 +21,7 @@ from cellwright.data.images.read import read_image
 from cellwright.evaluation.pairing import PairedImages
 from cellwright.evaluation.report import Report
 from cellwright.report.colours import (
-    BLUE,
     DASH_DOT,
-    DASHED,
     DOTTED,
     GREEN,
     ORANGE,
@@ -36,38 +33,55 @@ from cellwright.report.colours import (
     LineStyle,
 )
 from cellwright.report.display import to_display_rgb
-from cellwright.report.draw import draw_outlines
-from cellwright.report.legend import legend_strip
+from cellwright.report.draw import draw_outlines, enlarged, enlarged_masks, enlargement, line_width
+from cellwright.report.legend import draw_marks, draw_scale_bar, legend_strip
 
 GREY = (160, 160, 160)
+LIGHT_GREY = (210, 210, 210)
 SIDE_PX = 1800  # images are enlarged by a whole factor to about this size, so that line patterns are visible
 DIMMED = 0.55  # the image is shown in grey with this share of its brightness, so that the lines stand out
 
-CORRECT = LineStyle("correct", SKY_BLUE)
-INVOLVED = LineStyle("predictions involved in errors", WHITE)
-IGNORED = LineStyle("ignored region", GREY, DOTTED)
+CORRECT = LineStyle("correct", LIGHT_GREY)
+INVOLVED = LineStyle("predictions involved in errors", WHITE, (2, 4))
+IGNORED = LineStyle("ignored region", GREY, (1, 4))
 # Drawn along the annotated outline ...
 TRUTH_STYLES: Mapping[str, LineStyle] = {
     "poorly_outlined": LineStyle("poorly outlined object", PURPLE, (4, 2)),
     "split": LineStyle("split object", GREEN, (12, 4)),
     "merged": LineStyle("merged object", ORANGE, DASH_DOT),
-    "wrong_class": LineStyle("object with wrong class", BLUE, (9, 2)),
-    "missed": LineStyle("missed object", YELLOW, DASHED),
+    "wrong_class": LineStyle("object with wrong class", SKY_BLUE, (9, 2)),
+    "missed": LineStyle("missed object", YELLOW),
 }
 # ... and along the predicted one.
 PREDICTED_STYLES: Mapping[str, LineStyle] = {
     "duplicate": LineStyle("duplicate prediction", VERMILLION, (8, 2, 2, 2, 2, 2)),
     "spurious": LineStyle("spurious prediction", VERMILLION, DOTTED),
 }
+# A letter on each object with an error, so that kinds can be told apart without colours and on small objects.
+MARKS = {
+    "poorly_outlined": "P",
+    "split": "S",
+    "merged": "M",
+    "wrong_class": "C",
+    "missed": "?",
+    "duplicate": "D",
+    "spurious": "x",
+}
 INVOLVED_KINDS = ("merged", "split", "poorly_outlined", "wrong_class")
 
 
 def draw_errors(
-    image: Image, truth: Instances, predicted: Instances, *, truth_kinds: np.ndarray, predicted_kinds: np.ndarray
+    image: Image,
+    truth: Instances,
+    predicted: Instances,
+    *,
+    truth_kinds: np.ndarray,
+    predicted_kinds: np.ndarray,
+    caption: str = "",
 ) -> np.ndarray:
-    """An image with the errors of its predictions, uint8 RGB, with a legend below that counts them.
+    """An image with the errors of its predictions, uint8 RGB, with a caption and a legend below that counts them.
 
-    truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` returns them. Correct objects are shown
+    truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` determines them. Correct objects are shown
     by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor. Raises `InputError`
     if sizes do not match.
     """
@@ -78,35 +92,34 @@ def draw_errors(
             )
         if len(objects) != len(kinds):
             raise InputError(f"`{name}_kinds` has the wrong length", got=len(kinds), expected=len(objects))
-    factor = max(round(SIDE_PX / max(image.image_hw)), 1)
+    factor = enlargement(image.image_hw, SIDE_PX)
     grey = cv2.cvtColor(to_display_rgb(image), cv2.COLOR_RGB2GRAY)
-    canvas = _enlarged(np.repeat((DIMMED * grey).astype(np.uint8)[:, :, None], 3, axis=2), factor)
-    drawn = [
+    canvas = enlarged(np.repeat((DIMMED * grey).astype(np.uint8)[:, :, None], 3, axis=2), factor)
+    errors = [(kind, style, truth.masks[truth_kinds == kind]) for kind, style in TRUTH_STYLES.items()]
+    errors += [(kind, style, predicted.masks[predicted_kinds == kind]) for kind, style in PREDICTED_STYLES.items()]
+    others = [
         (IGNORED, truth.masks[truth_kinds == "ignored"]),
         (CORRECT, predicted.masks[predicted_kinds == "correct"]),
         (INVOLVED, predicted.masks[np.isin(predicted_kinds, INVOLVED_KINDS)]),
-        *((style, truth.masks[truth_kinds == kind]) for kind, style in TRUTH_STYLES.items()),
-        *((style, predicted.masks[predicted_kinds == kind]) for kind, style in PREDICTED_STYLES.items()),
     ]
-    styles = []
-    for style, masks in drawn:
-        thin = factor == 1 or style is INVOLVED
-        wide = LineStyle(style.name, style.colour, tuple(2 * length for length in style.pattern))
-        draw_outlines(canvas, _enlarged_masks(masks, factor), style if thin else wide, 1 if thin else 2)
-        if len(masks) or style is CORRECT:
-            styles.append(LineStyle(f"{style.name} ({len(masks):,})", style.colour, style.pattern))
-    return np.concatenate([canvas, legend_strip(canvas.shape[1], styles)])
+    thick = max(line_width(enlarged_masks(truth.masks if len(truth) else predicted.masks, factor)), 2)
+    draw_outlines(
+        canvas,
+        [(enlarged_masks(masks, factor), style, max(thick // 2, 1)) for style, masks in others]
+        + [(enlarged_masks(masks, factor), style, thick) for _, style, masks in errors],
+    )
+    for kind, _, masks in errors:
+        draw_marks(canvas, masks.boxes * factor, MARKS[kind])
+    if image.pixel_size_um is not None:
+        draw_scale_bar(canvas, image.pixel_size_um[1] / factor)
+    styles = [_counted(style, len(masks)) for style, masks in others if len(masks) or style is CORRECT]
+    styles += [_counted(style, len(masks), MARKS[kind]) for kind, style, masks in errors if len(masks)]
+    return np.concatenate([canvas, legend_strip(canvas.shape[1], styles, caption=caption)])
 
 
-def _enlarged(rgb: np.ndarray, factor: int) -> np.ndarray:
-    if factor == 1:
-        return rgb.copy()
-    size_wh = rgb.shape[1] * factor, rgb.shape[0] * factor
-    return np.asarray(cv2.resize(rgb, size_wh, interpolation=cv2.INTER_NEAREST))
-
-
-def _enlarged_masks(masks: MaskSet, factor: int) -> MaskSet:
-    return masks if factor == 1 else masks.resize((masks.image_hw[0] * factor, masks.image_hw[1] * factor))
+def _counted(style: LineStyle, n: int, mark: str = "") -> LineStyle:
+    """The entry of a kind in the legend: ``"M merged object (3)"``."""
+    return LineStyle(f"{mark} {style.name} ({n:,})".strip(), style.colour, style.pattern)
 
 
 def write_error_pictures(
@@ -131,6 +144,7 @@ def write_error_pictures(
             predicted[np.isin(predicted.ids, data.pairs[k].predicted.ids)],
             truth_kinds=data.errors[k][0].kind,
             predicted_kinds=data.errors[k][1].kind,
+            caption=_caption(report, k),
         )
         path = output_path(folder, images.truth[k].id, ".png")
         write_png(path, picture)
@@ -140,6 +154,14 @@ def write_error_pictures(
             f"{n_black} of {count(len(order), 'picture')} of errors drawn on black: the image could not be read"
         )
     return paths
+
+
+def _caption(report: Report, k: int) -> str:
+    """The name of an image and how well it was predicted."""
+    row = report.per_image.iloc[k]
+    counts = f"{count(int(row['n_truth']), 'annotated object')}, {count(int(row['n_predicted']), 'prediction')}"
+    value = "" if np.isnan(row["accuracy@0.5"]) else f", accuracy@0.5 {row['accuracy@0.5']:.3f}"
+    return f"{row['image']}: {counts}{value}"
 
 
 def pictures_section(paths: Sequence[Path], folder: Path) -> list[str]:

@@ -74,8 +74,9 @@ def _tile(picture: np.ndarray, cells: Instances, object_id: int) -> np.ndarray:
     boxes = cells.masks.boxes
     is_neighbour = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
     is_neighbour[index] = False
-    for masks, style in ((cells.masks[is_neighbour], _OTHERS), (cells.masks[[index]], _SUSPECT)):
-        draw_outlines(canvas, _enlarged(masks.window(top, left, bottom, right), size_hw), style, 3)
+    drawn = (cells.masks[is_neighbour], _OTHERS), (cells.masks[[index]], _SUSPECT)
+    layers = [(_enlarged(masks.window(top, left, bottom, right), size_hw), style, 3) for masks, style in drawn]
+    draw_outlines(canvas, layers)
     return canvas
 
 
