@@ -15,6 +15,7 @@ from PIL import ImageOps
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError
 from cellwright.core.instances import Instances
+from cellwright.data.formats import read_dataset
 from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.images.read import image_header, image_hw_of, read_image
 
@@ -127,3 +128,27 @@ def _png(packed: np.ndarray, width: int, bits: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, len(packed), bits, 0, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in packed)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("layout", ["label image", "mask folder"])
+@pytest.mark.parametrize("drawn_on", ["shown", "stored"])
+def test_masks_of_a_turned_picture(tmp_path: Path, layout: str, drawn_on: str) -> None:
+    labels = drawn.truth()
+    root = tmp_path / "in"
+    masks = labels if drawn_on == "stored" else np.rot90(labels, -1)
+    if layout == "label image":
+        root.mkdir()
+        image = root / "a.jpg"
+        Pillow.fromarray(masks.astype(np.uint8)).save(root / "a_masks.png")
+    else:
+        (root / "a" / "images").mkdir(parents=True)
+        (root / "a" / "masks").mkdir()
+        image = root / "a" / "images" / "a.jpg"
+        for number in range(1, 10):
+            Pillow.fromarray(((masks == number) * 255).astype(np.uint8)).save(root / "a" / "masks" / f"{number}.png")
+    save_turned(image, drawn.GREY, 6)
+    dataset = read_dataset(root)
+    objects = dataset[0].read_instances()
+    assert dataset[0].image_hw == objects.image_hw == (128, 96)
+    np.testing.assert_array_equal(objects.masks.foreground(), np.rot90(labels, -1) > 0)
+    assert len(dataset.notes) == (drawn_on == "stored")

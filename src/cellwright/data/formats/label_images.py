@@ -40,6 +40,8 @@ from cellwright.data.formats.paths import (
     ImageFinder,
     copy_image,
     first_files,
+    masked_hw,
+    may_be_turned,
     output_path,
     root_of,
     split_ids,
@@ -202,7 +204,9 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
             image = finder.find(pair.labels, _image_stem(pair), image_hw)
             image_path, size_um = image.path, image.pixel_size_um
         else:
-            image_hw = image_hw_of(image_path)
+            image_hw = (
+                masked_hw(image_path, _labels_hw(pair.labels)) if may_be_turned(image_path) else image_hw_of(image_path)
+            )
         load = LoadLabels(pair.labels, image_hw, meaning)
         samples.append(Sample(sample_id, image_path, image_hw, load, None, split, None, size_um, "label_images"))
     for (_, file), (sample_id, split) in zip(bare, places[len(layout.pairs) :], strict=True):

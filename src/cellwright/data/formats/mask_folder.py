@@ -25,6 +25,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
+from cellwright.data.formats.paths import masked_hw, may_be_turned
 from cellwright.data.images.raster import read_file
 from cellwright.data.images.read import image_hw_of, is_image_name
 
@@ -60,6 +61,8 @@ class MaskFolder(Format):
         for folder in options.track(folders, "reading image sizes", total=len(folders)):
             image = _only_image(folder)
             image_hw = image_hw_of(image)
+            if may_be_turned(image) and (masks := mask_files(folder / "masks")):
+                image_hw = masked_hw(image, image_hw_of(masks[0]))
             load = MaskFolderLoader(folder / "masks", image_hw)
             samples.append(Sample(folder.name, image, image_hw, load, source=self.name))
         class_names = options.name_classes((DEFAULT_CLASS,), path)

@@ -448,6 +448,18 @@ def annotated_hw(annotation: Path, recorded_hw: tuple[int, int] | None, image: P
     return header.image_hw
 
 
+def may_be_turned(image: Path) -> bool:
+    """Whether an image has an EXIF orientation that exchanges height and width."""
+    return image_header(image).orientation in QUARTER_TURNS
+
+
+def masked_hw(image: Path, mask_hw: tuple[int, int]) -> tuple[int, int]:
+    """The size (H, W) that the masks of an image must have: its own, or as it is stored if ``mask_hw`` is that size."""
+    header = image_header(image)
+    is_stored = header.orientation in QUARTER_TURNS and tuple(mask_hw) == header.image_hw[::-1]
+    return header.image_hw[::-1] if is_stored else header.image_hw
+
+
 def _check_sizes(
     annotation: Path, recorded_hw: tuple[int, int] | None, image: object, image_hw: tuple[int, int]
 ) -> None:
