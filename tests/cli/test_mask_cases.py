@@ -17,6 +17,7 @@ from skimage.measure import label
 
 import cellwright as cw
 from cellwright.core.errors import InputError
+from cellwright.data.check import check_dataset
 
 CASES = Path(__file__).parents[1] / "cases" / "masks"
 SPLIT = ("--foreground", "split")
@@ -105,6 +106,15 @@ def test_refused(case, options, words, tmp_path, capsys):
 def test_what_is_assumed_is_said(case, words, tmp_path, capsys):
     assert convert(CASES / case, tmp_path / "out")[0] == 0
     assert words in capsys.readouterr().err
+
+
+def test_a_label_in_two_far_parts_is_a_finding():
+    findings = check_dataset(cw.read_dataset(CASES / "45_gaps_and_parts/parts"))
+    assert [finding.what for finding in findings if "far apart" in finding.what] == [
+        "object 2 in separate parts that are far apart"
+    ]
+    findings = check_dataset(cw.read_dataset(CASES / "45_gaps_and_parts/gaps"))
+    assert not [finding for finding in findings if "far apart" in finding.what]
 
 
 def test_soft_masks_keep_their_areas(tmp_path):

@@ -133,6 +133,11 @@ def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> It
     ):
         if chosen.any():
             yield Finding("warning", where, f"{_objects(instances.ids[chosen])} {what}", remedy)
+    scattered = instances.ids[[_lies_in_far_parts(instances.masks.crop(k)) for k in range(len(instances))]]
+    scattered = np.setdiff1d(scattered, instances.ids[instances.ignore])
+    if scattered.size:
+        what = f"{_objects(scattered)} in separate parts that are far apart"
+        yield Finding("warning", where, what, "give each part its own number if they are different objects")
     i, j, iou = instances.masks.iou(instances.masks)
     once = i < j
     i, j, iou = i[once], j[once], iou[once]
@@ -154,6 +159,24 @@ def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> It
             f"{count(n, 'object')} overlap others ({count(int(partly.sum()), 'pair')})",
             "no action needed; formats with one label per pixel assign shared pixels to one of the objects",
         )
+
+
+def _lies_in_far_parts(mask: np.ndarray) -> bool:
+    """Whether the two largest connected parts of a mask (h, w) are at least half a diameter apart."""
+    import cv2
+
+    if not mask.size:  # OpenCV crashes on empty arrays
+        return False
+    n, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if n < 3:  # the background is the first
+        return False
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    first, second = 1 + np.argsort(-areas, kind="stable")[:2]
+    if areas[second - 1] < max(FRAGMENT_PX, 0.1 * areas[first - 1]):
+        return False
+    (x0, y0, w0, h0), (x1, y1, w1, h1) = stats[first, :4], stats[second, :4]
+    gap = max(x1 - x0 - w0, x0 - x1 - w1, y1 - y0 - h0, y0 - y1 - h1)
+    return bool(gap >= np.sqrt(areas[first - 1] / np.pi))
 
 
 def _objects(ids: np.ndarray) -> str:
