@@ -140,5 +140,6 @@ def test_what_was_assumed_about_an_image_is_a_note(tmp_path: Path) -> None:
     sample = Sample("a", tmp_path / "a.tif", (20, 30), Loaded(Instances.from_label_map(labels)))
     findings = check_dataset(Dataset((sample,), ("nucleus",), root=tmp_path))
     assert [(f.severity, f.where, f.what) for f in findings] == [
-        ("note", "a.tif", "values from 2147483648 to 2147483648 were rounded to 24 bits")
+        ("note", "a.tif", "values from 2147483648 to 2147483648 were rounded to 24 bits"),
+        ("note", "dataset", "the float32 values reach 2.1475e+09 (0 to 2.14748e+09), not 1"),
     ]

@@ -12,6 +12,7 @@ from cellwright.api.outputs import claim_file
 from cellwright.api.read import of_split, read_annotations
 from cellwright.core.errors import UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.data.images.reading import Reading
 
 if TYPE_CHECKING:
     from cellwright.data.check import Finding
@@ -39,6 +40,8 @@ class CheckPlan:
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel to use, where there are several (default: as the dataset records; else all)."""
     suspects: int = 20
     """Number of suspicious annotations to list (merged, split, displaced, tiny or open objects); 0 for none."""
     out: Path | None = None
@@ -77,7 +80,7 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.suspects import rank_suspects, write_suspects
 
     _claim(plan)
-    dataset = of_split(read_annotations(plan.dataset), plan.split)
+    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
     if plan.out is not None:
         screen.note(f"will write {plan.out} and {plan.out.with_suffix('.png')}")
     if dry_run:

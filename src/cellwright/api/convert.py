@@ -20,6 +20,8 @@ from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
+from cellwright.data.images.reading import Reading
+from cellwright.data.images.tiff import Plane
 
 FAILED = "this image was not converted"
 
@@ -52,6 +54,12 @@ class ConvertPlan:
     """Which file of an image to read if several in a prediction folder were edited differently."""
     no_objects: bool = False
     """Accept sources in which no image has an object."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel that the dataset is about, where there are several; the dataset records it."""
+    z: Plane | None = None
+    """Plane of stacks, counted from 0, or max or mean; the dataset records it."""
+    t: int | None = None
+    """Time point, counted from 0; the dataset records it."""
     copy_images: bool = False
     """Copy the images into the dataset instead of referring to them."""
     out: Path = Path("work/dataset")
@@ -104,6 +112,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
             got="0 images",
             remedy="give a folder or file in one of the formats of docs/formats.md",
         )
+    dataset = _with_reading(dataset, Reading(plan.channel, plan.z, plan.t))
     for line in summarise(dataset.notes):
         screen.note(line)
     screen.note(f"will write {plan.out / DATASET_FILE} ({count(len(dataset), 'image')})")
@@ -142,6 +151,14 @@ def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
     counts: dict[str, int] = {}
     samples = [dataclasses.replace(sample, load=_Counted(sample.id, sample.load, counts)) for sample in dataset]
     return dataset.with_samples(samples), counts
+
+
+def _with_reading(dataset: Dataset, reading: Reading) -> Dataset:
+    """The dataset that records the choice, which is tried on its first image."""
+    first = next((sample.image_path for sample in dataset if sample.image_path is not None), None)
+    if reading != Reading() and first is not None:
+        reading.chosen(first)
+    return reading.recorded_in(dataset)
 
 
 def summary_line(dataset: Dataset) -> str:

@@ -117,7 +117,7 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         max_objects=plan.max_objects,
     )
     sources, recorded = find_sources(plan.sources, plan.split)
-    reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size_um=plan.pixel_size)
+    reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size=plan.pixel_size)
     reading = reading.over(recorded)
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
     folder = PredictionFolder(plan.out, job, pictures(model.class_names), overwrite=plan.overwrite)

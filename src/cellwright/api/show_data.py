@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cyclopts import Parameter
 
-from cellwright.api.read import of_split, read_annotations, read_image
+from cellwright.api.read import of_split, read_annotations
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_png
@@ -18,6 +18,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.images.reading import Reading
 
 if TYPE_CHECKING:
     from cellwright.config.recipe import Recipe
@@ -37,6 +38,8 @@ class ShowPlan:
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channel to use, where there are several (default: as the dataset records; else all)."""
     max_images: int | None = None
     """Number of images, evenly spread over the dataset; by default 24, or 6 with an augmentation."""
     augment: str | None = None
@@ -58,7 +61,7 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
     recipe = None if plan.augment is None else load(plan.augment)
-    dataset = of_split(read_annotations(plan.dataset), plan.split)
+    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
     screen.note(f"will write {plan.out}")
     if dry_run:
         return None
@@ -80,7 +83,7 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
         sample = dataset[k]
         cells = sample.read_instances()
         scale = min(TILE_PX / max(sample.image_hw), 1.0)
-        image = read_image(_image_path(sample, dataset))
+        image = Reading.recorded(dataset.info).chosen(_image_path(sample, dataset))
         # A line of one pixel would vanish when a large image shrinks to a tile.
         outline_px = max(round(1.5 / scale), 1)
         overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=outline_px, legend=False)
@@ -98,22 +101,24 @@ def _variant_sheet(plan: ShowPlan, dataset: Dataset, recipe: Recipe, screen: Pro
     tiles = []
     picked = evenly_chosen(len(dataset), 6 if plan.max_images is None else plan.max_images)
     for place, k in enumerate(screen.track(picked, "drawing", len(picked))):
-        tiles += _row(dataset[k], place, recipe, dataset.class_names, plan.variants)
+        tiles += _row(dataset, dataset[k], place, recipe, plan.variants)
     title = f"{recipe.name}: {count(plan.variants, 'variant')} of each image"
     return contact_sheet(tiles, columns=1 + plan.variants, tile_px=VARIANT_TILE_PX, title=title)
 
 
-def _row(
-    sample: Sample, place: int, recipe: Recipe, class_names: tuple[str, ...], n_variants: int
-) -> list[tuple[str, np.ndarray]]:
+def _row(dataset: Dataset, sample: Sample, place: int, recipe: Recipe, n_variants: int) -> list[tuple[str, np.ndarray]]:
     """Captions and pictures of the image and its variants."""
     from cellwright.config.conventions import CONVENTIONS
+    from cellwright.config.recipe import with_channel
     from cellwright.data.augment import augment
     from cellwright.data.decode import decode_sample, frame_of
     from cellwright.data.loader import augment_rng
     from cellwright.report.draw import draw_overlay
 
-    decoded = decode_sample(sample, recipe.input, recipe.data)
+    reading, class_names = Reading.recorded(dataset.info), dataset.class_names
+    if reading.channels:
+        recipe = with_channel(recipe, reading.channels)
+    decoded = decode_sample(sample, recipe.input, recipe.data, reading)
     frame = frame_of(decoded, recipe.input, CONVENTIONS[recipe.conventions].resize_rule)
 
     def tile(name: str, pixels: np.ndarray, labels: Labels) -> tuple[str, np.ndarray]:

@@ -21,7 +21,7 @@ from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_dense import UNetConfig
 from cellwright.config.model_rcnn import RCNNConfig
-from cellwright.config.recipe import Recipe
+from cellwright.config.recipe import Recipe, with_channel
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
@@ -331,7 +331,7 @@ class _Request:
 def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str, ...] = ()) -> _Request:
     """The request with what the dataset records and what its images decide: channels, and the range of their values."""
     reading = Reading(channel or recipe.input.channel).over(Reading.recorded(dataset.info))
-    recipe = _with_channel(recipe, reading.channels)
+    recipe = with_channel(recipe, reading.channels)
     survey = survey_images(_training_part(dataset).samples, recipe.input, reading)
     recipe = recipe.model_copy(update={"input": survey.config})
     return _Request(recipe, dataset, dataclasses.replace(reading, channel=survey.config.channel), survey)
@@ -340,16 +340,6 @@ def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str, ...] = ()) ->
 def _training_part(dataset: Dataset) -> Dataset:
     """The training images: all images if the dataset has no splits."""
     return dataset.with_split("train") if dataset.splits else dataset
-
-
-def _with_channel(recipe: Recipe, channel: tuple[str | int, ...]) -> Recipe:
-    """The recipe of a network for these channels; one channel is repeated for a network of three."""
-    if not channel:
-        return recipe
-    values = recipe.to_dict()
-    n_channels = recipe.input.channels if len(channel) == 1 else len(channel)
-    values["input"] |= {"channel": list(channel), "channels": n_channels}
-    return recipes.from_dict(values, recipe.name)
 
 
 def init_warnings(recipe: Recipe) -> list[str]:

@@ -191,6 +191,16 @@ def from_dict(values: Mapping[str, Any], place: str) -> Recipe:
         raise _recipe_error(error, place) from error
 
 
+def with_channel(recipe: Recipe, channel: tuple[str | int, ...]) -> Recipe:
+    """The recipe of a network for these channels; one channel is repeated for a network of three."""
+    if not channel:
+        return recipe
+    values = recipe.to_dict()
+    n_channels = recipe.input.channels if len(channel) == 1 else len(channel)
+    values["input"] |= {"channel": list(channel), "channels": n_channels}
+    return from_dict(values, recipe.name)
+
+
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, including all defaults."""
     return yaml.safe_dump(recipe.resolved().to_dict(), sort_keys=False, allow_unicode=True, width=110)

@@ -16,7 +16,8 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
 from cellwright.data.formats import FORMATS
-from cellwright.data.images.read import read_image
+from cellwright.data.images.reading import Reading
+from cellwright.data.value_range import ImageValues, depth_of, dtype_scale
 
 Severity = Literal["error", "warning", "suspect", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "suspect", "note")
@@ -25,6 +26,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "suspect", "note")
 NEARLY_SAME_IOU = 0.9
 # No nucleus is smaller than this at any usual magnification; such masks are fragments of a larger one.
 FRAGMENT_PX = 4
+# An image is much darker than the others if its brightest values are smaller by this factor.
+DARKER = 10
 # Number of object ids listed in one finding.
 SHOWN_IDS = 5
 
@@ -46,9 +49,10 @@ def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Findi
     """
     findings: list[Finding] = []
     first_with: dict[bytes, Sample] = {}
+    values: dict[str, ImageValues] = {}
     n_objects, all_read = 0, True
     for sample in track(dataset.samples, "checking", total=len(dataset)):
-        findings += _check_image(sample, first_with, dataset.root)
+        findings += _check_image(sample, first_with, dataset, values)
         try:
             instances = sample.read_instances()
         except CellwrightError as error:
@@ -59,6 +63,7 @@ def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Findi
         findings += _check_objects(sample, instances, dataset)
     if all_read and not n_objects:
         findings.append(_no_objects(dataset))
+    findings += _check_values(values)
     findings += _clutter(dataset)
     findings += [Finding("note", note.where, note.text, "") for note in dataset.notes]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -82,15 +87,21 @@ def _no_objects(dataset: Dataset) -> Finding:
     )
 
 
-def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | None) -> Iterator[Finding]:
-    """Findings about the image file. ``first_with``: digest of pixels -> first sample with it; it is updated."""
+def _check_image(
+    sample: Sample, first_with: dict[bytes, Sample], dataset: Dataset, values: dict[str, ImageValues]
+) -> Iterator[Finding]:
+    """Findings about the image file.
+
+    first_with: digest of pixels -> first sample with it; values: those of each sample. Both are updated.
+    """
+    root = dataset.root
     if sample.image_path is None:
         yield Finding(
             "warning", sample.id, "it has no image file", "convert the dataset again with its images in place"
         )
         return
     try:
-        image = read_image(sample.image_path)
+        image = Reading.recorded(dataset.info).chosen(sample.image_path)
     except CellwrightError as error:
         yield _from_error(error, sample, root)
         return
@@ -104,6 +115,7 @@ def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | N
             f"the image is {got} (height x width), but its annotations are for {expected}",
             "replace it with the annotated image, or annotate this one",
         )
+    values[sample.id] = ImageValues.of(image.without_alpha())
     content = hashlib.blake2b(np.ascontiguousarray(image.data).tobytes(), digest_size=16)
     content.update(repr((image.data.shape, image.data.dtype.str)).encode())
     first = first_with.setdefault(content.digest(), sample)
@@ -116,6 +128,31 @@ def _check_image(sample: Sample, first_with: dict[bytes, Sample], root: Path | N
             + (f", in different splits ({first.split}, {sample.split})" if leaks else ""),
             "remove one of them, or put both in the same group and split again",
         )
+
+
+def _check_values(values: dict[str, ImageValues]) -> Iterator[Finding]:
+    """Findings about the range of the images' values, which networks with input.normalise fixed depend on."""
+    depths: dict[tuple[str, float], list[str]] = {}
+    for name, image in values.items():
+        depths.setdefault((image.dtype, depth_of([image]) or image.highest), []).append(name)
+    types = {dtype for dtype, _ in depths}
+    deepest = {dtype: max(depth for of_type, depth in depths if of_type == dtype) for dtype in types}
+    remedy = "no action needed for recipes with input.normalise percentile, the default"
+    for dtype, depth in sorted(deepest.items()):
+        if depth != dtype_scale(dtype):
+            highest = max(image.highest for image in values.values() if image.dtype == dtype)
+            what = f"the {dtype} values reach {highest:.5g} (0 to {depth:g}), not {dtype_scale(dtype):g}"
+            yield Finding("note", "dataset", what, remedy)
+    if len(types) > 1:
+        counts = {dtype: sum(image.dtype == dtype for image in values.values()) for dtype in sorted(types)}
+        what = "images of different pixel types: " + ", ".join(f"{dtype} ({n})" for dtype, n in counts.items())
+        yield Finding("note", "dataset", what, remedy)
+    bright = {name: image.bright / deepest[image.dtype] for name, image in values.items() if deepest[image.dtype]}
+    usual = float(np.median(list(bright.values()))) if bright else 0.0
+    dark = [name for name, share in bright.items() if share < usual / DARKER]
+    if dark:
+        what = f"{count(len(dark), 'image')} much darker than the others: {', '.join(dark[:SHOWN_IDS])}"
+        yield Finding("note", dark[0], what, "check their exposure; " + remedy)
 
 
 def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
+from cellwright.data.images.reading import Reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,26 @@ def merge_datasets(datasets: Sequence[Dataset], class_map: Mapping[str, str | No
     samples = _distinct_numbers(_distinct_ids(mapped))
     licences = dict.fromkeys(dataset.licence for dataset in datasets if dataset.licence)
     notes = tuple(note for dataset in datasets for note in dataset.notes)
-    return Dataset(tuple(samples), tuple(new_names), None, "; ".join(licences), notes=notes)
+    merged = Dataset(tuple(samples), tuple(new_names), None, "; ".join(licences), notes=notes)
+    return _merged_reading(datasets).recorded_in(merged)
+
+
+def _merged_reading(datasets: Sequence[Dataset]) -> Reading:
+    """What all datasets record; names of one channel become alternatives. Raises `UsageError` if they contradict."""
+    readings = list(dict.fromkeys(Reading.recorded(dataset.info) for dataset in datasets))
+    known = [reading for reading in readings if reading != Reading()]
+    if len(known) <= 1:
+        return known[0] if known else Reading()
+    names = list(dict.fromkeys(str(channel) for reading in known for channel in reading.channels))
+    one_name = all(len(reading.channels) == 1 and not str(reading.channels[0]).isdecimal() for reading in known)
+    if one_name and len({dataclasses.replace(reading, channel=None) for reading in known}) == 1:
+        return dataclasses.replace(known[0], channel="|".join(names))
+    raise UsageError(
+        "the datasets use different channels or planes of their images",
+        got="; ".join(str(reading.to_dict()) for reading in readings),
+        expected="the same, or one channel by name in each",
+        remedy="convert them again, with the same `channel`, `z` and `t`",
+    )
 
 
 def _distinct_ids(datasets: Sequence[Dataset]) -> list[Sample]:

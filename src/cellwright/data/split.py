@@ -20,7 +20,7 @@ from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
-from cellwright.data.images.read import read_image
+from cellwright.data.images.reading import Reading
 
 # Samples with this split keep it: the authors of the data set them apart.
 FIXED_SPLIT = "test"
@@ -213,11 +213,12 @@ def group_alike(dataset: Dataset, track: Track = no_progress) -> Dataset:
     from scipy.cluster.hierarchy import fcluster, linkage
 
     of_size: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+    reading = Reading.recorded(dataset.info)
     for k, sample in enumerate(track(dataset, "comparing images", total=len(dataset))):
         if sample.image_path is None:
             remedy = "use the dataset with its images, or set the groups by `group`, a pattern for sample ids"
             raise UsageError("a sample has no image to compare", where=sample.id, remedy=remedy)
-        image = read_image(sample.image_path)
+        image = reading.chosen(sample.image_path)
         features = _appearance(image)
         of_size.setdefault((*image.image_hw, len(features)), {})[k] = features
     samples, n_groups = list(dataset), 0

@@ -38,7 +38,7 @@ from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images.read import read_image
+from cellwright.data.images.reading import Reading
 
 SuspectKind = Literal["merged", "split", "displaced", "tiny", "open"]
 KINDS: tuple[SuspectKind, ...] = ("merged", "split", "displaced", "tiny", "open")
@@ -76,7 +76,8 @@ def rank_suspects(dataset: Dataset, *, limit: int = 1000, track: Track = no_prog
     """
     if limit < 1:
         raise UsageError("invalid `limit`", got=limit, expected="1 or more")
-    parts = [_measure(sample) for sample in track(dataset, "looking for suspects", len(dataset))]
+    reading = Reading.recorded(dataset.info)
+    parts = [_measure(sample, reading) for sample in track(dataset, "looking for suspects", len(dataset))]
     parts = [part for part in parts if part is not None]
     if not parts:
         return []
@@ -120,7 +121,7 @@ class _Measured:
     pairs: PairSignals
 
 
-def _measure(sample: Sample) -> _Measured | None:
+def _measure(sample: Sample, reading: Reading) -> _Measured | None:
     try:
         cells = sample.read_instances()
     except CellwrightError:
@@ -128,14 +129,14 @@ def _measure(sample: Sample) -> _Measured | None:
     kept = cells[(cells.masks.areas > 0) & ~cells.ignore]
     if not len(kept):
         return None
-    return _Measured(sample.id, kept.ids, *measure_sample(kept.masks, _image_of(sample, kept.image_hw)))
+    return _Measured(sample.id, kept.ids, *measure_sample(kept.masks, _image_of(sample, kept.image_hw, reading)))
 
 
-def _image_of(sample: Sample, image_hw: tuple[int, int]) -> Image | None:
+def _image_of(sample: Sample, image_hw: tuple[int, int], reading: Reading) -> Image | None:
     if sample.image_path is None:
         return None
     try:
-        image = read_image(sample.image_path)
+        image = reading.chosen(sample.image_path)
     except CellwrightError:
         return None
     return image if image.image_hw == image_hw else None

@@ -12,7 +12,7 @@ from cellwright.core.errors import CellwrightError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images.read import read_image
+from cellwright.data.images.reading import Reading
 from cellwright.data.suspects import Suspect
 from cellwright.report.colours import DOTTED, SKY_BLUE, YELLOW, LineStyle
 from cellwright.report.display import to_display_rgb
@@ -39,7 +39,7 @@ def draw_suspects(dataset: Dataset, suspects: Sequence[Suspect], track: Track = 
     tiles: dict[int, tuple[str, np.ndarray]] = {}
     for sample in track([sample for sample in dataset if sample.id in sample_ids], "drawing", len(sample_ids)):
         cells = sample.read_instances()
-        picture = _picture(sample, cells)
+        picture = _picture(sample, cells, Reading.recorded(dataset.info))
         for k, suspect in enumerate(shown):
             if suspect.sample_id == sample.id:
                 caption = f"{k + 1}. {suspect.kind} {suspect.score:.2f}, object {suspect.object_id}"
@@ -48,9 +48,9 @@ def draw_suspects(dataset: Dataset, suspects: Sequence[Suspect], track: Track = 
     return contact_sheet([tiles[k] for k in sorted(tiles)], columns=COLUMNS, tile_px=TILE_PX, title=title)
 
 
-def _picture(sample: Sample, cells: Instances) -> np.ndarray:
+def _picture(sample: Sample, cells: Instances, reading: Reading) -> np.ndarray:
     try:
-        picture = None if sample.image_path is None else to_display_rgb(read_image(sample.image_path))
+        picture = None if sample.image_path is None else to_display_rgb(reading.chosen(sample.image_path))
     except CellwrightError:  # reported by the findings of the same command
         picture = None
     if picture is None or picture.shape[:2] != cells.image_hw:

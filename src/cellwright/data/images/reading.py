@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError, UsageError
+from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.public import public
 from cellwright.data.images.channels import ChannelChoice, select_channels
@@ -26,9 +26,7 @@ class Reading:
         exists), or several of these. Empty or None takes what leaves no doubt.
     z: 0-based plane of a z stack, or "max" or "mean" of all planes. t: 0-based time point.
     series: number or name of one image in a file of several.
-    pixel_size_um: microns per pixel, in place of what the file says.
-
-    Raises `UsageError` for a pixel size that is not above 0.
+    pixel_size: microns per pixel, one number or (y, x), in place of what the file says.
 
     >>> Reading("DAPI").over(Reading("GFP", z="max")).to_dict()
     {'channel': ['DAPI'], 'z': 'max'}
@@ -38,11 +36,9 @@ class Reading:
     z: Plane | None = None
     t: int | None = None
     series: int | str | None = None
-    pixel_size_um: float | None = None
+    pixel_size: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.pixel_size_um is not None and not 0 < self.pixel_size_um < float("inf"):
-            raise UsageError("invalid `pixel_size`", got=self.pixel_size_um, expected="microns per pixel, above 0")
         one = isinstance(self.channel, str | int)
         object.__setattr__(self, "channel", (self.channel,) if one else tuple(self.channel or ()))
 
@@ -90,7 +86,12 @@ class Reading:
 
     def read(self, path: Path | str) -> Image:
         """All channels of an image file; raises what `read_image` raises."""
-        image = read_image(path, z=self.z, t=self.t, series=self.series)
-        if self.pixel_size_um is None:
-            return image
-        return dataclasses.replace(image, pixel_size_um=(self.pixel_size_um, self.pixel_size_um))
+        return read_image(
+            path,
+            channel=self.channels or None,
+            z=self.z,
+            t=self.t,
+            series=self.series,
+            pixel_size=self.pixel_size,
+            keep_channels=True,
+        )
