@@ -501,3 +501,14 @@ def test_49_yolo_and_back(source, convert, tmp_path):
     assert code == 0, printed
     for sample in cw.read_dataset(again):
         np.testing.assert_array_equal(sample.read_instances().to_label_map(), LABELS)
+
+
+def test_objects_without_a_pixel_are_left_out_with_a_count(convert, tmp_path):
+    speck = [[3.1, 3.1, 3.3, 3.1, 3.3, 3.3]]
+    code, printed, out = convert(save(tmp_path, some({"segmentation": speck})))
+    assert code == 0, printed
+    assert areas(out) == [AREAS[2:]]
+    assert "left out 2 objects without a pixel" in printed
+    code, printed, _ = convert("--overwrite", save(tmp_path, each({"segmentation": speck})))
+    assert code == 2
+    assert "no image of this source has an object" in printed

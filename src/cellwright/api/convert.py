@@ -120,7 +120,9 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         return None
     dataset, counts = _counted(dataset)
     FORMATS["coco"].write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
-    n_empty = sum(n == 0 for n in counts.values())
+    if n_omitted := sum(omitted for _, omitted in counts.values()):
+        screen.note(f"left out {count(n_omitted, 'object')} without a pixel")
+    n_empty = sum(n == 0 for n, _ in counts.values())
     if n_empty:
         screen.note(f"without objects: {n_empty:,} of {count(len(dataset), 'image')}")
     failures = tuple(Note(FAILED, str(error)) for error in errors)
@@ -134,21 +136,24 @@ def failed(dataset: Dataset) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Counted:
-    """A `Sample.load` that records how many objects it has read."""
+    """A `Sample.load` that omits annotated objects without a pixel, and records how many it has read and omitted."""
 
     sample_id: str
     load: Callable[[], Instances]
-    counts: dict[str, int]
+    counts: dict[str, tuple[int, int]]
 
     def __call__(self) -> Instances:
         instances = self.load()
-        self.counts[self.sample_id] = len(instances)
+        n = len(instances)
+        if instances.scores is None:
+            instances = instances[instances.masks.areas > 0]
+        self.counts[self.sample_id] = len(instances), n - len(instances)
         return instances
 
 
-def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
-    """The dataset, and a dictionary that is filled with the number of objects of each sample that is read."""
-    counts: dict[str, int] = {}
+def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, tuple[int, int]]]:
+    """The dataset, and a dictionary that is filled with the numbers of objects read and omitted of each sample."""
+    counts: dict[str, tuple[int, int]] = {}
     samples = [dataclasses.replace(sample, load=_Counted(sample.id, sample.load, counts)) for sample in dataset]
     return dataset.with_samples(samples), counts
 

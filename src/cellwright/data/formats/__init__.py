@@ -150,9 +150,9 @@ def require_annotations(dataset: Dataset, path: Path, options: ReadOptions) -> D
     n_ignored = 0
     for sample in dataset:
         instances = sample.read_instances()
-        if not instances.ignore.all():
+        if (~instances.ignore & (instances.masks.areas > 0)).any():
             return dataset
-        n_ignored += len(instances)
+        n_ignored += int(instances.ignore.sum())
     if options.no_objects or not len(dataset):
         return dataset
     ignored = f" and {count(n_ignored, 'ignored region')}" if n_ignored else ""
