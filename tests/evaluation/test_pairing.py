@@ -148,3 +148,24 @@ def test_a_warning_if_thresholds_were_tuned_on_these_images(boxes: Boxes) -> Non
     assert warning is not None
     assert "1 of these 2 images (split val)" in warning
     assert tuning_warning(dataclasses.replace(images, tuned_on={"split": "val", "images": []})) is None
+
+
+def one_image(sample_id: str, image_hw: tuple[int, int] = (8, 9)) -> Dataset:
+    return Dataset((Sample(sample_id, None, image_hw, Loaded(Instances.empty(image_hw))),), ("cell",))
+
+
+@pytest.mark.parametrize("other", ["well_01.ome", "plate/well_01", "well_01.tif", "well_01.ome.tif"])
+def test_names_may_differ_in_suffixes(other):
+    for first, second in ((one_image("well_01"), one_image(other)), (one_image(other), one_image("well_01"))):
+        images = pair_datasets("p", first, second)
+        assert images.notes == ()
+        assert [sample.id for sample in images.truth] == [second[0].id]
+
+
+def test_two_single_images_always_pair():
+    images = pair_datasets("p", one_image("img"), one_image("labels"))
+    assert images.notes == (
+        "img was paired with labels, the only image on the other side, although their names differ",
+    )
+    with pytest.raises(InputError, match="have no prediction"):
+        pair_datasets("p", one_image("img", (9, 9)), one_image("labels"))

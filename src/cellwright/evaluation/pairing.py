@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import stem_of
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.images.read import IMAGE_SUFFIXES
 from cellwright.data.merge import map_classes
 
 ONE_CLASS = "object"  # the class of all objects where classes are ignored
@@ -98,6 +101,8 @@ def pair_datasets(
     """
     part = truth if part is None else part
     predicted, truth, part, notes = _same_classes(predicted, truth, part, ignore_classes=ignore_classes)
+    predicted, renamed = _only_pair(predicted, truth)
+    notes += renamed
     paired = partners(part, predicted)
     missing = [sample.id for sample, partner in zip(part, paired, strict=True) if partner is None]
     if missing:
@@ -179,7 +184,10 @@ def _samples(side: Dataset | Sequence[Instances], image_ids: Sequence[str]) -> t
 
 
 def partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
-    """For each sample, the one of ``others`` with the same id, or with the same last part of the id if it is unique."""
+    """For each sample, the one of ``others`` with the same id, or with the same last part of the id if it is unique.
+
+    The last parts may differ in ``.ome``, in the suffix of an image, and in how umlauts are composed.
+    """
     by_id = {other.id: other for other in others}
     other_names = Counter(_name(other) for other in others)
     by_name = {_name(other): other for other in others if other_names[_name(other)] == 1}
@@ -191,7 +199,21 @@ def partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
 
 
 def _name(sample: Sample) -> str:
-    return PurePosixPath(sample.id).name
+    name = unicodedata.normalize("NFC", PurePosixPath(sample.id).name)
+    if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+        name = stem_of(name)
+    return name.removesuffix(".ome") or name
+
+
+def _only_pair(predicted: Dataset, truth: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """The prediction under the name of the ground truth, and a note, if both sides have one image of the same size."""
+    if len(predicted) != 1 or len(truth) != 1 or partners(predicted, truth)[0] is not None:
+        return predicted, ()
+    one, other = predicted[0], truth[0]
+    if one.image_hw != other.image_hw:
+        return predicted, ()
+    note = f"{one.id} was paired with {other.id}, the only image on the other side, although their names differ"
+    return predicted.with_samples([dataclasses.replace(one, id=other.id)]), (note,)
 
 
 def shown_ids(ids: Sequence[str]) -> str:

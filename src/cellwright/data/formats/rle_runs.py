@@ -155,7 +155,8 @@ def settle_order(
             "this table does not say whether its runs follow rows or columns",
             where=where,
             got=f"{n_objects} objects have {parts['row']} parts by rows, {parts['column']} by columns",
-            remedy='set `rle_order="row"` (as in Sartorius) or `rle_order="column"` (as in DSB2018)',
+            remedy='set `rle_order="row"` (as in Sartorius) or `rle_order="column"` (as in DSB2018), in cellwright '
+            "data convert",
         )
     other = _other(order)
     if _many_more(parts[order], parts[other]):
@@ -164,7 +165,7 @@ def settle_order(
             where=where,
             got=f"{n_objects} objects in {parts[order]} connected parts, compared to {parts[other]} in {other} order",
             expected="about one part per object",
-            remedy=f'set `rle_order="{other}"`, or check the width and height of the images',
+            remedy=f'set `rle_order="{other}"` (in cellwright data convert), or check the size of the images',
         )
     if seen == other:
         raise FormatError(
@@ -172,7 +173,7 @@ def settle_order(
             where=where,
             got=f"objects stand out from the background in {other} order only",
             expected=f"runs in {order} order, by the names of the columns",
-            remedy=f'set `rle_order="{other}"`',
+            remedy=f'set `rle_order="{other}"` (in cellwright data convert)',
         )
     if requested is None and seen is None and not n_objects and any(image.runs for image in images):
         return order, [_assumed_note(order)]
@@ -199,7 +200,7 @@ def settle_first(
         return 1, []
     text = (
         "runs were assumed to count pixels from 1, as in Kaggle's tables, since no object touches the border; if the "
-        "masks lie one pixel off, set `rle_first=0`"
+        "masks lie one pixel off, set `rle_first=0` (in cellwright data convert)"
     )
     return 1, [Note("runs were assumed to count from 1", text, Path(str(where)).name)]
 
@@ -231,7 +232,8 @@ def _first_note(why: str, where: object) -> Note:
 def _assumed_note(order: Order) -> Note:
     text = (
         f"runs were assumed to follow {order}s, by the names of the columns; as all images are square, this cannot be "
-        f'checked: if objects lie mirrored along the diagonal, set `rle_order="{_other(order)}"`'
+        f'checked: if objects lie mirrored along the diagonal, set `rle_order="{_other(order)}"` (in cellwright data '
+        "convert)"
     )
     return Note("the order of runs could not be checked", text)
 
