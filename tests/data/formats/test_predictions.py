@@ -316,6 +316,17 @@ def test_another_class_is_an_edit(folder_two):
     assert classes_of(dataset) == {1: "stroma", 2: "stroma", 3: "tumor", 4: "stroma"}
 
 
+def test_different_classes_in_two_files_are_a_conflict_whatever_the_label_image_says(folder_two):
+    edit_masks(folder_two, delete={2})
+    edit_rois(folder_two, delete={2})
+    edit_geojson(folder_two, delete={2}, change={"1": "stroma"})
+    dataset = cw.read_dataset(folder_two)
+    assert [note.kind for note in dataset.notes] == [CONFLICT]
+    dataset = read_dataset(folder_two, ReadOptions(prefer="json"))
+    assert texts(dataset) == ['a: predictions.json was read, as `prefer="json"` says']
+    assert classes_of(dataset)[2] == "stroma"
+
+
 def test_new_classes_follow_the_others(folder_two):
     edit_geojson(folder_two, change={"1": "debris"})
     (folder_two / "b.geojson").write_text((folder_two / "a.geojson").read_text().replace("debris", "artefact"))

@@ -21,6 +21,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError
+from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
@@ -36,6 +37,8 @@ from cellwright.data.formats.qupath import IGNORED_CLASS, read_features
 # The files of an image that can be edited, and what follows the image's id in their names; those that say most about an
 # object first.
 EDITABLE: dict[Prefer, str] = {"geojson": ".geojson", "rois": "_rois.zip", "masks": "_masks.tif"}
+# A label image has no classes and no overlaps.
+MOST_COMPLETE_FIRST: tuple[Prefer, ...] = ("geojson", "rois", "json", "masks")
 CONFLICT = "files of one image were edited differently"
 UNREADABLE = "an edited file cannot be read"
 _MIN_IOU = 0.5  # an edited object takes over class and score of a predicted one from this overlap
@@ -161,29 +164,31 @@ def _choose(image: _Image, prefer: Prefer | None) -> tuple[Callable[[], Instance
         edited = _edited(image)
         if not edited:
             return None, ()
-        kinds = [kind for kind in ("geojson", "rois", "json", "masks") if kind in edited]
+        kinds: list[Prefer] = [kind for kind in MOST_COMPLETE_FIRST if kind in edited]
         if not _agree(list(edited.values())):
             if prefer is None or (prefer != "json" and not image.file(prefer).is_file()):
                 return _Raise(_conflict(image, kinds)), [Note(CONFLICT, _conflict(image, kinds).problem)]
             chosen = prefer
         else:
             chosen = kinds[0]
+        note = _note(image, chosen, is_edited=chosen in edited)
         if chosen == "json":
-            return None, [_note(image, "json")]
+            return None, [note]
         load = image.loader(chosen)
         load()
     except InputError as error:
         return _Raise(error), [Note(UNREADABLE, str(error.problem))]
-    return load, [_note(image, chosen), *load.notes]
+    return load, [note, *load.notes]
 
 
-def _note(image: _Image, kind: Prefer) -> Note:
-    return Note("edited files were read", f"{image.name(kind)} was edited, so its objects were read")
+def _note(image: _Image, kind: Prefer, *, is_edited: bool) -> Note:
+    why = "was edited, so its objects were read" if is_edited else f'was read, as `prefer="{kind}"` says'
+    return Note("edited files were read", f"{image.name(kind)} {why}")
 
 
 def _edited(image: _Image) -> dict[Prefer, _Versions]:
     """The files that differ from what was written, the one that says most about an object first."""
-    changed = [kind for kind in EDITABLE if image.file(kind).is_file() and not _is_unchanged(image, kind)]
+    changed: list[Prefer] = [kind for kind in EDITABLE if image.file(kind).is_file() and not _is_unchanged(image, kind)]
     if not changed:
         return {}
     names, reported = image.class_names, image.reported()
@@ -228,10 +233,11 @@ def _of_objects(written: Mapping[str, str], default: _Versions) -> dict[str, str
 
 
 def _agree(versions: Sequence[_Versions]) -> bool:
-    """Whether files have the same objects; where one of them has no classes or overlaps, as label images."""
-    same_objects = len({version.objects for version in versions}) == 1
-    has_labels = any(not version.has_classes for version in versions)
-    return same_objects or (has_labels and len({version.labels for version in versions}) == 1)
+    """Whether files have the same objects. A label image is compared with the label images of the others."""
+    complete = {version.objects for version in versions if version.has_classes}
+    if len(complete) == 1 and all(version.has_classes for version in versions):
+        return True
+    return len(complete) <= 1 and len({version.labels for version in versions}) == 1
 
 
 def _conflict(image: _Image, kinds: Sequence[Prefer]) -> InputError:
@@ -266,7 +272,10 @@ def _as_labels(instances: Instances) -> Instances:
 
 
 def _file_digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 # Loading

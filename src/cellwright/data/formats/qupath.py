@@ -208,7 +208,8 @@ def _polygons(geometry: Any, where: str, depth: int = 0) -> list[Any]:
         return []
     if geometry.get("type") == "GeometryCollection":
         parts = geometry.get("geometries")
-        return [p for part in parts if isinstance(parts, list) for p in _polygons(part, where, depth + 1)]
+        parts = parts if isinstance(parts, list) else []
+        return [polygon for part in parts for polygon in _polygons(part, where, depth + 1)]
     if geometry.get("type") not in ("Polygon", "MultiPolygon"):
         return []
     polygons = geometry.get("coordinates")
