@@ -13,7 +13,7 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.formats import mask_folder
+from cellwright.data.formats import mask_folder, sniff
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.images.raster import decode_png
@@ -91,10 +91,40 @@ def test_other_files_are_ignored_and_reported(tmp_path: Path) -> None:
     assert sample.is_dir()
 
 
-def test_no_masks_folder_is_an_image_without_objects(tmp_path: Path) -> None:
-    folder = make_sample(tmp_path, "a", {})
-    (folder / "masks").rmdir()
-    assert len(read_first(tmp_path)) == 0
+def test_samples_without_masks_are_skipped_or_have_no_objects(tmp_path: Path) -> None:
+    (make_sample(tmp_path, "a", {}) / "masks").rmdir()
+    with pytest.raises(InputError, match="no sample has masks"):
+        MaskFolder().read(tmp_path, ReadOptions())
+    make_sample(tmp_path, "b", {"mask_1.png": draw_objects()[0]})
+    make_sample(tmp_path, "c", {})
+    dataset = MaskFolder().read(tmp_path, ReadOptions())
+    assert [sample.id for sample in dataset] == ["b", "c"]
+    assert "1 sample without a folder masks skipped, such as a" in dataset.notes[0].text
+    dataset = MaskFolder().read(tmp_path, ReadOptions(no_objects=True))
+    assert [len(sample.read_instances()) for sample in dataset] == [0, 1, 0]
+
+
+def test_splits_and_masks_in_other_files(tmp_path: Path) -> None:
+    make_sample(tmp_path / "train", "a", {"mask_1.png": draw_objects()[0]})
+    make_sample(tmp_path / "val", "b", {"mask_1.png": draw_objects()[1]})
+    assert sniff(tmp_path).name == "mask_folder"
+    dataset = MaskFolder().read(tmp_path, ReadOptions())
+    assert [(sample.id, sample.split) for sample in dataset] == [("a", "train"), ("b", "val")]
+    (tmp_path / "val/b/masks/mask_1.png").rename(tmp_path / "val/b/masks/mask_1.gif")
+    with pytest.raises(InputError, match=r"can be read as a mask(.|\n)*mask_1.gif"):
+        MaskFolder().read(tmp_path, ReadOptions())
+
+
+@pytest.mark.parametrize("kind", ["picture", "labels", "inverted"])
+def test_files_that_are_not_the_mask_of_one_object(kind: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(1, 255, HW, np.uint8)
+    if kind != "picture":
+        array = np.kron(np.arange(1, 13).reshape(3, 4), np.ones((10, 10))).astype(np.uint8)
+    if kind == "inverted":
+        array = np.where(draw_objects()[1], 0, 255).astype(np.uint8)
+    make_sample(tmp_path, "a", {"mask_1.png": array})
+    with pytest.raises(FormatError, match="black on white" if kind == "inverted" else "not the mask of one object"):
+        read_first(tmp_path)
 
 
 def test_errors_name_empty_masks(tmp_path: Path) -> None:

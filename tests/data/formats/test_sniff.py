@@ -103,11 +103,12 @@ def test_ids_keep_the_extension_if_they_would_be_equal_without_it(tmp_path: Path
     assert ignored == [".ipynb_checkpoints", "notes.txt"]
 
 
-def test_a_folder_of_datasets_is_not_a_folder_of_images(tmp_path):
-    """As the root of VRDL: masks must not be read as images, and the message names the folders to use."""
+def test_the_root_of_splits_is_read_without_images_that_have_no_masks(tmp_path):
+    """As the root of VRDL."""
     save_image(tmp_path / "train" / "one" / "masks" / "m.png")
     save_image(tmp_path / "train" / "one" / "images" / "one.png")
     save_image(tmp_path / "test" / "two.png")
-    with pytest.raises(InputError, match="use one of the folders in it: test, train"):
-        sniff(tmp_path)
+    dataset = read_dataset(tmp_path)
+    assert [(sample.id, sample.split) for sample in dataset] == [("one", "train")]
+    assert [note.text for note in dataset.notes] == ["1 image without masks skipped, such as test/two.png"]
     assert sniff(tmp_path / "train").name == "mask_folder"

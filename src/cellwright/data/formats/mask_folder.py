@@ -1,9 +1,10 @@
 """Mask folders: ``<id>/images/<image>`` and ``<id>/masks/*.png``, one file per object (Data Science Bowl 2018, VRDL).
 
-Masks may have one, three or four channels and 8 or 16 bits: every pixel that is not black belongs to the object. The id
+Masks may have one to four channels and 8 or 16 bits: the pixels above half of the maximum belong to the object. The id
 of an object is the number in its file name if all names in the folder are ``mask_<number>``, else 1..N in natural order
-of the names. A folder without ``masks`` is an image without objects. Hidden files and folders (such as
-``.ipynb_checkpoints``) and files that are not images are ignored; ``data check`` lists them.
+of the names. A folder with an empty ``masks`` is an image without objects; one without ``masks`` is skipped.
+Hidden files and folders (such as ``.ipynb_checkpoints``) and files that are not images are ignored; ``data check``
+lists them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.formats.paths import masked_hw, may_be_turned
+from cellwright.data.formats.paths import SPLITS, split_ids
 from cellwright.data.images.raster import read_file
 from cellwright.data.images.read import image_hw_of, is_image_name
 
@@ -57,16 +60,39 @@ class MaskFolder(Format):
                 expected="<id>/images/<image> and <id>/masks/*.png",
                 remedy="use the folder that contains the <id> folders",
             )
+        bare = [folder for folder in folders if not (folder / "masks").is_dir()]
+        chosen = folders if options.no_objects else [folder for folder in folders if folder not in bare]
+        if not chosen:
+            raise InputError(
+                "no sample has masks",
+                where=path,
+                got=f"{count(len(bare), 'sample')} without a folder masks",
+                expected="<id>/masks/*.png beside <id>/images",
+                remedy="to take them as images without objects, convert them with `no_objects=True`",
+            )
         samples = []
-        for folder in options.track(folders, "reading image sizes", total=len(folders)):
+        places = split_ids([folder.relative_to(path).as_posix() for folder in chosen], path.resolve().name)
+        for folder, (sample_id, split) in zip(options.track(chosen, "reading image sizes"), places, strict=True):
+            _check_masks(folder / "masks")
             image = _only_image(folder)
             image_hw = image_hw_of(image)
-            if may_be_turned(image) and (masks := mask_files(folder / "masks")):
-                image_hw = masked_hw(image, image_hw_of(masks[0]))
             load = MaskFolderLoader(folder / "masks", image_hw)
-            samples.append(Sample(folder.name, image, image_hw, load, source=self.name))
+            samples.append(Sample(sample_id, image, image_hw, load, split=split, source=self.name))
         class_names = options.name_classes((DEFAULT_CLASS,), path)
-        return Dataset(tuple(samples), class_names, root=path, info={"format": self.name})
+        notes = []
+        if bare and not options.no_objects:
+            text = (
+                f"{count(len(bare), 'sample')} without a folder masks skipped, such as {bare[0].name}; "
+                "`no_objects=True` takes them as images without objects"
+            )
+            notes = [Note("samples without masks were skipped", text, str(path))]
+        loose = [file for folder in _split_folders(path) for file in folder.iterdir() if is_image_name(file.name)]
+        if loose:
+            text = (
+                f"{count(len(loose), 'image')} without masks skipped, such as {loose[0].relative_to(path).as_posix()}"
+            )
+            notes.append(Note("images without masks were skipped", text, str(path)))
+        return Dataset(tuple(samples), class_names, root=path, info={"format": self.name}, notes=tuple(notes))
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<id>/images`` and ``out/<id>/masks/mask_<object id>.png`` (8 bit, 0 and 255). Images are copied.
@@ -175,9 +201,32 @@ def _sample_clutter(folder: Path) -> list[Clutter]:
 
 
 def _sample_folders(path: Path) -> list[Path]:
+    """The folders with images in them, also below folders named after splits."""
     if not path.is_dir():
         return []
-    return sorted(e for e in path.iterdir() if not e.name.startswith(".") and (e / "images").is_dir())
+    entries = sorted(e for e in path.iterdir() if not e.name.startswith(".") and e.is_dir())
+    below = [e for split in _split_folders(path) for e in sorted(split.iterdir()) if not e.name.startswith(".")]
+    return [entry for entry in (*entries, *below) if (entry / "images").is_dir()]
+
+
+def _split_folders(path: Path) -> list[Path]:
+    folders = (entry for entry in sorted(path.iterdir()) if entry.name.lower() in SPLITS and entry.is_dir())
+    return [folder for folder in folders if not (folder / "images").is_dir()]
+
+
+def _check_masks(folder: Path) -> None:
+    """Raise `InputError` for a folder of masks with files, of which none can be read as a mask."""
+    if not folder.is_dir():
+        return
+    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file()]
+    if names and not any(_is_mask_name(name) for name in names):
+        raise InputError(
+            "no file in this folder can be read as a mask",
+            where=folder,
+            got=", ".join(sorted(names)[:3]),
+            expected=f"files ending in {', '.join(sorted(MASK_SUFFIXES))}",
+            remedy="save the masks as PNG",
+        )
 
 
 def _only_image(folder: Path) -> Path:
