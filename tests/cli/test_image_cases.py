@@ -53,7 +53,24 @@ def test_every_file_shows_the_nine_nuclei(fields: Path, name: str) -> None:
     assert nuclei_found(tifffile.imread(fields / f"{row['image']}_masks.tif")) == 9
 
 
+_TZC = np.stack([np.stack([[images.BLANK] * 2] * 2), np.stack([[images.BLANK, images.GREY]] * 2)])
 CHOICES = {
+    "01_pages_max": (
+        images.tiff(np.stack([images.BLANK, images.GREY, images.BLANK]), photometric="minisblack"),
+        "--z max",
+    ),
+    "01_pages_as_channels": (
+        images.tiff(np.stack([images.BLANK, images.GREY]), photometric="minisblack"),
+        "--channel 1",
+    ),
+    "02_hyperstack_with_time": (
+        images.tiff(_TZC, imagej=True, metadata={"axes": "TZCYX"}),
+        "--channel 1 --z mean --t 1 --pixel-size 0.5",
+    ),
+    "05_other_sizes": (
+        images.pages(np.ascontiguousarray(images.BLANK[:50, :60]), images.GREY, metadata=None),
+        "--series 1",
+    ),
     "01_pages": (images.tiff(np.stack([images.BLANK, images.GREY, images.BLANK]), photometric="minisblack"), "--z 1"),
     "02_hyperstack": (
         images.tiff(
@@ -80,7 +97,7 @@ def test_a_choice_is_asked_for_and_then_taken(tmp_path: Path, name: str, capsys:
     assert predict(tmp_path / "asked", tmp_path / "img.tif", "--fail-fast") == 2
     message = capsys.readouterr().err
     for option in options.split()[::2]:
-        assert option in message
+        assert option in message or option == "--pixel-size"
     assert predict(tmp_path / "out", tmp_path / "img.tif", *options.split()) == 0
     assert nuclei_found(tifffile.imread(tmp_path / "out" / "img_masks.tif")) == 9
 
