@@ -65,7 +65,7 @@ CHOICES = {
     ),
     "02_hyperstack_with_time": (
         images.tiff(_TZC, imagej=True, metadata={"axes": "TZCYX"}),
-        "--channel 1 --z mean --t 1 --pixel-size 0.5",
+        "--channel 1 --z mean --t 1 --pixel-size 0.5,0.25",
     ),
     "05_other_sizes": (
         images.pages(np.ascontiguousarray(images.BLANK[:50, :60]), images.GREY, metadata=None),

@@ -82,8 +82,8 @@ class PredictPlan:
     """Time point, counted from 0."""
     series: Annotated[str | None, Parameter(group=PART)] = None
     """Number or name of one image in a file of several."""
-    pixel_size: Annotated[float | None, Parameter(group=PART)] = None
-    """Microns per pixel (default: as the file says)."""
+    pixel_size: Annotated[tuple[float, ...] | None, Parameter(group=PART)] = None
+    """Microns per pixel, one number or y,x (default: as the file says)."""
     max_objects: Annotated[int | None, Parameter(group=OBJECTS)] = None
     """Maximum number of objects per image, best first (default: all)."""
     views: Annotated[str | None, Parameter(group=VIEWS)] = None
