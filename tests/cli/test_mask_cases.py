@@ -81,7 +81,7 @@ def test_read(case, options, counts, tmp_path):
         ("46_seg_npy/z", (), "each plane of a stack"),
         ("48_mask_folder/white", (), "black on white"),
         ("49_other_layouts/voc", (), "boxes, not outlines"),
-        ("49_other_layouts/pannuke", (), "masks.npy"),
+        ("49_other_layouts/pannuke", (), "no image of this source has an object"),
         ("09_masks_that_are_no_labels/binary", (), "24 separate parts"),
         ("09_masks_that_are_no_labels/photo", (), "these are pictures"),
         ("09_masks_that_are_no_labels/photo", SPLIT, "these are pictures"),
@@ -342,3 +342,30 @@ def test_instance_maps_have_types(layout, tmp_path):
     instances = sample.read_instances()
     assert sample.split == "test"
     assert (instances.class_ids == types[instances.ids - 1] - 1).all()
+
+
+def test_pannuke_and_conic_stacks(tmp_path):
+    labels = discs()
+    masks = np.zeros((2, 96, 128, 6))
+    masks[0, :, :, 0], masks[0, :, :, 4] = np.where(labels < 5, labels, 0), np.where(labels >= 5, labels, 0)
+    masks[1, :, :, 2] = labels
+    images = np.random.default_rng(0).integers(0, 255, (2, 96, 128, 3)).astype(float)
+    root = tmp_path / "in" / "Fold 1"
+    for name, array in (("images", images), ("masks", masks)):
+        (root / name / "fold1").mkdir(parents=True)
+        np.save(root / name / "fold1" / f"{name}.npy", array)
+    code, counts = convert(tmp_path / "in", tmp_path / "out")
+    assert (code, list(counts.values())) == (0, [12, 12])
+    dataset = cw.read_dataset(tmp_path / "out")
+    np.testing.assert_array_equal(cw.read_image(dataset[1].image_path).data, images[1])
+    assert dataset.class_names[4] == "Epithelial"
+    first = dataset[0].read_instances()
+    assert (first.class_ids == np.where(first.ids < 5, 0, 4)).all()
+
+    conic = tmp_path / "conic"
+    conic.mkdir()
+    np.save(conic / "images.npy", images.astype(np.uint8))
+    np.save(conic / "labels.npy", np.stack([np.stack([labels, (labels > 0) * (1 + labels % 6)], -1)] * 2))
+    assert convert(conic, tmp_path / "out2") == (0, {"00000": 12, "00001": 12})
+    instances = cw.read_dataset(tmp_path / "out2")[0].read_instances()
+    assert (instances.class_ids == instances.ids % 6).all()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
@@ -30,6 +32,8 @@ class Sample:
     group: samples with the same group are always placed in the same split.
     pixel_size_um: (y, x) in microns, or None if unknown.
     source: the dataset or format that the sample comes from.
+    pixels: reads the pixels (H, W, C) of an image that is not a file of its own; None otherwise. When the dataset is
+        written, the image is written with it.
 
     >>> cells = Instances.from_label_map(np.eye(8, dtype=np.uint8))
     >>> sample = Sample("plate1/a", None, (8, 8), Loaded(cells), split="val")
@@ -48,6 +52,7 @@ class Sample:
     group: str | None = None
     pixel_size_um: tuple[float, float] | None = None
     source: str = ""
+    pixels: Callable[[], np.ndarray] | None = None
 
     def read_instances(self) -> Instances:
         """Read and decode the objects; nothing is cached."""

@@ -86,7 +86,17 @@ def write_voc(folder: Path) -> Path:
     return folder
 
 
+def write_stacks(folder: Path) -> Path:
+    labels = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
+    masks = np.zeros((2, 23, 31, 6))
+    masks[0, :, :, 0], masks[1, :, :, 3] = labels, labels
+    np.save(folder / "masks.npy", masks)
+    np.save(folder / "images.npy", np.zeros((2, 23, 31, 3)))
+    return folder
+
+
 EXAMPLES = {
+    "npy_stacks": write_stacks,
     "nuinsseg": write_case("nuinsseg"),
     "ctc": write_case("ctc"),
     "inst_maps": write_case("consep"),

@@ -22,6 +22,7 @@ from cellwright.data.formats.inst_maps import InstanceMaps
 from cellwright.data.formats.label_images import LabelFolder, LabelImages, NuInsSeg
 from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
+from cellwright.data.formats.npy_stacks import NpyStacks
 from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
@@ -56,6 +57,7 @@ FORMATS: dict[str, Format] = {
     "ctc": CellTrackingChallenge(),
     "voc": Voc(),
     "inst_maps": InstanceMaps(),
+    "npy_stacks": NpyStacks(),
     "label_images": LabelImages(),
     "label_folder": LabelFolder(),
     "xml_outlines": XmlOutlines(),

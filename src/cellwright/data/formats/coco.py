@@ -432,6 +432,10 @@ def _image_records(dataset: Dataset, json_path: Path, options: WriteOptions) -> 
         if options.copy_images and sample.image_path is not None:
             (target,) = copy_image(sample, output_path(json_path.parent / "images", sample.id, ""))
             copies.append(target)
+        if sample.image_path is None and sample.pixels is not None:
+            target = output_path(json_path.parent / "images", sample.id, ".tif")
+            write_pixels(target, sample.pixels())
+            copies.append(target)
         record = {
             "id": number,
             "file_name": _relative(target, json_path.parent) if target is not None else f"{sample.id}",
@@ -448,6 +452,15 @@ def _image_records(dataset: Dataset, json_path: Path, options: WriteOptions) -> 
         }
         records.append(record | {key: value for key, value in optional.items() if value is not None})
     return records, copies
+
+
+def write_pixels(path: Path, pixels: np.ndarray) -> None:
+    """Write an image (H, W, C) as TIFF, atomically."""
+    import tifffile
+
+    photometric = "rgb" if pixels.shape[2] == 3 else "minisblack"
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(temporary, pixels, photometric=photometric, compression="zlib", metadata=None)
 
 
 def _relative(image: Path, folder: Path) -> str:
