@@ -29,9 +29,14 @@ def convert(tmp_path, capsys):
         out = tmp_path / "converted"
         code = run("data", "convert", *words, "--out", out)
         printed = capsys.readouterr()
-        return code, printed.out + printed.err, out
+        return code, flat(printed.out + printed.err), out
 
     return convert
+
+
+def flat(printed: str) -> str:
+    """What was printed, without line breaks."""
+    return " ".join(printed.split())
 
 
 def areas(out: Path) -> list[list[int]]:
@@ -137,7 +142,7 @@ SAID = {
     "24 null outlines": (some({"segmentation": None}), 7, 0, "2 of 9 objects have a box but no outline"),
     "25 only two points": (some({"segmentation": [[1, 2, 3, 4]]}), 7, 0, "2 of 9 objects have a box but no outline"),
     "67 some empty": (some({"segmentation": [], "bbox": []}), 7, 0, "2 annotations with neither outline nor box"),
-    "22 a grouping category": (document(categories=GROUPING), 9, 0, "category cells-ab was left out"),
+    "22 a grouping category": (document(categories=GROUPING), 9, 0, "category cells-ab was skipped"),
     "27 scores": (with_scores(), 9, 0, "the objects have scores and were read as predictions"),
     "boxes as outlines": (with_segmentations(RECTANGLES), 9, 0, "all 9 outlines are upright rectangles"),
 }  # fmt: skip
@@ -323,7 +328,7 @@ def test_splits_of_file_names_equal_image_names_and_a_split_without_annotations(
         ("train/img", "train"),
         ("val/img", "val"),
     ]
-    assert "annotations/test.json was left out" in printed
+    assert "annotations/test.json was skipped" in printed
     for sample in cw.read_dataset(out):
         assert sample.image_path is not None
         assert sample.image_path.parent.name == sample.split
@@ -437,7 +442,7 @@ def test_an_image_and_its_annotation_as_two_sources(convert, tmp_path):
     code, printed, out = convert("--overwrite", tmp_path / "photo.png", tmp_path / "other name_masks.tif")
     assert code == 0, printed
     assert areas(out) == [AREAS]
-    assert "paired with photo.png, the only image, although their names differ" in printed.replace("\n", " ")
+    assert "paired with photo.png, the only image, although their names differ" in printed
 
 
 def test_65_ome_tif_is_one_suffix(convert, tmp_path):
@@ -473,9 +478,14 @@ def test_walk_lists_every_folder_once(tmp_path):
 # --- labelme and YOLO -----------------------------------------------------------------------------------------------
 
 
+def shapes(image: str) -> dict[str, Any]:
+    """The file of labelme for the field."""
+    drawn = [{"label": "n", "points": pairs(outline), "shape_type": "polygon"} for outline in outlines()]
+    return {"shapes": drawn, "imagePath": image, "imageData": None, "imageHeight": 96, "imageWidth": 128}
+
+
 def test_49_labelme(convert, tmp_path):
-    shapes = [{"label": "n", "points": pairs(outline), "shape_type": "polygon"} for outline in outlines()]
-    save(tmp_path / "in", {"shapes": shapes, "imagePath": "img.png", "imageHeight": 96, "imageWidth": 128})
+    save(tmp_path / "in", shapes("img.png"))
     code, printed, out = convert(tmp_path / "in")
     assert code == 0, printed
     assert cw.read_dataset(out).class_names == ("n",)
@@ -508,7 +518,41 @@ def test_objects_without_a_pixel_are_left_out_with_a_count(convert, tmp_path):
     code, printed, out = convert(save(tmp_path, some({"segmentation": speck})))
     assert code == 0, printed
     assert areas(out) == [AREAS[2:]]
-    assert "left out 2 objects without a pixel" in printed
+    assert "skipped 2 objects without a pixel" in printed
     code, printed, _ = convert("--overwrite", save(tmp_path, each({"segmentation": speck})))
     assert code == 2
     assert "no image of this source has an object" in printed
+
+
+# --- what is passed over --------------------------------------------------------------------------------------------
+
+
+def test_51_files_that_are_not_read_are_counted(convert, tmp_path, capsys):
+    save(tmp_path / "in", "", "notes.txt", "a.png")
+    for name in ("b.czi", "c.lif", "d.nd2", "e.svs", "f.zarr/.zarray"):
+        save(tmp_path / "in", "x", name, None)
+    shutil.copy(FIELD / "img.png", tmp_path / "in" / "my_overlay.png")
+    said = "6 files were not read: 1 .czi, 1 .lif, 1 .nd2, 1 .svs, 1 .zarr, 1 named like an output of cellwright"
+    out = tmp_path / "predictions"
+    assert run("predict", tmp_path / "in", "--model", "classical", "--out", out, "--dry-run") == 0
+    assert said in flat(capsys.readouterr().err)
+    code, printed, _ = convert(tmp_path / "in", "--no-objects")
+    assert code == 0
+    assert said in printed
+    save(tmp_path / "in", shapes("a.png"), "a.json", "a.png")
+    for verb in ("convert", "info", "check"):
+        words = ("--out", tmp_path / "again") if verb == "convert" else ()
+        run("data", verb, tmp_path / "in", *words)
+        printed = capsys.readouterr()
+        assert "5 files were not read: 1 .czi" in flat(printed.out + printed.err), verb
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelme"])
+def test_50_images_without_annotation_are_counted(kind, convert, tmp_path):
+    save(tmp_path / "in", document() if kind == "coco" else shapes("img.png"))
+    for k in range(4):
+        shutil.copy(FIELD / "img.png", tmp_path / "in" / f"x{k}.png")
+    code, printed, out = convert(tmp_path / "in")
+    assert code == 0, printed
+    assert len(cw.read_dataset(out)) == 1
+    assert "4 images next to annotated ones have no annotation and were skipped, such as x0.png" in printed

@@ -121,7 +121,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     dataset, counts = _counted(dataset)
     FORMATS["coco"].write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
     if n_omitted := sum(omitted for _, omitted in counts.values()):
-        screen.note(f"left out {count(n_omitted, 'object')} without a pixel")
+        screen.note(f"skipped {count(n_omitted, 'object')} without a pixel")
     n_empty = sum(n == 0 for n, _ in counts.values())
     if n_empty:
         screen.note(f"without objects: {n_empty:,} of {count(len(dataset), 'image')}")

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from cellwright.api.convert import summary_line
 from cellwright.api.read import of_split, read_annotations
 from cellwright.core.dataset import Dataset
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
@@ -38,6 +39,8 @@ def run(plan: InfoPlan, screen: ProgressReporter = SILENT) -> Table:
     from cellwright.data.info import describe_dataset
 
     dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
+    for line in summarise(dataset.notes):
+        screen.note(line)
     rows = describe_dataset(dataset, track=screen.track).rows()
     return Table(summary_line(dataset), ("what", "value"), [*rows, *_of_images(dataset)])
 

@@ -20,9 +20,11 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.images.channels import ChannelChoice
+from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.tiff import Plane
 from cellwright.data.views import parse_views
@@ -122,6 +124,8 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
     folder = PredictionFolder(plan.out, job, pictures(model.class_names), overwrite=plan.overwrite)
     reporter.note(_announcement(plan, len(job.sources)))
+    for line in summarise(_passed_over(plan.sources)):
+        reporter.note(line)
     for note in model_notes(model, members, plan.views):
         reporter.note(note)
     if dry_run:
@@ -235,6 +239,12 @@ def _job(
         save=save,
         info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
     )
+
+
+def _passed_over(paths: Sequence[Path]) -> list[Note]:
+    """Notes about images in the folders that are not read."""
+    notes = [passed_over_note(path) for path in paths if path.is_dir() and not is_dataset(path)]
+    return [note for note in notes if note is not None]
 
 
 def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:

@@ -61,7 +61,8 @@ def walk(
 ) -> Iterator[Path]:
     """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
 
-    Linked folders are followed, after the real ones and unless that leads to a folder that was listed before.
+    Zarr arrays, which are folders of many files, are skipped. Linked folders are followed, after the real ones and
+    unless that leads to a folder that was listed before.
     per_folder: yield at most this many files per folder. A folder that cannot be listed raises `InputError`, or is
     skipped if ``skip_unreadable``.
     """
@@ -85,7 +86,7 @@ def walk(
         visible = [entry for entry in entries if not is_hidden(entry.name)]
         yield from islice((entry for entry in visible if entry.is_file()), per_folder)
         if depth > 0:
-            folders = [entry for entry in visible if entry.is_dir()]
+            folders = [entry for entry in visible if entry.is_dir() and entry.suffix.lower() != ".zarr"]
             links += [(entry, depth - 1) for entry in folders if entry.is_symlink()]
             pending += [(entry, depth - 1) for entry in reversed(folders) if not entry.is_symlink()]
 

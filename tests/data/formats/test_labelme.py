@@ -92,8 +92,8 @@ def test_shapes_without_an_area_are_counted(tmp_path):
     dataset = LabelMe().read(save(tmp_path, shapes), ReadOptions())
     assert len(dataset[0].read_instances()) == 1
     assert [note.text for note in dataset.notes] == [
-        "left out 1 rectangle, since the outline of a cell cannot be made from its box",
-        "left out 3 shapes without an area: 1 linestrip, 1 point, 1 polygon",
+        "skipped 1 rectangle, since the outline of a cell cannot be made from its box",
+        "skipped 3 shapes without an area: 1 linestrip, 1 point, 1 polygon",
     ]
 
 

@@ -103,7 +103,7 @@ def test_boxes_are_left_out_with_a_count_and_refused_alone(tmp_path):
     save(tmp_path / "some", {"labels/a.txt": TRIANGLE + "0 .5 .5 .2 .2\n"})
     dataset = read_dataset(tmp_path / "some")
     assert len(dataset[0].read_instances()) == 1
-    assert dataset.notes[0].text == "1 of 2 objects have a box but no outline and were left out"
+    assert dataset.notes[0].text == "1 of 2 objects have a box but no outline and were skipped"
     save(tmp_path / "all", {"labels/a.txt": "0 .5 .5 .2 .2\n" * 3})
     with pytest.raises(FormatError, match=r"boxes without outlines(.|\n)*got: 3 lines"):
         read_dataset(tmp_path / "all")

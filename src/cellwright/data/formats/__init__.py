@@ -5,10 +5,12 @@ Each format is a class in a file of its own and one line in ``FORMATS``; see `Fo
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
+from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder
@@ -24,11 +26,13 @@ from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.npy_stacks import NpyStacks
 from cellwright.data.formats.orientation import follow_orientation
+from cellwright.data.formats.paths import unannotated_note
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.voc import Voc
 from cellwright.data.formats.xml_outlines import XmlOutlines
 from cellwright.data.formats.yolo_seg import YoloSeg
+from cellwright.data.images.passed_over import passed_over_note, vendor_kinds
 
 __all__ = [
     "DEFAULT_CLASS",
@@ -67,6 +71,9 @@ FORMATS: dict[str, Format] = {
     "yolo_seg": YoloSeg(),
     "image_folder": ImageFolder(),
 }
+
+# Formats in which images without annotation beside annotated ones can be told (others do so themselves).
+_ONE_ANNOTATION_PER_IMAGE = ("coco", "labelme", "yolo_seg", "geojson", "imagej_roi", "xml_outlines", "voc", "rle_csv")
 
 # How many entries of a folder an error message names.
 SHOWN_ENTRIES = 8
@@ -141,7 +148,8 @@ def read_dataset(
     reader = sniff(path) if format is None else get_format(format)
     if format is None and reader.name == "image_folder" and not options.no_objects:
         raise no_annotations(path)
-    return follow_orientation(reader.read(path, options), quiet=is_own_folder(path))
+    dataset = follow_orientation(reader.read(path, options), quiet=is_own_folder(path))
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *_passed_over(dataset, path)))
 
 
 def require_annotations(dataset: Dataset, path: Path, options: ReadOptions) -> Dataset:
@@ -178,6 +186,16 @@ def no_annotations(path: Path) -> InputError:
         remedy="save the annotations in one of these formats, or choose one with `format`; to read images without "
         "objects, convert them with `no_objects=True`",
     )
+
+
+def _passed_over(dataset: Dataset, path: Path) -> list[Note]:
+    """Notes about images in the source that were not read."""
+    if not path.is_dir() or is_own_folder(path):
+        return []
+    note = passed_over_note(path, None if dataset.info.get("format") == "image_folder" else vendor_kinds())
+    has_pairs = dataset.info.get("format") in _ONE_ANNOTATION_PER_IMAGE
+    bare = unannotated_note(dataset) if has_pairs else None
+    return [found for found in (note, bare) if found is not None]
 
 
 def _contents(path: Path) -> str:

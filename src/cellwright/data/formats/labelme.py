@@ -4,8 +4,8 @@
 |---|---|
 | polygon, circle, rotation, mask | an object; pixels whose centre is inside belong to it |
 | several with one label and one group_id | one object in several parts |
-| rectangle | left out with a count, as a box is no outline; refused if there is nothing else |
-| point, line, linestrip and others | left out with a count |
+| rectangle | skipped with a count, as a box is no outline; refused if there is nothing else |
+| point, line, linestrip and others | skipped with a count |
 
 The label is the class. As in labelme's own converters, ``__ignore__`` makes a region that does not count in evaluation,
 and ``_background_`` is no object.
@@ -115,12 +115,12 @@ def _check_outlines(labels: Counter[str], passed: Counter[str], path: Path) -> N
 def _passed_notes(passed: Counter[str]) -> list[Note]:
     notes = []
     if n := passed.pop("rectangle", 0):
-        text = f"left out {count(n, 'rectangle')}, since the outline of a cell cannot be made from its box"
-        notes.append(Note("rectangles were left out", text))
+        text = f"skipped {count(n, 'rectangle')}, since the outline of a cell cannot be made from its box"
+        notes.append(Note("rectangles were skipped", text))
     if passed:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(passed.items()))
-        text = f"left out {count(sum(passed.values()), 'shape')} without an area: {kinds}"
-        notes.append(Note("shapes without an area were left out", text))
+        text = f"skipped {count(sum(passed.values()), 'shape')} without an area: {kinds}"
+        notes.append(Note("shapes without an area were skipped", text))
     return notes
 
 

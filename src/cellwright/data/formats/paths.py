@@ -16,7 +16,7 @@ from cellwright.core.files import atomic_path, first_bytes, plain_suffix, stem_o
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
-from cellwright.data.images.read import IMAGE_SUFFIXES, image_header, is_own_output
+from cellwright.data.images.read import IMAGE_SUFFIXES, image_header, is_image_name, is_own_output
 
 __all__ = [
     "AnnotatedImage",
@@ -35,6 +35,7 @@ __all__ = [
     "root_of",
     "split_ids",
     "split_named",
+    "unannotated_note",
     "walk",
 ]
 
@@ -189,7 +190,7 @@ class ImageIndex:
         self._by_name: dict[str, list[Path]] = {}
         self._by_stem: dict[str, list[Path]] = {}
         for file in files:
-            if file.suffix.lower() not in IMAGE_SUFFIXES or is_own_output(file.name):
+            if not is_image_name(file.name) or is_own_output(file.name):
                 continue
             self._by_name.setdefault(folded(file.name), []).append(file)
             for stem in {folded(file.stem), folded(stem_of(file))}:
@@ -473,6 +474,25 @@ def _check_sizes(
         expected="equal sizes",
         remedy="pair the annotation with the image it was made on" + (", or correct the annotation" if swapped else ""),
     )
+
+
+def unannotated_note(dataset: Dataset) -> Note | None:
+    """One line about images next to annotated ones that have no annotation; None if there are none."""
+    used = {sample.image_path.resolve() for sample in dataset if sample.image_path is not None}
+    folders = {sample.image_path.parent for sample in dataset if sample.image_path is not None}
+    bare = [
+        file
+        for folder in sorted(folders)
+        for file in walk(folder, 0, skip_unreadable=True)
+        if _is_plain_image(file) and not is_own_output(file.name) and file.resolve() not in used
+    ]
+    if not bare:
+        return None
+    text = (
+        f"{count(len(bare), 'image')} next to annotated ones {'has' if len(bare) == 1 else 'have'} no annotation and "
+        f"{'was' if len(bare) == 1 else 'were'} skipped, such as {bare[0].name}"
+    )
+    return Note("images without annotation were skipped", text)
 
 
 def output_path(out: Path, sample_id: str, ending: str) -> Path:

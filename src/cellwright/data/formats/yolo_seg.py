@@ -4,7 +4,7 @@
     images/train/x.png   labels/train/x.txt        or        train/images/x.png   train/labels/x.txt
 
 A line is one object: its class number, then x y x y ... as fractions of the width and height, then a score if it is a
-prediction. A line of four numbers after the class is a box, which is left out with a count; a source of boxes only is
+prediction. A line of four numbers after the class is a box, which is skipped with a count; a source of boxes only is
 refused. An image without a label file is not annotated, while an empty file says that it has no objects.
 
 Written lines trace the edges of pixels, so that the masks are the same to the pixel when they are read again. Holes and
@@ -314,8 +314,8 @@ class Facts:
     def notes(self) -> list[Note]:
         notes = []
         if self.n_boxes:
-            text = f"{self.n_boxes} of {count(self.n, 'object')} have a box but no outline and were left out"
-            notes.append(Note("objects with a box but no outline were left out", text))
+            text = f"{self.n_boxes} of {count(self.n, 'object')} have a box but no outline and were skipped"
+            notes.append(Note("objects with a box but no outline were skipped", text))
         if self.n_quadrilaterals >= _MANY and self.n_quadrilaterals == self.n - self.n_boxes:
             text = f"all {count(self.n_quadrilaterals, 'outline')} have 4 vertices: are they boxes (YOLO OBB)?"
             notes.append(Note("all outlines have 4 vertices", text))

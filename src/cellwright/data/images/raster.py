@@ -155,7 +155,11 @@ def read_file(path: Path | str) -> bytes:
 def not_an_image(path: Path, known: frozenset[str]) -> InputError:
     """The error for a file that has not the suffix of an image."""
     expected = ", ".join(sorted(known))
-    return InputError("this is not an image file", where=path, got=path.suffix or "no suffix", expected=expected)
+    from cellwright.data.images.vendor import advice
+
+    remedy = advice(path.suffix.lower()) or None
+    got = path.suffix or "no suffix"
+    return InputError("this is not an image file", where=path, got=got, expected=expected, remedy=remedy)
 
 
 def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> tuple[np.ndarray, tuple[Note, ...]]:

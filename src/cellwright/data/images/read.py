@@ -16,8 +16,10 @@ from cellwright.core.files import walk
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
+from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.tiff import Choice, Plane, read_tiff, read_tiff_header
+from cellwright.data.images.vendor import PLUGINS, is_readable, read_vendor, read_vendor_header
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
@@ -69,6 +71,8 @@ def read_image(
     path = Path(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         image = read_tiff(path, Choice(z, t, series, channel is not None))
+    elif path.suffix.lower() in PLUGINS:
+        image = read_vendor(path, Choice(z, t, series, channel is not None))
     elif path.suffix.lower() in RASTER_SUFFIXES:
         _check_no_stack(path, z, t, series)
         image = read_raster(path)
@@ -82,8 +86,9 @@ def read_image(
 def image_header(path: Path | str) -> ImageHeader:
     """Size, channels and bit depth from the header of a file. Raises `InputError` or `FormatError` that names it."""
     path = Path(path)
-    if path.suffix.lower() in TIFF_SUFFIXES:
-        tiff = read_tiff_header(path, Choice())
+    if path.suffix.lower() in (*TIFF_SUFFIXES, *PLUGINS):
+        is_tiff = path.suffix.lower() in TIFF_SUFFIXES
+        tiff = read_tiff_header(path, Choice()) if is_tiff else read_vendor_header(path, Choice())
         return ImageHeader(tiff.image_hw, tiff.n_channels, tiff.bits)
     if path.suffix.lower() not in RASTER_SUFFIXES:
         raise not_an_image(path, IMAGE_SUFFIXES)
@@ -121,13 +126,15 @@ def find_images(path: Path | str) -> list[Path]:
     images = sorted(file for file in walk(path) if is_image_name(file.name) and not is_own_output(file.name))
     if not images:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError("this folder has no images", where=path, expected=f"files ending in {known}")
+        note = passed_over_note(path)
+        expected = f"files ending in {known}"
+        raise InputError("this folder has no images", where=path, got=note and note.text, expected=expected)
     return images
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has the suffix of an image."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    """Whether a file name has the suffix of an image that can be read (with bioio, those of vendors too)."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES or is_readable(name)
 
 
 def is_own_output(name: str) -> bool:

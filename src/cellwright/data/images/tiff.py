@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -68,7 +68,7 @@ def read_tiff_header(path: Path, choice: Choice) -> TiffHeader:
 
     with open_tiff(path) as tif:
         try:
-            image, _ = _chosen_image(images_of(tif, path, merge_pages=choice.series is None), choice, path)
+            image, _ = chosen_image(images_of(tif, path, merge_pages=choice.series is None), choice, path)
             names = _meaning(image, tif, path).names
         except InputError:
             raise
@@ -88,28 +88,38 @@ def read_tiff(path: Path, choice: Choice) -> Image:
     with open_tiff(path) as tif:
         try:
             images = images_of(tif, path, merge_pages=choice.series is None)
-            image, notes = _chosen_image(images, choice, path)
-            image = _with_page_channels(image, choice)
-            planes = _chosen_planes(image, choice, path)
-            check_plausible(
-                float(image.n_planes) * math.prod(image.image_hw) * image.samples * image.dtype.itemsize, path
-            )
-            meaning = _meaning(image, tif, path)
-            data = _pixels(image, planes, choice, meaning, path)
-        except (InputError, UsageError):
+        except InputError:
             raise
-        except Exception as error:  # tifffile and its codecs raise many types for damaged files
+        except Exception as error:  # as in `read_chosen`
             raise damaged_image(path, error) from error
-        data, rounded = supported_dtype(data, path)
-        names = _channel_names(image, meaning.names)
-        all_notes = (*notes, *image.notes, *meaning.notes, *rounded)
-        return Image(data, names, image.pixel_size_um, str(path), with_where(all_notes, str(path)))
+        return read_chosen(images, choice, path, lambda image: _meaning(image, tif, path))
+
+
+def read_chosen(
+    images: Sequence[TiffImage], choice: Choice, path: Path, meaning_of: Callable[[TiffImage], Meaning]
+) -> Image:
+    """The image of a file that is meant, decoded; see `read_tiff`. meaning_of: what its numbers mean."""
+    try:
+        image, notes = chosen_image(images, choice, path)
+        image = _with_page_channels(image, choice)
+        planes = _chosen_planes(image, choice, path)
+        check_plausible(float(image.n_planes) * math.prod(image.image_hw) * image.samples * image.dtype.itemsize, path)
+        meaning = meaning_of(image)
+        data = _pixels(image, planes, choice, meaning, path)
+    except (InputError, UsageError):
+        raise
+    except Exception as error:  # tifffile and its codecs raise many types for damaged files
+        raise damaged_image(path, error) from error
+    data, rounded = supported_dtype(data, path)
+    names = _channel_names(image, meaning.names)
+    all_notes = (*notes, *image.notes, *meaning.notes, *rounded)
+    return Image(data, names, image.pixel_size_um, str(path), with_where(all_notes, str(path)))
 
 
 # --- which image and planes -----------------------------------------------------------------------------------------
 
 
-def _chosen_image(images: Sequence[TiffImage], choice: Choice, path: Path) -> tuple[TiffImage, tuple[Note, ...]]:
+def chosen_image(images: Sequence[TiffImage], choice: Choice, path: Path) -> tuple[TiffImage, tuple[Note, ...]]:
     """The image that is meant: the one chosen, the only one that is no thumbnail, or the full size of a pyramid."""
     if not images:
         raise FormatError("this TIFF has no pixels", where=path, remedy="save it again, or remove it")
@@ -244,7 +254,7 @@ def _size(image: TiffImage) -> str:
 
 
 @dataclass(frozen=True)
-class _Meaning:
+class Meaning:
     """How stored values become pixels, and the names of the samples of one plane after that."""
 
     convert: Literal["", "invert", "palette", "cmyk"]
@@ -254,7 +264,7 @@ class _Meaning:
     notes: tuple[Note, ...] = ()
 
 
-def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> _Meaning:
+def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meaning:
     """What the tags of a page say about its numbers. Raises `FormatError` for colour spaces that cannot be read."""
     page, samples = image.keyframe, image.samples
     photometric, notes = int(page.photometric), (*_orientation_note(page), *_sparse_note(page))
@@ -265,20 +275,20 @@ def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> _Meaning:
         colours = np.asarray(page.colormap).T
         colours = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
         if tif.is_ome or page.dtype not in (np.uint8, np.uint16) or len(colours) > 256:
-            return _Meaning("", ("grey",), notes=notes)
+            return Meaning("", ("grey",), notes=notes)
         more = apply_palette(np.zeros((1, 1), np.uint8), colours)[1]
         names = CHANNEL_NAMES[3 if shows_colours(colours) else 1]
-        return _Meaning("palette", names, colours=colours, notes=(*notes, *more))
+        return Meaning("palette", names, colours=colours, notes=(*notes, *more))
     # ImageJ writes this for a lookup table, and tifffile for every bool array: there it says nothing about the numbers.
     by_habit = tif.is_imagej or (tif.is_shaped and page.dtype == bool)
     if photometric == MIN_IS_WHITE and samples == 1 and not by_habit and page.dtype.kind in "bu":
         bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
-        return _Meaning("invert", ("grey",), bits=bits, notes=notes)
+        return Meaning("invert", ("grey",), bits=bits, notes=notes)
     if photometric == SEPARATED and samples >= 4 and _tag(page, "InkSet", 1) == 1:
-        return _Meaning("cmyk", ("R", "G", "B"), notes=notes)
+        return Meaning("cmyk", ("R", "G", "B"), notes=notes)
     is_rgb = photometric in (RGB, YCBCR) and samples >= 3
     names, more = _sample_names(samples, 3 if is_rgb else 1, tuple(map(int, page.extrasamples)))
-    return _Meaning("", names, notes=(*notes, *more))
+    return Meaning("", names, notes=(*notes, *more))
 
 
 def _sample_names(samples: int, n_colours: int, extra: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[Note, ...]]:
@@ -297,7 +307,7 @@ def _sample_names(samples: int, n_colours: int, extra: tuple[int, ...]) -> tuple
 
 
 def _pixels(
-    image: TiffImage, planes: dict[str, Sequence[int]], choice: Choice, meaning: _Meaning, path: Path
+    image: TiffImage, planes: dict[str, Sequence[int]], choice: Choice, meaning: Meaning, path: Path
 ) -> np.ndarray:
     """(H, W, C) of the chosen planes, in the dtype of the file unless they are averaged."""
     stack = "Q" if image.extent("Q") > 1 else "Z"
@@ -309,7 +319,7 @@ def _pixels(
     return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=2)
 
 
-def _plane(image: TiffImage, at: dict[str, int], meaning: _Meaning, path: Path) -> np.ndarray:
+def _plane(image: TiffImage, at: dict[str, int], meaning: Meaning, path: Path) -> np.ndarray:
     stored = image.plane({"Q": 0, "Z": 0, **at})
     if stored is None:
         number = ", ".join(f"{axis} {n}" for axis, n in at.items() if image.extent(axis) > 1) or "the only one"

@@ -1,0 +1,77 @@
+"""Files that look like images and are not read, so that nobody takes a part of a folder for the whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from cellwright.core.notes import Note
+from cellwright.core.text import count
+from cellwright.data.images.vendor import CONVERTED, PLUGINS, SLIDES, advice, has_bioio
+
+OUTPUT = "named like an output of cellwright"
+HIDDEN = "hidden"
+_MAX_ENTRIES = 200_000
+
+
+def files_passed_over(root: Path) -> dict[Path, str]:
+    """Images below ``root`` that are not read, and why: a suffix, `OUTPUT` or `HIDDEN`."""
+    from cellwright.data.images.read import IMAGE_SUFFIXES, is_own_output
+
+    found: dict[Path, str] = {}
+    for entry in _entries(root):
+        suffix, hidden = entry.suffix.lower(), entry.name.startswith(".")
+        is_vendor = suffix in SLIDES or suffix in CONVERTED or (suffix in PLUGINS and not has_bioio())
+        if suffix == ".zarr" or (is_vendor and not hidden and entry.is_file()):
+            found[entry] = suffix
+        elif suffix in IMAGE_SUFFIXES and entry.is_file() and not entry.name.startswith("._"):
+            if hidden:
+                found[entry] = HIDDEN
+            elif is_own_output(entry.name):
+                found[entry] = OUTPUT
+    return found
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    """Files and Zarr folders below ``root``; not those in hidden folders and in outputs of cellwright."""
+    from cellwright.core.files import walk
+
+    for folder in {root, *(file.parent for file in walk(root, skip_unreadable=True))}:
+        try:
+            entries = sorted(folder.iterdir())[:_MAX_ENTRIES]
+        except OSError:
+            continue
+        if any((folder / name).is_file() for name in ("dataset.json", "predictions.json")):
+            continue
+        yield from (entry for entry in entries if entry.is_file() or entry.suffix.lower() == ".zarr")
+
+
+def passed_over_note(root: Path, kinds: Collection[str] | None = None) -> Note | None:
+    """One line about the images in a folder that are not read; None if there are none.
+
+    kinds: those to count; None counts all. "6 files were not read: 1 .czi, 4 .svs, 1 hidden; for .czi: ...".
+    """
+    found = {file: why for file, why in files_passed_over(root).items() if kinds is None or why in kinds}
+    if not found:
+        return None
+    counts = Counter(found.values())
+    parts = [f"{n} {why}" + _example(found, why) for why, n in sorted(counts.items())]
+    hints = Counter(advice(why) for why in sorted(counts) if advice(why))
+    by_hint = {hint: [why for why in sorted(counts) if advice(why) == hint] for hint in hints}
+    advised = [f"for {', '.join(suffixes)}: {hint}" for hint, suffixes in by_hint.items()]
+    verb = "was" if len(found) == 1 else "were"
+    text = "; ".join(
+        [f"{count(len(found), 'file')} {verb} not read: {', '.join(parts)}", *advised, "see docs/formats.md"]
+    )
+    return Note("files were not read", text, root.name or str(root))
+
+
+def vendor_kinds() -> Sequence[str]:
+    """The suffixes of vendors' images and other formats that are not read."""
+    return sorted({*SLIDES, *CONVERTED, *PLUGINS})
+
+
+def _example(found: dict[Path, str], why: str) -> str:
+    names = [file.name for file, reason in found.items() if reason == why]
+    return "" if why.startswith(".") else f" ({names[0]}{', ...' if len(names) > 1 else ''})"
