@@ -57,7 +57,9 @@ def squares(image_hw) -> Instances:
 PICTURES = Pictures(
     overlay=lambda image, cells: np.full((*image.image_hw, 3), len(cells), np.uint8),
     thumbnail=lambda image, cells: np.full((*image.image_hw, 3), 100 + len(cells), np.uint8),
-    sheet=lambda tiles: np.full((10 * len(tiles), 10, 3), 7, np.uint8),
+    sheet=lambda tiles, title: np.full((10 * len(tiles), len(title), 3), 7, np.uint8),
+    plate=lambda tiles, title: np.full((10 * len(tiles), len(title), 3), 7, np.uint8),
+    counts=lambda names, counts, classes: np.full((len(names), 10 * len(classes), 3), int(counts.sum()), np.uint8),
 )
 
 
@@ -78,10 +80,10 @@ def job_for(sources, **changes) -> Job:
     return Job(tuple(sources), ("round", "long"), **{**facts, **changes})
 
 
-def run(job, out, segmenter=None, *, overwrite=False, pictures=PICTURES, fail_fast=False):
+def run(job, out, segmenter=None, *, overwrite=False, pictures=PICTURES, **options):
     predictor = FilteredPredictor(Capped(segmenter or Squares()), job.options)
     folder = PredictionFolder(out, job, pictures, overwrite=overwrite)
-    return predict_into(folder, predictor, fail_fast=fail_fast)
+    return predict_into(folder, predictor, **options)
 
 
 def is_complete(folder: Path) -> bool:
@@ -107,6 +109,7 @@ def test_the_folder_contains_the_documented_files(images, tmp_path):
     endings = ("_masks.tif", "_overlay.png", ".geojson", "_rois.zip", "_measurements.csv")
     outputs = [f"{stem}{ending}" for stem in ("a.png", "a.tif", "deep/b") for ending in endings]
     shared = ["contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
+    shared += ["counts.png", "measurements.csv"]
     assert set(files_in(out)) - {"predictions.index"} == {*outputs, *shared}
     assert (out / "recipe.yaml").read_text() == "name: test\n"
     assert rows(out / "failures.csv") == []
@@ -140,7 +143,9 @@ def test_labels_are_the_ids_and_the_higher_score_wins_where_objects_overlap(imag
 
 def test_options_are_applied_and_a_cap_is_shown(images, tmp_path):
     captions = []
-    pictures = replace(PICTURES, sheet=lambda tiles: (captions.extend(t for t, _ in tiles), PICTURES.sheet(tiles))[1])
+    pictures = replace(
+        PICTURES, sheet=lambda tiles, title: (captions.extend(t for t, _ in tiles), PICTURES.sheet(tiles, title))[1]
+    )
     job = job_for(sources_of_paths([images / "a.png"]), options=PredictOptions(max_objects=1))
     report = run(job, tmp_path / "p", pictures=pictures)
     assert report.n_objects == 1
@@ -219,9 +224,10 @@ def test_a_resumed_job_writes_the_same_files(images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(job, torn, Squares(stop_at=1))
     assert not is_complete(torn)
-    rest = Squares()
-    report = run(job, torn, rest)
+    rest, totals = Squares(), []
+    report = run(job, torn, rest, track=lambda items, what, total: (totals.append(total), items)[1])
     assert rest.names == ["a.tif", "b.png"]
+    assert totals == [2]  # so that the remaining time shown is right
     assert report.n_resumed == 1
     assert files_in(whole) == files_in(torn)
     for name in files_in(whole):
@@ -300,7 +306,7 @@ def test_equal_names_in_two_folders_get_different_ids(tmp_path):
         Pillow.new("L", (4, 4)).save(tmp_path / name / "x.png")
     ids = [source.id for source in sources_of_paths([tmp_path / "one", tmp_path / "two"])]
     assert ids == ["one/x", "two/x"]
-    with pytest.raises(UsageError, match="same outputs"):
+    with pytest.raises(UsageError, match="same output files"):
         sources_of_paths([tmp_path / "one" / "x.png", tmp_path / "two" / "x.png"])
 
 

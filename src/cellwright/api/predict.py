@@ -263,16 +263,23 @@ def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:
 
 def pictures(class_names: Sequence[str]) -> Pictures:
     """How the pictures of a prediction folder are drawn."""
-    from cellwright.report.draw import contact_sheet, draw_overlay
+    from cellwright.report.colours import class_styles
+    from cellwright.report.draw import contact_sheet, draw_overlay, draw_picture
+    from cellwright.report.plate import draw_counts, draw_plate
 
     def overlay(image: Image, instances: Instances) -> np.ndarray:
-        return draw_overlay(image, instances, class_names=class_names)
+        caption = "" if image.path is None else Path(image.path).name
+        return draw_picture(image, instances, class_names=class_names, caption=caption)
 
     def thumbnail(image: Image, instances: Instances) -> np.ndarray:
         outline_px = max(round(max(image.image_hw) / 400), 1)
         return draw_overlay(image, instances, class_names=class_names, outline_px=outline_px, legend=False)
 
-    return Pictures(overlay=overlay, thumbnail=thumbnail, sheet=contact_sheet)
+    def sheet(tiles: Sequence[tuple[str, np.ndarray]], title: str) -> np.ndarray:
+        styles = class_styles(tuple(class_names)) if len(class_names) > 1 else ()
+        return contact_sheet(tiles, title=title, styles=styles)
+
+    return Pictures(overlay=overlay, thumbnail=thumbnail, sheet=sheet, plate=draw_plate, counts=draw_counts)
 
 
 def files_written(out: Path, save: Sequence[Save]) -> str:

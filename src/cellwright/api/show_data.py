@@ -74,8 +74,9 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
     """One tile per image, with its objects outlined."""
     import cv2
 
+    from cellwright.prediction.summaries import evenly_chosen
     from cellwright.report.colours import class_styles
-    from cellwright.report.draw import contact_sheet, draw_overlay, evenly_chosen
+    from cellwright.report.draw import contact_sheet, draw_overlay
 
     picked = evenly_chosen(len(dataset), 24 if plan.max_images is None else plan.max_images)
     tiles = []
@@ -96,7 +97,8 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
 
 def _variant_sheet(plan: ShowPlan, dataset: Dataset, recipe: Recipe, screen: ProgressReporter) -> np.ndarray:
     """One row per image: the image, then its variants."""
-    from cellwright.report.draw import contact_sheet, evenly_chosen
+    from cellwright.prediction.summaries import evenly_chosen
+    from cellwright.report.draw import contact_sheet
 
     tiles = []
     picked = evenly_chosen(len(dataset), 6 if plan.max_images is None else plan.max_images)

@@ -2,7 +2,9 @@
 
     predictions.json   all images and objects, candidates included (COCO results with images)
     summary.csv        one row per image       failures.csv       images that could not be predicted, and why
-    recipe.yaml        the resolved recipe     contact_sheet.png  the first images with their objects
+    recipe.yaml        the resolved recipe     contact_sheet.png  up to 24 images with their objects, evenly chosen
+    measurements.csv   all objects             counts.png         the number of objects in each image
+    wells.csv          one row per well        plate.png          one image per well; both if image names contain wells
     <image id>...      files per image: see `ENDINGS`
 
 While a job runs, ``.progress/`` holds ``job.json`` (which job this is) and a small COCO file for each image that is
@@ -15,7 +17,9 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,9 +48,11 @@ from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Predictor
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.sources import Source, seen_by
+from cellwright.prediction.summaries import Well, evenly_chosen, pool_tables, well_table, wells_of
 
 PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
+MEASUREMENTS, WELLS, COUNTS, PLATE = "measurements.csv", "wells.csv", "counts.png", "plate.png"
 SCHEMA_VERSION = 1
 SHEET_TILES = 24
 _TILE_PX = 480
@@ -97,12 +103,15 @@ class Pictures:
     """How pictures are drawn; passed in, because `report` is above this package.
 
     overlay: an image and its objects -> uint8 RGB (H', W', 3). thumbnail: the same, with lines that remain visible when
-    the picture is reduced. sheet: tiles (caption, RGB) -> uint8 RGB.
+    the picture is reduced. sheet: tiles (caption, RGB) and a title -> uint8 RGB. plate: (row, column) -> tile, and a
+    title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB.
     """
 
     overlay: Callable[[Image, Instances], np.ndarray]
     thumbnail: Callable[[Image, Instances], np.ndarray]
-    sheet: Callable[[Sequence[tuple[str, np.ndarray]]], np.ndarray]
+    sheet: Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
+    plate: Callable[[Mapping[tuple[int, int], tuple[str, np.ndarray]], str], np.ndarray]
+    counts: Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,11 @@ class PredictionFolder:
         self._facts = job.facts()
         self._failures: dict[str, CellwrightError] = {}
         self._n_resumed = 0
+        ids = [source.id for source in job.sources]
+        self._wells = wells_of(ids)
+        self._on_sheet = set(evenly_chosen(len(ids), SHEET_TILES))
+        # The first image of each well is on the picture of its plate.
+        self._on_plate = set({well: k for k, well in reversed([*enumerate(self._wells or ())])}.values())
         self._state: Literal["new", "resumed", "replaced"] = self._check(overwrite)
 
     def start(self) -> None:
@@ -180,7 +194,7 @@ class PredictionFolder:
                     writers.write_rois(path, instances, measured, class_names=names)
                 case "measurements":
                     write_measurements(instances, path, image_name=source.id, image=measured, class_names=names)
-        if index < SHEET_TILES:
+        if index in self._on_sheet | self._on_plate:
             write_png(self._tile(index), _shrunk(self._pictures.thumbnail(seen, instances)))
         sample = Sample(
             id=source.id,
@@ -208,7 +222,7 @@ class PredictionFolder:
         self._failures[self.job.sources[index].id] = error
 
     def finish(self) -> FolderReport:
-        """Join the records: summary.csv, failures.csv, contact_sheet.png and, last, predictions.json."""
+        """Join the records: the tables and pictures of all images and, last, predictions.json."""
         names = self.job.class_names
         done = [index for index in range(len(self.job.sources)) if self._record(index).is_file()]
         parts = [FORMATS["coco"].read(self._record(index), ReadOptions(require_images=False)) for index in done]
@@ -222,9 +236,7 @@ class PredictionFolder:
         write_text(self.out / SUMMARY, _csv(columns, rows))
         failures = [_failure_row(name, error) for name, error in self._failures.items()]
         write_text(self.out / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
-        tiles = [(_caption(rows[k]), _read_png(self._tile(i))) for k, i in enumerate(done) if self._tile(i).is_file()]
-        if tiles:
-            write_png(self.out / CONTACT_SHEET, self._pictures.sheet(tiles))
+        self._write_overview(done, rows)
         samples = tuple(sample for part in parts for sample in part)
         threshold = self.job.options.score_threshold
         written = {sample.id: part.info["files"] for part in parts for sample in part if "files" in part.info}
@@ -237,8 +249,53 @@ class PredictionFolder:
             n_resumed=self._n_resumed,
             n_objects=sum(row["objects"] for row in rows),
             failures=tuple(self._failures.items()),
-            notes=(*_notes(rows), *_diameter_notes(rows), *summarise(notes, details=SUMMARY)),
+            notes=(*_notes(rows), *_diameter_notes(rows), *self._well_notes(), *summarise(notes, details=SUMMARY)),
         )
+
+    def _write_overview(self, done: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what concerns all images together. done: the sources with a result; rows: of the summary, for each."""
+        if not done:
+            return
+        shown = [(k, index) for k, index in enumerate(done) if index in self._on_sheet and self._tile(index).is_file()]
+        tiles = [(_caption(rows[k]), _read_png(self._tile(index))) for k, index in shown]
+        if tiles:
+            title = f"{len(tiles)} of {count(len(rows), 'image')}"
+            write_png(self.out / CONTACT_SHEET, self._pictures.sheet(tiles, title))
+        names, pooled = self.job.class_names, None
+        if "measurements" in self.job.save:
+            pooled = self.out / MEASUREMENTS
+            pool_tables([self._output(index, "measurements") for index in done], pooled)
+        if len(rows) > 1:
+            columns = [f"objects_{name}" for name in names] if len(names) > 1 else ["objects"]
+            table = np.array([[row[column] for column in columns] for row in rows], np.int64)
+            write_png(self.out / COUNTS, self._pictures.counts([row["image"] for row in rows], table, names))
+        if self._wells is not None:
+            wells = [self._wells[index] for index in done]
+            well_rows = well_table(wells, rows, pooled)
+            write_text(self.out / WELLS, well_rows.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
+            self._write_plates(done, rows, wells)
+
+    def _write_plates(self, done: Sequence[int], rows: Sequence[Mapping[str, Any]], wells: Sequence[Well]) -> None:
+        """Write plate.png, or NAME_plate.png for each of several plates."""
+        plates: dict[str, dict[tuple[int, int], tuple[str, np.ndarray]]] = {}
+        totals = Counter[Well]()
+        for row, well in zip(rows, wells, strict=True):
+            totals[well] += row["objects"]
+        for index, well in zip(done, wells, strict=True):
+            if index in self._on_plate and self._tile(index).is_file():
+                caption = f"{well.name}: {count(totals[well], 'object')}"
+                plates.setdefault(well.plate, {})[well.row, well.column] = caption, _read_png(self._tile(index))
+        for plate, tiles in plates.items():
+            name = re.sub(r"[^\w.-]+", "_", plate)
+            path = self.out / (PLATE if len(plates) == 1 else f"{name}_plate.png")
+            write_png(path, self._pictures.plate(tiles, f"{plate or 'plate'}: first image of each well, objects of all its images"))
+
+    def _well_notes(self) -> list[str]:
+        if self._wells is None:
+            return []
+        n_plates = len({well.plate for well in self._wells})
+        wells, plates = count(len(set(self._wells)), "well"), count(n_plates, "plate")
+        return [f"image names were taken for {wells} on {plates}: see {WELLS} and {PLATE}"]
 
     def _check(self, overwrite: bool) -> Literal["new", "resumed", "replaced"]:
         """Whether the folder is new, resumed or replaced; `OutputError` if it cannot be written."""
@@ -293,9 +350,10 @@ def predict_into(
     """
     folder.start()
     sources = folder.job.sources
-    for index, source in enumerate(track(sources, "predicting", len(sources))):
-        if folder.is_done(index):
-            continue
+    # Only what is left, so that the remaining time is right after a resume.
+    left = [index for index in range(len(sources)) if not folder.is_done(index)]
+    for index in track(left, "predicting", len(left)):
+        source = sources[index]
         try:
             image = reading.read(source.path)
             seen = seen_by(predictor, image, reading.channel)

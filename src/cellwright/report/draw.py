@@ -215,15 +215,6 @@ def contact_sheet(
     return np.concatenate([np.array(sheet), legend_strip(size[0], styles)]) if styles else np.array(sheet)
 
 
-def evenly_chosen(n: int, n_most: int) -> list[int]:
-    """Up to ``n_most`` of 0..n-1, ascending, evenly spread.
-
-    >>> evenly_chosen(10, 4), evenly_chosen(3, 4), evenly_chosen(0, 4)
-    ([0, 3, 6, 9], [0, 1, 2], [])
-    """
-    return np.unique(np.linspace(0, n - 1, min(n_most, n)).round().astype(int)).tolist()
-
-
 def _resized_to_fit(rgb: np.ndarray, tile_px: int) -> Pillow.Image:
     scale = tile_px / max(rgb.shape[:2])
     size_wh = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))

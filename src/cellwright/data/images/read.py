@@ -25,8 +25,8 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
 
 # Files that cellwright writes beside images; they are never used as input images.
-OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png")
-OUTPUT_NAMES = frozenset({"contact_sheet.png"})
+OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png", "_plate.png")
+OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_curve.png", "confusion.png"})
 
 
 @dataclass(frozen=True)
