@@ -288,7 +288,10 @@ class PredictionFolder:
         for plate, tiles in plates.items():
             name = re.sub(r"[^\w.-]+", "_", plate)
             path = self.out / (PLATE if len(plates) == 1 else f"{name}_plate.png")
-            write_png(path, self._pictures.plate(tiles, f"{plate or 'plate'}: first image of each well, objects of all its images"))
+            write_png(
+                path,
+                self._pictures.plate(tiles, f"{plate or 'plate'}: first image of each well, objects of all its images"),
+            )
 
     def _well_notes(self) -> list[str]:
         if self._wells is None:
