@@ -16,7 +16,8 @@ from cellwright.core.files import atomic_path, first_bytes, plain_suffix, stem_o
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
-from cellwright.data.images.read import IMAGE_SUFFIXES, image_header, is_image_name, is_own_output
+from cellwright.data.images.names import IMAGE_SUFFIXES, is_image_name, is_own_output
+from cellwright.data.images.read import image_header
 
 __all__ = [
     "AnnotatedImage",

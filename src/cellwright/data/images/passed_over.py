@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from cellwright.core.files import walk
 from cellwright.core.notes import Note
 from cellwright.core.text import count
+from cellwright.data.images.names import IMAGE_SUFFIXES, is_own_output
 from cellwright.data.images.vendor import CONVERTED, PLUGINS, SLIDES, advice, has_bioio
 
 OUTPUT = "named like an output of cellwright"
@@ -17,8 +19,6 @@ _MAX_ENTRIES = 200_000
 
 def files_passed_over(root: Path) -> dict[Path, str]:
     """Images below ``root`` that are not read, and why: a suffix, `OUTPUT` or `HIDDEN`."""
-    from cellwright.data.images.read import IMAGE_SUFFIXES, is_own_output
-
     found: dict[Path, str] = {}
     for entry in _entries(root):
         suffix, hidden = entry.suffix.lower(), entry.name.startswith(".")
@@ -35,8 +35,6 @@ def files_passed_over(root: Path) -> dict[Path, str]:
 
 def _entries(root: Path) -> Iterator[Path]:
     """Files and Zarr folders below ``root``; not those in hidden folders and in outputs of cellwright."""
-    from cellwright.core.files import walk
-
     for folder in {root, *(file.parent for file in walk(root, skip_unreadable=True))}:
         try:
             entries = sorted(folder.iterdir())[:_MAX_ENTRIES]

@@ -16,17 +16,11 @@ from cellwright.core.files import walk
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
+from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image_name, is_own_output
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.tiff import Choice, Plane, read_tiff, read_tiff_header
-from cellwright.data.images.vendor import PLUGINS, is_readable, read_vendor, read_vendor_header
-
-TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
-
-# Files that cellwright writes beside images; they are never used as input images.
-OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png", "_plate.png")
-OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_curve.png", "confusion.png"})
+from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
 
 
 @dataclass(frozen=True)
@@ -130,13 +124,3 @@ def find_images(path: Path | str) -> list[Path]:
         expected = f"files ending in {known}"
         raise InputError("this folder has no images", where=path, got=note and note.text, expected=expected)
     return images
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name has the suffix of an image that can be read (with bioio, those of vendors too)."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES or is_readable(name)
-
-
-def is_own_output(name: str) -> bool:
-    """Whether a file name is that of an output of cellwright."""
-    return name in OUTPUT_NAMES or name.endswith(OUTPUT_ENDINGS)

@@ -1,0 +1,25 @@
+"""Which files are images, by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cellwright.data.images.raster import RASTER_SUFFIXES
+from cellwright.data.images.vendor import is_readable
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
+
+# Files that cellwright writes beside images; they are never used as input images.
+OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png", "_plate.png")
+OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_curve.png", "confusion.png"})
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image that can be read (with bioio, those of vendors too)."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES or is_readable(name)
+
+
+def is_own_output(name: str) -> bool:
+    """Whether a file name is that of an output of cellwright."""
+    return name in OUTPUT_NAMES or name.endswith(OUTPUT_ENDINGS)
