@@ -556,3 +556,20 @@ def test_50_images_without_annotation_are_counted(kind, convert, tmp_path):
     assert code == 0, printed
     assert len(cw.read_dataset(out)) == 1
     assert "4 images next to annotated ones have no annotation and were skipped, such as x0.png" in printed
+
+
+def test_other_annotations_in_a_folder_are_named(convert, tmp_path):
+    save(tmp_path / "in", document())
+    (tmp_path / "in" / "train.csv").write_text("ImageId,EncodedPixels\nimg,1 2\n")
+    code, printed, out = convert(tmp_path / "in", "--format", "coco")
+    assert code == 0, printed
+    assert "were read as coco; other annotations in the folder were not: train.csv (dsb2018_csv)" in printed
+    assert areas(out) == [AREAS]
+
+
+def test_read_dataset_takes_images(tmp_path):
+    path = save(tmp_path / "annotations", document(), "ann.json", None)
+    save(tmp_path / "pictures", "", "empty", "img.png")
+    for images in (tmp_path / "pictures", str(tmp_path / "pictures" / "img.png")):
+        (sample,) = cw.read_dataset(path, images=images)
+        assert sample.image_path == tmp_path / "pictures" / "img.png"

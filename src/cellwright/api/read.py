@@ -65,6 +65,7 @@ def read_dataset(
     path: Path | str,
     *,
     format: str | Format | None = None,  # noqa: A002 - the name of the option
+    images: Path | str | Dataset | None = None,
     require_images: bool = True,
     foreground: Literal["split", "refuse"] | None = None,
     void: int | None = None,
@@ -78,6 +79,8 @@ def read_dataset(
     Args:
         path: a folder or a file.
         format: name of the format (``docs/formats.md``), or a `Format` of your own; None detects it.
+        images: where the images are, if not beside their annotations: a folder, an image file, or a dataset. For a
+            dataset whose images were moved, their new folder.
         require_images: False also reads objects whose image files are missing.
         prefer: which file of an image in a prediction folder to read if several were edited differently: "masks",
             "rois", "geojson" or "json".
@@ -110,11 +113,17 @@ def read_dataset(
         >>> len(dataset[0].read_instances())
         1
     """
+    from cellwright.api.sources import find_images_option
     from cellwright.data.formats import ReadOptions
     from cellwright.data.formats import read_dataset as read
 
     options = ReadOptions(
-        require_images=require_images, foreground=foreground, void=void, no_objects=no_objects, prefer=prefer
+        images=find_images_option(Path(images)) if isinstance(images, str | Path) else images,
+        require_images=require_images,
+        foreground=foreground,
+        void=void,
+        no_objects=no_objects,
+        prefer=prefer,
     )
     return read(Path(path), options, format=format)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
+from cellwright.core.files import plain_suffix
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
@@ -26,7 +27,7 @@ from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.npy_stacks import NpyStacks
 from cellwright.data.formats.orientation import follow_orientation
-from cellwright.data.formats.paths import unannotated_note
+from cellwright.data.formats.paths import first_files, unannotated_note
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.voc import Voc
@@ -74,6 +75,8 @@ FORMATS: dict[str, Format] = {
 
 # Formats in which images without annotation beside annotated ones can be told (others do so themselves).
 _ONE_ANNOTATION_PER_IMAGE = ("coco", "labelme", "yolo_seg", "geojson", "imagej_roi", "xml_outlines", "voc", "rle_csv")
+
+_ANNOTATION_SUFFIXES = (".json", ".csv", ".tsv", ".geojson", ".xml", ".zip")
 
 # How many entries of a folder an error message names.
 SHOWN_ENTRIES = 8
@@ -195,7 +198,22 @@ def _passed_over(dataset: Dataset, path: Path) -> list[Note]:
     note = passed_over_note(path, None if dataset.info.get("format") == "image_folder" else vendor_kinds())
     has_pairs = dataset.info.get("format") in _ONE_ANNOTATION_PER_IMAGE
     bare = unannotated_note(dataset) if has_pairs else None
-    return [found for found in (note, bare) if found is not None]
+    return [found for found in (note, bare, _other_kinds_note(dataset, path)) if found is not None]
+
+
+def _other_kinds_note(dataset: Dataset, path: Path) -> Note | None:
+    """One line about annotation files of another format directly in the source."""
+    read_as = str(dataset.info.get("format"))
+    texts = [file for file in first_files(path) if file.parent == path and plain_suffix(file) in _ANNOTATION_SUFFIXES]
+    others = []
+    for file in texts[:SHOWN_ENTRIES]:
+        names = [form.name for form in FORMATS.values() if not form.generic and form.sniff(file)]
+        if names and read_as not in (*names, "rle_csv" if names[0].endswith("_csv") else ""):
+            others.append(f"{file.name} ({names[0]})")
+    if not others or read_as == "image_folder":
+        return None
+    text = f"the annotations were read as {read_as}; other annotations in the folder were not: {', '.join(others)}"
+    return Note("other annotations in the folder were not read", text, path.name)
 
 
 def _contents(path: Path) -> str:
