@@ -140,8 +140,11 @@ def test_the_result_is_a_prediction_folder(places: Path, tmp_path: Path) -> None
         [sample.read_instances() for sample in read_dataset(places / "truth")],
     )
     assert report.values["f1@0.5"] > 0.95
-    with pytest.raises(OutputError, match="already complete"):
-        run(job(tmp_path / "both", places / "a", places / "b"))
+    written = (tmp_path / "both" / "predictions.json").stat().st_mtime_ns
+    assert run(job(tmp_path / "both", places / "a", places / "b")) is not None
+    assert (tmp_path / "both" / "predictions.json").stat().st_mtime_ns == written, "it was complete"
+    with pytest.raises(OutputError, match="changed since: the predictions"):
+        run(job(tmp_path / "both", places / "b", places / "b"))
 
 
 @pytest.mark.parametrize("name", ["coco_results", "rle_csv", "label_images", "mask_folder", "geojson"])
@@ -240,7 +243,7 @@ def test_an_interrupted_job_is_resumed(places: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "fuse_image", stop)
     with pytest.raises(KeyboardInterrupt):
         run(plan)
-    with pytest.raises(OutputError, match="another, unfinished job"):
+    with pytest.raises(OutputError, match="unfinished predictions"):
         run(dataclasses.replace(plan, iou=0.4))
     run(plan)
     assert len(calls) == 4  # the first image was done

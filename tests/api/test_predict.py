@@ -69,8 +69,9 @@ def test_a_segmenter_of_ones_own_writes_a_prediction_folder(images: Path, tmp_pa
     assert {f"{k}{ending}" for k in range(2) for ending in endings} < {path.name for path in out.iterdir()}
     assert "Threshold" in (out / "recipe.yaml").read_text()
     assert str(tmp_path) not in (out / "predictions.json").read_text()
-    with pytest.raises(OutputError, match="already complete"):
-        predict_folder(images, model=Threshold(), out=out)
+    assert len(predict_folder(images, model=Threshold(), out=out)) == 2, "complete, and left as it is"
+    with pytest.raises(OutputError, match=r"other predictions[\s\S]*`save` masks instead of"):
+        predict_folder(images, model=Threshold(), out=out, save=["masks"])
     assert len(predict_folder(images / "0.png", model=Threshold(), out=out, overwrite=True, save=["masks"])) == 1
     assert not (out / "0_overlay.png").exists()
 

@@ -49,8 +49,10 @@ def test_a_fused_prediction_is_used_like_any_other(job: Path, capsys: pytest.Cap
     assert json.loads((job / "eval" / "metrics.json").read_text())["values"]["n_predicted"] > 0
     assert run("export", out, "--to", "rle_csv_submission", "--quiet", "--out", job / "submission.csv") == 0
     assert set(pd.read_csv(job / "submission.csv")["id"]) == {sample.id for sample in back}
-    assert run("fuse", job / "all", job / "large", *words) == 2
-    assert "these predictions are already complete" in capsys.readouterr().err
+    assert run("fuse", job / "all", job / "large", *words) == 0, "it is complete"
+    assert "already complete" in capsys.readouterr().err
+    assert run("fuse", job / "all", job / "large", *(".4" if word == ".5" else word for word in words)) == 2
+    assert "changed since: the recipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["nms", "soft_nms", "mask_nms", "mask_vote"])

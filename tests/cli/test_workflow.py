@@ -67,12 +67,16 @@ def test_the_predictions_agree_with_each_other(job: Path) -> None:
 
 def test_a_finished_output_is_not_replaced(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (job / "pred" / "predictions.json").read_bytes()
-    assert run("predict", job / "images", "--model", job / "run", "--out", job / "pred", "--score", "0.05") == 2
-    assert run("train", "synthetic/demo", "--data", job / "data", "--out", job / "run", *TINY) == 2
-    assert run("data", "convert", job / "source", "--out", job / "data") == 2
-    message = capsys.readouterr().err
-    assert message.count("--overwrite") == 3
+    predict = ("predict", job / "images", "--model", job / "run", "--out", job / "pred")
+    assert run(*predict, "--score", "0.05") == 3, "the broken image is tried again"
+    printed = capsys.readouterr().err
+    assert "1 image done before, 1 to do" in printed
+    assert "failed: 1 image (broken): this image cannot be decoded" in printed
+    assert run(*predict, "--score", "0.5") == 2
+    assert "--score 0.5 instead of 0.05" in capsys.readouterr().err
     assert (job / "pred" / "predictions.json").read_bytes() == before
+    assert run("train", "synthetic/demo", "--data", job / "data", "--out", job / "run", *TINY) == 0
+    assert "already complete" in capsys.readouterr().err
 
 
 def test_a_run_and_its_predictions_have_the_same_metrics(job: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,13 @@ from PIL import Image as Pillow
 
 import cellwright as cw
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError, OutputError, UsageError
+from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.data.images.reading import Reading
 from cellwright.data.synthetic import write_demo_dataset
-from cellwright.prediction.folder import PREDICTIONS, Job, Pictures, PredictionFolder, predict_into
+from cellwright.prediction.folder import PREDICTIONS, Pictures, PredictionFolder, predict_into, read_and_choose
+from cellwright.prediction.job import Job
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
@@ -76,7 +81,7 @@ def images(tmp_path) -> Path:
 
 
 def job_for(sources, **changes) -> Job:
-    facts = {"recipe_yaml": "name: test\n", "model": "m1", "options": PredictOptions(), "reading": {"channel": None}}
+    facts = {"recipe_yaml": "name: test\n", "model": "m1", "options": PredictOptions()}
     return Job(tuple(sources), ("round", "long"), **{**facts, **changes})
 
 
@@ -108,7 +113,7 @@ def test_the_folder_contains_the_documented_files(images, tmp_path):
     assert (report.n_images, report.n_resumed, report.n_objects, report.failures) == (3, 0, 6, ())
     endings = ("_masks.tif", "_overlay.png", ".geojson", "_rois.zip", "_measurements.csv")
     outputs = [f"{stem}{ending}" for stem in ("a.png", "a.tif", "deep/b") for ending in endings]
-    shared = ["contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
+    shared = [".job.json", "contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
     shared += ["counts.png", "measurements.csv"]
     assert set(files_in(out)) - {"predictions.index"} == {*outputs, *shared}
     assert (out / "recipe.yaml").read_text() == "name: test\n"
@@ -231,7 +236,7 @@ def test_a_resumed_job_writes_the_same_files(images, tmp_path):
     assert report.n_resumed == 1
     assert files_in(whole) == files_in(torn)
     for name in files_in(whole):
-        if not name.endswith(".index"):  # its header contains the time
+        if not name.endswith((".index", ".job.json")):  # these contain times
             assert (whole / name).read_bytes() == (torn / name).read_bytes(), name
 
 
@@ -245,11 +250,20 @@ def test_a_missing_file_of_an_unfinished_job_is_written_again(images, tmp_path):
     assert rest.names == ["a.png", "b.png"]
 
 
-def test_a_complete_folder_is_refused_unless_overwritten(images, tmp_path):
+def test_a_complete_folder_is_kept_unless_the_job_is_another(images, tmp_path):
     job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
     run(job, out)
-    with pytest.raises(OutputError, match="already complete[\\s\\S]*`overwrite=True`"):
-        run(job, out)
+    before = {name: (out / name).stat().st_mtime_ns for name in files_in(out)}
+    again = Squares()
+    report = run(job, out, again)
+    assert (report.n_images, report.n_resumed, report.n_objects, again.names) == (3, 3, 6, [])
+    assert {name: (out / name).stat().st_mtime_ns for name in files_in(out)} == before
+    with pytest.raises(OutputError, match=r"the images: 2 images fewer \(a.png, a.tif\)[\s\S]*`overwrite=True`"):
+        run(job_for(job.sources[2:]), out)
+    Pillow.new("RGB", (16, 16)).save(images / "deep" / "c.png")
+    with pytest.raises(OutputError, match=r"the images: 1 image more \(deep/c\)"):
+        run(job_for(sources_of_paths([images])), out)
+    (images / "deep" / "c.png").unlink()
     (out / "stale_masks.tif").write_bytes(b"")
     run(job_for(sources_of_paths([images / "a.png"])), out, overwrite=True)
     assert not (out / "stale_masks.tif").exists()
@@ -259,10 +273,12 @@ def test_a_complete_folder_is_refused_unless_overwritten(images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"options": PredictOptions(score_threshold=0.2)}, "the options"),
+        ({"options": PredictOptions(score_threshold=0.2)}, "`score` 0.2 instead of 0"),
         ({"model": "m2"}, "the model"),
         ({"recipe_yaml": "name: other\n"}, "the recipe"),
-        ({"save": ("masks",)}, "the options"),
+        ({"save": ("masks",)}, "`save` masks instead of geojson masks measurements overlay rois"),
+        ({"predicting": {"diameter": 20.0}}, "`diameter` 20 instead of none"),
+        ({"reading": {"z": 3}}, "`z` 3 instead of none, which changes 1 image"),
     ],
 )
 def test_an_unfinished_folder_of_another_job_is_refused(images, tmp_path, changes, word):
@@ -271,8 +287,112 @@ def test_an_unfinished_folder_of_another_job_is_refused(images, tmp_path, change
         run(job_for(sources), tmp_path / "pred", Squares(stop_at=1))
     with pytest.raises(OutputError, match=word):
         run(job_for(sources, **changes), tmp_path / "pred")
-    with pytest.raises(OutputError, match="the images"):
-        run(job_for(sources[:2]), tmp_path / "pred")
+    with pytest.raises(OutputError, match="the images: 1 image fewer"):
+        run(job_for(sources[1:]), tmp_path / "pred")
+
+
+def test_a_folder_in_which_nothing_is_done_takes_another_job(images, tmp_path):
+    """A typing error costs nothing, whether the job was interrupted at once or every image failed."""
+    sources = sources_of_paths([images])
+    with pytest.raises(KeyboardInterrupt):
+        run(job_for(sources), tmp_path / "a", Squares(stop_at=0))
+    job = job_for(sources, options=PredictOptions(score_threshold=0.5), save=("masks",))
+    assert run(job, tmp_path / "a").n_objects == 3
+    assert not (tmp_path / "a" / "deep" / "b_overlay.png").exists()
+    whole = (images / "a.png").read_bytes()
+    (images / "a.png").write_bytes(b"")
+    run(job_for(sources[:1]), tmp_path / "b")
+    (images / "a.png").write_bytes(whole)
+    report = run(job, tmp_path / "b")
+    assert (report.n_images, report.n_resumed, report.failures) == (3, 0, ())
+    assert rows(tmp_path / "b" / "failures.csv") == []
+
+
+def test_failed_images_are_tried_again_and_done_ones_stay(images, tmp_path):
+    sources, out = sources_of_paths([images]), tmp_path / "pred"
+    whole = (images / "a.tif").read_bytes()
+    (images / "a.tif").write_bytes(whole[:100])
+    assert len(run(job_for(sources), out).failures) == 1
+    assert is_complete(out)
+    still, rest = Squares(), Squares()
+    assert len(run(job_for(sources), out, still).failures) == 1
+    assert still.names == []
+    (images / "a.tif").write_bytes(whole)
+    Pillow.new("RGB", (16, 16)).save(images / "c.png")  # a further image is no obstacle either
+    report = run(job_for(sources_of_paths([images])), out, rest)
+    assert (report.n_images, report.n_resumed, report.failures) == (4, 2, ())
+    assert rest.names == ["a.tif", "c.png"]
+    run(job_for(sources_of_paths([images])), tmp_path / "whole")
+    assert files_in(out) == files_in(tmp_path / "whole")
+    for name in files_in(out):
+        if not name.endswith((".index", ".job.json")):  # these contain times
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_another_way_of_reading_is_accepted_where_it_gives_the_same_pixels(images, tmp_path):
+    """A stack beside plain images: without a plane, the stack fails; with one, the plain images have none to choose."""
+    tifffile.imwrite(images / "stack.tif", np.zeros((3, 24, 24), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    sources, out = sources_of_paths([images]), tmp_path / "pred"
+
+    def predict(**choices):
+        reading, segmenter = Reading(**choices), Squares()
+        predictor = SegmenterPredictor(segmenter)
+        job = job_for(sources, reading=reading.to_dict())
+        see = partial(read_and_choose, predictor=predictor, reading=reading)
+        folder = PredictionFolder(out, job, PICTURES, see=see)
+        return predict_into(folder, predictor, reading=reading), segmenter.names
+
+    assert [name for name, _ in predict()[0].failures] == ["stack"]
+    report, names = predict(z=1)
+    assert (names, report.n_images, report.failures) == (["stack.tif"], 4, ())
+    assert predict(z=1)[1] == []
+    with pytest.raises(OutputError, match=r"`z` 2 instead of 1, which changes"):
+        predict(z=2)
+    with pytest.raises(OutputError, match=r"`z` none instead of 1, which changes 1 image \(stack\)"):
+        predict()
+
+
+def test_images_are_compared_by_content(images, tmp_path):
+    job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
+    run(job, out)
+    for path in images.rglob("*.*"):
+        os.utime(path, ns=(1, 1))
+    again = Squares()
+    run(job, out, again)
+    assert again.names == []
+    pixels = np.asarray(Pillow.open(images / "deep" / "b.png"))
+    Pillow.fromarray(255 - pixels).save(images / "deep" / "b.png")
+    with pytest.raises(OutputError, match=r"the content of 1 image \(deep/b\)"):
+        run(job, out)
+
+
+def test_a_complete_folder_without_all_its_files(images, tmp_path):
+    job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
+    run(job, out)
+    (out / "a.png_overlay.png").unlink()
+    with pytest.raises(OutputError, match=r"1 file missing \(a.png_overlay.png\)"):
+        run(job, out)
+    (out / ".job.json").write_text('{"request": 3, "images": []}')
+    with pytest.raises(FormatError, match="damaged"):
+        run(job, out)
+    (out / ".job.json").unlink()
+    with pytest.raises(OutputError, match="predictions of another job"):
+        run(job, out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
+def test_two_jobs_in_one_folder(images, tmp_path):
+    """The case 16: the second one is told so, before it works in vain."""
+    job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
+
+    class Intruder(Squares):
+        def predict(self, images):
+            with pytest.raises(OutputError, match="another process is writing this folder"):
+                run(job, out)
+            return super().predict(images)
+
+    assert run(job, out, Intruder()).n_images == 3
+    assert run(job, out).n_resumed == 3
 
 
 def test_folders_with_other_files_are_never_changed(images, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -26,11 +25,13 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
+from cellwright.data.identity import FileIdentity, digest_of
 from cellwright.data.images.read import read_image
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
-from cellwright.prediction.folder import SAVES, FolderReport, Job, PredictionFolder, Save
+from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import Decay, FusionOptions, Method, mean_threshold
 from cellwright.prediction.fusion import fuse as fuse_image
+from cellwright.prediction.job import SAVES, Job, Save
 from cellwright.prediction.options import PredictOptions, select
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.sources import Source, sources_of_dataset
@@ -38,6 +39,7 @@ from cellwright.prediction.sources import Source, sources_of_dataset
 # Formats that name a class only if an object has it, and formats without class names.
 BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")
 NAMELESS = ("label_images", "mask_folder", "rle_csv")
+_NOT_READ = (".index", "_overlay.png", "contact_sheet.png", "summary.csv", "failures.csv")
 MODEL = "model"  # the "format" in the info of a member that is a model
 METHODS = Group("Details of the methods", sort_key=1)
 INPUTS = Group("Which images and classes", sort_key=2)
@@ -115,6 +117,10 @@ def run(plan: FusePlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = 
     threshold = mean_threshold(members.thresholds, weights) if plan.threshold is None else plan.threshold
     job = _job(plan, members, threshold)
     folder = PredictionFolder(plan.out, job, pictures(members.class_names), overwrite=plan.overwrite)
+    if (done := folder.describe()) is not None:
+        reporter.note(done)
+    if folder.is_complete:
+        return None if dry_run else folder.report()
     images = count(len(members.images), "image")
     what = f"{count(len(members.names), 'prediction')} of {images}, fused by {plan.method}"
     reporter.note(f"{what}: will write {files_written(plan.out, plan.save)}")
@@ -124,14 +130,16 @@ def run(plan: FusePlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = 
         return None
     folder.start()
     n_missing = 0
-    for index, of_members in enumerate(reporter.track(members.samples, "fusing", len(members.samples))):
-        if folder.is_done(index):
-            continue
-        fused = fuse_image([sample.read_instances() for sample in of_members], plan.options)
-        image, is_blank = _image_to_draw_on(members.images[index])
-        n_missing += is_blank
-        folder.write(index, image, select(Prediction.of(fused), job.options), blank=is_blank)
-    report = folder.finish()
+    try:
+        left = folder.left
+        for index in reporter.track(left, "fusing", len(left)):
+            fused = fuse_image([sample.read_instances() for sample in members.samples[index]], plan.options)
+            image, is_blank = _image_to_draw_on(members.images[index])
+            n_missing += is_blank
+            folder.write(index, image, select(Prediction.of(fused), job.options), blank=is_blank)
+        report = folder.finish()
+    finally:
+        folder.close()
     if n_missing:
         reporter.note(
             f"{count(n_missing, 'image')} cannot be read: overlays are black, and no intensities are measured"
@@ -451,9 +459,9 @@ def _job(plan: FusePlan, members: Members, threshold: ScoreThreshold) -> Job:
         sources=tuple(sources),
         class_names=members.class_names,
         recipe_yaml=yaml.safe_dump({"fuse": settings}, sort_keys=False),
-        model=hashlib.sha256("\n".join(map(_file_states, plan.predictions)).encode()).hexdigest(),
+        model=" ".join(map(_content, plan.predictions)),
+        made_by="the predictions",
         options=PredictOptions(threshold, resolve_overlaps=plan.resolve_overlaps),
-        reading={},
         save=plan.save,
         info={"fused": settings} | ({} if members.tuned_on is None else {"tuned_on": members.tuned_on}),
     )
@@ -471,9 +479,15 @@ def _image_to_draw_on(sample: Sample) -> tuple[Image, bool]:
     return (image, False) if image.image_hw == tuple(sample.image_hw) else (black, True)
 
 
-def _file_states(path: Path) -> str:
-    """Identifies the content of a prediction: its files with their sizes and times."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    # Reading a COCO file creates an index beside it.
-    states = [(file.as_posix(), file.stat()) for file in files if file.is_file() and file.suffix != ".index"]
-    return repr([str(path), *((name, state.st_size, state.st_mtime_ns) for name, state in states)])
+def _content(path: Path) -> str:
+    """Identifies a prediction by its content: that of its files without pictures, or of a model's folder."""
+    from cellwright.models.weights.model_folder import model_folder
+
+    if is_model(path):
+        path = path if str(path) == "classical" else model_folder(path)
+    if not path.is_dir():
+        return FileIdentity.of(path).digest or str(path)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.endswith(_NOT_READ)]
+    visible = [file.relative_to(path) for file in files]
+    visible = [name for name in visible if not any(part.startswith(".") for part in name.parts)]
+    return digest_of(repr([(name.as_posix(), FileIdentity.of(path / name).digest) for name in visible]))

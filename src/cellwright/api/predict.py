@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,16 +32,15 @@ from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
     FAILURES,
     PREDICTIONS,
-    SAVES,
     SUMMARY,
     FolderReport,
-    Job,
     Pictures,
     PredictionFolder,
-    Save,
     predict_into,
+    read_and_choose,
 )
 from cellwright.prediction.fusion import FusionOptions, Method
+from cellwright.prediction.job import SAVES, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
 
@@ -122,12 +122,14 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
     reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size=plan.pixel_size)
     reading = reading.over(recorded)
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
-    folder = PredictionFolder(plan.out, job, pictures(model.class_names), overwrite=plan.overwrite)
-    reporter.note(_announcement(plan, len(job.sources)))
-    for line in summarise(_passed_over(plan.sources)):
-        reporter.note(line)
-    for note in model_notes(model, members, plan.views):
-        reporter.note(note)
+    see = partial(read_and_choose, predictor=model.predictor, reading=reading)
+    folder = PredictionFolder(plan.out, job, pictures(model.class_names), see=see, overwrite=plan.overwrite)
+    if (done := folder.describe()) is not None:
+        reporter.note(done)
+    if not folder.is_complete:
+        reporter.note(_announcement(plan, len(job.sources)))
+        for note in (*summarise(_passed_over(plan.sources)), *model_notes(model, members, plan.views)):
+            reporter.note(note)
     if dry_run:
         return None
     report = predict_into(folder, model.filtered, reading=reading, fail_fast=plan.fail_fast, track=reporter.track)
@@ -149,7 +151,9 @@ def predict_folder(
 ) -> Dataset:
     """Predict images into a prediction folder, as the command ``cellwright predict`` does.
 
-    An interrupted prediction resumes when it is called again with the same arguments.
+    An interrupted prediction resumes when it is called again with the same arguments; images that failed are tried
+    again, also with another ``channel`` or ``reading``. Complete predictions of the same images are returned as they
+    are.
 
     Args:
         images: an image file, a folder of images (at any depth), a dataset, or a list of files and folders.
@@ -173,7 +177,7 @@ def predict_folder(
     Raises:
         InputError: there are no images, or, with ``fail_fast``, an image cannot be used.
         ModelError: the model cannot be loaded.
-        OutputError: the folder has predictions already, or other files.
+        OutputError: the folder has other predictions, or other files.
 
     Example:
         >>> import cellwright as cw, numpy as np
@@ -197,11 +201,13 @@ def predict_folder(
         sources, recorded = find_sources([Path(path) for path in paths])
     reading = Reading(channel).over(reading or Reading()).over(recorded)
     job = _job(model, sources, tuple(save), reading, recipe_yaml([model], FusionOptions()), [model])
-    folder = PredictionFolder(Path(out), job, pictures(model.class_names), overwrite=overwrite)
+    see = partial(read_and_choose, predictor=model.predictor, reading=reading)
+    folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     report = predict_into(folder, model.filtered, reading=reading, fail_fast=fail_fast)
     if report.failures:
         failed = count(len(report.failures), "image")
-        warnings.warn(f"{failed} could not be predicted: see {folder.out / FAILURES}", stacklevel=2)
+        reasons = "; ".join(group_failures(report.failures))
+        warnings.warn(f"{failed} could not be predicted: see {folder.out / FAILURES}: {reasons}", stacklevel=2)
     return read_dataset(folder.out, require_images=False)
 
 
@@ -235,7 +241,8 @@ def _job(
         recipe_yaml=recipe,
         model=" ".join(map(_identity, members)),
         options=model.options,
-        reading={**reading.to_dict(), "diameter": model.diameter, "views": model.views},
+        reading=reading.to_dict(),
+        predicting={"diameter": model.diameter, "views": model.views},
         save=save,
         info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
     )

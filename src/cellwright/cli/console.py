@@ -76,6 +76,14 @@ class Show:
         else:
             self.err.print(text, markup=False)
 
+    def problem(self, text: str) -> None:
+        """Print what is wrong with some of the inputs (standard error, with --quiet too)."""
+        text = as_typed(text, self.options)
+        if self.json:
+            print_event("error", "failures", {"text": text})
+        else:
+            self.err.print(text, markup=False)
+
     def result(self, text: str, values: Mapping[str, object] | None = None) -> None:
         """Print a result (standard output); ``values`` appear in the JSON line only."""
         if self.json:
@@ -164,9 +172,13 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = as_typed(record.getMessage(), self._options)
+        event, fields = event_of(record, text)
         if self._as_json:
-            print_event(record.levelname.lower(), *event_of(record, text))
-        else:
+            fields = {
+                k: as_typed(value, self._options) if isinstance(value, str) else value for k, value in fields.items()
+            }
+            print_event(record.levelname.lower(), event, fields)
+        elif event != "failure":  # these are printed in groups, at the end
             print(f"warning: {text}", file=sys.stderr)
 
 

@@ -20,11 +20,14 @@ def predict(plan: PredictPlan, *, common: Common = PLAIN) -> int:
     """Show how many objects were predicted; the exit code is 3 if images failed."""
     from cellwright.api.predict import run
     from cellwright.prediction.folder import FAILURES
+    from cellwright.prediction.job import group_failures
 
     screen = common.screen(plan)
     report = run(plan, screen, dry_run=common.dry_run)
     if report is None:
         return 0
+    for line in group_failures(report.failures):
+        screen.problem(f"failed: {line}")
     n_failed = len(report.failures)
     failed = f"; {count(n_failed, 'image')} failed, see {plan.out / FAILURES}" if n_failed else ""
     values = {"out": str(plan.out), "images": report.n_images, "failed": n_failed}

@@ -265,3 +265,40 @@ def not_utf8(path: Path | str, error: UnicodeDecodeError, what: str = "file", *,
         expected="UTF-8",
         remedy="save it as UTF-8: in an editor with Save as, or with iconv -f cp1252 -t utf-8",
     )
+
+
+class FileLock:
+    """A lock that one process holds on a folder while it writes there; it ends with the process.
+
+    Without `fcntl` (Windows), nothing is locked.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    @staticmethod
+    def take(path: Path, folder: Path) -> FileLock:
+        """Lock the file ``path``, which is created. Raises `OutputError` if another process is writing ``folder``."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except OSError as error:
+            raise output_error(folder, error) from error
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            return FileLock(file)
+        except OSError as error:
+            file.close()
+            raise OutputError(
+                "another process is writing this folder",
+                where=folder,
+                remedy="wait until it has finished and run the same command again, or choose another `out`",
+            ) from error
+        return FileLock(file)
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._file.close()

@@ -104,7 +104,7 @@ class Identity:
         classes = []
         if self.classes != before.classes:
             classes = [f"the classes ({', '.join(self.classes)} instead of {', '.join(before.classes)})"]
-        named = [f"{what} {count(len(names), 'image')} ({_listed(names)})" for what, names in kinds if names]
+        named = [f"{what} {count(len(names), 'image')} ({listed(names)})" for what, names in kinds if names]
         return [*classes, *named] or ["the order of the images"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,5 +172,10 @@ def _digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names in alphabetical order.
+
+    >>> listed(["d", "b", "a", "c"]), listed(["a"])
+    ('a, b, c, ...', 'a')
+    """
     return ", ".join(sorted(names)[:_N_NAMED]) + (", ..." if len(names) > _N_NAMED else "")

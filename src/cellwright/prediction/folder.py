@@ -7,29 +7,30 @@
     wells.csv          one row per well        plate.png          one image per well; both if image names contain wells
     <image id>...      files per image: see `ENDINGS`
 
-While a job runs, ``.progress/`` holds ``job.json`` (which job this is) and a small COCO file for each image that is
-done. At the end these are joined into ``predictions.json``; a folder with this file is complete.
+``.job.json`` says which job this is (see `prediction.job`). While it runs, ``.progress/`` holds a small COCO file for
+each image that is done. At the end these are joined into ``predictions.json``. ``.progress/`` stays while images have
+failed, which the same command tries again.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
+import logging
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
-from cellwright.core.files import read_json, write_json, write_png, write_text
+from cellwright.core.events import emit
+from cellwright.core.files import FileLock, write_png, write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
@@ -40,11 +41,21 @@ from cellwright.data.formats.coco import PREDICTIONS_NAME, WRITTEN
 from cellwright.data.formats.contract import Prefer, ReadOptions, WriteOptions
 from cellwright.data.formats.paths import output_path
 from cellwright.data.formats.predictions import EDITABLE, written_digests
+from cellwright.data.identity import FileIdentity, digest_of, listed
 from cellwright.data.images.reading import Reading
 from cellwright.measurement.table import write_measurements
 from cellwright.prediction import writers
 from cellwright.prediction.diameter import Diameter
-from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.job import (
+    ENDINGS,
+    JOB_FILE,
+    Done,
+    Job,
+    JobRecord,
+    SeeImage,
+    changes,
+    digest_of_pixels,
+)
 from cellwright.prediction.predictor import Predictor
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.sources import Source, seen_by
@@ -53,49 +64,8 @@ from cellwright.prediction.summaries import Well, evenly_chosen, pool_tables, we
 PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
 MEASUREMENTS, WELLS, COUNTS, PLATE = "measurements.csv", "wells.csv", "counts.png", "plate.png"
-SCHEMA_VERSION = 1
 SHEET_TILES = 24
 _TILE_PX = 480
-
-Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
-SAVES: tuple[Save, ...] = get_args(Save)
-# What follows the image's id in the name of each file.
-ENDINGS: dict[str, str] = {**EDITABLE, "overlay": "_overlay.png", "measurements": "_measurements.csv"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is predicted and written; two equal jobs write the same files.
-
-    recipe_yaml: the resolved recipe, written as ``recipe.yaml``. model: identifies the weights (a digest). reading: how
-    images are read and predicted (channel, z, t, series, pixel size, diameter, views). save: the files per image. info:
-    further facts for predictions.json (JSON values), which do not identify the job.
-    """
-
-    sources: tuple[Source, ...]
-    class_names: tuple[str, ...]
-    recipe_yaml: str
-    model: str
-    options: PredictOptions
-    reading: Mapping[str, Any]
-    save: tuple[Save, ...] = SAVES
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.save if name not in SAVES]
-        if unknown:
-            raise UsageError("unknown output in `save`", got=", ".join(unknown), expected=", ".join(SAVES))
-
-    def facts(self) -> dict[str, str]:
-        """One digest per part that identifies the job; a missing image file counts as empty."""
-        files = [(source.id, source.image_id, *_file_state(source.path)) for source in self.sources]
-        parts = {
-            "the images": files,
-            "the recipe": self.recipe_yaml,
-            "the model": [self.model, self.class_names],
-            "the options": [asdict(self.options), dict(self.reading), sorted(self.save)],
-        }
-        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -137,38 +107,69 @@ class FolderReport:
 class PredictionFolder:
     """A prediction folder being written: `start`, `write` or `fail` for each image, then `finish`.
 
-    Creating one checks that the folder can be written, and changes nothing. Raises `OutputError` for a complete
-    prediction, for an unfinished one of another job (both unless ``overwrite`` is set), and for a folder with other
-    files, which are never removed.
+    Creating one checks that the folder can be written, and changes nothing. A folder in which no image is done takes
+    any job. ``is_complete``: all images of this job are done already, and there is nothing to do. Raises `OutputError`
+    for a folder whose images would come out otherwise in this job (unless ``overwrite`` is set), and for a folder with
+    other files, which are never removed.
+
+    see: reads an image as the job does; without it, images are not compared under another `Job.reading`.
     """
 
-    def __init__(self, out: Path, job: Job, pictures: Pictures, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, out: Path, job: Job, pictures: Pictures, *, see: SeeImage | None = None, overwrite: bool = False
+    ) -> None:
         self.out, self.job, self._pictures = out, job, pictures
-        self._progress = out / ".progress"
-        self._job_file = self._progress / "job.json"
-        self._facts = job.facts()
+        self._progress, self._job_file = out / ".progress", out / JOB_FILE
         self._failures: dict[str, CellwrightError] = {}
-        self._n_resumed = 0
         ids = [source.id for source in job.sources]
         self._wells = wells_of(ids)
         self._on_sheet = set(evenly_chosen(len(ids), SHEET_TILES))
         # The first image of each well is on the picture of its plate.
         self._on_plate = set({well: k for k, well in reversed([*enumerate(self._wells or ())])}.values())
-        self._state: Literal["new", "resumed", "replaced"] = self._check(overwrite)
+        self._lock: FileLock | None = None
+        self._done: dict[str, Done] = {}
+        self._state: Literal["new", "resumed", "replaced", "complete"] = self._check(see, overwrite=overwrite)
+        self._n_resumed = len(self._done)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all images are done already, with the same result."""
+        return self._state == "complete"
+
+    @property
+    def left(self) -> list[int]:
+        """The sources that are not done, in order."""
+        return [index for index, source in enumerate(self.job.sources) if source.id not in self._done]
+
+    def describe(self) -> str | None:
+        """What is done already, as a sentence; None if nothing is."""
+        if self._state == "complete":
+            return f"already complete: {self.out}/ has these predictions"
+        if self._state == "resumed":
+            return f"{count(self._n_resumed, 'image')} done before, {len(self.left)} to do"
+        return None
 
     def start(self) -> None:
-        """Create the folder, or resume the same job; an old folder is removed if ``overwrite`` was set."""
+        """Create the folder, or resume the same job; an old folder is removed if ``overwrite`` was set.
+
+        Raises `OutputError` if another process is writing the folder.
+        """
+        self._lock = FileLock.take(self._progress / "lock", self.out)
         if self._state == "replaced":
-            shutil.rmtree(self.out)
+            for old in self.out.iterdir():
+                if old.is_dir() and old != self._progress:
+                    shutil.rmtree(old)
+                elif not old.is_dir():
+                    old.unlink()
         if self._state != "resumed":
-            write_json(self._job_file, {"schema_version": SCHEMA_VERSION, "facts": self._facts})
+            for old in self._progress.glob("*.*"):
+                old.unlink()
+        JobRecord(self.job.request()).write(self._job_file)
         write_text(self.out / RECIPE, self.job.recipe_yaml)
-        self._n_resumed = sum(map(self.is_done, range(len(self.job.sources))))
 
     def is_done(self, index: int) -> bool:
-        """Whether all files of source ``index`` exist."""
-        outputs = [self._output(index, kind) for kind in self.job.save]
-        return all(path.is_file() for path in [*outputs, self._record(index)])
+        """Whether source ``index`` has been written."""
+        return self.job.sources[index].id in self._done
 
     def write(
         self, index: int, image: Image, prediction: Prediction, *, seen: Image | None = None, blank: bool = False
@@ -215,17 +216,26 @@ class PredictionFolder:
             "notes": [[note.kind, note.text] for note in notes],
         }
         record = Dataset((sample,), names, root=self._progress, info=info)
-        FORMATS["coco"].write(record, self._record(index), WriteOptions())
+        FORMATS["coco"].write(record, self._of(source, ".json"), WriteOptions())
+        done = Done(FileIdentity.of(source.path), digest_of_pixels(image, seen), len(instances))
+        done.write(self._of(source, ".done"), source.id)
+        self._done[source.id] = done
+        progress = {"done": len(self._done) + len(self._failures), "total": len(self.job.sources)}
+        text = f"{source.id}: {count(len(instances), 'object')}"
+        emit("image", text, {"image": source.id, "objects": len(instances), "progress": progress})
 
     def fail(self, index: int, error: CellwrightError) -> None:
-        """Record that source ``index`` failed; it is tried again when an unfinished job is resumed."""
-        self._failures[self.job.sources[index].id] = error
+        """Record that source ``index`` failed; it is tried again when the job is run again."""
+        image_id = self.job.sources[index].id
+        self._failures[image_id] = error
+        emit("failure", f"{image_id}: {error.problem}", {"image": image_id, **error.parts()}, level=logging.WARNING)
 
     def finish(self) -> FolderReport:
         """Join the records: the tables and pictures of all images and, last, predictions.json."""
-        names = self.job.class_names
-        done = [index for index in range(len(self.job.sources)) if self._record(index).is_file()]
-        parts = [FORMATS["coco"].read(self._record(index), ReadOptions(require_images=False)) for index in done]
+        names, sources = self.job.class_names, self.job.sources
+        done = [index for index in range(len(sources)) if self.is_done(index)]
+        options = ReadOptions(require_images=False)
+        parts = [FORMATS["coco"].read(self._of(sources[index], ".json"), options) for index in done]
         rows = [dict(part.info["summary"]) for part in parts]
         notes = [
             Note(kind, text, row["image"])
@@ -237,13 +247,19 @@ class PredictionFolder:
         failures = [_failure_row(name, error) for name, error in self._failures.items()]
         write_text(self.out / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
         self._write_overview(done, rows)
-        samples = tuple(sample for part in parts for sample in part)
+        numbers = {source.id: k + 1 if source.image_id is None else source.image_id for k, source in enumerate(sources)}
+        samples = tuple(replace(sample, image_id=numbers[sample.id]) for part in parts for sample in part)
         threshold = self.job.options.score_threshold
         written = {sample.id: part.info["files"] for part in parts for sample in part if "files" in part.info}
         facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
         predictions = Dataset(samples, names, root=self.out, info=facts | dict(self.job.info))
         FORMATS["coco"].write(predictions, self.out / PREDICTIONS, WriteOptions())
-        shutil.rmtree(self._progress)
+        if not self._failures:
+            ordered = {source.id: self._done[source.id] for source in sources}
+            JobRecord(self.job.request(), ordered).write(self._job_file)
+        self.close()
+        if not self._failures:
+            shutil.rmtree(self._progress)
         return FolderReport(
             n_images=len(rows),
             n_resumed=self._n_resumed,
@@ -300,40 +316,82 @@ class PredictionFolder:
         wells, plates = count(len(set(self._wells)), "well"), count(n_plates, "plate")
         return [f"image names were taken for {wells} on {plates}: see {WELLS} and {PLATE}"]
 
-    def _check(self, overwrite: bool) -> Literal["new", "resumed", "replaced"]:
-        """Whether the folder is new, resumed or replaced; `OutputError` if it cannot be written."""
+    def close(self) -> None:
+        """Let other processes write the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def report(self) -> FolderReport:
+        """The report of a folder that `is_complete`."""
+        n_objects = sum(done.objects for done in self._done.values())
+        return FolderReport(len(self._done), len(self._done), n_objects, (), ())
+
+    def _check(self, see: SeeImage | None, *, overwrite: bool) -> Literal["new", "resumed", "replaced", "complete"]:
+        """What is to be done with the folder; `OutputError` if it cannot be written."""
         remedy = "use `overwrite=True` to start again, or choose another `out`"
         if self.out.is_file():
             raise OutputError("the output folder is a file", where=self.out, remedy="choose another `out`")
-        complete, unfinished = (self.out / PREDICTIONS).is_file(), self._job_file.is_file()
-        if not complete and not unfinished:
-            if self.out.is_dir() and any(self.out.iterdir()):
-                raise OutputError(
-                    "this folder is not empty and has no predictions",
-                    where=self.out,
-                    expected=f"a new folder, or one with {PREDICTIONS}",
-                    remedy="choose another `out`",
-                )
-            return "new"
+        if not self._job_file.is_file():
+            return self._check_without_job(remedy, overwrite=overwrite)
         if overwrite:
             return "replaced"
-        if complete:
-            raise OutputError("these predictions are already complete", where=self.out, remedy=remedy)
-        before = read_json(self._job_file).get("facts", {})
-        changed = [name for name, digest in self._facts.items() if before.get(name) != digest]
-        if changed:
-            got = f"changed since it was started: {', '.join(changed)}"
-            raise OutputError("this folder has another, unfinished job", where=self.out, got=got, remedy=remedy)
-        return "resumed"
+        recorded = JobRecord.read(self._job_file)
+        done = self._found_done(recorded)
+        if not done:
+            return "new"
+        different = changes(self.job, recorded, done, see)
+        if different:
+            got = f"changed since: {'; '.join(different)}"
+            n_left = "" if recorded.images is not None else ", unfinished"
+            raise OutputError(f"this folder has other{n_left} predictions", where=self.out, got=got, remedy=remedy)
+        self._done = done
+        if recorded.images is None:
+            self._done = {name: one for name, one in done.items() if not self._missing(name)}
+            return "resumed"
+        removed = [path for name in done for path in self._missing(name)]
+        if removed or not (self.out / PREDICTIONS).is_file():
+            names = [path.relative_to(self.out).as_posix() for path in removed] or [PREDICTIONS]
+            got = f"{count(len(names), 'file')} missing ({listed(names)})"
+            raise OutputError("files of these predictions were removed", where=self.out, got=got, remedy=remedy)
+        return "complete"
+
+    def _check_without_job(self, remedy: str, *, overwrite: bool) -> Literal["new", "replaced"]:
+        if (self.out / PREDICTIONS).is_file():
+            if overwrite:
+                return "replaced"
+            raise OutputError("predictions of another job are here", where=self.out, remedy=remedy)
+        # A job that was killed at once left only the temporary name of its first file.
+        own = f".{JOB_FILE}."
+        entries = [] if not self.out.is_dir() else [path.name for path in self.out.iterdir()]
+        if any(not name.startswith(own) and name != self._progress.name for name in entries):
+            raise OutputError(
+                "this folder is not empty and has no predictions",
+                where=self.out,
+                expected=f"a new folder, or one with {PREDICTIONS}",
+                remedy="choose another `out`",
+            )
+        return "new"
+
+    def _found_done(self, recorded: JobRecord) -> dict[str, Done]:
+        """The images that are done, by id, whatever job they belong to."""
+        if recorded.images is not None:
+            return dict(recorded.images)
+        return dict(Done.read(path) for path in sorted(self._progress.glob("*.done")))
+
+    def _missing(self, image_id: str) -> list[Path]:
+        """The files of an image that do not exist."""
+        paths = [output_path(self.out, image_id, ENDINGS[kind]) for kind in self.job.save]
+        return [path for path in paths if not path.is_file()]
 
     def _output(self, index: int, kind: str) -> Path:
         return output_path(self.out, self.job.sources[index].id, ENDINGS[kind])
 
-    def _record(self, index: int) -> Path:
-        return self._progress / f"{index:08d}.json"
-
     def _tile(self, index: int) -> Path:
-        return self._progress / f"{index:08d}.png"
+        return self._of(self.job.sources[index], ".png")
+
+    def _of(self, source: Source, suffix: str) -> Path:
+        """A file of the unfinished job about one source: its record, its thumbnail, or that it is done."""
+        return self._progress / f"{digest_of(source.id)}{suffix}"
 
 
 def predict_into(
@@ -349,25 +407,32 @@ def predict_into(
     reading: which part of each image is used; all channels are measured.
 
     An image that cannot be read or does not fit the model is recorded in failures.csv and the job continues; with
-    ``fail_fast`` its `InputError` is raised and the folder stays unfinished.
+    ``fail_fast`` its error is raised and the folder stays unfinished.
     """
+    if folder.is_complete:
+        return folder.report()
     folder.start()
-    sources = folder.job.sources
-    # Only what is left, so that the remaining time is right after a resume.
-    left = [index for index in range(len(sources)) if not folder.is_done(index)]
-    for index in track(left, "predicting", len(left)):
-        source = sources[index]
-        try:
-            image = reading.read(source.path)
-            seen = seen_by(predictor, image, reading.channel)
-            (prediction,) = predictor.predict([seen])
-        except InputError as error:
-            if fail_fast:
-                raise
-            folder.fail(index, error)
-        else:
-            folder.write(index, image, prediction, seen=seen)
-    return folder.finish()
+    try:
+        left = folder.left
+        for index in track(left, "predicting", len(left)):
+            try:
+                image, seen = read_and_choose(folder.job.sources[index].path, predictor, reading)
+                (prediction,) = predictor.predict([seen])
+            except (InputError, UsageError) as error:  # such as a channel that this image does not have
+                if fail_fast:
+                    raise
+                folder.fail(index, error)
+            else:
+                folder.write(index, image, prediction, seen=seen)
+        return folder.finish()
+    finally:
+        folder.close()
+
+
+def read_and_choose(path: Path, predictor: Predictor, reading: Reading) -> tuple[Image, Image]:
+    """An image with all channels, and with those that the predictor sees."""
+    image = reading.read(path)
+    return image, seen_by(predictor, image, reading.channel)
 
 
 def summary_row(
@@ -468,14 +533,6 @@ def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _file_state(path: Path) -> tuple[int, int]:
-    try:
-        state = path.stat()
-    except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns
 
 
 def _read_png(path: Path) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""``predict`` typed again: corrected options, failed images, complete folders; the reasons of failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from drawn import run
+
+from cellwright.data.synthetic import draw_field
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two grey images, and three of two channels of which neither says that it shows nuclei."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(5):
+        image, _ = draw_field(k, (64, 64), 6)
+        grey = 255 - image.data[:, :, 1]
+        if k < 2:
+            tifffile.imwrite(folder / f"grey{k}.tif", grey)
+        else:
+            both = np.stack([grey, grey[::-1]])
+            metadata = {"axes": "CYX", "Channel": {"Name": ["red", "green"]}}
+            tifffile.imwrite(folder / f"two{k}.ome.tif", both, metadata=metadata)
+    return folder
+
+
+def predict(images: Path, out: Path, *words: object) -> int:
+    return run("predict", images, "--model", "classical", "--save", "masks", "--out", out, *words)
+
+
+def images_in(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return [row["image"] for row in csv.DictReader(file)]
+
+
+def test_failed_images_take_a_corrected_channel(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(images, out) == 3
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: 3 images (two2, two3, two4): ")
+    assert "0: red, 1: green" in line
+    assert "--channel red" in line
+    assert images_in(out / "failures.csv") == ["two2", "two3", "two4"]
+    before = (out / "grey0_masks.tif").stat().st_mtime_ns
+    assert predict(images, out, "--channel", "green") == 0
+    assert "2 images done before, 3 to do" in capsys.readouterr().err
+    assert (out / "grey0_masks.tif").stat().st_mtime_ns == before
+    assert images_in(out / "failures.csv") == []
+    assert images_in(out / "summary.csv") == ["grey0", "grey1", "two2", "two3", "two4"]
+    assert predict(images, out, "--channel", "green") == 0
+    assert f"already complete: {out}/" in capsys.readouterr().err
+    assert predict(images, out, "--channel", "red") == 2
+    message = capsys.readouterr().err
+    assert "--channel red instead of green, which changes 3 images (two2, two3, two4)" in message
+    assert "use --overwrite to start again, or choose another --out" in message
+
+
+def test_a_typing_error_in_a_job_of_which_nothing_is_done(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in images.glob("grey*"):
+        file.unlink()
+    assert predict(images, tmp_path / "out", "--channel", "rde", "--score", ".9") == 3
+    assert predict(images, tmp_path / "out", "--channel", "red", "--score", ".1") == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["info"]["score_threshold"] == 0.1
+
+
+def test_the_reasons_are_printed_with_quiet_and_as_json(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut short")
+    assert predict(images, tmp_path / "out", "--quiet") == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in lines] == [" 1 image (broken)", " 3 images (two2, two3, two4)"]
+    assert predict(images, tmp_path / "json", "--log-format=json") == 3
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    done = [(event["image"], event["progress"]["done"]) for event in events if event["event"] == "image"]
+    assert done == [("grey0", 2), ("grey1", 3)]
+    failed = [event for event in events if event["event"] == "failure"]
+    assert [event["image"] for event in failed] == ["broken", "two2", "two3", "two4"]
+    assert "--channel" in failed[1]["fix"]
+    assert all(event["level"] == "warning" for event in failed)
+    assert [event["event"] for event in events if event["level"] == "error"] == ["failures", "failures"]
