@@ -31,6 +31,11 @@ WINDOW_SIDE_PX = 384
 # 16.8 million pixels take a U-Net of width 16 about 6 GB.
 MAX_ENLARGED_PX = 4096 * 4096
 
+# An estimate needs evidence, because noise that is enlarged enough looks like objects: objects of at least so many px,
+# and a median score for the smallest ones. Noise, smoothed or not, scores .35 to .51, nuclei of 5 to 9 px .68 to .93.
+LEAST_PX = 3.0
+LEAST_SCORE = 0.55
+
 Detect = Callable[[np.ndarray], Instances]
 
 
@@ -60,7 +65,7 @@ class Diameter:
 
 
 def estimate_diameter(pixels: np.ndarray, nominal_px: float, detect: Detect) -> float | None:
-    """Median diameter of the objects of an image, px of the image; None if no object is found.
+    """Median diameter of the objects of an image, px of the image; None if no object is found, or only noise.
 
     Args:
         pixels: (C, H, W) float32, normalised as the network's input.
@@ -78,7 +83,10 @@ def estimate_diameter(pixels: np.ndarray, nominal_px: float, detect: Detect) -> 
     # A few large objects may all be outside the shared window, so ties are broken by the trial's whole window.
     best = max(trials, key=lambda trial: (trial.explained(shared), trial.explained()))
     estimate = best.median_px()
-    return None if estimate is None else trial_at(estimate).median_px() or estimate
+    if estimate is None or (estimate < WORKING_DIAMETERS_PX[0] and best.median_score() < LEAST_SCORE):
+        return None
+    final = trial_at(estimate).median_px() or estimate
+    return final if final >= LEAST_PX else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +117,12 @@ class _Trial:
         """Median diameter in pixels of the image, specks excluded; None if there is no object."""
         diameters = self._diameters()[np.abs(self._octaves()) < 2]
         return float(np.median(diameters)) / self.scale if len(diameters) else None
+
+    def median_score(self) -> float:
+        """Median score of the objects, specks excluded; 0 without any."""
+        assert self.objects.scores is not None
+        scores = self.objects.scores[np.abs(self._octaves()) < 2]
+        return float(np.median(scores)) if len(scores) else 0.0
 
     def _octaves(self) -> np.ndarray:
         """(N,) base-2 logarithm of each diameter over the nominal one."""
