@@ -149,7 +149,7 @@ def supported_dtype(data: np.ndarray, where: object = None) -> tuple[np.ndarray,
     """
     kind = data.dtype.kind
     if data.dtype in (np.uint8, np.uint16, np.float32):
-        return data.astype(data.dtype.newbyteorder("="), copy=False), ()
+        return data.astype(data.dtype.newbyteorder("="), copy=False).view(data.dtype.type), ()  # "uint16", not "<u2"
     if kind == "b":
         return data.astype(np.uint8) * np.uint8(255), ()
     if kind in "iu":
