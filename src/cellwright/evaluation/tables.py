@@ -103,7 +103,7 @@ def confusion(data: EvaluationData) -> pd.DataFrame:
         counted = truth.kind != "ignored"
         np.add.at(counts, (pairs.truth.class_ids[counted], found_as[counted]), 1)
         extra = ~np.isin(predicted.kind, ("correct", "wrong_class", "ignored"))
-        np.add.at(counts, (n, pairs.predicted.class_ids[extra]), 1)
+        counts[n] += np.bincount(pairs.predicted.class_ids[extra], minlength=n + 1)
     index = pd.Index([*data.class_names, UNMATCHED], name="annotation")
     return pd.DataFrame(counts, index=index, columns=[*data.class_names, UNMATCHED])
 

@@ -114,7 +114,7 @@ def well_table(wells: Sequence[Well], rows: Sequence[Mapping[str, Any]], measure
     summary["plate"], summary["well"] = [well.plate for well in wells], [well.name for well in wells]
     grouped = summary.groupby(keys, sort=True)
     counts = [name for name in summary if name == "objects" or name.startswith("objects_")]
-    table = grouped.size().rename("images").to_frame().join(grouped[counts].sum())
+    table = pd.DataFrame({"images": grouped.size()}).join(pd.DataFrame(grouped[counts].sum()))
     table.insert(2, "objects_per_image", table["objects"] / table["images"])
     if measurements is not None:
         pooled = pd.read_csv(measurements)
@@ -123,6 +123,6 @@ def well_table(wells: Sequence[Well], rows: Sequence[Mapping[str, Any]], measure
         measured = [
             name for name in pooled.select_dtypes("number") if name not in table and not _POSITIONS.fullmatch(name)
         ]
-        table = table.join(pooled.groupby(keys)[measured].mean().add_prefix("mean_"))
+        table = table.join(pd.DataFrame(pooled.groupby(keys)[measured].mean()).add_prefix("mean_"))
     table = table.reset_index()
     return table if any(well.plate for well in wells) else table.drop(columns="plate")

@@ -245,9 +245,10 @@ def _points(points: object, where: str) -> np.ndarray:
         array = np.array(points, np.float64)
     except (TypeError, ValueError, OverflowError):
         array = np.zeros(0)
+    shape: tuple[int, ...] = array.shape
     if array.size == 0 and isinstance(points, list) and not points:
         return np.zeros((0, 2))
-    if array.ndim != 2 or array.shape[1] != 2 or not np.isfinite(array).all() or np.abs(array).max() > 1e9:
+    if len(shape) != 2 or shape[1] != 2 or not np.isfinite(array).all() or np.abs(array).max() > 1e9:
         got = repr(points)[:60]
         raise FormatError(
             "the points of a shape are malformed", where=where, got=got, expected="[[x, y], ...], numbers"

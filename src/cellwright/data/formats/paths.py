@@ -458,8 +458,9 @@ def may_be_turned(image: Path) -> bool:
 def masked_hw(image: Path, mask_hw: tuple[int, int]) -> tuple[int, int]:
     """The size (H, W) that the masks of an image must have: its own, or as it is stored if ``mask_hw`` is that size."""
     header = image_header(image)
-    is_stored = header.orientation in QUARTER_TURNS and tuple(mask_hw) == header.image_hw[::-1]
-    return header.image_hw[::-1] if is_stored else header.image_hw
+    height, width = header.image_hw
+    is_stored = header.orientation in QUARTER_TURNS and tuple(mask_hw) == (width, height)
+    return (width, height) if is_stored else (height, width)
 
 
 def _check_sizes(

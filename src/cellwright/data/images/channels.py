@@ -66,8 +66,9 @@ def choose_channels(
     >>> choose_channels(image, None, 2, trained=["DAPI", "actin"]).channels
     ('DAPI', 'actin')
     """
-    given = wanted is not None and (isinstance(wanted, str | int) or len(wanted) > 0)
-    return finite_pixels(select_channels(image, wanted) if given else _without_doubt(image, n_network, trained))
+    if wanted is None or not (isinstance(wanted, str | int) or len(wanted)):
+        return finite_pixels(_without_doubt(image, n_network, trained))
+    return finite_pixels(select_channels(image, wanted))
 
 
 def _without_doubt(image: Image, n_network: int | None, trained: Sequence[str]) -> Image:

@@ -120,7 +120,8 @@ def orientation_notes(orientation: int, stored_hw: tuple[int, ...], path: Path) 
 
 
 def _upright_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
-    return stored_hw[::-1] if orientation >= 5 else stored_hw
+    height, width = stored_hw
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def _orientation(exif: Any) -> int:

@@ -39,8 +39,9 @@ class Reading:
     pixel_size: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        one = isinstance(self.channel, str | int)
-        object.__setattr__(self, "channel", (self.channel,) if one else tuple(self.channel or ()))
+        channel = self.channel
+        names = (channel,) if isinstance(channel, str | int) else tuple(channel or ())
+        object.__setattr__(self, "channel", names)
 
     @property
     def channels(self) -> tuple[str | int, ...]:

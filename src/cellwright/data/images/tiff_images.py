@@ -197,7 +197,7 @@ def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number
 
     def image(at_position: int | None) -> TiffImage:
         def plane(at: At) -> np.ndarray | None:
-            return read([at_position if k == position else at.get(axes[k], 0) for k in lead])
+            return read([at_position or 0 if k == position else at.get(axes[k], 0) for k in lead])
 
         def extent(axis: str) -> int:
             return shape[axes.index(axis)] if axis in axes else 1

@@ -127,5 +127,5 @@ def _scene(opened: Any, scene: str) -> TiffImage:
         plane=plane,
         keyframe=None,  # type: ignore[arg-type] - no tags say what the numbers mean
         channels=names,
-        pixel_size_um=(float(size.Y), float(size.X)) if known else None,
+        pixel_size_um=(float(size.Y), float(size.X)) if size is not None and known else None,
     )
