@@ -281,7 +281,13 @@ def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meaning:
         return Meaning("palette", names, colours=colours, notes=(*notes, *more))
     # ImageJ writes this for a lookup table, and tifffile for every bool array: there it says nothing about the numbers.
     by_habit = tif.is_imagej or (tif.is_shaped and page.dtype == bool)
-    if photometric == MIN_IS_WHITE and samples == 1 and not by_habit and page.dtype is not None and page.dtype.kind in "bu":
+    if (
+        photometric == MIN_IS_WHITE
+        and samples == 1
+        and not by_habit
+        and page.dtype is not None
+        and page.dtype.kind in "bu"
+    ):
         bits = page.bitspersample if isinstance(page.bitspersample, int) else page.bitspersample[0]
         return Meaning("invert", ("grey",), bits=bits, notes=notes)
     if photometric == SEPARATED and samples >= 4 and _tag(page, "InkSet", 1) == 1:
