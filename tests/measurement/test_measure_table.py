@@ -31,7 +31,15 @@ quick = settings(deadline=None, max_examples=40)
 
 SHAPE = (
     *("area_px", "centroid_y_px", "centroid_x_px", "bbox_x0_px", "bbox_y0_px", "bbox_x1_px", "bbox_y1_px"),
-    *("equivalent_diameter_px", "perimeter_px", "major_axis_px", "minor_axis_px", "eccentricity", "orientation_deg"),
+    *(
+        "touches_border",
+        "equivalent_diameter_px",
+        "perimeter_px",
+        "major_axis_px",
+        "minor_axis_px",
+        "eccentricity",
+        "orientation_deg",
+    ),
     *("solidity", "circularity"),
 )
 
@@ -205,7 +213,7 @@ def test_ids_scores_and_the_csv(tmp_path: Path) -> None:
     assert list(back)[:4] == ["image", "label", "class", "score"]
     assert back.score.tolist() == pytest.approx(scores.tolist(), rel=1e-6)
     assert "0.9," in (tmp_path / "a.csv").read_text()
-    np.testing.assert_allclose(back[list(SHAPE)], table[list(SHAPE)], rtol=1e-6)
+    np.testing.assert_allclose(back[list(SHAPE)].astype(float), table[list(SHAPE)].astype(float), rtol=1e-6)
     assert set(back.image) == {"sub/a"}
     blank = table_csv(cw.measure(truth), "a").splitlines()[1]
     assert blank.startswith("a,1,0,,")

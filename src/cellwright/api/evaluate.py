@@ -60,6 +60,9 @@ class EvaluatePlan:
     """Number of images to draw with their errors, worst first; 0 for no pictures and figures."""
     ignore_classes: bool = False
     """Treat all objects as one class."""
+    remove_border: bool = False
+    """Leave out objects at the border of the image: annotated ones are neither missed nor found, and predicted ones
+    count only where they match an annotated object inside."""
     prefer: Prefer | None = None
     """Which file of an image to read if several in a prediction folder were edited differently."""
     score: float | None = None
@@ -134,6 +137,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     for source, name in zip(sources, names, strict=True):
         folder = plan.out if len(names) == 1 else plan.out / name
         images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)
+        images = images.without_border() if plan.remove_border else images
         candidates = None
         if not plan.metrics:
             predictor, reading = source.filtered if isinstance(source, Model) else None, Reading.recorded(truth.info)

@@ -1,17 +1,143 @@
-"""`measure`: one table of measurements per image."""
+"""``measure``: one table of all objects of a prediction; and `measure` in Python, one table per image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from cyclopts import Parameter
+
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
-from cellwright.core.errors import InputError
+from cellwright.api.outputs import claim_file
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.image import Image
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.calibration import as_pixel_size
+from cellwright.data.images.channels import select_channels
+from cellwright.data.images.reading import Reading
+from cellwright.data.images.tiff import Plane
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MeasurePlan:
+    """Measure size, shape and intensities of all objects in one table."""
+
+    predictions: Path
+    """A prediction folder, label images or anything else that `data convert` reads."""
+    _: KW_ONLY
+    images: Path | None = None
+    """Folder or dataset of the images to measure (default: those of the prediction)."""
+    channel: tuple[str, ...] = ()
+    """Name or number of the channels to measure (default: all)."""
+    ring: int | None = None
+    """Measure the background of each channel in a ring of this width around each object, pixels."""
+    z: Plane | None = None
+    """Plane of stacks, counted from 0, or max or mean (default: as predicted)."""
+    t: int | None = None
+    """Time point, counted from 0 (default: as predicted)."""
+    series: str | None = None
+    """Number or name of one image in a file of several (default: as predicted)."""
+    pixel_size: float | None = None
+    """Microns per pixel (default: as the file says)."""
+    prefer: Prefer | None = None
+    """Which file of an image to read if several in a prediction folder were edited differently."""
+    out: Path = Path("work/measurements.csv")
+    """CSV file to write."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The table of all objects, and the number of images, of which ``n_missing`` had no image file."""
+
+    table: pd.DataFrame
+    n_images: int
+    n_missing: int
+
+
+def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Measured | None:
+    """Measure all objects and write the table ``plan.out``; None after a dry run.
+
+    Objects without an image file are measured by shape only. Raises `OutputError` if the file exists, `UsageError` for
+    another suffix, a channel or plane that does not exist, or an option that needs images where there are none, and
+    `InputError` for what cannot be read.
+    """
+    import pandas as pd
+
+    from cellwright.core.files import write_text
+
+    claim_file(plan.out, overwrite=plan.overwrite)
+    if plan.out.suffix.lower() != ".csv":
+        raise UsageError(
+            "measurements are written as a table", where="`out`", got=plan.out.name, expected="a .csv file"
+        )
+    if plan.ring is not None and plan.ring < 1:
+        raise UsageError("invalid `ring`", got=plan.ring, expected="at least 1 pixel")
+    dataset = _read_objects(plan, screen)
+    missing = [sample for sample in dataset if sample.image_path is None]
+    if missing and len(missing) == len(dataset) and (plan.ring is not None or plan.channel):
+        got, remedy = f"{count(len(missing), 'image')} without a file", "name the folder of the images with `images`"
+        raise UsageError("intensities need the images", where=plan.predictions, got=got, remedy=remedy)
+    screen.note(f"{count(len(dataset), 'image')}: will write {plan.out}")
+    if missing:
+        without = f"{count(len(missing), 'image')} without a file, such as {missing[0].id}"
+        screen.note(f"{without}: no intensities were measured; name the folder of the images with `images`")
+    if dry_run:
+        return None
+    tables = [_measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    write_text(plan.out, table.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
+    return Measured(table, len(dataset), len(missing))
+
+
+def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> Dataset:
+    from cellwright.api.sources import find_images_option
+    from cellwright.core.notes import summarise
+    from cellwright.data.formats import ReadOptions
+    from cellwright.data.formats import read_dataset as read
+    from cellwright.evaluation.pairing import above_threshold
+
+    images = None if plan.images is None else find_images_option(plan.images, screen.track)
+    options = ReadOptions(images=images, require_images=False, prefer=plan.prefer, no_objects=True, track=screen.track)
+    dataset = above_threshold(read(plan.predictions, options))
+    for line in summarise(dataset.notes):
+        screen.note(line)
+    return dataset
+
+
+def _measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:
+    """The rows of one image, with the columns image, label, class and score first."""
+    from cellwright.measurement.table import measure_instances
+
+    image = _image_of(sample, dataset, plan)
+    table = measure_instances(
+        sample.read_instances(),
+        image,
+        class_names=dataset.class_names,
+        pixel_size_um=as_pixel_size(plan.pixel_size) or (sample.pixel_size_um if image is None else None),
+        ring_px=plan.ring,
+    ).reset_index()
+    table.insert(0, "image", [sample.id] * len(table))
+    return table
+
+
+def _image_of(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> Image | None:
+    """The image to measure, with the chosen channels or all, from the plane that was predicted."""
+    if sample.image_path is None:
+        return None
+    chosen = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series)
+    image = chosen.over(Reading.recorded(dataset.info)).read(sample.image_path)
+    return select_channels(image, plan.channel) if plan.channel else image
 
 
 @overload
@@ -21,6 +147,7 @@ def measure(
     *,
     class_names: Sequence[str] | None = None,
     pixel_size: float | Sequence[float] | None = None,
+    ring: int | None = None,
 ) -> pd.DataFrame: ...
 @overload
 def measure(
@@ -29,8 +156,9 @@ def measure(
     *,
     class_names: Sequence[str] | None = None,
     pixel_size: float | Sequence[float] | None = None,
+    ring: int | None = None,
 ) -> list[pd.DataFrame]: ...
-def measure(cells, image=None, *, class_names=None, pixel_size=None):
+def measure(cells, image=None, *, class_names=None, pixel_size=None, ring=None):
     """Measure size, shape and, with an image, intensities of objects.
 
     Args:
@@ -40,14 +168,16 @@ def measure(cells, image=None, *, class_names=None, pixel_size=None):
             or a path. None measures no intensities. For several images, a list of these.
         class_names: names of the classes 0..K-1, for the column "class"; None: the class ids.
         pixel_size: microns per pixel, one number or (y, x); None takes that of the image.
+        ring: width in pixels of a ring around each object, outside of all objects, in which the background of each
+            channel is measured; None measures none.
 
     Returns:
         A pandas table with one row per object and the ids of the objects as index "label"; for a list, a list of
         tables. Columns: class, score (NaN without scores), area_px, centroid_y_px, centroid_x_px,
-        bbox_{x0,y0,x1,y1}_px, equivalent_diameter_px, perimeter_px, major_axis_px, minor_axis_px, eccentricity,
-        orientation_deg, solidity, circularity; with an image intensity_{mean,min,max,std}_CHANNEL; with a pixel size
-        area_um2 and equivalent_diameter_um. Definitions: `cellwright.measurement.table`. Without objects, the table
-        has all columns and no rows.
+        bbox_{x0,y0,x1,y1}_px, touches_border, equivalent_diameter_px, perimeter_px, major_axis_px, minor_axis_px,
+        eccentricity, orientation_deg, solidity, circularity; with an image intensity_{mean,min,max,std}_CHANNEL, with
+        ``ring`` also ring_area_px and ring_mean_CHANNEL; with a pixel size area_um2 and equivalent_diameter_um.
+        Definitions: `cellwright.measurement.table`. Without objects, the table has all columns and no rows.
 
     Raises:
         InputError: image and objects differ in size or number, a class id without a name, or an array that is not a
@@ -76,5 +206,5 @@ def measure(cells, image=None, *, class_names=None, pixel_size=None):
         )
     size = as_pixel_size(pixel_size)
     pairs = zip(instances, images, strict=True)
-    tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size) for pair in pairs]
+    tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size, ring_px=ring) for pair in pairs]
     return tables[0] if single else tables

@@ -83,6 +83,7 @@ class Model:
         score: float | None = None,
         min_area: int | None = None,
         max_objects: int | None = None,
+        remove_border: bool | None = None,
     ) -> Instances: ...
     @overload
     def predict(
@@ -95,8 +96,20 @@ class Model:
         score: float | None = None,
         min_area: int | None = None,
         max_objects: int | None = None,
+        remove_border: bool | None = None,
     ) -> list[Instances]: ...
-    def predict(self, images, diameter=None, views=None, *, channel=None, score=None, min_area=None, max_objects=None):
+    def predict(
+        self,
+        images,
+        diameter=None,
+        views=None,
+        *,
+        channel=None,
+        score=None,
+        min_area=None,
+        max_objects=None,
+        remove_border=None,
+    ):
         """The objects of an image, best first, with ids 1..N and scores in [0, 1]; a list of images gives a list.
 
         Args:
@@ -110,6 +123,7 @@ class Model:
             score: omit objects with a lower score, 0 to 1; None takes the model's own threshold.
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.
+            remove_border: omit objects that touch the border of the image, which may be cut off.
 
         Returns:
             `Instances` of the image's size, or a list of them; an image without objects gives `Instances` of length 0.
@@ -130,7 +144,12 @@ class Model:
             [2, 1]
         """
         model = self.with_options(
-            diameter=diameter, views=views, score=score, min_area=min_area, max_objects=max_objects
+            diameter=diameter,
+            views=views,
+            score=score,
+            min_area=min_area,
+            max_objects=max_objects,
+            remove_border=remove_border,
         )
         predictions = model.predictions(images, channel=channel)
         notes = [
@@ -172,11 +191,13 @@ class Model:
         score: float | None = None,
         min_area: int | None = None,
         max_objects: int | None = None,
+        remove_border: bool | None = None,
     ) -> Model:
         """The model with other options, for every prediction; None leaves an option as it is. See `predict`."""
         predictor = self.predictor if diameter is None else self.predictor.with_diameter(diameter)
         predictor = predictor if views is None else predictor.with_views(as_views(views))
         given = {"score_threshold": score, "min_area_px": min_area, "max_objects": max_objects}
+        given |= {"remove_border": remove_border}
         changes = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(
             self,

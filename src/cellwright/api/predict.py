@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,10 @@ class PredictPlan:
     """Folder to write."""
     overwrite: bool = False
     """Replace predictions that exist in the folder."""
+    remove_border: Annotated[bool, Parameter(group=OBJECTS)] = False
+    """Omit objects that touch the border of the image, which may be cut off."""
+    ring: Annotated[int | None, Parameter(group=OBJECTS)] = None
+    """Measure the background of each channel in a ring of this width around each object, pixels."""
     z: Annotated[Plane | None, Parameter(group=PART)] = None
     """Plane of a stack, counted from 0, or max or mean of all planes."""
     t: Annotated[int | None, Parameter(group=PART)] = None
@@ -117,11 +122,13 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         score=plan.score,
         min_area=plan.min_area,
         max_objects=plan.max_objects,
+        remove_border=plan.remove_border,
     )
     sources, recorded = find_sources(plan.sources, plan.split)
     reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size=plan.pixel_size)
     reading = reading.over(recorded)
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
+    job = dataclasses.replace(job, ring_px=plan.ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(plan.out, job, pictures(model.class_names), see=see, overwrite=plan.overwrite)
     if (done := folder.describe()) is not None:

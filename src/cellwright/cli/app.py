@@ -39,6 +39,7 @@ VERBS = {
     "predict": ("result_verbs:predict", "Segment images, or resume an interrupted prediction."),
     "fuse": ("result_verbs:fuse", "Fuse several predictions of the same images (ensemble), or remove duplicates."),
     "evaluate": ("result_verbs:evaluate", "Evaluate predictions against ground truth, or compare two predictions."),
+    "measure": ("result_verbs:measure", "Measure size, shape and intensities of all objects in one table."),
     "export": ("result_verbs:export", "Write predictions in another format, for a submission or another tool."),
     "compare": ("model_verbs:compare", "Compare runs: their recipes, results and costs."),
 }

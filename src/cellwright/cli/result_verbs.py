@@ -7,6 +7,7 @@ import math
 from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.export import ExportPlan
 from cellwright.api.fuse import FusePlan
+from cellwright.api.measure import MeasurePlan
 from cellwright.api.predict import PredictPlan
 from cellwright.api.tune import TunePlan
 from cellwright.cli.console import Common
@@ -87,6 +88,17 @@ def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> None:
 def _interval(low: float, high: float) -> str:
     """``0.4120 to 0.5631``, or a dash if there are fewer than two images."""
     return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def measure(plan: MeasurePlan, *, common: Common = PLAIN) -> None:
+    """Show how many objects were measured."""
+    from cellwright.api.measure import run
+
+    screen = common.screen(plan)
+    if measured := run(plan, screen, dry_run=common.dry_run):
+        n_objects, images = len(measured.table), count(measured.n_images, "image")
+        values = {"out": str(plan.out), "objects": n_objects, "images": measured.n_images}
+        screen.result(f"{count(n_objects, 'object')} in {images}: {plan.out}", values)
 
 
 def export(plan: ExportPlan, *, common: Common = PLAIN) -> None:

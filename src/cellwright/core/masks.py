@@ -278,6 +278,13 @@ class MaskSet:
         """Number of pixels (N,) int64 of each mask."""
         return _kernels().crop_sums(self.offsets, self.crops)
 
+    @property
+    def touches_border(self) -> np.ndarray:
+        """Which masks (N,) bool have a pixel at the border of the image; empty masks do not."""
+        height, width = self.image_hw
+        x0, y0, x1, y1 = self.boxes.T
+        return (x1 > x0) & ((x0 == 0) | (y0 == 0) | (x1 == width) | (y1 == height))
+
     def intersections(self, other: MaskSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs (i, j) of masks that share pixels, and the number of shared pixels: three arrays (P,) int64.
 

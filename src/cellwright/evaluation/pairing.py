@@ -78,6 +78,20 @@ class PairedImages:
                 return ids
         return None
 
+    def without_border(self) -> PairedImages:
+        """The same images without the objects that touch the border of the image, which may be cut off.
+
+        Annotated ones are ignored, so that predictions that match them do not count. Predicted ones are omitted, unless
+        the annotated object that they overlap most is inside the image.
+        """
+        truth = tuple(dataclasses.replace(sample, load=_BorderIgnored(sample.load)) for sample in self.truth)
+        predicted = tuple(
+            dataclasses.replace(sample, load=_BorderOmitted(sample.load, true.load))
+            for sample, true in zip(self.predicted, self.truth, strict=True)
+        )
+        note = "objects at the border of the image are left out"
+        return dataclasses.replace(self, truth=truth, predicted=predicted, notes=(*self.notes, note))
+
     def without_classes(self) -> PairedImages:
         """The same images with all objects in one class, `ONE_CLASS`. Thresholds that differ by class are applied."""
         threshold = self.score_threshold
@@ -88,6 +102,34 @@ class PairedImages:
             class_names=(ONE_CLASS,),
             score_threshold=_common_threshold(threshold),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _BorderIgnored:
+    """A `Sample.load` that ignores the objects at the border of the image."""
+
+    load: Callable[[], Instances]
+
+    def __call__(self) -> Instances:
+        objects = self.load()
+        return dataclasses.replace(objects, ignore=objects.ignore | objects.masks.touches_border)
+
+
+@dataclass(frozen=True, eq=False)
+class _BorderOmitted:
+    """A `Sample.load` of predictions without those at the border, unless they belong to an object inside."""
+
+    load: Callable[[], Instances]
+    truth: Callable[[], Instances]
+
+    def __call__(self) -> Instances:
+        predicted, truth = self.load(), self.truth()
+        at_border = predicted.masks.touches_border
+        i, j, shared = predicted.masks.intersections(truth.masks)
+        order = np.lexsort((shared, i))  # of each prediction, the pair with most pixels comes last
+        inside = np.zeros(len(predicted), bool)
+        inside[i[order]] = ~truth.masks.touches_border[j[order]]
+        return predicted[~at_border | inside]
 
 
 def pair_datasets(

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
 _COMPILED_TYPES = (np.uint8, np.uint16, np.float32)
 _STATISTICS = ("mean", "min", "max", "std")
 # Columns that formats with outlines do not need.
-_POSITIONS = ("centroid_y_px", "centroid_x_px", "bbox_x0_px", "bbox_y0_px", "bbox_x1_px", "bbox_y1_px")
+_POSITIONS = (
+    "touches_border",
+    "centroid_y_px",
+    "centroid_x_px",
+    "bbox_x0_px",
+    "bbox_y0_px",
+    "bbox_x1_px",
+    "bbox_y1_px",
+)
 
 
 def measure_instances(
@@ -35,11 +44,13 @@ def measure_instances(
     *,
     class_names: Sequence[str] | None = None,
     pixel_size_um: tuple[float, float] | None = None,
+    ring_px: int | None = None,
 ) -> pd.DataFrame:
     """Measurements of N objects, in their order; the index "label" holds their ids.
 
     class: the class id, or the name if ``class_names`` are given. score: NaN without scores.
     area_px, bbox_{x0,y0,x1,y1}_px: integers; boxes are half open. centroid_{y,x}_px: mean position of the pixels.
+    touches_border: whether the object has a pixel at the border of the image, so that it may be cut off.
     equivalent_diameter_px: diameter of the circle with the same area.
     area_um2, equivalent_diameter_um: only with a pixel size: ``pixel_size_um`` (y, x), else that of the image.
     perimeter_px: Crofton's formula in four directions (Rivollier 2010, as scikit-image's ``perimeter_crofton``),
@@ -54,6 +65,9 @@ def measure_instances(
         perimeter is underestimated.
     intensity_{mean,min,max,std}_CHANNEL: of the pixels of the object in the image's own values, without background
         subtraction. An alpha channel is omitted. Channels with equal names are numbered.
+
+    ring_area_px, ring_mean_CHANNEL: only with ``ring_px``: number and mean of the pixels within ``ring_px`` of the
+        object and outside of all objects: the background around it. NaN if there is no such pixel.
 
     Without objects the table has all columns and no rows. An empty mask has area and box 0, and NaN otherwise. Raises
     `InputError` for an image of another size, or a class without a name.
@@ -75,6 +89,8 @@ def measure_instances(
     columns |= shape_columns(cells.masks, pixel_size_um)
     if image is not None:
         columns |= intensity_columns(cells.masks, image)
+        if ring_px is not None:
+            columns |= ring_columns(cells.masks, image, ring_px)
     return pd.DataFrame(columns, index=pd.Index(cells.ids, name="label"))
 
 
@@ -98,6 +114,7 @@ def shape_columns(masks: MaskSet, pixel_size_um: tuple[float, float] | None = No
         columns["centroid_x_px"] = masks.boxes[:, 0] + moments[:, 1] / area + 0.5
         for k, name in enumerate(("x0", "y0", "x1", "y1")):
             columns[f"bbox_{name}_px"] = masks.boxes[:, k].astype(np.int64)
+        columns["touches_border"] = masks.touches_border
         columns["equivalent_diameter_px"] = diameter
         if pixel_size_um is not None:
             columns["equivalent_diameter_um"] = diameter * np.sqrt(pixel_size_um[0] * pixel_size_um[1])
@@ -131,15 +148,45 @@ def intensity_columns(masks: MaskSet, image: Image) -> dict[str, np.ndarray]:
     is_compiled = image.data.dtype in _COMPILED_TYPES
     data = np.ascontiguousarray(image.data if is_compiled else image.data.astype(np.float64))
     values = _kernels().intensities(masks.boxes, masks.offsets, masks.crops, data)
+    return {
+        f"intensity_{statistic}_{name}": values[:, c, k]
+        for c, name in enumerate(_measured_channels(image))
+        for k, statistic in enumerate(_STATISTICS)
+    }
+
+
+def ring_columns(masks: MaskSet, image: Image, ring_px: int) -> dict[str, np.ndarray]:
+    """Number of pixels and mean of each channel, each column (N,), in the ring around each object.
+
+    The ring holds the pixels whose distance to the nearest pixel of the object is at most ``ring_px``, and which belong
+    to no object. Raises `UsageError` for a ring below 1.
+    """
+    if ring_px < 1:
+        raise UsageError("invalid `ring`", got=ring_px, expected="at least 1 pixel")
+    names, free = _measured_channels(image), ~masks.foreground()
+    y, x = np.mgrid[-ring_px : ring_px + 1, -ring_px : ring_px + 1]
+    disc = (y * y + x * x <= ring_px * ring_px).astype(np.uint8)
+    areas, means = np.zeros(len(masks), np.int64), np.full((len(masks), len(names)), np.nan)
+    for i, (x0, y0, x1, y1) in enumerate(masks.boxes.tolist()):
+        if x1 <= x0:
+            continue
+        top, left = max(y0 - ring_px, 0), max(x0 - ring_px, 0)
+        window = (slice(top, y1 + ring_px), slice(left, x1 + ring_px))
+        inside = np.zeros(free[window].shape, np.uint8)
+        inside[y0 - top : y1 - top, x0 - left : x1 - left] = masks.crop(i)
+        ring = (cv2.dilate(inside, disc, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0) & free[window]
+        areas[i] = np.count_nonzero(ring)
+        if areas[i]:
+            means[i] = image.data[window][ring][:, : len(names)].mean(axis=0, dtype=np.float64)
+    return {"ring_area_px": areas} | {f"ring_mean_{name}": means[:, c] for c, name in enumerate(names)}
+
+
+def _measured_channels(image: Image) -> list[str]:
+    """The names of the channels, without alpha; numbered if some are equal."""
     names = list(image.channels)
     if len(set(names)) < len(names):
         names = [f"{name}{k}" for k, name in enumerate(names)]
-    kept = names[:-1] if len(names) > 1 and image.channels[-1] == "A" else names
-    return {
-        f"intensity_{statistic}_{name}": values[:, c, k]
-        for c, name in enumerate(kept)
-        for k, statistic in enumerate(_STATISTICS)
-    }
+    return names[:-1] if len(names) > 1 and image.channels[-1] == "A" else names
 
 
 def table_csv(table: pd.DataFrame, image_name: str) -> str:
@@ -156,9 +203,11 @@ def write_measurements(
     image_name: str,
     image: Image | None = None,
     class_names: Sequence[str] | None = None,
+    ring_px: int | None = None,
 ) -> None:
     """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row."""
-    write_text(path, table_csv(measure_instances(cells, image, class_names=class_names), image_name))
+    table = measure_instances(cells, image, class_names=class_names, ring_px=ring_px)
+    write_text(path, table_csv(table, image_name))
 
 
 def with_measurements(cells: Instances, image: Image | None = None) -> Instances:

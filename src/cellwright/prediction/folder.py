@@ -194,7 +194,14 @@ class PredictionFolder:
                 case "rois":
                     writers.write_rois(path, instances, measured, class_names=names)
                 case "measurements":
-                    write_measurements(instances, path, image_name=source.id, image=measured, class_names=names)
+                    write_measurements(
+                        instances,
+                        path,
+                        image_name=source.id,
+                        image=measured,
+                        class_names=names,
+                        ring_px=self.job.ring_px,
+                    )
         if index in self._on_sheet | self._on_plate:
             write_png(self._tile(index), _shrunk(self._pictures.thumbnail(seen, instances)))
         sample = Sample(
@@ -252,6 +259,7 @@ class PredictionFolder:
         threshold = self.job.options.score_threshold
         written = {sample.id: part.info["files"] for part in parts for sample in part if "files" in part.info}
         facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
+        facts |= self.job.reading
         predictions = Dataset(samples, names, root=self.out, info=facts | dict(self.job.info))
         FORMATS["coco"].write(predictions, self.out / PREDICTIONS, WriteOptions())
         if not self._failures:
@@ -453,6 +461,7 @@ def summary_row(
         "foreground_share": round(covered / (height * width), 5),
         "left_out_low_score": prediction.n_low_score,
         "left_out_small": prediction.n_small,
+        "left_out_border": prediction.n_border,
         "left_out_max_objects": prediction.n_over_cap,
         "model_cap_reached": prediction.model_cap,
         "overlap_pixels_resolved": prediction.pixels_resolved,

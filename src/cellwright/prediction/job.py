@@ -43,7 +43,8 @@ class Job:
 
     recipe_yaml: the resolved recipe, written as ``recipe.yaml``. model: identifies the weights (a digest). reading: how
     images are read (channel, z, t, series, pixel size). predicting: further options of the predictor (diameter, views).
-    save: the files per image. info: further facts for predictions.json (JSON values), which do not identify the job.
+    save: the files per image. ring_px: width of the ring in which background is measured; None: it is not. info:
+    further facts for predictions.json (JSON values), which do not identify the job.
     made_by: what ``model`` identifies.
     """
 
@@ -55,6 +56,7 @@ class Job:
     reading: Mapping[str, Any] = field(default_factory=dict)
     predicting: Mapping[str, Any] = field(default_factory=dict)
     save: tuple[Save, ...] = SAVES
+    ring_px: int | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = "the model"
 
@@ -62,13 +64,17 @@ class Job:
         unknown = [name for name in self.save if name not in SAVES]
         if unknown:
             raise UsageError("unknown output in `save`", got=", ".join(unknown), expected=", ".join(SAVES))
+        if self.ring_px is not None and self.ring_px < 1:
+            raise UsageError("invalid `ring`", got=self.ring_px, expected="at least 1 pixel")
 
     def request(self) -> dict[str, Any]:
         """What identifies the job, apart from the images: JSON values."""
         return {
             "model": digest_of(repr((self.model, self.class_names))),
             "recipe": digest_of(self.recipe_yaml),
-            "options": plain({**asdict(self.options), **self.predicting, "save": sorted(self.save)}),
+            "options": plain(
+                {**asdict(self.options), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
+            ),
             "reading": plain({name: value for name, value in self.reading.items() if value is not None}),
         }
 

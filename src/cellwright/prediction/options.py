@@ -21,6 +21,7 @@ class PredictOptions:
         calibration, the threshold applies to the calibrated scores.
     min_area_px: smaller objects are omitted, pixels of the image; one number, or one per class.
     max_objects: the largest number of objects per image, best first; None keeps all.
+    remove_border: omit objects that touch the border of the image, which may be cut off.
     resolve_overlaps: assign each shared pixel to the object with the higher score, so that no pixel is in two objects.
     calibration: maps the model's scores to the expected IoU; None leaves them as they are.
 
@@ -30,6 +31,7 @@ class PredictOptions:
     score_threshold: ScoreThreshold = 0.0
     min_area_px: int | tuple[int, ...] = 0
     max_objects: int | None = None
+    remove_border: bool = False
     resolve_overlaps: bool = False
     calibration: Calibration | None = None
 
@@ -75,6 +77,9 @@ def select(prediction: Prediction, options: PredictOptions) -> Prediction:
         kept = _without_overlaps(kept)
     pixels_resolved = pixels_before - int(kept.masks.areas[options.good(kept)].sum())
     kept = kept[options.large(kept)]
+    n_large = int(options.good(kept).sum())
+    if options.remove_border:
+        kept = kept[~kept.masks.touches_border]
     n_left = int(options.good(kept).sum())
     n_over_cap = 0 if options.max_objects is None else max(n_left - options.max_objects, 0)
     candidates = kept[: options.max_objects]
@@ -84,7 +89,8 @@ def select(prediction: Prediction, options: PredictOptions) -> Prediction:
         instances=candidates[: n_left - n_over_cap],
         candidates=candidates,
         n_low_score=len(objects) - n_good,
-        n_small=n_good - n_left,
+        n_small=n_good - n_large,
+        n_border=n_large - n_left,
         n_over_cap=n_over_cap,
         pixels_resolved=pixels_resolved,
     )

@@ -20,8 +20,8 @@ class Prediction:
     instances: the predicted objects, best first, ids 1..N.
     candidates: ``instances``, followed by the objects omitted only because of their score, with the ids that follow.
         Average precision uses these uncertain objects too.
-    n_low_score, n_small, n_over_cap: numbers of objects omitted because of their score, their area, or the largest
-        number of objects, in this order.
+    n_low_score, n_small, n_border, n_over_cap: numbers of objects omitted because of their score, their area, the
+        border of the image, or the largest number of objects, in this order.
     pixels_resolved: pixels removed from lower-scoring objects where overlaps were resolved.
     model_cap: the model's own limit on the number of objects if the image reached it, so that objects may be missing;
         None otherwise.
@@ -39,6 +39,7 @@ class Prediction:
     candidates: Instances
     n_low_score: int = 0
     n_small: int = 0
+    n_border: int = 0
     n_over_cap: int = 0
     pixels_resolved: int = 0
     model_cap: int | None = None
@@ -60,7 +61,12 @@ class Prediction:
 
     def __repr__(self) -> str:
         height, width = self.instances.image_hw
-        omitted = {"low score": self.n_low_score, "small": self.n_small, "over the maximum": self.n_over_cap}
+        omitted = {
+            "low score": self.n_low_score,
+            "small": self.n_small,
+            "at the border": self.n_border,
+            "over the maximum": self.n_over_cap,
+        }
         parts = [f"{count(len(self.instances), 'object')} in {height} x {width} px"]
         if any(omitted.values()):
             parts.append("omitted: " + ", ".join(f"{n:,} {reason}" for reason, n in omitted.items() if n))
