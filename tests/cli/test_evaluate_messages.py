@@ -63,6 +63,42 @@ def test_no_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "there are no predictions at all" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize("folder", ["zeros", "zeros_named"])
+def test_label_images_without_objects_are_a_result(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES / "13_nothing_found_as_label_images"
+    values = evaluated(tmp_path, case / folder, case / "truth")["values"]
+    assert values["accuracy@0.5"] == 0
+    assert f"{folder}: 2 images, 24 annotated objects, 0 predictions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "got"),
+    [
+        ("no_scores", "no entry of this file has a score", "8 entries"),
+        ("score_is_text", "score is not a number", "'0.9'"),
+        ("too high", "score is out of range", "90"),
+        ("null", "no entry of this file has a score", "8 entries"),
+    ],
+)
+def test_what_is_wrong_with_scores(
+    tmp_path: Path, name: str, problem: str, got: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES / "14_score_messages"
+    results = case / f"{name}.json"
+    if not results.exists():
+        entries = json.loads((case / "no_scores.json").read_text())
+        entries = [{**entry, "score": 90 if name == "too high" else None} for entry in entries]
+        results = tmp_path / "results.json"
+        results.write_text(json.dumps(entries))
+    assert run("evaluate", results, "--data", case / "gt.json", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"error: {problem}" in error
+    assert f"got: {got}" in error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("images", "text"),
     [

@@ -128,7 +128,8 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
     check_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    screen.note(f"will write {plan.out}/ (metrics.json, report.md, tables, figures and pictures of errors)")
+    pictures = "tables" if plan.pictures == 0 else "tables, figures and pictures of errors"
+    screen.note(f"will write {plan.out}/ (metrics.json, report.md, {pictures})")
     if dry_run:
         return None
     claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
