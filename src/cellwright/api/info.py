@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from cellwright.api.convert import summary_line
-from cellwright.api.read import of_split, read_annotations
+from cellwright.api.read import images_only_note, of_split, read_annotations
 from cellwright.core.dataset import Dataset
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -26,7 +26,7 @@ class InfoPlan:
     """Show counts, classes, sizes, density, overlaps and bit depth of a dataset."""
 
     dataset: Path
-    """A dataset folder, or anything that `data convert` reads."""
+    """A dataset folder, anything that `data convert` reads, or images without annotations."""
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
@@ -38,8 +38,8 @@ def run(plan: InfoPlan, screen: ProgressReporter = SILENT) -> Table:
     """Measure the dataset; returns a table of names and values."""
     from cellwright.data.info import describe_dataset
 
-    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
-    for line in summarise(dataset.notes):
+    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset, no_objects=True), plan.split))
+    for line in [*images_only_note(dataset), *summarise(dataset.notes)]:
         screen.note(line)
     rows = describe_dataset(dataset, track=screen.track).rows()
     return Table(summary_line(dataset), ("what", "value"), [*rows, *_of_images(dataset)])

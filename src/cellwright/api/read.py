@@ -128,11 +128,21 @@ def read_dataset(
     return read(Path(path), options, format=format)
 
 
-def read_annotations(path: Path) -> Dataset:
-    """A dataset; of a prediction folder, the objects that reach the score threshold, as annotations."""
+def read_annotations(path: Path, *, no_objects: bool = False) -> Dataset:
+    """A dataset; of a prediction folder, the objects that reach the score threshold, as annotations.
+
+    no_objects: also read images without annotations.
+    """
     from cellwright.data.formats.predictions import as_annotations
 
-    return as_annotations(read_dataset(path))
+    return as_annotations(read_dataset(path, no_objects=no_objects))
+
+
+def images_only_note(dataset: Dataset) -> list[str]:
+    """A line that says so if no annotations were found beside the images; otherwise none."""
+    if dataset.info.get("format") != "image_folder":
+        return []
+    return [f"{count(len(dataset), 'image')} without annotations that cellwright recognises"]
 
 
 def read_instances(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cyclopts import Parameter
 
-from cellwright.api.read import of_split, read_annotations
+from cellwright.api.read import images_only_note, of_split, read_annotations
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.images.reading import Reading
@@ -34,7 +35,7 @@ class ShowPlan:
     """Draw images with their objects, or the augmentation of a recipe."""
 
     dataset: Path
-    """A dataset folder, or anything that `data convert` reads."""
+    """A dataset folder, anything that `data convert` reads, or images without annotations."""
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
@@ -61,7 +62,9 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
     recipe = None if plan.augment is None else load(plan.augment)
-    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
+    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset, no_objects=True), plan.split))
+    for note in [*images_only_note(dataset), *summarise(dataset.notes)]:
+        screen.note(note)
     screen.note(f"will write {plan.out}")
     if dry_run:
         return None
@@ -76,21 +79,25 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
 
     from cellwright.prediction.summaries import evenly_chosen
     from cellwright.report.colours import class_styles
+    from cellwright.report.display import channel_colours
     from cellwright.report.draw import contact_sheet, draw_overlay
 
+    has_only_images = bool(images_only_note(dataset))
     picked = evenly_chosen(len(dataset), 24 if plan.max_images is None else plan.max_images)
-    tiles = []
+    tiles, colours = [], dict[str, None]()
     for k in screen.track(picked, "drawing", len(picked)):
         sample = dataset[k]
         cells = sample.read_instances()
         scale = min(TILE_PX / max(sample.image_hw), 1.0)
         image = Reading.recorded(dataset.info).chosen(_image_path(sample, dataset))
+        colours |= dict.fromkeys(channel_colours(image))
         # A line of one pixel would vanish when a large image shrinks to a tile.
         outline_px = max(round(1.5 / scale), 1)
         overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=outline_px, legend=False)
         size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
-        tiles.append((f"{sample.id}: {len(cells)}", cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
-    title = f"{len(picked)} of {count(len(dataset), 'image')}"
+        caption = sample.id if has_only_images else f"{sample.id}: {count(len(cells), 'object')}"
+        tiles.append((caption, cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
+    title = ", ".join([f"{len(picked)} of {count(len(dataset), 'image')}", *colours])
     styles = class_styles(dataset.class_names) if len(dataset.class_names) > 1 else ()
     return contact_sheet(tiles, title=title, styles=styles)
 

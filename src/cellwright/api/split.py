@@ -47,15 +47,20 @@ class SplitPlan:
 def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> list[Table]:
     """Set the splits and write the dataset(s); returns one table of images and objects per split for each of them.
 
-    Raises `OutputError` if splits are set already (or the output exists) without ``overwrite``, `UsageError` for
-    mutually exclusive options or fractions that leave a split empty.
+    A dataset with the split train but none for validation gets one; its test split stays. Raises `OutputError` if
+    splits are set already (or the output exists) without ``overwrite``, `UsageError` for mutually exclusive options or
+    fractions that leave a split empty.
     """
     from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.split import folds, split_dataset, with_groups
 
     _check_options(plan)
     dataset = read_annotations(plan.dataset)
-    if plan.out is None and dataset.splits and not plan.overwrite:
+    # A dataset that has images for training and perhaps for the test only lacks a validation split, which is made.
+    lacks_val = "train" in dataset.splits and set(dataset.splits) <= {"train", "test"}
+    if lacks_val:
+        screen.note("the split train is divided" + ("; test stays as it is" if "test" in dataset.splits else ""))
+    elif plan.out is None and dataset.splits and not plan.overwrite:
         raise OutputError(
             "the dataset already has splits",
             where=plan.dataset,

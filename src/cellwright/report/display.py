@@ -9,14 +9,14 @@ from cellwright.report.colours import RGB
 
 _PERCENTILES = (0.1, 99.8)
 # Colours of the channels of a composite, added up: blue first, since the first channel is often a nuclear stain.
-_CHANNEL_COLOURS: tuple[RGB, ...] = (
-    (0, 96, 255),
-    (0, 255, 96),
-    (255, 48, 48),
-    (255, 224, 0),
-    (255, 0, 255),
-    (0, 255, 255),
-)
+_CHANNEL_COLOURS: dict[str, RGB] = {
+    "blue": (0, 96, 255),
+    "green": (0, 255, 96),
+    "red": (255, 48, 48),
+    "yellow": (255, 224, 0),
+    "magenta": (255, 0, 255),
+    "cyan": (0, 255, 255),
+}
 
 
 def to_display_rgb(image: Image) -> np.ndarray:
@@ -41,9 +41,22 @@ def to_display_rgb(image: Image) -> np.ndarray:
         return np.repeat(grey[:, :, None], 3, axis=2)
     canvas = np.zeros((*image.image_hw, 3), np.float32)
     for channel in range(data.shape[2]):
-        colour = np.array(_CHANNEL_COLOURS[channel % len(_CHANNEL_COLOURS)], np.float32)
+        colour = np.array([*_CHANNEL_COLOURS.values()][channel % len(_CHANNEL_COLOURS)], np.float32)
         canvas += _stretched(data[:, :, channel])[:, :, None] * colour
     return np.round(canvas.clip(0, 255)).astype(np.uint8)
+
+
+def channel_colours(image: Image) -> list[str]:
+    """The colour in which `to_display_rgb` shows each channel of a composite; empty for other images.
+
+    >>> channel_colours(Image(np.zeros((4, 4, 2), np.uint16), ("DAPI", "GFP")))
+    ['DAPI blue', 'GFP green']
+    """
+    names = image.channels[:-1] if image.channels[-1] == "A" else image.channels
+    if len(names) < 2 or names == ("R", "G", "B"):
+        return []
+    colours = [*_CHANNEL_COLOURS]
+    return [f"{name} {colours[k % len(colours)]}" for k, name in enumerate(names)]
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:

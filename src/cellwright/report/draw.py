@@ -209,7 +209,7 @@ def contact_sheet(
         left = gap + (k % columns) * (tile_px + gap)
         top = title_px + gap + (k // columns) * (tile_px + caption_px + gap)
         tile = _resized_to_fit(rgb, tile_px)
-        sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
+        sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + tile_px - tile.height))
         text = shortened(caption, font, tile_px)
         draw.text((left, top + tile_px + caption_px // 2), text, fill=BLACK, font=font, anchor="lm")
     return np.concatenate([np.array(sheet), legend_strip(size[0], styles)]) if styles else np.array(sheet)
