@@ -8,7 +8,7 @@ from pathlib import Path
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_image, as_instances, is_list
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.files import write_png
+from cellwright.core.files import stem_of, write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.measurement.table import write_measurements
@@ -111,7 +111,7 @@ def _class_names(cells: Instances, class_names: Sequence[str] | None) -> tuple[s
 def _sample_id(image: Image | None, path: Path) -> str:
     """The name of the image without its suffix, otherwise that of the output file."""
     if image is not None and image.path is not None:
-        return Path(image.path).stem
+        return stem_of(image.path)
     return path.stem.removesuffix("_measurements").removesuffix("_rois")
 
 

@@ -188,7 +188,7 @@ def _score(annotation: Annotation, source: object) -> float:
 def _recorded_areas(annotations: Sequence[Annotation], masks: MaskSet) -> dict[str, np.ndarray]:
     """Column ``area`` if the recorded areas (of polygons, say) are not pixel counts: COCO's size ranges use them."""
     areas = [annotation.get("area") for annotation in annotations]
-    if not all(isinstance(area, int | float) and math.isfinite(area) for area in areas):
+    if not all(_is_finite(area) for area in areas):
         return {}
     values = np.array(areas, np.float64)
     return {} if np.array_equal(values, masks.areas) else {"area": values}
@@ -264,4 +264,6 @@ def _decode_masks(
 
 
 def _is_finite(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < MAX_INTEGER
+    return isinstance(value, float) and math.isfinite(value)

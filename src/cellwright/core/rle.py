@@ -77,7 +77,10 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
                 remedy="export the file again: a segmentation is a list of lists x, y, x, y, ...",
             )
         for part in parts:
-            xy = np.asarray(part, np.float64) if _is_flat_numbers(part) else np.zeros(0)
+            try:
+                xy = np.asarray(part, np.float64) if _is_flat_numbers(part) else np.zeros(0)
+            except OverflowError:  # an integer of hundreds of digits
+                xy = np.zeros(0)
             if xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all():
                 expected = "a flat list x, y, x, y, ... of at least 3 vertices, finite numbers"
                 raise FormatError("invalid polygon", where=f"object {k}", got=str(part)[:60], expected=expected)

@@ -205,6 +205,7 @@ BAD_OBJECTS = {
         r"got: sum 1999\n  expected: 40 x 50 = 2000",
     ),
     "odd polygon": ({"segmentation": [[1, 2, 3, 4, 5]]}, r"invalid polygon(.|\n)*got: \[1, 2, 3, 4, 5\]"),
+    "huge polygon": ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "invalid polygon"),
     "nan polygon": ({"segmentation": [[1, 2, 3, 4, 5, NAN]]}, "invalid polygon"),
     "bbox": ({"bbox": [1, 2, -3, 4]}, r"bbox is malformed(.|\n)*got: \[1, 2, -3, 4\]"),
 }

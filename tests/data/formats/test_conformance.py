@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import conformance
-import imagecodecs
 import numpy as np
 import pytest
-import tifffile
+from format_examples import EXAMPLES
 
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data import formats
 from cellwright.data.formats import FORMATS
 from cellwright.testing import format_checks
-from cellwright.testing.objects import CLASS_NAMES, draw_objects, save_dataset
+from cellwright.testing.objects import CLASS_NAMES, save_dataset
 
 WRITABLE = [name for name, format_ in FORMATS.items() if format_.is_writable]
 CHECKS = [
@@ -41,70 +38,6 @@ def test_the_key_of_a_format_is_its_name(name):
 @pytest.mark.parametrize(("name", "check"), CHECKS, ids=[f"{name}-{check[0]}" for name, check in CHECKS])
 def test_formats_that_write(name: str, check: tuple[str, Callable[[Path], None]], tmp_path: Path):
     check[1](tmp_path / "suite")
-
-
-def write_label_folder(folder: Path) -> Path:
-    labels = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
-    for name in ("x", "y"):
-        tifffile.imwrite(folder / f"{name}.tif", labels.astype(np.uint16), compression="zlib")
-    return folder
-
-
-def write_xml_outlines(folder: Path) -> Path:
-    vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ((1.5, 2.25), (9, 2), (8, 9.5)))
-    region = f'<Region Id="1" Type="0"><Vertices>{vertices}</Vertices></Region>'
-    (folder / "x.xml").write_text(f'<Annotations><Annotation Name="a">{region}</Annotation></Annotations>')
-    (folder / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((23, 31), np.uint8)))
-    return folder / "x.xml"
-
-
-def write_labelme(folder: Path) -> Path:
-    points = [[1.5, 2.25], [9, 2], [8, 9.5]]
-    shapes = [{"label": "a", "points": points, "group_id": None, "shape_type": "polygon"}]
-    content = {"shapes": shapes, "imagePath": "x.png", "imageData": None, "imageHeight": 23, "imageWidth": 31}
-    (folder / "x.json").write_text(json.dumps(content))
-    (folder / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((23, 31), np.uint8)))
-    return folder / "x.json"
-
-
-def write_case(case: str) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        source = Path(__file__).parents[2] / "cases" / "masks" / "49_other_layouts" / case
-        shutil.copytree(source, folder / case)
-        return folder / case
-
-    return write
-
-
-def write_voc(folder: Path) -> Path:
-    labels = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
-    for name, array in (("SegmentationObject", labels), ("SegmentationClass", (labels > 0) * 3)):
-        (folder / name).mkdir()
-        (folder / name / "x.png").write_bytes(imagecodecs.png_encode(array.astype(np.uint8)))
-    (folder / "JPEGImages").mkdir()
-    (folder / "JPEGImages" / "x.png").write_bytes(imagecodecs.png_encode(np.zeros((23, 31), np.uint8)))
-    return folder
-
-
-def write_stacks(folder: Path) -> Path:
-    labels = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
-    masks = np.zeros((2, 23, 31, 6))
-    masks[0, :, :, 0], masks[1, :, :, 3] = labels, labels
-    np.save(folder / "masks.npy", masks)
-    np.save(folder / "images.npy", np.zeros((2, 23, 31, 3)))
-    return folder
-
-
-EXAMPLES = {
-    "npy_stacks": write_stacks,
-    "nuinsseg": write_case("nuinsseg"),
-    "ctc": write_case("ctc"),
-    "inst_maps": write_case("consep"),
-    "voc": write_voc,
-    "label_folder": write_label_folder,
-    "xml_outlines": write_xml_outlines,
-    "labelme": write_labelme,
-}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from format_examples import EXAMPLES
 
 from cellwright.data.formats import FORMATS, WriteOptions
 from cellwright.testing.objects import draw_objects, save_dataset
@@ -43,6 +44,52 @@ def from_writers(folder):
         for sidecar in (folder / name).rglob("*.index"):
             sidecar.unlink()
         yield {"format": name, "folder": name, "path": carries.out, "files": [str(path) for path in chosen]}
+
+
+COCO = {
+    "images": [{"id": "a", "file_name": "a.png", "width": 31, "height": 23}],
+    "categories": [{"id": 0, "name": "root"}, {"id": "1", "name": "n", "supercategory": "root"}],
+    "annotations": [
+        {"id": 1, "image_id": "a", "category_id": 1, "segmentation": [[1, 2], [9, 2], [8, 9]], "iscrowd": "0"},
+        {"id": 2, "image_id": "a", "category_id": 1, "segmentation": [[1, 2, 9, 2, 8, 9], [1, 1, 2, 2]], "bbox": []},
+        {"id": 3, "image_id": "a", "category_id": 1, "segmentation": [], "bbox": [1, 2, 3, 4]},
+    ],
+}
+QUIRKS = {
+    "coco": {"instances.json": json.dumps(COCO)},
+    "dsb2018_csv": {"train.csv": "ImageId;EncodedPixels\na.png;1 5 40 3\nb;-1\n"},
+    "yolo_seg": {"data.yaml": "train: images\nnames: [a]\n", "labels/a.txt": "0 .1 .1 .5 .2 .2 .7\n0 .1 .1 .2 .3\n"},
+}
+
+
+def quirks(folder):
+    """Files as other programs write them."""
+    for name, files in QUIRKS.items():
+        place = folder / f"quirks_{name}"
+        for file, content in files.items():
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_text(content)
+        for image in ("a", "b"):
+            (place / f"{image}.png").write_bytes(imagecodecs.png_encode(np.zeros((23, 31), np.uint8)))
+        yield {"format": name, "folder": place.name, "path": ".", "files": list(files)}
+
+
+def examples(folder):
+    """The examples of the conformance tests, and a prediction folder."""
+    for name, write in EXAMPLES.items():
+        place = folder / f"example_{name}"
+        place.mkdir()
+        path = write(place)
+        files = [str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()]
+        yield {
+            "format": name,
+            "folder": place.name,
+            "path": str(path.relative_to(place)),
+            "files": list(map(str, files)),
+        }
+    dataset = save_dataset(folder / "in", {"a": small("coco_results", 1)}, conformance.class_names("coco_results"))
+    FORMATS["coco"].write(dataset, folder / "predictions" / "predictions.json", WriteOptions())
+    yield {"format": "predictions", "folder": "predictions", "path": ".", "files": ["predictions.json"]}
 
 
 def by_hand(folder):
@@ -78,7 +125,7 @@ def by_hand(folder):
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
-    seeds = [*from_writers(folder), *by_hand(folder)]
+    seeds = [*from_writers(folder), *by_hand(folder), *quirks(folder), *examples(folder)]
     assert {seed["format"] for seed in seeds} == set(FORMATS)
     (folder / "seeds.json").write_text(json.dumps(seeds))
     truth = save_dataset(folder / "in", {"a": small("coco", 1)})

@@ -250,7 +250,8 @@ def _regions(features: Sequence[Feature], path: Path) -> list[Feature]:
     corners = [_exterior(feature) for feature in features]
     centres = np.array([ring.mean(0) if len(ring) else (np.nan, np.nan) for ring in corners]).reshape(-1, 2)
     detected = np.array([feature.kind in ("detection", "cell") for feature in features], bool)
-    boxes = np.array([float(np.prod(np.ptp(ring, axis=0))) if len(ring) else 0.0 for ring in corners])
+    with np.errstate(over="ignore"):  # coordinates of hundreds of digits are refused later
+        boxes = np.array([float(np.prod(np.ptp(ring, axis=0))) if len(ring) else 0.0 for ring in corners])
     large = LARGE * np.median(boxes[detected]) if detected.any() else np.inf
     regions, n_within = [], []
     for k, feature in enumerate(features):
