@@ -385,7 +385,8 @@ def _recipe_facts(entries: Sequence[Entry]) -> list[Fact]:
 def _state_facts(entries: Sequence[Entry]) -> list[Fact]:
     """How far the runs have got, and whether they were trained on the same data."""
     data = [entry.runs[0].data for entry in entries]
-    shown = [f"{digest} (other images)" if digest != data[0] else digest for digest in data]
+    short = [None if digest is None else digest[:12] for digest in data]
+    shown = [f"{short[k]} (other images)" if digest != data[0] else short[k] for k, digest in enumerate(data)]
     facts = [Fact("state", tuple(entry.state for entry in entries)), Fact("data", tuple(shown))]
     if any(entry.planned > 1 for entry in entries):
         facts.insert(0, Fact("runs", tuple(len(entry.runs) for entry in entries)))
