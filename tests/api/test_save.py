@@ -51,7 +51,7 @@ def test_label_images_pictures_and_tables(cells: cw.Instances, image: cw.Image, 
         assert picture.size[0] % HW[1] == 0  # small images are enlarged
     table = pd.read_csv(cw.save(cells, tmp_path / "b.csv", image=image))
     assert list(table)[:4] == ["image", "label", "class", "score"]
-    assert (set(table["image"]), set(table["class"])) == ({"a.ome"}, {"cell"})
+    assert (set(table["image"]), set(table["class"])) == ({"a"}, {"cell"})
     assert table.label.tolist() == cells.ids.tolist()
     assert table.intensity_mean_DAPI.tolist() == [900] * 4
     assert set(pd.read_csv(cw.save(cells, tmp_path / "c_measurements.csv"))["image"]) == {"c"}
