@@ -103,3 +103,12 @@ def test_every_field_has_a_description() -> None:
 def test_yaml_is_plain() -> None:
     assert "!!" not in recipes.dump(recipes.load("vrdl_nuclei/quick"))
     assert isinstance(yaml.safe_load(recipes.dump(recipes.load("vrdl_nuclei/quick"))), dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "use"),
+    [("train.steps", "train.length"), ("train.epochs", "train.length"), ("train.learning_rate", "train.lr")],
+)
+def test_keys_of_other_tools_are_answered_with_ours(key: str, use: str) -> None:
+    with pytest.raises(RecipeError, match=f"unknown key '{key}': use {use}"):
+        recipes.load("nuclei/finetune", [f"{key}=5"])

@@ -257,12 +257,37 @@ def _recipe_error(error: ValidationError, place: str) -> RecipeError:
     )
 
 
+# What users of other tools type, and the keys that mean it here.
+OTHER_NAMES = {
+    "steps": "train.length, such as 2000 steps",
+    "max_iter": "train.length, such as 2000 steps",
+    "iterations": "train.length, such as 2000 steps",
+    "epochs": "train.length, such as 50 epochs",
+    "n_epochs": "train.length, such as 50 epochs",
+    "learning_rate": "train.lr",
+    "base_lr": "train.lr",
+    "batch": "train.batch_size",
+    "ims_per_batch": "train.batch_size",
+    "warmup_steps": "train.warmup, such as 200 steps",
+    "min_size": "input.short_side, or model.target.min_area_px for the smallest object",
+    "diameter": "input.diameter_px",
+    "flow_threshold": "model.target.max_error",
+    "cellprob_threshold": "model.target.body_threshold, a probability",
+    "prob_thresh": "predict.score_threshold",
+    "nms_thresh": "model.box_head.nms_iou",
+    "amp": "train.precision",
+    "mixed_precision": "train.precision",
+}
+
+
 def _problem(details: ErrorDetails) -> str:
     """One line about one of pydantic's errors."""
     section, path = _walk(details["loc"])
     key = ".".join(path)
     match details["type"]:
         case "extra_forbidden":
+            if (other := OTHER_NAMES.get(path[-1].lower())) is not None:
+                return f"unknown key {key!r}: use {other}"
             return f"unknown key {key!r}: {did_you_mean(path[-1], [] if section is None else section.model_fields)}"
         case "missing":
             return f"{key}: this key is required"
