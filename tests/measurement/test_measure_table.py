@@ -13,10 +13,11 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.ndimage import distance_transform_edt
 from skimage.measure import regionprops, regionprops_table
 
 import cellwright as cw
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
@@ -247,3 +248,24 @@ def test_a_real_image_against_regionprops_table(vrdl_root: Path) -> None:
     assert len(whole) > 0.8 * len(cells)
     for ours, name in names.items():
         np.testing.assert_allclose(table.loc[whole, ours], theirs.loc[whole, name], rtol=1e-6, atol=1e-6)
+
+
+@quick
+@given(dense_masks, st.integers(1, 4))
+def test_rings_equal_distances_and_the_border_is_that_of_the_image(dense: np.ndarray, ring: int) -> None:
+    values = np.random.default_rng(3).integers(0, 65536, (*dense.shape[1:], 2), np.uint16)
+    cells = Instances.from_masks(MaskSet.from_dense(dense))
+    table = measure_instances(cells, Image(values, ("DAPI", "actin")), ring_px=ring)
+    foreground = dense.any(axis=0)
+    for (_, row), mask in zip(table.iterrows(), dense, strict=True):
+        edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]) if mask.size else np.zeros(1, bool)
+        assert row.touches_border == edge.any()
+        near = (distance_transform_edt(~mask) <= ring) & ~foreground if mask.any() else np.zeros_like(mask)
+        assert row.ring_area_px == near.sum()
+        expected = values[near].mean(axis=0) if near.any() else [np.nan, np.nan]
+        np.testing.assert_allclose([row.ring_mean_DAPI, row.ring_mean_actin], expected)
+
+
+def test_a_ring_below_1_is_refused() -> None:
+    with pytest.raises(UsageError, match="invalid `ring`"):
+        cw.measure(np.eye(4, dtype=int), np.eye(4), ring=0)

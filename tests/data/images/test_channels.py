@@ -7,7 +7,15 @@ import pytest
 
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
-from cellwright.data.images.channels import ASSUMED_NUCLEI, choose_channels, means_nuclei, select_channels
+from cellwright.data.images.channels import (
+    ASSUMED_BLUE,
+    ASSUMED_NUCLEI,
+    SEPARATE_STAINS,
+    choose_channels,
+    has_separate_stains,
+    means_nuclei,
+    select_channels,
+)
 
 
 def image_of(*names: str) -> Image:
@@ -100,3 +108,66 @@ def test_names_that_mean_nuclei() -> None:
     )
     other = ("GFP", "actin", "cytoplasm", "nucleolin", "R", "Cy5", "brightfield", "EDNA", "c0")
     assert [name for name in (*nuclear, *other) if means_nuclei(name)] == list(nuclear)
+
+
+def test_channels_of_the_training_are_found_by_name() -> None:
+    image = image_of("GFP", "dapi", "Cy5")
+    one = choose_channels(image, None, 3, trained=["DAPI|Hoechst"])
+    assert one.channels == ("dapi",)
+    assert "as in the model's training" in one.notes[0].text
+    assert choose_channels(image, None, 2, trained=["Cy5", "GFP"]).channels == ("Cy5", "GFP")
+    assert choose_channels(image, "GFP", 3, trained=["dapi"]).channels == ("GFP",), "a choice comes first"
+    same = choose_channels(image_of("DAPI", "GFP"), None, 2, trained=["DAPI", "GFP"])
+    assert same.notes == ()
+
+
+def test_channels_of_other_names_are_taken_in_order_with_a_note() -> None:
+    chosen = choose_channels(image_of("GFP", "Cy5"), None, 2, trained=["DAPI", "actin"])
+    assert chosen.channels == ("GFP", "Cy5")
+    assert "GFP, Cy5 were taken for DAPI, actin" in chosen.notes[0].text
+    numbers = choose_channels(image_of("GFP", "Cy5", "DAPI"), None, 3, trained=["0", "1"])
+    assert numbers.channels == ("DAPI",), "numbers are no names"
+    with pytest.raises(InputError, match="none was chosen"):
+        choose_channels(image_of("GFP", "Cy5", "RFP"), None, 3, trained=["R", "G", "B"])
+    assert choose_channels(image_of("GFP", "Cy5", "RFP"), None, 3, trained=["a", "b", "c"]).n_channels == 3
+
+
+def test_the_only_channel_without_a_name_goes_by_any_name() -> None:
+    chosen = select_channels(image_of("grey"), "DAPI")
+    assert chosen.channels == ("grey",)
+    assert "taken for DAPI" in chosen.notes[0].text
+    assert select_channels(image_of("grey"), 0).notes == ()
+    with pytest.raises(UsageError, match="no such channel"):
+        select_channels(image_of("GFP"), "DAPI")
+    with pytest.raises(UsageError, match="no such channel"):
+        select_channels(image_of("grey"), 1)
+
+
+def stained(red: np.ndarray, green: np.ndarray, blue: np.ndarray, background: int = 0) -> Image:
+    """An RGB image of three stains."""
+    return Image.from_array((np.stack([red, green, blue], axis=2) + background).clip(0, 255).astype(np.uint8))
+
+
+def test_separate_stains() -> None:
+    y, x = np.mgrid[:90, :120]
+    first, second = 90 + 80 * np.sin(x / 7), 180.0 * ((x % 30 - 15) ** 2 + (y % 30 - 15) ** 2 < 60)
+    black = np.zeros((90, 120))
+    fluorescence = [stained(black, first, second), stained(first, black, second), stained(second, first, second * 0.2)]
+    others = [
+        stained(second, second, second),  # grey
+        stained(second, black, second),  # one stain in magenta
+        stained(black, second, black),  # one stain in green
+        stained(-0.2 * second, -0.8 * second, -0.4 * second, 230),  # bright field
+        stained(black, black, black),
+    ]
+    assert [has_separate_stains(image) for image in fluorescence] == [True] * 3
+    assert [has_separate_stains(image) for image in others] == [False] * 5
+    nuclear = choose_channels(fluorescence[0], None, 3, trained=["DAPI"])
+    assert (nuclear.channels, nuclear.notes[0].kind) == (("B",), ASSUMED_BLUE)
+    for trained in ((), ["grey"]):
+        as_is = choose_channels(fluorescence[0], None, 3, trained=trained)
+        assert (as_is.channels, as_is.notes[0].kind) == (("R", "G", "B"), SEPARATE_STAINS)
+    assert choose_channels(fluorescence[0], None, 3, trained=["R", "G", "B"]).notes == ()
+    assert choose_channels(fluorescence[0], None, 1, trained=["B"]).channels == ("B",)
+    without_blue = choose_channels(stained(first, second, black), None, 3, trained=["DAPI"])
+    assert without_blue.notes[0].kind == SEPARATE_STAINS
