@@ -102,9 +102,12 @@ def test_files_that_are_written(pair: tuple[Path, Path], tmp_path: Path) -> None
     assert str(tmp_path) not in page
     with Pillow.open(out / "compare.png") as picture:
         assert picture.size[0] > 2 * picture.size[1]
+    written = (out / "compare.png").stat().st_mtime_ns
+    compare(pair, out)
+    assert (out / "compare.png").stat().st_mtime_ns == written, "it is complete"
     with pytest.raises(OutputError, match="already exists"):
-        compare(pair, out)
-    compare(pair, out, overwrite=True)
+        compare(pair[::-1], out)
+    compare(pair[::-1], out, overwrite=True)
 
 
 def test_runs_in_every_state_and_with_other_data(pair: tuple[Path, Path], tmp_path: Path) -> None:

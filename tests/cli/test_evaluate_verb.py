@@ -46,7 +46,7 @@ def tuned(job: Path) -> Path:
 def test_files_of_an_evaluation(evaluated: Path) -> None:
     names = {path.name for path in evaluated.iterdir()}
     tables = {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv"}
-    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md"}
+    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md", ".request.json"}
     objects = pd.read_csv(evaluated / "objects.csv")
     per_image = pd.read_csv(evaluated / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
     assert set(objects["image"]) <= set(per_image["image"])
@@ -243,7 +243,9 @@ def test_what_cannot_be_tuned(job: Path, tuned: Path, capsys: pytest.CaptureFixt
     assert run("tune", job / "run", *common, "--metric", "accuracy@0.55x", "--out", tmp_path / "a") == 2
     assert "did you mean 'accuracy@0.55'" in capsys.readouterr().err
     assert run("tune", job / "run", *common, "--out", job / "run" / "model", "--overwrite") == 2
-    assert run("tune", job / "run", *common, "--out", tuned) == 2
+    assert run("tune", job / "run", *common, "--out", tuned) == 0, "it is complete"
+    assert run("tune", job / "run", *common, "--metric", "f1@0.5", "--out", tuned) == 2
+    assert "--metric f1@0.5 instead of accuracy@0.5" in capsys.readouterr().err
     assert run("tune", job / "run", *common, "--split", "test", "--out", tmp_path / "a") == 2
     assert "no such split" in capsys.readouterr().err
     broken = tmp_path / "broken"

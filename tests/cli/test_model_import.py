@@ -75,8 +75,12 @@ def test_an_imported_model_predicts_what_detectron2_predicts(
     card = (out / "README.md").read_text()
     assert "imported from model.pkl (detectron2, sha256 " in card
     assert str(tmp_path) not in card + (out / "model.json").read_text() + report
+    assert run(*words) == 0
+    assert "already complete" in capsys.readouterr().err
+    names.write_text("a\nb\nc\ne\n")
     assert run(*words) == 2
     assert "this output already exists" in capsys.readouterr().err
+    names.write_text("a\nb\nc\nd\n")
     assert run(*words, "--overwrite", "--quiet") == 0
 
     with np.load(folder / "infer_A.npz") as arrays:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import claim_file
+from cellwright.api.outputs import check_same, exists_already
 from cellwright.api.read import of_split, read_annotations
 from cellwright.core.errors import UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -79,9 +79,9 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.check import check_dataset
     from cellwright.data.suspects import rank_suspects, write_suspects
 
-    _claim(plan)
+    is_there = _is_there(plan)
     dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
-    if plan.out is not None:
+    if plan.out is not None and not is_there:
         screen.note(f"will write {plan.out} and {plan.out.with_suffix('.png')}")
     if dry_run:
         return None
@@ -94,18 +94,28 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         from cellwright.report.suspect_sheet import draw_suspects
 
         sheet = draw_suspects(dataset, suspects, screen.track)
-        write_suspects(suspects, plan.out)
-        write_png(plan.out.with_suffix(".png"), sheet)
+
+        def write(out: Path) -> list[Path]:
+            write_suspects(suspects, out)
+            write_png(out.with_suffix(".png"), sheet)
+            return [out, out.with_suffix(".png")]
+
+        if is_there:
+            check_same(plan.out, write)
+            screen.note(f"already complete: {plan.out}")
+        else:
+            write(plan.out)
     return Checked(findings, suspects)
 
 
-def _claim(plan: CheckPlan) -> None:
+def _is_there(plan: CheckPlan) -> bool:
+    """Whether there are suspects that may not be replaced."""
     if plan.out is None:
-        return
+        return False
     if plan.out.suffix.lower() != ".csv":
         raise UsageError("suspects are written as a table", where="`out`", got=plan.out.name, expected="a .csv file")
-    for path in (plan.out, plan.out.with_suffix(".png")):
-        claim_file(path, overwrite=plan.overwrite)
+    paths = (plan.out, plan.out.with_suffix(".png"))
+    return sum(exists_already(path, overwrite=plan.overwrite) for path in paths) > 0
 
 
 def suspect_findings(suspects: list[Suspect]) -> list[Finding]:

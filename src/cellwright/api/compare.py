@@ -14,7 +14,7 @@ import yaml
 from cyclopts import Parameter
 from safetensors import SafetensorError, safe_open
 
-from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.outputs import OutputFolder
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import FormatError, InputError, RecipeError, UsageError
 from cellwright.core.files import read_json, write_text
@@ -53,12 +53,15 @@ def run(plan: ComparePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     output exists.
     """
     comparison = compare(_read_entries(plan, screen))
-    check_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    screen.note(f"will write {plan.out}/ (compare.md, compare.csv, compare.png)")
+    output = OutputFolder(plan.out, MARKER, overwrite=plan.overwrite)
+    if not output.exists:
+        screen.note(f"will write {plan.out}/ (compare.md, compare.csv, compare.png)")
     if dry_run:
         return None
-    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    _write(comparison, plan.out)
+    with output.write() as folder:
+        _write(comparison, folder)
+    if output.is_complete:
+        screen.note(output.text)
     return comparison
 
 

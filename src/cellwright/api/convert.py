@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import claim_file
+from cellwright.api.outputs import exists_already, write_once
 from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.api.sources import find_images_option, separate_images, split_by_name
 from cellwright.core.dataset import Dataset
@@ -80,7 +81,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     from cellwright.data.formats.predictions import as_annotations, without_conflicts
     from cellwright.data.merge import merge_datasets
 
-    claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    is_there = exists_already(plan.out / DATASET_FILE, overwrite=plan.overwrite)
     sources, given = separate_images(plan.sources)
     images = find_images_option(plan.images, screen.track) if plan.images is not None else given or None
     options = ReadOptions(
@@ -115,11 +116,12 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     dataset = _with_reading(dataset, Reading(plan.channel, plan.z, plan.t))
     for line in summarise(dataset.notes):
         screen.note(line)
-    screen.note(f"will write {plan.out / DATASET_FILE} ({count(len(dataset), 'image')})")
-    if dry_run:
-        return None
     dataset, counts = _counted(dataset)
-    FORMATS["coco"].write(dataset, plan.out, WriteOptions(copy_images=plan.copy_images, track=screen.track))
+    to_write = WriteOptions(copy_images=plan.copy_images, track=screen.track)
+    announcement = f"{plan.out / DATASET_FILE} ({count(len(dataset), 'image')})"
+    write = partial(FORMATS["coco"].write, dataset, options=to_write)
+    if not write_once(plan.out, write, announcement, screen, is_there=is_there, dry_run=dry_run):
+        return None
     if n_omitted := sum(omitted for _, omitted in counts.values()):
         screen.note(f"skipped {count(n_omitted, 'object')} without a pixel")
     n_empty = sum(n == 0 for n, _ in counts.values())

@@ -10,10 +10,9 @@ from cyclopts import Parameter
 
 from cellwright.api import evaluate, predict
 from cellwright.api import train as training
-from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.outputs import OutputFolder
 from cellwright.core.files import write_png, write_text
 from cellwright.core.progress import SILENT, ProgressReporter
-from cellwright.prediction.folder import PREDICTIONS
 from cellwright.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -46,25 +45,16 @@ class Demo:
 
 
 def run(plan: DemoPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Demo | None:
-    """Write the demo; None after a dry run. An interrupted demo resumes. Raises `OutputError` for a finished one."""
+    """Write the demo; None after a dry run. An interrupted demo resumes, and a finished one is kept."""
     names = "data, run, evaluation, predictions" if plan.train else "images, predictions"
-    is_new = _is_new(plan)
+    output = OutputFolder(plan.out, MARKER, overwrite=plan.overwrite)
     screen.note(f"will write {plan.out}/: {names}" + (" (trains for about two minutes)" if plan.train else ""))
     if dry_run:
         return None
-    if is_new:
-        claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    if plan.overwrite:
+        output.remove()
     write_text(plan.out / MARKER, "made by: cellwright demo\n")
     return _train(plan.out, screen) if plan.train else _segment(plan.out, screen)
-
-
-def _is_new(plan: DemoPlan) -> bool:
-    """Whether the demo starts from scratch; otherwise it resumes."""
-    finished = (plan.out / "predictions" / PREDICTIONS).is_file()
-    if not (plan.overwrite or finished or not (plan.out / MARKER).is_file()):
-        return False
-    check_folder(plan.out, MARKER, overwrite=plan.overwrite)
-    return True
 
 
 def _segment(out: Path, screen: ProgressReporter) -> Demo:

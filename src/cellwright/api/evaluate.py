@@ -7,17 +7,18 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
 from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
 from cellwright.api.models import Model, load_model
-from cellwright.api.outputs import check_folder, claim_folder
-from cellwright.api.paths import is_model, read_ground_truth, read_objects, short_names
+from cellwright.api.outputs import OutputFolder
+from cellwright.api.paths import content_of, is_model, read_ground_truth, read_objects, short_names
 from cellwright.api.predict import model_notes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
+from cellwright.core.events import plain
 from cellwright.core.files import write_text
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
@@ -110,7 +111,7 @@ class EvaluateResult:
 
 
 def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> EvaluateResult | None:
-    """Carry out a plan and write the results to ``plan.out``; returns None after a dry run.
+    """Carry out a plan and write the results to ``plan.out``; returns None after a dry run, or if they are complete.
 
     Raises `OutputError` if the output exists, `InputError` if predictions or annotations of an image are missing,
     `UsageError` for an unknown metric or classes that do not match.
@@ -127,26 +128,45 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     truth = Reading(plan.channel).recorded_in(truth)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
-    check_folder(plan.out, MARKER, overwrite=plan.overwrite)
+    output = OutputFolder(plan.out, MARKER, _request(plan, part, screen), overwrite=plan.overwrite)
+    if output.is_complete:
+        screen.note(f"{output.text}: see {plan.out / MARKER}")
+        return None
     pictures = "tables" if plan.pictures == 0 else "tables, figures and pictures of errors"
     screen.note(f"will write {plan.out}/ (metrics.json, report.md, {pictures})")
     if dry_run:
         return None
-    claim_folder(plan.out, MARKER, overwrite=plan.overwrite)
     names = short_names(plan.predictions)
     evaluations = []
-    for source, name in zip(sources, names, strict=True):
-        folder = plan.out if len(names) == 1 else plan.out / name
-        images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)
-        images = images.without_border() if plan.remove_border else images
-        candidates = None
-        if not plan.metrics:
-            predictor, reading = source.filtered if isinstance(source, Model) else None, Reading.recorded(truth.info)
-            candidates, notes = candidates_of(images, predictor, reading)
-            images = dataclasses.replace(images, notes=(*images.notes, *notes))
-        evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
-    comparison = _write_comparison(evaluations, plan) if len(evaluations) == 2 else None
+    with output.write() as out:
+        for source, name in zip(sources, names, strict=True):
+            folder = out if len(names) == 1 else out / name
+            images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)
+            images = images.without_border() if plan.remove_border else images
+            candidates = None
+            if not plan.metrics:
+                predictor = source.filtered if isinstance(source, Model) else None
+                candidates, notes = candidates_of(images, predictor, Reading.recorded(truth.info))
+                images = dataclasses.replace(images, notes=(*images.notes, *notes))
+            evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
+        comparison = _write_comparison(evaluations, plan, out) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison)
+
+
+def _request(plan: EvaluatePlan, part: Dataset, screen: ProgressReporter) -> dict[str, Any]:
+    """What identifies the evaluation: the content of predictions and ground truth, and the options."""
+    from cellwright.data.identity import Identity
+
+    elsewhere = ("predictions", "data", "device", "out", "overwrite")
+    options = {
+        field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name not in elsewhere
+    }
+    return {
+        "the predictions": [content_of(path) for path in plan.predictions],
+        "the names of the predictions": short_names(plan.predictions),
+        "the ground truth": Identity.of(part, track=screen.track).digest,
+        "options": plain(options),
+    }
 
 
 def _check_options(plan: EvaluatePlan) -> None:
@@ -233,8 +253,8 @@ def _p_note(n_images: int) -> str | None:
     return f"n = {count(n_images, 'image')} is too small for a p value, which needs at least {MIN_IMAGES}"
 
 
-def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan) -> pd.DataFrame:
-    """Write comparison.csv, pr_curve.png and report.md for two predictions; returns the table."""
+def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out: Path) -> pd.DataFrame:
+    """Write comparison.csv, pr_curve.png and report.md for two predictions to ``out``; returns the table."""
     from cellwright.evaluation.bootstrap import compare
     from cellwright.evaluation.report import frame_markdown
     from cellwright.report.evaluation_figures import PR_CURVE, draw_pr_curves
@@ -252,14 +272,14 @@ def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan) -> 
     ]
     reports = [(evaluation.name, evaluation.report) for evaluation in evaluations]
     if plan.pictures != 0 and all(report.data.masks is not None and report["n_truth"] for _, report in reports):
-        draw_pr_curves(reports, plan.out / PR_CURVE)
+        draw_pr_curves(reports, out / PR_CURVE)
         parts.append(f"![precision over recall]({PR_CURVE})")
     for evaluation in evaluations:
         name = evaluation.name
         parts += [f"## {name}", f"Full report: [{name}/report.md]({name}/report.md)"]
         parts += [f"- {note}" for note in evaluation.report.notes]
-    write_text(plan.out / "comparison.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_text(plan.out / MARKER, "\n\n".join(parts) + "\n")
+    write_text(out / "comparison.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(out / MARKER, "\n\n".join(parts) + "\n")
     return table
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import claim_file
-from cellwright.core.errors import OutputError, UsageError, did_you_mean
+from cellwright.api.outputs import exists_already, write_once
+from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -96,7 +97,7 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         raise UsageError(
             "unknown export format", got=plan.to, expected=", ".join(writable), remedy=did_you_mean(plan.to, writable)
         )
-    _claim(plan.out, overwrite=plan.overwrite)
+    is_there = _is_there(plan.out, overwrite=plan.overwrite)
     reading = ReadOptions(require_images=False, prefer=plan.prefer, track=screen.track)
     images = None if plan.images is None else sniff(plan.images).read(plan.images, reading)
     dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images))
@@ -108,19 +109,18 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     samples = [dataclasses.replace(sample, load=load) for sample, load in zip(dataset, loads, strict=True)]
     counted = dataset.with_samples(samples)
     counted = counted if plan.to in RANKED else with_threshold(counted, 0.0)
-    screen.note(f"will write {plan.out}")
+    options = WriteOptions(image_ids=plan.image_ids, track=screen.track)
+    write = partial(writable[plan.to].write, counted, options=options)
+    paths = write_once(plan.out, write, str(plan.out), screen, is_there=is_there, dry_run=dry_run)
     if dry_run:
         return None
-    options = WriteOptions(image_ids=plan.image_ids, track=screen.track)
-    paths = writable[plan.to].write(counted, plan.out, options)
     n_objects = sum(kept for _, kept in counts.values())
     n_below = sum(n for n, _ in counts.values()) - n_objects
     return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below)
 
 
-def _claim(out: Path, *, overwrite: bool) -> None:
+def _is_there(out: Path, *, overwrite: bool) -> bool:
+    """Whether there is an output already, a file or a folder that is not empty."""
     if out.suffix:
-        claim_file(out, overwrite=overwrite)
-    elif not overwrite and out.is_dir() and any(out.iterdir()):
-        remedy = "use `overwrite=True` to replace files of the same names, or choose another `out`"
-        raise OutputError("this folder is not empty", where=out, remedy=remedy)
+        return exists_already(out, overwrite=overwrite)
+    return not overwrite and out.is_dir() and any(out.iterdir())

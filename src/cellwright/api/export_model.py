@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright import __version__
-from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.outputs import OutputFolder
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.core.errors import UsageError, did_you_mean
-from cellwright.core.files import atomic_path, write_json
+from cellwright.core.files import write_json
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
@@ -83,18 +83,19 @@ def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
     require_tools()
     network, info = load_network(plan.model)
     graphs, rules = graphs_of(network), rules_of(network)
-    check_folder(plan.out, MANIFEST, overwrite=plan.overwrite)
-    screen.note(f"will write {plan.out}/: {MANIFEST} and {count(len(graphs), 'part')} of the network as ONNX")
+    output = OutputFolder(plan.out, MANIFEST, overwrite=plan.overwrite)
+    if not output.exists:
+        screen.note(f"will write {plan.out}/: {MANIFEST} and {count(len(graphs), 'part')} of the network as ONNX")
     if dry_run:
         return None
-    claim_folder(plan.out, MANIFEST, overwrite=plan.overwrite)
-    with atomic_path(plan.out) as folder:
-        folder.mkdir()
+    with output.write() as folder:
         written = {}
         for graph in screen.track(graphs, "export", len(graphs)):
             written[graph.name] = write_graph(graph, folder)
         manifest = {**_head(network, info), "graphs": written, **rules}
         write_json(folder / MANIFEST, manifest)
+    if output.is_complete:
+        screen.note(output.text)
     rows = [
         (part["file"], ", ".join(part["inputs"]), ", ".join(part["outputs"]), f"{part['largest_difference']:.1e}")
         for part in written.values()
@@ -112,14 +113,16 @@ def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
         remedy = "choose another `out`"
         raise UsageError("the output folder is the model itself", where=plan.out, remedy=remedy)
     info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
-    check_folder(plan.out, INFO, overwrite=plan.overwrite)
-    screen.note(f"will write {plan.out}/: the model with weights in half precision")
+    output = OutputFolder(plan.out, INFO, overwrite=plan.overwrite)
+    if not output.exists:
+        screen.note(f"will write {plan.out}/: the model with weights in half precision")
     if dry_run:
         return None
-    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
-    with atomic_path(plan.out) as folder:
+    with output.write() as folder:
         save_model(folder, half, info)
         size = (folder / WEIGHTS).stat().st_size
+    if output.is_complete:
+        screen.note(output.text)
     row = (WEIGHTS, len(half), sum(tensor.numel() for tensor in half.values()), f"{size / 1e6:.2f}")
     table = Table("weights in half precision", ("file", "tensors", "parameters", "size (MB)"), [row])
     return Exported(plan.out, dataclasses.asdict(info), table, f"model: {plan.out}")

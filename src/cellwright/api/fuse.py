@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 
 from cellwright.api.inputs import ObjectsLike, as_instances, is_list
 from cellwright.api.models import Model, joined_tuning, load_model
-from cellwright.api.paths import LIST_FORMATS, is_model, read_objects, short_names
+from cellwright.api.paths import LIST_FORMATS, content_of, is_model, read_objects, short_names
 from cellwright.api.predict import files_written, pictures
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
@@ -25,7 +25,6 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
-from cellwright.data.identity import FileIdentity, digest_of
 from cellwright.data.images.read import read_image
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
 from cellwright.prediction.folder import FolderReport, PredictionFolder
@@ -39,7 +38,6 @@ from cellwright.prediction.sources import Source, sources_of_dataset
 # Formats that name a class only if an object has it, and formats without class names.
 BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")
 NAMELESS = ("label_images", "mask_folder", "rle_csv")
-_NOT_READ = (".index", "_overlay.png", "contact_sheet.png", "summary.csv", "failures.csv")
 MODEL = "model"  # the "format" in the info of a member that is a model
 METHODS = Group("Details of the methods", sort_key=1)
 INPUTS = Group("Which images and classes", sort_key=2)
@@ -459,7 +457,7 @@ def _job(plan: FusePlan, members: Members, threshold: ScoreThreshold) -> Job:
         sources=tuple(sources),
         class_names=members.class_names,
         recipe_yaml=yaml.safe_dump({"fuse": settings}, sort_keys=False),
-        model=" ".join(map(_content, plan.predictions)),
+        model=" ".join(map(content_of, plan.predictions)),
         made_by="the predictions",
         options=PredictOptions(threshold, resolve_overlaps=plan.resolve_overlaps),
         save=plan.save,
@@ -477,17 +475,3 @@ def _image_to_draw_on(sample: Sample) -> tuple[Image, bool]:
     except (InputError, UsageError):
         return black, True
     return (image, False) if image.image_hw == tuple(sample.image_hw) else (black, True)
-
-
-def _content(path: Path) -> str:
-    """Identifies a prediction by its content: that of its files without pictures, or of a model's folder."""
-    from cellwright.models.weights.model_folder import model_folder
-
-    if is_model(path):
-        path = path if str(path) == "classical" else model_folder(path)
-    if not path.is_dir():
-        return FileIdentity.of(path).digest or str(path)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.endswith(_NOT_READ)]
-    visible = [file.relative_to(path) for file in files]
-    visible = [name for name in visible if not any(part.startswith(".") for part in name.parts)]
-    return digest_of(repr([(name.as_posix(), FileIdentity.of(path / name).digest) for name in visible]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.inspect_model import published_settings, shown_value
-from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.outputs import OutputFolder
 from cellwright.config import recipe as recipes
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe
@@ -84,15 +84,14 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         )
     assert isinstance(recipe.model, RCNNConfig)
     names = _class_names(plan, recipe, class_count(shapes))
-    check_folder(plan.out, INFO, overwrite=plan.overwrite)
+    output = OutputFolder(plan.out, INFO, overwrite=plan.overwrite)
     torch.manual_seed(recipe.train.seed)
     network = build_network(recipe, len(names))
     report = load_foreign(network, weights.tensors, weights.framework, fresh=recipe.model.init_fresh, where=plan.source)
-    screen.note(f"will write {plan.out}/: weights.safetensors, model.json, README.md, {REPORT}")
+    if not output.exists:
+        screen.note(f"will write {plan.out}/: weights.safetensors, model.json, README.md, {REPORT}")
     if dry_run:
         return None
-    # An existing model is removed only now that there is a new one.
-    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
     if plan.classes is None:
         screen.note(f"note: without `classes`, the classes are called class_1 to class_{len(names)}")
     for note in conflicts_with_published(recipe, weights, architecture(shapes)):
@@ -111,8 +110,11 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         origin=weights.origin,
         version=__version__,
     )
-    write_text(plan.out / REPORT, f"{weights.origin} as recipe {recipe.name}\n{report.text()}")
-    save_model(plan.out, network.state_dict(), info)
+    with output.write() as folder:
+        write_text(folder / REPORT, f"{weights.origin} as recipe {recipe.name}\n{report.text()}")
+        save_model(folder, network.state_dict(), info)
+    if output.is_complete:
+        screen.note(output.text)
     return Imported(plan.out, names, report)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 from cyclopts import Parameter
 
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
-from cellwright.api.outputs import claim_file
+from cellwright.api.outputs import check_same, exists_already
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
@@ -76,7 +76,7 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
 
     from cellwright.core.files import write_text
 
-    claim_file(plan.out, overwrite=plan.overwrite)
+    is_there = exists_already(plan.out, overwrite=plan.overwrite)
     if plan.out.suffix.lower() != ".csv":
         raise UsageError(
             "measurements are written as a table", where="`out`", got=plan.out.name, expected="a .csv file"
@@ -88,16 +88,26 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     if missing and len(missing) == len(dataset) and (plan.ring is not None or plan.channel):
         got, remedy = f"{count(len(missing), 'image')} without a file", "name the folder of the images with `images`"
         raise UsageError("intensities need the images", where=plan.predictions, got=got, remedy=remedy)
-    screen.note(f"{count(len(dataset), 'image')}: will write {plan.out}")
+    if not is_there:
+        screen.note(f"{count(len(dataset), 'image')}: will write {plan.out}")
     if missing:
         without = f"{count(len(missing), 'image')} without a file, such as {missing[0].id}"
         screen.note(f"{without}: no intensities were measured; name the folder of the images with `images`")
-    if dry_run:
+    if dry_run and not is_there:
         return None
     tables = [_measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    write_text(plan.out, table.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
-    return Measured(table, len(dataset), len(missing))
+
+    def write(out: Path) -> list[Path]:
+        write_text(out, table.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
+        return [out]
+
+    if is_there:
+        check_same(plan.out, write)
+        screen.note(f"already complete: {plan.out}")
+    else:
+        write(plan.out)
+    return None if dry_run else Measured(table, len(dataset), len(missing))
 
 
 def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> Dataset:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cyclopts import Parameter
 
-from cellwright.api.outputs import claim_file
+from cellwright.api.outputs import exists_already, write_once
 from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, UsageError
@@ -51,16 +52,16 @@ def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     if plan.out.resolve() in [source.resolve() for source in plan.datasets]:
         raise UsageError("cannot merge a dataset into itself", where=plan.out, remedy="choose another `out`")
-    claim_file(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    is_there = exists_already(plan.out / DATASET_FILE, overwrite=plan.overwrite)
     class_map = read_class_map(plan.map)
     merged = merge_datasets(
         [as_annotations(read(source, ReadOptions(track=screen.track))) for source in plan.datasets], class_map
     )
     merged = keep_classes(merged, plan.keep) if plan.keep else merged
-    screen.note(f"will write {plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}")
-    if dry_run:
+    announcement = f"{plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}"
+    write = partial(FORMATS["coco"].write, merged, options=WriteOptions(track=screen.track))
+    if not write_once(plan.out, write, announcement, screen, is_there=is_there, dry_run=dry_run):
         return None
-    FORMATS["coco"].write(merged, plan.out, WriteOptions(track=screen.track))
     written = read_dataset(plan.out)
     return written, _class_table(written)
 

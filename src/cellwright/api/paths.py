@@ -10,7 +10,10 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.formats.contract import Prefer
+from cellwright.data.identity import FileIdentity, digest_of
 
+# Files of a prediction folder that do not hold predictions.
+_NOT_READ = (".index", "_overlay.png", "contact_sheet.png", "counts.png", "plate.png", "summary.csv", "failures.csv")
 # These formats may lack the names and sizes of their images, which then come from another dataset.
 LIST_FORMATS = (
     "coco_results",
@@ -94,3 +97,17 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         numbered = [f"{name}_{k + 1}" for k, name in enumerate(names)]
         names = longer if len(set(longer)) == len(longer) else numbered
     return [name.replace("|", "_") for name in names]
+
+
+def content_of(path: Path) -> str:
+    """Identifies a model or predictions by their content: all files that are not hidden, except pictures and lists."""
+    from cellwright.models.weights.model_folder import model_folder
+
+    if is_model(path):
+        path = path if str(path) == "classical" else model_folder(path)
+    if not path.is_dir():
+        return FileIdentity.of(path).digest or str(path)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.endswith(_NOT_READ)]
+    visible = [file.relative_to(path) for file in files]
+    visible = [name for name in visible if not any(part.startswith(".") for part in name.parts)]
+    return digest_of(repr([(name.as_posix(), FileIdentity.of(path / name).digest) for name in visible]))

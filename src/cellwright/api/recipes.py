@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import claim_file
+from cellwright.api.outputs import exists_already, write_once
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
@@ -53,9 +53,10 @@ def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     recipe = load(plan.recipe)
     target = plan.out or Path(f"{plan.recipe.rsplit('/', 1)[-1]}.yaml")
-    claim_file(target, overwrite=plan.overwrite)
-    screen.note(f"will write {target}")
-    if dry_run:
-        return None
-    write_text(target, dump(recipe))
-    return target
+    is_there = exists_already(target, overwrite=plan.overwrite)
+
+    def write(path: Path) -> list[Path]:
+        write_text(path, dump(recipe))
+        return [path]
+
+    return target if write_once(target, write, str(target), screen, is_there=is_there, dry_run=dry_run) else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import claim_file
+from cellwright.api.outputs import SPLIT_BY, exists_already, write_once
 from cellwright.api.read import DATASET_FILE, is_dataset, read_annotations, read_dataset
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import OutputError, UsageError
@@ -56,6 +58,10 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     _check_options(plan)
     dataset = read_annotations(plan.dataset)
+    options = {"val": plan.val, "test": plan.test, "seed": plan.seed, "group": plan.group, "alike": plan.alike}
+    if plan.out is None and not plan.overwrite and dataset.info.get(SPLIT_BY) == options:
+        screen.note(f"already complete: {plan.dataset} has these splits")
+        return [] if dry_run else [_table(plan.dataset, "")]
     # A dataset that has images for training and perhaps for the test only lacks a validation split, which is made.
     lacks_val = "train" in dataset.splits and set(dataset.splits) <= {"train", "test"}
     if lacks_val:
@@ -69,8 +75,9 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         )
     dataset = with_groups(dataset, plan.group)
     targets = _targets(plan)
-    screen.note(f"will write {', '.join(str(target / DATASET_FILE) for target in targets)}")
-    if dry_run:
+    there = [plan.out is not None and exists_already(t / DATASET_FILE, overwrite=plan.overwrite) for t in targets]
+    if dry_run and not any(there):
+        screen.note(f"will write {', '.join(str(target / DATASET_FILE) for target in targets)}")
         return []
     if plan.alike:
         from cellwright.data.split import group_alike
@@ -81,8 +88,13 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         parts = (split_dataset(dataset, plan.val, plan.seed, test=plan.test, track=screen.track),)
     else:
         parts = folds(dataset, plan.folds, plan.seed, track=screen.track)
-    for part, target in zip(parts, targets, strict=True):
-        FORMATS["coco"].write(part, target, WriteOptions(track=screen.track))
+    # What is there is compared before anything is written.
+    for is_there, target, part in sorted(zip(there, targets, parts, strict=True), key=lambda each: not each[0]):
+        recorded = dataclasses.replace(part, info=part.info | ({SPLIT_BY: options} if plan.folds is None else {}))
+        write = partial(FORMATS["coco"].write, recorded, options=WriteOptions(track=screen.track))
+        write_once(target, write, str(target / DATASET_FILE), screen, is_there=is_there, dry_run=dry_run)
+    if dry_run:
+        return []
     return [_table(target, "" if plan.folds is None else target.name) for target in targets]
 
 
@@ -100,13 +112,10 @@ def _check_options(plan: SplitPlan) -> None:
 
 
 def _targets(plan: SplitPlan) -> list[Path]:
-    """The dataset folders to write, all of which may be written."""
+    """The dataset folders to write."""
     if plan.out is None:
         return [plan.dataset]
-    targets = [plan.out] if plan.folds is None else [plan.out / f"fold_{k}" for k in range(plan.folds)]
-    for target in targets:
-        claim_file(target / DATASET_FILE, overwrite=plan.overwrite)
-    return targets
+    return [plan.out] if plan.folds is None else [plan.out / f"fold_{k}" for k in range(plan.folds)]
 
 
 def _table(folder: Path, title: str) -> Table:

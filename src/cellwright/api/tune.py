@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.models import Model, load_model
-from cellwright.api.outputs import check_folder, claim_folder
+from cellwright.api.outputs import OutputFolder
+from cellwright.api.paths import content_of
 from cellwright.api.read import read_annotations
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
@@ -68,7 +69,7 @@ class TuneResult:
 
 
 def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> TuneResult | None:
-    """Carry out a plan and write the model folder ``plan.out``; returns None after a dry run.
+    """Carry out a plan and write the model folder ``plan.out``; returns None after a dry run, or if it is complete.
 
     A tuned model is tuned again from its original scores. Raises `UsageError` for an unknown metric or a model without
     a folder, `InputError` if the classes of model and dataset differ, `OutputError` if ``plan.out`` exists.
@@ -87,18 +88,37 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     model = load_model(plan.model, device=plan.device)
     model = model.with_options(views=plan.views)
     _check_classes(model, dataset)
-    check_folder(plan.out, INFO, overwrite=plan.overwrite)
+    output = OutputFolder(plan.out, INFO, _request(plan, model, dataset, screen), overwrite=plan.overwrite)
+    if output.is_complete:
+        screen.note(output.text)
+        return None
     screen.note(f"tuning {plan.model} for {plan.metric} on split {plan.split} of {plan.data}; will write {plan.out}/")
     if dry_run:
         return None
-    claim_folder(plan.out, INFO, overwrite=plan.overwrite)
     pairs, digests = _pairs(model, dataset, screen)
     tuning = tune(pairs, model.class_names, plan.metric)
     info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, model.views, digests))
-    save_model(plan.out, read_weights(plan.model), info)
+    with output.write() as folder:
+        save_model(folder, read_weights(plan.model), info)
     for name in tuning.untuned:
         screen.note(f"no objects of class {name} on this split: the threshold of the recipe is kept")
     return TuneResult(plan.out, tuning)
+
+
+def _request(plan: TunePlan, model: Model, dataset: Dataset, screen: ProgressReporter) -> dict[str, Any]:
+    """What identifies the tuning: the content of model and data, and the options."""
+    from cellwright.data.identity import Identity
+
+    return {
+        "the model": content_of(plan.model),
+        "the data": Identity.of(dataset, track=screen.track).digest,
+        "options": {
+            "metric": plan.metric,
+            "split": plan.split,
+            "channel": list(plan.channel),
+            "views": model.views,
+        },
+    }
 
 
 def _pairs(model: Model, dataset: Dataset, screen: ProgressReporter) -> tuple[list[ImagePairs], list[str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 _IRREGULAR = {"class": "classes", "box": "boxes", "nucleus": "nuclei", "index": "indices", "pass": "passes"}
 
 
@@ -12,6 +15,23 @@ def count(n: int, noun: str) -> str:
     ('1 image', '0 images', '1,500 objects', '2 classes')
     """
     return f"{n:,} {noun if n == 1 else plural(noun)}"
+
+
+def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """The options that differ, one part of a sentence each; names of parameters are in backticks.
+
+    >>> differences({"score": 0.25, "views": None}, {"score": 0.5, "views": None, "save": ["masks", "rois"]})
+    ['`save` none instead of masks rois', '`score` 0.25 instead of 0.5']
+    """
+    names = sorted({*now, *before})
+    pairs = {name: (now.get(name), before.get(name)) for name in names}
+    return [f"`{name}` {_shown(new)} instead of {_shown(old)}" for name, (new, old) in pairs.items() if new != old]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value)) or "none"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def plural(noun: str) -> str:

@@ -18,7 +18,7 @@ from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.files import read_json, write_json
 from cellwright.core.image import Image
-from cellwright.core.text import count
+from cellwright.core.text import count, differences
 from cellwright.data.formats.predictions import EDITABLE
 from cellwright.data.identity import FileIdentity, digest_of, listed
 from cellwright.prediction.options import PredictOptions
@@ -69,12 +69,11 @@ class Job:
 
     def request(self) -> dict[str, Any]:
         """What identifies the job, apart from the images: JSON values."""
+        options = {**asdict(self.options), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
         return {
             "model": digest_of(repr((self.model, self.class_names))),
             "recipe": digest_of(self.recipe_yaml),
-            "options": plain(
-                {**asdict(self.options), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
-            ),
+            "options": plain({_PARAMETERS.get(name, name): value for name, value in options.items()}),
             "reading": plain({name: value for name, value in self.reading.items() if value is not None}),
         }
 
@@ -142,7 +141,7 @@ def changes(job: Job, recorded: JobRecord, done: Mapping[str, Done], see: SeeIma
     """
     now, sources = job.request(), {source.id: source for source in job.sources}
     found = [name for key, name in _named(job).items() if now[key] != recorded.request.get(key)]
-    found += _differences(now["options"], recorded.request.get("options", {}))
+    found += differences(now["options"], recorded.request.get("options", {}))
     missing = [name for name in done if name not in sources]
     if missing:
         found.append(f"the images: {count(len(missing), 'image')} fewer ({listed(missing)})")
@@ -154,7 +153,7 @@ def changes(job: Job, recorded: JobRecord, done: Mapping[str, Done], see: SeeIma
     changed = [name for name, file in files.items() if file.digest != done[name].file.digest]
     if changed:
         found.append(f"the content of {count(len(changed), 'image')} ({listed(changed)})")
-    reading = _differences(now["reading"], recorded.request.get("reading", {}))
+    reading = differences(now["reading"], recorded.request.get("reading", {}))
     if reading and not found:
         read = present if see is None else _read_otherwise(present, done, see, strict=not added)
         if read:
@@ -187,18 +186,6 @@ def _read_otherwise(
             return not strict
 
     return {name: path for name, path in paths.items() if not is_same(name, path)}
-
-
-def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """``["`score` 0.3 instead of 0.5"]``."""
-    pairs = {_PARAMETERS.get(name, name): (now.get(name), before.get(name)) for name in {**before, **now}}
-    return [f"`{name}` {_shown(new)} instead of {_shown(old)}" for name, (new, old) in pairs.items() if new != old]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_shown, value)) or "none"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def group_failures(failures: Sequence[tuple[str, Exception]]) -> list[str]:
