@@ -161,8 +161,8 @@ def test_the_engineer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert comparison.loc["accuracy@0.5", "difference"] < 0
     assert comparison.loc["accuracy@0.5", "p"] <= 1
     assert len(list(Path("work/geojson").glob("*.geojson"))) == 6
-    table = pd.read_csv("work/fused/measurements.csv")
-    assert set(table["image"]) == set("abcdef")
+    for name in ("work/fused/measurements.csv", "work/tool_a.csv"):
+        assert set(pd.read_csv(name)["image"]) == set("abcdef")
     (code,) = re.findall(r"```python\n(.*?)```", story("Engineer"), flags=re.DOTALL)
     exec(compile(code, "guide.md", "exec"), {})
     pq, n_objects = capsys.readouterr().out.split()
