@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -28,9 +29,8 @@ def examples_of(name: str) -> list[doctest.DocTest]:
     tested = {example.name for example in examples}
     for attribute, value in vars(module).items():
         # doctest itself skips them, because their module is "cellwright".
-        is_public = getattr(value, "__module__", None) == "cellwright" and (
-            f"class {attribute}" in source or f"def {attribute}" in source
-        )
+        is_defined_here = re.search(rf"^(class|def) {attribute}\b", source, flags=re.MULTILINE)
+        is_public = getattr(value, "__module__", None) == "cellwright" and is_defined_here
         if is_public and (inspect.isclass(value) or inspect.isfunction(value)) and f"{name}.{attribute}" not in tested:
             examples += finder.find(value, f"{name}.{attribute}", module=False, globs=names)  # type: ignore[arg-type]
     return [example for example in examples if example.examples]
