@@ -151,5 +151,5 @@ def test_errors_name_parameters_as_they_are_typed() -> None:
 
 def test_python_errors_name_no_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out.json").write_text("mine")
-    assert run("export", tmp_path, "--to", "coco", "--out", tmp_path / "out.json") == 2
+    assert run("recipes", "copy", "vrdl_nuclei/quick", "--out", tmp_path / "out.json") == 2
     assert "use --overwrite, or choose another --out" in capsys.readouterr().err

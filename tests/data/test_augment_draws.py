@@ -195,7 +195,7 @@ def test_all_changes_together_give_a_consistent_sample(seed: int, dtype: type, n
 @pytest.mark.parametrize("rule", ["torchvision", "detectron2"])
 def test_a_sample_without_changes_equals_the_input_at_prediction(rule: str) -> None:
     image = Image.from_array(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    config = InputConfig(short_side=64, max_side=100)
+    config = InputConfig(normalise="fixed", short_side=64, max_side=100)
     labels = Labels.from_instances(Instances.empty((90, 120)))
     frame = Frame(config, rule)  # type: ignore[arg-type]
     pixels, _ = augment(image.data, labels, PLAIN, np.random.default_rng(0), frame)

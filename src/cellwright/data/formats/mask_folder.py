@@ -28,7 +28,7 @@ from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.formats.paths import SPLITS, split_ids
+from cellwright.data.formats.paths import SPLITS, masked_hw, may_be_turned, split_ids
 from cellwright.data.images.raster import read_file
 from cellwright.data.images.read import image_hw_of, is_image_name
 
@@ -76,6 +76,8 @@ class MaskFolder(Format):
             _check_masks(folder / "masks")
             image = _only_image(folder)
             image_hw = image_hw_of(image)
+            if may_be_turned(image) and (masks := mask_files(folder / "masks")):
+                image_hw = masked_hw(image, image_hw_of(masks[0]))
             load = MaskFolderLoader(folder / "masks", image_hw)
             samples.append(Sample(sample_id, image, image_hw, load, split=split, source=self.name))
         class_names = options.name_classes((DEFAULT_CLASS,), path)
