@@ -76,6 +76,41 @@ def test_positional_arguments_may_follow_a_list_option() -> None:
     assert parsed("a.png", "--model", "one", "two").model == ("one", "two")
 
 
+def test_paths_after_a_list_are_the_positional_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Path(name).write_text("")
+    paths = (Path("a.png"), Path("b.png"))
+    assert parsed("--model", "one", "two", "a.png", "b.png") == Plan(paths, model=("one", "two"))
+    assert parsed("--min-area", "3", "--model", "one,two", "a.png").model == ("one", "two")
+    assert parsed("--save", "masks", "rois", "b.png", "--model", "one") == Plan(
+        paths[1:], model=("one",), save=("masks", "rois")
+    )
+
+
+@pytest.mark.parametrize("words", [["a", "b", "c", "d"], ["a,b,c,d"], ["a,", "b", "c,d"]])
+def test_class_names_take_spaces_or_commas(words: list[str]) -> None:
+    for verb in (["data", "convert", "SRC"], ["model", "import", "FILE", "--recipe", "R"]):
+        _, bound, _ = build_app().parse_args(
+            [*verb, "--classes", *words, "--out", "OUT"], print_error=False, exit_on_error=False
+        )
+        (plan,) = bound.arguments.values()
+        assert plan.classes == ("a", "b", "c", "d")
+
+
+def test_options_of_other_verbs_are_named_with_their_verb() -> None:
+    names = {"data": "--data"}
+    assert as_typed('give `foreground="split"`', names) == "give --foreground split of cellwright data convert"
+    assert as_typed('`map="my cell=cell"` of cellwright data merge', names) == (
+        "--map 'my cell=cell' of cellwright data merge"
+    )
+    assert as_typed('choose with `channel="DAPI|Hoechst"`', names) == (
+        "choose with --channel 'DAPI|Hoechst' of cellwright data convert"
+    )
+    assert as_typed("`truth` is a list", names) == "`truth` is a list"
+    assert as_typed('`channel="DAPI"`', {}) == '`channel="DAPI"`', "no verb is known"
+
+
 def test_positional_arguments_have_no_option() -> None:
     with pytest.raises(UsageError, match="unknown option --sources"):
         parsed("--sources", "a.png")

@@ -26,6 +26,7 @@ from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
 from cellwright.data.images.read import read_image
+from cellwright.data.merge import class_advice
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
 from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import Decay, FusionOptions, Method, mean_threshold
@@ -355,7 +356,7 @@ def _with_same_classes(
                 "predictions with different classes cannot be fused",
                 got=f"{name}: {', '.join(dataset.class_names)}",
                 expected=", ".join(known) + (f", as in {names[listing[0]]}" if listing else ""),
-                remedy="rename classes with cellwright data merge, or use `ignore_classes=True`",
+                remedy=f"{class_advice(dataset.class_names, known)}; or use `ignore_classes=True`",
             )
     return [with_class_names(dataset, known) for dataset in datasets], []
 

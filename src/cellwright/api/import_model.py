@@ -39,8 +39,8 @@ class ImportPlan:
     """A shipped recipe or a YAML file for the same network; `model inspect` lists its keys."""
     set: tuple[str, ...] = ()
     """Keys of the recipe to change, such as classes=80."""
-    classes: Path | None = None
-    """Text file with one class name per line; by default class_1, class_2, ..."""
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of the class ids, or a text file with one name per line; by default class_1, ..."""
     out: Path
     """Folder to write: the model, and import_report.txt with one line per tensor."""
     overwrite: bool = False
@@ -145,24 +145,28 @@ def _class_names(plan: ImportPlan, recipe: Recipe, in_file: int | None) -> tuple
         )
     if plan.classes is None:
         return tuple(f"class_{k + 1}" for k in range(n_classes))
-    try:
-        lines = plan.classes.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "cannot read these class names",
-            where=plan.classes,
-            got=str(error),
-            remedy="give a text file with one name per line",
-        ) from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = _listed_names(plan.classes)
     if len(names) != n_classes or len(set(names)) != len(names):
         raise InputError(
             "the class names do not fit these weights",
-            where=plan.classes,
+            where="`classes`",
             got=f"{count(len(names), 'name')}, {len(set(names))} different",
-            expected=f"{n_classes} different names, one per line, in the order of the class ids",
+            expected=f"{n_classes} different names, in the order of the class ids",
         )
     return names
+
+
+def _listed_names(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names as given, or from a text file."""
+    path = Path(words[0])
+    if len(words) > 1 or not (path.is_file() or path.suffix == ".txt"):
+        return words
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "give the names themselves, or a text file with one name per line"
+        raise InputError("cannot read these class names", where=path, got=str(error), remedy=remedy) from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _as_init(source: str, weights: Weights) -> str:

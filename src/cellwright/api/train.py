@@ -491,7 +491,8 @@ def _check_classes(recipe: Recipe, dataset: Dataset) -> None:
             "the recipe and the dataset have different numbers of classes",
             where="classes",
             got=f"recipe {recipe.classes}, dataset {n_classes} ({', '.join(dataset.class_names)})",
-            remedy=f"set classes={n_classes} in the recipe, or choose another dataset",
+            remedy=f'use `set="classes={n_classes}"`; or rename, combine or drop classes with cellwright data merge '
+            "(`map`, `keep`), or keep only some when converting (`classes`)",
         )
 
 

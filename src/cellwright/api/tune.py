@@ -20,6 +20,7 @@ from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.data.images.reading import Reading
+from cellwright.data.merge import class_advice
 
 if TYPE_CHECKING:
     from cellwright.evaluation.matching import ImagePairs
@@ -159,5 +160,5 @@ def _check_classes(model: Model, dataset: Dataset) -> None:
             where=dataset.root,
             got=", ".join(dataset.class_names),
             expected=", ".join(model.class_names),
-            remedy="rename or reorder the classes with cellwright data merge",
+            remedy=class_advice(dataset.class_names, model.class_names),
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -114,15 +116,28 @@ def _return_positionals(arguments: ArgumentCollection) -> None:
     positionals = [argument for argument in arguments if argument.index is not None and argument.required]
     if len(positionals) != 1 or positionals[0].tokens:
         return
+    lists = [arg for arg in arguments if arg.index is None and _element_type(arg.hint) is not None]
+    if _element_type(positionals[0].hint) is Path and _return_paths(positionals[0], lists):
+        return
     words = []
-    for argument in arguments:
-        if argument.index is None and _element_type(argument.hint) is not None:
-            words += [token for token in argument.tokens if token.index > 0]
+    for argument in lists:
+        words += [token for token in argument.tokens if token.index > 0]
     if len(words) == 1 or (words and _element_type(positionals[0].hint) is not None):
         positionals[0].tokens[:] = [token.evolve(keyword=None, index=0) for token in words]
-        for argument in arguments:
-            if argument.index is None and _element_type(argument.hint) is not None:
-                argument.tokens[:] = [token for token in argument.tokens if token.index == 0]
+        for argument in lists:
+            argument.tokens[:] = [token for token in argument.tokens if token.index == 0]
+
+
+def _return_paths(positional: Argument, lists: Sequence[Argument]) -> bool:
+    """Take the last words of the list options that are files or folders, if there are any."""
+    for argument in lists:
+        paths = takewhile(lambda token: token.index > 0 and Path(token.value).exists(), reversed(argument.tokens))
+        if n := len(list(paths)):
+            last = argument.tokens[-n:]
+            positional.tokens[:] = [token.evolve(keyword=None, index=k) for k, token in enumerate(last)]
+            del argument.tokens[-n:]
+            return True
+    return False
 
 
 def _element_type(hint: Any) -> Any:
@@ -149,24 +164,55 @@ def option_names(plan: object) -> dict[str, str]:
 
 
 def as_typed(text: str, names: Mapping[str, str]) -> str:
-    """``text`` with parameters in backticks as command-line options, where ``names`` has them.
+    """``text`` with parameters in backticks as command-line options.
+
+    names: the options of the verb that runs. An option of another verb is named together with that verb.
 
     >>> as_typed('give `overwrite=True` or `split="val"`', {"overwrite": "--overwrite", "split": "--split"})
     'give --overwrite or --split val'
+    >>> as_typed('choose with `foreground="split"`', {"data": "--data"})
+    'choose with --foreground split of cellwright data convert'
+    >>> as_typed('cellwright data merge renames classes: `map="a=b"`', {"data": "--data"})
+    'cellwright data merge renames classes: --map a=b'
     """
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
-        if name not in names:
+        if name in names:
+            return typed(names[name], value)
+        verb = _verb_with(name, text) if names else None
+        if verb is None:
             return match[0]
+        shown = typed(f"--{name.replace('_', '-')}", value)
+        return shown if f"cellwright {verb}" in text else f"{shown} of cellwright {verb}"
+
+    def typed(option: str, value: str | None) -> str:
         if value is None or value == "True":
-            return names[name]
+            return option
         try:
             parsed = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             parsed = value
         if parsed is None or parsed is False:
-            return f"no {names[name]}"
-        return f"{names[name]} {shown_default(parsed)}"
+            return f"no {option}"
+        words = parsed if isinstance(parsed, tuple | list) else (parsed,)
+        return " ".join([option, *(shlex.quote(shown_default(word)) for word in words)])
 
     return _IN_BACKTICKS.sub(option, text)
+
+
+def _verb_with(name: str, text: str) -> str | None:
+    """The verb that has the option ``name``: one that ``text`` names, else the first of those that prepare inputs."""
+    # Imported only where a message names an option that the verb at hand lacks.
+    from cellwright.api.convert import ConvertPlan
+    from cellwright.api.merge import MergePlan
+    from cellwright.api.predict import PredictPlan
+    from cellwright.api.split import SplitPlan
+
+    verbs = {"data convert": ConvertPlan, "predict": PredictPlan, "data merge": MergePlan, "data split": SplitPlan}
+    having = [
+        verb
+        for verb, plan in verbs.items()
+        if any(field.name == name and field.kw_only for field in dataclasses.fields(plan))
+    ]
+    return next((verb for verb in having if f"cellwright {verb}" in text), next(iter(having), None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,3 +143,24 @@ def _distinct_numbers(samples: list[Sample]) -> list[Sample]:
     if None not in numbers and len(set(numbers)) == len(numbers):
         return samples
     return [dataclasses.replace(sample, image_id=k + 1) for k, sample in enumerate(samples)]
+
+
+def class_advice(names: Sequence[str], wanted: Sequence[str]) -> str:
+    """How to give a dataset or predictions with classes ``names`` the classes ``wanted``: a remedy for errors.
+
+    >>> class_advice(["Nucleus", "debris"], ["nucleus"])
+    'rename, combine or drop classes with cellwright data merge, such as `map="Nucleus=nucleus"`, or keep only some \
+with `keep`, or when converting with `classes`'
+    """
+    if set(names) == set(wanted):
+        order = ", ".join(repr(name) for name in wanted)
+        return f"put the classes in the same order with cellwright data merge: `keep=({order},)`"
+    others = [name for name in names if name not in wanted] or list(names)
+    targets = [name for name in wanted if name not in names] or list(wanted)
+    closest = {name: difflib.get_close_matches(name.lower(), [t.lower() for t in targets], 1, 0.6) for name in others}
+    old = next((name for name in others if closest[name]), others[0])
+    new = next((t for t in targets if [t.lower()] == closest[old]), targets[0])
+    return (
+        f'rename, combine or drop classes with cellwright data merge, such as `map="{old}={new}"`, or keep only some '
+        "with `keep`, or when converting with `classes`"
+    )

@@ -26,7 +26,7 @@ from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_t
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.images.read import IMAGE_SUFFIXES
-from cellwright.data.merge import map_classes
+from cellwright.data.merge import class_advice, map_classes
 
 ONE_CLASS = "object"  # the class of all objects where classes are ignored
 
@@ -319,7 +319,7 @@ def _same_classes(
             where=predicted.root,
             got=", ".join(own),
             expected=", ".join(true_names),
-            remedy="rename classes with cellwright data merge, or use `ignore_classes=True`",
+            remedy=f"{class_advice(own, true_names)}; or use `ignore_classes=True`",
         )
     if len(own) == len(true_names) == 1:
         # Both sides have one kind of object, whatever each tool calls it.
