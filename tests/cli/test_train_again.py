@@ -133,6 +133,48 @@ def test_a_run_that_failed_before_its_first_step_does_not_block(
     assert "lr: 3" not in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
+def test_without_validation_images_the_table_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "convert", CASE / "src_right", "--out", tmp_path / "data", "--quiet") == 0
+    assert train(tmp_path / "data", tmp_path / "run", "--set=train.length=2 steps") == 0
+    printed = capsys.readouterr()
+    assert "none: no objects to validate on" in printed.out
+    assert "to choose validation images: cellwright data split" in printed.err
+
+
+def test_repeats_without_a_finished_seed_give_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_dataset(CASE / "src_right", tmp_path / "data")
+    capsys.readouterr()
+    words = ("--repeat", "2", "--max-minutes", "0.0001")
+    assert train(tmp_path / "data", tmp_path / "runs", *words) == 0
+    printed = capsys.readouterr().out
+    assert printed == "no run has finished yet, of 2: the time was over; train again to resume\n"
+
+
+def test_fine_tuning_keeps_the_class_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Label images have no class names; a name that was given is kept."""
+    make_dataset(CASE / "src_right", tmp_path / "data")
+    words = ("--data", tmp_path / "data", "--device=cpu", "--max-minutes", ".0001", "--out", tmp_path / "run")
+    assert run("train", "nuclei/finetune", *words) == 0
+    assert "class cell of the data" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["class_names"] == ["nucleus"]
+    merged = ("data", "merge", tmp_path / "data", "--map", "cell=astrocyte", "--out", tmp_path / "named", "--quiet")
+    assert run(*merged) == 0
+    capsys.readouterr()
+    assert run("train", "nuclei/finetune", "--data", tmp_path / "named", "--out", tmp_path / "b", "--dry-run") == 0
+    assert "class cell" not in capsys.readouterr().err
+
+
+def test_class_mismatches_name_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_dataset(CASE / "src_right", tmp_path / "data")
+    capsys.readouterr()
+    assert train(tmp_path / "data", tmp_path / "run", "--set=classes=2") == 2
+    message = capsys.readouterr().err
+    assert (
+        "use --set classes=1; or rename, combine or drop classes with cellwright data merge (--map, --keep)" in message
+    )
+    assert "keep only some when converting (--classes" in message
+
+
 def test_classes_that_no_training_image_has_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_dataset(CASE / "src_right", tmp_path / "data")
     content = json.loads((tmp_path / "data" / "dataset.json").read_text())

@@ -107,7 +107,15 @@ def test_yaml_is_plain() -> None:
 
 @pytest.mark.parametrize(
     ("key", "use"),
-    [("train.steps", "train.length"), ("train.epochs", "train.length"), ("train.learning_rate", "train.lr")],
+    [
+        ("train.steps", "train.length"),
+        ("train.epochs", "train.length"),
+        ("train.learning_rate", "train.lr"),
+        ("lr", "train.lr"),
+        ("num_epochs", "train.length"),
+        ("crop_px", "augment.crop_px"),
+        ("model.nms_iou", "model.rpn.nms_iou or model.box_head.nms_iou"),
+    ],
 )
 def test_keys_of_other_tools_are_answered_with_ours(key: str, use: str) -> None:
     with pytest.raises(RecipeError, match=f"unknown key '{key}': use {use}"):

@@ -31,7 +31,7 @@ def test_every_field_has_a_one_line_description_and_a_default(schema: type[BaseM
     ("schema", "values", "words"),
     [
         (TrainConfig, {"length": "50%"}, ["length (50%)", "steps or epochs"]),
-        (TrainConfig, {"length": 50}, ["length", "2000 steps, 2.5 epochs or 5%"]),
+        (TrainConfig, {"length": 50}, ["length", "50 steps, 2.5 epochs or 5%"]),
         (TrainConfig, {"schedule": {"kind": "multi_step", "milestones": ["9 steps", "5 steps"]}}, ["must increase"]),
         (TrainConfig, {"schedule": {"kind": "multi_step", "milestones": ["9 steps", "50%"]}}, ["9 steps, 50%"]),
         (TrainConfig, {"schedule": {"kind": "cosine", "milestones": ["50%"]}}, ["schedule.cosine.milestones"]),

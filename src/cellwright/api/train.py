@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.models import Model, load_model, resolve_device
+from cellwright.api.paths import is_model_folder
 from cellwright.api.read import read_annotations
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
@@ -29,6 +30,7 @@ from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter, Track
 from cellwright.core.public import public
 from cellwright.core.text import count
+from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.formats.predictions import as_annotations
 from cellwright.data.identity import Identity
 from cellwright.data.images.reading import Reading
@@ -271,7 +273,8 @@ def load_recipe(recipe: str | Path | Recipe, changes: Sequence[str] = (), init: 
 class _Request:
     """One training run with its recipe and data; ``identity`` is that of the data, if known already.
 
-    reading: which part of each image file is used. survey: what the training images are like.
+    reading: which part of each image file is used. survey: what the training images are like. notes: what was assumed
+    about the data, one sentence each.
     """
 
     recipe: Recipe
@@ -283,6 +286,7 @@ class _Request:
     device: str = "auto"
     overwrite: bool = False
     identity: Identity | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes >= 0:  # True for NaN
@@ -325,16 +329,34 @@ class _Request:
             f"{count(len(self.training), 'training image')}, {n_validation}; {train.length} with "
             f"{count(train.batch_size * train.accumulate, 'image')} per step",
         ]
-        return [*lines, *init_warnings(recipe), *summarise(self.survey.notes)]
+        return [*lines, *self.notes, *init_warnings(recipe), *summarise(self.survey.notes)]
 
 
 def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str, ...] = ()) -> _Request:
     """The request with what the dataset records and what its images decide: channels, and the range of their values."""
+    dataset, notes = _with_class_of_init(recipe, dataset)
     reading = Reading(channel or recipe.input.channel).over(Reading.recorded(dataset.info))
     recipe = with_channel(recipe, reading.channels)
     survey = survey_images(_training_part(dataset).samples, recipe.input, reading)
     recipe = recipe.model_copy(update={"input": survey.config})
-    return _Request(recipe, dataset, dataclasses.replace(reading, channel=survey.config.channel), survey)
+    reading = dataclasses.replace(reading, channel=survey.config.channel)
+    return _Request(recipe, dataset, reading, survey, notes=tuple(notes))
+
+
+def _with_class_of_init(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """The dataset with the class name of the model that training starts from, where its own is only a default."""
+    from cellwright.models.weights.model_folder import bundled_model, read_model_info
+
+    init = getattr(recipe.model, "init", None)
+    if init is None or dataset.class_names != (DEFAULT_CLASS,):
+        return dataset, []
+    if bundled_model(init) is None and not is_model_folder(Path(init)):
+        return dataset, []
+    names = read_model_info(init).class_names
+    if len(names) != 1 or names == dataset.class_names:
+        return dataset, []
+    note = f"class {DEFAULT_CLASS} of the data, a name for files without class names, keeps the model's name {names[0]}"
+    return dataclasses.replace(dataset, class_names=names), [note]
 
 
 def _training_part(dataset: Dataset) -> Dataset:

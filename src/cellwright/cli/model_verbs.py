@@ -13,6 +13,8 @@ from cellwright.cli.console import Common
 from cellwright.core.text import count
 
 PLAIN = Common()
+NO_METRICS = ("none: no objects to validate on", "-")
+HOW_TO_VALIDATE = "the last model was kept; to choose validation images: cellwright data split"
 DEMO, DOCTOR = DemoPlan(), DoctorPlan()
 
 
@@ -48,10 +50,20 @@ def train(plan: TrainPlan, *, common: Common = PLAIN) -> None:
     if result is None:
         return
     if isinstance(result, Repeats):
-        screen.table(f"best models of {count(len(result.runs), 'run')}", *result.table())
+        if not result.runs:
+            text = f"no run has finished yet, of {result.planned}: the time was over; train again to resume"
+            screen.result(text, {"out": str(result.folder)})
+            return
+        columns, rows = result.table()
+        empty = [[*NO_METRICS, *["-"] * (len(columns) - 2)]]
+        screen.table(f"best models of {count(len(result.runs), 'run')}", columns, rows or empty)
+        if not rows:
+            screen.note(HOW_TO_VALIDATE)
         screen.result(f"all metrics: {result.summary}", {"out": str(result.folder)})
         return
-    screen.table("best model", ("metric", "value"), result.headline())
+    screen.table("best model", ("metric", "value"), result.headline() or [NO_METRICS])
+    if not result.metrics:
+        screen.note(HOW_TO_VALIDATE)
     screen.result(f"model: {result.folder / 'model'}", {"out": str(result.folder)})
 
 

@@ -262,10 +262,20 @@ OTHER_NAMES = {
     "steps": "train.length, such as 2000 steps",
     "max_iter": "train.length, such as 2000 steps",
     "iterations": "train.length, such as 2000 steps",
+    "max_steps": "train.length, such as 2000 steps",
+    "total_steps": "train.length, such as 2000 steps",
     "epochs": "train.length, such as 50 epochs",
     "n_epochs": "train.length, such as 50 epochs",
+    "num_epochs": "train.length, such as 50 epochs",
+    "max_epochs": "train.length, such as 50 epochs",
     "learning_rate": "train.lr",
+    "learningrate": "train.lr",
     "base_lr": "train.lr",
+    "lr0": "train.lr",
+    "num_classes": "classes",
+    "weights": "model.init",
+    "pretrained": "model.init",
+    "crop_size": "augment.crop_px",
     "batch": "train.batch_size",
     "ims_per_batch": "train.batch_size",
     "warmup_steps": "train.warmup, such as 200 steps",
@@ -288,6 +298,8 @@ def _problem(details: ErrorDetails) -> str:
         case "extra_forbidden":
             if (other := OTHER_NAMES.get(path[-1].lower())) is not None:
                 return f"unknown key {key!r}: use {other}"
+            if elsewhere := [place for place in _places_of(path[-1]) if place != key]:
+                return f"unknown key {key!r}: use {' or '.join(elsewhere[:3])}"
             return f"unknown key {key!r}: {did_you_mean(path[-1], [] if section is None else section.model_fields)}"
         case "missing":
             return f"{key}: this key is required"
@@ -296,10 +308,36 @@ def _problem(details: ErrorDetails) -> str:
             kinds = str(context["expected_tags"]).replace("'", "").split(", ")
             return f"{key}.kind: unknown kind {context['tag']!r}: {did_you_mean(context['tag'], kinds)}"
         case "model_type" | "model_attributes_type":
-            return f"{key}: must be a section with keys of its own, got {details['input']!r}"
+            return f"{key}: must be a section with keys of its own, got {details['input']!r}{_keys_of(section, path)}"
     message = details["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(details["input"], dict | BaseModel) else f", got {details['input']!r}"
     return f"{key or 'recipe'}: {message}{shown}"
+
+
+def _places_of(name: str) -> list[str]:
+    """The full names of the keys called ``name`` in all sections, each once."""
+
+    def search(section: type[BaseModel], prefix: str, depth: int) -> list[str]:
+        own = [f"{prefix}{name}"] if name in section.model_fields else []
+        below = [
+            place
+            for field_name, field in section.model_fields.items()
+            for model in (_models_in(field.annotation) if depth else [])
+            for place in search(model, f"{prefix}{field_name}.", depth - 1)
+        ]
+        return [*own, *below]
+
+    return list(dict.fromkeys(search(Recipe, "", 3)))
+
+
+def _keys_of(parent: type[BaseModel] | None, path: list[str]) -> str:
+    """The keys of the section at ``path``, for a message; "" if it is not known."""
+    field = None if parent is None else parent.model_fields.get(path[-1])
+    models = [] if field is None else _models_in(field.annotation)
+    if not models:
+        return ""
+    keys = list(dict.fromkeys(key for model in models for key in model.model_fields))
+    return f"; its keys: {', '.join(keys)}, such as {'.'.join(path)}.{keys[0]}"
 
 
 def _walk(loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

@@ -35,7 +35,8 @@ class Span:
             return value
         match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
-            raise ValueError(f"{value!r} is not a length of training; write 2000 steps, 2.5 epochs or 5%")
+            number = f"{value}" if isinstance(value, int) else "2000"
+            raise ValueError(f"{value!r} is not a length of training; write {number} steps, 2.5 epochs or 5%")
         amount, unit = Decimal(match[1]).normalize(), match[2]
         unit = "%" if unit == "%" else "steps" if unit.startswith("step") else "epochs"
         if amount == 0 or (unit == "steps" and amount % 1) or (unit == "%" and amount > 100):
