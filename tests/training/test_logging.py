@@ -46,6 +46,17 @@ def test_a_resume_removes_later_rows_and_an_incomplete_line(tmp_path: Path) -> N
     assert path.read_text() == "step,loss,AP\n1,0.5,\n2,0.25,0.75\n3,0.125,\n"
 
 
+def test_a_call_that_is_killed_before_its_first_step_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.25\n")
+    for _ in range(2):
+        StepLog(path, 2)._file.close()  # and nothing else, as after a kill
+        assert path.read_text() == "step,loss\n1,0.5\n2,0.25\n"
+    with StepLog(path, 2) as log:
+        log.step(3, {"loss": 0.125})
+    assert path.read_text() == "step,loss\n1,0.5\n2,0.25\n3,0.125\n"
+
+
 def test_a_new_run_starts_a_new_log_and_a_missing_log_is_created(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("step,loss\n1,0.5\n")

@@ -113,12 +113,14 @@ class StepLog:
         self.path, self._step, self._tensorboard = path, step, tensorboard
         kept = _read_rows(path, step) if step else []
         self._columns = list(dict.fromkeys(name for row in kept for name in row)) or ["step"]
-        # The row of ``step`` itself may still get metrics: the run may have ended between step and evaluation.
-        self._open_row: dict[str, str] | None = kept.pop() if kept and kept[-1]["step"] == str(step) else None
+        # The row of ``step`` itself may still get metrics: the run may have ended between step and evaluation. It stays
+        # in the file until then, as this call may be killed before its first step.
+        is_open = bool(kept) and kept[-1]["step"] == str(step)
+        self._open_row: dict[str, str] | None = dict(kept[-1]) if is_open else None
+        self._on_disk: dict[str, str] | None = kept[-1] if is_open else None
         write_text(path, self._as_csv(kept, header=True))
         self._file = self._reopen()
-        rows = [*kept, self._open_row] if self._open_row is not None else kept
-        self._recent = {name: [row[name] for row in rows if row.get(name)][-_N_RECENT:] for name in self._columns}
+        self._recent = {name: [row[name] for row in kept if row.get(name)][-_N_RECENT:] for name in self._columns}
 
     def recent(self, column: str, n: int) -> list[float]:
         """The last values of a column before this log was continued, up to ``n``, of at most 20."""
@@ -160,12 +162,20 @@ class StepLog:
         if self._open_row is None:
             return
         row, self._open_row = self._open_row, None
+        on_disk, self._on_disk = self._on_disk, None
+        if row == on_disk:
+            return
         try:
-            if new := [name for name in row if name not in self._columns]:
+            new = [name for name in row if name not in self._columns]
+            if new or on_disk is not None:
                 self._file.close()
                 with self.path.open(newline="") as file:
                     rows = list(csv.DictReader(file))
                 self._columns += new
+                if on_disk is not None:  # the row has metrics now, and replaces the one in the file
+                    write_text(self.path, self._as_csv([*rows[:-1], row], header=True))
+                    self._file = self._reopen()
+                    return
                 write_text(self.path, self._as_csv(rows, header=True))
                 self._file = self._reopen()
             self._file.write(self._as_csv([row], header=False))
