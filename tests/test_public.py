@@ -49,6 +49,7 @@ PUBLIC = [
     "save",
     "show",
     "train",
+    "tune",
 ]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cellwright.api.save import save
     from cellwright.api.show import show
     from cellwright.api.train import Run, train
+    from cellwright.api.tune import tune
     from cellwright.core.dataset import Dataset, Sample
     from cellwright.core.errors import (
         CellwrightError,
@@ -83,6 +84,7 @@ __all__ = [
     "save",
     "show",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -122,6 +124,7 @@ _HOMES = {
     "save": "api.save",
     "show": "api.show",
     "train": "api.train",
+    "tune": "api.tune",
 }
 
 

@@ -128,7 +128,7 @@ def test_stored_predictions_explain_losses_by_the_score_threshold(job: Path, tmp
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     # Computed in another way: the recall of all predictions, whatever their score.
     recall = metrics["values"]["recall@0.5"]
-    of_all = evaluate(tmp_path / "pred", job / "data", split="val", score_threshold=0)["recall@0.5"]
+    of_all = evaluate(tmp_path / "pred", job / "data", split="val", score=0)["recall@0.5"]
     assert of_all > recall
     lost = metrics["lost_recall"]
     assert lost["nms"] == lost["cap"] == 0

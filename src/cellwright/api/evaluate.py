@@ -32,6 +32,7 @@ from cellwright.data.views import parse_views
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cellwright.data.images.channels import ChannelChoice
     from cellwright.evaluation.pairing import PairedImages
     from cellwright.evaluation.report import Report
 
@@ -283,32 +284,42 @@ def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out
     return table
 
 
-def evaluate(
-    predictions: ObjectsLike | Dataset | Iterable[ObjectsLike],
+def evaluate(  # noqa: PLR0913 - the options of the command
+    predictions: Model | ObjectsLike | Dataset | Iterable[ObjectsLike],
     truth: ObjectsLike | Dataset | Iterable[ObjectsLike],
     *,
     metrics: Iterable[str] | None = None,
     class_names: Sequence[str] | None = None,
     image_ids: Sequence[str] | None = None,
-    score_threshold: float | Sequence[float] | None = None,
+    score: float | Sequence[float] | None = None,
     split: str | None = None,
+    channel: ChannelChoice | None = None,
     ignore_classes: bool = False,
+    remove_border: bool = False,
+    prefer: Prefer | None = None,
 ) -> Report:
     """Evaluate predictions against ground truth.
 
     Args:
         predictions: the objects of one image, or a list with one entry per image. The objects of an image are
             `Instances`, a label array (H, W) of any integer type with 0 as background, or the path of a label image.
-            Also a `Dataset`, or the path of a prediction folder, a dataset or anything else that `read_dataset` reads.
+            Also a `Dataset`, or the path of a prediction folder, a dataset or anything else that `read_dataset` reads;
+            or a `Model`, or the path of one, which first predicts the images of a dataset given as ``truth``.
         truth: the ground truth, as ``predictions``. Two datasets are paired by image, anything else in order.
         metrics: what to compute, such as "coco_ap", "aji" or "pq"; None: everything. Counts at IoU thresholds
             ("accuracy@0.5", "f1@0.75", "pq", ...) are always computed. All names: docs/metrics.md.
         class_names: names of the classes 0..K-1; None takes those of a dataset, or numbers.
         image_ids: names of the images in the tables; None takes those of a dataset, or numbers from 0.
-        score_threshold: predictions below it are used for average precision and ranking only; 0 to 1, one number or
-            one per class. None takes the threshold recorded in a prediction folder, or 0.
+        score: predictions with a lower score are used for average precision and ranking only; 0 to 1, one number or
+            one per class. None takes the threshold of the model or prediction folder, or 0.
         split: use only this split of the ground truth, which must be a dataset.
+        channel: name or index of the channel, where there are several, for a model; None: as the dataset or the model
+            records.
         ignore_classes: treat all objects as one class.
+        remove_border: leave out objects at the border of the image: annotated ones are neither missed nor found, and
+            predicted ones count only where they match an annotated object inside.
+        prefer: which file of an image in a prediction folder to read if several were edited differently: "masks",
+            "rois", "geojson" or "json".
 
     Returns:
         A `Report`. Values that are undefined, such as average precision without scores, are NaN, and
@@ -336,41 +347,67 @@ def evaluate(
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order, with_threshold
 
-    threshold = None if score_threshold is None else check_threshold(score_threshold)
-    prediction_path = Path(predictions) if isinstance(predictions, str | os.PathLike) else None
-    annotated = _objects(truth, "truth", lambda path: read_ground_truth(path, [prediction_path or path]))
+    threshold = None if score is None else check_threshold(score, name="score")
+    path = Path(predictions) if isinstance(predictions, str | os.PathLike) else None
+    model = _as_model(predictions, path)
+    annotated = _objects(truth, "truth", lambda own: read_ground_truth(own, [path or own], prefer=prefer))
     annotated = above_threshold(annotated) if isinstance(annotated, Dataset) else annotated
+    part = _part(annotated, split)
     images = annotated if isinstance(annotated, Dataset) else None
-    predicted = _objects(predictions, "predictions", lambda path: read_objects(path, images))
+    if model is not None:
+        predicted = _predicted_by(model, part, channel)
+    elif channel is not None:
+        raise UsageError("`channel` needs a model that predicts", got=repr(predictions), remedy="omit `channel`")
+    else:
+        predicted = _objects(predictions, "predictions", lambda own: read_objects(own, images, prefer=prefer))
     if threshold is not None and isinstance(predicted, Dataset):
         predicted = with_threshold(predicted, threshold)
-    part = _part(annotated, split)
     if isinstance(predicted, Dataset) and isinstance(annotated, Dataset) and isinstance(part, Dataset):
         if class_names is not None or image_ids is not None:
             option = "class_names" if image_ids is None else "image_ids"
             raise UsageError("datasets have their own class names and image ids", got=f"`{option}`", remedy="omit it")
-        name = str(prediction_path or "predictions")
+        name = model.name if model is not None else str(path or "predictions")
         paired = pair_datasets(name, predicted, annotated, part, ignore_classes=ignore_classes)
     else:
         paired = pair_in_order(predicted, part, image_ids, class_names)
     if threshold is not None and not isinstance(predicted, Dataset):
         paired = dataclasses.replace(paired, score_threshold=threshold)
+    paired = paired.without_border() if remove_border else paired
     return evaluate_images(paired.without_classes() if ignore_classes else paired, metrics)
 
 
+def _as_model(predictions: object, path: Path | None) -> Model | None:
+    """The model to evaluate; None for predictions."""
+    if isinstance(predictions, Model):
+        return predictions
+    return load_model(path) if path is not None and is_model(path) else None
+
+
+def _predicted_by(model: Model, part: Dataset | list[Instances], channel: ChannelChoice | None) -> Dataset:
+    """The predictions of a model for the images of a dataset."""
+    from cellwright.prediction.evaluate import predict_dataset
+
+    if not isinstance(part, Dataset):
+        raise UsageError(
+            "a model needs a dataset to predict on",
+            got=f"the model {model.name}, and ground truth without images",
+            expected="a dataset as `truth`",
+            remedy="predict first: model.predict(images)",
+        )
+    part = Reading(channel).recorded_in(part)
+    return predict_dataset(model.filtered, part, model.class_names, tuned_on=model.tuned_on)
+
+
 def _objects(
-    value: ObjectsLike | Dataset | Iterable[ObjectsLike], name: str, read: Callable[[Path], Dataset]
+    value: Model | ObjectsLike | Dataset | Iterable[ObjectsLike], name: str, read: Callable[[Path], Dataset]
 ) -> Dataset | list[Instances]:
     """A dataset, or the objects of each image. read: for the path of a dataset."""
     if isinstance(value, Dataset):
         return value
-    if isinstance(value, Model):
-        raise UsageError(f"`{name}` is a model", got=value.name, remedy="predict first: model.predict(images)")
+    if isinstance(value, Model) or (isinstance(value, str | os.PathLike) and is_model(Path(value))):
+        raise UsageError(f"`{name}` is a model", got=str(value), expected="ground truth; a model goes first")
     if isinstance(value, str | os.PathLike):
         path = Path(value)
-        if is_model(path):
-            remedy = "predict first: cellwright.load_model(path).predict(images)"
-            raise UsageError(f"`{name}` is a model", got=str(path), remedy=remedy)
         if path.suffix.lower() not in LABEL_IMAGES:
             return read(path)
     try:

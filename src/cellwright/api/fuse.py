@@ -155,6 +155,10 @@ def fuse(
     score: float = 0.05,
     weights: Sequence[float] | None = None,
     class_agnostic: bool = False,
+    decay: Decay = "gaussian",
+    sigma: float = 0.5,
+    over_smaller: bool = False,
+    resolve_overlaps: bool = False,
 ) -> Instances: ...
 @overload
 def fuse(
@@ -165,8 +169,24 @@ def fuse(
     score: float = 0.05,
     weights: Sequence[float] | None = None,
     class_agnostic: bool = False,
+    decay: Decay = "gaussian",
+    sigma: float = 0.5,
+    over_smaller: bool = False,
+    resolve_overlaps: bool = False,
 ) -> list[Instances]: ...
-def fuse(predictions, *, method: Method = "wbf", iou=0.5, score=0.05, weights=None, class_agnostic=False):
+def fuse(  # noqa: PLR0913 - the options of the command
+    predictions,
+    *,
+    method: Method = "wbf",
+    iou=0.5,
+    score=0.05,
+    weights=None,
+    class_agnostic=False,
+    decay: Decay = "gaussian",
+    sigma=0.5,
+    over_smaller=False,
+    resolve_overlaps=False,
+):
     """Fuse several predictions of the same image, or of the same images (ensemble).
 
     Args:
@@ -179,6 +199,11 @@ def fuse(predictions, *, method: Method = "wbf", iou=0.5, score=0.05, weights=No
         score: objects with a lower score are omitted first, 0 to 1. Objects without scores count with score 1.
         weights: one per member, above 0; None: all equal.
         class_agnostic: objects of different classes compete too.
+        decay, sigma: for ``soft_nms``: how scores are lowered, "linear" (above ``iou``) or "gaussian" of width
+            ``sigma``.
+        over_smaller: for ``mask_nms``: use the intersection over the smaller mask, which also removes fragments inside
+            an object.
+        resolve_overlaps: assign each shared pixel to the object with the higher score.
 
     Members of different model families need calibrated scores: see ``docs/guide.md``.
 
@@ -207,11 +232,14 @@ def fuse(predictions, *, method: Method = "wbf", iou=0.5, score=0.05, weights=No
         score=score,
         weights=None if weights is None else tuple(weights),
         class_agnostic=class_agnostic,
+        decay=decay,
+        sigma=sigma,
+        over_smaller=over_smaller,
     )
     members = list(predictions) if is_list(predictions) else [predictions]
     several = [is_list(member) for member in members]
     if not any(several):
-        return fuse_image([as_instances(member) for member in members], options)
+        return _fused([as_instances(member) for member in members], options, resolve_overlaps=resolve_overlaps)
     if not all(several):
         raise UsageError(
             "predictions of one image and of several images cannot be fused",
@@ -222,7 +250,15 @@ def fuse(predictions, *, method: Method = "wbf", iou=0.5, score=0.05, weights=No
     if len({len(member) for member in members}) > 1:
         got = f"{', '.join(str(len(member)) for member in members)} images"
         raise UsageError("members have predictions for different numbers of images", got=got, expected="equal numbers")
-    return [fuse_image(of_image, options) for of_image in zip(*members, strict=True)]
+    images = zip(*members, strict=True)
+    return [_fused(of_image, options, resolve_overlaps=resolve_overlaps) for of_image in images]
+
+
+def _fused(members: Sequence[Instances], options: FusionOptions, *, resolve_overlaps: bool) -> Instances:
+    fused = fuse_image(members, options)
+    if not resolve_overlaps:
+        return fused
+    return select(Prediction.of(fused), PredictOptions(resolve_overlaps=True)).instances
 
 
 @dataclass(frozen=True, eq=False)

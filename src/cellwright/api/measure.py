@@ -25,6 +25,8 @@ from cellwright.data.images.tiff import Plane
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cellwright.data.images.channels import ChannelChoice
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def measure(
     cells: ObjectsLike,
     image: ImageLike | None = None,
     *,
+    channel: ChannelChoice | None = None,
     class_names: Sequence[str] | None = None,
     pixel_size: float | Sequence[float] | None = None,
     ring: int | None = None,
@@ -164,18 +167,20 @@ def measure(
     cells: Iterable[ObjectsLike],
     image: Iterable[ImageLike] | None = None,
     *,
+    channel: ChannelChoice | None = None,
     class_names: Sequence[str] | None = None,
     pixel_size: float | Sequence[float] | None = None,
     ring: int | None = None,
 ) -> list[pd.DataFrame]: ...
-def measure(cells, image=None, *, class_names=None, pixel_size=None, ring=None):
+def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=None, ring=None):
     """Measure size, shape and, with an image, intensities of objects.
 
     Args:
         cells: the objects of one image: `Instances`, a label array (H, W) of any integer type with 0 as background, or
             the path of a label image. For several images, a list of these.
-        image: the image in which intensities are measured, in all channels: an `Image`, an array (H, W) or (H, W, C),
+        image: the image in which intensities are measured, an `Image`, an array (H, W) or (H, W, C),
             or a path. None measures no intensities. For several images, a list of these.
+        channel: names or indices of the channels to measure, one or a list; None: all.
         class_names: names of the classes 0..K-1, for the column "class"; None: the class ids.
         pixel_size: microns per pixel, one number or (y, x); None takes that of the image.
         ring: width in pixels of a ring around each object, outside of all objects, in which the background of each
@@ -214,6 +219,10 @@ def measure(cells, image=None, *, class_names=None, pixel_size=None, ring=None):
             got=count(len(images), "image"),
             expected=f"{count(len(instances), 'image')}, one for each entry of `cells`",
         )
+    if channel is not None:
+        if image is None:
+            raise UsageError("intensities need an image", got=f"`channel={channel!r}`", remedy="give it as `image`")
+        images = [select_channels(of_cells, channel) for of_cells in images]
     size = as_pixel_size(pixel_size)
     pairs = zip(instances, images, strict=True)
     tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size, ring_px=ring) for pair in pairs]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
@@ -40,6 +40,7 @@ NAMED_MODELS = {
 DEFAULT_MODEL = "nuclei"
 DEFAULT_CLASSES = ("cell",)
 Views = str | Sequence[View]
+ModelLike: TypeAlias = "Model | Segmenter | str | Path"
 
 
 @public
@@ -300,7 +301,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
 
 
-def as_model(model: Model | Segmenter | str | Path, *, device: str = "auto") -> Model:
+def as_model(model: ModelLike, *, device: str = "auto") -> Model:
     """A `Model` as it is, a `Segmenter` as a model, or what `load_model` takes, loaded."""
     if isinstance(model, Model):
         return model

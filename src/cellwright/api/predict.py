@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
 from cyclopts import Group, Parameter
 
-from cellwright.api.models import DEFAULT_MODEL, NAMED_MODELS, Model, as_model, ensemble, load_model
-from cellwright.api.read import is_dataset, read_dataset
+from cellwright.api.models import DEFAULT_MODEL, NAMED_MODELS, Model, ModelLike, as_model, ensemble, load_model
+from cellwright.api.read import is_dataset, of_split, read_dataset
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
@@ -44,9 +44,6 @@ from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.job import SAVES, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
-
-if TYPE_CHECKING:
-    from cellwright.models.contract import Segmenter
 
 PART = Group("Which part of each file", sort_key=1)
 OBJECTS = Group("Which objects are kept", sort_key=2)
@@ -145,14 +142,18 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
     return report
 
 
-def predict_folder(
+def predict_folder(  # noqa: PLR0913 - the options of the command
     images: str | Path | Dataset | Iterable[str | Path],
     *,
-    model: Model | Segmenter | str | Path = DEFAULT_MODEL,
+    model: ModelLike | Sequence[ModelLike] = DEFAULT_MODEL,
     out: str | Path,
+    fuse: Method = "wbf",
+    weights: Sequence[float] | None = None,
+    split: str | None = None,
     channel: ChannelChoice | None = None,
     reading: Reading | None = None,
     save: Sequence[Save] = SAVES,
+    ring: int | None = None,
     overwrite: bool = False,
     fail_fast: bool = False,
 ) -> Dataset:
@@ -164,15 +165,18 @@ def predict_folder(
 
     Args:
         images: an image file, a folder of images (at any depth), a dataset, or a list of files and folders.
-        model: a `Model`, what `load_model` takes, or a `Segmenter` of your own. Set its options with
-            `Model.with_options`.
+        model: a `Model`, what `load_model` takes, or a `Segmenter` of your own; several are fused (ensemble). Set the
+            options of a model, such as its score threshold, with `Model.with_options`.
         out: folder to write.
+        fuse, weights: how the objects of several models are fused (see `fuse`), and one weight per model.
+        split: only this split of a dataset.
         channel: name or index of the channel to use, where there are several ("DAPI|Hoechst": the first that exists),
             or a list for models that take several. None: as the dataset or the model records, or what leaves no doubt.
             All channels are measured.
         reading: plane, time point and image of each file, and the pixel size.
         save: files per image: "masks" (label image), "overlay" (picture), "geojson" (QuPath), "rois" (ImageJ) and
             "measurements" (CSV).
+        ring: measure the background of each channel in a ring of this width around each object, pixels.
         overwrite: replace predictions that exist in the folder.
         fail_fast: raise the error of the first image that fails. Otherwise it is recorded in failures.csv, and a
             warning is given at the end.
@@ -200,14 +204,17 @@ def predict_folder(
         >>> len(predictions), predictions.class_names, len(predictions[0].read_instances())
         (1, ('spot',), 1)
     """
-    model = as_model(model)
+    members = [as_model(one) for one in (model if isinstance(model, list | tuple) else [model])]
+    fusion = FusionOptions(fuse, weights=None if weights is None else tuple(weights))
+    model = ensemble(members, fusion)
     if isinstance(images, Dataset):
-        sources, recorded = sources_of_dataset(images), Reading.recorded(images.info)
+        sources, recorded = sources_of_dataset(of_split(images, split)), Reading.recorded(images.info)
     else:
         paths = [images] if isinstance(images, str | Path) else images
-        sources, recorded = find_sources([Path(path) for path in paths])
+        sources, recorded = find_sources([Path(path) for path in paths], split)
     reading = Reading(channel).over(reading or Reading()).over(recorded)
-    job = _job(model, sources, tuple(save), reading, recipe_yaml([model], FusionOptions()), [model])
+    job = _job(model, sources, tuple(save), reading, recipe_yaml(members, fusion), members)
+    job = dataclasses.replace(job, ring_px=ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     report = predict_into(folder, model.filtered, reading=reading, fail_fast=fail_fast)
@@ -225,8 +232,7 @@ def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[
     """
     if len(paths) == 1 and is_dataset(paths[0]):
         dataset = read_dataset(paths[0])
-        sources = sources_of_dataset(dataset.with_split(split) if split is not None else dataset)
-        return sources, Reading.recorded(dataset.info)
+        return sources_of_dataset(of_split(dataset, split)), Reading.recorded(dataset.info)
     if split is not None:
         remedy = "give a dataset folder, or omit `split`"
         raise UsageError("only a dataset has splits", got=f'`split="{split}"`', remedy=remedy)

@@ -49,6 +49,7 @@ from cellwright.training.run_folder import (
 if TYPE_CHECKING:
     import torch
 
+    from cellwright.data.images.channels import ChannelChoice
     from cellwright.data.loader import TrainingLoader
     from cellwright.models.contract import Network
     from cellwright.models.weights.foreign import LoadReport
@@ -166,11 +167,12 @@ class Repeats:
         return ("metric", "mean", "std", *(f"seed {seed}" for seed in self.runs)), rows
 
 
-def train(
+def train(  # noqa: PLR0913 - the options of the command
     recipe: str | Path | Recipe,
     data: Dataset | Path | str,
     *,
     out: Path | str,
+    channel: ChannelChoice | None = None,
     init: str | None = None,
     set: Sequence[str] = (),  # noqa: A002 - the same name as on the command line
     max_minutes: float | None = None,
@@ -184,10 +186,11 @@ def train(
         data: a dataset or its folder. Images of the split "train" are used for training, those of "val" to select the
             best model. Without splits, all images are used for training, and the last model is kept.
         out: the run folder to write; the model is in its subfolder ``model``.
+        channel: name or index of the channel to train on, where there are several ("DAPI|Hoechst": the first that
+            exists), or a list for a network of several channels. None: as the dataset records, or what leaves no doubt.
         init: weights to start from, in place of the recipe's: "nuclei", a model folder, a run, "torchvision:NAME" or
             "detectron2:FILE".
-        set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``, or
-            ``["input.channel=DAPI"]`` to train on one channel of several.
+        set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``.
         max_minutes: save a checkpoint and stop after this time; the same call resumes the run.
         device: "auto", "cpu", "cuda:N" or "mps".
         overwrite: start from scratch if ``out`` contains a run.
@@ -220,7 +223,7 @@ def train(
         ('nucleus',)
     """
     dataset = as_annotations(data) if isinstance(data, Dataset) else read_annotations(Path(data))
-    request = _request(load_recipe(recipe, set, init), dataset)
+    request = _request(load_recipe(recipe, set, init), dataset, Reading(channel).channels)
     request = dataclasses.replace(request, out=Path(out), max_minutes=max_minutes, device=device, overwrite=overwrite)
     run = _train(request, SILENT)
     assert run is not None  # not a dry run
@@ -332,7 +335,7 @@ class _Request:
         return [*lines, *self.notes, *init_warnings(recipe), *summarise(self.survey.notes)]
 
 
-def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str, ...] = ()) -> _Request:
+def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str | int, ...] = ()) -> _Request:
     """The request with what the dataset records and what its images decide: channels, and the range of their values."""
     dataset, notes = _with_class_of_init(recipe, dataset)
     reading = Reading(channel or recipe.input.channel).over(Reading.recorded(dataset.info))

@@ -19,10 +19,12 @@ from cellwright.core.errors import InputError, UsageError
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
+from cellwright.data.formats.predictions import as_annotations
 from cellwright.data.images.reading import Reading
 from cellwright.data.merge import class_advice
 
 if TYPE_CHECKING:
+    from cellwright.data.images.channels import ChannelChoice
     from cellwright.evaluation.matching import ImagePairs
     from cellwright.evaluation.thresholds import Tuning
 
@@ -75,7 +77,68 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     A tuned model is tuned again from its original scores. Raises `UsageError` for an unknown metric or a model without
     a folder, `InputError` if the classes of model and dataset differ, `OutputError` if ``plan.out`` exists.
     """
-    from cellwright.evaluation.thresholds import check_metric, tune
+    dataset = Reading(plan.channel).recorded_in(read_annotations(plan.data))
+    return _tune(plan, dataset, screen, dry_run=dry_run)
+
+
+def tune(  # noqa: PLR0913 - the options of the command
+    model: str | Path,
+    data: Dataset | str | Path,
+    *,
+    out: str | Path,
+    split: str = "val",
+    metric: str = "accuracy@0.5",
+    channel: ChannelChoice | None = None,
+    views: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Model:
+    """Choose score thresholds and minimum areas per class, and calibrate scores, on a validation split.
+
+    If ``out`` has the result of the same call, it is returned as it is.
+
+    Args:
+        model: "nuclei", a model folder, or a run; it is not changed.
+        data: a dataset or its folder, with the split.
+        out: model folder to write: a copy of the model that uses these thresholds and the calibration by default.
+        split: split to tune on; do not report results on it afterwards.
+        metric: what to maximise, as a mean over images: accuracy@T or f1@T for T from 0.5 to 0.95, or kaggle_score.
+        channel: name or index of the channel to use, where there are several, or a list; None: as the dataset or the
+            model records.
+        views: views for test-time augmentation, such as "flips"; the tuned model uses them by default.
+        device: "auto", "cpu", "cuda:N" or "mps".
+        overwrite: replace an existing model folder.
+
+    Returns:
+        The tuned model.
+
+    Raises:
+        OutputError: ``out`` contains something else.
+        UsageError: an unknown metric, or a model without a folder.
+        InputError: the classes of model and data differ, or there is no such split.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import cellwright as cw
+        >>> from cellwright.data.synthetic import write_demo_dataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data = write_demo_dataset(folder, splits=(("val", 1),), image_hw=(64, 64), n_objects=4)
+        >>> cw.tune("nuclei", data, out=folder / "tuned", device="cpu").tuned_on["split"]
+        'val'
+    """
+    dataset = as_annotations(data) if isinstance(data, Dataset) else read_annotations(Path(data))
+    where = dataset.root or Path("the dataset")
+    plan = TunePlan(Path(model), data=where, split=split, metric=metric, views=views, device=device, out=Path(out))
+    plan = dataclasses.replace(plan, channel=Reading(channel).channels, overwrite=overwrite)
+    _tune(plan, Reading(channel).recorded_in(dataset), SILENT)
+    return load_model(plan.out, device=device)
+
+
+def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run: bool = False) -> TuneResult | None:
+    """See `run`. dataset: all splits, with the choice of channel."""
+    from cellwright.evaluation.thresholds import check_metric
+    from cellwright.evaluation.thresholds import tune as tune_pairs
     from cellwright.models.weights.model_folder import INFO, model_folder, read_model_info
     from cellwright.models.weights.torch_io import read_weights, save_model
 
@@ -85,7 +148,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
         raise UsageError("the classical method has no model folder to tune", got="classical", remedy=remedy)
     if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
         raise UsageError("the tuned model cannot replace the original", where=plan.out, remedy="choose another `out`")
-    dataset = Reading(plan.channel).recorded_in(read_annotations(plan.data).with_split(plan.split))
+    dataset = dataset.with_split(plan.split)
     model = load_model(plan.model, device=plan.device)
     model = model.with_options(views=plan.views)
     _check_classes(model, dataset)
@@ -97,7 +160,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     if dry_run:
         return None
     pairs, digests = _pairs(model, dataset, screen)
-    tuning = tune(pairs, model.class_names, plan.metric)
+    tuning = tune_pairs(pairs, model.class_names, plan.metric)
     info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, model.views, digests))
     with output.write() as folder:
         save_model(folder, read_weights(plan.model), info)
