@@ -326,8 +326,8 @@ def _pixels(
 
 
 def _plane(image: TiffImage, at: dict[str, int], meaning: Meaning, path: Path) -> np.ndarray:
-    stored = image.plane({"Q": 0, "Z": 0, **at})
-    if stored is None:
+    plane = image.plane({"Q": 0, "Z": 0, **at})
+    if plane is None:
         number = ", ".join(f"{axis} {n}" for axis, n in at.items() if image.extent(axis) > 1) or "the only one"
         raise InputError(
             "a plane of this image is not in the file",
@@ -336,6 +336,7 @@ def _plane(image: TiffImage, at: dict[str, int], meaning: Meaning, path: Path) -
             + (f"; others in {image.elsewhere[0]}" if image.elsewhere else ""),
             remedy="copy the file again, or save the planes that you need as a separate file",
         )
+    stored = plane.whole()
     if stored.shape != (*image.image_hw, image.samples):
         raise ValueError(f"pixels of shape {stored.shape}, but a header of {(*image.image_hw, image.samples)}")
     match meaning.convert:

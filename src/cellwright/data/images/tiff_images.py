@@ -20,12 +20,20 @@ from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.calibration import LARGEST_TAGGED_UM, PixelSize, microns_per, size_from_tags
 from cellwright.data.images.ome import OmeImage, metadata_file, ome_images, uuid_of
+from cellwright.data.images.planes import (
+    PAGE_AXES,
+    DecodedPlane,
+    MappedPlane,
+    PagePlane,
+    StoredPlane,
+    check_stored,
+    truncated,
+)
 
 # Letters that tifffile gives to unnamed axes; here they are all "Q".
 UNNAMED_AXES = "QI"
 # A last axis up to this length is that of channels if the two before it have at least so many pixels.
 MAX_LAST_CHANNELS, MIN_SIDE_PX = 8, 16
-PAGE_AXES = ("YX", "YXS", "SYX")
 _THUMBNAIL = re.compile(r"thumb|^label( image)?$|macro|overview|preview", re.IGNORECASE)
 
 At = Mapping[str, int]
@@ -38,7 +46,7 @@ class TiffImage:
 
     name: "" if the file gives none. image_hw, dtype: of a plane as stored. samples: values per pixel of a plane.
     numbers: the planes that the file holds along T, C, Z and Q (unnamed pages).
-    plane: the pixels (H, W, samples) of a plane as stored; None if the file does not hold it.
+    plane: a plane as stored; None if the file does not hold it.
     keyframe: the page whose tags say what the numbers mean. channels: names along C.
     elsewhere: other files that hold planes of this image. other_axes: axes that cannot be read, such as "H" (lifetime).
     """
@@ -48,7 +56,7 @@ class TiffImage:
     dtype: np.dtype
     samples: int
     numbers: Mapping[str, Sequence[int]]
-    plane: Callable[[At], np.ndarray | None]
+    plane: Callable[[At], StoredPlane | None]
     keyframe: tifffile.TiffPage
     channels: tuple[str, ...] = ()
     pixel_size_um: PixelSize | None = None
@@ -142,9 +150,9 @@ def _ome_image(tif: tifffile.TiffFile, ome: OmeImage) -> TiffImage | None:
         return None
     numbers = {axis: sorted({index[k] for index in ome.planes}) for k, axis in enumerate("TCZ")}
 
-    def plane(at: At) -> np.ndarray | None:
+    def plane(at: At) -> StoredPlane | None:
         page = ome.planes.get((at["T"], at["C"], at["Z"]))
-        return None if page is None else page_pixels(tif, tif.pages[page])
+        return None if page is None else PagePlane(tif, tif.pages[page])
 
     notes = []
     if ome.elsewhere:
@@ -193,11 +201,11 @@ def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number
     lead = [k for k, axis in enumerate(axes) if axis not in "YXS"]
     position = next((k for k in lead if axes[k] in "RP" and shape[k] > 1), None)
     other = [k for k in lead if shape[k] > 1 and k != position and (axes[k] not in "TCZQ" or axes.index(axes[k]) != k)]
-    read = _reader(tif, series, axes, shape)
+    stored = _planes(tif, series, axes, shape)
 
     def image(at_position: int | None) -> TiffImage:
-        def plane(at: At) -> np.ndarray | None:
-            return read([at_position or 0 if k == position else at.get(axes[k], 0) for k in lead])
+        def plane(at: At) -> StoredPlane | None:
+            return stored([at_position or 0 if k == position else at.get(axes[k], 0) for k in lead])
 
         def extent(axis: str) -> int:
             return shape[axes.index(axis)] if axis in axes else 1
@@ -229,46 +237,49 @@ def _ends_with_channels(axes: str, shape: tuple[int, ...]) -> bool:
     return shape[-1] <= MAX_LAST_CHANNELS and min(shape[-3:-1]) >= MIN_SIDE_PX
 
 
-def _reader(
+def _planes(
     tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, axes: str, shape: tuple[int, ...]
-) -> Callable[[list[int]], np.ndarray]:
-    """A function from the numbers along the axes other than Y, X and S to pixels (H, W, samples) as stored."""
+) -> Callable[[list[int]], StoredPlane]:
+    """A function from the numbers along the axes other than Y, X and S to the plane."""
     lead = [k for k, axis in enumerate(axes) if axis not in "YXS"]
     lead_shape = tuple(shape[k] for k in lead)
+    left = "".join(axis for axis in axes if axis in "YXS")
     whole: list[np.ndarray] = []
 
-    def from_pages(at: list[int]) -> np.ndarray:
-        number = int(np.ravel_multi_index(at, lead_shape)) if at else 0
-        return page_pixels(tif, series.pages[number])
-
-    def from_array(at: list[int]) -> np.ndarray:
-        if not whole:
-            whole.append(_series_array(tif, series, shape))
-        index: list[Any] = [slice(None)] * len(axes)
+    def index_of(at: list[int]) -> tuple[int | slice, ...]:
+        index: list[int | slice] = [slice(None)] * len(axes)
         for k, number in zip(lead, at, strict=True):
             index[k] = number
-        pixels = whole[0][tuple(index)]
-        left = [axis for axis in axes if axis in "YXS"]
-        pixels = pixels.transpose([left.index(axis) for axis in "YXS" if axis in left])
-        return np.array(pixels if "S" in left else pixels[:, :, None])  # a copy, not a window into the file
+        return tuple(index)
 
+    def of_page(at: list[int]) -> StoredPlane:
+        number = int(np.ravel_multi_index(at, lead_shape)) if at else 0
+        return PagePlane(tif, series.pages[number])
+
+    def of_map(at: list[int]) -> StoredPlane:
+        dtype, offset = np.dtype(series.dtype).newbyteorder(tif.byteorder), series.dataoffset
+        assert offset is not None
+        end = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if end > tif.filehandle.size:
+            raise truncated(tif, end)
+        return MappedPlane(str(tif.filehandle.path), dtype, offset, shape, index_of(at), left)
+
+    def of_series(at: list[int]) -> StoredPlane:
+        def decode() -> np.ndarray:
+            if not whole:
+                for page in series.pages:
+                    check_stored(tif, page)
+                whole.append(np.asarray(series.asarray()).reshape(shape))
+            pixels = whole[0][index_of(at)].transpose([left.index(axis) for axis in "YXS" if axis in left])
+            return pixels if "S" in left else pixels[:, :, None]
+
+        return DecodedPlane(decode)
+
+    if series.dataoffset is not None:
+        return of_map
     page_axes = series.keyframe.axes
     is_paged = page_axes in PAGE_AXES and axes.endswith(page_axes)
-    is_paged = is_paged and len(series.pages) == int(np.prod(lead_shape, dtype=np.int64))
-    return from_pages if is_paged and series.dataoffset is None else from_array
-
-
-def _series_array(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, shape: tuple[int, ...]) -> np.ndarray:
-    """All pixels of a series; those that lie in one piece are not read before they are used."""
-    if series.dataoffset is None:
-        for page in series.pages:
-            check_stored(tif, page)
-        return np.asarray(series.asarray()).reshape(shape)
-    dtype = np.dtype(series.dtype).newbyteorder(tif.byteorder)
-    end = series.dataoffset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if end > tif.filehandle.size:
-        raise _truncated(tif, end)
-    return np.memmap(tif.filehandle.path, dtype, "r", series.dataoffset, shape)
+    return of_page if is_paged and len(series.pages) == int(np.prod(lead_shape, dtype=np.int64)) else of_series
 
 
 def _merged(images: list[TiffImage]) -> list[TiffImage]:
@@ -298,55 +309,3 @@ def _channel_names(tif: tifffile.TiffFile, number: int, n_channels: int, is_sing
 
 def _is_thumbnail(page: tifffile.TiffPage, name: str) -> bool:
     return bool(int(page.subfiletype) & 5) or _THUMBNAIL.search(name) is not None  # a reduced image or a mask
-
-
-# --- pages ----------------------------------------------------------------------------------------------------------
-
-
-def page_pixels(tif: tifffile.TiffFile, page: Any) -> np.ndarray:
-    """The pixels (H, W, samples) of a page as stored. Raises `FormatError` if it is truncated."""
-    check_stored(tif, page)
-    pixels = page.asarray()
-    axes = page.axes
-    if axes not in PAGE_AXES:
-        raise FormatError(
-            "a page of this TIFF is not an image",
-            where=tif.filehandle.path,
-            got=f"axes {axes}",
-            expected="Y, X and samples",
-        )
-    return pixels[:, :, None] if axes == "YX" else np.moveaxis(pixels, 0, 2) if axes == "SYX" else pixels
-
-
-def check_stored(tif: tifffile.TiffFile, page: Any) -> None:
-    """Raise `FormatError` if strips or tiles of a page lie beyond the end of the file or are cut short.
-
-    JPEG decoders fill what is missing with grey, so the end of each JPEG strip is looked for.
-    """
-    file = tif.filehandle
-    segments = [(int(start), int(size)) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    end = max((start + size for start, size in segments), default=0)
-    if end > file.size or not any(size for _, size in segments):
-        raise _truncated(tif, max(end, file.size + 1))
-    if page.compression != 7:
-        return
-    for number, (start, size) in enumerate(segments):
-        file.seek(start + max(size - 64, 0))
-        if size and not file.read(min(size, 64)).rstrip(b"\0\xff").endswith(b"\xff\xd9"):
-            raise FormatError(
-                "this image is truncated",
-                where=file.path,
-                got=f"JPEG strip or tile {number} without its end",
-                expected="a complete file",
-                remedy="copy or download the file again, or remove it from the folder",
-            )
-
-
-def _truncated(tif: tifffile.TiffFile, end: int) -> FormatError:
-    return FormatError(
-        "this image is truncated",
-        where=tif.filehandle.path,
-        got=f"{tif.filehandle.size} bytes",
-        expected=f"at least {end} bytes",
-        remedy="copy or download the file again, or remove it from the folder",
-    )

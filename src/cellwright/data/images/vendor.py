@@ -15,6 +15,7 @@ import numpy as np
 
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import CHANNEL_NAMES, Image
+from cellwright.data.images.planes import DecodedPlane
 from cellwright.data.images.tiff import Choice, Meaning, TiffHeader, read_chosen
 from cellwright.data.images.tiff_images import TiffImage
 
@@ -107,7 +108,7 @@ def _scene(opened: Any, scene: str) -> TiffImage:
     dims = opened.dims
     has_samples = "S" in dims.order
 
-    def plane(at: Mapping[str, int]) -> np.ndarray:
+    def decode(at: Mapping[str, int]) -> np.ndarray:
         opened.set_scene(scene)
         order = "YXS" if has_samples else "YX"
         chosen = {axis: at.get(axis, 0) for axis in "TCZ" if axis in dims.order}
@@ -124,7 +125,7 @@ def _scene(opened: Any, scene: str) -> TiffImage:
         dtype=np.dtype(opened.dtype),
         samples=int(dims.S) if has_samples else 1,
         numbers={axis: range(n) for axis, n in extents.items()},
-        plane=plane,
+        plane=lambda at: DecodedPlane(lambda: decode(at)),
         keyframe=None,  # type: ignore[arg-type] - no tags say what the numbers mean
         channels=names,
         pixel_size_um=(float(size.Y), float(size.X)) if size is not None and known else None,
