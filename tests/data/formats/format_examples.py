@@ -69,7 +69,6 @@ def write_stacks(folder: Path) -> Path:
 EXAMPLES = {
     "npy_stacks": write_stacks,
     "nuinsseg": write_case("nuinsseg"),
-    "ctc": write_case("ctc"),
     "inst_maps": write_case("consep"),
     "voc": write_voc,
     "label_folder": write_label_folder,
