@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -25,6 +25,7 @@ from cellwright.data.images.pixels import apply_palette, cmyk_to_rgb, inverted, 
 if TYPE_CHECKING:
     import tifffile
 
+    from cellwright.data.images.planes import StoredPlane, Window
     from cellwright.data.images.tiff_images import TiffImage
 
 # Limits of a valid file: pages per file, and bytes of decoded pixels per byte of the file.
@@ -99,21 +100,71 @@ def read_chosen(
     images: Sequence[TiffImage], choice: Choice, path: Path, meaning_of: Callable[[TiffImage], Meaning]
 ) -> Image:
     """The image of a file that is meant, decoded; see `read_tiff`. meaning_of: what its numbers mean."""
+    chosen = choose(images, choice, path, meaning_of)
+    image = chosen.image
     try:
-        image, notes = chosen_image(images, choice, path)
-        image = _with_page_channels(image, choice)
-        planes = _chosen_planes(image, choice, path)
         check_plausible(float(image.n_planes) * math.prod(image.image_hw) * image.samples * image.dtype.itemsize, path)
-        meaning = meaning_of(image)
-        data = _pixels(image, planes, choice, meaning, path)
+        data = chosen.pixels()
     except (InputError, UsageError):
         raise
     except Exception as error:  # tifffile and its codecs raise many types for damaged files
         raise damaged_image(path, error) from error
     data, rounded = supported_dtype(data, path)
-    names = _channel_names(image, meaning.names)
-    all_notes = (*notes, *image.notes, *meaning.notes, *rounded)
-    return Image(data, names, image.pixel_size_um, str(path), with_where(all_notes, str(path)))
+    notes = (*chosen.notes, *with_where(rounded, str(path)))
+    return Image(data, chosen.channels, image.pixel_size_um, str(path), notes)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The image and the planes of a file that are meant, and what their numbers mean; nothing is decoded yet."""
+
+    image: TiffImage
+    planes: Mapping[str, Sequence[int]]
+    choice: Choice
+    meaning: Meaning
+    path: Path
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels of `pixels`."""
+        return _channel_names(self.image, self.meaning.names)
+
+    def positions(self) -> list[dict[str, int]]:
+        """The number of every plane along each axis."""
+        stack = "Q" if self.image.extent("Q") > 1 else "Z"
+        (t,) = self.planes.get("T", (0,))
+        channels, numbers = self.planes.get("C", (0,)), self.planes.get(stack, (0,))
+        return [{"Q": 0, "Z": 0, "T": t, "C": c, stack: z} for c in channels for z in numbers]
+
+    def pixels(self, window: Window | None = None) -> np.ndarray:
+        """(H, W, C) of the chosen planes or of a window of them, in the dtype of the file unless they are averaged."""
+        positions = self.positions()
+        n_channels = len(self.planes.get("C", (0,)))
+        depth = len(positions) // n_channels
+        channels = []
+        for c in range(n_channels):
+            of_channel = positions[c * depth : (c + 1) * depth]
+            planes = (_plane(self.image, at, self.meaning, self.path, window) for at in of_channel)
+            channels.append(_projected(planes, self.choice.z))
+        return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=2)
+
+
+def choose(
+    images: Sequence[TiffImage], choice: Choice, path: Path, meaning_of: Callable[[TiffImage], Meaning]
+) -> Chosen:
+    """The image and the planes of a file that are meant; see `read_tiff`."""
+    try:
+        image, notes = chosen_image(images, choice, path)
+        image = _with_page_channels(image, choice)
+        planes = _chosen_planes(image, choice, path)
+        meaning = meaning_of(image)
+    except (InputError, UsageError):
+        raise
+    except Exception as error:  # as in `read_chosen`
+        raise damaged_image(path, error) from error
+    all_notes = with_where((*notes, *image.notes, *meaning.notes), str(path))
+    return Chosen(image, planes, choice, meaning, path, all_notes)
 
 
 # --- which image and planes -----------------------------------------------------------------------------------------
@@ -312,21 +363,9 @@ def _sample_names(samples: int, n_colours: int, extra: tuple[int, ...]) -> tuple
     return tuple(map(str, range(samples))), ()
 
 
-def _pixels(
-    image: TiffImage, planes: dict[str, Sequence[int]], choice: Choice, meaning: Meaning, path: Path
-) -> np.ndarray:
-    """(H, W, C) of the chosen planes, in the dtype of the file unless they are averaged."""
-    stack = "Q" if image.extent("Q") > 1 else "Z"
-    (t,) = planes.get("T", (0,))
-    channels = []
-    for c in planes.get("C", (0,)):
-        pixels = (_plane(image, {"T": t, "C": c, stack: z}, meaning, path) for z in planes.get(stack, (0,)))
-        channels.append(_projected(pixels, choice.z))
-    return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=2)
-
-
-def _plane(image: TiffImage, at: dict[str, int], meaning: Meaning, path: Path) -> np.ndarray:
-    plane = image.plane({"Q": 0, "Z": 0, **at})
+def stored_plane(image: TiffImage, at: Mapping[str, int], path: Path) -> StoredPlane:
+    """A plane of an image. Raises `InputError` if the file does not hold it."""
+    plane = image.plane(at)
     if plane is None:
         number = ", ".join(f"{axis} {n}" for axis, n in at.items() if image.extent(axis) > 1) or "the only one"
         raise InputError(
@@ -336,9 +375,16 @@ def _plane(image: TiffImage, at: dict[str, int], meaning: Meaning, path: Path) -
             + (f"; others in {image.elsewhere[0]}" if image.elsewhere else ""),
             remedy="copy the file again, or save the planes that you need as a separate file",
         )
-    stored = plane.whole()
-    if stored.shape != (*image.image_hw, image.samples):
-        raise ValueError(f"pixels of shape {stored.shape}, but a header of {(*image.image_hw, image.samples)}")
+    return plane
+
+
+def _plane(image: TiffImage, at: Mapping[str, int], meaning: Meaning, path: Path, window: Window | None) -> np.ndarray:
+    """The pixels (H, W, C) of a plane or of a window of it, converted as ``meaning`` says."""
+    plane = stored_plane(image, at, path)
+    stored = plane.whole() if window is None else plane.window(window)
+    image_hw = image.image_hw if window is None else window[2:]
+    if stored.shape != (*image_hw, image.samples):
+        raise ValueError(f"pixels of shape {stored.shape}, but a header of {(*image_hw, image.samples)}")
     match meaning.convert:
         case "palette":
             assert meaning.colours is not None
