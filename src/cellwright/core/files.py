@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 _TWO_PARTS = re.compile(r"\.ome\.(?:tiff?|tf2|tf8|btf|zarr)$|\.[^./]+\.gz$", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# What is kept of a name in a temporary one, so that long names remain possible.
+_KEPT, _LONGEST_SUFFIX = 120, ".safetensors"
+# A temporary name: the process, and its machine, which earlier versions did not name.
+_TEMPORARY = re.compile(r"^\..*\.(\d{1,9})(?:-([0-9a-f]{4}))?\.partial(?:\.[^.]*)?$")
 # Bytes to which a compressed file may grow when it is read.
 MAX_UNPACKED = 1 << 30
 
@@ -108,22 +113,103 @@ def _identity(folder: Path) -> tuple[int, int]:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Context manager that yields a temporary path beside ``path`` and renames it to ``path`` on success.
 
-    The temporary name keeps the suffix, for writers that choose a codec by suffix. On failure the temporary file or
-    folder is removed, and an existing file at ``path`` is unchanged. An `OSError` becomes an `OutputError`.
+    What is written is on the disk before it has its name, so that a power cut leaves the old file or the new one. The
+    temporary name keeps the suffix, for writers that choose a codec by suffix, and names this process, so that
+    `sweep` can remove it if the process is killed. On failure the temporary file or folder is removed, and an existing
+    file at ``path`` is unchanged. An `OSError` becomes an `OutputError`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        flush(temporary)
         temporary.replace(path)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif os.path.lexists(temporary):  # unlink itself would raise if the parent is a file
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside ``path`` that names this process; see `sweep`.
+
+    >>> temporary_path(Path("a.tif")).suffixes[-2:]
+    ['.partial', '.tif']
+    """
+    suffix = path.suffix if len(path.suffix) <= len(_LONGEST_SUFFIX) else ""
+    return path.with_name(f"{_beginning(path)}{os.getpid()}-{_host()}.partial{suffix}")
+
+
+def _beginning(path: Path) -> str:
+    """The first part of the temporary names of a file; long names are cut, for there is a limit of 255 bytes."""
+    name = path.name.encode("utf-8", "surrogateescape")
+    if len(name) > _KEPT:
+        return f".{name[:_KEPT].decode('utf-8', 'ignore')}.{zlib.crc32(name):08x}."
+    return f".{path.name}."
+
+
+def sweep(folder: Path, of: Path | None = None) -> None:
+    """Remove what killed processes of this machine left under temporary names in ``folder``, or only those of a file.
+
+    Files in subfolders are not touched.
+    """
+    if not folder.is_dir():
+        return
+    beginning = "." if of is None else _beginning(of)
+    for path in folder.iterdir():
+        owner = _TEMPORARY.search(path.name) if path.name.startswith(beginning) else None
+        if owner and owner[2] in (None, _host()) and not is_alive(int(owner[1])):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder if it exists; links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):  # unlink itself would raise if the parent is a file
+        path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine; True where that cannot be found out (Windows)."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # a process of another user
+        return True
+    return pid > 0
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or all files of a folder, to the disk."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path, topdown=False):
+            for name in names:
+                _flush(Path(folder) / name)
+            _flush(Path(folder))
+    else:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot be told to
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()) & 0xFFFF:04x}"
 
 
 def output_error(path: Path | str, error: OSError) -> OutputError:

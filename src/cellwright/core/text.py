@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _IRREGULAR = {"class": "classes", "box": "boxes", "nucleus": "nuclei", "index": "indices", "pass": "passes"}
+_N_NAMED = 3
 
 
 def count(n: int, noun: str) -> str:
@@ -26,6 +27,15 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     names = sorted({*now, *before})
     pairs = {name: (now.get(name), before.get(name)) for name in names}
     return [f"`{name}` {_shown(new)} instead of {_shown(old)}" for name, (new, old) in pairs.items() if new != old]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names in alphabetical order.
+
+    >>> listed(["d", "b", "a", "c"]), listed(["a"])
+    ('a, b, c, ...', 'a')
+    """
+    return ", ".join(sorted(names)[:_N_NAMED]) + (", ..." if len(names) > _N_NAMED else "")
 
 
 def _shown(value: Any) -> str:

@@ -13,46 +13,10 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError
-from cellwright.core.files import unreadable
+from cellwright.core.file_identity import DIGEST_BYTES, FileIdentity, digest_of
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
-from cellwright.core.text import count
-
-_BLOCK = 1 << 22
-_DIGEST_BYTES = 16
-_N_NAMED = 3
-
-
-@dataclass(frozen=True)
-class FileIdentity:
-    """The content of a file: a digest, and its size and time, by which an unchanged file is recognised without reading.
-
-    digest: of its bytes, or of the files in a folder (Zarr); "" if there is none. bytes, modified_ns: 0 for a folder.
-    """
-
-    digest: str = ""
-    bytes: int = 0
-    modified_ns: int = 0
-
-    @staticmethod
-    def of(path: Path | None, known: FileIdentity | None = None) -> FileIdentity:
-        """The identity of a file or folder. known: as recorded earlier, kept if size and time are the same.
-
-        A missing file has an empty digest. Raises `InputError` for a file that cannot be read.
-        """
-        if path is None or not path.exists():
-            return FileIdentity()
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            parts = [(file.relative_to(path).as_posix(), _digest_of_file(file)) for file in files]
-            return FileIdentity(digest_of(repr(parts)))
-        try:
-            state = path.stat()
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if known is not None and (known.bytes, known.modified_ns) == (state.st_size, state.st_mtime_ns):
-            return known
-        return FileIdentity(_digest_of_file(path), state.st_size, state.st_mtime_ns)
+from cellwright.core.text import count, listed
 
 
 @dataclass(frozen=True)
@@ -135,7 +99,7 @@ class Identity:
 
 def digest_of_objects(instances: Instances) -> str:
     """A hash of the objects of an image, in order: size, classes, boxes, masks, ignored regions and scores."""
-    digest = hashlib.blake2b(repr(tuple(map(int, instances.image_hw))).encode(), digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(repr(tuple(map(int, instances.image_hw))).encode(), digest_size=DIGEST_BYTES)
     masks = instances.masks
     scores = np.zeros(0) if instances.scores is None else instances.scores
     values = (instances.class_ids, instances.ignore, instances.boxes_xyxy, scores, masks.boxes, masks.crops)
@@ -149,33 +113,8 @@ def digest_of_files(paths: Iterable[Path]) -> str:
     return digest_of(repr([FileIdentity.of(path).digest for path in paths]))
 
 
-def digest_of(text: str) -> str:
-    """A hash of a text."""
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-
-
 def _of_sample(sample: Sample, image: FileIdentity, class_names: Sequence[str]) -> SampleIdentity:
     instances = sample.read_instances()
     counts = np.bincount(instances.class_ids, minlength=len(class_names))
     classes = {name: int(n) for name, n in zip(class_names, counts, strict=True) if n}
     return SampleIdentity(image, digest_of_objects(instances), classes, sample.split)
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return digest.hexdigest()
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names in alphabetical order.
-
-    >>> listed(["d", "b", "a", "c"]), listed(["a"])
-    ('a, b, c, ...', 'a')
-    """
-    return ", ".join(sorted(names)[:_N_NAMED]) + (", ..." if len(names) > _N_NAMED else "")

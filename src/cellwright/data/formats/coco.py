@@ -427,18 +427,21 @@ def _json_bytes(value: Any) -> bytes:
 def _image_records(dataset: Dataset, json_path: Path, options: WriteOptions) -> tuple[list[dict[str, Any]], list[Path]]:
     """The ``images`` section, and the image files written if images are copied."""
     records, copies = [], []
+    folder = json_path.parent
     for sample, number in zip(dataset, image_ids_of(dataset), strict=True):
-        target = sample.image_path
+        target, place = sample.image_path, folder if options.place is None else options.place
         if options.copy_images and sample.image_path is not None:
-            (target,) = copy_image(sample, output_path(json_path.parent / "images", sample.id, ""))
+            (target,) = copy_image(sample, output_path(folder / "images", sample.id, ""))
             copies.append(target)
+            place = folder
         if sample.image_path is None and sample.pixels is not None:
-            target = output_path(json_path.parent / "images", sample.id, ".tif")
+            target = output_path(folder / "images", sample.id, ".tif")
             write_pixels(target, sample.pixels())
             copies.append(target)
+            place = folder
         record = {
             "id": number,
-            "file_name": _relative(target, json_path.parent) if target is not None else f"{sample.id}",
+            "file_name": _relative(target, place) if target is not None else f"{sample.id}",
             "width": sample.image_hw[1],
             "height": sample.image_hw[0],
             "sample_id": sample.id,

@@ -101,6 +101,8 @@ class WriteOptions:
     image_ids: a JSON list of ``{"file_name", "id", "height", "width"}`` that defines the images of a submission and
         their ids; used by ``coco_results`` only.
     copy_images: copy the images next to the annotations, rather than referring to the original files.
+    place: the folder to which the output will be moved, if it is another one, so that paths to images fit there; used
+        by ``coco`` only.
     track: wraps loops over samples to report progress.
 
     >>> WriteOptions(copy_images=True).copy_images
@@ -109,6 +111,7 @@ class WriteOptions:
 
     image_ids: Path | None = None
     copy_images: bool = False
+    place: Path | None = None
     track: Track = no_progress
 
 
