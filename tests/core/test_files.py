@@ -33,7 +33,9 @@ def test_contents_are_on_the_disk_before_files_have_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    )
     with files.atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("a")
     assert flushed == [str(temporary)]
