@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
@@ -105,25 +104,25 @@ class PagePlane:
     """A page of a TIFF file."""
 
     def __init__(self, tif: tifffile.TiffFile, page: Any) -> None:
-        self._tif, self._page = tif, page
+        self._tif, self.page = tif, page
         self._path = str(tif.filehandle.path)
 
     def whole(self) -> np.ndarray:
         """All pixels (H, W, samples). Raises `FormatError` if the page is truncated or not an image."""
-        check_stored(self._tif, self._page)
+        check_stored(self._tif, self.page)
         self._check_axes()
-        pixels = self._page.asarray()
-        axes = self._page.axes
+        pixels = self.page.asarray()
+        axes = self.page.axes
         return pixels[:, :, None] if axes == "YX" else np.moveaxis(pixels, 0, 2) if axes == "SYX" else pixels
 
     def prepare(self) -> None:
         """Check the page, and read from the open file what `window` needs."""
-        check_ends(self._tif, self._page)
+        check_ends(self._tif, self.page)
         self._check_axes()
-        _ = self._decode, self._page.jpegtables, self._key.jpegheader
+        _ = self._decode, self.page.jpegtables, self._key.jpegheader
         needed = math.prod(self._grid) * (1 if self._key.planarconfig == 1 else self._key.samplesperpixel)
-        if self._mapped is None and len(self._page.dataoffsets) < needed:
-            what = f"{len(self._page.dataoffsets)} strips or tiles"
+        if self._mapped is None and len(self.page.dataoffsets) < needed:
+            what = f"{len(self.page.dataoffsets)} strips or tiles"
             raise FormatError(
                 "this image is truncated", where=self._path, got=what, expected=f"{needed}", remedy=_REMEDY
             )
@@ -155,7 +154,6 @@ class PagePlane:
             return self._mapped.window(window)
         y0, x0, h, w = window
         key, n_planar = self._key, self._key.shaped[0]
-        pixels = np.empty((h, w, key.samplesperpixel), key.dtype)
         (tile_height, tile_width), (n_rows, n_columns) = self._tile_hw, self._grid
         numbers = [
             (sample * n_rows + row) * n_columns + column
@@ -163,22 +161,26 @@ class PagePlane:
             for row in range(y0 // tile_height, -(-(y0 + h) // tile_height))
             for column in range(x0 // tile_width, -(-(x0 + w) // tile_width))
         ]
-        for number, segment in self._decoded(numbers):
+        segments = list(self._decoded(numbers)) if len(numbers) == 1 else self._decoded(numbers)
+        if isinstance(segments, list) and segments[0][1] is not None and not (y0 % tile_height or x0 % tile_width):
+            return segments[0][1][:h, :w].astype(key.dtype, copy=False)  # most often a whole tile
+        pixels = np.empty((h, w, key.samplesperpixel), key.dtype)
+        for number, segment in segments:
             sample, place = divmod(number, n_rows * n_columns)
             top, left = place // n_columns * tile_height - y0, place % n_columns * tile_width - x0
             inside = pixels[max(top, 0) : top + tile_height, max(left, 0) : left + tile_width]
             inside = inside if n_planar == 1 else inside[:, :, sample : sample + 1]
             if segment is None:
                 inside[:] = key.nodata
-            else:
-                inside[:] = segment[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]]
+                continue
+            inside[:] = segment[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]]
         return pixels
 
     # --- segments ---------------------------------------------------------------------------------------------------
 
     @property
     def _key(self) -> tifffile.TiffPage:
-        return self._page.keyframe
+        return self.page.keyframe
 
     @cached_property
     def _decode(self) -> Callable[..., Any]:
@@ -191,7 +193,7 @@ class PagePlane:
             return None
         dtype = np.dtype(key.dtype).newbyteorder(self._tif.byteorder)
         n_planar, _, height, width, samples = key.shaped
-        shape, offset = (n_planar, height, width, samples), int(self._page.dataoffsets[0])
+        shape, offset = (n_planar, height, width, samples), int(self.page.dataoffsets[0])
         every = slice(None)
         if n_planar > 1:
             return MappedPlane(self._path, dtype, offset, shape, (every, every, every, 0), "SYX")
@@ -217,15 +219,10 @@ class PagePlane:
                 stored = [self._bytes_of(number, file) for number in numbers]
         except OSError as error:
             raise unreadable(self._path, error, "image") from error
-        workers = min(self._key.maxworkers, len(numbers))
-        if workers < 2:
-            yield from zip(numbers, map(self._segment, numbers, stored), strict=True)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            yield from zip(numbers, pool.map(self._segment, numbers, stored), strict=True)
+        yield from zip(numbers, map(self._segment, numbers, stored), strict=True)
 
     def _bytes_of(self, number: int, file: BinaryIO) -> bytes | None:
-        start, size = int(self._page.dataoffsets[number]), int(self._page.databytecounts[number])
+        start, size = int(self.page.dataoffsets[number]), int(self.page.databytecounts[number])
         if not start or not size:
             return None
         file.seek(start)
@@ -236,9 +233,9 @@ class PagePlane:
             return None
         tables = {}
         if int(self._key.compression) in _WITH_TABLES:
-            tables = {"jpegtables": self._page.jpegtables, "jpegheader": self._key.jpegheader}
+            tables = {"jpegtables": self.page.jpegtables, "jpegheader": self._key.jpegheader}
         try:
-            if len(stored) < int(self._page.databytecounts[number]):
+            if len(stored) < int(self.page.databytecounts[number]):
                 raise ValueError("the file ends before it")
             if int(self._key.compression) == _JPEG and not _has_jpeg_end(stored[-64:]):
                 raise ValueError("JPEG data without its end")
@@ -263,11 +260,11 @@ class PagePlane:
         )
 
     def _check_axes(self) -> None:
-        if self._page.axes not in PAGE_AXES:
+        if self.page.axes not in PAGE_AXES:
             raise FormatError(
                 "a page of this TIFF is not an image",
                 where=self._path,
-                got=f"axes {self._page.axes}",
+                got=f"axes {self.page.axes}",
                 expected="Y, X and samples",
             )
 

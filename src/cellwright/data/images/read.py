@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellwright.core.errors import InputError, UsageError
+from cellwright.core.errors import InputError
 from cellwright.core.files import walk
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
@@ -19,6 +19,7 @@ from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image_name, is_own_output
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
+from cellwright.data.images.source import check_no_stack
 from cellwright.data.images.tiff import Choice, Plane, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
 
@@ -68,7 +69,7 @@ def read_image(
     elif path.suffix.lower() in PLUGINS:
         image = read_vendor(path, Choice(z, t, series, channel is not None))
     elif path.suffix.lower() in RASTER_SUFFIXES:
-        _check_no_stack(path, z, t, series)
+        check_no_stack(path, Choice(z, t, series))
         image = read_raster(path)
     else:
         raise not_an_image(path, IMAGE_SUFFIXES)
@@ -93,12 +94,6 @@ def image_header(path: Path | str) -> ImageHeader:
 def image_hw_of(path: Path | str) -> tuple[int, int]:
     """(height, width) from the header of a file."""
     return image_header(path).image_hw
-
-
-def _check_no_stack(path: Path, z: Plane | None, t: int | None, series: int | str | None) -> None:
-    for name, choice in (("z", z), ("t", t), ("series", series)):
-        if choice not in (None, 0, "0", "max", "mean"):
-            raise UsageError("this image is not a stack", where=path, got=f"{name} = {choice}", remedy=f"omit `{name}`")
 
 
 # --- finding files --------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def read_tiff_header(path: Path, choice: Choice) -> TiffHeader:
     with open_tiff(path) as tif:
         try:
             image, _ = chosen_image(images_of(tif, path, merge_pages=choice.series is None), choice, path)
-            names = _meaning(image, tif, path).names
+            names = tiff_meaning(image, tif, path).names
         except InputError:
             raise
         except Exception as error:  # a damaged directory raises IndexError, struct.error, ValueError, ...
@@ -93,7 +93,7 @@ def read_tiff(path: Path, choice: Choice) -> Image:
             raise
         except Exception as error:  # as in `read_chosen`
             raise damaged_image(path, error) from error
-        return read_chosen(images, choice, path, lambda image: _meaning(image, tif, path))
+        return read_chosen(images, choice, path, lambda image: tiff_meaning(image, tif, path))
 
 
 def read_chosen(
@@ -130,6 +130,13 @@ class Chosen:
         """The names of the channels of `pixels`."""
         return _channel_names(self.image, self.meaning.names)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of `pixels`."""
+        if self.choice.z == "mean":
+            return np.dtype(np.float32)
+        return _converted(np.zeros((1, 1, self.image.samples), self.image.dtype), self.meaning).dtype
+
     def positions(self) -> list[dict[str, int]]:
         """The number of every plane along each axis."""
         stack = "Q" if self.image.extent("Q") > 1 else "Z"
@@ -156,7 +163,7 @@ def choose(
     """The image and the planes of a file that are meant; see `read_tiff`."""
     try:
         image, notes = chosen_image(images, choice, path)
-        image = _with_page_channels(image, choice)
+        image = with_page_channels(image, choice)
         planes = _chosen_planes(image, choice, path)
         meaning = meaning_of(image)
     except (InputError, UsageError):
@@ -178,7 +185,7 @@ def chosen_image(images: Sequence[TiffImage], choice: Choice, path: Path) -> tup
         return images[_series_number(images, choice.series, path)], ()
     full = [image for image in images if not image.is_thumbnail] or list(images)
     largest = max(full, key=lambda image: image.image_hw[0] * image.image_hw[1])
-    if any(image is not largest and not _is_reduced(image, largest) for image in full):
+    if any(image is not largest and not is_reduced(image, largest) for image in full):
         raise _missing([f"`series` (0 to {len(images) - 1}, or a name)"], _listed(images), path)
     if len(images) == 1:
         return largest, ()
@@ -196,7 +203,7 @@ def _series_number(images: Sequence[TiffImage], series: int | str, path: Path) -
     raise UsageError("no such series", where=path, got=f"series = {series}", expected=_listed(images))
 
 
-def _is_reduced(image: TiffImage, full: TiffImage) -> bool:
+def is_reduced(image: TiffImage, full: TiffImage) -> bool:
     """Whether an image can be a reduced copy of another: same planes and proportions, at most two thirds as wide."""
     (height, width), (full_height, full_width) = image.image_hw, full.image_hw
     same = (image.dtype, image.samples, dict(image.numbers)) == (full.dtype, full.samples, dict(full.numbers))
@@ -205,7 +212,7 @@ def _is_reduced(image: TiffImage, full: TiffImage) -> bool:
     return same and near and scale >= 1.5
 
 
-def _with_page_channels(image: TiffImage, choice: Choice) -> TiffImage:
+def with_page_channels(image: TiffImage, choice: Choice) -> TiffImage:
     """The image with its unnamed pages as channels, if channels were chosen and no plane."""
     if not choice.channel or choice.z is not None or image.extent("Q") == 1 or image.extent("C") > 1:
         return image
@@ -315,7 +322,7 @@ class Meaning:
     notes: tuple[Note, ...] = ()
 
 
-def _meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meaning:
+def tiff_meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meaning:
     """What the tags of a page say about its numbers. Raises `FormatError` for colour spaces that cannot be read."""
     page, samples = image.keyframe, image.samples
     photometric, notes = int(page.photometric), (*_orientation_note(page), *_sparse_note(page))
@@ -385,6 +392,11 @@ def _plane(image: TiffImage, at: Mapping[str, int], meaning: Meaning, path: Path
     image_hw = image.image_hw if window is None else window[2:]
     if stored.shape != (*image_hw, image.samples):
         raise ValueError(f"pixels of shape {stored.shape}, but a header of {(*image_hw, image.samples)}")
+    return _converted(stored, meaning)
+
+
+def _converted(stored: np.ndarray, meaning: Meaning) -> np.ndarray:
+    """Stored values (h, w, samples) as pixels (h, w, C)."""
     match meaning.convert:
         case "palette":
             assert meaning.colours is not None

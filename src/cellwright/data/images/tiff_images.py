@@ -49,6 +49,7 @@ class TiffImage:
     plane: a plane as stored; None if the file does not hold it.
     keyframe: the page whose tags say what the numbers mean. channels: names along C.
     elsewhere: other files that hold planes of this image. other_axes: axes that cannot be read, such as "H" (lifetime).
+    reduced: makes smaller copies of the image that the file declares as such.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TiffImage:
     elsewhere: tuple[str, ...] = ()
     other_axes: str = ""
     notes: tuple[Note, ...] = ()
+    reduced: Callable[[], Sequence[TiffImage]] = tuple
 
     def extent(self, axis: str) -> int:
         """Number of planes along ``axis``."""
@@ -203,6 +205,10 @@ def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number
     other = [k for k in lead if shape[k] > 1 and k != position and (axes[k] not in "TCZQ" or axes.index(axes[k]) != k)]
     stored = _planes(tif, series, axes, shape)
 
+    def reduced(at_position: int | None) -> list[TiffImage]:
+        copies = (_from_series(tif, level, number) for level in series.levels[1:])
+        return [copy[at_position or 0] for copy in copies if len(copy) > (at_position or 0)]
+
     def image(at_position: int | None) -> TiffImage:
         def plane(at: At) -> StoredPlane | None:
             return stored([at_position or 0 if k == position else at.get(axes[k], 0) for k in lead])
@@ -225,6 +231,7 @@ def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number
             _is_thumbnail(keyframe, name),
             other_axes="".join(axes[k] for k in other),
             notes=notes,
+            reduced=lambda: reduced(at_position),
         )
 
     return [image(None)] if position is None else [image(k) for k in range(shape[position])]
@@ -282,6 +289,45 @@ def _planes(
     return of_page if is_paged and len(series.pages) == int(np.prod(lead_shape, dtype=np.int64)) else of_series
 
 
+def reduced_copies(tif: tifffile.TiffFile, image: TiffImage) -> list[TiffImage]:
+    """The smaller copies of an image that the file declares: levels of a series, or directories below its pages."""
+    return [*image.reduced(), *_below_pages(tif, image)]
+
+
+def _below_pages(tif: tifffile.TiffFile, image: TiffImage) -> list[TiffImage]:
+    """The copies in directories below each page (SubIFDs)."""
+    key = image.keyframe
+
+    def below(at: At, level: int, level_key: tifffile.TiffPage) -> StoredPlane | None:
+        plane = image.plane(at)
+        page = plane.page if isinstance(plane, PagePlane) else None
+        if page is key:
+            return PagePlane(tif, level_key)
+        if page is None or page.subifds is None or len(page.subifds) <= level:
+            return None
+        offset = page.subifds[level]
+        return PagePlane(tif, tifffile.TiffFrame(tif, (page.index, level + 1), offset=offset, keyframe=level_key))
+
+    copies = []
+    for level, offset in enumerate(key.subifds or ()):
+        tif.filehandle.seek(offset)
+        level_key = tifffile.TiffPage(tif, (key.index, level + 1))
+        if level_key.dtype is None or int(level_key.subfiletype) & 4:  # a mask
+            continue
+        copies.append(
+            replace(
+                image,
+                image_hw=(level_key.imagelength, level_key.imagewidth),
+                dtype=np.dtype(level_key.dtype),
+                samples=level_key.samplesperpixel,
+                keyframe=level_key,
+                plane=lambda at, level=level, key=level_key: below(at, level, key),
+                reduced=tuple,
+            )
+        )
+    return copies
+
+
 def _merged(images: list[TiffImage]) -> list[TiffImage]:
     """Images of one plane and the same size and type as unnamed pages of one image, if no file says what they are."""
     pages = [image for image in images if not image.is_thumbnail]
@@ -308,4 +354,9 @@ def _channel_names(tif: tifffile.TiffFile, number: int, n_channels: int, is_sing
 
 
 def _is_thumbnail(page: tifffile.TiffPage, name: str) -> bool:
-    return bool(int(page.subfiletype) & 5) or _THUMBNAIL.search(name) is not None  # a reduced image or a mask
+    return bool(int(page.subfiletype) & 5) or is_name_of_thumbnail(name)  # a reduced image or a mask
+
+
+def is_name_of_thumbnail(name: str) -> bool:
+    """Whether an image is a thumbnail, label or overview by its name."""
+    return _THUMBNAIL.search(name) is not None

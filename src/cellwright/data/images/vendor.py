@@ -16,7 +16,7 @@ import numpy as np
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import CHANNEL_NAMES, Image
 from cellwright.data.images.planes import DecodedPlane
-from cellwright.data.images.tiff import Choice, Meaning, TiffHeader, read_chosen
+from cellwright.data.images.tiff import Choice, Chosen, Meaning, TiffHeader, choose, read_chosen
 from cellwright.data.images.tiff_images import TiffImage
 
 BIOFORMATS = "bioio-bioformats"
@@ -65,8 +65,16 @@ def is_readable(name: str) -> bool:
 
 def read_vendor(path: Path, choice: Choice) -> Image:
     """The image with all channels. Raises as `read_tiff`, and `InputError` if bioio cannot read the file."""
-    images = _scenes(path)
-    return read_chosen(images, choice, path, lambda image: Meaning("", CHANNEL_NAMES[3 if image.samples > 1 else 1]))
+    return read_chosen(_scenes(path), choice, path, _meaning)
+
+
+def _meaning(image: TiffImage) -> Meaning:
+    return Meaning("", CHANNEL_NAMES[3 if image.samples > 1 else 1])
+
+
+def chosen_scene(path: Path, choice: Choice) -> Chosen:
+    """The scene and the planes that are meant; nothing is decoded yet."""
+    return choose(_scenes(path), choice, path, _meaning)
 
 
 def read_vendor_header(path: Path, choice: Choice) -> TiffHeader:
