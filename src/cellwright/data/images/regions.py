@@ -272,7 +272,9 @@ class RegionSource:
         columns = range(x0 // width, -(-(x0 + w) // width))
         parts = {(row, column): self._kept.get((level, row, column)) for row in rows for column in columns}
         missing = [at for at, part in parts.items() if part is None]
-        boxes = _rectangles(missing) if self.batched else [(row, column, row + 1, column + 1) for row, column in missing]
+        boxes = (
+            _rectangles(missing) if self.batched else [(row, column, row + 1, column + 1) for row, column in missing]
+        )
         for box in boxes:
             parts |= self._decoded_cells(level, box, cell_hw)
         first = next(part for part in parts.values() if part is not None)
