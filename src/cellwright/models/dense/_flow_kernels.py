@@ -121,14 +121,21 @@ def masked_field(flow_y, flow_x, body, threshold):
 
 @njit(cache=True, nogil=True)
 def follow(field, pixels, steps, tolerance):
-    """Positions (P, 2) float32 (y, x) after ``steps`` unit Euler steps in the bilinear field, and the steps computed.
+    """Displacements (P, 2) float32 (y, x) after ``steps`` unit Euler steps in the bilinear field, and the steps computed.
+
+    Positions are counted from a point ``far`` px before each pixel's own, so that rounding does not depend on where in
+    the image a pixel is: a window of the field gives the same displacements to the bit.
 
     Pixels are followed in batches, so that the processor has independent work while it waits for memory. After every
     eighth step, pixels that the last two steps brought back to within ``tolerance`` are finished: they have stopped, or
     alternate between two positions. The current one is where the last step would end, because an even number of steps
     remains.
     """
-    ends = np.empty((pixels.size, 2), np.float32)
+    far = 64
+    while far < 2 * steps:
+        far *= 2
+    moves = np.empty((pixels.size, 2), np.float32)
+    rows, columns = np.empty((2, _BATCH), np.int64)
     ys, xs, old_ys, old_xs = np.empty((4, _BATCH), np.float32)
     index = np.empty(_BATCH, np.int64)
     width = field.shape[1]
@@ -137,53 +144,57 @@ def follow(field, pixels, steps, tolerance):
         left = min(_BATCH, pixels.size - start)
         for i in range(left):
             index[i] = start + i
-            ys[i], xs[i] = pixels[start + i] // width, pixels[start + i] % width
+            rows[i], columns[i] = pixels[start + i] // width - far, pixels[start + i] % width - far
+            ys[i], xs[i] = far, far
         t = 0
         while t < steps and left > 0:
             block = 8 if (steps - t) % 8 == 0 else (steps - t) % 8
             for s in range(block):
                 if s == max(block - 2, 0):
                     old_ys[:left], old_xs[:left] = ys[:left], xs[:left]
-                _step(field, ys[:left], xs[:left])
+                _step(field, rows[:left], columns[:left], ys[:left], xs[:left])
             t += block
             taken += block * left
             kept = 0
             for i in range(left):
                 moved = max(abs(ys[i] - old_ys[i]), abs(xs[i] - old_xs[i]))
                 if t >= steps or (block > 1 and moved <= tolerance):
-                    ends[index[i], 0], ends[index[i], 1] = ys[i], xs[i]
+                    moves[index[i], 0], moves[index[i], 1] = ys[i] - np.float32(far), xs[i] - np.float32(far)
                 else:
-                    index[kept], ys[kept], xs[kept] = index[i], ys[i], xs[i]
+                    index[kept], rows[kept], columns[kept] = index[i], rows[i], columns[i]
+                    ys[kept], xs[kept] = ys[i], xs[i]
                     kept += 1
             left = kept
-    return ends, taken
+    return moves, taken
 
 
 @njit(cache=True, nogil=True)
-def _step(field, ys, xs):
-    """One Euler step of positions (N,), in place, clamped to the image."""
+def _step(field, rows, columns, ys, xs):
+    """One Euler step of positions (N,), counted from rows and columns (N,); in place, clamped to the image."""
     height, width = field.shape[:2]
     flat = field.reshape(-1)
-    top, side, zero = np.float32(height - 1), np.float32(width - 1), np.float32(0)
     last_row, last_column = max(height - 2, 0), max(width - 2, 0)
     right, down = 2 if width > 1 else 0, 2 * width if height > 1 else 0
+    zero = np.float32(0)
     for i in range(ys.size):
-        y, x = ys[i], xs[i]
-        y0, x0 = min(int(y), last_row), min(int(x), last_column)
-        fy, fx = y - np.float32(y0), x - np.float32(x0)
+        y, x, row, column = ys[i], xs[i], rows[i], columns[i]
+        y0, x0 = min(row + int(y), last_row), min(column + int(x), last_column)
+        fy, fx = y - np.float32(y0 - row), x - np.float32(x0 - column)
         a = 2 * (y0 * width + x0)
         b = a + down
         v0 = flat[a] + fx * (flat[a + right] - flat[a])
         v1 = flat[b] + fx * (flat[b + right] - flat[b])
         w0 = flat[a + 1] + fx * (flat[a + right + 1] - flat[a + 1])
         w1 = flat[b + 1] + fx * (flat[b + right + 1] - flat[b + 1])
-        ys[i] = min(max(y + (v0 + fy * (v1 - v0)), zero), top)
-        xs[i] = min(max(x + (w0 + fy * (w1 - w0)), zero), side)
+        low, high = max(np.float32(-row), zero), np.float32(height - 1 - row)
+        ys[i] = min(max(y + (v0 + fy * (v1 - v0)), low), high)
+        low, high = max(np.float32(-column), zero), np.float32(width - 1 - column)
+        xs[i] = min(max(x + (w0 + fy * (w1 - w0)), low), high)
 
 
 @njit(cache=True, nogil=True)
-def sinks(ends, pixels, height, width, reach):
-    """Labels (H, W) int32, one per sink: pixels whose ends lead to the same peak of the histogram of ends.
+def sinks(moves, pixels, height, width, reach):
+    """Labels (H, W) int32, one per sink: pixels whose displacements lead to the same peak of the histogram of ends.
 
     From the cell of an end, the path goes to the cell with the highest count (the first in C order among equals) at
     most ``reach`` rows and columns away, and so on until no neighbour is higher. Counts are sums over the window of
@@ -192,7 +203,8 @@ def sinks(ends, pixels, height, width, reach):
     cells = np.empty(pixels.size, np.int32)
     counts = np.zeros((height, width), np.int32)
     for p in range(pixels.size):
-        y, x = int(ends[p, 0] + np.float32(0.5)), int(ends[p, 1] + np.float32(0.5))
+        y = pixels[p] // width + int(np.floor(moves[p, 0] + np.float32(0.5)))
+        x = pixels[p] % width + int(np.floor(moves[p, 1] + np.float32(0.5)))
         cells[p] = y * width + x
         counts[y, x] += 1
     sums, filled = _window_sums(counts, reach - 1)

@@ -100,8 +100,8 @@ def decode(
     maps = checked_maps(maps, CHANNELS)
     body = maps[2]
 
-    def objects_at(ends: np.ndarray, pixels: np.ndarray, *, reach_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        labels, n = _group_by_sink(ends, pixels, body.shape, reach_px)
+    def objects_at(moves: np.ndarray, pixels: np.ndarray, *, reach_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        labels, n = _group_by_sink(moves, pixels, body.shape, reach_px)
         if body_threshold < outline_share:  # otherwise no object has a pixel to lose
             labels, n = _cut_outlines(labels, n, body, outline_share)
         _, boxes = clean_objects(
@@ -114,11 +114,11 @@ def decode(
         )
         return _drop_inconsistent(labels, boxes, maps, max_error)
 
-    ends, pixels = _follow(maps, body_threshold, steps, tolerance_px)
-    labels, scores, dropped = objects_at(ends, pixels, reach_px=2)
+    moves, pixels = _follow(maps, body_threshold, steps, tolerance_px)
+    labels, scores, dropped = objects_at(moves, pixels, reach_px=2)
     if dropped.any():
         again = dropped[pixels]
-        finer, more_scores, _ = objects_at(ends[again], pixels[again], reach_px=1)
+        finer, more_scores, _ = objects_at(moves[again], pixels[again], reach_px=1)
         labels = np.where((labels == 0) & (finer > 0), finer + len(scores), labels).astype(np.int32)
         scores = np.concatenate([scores, more_scores])
     return labels, scores
@@ -138,24 +138,26 @@ def follow(
 
     Arguments and errors as in `decode`.
     """
-    return _follow(checked_maps(maps, CHANNELS), body_threshold, steps, tolerance_px)
+    moves, pixels = _follow(checked_maps(maps, CHANNELS), body_threshold, steps, tolerance_px)
+    return moves + np.stack(np.unravel_index(pixels, maps.shape[1:]), axis=1).astype(np.float32), pixels
 
 
 def _follow(maps: np.ndarray, body_threshold: float, steps: int, tolerance_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """How far each body pixel moves, (P, 2) float32, and the flat indices (P,) int64 of the pixels."""
     from cellwright.models.dense import _flow_kernels
 
     field, pixels = _flow_kernels.masked_field(maps[0], maps[1], maps[2], body_threshold)
-    ends, _ = _flow_kernels.follow(field, pixels, steps, tolerance_px)
-    return ends, pixels
+    moves, _ = _flow_kernels.follow(field, pixels, steps, tolerance_px)
+    return moves, pixels
 
 
 def _group_by_sink(
-    ends: np.ndarray, pixels: np.ndarray, image_hw: tuple[int, ...], reach_px: int
+    moves: np.ndarray, pixels: np.ndarray, image_hw: tuple[int, ...], reach_px: int
 ) -> tuple[np.ndarray, int]:
     """Labels 1..n (H, W) int32 of connected pixels that end at one sink; sinks within ``reach_px`` are merged."""
     from cellwright.models.dense import _flow_kernels
 
-    return connected_components(_flow_kernels.sinks(ends, pixels, image_hw[0], image_hw[1], reach_px))
+    return connected_components(_flow_kernels.sinks(moves, pixels, image_hw[0], image_hw[1], reach_px))
 
 
 def _cut_outlines(labels: np.ndarray, n: int, body: np.ndarray, outline_share: float) -> tuple[np.ndarray, int]:
