@@ -7,7 +7,31 @@ Label 0 is background. Class ids are 0..K-1; only the box head has an additional
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels, half open.
+
+    >>> Window(2, 3, 10, 20).hw
+    (8, 17)
+    """
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """This part of an array (..., H, W), as a view."""
+        return array[..., self.y0 : self.y1, self.x0 : self.x1]
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.text import count
+from cellwright.data.resize import resized
 from cellwright.data.value_range import dtype_scale
 
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
@@ -71,7 +72,7 @@ def rescale(chw: np.ndarray, scale: float) -> np.ndarray:
     new_hw = max(1, int(chw.shape[1] * scale + 0.5)), max(1, int(chw.shape[2] * scale + 0.5))
     if new_hw == chw.shape[1:]:
         return chw
-    return np.ascontiguousarray(resize_antialiased(chw.transpose(1, 2, 0), new_hw).transpose(2, 0, 1))
+    return resized(chw, new_hw)
 
 
 def resize_hw(image_hw: tuple[int, int], short_side: int, max_side: int | None, rule: ResizeRule) -> tuple[int, int]:
