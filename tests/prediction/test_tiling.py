@@ -1,0 +1,203 @@
+"""Tiles of an image: grid, ownership, and the decoders on tiles against the whole image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.synthetic import draw_field
+from cellwright.models.dense import flow, semantic, watershed
+from cellwright.models.dense.labels import to_instances
+from cellwright.prediction.tiling.grid import Grid, Tile
+from cellwright.prediction.tiling.seams import Seams, TileObjects, anchors_of, stored_objects
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    source = draw(st.tuples(st.integers(1, 400), st.integers(1, 400)))
+    scale = draw(st.sampled_from([1.0, 0.37, 0.8, 1.6, 2.3]))
+    net = max(1, int(source[0] * scale + 0.5)), max(1, int(source[1] * scale + 0.5))
+    stride = draw(st.sampled_from([1, 4, 16]))
+    return Grid(source, net, stride, core_px=draw(st.integers(16, 128)), halo_px=draw(st.integers(4, 48)))
+
+
+@settings(deadline=None)
+@given(grids())
+def test_cores_partition_the_image_and_outputs_cover_them(grid: Grid) -> None:
+    ys, xs = np.mgrid[: grid.source_hw[0], : grid.source_hw[1]].reshape(2, -1)
+    owners = grid.owner(ys, xs).reshape(grid.source_hw)
+    counted = np.zeros(grid.net_hw, int)
+    shapes = set()
+    for tile in grid:
+        counted[tile.core.y0 : tile.core.y1, tile.core.x0 : tile.core.x1] += 1
+        shapes.add(tile.window.hw)
+        assert all(edge % grid.stride == 0 for edge in tile.window)
+        mine = np.argwhere(owners == tile.index)
+        if len(mine):
+            window = grid.source_window(tile.core)
+            for (low, high), start, end in zip(
+                zip(mine.min(0), mine.max(0), strict=True), window[:2], window[2:], strict=True
+            ):
+                assert start <= low
+                assert high < end
+            assert (tile.output.y0, tile.output.x0) <= tuple(mine.min(0))
+            assert (mine.max(0) < (tile.output.y1, tile.output.x1)).all()
+    assert (counted == 1).all()
+    assert len(shapes) == 1
+
+
+def test_anchors_are_the_pixels_nearest_to_the_mean() -> None:
+    labels = np.zeros((9, 12), int)
+    labels[1:4, 1:4], labels[2, 2] = 1, 0  # a ring, whose mean is in its hole
+    labels[5:7, 6:8] = 2  # four pixels equally near
+    labels[8, 11] = 3
+    masks, _ = MaskSet.from_label_map(labels)
+    assert anchors_of(masks).tolist() == [[1, 2], [5, 6], [8, 11]]
+
+
+def tiled(grid: Grid, objects_in: dict[int, TileObjects]) -> tuple[np.ndarray, Seams]:
+    """The label field (H, W) of what tiles stored, and the seams."""
+    seams = Seams(grid, lambda index: objects_in[index])
+    labels, start = np.zeros(grid.source_hw, np.int64), 0
+    for _, objects in seams.objects():
+        for k in range(len(objects)):
+            x0, y0, x1, y1 = objects.masks.boxes[k]
+            part, mask = labels[y0:y1, x0:x1], objects.masks.crop(k).astype(bool)
+            assert not part[mask].any(), "two objects share a pixel"
+            part[mask] = start + k + 1
+        start += len(objects)
+    return labels, seams
+
+
+def in_source(objects: Instances, tile: Tile, grid: Grid) -> Instances:
+    """The objects of a tile's output in pixels of the source."""
+    masks = objects.masks.shift(tile.output.y0, tile.output.x0, grid.source_hw)
+    return replace(objects, image_hw=grid.source_hw, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32))
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two label fields have the same objects, whatever their numbers."""
+    if not np.array_equal(a > 0, b > 0):
+        return False
+    pairs = np.unique(np.stack([a[a > 0], b[b > 0]]), axis=1)
+    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+@st.composite
+def label_fields(draw: st.DrawFn) -> np.ndarray:
+    """Objects of all kinds: specks, bars, rings, blobs that touch."""
+    seed, n = draw(st.integers(0, 2**31)), draw(st.integers(0, 60))
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(40, 300, 2)
+    labels = np.zeros((height, width), np.int32)
+    for k in range(1, n + 1):
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        h, w = rng.integers(1, 24, 2)
+        match rng.integers(4):
+            case 0:
+                labels[y, x] = k
+            case 1:
+                labels[y : y + h, x : x + w] = k
+            case 2:
+                labels[y : y + h, x : x + w] = k
+                labels[y + 1 : y + h - 1, x + 1 : x + w - 1] = 0
+            case _:
+                yy, xx = np.ogrid[:height, :width]
+                labels[((yy - y) / h) ** 2 + ((xx - x) / w) ** 2 < 0.25] = k
+    out, n_parts = np.zeros_like(labels), 0
+    for k in np.unique(labels[labels > 0]):
+        components, count = ndimage.label(labels == k, np.ones((3, 3)))
+        out[components > 0] = components[components > 0] + n_parts
+        n_parts += count
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(label_fields(), st.integers(16, 80), st.sampled_from([1, 4, 16]), st.integers(0, 3))
+def test_objects_of_a_perfect_network_survive_every_grid(
+    labels: np.ndarray, core_px: int, stride: int, jitter: int
+) -> None:
+    """Whatever the grid: the same objects as on the whole image, none twice, none lost."""
+    grid = Grid(labels.shape, labels.shape, stride, core_px=max(core_px, 32), halo_px=32)
+    rng = np.random.default_rng(jitter)
+    stored = {}
+    for tile in grid:
+        o = tile.output
+        masks, ids = MaskSet.from_label_map(labels[o.y0 : o.y1, o.x0 : o.x1])
+        scores = np.where(jitter > 0, rng.random(len(ids)), 0.5).astype(np.float32)
+        found = Instances.from_masks(masks, scores=scores).by_score()
+        stored[tile.index] = stored_objects(in_source(found, tile, grid), grid, tile)
+    result, seams = tiled(grid, stored)
+    assert same_partition(result, labels)
+    assert seams.n_adopted == 0
+
+
+@pytest.mark.parametrize("target", [flow, watershed, semantic])
+@pytest.mark.parametrize(("core_px", "offset"), [(96, (0, 0)), (128, (17, 5)), (160, (31, 40))])
+def test_decoders_find_the_same_objects_in_tiles(target, core_px: int, offset: tuple[int, int]) -> None:
+    """On the same maps, noise included, tiles give the objects of the whole image to the pixel and the bit of the score."""
+    truth = draw_field(3, (420, 500), 120)[1].masks.to_label_map()[offset[0] :, offset[1] :]
+    maps = target.encode(truth)
+    rng = np.random.default_rng(1)
+    noise = ndimage.gaussian_filter(rng.normal(size=maps.shape), (0, 2, 2)).astype(np.float32)
+    maps = maps + 0.6 * noise / noise.std() * 0.3
+    labels, scores = target.decode(maps)
+    whole = to_instances(labels, scores)
+    grid = Grid(truth.shape, truth.shape, 16, core_px=core_px, halo_px=64)
+    stored = {}
+    for tile in grid:
+        o = tile.output
+        found = to_instances(*target.decode(np.ascontiguousarray(maps[:, o.y0 : o.y1, o.x0 : o.x1])))
+        stored[tile.index] = stored_objects(in_source(found, tile, grid), grid, tile)
+    result, _ = tiled(grid, stored)
+    assert same_partition(result, labels)
+    found = np.sort(np.concatenate([o.scores for _, o in Seams(grid, lambda k: stored[k]).objects()]))
+    np.testing.assert_array_equal(found, np.sort(whole.scores))
+
+
+def test_an_object_that_nobody_owns_is_kept_once() -> None:
+    """Both tiles place the anchor in the other's core; the better copy stays, and the other is dropped."""
+    grid = Grid((64, 128), (64, 128), 1, core_px=64, halo_px=16)
+    left, right = np.zeros((64, 128), int), np.zeros((64, 128), int)
+    left[20:30, 60:70], right[20:30, 59:67] = 1, 1
+    stored = {}
+    for index, (labels, score) in enumerate(((left, 0.7), (right, 0.9))):
+        found = Instances.from_masks(MaskSet.from_label_map(labels)[0], scores=np.array([score]))
+        stored[index] = stored_objects(found, grid, grid[index])
+        assert not stored[index].owned.any()
+    result, seams = tiled(grid, stored)
+    assert np.array_equal(result > 0, right > 0)
+    assert (seams.n_copies, seams.n_adopted) == (1, 1)
+
+
+def test_an_object_that_both_tiles_own_is_kept_once() -> None:
+    grid = Grid((64, 128), (64, 128), 1, core_px=64, halo_px=16)
+    left, right = np.zeros((64, 128), int), np.zeros((64, 128), int)
+    left[20:30, 58:68], right[20:30, 60:70] = 1, 1
+    stored = {}
+    for index, labels in enumerate((left, right)):
+        found = Instances.from_masks(MaskSet.from_label_map(labels)[0], scores=np.array([0.5]))
+        stored[index] = stored_objects(found, grid, grid[index])
+        assert stored[index].owned.all()
+    result, _ = tiled(grid, stored)
+    assert np.array_equal(result > 0, left > 0)
+
+
+def test_shared_pixels_go_to_the_better_object() -> None:
+    grid = Grid((64, 128), (64, 128), 1, core_px=64, halo_px=16)
+    left, right = np.zeros((64, 128), int), np.zeros((64, 128), int)
+    left[20:40, 40:66], right[20:40, 62:90] = 1, 1
+    stored = {}
+    for index, (labels, score) in enumerate(((left, 0.6), (right, 0.8))):
+        found = Instances.from_masks(MaskSet.from_label_map(labels)[0], scores=np.array([score]))
+        stored[index] = stored_objects(found, grid, grid[index])
+    result, _ = tiled(grid, stored)
+    assert np.array_equal(result > 0, (left + right) > 0)
+    assert (result[20:40, 62:66] == 2).all()
