@@ -142,7 +142,7 @@ def test_objects_of_a_perfect_network_survive_every_grid(
 @pytest.mark.parametrize("target", [flow, watershed, semantic])
 @pytest.mark.parametrize(("core_px", "offset"), [(96, (0, 0)), (128, (17, 5)), (160, (31, 40))])
 def test_decoders_find_the_same_objects_in_tiles(target, core_px: int, offset: tuple[int, int]) -> None:
-    """On the same maps, noise included, tiles give the objects of the whole image to the pixel and the bit of the score."""
+    """On the same maps, noise included: the same pixels, and the same scores to the bit."""
     truth = draw_field(3, (420, 500), 120)[1].masks.to_label_map()[offset[0] :, offset[1] :]
     maps = target.encode(truth)
     rng = np.random.default_rng(1)

@@ -121,7 +121,7 @@ def masked_field(flow_y, flow_x, body, threshold):
 
 @njit(cache=True, nogil=True)
 def follow(field, pixels, steps, tolerance):
-    """Displacements (P, 2) float32 (y, x) after ``steps`` unit Euler steps in the bilinear field, and the steps computed.
+    """Displacements (P, 2) float32 (y, x) after ``steps`` unit Euler steps in the bilinear field; the steps computed.
 
     Positions are counted from a point ``far`` px before each pixel's own, so that rounding does not depend on where in
     the image a pixel is: a window of the field gives the same displacements to the bit.

@@ -100,7 +100,9 @@ def decode(
     maps = checked_maps(maps, CHANNELS)
     body = maps[2]
 
-    def objects_at(moves: np.ndarray, pixels: np.ndarray, *, reach_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def objects_at(
+        moves: np.ndarray, pixels: np.ndarray, *, reach_px: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labels, n = _group_by_sink(moves, pixels, body.shape, reach_px)
         if body_threshold < outline_share:  # otherwise no object has a pixel to lose
             labels, n = _cut_outlines(labels, n, body, outline_share)

@@ -1,11 +1,11 @@
 """The tiles of an image: cores that partition it, and the windows around them that the network sees.
 
-    +-------------------+      window: core and halo, aligned to the network's stride. All windows of an image have one
-    |  halo             |      size; at the edge of the image they are moved inwards.
-    |    +---------+    |      core: the tile owns the objects whose anchor pixel is in it.
-    |    |  core   |    |      output: the source pixels of which the window determines the network's maps.
-    |    +---------+    |
-    +-------------------+
++-------------------+      window: core and halo, aligned to the network's stride. All windows of an image have one
+|  halo             |      size; at the edge of the image they are moved inwards.
+|    +---------+    |      core: the tile owns the objects whose anchor pixel is in it.
+|    |  core   |    |      output: the source pixels of which the window determines the network's maps.
+|    +---------+    |
++-------------------+
 """
 
 from __future__ import annotations
@@ -121,7 +121,12 @@ class Grid:
 
     def _spans(self, axis: int) -> list[tuple[int, ...]]:
         """Along one axis: start and end of each core, window and output."""
-        side, padded, core, halo = self.net_hw[axis], self.padded_hw[axis], self._core(axis), self._aligned(self.halo_px)
+        side, padded, core, halo = (
+            self.net_hw[axis],
+            self.padded_hw[axis],
+            self._core(axis),
+            self._aligned(self.halo_px),
+        )
         length, spans = min(core + 2 * halo, padded), []
         for start in range(0, side, core):
             low = min(max(start - halo, 0), padded - length)

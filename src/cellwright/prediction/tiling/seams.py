@@ -133,9 +133,7 @@ class _Candidates:
             near = near | _reaches(objects.masks.boxes, _zone(grid, grid[other]))
         local = np.flatnonzero(near)
         assert objects.scores is not None
-        return _Candidates(
-            tile.index, start, local, objects.masks[local], objects.scores[local], stored.owned[local]
-        )
+        return _Candidates(tile.index, start, local, objects.masks[local], objects.scores[local], stored.owned[local])
 
 
 @dataclass
