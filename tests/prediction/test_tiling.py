@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from cellwright.core.errors import FormatError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note
 from cellwright.data.synthetic import draw_field
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.labels import to_instances
 from cellwright.prediction.tiling.grid import Grid, Tile
 from cellwright.prediction.tiling.seams import Seams, TileObjects, anchors_of, stored_objects
+from cellwright.prediction.tiling.tile_file import TileRecord, read_tile, write_tile
 
 
 @st.composite
@@ -201,3 +205,37 @@ def test_shared_pixels_go_to_the_better_object() -> None:
     result, _ = tiled(grid, stored)
     assert np.array_equal(result > 0, (left + right) > 0)
     assert (result[20:40, 62:66] == 2).all()
+
+
+def drawn_record() -> TileRecord:
+    grid = Grid((64, 128), (64, 128), 1, core_px=64, halo_px=16)
+    labels = np.zeros((64, 128), int)
+    labels[3:9, 4:12], labels[20:30, 58:70] = 1, 2
+    found = Instances.from_masks(MaskSet.from_label_map(labels)[0], scores=np.array([0.5, 0.25]))
+    found = replace(found, columns={"area_um2": np.array([1.5, np.nan])})
+    return TileRecord(stored_objects(found, grid, grid[0]), {"small": 3}, (Note("k", "text", "a.tif"),))
+
+
+def test_a_tile_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    record, path = drawn_record(), tmp_path / "0.tile"
+    write_tile(path, record)
+    back = read_tile(path)
+    assert back.stored.objects.masks == record.stored.objects.masks
+    np.testing.assert_array_equal(back.stored.owned, record.stored.owned)
+    np.testing.assert_array_equal(back.stored.objects.scores, record.stored.objects.scores)
+    np.testing.assert_array_equal(back.stored.objects.columns["area_um2"], record.stored.objects.columns["area_um2"])
+    assert (back.counts, back.notes) == (record.counts, record.notes)
+
+
+def test_a_damaged_tile_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "0.tile"
+    write_tile(path, drawn_record())
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        at = int(rng.integers(len(content)))
+        damaged = bytearray(content[: at + 1]) if rng.random() < 0.3 else bytearray(content)
+        damaged[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match="damaged"):
+            read_tile(path)
