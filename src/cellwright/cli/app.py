@@ -22,6 +22,7 @@ from cellwright import __version__
 from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_names, positional, split_lists
 from cellwright.cli.console import print_event, printed_log
 from cellwright.core.errors import CellwrightError, UsageError
+from cellwright.core.files import place_error
 from cellwright.core.memory import keep_freed_memory
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
@@ -144,7 +145,12 @@ def _run(words: Sequence[str], options: dict[str, str]) -> int:
     for value in bound.arguments.values():
         options |= option_names(value)
     keep_freed_memory()
-    code = command(*bound.args, **bound.kwargs)
+    try:
+        code = command(*bound.args, **bound.kwargs)
+    except OSError as error:
+        if (unusable := place_error(error)) is None:
+            raise
+        raise unusable from error
     return code if isinstance(code, int) else 0
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError, OutputError
+from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError
 
 # Endings of two parts that count as one suffix.
 _TWO_PARTS = re.compile(r"\.ome\.(?:tiff?|tf2|tf8|btf|zarr)$|\.[^./]+\.gz$", re.IGNORECASE)
@@ -35,6 +36,9 @@ _KEPT, _LONGEST_SUFFIX = 120, ".safetensors"
 _TEMPORARY = re.compile(r"^\..*\.(\d{1,9})(?:-([0-9a-f]{4}))?\.partial(?:\.[^.]*)?$")
 # Bytes to which a compressed file may grow when it is read.
 MAX_UNPACKED = 1 << 30
+# What a path can have wrong with it, whatever is in the file.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EIO, errno.ESTALE)
+UNLISTED = "cannot list this folder"
 
 
 # --- names and folders ----------------------------------------------------------------------------------------------
@@ -61,15 +65,25 @@ def plain_suffix(path: Path | str) -> str:
     return PurePath(name.removesuffix(".gz")).suffix or PurePath(name).suffix
 
 
+def as_utf8(name: Path | str) -> str:
+    r"""A name as text that can be written: bytes that are not UTF-8 are shown as Python escapes.
+
+    >>> as_utf8("caf\udce9.png")
+    'caf\\udce9.png'
+    """
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
 def walk(
-    root: Path, max_depth: int = 64, per_folder: int | None = None, *, skip_unreadable: bool = False
+    root: Path, max_depth: int = 64, per_folder: int | None = None, *, problems: list[InputError] | None = None
 ) -> Iterator[Path]:
     """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
 
     Zarr arrays, which are folders of many files, are skipped. Linked folders are followed, after the real ones and
     unless that leads to a folder that was listed before.
-    per_folder: yield at most this many files per folder. A folder that cannot be listed raises `InputError`, or is
-    skipped if ``skip_unreadable``.
+    per_folder: yield at most this many files per folder. problems: receives an error for each folder that cannot be
+    listed, and for each entry that is neither a file nor a folder, such as a link to nothing or a pipe. Without it, a
+    folder that cannot be listed raises `InputError`.
     """
     seen: set[tuple[int, int]] = set()
     above = {_identity(folder) for folder in root.resolve().parents}
@@ -84,16 +98,71 @@ def walk(
             seen.add(identity)
             entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
         except OSError as error:
-            if skip_unreadable:
-                continue
             got, remedy = error.strerror or str(error), "check the folder's permissions"
-            raise InputError("cannot list this folder", where=folder, got=got, remedy=remedy) from error
-        visible = [entry for entry in entries if not is_hidden(entry.name)]
-        yield from islice((entry for entry in visible if entry.is_file()), per_folder)
+            problem = InputError(UNLISTED, where=folder, got=got, remedy=remedy)
+            if problems is None:
+                raise problem from error
+            problems.append(problem)
+            continue
+        files: list[Path] = []
+        folders: list[Path] = []
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            kind = _kind_of(entry)
+            if kind == "file":
+                files.append(entry)
+            elif kind != "folder" and problems is not None:
+                problems.append(_not_a_file(entry, kind))
+            elif kind == "folder" and entry.suffix.lower() != ".zarr":
+                folders.append(entry)
+        yield from islice(files, per_folder)
         if depth > 0:
-            folders = [entry for entry in visible if entry.is_dir() and entry.suffix.lower() != ".zarr"]
             links += [(entry, depth - 1) for entry in folders if entry.is_symlink()]
             pending += [(entry, depth - 1) for entry in reversed(folders) if not entry.is_symlink()]
+
+
+def require_regular(path: Path | str) -> None:
+    """Raise `InputError` for what cannot be opened, or only waited for: a pipe, a device, a broken link.
+
+    Files, folders and paths at which there is nothing pass.
+    """
+    kind = _kind_of(Path(path))
+    if kind not in ("file", "folder", "nothing"):
+        raise _not_a_file(path, kind)
+
+
+# What is at a path that is neither a file nor a folder, by its kind in the mode of the file.
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _kind_of(path: Path) -> str:
+    """``"file"``, ``"folder"``, ``"nothing"``, or what is there instead, which is not opened."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return f"a link to {os.readlink(path)}, which does not exist"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return "nothing"
+        if error.errno == errno.ELOOP:
+            return "a link that leads back to itself"
+        return error.strerror or str(error)
+    except ValueError as error:  # a null byte
+        return str(error)
+    if kind == stat.S_IFREG:
+        return "file"
+    return "folder" if kind == stat.S_IFDIR else _SPECIAL.get(kind, "no file")
+
+
+def _not_a_file(path: Path | str, kind: str) -> InputError:
+    remedy = "remove it, or put the file itself in its place"
+    return InputError("this cannot be read as a file", where=path, got=kind, remedy=remedy)
 
 
 def is_hidden(name: str) -> bool:
@@ -220,6 +289,15 @@ def output_error(path: Path | str, error: OSError) -> OutputError:
     return OutputError("cannot write this output", where=path, got=error.strerror or str(error), remedy=remedy)
 
 
+def place_error(error: OSError) -> CellwrightError | None:
+    """The error for a place that cannot be used, such as a folder without permission; None for other problems."""
+    if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        return output_error(error.filename or "", error)
+    if error.filename is None or error.errno not in _UNUSABLE:
+        return None
+    return unreadable(as_utf8(os.fsdecode(error.filename)), error, "file or folder")
+
+
 def unreadable(path: Path | str | None, error: OSError, what: str = "file") -> InputError:
     """The `InputError` for an `OSError` raised while reading ``path``."""
     got = error.strerror or str(error)
@@ -241,8 +319,14 @@ def write_png(path: Path | str, pixels: np.ndarray) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8, atomically. Raises `OutputError` for names of files that are not text."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        got = as_utf8(text[max(error.start - 40, 0) : error.end + 40])
+        remedy = "rename the file, for example with convmv"
+        raise OutputError("a file name that is not UTF-8 cannot be recorded", where=path, got=got, remedy=remedy) from error
+    write_bytes(path, content)
 
 
 def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
@@ -308,6 +392,7 @@ def read_text(path: Path | str, what: str = "file") -> str:
 
 def read_plain(path: Path | str, what: str = "file") -> bytes:
     """The bytes of a file, decompressed if it is compressed with gzip."""
+    require_regular(path)
     try:
         return gunzip(Path(path).read_bytes(), path)
     except OSError as error:
@@ -319,6 +404,8 @@ def first_bytes(path: Path, n: int = 4096) -> bytes:
 
     For `Format.sniff`: never raises.
     """
+    if not path.is_file():
+        return b""  # a pipe would be waited for
     try:
         with path.open("rb") as file:
             start = file.read(n)

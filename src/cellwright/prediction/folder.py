@@ -15,6 +15,7 @@ failed, which the same command tries again.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
 import re
@@ -22,7 +23,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ from cellwright.core.text import count
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.coco import PREDICTIONS_NAME, WRITTEN
 from cellwright.data.formats.contract import Prefer, ReadOptions, WriteOptions
-from cellwright.data.formats.paths import output_path
+from cellwright.data.formats.paths import output_path, short_name
 from cellwright.data.formats.predictions import EDITABLE, written_digests
 from cellwright.data.identity import FileIdentity, digest_of, listed
 from cellwright.data.images.reading import Reading
@@ -216,7 +217,7 @@ class PredictionFolder:
             source="cellwright predict",
         )
         files: dict[Prefer, Path] = {kind: self._output(index, kind) for kind in EDITABLE if kind in self.job.save}
-        notes = [*seen.notes, *prediction.notes]
+        notes = [*seen.notes, *prediction.notes, *_name_note(source.id)]
         info = {
             "summary": summary_row(source.id, prediction, names, notes),
             "files": written_digests(instances, names, files),
@@ -423,15 +424,21 @@ def predict_into(
     try:
         left = folder.left
         for index in track(left, "predicting", len(left)):
+            source = folder.job.sources[index]
             try:
-                image, seen = read_and_choose(folder.job.sources[index].path, predictor, reading)
+                if source.error is not None:
+                    raise source.error
+                image, seen = read_and_choose(source.path, predictor, reading)
                 (prediction,) = predictor.predict([seen])
+                folder.write(index, image, prediction, seen=seen)
             except (InputError, UsageError) as error:  # such as a channel that this image does not have
                 if fail_fast:
                     raise
                 folder.fail(index, error)
-            else:
-                folder.write(index, image, prediction, seen=seen)
+            except OutputError as error:
+                if fail_fast or not _is_about_name(error):
+                    raise
+                folder.fail(index, error)
         return folder.finish()
     finally:
         folder.close()
@@ -441,6 +448,20 @@ def read_and_choose(path: Path, predictor: Predictor, reading: Reading) -> tuple
     """An image with all channels, and with those that the predictor sees."""
     image = reading.read(path)
     return image, seen_by(predictor, image, reading.channel)
+
+
+def _is_about_name(error: OutputError) -> bool:
+    """Whether an output could not be written because of its name, which the disk does not allow."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+
+
+def _name_note(image_id: str) -> list[Note]:
+    name = PurePosixPath(image_id).name
+    if (short := short_name(name)) == name:
+        return []
+    text = f"its name is too long for the names of its files, which begin with {short}"
+    return [Note("a long name was shortened in the names of files", text)]
 
 
 def summary_row(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import as_utf8
 from cellwright.core.image import Image
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
@@ -27,6 +28,7 @@ class Source:
     id: ``<relative dir>/<stem>``, the beginning of its outputs' names; unique among the sources.
     path: the file. It is opened only when it is processed, so that a damaged file does not stop the others.
     image_id: the COCO number; None takes the position. group, split: those of a dataset.
+    error: why it cannot be read, where that is known before; raised when it is processed.
     """
 
     id: str
@@ -34,26 +36,34 @@ class Source:
     image_id: int | None = None
     group: str | None = None
     split: str | None = None
+    error: InputError | None = None
 
 
 def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
     """The images among ``paths`` and in the folders among them, at any depth, in order; each file once.
 
     Ids are relative to the given folder. The folder's own name is added where two folders contain the same names, and
-    the extension is kept where two images differ only in it. Hidden files and prediction folders are skipped. Raises
-    `InputError` for a path without images, `UsageError` where two images still have the same id.
+    the extension is kept where two images differ only in it. Hidden files and prediction folders are skipped. Folders
+    that cannot be listed, broken links and pipes named like images are sources with an error. Raises `InputError` for a
+    path without images, `UsageError` where two images still have the same id.
     """
     known: set[Path] = set()
     named: list[tuple[Path, Source]] = []
     for path in paths:
-        files = find_images(path)
+        problems: list[InputError] = []
+        files = find_images(path, problems)
+        errors = {Path(str(error.where)): error for error in problems}
+        files = sorted([*files, *errors])
         if path.is_dir():
             # A prediction folder below the images contains only outputs.
             own = {file.parent for file in path.rglob(PREDICTIONS_NAME)}
             files = [file for file in files if own.isdisjoint(file.parents)]
         root = path if path.is_dir() else path.parent
         for file, name in zip(files, sample_ids(files, root), strict=True):
-            if (real := file.resolve()) not in known:
+            error = errors.get(file) or _not_utf8(file)
+            if error is not None:
+                named.append((path, Source(as_utf8(name), file, error=error)))
+            elif (real := file.resolve()) not in known:
                 known.add(real)
                 named.append((path, Source(name, file)))
     return _with_distinct_ids(named)
@@ -68,6 +78,13 @@ def sources_of_dataset(dataset: Dataset) -> list[Source]:
             raise InputError("a sample has no image file", where=f"{dataset.root}, sample {sample.id}", remedy=remedy)
         sources.append(Source(sample.id, sample.image_path, sample.image_id, sample.group, sample.split))
     return sources
+
+
+def _not_utf8(file: Path) -> InputError | None:
+    if as_utf8(file) == str(file):
+        return None
+    remedy = "rename the file, for example with convmv"
+    return InputError("the name of this file is not UTF-8, so results cannot refer to it", where=as_utf8(file), remedy=remedy)
 
 
 def seen_by(predictor: Predictor, image: Image, channel: ChannelChoice | None = None) -> Image:

@@ -190,7 +190,7 @@ def test_a_unit_that_is_no_length(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", drawn(1)[0], metadata=metadata)
     image = read_image(tmp_path / "a.ome.tif")
     assert image.pixel_size_um is None
-    assert [note.kind for note in image.notes] == ["the unit of the pixel size is not known"]
+    assert [note.kind for note in image.notes] == ["the stated pixel size cannot be used"]
     tifffile.imwrite(tmp_path / "b.ome.tif", drawn(1)[0], metadata={"axes": "YX", "PhysicalSizeX": 0.5})
     assert read_image(tmp_path / "b.ome.tif").pixel_size_um == (0.5, 0.5)
     tifffile.imwrite(tmp_path / "c.ome.tif", drawn(1)[0], metadata={"axes": "YX", "PhysicalSizeX": 1e4})

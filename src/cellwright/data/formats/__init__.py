@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
-from cellwright.core.files import plain_suffix
+from cellwright.core.files import plain_suffix, require_regular
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
@@ -110,6 +110,7 @@ def sniff(path: Path) -> Format:
 
     Raises `InputError` that describes what is there if no format matches, or if several do.
     """
+    require_regular(path)
     if not path.exists():
         raise InputError("no such file or folder", where=path, remedy="check the path")
     for own in ("coco", "predictions"):

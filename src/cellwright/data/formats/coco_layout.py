@@ -192,7 +192,7 @@ class CocoImages:
 
     def _index(self) -> ImageIndex:
         if self._tree is None:
-            self._tree = ImageIndex(walk(self._root, skip_unreadable=True))
+            self._tree = ImageIndex(walk(self._root, problems=[]))
         return self._tree
 
     def _missing(self, missing: list[str], n_images: int) -> InputError:

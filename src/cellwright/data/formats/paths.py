@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +63,9 @@ _LABEL_NAME = re.compile(
 # A folder with one of these files is a dataset or prediction folder of cellwright, which only the coco format reads.
 OWN_FILES = ("dataset.json", "predictions.json")
 
+# File systems allow 255 bytes in a name, endings such as _measurements.csv included.
+MAX_NAME_BYTES = 220
+
 # EXIF orientations that exchange height and width.
 QUARTER_TURNS = (5, 6, 7, 8)
 
@@ -80,7 +85,7 @@ def first_files(path: Path, limit: int = SNIFF_LIMIT) -> list[Path]:
             return [path]
         if not path.is_dir() or any((path / name).is_file() for name in OWN_FILES):
             return []
-        return list(islice(walk(path, per_folder=_SNIFF_LIMIT_PER_FOLDER), limit))
+        return list(islice(walk(path, per_folder=_SNIFF_LIMIT_PER_FOLDER, problems=[]), limit))
     except (OSError, InputError):
         return []
 
@@ -312,7 +317,7 @@ class ImageFinder:
 
     def _below(self, folder: Path) -> ImageIndex:
         if folder not in self._trees:
-            self._trees[folder] = ImageIndex(walk(folder, 6, skip_unreadable=True))
+            self._trees[folder] = ImageIndex(walk(folder, 6, problems=[]))
         return self._trees[folder]
 
     def _only_one(self, annotation: Path, recorded_hw: tuple[int, int] | None) -> Path | None:
@@ -485,7 +490,7 @@ def unannotated_note(dataset: Dataset) -> Note | None:
     bare = [
         file
         for folder in sorted(folders)
-        for file in walk(folder, 0, skip_unreadable=True)
+        for file in walk(folder, 0, problems=[])
         if _is_plain_image(file) and not is_own_output(file.name) and file.resolve() not in used
     ]
     if not bare:
@@ -498,13 +503,13 @@ def unannotated_note(dataset: Dataset) -> Note | None:
 
 
 def output_path(out: Path, sample_id: str, ending: str) -> Path:
-    """``out/<sample id><ending>``; `OutputError` if the id would lead outside ``out``."""
+    """``out/<sample id><ending>``; `OutputError` if the id would lead outside ``out``. See `short_name` for long ids."""
     relative = PurePosixPath(sample_id.replace("\\", "/"))
     if (
         not sample_id
         or relative.is_absolute()
         or ".." in relative.parts
-        or ":" in relative.parts[0]
+        or (os.name == "nt" and ":" in sample_id)
         or "\0" in sample_id
     ):
         raise OutputError(
@@ -513,7 +518,20 @@ def output_path(out: Path, sample_id: str, ending: str) -> Path:
             got=repr(sample_id),
             remedy="rename the image, without .. in its name",
         )
-    return out / relative.parent / f"{relative.name}{ending}"
+    return out / relative.parent / f"{short_name(relative.name)}{ending}"
+
+
+def short_name(name: str) -> str:
+    """``name``, or its beginning and a digest if file systems would refuse it with an ending: at most 220 bytes.
+
+    >>> short_name("field_1"), short_name("n" * 300)[-14:]
+    ('field_1', 'nnnnn~306fffda')
+    """
+    encoded = name.encode("utf-8", "backslashreplace")
+    if len(encoded) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.blake2b(encoded, digest_size=4).hexdigest()
+    return f"{encoded[: MAX_NAME_BYTES - 9].decode('utf-8', 'ignore')}~{digest}"
 
 
 def copy_image(sample: Sample, target: Path) -> list[Path]:

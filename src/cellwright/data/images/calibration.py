@@ -66,10 +66,10 @@ def as_pixel_size(value: float | Sequence[float] | None) -> PixelSize | None:
     if value is None:
         return None
     sizes = [value] if isinstance(value, int | float) else list(value)
-    if len(sizes) not in (1, 2) or not all(math.isfinite(size) and size > 0 for size in sizes):
+    if len(sizes) not in (1, 2) or not all(SMALLEST_UM <= size <= LARGEST_UM for size in sizes):
         raise UsageError(
             "invalid `pixel_size`",
             got=", ".join(map(str, sizes)),
-            expected="microns per pixel, above 0: one number, or two (y, x)",
+            expected=f"microns per pixel, {SMALLEST_UM:g} to {LARGEST_UM:g}: one number, or two (y, x)",
         )
     return (float(sizes[0]), float(sizes[-1]))

@@ -24,7 +24,7 @@ class OmeImage:
     """One image of an OME description, as far as it is in this file.
 
     planes: page number in this file by (t, c, z). elsewhere: names of other files that hold planes of this image.
-    unit: the unit of its pixel size if that is no length ("pixel"), else "".
+    unknown_size: why its pixel size is not known although one is stated, after "its pixel size is", else "".
     """
 
     name: str
@@ -34,7 +34,7 @@ class OmeImage:
     planes: dict[Index, int]
     sizes: Index
     elsewhere: tuple[str, ...] = ()
-    unit: str = ""
+    unknown_size: str = ""
 
 
 def metadata_file(xml: str) -> str | None:
@@ -98,7 +98,7 @@ def _image(name: str, pixels: ElementTree.Element, is_here, n_pages: int) -> Ome
             planes[index] = page
     names = tuple(channel.get("Name") or str(k) for k, channel in enumerate(channels[: size["C"]]))
     names += tuple(str(k) for k in range(len(names), size["C"]))
-    size_um, unit = _pixel_size(pixels)
+    size_um, unknown_size = _pixel_size(pixels)
     return OmeImage(
         name,
         (size["Y"], size["X"]),
@@ -107,7 +107,7 @@ def _image(name: str, pixels: ElementTree.Element, is_here, n_pages: int) -> Ome
         planes,
         (size["T"], size["C"], size["Z"]),
         tuple(elsewhere),
-        unit,
+        unknown_size,
     )
 
 
@@ -143,18 +143,22 @@ def _file(data: ElementTree.Element) -> tuple[str, str] | None:
 
 
 def _pixel_size(pixels: ElementTree.Element) -> tuple[PixelSize | None, str]:
-    """(y, x) in microns, and the unit if it is no length."""
-    sizes, unknown = [], ""
+    """(y, x) in microns, and why it is not known although it is stated."""
+    sizes, stated, unknown = [], [], ""
     for axis in "YX":
         size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
         microns = microns_per(unit)
         if size and microns is None:
-            unknown = unit
+            unknown = f"in the unit {unit!r}, which is not a length"
+        stated += [f"{size} {unit}"] if size else []
         try:
             sizes.append(float(size) * microns if size and microns is not None else None)
         except ValueError:
             sizes.append(None)
-    return pixel_size(*sizes), unknown
+    size_um = pixel_size(*sizes)
+    if stated and size_um is None and not unknown:
+        unknown = f"stated as {' x '.join(stated)}, which cannot be true"
+    return size_um, unknown
 
 
 def _tag(element: ElementTree.Element) -> str:

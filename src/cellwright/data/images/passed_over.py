@@ -35,7 +35,7 @@ def files_passed_over(root: Path) -> dict[Path, str]:
 
 def _entries(root: Path) -> Iterator[Path]:
     """Files and Zarr folders below ``root``; not those in hidden folders and in outputs of cellwright."""
-    for folder in {root, *(file.parent for file in walk(root, skip_unreadable=True))}:
+    for folder in {root, *(file.parent for file in walk(root, problems=[]))}:
         try:
             entries = sorted(folder.iterdir())[:_MAX_ENTRIES]
         except OSError:

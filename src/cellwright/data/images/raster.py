@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core.errors import InputError
-from cellwright.core.files import unreadable
+from cellwright.core.files import require_regular, unreadable
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
 from cellwright.core.notes import Note
 from cellwright.data.images.pixels import apply_palette, shows_colours
@@ -79,6 +79,7 @@ def read_raster(path: Path) -> Image:
 
 def raster_header(path: Path) -> RasterHeader:
     """The header, without decoding. Raises `InputError`, or `FormatError` if it is damaged."""
+    require_regular(path)
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".png":
@@ -147,6 +148,7 @@ def decode_png(data: bytes, path: Path | str) -> np.ndarray:
 
 def read_file(path: Path | str) -> bytes:
     """The content of a file. Raises `InputError` if it does not exist or cannot be read."""
+    require_regular(path)
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -199,12 +201,27 @@ def _png_palette(chunks: dict[bytes, bytes]) -> np.ndarray:
 
 
 def _open_pillow(path: Path, file: Any) -> PillowImage:
-    from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
+    """A picture of one of the formats listed here, of any size, before decoding.
 
+    `PIL.Image.open` tries every format that Pillow knows, some of which start other programs, and refuses pictures
+    above 179 megapixels.
+    """
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    formats = {
+        b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,  # which also opens MPO
+        PNG_SIGNATURE: PngImagePlugin.PngImageFile,
+        b"BM": BmpImagePlugin.BmpImageFile,
+        b"RIFF": WebPImagePlugin.WebPImageFile,
+    }
+    start = file.read(len(PNG_SIGNATURE))
+    file.seek(0)
     try:
-        return Pillow.open(file)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        for signature, opened in formats.items():
+            if start.startswith(signature):
+                return opened(file)
+        raise ValueError(f"starts with {start!r}, which is not JPEG, PNG, BMP or WebP")
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
         raise damaged_image(path, error) from error
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.core.errors import InputError
-from cellwright.core.files import walk
+from cellwright.core.files import UNLISTED, require_regular, walk
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
@@ -99,23 +99,35 @@ def image_hw_of(path: Path | str) -> tuple[int, int]:
 # --- finding files --------------------------------------------------------------------------------------------------
 
 
-def find_images(path: Path | str) -> list[Path]:
-    """The image file at ``path``, or all image files below a folder, sorted; never empty.
+def find_images(path: Path | str, problems: list[InputError] | None = None) -> list[Path]:
+    """The image file at ``path``, or all image files below a folder, sorted.
 
     Linked folders are followed; hidden files and folders (such as ``.ipynb_checkpoints``) and outputs of cellwright are
-    skipped. Raises `InputError` if there is no image.
+    skipped. problems: receives an error for each folder that cannot be listed, and for each image that is a broken
+    link, a pipe or the like; without it, the first of them is raised. Raises `InputError` if there is no image at all.
     """
     path = Path(path)
+    require_regular(path)
     if path.is_file():
         if not is_image_name(path.name):
             raise not_an_image(path, IMAGE_SUFFIXES)
         return [path]
     if not path.is_dir():
         raise InputError("no such file or folder", where=path, remedy="check the path")
-    images = sorted(file for file in walk(path) if is_image_name(file.name) and not is_own_output(file.name))
-    if not images:
+    unread: list[InputError] = []
+    images = sorted(file for file in walk(path, problems=unread) if _is_input(file.name))
+    unread = [error for error in unread if _is_input(Path(str(error.where)).name) or error.problem == UNLISTED]
+    if unread and problems is None:
+        raise unread[0]
+    if problems is not None:
+        problems += unread
+    if not images and not unread:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         note = passed_over_note(path)
         expected = f"files ending in {known}"
         raise InputError("this folder has no images", where=path, got=note and note.text, expected=expected)
     return images
+
+
+def _is_input(name: str) -> bool:
+    return is_image_name(name) and not is_own_output(name)

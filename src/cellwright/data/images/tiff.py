@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
-from cellwright.core.files import unreadable
+from cellwright.core.files import require_regular, unreadable
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
 from cellwright.core.notes import Note, with_where
 from cellwright.core.text import count
@@ -457,6 +457,7 @@ def open_tiff(path: Path | str) -> tifffile.TiffFile:
     """An open file. Raises `InputError` if it cannot be read, and `FormatError` if it is not a TIFF."""
     import tifffile
 
+    require_regular(path)
     try:
         check_directories(path)
         return tifffile.TiffFile(path)

@@ -161,9 +161,9 @@ def _ome_image(tif: tifffile.TiffFile, ome: OmeImage) -> TiffImage | None:
         files = count(len(ome.elsewhere) + 1, "file")
         text = f"it is one of a set of {files}; only the planes in this file were read"
         notes.append(Note("one file of a set of OME-TIFF files was read by itself", text))
-    if ome.unit:
-        text = f"its pixel size is in the unit {ome.unit!r}, which is not a length, so it is unknown"
-        notes.append(Note("the unit of the pixel size is not known", text))
+    if ome.unknown_size:
+        text = f"its pixel size is {ome.unknown_size}, so it is treated as unknown"
+        notes.append(Note("the stated pixel size cannot be used", text))
     return TiffImage(
         ome.name,
         ome.image_hw,
