@@ -146,8 +146,8 @@ def _kind_of(path: Path) -> str:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
-        if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return f"a link to {os.readlink(path)}, which does not exist"
+        if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR):  # noqa: PTH114 - this never raises
+            return f"a link to {path.readlink()}, which does not exist"
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return "nothing"
         if error.errno == errno.ELOOP:
@@ -325,7 +325,9 @@ def write_text(path: Path | str, text: str) -> None:
     except UnicodeEncodeError as error:
         got = as_utf8(text[max(error.start - 40, 0) : error.end + 40])
         remedy = "rename the file, for example with convmv"
-        raise OutputError("a file name that is not UTF-8 cannot be recorded", where=path, got=got, remedy=remedy) from error
+        raise OutputError(
+            "a file name that is not UTF-8 cannot be recorded", where=path, got=got, remedy=remedy
+        ) from error
     write_bytes(path, content)
 
 

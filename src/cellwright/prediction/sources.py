@@ -84,7 +84,9 @@ def _not_utf8(file: Path) -> InputError | None:
     if as_utf8(file) == str(file):
         return None
     remedy = "rename the file, for example with convmv"
-    return InputError("the name of this file is not UTF-8, so results cannot refer to it", where=as_utf8(file), remedy=remedy)
+    return InputError(
+        "the name of this file is not UTF-8, so results cannot refer to it", where=as_utf8(file), remedy=remedy
+    )
 
 
 def seen_by(predictor: Predictor, image: Image, channel: ChannelChoice | None = None) -> Image:

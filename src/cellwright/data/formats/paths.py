@@ -503,7 +503,7 @@ def unannotated_note(dataset: Dataset) -> Note | None:
 
 
 def output_path(out: Path, sample_id: str, ending: str) -> Path:
-    """``out/<sample id><ending>``; `OutputError` if the id would lead outside ``out``. See `short_name` for long ids."""
+    """``out/<sample id><ending>``, shortened if it is long; `OutputError` if the id would lead outside ``out``."""
     relative = PurePosixPath(sample_id.replace("\\", "/"))
     if (
         not sample_id
