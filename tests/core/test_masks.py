@@ -215,3 +215,44 @@ def test_wrong_sizes_are_refused() -> None:
         MaskSet.from_label_map(np.array([[-1]]))
     with pytest.raises(FormatError, match="at least 3 vertices"):
         MaskSet.from_polygons([[[[(0, 0), (1, 1)]]]], (3, 4))
+
+
+BIG = 2**33
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MaskSet.from_rle([{"size": [1, BIG], "counts": [2**32 + 5, 3, BIG - 2**32 - 8]}], (1, BIG)),
+        lambda: MaskSet.from_rle([{"size": [4, 4], "counts": [8, 2**62, 2**62, 2**62, 2**62 - 8, 16]}], (4, 4)),
+        lambda: MaskSet.from_rle([{"size": None, "counts": [16]}], (4, 4)),
+        lambda: MaskSet.from_rle([{"size": [10**4] * 2, "counts": [0, 1, 10**8 - 2, 1]}] * 200, (10**4, 10**4)),
+        lambda: MaskSet.from_polygons([[[np.array([[0, 0], [9000, 0], [0, 9000]])]]] * 100, (9000, 9000)),
+        lambda: MaskSet.from_polygons([[[np.array([[0, 0], [1000, 9], [0, 9]] * 10_000)]]], (10, 1000)),
+        lambda: MaskSet.from_coco_polygons([[[0, 0, 1000, 9, 0, 9] * 10_000]], (10, 1000)),
+        lambda: MaskSet.from_crops(np.array([[2**32, 0, 2**32 + 2, 2]]), [np.ones((2, 2))], (4, 4)),
+        lambda: MaskSet.from_flat((4, 4), np.array([[0, 0, 2, 2]]), np.array([-4, 0]), np.ones(0, np.uint8)),
+        lambda: MaskSet((4, 4), np.array([[0, 0, 9, 9]], np.int32), np.array([0, 81]), np.ones(81, np.uint8)),
+        lambda: SoftMasks((4, 4), np.array([[0, 0, 2, 2]]), np.array([0, 4]), np.ones(3, np.uint8)),
+        lambda: MaskSet.from_dense(np.ones((1, 2, 2))).to_layers(np.array([2**31])),
+        lambda: MaskSet.from_dense(np.ones((1, 2, 2))).union(np.zeros(3)),
+        lambda: MaskSet.from_dense(np.ones((1, 2, 2))).resize((2**30, 2)),
+        lambda: MaskSet.empty((2**24, 2**24)).to_label_map(),
+    ],
+)
+def test_sizes_out_of_range_are_refused_before_a_loop_runs(make) -> None:
+    with pytest.raises(InputError):
+        make()
+
+
+def test_labels_beyond_int32_keep_their_numbers() -> None:
+    labels = np.array([[0, 2**32 - 1], [2**31 + 7, 0]], np.uint32)
+    masks, ids = MaskSet.from_label_map(labels)
+    assert ids.tolist() == [2**31 + 7, 2**32 - 1]
+    np.testing.assert_array_equal(masks.to_label_map(ids), labels)
+
+
+def test_many_polygons_far_apart_are_one_object() -> None:
+    corners = [(x, y) for x in (0, 9990) for y in (0, 9990)]
+    object_ = [[np.array([[x, y], [x + 4, y], [x + 4, y + 4], [x, y + 4]])] for x, y in corners]
+    assert MaskSet.from_polygons([object_], (10_000, 10_000)).areas.tolist() == [64]

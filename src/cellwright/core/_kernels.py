@@ -205,22 +205,8 @@ def first_fit_layers(n, i, j):
 
 
 @njit(cache=True)
-def unite(group, n_groups, boxes, offsets, crops):
-    """Boxes, offsets and crops of the union of the objects of each group; ``group`` (N,) is 0-based."""
-    out_boxes = np.zeros((n_groups, 4), np.int32)
-    for i in range(group.size):
-        box, out = boxes[i], out_boxes[group[i]]
-        if box[2] == box[0]:
-            continue
-        if out[2] == out[0]:
-            out[:] = box
-        else:
-            out[0], out[1] = min(out[0], box[0]), min(out[1], box[1])
-            out[2], out[3] = max(out[2], box[2]), max(out[3], box[3])
-    starts = np.zeros(n_groups + 1, np.int64)
-    for g in range(n_groups):
-        area = np.int64(out_boxes[g, 2] - out_boxes[g, 0]) * (out_boxes[g, 3] - out_boxes[g, 1])
-        starts[g + 1] = starts[g] + area
+def unite(group, out_boxes, starts, boxes, offsets, crops):
+    """Crops of the union of the objects of each group; ``group`` (N,) is 0-based, ``out_boxes`` enclose its objects."""
     out_crops = np.zeros(starts[-1], np.uint8)
     for i in range(group.size):
         g = group[i]
@@ -231,7 +217,7 @@ def unite(group, n_groups, boxes, offsets, crops):
             for x in range(boxes[i, 0], boxes[i, 2]):
                 out_crops[row + x] |= crops[at]
                 at += 1
-    return out_boxes, starts, out_crops
+    return out_crops
 
 
 @njit(cache=True)

@@ -14,7 +14,7 @@ IMAGEJ_SHIFT_PX = 1e-8
 def _components(crop, height, width):
     """4-connected components of a flat crop, numbered from 1; 0 is background."""
     parts = np.zeros(crop.size, np.int32)
-    stack = np.empty(crop.size, np.int64)
+    stack = np.empty(64, np.int64)
     count = 0
     for seed in range(crop.size):
         if crop[seed] == 0 or parts[seed] != 0:
@@ -26,6 +26,8 @@ def _components(crop, height, width):
             top -= 1
             p = stack[top]
             y, x = p // width, p % width
+            if top + 4 > stack.size:
+                stack = np.concatenate((stack, np.empty_like(stack)))
             for q, inside in ((p - width, y > 0), (p + width, y < height - 1), (p - 1, x > 0), (p + 1, x < width - 1)):
                 if inside and crop[q] != 0 and parts[q] == 0:
                     parts[q] = count
@@ -49,7 +51,7 @@ def trace(crop, height, width):
     used, visited_at = np.zeros((height + 1) * grid, np.uint8), np.full((height + 1) * grid, -1, np.int32)
     vertices = np.empty((64, 2), np.int32)
     starts, owner, n_rings = np.zeros(16, np.int64), np.zeros(16, np.int32), 0
-    walk = np.empty((4 * crop.size + 4, 2), np.int32)
+    walk = np.empty((64, 2), np.int32)
     for y in range(height):
         for x in range(width):
             p = y * width + x
@@ -73,6 +75,8 @@ def trace(crop, height, width):
                             visited_at[walk[k, 1] * grid + walk[k, 0]] = -1
                         n = first + 1
                     else:
+                        if n == walk.shape[0]:
+                            walk = np.concatenate((walk, np.empty_like(walk)))
                         visited_at[v] = n
                         walk[n, 0], walk[n, 1] = cx, cy
                         n += 1
@@ -127,28 +131,56 @@ def fill(x0, y0, x1, y1, points, ring_starts, polygon_starts, like_imagej):
     rings ``polygon_starts[q]:polygon_starts[q + 1]``. A centre on a left or top edge is inside, one on a right or
     bottom edge outside; with ``like_imagej`` the other way round.
     """
-    shift = IMAGEJ_SHIFT_PX if like_imagej else 0.0
     height, width = y1 - y0, x1 - x0
     crop = np.zeros(height * width, np.uint8)
-    crossings = np.empty(points.shape[0], np.float64)
     for q in range(polygon_starts.size - 1):
-        for row in range(height):
-            centre, n = y0 + row + 0.5, 0
-            for r in range(polygon_starts[q], polygon_starts[q + 1]):
-                first, last = ring_starts[r], ring_starts[r + 1]
-                for k in range(first, last):
-                    a, b = points[k], points[k + 1 if k + 1 < last else first]
-                    if like_imagej:
-                        crosses = (a[1] < centre) != (b[1] < centre)
-                    else:
-                        crosses = (a[1] <= centre) != (b[1] <= centre)
-                    if crosses:
-                        crossings[n] = a[0] + (centre - a[1]) / (b[1] - a[1]) * (b[0] - a[0]) + shift
-                        n += 1
-            crossings[:n].sort()
-            for k in range(0, n - 1, 2):
-                left = max(int(np.ceil(min(max(crossings[k] - x0 - 0.5, 0.0), float(width)))), 0)
-                right = min(int(np.ceil(min(max(crossings[k + 1] - x0 - 0.5, 0.0), float(width)))), width)
-                for x in range(left, right):
-                    crop[row * width + x] = 1
+        first, last = ring_starts[polygon_starts[q]], ring_starts[polygon_starts[q + 1]]
+        if first == last:
+            continue
+        # The part of the box that the polygon reaches, in rows and columns of the crop.
+        low, high = points[first].copy(), points[first].copy()
+        for k in range(first, last):
+            for axis in range(2):
+                low[axis], high[axis] = min(low[axis], points[k, axis]), max(high[axis], points[k, axis])
+        left, right = _clipped(low[0] - x0 - 1, width), _clipped(high[0] - x0 + 2, width)
+        top, bottom = _clipped(low[1] - y0 - 1, height), _clipped(high[1] - y0 + 2, height)
+        # 1 where the number of crossings to the left of a pixel centre becomes odd or even.
+        toggles = np.zeros((bottom - top, right - left), np.uint8)
+        for r in range(polygon_starts[q], polygon_starts[q + 1]):
+            _toggle(toggles, left, top, x0, y0, width, points[ring_starts[r] : ring_starts[r + 1]], like_imagej)
+        for row in range(bottom - top):
+            at = (row + top) * width + left
+            inside = np.uint8(0)
+            for x in range(right - left):
+                inside ^= toggles[row, x]
+                crop[at + x] |= inside
     return crop
+
+
+@njit(cache=True)
+def _clipped(value, end):
+    """``value`` as an int in 0..end."""
+    return int(min(max(np.floor(value), 0.0), float(end)))
+
+
+@njit(cache=True)
+def _toggle(toggles, left, top, x0, y0, width, ring, like_imagej):
+    """Invert the first pixel to the right of each crossing of a ring with the centre of a row.
+
+    toggles: rows from ``top`` and columns from ``left`` of a crop whose corner is x0, y0.
+    """
+    shift = IMAGEJ_SHIFT_PX if like_imagej else 0.0
+    rows, columns = toggles.shape
+    for k in range(ring.shape[0]):
+        a, b = ring[k], ring[k + 1 if k + 1 < ring.shape[0] else 0]
+        # One row more on either side, because the subtraction may round.
+        start = _clipped(min(a[1], b[1]) - y0 - top - 1.5, rows)
+        end = _clipped(max(a[1], b[1]) - y0 - top + 1.5, rows)
+        for row in range(start, end):
+            centre = y0 + top + row + 0.5
+            crosses = (a[1] < centre) != (b[1] < centre) if like_imagej else (a[1] <= centre) != (b[1] <= centre)
+            if crosses:
+                x = a[0] + (centre - a[1]) / (b[1] - a[1]) * (b[0] - a[0]) + shift
+                column = int(np.ceil(min(max(x - x0 - 0.5, 0.0), float(width)))) - left
+                if column < columns:
+                    toggles[row, max(column, 0)] ^= 1

@@ -58,8 +58,8 @@ def encode_runs(height, width, boxes, offsets, crops):
 
 
 @njit(cache=True)
-def decode_runs(height, width, counts, starts):
-    """The first object whose counts are invalid, or -1; then tight boxes, offsets and crops."""
+def boxes_of_runs(height, width, counts, starts):
+    """The first object whose counts are invalid, or -1; then tight boxes and offsets."""
     n = starts.size - 1
     total = np.int64(height) * width
     boxes, offsets = np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64)
@@ -67,8 +67,8 @@ def decode_runs(height, width, counts, starts):
         position, x0, y0, x1, y1 = np.int64(0), width, height, 0, 0
         for k in range(starts[i], starts[i + 1]):
             run = counts[k]
-            if run < 0 or position + run > total:
-                return i, boxes, offsets, np.empty(0, np.uint8)
+            if run < 0 or run > total - position:  # the sum may exceed 64 bits
+                return i, boxes, offsets
             if (k - starts[i]) % 2 == 1 and run > 0:
                 first, last = position // height, (position + run - 1) // height
                 x0, x1 = min(x0, first), max(x1, last + 1)
@@ -79,12 +79,18 @@ def decode_runs(height, width, counts, starts):
                     y0, y1 = 0, height
             position += run
         if position != total:
-            return i, boxes, offsets, np.empty(0, np.uint8)
+            return i, boxes, offsets
         if x1 > x0:
             boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3] = x0, y0, x1, y1
         offsets[i + 1] = offsets[i] + np.int64(boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
-    crops = np.zeros(offsets[n], np.uint8)
-    for i in range(n):
+    return -1, boxes, offsets
+
+
+@njit(cache=True)
+def fill_runs(height, counts, starts, boxes, offsets):
+    """Flat crops of the objects; counts and boxes are those of `boxes_of_runs`."""
+    crops = np.zeros(offsets[-1], np.uint8)
+    for i in range(offsets.size - 1):
         position = np.int64(0)
         box_width = boxes[i, 2] - boxes[i, 0]
         for k in range(starts[i], starts[i + 1]):
@@ -93,7 +99,7 @@ def decode_runs(height, width, counts, starts):
                     x, y = p // height, p % height
                     crops[offsets[i] + (y - boxes[i, 1]) * box_width + x - boxes[i, 0]] = 1
             position += counts[k]
-    return -1, boxes, offsets, crops
+    return crops
 
 
 @njit(cache=True)

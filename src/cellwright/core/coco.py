@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from cellwright.core.errors import FormatError
+from cellwright.core.errors import FormatError, InputError
 from cellwright.core.masks import MaskSet, concat
 
 Annotation = Mapping[str, Any]
@@ -247,19 +247,16 @@ def _decode_masks(
 ) -> MaskSet:
     try:
         return decoder(segmentations, image_hw)
-    except FormatError:
+    except InputError as error:
+        if error.where is None:  # all of them together, such as their number of pixels
+            raise error.at(source) from error
         # Decode one by one to find the invalid annotation, so that the message can name it.
         for annotation, segmentation in zip(annotations, segmentations, strict=True):
             try:
                 decoder([segmentation], image_hw)
-            except FormatError as error:
-                raise FormatError(
-                    error.problem,
-                    where=_place(annotation, source),
-                    got=error.got,
-                    expected=error.expected,
-                    remedy=error.remedy or "export the annotation again, or remove it",
-                ) from error
+            except InputError as alone:
+                remedy = alone.remedy or "export the annotation again, or remove it"
+                raise alone.at(_place(annotation, source), remedy) from error
         raise
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 from cellwright.core.public import public
 
@@ -62,6 +63,16 @@ class CellwrightError(Exception):
         """
         parts = {"problem": self.problem, "where": self.where, "got": self.got, "expected": self.expected}
         return {name: value for name, value in (parts | {"fix": self.remedy}).items() if value is not None}
+
+    def at(self, where: object, remedy: str | None = None) -> Self:
+        """The same error at another place, by default with the same fix.
+
+        >>> print(InputError("the image has no channel", where="object 3").at("a.tif, annotation 7"))
+        the image has no channel
+          where: a.tif, annotation 7
+        """
+        remedy = self.remedy if remedy is None else remedy
+        return type(self)(self.problem, where=where, got=self.got, expected=self.expected, remedy=remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive pickling between worker processes otherwise.

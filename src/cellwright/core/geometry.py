@@ -11,6 +11,34 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cellwright.core.errors import FormatError
+from cellwright.core.memory import check_memory
+
+MAX_SIDE = 1 << 24
+"""Largest height and width of an image, in pixels: float32 boxes hold whole pixels up to here."""
+# If the boxes of its objects cover an image more often than this, the file is damaged or hostile: their masks would
+# take gigabytes. Real cells overlap a few times at most. Below this number of pixels it does not matter.
+_MAX_COVER, _SMALL_PX = 64, 1 << 27
+# Copies of the masks that reading and sorting them makes.
+_COPIES = 3
+
+
+def check_cover(covered_px: float, image_hw: tuple[int, int], where: object = None) -> None:
+    """Raise `FormatError` if the boxes of all objects of an image cover so many pixels that the file cannot be right.
+
+    Raises `InputError` if their masks need more memory than there is.
+    """
+    height, width = image_hw
+    if covered_px > max(_MAX_COVER * height * width, _SMALL_PX):
+        raise FormatError(
+            "the boxes of the objects cover the image too many times",
+            where=where,
+            got=f"{covered_px:.3g} px of boxes on {height} x {width} (height x width)",
+            expected=f"at most {_MAX_COVER} times the image",
+            remedy="check that the outlines belong to this image",
+        )
+    check_memory(_COPIES * covered_px, "the masks of this image", where=where)
+
 
 class Window(NamedTuple):
     """A rectangle of pixels, half open.

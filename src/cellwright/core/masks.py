@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +11,12 @@ import numpy as np
 
 from cellwright.core import polygons, rle
 from cellwright.core.errors import InputError
-from cellwright.core.geometry import overlapping_pairs
+from cellwright.core.geometry import MAX_SIDE, overlapping_pairs
+from cellwright.core.memory import check_memory
 from cellwright.core.public import public
 from cellwright.core.text import count
 
 Index = np.ndarray | slice | Sequence[int]
-
-_MAX_LABEL = 2**32 - 1  # of a label array, uint32
 
 
 @public
@@ -30,8 +30,9 @@ class MaskSet:
     crops: flat uint8 array of 0 and 1.
 
     Masks may overlap, have holes, and consist of several parts. Two sets are equal if their image sizes and pixels
-    are equal. Use a constructor below, which checks its arguments and makes the boxes tight; the class itself checks
-    nothing. Indexing with an index array, a bool array or a slice gives the chosen masks.
+    are equal. Use a constructor below, which makes the boxes tight; the class itself only checks that boxes, offsets
+    and crops fit together, on which the compiled loops rely. Indexing with an index array, a bool array or a slice
+    gives the chosen masks.
 
     >>> masks, ids = MaskSet.from_label_map(np.array([[0, 7, 7], [0, 0, 2]]))
     >>> masks, ids
@@ -44,6 +45,9 @@ class MaskSet:
     boxes: np.ndarray
     offsets: np.ndarray
     crops: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_layout(self.image_hw, self.boxes, self.offsets, self.crops)
 
     # --- constructors -------------------------------------------------------------------------------------------
 
@@ -60,27 +64,7 @@ class MaskSet:
         does not match the boxes.
         """
         image_hw, boxes, offsets = _checked_hw(image_hw), _int_boxes(boxes), np.ascontiguousarray(offsets, np.int64)
-        height, width = image_hw
-        sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
-        outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height) | (sides < 0).any(1)
-        if outside.any():
-            k = int(np.flatnonzero(outside)[0])
-            raise InputError(
-                "a mask extends beyond its image",
-                where=f"object {k}",
-                got=f"box {boxes[k].tolist()}",
-                expected=f"inside {width} x {height} (width x height)",
-            )
-        if (
-            offsets.shape != (len(boxes) + 1,)
-            or not np.array_equal(np.diff(offsets), sides.prod(1))
-            or crops.size != offsets[-1]
-        ):
-            raise InputError(
-                "the size of the mask data does not match the boxes",
-                got=count(crops.size, "byte"),
-                expected=count(int(sides.prod(1).sum()), "byte"),
-            )
+        _check_layout(image_hw, boxes, offsets, crops)
         return MaskSet(image_hw, *_kernels().tighten(boxes, offsets, _bytes(crops)))
 
     @staticmethod
@@ -187,14 +171,8 @@ class MaskSet:
         fit uint32.
         """
         values = np.arange(1, len(self) + 1) if ids is None else self._checked_ids(ids)
-        if len(values) and values.max() > _MAX_LABEL:
-            raise InputError(
-                "an object id is too large for a label array",
-                got=int(values.max()),
-                expected=f"at most {_MAX_LABEL} (uint32)",
-                remedy="number the objects from 1",
-            )
-        canvas = np.zeros(self.image_hw, np.uint32)
+        _check_largest(values, np.uint32)
+        canvas = _canvas(self.image_hw, np.uint32)
         _kernels().paint(canvas, values.astype(np.uint32), self.boxes, self.offsets, self.crops)
         return canvas
 
@@ -203,7 +181,8 @@ class MaskSet:
         values = np.arange(1, len(self) + 1) if ids is None else self._checked_ids(ids)
         i, j, _ = self.intersections(self)
         layer_of = _kernels().first_fit_layers(len(self), i, j)
-        canvas = np.zeros((int(layer_of.max(initial=0)) + 1, *self.image_hw), np.int32)
+        _check_largest(values, np.int32)
+        canvas = _canvas((int(layer_of.max(initial=0)) + 1, *self.image_hw), np.int32)
         _kernels().paint_layers(canvas, layer_of, values.astype(np.int32), self.boxes, self.offsets, self.crops)
         return canvas, layer_of
 
@@ -225,14 +204,14 @@ class MaskSet:
 
     def to_dense(self) -> np.ndarray:
         """Dense masks (N, H, W) bool. They take N times the memory of the image; cellwright itself never needs them."""
-        dense = np.zeros((len(self), *self.image_hw), bool)
+        dense = _canvas((len(self), *self.image_hw), np.bool_)
         for i, (x0, y0, x1, y1) in enumerate(self.boxes):
             dense[i, y0:y1, x0:x1] = self.crop(i)
         return dense
 
     def foreground(self) -> np.ndarray:
         """The union of all masks, (H, W) bool."""
-        canvas = np.zeros(self.image_hw, np.uint8)
+        canvas = _canvas(self.image_hw, np.uint8)
         _kernels().paint(canvas, np.ones(len(self), np.uint8), self.boxes, self.offsets, self.crops)
         return canvas.view(bool)
 
@@ -313,15 +292,21 @@ class MaskSet:
     def union(self, groups: np.ndarray) -> MaskSet:
         """The union of the masks of each group: one mask per distinct value of ``groups`` (N,), ascending."""
         values, group = np.unique(groups, return_inverse=True)
-        united = _kernels().unite(group.astype(np.int64), values.size, self.boxes, self.offsets, self.crops)
-        return MaskSet(self.image_hw, *united)
+        if group.shape != (len(self),):
+            raise InputError("each mask needs one group", got=count(group.size, "group"), expected=len(self))
+        boxes = _united_boxes(group, values.size, self.boxes)
+        offsets = _offsets(boxes)
+        check_memory(float(offsets[-1]), "the union of these masks")
+        crops = _kernels().unite(group.astype(np.int64), boxes, offsets, self.boxes, self.offsets, self.crops)
+        return MaskSet(self.image_hw, boxes, offsets, crops)
 
     # --- geometry -----------------------------------------------------------------------------------------------
 
     def window(self, y0: int, x0: int, y1: int, x1: int) -> MaskSet:
         """The masks cropped to a window, as masks of an image of that size. N stays: a mask outside becomes empty."""
+        window_hw = _checked_hw((y1 - y0, x1 - x0))
         cut = _kernels().cut_window(x0, y0, x1, y1, self.boxes, self.offsets, self.crops)
-        return MaskSet(_checked_hw((y1 - y0, x1 - x0)), *_kernels().tighten(*cut))
+        return MaskSet(window_hw, *_kernels().tighten(*cut))
 
     def shift(self, dy: int, dx: int, image_hw: tuple[int, int]) -> MaskSet:
         """The masks moved down by dy and right by dx in an image of size ``image_hw``; parts outside are cut off."""
@@ -340,6 +325,7 @@ class MaskSet:
     def resize(self, image_hw: tuple[int, int]) -> MaskSet:
         """The masks resized by nearest-neighbour sampling at pixel centres. Small masks may become empty."""
         (old_h, old_w), (new_h, new_w) = self.image_hw, _checked_hw(image_hw)
+        check_memory(self.crops.size * (new_h / old_h) * (new_w / old_w), "the resized masks")
         parts = _kernels().resize_nearest(old_h, old_w, new_h, new_w, self.boxes, self.offsets, self.crops)
         return MaskSet((new_h, new_w), *_kernels().tighten(*parts))
 
@@ -388,6 +374,9 @@ class SoftMasks:
     offsets: np.ndarray
     probs: np.ndarray
 
+    def __post_init__(self) -> None:
+        _check_layout(self.image_hw, self.boxes, self.offsets, self.probs)
+
     def __len__(self) -> int:
         return len(self.boxes)
 
@@ -430,13 +419,71 @@ def _kernels() -> Any:
 
 def _checked_hw(image_hw: Sequence[int]) -> tuple[int, int]:
     height, width = int(image_hw[0]), int(image_hw[1])
-    if height <= 0 or width <= 0:
-        raise InputError("invalid image size", got=f"{height} x {width}", expected="height and width of at least 1")
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        expected = f"height and width of 1 to {MAX_SIDE}"
+        raise InputError("invalid image size", got=f"{height} x {width}", expected=expected)
     return height, width
 
 
 def _int_boxes(boxes: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(boxes).reshape(-1, 4), np.int32)
+    boxes = np.asarray(boxes).reshape(-1, 4)
+    far = ~((boxes >= -MAX_SIDE) & (boxes <= MAX_SIDE)).all(1)
+    if far.any():
+        k = int(np.flatnonzero(far)[0])
+        expected = f"whole pixels, at most {MAX_SIDE}"
+        raise InputError("a box is out of range", where=f"object {k}", got=boxes[k].tolist(), expected=expected)
+    return np.ascontiguousarray(boxes, np.int32)
+
+
+def _check_layout(image_hw: tuple[int, int], boxes: np.ndarray, offsets: np.ndarray, flat: np.ndarray) -> None:
+    """`InputError` unless the boxes lie in the image, and offsets and flat data have the sizes of the boxes.
+
+    The compiled loops read and write where these say, without looking at the ends of the arrays.
+    """
+    height, width = image_hw
+    sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
+    outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height) | (sides < 0).any(1)
+    if outside.any():
+        k = int(np.flatnonzero(outside)[0])
+        raise InputError(
+            "a mask extends beyond its image",
+            where=f"object {k}",
+            got=f"box {boxes[k].tolist()}",
+            expected=f"inside {width} x {height} (width x height)",
+        )
+    fits = offsets.shape == (len(boxes) + 1,) and offsets[0] == 0 and flat.shape == (offsets[-1],)
+    if not fits or not np.array_equal(np.diff(offsets), sides[:, 0] * sides[:, 1]):
+        raise InputError(
+            "the size of the mask data does not match the boxes",
+            got=count(flat.size, "byte"),
+            expected=count(int(sides.prod(1).sum()), "byte"),
+        )
+
+
+def _check_largest(ids: np.ndarray, dtype: type[np.integer]) -> None:
+    largest = np.iinfo(dtype).max
+    if len(ids) and ids.max() > largest:
+        raise InputError(
+            "an object id is too large for a label array",
+            got=int(ids.max()),
+            expected=f"at most {largest} ({dtype.__name__})",
+            remedy="number the objects from 1",
+        )
+
+
+def _canvas(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """An array of zeros; `InputError` if it needs more memory than there is."""
+    check_memory(math.prod(shape) * np.dtype(dtype).itemsize, "an array of the size of this image")
+    return np.zeros(shape, dtype)
+
+
+def _united_boxes(group: np.ndarray, n_groups: int, boxes: np.ndarray) -> np.ndarray:
+    """The box (G, 4) int32 around the boxes of each group."""
+    filled = boxes[:, 2] > boxes[:, 0]
+    low, high = np.full((n_groups, 2), MAX_SIDE, np.int32), np.zeros((n_groups, 2), np.int32)
+    np.minimum.at(low, group[filled], boxes[filled, :2])
+    np.maximum.at(high, group[filled], boxes[filled, 2:])
+    return np.concatenate([np.minimum(low, high), high], axis=1)
 
 
 def _offsets(boxes: np.ndarray) -> np.ndarray:
@@ -464,7 +511,8 @@ def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest, smallest = (int(labels.max()), int(labels.min())) if labels.size else (0, 0)
     if smallest < 0:
         raise InputError("labels must not be negative", got=smallest, expected="0 for background, positive object ids")
-    if largest <= 4 * labels.size:  # a table with one entry per possible label is cheap
+    # A table with one entry of 24 bytes per possible label is cheap.
+    if largest <= min(labels.size // 8 + 65_536, 2**31 - 1):
         return np.ascontiguousarray(labels, np.int32), np.arange(1, largest + 1)
     values, dense = np.unique(labels, return_inverse=True)
     dense = dense.reshape(labels.shape).astype(np.int32) + (values[0] != 0)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from cellwright.core.errors import FormatError
+from cellwright.core.geometry import box_areas, check_cover
+from cellwright.core.text import count
 
 Ring = np.ndarray | Sequence[Sequence[float]]
 Polygon = Sequence[Ring]
 MultiPolygon = Sequence[Polygon]
+
+# Pixels along one outline, and along all outlines of an image. The outline of a cell has hundreds.
+_MAX_LENGTH, _MAX_TOTAL_LENGTH = 1 << 23, 1 << 26
 
 
 def trace_crop(crop: np.ndarray, box: np.ndarray) -> list[list[np.ndarray]]:
@@ -51,23 +57,62 @@ def fill_objects(
     """
     from cellwright.core import _polygon_kernels
 
-    height, width = image_hw
-    boxes, crops = np.zeros((len(objects), 4), np.int32), []
-    for k, polygons in enumerate(objects):
-        rings = [_checked_ring(ring, k) for polygon in polygons for ring in polygon]
-        if not rings:
-            continue
-        points = np.concatenate(rings)
-        low = np.floor(points.min(0)).clip(0, (width, height)).astype(np.int64)
-        high = np.ceil(points.max(0)).clip(0, (width, height)).astype(np.int64)
-        ring_starts = np.cumsum([0] + [len(ring) for ring in rings])
-        polygon_starts = np.cumsum([0] + [len(polygon) for polygon in polygons])
-        boxes[k] = *low, *np.maximum(low, high)
-        x0, y0, x1, y1 = boxes[k].tolist()
-        crops.append(_polygon_kernels.fill(x0, y0, x1, y1, points, ring_starts, polygon_starts, like_imagej))
+    parts = [[_checked_ring(ring, k) for polygon in polygons for ring in polygon] for k, polygons in enumerate(objects)]
+    check_lengths(ring for rings in parts for ring in rings)
+    boxes = np.zeros((len(objects), 4), np.int32)
+    for k, rings in enumerate(parts):
+        if rings:
+            boxes[k] = _box_around(rings, image_hw)
     sides = boxes[:, 2:].astype(np.int64) - boxes[:, :2]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sides.prod(1))])
-    return boxes, offsets, np.concatenate(crops) if crops else np.zeros(0, np.uint8)
+    check_cover(_covered(objects, parts, boxes, image_hw), image_hw)
+    crops = np.empty(int(offsets[-1]), np.uint8)
+    for k, (polygons, rings) in enumerate(zip(objects, parts, strict=True)):
+        if rings:
+            x0, y0, x1, y1 = boxes[k].tolist()
+            ring_starts = np.cumsum([0] + [len(ring) for ring in rings])
+            polygon_starts = np.cumsum([0] + [len(polygon) for polygon in polygons])
+            points = np.concatenate(rings)
+            filled = _polygon_kernels.fill(x0, y0, x1, y1, points, ring_starts, polygon_starts, like_imagej)
+            crops[offsets[k] : offsets[k + 1]] = filled
+    return boxes, offsets, crops
+
+
+def check_lengths(rings: Iterable[np.ndarray]) -> None:
+    """Raise `FormatError` if the outlines (n, 2) of an image are so long that tracing them would take minutes."""
+    total = 0.0
+    for ring in rings:
+        length = float(np.abs(np.diff(ring, axis=0)).max(axis=1, initial=0.0).sum())
+        total += length
+        if length > _MAX_LENGTH or total > _MAX_TOTAL_LENGTH:
+            raise FormatError(
+                "an outline is too long" if length > _MAX_LENGTH else "the outlines of this image are too long",
+                got=f"{max(length, total):.3g} px around {count(len(ring), 'vertex')}",
+                expected=f"at most {_MAX_LENGTH:.3g} px per outline, {_MAX_TOTAL_LENGTH:.3g} px per image",
+                remedy="simplify the outlines, or check that they are those of cells",
+            )
+
+
+def _covered(
+    objects: Sequence[MultiPolygon], parts: Sequence[Sequence[np.ndarray]], boxes: np.ndarray, image_hw: tuple[int, int]
+) -> float:
+    """Pixels in the boxes of all polygons, each of which is filled for itself."""
+    total = float(box_areas(boxes).sum())
+    for polygons, rings in zip(objects, parts, strict=True):
+        starts = np.cumsum([0] + [len(polygon) for polygon in polygons])
+        if len(polygons) > 1:
+            around = [_box_around(rings[a:b], image_hw) for a, b in pairwise(starts) if b > a]
+            total += float(box_areas(np.array(around).reshape(-1, 4)).sum())
+    return total
+
+
+def _box_around(rings: Sequence[np.ndarray], image_hw: tuple[int, int]) -> np.ndarray:
+    """Whole pixels x0, y0, x1, y1 (4,) around the rings of an object, inside the image."""
+    limits = image_hw[::-1]
+    low = np.min([ring.min(0) for ring in rings], axis=0)
+    high = np.max([ring.max(0) for ring in rings], axis=0)
+    low, high = np.floor(low).clip(0, limits), np.ceil(high).clip(0, limits)
+    return np.concatenate([low, np.maximum(low, high)]).astype(np.int32)
 
 
 def _checked_ring(ring: Ring, k: int) -> np.ndarray:

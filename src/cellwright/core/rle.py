@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import FormatError
+from cellwright.core.geometry import check_cover
+from cellwright.core.polygons import check_lengths
 
 Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -44,22 +46,27 @@ def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat
 
     height, width = image_hw
     for k, item in enumerate(objects):
-        if not isinstance(item, dict) or "counts" not in item or list(item.get("size", ())) != [height, width]:
-            got = item.get("size") if isinstance(item, dict) else type(item).__name__
+        if not isinstance(item, dict) or "counts" not in item or not _is_size(item.get("size"), image_hw):
+            got = repr(item.get("size"))[:60] if isinstance(item, dict) else type(item).__name__
             raise FormatError(
                 "an RLE and its image differ in size", where=f"object {k}", got=got, expected=[height, width]
             )
     counts, starts = _all_counts(objects)
-    bad, boxes, offsets, crops = _rle_kernels.decode_runs(height, width, counts, starts)
+    bad, boxes, offsets = _rle_kernels.boxes_of_runs(height, width, counts, starts)
     if bad >= 0:
-        total = int(counts[starts[bad] : starts[bad + 1]].sum())
+        total = sum(counts[starts[bad] : starts[bad + 1]].tolist())
         raise FormatError(
             "the counts of an RLE do not add up to the size of its image",
             where=f"object {bad}",
             got=f"sum {total}",
             expected=f"{height} x {width} = {height * width}, and no negative count",
         )
-    return boxes, offsets, crops
+    check_cover(float(offsets[-1]), image_hw)
+    return boxes, offsets, _rle_kernels.fill_runs(height, counts, starts, boxes, offsets)
+
+
+def _is_size(size: object, image_hw: tuple[int, int]) -> bool:
+    return isinstance(size, list | tuple) and list(size) == list(image_hw)
 
 
 def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tuple[int, int]) -> list[dict[str, Any]]:
@@ -67,6 +74,8 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
     from faster_coco_eval.core import mask as coco_mask
 
     height, width = image_hw
+    # The rasteriser multiplies coordinates by 5 in C integers: clip distant vertices to avoid an overflow.
+    limits = -4 * max(image_hw), 5 * max(image_hw)
     runs: list[dict[str, Any]] = []
     for k, parts in enumerate(objects):
         if not isinstance(parts, (list, tuple)):
@@ -76,6 +85,7 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
                 got=type(parts).__name__,
                 remedy="export the file again: a segmentation is a list of lists x, y, x, y, ...",
             )
+        checked = []
         for part in parts:
             try:
                 xy = np.asarray(part, np.float64) if _is_flat_numbers(part) else np.zeros(0)
@@ -84,13 +94,12 @@ def coco_polygon_runs(objects: Sequence[Sequence[Sequence[float]]], image_hw: tu
             if xy.size < 6 or xy.size % 2 or not np.isfinite(xy).all():
                 expected = "a flat list x, y, x, y, ... of at least 3 vertices, finite numbers"
                 raise FormatError("invalid polygon", where=f"object {k}", got=str(part)[:60], expected=expected)
+            checked.append(xy.reshape(-1, 2).clip(*limits))
         if not parts:
             runs.append({"size": [height, width], "counts": [height * width]})
             continue
-        # The rasteriser multiplies coordinates by 5 in C integers: clip distant vertices to avoid an overflow.
-        limits = -4 * max(image_hw), 5 * max(image_hw)
-        clipped = [np.clip(np.asarray(part, np.float64), *limits).tolist() for part in parts]
-        parts_runs: Any = coco_mask.frPyObjects(clipped, height, width)
+        check_lengths(checked)
+        parts_runs: Any = coco_mask.frPyObjects([ring.ravel().tolist() for ring in checked], height, width)
         runs.append(coco_mask.merge(parts_runs))
     return runs
 

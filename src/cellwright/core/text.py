@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_IRREGULAR = {"class": "classes", "box": "boxes", "nucleus": "nuclei", "index": "indices", "pass": "passes"}
+_IRREGULAR = {
+    "class": "classes",
+    "box": "boxes",
+    "nucleus": "nuclei",
+    "index": "indices",
+    "pass": "passes",
+    "vertex": "vertices",
+}
 _N_NAMED = 3
 
 

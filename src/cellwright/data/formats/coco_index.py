@@ -23,6 +23,7 @@ import numpy as np
 from cellwright.core.coco import whole
 from cellwright.core.errors import FormatError, did_you_mean
 from cellwright.core.files import is_plain_utf8, not_utf8, read_text, write_bytes
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.text import count
 from cellwright.data.formats.coco_quirks import Facts
 from cellwright.data.formats.json_stream import Element, stream_json
@@ -261,9 +262,10 @@ def _checked_image(image: Any, collector: _Collector) -> dict[str, Any]:
         if image.get(field) is None:
             continue
         checked[field] = whole_number(image[field], field, f"{where} ({image['file_name']})")
-        if checked[field] <= 0:
+        if not 0 < checked[field] <= MAX_SIDE:
             place = f"{where} ({image['file_name']})"
-            raise FormatError(f"{field} is not positive", where=place, got=checked[field], expected="a size in pixels")
+            problem = f"{field} is {'too large' if checked[field] > 0 else 'not positive'}"
+            raise FormatError(problem, where=place, got=checked[field], expected=f"pixels, 1 to {MAX_SIDE}")
     return checked
 
 

@@ -30,7 +30,7 @@ from cellwright.core.notes import Note, with_where
 from cellwright.core.polygons import MultiPolygon
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import (
-    check_cover,
+    check_outlines,
     checked_ring,
     class_of_unclassified,
     ids_from_names,
@@ -180,7 +180,9 @@ class LoadFeatures:
         kept = [(feature, class_id) for feature, class_id in kept if class_id is not None]
         features = [feature for feature, _ in kept]
         objects = [_checked_polygons(feature, self.image_hw) for feature in features]
-        check_cover([[ring for rings in polygons for ring in rings] for polygons in objects], self.image_hw, self.path)
+        check_outlines(
+            [[ring for rings in polygons for ring in rings] for polygons in objects], self.image_hw, self.path
+        )
         columns = _columns([_measurements(feature.properties, feature.where) for feature in features])
         scores = columns.pop(SCORE, None)
         if scores is not None and not ((scores >= 0) & (scores <= 1)).all():

@@ -30,6 +30,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import unreadable, write_bytes
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
@@ -37,7 +38,7 @@ from cellwright.core.polygons import MultiPolygon
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import (
-    check_cover,
+    check_outlines,
     checked_ring,
     class_of_unclassified,
     concat_in_order,
@@ -71,7 +72,6 @@ _GROUP = "group "
 _MAX_ROI_BYTES = 1 << 25
 _MAX_ZIP_BYTES = 1 << 29
 _ZIP_TAIL = 65_536 + 22  # the end record and the longest possible comment
-_MAX_SIDE = 1_000_000
 _BROKEN_ROI = (
     ValueError, TypeError, IndexError, KeyError, struct.error, RuntimeError, NotImplementedError, OverflowError,
     MemoryError,
@@ -272,7 +272,7 @@ def _recorded_hw(note: dict[str, Any]) -> tuple[int, int] | None:
     if (
         not isinstance(sides, list)
         or len(sides) != 2
-        or any(type(s) is not int or not 0 < s <= _MAX_SIDE for s in sides)
+        or any(type(s) is not int or not 0 < s <= MAX_SIDE for s in sides)
     ):
         return None
     return sides[0], sides[1]
@@ -449,7 +449,7 @@ class LoadRois:
         is_oval = [roi.roitype == ROI_TYPE.OVAL for roi in rois]
         pairs = list(zip(rois, entries, is_oval, strict=True))
         ringed = [_rings(roi, entry, self.image_hw) for roi, entry, oval in pairs if not oval]
-        check_cover(ringed, self.image_hw, self.files[0])
+        check_outlines(ringed, self.image_hw, self.files[0])
         polygons = MaskSet.from_polygons(
             [[rings] if rings else [] for rings in ringed], self.image_hw, like_imagej=True
         )

@@ -27,12 +27,13 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import first_bytes, plain_suffix, read_json, stem_of
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Format, ReadOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, without_empty
+from cellwright.data.formats.outlines import check_outlines, checked_ring, without_empty
 from cellwright.data.formats.paths import (
     AnnotatedImage,
     ImageFinder,
@@ -161,7 +162,7 @@ class LoadShapes:
         ]
         where = str(self.path)
         rings = [[checked_ring(ring, self.image_hw, where) for ring in item.rings] for item in objects]
-        check_cover([[np.zeros((1, 2)), *parts] for parts in rings], self.image_hw, where)
+        check_outlines([[np.zeros((1, 2)), *parts] for parts in rings], self.image_hw, where)
         masks = MaskSet.from_polygons([[[ring] for ring in parts if len(ring)] for parts in rings], self.image_hw)
         if any(item.masks for item in objects):
             masks = concat([_with_masks(masks[[k]], item.masks) for k, item in enumerate(objects)])
@@ -275,7 +276,7 @@ def _image_hw(content: dict[str, Any], path: Path) -> tuple[int, int] | None:
     sides = content.get("imageHeight"), content.get("imageWidth")
     if None in sides:
         return None
-    if not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side < 1_000_000 for side in sides):
+    if not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= MAX_SIDE for side in sides):
         got = f"imageHeight {sides[0]!r}, imageWidth {sides[1]!r}"
         raise FormatError("the size of the image is malformed", where=path, got=got, expected="whole numbers of pixels")
     return sides  # type: ignore[return-value]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import FormatError
+from cellwright.core.geometry import check_cover
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.notes import Note
@@ -17,11 +18,6 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
 
 _log = logging.getLogger(__name__)
-
-# If the boxes of a file's objects cover the image more often than this, the file is damaged or hostile: filling them
-# would take gigabytes. Real cells overlap a few times at most.
-_MAX_COVER = 64
-_SMALL_PX = 1 << 27
 
 
 def checked_ring(points: object, image_hw: tuple[int, int], where: str) -> np.ndarray:
@@ -54,21 +50,18 @@ def checked_ring(points: object, image_hw: tuple[int, int], where: str) -> np.nd
     return ring if len(ring) >= 3 else np.zeros((0, 2))
 
 
-def check_cover(objects: Sequence[Sequence[np.ndarray]], image_hw: tuple[int, int], where: object) -> None:
-    """`FormatError` if the boxes of the objects, each given as its rings, cover the image too many times."""
+def check_outlines(objects: Sequence[Sequence[np.ndarray]], image_hw: tuple[int, int], where: object) -> None:
+    """`FormatError` if the boxes of the objects, each given as its rings, cover the image too many times.
+
+    Filling them checks that too, but does not know the file.
+    """
     total = 0.0
     for rings in objects:
         points = np.concatenate([ring for ring in rings if len(ring)] or [np.zeros((1, 2))])
         low = points.min(0).clip(0, image_hw[::-1])
         high = points.max(0).clip(0, image_hw[::-1])
         total += float(np.prod(high - low))
-    if total > max(_MAX_COVER * image_hw[0] * image_hw[1], _SMALL_PX):
-        raise FormatError(
-            "the boxes of the objects cover the image too many times",
-            where=where,
-            got=f"{total:.3g} px of boxes on {image_hw[0]} x {image_hw[1]} (height x width)",
-            remedy="check that the outlines belong to this image",
-        )
+    check_cover(total, image_hw, where)
 
 
 def points_inside(ring: np.ndarray, points: np.ndarray) -> np.ndarray:

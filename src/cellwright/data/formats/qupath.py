@@ -16,12 +16,12 @@ import numpy as np
 
 from cellwright.core.errors import FormatError
 from cellwright.core.files import read_json
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.outlines import points_inside
 
 MEMBER = "cellwright"  # beside the features of files that cellwright wrote: name and size of the image
-MAX_SIDE = 1_000_000
 # A feature with more polygons than this is not one object in several parts: CellViT writes one feature per class.
 MAX_PARTS = 10
 # An empty rectangle this many times larger than the detections of its file is a region.

@@ -26,6 +26,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import atomic_path, plain_suffix, stem_of
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.notes import Note
@@ -71,7 +72,6 @@ _ORDERS: dict[str, Order | None] = {
 }
 # What tables write for an image without objects.
 _NO_RUNS = ("", "-1", "nan", "none", "null", "na", "n/a", "[]", "1 0")
-_MAX_SIDE = 1_000_000
 # How many images are examined for masks of whole images, and how many parts these have at least.
 _FOREGROUND_SAMPLE, _MANY_PARTS = 8, 4
 _IMAGE_DEPTH = 4
@@ -387,7 +387,7 @@ def _recorded_hw(rows: list[Row]) -> tuple[int, int] | None:
     if columns is None:
         return None
     height, width = columns
-    sizes = {(row.whole(height, 1, _MAX_SIDE), row.whole(width, 1, _MAX_SIDE)): row for row in rows}
+    sizes = {(row.whole(height, 1, MAX_SIDE), row.whole(width, 1, MAX_SIDE)): row for row in rows}
     if len(sizes) > 1:
         where = list(sizes.values())[1].where
         raise FormatError("one image has two sizes", where=where, got=sorted(sizes), expected="one size")

@@ -26,7 +26,7 @@ from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
-from cellwright.data.formats.outlines import check_cover, checked_ring, points_inside, without_empty
+from cellwright.data.formats.outlines import check_outlines, checked_ring, points_inside, without_empty
 from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
 from cellwright.data.formats.poly2mask import poly2mask
 
@@ -286,7 +286,7 @@ class LoadOutlines:
         outlines = parse(self.path)
         kept = [k for k, name in enumerate(outlines.class_names) if name in self.class_names]
         objects = [self._checked(outlines, k) for k in kept]
-        check_cover(objects, self.image_hw, self.path)
+        check_outlines(objects, self.image_hw, self.path)
         cut = [poly2mask(rings, self.image_hw) for rings in objects]
         boxes = np.array([box for box, _ in cut], np.int32).reshape(-1, 4)
         masks = MaskSet.from_crops(boxes, [crop for _, crop in cut], self.image_hw)

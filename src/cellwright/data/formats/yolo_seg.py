@@ -31,7 +31,7 @@ from cellwright.core.notes import Note
 from cellwright.core.polygons import MultiPolygon
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
-from cellwright.data.formats.outlines import check_cover, without_empty
+from cellwright.data.formats.outlines import check_outlines, without_empty
 from cellwright.data.formats.paths import (
     SPLITS,
     ImageFinder,
@@ -387,7 +387,7 @@ class LoadLines:
             raise FormatError("this file has changed since it was opened", where=self.path, remedy="read it again")
         lines = [line for line in lines if self.class_of[line.class_number] >= 0]
         rings = [[line.outline * self.image_hw[::-1]] for line in lines if line.outline is not None]
-        check_cover(rings, self.image_hw, self.path)
+        check_outlines(rings, self.image_hw, self.path)
         instances = Instances.from_masks(
             MaskSet.from_polygons([[ring] for ring in rings], self.image_hw),
             class_ids=np.array([self.class_of[line.class_number] for line in lines], np.int64),
