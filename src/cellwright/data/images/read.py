@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cellwright.core.errors import InputError
 from cellwright.core.files import UNLISTED, require_regular, walk
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
@@ -20,7 +21,7 @@ from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.source import check_no_stack
-from cellwright.data.images.tiff import Choice, Plane, read_tiff, read_tiff_header
+from cellwright.data.images.tiff import Choice, Plane, damaged_image, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
 
 
@@ -84,11 +85,16 @@ def image_header(path: Path | str) -> ImageHeader:
     if path.suffix.lower() in (*TIFF_SUFFIXES, *PLUGINS):
         is_tiff = path.suffix.lower() in TIFF_SUFFIXES
         tiff = read_tiff_header(path, Choice()) if is_tiff else read_vendor_header(path, Choice())
-        return ImageHeader(tiff.image_hw, tiff.n_channels, tiff.bits)
-    if path.suffix.lower() not in RASTER_SUFFIXES:
+        header = ImageHeader(tiff.image_hw, tiff.n_channels, tiff.bits)
+    elif path.suffix.lower() in RASTER_SUFFIXES:
+        raster = raster_header(path)
+        header = ImageHeader(raster.image_hw, raster.n_channels, raster.bits, raster.orientation)
+    else:
         raise not_an_image(path, IMAGE_SUFFIXES)
-    header = raster_header(path)
-    return ImageHeader(header.image_hw, header.n_channels, header.bits, header.orientation)
+    if not all(0 < side <= MAX_SIDE for side in header.image_hw):
+        height, width = header.image_hw
+        raise damaged_image(path, ValueError(f"a height of {height} and a width of {width}"))
+    return header
 
 
 def image_hw_of(path: Path | str) -> tuple[int, int]:
