@@ -40,22 +40,23 @@ COMMAND_LINE_ONLY = {
     },
     "fuse": {
         **dict.fromkeys(["save", "out", "overwrite"], FILES),
-        **dict.fromkeys(["data", "split", "prefer"], READ),
+        **dict.fromkeys(["data", "split", "prefer", "format"], READ),
         "threshold": "compare with the scores of the result",
         "ignore_classes": "class_agnostic, and objects of one class",
         "device": LOADED,
     },
     "evaluate": {
         **dict.fromkeys(["pictures", "out", "overwrite"], FILES),
+        **dict.fromkeys(["format", "prediction_format", "z", "t", "series"], READ),
         "views": OPTIONS,
         "device": LOADED,
     },
     "measure": {
         **dict.fromkeys(["out", "overwrite"], FILES),
-        **dict.fromkeys(["z", "t", "series", "prefer"], READ),
+        **dict.fromkeys(["z", "t", "series", "prefer", "format"], READ),
     },
-    "train": {"repeat": ONE_RUN},
-    "tune": {},
+    "train": {"repeat": ONE_RUN, **dict.fromkeys(["format", "z", "t", "series"], READ)},
+    "tune": dict.fromkeys(["format", "z", "t", "series"], READ),
 }
 PYTHON_ONLY = {
     "predict_folder": {"reading": "z, t, series and pixel_size in one"},

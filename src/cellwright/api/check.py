@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import check_same, exists_already
 from cellwright.api.read import of_split, read_annotations
+from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.errors import UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
-from cellwright.data.images.reading import Reading
 
 if TYPE_CHECKING:
     from cellwright.data.check import Finding
@@ -40,8 +40,11 @@ class CheckPlan:
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
-    channel: tuple[str, ...] = ()
-    """Name or number of the channel to use, where there are several (default: as the dataset records; else all)."""
+    format: FormatName = None
+    channel: Channel = ()
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
     suspects: int = 20
     """Number of suspicious annotations to list (merged, split, displaced, tiny or open objects); 0 for none."""
     out: Path | None = None
@@ -80,7 +83,7 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.suspects import rank_suspects, write_suspects
 
     is_there = _is_there(plan)
-    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset), plan.split))
+    dataset = of_split(read_annotations(plan.dataset, reading_of(plan), format=plan.format), plan.split)
     if plan.out is not None and not is_there:
         screen.note(f"will write {plan.out} and {plan.out.with_suffix('.png')}")
     if dry_run:

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import exists_already, write_once
 from cellwright.api.read import DATASET_FILE, read_dataset
+from cellwright.api.shared_options import FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.api.sources import find_images_option, separate_images, split_by_name
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError
@@ -22,7 +23,6 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.reading import Reading
-from cellwright.data.images.tiff import Plane
 
 FAILED = "this image was not converted"
 
@@ -35,8 +35,7 @@ class ConvertPlan:
     sources: tuple[Path, ...]
     """Folders or files to read; several are merged. Image files given here are the images of the annotations."""
     _: KW_ONLY
-    format: str | None = None
-    """Name of the format; detected by default."""
+    format: FormatName = None
     classes: tuple[str, ...] | None = None
     """Class names, for formats without them; for other formats, the classes to keep."""
     images: Path | None = None
@@ -56,11 +55,11 @@ class ConvertPlan:
     no_objects: bool = False
     """Accept sources in which no image has an object."""
     channel: tuple[str, ...] = ()
-    """Name or number of the channel that the dataset is about, where there are several; the dataset records it."""
-    z: Plane | None = None
-    """Plane of stacks, counted from 0, or max or mean; the dataset records it."""
-    t: int | None = None
-    """Time point, counted from 0; the dataset records it."""
+    """Name or number of the channel that the dataset is about, where there are several; the dataset records it, and
+    also `z`, `t` and `series`."""
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
     copy_images: bool = False
     """Copy the images into the dataset instead of referring to them."""
     out: Path = Path("work/dataset")
@@ -94,6 +93,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         nucleus=plan.nucleus,
         prefer=plan.prefer,
         no_objects=plan.no_objects,
+        series=plan.series,
         track=screen.track,
     )
     read_parts = [without_conflicts(read(source, options, format=plan.format)) for source in sources]
@@ -113,7 +113,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
             got="0 images",
             remedy="give a folder or file in one of the formats of docs/formats.md",
         )
-    dataset = _with_reading(dataset, Reading(plan.channel, plan.z, plan.t))
+    dataset = _with_reading(dataset, reading_of(plan))
     for line in summarise(dataset.notes):
         screen.note(line)
     dataset, counts = _counted(dataset)
@@ -162,10 +162,13 @@ def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, tuple[int, int]]]:
 
 def _with_reading(dataset: Dataset, reading: Reading) -> Dataset:
     """The dataset that records the choice, which is tried on its first image."""
+    dataset = reading.recorded_in(dataset)
+    reading = Reading.recorded(dataset.info)
     first = next((sample.image_path for sample in dataset if sample.image_path is not None), None)
-    if reading != Reading() and first is not None:
-        reading.chosen(first)
-    return reading.recorded_in(dataset)
+    if first is not None:
+        reading.check(first)
+        reading.chosen(first) if reading.channels else None
+    return dataset
 
 
 def summary_line(dataset: Dataset) -> str:

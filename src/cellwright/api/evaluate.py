@@ -14,8 +14,9 @@ from cyclopts import Parameter
 from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import OutputFolder
-from cellwright.api.paths import content_of, is_model, read_ground_truth, read_objects, short_names
+from cellwright.api.paths import HowToRead, content_of, is_model, read_ground_truth, read_objects, short_names
 from cellwright.api.predict import model_notes
+from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
 from cellwright.core.events import plain
@@ -51,11 +52,15 @@ class EvaluatePlan:
     _: KW_ONLY
     data: Path
     """Ground truth: a dataset folder, or anything else that `data convert` reads."""
+    format: FormatName = None
     split: str | None = None
     """Only this split of the ground truth."""
-    channel: tuple[str, ...] = ()
-    """Name or number of the channel, where there are several, for a model that predicts first (default: as the dataset
-    or the model records)."""
+    channel: Channel = ()
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
+    prediction_format: str | None = None
+    """Format of the predictions; detected by default."""
     metrics: tuple[str, ...] = ()
     """Metrics to compute, such as coco_ap, pq or aji (default: all)."""
     pictures: int | Literal["all"] = 12
@@ -125,8 +130,8 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
         raise UsageError("invalid number of predictions", got=got, expected="one, or two to compare")
     parse_metrics(plan.metrics or None)
     _check_options(plan)
-    truth = read_ground_truth(plan.data, plan.predictions, screen.track, plan.prefer)
-    truth = Reading(plan.channel).recorded_in(truth)
+    truth = read_ground_truth(plan.data, plan.predictions, _how(plan, screen, format=plan.format))
+    truth = reading_of(plan).recorded_in(truth)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
     output = OutputFolder(plan.out, MARKER, _request(plan, part, screen), overwrite=plan.overwrite)
@@ -158,7 +163,7 @@ def _request(plan: EvaluatePlan, part: Dataset, screen: ProgressReporter) -> dic
     """What identifies the evaluation: the content of predictions and ground truth, and the options."""
     from cellwright.data.identity import Identity
 
-    elsewhere = ("predictions", "data", "device", "out", "overwrite")
+    elsewhere = ("predictions", "data", "format", "device", "out", "overwrite")
     options = {
         field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name not in elsewhere
     }
@@ -168,6 +173,15 @@ def _request(plan: EvaluatePlan, part: Dataset, screen: ProgressReporter) -> dic
         "the ground truth": Identity.of(part, track=screen.track).digest,
         "options": plain(options),
     }
+
+
+def _how(
+    plan: EvaluatePlan,
+    screen: ProgressReporter,
+    format: str | None,  # noqa: A002
+    option: str = "format",
+) -> HowToRead:
+    return HowToRead(plan.prefer, format, option, plan.series, screen.track)
 
 
 def _check_options(plan: EvaluatePlan) -> None:
@@ -191,7 +205,7 @@ def _open(
         for note in model_notes(model, [model], plan.views):
             screen.note(note)
         return model
-    predicted = read_objects(path, truth, screen.track, plan.prefer)
+    predicted = read_objects(path, _how(plan, screen, format=plan.prediction_format, option="prediction_format"), truth)
     if plan.score is not None:
         predicted = with_threshold(predicted, plan.score)
     return pair_datasets(str(path), predicted, truth, part, ignore_classes=plan.ignore_classes)
@@ -350,7 +364,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     threshold = None if score is None else check_threshold(score, name="score")
     path = Path(predictions) if isinstance(predictions, str | os.PathLike) else None
     model = _as_model(predictions, path)
-    annotated = _objects(truth, "truth", lambda own: read_ground_truth(own, [path or own], prefer=prefer))
+    annotated = _objects(truth, "truth", lambda own: read_ground_truth(own, [path or own], HowToRead(prefer)))
     annotated = above_threshold(annotated) if isinstance(annotated, Dataset) else annotated
     part = _part(annotated, split)
     images = annotated if isinstance(annotated, Dataset) else None
@@ -359,7 +373,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     elif channel is not None:
         raise UsageError("`channel` needs a model that predicts", got=repr(predictions), remedy="omit `channel`")
     else:
-        predicted = _objects(predictions, "predictions", lambda own: read_objects(own, images, prefer=prefer))
+        predicted = _objects(predictions, "predictions", lambda own: read_objects(own, HowToRead(prefer), images))
     if threshold is not None and isinstance(predicted, Dataset):
         predicted = with_threshold(predicted, threshold)
     if isinstance(predicted, Dataset) and isinstance(annotated, Dataset) and isinstance(part, Dataset):

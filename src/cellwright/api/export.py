@@ -11,6 +11,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from cellwright.api.outputs import exists_already, write_once
+from cellwright.api.shared_options import FormatName
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
@@ -34,6 +35,7 @@ class ExportPlan:
     """Format, such as coco_results."""
     out: Path
     """File or folder to write; .zip packs a submission."""
+    format: FormatName = None
     images: Path | None = None
     """Folder or dataset of the images, for predictions that do not record the sizes of their images."""
     prefer: Prefer | None = None
@@ -100,7 +102,7 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     is_there = _is_there(plan.out, overwrite=plan.overwrite)
     reading = ReadOptions(require_images=False, prefer=plan.prefer, track=screen.track)
     images = None if plan.images is None else sniff(plan.images).read(plan.images, reading)
-    dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images))
+    dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images), format=plan.format)
     for line in summarise(dataset.notes):
         screen.note(line)
     threshold = 0.0 if plan.to in RANKED else score_threshold_of(dataset)

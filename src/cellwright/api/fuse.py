@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 
 from cellwright.api.inputs import ObjectsLike, as_instances, is_list
 from cellwright.api.models import Model, joined_tuning, load_model
-from cellwright.api.paths import LIST_FORMATS, content_of, is_model, read_objects, short_names
+from cellwright.api.paths import LIST_FORMATS, HowToRead, content_of, is_model, read_objects, short_names
 from cellwright.api.predict import files_written, pictures
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
@@ -83,6 +83,8 @@ class FusePlan:
     """Dataset or folder with the images: for predictions that do not name theirs, or to fuse only these images."""
     split: Annotated[str | None, Parameter(group=INPUTS)] = None
     """Only this split of `data`."""
+    format: Annotated[str | None, Parameter(group=INPUTS)] = None
+    """Format of the predictions; detected by default."""
     prefer: Annotated[Prefer | None, Parameter(group=INPUTS)] = None
     """Which file of an image to read if several in a prediction folder were edited differently."""
     ignore_classes: Annotated[bool, Parameter(group=INPUTS)] = False
@@ -322,7 +324,8 @@ def _read_all(plan: FusePlan, selected: Dataset | None, reporter: ProgressReport
     from cellwright.data.formats import sniff
 
     models = {path for path in plan.predictions if is_model(path)}
-    lists = {path for path in plan.predictions if path not in models and sniff(path).name in LIST_FORMATS}
+    names = {path: plan.format or sniff(path).name for path in plan.predictions if path not in models}
+    lists = {path for path, name in names.items() if name in LIST_FORMATS}
     datasets: dict[Path, Dataset] = {}
     images = selected
     for path in sorted(dict.fromkeys(plan.predictions), key=lambda path: (path in models, path in lists)):
@@ -333,7 +336,8 @@ def _read_all(plan: FusePlan, selected: Dataset | None, reporter: ProgressReport
             datasets[path] = _predicted(path, images, plan.device)
         else:
             named_by = _without_scores(images) if path in lists and images is not None else None
-            datasets[path] = read_objects(path, named_by, reporter.track, plan.prefer)
+            how = HowToRead(plan.prefer, plan.format, track=reporter.track)
+            datasets[path] = read_objects(path, how, named_by)
         images = datasets[path] if images is None else images
     return [datasets[path] for path in plan.predictions]
 

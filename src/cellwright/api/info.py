@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from cellwright.api.convert import summary_line
 from cellwright.api.read import images_only_note, of_split, read_annotations
+from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -30,15 +31,20 @@ class InfoPlan:
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
-    channel: tuple[str, ...] = ()
-    """Name or number of the channel to use, where there are several (default: as the dataset records)."""
+    format: FormatName = None
+    channel: Channel = ()
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
 
 
 def run(plan: InfoPlan, screen: ProgressReporter = SILENT) -> Table:
     """Measure the dataset; returns a table of names and values."""
     from cellwright.data.info import describe_dataset
 
-    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset, no_objects=True), plan.split))
+    dataset = of_split(
+        read_annotations(plan.dataset, reading_of(plan), format=plan.format, no_objects=True), plan.split
+    )
     for line in [*images_only_note(dataset), *summarise(dataset.notes)]:
         screen.note(line)
     rows = describe_dataset(dataset, track=screen.track).rows()

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
 from cellwright.api.outputs import check_same, exists_already
+from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
@@ -36,6 +37,7 @@ class MeasurePlan:
     predictions: Path
     """A prediction folder, label images or anything else that `data convert` reads."""
     _: KW_ONLY
+    format: FormatName = None
     images: Path | None = None
     """Folder or dataset of the images to measure (default: those of the prediction)."""
     channel: tuple[str, ...] = ()
@@ -120,8 +122,15 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> Dataset:
     from cellwright.evaluation.pairing import above_threshold
 
     images = None if plan.images is None else find_images_option(plan.images, screen.track)
-    options = ReadOptions(images=images, require_images=False, prefer=plan.prefer, no_objects=True, track=screen.track)
-    dataset = above_threshold(read(plan.predictions, options))
+    options = ReadOptions(
+        images=images,
+        require_images=False,
+        prefer=plan.prefer,
+        no_objects=True,
+        series=plan.series,
+        track=screen.track,
+    )
+    dataset = above_threshold(read(plan.predictions, options, format=plan.format))
     for line in summarise(dataset.notes):
         screen.note(line)
     return dataset

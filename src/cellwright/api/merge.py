@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import exists_already, write_once
 from cellwright.api.read import DATASET_FILE, read_dataset
+from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.files import unreadable
@@ -28,6 +29,7 @@ class MergePlan:
     datasets: tuple[Path, ...]
     """Dataset folders, or anything that `data convert` reads; a single one to change its classes."""
     _: KW_ONLY
+    format: FormatName = None
     map: tuple[str, ...] = ()
     """old=new renames a class, the same new name for two combines them, old= drops its objects; or a YAML file with
     lines old: new."""
@@ -55,7 +57,8 @@ def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     is_there = exists_already(plan.out / DATASET_FILE, overwrite=plan.overwrite)
     class_map = read_class_map(plan.map)
     merged = merge_datasets(
-        [as_annotations(read(source, ReadOptions(track=screen.track))) for source in plan.datasets], class_map
+        [as_annotations(read(path, ReadOptions(track=screen.track), format=plan.format)) for path in plan.datasets],
+        class_map,
     )
     merged = keep_classes(merged, plan.keep) if plan.keep else merged
     announcement = f"{plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}"

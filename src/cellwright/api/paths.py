@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.api.models import NAMED_MODELS
@@ -44,45 +45,56 @@ def is_model_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in ("model.json", "model/model.json"))
 
 
-def read_objects(
-    path: Path, images: Dataset | None = None, track: Track = no_progress, prefer: Prefer | None = None
-) -> Dataset:
+@dataclass(frozen=True)
+class HowToRead:
+    """How predictions and annotations are read.
+
+    prefer: which file of an image in a prediction folder to read if several were edited differently. format: None
+    detects it; option: the parameter that gives it. series: the image that is meant in files of several.
+    """
+
+    prefer: Prefer | None = None
+    format: str | None = None
+    option: str = "format"
+    series: int | str | None = None
+    track: Track = no_progress
+
+
+def read_objects(path: Path, how: HowToRead = HowToRead(), images: Dataset | None = None) -> Dataset:
     """Predictions or annotations in any format; image files may be absent.
 
-    images: where the names and sizes of the images come from if the format may lack them. prefer: which file of an
-    image in a prediction folder to read if several were edited differently. Raises `InputError` if there
+    images: where the names and sizes of the images come from if the format may lack them. Raises `InputError` if there
     are images only, which would otherwise count as images without objects.
     """
-    from cellwright.data.formats import FORMATS, ReadOptions, sniff
+    from cellwright.data.formats import FORMATS, ReadOptions, get_format, sniff
     from cellwright.data.formats.image_folder import describe_contents
     from cellwright.data.formats.label_images import are_all_zero
 
-    form = sniff(path)
+    form = sniff(path, how.option) if how.format is None else get_format(how.format)
     if form.name == "image_folder" and are_all_zero(path):
         form = FORMATS["label_folder"]  # nothing was found, which is a result
     if form.name == "image_folder":
         remedy = "give the masks; label images are found if they are called <image>_masks"
         raise InputError("images without any objects", where=path, got=describe_contents(path), remedy=remedy)
-    return form.read(path, ReadOptions(images=images, require_images=False, prefer=prefer, track=track))
+    options = ReadOptions(images=images, require_images=False, prefer=how.prefer, series=how.series, track=how.track)
+    return form.read(path, options)
 
 
-def read_ground_truth(
-    path: Path, predictions: Sequence[Path], track: Track = no_progress, prefer: Prefer | None = None
-) -> Dataset:
+def read_ground_truth(path: Path, predictions: Sequence[Path], how: HowToRead = HowToRead()) -> Dataset:
     """The annotations to evaluate against.
 
     If their format may lack the names of the images, these come from the first prediction whose format has them. If
-    ``path`` holds predictions, those below their score threshold are removed. prefer: as for `read_objects`.
+    ``path`` holds predictions, those below their score threshold are removed.
     """
     from cellwright.data.formats import sniff
     from cellwright.evaluation.pairing import above_threshold
 
     images = None
-    if sniff(path).name in LIST_FORMATS:
+    if (sniff(path, how.option).name if how.format is None else how.format) in LIST_FORMATS:
         candidates = (other for other in predictions if other.exists() and not is_model_folder(other))
         source = next((other for other in candidates if sniff(other).name not in LIST_FORMATS), None)
-        images = None if source is None else read_objects(source, None, track)
-    return above_threshold(read_objects(path, images, track, prefer))
+        images = None if source is None else read_objects(source, HowToRead(track=how.track))
+    return above_threshold(read_objects(path, how, images))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -17,6 +17,7 @@ from cyclopts import Group, Parameter
 
 from cellwright.api.models import DEFAULT_MODEL, NAMED_MODELS, Model, ModelLike, as_model, ensemble, load_model
 from cellwright.api.read import is_dataset, of_split, read_dataset
+from cellwright.api.shared_options import PART, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
@@ -28,7 +29,6 @@ from cellwright.core.text import count
 from cellwright.data.images.channels import ChannelChoice
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.reading import Reading
-from cellwright.data.images.tiff import Plane
 from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
     FAILURES,
@@ -45,7 +45,6 @@ from cellwright.prediction.job import SAVES, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
 
-PART = Group("Which part of each file", sort_key=1)
 OBJECTS = Group("Which objects are kept", sort_key=2)
 VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=3)
 RUNNING = Group("Which images, and how the job runs", sort_key=4)
@@ -80,12 +79,9 @@ class PredictPlan:
     """Omit objects that touch the border of the image, which may be cut off."""
     ring: Annotated[int | None, Parameter(group=OBJECTS)] = None
     """Measure the background of each channel in a ring of this width around each object, pixels."""
-    z: Annotated[Plane | None, Parameter(group=PART)] = None
-    """Plane of a stack, counted from 0, or max or mean of all planes."""
-    t: Annotated[int | None, Parameter(group=PART)] = None
-    """Time point, counted from 0."""
-    series: Annotated[str | None, Parameter(group=PART)] = None
-    """Number or name of one image in a file of several."""
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
     pixel_size: Annotated[tuple[float, ...] | None, Parameter(group=PART)] = None
     """Microns per pixel, one number or y,x (default: as the file says)."""
     max_objects: Annotated[int | None, Parameter(group=OBJECTS)] = None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cellwright.data.formats import Format
     from cellwright.data.formats.contract import Prefer
     from cellwright.data.images.channels import ChannelChoice
+    from cellwright.data.images.reading import Reading
     from cellwright.data.images.tiff import Plane
 
 DATASET_FILE = "dataset.json"
@@ -61,7 +62,7 @@ def read_image(
     return read(path, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size)
 
 
-def read_dataset(
+def read_dataset(  # noqa: PLR0913 - how annotations are read
     path: Path | str,
     *,
     format: str | Format | None = None,  # noqa: A002 - the name of the option
@@ -71,6 +72,7 @@ def read_dataset(
     void: int | None = None,
     no_objects: bool = False,
     prefer: Prefer | None = None,
+    reading: Reading | None = None,
 ) -> Dataset:
     """Read annotated images: a dataset folder, a prediction folder, or any known annotation format.
 
@@ -88,6 +90,8 @@ def read_dataset(
             object; by default, such masks raise an error.
         void: pixel value of label images that is neither an object nor background; it becomes an ignored region.
         no_objects: True also reads images without annotations, as images without objects.
+        reading: which channel, plane, time point and image of each file to use; the dataset records it for training,
+            evaluation and so on.
 
     Of a prediction folder, the files that were edited are read instead of ``predictions.json``, and ``notes`` of the
     dataset name them.
@@ -124,18 +128,26 @@ def read_dataset(
         void=void,
         no_objects=no_objects,
         prefer=prefer,
+        series=None if reading is None else reading.series,
     )
-    return read(Path(path), options, format=format)
+    dataset = read(Path(path), options, format=format)
+    return dataset if reading is None else reading.recorded_in(dataset)
 
 
-def read_annotations(path: Path, *, no_objects: bool = False) -> Dataset:
+def read_annotations(
+    path: Path,
+    reading: Reading | None = None,
+    *,
+    format: str | None = None,  # noqa: A002 - as for `read_dataset`
+    no_objects: bool = False,
+) -> Dataset:
     """A dataset; of a prediction folder, the objects that reach the score threshold, as annotations.
 
-    no_objects: also read images without annotations.
+    reading, format: as for `read_dataset`. no_objects: also read images without annotations.
     """
     from cellwright.data.formats.predictions import as_annotations
 
-    return as_annotations(read_dataset(path, no_objects=no_objects))
+    return as_annotations(read_dataset(path, reading=reading, format=format, no_objects=no_objects))
 
 
 def images_only_note(dataset: Dataset) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from cellwright.api.read import images_only_note, of_split, read_annotations
+from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_png
@@ -39,8 +40,11 @@ class ShowPlan:
     _: KW_ONLY
     split: str | None = None
     """Only this split."""
-    channel: tuple[str, ...] = ()
-    """Name or number of the channel to use, where there are several (default: as the dataset records; else all)."""
+    format: FormatName = None
+    channel: Channel = ()
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
     max_images: int | None = None
     """Number of images, evenly spread over the dataset; by default 24, or 6 with an augmentation."""
     augment: str | None = None
@@ -62,7 +66,9 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
     recipe = None if plan.augment is None else load(plan.augment)
-    dataset = Reading(plan.channel).recorded_in(of_split(read_annotations(plan.dataset, no_objects=True), plan.split))
+    dataset = of_split(
+        read_annotations(plan.dataset, reading_of(plan), format=plan.format, no_objects=True), plan.split
+    )
     for note in [*images_only_note(dataset), *summarise(dataset.notes)]:
         screen.note(note)
     screen.note(f"will write {plan.out}")

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from cellwright.api.outputs import SPLIT_BY, exists_already, write_once
 from cellwright.api.read import DATASET_FILE, is_dataset, read_annotations, read_dataset
+from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import OutputError, UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -26,8 +27,9 @@ class SplitPlan:
     """
 
     dataset: Path
-    """A dataset folder."""
+    """A dataset folder; with `out`, anything that `data convert` reads."""
     _: KW_ONLY
+    format: FormatName = None
     val: float = 0.2
     """Fraction of the images for validation, 0 to 1."""
     test: float = 0.0
@@ -57,7 +59,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.split import folds, split_dataset, with_groups
 
     _check_options(plan)
-    dataset = read_annotations(plan.dataset)
+    dataset = read_annotations(plan.dataset, format=plan.format)
     options = {"val": plan.val, "test": plan.test, "seed": plan.seed, "group": plan.group, "alike": plan.alike}
     if plan.out is None and not plan.overwrite and dataset.info.get(SPLIT_BY) == options:
         screen.note(f"already complete: {plan.dataset} has these splits")

@@ -18,6 +18,7 @@ from cyclopts import Parameter
 from cellwright.api.models import Model, load_model, resolve_device
 from cellwright.api.paths import is_model_folder
 from cellwright.api.read import read_annotations
+from cellwright.api.shared_options import FormatName, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_dense import UNetConfig
@@ -67,6 +68,7 @@ class TrainPlan:
     _: KW_ONLY
     data: Path
     """Dataset folder with the splits train and val; without splits, all images are used for training."""
+    format: FormatName = None
     channel: tuple[str, ...] = ()
     """Name or number of the channel to train on, where there are several; "DAPI|Hoechst" is the first that exists.
     Repeat for a network of several channels (default: as the dataset records, or what leaves no doubt)."""
@@ -78,6 +80,9 @@ class TrainPlan:
     """Train this many runs with different seeds, each in its own folder, and show the metrics' mean and spread."""
     max_minutes: float | None = None
     """Save a checkpoint and stop after this many minutes; the same command resumes the run."""
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
     device: str = "auto"
     """auto, cpu, cuda:N or mps."""
     out: Path | None = None
@@ -237,7 +242,11 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     """
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
-    request = _request(recipe, read_annotations(plan.data), plan.channel)
+    request = _request(
+        recipe,
+        read_annotations(plan.data, Reading(z=plan.z, t=plan.t, series=plan.series), format=plan.format),
+        plan.channel,
+    )
     request = dataclasses.replace(
         request, out=out, max_minutes=plan.max_minutes, device=plan.device, overwrite=plan.overwrite
     )

@@ -14,6 +14,7 @@ from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import OutputFolder
 from cellwright.api.paths import content_of
 from cellwright.api.read import read_annotations
+from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.notes import summarise
@@ -39,10 +40,13 @@ class TunePlan:
     _: KW_ONLY
     data: Path
     """Dataset folder with the split."""
-    channel: tuple[str, ...] = ()
-    """Name or number of the channel to use, where there are several (default: as the dataset or the model records)."""
+    format: FormatName = None
     split: str = "val"
     """Split to tune on; do not report results on it afterwards."""
+    channel: Channel = ()
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
     metric: str = "accuracy@0.5"
     """What to maximise, as a mean over images: accuracy@T or f1@T for T from 0.5 to 0.95, or kaggle_score."""
     views: str | None = None
@@ -77,7 +81,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     A tuned model is tuned again from its original scores. Raises `UsageError` for an unknown metric or a model without
     a folder, `InputError` if the classes of model and dataset differ, `OutputError` if ``plan.out`` exists.
     """
-    dataset = Reading(plan.channel).recorded_in(read_annotations(plan.data))
+    dataset = read_annotations(plan.data, reading_of(plan), format=plan.format)
     return _tune(plan, dataset, screen, dry_run=dry_run)
 
 
@@ -179,8 +183,8 @@ def _request(plan: TunePlan, model: Model, dataset: Dataset, screen: ProgressRep
         "options": {
             "metric": plan.metric,
             "split": plan.split,
-            "channel": list(plan.channel),
             "views": model.views,
+            **Reading.recorded(dataset.info).to_dict(),
         },
     }
 

@@ -93,7 +93,7 @@ class Show:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table (standard output); numbers are right-aligned."""
-        rows = [list(row) for row in rows]
+        rows = [[as_typed(v, self.options) if isinstance(v, str) else v for v in row] for row in rows]
         if self.json:
             values = [dict(zip(columns, row, strict=True)) for row in rows]
             print_event("info", "table", {"text": title, "rows": values})

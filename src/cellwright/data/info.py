@@ -14,6 +14,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
 from cellwright.data.images.read import image_header
+from cellwright.data.images.reading import Reading
 
 QUANTILES = (5, 25, 50, 75, 95)
 NO_SPLIT = "(none)"
@@ -111,7 +112,8 @@ class DatasetInfo:
 def describe_dataset(dataset: Dataset, *, track: Track = no_progress) -> DatasetInfo:
     """The statistics of a dataset. Raises the error of the first sample that cannot be read."""
     tracked = track(dataset.samples, "measuring", total=len(dataset))
-    measured = [_measure(sample, len(dataset.class_names)) for sample in tracked]
+    series = Reading.recorded(dataset.info).series
+    measured = [_measure(sample, len(dataset.class_names), series) for sample in tracked]
     names = dataset.class_names
     by_class = sum((part.by_class for part in measured), np.zeros(len(names), np.int64))
     counts = np.array([part.n_objects for part in measured], np.int64)
@@ -155,7 +157,7 @@ class _SampleCounts:
     pixel_type: str
 
 
-def _measure(sample: Sample, n_classes: int) -> _SampleCounts:
+def _measure(sample: Sample, n_classes: int, series: int | str | None) -> _SampleCounts:
     instances = sample.read_instances()
     areas = instances.masks.areas
     diameters = np.sqrt(4 * areas[areas > 0] / np.pi)
@@ -172,7 +174,7 @@ def _measure(sample: Sample, n_classes: int) -> _SampleCounts:
         foreground_px=int(np.count_nonzero(labels)),
         n_overlapping=int(overlapping.sum()),
         n_touching=int((overlapping | adjacent_objects(labels, len(instances))).sum()),
-        pixel_type=_pixel_type(sample),
+        pixel_type=_pixel_type(sample, series),
     )
 
 
@@ -200,10 +202,10 @@ def adjacent_objects(labels: np.ndarray, n_objects: int) -> np.ndarray:
     return touching[1:]
 
 
-def _pixel_type(sample: Sample) -> str:
+def _pixel_type(sample: Sample, series: int | str | None) -> str:
     if sample.image_path is None:
         return "no image file"
-    header = image_header(sample.image_path)
+    header = image_header(sample.image_path, series)
     return f"{header.bits} bit, {count(header.n_channels, 'channel')}"
 
 

@@ -105,10 +105,11 @@ def get_format(format: str | Format) -> Format:  # noqa: A002
     return FORMATS[format]
 
 
-def sniff(path: Path) -> Format:
+def sniff(path: Path, option: str = "format") -> Format:
     """The format of ``path``, detected from names and first bytes.
 
-    Raises `InputError` that describes what is there if no format matches, or if several do.
+    option: the parameter that chooses one, for the message. Raises `InputError` that describes what is there if no
+    format matches, or if several do.
     """
     require_regular(path)
     if not path.exists():
@@ -126,7 +127,7 @@ def sniff(path: Path) -> Format:
             return preferred[0]
         if preferred:
             names = ", ".join(candidate.name for candidate in preferred)
-            remedy = f'choose one of them, such as `format="{preferred[0].name}"`'
+            remedy = f'choose one of them, such as `{option}="{preferred[0].name}"`'
             raise InputError("several formats match", where=path, got=names, remedy=remedy)
     known = "\n".join(f"    {candidate.name}: {candidate.description}" for candidate in FORMATS.values())
     folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
@@ -153,7 +154,8 @@ def read_dataset(
     if format is None and reader.name == "image_folder" and not options.no_objects:
         raise no_annotations(path)
     dataset = follow_orientation(reader.read(path, options), quiet=is_own_folder(path))
-    return dataclasses.replace(dataset, notes=(*dataset.notes, *_passed_over(dataset, path)))
+    others = [] if format is None else _other_formats_note(reader, path)
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *_passed_over(dataset, path), *others))
 
 
 def require_annotations(dataset: Dataset, path: Path, options: ReadOptions) -> Dataset:
@@ -200,6 +202,15 @@ def _passed_over(dataset: Dataset, path: Path) -> list[Note]:
     has_pairs = dataset.info.get("format") in _ONE_ANNOTATION_PER_IMAGE
     bare = unannotated_note(dataset) if has_pairs else None
     return [found for found in (note, bare, _other_kinds_note(dataset, path)) if found is not None]
+
+
+def _other_formats_note(reader: Format, path: Path) -> list[Note]:
+    """One line about the other formats that match a source whose format was chosen."""
+    others = [form.name for form in FORMATS.values() if form is not reader and not form.generic and form.sniff(path)]
+    if not others or is_own_folder(path):
+        return []
+    text = f"the annotations were read as {reader.name}, as chosen; what matches {', '.join(others)} was not"
+    return [Note("other annotations in the folder were not read", text, path.name)]
 
 
 def _other_kinds_note(dataset: Dataset, path: Path) -> Note | None:

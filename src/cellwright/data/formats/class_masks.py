@@ -127,7 +127,7 @@ def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptio
         )
     if not images and options.require_images:
         raise InputError("a folder of class masks has no image", where=files[0].parent, expected="a file image.tif")
-    image_hw = image_hw_of(images[0] if images else masks[0][1])
+    image_hw = image_hw_of(images[0], options.series) if images else image_hw_of(masks[0][1])
     load = LoadClassMasks(tuple(masks), image_hw, meaning)
     sample_id, split = place
     return Sample(sample_id, images[0] if images else None, image_hw, load, split=split, source="class_masks")

@@ -217,10 +217,11 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     finder = CocoImages(json_path, options, root, is_ours=is_ours)
     paths = finder.find_all(index.images)
     check_sizes = options.require_images and (not is_ours or options.images is not None)
+    series = options.series if options.series is not None else _info(index).get("series")
     crowds_are_objects = index.facts is not None and index.facts.crowds_are_objects
     samples, ids = [], _sample_ids(index)
     for k, image in enumerate(options.track(index.images, "reading images", total=len(index.images))):
-        image_hw = _image_hw(image, paths[k], json_path, check=check_sizes)
+        image_hw = _image_hw(image, paths[k], json_path, check=check_sizes, series=series)
         pixel_size = image.get("pixel_size_um")
         number = image["id"]
         spans = index.spans_of(k)
@@ -327,7 +328,9 @@ def _plain_name(file_name: str) -> str:
     return "/".join(part for part in parts if part not in ("", ".")) if is_relative else parts[-1]
 
 
-def _image_hw(image: dict[str, Any], path: Path | None, json_path: Path, *, check: bool) -> tuple[int, int]:
+def _image_hw(
+    image: dict[str, Any], path: Path | None, json_path: Path, *, check: bool, series: int | str | None
+) -> tuple[int, int]:
     """The recorded size of an image, or that of its file. check: `InputError` if the two differ."""
     recorded = None
     if image.get("height") is not None and image.get("width") is not None:
@@ -335,7 +338,7 @@ def _image_hw(image: dict[str, Any], path: Path | None, json_path: Path, *, chec
     if recorded is not None and (path is None or not check):
         return recorded
     if path is not None:
-        return annotated_hw(json_path, recorded, path)
+        return annotated_hw(json_path, recorded, path, series)
     raise FormatError(
         "the size of an image is unknown",
         where=f"{json_path}, image {image['file_name']}",

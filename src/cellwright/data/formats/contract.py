@@ -41,6 +41,7 @@ class ReadOptions:
     void: the value of pixels in label images and class masks that count neither as object nor as background.
     nucleus: whether to read the nuclei of QuPath's cells instead of the cells.
     prefer: which file of an image in a prediction folder to read if several were edited differently; None raises.
+    series: the number or name of the image that is meant in files of several; its size is that of the sample.
     no_objects: whether a source in which no image has an object is accepted. Images beside annotated ones that have no
         annotation then are images without objects, too; they are skipped otherwise.
     track: wraps loops over samples to report progress.
@@ -59,6 +60,7 @@ class ReadOptions:
     nucleus: bool = False
     prefer: Prefer | None = None
     no_objects: bool = False
+    series: int | str | None = None
     track: Track = no_progress
 
     def name_classes(self, defaults: Sequence[str], where: object = None) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class CellTrackingChallenge(Format):
         names = split_ids([frame.name(root) for frame in frames], root.name)
         for frame, (sample_id, split) in zip(frames, names, strict=True):
             image = samples_of.get(frame, files.frames.get(frame))
-            hw = image_hw_of(image if image is not None else labels[frame][1])
+            hw = image_hw_of(labels[frame][1]) if image is None else image_hw_of(image, options.series)
             load = LoadLabels(labels[frame][1], hw, meaning) if frame in labels else Loaded(Instances.empty(hw))
             group = frame.name(root).rpartition("/")[0]
             samples.append(Sample(sample_id, image, hw, load, split=split, group=group, source=self.name))

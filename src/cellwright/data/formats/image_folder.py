@@ -43,7 +43,7 @@ class ImageFolder(Format):
         files = find_images(path)
         samples = []
         for sample_id, file in zip(sample_ids(files, root), options.track(files, "reading image sizes"), strict=True):
-            image_hw = image_hw_of(file)
+            image_hw = image_hw_of(file, options.series)
             samples.append(Sample(sample_id, file, image_hw, Loaded(Instances.empty(image_hw)), source=self.name))
         class_names = options.name_classes((DEFAULT_CLASS,), path)
         return Dataset(tuple(samples), class_names, root=root, info={"format": self.name})

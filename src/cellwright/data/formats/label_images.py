@@ -12,6 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
@@ -41,7 +42,6 @@ from cellwright.data.formats.paths import (
     copy_image,
     first_files,
     masked_hw,
-    may_be_turned,
     output_path,
     root_of,
     split_ids,
@@ -204,13 +204,11 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
             image = finder.find(pair.labels, _image_stem(pair), image_hw)
             image_path, size_um = image.path, image.pixel_size_um
         else:
-            image_hw = (
-                masked_hw(image_path, _labels_hw(pair.labels)) if may_be_turned(image_path) else image_hw_of(image_path)
-            )
+            image_hw = masked_hw(image_path, partial(_labels_hw, pair.labels), options.series)
         load = LoadLabels(pair.labels, image_hw, meaning)
         samples.append(Sample(sample_id, image_path, image_hw, load, None, split, None, size_um, "label_images"))
     for (_, file), (sample_id, split) in zip(bare, places[len(layout.pairs) :], strict=True):
-        image_hw = image_hw_of(file)
+        image_hw = image_hw_of(file, options.series)
         samples.append(Sample(sample_id, file, image_hw, Loaded(Instances.empty(image_hw)), None, split))
     notes = (*notes, *finder.notes, *_layout_notes(layout, root, options))
     return Dataset(tuple(samples), names, root, info={"format": "label_images"}, notes=notes)

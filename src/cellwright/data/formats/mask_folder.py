@@ -14,6 +14,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.formats.paths import SPLITS, masked_hw, may_be_turned, split_ids
+from cellwright.data.formats.paths import SPLITS, masked_hw, split_ids
 from cellwright.data.images.raster import read_file
 from cellwright.data.images.read import image_hw_of, is_image_name
 
@@ -75,9 +76,7 @@ class MaskFolder(Format):
         for folder, (sample_id, split) in zip(options.track(chosen, "reading image sizes"), places, strict=True):
             _check_masks(folder / "masks")
             image = _only_image(folder)
-            image_hw = image_hw_of(image)
-            if may_be_turned(image) and (masks := mask_files(folder / "masks")):
-                image_hw = masked_hw(image, image_hw_of(masks[0]))
+            image_hw = masked_hw(image, partial(_mask_hw, folder / "masks"), options.series)
             load = MaskFolderLoader(folder / "masks", image_hw)
             samples.append(Sample(sample_id, image, image_hw, load, split=split, source=self.name))
         class_names = options.name_classes((DEFAULT_CLASS,), path)
@@ -178,6 +177,12 @@ def mask_files(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if _is_mask_name(entry.name)]
     return [folder / name for name in sorted(names, key=_natural)]
+
+
+def _mask_hw(folder: Path) -> tuple[int, int] | None:
+    """The size of the first mask, or None."""
+    masks = mask_files(folder)
+    return image_hw_of(masks[0]) if masks else None
 
 
 def _is_label_pair(folder: Path) -> bool:

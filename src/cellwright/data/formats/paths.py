@@ -252,6 +252,7 @@ class ImageFinder:
 
     def __init__(self, options: ReadOptions) -> None:
         self._require = options.require_images
+        self._series = options.series
         self._given = GivenImages(options.images) if options.images is not None else None
         self._folders: dict[Path, ImageIndex] = {}
         self._trees: dict[Path, ImageIndex] = {}
@@ -282,7 +283,7 @@ class ImageFinder:
             path = path or self._search(annotation, name)
         path = path or self._only_one(annotation, recorded_hw)
         if path is not None:
-            return AnnotatedImage(path, annotated_hw(annotation, recorded_hw, path))
+            return AnnotatedImage(path, annotated_hw(annotation, recorded_hw, path, self._series))
         if recorded_hw is not None and not self._require:
             return AnnotatedImage(None, recorded_hw)
         raise self._not_found(annotation, stem_of(names[0]) if "." in names[0] else names[0], recorded_hw)
@@ -332,7 +333,11 @@ class ImageFinder:
         peers = [file for file in files if file not in images and plain_suffix(file) == plain_suffix(annotation)]
         if len(images) != 1 or peers != [annotation] or _is_plain_image(annotation):
             return None
-        if recorded_hw is not None and not self._require and image_header(images[0]).image_hw != recorded_hw:
+        if (
+            recorded_hw is not None
+            and not self._require
+            and image_header(images[0], self._series).image_hw != recorded_hw
+        ):
             return None  # only its size would matter, which the annotation has
         return self._pair(images[0], annotation)
 
@@ -443,29 +448,32 @@ def _several(names: Sequence[str], annotation: Path, example: str | None = None)
     )
 
 
-def annotated_hw(annotation: Path, recorded_hw: tuple[int, int] | None, image: Path) -> tuple[int, int]:
+def annotated_hw(
+    annotation: Path, recorded_hw: tuple[int, int] | None, image: Path, series: int | str | None = None
+) -> tuple[int, int]:
     """The size (H, W) on which an image was annotated; `InputError` if a recorded size is not that of the image.
 
     A picture that its EXIF orientation turns may have been annotated as it is stored (see `orientation`).
     """
-    header = image_header(image)
+    header = image_header(image, series)
     if recorded_hw is not None and header.orientation in QUARTER_TURNS and recorded_hw == header.image_hw[::-1]:
         return recorded_hw
     _check_sizes(annotation, recorded_hw, image, header.image_hw)
     return header.image_hw
 
 
-def may_be_turned(image: Path) -> bool:
-    """Whether an image has an EXIF orientation that exchanges height and width."""
-    return image_header(image).orientation in QUARTER_TURNS
+def masked_hw(
+    image: Path, mask_hw: Callable[[], tuple[int, int] | None], series: int | str | None = None
+) -> tuple[int, int]:
+    """The size (H, W) that the masks of an image must have: its own, or as it is stored if the masks have that size.
 
-
-def masked_hw(image: Path, mask_hw: tuple[int, int]) -> tuple[int, int]:
-    """The size (H, W) that the masks of an image must have: its own, or as it is stored if ``mask_hw`` is that size."""
-    header = image_header(image)
+    mask_hw: gives the size of a mask, or None; it is called only if the image is turned.
+    """
+    header = image_header(image, series)
+    if header.orientation not in QUARTER_TURNS:
+        return header.image_hw
     height, width = header.image_hw
-    is_stored = header.orientation in QUARTER_TURNS and tuple(mask_hw) == (width, height)
-    return (width, height) if is_stored else (height, width)
+    return (width, height) if mask_hw() == (width, height) else (height, width)
 
 
 def _check_sizes(

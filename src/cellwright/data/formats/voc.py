@@ -77,7 +77,7 @@ class Voc(Format):
             images = images_named(file.parent.parent / _IMAGES, file.stem)
             if not images and options.require_images:
                 raise InputError("a mask has no image", where=file, expected=f"{_IMAGES}/{file.stem}.jpg")
-            hw = image_hw_of(images[0] if images else file)
+            hw = image_hw_of(images[0], options.series) if images else image_hw_of(file)
             load = LoadVoc(LoadLabels(file, hw, meaning), by_class.get(file), tuple(values))
             image = images[0] if images else None
             samples.append(

@@ -79,12 +79,16 @@ def read_image(
     return image if channel is None or keep_channels else select_channels(image, channel)
 
 
-def image_header(path: Path | str) -> ImageHeader:
-    """Size, channels and bit depth from the header of a file. Raises `InputError` or `FormatError` that names it."""
+def image_header(path: Path | str, series: int | str | None = None) -> ImageHeader:
+    """Size, channels and bit depth from the header of a file. Raises `InputError` or `FormatError` that names it.
+
+    series: the image that is meant in a file of several, as for `read_image`.
+    """
     path = Path(path)
     if path.suffix.lower() in (*TIFF_SUFFIXES, *PLUGINS):
         is_tiff = path.suffix.lower() in TIFF_SUFFIXES
-        tiff = read_tiff_header(path, Choice()) if is_tiff else read_vendor_header(path, Choice())
+        choice = Choice(series=series)
+        tiff = read_tiff_header(path, choice) if is_tiff else read_vendor_header(path, choice)
         header = ImageHeader(tiff.image_hw, tiff.n_channels, tiff.bits)
     elif path.suffix.lower() in RASTER_SUFFIXES:
         raster = raster_header(path)
@@ -97,9 +101,9 @@ def image_header(path: Path | str) -> ImageHeader:
     return header
 
 
-def image_hw_of(path: Path | str) -> tuple[int, int]:
-    """(height, width) from the header of a file."""
-    return image_header(path).image_hw
+def image_hw_of(path: Path | str, series: int | str | None = None) -> tuple[int, int]:
+    """(height, width) from the header of a file. series: as for `image_header`."""
+    return image_header(path, series).image_hw
 
 
 # --- finding files --------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.public import public
 from cellwright.data.images.channels import ChannelChoice, select_channels
+from cellwright.data.images.names import TIFF_SUFFIXES
 from cellwright.data.images.read import read_image
-from cellwright.data.images.tiff import Plane
+from cellwright.data.images.tiff import Choice, Plane, check_choice
 
 
 @public
@@ -84,6 +85,11 @@ class Reading:
         """The chosen channels of an image file; all if none was chosen."""
         image = self.read(path)
         return select_channels(image, self.channels) if self.channels else image
+
+    def check(self, path: Path) -> None:
+        """Raise `InputError` if more must be chosen to read an image file; only the header of the file is read."""
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            check_choice(path, Choice(self.z, self.t, self.series, bool(self.channels)))
 
     def read(self, path: Path | str) -> Image:
         """All channels of an image file; raises what `read_image` raises."""
