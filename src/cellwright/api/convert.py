@@ -167,7 +167,6 @@ def _with_reading(dataset: Dataset, reading: Reading) -> Dataset:
     first = next((sample.image_path for sample in dataset if sample.image_path is not None), None)
     if first is not None:
         reading.check(first)
-        reading.chosen(first) if reading.channels else None
     return dataset
 
 

@@ -13,9 +13,9 @@ from cellwright.core.errors import InputError
 from cellwright.core.image import Image
 from cellwright.core.public import public
 from cellwright.data.images.channels import ChannelChoice, select_channels
-from cellwright.data.images.names import TIFF_SUFFIXES
 from cellwright.data.images.read import read_image
-from cellwright.data.images.tiff import Choice, Plane, check_choice
+from cellwright.data.images.source import open_image
+from cellwright.data.images.tiff import Plane
 
 
 @public
@@ -86,10 +86,9 @@ class Reading:
         image = self.read(path)
         return select_channels(image, self.channels) if self.channels else image
 
-    def check(self, path: Path) -> None:
-        """Raise `InputError` if more must be chosen to read an image file; only the header of the file is read."""
-        if path.suffix.lower() in TIFF_SUFFIXES:
-            check_choice(path, Choice(self.z, self.t, self.series, bool(self.channels)))
+    def check(self, path: Path | str) -> None:
+        """Raise the errors of `chosen` about choices that are missing or do not exist; nothing is decoded."""
+        open_image(path, channel=self.channels or None, z=self.z, t=self.t, series=self.series)
 
     def read(self, path: Path | str) -> Image:
         """All channels of an image file; raises what `read_image` raises."""

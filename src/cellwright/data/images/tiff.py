@@ -96,20 +96,6 @@ def read_tiff(path: Path, choice: Choice) -> Image:
         return read_chosen(images, choice, path, lambda image: tiff_meaning(image, tif, path))
 
 
-def check_choice(path: Path, choice: Choice) -> None:
-    """Raise `InputError` that asks for all choices that are missing, from the header of a file."""
-    from cellwright.data.images.tiff_images import images_of
-
-    with open_tiff(path) as tif:
-        try:
-            images = images_of(tif, path, merge_pages=choice.series is None)
-        except InputError:
-            raise
-        except Exception as error:  # as in `read_chosen`
-            raise damaged_image(path, error) from error
-        choose(images, choice, path, lambda image: _meaning(image, tif, path))
-
-
 def read_chosen(
     images: Sequence[TiffImage], choice: Choice, path: Path, meaning_of: Callable[[TiffImage], Meaning]
 ) -> Image:
