@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
     from cellwright.api.predict import predict_folder
-    from cellwright.api.read import read_dataset, read_image, read_instances
+    from cellwright.api.read import open_image, read_dataset, read_image, read_instances
     from cellwright.api.save import save
     from cellwright.api.show import show
     from cellwright.api.train import Run, train
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cellwright.core.memory import keep_freed_memory
     from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
     from cellwright.data.images.reading import Reading
+    from cellwright.data.images.regions import ImageSource
     from cellwright.data.views import View
     from cellwright.evaluation.report import Report
     from cellwright.models.contract import Segmenter
@@ -53,6 +54,7 @@ __all__ = [
     "Format",
     "FormatError",
     "Image",
+    "ImageSource",
     "InputError",
     "Instances",
     "MaskSet",
@@ -77,6 +79,7 @@ __all__ = [
     "keep_freed_memory",
     "load_model",
     "measure",
+    "open_image",
     "predict_folder",
     "read_dataset",
     "read_image",
@@ -93,6 +96,7 @@ _HOMES = {
     "Format": "data.formats.contract",
     "FormatError": "core.errors",
     "Image": "core.image",
+    "ImageSource": "data.images.regions",
     "InputError": "core.errors",
     "Instances": "core.instances",
     "MaskSet": "core.masks",
@@ -117,6 +121,7 @@ _HOMES = {
     "keep_freed_memory": "core.memory",
     "load_model": "api.models",
     "measure": "api.measure",
+    "open_image": "api.read",
     "predict_folder": "api.predict",
     "read_dataset": "api.read",
     "read_image": "api.read",

@@ -529,10 +529,10 @@ def test_objects_without_a_pixel_are_left_out_with_a_count(convert, tmp_path):
 
 def test_51_files_that_are_not_read_are_counted(convert, tmp_path, capsys):
     save(tmp_path / "in", "", "notes.txt", "a.png")
-    for name in ("b.czi", "c.lif", "d.nd2", "e.svs", "f.zarr/.zarray"):
+    for name in ("b.czi", "c.lif", "d.nd2", "e.qptiff", "f.heic"):
         save(tmp_path / "in", "x", name, None)
     shutil.copy(FIELD / "img.png", tmp_path / "in" / "my_overlay.png")
-    said = "6 files were not read: 1 .czi, 1 .lif, 1 .nd2, 1 .svs, 1 .zarr, 1 named like an output of cellwright"
+    said = "6 files were not read: 1 .czi, 1 .heic, 1 .lif, 1 .nd2, 1 .qptiff, 1 named like an output of cellwright"
     out = tmp_path / "predictions"
     assert run("predict", tmp_path / "in", "--model", "classical", "--out", out, "--dry-run") == 0
     assert said in flat(capsys.readouterr().err)

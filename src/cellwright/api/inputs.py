@@ -1,7 +1,7 @@
 """What the public functions accept as an image and as the objects of an image.
 
-An image is an `Image`, an array, a path, a PIL image or a torch tensor; objects are `Instances`, a label array or a
-path. Every public function converts its arguments here, so all of them accept the same.
+An image is an `Image`, an `ImageSource` (read whole), an array, a path, a PIL image or a torch tensor; objects are
+`Instances`, a label array or a path. Every public function converts its arguments here, so all of them accept the same.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
     from torch import Tensor
 
-ImageLike: TypeAlias = "Image | np.ndarray | str | Path | PillowImage | Tensor"
+    from cellwright.data.images.regions import ImageSource
+
+ImageLike: TypeAlias = "Image | ImageSource | np.ndarray | str | Path | PillowImage | Tensor"
 ObjectsLike: TypeAlias = "Instances | np.ndarray | str | Path | Tensor"
 
-IMAGE_TYPES = "an Image, an array (H, W) or (H, W, C), a path, a PIL image, or a torch tensor"
+IMAGE_TYPES = "an Image, an ImageSource, an array (H, W) or (H, W, C), a path, a PIL image, or a torch tensor"
 OBJECT_TYPES = "Instances, a label array (H, W) of integers with 0 as background, or a path"
 # Objects that cover less of their boxes, as a median, are scattered pixels rather than cells.
 _LOWEST_FILL = 0.3
@@ -37,7 +39,7 @@ def as_image(image: ImageLike) -> Image:
     """An image of any accepted type as an `Image`.
 
     Arrays are grey (H, W) or channel-last (H, W, C). A channel-first array or tensor (C, H, W) is accepted if its
-    shape is unambiguous: C is 1, 3 or 4 and H and W are larger. A path is read as by `read_image`.
+    shape is unambiguous: C is 1, 3 or 4 and H and W are larger. A path is read as by `read_image`, a source whole.
 
     Raises `UsageError` for another type, and `InputError` for a shape that is not an image or is ambiguous.
 
@@ -48,6 +50,10 @@ def as_image(image: ImageLike) -> Image:
     """
     if isinstance(image, Image):
         return image
+    from cellwright.data.images.source import ImageSource, read_whole
+
+    if isinstance(image, ImageSource):
+        return read_whole(image)
     if isinstance(image, str | os.PathLike):
         from cellwright.data.images.read import read_image
 
@@ -117,25 +123,10 @@ def _channel_last(array: np.ndarray, *, is_tensor: bool) -> np.ndarray:
     """The array as (H, W) or (H, W, C). ``is_tensor``: channel-first is as usual as channel-last."""
     if array.dtype.kind not in "buif":
         raise InputError("not the pixels of an image", got=f"an array of {array.dtype}", expected="numbers")
-    if array.ndim == 2:
-        return array
-    if array.ndim != 3:
-        remedy = "give a list of images: list(batch)" if array.ndim == 4 else "give one plane or channel of it"
-        raise InputError("not one image", got=f"shape {array.shape}", expected="(H, W) or (H, W, C)", remedy=remedy)
-    first, height, last = array.shape
-    channel_last = last <= 4 or last <= min(first, height)
-    channel_first = first in (1, 3, 4) and first < min(height, last)
-    if channel_first and not channel_last:
-        return np.moveaxis(array, 0, -1)
-    if channel_last and not (channel_first and is_tensor):
-        return array
-    raise InputError(
-        "the channels of this image could be on its first or its last axis",
-        got=f"shape {array.shape}",
-        expected=IMAGE_TYPES,
-        remedy="np.moveaxis(array, 0, -1) makes a channel-first array channel-last; Image.from_array(array) takes a "
-        "channel-last array of any shape",
-    )
+    from cellwright.data.images.array_source import channel_axis
+
+    axis = channel_axis(array.shape, is_tensor=is_tensor)
+    return array if axis is None else np.moveaxis(array, axis, -1)
 
 
 def _from_labels(labels: np.ndarray) -> Instances:

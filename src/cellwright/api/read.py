@@ -13,10 +13,13 @@ from cellwright.core.instances import Instances
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cellwright.data.formats import Format
     from cellwright.data.formats.contract import Prefer
     from cellwright.data.images.channels import ChannelChoice
     from cellwright.data.images.reading import Reading
+    from cellwright.data.images.regions import ImageSource
     from cellwright.data.images.tiff import Plane
 
 DATASET_FILE = "dataset.json"
@@ -30,25 +33,31 @@ def read_image(
     t: int | None = None,
     series: int | str | None = None,
     pixel_size: float | Sequence[float] | None = None,
+    level: int = 0,
 ) -> Image:
     """Read an image in its own dtype, with all channels: TIFF, OME-TIFF and ImageJ TIFF, PNG, JPEG, BMP, WebP.
 
+    With the extras ``zarr`` and ``slides``, OME-Zarr and whole-slide images too. `open_image` reads parts of images of
+    any size.
+
     Args:
-        path: the file.
+        path: the file, or the folder of a Zarr image.
         channel: the channels to keep: a name, a 0-based index, alternatives ("DAPI|Hoechst": the first that exists), or
             a list of these. None keeps all.
         z: plane of a z stack, counted from 0, or "max" or "mean" of all planes.
         t: time point, counted from 0.
         series: number or name of one image in a file of several.
         pixel_size: microns per pixel, one number or (y, x), instead of what the file says.
+        level: 0 for the full size, or a smaller copy that the file holds.
 
     Returns:
         An `Image` with ``data`` (H, W, C), channel names, the pixel size if the file contains it, and ``notes`` that
         say what was assumed.
 
     Raises:
-        InputError: the file is missing or cannot be decoded, or a plane or series must be chosen.
-        UsageError: a channel, plane or series does not exist.
+        InputError: the file is missing, cannot be decoded or needs more memory than there is, or a plane or series must
+            be chosen.
+        UsageError: a channel, plane, series or level does not exist.
 
     Example:
         >>> import cellwright as cw, numpy as np, tifffile
@@ -59,7 +68,58 @@ def read_image(
     """
     from cellwright.data.images.read import read_image as read
 
-    return read(path, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size)
+    return read(path, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size, level=level)
+
+
+def open_image(
+    image: str | Path | np.ndarray | Image | ImageSource,
+    *,
+    channel: ChannelChoice | None = None,
+    z: Plane | None = None,
+    t: int | None = None,
+    series: int | str | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+) -> ImageSource:
+    """Open an image of any size, to read regions of it. Nothing is decoded yet.
+
+    Of a tiled TIFF, a Zarr image or a slide, a region costs the tiles that it needs; about 64 MB of decoded tiles are
+    kept for the next region. Of other files and of strips, it costs what the file stores in one piece. Regions have the
+    pixels, channel names and notes that `read_image` gives; smaller copies in the file are further levels.
+
+    Args:
+        image: a path (all formats of `read_image`; Zarr with the extra ``zarr``; ``.svs``, ``.ndpi``, ``.mrxs``,
+            ``.scn``, ``.bif`` and ``.vms`` with the extra ``slides``), an array (H, W) or (H, W, C) of NumPy, Dask,
+            Zarr or HDF5, or an `Image`. A source is returned as it is.
+        channel, z, t, series, pixel_size: as in `read_image`.
+
+    Returns:
+        An `ImageSource`: ``image_hw``, ``channels``, ``dtype`` (uint8, uint16 or float32 of every region, by the type
+        in the file: integers of other types are float32), ``pixel_size_um``, ``levels``, ``tile_hw``, ``notes``,
+        ``read(y0, x0, h, w, level=0)``, ``describe()`` and ``fingerprint()``. It can be pickled and read by threads.
+
+    Raises:
+        InputError: as `read_image`, or an extra is not installed. ``read`` raises `FormatError` that names a tile which
+            cannot be decoded, and `InputError` if the file changed.
+        UsageError: a choice does not exist, or the object is not an image.
+
+    Example:
+        >>> import cellwright as cw, numpy as np, tifffile
+        >>> pixels = np.zeros((3000, 4000), np.uint8)
+        >>> tifffile.imwrite("large.tif", pixels, tile=(256, 256), compression="deflate", resolution=(20000, 20000),
+        ...                  resolutionunit="centimeter")
+        >>> source = cw.open_image("large.tif")
+        >>> print(source.describe())
+        size: 3000 x 4000 px, uint8, 1.5 x 2 mm
+        channels: 1 (grey)
+        pixel size: 0.5 um
+        levels: 0: 3000 x 4000
+        stored as: tiles of 256 x 256, DEFLATE
+        >>> source.read(y0=512, x0=1024, h=256, w=512)
+        Image(256 x 512, uint8, 1 channel (grey), 0.5 um/px, large.tif)
+    """
+    from cellwright.data.images.source import open_image as open_
+
+    return open_(image, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size)
 
 
 def read_dataset(  # noqa: PLR0913 - how annotations are read

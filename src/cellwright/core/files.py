@@ -27,7 +27,7 @@ import numpy as np
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError
 
 # Endings of two parts that count as one suffix.
-_TWO_PARTS = re.compile(r"\.ome\.(?:tiff?|tf2|tf8|btf|zarr)$|\.[^./]+\.gz$", re.IGNORECASE)
+_TWO_PARTS = re.compile(r"(?:\.ome)?\.zarr\.zip$|\.ome\.(?:tiff?|tf2|tf8|btf|zarr|ozx)$|\.[^./]+\.gz$", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # What is kept of a name in a temporary one, so that long names remain possible.
@@ -75,16 +75,24 @@ def as_utf8(name: Path | str) -> str:
 
 
 def walk(
-    root: Path, max_depth: int = 64, per_folder: int | None = None, *, problems: list[InputError] | None = None
+    root: Path,
+    max_depth: int = 64,
+    per_folder: int | None = None,
+    *,
+    problems: list[InputError] | None = None,
+    zarr: bool = False,
 ) -> Iterator[Path]:
     """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
 
-    Zarr arrays, which are folders of many files, are skipped. Linked folders are followed, after the real ones and
-    unless that leads to a folder that was listed before.
+    Zarr folders, which hold many files, are skipped; with ``zarr`` each is listed like a file, the root too. Linked
+    folders are followed, after the real ones and unless that leads to a folder that was listed before.
     per_folder: yield at most this many files per folder. problems: receives an error for each folder that cannot be
     listed, and for each entry that is neither a file nor a folder, such as a link to nothing or a pipe. Without it, a
     folder that cannot be listed raises `InputError`.
     """
+    if is_zarr_folder(root):
+        yield from [root] if zarr else []
+        return
     seen: set[tuple[int, int]] = set()
     above = {_identity(folder) for folder in root.resolve().parents}
     pending = [(root, max_depth)]
@@ -114,12 +122,19 @@ def walk(
                 files.append(entry)
             elif kind != "folder" and problems is not None:
                 problems.append(_not_a_file(entry, kind))
-            elif kind == "folder" and entry.suffix.lower() != ".zarr":
+            elif kind == "folder" and not is_zarr_folder(entry):
                 folders.append(entry)
+            elif kind == "folder" and zarr:
+                files.append(entry)
         yield from islice(files, per_folder)
         if depth > 0:
             links += [(entry, depth - 1) for entry in folders if entry.is_symlink()]
             pending += [(entry, depth - 1) for entry in reversed(folders) if not entry.is_symlink()]
+
+
+def is_zarr_folder(path: Path) -> bool:
+    """Whether a folder is one array or image of many files, by its name."""
+    return path.suffix.lower() == ".zarr"
 
 
 def require_regular(path: Path | str) -> None:

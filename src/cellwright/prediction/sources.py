@@ -15,7 +15,7 @@ from cellwright.core.image import Image
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.images.channels import ChannelChoice, choose_channels
-from cellwright.data.images.read import find_images
+from cellwright.data.images.read import find_images, is_single
 
 if TYPE_CHECKING:
     from cellwright.prediction.predictor import Predictor
@@ -54,11 +54,11 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
         files = find_images(path, problems)
         errors = {Path(str(error.where)): error for error in problems}
         files = sorted([*files, *errors])
-        if path.is_dir():
+        if not is_single(path):
             # A prediction folder below the images contains only outputs.
             own = {file.parent for file in path.rglob(PREDICTIONS_NAME)}
             files = [file for file in files if own.isdisjoint(file.parents)]
-        root = path if path.is_dir() else path.parent
+        root = path.parent if is_single(path) else path
         for file, name in zip(files, sample_ids(files, root), strict=True):
             error = errors.get(file) or _not_utf8(file)
             if error is not None:
@@ -117,4 +117,4 @@ def _with_suffix(path: Path, source: Source) -> Source:
 
 
 def _with_folder(path: Path, source: Source) -> Source:
-    return Source(f"{path.resolve().name}/{source.id}", source.path) if path.is_dir() else source
+    return Source(f"{path.resolve().name}/{source.id}", source.path) if not is_single(path) else source

@@ -105,9 +105,9 @@ def test_a_plugin_that_is_missing_is_named(bioio, tmp_path):
 
 
 def test_folders_contain_vendors_images_where_bioio_is_installed(bioio, tmp_path):
-    touch(tmp_path, "one.czi", "a.svs")
+    touch(tmp_path, "one.czi", "a.qptiff")
     assert [file.name for file in find_images(tmp_path)] == ["one.czi"]
-    assert files_passed_over(tmp_path) == {tmp_path / "a.svs": ".svs"}
+    assert files_passed_over(tmp_path) == {tmp_path / "a.qptiff": ".qptiff"}
 
 
 def test_without_bioio_the_extra_is_named(no_bioio, tmp_path):
@@ -121,22 +121,22 @@ def test_without_bioio_the_extra_is_named(no_bioio, tmp_path):
 
 
 def test_files_that_are_not_read_are_counted(no_bioio, tmp_path):
-    touch(tmp_path, "a.czi", "b.CZI", "sub/c.lif", "d.svs", "f.zarr/0/0", "notes.xlsx", ".DS_Store", "._x.png")
+    touch(tmp_path, "a.czi", "b.CZI", "sub/c.lif", "d.qptiff", "f.zarr/0/0", "notes.xlsx", ".DS_Store", "._x.png")
     for name in ("x.png", "my_overlay.png", ".hidden.png", ".ipynb_checkpoints/x.png"):
         save(tmp_path / name)
     touch(tmp_path, "predictions/predictions.json", "predictions/y.czi")
     counted = {file.relative_to(tmp_path).as_posix(): why for file, why in files_passed_over(tmp_path).items()}
     assert counted == {
-        "a.czi": ".czi", "b.CZI": ".czi", "sub/c.lif": ".lif", "d.svs": ".svs", "f.zarr": ".zarr",
+        "a.czi": ".czi", "b.CZI": ".czi", "sub/c.lif": ".lif", "d.qptiff": ".qptiff", "f.zarr": ".zarr",
         "my_overlay.png": "named like an output of cellwright", ".hidden.png": "hidden",
     }  # fmt: skip
     note = passed_over_note(tmp_path)
     assert note is not None
     assert note.text.startswith(
-        "7 files were not read: 2 .czi, 1 .lif, 1 .svs, 1 .zarr, 1 hidden (.hidden.png), 1 named"
+        "7 files were not read: 2 .czi, 1 .lif, 1 .qptiff, 1 .zarr, 1 hidden (.hidden.png), 1 named"
     )
     assert note.text.endswith("see docs/formats.md")
-    assert "for .svs: export regions as OME-TIFF" in note.text
+    assert "for .qptiff: export regions as OME-TIFF" in note.text
     only_vendors = passed_over_note(tmp_path, vendor_kinds())
     assert only_vendors is not None
     assert only_vendors.text.startswith("5 files")

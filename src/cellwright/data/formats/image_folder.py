@@ -13,7 +13,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions
 from cellwright.data.formats.label_io import LABEL_SUFFIXES, read_raster
 from cellwright.data.formats.label_kinds import looks_annotated
-from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output
+from cellwright.data.images.read import find_images, image_hw_of, is_image_name, is_own_output, is_single
 
 # At most this many files are decoded to see whether they are label images.
 _MAX_DECODED = 6
@@ -26,8 +26,8 @@ class ImageFolder(Format):
 
     def sniff(self, path: Path) -> bool:
         """Whether ``path`` is an image, or a folder with an image in it or in a subfolder, but no folder of masks."""
-        if path.is_file():
-            return is_image_name(path.name)
+        if is_single(path):
+            return is_image_name(path.name) or path.is_dir()
         if not path.is_dir() or next(path.glob("*/*/masks"), None) is not None:
             return False  # otherwise masks would be read as images
         return any(
@@ -39,7 +39,7 @@ class ImageFolder(Format):
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every image below ``path`` as a sample without objects; see `sample_ids` for the ids."""
-        root = path if path.is_dir() else path.parent
+        root = path.parent if is_single(path) else path
         files = find_images(path)
         samples = []
         for sample_id, file in zip(sample_ids(files, root), options.track(files, "reading image sizes"), strict=True):

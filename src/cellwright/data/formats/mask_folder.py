@@ -29,8 +29,7 @@ from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.formats.paths import SPLITS, masked_hw, split_ids
-from cellwright.data.images.raster import read_file
+from cellwright.data.formats.paths import SPLITS, copy_image, masked_hw, split_ids
 from cellwright.data.images.read import image_hw_of, is_image_name
 
 # With fewer masks, starting threads costs more than it saves.
@@ -292,4 +291,4 @@ def _copy_image(sample: Sample, folder: Path) -> None:
             remedy="use the dataset that has the images",
         )
     folder.mkdir(parents=True)
-    (folder / sample.image_path.name).write_bytes(read_file(sample.image_path))
+    copy_image(sample, folder / sample.image_path.stem)

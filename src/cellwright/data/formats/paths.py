@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
 from cellwright.data.images.names import IMAGE_SUFFIXES, is_image_name, is_own_output
 from cellwright.data.images.read import image_header
+from cellwright.data.images.slide import SEVERAL_FILES
 
 __all__ = [
     "AnnotatedImage",
@@ -313,12 +315,12 @@ class ImageFinder:
 
     def _listed(self, folder: Path) -> ImageIndex:
         if folder not in self._folders:
-            self._folders[folder] = ImageIndex(walk(folder, 0))
+            self._folders[folder] = ImageIndex(walk(folder, 0, zarr=True))
         return self._folders[folder]
 
     def _below(self, folder: Path) -> ImageIndex:
         if folder not in self._trees:
-            self._trees[folder] = ImageIndex(walk(folder, 6, problems=[]))
+            self._trees[folder] = ImageIndex(walk(folder, 6, problems=[], zarr=True))
         return self._trees[folder]
 
     def _only_one(self, annotation: Path, recorded_hw: tuple[int, int] | None) -> Path | None:
@@ -374,7 +376,7 @@ class GivenImages:
         self.files: list[Path] = []
         if not isinstance(images, Dataset):
             paths = [images] if isinstance(images, Path) else images
-            self.files = [file for path in paths for file in (walk(path) if path.is_dir() else [path])]
+            self.files = [file for path in paths for file in (walk(path, zarr=True) if path.is_dir() else [path])]
             self.index = ImageIndex(self.files)
             return
         self.index = ImageIndex(sample.image_path for sample in images if sample.image_path is not None)
@@ -546,11 +548,19 @@ def copy_image(sample: Sample, target: Path) -> list[Path]:
     """Copy a sample's image to ``target`` plus the suffix of the image; returns the paths written."""
     if sample.image_path is None:
         return []
-    target = target.with_name(target.name + sample.image_path.suffix)
-    try:
-        data = sample.image_path.read_bytes()
-    except OSError as error:
-        raise unreadable(sample.image_path, error, "image") from error
+    image = sample.image_path
+    target = target.with_name(target.name + image.suffix)
+    if image.suffix.lower() in SEVERAL_FILES:
+        raise InputError(
+            "this slide consists of several files, which cannot be copied",
+            where=image,
+            remedy="refer to the images where they are, without `copy_images`",
+        )
     with atomic_path(target) as temporary:
-        temporary.write_bytes(data)
+        try:
+            (shutil.copytree if image.is_dir() else shutil.copyfile)(image, temporary)
+        except OSError as error:
+            if str(error.filename) != str(image):  # what could not be written is reported as such
+                raise
+            raise unreadable(image, error, "image") from error
     return [target]

@@ -11,7 +11,6 @@ import numpy as np
 
 from cellwright.core.errors import InputError
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
-from cellwright.core.notes import Note
 from cellwright.data.images.planes import Window
 from cellwright.data.images.regions import Facts, Level, RegionSource, cell_of, file_fingerprint, region_dtype
 
@@ -97,16 +96,19 @@ def array_source(
     array: Any,
     pixel_size_um: tuple[float, float] | None = None,
     path: str | None = None,
-    notes: tuple[Note, ...] = (),
+    axes: tuple[str, ...] | None = None,
 ) -> ArraySource:
     """A source for an array (H, W), (H, W, C), or (C, H, W) where that is plain.
 
-    Channels are named as by `Image.from_array`. Raises `InputError` for another shape or type.
+    axes: names of the axes, of which "y" and "x" tell where the channels are. Channels are named as by
+    `Image.from_array`. Raises `InputError` for another shape or type.
     """
     shape = tuple(int(n) for n in array.shape)
     dtype = np.dtype(array.dtype)
     supported_dtype(np.zeros((), dtype), path)
-    axis = channel_axis(shape)
+    places = [] if axes is None else [k for k, name in enumerate(axes) if name not in ("y", "x")]
+    is_named = axes is not None and [name for name in axes if name in ("y", "x")] == ["y", "x"] and len(places) < 2
+    axis = (places[0] if places else None) if is_named else channel_axis(shape)
     sizes = [n for k, n in enumerate(shape) if k != axis]
     n_channels = 1 if axis is None else shape[axis]
     if 0 in shape:
@@ -117,7 +119,7 @@ def array_source(
     chunk_hw = None if is_memory else _chunk_hw(array, axis)
     layout = "an array in memory" if is_memory else f"chunks of {chunk_hw[0]} x {chunk_hw[1]}" if chunk_hw else "rows"
     tile_hw = image_hw if is_memory else chunk_hw or (1, image_hw[1])
-    facts = Facts(path, names, region_dtype(dtype), (Level(image_hw),), tile_hw, layout, pixel_size_um, notes)
+    facts = Facts(path, names, region_dtype(dtype), (Level(image_hw),), tile_hw, layout, pixel_size_um)
     return ArraySource(array, facts, axis)
 
 
@@ -180,7 +182,7 @@ def _is_dask(array: Any) -> bool:
 class WholeSource(RegionSource):
     """A file that is decoded whole the first time a region of it is read, and then kept.
 
-    read: decodes it; can be pickled. facts: without notes, which come with the pixels.
+    read: decodes it; can be pickled.
     """
 
     def __init__(self, facts: Facts, read: Callable[[], Image]) -> None:
@@ -188,11 +190,6 @@ class WholeSource(RegionSource):
         self._read = read
         self._image: Image | None = None
         self._lock = threading.Lock()
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """What was assumed; decodes the file."""
-        return (*self._whole().notes, *self.facts.notes)
 
     def decode(self, level: int, window: Window) -> np.ndarray:
         """The pixels (h, w, C) of a window."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from cellwright.data.images.raster import RASTER_SUFFIXES
 from cellwright.data.images.vendor import is_readable
 
-TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf2", ".tf8"})
 IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
 
 # Files that cellwright writes beside images; they are never used as input images.
@@ -16,7 +16,7 @@ OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_cu
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has the suffix of an image that can be read (with bioio, those of vendors too)."""
+    """Whether a name is that of an image that can be read (vendors' images, slides and Zarr with their extras)."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES or is_readable(name)
 
 

@@ -10,7 +10,9 @@ from cellwright.core.files import walk
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.names import IMAGE_SUFFIXES, is_own_output
-from cellwright.data.images.vendor import CONVERTED, PLUGINS, SLIDES, advice, has_bioio
+from cellwright.data.images.slide import SLIDE_SUFFIXES
+from cellwright.data.images.vendor import CONVERTED, PLUGINS, UNREADABLE_SLIDES, advice, is_readable
+from cellwright.data.images.zarr import ZARR_SUFFIXES, is_zarr_name
 
 OUTPUT = "named like an output of cellwright"
 HIDDEN = "hidden"
@@ -22,8 +24,11 @@ def files_passed_over(root: Path) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for entry in _entries(root):
         suffix, hidden = entry.suffix.lower(), entry.name.startswith(".")
-        is_vendor = suffix in SLIDES or suffix in CONVERTED or (suffix in PLUGINS and not has_bioio())
-        if suffix == ".zarr" or (is_vendor and not hidden and entry.is_file()):
+        if is_readable(entry.name):
+            continue
+        if is_zarr_name(entry.name):
+            found[entry] = next(known for known in ZARR_SUFFIXES if entry.name.lower().endswith(known))
+        elif suffix in vendor_kinds() and not hidden and entry.is_file():
             found[entry] = suffix
         elif suffix in IMAGE_SUFFIXES and entry.is_file() and not entry.name.startswith("._"):
             if hidden:
@@ -67,7 +72,7 @@ def passed_over_note(root: Path, kinds: Collection[str] | None = None) -> Note |
 
 def vendor_kinds() -> Sequence[str]:
     """The suffixes of vendors' images and other formats that are not read."""
-    return sorted({*SLIDES, *CONVERTED, *PLUGINS})
+    return sorted({*SLIDE_SUFFIXES, *UNREADABLE_SLIDES, *ZARR_SUFFIXES, *CONVERTED, *PLUGINS})
 
 
 def _example(found: dict[Path, str], why: str) -> str:

@@ -165,6 +165,7 @@ def whole_source(chosen: Chosen, read: Callable[[], Image]) -> WholeSource:
         image_hw,
         "one piece",
         chosen.image.pixel_size_um,
+        chosen.notes,
     )
     return WholeSource(facts, read)
 

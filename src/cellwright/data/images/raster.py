@@ -49,12 +49,13 @@ TURNS = {
 
 @dataclass(frozen=True)
 class RasterHeader:
-    """Size (upright), number of channels, bits per value, and the EXIF orientation (1: stored upright)."""
+    """Size (upright), number of channels, bits per value, the EXIF orientation (1: stored upright), and notes."""
 
     image_hw: tuple[int, int]
     n_channels: int
     bits: int
     orientation: int = 1
+    notes: tuple[Note, ...] = ()
 
 
 def read_raster(path: Path) -> Image:
@@ -62,19 +63,17 @@ def read_raster(path: Path) -> Image:
     content = read_file(path)
     if path.suffix.lower() == ".png":
         header, chunks = _png_header(path, io.BytesIO(content))
-        data, notes = _decode_png(content, path, chunks)
-        orientation = header.orientation
+        data = _decode_png(content, path, chunks)
     else:
         opened = _open_pillow(path, io.BytesIO(content))
-        orientation = _orientation(opened.getexif())
+        header = _pillow_header(opened, path)
         if opened.format in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
             raise damaged_image(path, ValueError("the end of the JPEG data is missing"))
-        data, notes = _decode_pillow(opened, path)
+        data = _decode_pillow(opened, path)
     data = data[:, :, None] if data.ndim == 2 else data
     data, more = supported_dtype(data, path)
     names = ("grey", "A") if data.shape[2] == 2 else CHANNEL_NAMES[data.shape[2]]
-    all_notes = (*notes, *more, *orientation_notes(orientation, data.shape[:2], path))
-    return Image(upright(data, orientation), names, None, str(path), all_notes)
+    return Image(upright(data, header.orientation), names, None, str(path), (*header.notes, *more))
 
 
 def raster_header(path: Path) -> RasterHeader:
@@ -84,12 +83,9 @@ def raster_header(path: Path) -> RasterHeader:
         with path.open("rb") as file:
             if path.suffix.lower() == ".png":
                 return _png_header(path, file)[0]
-            opened = _open_pillow(path, file)
-            orientation = _orientation(opened.getexif())
-            n_channels = len(_shown_bands(opened))
+            return _pillow_header(_open_pillow(path, file), path)
     except OSError as error:
         raise unreadable(path, error, "image") from error
-    return RasterHeader(_upright_hw((opened.height, opened.width), orientation), n_channels, 8, orientation)
 
 
 # --- EXIF orientation -----------------------------------------------------------------------------------------------
@@ -165,21 +161,35 @@ def not_an_image(path: Path, known: frozenset[str]) -> InputError:
     return InputError("this is not an image file", where=path, got=got, expected=expected, remedy=remedy)
 
 
-def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> tuple[np.ndarray, tuple[Note, ...]]:
+def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> np.ndarray:
     decoded = decode_png(content, path)
     if content[25] != PNG_PALETTE or shows_colours(_png_palette(chunks)):
-        return decoded, ()
+        return decoded
     return _decode_pillow(_open_pillow(path, io.BytesIO(content)), path)
 
 
-def _decode_pillow(opened: PillowImage, path: Path) -> tuple[np.ndarray, tuple[Note, ...]]:
+def _decode_pillow(opened: PillowImage, path: Path) -> np.ndarray:
     try:
         if opened.mode == "P":
-            return apply_palette(np.asarray(opened), _palette(opened))
+            return apply_palette(np.asarray(opened), _palette(opened))[0]
         shown = opened if opened.mode in ("L", "LA", "RGB", "RGBA") else opened.convert("".join(_shown_bands(opened)))
-        return np.asarray(shown), ()
+        return np.asarray(shown)
     except (OSError, ValueError, IndexError, SyntaxError) as error:
         raise damaged_image(path, error) from error
+
+
+def _pillow_header(opened: PillowImage, path: Path) -> RasterHeader:
+    orientation, stored_hw = _orientation(opened.getexif()), (opened.height, opened.width)
+    notes = (
+        *_palette_notes(_palette(opened) if opened.mode == "P" else None),
+        *orientation_notes(orientation, stored_hw, path),
+    )
+    return RasterHeader(_upright_hw(stored_hw, orientation), len(_shown_bands(opened)), 8, orientation, notes)
+
+
+def _palette_notes(colours: np.ndarray | None) -> tuple[Note, ...]:
+    """What is assumed about an image with a palette."""
+    return () if colours is None else apply_palette(np.zeros((1, 1), np.uint8), colours)[1]
 
 
 def _shown_bands(opened: PillowImage) -> tuple[str, ...]:
@@ -246,7 +256,9 @@ def _png_header(path: Path, file: Any) -> tuple[RasterHeader, dict[bytes, bytes]
         n_channels = 1
     elif b"tRNS" in chunks and colour in (0, 2, 3):
         n_channels += 1
-    return RasterHeader(_upright_hw((height, width), orientation), n_channels, max(bits, 8), orientation), chunks
+    palette = _png_palette(chunks) if colour == PNG_PALETTE else np.zeros((0, 3), np.uint8)
+    notes = (*_palette_notes(palette if len(palette) else None), *orientation_notes(orientation, (height, width), path))
+    return RasterHeader(_upright_hw((height, width), orientation), n_channels, max(bits, 8), orientation, notes), chunks
 
 
 def _png_orientation(exif: bytes) -> int:

@@ -20,9 +20,11 @@ from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image_name, is_own_output
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
-from cellwright.data.images.source import check_no_stack
+from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource
+from cellwright.data.images.source import check_no_stack, open_image, read_whole
 from cellwright.data.images.tiff import Choice, Plane, damaged_image, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
+from cellwright.data.images.zarr import has_zarr, is_zarr, read_zarr_header
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,27 @@ def read_image(
     series: int | str | None = None,
     pixel_size: float | Sequence[float] | None = None,
     keep_channels: bool = False,
+    level: int = 0,
 ) -> Image:
-    """Read a PNG, JPEG, BMP, WebP, TIFF, OME-TIFF or ImageJ file with the values of the file and all channels.
+    """Read an image file, slide or Zarr folder with the values of the file and all channels.
 
     channel: the channels to keep (see `select_channels`); None keeps all.
     z: 0-based plane of a z stack, or "max" or "mean" of all planes. t: 0-based time point.
     series: the number or the name of one image in a file of several.
     pixel_size: microns per pixel, one number or (y, x), instead of what the file says.
     keep_channels: ``channel`` only tells that channels will be chosen later; all are kept.
+    level: 0 for the full size, or one of the smaller copies that the file has (`open_image` lists them).
 
     What was assumed is in ``notes``. Raises `InputError` if the file does not exist, or if a required choice is missing
     (it asks for all of them), and `FormatError` if the file is truncated, damaged, or in a colour space that cannot be
     read. ``docs/formats.md`` lists what is read, refused and assumed.
     """
     path = Path(path)
+    if level or is_zarr(path) or path.suffix.lower() in SLIDE_SUFFIXES:
+        source = open_image(
+            path, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size, keep_channels=keep_channels
+        )
+        return read_whole(source, level)
     if path.suffix.lower() in TIFF_SUFFIXES:
         image = read_tiff(path, Choice(z, t, series, channel is not None))
     elif path.suffix.lower() in PLUGINS:
@@ -85,12 +94,15 @@ def image_header(path: Path | str, series: int | str | None = None) -> ImageHead
     series: the image that is meant in a file of several, as for `read_image`.
     """
     path = Path(path)
-    if path.suffix.lower() in (*TIFF_SUFFIXES, *PLUGINS):
-        is_tiff = path.suffix.lower() in TIFF_SUFFIXES
-        choice = Choice(series=series)
-        tiff = read_tiff_header(path, choice) if is_tiff else read_vendor_header(path, choice)
-        header = ImageHeader(tiff.image_hw, tiff.n_channels, tiff.bits)
-    elif path.suffix.lower() in RASTER_SUFFIXES:
+    suffix = path.suffix.lower()
+    of_planes = read_zarr_header if is_zarr(path) else read_tiff_header if suffix in TIFF_SUFFIXES else None
+    of_planes = read_vendor_header if suffix in PLUGINS else of_planes
+    if of_planes is not None:
+        planes = of_planes(path, Choice(series=series))
+        header = ImageHeader(planes.image_hw, planes.n_channels, planes.bits)
+    elif suffix in SLIDE_SUFFIXES:
+        header = ImageHeader(SlideSource(path).image_hw, 3, 8)
+    elif suffix in RASTER_SUFFIXES:
         raster = raster_header(path)
         header = ImageHeader(raster.image_hw, raster.n_channels, raster.bits, raster.orientation)
     else:
@@ -110,7 +122,7 @@ def image_hw_of(path: Path | str, series: int | str | None = None) -> tuple[int,
 
 
 def find_images(path: Path | str, problems: list[InputError] | None = None) -> list[Path]:
-    """The image file at ``path``, or all image files below a folder, sorted.
+    """The image file or Zarr folder at ``path``, or all of them below a folder, sorted.
 
     Linked folders are followed; hidden files and folders (such as ``.ipynb_checkpoints``) and outputs of cellwright are
     skipped. problems: receives an error for each folder that cannot be listed, and for each image that is a broken
@@ -118,14 +130,14 @@ def find_images(path: Path | str, problems: list[InputError] | None = None) -> l
     """
     path = Path(path)
     require_regular(path)
-    if path.is_file():
-        if not is_image_name(path.name):
+    if is_single(path):
+        if not (is_image_name(path.name) or (is_zarr(path) and has_zarr())):
             raise not_an_image(path, IMAGE_SUFFIXES)
         return [path]
     if not path.is_dir():
         raise InputError("no such file or folder", where=path, remedy="check the path")
     unread: list[InputError] = []
-    images = sorted(file for file in walk(path, problems=unread) if _is_input(file.name))
+    images = sorted(file for file in walk(path, problems=unread, zarr=True) if _is_input(file.name))
     unread = [error for error in unread if _is_input(Path(str(error.where)).name) or error.problem == UNLISTED]
     if unread and problems is None:
         raise unread[0]
@@ -137,6 +149,11 @@ def find_images(path: Path | str, problems: list[InputError] | None = None) -> l
         expected = f"files ending in {known}"
         raise InputError("this folder has no images", where=path, got=note and note.text, expected=expected)
     return images
+
+
+def is_single(path: Path) -> bool:
+    """Whether a path is one file or one Zarr folder, rather than a folder of images."""
+    return path.is_file() or (path.is_dir() and is_zarr(path))
 
 
 def _is_input(name: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,8 +28,15 @@ from cellwright.data.images.planes import Window
 CACHE_BYTES = 64 << 20
 # Strips of fewer bytes are decoded and kept several at a time.
 _MIN_CELL_BYTES = 1 << 19
+# Cells of so many bytes are decoded at once, where that is faster.
+_BATCH_BYTES = 16 << 20
 _DIGEST_BYTES = 16
 _SAMPLE_BYTES = 1 << 16
+
+Cell = tuple[int, int]
+"""(row, column) of a cell."""
+Box = tuple[int, int, int, int]
+"""(first row, first column, end row, end column) of cells."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,11 @@ class ImageSource(Protocol):
 
     Sources can be pickled (a worker process opens the file again) and read from several threads. `open_image` makes
     them from files and arrays; any object with these attributes and methods is a source.
+
+    >>> import cellwright as cw
+    >>> source = cw.open_image(np.zeros((600, 800, 3), np.uint8), pixel_size=0.5)
+    >>> isinstance(source, cw.ImageSource), source.image_hw, source.read(0, 0, 100, 200).image_hw
+    (True, (600, 800), (100, 200))
     """
 
     @property
@@ -196,11 +208,7 @@ class RegionSource:
         """
         window = self._checked((y0, x0, h, w), level)
         cell = self._cells[level]
-        n_bytes = h * w * len(self.channels) * self.dtype.itemsize
-        if cell is None or (n_bytes > CACHE_BYTES // 2 and cell != self.levels[level].image_hw):
-            data = self._decoded(level, window)
-        else:
-            data = self._from_cells(level, window, cell)
+        data = self._decoded(level, window) if cell is None else self._from_cells(level, window, cell)
         data = data if self._picked is None else data[:, :, list(self._picked)]
         data, rounded = as_dtype(data, self.dtype, self.path)
         notes = (*self.notes, *with_where(rounded, self.path or ""))
@@ -268,50 +276,54 @@ class RegionSource:
         """A window put together from cells, of which only those that are not kept are decoded."""
         y0, x0, h, w = window
         height, width = cell_hw
-        rows = range(y0 // height, -(-(y0 + h) // height))
-        columns = range(x0 // width, -(-(x0 + w) // width))
-        parts = {(row, column): self._kept.get((level, row, column)) for row in rows for column in columns}
-        missing = [at for at, part in parts.items() if part is None]
-        boxes = (
-            _rectangles(missing) if self.batched else [(row, column, row + 1, column + 1) for row, column in missing]
-        )
-        for box in boxes:
-            parts |= self._decoded_cells(level, box, cell_hw)
-        first = next(part for part in parts.values() if part is not None)
-        pixels = np.empty((h, w, first.shape[2]), first.dtype)
-        for (row, column), part in parts.items():
-            assert part is not None
-            top, left = row * height - y0, column * width - x0
-            inside = pixels[max(top, 0) : top + height, max(left, 0) : left + width]
-            inside[:] = part[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]]
+        pixels: np.ndarray | None = None
+        missing = []
+        for row in range(y0 // height, -(-(y0 + h) // height)):
+            for column in range(x0 // width, -(-(x0 + w) // width)):
+                cell = self._kept.get((level, row, column))
+                if cell is None:
+                    missing.append((row, column))
+                else:
+                    pixels = _pasted(cell, (row * height, column * width), window, pixels)
+        most = max(_BATCH_BYTES // max(height * width * len(self.channels) * self.dtype.itemsize, 1), 1)
+        for box in _rectangles(missing, most if self.batched else 1):
+            for (row, column), cell in self._decoded_cells(level, box, cell_hw):
+                pixels = _pasted(cell, (row * height, column * width), window, pixels)
+        assert pixels is not None
         return pixels
 
-    def _decoded_cells(
-        self, level: int, box: tuple[int, int, int, int], cell_hw: tuple[int, int]
-    ) -> dict[tuple[int, int], np.ndarray]:
-        """The cells of a box (first row, first column, end row, end column) of cells, decoded at once and kept."""
+    def _decoded_cells(self, level: int, box: Box, cell_hw: tuple[int, int]) -> Iterator[tuple[Cell, np.ndarray]]:
+        """The cells of a box, decoded at once and kept."""
         (top, left, bottom, right), (height, width) = box, cell_hw
         image_h, image_w = self.levels[level].image_hw
         y0, x0 = top * height, left * width
         window = (y0, x0, min(bottom * height, image_h) - y0, min(right * width, image_w) - x0)
+        cells = [(row, column) for row in range(top, bottom) for column in range(left, right)]
         try:
             pixels = self._decoded(level, window)
         except FormatError:
-            if (bottom - top) * (right - left) == 1:
+            if len(cells) == 1:
                 raise
-            singles = [
-                (row, column, row + 1, column + 1) for row in range(top, bottom) for column in range(left, right)
-            ]
-            return {at: part for single in singles for at, part in self._decoded_cells(level, single, cell_hw).items()}
-        cells = {}
-        for row in range(top, bottom):
-            for column in range(left, right):
-                part = pixels[(row - top) * height : (row - top + 1) * height]
-                part = part[:, (column - left) * width : (column - left + 1) * width]
-                # A copy, so that a part does not keep the whole.
-                cells[row, column] = part if part.shape == pixels.shape else part.copy()
-                self._kept.put((level, row, column), cells[row, column])
-        return cells
+            for row, column in cells:  # to name the one that cannot be decoded
+                yield from self._decoded_cells(level, (row, column, row + 1, column + 1), cell_hw)
+            return
+        for row, column in cells:
+            part = pixels[(row - top) * height : (row - top + 1) * height]
+            part = part[:, (column - left) * width : (column - left + 1) * width]
+            part = part if len(cells) == 1 else part.copy()  # so that a part does not keep the whole
+            self._kept.put((level, row, column), part)
+            yield (row, column), part
+
+
+def _pasted(cell: np.ndarray, place: tuple[int, int], window: Window, pixels: np.ndarray | None) -> np.ndarray:
+    """The pixels of a window, made if there are none, with those of a cell whose first pixel is at ``place``."""
+    y0, x0, h, w = window
+    if pixels is None:
+        pixels = np.empty((h, w, cell.shape[2]), cell.dtype)
+    top, left = place[0] - y0, place[1] - x0
+    inside = pixels[max(top, 0) : top + cell.shape[0], max(left, 0) : left + cell.shape[1]]
+    inside[:] = cell[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]]
+    return pixels
 
 
 class _Kept:
@@ -337,25 +349,29 @@ class _Kept:
                 self._n_bytes -= self._arrays.popitem(last=False)[1].nbytes
 
 
-def _rectangles(cells: Iterable[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
-    """Boxes (first row, first column, end row, end column) that cover cells, which are sorted, each once.
+def _rectangles(cells: Iterable[Cell], most: int) -> list[Box]:
+    """Boxes of at most so many cells that cover cells, which are sorted, each once.
 
-    >>> _rectangles([(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)])
-    [(0, 0, 2, 2), (2, 1, 3, 2)]
+    >>> cells = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)]
+    >>> _rectangles(cells, 9), _rectangles(cells, 2)
+    ([(0, 0, 2, 2), (2, 1, 3, 2)], [(0, 0, 1, 2), (1, 0, 2, 2), (2, 1, 3, 2)])
     """
-    runs: list[list[int]] = []
+    runs: list[Box] = []
     for row, column in cells:
-        if runs and runs[-1][0] == row and runs[-1][2] == column:
-            runs[-1][2] += 1
+        if runs and (runs[-1][0], runs[-1][3]) == (row, column) and column - runs[-1][1] < most:
+            runs[-1] = (row, runs[-1][1], row + 1, column + 1)
         else:
-            runs.append([row, column, column + 1])
-    boxes: list[tuple[int, int, int, int]] = []
-    for row, start, end in runs:
-        above = next((box for box in boxes if box[1:] == (start, row, end)), None)
-        if above is not None:
-            boxes.remove(above)
-        boxes.append((row if above is None else above[0], start, row + 1, end))
-    return boxes
+            runs.append((row, column, row + 1, column + 1))
+    boxes: dict[tuple[int, int], Box] = {}
+    done = []
+    for row, left, bottom, right in runs:
+        above = boxes.get((left, right))
+        if above is not None and above[2] == row and (bottom - above[0]) * (right - left) <= most:
+            boxes[left, right] = (above[0], left, bottom, right)
+        else:
+            done += [] if above is None else [above]
+            boxes[left, right] = (row, left, bottom, right)
+    return sorted([*done, *boxes.values()])
 
 
 def cell_of(tile_hw: tuple[int, int], image_hw: tuple[int, int], pixel_bytes: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cellwright.core.errors import UsageError
 from cellwright.core.image import CHANNEL_NAMES, Image
+from cellwright.core.memory import check_memory
 from cellwright.data.images.array_source import WholeSource, array_source, image_source
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
@@ -19,8 +20,10 @@ from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES
 from cellwright.data.images.plane_source import open_tiff_source, whole_source
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.regions import Facts, ImageSource, Level, RegionSource
+from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource
 from cellwright.data.images.tiff import Choice, Plane
 from cellwright.data.images.vendor import PLUGINS, chosen_scene, read_vendor
+from cellwright.data.images.zarr import is_zarr, open_zarr_source
 
 __all__ = ["ImageSource", "Level", "RegionSource", "check_no_stack", "open_image"]
 
@@ -55,8 +58,27 @@ def open_image(
     return source if channel is None or keep_channels else _with_channels(_regions(source), channel)
 
 
+def read_whole(source: ImageSource, level: int = 0) -> Image:
+    """All pixels of a level. Raises `InputError` if they need more memory than there is."""
+    if not 0 <= level < len(source.levels):
+        source.read(0, 0, 1, 1, level)  # raises
+    height, width = source.levels[level].image_hw
+    n_bytes = height * width * len(source.channels) * source.dtype.itemsize
+    smaller = [
+        f"`level={k}` ({other.image_hw[0]} x {other.image_hw[1]})" for k, other in enumerate(source.levels) if k > level
+    ]
+    remedy = "read regions of it with cellwright.open_image" + (f", or a smaller copy: {smaller[0]}" if smaller else "")
+    check_memory(2 * n_bytes, f"this image of {height} x {width} pixels", where=source.path, remedy=remedy)
+    return source.read(0, 0, height, width, level)
+
+
 def _open_file(path: Path, choice: Choice) -> RegionSource:
     suffix = path.suffix.lower()
+    if is_zarr(path):
+        return open_zarr_source(path, choice)
+    if suffix in SLIDE_SUFFIXES:
+        check_no_stack(path, choice)
+        return SlideSource(path)
     if suffix in TIFF_SUFFIXES:
         return open_tiff_source(path, choice)
     if suffix in RASTER_SUFFIXES:
@@ -86,7 +108,7 @@ def _open_raster(path: Path) -> WholeSource:
     header = raster_header(path)
     names = ("grey", "A") if header.n_channels == 2 else CHANNEL_NAMES[header.n_channels]
     dtype = np.dtype(np.uint8 if header.bits <= 8 else np.uint16)
-    facts = Facts(str(path), names, dtype, (Level(header.image_hw),), header.image_hw, "one piece")
+    facts = Facts(str(path), names, dtype, (Level(header.image_hw),), header.image_hw, "one piece", notes=header.notes)
     return WholeSource(facts, partial(read_raster, path))
 
 

@@ -16,8 +16,10 @@ import numpy as np
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import CHANNEL_NAMES, Image
 from cellwright.data.images.planes import DecodedPlane
+from cellwright.data.images.slide import INSTALL_SLIDES, SLIDE_SUFFIXES, has_openslide
 from cellwright.data.images.tiff import Choice, Chosen, Meaning, TiffHeader, choose, read_chosen
 from cellwright.data.images.tiff_images import TiffImage
+from cellwright.data.images.zarr import INSTALL_ZARR, has_zarr, is_zarr_name
 
 BIOFORMATS = "bioio-bioformats"
 # The bioio plugin for each suffix.
@@ -27,10 +29,9 @@ PLUGINS = {
     ".vsi": BIOFORMATS, ".stk": BIOFORMATS, ".flex": BIOFORMATS, ".lof": BIOFORMATS, ".xlef": BIOFORMATS,
     ".ipl": BIOFORMATS, ".dm3": BIOFORMATS, ".dm4": BIOFORMATS,
 }  # fmt: skip
-SLIDES = frozenset({".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".qptiff", ".dcm"})
+UNREADABLE_SLIDES = frozenset({".qptiff", ".dcm"})
+_EXPORT_REGIONS = "export regions as OME-TIFF, for example with QuPath"
 CONVERTED = {
-    ".zarr": "save the image as OME-TIFF",
-    ".ome.zarr": "save the image as OME-TIFF",
     ".heic": "save it as PNG",
     ".gif": "save it as PNG",
     ".avif": "save it as PNG",
@@ -48,10 +49,14 @@ def advice(suffix: str) -> str:
     """How to read a file with this suffix (lower case), which is not one of the image formats; "" if it is no image.
 
     >>> advice(".svs")
-    'export regions as OME-TIFF, for example with QuPath'
+    'pip install "cellwright[slides]", or export regions as OME-TIFF, for example with QuPath'
     """
-    if suffix in SLIDES:
-        return "export regions as OME-TIFF, for example with QuPath"
+    if suffix in SLIDE_SUFFIXES:
+        return f"{INSTALL_SLIDES}, or {_EXPORT_REGIONS}"
+    if suffix in UNREADABLE_SLIDES:
+        return _EXPORT_REGIONS
+    if is_zarr_name(suffix):
+        return f"{INSTALL_ZARR}, or save the image as OME-TIFF"
     if suffix in PLUGINS:
         plugin = PLUGINS[suffix]
         return f"pip install 'cellwright[bioio]' {plugin}, or save as OME-TIFF with Fiji"
@@ -59,8 +64,13 @@ def advice(suffix: str) -> str:
 
 
 def is_readable(name: str) -> bool:
-    """Whether a file name is that of a vendor's image, and bioio is installed."""
-    return Path(name).suffix.lower() in PLUGINS and has_bioio()
+    """Whether a name is that of a vendor's image, slide or Zarr, and the package that reads it is installed."""
+    suffix = Path(name).suffix.lower()
+    return (
+        (suffix in PLUGINS and has_bioio())
+        or (suffix in SLIDE_SUFFIXES and has_openslide())
+        or (is_zarr_name(name) and has_zarr())
+    )
 
 
 def read_vendor(path: Path, choice: Choice) -> Image:
