@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from cellwright.api.models import load_model
 from cellwright.core.errors import FormatError
+from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
+from cellwright.data.images.source import open_image
+from cellwright.data.network_input import resize_antialiased
+from cellwright.data.resize import resized, resized_window
 from cellwright.data.synthetic import draw_field
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.labels import to_instances
+from cellwright.prediction.backends.torch_tiles import DenseTiles
+from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid, Tile
 from cellwright.prediction.tiling.seams import Seams, TileObjects, anchors_of, stored_objects
+from cellwright.prediction.tiling.statistics import values_of
 from cellwright.prediction.tiling.tile_file import TileRecord, read_tile, write_tile
 
 
@@ -239,3 +248,53 @@ def test_a_damaged_tile_file_is_an_error(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(FormatError, match="damaged"):
             read_tile(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_streamed_percentiles_are_those_of_all_values(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 900, (70, 90, 2)).astype(dtype)
+    source = open_image(values)
+    found = values_of(source, lambda region: region.data, (0.1, 50.0, 99.8), (1.0, 99.0))
+    np.testing.assert_allclose(found.percentiles, np.percentile(values, (0.1, 50, 99.8), axis=(0, 1)).T, rtol=1e-6)
+    np.testing.assert_allclose(found.pooled, np.percentile(values, (1, 99)), rtol=1e-6)
+    assert found.highest == pytest.approx(values.max(), rel=0.01)
+
+
+def test_windows_of_a_resized_image_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = rng.integers(5, 200, 2)
+        scale = np.exp(rng.uniform(-1.5, 1.5))
+        new_hw = max(1, int(height * scale)), max(1, int(width * scale))
+        pixels = rng.random((2, height, width), np.float32)
+        whole = resized(pixels, new_hw)
+        pillow = resize_antialiased(pixels.transpose(1, 2, 0), new_hw).transpose(2, 0, 1)
+        np.testing.assert_allclose(whole, pillow, atol=2e-7)
+        (y0, y1), (x0, x1) = (sorted(rng.choice(side + 1, 2, replace=False).tolist()) for side in new_hw)
+        window = Window(y0, x0, y1, x1)
+        part = resized_window(lambda needed: needed.of(pixels), (int(height), int(width)), new_hw, window)
+        np.testing.assert_array_equal(part, window.of(whole))
+
+
+@pytest.mark.parametrize("diameter", [None, 18.0, 40.0])
+def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | None) -> None:
+    """Maps of tiles equal those of the whole image, and so do the objects, at scales below and above 1."""
+    predictor = load_model("nuclei", device="cpu").predictor
+    predictor = predictor if diameter is None else predictor.with_diameter(diameter)
+    image = draw_field(4, (300, 280), 40)[0]
+    (whole,) = predictor.predict([image])
+    tiles = DenseTiles(predictor, lambda region: region)
+    source = open_image(image)
+    facts = tiles.facts(source)
+    assert ImageFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+    assert facts.diameter == whole.diameter
+    grid = replace(tiles.grid(facts, 64), halo_px=144)
+    assert len(grid) >= 4
+    stored = {}
+    for tile in grid:
+        objects = in_source(tiles.objects(source, facts, tile), tile, grid)
+        stored[tile.index] = stored_objects(objects, grid, tile)
+    result, _ = tiled(grid, stored)
+    assert len(whole.instances) > 10
+    assert same_partition(result, whole.instances.masks.to_label_map())

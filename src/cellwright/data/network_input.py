@@ -11,6 +11,8 @@ What happens to the channels of an image (`network_channels`):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cellwright.config.conventions import ResizeRule
@@ -31,7 +33,7 @@ def to_network(image: Image, config: InputConfig) -> np.ndarray:
     With percentile normalisation, an image whose percentiles are equal becomes zeros. Raises `InputError` if the
     network cannot use the channels of the image.
     """
-    return _normalise(network_channels(image, config), config)
+    return normalised(network_channels(image, config), config)
 
 
 def resize_for_network(image: Image, config: InputConfig, rule: ResizeRule) -> np.ndarray:
@@ -43,10 +45,10 @@ def resize_for_network(image: Image, config: InputConfig, rule: ResizeRule) -> n
     channels = network_channels(image, config)
     new_hw = network_hw(image.image_hw, config, rule)
     if new_hw == image.image_hw:
-        return _normalise(channels, config)
+        return normalised(channels, config)
     if rule == "detectron2":
-        return _normalise(resize_antialiased(channels, new_hw), config)
-    return resize_bilinear(_normalise(channels, config), new_hw)
+        return normalised(resize_antialiased(channels, new_hw), config)
+    return resize_bilinear(normalised(channels, config), new_hw)
 
 
 def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule) -> tuple[int, int]:
@@ -138,10 +140,19 @@ def network_channels(image: Image, config: InputConfig) -> np.ndarray:
     return data[:, :, ::-1] if config.colour_order == "bgr" else data
 
 
-def _normalise(hwc: np.ndarray, config: InputConfig) -> np.ndarray:
+def normalised(
+    hwc: np.ndarray, config: InputConfig, limits: Sequence[tuple[float, float]] | None = None
+) -> np.ndarray:
+    """Pixels (H, W, C) with the network's channels as its input (C, H, W) float32.
+
+    limits: the values of each channel that percentile normalisation maps to 0 and 1; None: percentiles of these pixels.
+    """
     chw = np.ascontiguousarray(hwc.transpose(2, 0, 1)).astype(np.float32)
     if config.normalise == "percentile":
-        low, high = np.percentile(chw.reshape(len(chw), -1), config.percentiles, axis=1).astype(np.float32)
+        if limits is None:
+            low, high = np.percentile(chw.reshape(len(chw), -1), config.percentiles, axis=1).astype(np.float32)
+        else:
+            low, high = np.asarray(limits, np.float32).T
         span = np.where(high > low, high - low, np.float32(np.inf))
         return (chw - low[:, None, None]) / span[:, None, None]
     full = config.full_range or dtype_scale(hwc.dtype)

@@ -13,7 +13,7 @@ Read = Callable[[Window], np.ndarray]
 
 
 def resized_window(read: Read, source_hw: tuple[int, int], resized_hw: tuple[int, int], window: Window) -> np.ndarray:
-    """A window (C, h, w) float32 of the source resized to ``resized_hw``, which contains it.
+    """A window (C, h, w) float32 of the source resized to ``resized_hw``, which contains it and is not empty.
 
     Bilinear, antialiased where the image becomes smaller: the filter of Pillow. Only the source pixels that the
     filter needs are read.
@@ -29,8 +29,11 @@ def resized_window(read: Read, source_hw: tuple[int, int], resized_hw: tuple[int
     (tops, rows, top, bottom), (lefts, columns, left, right) = (
         _weights(source_hw[axis], resized_hw[axis], window[axis], window[axis + 2]) for axis in (0, 1)
     )
-    region = read(Window(top, left, bottom, right))
+    needed = Window(top, left, bottom, right)
+    region = read(needed)
     n_channels, height, width = region.shape
+    if (height, width) != needed.hw:  # the kernel would read beyond it
+        raise ValueError(f"got {height} x {width} pixels of {needed}")
     # Columns first, as in Pillow, where they are rows of the transposed image.
     turned = np.ascontiguousarray(region.transpose(2, 0, 1), np.float32).reshape(width, n_channels * height)
     narrow = weigh_rows(turned, lefts - left, columns).reshape(-1, n_channels, height)
@@ -54,7 +57,7 @@ def _weights(whole: int, resized: int, low: int, high: int) -> tuple[np.ndarray,
     centres = (np.arange(low, high) + 0.5) * ratio
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach + 0.5).astype(np.int64), whole)
-    taps = first[:, None] + np.arange(int((last - first).max(initial=1)))
+    taps = first[:, None] + np.arange(int((last - first).max()))
     weights = np.maximum(1 - np.abs(taps - centres[:, None] + 0.5) / reach, 0) * (taps < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
-    return first, weights, int(first.min(initial=0)), int(last.max(initial=1))
+    return first, weights, int(first.min()), int(last.max())

@@ -25,7 +25,7 @@ FULL_SCALES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 _OVERSHOOT = 1.05
 # Percentiles that stand for the darkest and the brightest values of an image, and how far the brightest may be from
 # those of the training images: between half of the darkest image and twice the brightest.
-_DARK_BRIGHT = (1.0, 99.8)
+PERCENTILES = (1.0, 99.8)
 _MARGIN = 2.0
 
 ASSUMED_RANGE = "the range of the values was assumed"
@@ -54,7 +54,7 @@ class ImageValues:
         values = data[np.isfinite(data)] if data.dtype.kind == "f" else data
         if not values.size:
             return ImageValues(str(data.dtype), 0.0, 0.0, 0.0)
-        dark, bright = np.percentile(values, _DARK_BRIGHT)
+        dark, bright = np.percentile(values, PERCENTILES)
         return ImageValues(str(data.dtype), float(values.max()), float(dark), float(bright))
 
 
@@ -143,7 +143,13 @@ def input_for(
     """
     if config.normalise == "percentile":
         return config, ()
-    values = ImageValues.of(image)
+    return input_for_values(ImageValues.of(image), config, training, image.path or "")
+
+
+def input_for_values(
+    values: ImageValues, config: InputConfig, training: TrainingValues | None, where: str
+) -> tuple[InputConfig, tuple[Note, ...]]:
+    """`input_for` an image with these values, for fixed normalisation. where: the file."""
     if training is not None and not training.full_scale:
         training = None  # images of several types: each by its own
     expected = full_scale(config, values.dtype) if training is None else training.full_scale
@@ -159,9 +165,9 @@ def input_for(
         text = f"its {values.dtype} values up to {values.highest:.5g} were read as 0 to {scale:g}"
         if training is not None:
             text += f"; the model was trained on {training.dtype} images of 0 to {expected:g}"
-        notes.append(Note(ASSUMED_RANGE, text, image.path or ""))
+        notes.append(Note(ASSUMED_RANGE, text, where))
     if training is not None and (text := _misfit(values.bright / scale, training)):
-        notes.append(Note(OUTSIDE_RANGE, text, image.path or ""))
+        notes.append(Note(OUTSIDE_RANGE, text, where))
     own = full_scale(config, values.dtype)
     if scale == own:
         return config, tuple(notes)

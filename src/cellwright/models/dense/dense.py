@@ -48,6 +48,11 @@ class DenseNetwork(nn.Module):
         """H and W of every image tensor must be multiples of it, px."""
         return self.unet.stride
 
+    @property
+    def reach_px(self) -> int:
+        """How far from a pixel of the maps the image can influence it, at most, px of the network's input."""
+        return self.unet.reach_px
+
     # --- training -------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

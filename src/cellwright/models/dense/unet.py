@@ -49,11 +49,14 @@ class UNet(nn.Module):
         stride: H and W of the images must be multiples of it, px.
         in_channels: channels of the images.
         out_channels: D, the number of maps.
+        reach_px: how far from a pixel of the maps the image can influence it, at most.
     """
 
     def __init__(self, config: UNetConfig, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.stride, self.in_channels, self.out_channels = 2**config.depth, in_channels, out_channels
+        # Two 3x3 convolutions at each resolution, on the way down and up, and the coarsest cell itself.
+        self.reach_px = 2 * (2 * self.stride - 1) + 2 * (self.stride - 1) + self.stride
         widths = [config.width * 2**level for level in range(config.depth + 1)]
         inputs = [in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(Block(config, a, b) for a, b in zip(inputs, widths, strict=True))

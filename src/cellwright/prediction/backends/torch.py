@@ -142,7 +142,7 @@ class NetworkPredictor:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
         pixels, px = to_network(image, config), self.diameter_px
         if px is None:
-            px = estimate_diameter(pixels, config.diameter_px, self._detect_input)
+            px = estimate_diameter(pixels, config.diameter_px, self.detect_input)
 
         def resize(view: View) -> np.ndarray:
             # A view at a larger scale is an image with smaller objects; the same limits apply.
@@ -151,7 +151,7 @@ class NetworkPredictor:
 
         return resize, Diameter.of(px, image.image_hw, config, estimated=self.diameter_px is None), notes
 
-    def _detect_input(self, pixels: np.ndarray) -> Instances:
+    def detect_input(self, pixels: np.ndarray) -> Instances:
         """The objects of one network input (C, h, w), at its own size."""
         stacked, input_hws = self._stack([pixels])
         return self.network.detect(stacked, input_hws, input_hws)[0]

@@ -1,0 +1,158 @@
+"""What a network needs to know about a whole image before it sees any tile: found once, and stored with the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cellwright.config.input import InputConfig
+from cellwright.core.errors import FormatError
+from cellwright.core.geometry import Window
+from cellwright.core.image import Image
+from cellwright.core.notes import Note
+from cellwright.core.progress import Track, no_progress
+from cellwright.data.images.source import ImageSource
+from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised
+from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
+from cellwright.prediction.diameter import Detect, Diameter, estimate_diameter
+from cellwright.prediction.tiling.statistics import blocks, read_block, values_of
+
+# Up to this size the diameter is estimated on the whole image, as for small ones; above it on several regions.
+WHOLE_ESTIMATE_PX = 2304 * 2304
+REGION_PX = 1024
+N_REGIONS = 7
+
+See = Callable[[Image], Image]
+"""The channels of a region that the network sees."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """The facts of one image.
+
+    source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range``
+    for this image. limits: for percentile normalisation the values (low, high) of each network channel that become 0 and
+    1; else (). diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed.
+    """
+
+    source_hw: tuple[int, int]
+    net_hw: tuple[int, int]
+    full_range: float | None = None
+    limits: tuple[tuple[float, float], ...] = ()
+    diameter: Diameter | None = None
+    notes: tuple[Note, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ImageFacts:
+        """The opposite of `to_dict`. Raises `FormatError` for missing or invalid values."""
+        try:
+            diameter = values["diameter"]
+            (height, width), (h, w) = values["source_hw"], values["net_hw"]
+            facts = ImageFacts(
+                (int(height), int(width)),
+                (int(h), int(w)),
+                None if values["full_range"] is None else float(values["full_range"]),
+                tuple((float(low), float(high)) for low, high in values["limits"]),
+                None if diameter is None else Diameter(**diameter),
+                tuple(Note(**note) for note in values["notes"]),
+            )
+            if min(*facts.source_hw, *facts.net_hw) < 1 or not np.isfinite(facts.limits).all():
+                raise ValueError("a size or a number is out of range")
+        except (KeyError, TypeError, ValueError) as error:
+            remedy = "start the job again in another folder"
+            raise FormatError("the facts of this image are damaged", got=str(error), remedy=remedy) from error
+        return facts
+
+    def config(self, config: InputConfig) -> InputConfig:
+        """The network's input configuration, with the range of this image."""
+        return config if self.full_range is None else config.model_copy(update={"full_range": self.full_range})
+
+    def normalised(self, region: Image, config: InputConfig) -> np.ndarray:
+        """A region (C, H, W) float32, with the normalisation of the whole image."""
+        return normalised(network_channels(region, config), self.config(config), self.limits or None)
+
+
+def find_facts(
+    source: ImageSource,
+    see: See,
+    config: InputConfig,
+    rule: ResizeRule,
+    detect: Detect,
+    *,
+    training: TrainingValues | None = None,
+    diameter_px: float | None = None,
+    track: Track = no_progress,
+) -> ImageFacts:
+    """The facts of an image for a network.
+
+    see: the channels that it sees. detect: the scored objects of a network input (C, h, w), for the estimate of the
+    diameter. diameter_px: given by the user; None estimates it where ``config`` needs one.
+
+    Reads the image once (float32 twice), block by block. Raises `InputError` for channels that do not fit, and for
+    values that are not finite.
+    """
+
+    def channels(region: Image) -> np.ndarray:
+        return network_channels(see(region), config)
+
+    notes: tuple[Note, ...] = ()
+    facts = ImageFacts(source.image_hw, source.image_hw)
+    if config.normalise == "percentile":
+        values = values_of(source, channels, config.percentiles, track=track)
+        facts = replace(facts, limits=tuple((p[0], p[1]) for p in values.percentiles))
+    else:
+        values = values_of(source, lambda region: see(region).data, (), PERCENTILES, track=track)
+        probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
+        own, notes = input_for_values(probe, config, training, source.path or "")
+        facts = replace(facts, full_range=own.full_range)
+    if config.diameter_px is None:
+        return replace(facts, net_hw=network_hw(source.image_hw, config, rule), notes=notes)
+    px = diameter_px if diameter_px is not None else _estimate(source, see, facts, config, detect)
+    diameter = Diameter.of(px, source.image_hw, config, estimated=diameter_px is None)
+    height, width = (max(1, int(side * diameter.scale + 0.5)) for side in source.image_hw)
+    return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
+
+
+def _estimate(
+    source: ImageSource, see: See, facts: ImageFacts, config: InputConfig, detect: Detect
+) -> float | None:
+    """The median diameter: of the whole image if it is small, else the median over several regions of it."""
+    assert config.diameter_px is not None
+    height, width = source.image_hw
+    if height * width <= WHOLE_ESTIMATE_PX:
+        windows = [Window(0, 0, height, width)]
+    else:
+        windows = _varied_regions(source, see, config)
+    found = []
+    for window in windows:
+        pixels = facts.normalised(see(read_block(source, window)), config)
+        estimate = estimate_diameter(pixels, config.diameter_px, detect)
+        found += [] if estimate is None else [estimate]
+    return float(np.median(found)) if found else None
+
+
+def _varied_regions(source: ImageSource, see: See, config: InputConfig) -> list[Window]:
+    """Regions of `REGION_PX`, evenly chosen among the fifth of the image in which brightness varies most."""
+    height, width = source.image_hw
+    spread: list[tuple[float, int, int]] = []
+    for block in blocks(source.image_hw, source.tile_hw):
+        grey = network_channels(see(read_block(source, block)), config).mean(axis=2, dtype=np.float32)
+        for y in range(0, max(grey.shape[0] - REGION_PX // 2, 1), REGION_PX):
+            for x in range(0, max(grey.shape[1] - REGION_PX // 2, 1), REGION_PX):
+                part = grey[y : y + REGION_PX : 2, x : x + REGION_PX : 2]
+                low, high = np.percentile(part, (0.1, 99.9))
+                spread.append((float(np.clip(part, low, high).std()), block.y0 + y, block.x0 + x))
+    spread.sort(key=lambda one: (-one[0], one[1:]))
+    varied = spread[: max(len(spread) // 5, N_REGIONS)]
+    chosen = [varied[k * (len(varied) - 1) // max(N_REGIONS - 1, 1)] for k in range(N_REGIONS)]
+    return [
+        Window(y, x, min(y + REGION_PX, height), min(x + REGION_PX, width))
+        for _, y, x in dict.fromkeys(chosen)
+    ]

@@ -1,0 +1,168 @@
+"""Exact statistics of all pixels of a source, block by block: the values that normalisation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellwright.core.errors import InputError
+from cellwright.core.geometry import Window
+from cellwright.core.image import Image
+from cellwright.core.progress import Track, no_progress
+from cellwright.data.images.source import ImageSource
+
+# Pixels of a source that are read at once: tiles of a file are decoded once if they fit.
+BLOCK_PX = 2048
+_LOW_BITS = 16
+
+
+class Quantiles:
+    """Exact quantiles of a stream of values of one type, in one pass over integers and two over float32.
+
+    Each pass calls `add` with the same values, then `next_pass`, which tells whether another is needed.
+
+    >>> quantiles = Quantiles(np.dtype(np.uint8), (50.0,))
+    >>> quantiles.add(np.array([1, 2, 200], np.uint8))
+    >>> quantiles.next_pass(), quantiles.values()
+    (False, [2.0])
+    """
+
+    def __init__(self, dtype: np.dtype, percents: Sequence[float]) -> None:
+        self._dtype, self._percents = dtype, tuple(percents)
+        self._high = np.zeros(1 << 16, np.int64)
+        self._low: dict[int, np.ndarray] | None = None
+        self._needs_low = dtype.kind == "f"
+
+    @property
+    def n(self) -> int:
+        """Number of values."""
+        return int(self._high.sum())
+
+    def add(self, values: np.ndarray) -> None:
+        """Count values of any shape."""
+        keys = _keys(values.ravel())
+        if self._low is None:
+            shift = keys >> _LOW_BITS if self._needs_low else keys
+            self._high += np.bincount(shift, minlength=1 << 16)
+            return
+        high = keys >> _LOW_BITS
+        for key, counts in self._low.items():
+            chosen = keys[high == key] & ((1 << _LOW_BITS) - 1)
+            counts += np.bincount(chosen, minlength=1 << _LOW_BITS)
+
+    def next_pass(self) -> bool:
+        """Whether the values are needed once more."""
+        if not self._needs_low or self._low is not None:
+            return False
+        ends = np.cumsum(self._high)
+        bins = {int(np.searchsorted(ends, rank, side="right")) for percent in self._percents for rank in self._ranks(percent)}
+        self._low = {key: np.zeros(1 << _LOW_BITS, np.int64) for key in bins}
+        return True
+
+    def values(self) -> list[float]:
+        """The quantiles, interpolated linearly as `np.percentile` does."""
+        found = []
+        for percent in self._percents:
+            low, high = self._ranks(percent)
+            a, b, share = self._at(low), self._at(high), percent / 100 * (self.n - 1) - low
+            found.append(a + (b - a) * share if share < 0.5 else b - (b - a) * (1 - share))
+        return found
+
+    def highest(self) -> float:
+        """The largest value; of float32 to 16 of its bits, rounded up."""
+        key = int(np.flatnonzero(self._high)[-1])
+        return float(_value(((key + 1) << _LOW_BITS) - 1)) if self._needs_low else float(key)
+
+    def _ranks(self, percent: float) -> tuple[int, int]:
+        position = percent / 100 * (self.n - 1)
+        return int(position), min(int(position) + 1, self.n - 1)
+
+    def _at(self, rank: int) -> float:
+        ends = np.cumsum(self._high)
+        key = int(np.searchsorted(ends, rank, side="right"))
+        if not self._needs_low:
+            return float(key)
+        assert self._low is not None
+        within = rank - int(ends[key] - self._high[key])
+        low = int(np.searchsorted(np.cumsum(self._low[key]), within, side="right"))
+        return float(_value((key << _LOW_BITS) | low))
+
+
+def _keys(values: np.ndarray) -> np.ndarray:
+    """Integers in the order of the values: of float32 32 bits."""
+    if values.dtype.kind == "u":
+        return values.astype(np.int64)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    # Negative numbers are ordered backwards, below the others.
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.int64)
+
+
+def _value(key: int) -> np.float32:
+    bits = np.uint32(key & 0x7FFFFFFF) if key >> 31 else np.uint32(~key & 0xFFFFFFFF)
+    return bits.view(np.float32)
+
+
+@dataclass(frozen=True)
+class SourceValues:
+    """percentiles: of each channel that was asked for. highest, pooled: largest value and percentiles of all."""
+
+    percentiles: tuple[tuple[float, ...], ...]
+    highest: float
+    pooled: tuple[float, ...]
+
+
+def blocks(source_hw: tuple[int, int], tile_hw: tuple[int, int], side: int = BLOCK_PX) -> Iterator[Window]:
+    """Windows of about ``side`` px that cover an image, aligned to what the file stores in one piece."""
+    steps = [min(max(side // tile * tile, min(tile, 4 * side)), whole) for tile, whole in zip(tile_hw, source_hw, strict=True)]
+    for y in range(0, source_hw[0], steps[0]):
+        for x in range(0, source_hw[1], steps[1]):
+            yield Window(y, x, min(y + steps[0], source_hw[0]), min(x + steps[1], source_hw[1]))
+
+
+def values_of(
+    source: ImageSource,
+    channels: Callable[[Image], np.ndarray],
+    percents: Sequence[float],
+    pooled_percents: Sequence[float] = (),
+    *,
+    track: Track = no_progress,
+) -> SourceValues:
+    """Percentiles of every channel of ``channels(block)`` (H, W, C) over a source, and of all of them together.
+
+    Raises `InputError` for values that are not finite.
+    """
+    of_channels: list[Quantiles] = []
+    pooled: Quantiles | None = None
+    again = True
+    windows = list(blocks(source.image_hw, source.tile_hw))
+    while again:
+        for window in track(windows, "reading values", len(windows)):
+            data = channels(read_block(source, window))
+            if data.dtype.kind == "f" and not np.isfinite(data).all():
+                raise InputError(
+                    "the image contains pixels that are not finite",
+                    where=source.path,
+                    got=f"NaN or infinity between row {window.y0} and {window.y1}, column {window.x0} and {window.x1}",
+                    remedy="replace NaN and infinity with numbers",
+                )
+            if pooled is None:
+                of_channels = [Quantiles(data.dtype, percents) for _ in range(data.shape[2])]
+                pooled = Quantiles(data.dtype, pooled_percents)
+            for c, quantiles in enumerate(of_channels):
+                quantiles.add(data[:, :, c])
+            if pooled_percents:
+                pooled.add(data)
+        assert pooled is not None
+        again = any([quantiles.next_pass() for quantiles in (*of_channels, *([pooled] if pooled_percents else []))])
+    return SourceValues(
+        tuple(tuple(quantiles.values()) for quantiles in of_channels),
+        max(quantiles.highest() for quantiles in of_channels),
+        tuple(pooled.values()) if pooled_percents and pooled is not None else (),
+    )
+
+
+def read_block(source: ImageSource, window: Window) -> Image:
+    """A window of a source as an image."""
+    return source.read(window.y0, window.x0, *window.hw)
