@@ -140,9 +140,7 @@ def network_channels(image: Image, config: InputConfig) -> np.ndarray:
     return data[:, :, ::-1] if config.colour_order == "bgr" else data
 
 
-def normalised(
-    hwc: np.ndarray, config: InputConfig, limits: Sequence[tuple[float, float]] | None = None
-) -> np.ndarray:
+def normalised(hwc: np.ndarray, config: InputConfig, limits: Sequence[tuple[float, float]] | None = None) -> np.ndarray:
     """Pixels (H, W, C) with the network's channels as its input (C, H, W) float32.
 
     limits: the values of each channel that percentile normalisation maps to 0 and 1; None: percentiles of these pixels.

@@ -1,6 +1,6 @@
 """Prediction of one tile with a dense network: equal to the same part of the whole image's prediction.
 
-    window of the source -> normalise with the facts of the image -> resize -> U-Net -> maps -> resize -> decode
+window of the source -> normalise with the facts of the image -> resize -> U-Net -> maps -> resize -> decode
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ See = Callable[[Image], Image]
 class ImageFacts:
     """The facts of one image.
 
-    source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range``
-    for this image. limits: for percentile normalisation the values (low, high) of each network channel that become 0 and
-    1; else (). diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed.
+    source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range`` for this image.
+    limits: for percentile normalisation the values (low, high) of each network channel that become 0 and 1; else ().
+    diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed.
     """
 
     source_hw: tuple[int, int]
@@ -120,9 +120,7 @@ def find_facts(
     return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
 
 
-def _estimate(
-    source: ImageSource, see: See, facts: ImageFacts, config: InputConfig, detect: Detect
-) -> float | None:
+def _estimate(source: ImageSource, see: See, facts: ImageFacts, config: InputConfig, detect: Detect) -> float | None:
     """The median diameter: of the whole image if it is small, else the median over several regions of it."""
     assert config.diameter_px is not None
     height, width = source.image_hw
@@ -152,7 +150,4 @@ def _varied_regions(source: ImageSource, see: See, config: InputConfig) -> list[
     spread.sort(key=lambda one: (-one[0], one[1:]))
     varied = spread[: max(len(spread) // 5, N_REGIONS)]
     chosen = [varied[k * (len(varied) - 1) // max(N_REGIONS - 1, 1)] for k in range(N_REGIONS)]
-    return [
-        Window(y, x, min(y + REGION_PX, height), min(x + REGION_PX, width))
-        for _, y, x in dict.fromkeys(chosen)
-    ]
+    return [Window(y, x, min(y + REGION_PX, height), min(x + REGION_PX, width)) for _, y, x in dict.fromkeys(chosen)]

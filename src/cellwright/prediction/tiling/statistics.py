@@ -48,16 +48,20 @@ class Quantiles:
             self._high += np.bincount(shift, minlength=1 << 16)
             return
         high = keys >> _LOW_BITS
-        for key, counts in self._low.items():
+        for key in self._low:
             chosen = keys[high == key] & ((1 << _LOW_BITS) - 1)
-            counts += np.bincount(chosen, minlength=1 << _LOW_BITS)
+            self._low[key] += np.bincount(chosen, minlength=1 << _LOW_BITS)
 
     def next_pass(self) -> bool:
         """Whether the values are needed once more."""
         if not self._needs_low or self._low is not None:
             return False
         ends = np.cumsum(self._high)
-        bins = {int(np.searchsorted(ends, rank, side="right")) for percent in self._percents for rank in self._ranks(percent)}
+        bins = {
+            int(np.searchsorted(ends, rank, side="right"))
+            for percent in self._percents
+            for rank in self._ranks(percent)
+        }
         self._low = {key: np.zeros(1 << _LOW_BITS, np.int64) for key in bins}
         return True
 
@@ -115,7 +119,10 @@ class SourceValues:
 
 def blocks(source_hw: tuple[int, int], tile_hw: tuple[int, int], side: int = BLOCK_PX) -> Iterator[Window]:
     """Windows of about ``side`` px that cover an image, aligned to what the file stores in one piece."""
-    steps = [min(max(side // tile * tile, min(tile, 4 * side)), whole) for tile, whole in zip(tile_hw, source_hw, strict=True)]
+    steps = [
+        min(max(side // tile * tile, min(tile, 4 * side)), whole)
+        for tile, whole in zip(tile_hw, source_hw, strict=True)
+    ]
     for y in range(0, source_hw[0], steps[0]):
         for x in range(0, source_hw[1], steps[1]):
             yield Window(y, x, min(y + steps[0], source_hw[0]), min(x + steps[1], source_hw[1]))
@@ -155,7 +162,8 @@ def values_of(
             if pooled_percents:
                 pooled.add(data)
         assert pooled is not None
-        again = any([quantiles.next_pass() for quantiles in (*of_channels, *([pooled] if pooled_percents else []))])
+        more = [quantiles.next_pass() for quantiles in (*of_channels, *([pooled] if pooled_percents else []))]
+        again = any(more)
     return SourceValues(
         tuple(tuple(quantiles.values()) for quantiles in of_channels),
         max(quantiles.highest() for quantiles in of_channels),
