@@ -273,7 +273,9 @@ def test_windows_of_a_resized_image_are_those_of_the_whole() -> None:
         np.testing.assert_allclose(whole, pillow, atol=2e-7)
         (y0, y1), (x0, x1) = (sorted(rng.choice(side + 1, 2, replace=False).tolist()) for side in new_hw)
         window = Window(y0, x0, y1, x1)
-        part = resized_window(lambda needed, all_of=pixels: needed.of(all_of), (int(height), int(width)), new_hw, window)
+        part = resized_window(
+            lambda needed, all_of=pixels: needed.of(all_of), (int(height), int(width)), new_hw, window
+        )
         np.testing.assert_array_equal(part, window.of(whole))
 
 
