@@ -96,7 +96,7 @@ def test_a_file_that_claims_to_be_huge_raises_an_error_before_decoding(tmp_path)
     data = bytearray(path.read_bytes())
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="bytes of pixels in a file of"):
+    with pytest.raises(FormatError, match="pixels in"):
         read_raster(path)
 
 

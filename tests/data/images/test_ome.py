@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +246,44 @@ def test_descriptions_of_other_tools_are_understood(readers_root: Path) -> None:
         expected = re.findall(r"<(?:ome:)?TiffData", xml)
         assert bool(images) <= bool(expected), path.name
         assert all(image.image_hw[0] > 0 and image.channel_names for image in images)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('SizeZ="1"', 'SizeZ="1000000000"'),
+        ('SizeC="1"', 'SizeC="1000000000"'),
+        ('SizeX="30"', 'SizeX="1000000000"'),
+        ('FirstC="0"', 'FirstC="16000000"'),
+        ('PlaneCount="1"', 'PlaneCount="16000000"'),
+        ('SizeT="1"', 'SizeT="0"'),
+        ('FirstZ="0"', 'FirstZ="-1"'),
+        ('SizeY="20"', f'SizeY="{"9" * 5000}"'),
+        ("XYCZT", "XYQQQ"),
+        ("<OME ", '<!DOCTYPE a [<!ENTITY b "c">]><OME '),
+    ],
+)
+def test_claims_of_a_description_cost_no_memory(tmp_path: Path, old: str, new: str) -> None:
+    (pixels,) = drawn(1)
+    xml = OME.format(uuid="a.ome.tif", images=image_xml(0, plane_xml("a.ome.tif")))
+    assert old in xml
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, description=xml.replace(old, new), metadata=None)
+    tracemalloc.start()
+    image = read_image(tmp_path / "a.ome.tif")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(image.data[:, :, 0], pixels)
+    assert peak < 20 << 20
+
+
+def test_only_the_file_itself_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    os.mkfifo(tmp_path / "set" / "b.ome.tif")
+    os.mkfifo(tmp_path / "c.xml")
+    images = image_xml(0, plane_xml("b.ome.tif") + plane_xml("/dev/zero", z=1), size_czt=(1, 2, 1))
+    write(tmp_path / "set" / "a.ome.tif", images, *drawn(2))
+    with pytest.raises(InputError, match="none was chosen"):  # two pages that the description does not know
+        read_image(tmp_path / "set" / "a.ome.tif")
+    companion = '<OME UUID="urn:uuid:x"><BinaryOnly MetadataFile="../c.xml" UUID="urn:uuid:x"/></OME>'
+    tifffile.imwrite(tmp_path / "set" / "d.ome.tif", drawn(1)[0], description=companion, metadata=None)
+    assert "c.xml, which is missing" in str(read_image(tmp_path / "set" / "d.ome.tif").notes)

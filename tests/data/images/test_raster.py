@@ -13,9 +13,10 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import FormatError
+from cellwright.core.errors import FormatError, InputError
 from cellwright.core.instances import Instances
 from cellwright.data.formats import read_dataset
+from cellwright.data.formats.label_io import read_raster as read_label_raster
 from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.images.read import image_header, image_hw_of, read_image
 
@@ -152,3 +153,46 @@ def test_masks_of_a_turned_picture(tmp_path: Path, layout: str, drawn_on: str) -
     assert dataset[0].image_hw == objects.image_hw == (128, 96)
     np.testing.assert_array_equal(objects.masks.foreground(), np.rot90(labels, -1) > 0)
     assert len(dataset.notes) == (drawn_on == "stored")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 40\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.bmp", "photo.webp"])
+def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / name).write_bytes(EPS)
+    for read in (read_image, image_header, read_label_raster):
+        with pytest.raises(FormatError, match="cannot be decoded"):
+            read(tmp_path / name)
+    assert not (tmp_path / "started").exists()
+
+
+def claim(path: Path, offset: int, *sides: bytes) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:offset] + b"".join(sides) + content[offset + sum(map(len, sides)) :])
+
+
+def test_pictures_that_claim_more_than_they_hold_are_refused_before_decoding(tmp_path: Path) -> None:
+    grey = np.zeros((16, 16), np.uint8)
+    for suffix in ("jpg", "bmp", "png"):
+        Pillow.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    start = (tmp_path / "a.jpg").read_bytes().index(b"\xff\xc0") + 5
+    claim(tmp_path / "a.jpg", start, b"\xff\x00", b"\xff\x00")
+    claim(tmp_path / "a.bmp", 18, b"\x00\x00\x01\x00", b"\x00\x00\x01\x00")
+    claim(tmp_path / "a.png", 16, b"\x00\x01\x00\x00", b"\x00\x01\x00\x00")
+    for suffix in ("jpg", "bmp", "png"):
+        with pytest.raises(FormatError, match="pixels in"):
+            read_image(tmp_path / f"a.{suffix}")
+
+
+def test_honest_giants_are_read_where_there_is_memory_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Pillow.fromarray(np.zeros((9000, 9000), np.uint8)).save(path)
+    assert read_image(path).data.shape == (9000, 9000, 1)
+    monkeypatch.setenv("CELLWRIGHT_MEMORY_GB", "0.1")
+    with pytest.raises(InputError, match=r"more memory than there is\n  where: .*a.png(.|\n)*CELLWRIGHT_MEMORY_GB"):
+        read_image(path)

@@ -31,6 +31,7 @@ from cellwright.data.formats.label_io import read_labels
 from cellwright.data.formats.label_kinds import examine, examined
 from cellwright.data.formats.paths import GivenImages, first_files, root_of, split_ids, walk
 from cellwright.data.images.read import image_hw_of
+from cellwright.data.images.tiff import open_tiff
 
 _FRAME = re.compile(r"t(\d+)", re.IGNORECASE)
 _SEQUENCE = re.compile(r"(\d+)_(GT|ST|ERR_SEG|RES)", re.IGNORECASE)
@@ -208,12 +209,10 @@ def _place(file: Path) -> tuple[_Frame, str, bool] | None:
 
 def _check_flat(file: Path) -> None:
     """Raise `FormatError` for a label image of several planes. Other faults are found when it is read."""
-    import tifffile
-
     if file.suffix.lower() == ".gz":
         return
     try:
-        with tifffile.TiffFile(file) as tif:
+        with open_tiff(file) as tif:
             n_pages = len(tif.pages)
     except Exception:  # noqa: BLE001 - a damaged file raises whatever its parser raises; `read_labels` reports it
         return

@@ -5,6 +5,7 @@ What the numbers mean (object ids, a foreground mask, classes, a picture) is dec
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
 from cellwright.core.unpickle import read_npy_object
-from cellwright.data.images.tiff import check_directories, check_plausible
+from cellwright.data.images.raster import decode_png, open_pillow, read_file
+from cellwright.data.images.tiff import check_claim, open_tiff
 
 _log = logging.getLogger(__name__)
 
@@ -182,11 +184,8 @@ def _decode(path: Path) -> np.ndarray:
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
-    import tifffile
-
     size = path.stat().st_size
-    check_directories(path)
-    with tifffile.TiffFile(path) as tif:
+    with open_tiff(path) as tif:
         if not tif.series:
             raise FormatError("this label image has no pixels", where=path, remedy="save it again, or remove it")
         series = tif.series[0]
@@ -201,7 +200,7 @@ def _decode_tiff(path: Path) -> np.ndarray:
                 expected="one 2-D image",
                 remedy="save the labels as a single-channel 2-D image",
             )
-        check_plausible(math.prod(series.shape) * series.dtype.itemsize, path)
+        check_claim(math.prod(series.shape) * series.dtype.itemsize, path)
         pages: Any = series.pages
         for page in pages:
             ends = [
@@ -227,10 +226,8 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _decode_png(path: Path) -> np.ndarray:
-    from PIL import Image as PillowImage
-
-    with path.open("rb") as file:
-        header = file.read(33)
+    data = read_file(path)
+    header = data[:33]
     if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 33:
         raise FormatError(
             "this label image is not a PNG file",
@@ -239,22 +236,17 @@ def _decode_png(path: Path) -> np.ndarray:
             remedy="save it again as PNG or TIFF",
         )
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
-    check_plausible(float(width) * height * (2 if header[24] == 16 else 1), path)
     if header[25] == 3 or header[24] < 8:  # for palettes and packed bits, Pillow keeps the numbers
-        with PillowImage.open(path) as image:
-            return np.array(image)
-    import imagecodecs
-
-    return imagecodecs.png_decode(path.read_bytes())
+        check_claim(float(width) * height, path)
+        return np.array(open_pillow(path, io.BytesIO(data)))
+    return decode_png(data, path)
 
 
 def _decode_other(path: Path) -> np.ndarray:
     """BMP, or JPEG, which can store a foreground mask but changes the numbers of labels."""
-    from PIL import Image as PillowImage
-
-    with PillowImage.open(path) as image:
-        check_plausible(float(image.width) * image.height, path)
-        return np.array(image if image.mode in ("1", "L", "P", "RGB") else image.convert("RGB"))
+    image = open_pillow(path, io.BytesIO(read_file(path)))
+    check_claim(float(image.width) * image.height, path)
+    return np.array(image if image.mode in ("1", "L", "P", "RGB") else image.convert("RGB"))
 
 
 def flat_labels(instances: Instances, where: object) -> np.ndarray:

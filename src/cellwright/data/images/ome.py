@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count as counting
 from pathlib import PurePath
 from xml.etree import ElementTree
 
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.data.images.calibration import PixelSize, microns_per, pixel_size
 
 Index = tuple[int, int, int]
@@ -23,13 +23,14 @@ Index = tuple[int, int, int]
 class OmeImage:
     """One image of an OME description, as far as it is in this file.
 
-    planes: page number in this file by (t, c, z). elsewhere: names of other files that hold planes of this image.
+    channel_names: by the number of the channel. planes: page number in this file by (t, c, z).
+    elsewhere: names of other files that hold planes of this image.
     unknown_size: why its pixel size is not known although one is stated, after "its pixel size is", else "".
     """
 
     name: str
     image_hw: tuple[int, int]
-    channel_names: tuple[str, ...]
+    channel_names: dict[int, str]
     pixel_size_um: PixelSize | None
     planes: dict[Index, int]
     sizes: Index
@@ -39,7 +40,7 @@ class OmeImage:
 
 def metadata_file(xml: str) -> str | None:
     """The name of the file that holds the description, for a file that only refers to it (``BinaryOnly``)."""
-    for element in ElementTree.fromstring(xml):
+    for element in _parsed(xml):
         if _tag(element) == "BinaryOnly":
             return PurePath(element.get("MetadataFile", "")).name or None
     return None
@@ -51,7 +52,7 @@ def ome_images(xml: str, file_name: str, n_pages: int, own_uuid: str | None = No
     own_uuid: of the file, if ``xml`` comes from another file. Raises `ValueError` or `ElementTree.ParseError` for
     metadata that cannot be understood.
     """
-    root = ElementTree.fromstring(xml)
+    root = _parsed(xml)
     own_uuid = own_uuid or root.get("UUID")
     images = [image for image in root if _tag(image) == "Image"]
     files = {_file(data) for image in images for pixels in image for data in pixels if _tag(data) == "TiffData"}
@@ -74,17 +75,25 @@ def ome_images(xml: str, file_name: str, n_pages: int, own_uuid: str | None = No
 
 def uuid_of(xml: str) -> str | None:
     """The UUID of the file that ``xml`` was stored in."""
-    return ElementTree.fromstring(xml).get("UUID")
+    return _parsed(xml).get("UUID")
+
+
+def _parsed(xml: str) -> ElementTree.Element:
+    if "<!DOCTYPE" in xml:
+        raise ValueError("a document type, which may declare entities, is not read")
+    return ElementTree.fromstring(xml)
 
 
 def _image(name: str, pixels: ElementTree.Element, is_here, n_pages: int) -> OmeImage:
     channels = [element for element in pixels if _tag(element) == "Channel"]
-    samples = {int(channel.get("SamplesPerPixel", 1)) for channel in channels} or {1}
+    samples = {_number(channel, "SamplesPerPixel", 1, lowest=1) for channel in channels} or {1}
     if len(samples) > 1:
         raise ValueError("channels with different numbers of samples per pixel")
-    size = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "XYZCT"}
+    size = {axis: _number(pixels, f"Size{axis}", 1, lowest=1) for axis in "XYZCT"}
     size["C"] = max(size["C"] // samples.pop(), 1)
     order = pixels.get("DimensionOrder", "XYZCT")[2:]
+    if sorted(order) != sorted("ZCT"):
+        raise ValueError(f"the order {order!r} of the axes")
     planes: dict[Index, int] = {}
     elsewhere: dict[str, None] = {}
     for data in pixels:
@@ -96,8 +105,8 @@ def _image(name: str, pixels: ElementTree.Element, is_here, n_pages: int) -> Ome
             continue
         for index, page in zip(_indices(data, size, order), _pages(data, size, n_pages), strict=False):
             planes[index] = page
-    names = tuple(channel.get("Name") or str(k) for k, channel in enumerate(channels[: size["C"]]))
-    names += tuple(str(k) for k in range(len(names), size["C"]))
+    names = {c: str(c) for _, c, _ in planes}
+    names |= {c: channel.get("Name") or str(c) for c, channel in enumerate(channels) if c in names}
     size_um, unknown_size = _pixel_size(pixels)
     return OmeImage(
         name,
@@ -113,7 +122,7 @@ def _image(name: str, pixels: ElementTree.Element, is_here, n_pages: int) -> Ome
 
 def _indices(data: ElementTree.Element, size: dict[str, int], order: str) -> Iterator[Index]:
     """(t, c, z) of the planes that follow the first one of a ``TiffData`` element."""
-    first = {axis: int(data.get(f"First{axis}", 0)) for axis in order}
+    first = {axis: _number(data, f"First{axis}", 0) for axis in order}
     start, step = 0, 1
     for axis in order:  # the first axis runs fastest
         start, step = start + first[axis] * step, step * size[axis]
@@ -126,12 +135,18 @@ def _indices(data: ElementTree.Element, size: dict[str, int], order: str) -> Ite
 
 def _pages(data: ElementTree.Element, size: dict[str, int], n_pages: int) -> Iterator[int]:
     """The pages of a ``TiffData`` element; without numbers it means all pages."""
-    start = int(data.get("IFD", 0))
+    start = _number(data, "IFD", 0)
     every = math.prod(size[axis] for axis in "ZCT")
-    n_planes = int(data.get("PlaneCount") or data.get("NumPlanes") or (1 if "IFD" in data.attrib else every))
-    for page, _ in zip(counting(start), range(n_planes), strict=False):
-        if page < n_pages:
-            yield page
+    n_planes = _number(data, "PlaneCount", 0) or _number(data, "NumPlanes", 1 if "IFD" in data.attrib else every)
+    yield from range(start, min(start + n_planes, n_pages))
+
+
+def _number(element: ElementTree.Element, name: str, default: int, *, lowest: int = 0) -> int:
+    text = element.get(name)
+    number = default if text is None else int(text)
+    if not lowest <= number <= MAX_SIDE:
+        raise ValueError(f"{name} {number}")
+    return number
 
 
 def _file(data: ElementTree.Element) -> tuple[str, str] | None:

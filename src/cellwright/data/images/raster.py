@@ -7,6 +7,7 @@ read upright, because annotations are drawn on what viewers show.
 from __future__ import annotations
 
 import io
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ import numpy as np
 from cellwright.core.errors import InputError
 from cellwright.core.files import require_regular, unreadable
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
+from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.data.images.pixels import apply_palette, shows_colours
-from cellwright.data.images.tiff import damaged_image
+from cellwright.data.images.tiff import MAX_CODEC_RATIO, check_claim, damaged_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -65,10 +67,13 @@ def read_raster(path: Path) -> Image:
         header, chunks = _png_header(path, io.BytesIO(content))
         data = _decode_png(content, path, chunks)
     else:
-        opened = _open_pillow(path, io.BytesIO(content))
+        opened = open_pillow(path, io.BytesIO(content))
         header = _pillow_header(opened, path)
         if opened.format in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
             raise damaged_image(path, ValueError("the end of the JPEG data is missing"))
+        # A solid colour takes no space in WebP, whatever its size.
+        ratio = math.inf if opened.format == "WEBP" else MAX_CODEC_RATIO
+        check_claim(float(opened.width) * opened.height * len(opened.getbands()), path, max_ratio=ratio)
         data = _decode_pillow(opened, path)
     data = data[:, :, None] if data.ndim == 2 else data
     data, more = supported_dtype(data, path)
@@ -83,7 +88,7 @@ def raster_header(path: Path) -> RasterHeader:
         with path.open("rb") as file:
             if path.suffix.lower() == ".png":
                 return _png_header(path, file)[0]
-            return _pillow_header(_open_pillow(path, file), path)
+            return _pillow_header(open_pillow(path, file), path)
     except OSError as error:
         raise unreadable(path, error, "image") from error
 
@@ -135,9 +140,13 @@ def decode_png(data: bytes, path: Path | str) -> np.ndarray:
 
     try:
         width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
-        if height * (width * bits * PNG_CHANNELS.get(colour, 1) // 8) > MAX_DEFLATE_RATIO * len(data):
+        decoded_bytes = height * (width * bits * PNG_CHANNELS.get(colour, 1) // 8)
+        if decoded_bytes > MAX_DEFLATE_RATIO * len(data):
             raise ValueError(f"{height} x {width} pixels in {len(data)} bytes")
+        check_memory(2 * decoded_bytes, "this image", where=path)
         return imagecodecs.png_decode(data)
+    except InputError:
+        raise
     except Exception as error:  # the codec raises its own classes and plain ValueError
         raise damaged_image(path, error) from error
 
@@ -165,7 +174,7 @@ def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> np.nd
     decoded = decode_png(content, path)
     if content[25] != PNG_PALETTE or shows_colours(_png_palette(chunks)):
         return decoded
-    return _decode_pillow(_open_pillow(path, io.BytesIO(content)), path)
+    return _decode_pillow(open_pillow(path, io.BytesIO(content)), path)
 
 
 def _decode_pillow(opened: PillowImage, path: Path) -> np.ndarray:
@@ -210,7 +219,7 @@ def _png_palette(chunks: dict[bytes, bytes]) -> np.ndarray:
     return np.frombuffer(content[: len(content) // 3 * 3], np.uint8).reshape(-1, 3)
 
 
-def _open_pillow(path: Path, file: Any) -> PillowImage:
+def open_pillow(path: Path, file: Any) -> PillowImage:
     """A picture of one of the formats listed here, of any size, before decoding.
 
     `PIL.Image.open` tries every format that Pillow knows, some of which start other programs, and refuses pictures

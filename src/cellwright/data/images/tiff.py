@@ -18,6 +18,7 @@ import numpy as np
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import require_regular, unreadable
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
+from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note, with_where
 from cellwright.core.text import count
 from cellwright.data.images.pixels import apply_palette, cmyk_to_rgb, inverted, shows_colours
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 # Limits of a valid file: pages per file, and bytes of decoded pixels per byte of the file.
 MAX_DIRECTORIES = 100_000
 MAX_CODEC_RATIO = 20_000
+# Copies of the decoded pixels that are held at a time.
+_COPIES = 2
 
 # Values of TIFF's PhotometricInterpretation and Compression.
 MIN_IS_WHITE, RGB, PALETTE, SEPARATED, YCBCR = 0, 2, 3, 5, 6
@@ -103,7 +106,7 @@ def read_chosen(
     chosen = choose(images, choice, path, meaning_of)
     image = chosen.image
     try:
-        check_plausible(float(image.n_planes) * math.prod(image.image_hw) * image.samples * image.dtype.itemsize, path)
+        check_claim(float(image.n_planes) * math.prod(image.image_hw) * image.samples * image.dtype.itemsize, path)
         data = chosen.pixels()
     except (InputError, UsageError):
         raise
@@ -332,7 +335,7 @@ def tiff_meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meanin
     if photometric == PALETTE and samples == 1 and page.colormap is not None:
         colours = np.asarray(page.colormap).T
         colours = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
-        if tif.is_ome or page.dtype not in (np.uint8, np.uint16) or len(colours) > 256:
+        if page.is_ome or page.dtype not in (np.uint8, np.uint16) or len(colours) > 256:
             return Meaning("", ("grey",), notes=notes)
         more = apply_palette(np.zeros((1, 1), np.uint8), colours)[1]
         names = CHANNEL_NAMES[3 if shows_colours(colours) else 1]
@@ -454,13 +457,17 @@ def _tag(page: tifffile.TiffPage, name: str, default: int) -> int:
 
 
 def open_tiff(path: Path | str) -> tifffile.TiffFile:
-    """An open file. Raises `InputError` if it cannot be read, and `FormatError` if it is not a TIFF."""
+    """An open file. Raises `InputError` if it cannot be read, and `FormatError` if it is not a TIFF.
+
+    tifffile is kept from understanding the descriptions that name other files, which it would open wherever they are,
+    and that claim any number of planes; `tiff_images` reads those of OME.
+    """
     import tifffile
 
     require_regular(path)
     try:
         check_directories(path)
-        return tifffile.TiffFile(path)
+        return tifffile.TiffFile(path, is_ome=False, is_mmstack=False, is_ndtiff=False)
     except InputError:
         raise
     except OSError as error:
@@ -491,11 +498,15 @@ def check_directories(path: Path | str) -> None:
             link = file.read(word)
 
 
-def check_plausible(decoded_bytes: float, path: Path | str) -> None:
-    """Raise `FormatError` for a file that claims more pixels than any codec compresses to its size."""
+def check_claim(decoded_bytes: float, path: Path | str, *, max_ratio: float = MAX_CODEC_RATIO) -> None:
+    """Raise `FormatError` for a file that claims more pixels than its codec compresses to its size.
+
+    Raises `InputError` if decoding the pixels needs more memory than there is.
+    """
     size = Path(path).stat().st_size
-    if decoded_bytes > MAX_CODEC_RATIO * size:
+    if decoded_bytes > max_ratio * size:
         raise damaged_image(path, ValueError(f"{decoded_bytes:.3g} bytes of pixels in a file of {size} bytes"))
+    check_memory(_COPIES * decoded_bytes, "this image", where=path)
 
 
 def damaged_image(path: Path | str, error: Exception) -> FormatError:

@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from cellwright.core.errors import FormatError
+from cellwright.core.errors import FormatError, InputError
+from cellwright.core.files import read_plain
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.calibration import LARGEST_TAGGED_UM, PixelSize, microns_per, size_from_tags
@@ -95,8 +96,9 @@ def images_of(tif: tifffile.TiffFile, path: Path, *, merge_pages: bool = True) -
     instead of images of their own.
     """
     notes: tuple[Note, ...] = ()
-    if tif.is_ome and tif.ome_metadata:
-        images, notes = _from_ome(tif, path, tif.ome_metadata)
+    first = tif.pages.first
+    if first.is_ome:
+        images, notes = _from_ome(tif, path, first.description)
         if images:
             return images
     images = [image for number, series in enumerate(tif.series) for image in _from_series(tif, series, number)]
@@ -133,9 +135,9 @@ def _from_ome(tif: tifffile.TiffFile, path: Path, xml: str) -> tuple[list[TiffIm
             if not (path.parent / companion).is_file():
                 text = f"its metadata are in {companion}, which is missing: the names of its channels are unknown"
                 return [], (Note("the file with the OME metadata is missing", text),)
-            xml = (path.parent / companion).read_text(encoding="utf-8", errors="replace")
+            xml = read_plain(path.parent / companion).decode("utf-8", "replace")
         described = ome_images(xml, path.name, len(tif.pages), own_uuid)
-    except (ElementTree.ParseError, ValueError, KeyError) as error:
+    except (ElementTree.ParseError, ValueError, KeyError, InputError) as error:
         return [], (Note(ignored, f"its OME metadata cannot be read and was ignored: {error}"),)
     if not described:
         return [], (Note(ignored, "its OME metadata describes other files and was ignored"),)
