@@ -90,7 +90,7 @@ def test_the_table_contains_only_settings_that_differ(pair: tuple[Path, Path], t
 def test_files_that_are_written(pair: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     compare(pair, out)
-    assert {path.name for path in out.iterdir()} == {"compare.md", "compare.csv", "compare.png"}
+    assert {path.name for path in out.glob("[!.]*")} == {"compare.md", "compare.csv", "compare.png"}
     with (out / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == ["a", "b"]

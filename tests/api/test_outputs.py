@@ -1,4 +1,4 @@
-"""Outputs are kept if they are the same, and replaced only on request and only where they are ours."""
+"""Outputs of the short verbs stay if they are the same, and are replaced only on request and where they are ours."""
 
 from __future__ import annotations
 
@@ -8,122 +8,154 @@ from pathlib import Path
 import pytest
 
 from cellwright.api.demo import DemoPlan, run
-from cellwright.api.outputs import REQUEST_FILE, OutputFolder, check_same
+from cellwright.api.outputs import FileOutput, FolderOutput, dataset_output, earlier_output
 from cellwright.core.errors import FormatError, OutputError
+from cellwright.core.files import temporary_path, write_text
+from cellwright.core.output_folder import CONTROL
 
 REQUEST = {"the model": "m1", "options": {"metric": "pq", "views": None}}
 
 
-def answer(folder: Path, request: dict | None, *names: str, overwrite: bool = False) -> OutputFolder:
-    output = OutputFolder(folder, "report.md", request, overwrite=overwrite)
-    if not output.is_complete:
-        with output.write() as out:
+def answer(folder: Path, request: dict | None, *names: str, overwrite: bool = False) -> FolderOutput:
+    earlier = earlier_output("evaluate", "report.md", "*.csv")
+    output = FolderOutput(folder, "evaluate", inputs=(), overwrite=overwrite, earlier=earlier)
+    if request is None or not output.answers(request):
+        with output.write(request) as out:
             for name in ("report.md", *names):
-                (out / name).parent.mkdir(exist_ok=True)
-                (out / name).write_text(name)
+                write_text(out / name, name)
     return output
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    paths = [path for path in folder.rglob("*") if path.is_file() and CONTROL not in path.parts]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def test_the_same_request_is_complete_and_another_is_refused(tmp_path: Path) -> None:
-    answer(tmp_path / "out", REQUEST, "a.csv")
-    assert files_in(tmp_path) == ["out", f"out/{REQUEST_FILE}", "out/a.csv", "out/report.md"]
-    assert answer(tmp_path / "out", REQUEST, "a.csv").is_complete
+    out = tmp_path / "out"
+    assert not answer(out, REQUEST, "a.csv").is_complete
+    assert files_in(tmp_path) == ["out/a.csv", "out/report.md"]
+    assert answer(out, REQUEST, "a.csv").is_complete
     other = {"the model": "m2", "options": {"metric": "aji", "views": None}}
     with pytest.raises(OutputError, match="changed since: the model, `metric` aji instead of pq"):
-        answer(tmp_path / "out", other)
-    (tmp_path / "out" / "a.csv").unlink()
-    assert not OutputFolder(tmp_path / "out", "report.md", REQUEST).is_complete, "one of its files is missing"
-    (tmp_path / "out" / REQUEST_FILE).write_text("[]")
-    with pytest.raises(FormatError, match="damaged"):
-        answer(tmp_path / "out", REQUEST)
-
-
-def test_only_our_files_are_replaced_and_only_once_the_new_ones_are_complete(tmp_path: Path) -> None:
-    answer(tmp_path / "out", REQUEST, "errors/a.png", "b.csv")
-    (tmp_path / "out" / "mine.txt").write_text("notes")
-    output = OutputFolder(tmp_path / "out", "report.md", {"the model": "m2"}, overwrite=True)
-    with pytest.raises(ZeroDivisionError), output.write() as out:
-        (out / "report.md").write_text("half")
-        raise ZeroDivisionError
-    assert (tmp_path / "out" / "report.md").read_text() == "report.md"
-    assert (tmp_path / "out" / "b.csv").is_file()
-    answer(tmp_path / "out", {"the model": "m2"}, "c.csv", overwrite=True)
-    assert files_in(tmp_path) == ["out", *(f"out/{name}" for name in (REQUEST_FILE, "c.csv", "mine.txt", "report.md"))]
-
-
-def test_an_interrupted_output_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path / "out", "report.md", REQUEST).write() as out:
-        (out / "a.csv").write_text("")
-        raise KeyboardInterrupt
-    assert files_in(tmp_path) == []
+        answer(out, other)
+    (out / "a.csv").unlink()
+    assert not answer(out, REQUEST, "a.csv").is_complete, "one of its files is missing"
+    assert files_in(out) == ["a.csv", "report.md"]
+    (out / "a.csv").write_text("corrected")
+    (out / "report.md").unlink()
+    with pytest.raises(OutputError, match="changed after they were written"):
+        answer(out, REQUEST, "a.csv")
 
 
 def test_without_a_request_the_files_are_compared(tmp_path: Path) -> None:
     answer(tmp_path / "out", None, "a.csv")
     assert answer(tmp_path / "out", None, "a.csv").is_complete
-    (tmp_path / "out" / "a.csv").write_text("changed")
     with pytest.raises(OutputError, match="with other content"):
-        answer(tmp_path / "out", None, "a.csv")
+        answer(tmp_path / "out", None, "b.csv")
     answer(tmp_path / "out", None, "b.csv", overwrite=True)
     assert files_in(tmp_path / "out") == ["b.csv", "report.md"]
 
 
-def test_folders_with_other_files_and_working_folders_are_never_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    for overwrite in (False, True):
-        with pytest.raises(OutputError, match="not an output of this command"):
-            OutputFolder(tmp_path / "mine", "report.md", REQUEST, overwrite=overwrite)
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "report.md").write_text("of an earlier version")
+def test_outputs_of_earlier_versions(tmp_path: Path) -> None:
+    """With their record, or a file by which they are known; what is not known to be theirs stays."""
+    recorded, marked = tmp_path / "recorded", tmp_path / "marked"
+    names = ["report.md", "errors/a.png"]
+    for name in (*names, "mine.csv"):
+        write_text(recorded / name, name)
+    record = {"schema_version": 1, "request": REQUEST, "files": names}
+    write_text(recorded / ".request.json", json.dumps(record))
+    assert answer(recorded, REQUEST).is_complete
+    answer(recorded, REQUEST, overwrite=True)
+    assert files_in(recorded) == ["mine.csv", "report.md"]
+    for name in ("report.md", "a.csv", "mine.txt"):
+        write_text(marked / name, name)
     with pytest.raises(OutputError, match="overwrite=True"):
-        OutputFolder(old, "report.md", REQUEST)
-    monkeypatch.chdir(old)  # such as --out .
-    with pytest.raises(OutputError, match="not removed"):
-        OutputFolder(Path(), "report.md", REQUEST, overwrite=True)
-    monkeypatch.chdir(tmp_path)
-    answer(old, REQUEST, overwrite=True)
-    assert files_in(old) == [REQUEST_FILE, "report.md"]
+        answer(marked, REQUEST)
+    answer(marked, REQUEST, overwrite=True)
+    assert files_in(marked) == ["mine.txt", "report.md"]
+    for text in ("[]", '{"request": {}, "files": ["../mine.csv"]}', '{"request": {}, "files": [1], "x"'):
+        write_text(tmp_path / "damaged" / ".request.json", text)
+        with pytest.raises(FormatError):
+            answer(tmp_path / "damaged", REQUEST, overwrite=True)
 
 
-def test_files_and_datasets_are_compared_by_content(tmp_path: Path) -> None:
-    content = {"info": {}, "images": [{"id": 1, "file_name": "../a.png"}], "annotations": []}
+def test_files_are_compared_and_replaced_when_complete(tmp_path: Path) -> None:
+    def write(text: str, *, overwrite: bool = False) -> bool:
+        output = FileOutput(tmp_path / "a.csv", tmp_path / "a.png", inputs=[tmp_path / "in.csv"], overwrite=overwrite)
+        with output.write() as folder:
+            for name in ("a.csv", "a.png"):
+                write_text(folder / name, text)
+        return output.is_complete
 
-    def write(value: dict):
-        def to(out: Path) -> list[Path]:
-            out = out if out.suffix == ".json" else out / "dataset.json"
-            out.parent.mkdir(exist_ok=True)
-            out.write_text(json.dumps(value))
-            return [out]
+    (tmp_path / "a.png").write_text("mine")
+    with pytest.raises(OutputError, match="with other content"):
+        write("1")
+    assert files_in(tmp_path) == ["a.png"]
+    assert not write("1", overwrite=True)
+    assert write("1")
+    assert files_in(tmp_path) == ["a.csv", "a.png"]
+    output = FileOutput(tmp_path / "a.csv", inputs=(), overwrite=True)
+    left = temporary_path(tmp_path / "a.csv.d").name.split(".d.")[0] + ".d.4194999.partial.d"
+    write_text(tmp_path / left / "a.csv", "of a killed process")
+    with pytest.raises(OutputError), output.write() as folder:
+        write_text(folder / "a.csv", "half")
+        raise OSError
+    assert files_in(tmp_path) == ["a.csv", "a.png"]
+    assert (tmp_path / "a.csv").read_text() == "1"
 
-        return to
 
-    for out in (tmp_path / "data.v2", tmp_path / "a.json"):
-        if out.suffix != ".json":
-            out.mkdir()
-        target = out if out.suffix == ".json" else out / "dataset.json"
-        target.write_text(json.dumps(content))
-        assert check_same(out, write(content)) == [target]
-        with pytest.raises(OutputError, match="with other content"):
-            check_same(out, write(content | {"info": {"a": 1}}))
-    folder = tmp_path / "set"
-    folder.mkdir()
+def test_a_file_that_is_a_link_an_input_or_part_of_another_output(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.csv").symlink_to(tmp_path / "disk" / "b.csv")
+    with FileOutput(tmp_path / "a.csv", inputs=(), overwrite=False).write() as folder:
+        write_text(folder / "a.csv", "1")
+    assert (tmp_path / "a.csv").is_symlink()
+    assert files_in(tmp_path / "disk") == ["b.csv"]
+    with pytest.raises(OutputError, match="input of this command"):
+        FileOutput(tmp_path / "a.csv", inputs=[tmp_path / "disk" / "b.csv"], overwrite=True)
+    answer(tmp_path / "e", REQUEST, "a.csv")
+    with pytest.raises(OutputError, match="part of the output of cellwright evaluate"):
+        FileOutput(tmp_path / "e" / "a.csv", inputs=(), overwrite=True)
+    FileOutput(tmp_path / "e" / "b.csv", inputs=(), overwrite=True)
+    answer(tmp_path / "f", REQUEST, "model/x")
+    with pytest.raises(OutputError, match="part of the output of cellwright evaluate"):
+        FolderOutput(tmp_path / "f" / "model", "tune", inputs=(), overwrite=True)
+
+
+def test_datasets_are_compared_by_content(tmp_path: Path) -> None:
+    content = {"schema_version": 1, "info": {}, "images": [{"id": 1, "file_name": "../a.png"}], "annotations": []}
     split = content | {
         "images": [content["images"][0] | {"split": "val", "group": "g"}],
         "info": {"split_by": {"val": 1}},
     }
-    (folder / "dataset.json").write_text(json.dumps(split))
-    assert check_same(folder, write(content)) == [folder / "dataset.json"], "it was split since"
+
+    def convert(value: dict, *, overwrite: bool = False) -> bool:
+        output = dataset_output(tmp_path / "set", "data convert", inputs=(), overwrite=overwrite)
+        with output.write() as folder:
+            write_text(folder / "dataset.json", json.dumps(value))
+        return output.is_complete
+
+    write_text(tmp_path / "set" / "dataset.json", json.dumps(content))  # by an earlier version
+    write_text(tmp_path / "set" / "images" / "mine.png", "")
+    assert convert(content)
     with pytest.raises(OutputError, match="with other content"):
-        check_same(folder, write(content | {"annotations": [{"id": 1}]}))
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        convert(content | {"info": {"a": 1}})
+    edited = json.dumps(content | {"licence": "edited by hand, then split"})
+    write_text(tmp_path / "set" / "dataset.json", edited)
+    with dataset_output(tmp_path / "set", "data split", inputs=(), overwrite=False).update(["dataset.json"]) as folder:
+        write_text(folder / "dataset.json", json.dumps(split))
+    assert convert(content), "it was split since"
+    with pytest.raises(OutputError, match="with other content"):
+        convert(content | {"annotations": [{"id": 1}]})
+    assert not convert(content | {"annotations": [{"id": 1}]}, overwrite=True)
+    write_text(tmp_path / "set" / "dataset.json", edited)
+    with pytest.raises(OutputError, match="changed after they were written"):
+        convert(content, overwrite=True)
+    assert files_in(tmp_path / "set") == ["dataset.json", "images/mine.png"]
+    write_text(tmp_path / "theirs" / "dataset.json", "{}")
+    with pytest.raises(OutputError, match="not an output of this command"):
+        dataset_output(tmp_path / "theirs", "data convert", inputs=(), overwrite=True)
 
 
 def test_a_folder_with_somebodys_data_is_no_demo(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def tuned(job: Path) -> Path:
 def test_files_of_an_evaluation(evaluated: Path) -> None:
     names = {path.name for path in evaluated.iterdir()}
     tables = {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv"}
-    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md", ".request.json"}
+    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md", ".cellwright"}
     objects = pd.read_csv(evaluated / "objects.csv")
     per_image = pd.read_csv(evaluated / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
     assert set(objects["image"]) <= set(per_image["image"])
@@ -104,7 +104,7 @@ def test_a_prediction_does_not_differ_from_itself(job: Path) -> None:
     table = pd.read_csv(out / "comparison.csv")
     assert (table["difference"] == 0).all()
     assert (table["p"] == 1).all()
-    assert {path.name for path in out.iterdir() if path.is_dir()} == set(table.columns[1:3])
+    assert {path.parent.name for path in out.glob("*/report.md")} == set(table.columns[1:3])
 
 
 def test_causes_of_lost_recall_sum_to_the_loss(job: Path) -> None:

@@ -30,7 +30,7 @@ def left_by(folder: Path, pid: int, host: str, age_s: float = 0) -> None:
 
 def test_a_folder_in_use_says_by_whom(tmp_path: Path) -> None:
     lock = take(tmp_path)
-    by = rf"in use by `cellwright train` \(process {os.getpid()} on {socket.gethostname()} since 2\d\d\d-"
+    by = rf"in use by cellwright train \(process {os.getpid()} on {socket.gethostname()} since 2\d\d\d-"
     with pytest.raises(OutputError, match=by):
         take(tmp_path)
     lock.verify()
@@ -94,7 +94,7 @@ def test_the_holder_notices_that_the_lock_is_gone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="lock of the output folder was removed"):
         lock.verify()
     other = take(folder, "fuse")
-    with pytest.raises(OutputError, match="taken over[\\s\\S]*`cellwright fuse`"):
+    with pytest.raises(OutputError, match="taken over[\\s\\S]*cellwright fuse"):
         lock.verify()
     lock.release()
     other.verify()

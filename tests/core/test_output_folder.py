@@ -196,7 +196,7 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         OutputFolder(tmp_path / "loop", "evaluate")
     build(tmp_path / "e", FIRST, OLD)
-    with pytest.raises(OutputError, match="the output of `cellwright evaluate`"):
+    with pytest.raises(OutputError, match="the output of cellwright evaluate"):
         OutputFolder(tmp_path / "e", "tune")
     assert OutputFolder(tmp_path / "e", "tune", same=("evaluate",)).is_complete
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import check_same, exists_already
+from cellwright.api.outputs import FileOutput
 from cellwright.api.read import of_split, read_annotations
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.errors import UsageError
@@ -82,43 +82,36 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.check import check_dataset
     from cellwright.data.suspects import rank_suspects, write_suspects
 
-    is_there = _is_there(plan)
+    output = _output(plan)
     dataset = of_split(read_annotations(plan.dataset, reading_of(plan), format=plan.format), plan.split)
-    if plan.out is not None and not is_there:
-        screen.note(f"will write {plan.out} and {plan.out.with_suffix('.png')}")
+    if output is not None and not output.exists:
+        screen.note(f"will write {output.out} and {output.out.with_suffix('.png')}")
     if dry_run:
         return None
     findings = check_dataset(dataset, track=screen.track)
     suspects: list[Suspect] = []
-    if plan.suspects > 0 or plan.out is not None:
+    if plan.suspects > 0 or output is not None:
         suspects = rank_suspects(dataset, limit=MAX_SUSPECTS, track=screen.track)
-    if plan.out is not None:
+    if output is not None:
         from cellwright.core.files import write_png
         from cellwright.report.suspect_sheet import draw_suspects
 
         sheet = draw_suspects(dataset, suspects, screen.track)
-
-        def write(out: Path) -> list[Path]:
-            write_suspects(suspects, out)
-            write_png(out.with_suffix(".png"), sheet)
-            return [out, out.with_suffix(".png")]
-
-        if is_there:
-            check_same(plan.out, write)
-            screen.note(f"already complete: {plan.out}")
-        else:
-            write(plan.out)
+        with output.write() as folder:
+            write_suspects(suspects, folder / output.out.name)
+            write_png((folder / output.out.name).with_suffix(".png"), sheet)
+        if output.is_complete:
+            screen.note(output.text)
     return Checked(findings, suspects)
 
 
-def _is_there(plan: CheckPlan) -> bool:
-    """Whether there are suspects that may not be replaced."""
+def _output(plan: CheckPlan) -> FileOutput | None:
+    """Where suspects are written; None if they are not."""
     if plan.out is None:
-        return False
+        return None
     if plan.out.suffix.lower() != ".csv":
         raise UsageError("suspects are written as a table", where="`out`", got=plan.out.name, expected="a .csv file")
-    paths = (plan.out, plan.out.with_suffix(".png"))
-    return sum(exists_already(path, overwrite=plan.overwrite) for path in paths) > 0
+    return FileOutput(plan.out, plan.out.with_suffix(".png"), inputs=(plan.dataset,), overwrite=plan.overwrite)
 
 
 def suspect_findings(suspects: list[Suspect]) -> list[Finding]:

@@ -14,7 +14,7 @@ import yaml
 from cyclopts import Parameter
 from safetensors import SafetensorError, safe_open
 
-from cellwright.api.outputs import OutputFolder
+from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import FormatError, InputError, RecipeError, UsageError
 from cellwright.core.files import read_json, write_text
@@ -52,8 +52,9 @@ def run(plan: ComparePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     folder that is not a run, `FormatError` or `RecipeError` for a damaged file of a run, and `OutputError` if the
     output exists.
     """
+    earlier = earlier_output("compare", MARKER, "compare.csv", "compare.png")
+    output = FolderOutput(plan.out, "compare", inputs=(), overwrite=plan.overwrite, earlier=earlier)
     comparison = compare(_read_entries(plan, screen))
-    output = OutputFolder(plan.out, MARKER, overwrite=plan.overwrite)
     if not output.exists:
         screen.note(f"will write {plan.out}/ (compare.md, compare.csv, compare.png)")
     if dry_run:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import exists_already, write_once
+from cellwright.api.outputs import dataset_output, write_once
 from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.api.shared_options import FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.api.sources import find_images_option, separate_images, split_by_name
@@ -80,7 +79,8 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     from cellwright.data.formats.predictions import as_annotations, without_conflicts
     from cellwright.data.merge import merge_datasets
 
-    is_there = exists_already(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    inputs = [path for path in (*plan.sources, plan.images) if path is not None]
+    output = dataset_output(plan.out, "data convert", inputs=inputs, overwrite=plan.overwrite)
     sources, given = separate_images(plan.sources)
     images = find_images_option(plan.images, screen.track) if plan.images is not None else given or None
     options = ReadOptions(
@@ -117,10 +117,13 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     for line in summarise(dataset.notes):
         screen.note(line)
     dataset, counts = _counted(dataset)
-    to_write = WriteOptions(copy_images=plan.copy_images, track=screen.track)
+    to_write = WriteOptions(copy_images=plan.copy_images, place=output.place, track=screen.track)
     announcement = f"{plan.out / DATASET_FILE} ({count(len(dataset), 'image')})"
-    write = partial(FORMATS["coco"].write, dataset, options=to_write)
-    if not write_once(plan.out, write, announcement, screen, is_there=is_there, dry_run=dry_run):
+
+    def write(folder: Path) -> None:
+        FORMATS["coco"].write(dataset, folder, to_write)
+
+    if not write_once(output, write, announcement, screen, dry_run=dry_run):
         return None
     if n_omitted := sum(omitted for _, omitted in counts.values()):
         screen.note(f"skipped {count(n_omitted, 'object')} without a pixel")

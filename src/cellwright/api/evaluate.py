@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
 from cellwright.api.models import Model, load_model
-from cellwright.api.outputs import OutputFolder
+from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.api.paths import HowToRead, content_of, is_model, read_ground_truth, read_objects, short_names
 from cellwright.api.predict import model_notes
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from cellwright.evaluation.report import Report
 
 MARKER = "report.md"
+# What evaluations of earlier versions without a record consist of.
+_EARLIER = ("metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "comparison.csv", "*.png", "errors/*.png")
 LABEL_IMAGES = (".tif", ".tiff", ".png")
 
 
@@ -130,12 +132,14 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
         raise UsageError("invalid number of predictions", got=got, expected="one, or two to compare")
     parse_metrics(plan.metrics or None)
     _check_options(plan)
+    inputs, earlier = (*plan.predictions, plan.data), earlier_output("evaluate", MARKER, *_EARLIER)
+    output = FolderOutput(plan.out, "evaluate", inputs=inputs, overwrite=plan.overwrite, earlier=earlier)
     truth = read_ground_truth(plan.data, plan.predictions, _how(plan, screen, format=plan.format))
     truth = reading_of(plan).recorded_in(truth)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
-    output = OutputFolder(plan.out, MARKER, _request(plan, part, screen), overwrite=plan.overwrite)
-    if output.is_complete:
+    request = _request(plan, part, screen)
+    if output.answers(request):
         screen.note(f"{output.text}: see {plan.out / MARKER}")
         return None
     pictures = "tables" if plan.pictures == 0 else "tables, figures and pictures of errors"
@@ -144,7 +148,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
         return None
     names = short_names(plan.predictions)
     evaluations = []
-    with output.write() as out:
+    with output.write(request) as out:
         for source, name in zip(sources, names, strict=True):
             folder = out if len(names) == 1 else out / name
             images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)

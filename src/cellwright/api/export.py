@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import exists_already, write_once
+from cellwright.api.outputs import FileOutput, FolderOutput, write_once
 from cellwright.api.shared_options import FormatName
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
@@ -21,6 +20,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
 
 RANKED = ("coco", "coco_results")
+FILES = (".json", ".zip", ".csv")  # other outputs are folders
 
 
 @Parameter(name="*")
@@ -99,7 +99,12 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         raise UsageError(
             "unknown export format", got=plan.to, expected=", ".join(writable), remedy=did_you_mean(plan.to, writable)
         )
-    is_there = _is_there(plan.out, overwrite=plan.overwrite)
+    inputs = [path for path in (plan.prediction, plan.images, plan.image_ids) if path is not None]
+    is_file = plan.out.suffix.lower() in FILES
+    if is_file:
+        output = FileOutput(plan.out, inputs=inputs, overwrite=plan.overwrite)
+    else:
+        output = FolderOutput(plan.out, "export", inputs=inputs, overwrite=plan.overwrite)
     reading = ReadOptions(require_images=False, prefer=plan.prefer, track=screen.track)
     images = None if plan.images is None else sniff(plan.images).read(plan.images, reading)
     dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images), format=plan.format)
@@ -111,18 +116,14 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     samples = [dataclasses.replace(sample, load=load) for sample, load in zip(dataset, loads, strict=True)]
     counted = dataset.with_samples(samples)
     counted = counted if plan.to in RANKED else with_threshold(counted, 0.0)
-    options = WriteOptions(image_ids=plan.image_ids, track=screen.track)
-    write = partial(writable[plan.to].write, counted, options=options)
-    paths = write_once(plan.out, write, str(plan.out), screen, is_there=is_there, dry_run=dry_run)
+    options = WriteOptions(image_ids=plan.image_ids, place=output.place, track=screen.track)
+
+    def write(folder: Path) -> None:
+        writable[plan.to].write(counted, folder / plan.out.name if is_file else folder, options)
+
+    paths = write_once(output, write, str(plan.out), screen, dry_run=dry_run)
     if dry_run:
         return None
     n_objects = sum(kept for _, kept in counts.values())
     n_below = sum(n for n, _ in counts.values()) - n_objects
     return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below)
-
-
-def _is_there(out: Path, *, overwrite: bool) -> bool:
-    """Whether there is an output already, a file or a folder that is not empty."""
-    if out.suffix:
-        return exists_already(out, overwrite=overwrite)
-    return not overwrite and out.is_dir() and any(out.iterdir())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright import __version__
-from cellwright.api.outputs import OutputFolder
+from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.files import write_json
@@ -81,9 +81,9 @@ def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
     from cellwright.models.weights.torch_io import load_network
 
     require_tools()
+    output = _output(plan, MANIFEST, "*.onnx")
     network, info = load_network(plan.model)
     graphs, rules = graphs_of(network), rules_of(network)
-    output = OutputFolder(plan.out, MANIFEST, overwrite=plan.overwrite)
     if not output.exists:
         screen.note(f"will write {plan.out}/: {MANIFEST} and {count(len(graphs), 'part')} of the network as ONNX")
     if dry_run:
@@ -106,14 +106,14 @@ def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
 
 
 def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
-    from cellwright.models.weights.model_folder import INFO, WEIGHTS, model_folder, read_model_info
+    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, model_folder, read_model_info
     from cellwright.models.weights.torch_io import in_half_precision, read_weights, save_model
 
     if plan.out.resolve() == model_folder(plan.model).resolve():
         remedy = "choose another `out`"
         raise UsageError("the output folder is the model itself", where=plan.out, remedy=remedy)
+    output = _output(plan, INFO, WEIGHTS, CARD)
     info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
-    output = OutputFolder(plan.out, INFO, overwrite=plan.overwrite)
     if not output.exists:
         screen.note(f"will write {plan.out}/: the model with weights in half precision")
     if dry_run:
@@ -126,6 +126,11 @@ def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
     row = (WEIGHTS, len(half), sum(tensor.numel() for tensor in half.values()), f"{size / 1e6:.2f}")
     table = Table("weights in half precision", ("file", "tensors", "parameters", "size (MB)"), [row])
     return Exported(plan.out, dataclasses.asdict(info), table, f"model: {plan.out}")
+
+
+def _output(plan: ExportModelPlan, marker: str, *names: str) -> FolderOutput:
+    earlier = earlier_output("model export", marker, *names)
+    return FolderOutput(plan.out, "model export", inputs=(plan.model,), overwrite=plan.overwrite, earlier=earlier)
 
 
 def _head(network: Network, info: ModelInfo) -> dict[str, Any]:

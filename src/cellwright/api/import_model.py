@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.inspect_model import published_settings, shown_value
-from cellwright.api.outputs import OutputFolder
+from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.config import recipe as recipes
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe
@@ -68,10 +68,12 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     from cellwright.models.build import build_network
     from cellwright.models.weights.architecture import architecture, class_count
     from cellwright.models.weights.foreign import load_foreign, matched_names, shapes_of
-    from cellwright.models.weights.model_folder import INFO, ModelInfo
+    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, ModelInfo
     from cellwright.models.weights.sources import find_weights
     from cellwright.models.weights.torch_io import save_model
 
+    earlier = earlier_output("model import", INFO, WEIGHTS, CARD, REPORT)
+    output = FolderOutput(plan.out, "model import", inputs=(plan.source,), overwrite=plan.overwrite, earlier=earlier)
     recipe = _recipe_of(plan)
     weights = find_weights(plan.source)
     shapes = shapes_of(weights.tensors, matched_names(weights.tensors, weights.framework, plan.source))
@@ -84,7 +86,6 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         )
     assert isinstance(recipe.model, RCNNConfig)
     names = _class_names(plan, recipe, class_count(shapes))
-    output = OutputFolder(plan.out, INFO, overwrite=plan.overwrite)
     torch.manual_seed(recipe.train.seed)
     network = build_network(recipe, len(names))
     report = load_foreign(network, weights.tensors, weights.framework, fresh=recipe.model.init_fresh, where=plan.source)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 from cyclopts import Parameter
 
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
-from cellwright.api.outputs import check_same, exists_already
+from cellwright.api.outputs import FileOutput
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
@@ -80,7 +80,8 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
 
     from cellwright.core.files import write_text
 
-    is_there = exists_already(plan.out, overwrite=plan.overwrite)
+    inputs = [path for path in (plan.predictions, plan.images) if path is not None]
+    output = FileOutput(plan.out, inputs=inputs, overwrite=plan.overwrite)
     if plan.out.suffix.lower() != ".csv":
         raise UsageError(
             "measurements are written as a table", where="`out`", got=plan.out.name, expected="a .csv file"
@@ -92,25 +93,20 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     if missing and len(missing) == len(dataset) and (plan.ring is not None or plan.channel):
         got, remedy = f"{count(len(missing), 'image')} without a file", "name the folder of the images with `images`"
         raise UsageError("intensities need the images", where=plan.predictions, got=got, remedy=remedy)
-    if not is_there:
+    if not output.exists:
         screen.note(f"{count(len(dataset), 'image')}: will write {plan.out}")
     if missing:
         without = f"{count(len(missing), 'image')} without a file, such as {missing[0].id}"
         screen.note(f"{without}: no intensities were measured; name the folder of the images with `images`")
-    if dry_run and not is_there:
+    if dry_run and not output.exists:
         return None
     tables = [_measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
-    def write(out: Path) -> list[Path]:
-        write_text(out, table.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
-        return [out]
-
-    if is_there:
-        check_same(plan.out, write)
-        screen.note(f"already complete: {plan.out}")
-    else:
-        write(plan.out)
+    with output.write() as folder:
+        write_text(folder / plan.out.name, table.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
+    if output.is_complete:
+        screen.note(output.text)
     return None if dry_run else Measured(table, len(dataset), len(missing))
 
 

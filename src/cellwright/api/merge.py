@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cyclopts import Parameter
 
-from cellwright.api.outputs import exists_already, write_once
+from cellwright.api.outputs import dataset_output, write_once
 from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
@@ -54,7 +53,7 @@ def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     if plan.out.resolve() in [source.resolve() for source in plan.datasets]:
         raise UsageError("cannot merge a dataset into itself", where=plan.out, remedy="choose another `out`")
-    is_there = exists_already(plan.out / DATASET_FILE, overwrite=plan.overwrite)
+    output = dataset_output(plan.out, "data merge", inputs=plan.datasets, overwrite=plan.overwrite)
     class_map = read_class_map(plan.map)
     merged = merge_datasets(
         [as_annotations(read(path, ReadOptions(track=screen.track), format=plan.format)) for path in plan.datasets],
@@ -62,8 +61,11 @@ def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     )
     merged = keep_classes(merged, plan.keep) if plan.keep else merged
     announcement = f"{plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}"
-    write = partial(FORMATS["coco"].write, merged, options=WriteOptions(track=screen.track))
-    if not write_once(plan.out, write, announcement, screen, is_there=is_there, dry_run=dry_run):
+
+    def write(folder: Path) -> None:
+        FORMATS["coco"].write(merged, folder, WriteOptions(place=output.place, track=screen.track))
+
+    if not write_once(output, write, announcement, screen, dry_run=dry_run):
         return None
     written = read_dataset(plan.out)
     return written, _class_table(written)

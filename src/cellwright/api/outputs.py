@@ -1,84 +1,243 @@
-"""Where outputs go: an existing output is kept if it is the same, and otherwise replaced only on request.
+"""Where the outputs of the short verbs go: kept if they are the same, and otherwise replaced only on request.
 
-Files and datasets are compared by content: they are written beside the existing ones first. Folders that take long to
-write record the request they answer in ``.request.json``, so that the same request need not be answered again.
+A folder is a `core.output_folder.OutputFolder`, and its result is built beside an old one. So are single files, which
+have no record of their own: they are compared by content.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cellwright.core.errors import FormatError, OutputError
-from cellwright.core.files import output_error, read_json, write_json
+from cellwright.core.files import output_error, read_json, remove, sweep, temporary_path
+from cellwright.core.output_folder import CONTROL, OTHER, Claim, OutputFolder, claim_above, files_below
 from cellwright.core.progress import ProgressReporter
-from cellwright.core.text import differences
 
-REQUEST_FILE = ".request.json"
 SPLIT_BY = "split_by"  # in the info of a dataset: the options by which it was split
-SCHEMA_VERSION = 1
-OTHER = "use `overwrite=True`, or choose another `out`"
+DATASET_VERBS = ("data convert", "data merge", "data split")
 _SKIPPED = (".index",)  # made from the file beside it; its header contains a time
+_REQUEST_FILE = ".request.json"  # the record of earlier versions
 
 
-def exists_already(path: Path, *, overwrite: bool) -> bool:
-    """Whether there is a file that may not be replaced. Raises `OutputError` for a folder of this name."""
-    if path.is_dir():
-        raise OutputError("the output file is a folder", where=path, remedy="choose another `out`")
-    return path.exists() and not overwrite
+class FolderOutput:
+    """An output folder of a short verb.
+
+    inputs: files and folders that the command reads. earlier: see `earlier_output`; same: see `OutputFolder`.
+
+    ``place``: the folder, where a link leads if it is one. ``exists``: there is a result that may not be replaced by
+    another. ``is_complete``: that is the result of this command.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        verb: str,
+        *,
+        inputs: Iterable[Path | str],
+        overwrite: bool,
+        same: Iterable[str] = (),
+        earlier: Callable[[Path], Claim | None] | None = None,
+    ) -> None:
+        self.out, self._overwrite, self._inputs = out, overwrite, [*inputs]
+        self._folder = OutputFolder(out, verb, same=same, earlier=earlier)
+        self.place = self._folder.path
+        self.is_complete = False
+        self.exists = self._folder.is_complete and not overwrite
+        if overwrite:
+            self._folder.check_replaceable(self._inputs)
+
+    @property
+    def text(self) -> str:
+        """What to say about an output that `is_complete`."""
+        return f"already complete: {self.out}/"
+
+    def answers(self, request: Mapping[str, Any]) -> bool:
+        """Whether the result of this request is there, and may stay. Raises `OutputError` for that of another one.
+
+        request: what identifies the result, apart from where it is written: digests by what they identify ("the
+        model"), and values as ``options``.
+        """
+        if not self._overwrite:
+            self.is_complete = self._folder.answers(request)
+            if not self.is_complete:  # files are missing
+                self._folder.check_replaceable(self._inputs)
+        return self.is_complete
+
+    @contextmanager
+    def write(self, request: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """A folder to write to; at the end its files replace those of an earlier result.
+
+        request: see `answers`; without one, a result with the same files is complete, and for one with others,
+        `OutputError` is raised.
+        """
+        compares = request is None and self.exists
+        with self._folder.build(request or {}, unless=self._is_there if compares else None) as folder:
+            yield folder
+
+    @contextmanager
+    def update(self, names: Iterable[str]) -> Iterator[Path]:
+        """A folder in which to write only some files of the result again."""
+        with self._folder.build({}, updates=names) as folder:
+            yield folder
+
+    def paths(self) -> list[Path]:
+        """The files of the result."""
+        claim = self._folder.claim
+        return [] if claim is None else [self.out / name for name in claim.files]
+
+    def _is_there(self, new: Path) -> bool:
+        names = [name for name in files_below(new) if not name.startswith(f"{CONTROL}/")]
+        _check_same({new / name: self.place / name for name in names})
+        self.is_complete = True
+        return True
+
+
+class FileOutput:
+    """A file that a verb writes, or several in one folder: `paths`.
+
+    inputs: files that the command reads. ``place``: the folder. ``exists``: there is one that may not be replaced by
+    another. ``is_complete``: that is the result of this command.
+
+    Raises `OutputError` for a folder of this name, and for a file that is an input or part of the output of a command
+    that writes a folder.
+    """
+
+    def __init__(self, *out: Path, inputs: Iterable[Path | str], overwrite: bool) -> None:
+        self.out = out[0]
+        self.is_complete = False
+        try:
+            self._targets = {path.name: path.resolve() for path in out}  # where links lead
+            given = [Path(path).resolve() for path in inputs]
+            self.exists = any(path.exists() for path in self._targets.values()) and not overwrite
+        except (OSError, RuntimeError) as error:
+            raise output_error(self.out, error if isinstance(error, OSError) else OSError(str(error))) from error
+        self.place = self._targets[self.out.name].parent
+        for path, target in zip(out, self._targets.values(), strict=True):
+            if target.is_dir():
+                raise OutputError("the output file is a folder", where=path, remedy="choose another `out`")
+            if target in given:
+                raise OutputError("the output is an input of this command", where=path, remedy="choose another `out`")
+            if (claim := claim_above(target)) is not None:
+                raise OutputError(
+                    f"this file is part of the output of cellwright {ascii(claim.verb)[1:-1]}",
+                    where=path,
+                    remedy="choose another `out`",
+                )
+
+    @property
+    def text(self) -> str:
+        """What to say about an output that `is_complete`."""
+        return f"already complete: {self.out}"
+
+    @contextmanager
+    def write(self) -> Iterator[Path]:
+        """A folder in which to write files with these names, which are moved to their place at the end.
+
+        If there are files of these names that may not be replaced, they are compared; `OutputError` is raised if their
+        content is another.
+        """
+        beside = self.place / f"{self.out.name}.d"
+        folder = temporary_path(beside)
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            for path in (beside, *self._targets.values()):
+                sweep(self.place, path)
+            remove(folder)
+            folder.mkdir()
+            yield folder
+            if self.exists:
+                _check_same({folder / name: target for name, target in self._targets.items()})
+                self.is_complete = True
+            else:
+                for name, target in self._targets.items():
+                    (folder / name).replace(target)
+        except OSError as error:
+            raise output_error(self.out, error) from error
+        finally:
+            remove(folder)
+
+    def paths(self) -> list[Path]:
+        """The files of the result."""
+        return [self.out]
+
+
+Output = FolderOutput | FileOutput
 
 
 def write_once(
-    out: Path,
-    write: Callable[[Path], Sequence[Path]],
+    output: Output,
+    write: Callable[[Path], object],
     announcement: str,
     screen: ProgressReporter,
     *,
-    is_there: bool,
     dry_run: bool = False,
 ) -> list[Path]:
     """Write an output and return its files; if it is there already, check that it is the same.
 
-    announcement: what will be written. is_there: see `exists_already`. Returns no files after a dry run. Raises
+    write: writes it to a folder. announcement: what will be written. Returns no files after a dry run. Raises
     `OutputError` if there is an output with other content.
     """
-    if is_there:
-        paths = check_same(out, write)
+    if not output.exists:
+        screen.note(f"will write {announcement}")
+        if dry_run:
+            return []
+    with output.write() as folder:
+        write(folder)
+    if output.is_complete:
         screen.note(f"already complete: {announcement}")
-        return [] if dry_run else paths
-    screen.note(f"will write {announcement}")
-    return [] if dry_run else list(write(out))
+    return [] if dry_run else output.paths()
 
 
-def check_same(out: Path, write: Callable[[Path], Sequence[Path]]) -> list[Path]:
-    """The files of an existing output that ``write`` would write again; `OutputError` if their content is another.
+def earlier_output(verb: str, marker: str, *patterns: str) -> Callable[[Path], Claim | None]:
+    """Recognises the folders of versions without claims: by their record, or by ``marker``.
 
-    out: a file or a folder. write: writes an output to another place and returns its files; paths in them are relative
-    to the folder of ``out`` or one beside it.
+    patterns: the names of the files that those without a record have.
     """
-    out = out.resolve()
-    is_file = not out.is_dir() and bool(out.suffix)
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix if is_file else ''}")
-    root, folder = (temporary.parent, out.parent) if is_file else (temporary, out)
-    written: list[Path] = []
-    try:
-        written = [path.resolve() for path in write(temporary)]
-        names = [path.relative_to(root).as_posix() for path in written]
-        existing = [folder / (name.replace(temporary.stem, out.stem, 1) if is_file else name) for name in names]
-        for new, old in zip(written, existing, strict=True):
-            if new.suffix not in _SKIPPED and not (old.is_file() and _is_same(new, old)):
-                raise OutputError("this output already exists, with other content", where=old, remedy=OTHER)
-        return existing
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in (temporary, *written):
-            path.unlink(missing_ok=True)
+
+    def earlier(folder: Path) -> Claim | None:
+        record = folder / _REQUEST_FILE
+        if record.is_file():
+            try:
+                content = read_json(record)
+                names = [*map(str, content["files"]), _REQUEST_FILE]
+                return Claim(verb, dict(content["request"]), "complete", dict.fromkeys(names))
+            except (KeyError, TypeError, ValueError) as error:
+                problem = "the record of this output is damaged"
+                raise FormatError(problem, where=record, got=str(error), remedy=OTHER) from error
+        if not (folder / marker).is_file():
+            return None
+        found = [path for pattern in (marker, *patterns) for path in folder.glob(pattern) if path.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in found]
+        return Claim(verb, None, "complete", dict.fromkeys(names))
+
+    return earlier
+
+
+def dataset_output(out: Path, verb: str, *, inputs: Iterable[Path | str], overwrite: bool) -> FolderOutput:
+    """The folder of a dataset; one that another verb wrote may be replaced, too."""
+    same = [other for other in DATASET_VERBS if other != verb]
+    return FolderOutput(out, verb, inputs=inputs, overwrite=overwrite, same=same, earlier=_earlier_dataset)
+
+
+def _earlier_dataset(folder: Path) -> Claim | None:
+    """A dataset without a claim: its images may be anybody's, so they are not ours."""
+    path = folder / "dataset.json"
+    if not path.is_file() or b'"schema_version"' not in path.read_bytes()[:1000]:
+        return None
+    names = [name for name in ("dataset.json", "dataset.index") if (folder / name).is_file()]
+    return Claim("data convert", None, "complete", dict.fromkeys(names))
+
+
+def _check_same(pairs: Mapping[Path, Path]) -> None:
+    """Raise `OutputError` unless each new file has the content of the old one."""
+    for new, old in pairs.items():
+        if not new.name.endswith(_SKIPPED) and not (old.is_file() and _is_same(new, old)):
+            raise OutputError("this output already exists, with other content", where=old, remedy=OTHER)
 
 
 def _is_same(new: Path, old: Path) -> bool:
@@ -107,128 +266,3 @@ def _parsed(text: bytes) -> Any:
         return json.loads(text)
     except ValueError:
         return None
-
-
-class OutputFolder:
-    """An output folder of one request: new, or the answer to an earlier one.
-
-    marker: a file that shows that cellwright wrote the folder. request: what identifies the request, apart from where
-    it is written: digests by what they identify ("the model"), and values as ``options``; None compares the content of
-    the files instead, once they are written. ``exists``: the folder has an output that may not be replaced by another.
-    ``is_complete``: that is the answer to this request.
-
-    Raises `OutputError` for a folder that answers another request, unless ``overwrite`` is set, and for a folder with
-    other files, which are never removed.
-    """
-
-    def __init__(
-        self, folder: Path, marker: str, request: Mapping[str, Any] | None = None, *, overwrite: bool = False
-    ) -> None:
-        self.folder, self.request, self._overwrite = folder, request, overwrite
-        self._old: list[str] | None = []  # files that are replaced; None: all
-        self.is_complete = False
-        self.exists = folder.is_dir() and any(folder.iterdir()) and not overwrite
-        if folder.is_file():
-            raise OutputError("the output folder is a file", where=folder, remedy="choose another `out`")
-        if not folder.is_dir() or not any(folder.iterdir()):
-            return
-        if (folder / REQUEST_FILE).is_file():
-            self._check_recorded()
-        elif not (folder / marker).exists():
-            raise OutputError(
-                "this folder is not empty and not an output of this command",
-                where=folder,
-                expected=f"a new folder, or one with {marker}",
-                remedy="choose another `out`",
-            )
-        elif overwrite:
-            self._old = None
-        elif request is not None:
-            raise OutputError("this output already exists", where=folder, remedy=OTHER)
-        if self._old is None and (Path.cwd().is_relative_to(folder.resolve()) or (folder / ".git").exists()):
-            raise OutputError(
-                "this folder is the working folder or a git repository, so it is not removed",
-                where=folder,
-                remedy="choose another `out`, or remove the old output by hand",
-            )
-
-    def _check_recorded(self) -> None:
-        recorded = read_json(self.folder / REQUEST_FILE)
-        try:
-            before, files = dict(recorded["request"]), [str(name) for name in recorded["files"]]
-        except (KeyError, TypeError) as error:
-            where = self.folder / REQUEST_FILE
-            problem = "the record of this output is damaged"
-            raise FormatError(problem, where=where, got=str(error), remedy=OTHER) from error
-        self._old = files
-        if self._overwrite:
-            return
-        now = json.loads(json.dumps(self.request))
-        options = differences(now.pop("options", {}), before.pop("options", {}))
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)] + options
-        if changed:
-            got, problem = f"changed since: {', '.join(changed)}", "this output already exists, for another request"
-            raise OutputError(problem, where=self.folder, got=got, remedy=OTHER)
-        self.is_complete = all((self.folder / name).is_file() for name in files)
-
-    @property
-    def text(self) -> str:
-        """What to say about a folder that `is_complete`."""
-        return f"already complete: {self.folder}/"
-
-    def remove(self) -> None:
-        """Remove an old output, if ``overwrite`` was set."""
-        if self._old is None:
-            shutil.rmtree(self.folder)
-        for name in self._old or ():
-            (self.folder / name).unlink(missing_ok=True)
-
-    @contextmanager
-    def write(self) -> Iterator[Path]:
-        """A folder of the same name to write to; at the end its files replace those of an earlier output.
-
-        Without a request, an existing folder with the same files is complete; for others, `OutputError` is raised.
-        """
-        resolved = self.folder.resolve()
-        temporary = resolved.with_name(f".{resolved.name}.{os.getpid()}.partial")
-        new = temporary / resolved.name
-        try:
-            new.mkdir(parents=True)
-            yield new
-            files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
-            if self.request is not None:
-                content = {"schema_version": SCHEMA_VERSION, "request": dict(self.request), "files": files}
-                write_json(new / REQUEST_FILE, content)
-            elif self._is_written(new, files):
-                self.is_complete = True
-                return
-            self._move(new, files)
-        except OSError as error:
-            raise output_error(self.folder, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _is_written(self, new: Path, files: Sequence[str]) -> bool:
-        """Whether an earlier output has the same files; `OutputError` if it has others that may not be replaced."""
-        if not self.exists:
-            return False
-        different = [name for name in files if not self._has(new, name)]
-        if different:
-            where = self.folder / different[0]
-            raise OutputError("this output already exists, with other content", where=where, remedy=OTHER)
-        return True
-
-    def _has(self, new: Path, name: str) -> bool:
-        return (self.folder / name).is_file() and _is_same(new / name, self.folder / name)
-
-    def _move(self, new: Path, files: Sequence[str]) -> None:
-        if self._old is None:
-            shutil.rmtree(self.folder)
-        for name in sorted(set(self._old or ()) - set(files)):
-            old = self.folder / name
-            old.unlink(missing_ok=True)
-            if old.parent != self.folder and old.parent.is_dir() and not any(old.parent.iterdir()):
-                old.parent.rmdir()
-        for name in [*files, *([REQUEST_FILE] if self.request is not None else [])]:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).replace(self.folder / name)

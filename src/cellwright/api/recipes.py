@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import exists_already, write_once
+from cellwright.api.outputs import FileOutput, write_once
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
@@ -53,10 +53,9 @@ def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     recipe = load(plan.recipe)
     target = plan.out or Path(f"{plan.recipe.rsplit('/', 1)[-1]}.yaml")
-    is_there = exists_already(target, overwrite=plan.overwrite)
+    output = FileOutput(target, inputs=(plan.recipe,), overwrite=plan.overwrite)
 
-    def write(path: Path) -> list[Path]:
-        write_text(path, dump(recipe))
-        return [path]
+    def write(folder: Path) -> None:
+        write_text(folder / target.name, dump(recipe))
 
-    return target if write_once(target, write, str(target), screen, is_there=is_there, dry_run=dry_run) else None
+    return target if write_once(output, write, str(target), screen, dry_run=dry_run) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cyclopts import Parameter
 
+from cellwright.api.outputs import FileOutput, write_once
 from cellwright.api.read import images_only_note, of_split, read_annotations
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset, Sample
@@ -52,7 +53,9 @@ class ShowPlan:
     variants: int = 5
     """Variants per image."""
     out: Path = Path("work/contact_sheet.png")
-    """PNG file to write; an existing file is replaced."""
+    """PNG file to write."""
+    overwrite: bool = False
+    """Replace an existing file."""
 
 
 def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Path | None:
@@ -65,18 +68,19 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
 
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
+    output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite)
     recipe = None if plan.augment is None else load(plan.augment)
     dataset = of_split(
         read_annotations(plan.dataset, reading_of(plan), format=plan.format, no_objects=True), plan.split
     )
     for note in [*images_only_note(dataset), *summarise(dataset.notes)]:
         screen.note(note)
-    screen.note(f"will write {plan.out}")
-    if dry_run:
-        return None
-    sheet = _image_sheet(plan, dataset, screen) if recipe is None else _variant_sheet(plan, dataset, recipe, screen)
-    write_png(plan.out, sheet)
-    return plan.out
+
+    def write(folder: Path) -> None:
+        sheet = _image_sheet(plan, dataset, screen) if recipe is None else _variant_sheet(plan, dataset, recipe, screen)
+        write_png(folder / plan.out.name, sheet)
+
+    return plan.out if write_once(output, write, str(plan.out), screen, dry_run=dry_run) else None
 
 
 def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> np.ndarray:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.outputs import SPLIT_BY, exists_already, write_once
+from cellwright.api.outputs import SPLIT_BY, dataset_output, write_once
 from cellwright.api.read import DATASET_FILE, is_dataset, read_annotations, read_dataset
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
@@ -58,7 +57,12 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.formats import FORMATS, WriteOptions
     from cellwright.data.split import folds, split_dataset, with_groups
 
+    if plan.out is not None and plan.out.resolve() == plan.dataset.resolve():
+        plan = dataclasses.replace(plan, out=None)
     _check_options(plan)
+    in_place, targets = plan.out is None, _targets(plan)
+    inputs, overwrite = () if in_place else (plan.dataset,), plan.overwrite and not in_place
+    outputs = [dataset_output(target, "data split", inputs=inputs, overwrite=overwrite) for target in targets]
     dataset = read_annotations(plan.dataset, format=plan.format)
     options = {"val": plan.val, "test": plan.test, "seed": plan.seed, "group": plan.group, "alike": plan.alike}
     if plan.out is None and not plan.overwrite and dataset.info.get(SPLIT_BY) == options:
@@ -76,9 +80,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
             remedy="use `overwrite=True`, or give another `out`",
         )
     dataset = with_groups(dataset, plan.group)
-    targets = _targets(plan)
-    there = [plan.out is not None and exists_already(t / DATASET_FILE, overwrite=plan.overwrite) for t in targets]
-    if dry_run and not any(there):
+    if dry_run and (in_place or not any(output.exists for output in outputs)):
         screen.note(f"will write {', '.join(str(target / DATASET_FILE) for target in targets)}")
         return []
     if plan.alike:
@@ -91,10 +93,19 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     else:
         parts = folds(dataset, plan.folds, plan.seed, track=screen.track)
     # What is there is compared before anything is written.
-    for is_there, target, part in sorted(zip(there, targets, parts, strict=True), key=lambda each: not each[0]):
+    for output, part in sorted(zip(outputs, parts, strict=True), key=lambda each: not each[0].exists):
         recorded = dataclasses.replace(part, info=part.info | ({SPLIT_BY: options} if plan.folds is None else {}))
-        write = partial(FORMATS["coco"].write, recorded, options=WriteOptions(track=screen.track))
-        write_once(target, write, str(target / DATASET_FILE), screen, is_there=is_there, dry_run=dry_run)
+        write_options = WriteOptions(place=output.place, track=screen.track)
+
+        def write(folder: Path, recorded: Dataset = recorded, write_options: WriteOptions = write_options) -> None:
+            FORMATS["coco"].write(recorded, folder, write_options)
+
+        if in_place:
+            screen.note(f"will write {plan.dataset / DATASET_FILE}")
+            with output.update((DATASET_FILE, "dataset.index")) as folder:
+                write(folder)
+        else:
+            write_once(output, write, str(output.out / DATASET_FILE), screen, dry_run=dry_run)
     if dry_run:
         return []
     return [_table(target, "" if plan.folds is None else target.name) for target in targets]

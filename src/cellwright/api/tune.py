@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.models import Model, load_model
-from cellwright.api.outputs import OutputFolder
+from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.api.paths import content_of
 from cellwright.api.read import read_annotations
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
@@ -143,7 +143,7 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
     """See `run`. dataset: all splits, with the choice of channel."""
     from cellwright.evaluation.thresholds import check_metric
     from cellwright.evaluation.thresholds import tune as tune_pairs
-    from cellwright.models.weights.model_folder import INFO, model_folder, read_model_info
+    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, model_folder, read_model_info
     from cellwright.models.weights.torch_io import read_weights, save_model
 
     check_metric(plan.metric)
@@ -152,12 +152,14 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
         raise UsageError("the classical method has no model folder to tune", got="classical", remedy=remedy)
     if plan.out.resolve() in (plan.model.resolve(), model_folder(plan.model).resolve()):
         raise UsageError("the tuned model cannot replace the original", where=plan.out, remedy="choose another `out`")
+    inputs, earlier = (plan.model, plan.data), earlier_output("tune", INFO, WEIGHTS, CARD)
+    output = FolderOutput(plan.out, "tune", inputs=inputs, overwrite=plan.overwrite, earlier=earlier)
     dataset = dataset.with_split(plan.split)
     model = load_model(plan.model, device=plan.device)
     model = model.with_options(views=plan.views)
     _check_classes(model, dataset)
-    output = OutputFolder(plan.out, INFO, _request(plan, model, dataset, screen), overwrite=plan.overwrite)
-    if output.is_complete:
+    request = _request(plan, model, dataset, screen)
+    if output.answers(request):
         screen.note(output.text)
         return None
     screen.note(f"tuning {plan.model} for {plan.metric} on split {plan.split} of {plan.data}; will write {plan.out}/")
@@ -166,7 +168,7 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
     pairs, digests = _pairs(model, dataset, screen)
     tuning = tune_pairs(pairs, model.class_names, plan.metric)
     info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, model.views, digests))
-    with output.write() as folder:
+    with output.write(request) as folder:
         save_model(folder, read_weights(plan.model), info)
     for name in tuning.untuned:
         screen.note(f"no objects of class {name} on this split: the threshold of the recipe is kept")

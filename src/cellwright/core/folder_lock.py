@@ -48,7 +48,7 @@ class Holder:
     def __str__(self) -> str:
         # The text of a lock file may come from anywhere.
         verb, host, started = (ascii(value)[1:-1][:40] for value in (self.verb, self.host, self.started))
-        return f"`cellwright {verb}` (process {self.pid} on {host} since {started})"
+        return f"cellwright {verb} (process {self.pid} on {host} since {started})"
 
     def is_here(self) -> bool:
         """Whether the process runs, or ran, on this machine."""

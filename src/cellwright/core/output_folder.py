@@ -98,6 +98,11 @@ class Claim:
     replaced: Files = field(default_factory=dict)
     keeps_progress: bool = False
 
+    def __post_init__(self) -> None:
+        outside = [name for name in (*self.files, *self.replaced) if not _is_inside(name)]
+        if outside:
+            raise ValueError(f"the file name {outside[0]!r}")
+
     @staticmethod
     def read(root: Path) -> Claim | None:
         """The claim on a folder, or None. Raises `FormatError` if it is damaged."""
@@ -139,8 +144,6 @@ class Claim:
 def _files_from(values: Any) -> Files:
     files = {str(name): None if one is None else FileIdentity(**one) for name, one in dict(values).items()}
     for name, identity in files.items():
-        if not _is_inside(name):
-            raise ValueError(f"the file name {name!r}")
         if identity is not None and not isinstance(identity.digest, str):
             raise TypeError(f"the digest of {name!r}")
     return files
@@ -163,8 +166,8 @@ class OutputFolder:
 
     claim: that on the folder, or None if it is new. pending: that on ``new/``.
 
-    Raises `OutputError` for a file, a folder with other files, or the output of another verb, and `FormatError` for a
-    damaged record. If a new result was being moved in, that is finished.
+    Raises `OutputError` for a file, a folder with other files, or the output of another verb or a part of it, and
+    `FormatError` for a damaged record. If a new result was being moved in, that is finished.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class OutputFolder:
         self._lock: FolderLock | None = None
         try:
             self.path = self.shown.resolve()
+            self._refuse(claim_above(self.path), "is part of")
             self._look()
             if self.claim is not None and self.claim.state == "swapping":
                 self._take_lock()
@@ -193,11 +197,15 @@ class OutputFolder:
             got = error if isinstance(error, OSError) else OSError(str(error))
             raise output_error(self.shown, got) from error
         self.root = self.path
-        if self.claim is not None and self.claim.verb not in self._verbs:
+        self._refuse(None if self.claim is None or self.claim.verb in self._verbs else self.claim, "has")
+
+    def _refuse(self, claim: Claim | None, what: str) -> None:
+        """Raise `OutputError` if there is a claim of another verb."""
+        if claim is not None:
             raise OutputError(
-                f"this folder has the output of `cellwright {ascii(self.claim.verb)[1:-1]}`",
+                f"this folder {what} the output of cellwright {ascii(claim.verb)[1:-1]}",
                 where=self.shown,
-                expected=f"a new folder, or one of `cellwright {verb}`",
+                expected=f"a new folder, or one of cellwright {self.verb}",
                 remedy="choose another `out`",
             )
 
@@ -225,7 +233,7 @@ class OutputFolder:
                 "this folder is not empty and not an output of this command",
                 where=self.shown,
                 got=listed(entries),
-                expected=f"a new folder, or one of `cellwright {self.verb}`",
+                expected=f"a new folder, or one of cellwright {self.verb}",
                 remedy="choose another `out`",
             )
 
@@ -360,10 +368,16 @@ class OutputFolder:
         Raises `OutputError` if a file is missing, if files of the old result were changed since, or if a file that is
         not ours is in the way; the new result then stays in ``new/``.
         """
+        self._complete(files, keep_progress=keep_progress)
+
+    def _complete(
+        self, files: Files | Iterable[str] | None, *, kept: Files | None = None, keep_progress: bool = False
+    ) -> None:
+        """See `complete`. kept: files of the old result that stay, unless they were written again."""
         self.verify()
         assert self.claim is not None
         try:
-            written = self._written(files)
+            written = {**(kept or {}), **self._written(files)}
             claim = Claim(self.verb, (self.pending or self.claim).request, "complete", written)
             if self.root == self.path:
                 claim.write(self.path)
@@ -407,17 +421,31 @@ class OutputFolder:
             self._lock = None
 
     @contextmanager
-    def build(self, request: Mapping[str, Any]) -> Iterator[Path]:
+    def build(
+        self,
+        request: Mapping[str, Any],
+        *,
+        updates: Iterable[str] | None = None,
+        unless: Callable[[Path], bool] | None = None,
+    ) -> Iterator[Path]:
         """A folder to write a whole result to, which is moved to its place at the end.
 
-        On an error nothing is left of it, and an old result is as it was.
+        updates: the files of the result that are written again, whatever their content is now; all others stay. unless:
+        called with the folder when all is written; if it returns True, nothing is moved. On an error nothing is left
+        of what was written, and an old result is as it was.
         """
-        self.check_replaceable()
+        old: Files | None = None
+        if updates is None:
+            self.check_replaceable()
+        else:
+            now = {name: FileIdentity.of(self.path / name) for name in updates if _is_plain_file(self.path, name)}
+            old = {**self._known(None), **now}
         existed = self.path.is_dir()
-        self.start(request, aside=True)
+        self.start(request, replaces=old, aside=True)
         try:
             yield self.root
-            self.complete()
+            if unless is None or not unless(self.root):
+                self._complete(None, kept={} if updates is None else old or {})
         except OSError as error:
             raise output_error(self.shown, error) from error
         finally:
@@ -495,6 +523,17 @@ class OutputFolder:
         for folder, names, _ in os.walk(self.path):
             sweep(Path(folder))
             names[:] = [name for name in names if not name.startswith(".") or name == CONTROL]
+
+
+def claim_above(path: Path) -> Claim | None:
+    """The claim on an output that ``path``, a file or a folder, is part of; None if it is part of none."""
+    path = path.resolve()
+    for folder in path.parents:
+        with suppress(FormatError, OSError):
+            claim = Claim.read(folder)
+            if claim is not None and any((folder / name).is_relative_to(path) for name in claim.files):
+                return claim
+    return None
 
 
 def changes(request: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
