@@ -1,5 +1,19 @@
-"""``python -m cellwright``: the command line."""
+"""The command line: ``cellwright`` and ``python -m cellwright``. Signals are handled before all other imports."""
 
-from cellwright.cli.app import main
+import sys
 
-main()
+from cellwright.core.interrupts import CommandSignals, handle_signals
+
+
+def main() -> None:
+    """The ``cellwright`` command; always raises `SystemExit`."""
+    signals = CommandSignals()
+    with handle_signals(signals):
+        sys.unraisablehook = signals.on_unraisable
+        from cellwright.cli.app import main as run
+
+        run(signals=signals)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,7 @@ from cellwright.core.errors import FormatError, InputError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.data.loader import LoaderConfig, TrainingLoader
+from cellwright.data.loader import LoaderConfig, TrainingBatches, TrainingLoader
 from cellwright.data.network_input import to_network
 from cellwright.data.sampling import SampleOrder
 from cellwright.ops.batch import Batch
@@ -70,6 +72,42 @@ def test_other_start_methods_give_the_same_batches(samples: list[Sample], method
     data = DataConfig(workers=2, start_method=method)  # type: ignore[arg-type]
     for a, b in zip(loader_for(samples).batches(0, 3), loader_for(samples, data=data).batches(0, 3), strict=True):
         assert_same(a, b)
+
+
+def test_where_shared_memory_is_full(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    expected = list(loader_for(samples).batches(0, 3))
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # inherited by workers, which are forked
+    data = DataConfig(workers=1, start_method="fork")
+    for a, b in zip(expected, loader_for(samples, data=data).batches(0, 3), strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("failure", ["no shared memory", "killed"])
+def test_where_loading_processes_fail(
+    samples: list[Sample], failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    expected, training = list(loader_for(samples).batches(0, 4)), os.getpid()
+    if failure == "killed":
+        of_step = TrainingBatches.batch
+
+        def batch(batches: TrainingBatches, step: int) -> Batch:
+            if step == 2 and os.getpid() != training:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return of_step(batches, step)
+
+        monkeypatch.setattr(TrainingBatches, "batch", batch)
+    else:
+        monkeypatch.setattr("multiprocessing.context.BaseContext.Lock", failing)
+    data = DataConfig(workers=1, start_method="fork")
+    for a, b in zip(expected, loader_for(samples, data=data).batches(0, 4), strict=True):
+        assert_same(a, b)
+    assert "images are loaded in the training process, since" in caplog.text
 
 
 def test_batches_of_a_resumed_run_equal_those_of_a_complete_run(samples: list[Sample]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cellwright.core import interrupts
 from cellwright.training.environment import describe_environment, git_state, interruptible, reproducible
 
 
@@ -30,12 +31,15 @@ def test_settings_of_torch_are_restored() -> None:
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 
 
-def test_a_signal_takes_effect_at_the_next_allowed_block() -> None:
+def test_a_signal_takes_effect_at_the_next_allowed_block(monkeypatch: pytest.MonkeyPatch) -> None:
     with interruptible() as interruption:
         signal.raise_signal(signal.SIGTERM)
-        assert (interruption.asked, interruption.hurried) == (True, False)
+        assert (interruption.received, interruption.hurried) == (signal.SIGTERM, False)
         with pytest.raises(KeyboardInterrupt), interruption.allowed():
             pytest.fail("the pending request is raised before the block starts")
+        signal.raise_signal(signal.SIGHUP)  # at the same time: a terminal sends more than one
+        assert not interruption.hurried
+        monkeypatch.setattr(interrupts, "_SAME_S", 0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert interruption.hurried
@@ -46,9 +50,9 @@ def test_other_threads_cannot_be_interrupted() -> None:
 
     def run() -> None:
         with interruptible() as interruption:
-            results.append((signal.getsignal(signal.SIGINT) is before, interruption.asked))
+            results.append((signal.getsignal(signal.SIGINT) is before, interruption.received))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert results == [(True, False)]
+    assert results == [(True, None)]

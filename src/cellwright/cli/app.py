@@ -3,16 +3,18 @@
 Errors go to standard error; with ``--log-format json`` they are events on standard output like everything else.
 
 Exit codes: 0 done; 1 a bug in cellwright (a report is saved); 2 invalid input or usage; 3 finished, but some inputs
-failed; 130 interrupted.
+failed; 130 interrupted (129 by SIGHUP, 143 by SIGTERM).
 """
 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_n
 from cellwright.cli.console import print_event, printed_log
 from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import place_error
+from cellwright.core.interrupts import CommandSignals, Interrupted
 from cellwright.core.memory import keep_freed_memory
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
@@ -110,33 +113,57 @@ def build_app(words: Sequence[str] = ()) -> App:
     return app
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The ``cellwright`` command; always raises `SystemExit`."""
+def main(argv: Sequence[str] | None = None, signals: CommandSignals | None = None) -> None:
+    """The ``cellwright`` command; always raises `SystemExit`.
+
+    signals: the handler of signals, if they are handled.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     options: dict[str, str] = {}
     as_json = _wants_json(words)
     with printed_log(options, quiet="--quiet" in words, as_json=as_json):
         try:
-            sys.exit(_run(words, options))
-        except CycloptsError as error:
-            code, text, fields = 2, _usage_message(error, _verb(words)), {"kind": UsageError.__name__}
-        except CellwrightError as error:
-            code, text = error.exit_code, as_typed(str(error), options)
-            fields = {"kind": type(error).__name__} | {
-                name: as_typed(str(value), options) for name, value in error.parts().items()
-            }
-        except KeyboardInterrupt:
-            code, fields = 130, {"kind": "interrupted"}
-            text = f"interrupted; to resume, run again: cellwright {shlex.join(words)}"
+            if signals is not None:
+                signals.start()
+            code = _run(words, options)
         except BrokenPipeError:
-            sys.exit(0)
-        except Exception:  # noqa: BLE001 - anything else is a bug in cellwright: save a report that the user can send
-            code, (text, fields) = 1, _report_bug(words)
-    if as_json:
-        print_event("error", "error", {"text": text, "exit_code": code, **fields})
-    else:
-        print({1: "", 130: "\n"}.get(code, "error: ") + text, file=sys.stderr)
+            code = 0
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - what ends a command is explained to the user
+            if signals is not None:
+                signals.finish()
+            code, text, fields = _explain(_interruption(error, signals) or error, words, options)
+            with suppress(OSError):  # the terminal may be gone
+                if as_json:
+                    print_event("error", "error", {"text": text, "exit_code": code, **fields})
+                else:
+                    print({1: "", 2: "error: ", 3: "error: "}.get(code, "\n") + text, file=sys.stderr)
+    if signals is not None:
+        signals.finish()
     sys.exit(code)
+
+
+def _interruption(error: BaseException, signals: CommandSignals | None) -> BaseException | None:
+    """The `KeyboardInterrupt` that ended the command, which a library may have turned into another error."""
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    return Interrupted(signals.received) if signals is not None and signals.received is not None else None
+
+
+def _explain(error: BaseException, words: Sequence[str], options: Mapping[str, str]) -> tuple[int, str, dict[str, str]]:
+    """The exit code, the message, and the fields of the event, for what ended the command."""
+    if isinstance(error, CycloptsError):
+        return 2, _usage_message(error, _verb(words)), {"kind": UsageError.__name__}
+    if isinstance(error, CellwrightError):
+        fields = {"kind": type(error).__name__} | {
+            name: as_typed(str(value), options) for name, value in error.parts().items()
+        }
+        return error.exit_code, as_typed(str(error), options), fields
+    if isinstance(error, KeyboardInterrupt):
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        by = "" if stopped.exit_code == 130 else f" by {stopped}"
+        text = f"interrupted{by}; to resume, run again: cellwright {shlex.join(words)}"
+        return stopped.exit_code, text, {"kind": "interrupted", "signal": str(stopped)}
+    return 1, *_report_bug(words)
 
 
 def _run(words: Sequence[str], options: dict[str, str]) -> int:

@@ -6,21 +6,27 @@ The number of worker processes, their scheduling, restarts and earlier training 
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import CellwrightError, InputError
+from cellwright.core.events import emit
+from cellwright.core.interrupts import SIGNALS, accept_signals, hold_signals
 from cellwright.data.augment import augment
 from cellwright.data.decode import (
     DecodeCache,
@@ -38,6 +44,7 @@ from cellwright.ops.batch import Batch, stack_images
 # First words of the seeds, so that different kinds of draws use different random streams; `sampling` uses 1. (numpy
 # pads a shorter seed with zeros: [5, 3] and [5, 3, 0] are the same seed.)
 _AUGMENT, _MODEL = 2, 3
+_GRACE_S = 60  # in which the training process finishes a step and writes a checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,10 @@ class TrainingBatches(Dataset):
         shares = max(1, config.data.workers)
         self.cache = DecodeCache(config.data.cache_mb * 2**20 // shares)
 
-    def __getitem__(self, step: int) -> Batch | CellwrightError:
+    def __getitem__(self, step: int) -> Batch | bytes | CellwrightError:
         try:
-            return self.batch(step)
+            batch = self.batch(step)
+            return batch if get_worker_info() is None else _shared(batch)
         except CellwrightError as error:
             return error
 
@@ -162,34 +170,86 @@ class TrainingLoader:
     def batches(self, first_step: int, total_steps: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to ``total_steps - 1``, in order.
 
+        Where loading processes cannot be started or end, a warning is logged, and the training process loads the rest.
         Raises `InputError` that names a sample that cannot be read, at the step that needs it.
         """
+        step, workers = first_step, self.config.data.workers
+        while step < total_steps:
+            try:
+                for item in self._loaded(range(step, total_steps), workers):
+                    if isinstance(item, CellwrightError):
+                        raise item
+                    step += 1
+                    yield pickle.loads(item) if isinstance(item, bytes) else item
+            except (OSError, RuntimeError) as error:
+                if not workers or not is_worker_failure(error):
+                    raise
+                reason = str(error).strip().splitlines()[0].rstrip(".")
+                text = f"images are loaded in the training process, since loading processes failed: {reason}"
+                emit("loader", f"warning: {text}; {WORKER_REMEDY}")
+                workers = 0
+
+    def _loaded(self, steps: Sequence[int], workers: int) -> Iterator[Batch | bytes | CellwrightError]:
         data = self.config.data
+        if workers:  # fails without shared memory, where an unfinished DataLoader would print errors
+            multiprocessing.get_context(data.start_method).Lock()
         loader = DataLoader(
             self._batches,
             batch_size=None,
-            sampler=range(first_step, total_steps),
+            sampler=steps,
             collate_fn=_unchanged,
-            num_workers=data.workers,
-            prefetch_factor=data.prefetch_batches if data.workers else None,
-            multiprocessing_context=data.start_method if data.workers else None,
+            num_workers=workers,
+            prefetch_factor=data.prefetch_batches if workers else None,
+            multiprocessing_context=data.start_method if workers else None,
             worker_init_fn=_prepare_worker,
             # Torch draws a seed for its workers, which is not used here; a generator of its own leaves the global one
             # unchanged.
             generator=torch.Generator(),
         )
-        for item in loader:
-            if isinstance(item, CellwrightError):
-                raise item
-            yield item
+        if not workers:
+            return iter(loader)
+        with hold_signals():
+            return iter(loader)
+
+
+WORKER_REMEDY = "set data.workers to 0 or to fewer; containers may need more memory, also in /dev/shm"
+
+
+def is_worker_failure(error: Exception) -> bool:
+    """Whether ``error`` means that loading processes cannot be started, or that one of them was ended."""
+    return isinstance(error, OSError) or "DataLoader worker" in str(error) or "new thread" in str(error)
 
 
 def _unchanged(item: Any) -> Any:
     return item
 
 
+def _shared(batch: Batch) -> Batch | bytes:
+    """The batch in shared memory; where that is full (it is small in containers), as bytes, which take a little longer.
+
+    Torch would share it later, in a thread whose errors leave the training process waiting.
+    """
+    try:
+        for tensor in (batch.images, *batch.boxes, *batch.class_ids, *batch.ignore, *batch.layers, *batch.layer_of):
+            tensor.share_memory_()
+    except RuntimeError:
+        return pickle.dumps(batch)
+    return batch
+
+
 def _prepare_worker(worker: int) -> None:
-    # Ctrl-C is sent to the whole process group; the training process stops its workers itself, after a checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals reach the whole process group; the training process stops its workers itself, after a checkpoint.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # SIGTERM is also how a worker is ended that does not answer: it ends later
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+    accept_signals()
+    sys.excepthook = _report_unless_disconnected
     # The thread pool of OpenCV does not survive a fork.
     cv2.setNumThreads(0)
+
+
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For `sys.excepthook`: a training process that is interrupted may end a connection to its workers."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)

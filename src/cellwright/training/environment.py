@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import platform
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
+
+from cellwright.core.interrupts import Interrupted, SignalHandler, handle_signals
 
 _PACKAGES = ("cellwright", "torch", "torchvision", "numpy", "scipy", "opencv-python-headless", "safetensors")
 
@@ -93,50 +92,40 @@ def reproducible(threads: int, *, deterministic: bool) -> Iterator[None]:
         settings.fill_uninitialized_memory = before[2]
 
 
-class Interruption:
-    """Whether the user (SIGINT) or the system (SIGTERM, as job schedulers send it) has asked the run to stop.
+class Interruption(SignalHandler):
+    """Whether the user or the system has asked the run to stop, by one of `SIGNALS`.
 
     A signal does not interrupt a training step: it takes effect at the next block marked by `allowed`.
-
-    Attributes:
-        asked: a signal has arrived.
-        hurried: a second signal has arrived, and `KeyboardInterrupt` was raised immediately.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.hurried = False
+        super().__init__()
         self._allowed = False
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a second signal has arrived, and was raised immediately."""
+        return self.times > 1
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """A block that `KeyboardInterrupt` may leave at any point; a pending request is raised at its start."""
+        """A block that `Interrupted` may leave at any point; a pending request is raised at its start."""
         self._allowed = True
         try:
-            if self.asked:
-                raise KeyboardInterrupt
+            if self.received is not None:
+                raise Interrupted(self.received)
             yield
         finally:
             self._allowed = False
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler: raises inside an allowed block or at the second signal, else records the request."""
-        self.hurried, self.asked = self.asked, True
-        if self.hurried or self._allowed:
-            raise KeyboardInterrupt
+    def may_raise(self, number: int) -> bool:
+        """Inside an allowed block, or at the second signal."""
+        return self.hurried or self._allowed
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Handle SIGINT and SIGTERM with an `Interruption` while the block runs; outside the main thread, do nothing."""
+    """Handle `SIGNALS` with an `Interruption` while the block runs; outside the main thread, do nothing."""
     interruption = Interruption()
-    if threading.current_thread() is not threading.main_thread():
+    with handle_signals(interruption):
         yield interruption
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interruption.on_signal) for number in signals]
-    try:
-        yield interruption
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)

@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from cellwright.config.training import TrainConfig
-from cellwright.core.errors import RecipeError, did_you_mean
+from cellwright.core.errors import InputError, RecipeError, did_you_mean
 from cellwright.core.files import write_text
+from cellwright.core.interrupts import Interrupted
+from cellwright.data.loader import WORKER_REMEDY, is_worker_failure
 from cellwright.models.contract import Network
 from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.models.weights.torch_io import save_model
@@ -122,8 +124,8 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
             ``config.max_gradient_norm``. The log ends with that step; its weights are not written, and the last
             checkpoint is valid.
         RecipeError: the recipe does not fit the device, the network, or the lack of validation images.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint of the last complete step has been saved (a
-            second signal does not wait for it).
+        KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once a checkpoint of the last complete step has been saved
+            (a second signal does not wait for it).
         OutputError, FormatError, InputError: the run folder, a checkpoint or a sample cannot be used.
     """
     check(training)
@@ -152,6 +154,12 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
                 recorder.flush()
                 save_checkpoint(run.checkpoints, state, config.keep_checkpoints)
             raise
+        except RuntimeError as error:  # may come in the middle of a step, so the state is not saved
+            if not is_worker_failure(error):
+                raise
+            if interruption.received is not None:  # the signal was meant for all processes
+                raise Interrupted(interruption.received) from error
+            raise InputError("a loading process ended", got=str(error).splitlines()[0], remedy=WORKER_REMEDY) from error
     position, total_steps = state.position, timeline.total_steps
     finished = position.step >= total_steps or is_out_of_patience(position, config)
     if finished:
