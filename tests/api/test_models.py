@@ -65,7 +65,10 @@ def test_uncalibrated_scores_are_noted(pair: tuple[Model, Model]) -> None:
     assert "scores that are not calibrated are compared as they are: classical (" in note
     assert model_notes(pair[0], pair[:1], None) == []
     (note,) = model_notes(pair[1], pair[1:] * 2, None)
-    assert note == "tuned on split val for f1@0.5: keeps nucleus from score 0.1 and 200 px; scores are the expected IoU"
+    assert note == (
+        "keeps objects with a score of at least 0.1 and 200 pixels or more; a score is the expected overlap with the "
+        "true outline (IoU); change with `score`, `min_area`"
+    )
     _, other = model_notes(pair[1], pair[1:] * 2, "flips")
     assert "other views than flips" in other
 

@@ -116,7 +116,7 @@ def test_a_dry_run_checks_and_announces(images: Path, tmp_path: Path) -> None:
     assert run(plan, reporter, dry_run=True) is None
     assert not out.exists()
     assert reporter.notes == [
-        f"2 images, model classical (finds nuclei only): will write {out}/ (predictions.json, summary.csv, masks, rois)"
+        f"2 images, model classical: will write {out}/ (predictions.json, summary.csv, masks, rois)"
     ]
     out.mkdir()
     (out / "mine.txt").write_text("")

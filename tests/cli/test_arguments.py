@@ -188,3 +188,22 @@ def test_python_errors_name_no_option(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "out.json").write_text("mine")
     assert run("recipes", "copy", "vrdl_nuclei/quick", "--out", tmp_path / "out.json") == 2
     assert "use --overwrite, or choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["evaluate", "x"],
+            ["--data is missing", "--data: Ground truth: a dataset folder", "evaluate ... --data DATA"],
+        ),
+        (["evaluate"], ["PREDICTIONS is missing", "PREDICTIONS: A prediction folder", "before the options"]),
+        (["predict", "x", "--score"], ["--score needs a value", "0 to 1", "predict ... --score SCORE"]),
+        (["predict", "x", "--score", "a"], ['"a" into a number', "Omit objects with a lower score"]),
+        (["model", "export", "x"], ["--to is missing", "onnx: "]),
+    ],
+)
+def test_what_is_missing_is_explained(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    shown = capsys.readouterr().err
+    assert [part for part in parts if part not in shown] == []

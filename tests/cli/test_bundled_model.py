@@ -128,7 +128,7 @@ def test_an_invalid_diameter_writes_nothing(bundled: Path, data: Path) -> None:
 def test_the_name_works_in_every_verb(bundled: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("model", "list") == 0
     assert "nuclei only" in capsys.readouterr().out
-    assert run("model", "inspect", "nuclei") == 0
+    assert run("model", "inspect", "nuclei", "--tensors") == 0
     assert "float16" in capsys.readouterr().out
     common = ["--data", data, "--quiet"]
     assert run("evaluate", "nuclei", *common, "--split", "val", "--pictures", "0", "--metrics", "pq") == 0

@@ -6,6 +6,7 @@ import pytest
 from drawn import run
 
 from cellwright.api.recipes import START_HERE
+from cellwright.cli import console
 from cellwright.cli.console import Show
 from cellwright.config.recipe import shipped_names
 
@@ -36,3 +37,20 @@ def test_doctor_says_how_to_see_the_device(capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr()
     assert "cellwright doctor --device" in printed.err
     assert "model nuclei" in printed.out
+
+
+def test_tables_name_parameters_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    Show(options={"min_area": "--min-area"}).table("", ("remedy",), [("try `min_area=30`",)])
+    assert "try --min-area 30" in capsys.readouterr().out
+
+
+def test_progress_without_a_terminal_ends_with_the_last_item(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Short work prints nothing; once a line was printed, the last one counts all items."""
+    assert list(Show().track("abc", "reading")) == list("abc")
+    assert capsys.readouterr().err == ""
+    clock = iter([0, 1, 11, 11, 12, 13])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    assert list(Show().track("abcd", "reading")) == list("abcd")
+    assert capsys.readouterr().err == "reading: 2/4\nreading: 4/4\n"

@@ -117,7 +117,9 @@ def test_causes_of_lost_recall_sum_to_the_loss(job: Path) -> None:
     lost = pd.read_csv(out / "per_image.csv")["fn@0.5"].sum()
     assert sum(causes.values()) == lost > 0
     assert sum(metrics["lost_recall"].values()) == pytest.approx(lost / metrics["values"]["n_truth"])
-    assert "Causes of lost recall" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "Why annotated objects were not found" in report
+    assert "| 0 |" not in report.split("Why annotated")[1].split("##")[0]
 
 
 def test_stored_predictions_explain_losses_by_the_score_threshold(job: Path, tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_stored_predictions_explain_losses_by_the_score_threshold(job: Path, tmp
     assert lost["nms"] == lost["cap"] == 0
     assert sum(lost.values()) == pytest.approx(1 - recall)
     assert lost["threshold"] == pytest.approx(of_all - recall)
-    assert "count as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+    assert "was removed by the score threshold" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_missing_predictions_and_annotations(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,10 +166,19 @@ def test_a_tuned_model_shows_its_thresholds(job: Path, tuned: Path, capsys: pyte
     assert model.options.score_threshold == pytest.approx((expected,), abs=1e-6)
     out = job / "pred_tuned"
     assert run("predict", job / "data", "--split", "val", "--model", tuned, "--out", out) == 0
-    assert "tuned on split val for accuracy@0.5" in capsys.readouterr().err
+    score = f"{expected:.3g}"
+    shown = capsys.readouterr().err
+    assert f"keeps objects with a score of at least {score}" in shown
+    assert "expected overlap" in shown
     assert run("model", "inspect", tuned) == 0
-    assert "on split val for accuracy@0.5" in capsys.readouterr().out
-    assert "accuracy@0.5" in (tuned / "README.md").read_text()
+    shown = capsys.readouterr().out
+    assert "on split val for accuracy@0.5" in shown
+    assert f"{score} or more" in shown
+    assert "backbone.stem" not in shown
+    assert "tensors" in shown
+    card = (tuned / "README.md").read_text()
+    assert "accuracy@0.5" in card
+    assert f": {score} (" in card
     info = read_dataset(out, require_images=False).info
     assert info["score_threshold"] == list(model.options.score_threshold)
 
@@ -196,7 +207,9 @@ def test_a_warning_on_the_split_that_was_used_for_tuning(
     assert "were tuned on 3 of these 3 images" in capsys.readouterr().err
     assert "warning" in (job / "w1" / "report.md").read_text()
     assert run("evaluate", tuned, *common, "--split", "train", "--out", job / "w2") == 0
-    assert "warning" not in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "tuned on" not in shown
+    assert "trained on 3 of these 3 images" in shown
     # Predictions of the tuned model have this information, too.
     assert run("predict", job / "data", "--split", "val", "--model", tuned, "--out", job / "pred_w") == 0
     assert run("evaluate", job / "pred_w", *common, "--split", "val", "--out", job / "w3") == 0
@@ -227,14 +240,14 @@ def test_a_model_tuned_with_views_uses_them(job: Path, tmp_path: Path, capsys: p
     common = ["predict", job / "data", "--split", "val", "--model", out, "--save", "masks"]
     assert run(*common, "--out", tmp_path / "own") == 0
     messages = capsys.readouterr().err
-    assert "with views mirror: keeps" in messages
+    assert "uses the views mirror, with which the model was tuned" in messages
     assert "other views" not in messages
     assert run(*common, "--views", "1", "--out", tmp_path / "other") == 0
     assert "tuned with other views than 1: its thresholds" in capsys.readouterr().err
     assert run("tune", out, *words, "--out", tmp_path / "again") == 0
     assert json.loads((tmp_path / "again" / "model.json").read_text()) == info
     assert run("evaluate", out, *words, "--pictures", "0", "--out", tmp_path / "eval") == 0
-    assert "count as never proposed" in (tmp_path / "eval" / "report.md").read_text()
+    assert "was removed by the score threshold" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_what_cannot_be_tuned(job: Path, tuned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

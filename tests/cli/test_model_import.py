@@ -51,7 +51,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_inspect_recognises_the_network(
     fixtures_root: Path, name: str, network: str, tensors: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("model", "inspect", fixtures_root / name, "--log-format", "json") == 0
+    assert run("model", "inspect", fixtures_root / name, "--tensors", "--log-format", "json") == 0
     facts, keys, rows = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert {"what": "network", "value": network} in facts["rows"]
     assert {row["key"]: row["value"] for row in keys["rows"]}["model.backbone.depth"] == "50"

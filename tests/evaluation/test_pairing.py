@@ -11,12 +11,12 @@ import pytest
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.instances import Instances
+from cellwright.data.identity import annotation_digest
 from cellwright.evaluation.pairing import (
     PairedImages,
-    annotation_digest,
     pair_datasets,
     pair_in_order,
-    tuning_warning,
+    seen_warnings,
     with_threshold,
 )
 
@@ -138,16 +138,18 @@ def test_a_digest_depends_on_the_objects_not_on_names(boxes: Boxes) -> None:
     assert annotation_digest(none, "x/a") == annotation_digest(none, "a") != annotation_digest(none, "b")
 
 
-def test_a_warning_if_thresholds_were_tuned_on_these_images(boxes: Boxes) -> None:
+def test_warnings_if_the_model_was_trained_or_tuned_on_these_images(boxes: Boxes) -> None:
     cells, other = boxes((0, 0, 10, 10)), boxes((20, 20, 40, 30))
     samples = dataset_of({"x": cells, "y": other}).samples
     images = PairedImages("p", samples, samples, ("cell",))
-    assert tuning_warning(images) is None
+    assert seen_warnings(images) == []
     tuned_on = {"split": "val", "images": [annotation_digest(other, "anything")]}
-    warning = tuning_warning(dataclasses.replace(images, tuned_on=tuned_on))
-    assert warning is not None
-    assert "1 of these 2 images (split val)" in warning
-    assert tuning_warning(dataclasses.replace(images, tuned_on={"split": "val", "images": []})) is None
+    trained_on = [annotation_digest(each, "x") for each in (cells, other)]
+    trained, tuned = seen_warnings(dataclasses.replace(images, seen={"tuned_on": tuned_on, "trained_on": trained_on}))
+    assert "trained on 2 of these 2 images" in trained
+    assert "1 of these 2 images (split val)" in tuned
+    for nothing in ({"tuned_on": {"images": []}}, {"tuned_on": 3, "trained_on": "abc"}, {"trained_on": [1, None]}):
+        assert seen_warnings(dataclasses.replace(images, seen=nothing)) == []
 
 
 def one_image(sample_id: str, image_hw: tuple[int, int] = (8, 9)) -> Dataset:

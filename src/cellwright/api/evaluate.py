@@ -156,8 +156,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
             candidates = None
             if not plan.metrics:
                 predictor = source.filtered if isinstance(source, Model) else None
-                candidates, notes = candidates_of(images, predictor, Reading.recorded(truth.info))
-                images = dataclasses.replace(images, notes=(*images.notes, *notes))
+                candidates = candidates_of(images, predictor, Reading.recorded(truth.info))
             evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
         comparison = _write_comparison(evaluations, plan, out) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison)
@@ -219,7 +218,7 @@ def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, sc
     from cellwright.evaluation.pairing import pair_datasets
     from cellwright.prediction.evaluate import predict_dataset
 
-    predicted = predict_dataset(model.filtered, part, model.class_names, tuned_on=model.tuned_on, track=screen.track)
+    predicted = predict_dataset(model.filtered, part, model.class_names, seen=model.seen, track=screen.track)
     for line in summarise(predicted.notes):
         screen.note(line)
     return pair_datasets(model.name, predicted, truth, part, ignore_classes=plan.ignore_classes)
@@ -413,7 +412,7 @@ def _predicted_by(model: Model, part: Dataset | list[Instances], channel: Channe
             remedy="predict first: model.predict(images)",
         )
     part = Reading(channel).recorded_in(part)
-    return predict_dataset(model.filtered, part, model.class_names, tuned_on=model.tuned_on)
+    return predict_dataset(model.filtered, part, model.class_names, seen=model.seen)
 
 
 def _objects(

@@ -13,7 +13,7 @@ import yaml
 from cyclopts import Group, Parameter
 
 from cellwright.api.inputs import ObjectsLike, as_instances, is_list
-from cellwright.api.models import Model, joined_tuning, load_model
+from cellwright.api.models import Model, joined_seen, load_model
 from cellwright.api.paths import LIST_FORMATS, HowToRead, content_of, is_model, read_objects, short_names
 from cellwright.api.predict import files_written, pictures
 from cellwright.core.dataset import Dataset, Sample
@@ -25,6 +25,7 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
+from cellwright.data.formats.predictions import SEEN
 from cellwright.data.images.read import read_image
 from cellwright.data.merge import class_advice
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
@@ -268,7 +269,7 @@ class Members:
     """The predictions to fuse. names: short and distinct, one per member. images: those of the result.
 
     samples: for each image one sample per member. thresholds: of each member, one number or one per class, 0 for none.
-    notes: what a user should know, one sentence each. tuned_on: what tuned members were tuned on, or None.
+    notes: what a user should know, one sentence each. seen: what the members were trained and tuned on.
     """
 
     names: tuple[str, ...]
@@ -277,7 +278,7 @@ class Members:
     class_names: tuple[str, ...]
     thresholds: tuple[ScoreThreshold, ...]
     notes: tuple[str, ...]
-    tuned_on: dict[str, Any] | None
+    seen: dict[str, Any]
 
 
 def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members:
@@ -302,7 +303,7 @@ def read_members(plan: FusePlan, reporter: ProgressReporter = SILENT) -> Members
             *class_notes,
             *_score_notes(names, same),
         ),
-        tuned_on=joined_tuning([dataset.info.get("tuned_on") for dataset in same]),
+        seen=joined_seen([dataset.info for dataset in same]),
     )
 
 
@@ -344,7 +345,7 @@ def _read_all(plan: FusePlan, selected: Dataset | None, reporter: ProgressReport
 
 def _without_scores(dataset: Dataset) -> Dataset:
     """The dataset without its score threshold: predictions that are read for its images have scores of their own."""
-    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", "tuned_on")}
+    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", *SEEN)}
     return dataclasses.replace(dataset, info=info)
 
 
@@ -354,7 +355,7 @@ def _predicted(path: Path, images: Dataset, device: str) -> Dataset:
     complete = model.with_options(score=0.0)
     loads = [_Predict(complete, source.path) for source in sources_of_dataset(images)]
     samples = [dataclasses.replace(image, load=load) for image, load in zip(images, loads, strict=True)]
-    info = {"score_threshold": model.options.score_threshold, "tuned_on": model.tuned_on, "format": MODEL}
+    info = {"score_threshold": model.options.score_threshold, "format": MODEL} | model.seen
     return Dataset(tuple(samples), model.class_names, None, info=info)
 
 
@@ -502,7 +503,7 @@ def _job(plan: FusePlan, members: Members, threshold: ScoreThreshold) -> Job:
         made_by="the predictions",
         options=PredictOptions(threshold, resolve_overlaps=plan.resolve_overlaps),
         save=plan.save,
-        info={"fused": settings} | ({} if members.tuned_on is None else {"tuned_on": members.tuned_on}),
+        info={"fused": settings} | members.seen,
     )
 
 

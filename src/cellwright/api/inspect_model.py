@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
+from cellwright.core.scores import shown_score
 from cellwright.core.table import Table
+from cellwright.core.text import count
 
 if TYPE_CHECKING:
+    from cellwright.models.weights.model_folder import ModelInfo
     from cellwright.models.weights.sources import Weights
 
 _FRAMEWORKS = {
@@ -26,10 +29,13 @@ _FRAMEWORKS = {
 @Parameter(name="*")
 @dataclass(frozen=True)
 class InspectPlan:
-    """Show the network, recipe and tensors of a model or weight file."""
+    """Show what a model or weight file contains: the network, its classes, licence and thresholds."""
 
     model: str
     """nuclei, a model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME."""
+    _: KW_ONLY
+    tensors: bool = False
+    """List all tensors, with their names and shapes."""
 
 
 def run(plan: InspectPlan) -> list[Table]:
@@ -37,11 +43,14 @@ def run(plan: InspectPlan) -> list[Table]:
     from cellwright.models.weights.sources import is_foreign
 
     if is_foreign(plan.model) and not Path(plan.model).is_dir():
-        return _foreign_tables(plan.model)
-    return _model_tables(plan.model)
+        tables = _foreign_tables(plan.model)
+    else:
+        tables = _model_tables(plan.model)
+    return tables if plan.tensors else tables[:-1]
 
 
 def _model_tables(model: str) -> list[Table]:
+    """What a model folder contains; its tensors come last."""
     from cellwright.models.weights.architecture import summary
     from cellwright.models.weights.model_folder import read_model_info
     from cellwright.models.weights.torch_io import read_weights
@@ -56,16 +65,35 @@ def _model_tables(model: str) -> list[Table]:
         ("licence of the training data", info.data_licence or "unknown"),
         *([("imported from", info.origin)] if info.origin else []),
         ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
-        ("parameters", sum(tensor.numel() for tensor in weights.values())),
+        ("parameters", f"{sum(tensor.numel() for tensor in weights.values()):,}, in {count(len(weights), 'tensor')}"),
         *info.metrics.items(),
-        *info.thresholds.items(),
+        *_kept(info),
     ]
+    if info.trained_on:
+        facts.append(("trained on", f"{count(len(info.trained_on), 'image')}, which evaluation recognises"))
     if info.tuned_on is not None:
         facts.append(("tuned", f"on split {info.tuned_on['split']} for {info.tuned_on['metric']}"))
     tensors = [
         (key, "x".join(map(str, tensor.shape)), str(tensor.dtype).split(".")[-1]) for key, tensor in weights.items()
     ]
     return [Table(model, ("what", "value"), facts), Table("tensors", ("name", "shape", "dtype"), tensors)]
+
+
+def _kept(info: ModelInfo) -> list[tuple[str, str]]:
+    """Which objects are kept by default, for each class."""
+    from cellwright.api.models import options_of
+
+    options = options_of(info)
+    scores, areas = options.score_threshold, options.min_area_px
+    rows = []
+    for k, name in enumerate(info.class_names):
+        score = scores[k] if isinstance(scores, tuple) else scores
+        area = areas[k] if isinstance(areas, tuple) else areas
+        raw = info.thresholds.get(f"score/{name}")
+        before = "" if options.calibration is None or raw is None else f" ({shown_score(raw)} before calibration)"
+        rows += [(f"score of {name}", f"{shown_score(score)} or more{before}")]
+        rows += [(f"area of {name}", f"{count(area, 'pixel')} or more")] if area else []
+    return rows
 
 
 def _foreign_tables(source: str) -> list[Table]:

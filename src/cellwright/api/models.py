@@ -17,6 +17,7 @@ from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.public import public
+from cellwright.core.scores import shown_score
 from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 # Models that have a name; a folder with such a name is given as ./name.
 NAMED_MODELS = {
     "nuclei": "flow U-Net, trained on DSB2018; fluorescence, H&E and bright-field images; finds nuclei only",
-    "classical": "threshold and watershed; needs no training; finds nuclei only",
+    "classical": "threshold and watershed; needs no training; finds stained or bright objects such as nuclei",
 }
 DEFAULT_MODEL = "nuclei"
 DEFAULT_CLASSES = ("cell",)
@@ -51,7 +52,7 @@ class Model:
     name: as given to `load_model`. class_names: one per class id. recipe: resolved; None for a `Segmenter` of your own.
     predictor: predicts all objects. options: which of them are kept; `cellwright tune` sets those of a tuned model.
     tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views: as given
-    to `with_options`, and the views of a tuned model.
+    to `with_options`, and the views of a tuned model. trained_on: digests of its training images, as far as known.
 
     >>> import cellwright as cw, numpy as np
     >>> model = cw.load_model("classical")
@@ -72,6 +73,7 @@ class Model:
     tuned_on: Mapping[str, Any] | None = None
     diameter: float | None = None
     views: str | None = None
+    trained_on: tuple[str, ...] = ()
 
     @overload
     def predict(
@@ -209,6 +211,11 @@ class Model:
         )
 
     @property
+    def seen(self) -> dict[str, Any]:
+        """What the model was trained and tuned on, as far as known, recorded with predictions for their evaluation."""
+        return joined_seen([{"tuned_on": self.tuned_on, "trained_on": self.trained_on}])
+
+    @property
     def filtered(self) -> FilteredPredictor:
         """The predictor with the model's options."""
         from cellwright.prediction.predictor import FilteredPredictor
@@ -241,7 +248,7 @@ class Model:
         parts = [repr(self.name), kind, f"classes: {shown}"]
         score = self.options.score_threshold
         if not isinstance(score, tuple):
-            parts.append(f"score {score:g}")
+            parts.append(f"score {shown_score(score)}")
         parts += [] if self.diameter is None else [f"diameter={self.diameter:g}"]
         parts += [] if self.views is None else [f"views={self.views!r}"]
         if self.tuned_on is not None:
@@ -298,7 +305,8 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     facts = {"training": training, "trained_channels": info.channels}
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
-    return dataclasses.replace(model, options=_tuned_options(model.options, info), tuned_on=info.tuned_on)
+    options = _tuned_options(model.options, info)
+    return dataclasses.replace(model, options=options, tuned_on=info.tuned_on, trained_on=info.trained_on)
 
 
 def as_model(model: ModelLike, *, device: str = "auto") -> Model:
@@ -371,20 +379,28 @@ def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
         return first
     complete = [dataclasses.replace(member.options, score_threshold=0.0, max_objects=None) for member in members]
     predictors = [dataclasses.replace(m.filtered, options=o) for m, o in zip(members, complete, strict=True)]
-    tuned_on = joined_tuning([member.tuned_on for member in members])
+    seen = joined_seen([member.seen for member in members])
     return Model(
         name=" + ".join(member.name for member in members),
         class_names=first.class_names,
         recipe=first.recipe,
         predictor=Ensemble(tuple(predictors), options),
         options=PredictOptions(mean_threshold([member.options.score_threshold for member in members], weights)),
-        tuned_on=tuned_on,
-        views=(tuned_on or {}).get("views"),
+        tuned_on=seen.get("tuned_on"),
+        views=seen.get("tuned_on", {}).get("views"),
+        trained_on=tuple(seen.get("trained_on", ())),
     )
 
 
-def joined_tuning(members: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """What the members of an ensemble were tuned on, so that evaluation can warn; None if none was tuned."""
+def joined_seen(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the members of an ensemble were trained and tuned on, so that evaluation can warn; what is known of it."""
+    tuned = _joined_tuning([member.get("tuned_on") for member in members])
+    recorded = [member.get("trained_on") for member in members]
+    trained = sorted({str(digest) for digests in recorded if isinstance(digests, list | tuple) for digest in digests})
+    return ({} if tuned is None else {"tuned_on": tuned}) | ({"trained_on": trained} if trained else {})
+
+
+def _joined_tuning(members: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     tuned = [member for member in members if member]
     if not tuned:
         return None
@@ -394,6 +410,15 @@ def joined_tuning(members: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]
         "metric": ", ".join(dict.fromkeys(str(member.get("metric")) for member in tuned)),
         "images": sorted({digest for member in tuned for digest in member.get("images", ())}),
     }
+
+
+def options_of(info: ModelInfo) -> PredictOptions:
+    """Which objects a model keeps by default: as it was tuned, or else as its recipe says."""
+    from cellwright.models.weights.model_folder import recipe_of
+    from cellwright.prediction.options import PredictOptions
+
+    predict = recipe_of(info).predict
+    return _tuned_options(PredictOptions(predict.score_threshold, predict.min_area_px), info)
 
 
 def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:

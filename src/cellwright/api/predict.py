@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import yaml
 from cyclopts import Group, Parameter
 
-from cellwright.api.models import DEFAULT_MODEL, NAMED_MODELS, Model, ModelLike, as_model, ensemble, load_model
+from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, load_model
 from cellwright.api.read import is_dataset, of_split, read_dataset
 from cellwright.api.shared_options import PART, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
@@ -25,6 +25,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.scores import shown_score
 from cellwright.core.text import count
 from cellwright.data.images.channels import ChannelChoice
 from cellwright.data.images.passed_over import passed_over_note
@@ -253,7 +254,7 @@ def _job(
         reading=reading.to_dict(),
         predicting={"diameter": model.diameter, "views": model.views},
         save=save,
-        info={} if model.tuned_on is None else {"tuned_on": dict(model.tuned_on)},
+        info=model.seen,
     )
 
 
@@ -304,7 +305,7 @@ def files_written(out: Path, save: Sequence[Save]) -> str:
 
 
 def _announcement(plan: PredictPlan, n_images: int) -> str:
-    only = " (finds nuclei only)" if any(name in NAMED_MODELS for name in plan.model) else ""
+    only = " (finds nuclei only)" if DEFAULT_MODEL in plan.model else ""
     views = "" if plan.views is None else f" in {count(len(parse_views(plan.views)), 'view')}"
     model = f"model {' + '.join(plan.model)}{only}{views}"
     return f"{count(n_images, 'image')}, {model}: will write {files_written(plan.out, plan.save)}"
@@ -314,9 +315,11 @@ def model_notes(model: Model, members: Sequence[Model], views: str | None) -> li
     """What a user should know about the scores and thresholds of the model."""
     notes = []
     if model.tuned_on is not None:
-        notes.append(_tuning_note(model, model.tuned_on))
+        notes.append(_limits_note(model))
+        if views is None and model.views is not None:
+            notes.append(f"uses the views {model.views}, with which the model was tuned")
         if views not in (None, model.tuned_on.get("views")):
-            notes.append(f"tuned with other views than {views}: its thresholds and scores may not fit")
+            notes.append(f"the model was tuned with other views than {views}: its thresholds and scores may not fit")
     uncalibrated = [member.name for member in members if member.options.calibration is None]
     if uncalibrated and len(members) > 1:
         notes.append(
@@ -326,17 +329,19 @@ def model_notes(model: Model, members: Sequence[Model], views: str | None) -> li
     return notes
 
 
-def _tuning_note(model: Model, tuned_on: Mapping[str, Any]) -> str:
-    """The thresholds of a tuned model, and what its scores mean."""
+def _limits_note(model: Model) -> str:
+    """Which objects a tuned model keeps, and what its scores mean."""
     scores, areas = model.options.score_threshold, model.options.min_area_px
     limits = []
     for k, name in enumerate(model.class_names):
         score = scores[k] if isinstance(scores, tuple) else scores
         area = areas[k] if isinstance(areas, tuple) else areas
-        limits.append(f"{name} from score {score:.3g} and {area} px")
-    views = f" with views {tuned_on['views']}" if "views" in tuned_on else ""
-    meaning = "; scores are the expected IoU" if model.options.calibration is not None else ""
-    return f"tuned on split {tuned_on['split']} for {tuned_on['metric']}{views}: keeps {', '.join(limits)}{meaning}"
+        limit = f"a score of at least {shown_score(score)}" + (f" and {count(area, 'pixel')} or more" if area else "")
+        limits.append(limit if len(model.class_names) == 1 else f"{limit} ({name})")
+    meaning = ""
+    if model.options.calibration is not None:
+        meaning = "; a score is the expected overlap with the true outline (IoU)"
+    return f"keeps objects with {', '.join(limits)}{meaning}; change with `score`, `min_area`"
 
 
 def _identity(model: Model) -> str:

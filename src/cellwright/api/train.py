@@ -357,14 +357,10 @@ def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str | int, ...] = 
 
 def _with_class_of_init(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, list[str]]:
     """The dataset with the class name of the model that training starts from, where its own is only a default."""
-    from cellwright.models.weights.model_folder import bundled_model, read_model_info
-
-    init = getattr(recipe.model, "init", None)
-    if init is None or dataset.class_names != (DEFAULT_CLASS,):
+    info = _info_of_init(getattr(recipe.model, "init", None))
+    if info is None or dataset.class_names != (DEFAULT_CLASS,):
         return dataset, []
-    if bundled_model(init) is None and not is_model_folder(Path(init)):
-        return dataset, []
-    names = read_model_info(init).class_names
+    names = info.class_names
     if len(names) != 1 or names == dataset.class_names:
         return dataset, []
     note = f"class {DEFAULT_CLASS} of the data, a name for files without class names, keeps the model's name {names[0]}"
@@ -419,7 +415,8 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     if run.done.exists() and not request.overwrite:
         screen.note(f"already complete: {request.out}/ has the finished run of this recipe and these data")
         return None if dry_run else read_run(request.out)
-    training, loaded = _prepare(request, run, device, environment, screen)
+    info = _model_info(request, environment, identity)
+    training, loaded = _prepare(request, run, device, info, screen)
     for line in (*request.describe(), *_class_warnings(request, identity)):
         screen.note(line)
     if loaded is not None:
@@ -443,7 +440,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
 
 
 def _prepare(
-    request: _Request, run: RunFolder, device: torch.device, environment: dict[str, Any], screen: ProgressReporter
+    request: _Request, run: RunFolder, device: torch.device, info: ModelInfo, screen: ProgressReporter
 ) -> tuple[Training, LoadReport | None]:
     """The network with its initial weights and everything else that training needs, after all checks."""
     import torch
@@ -467,7 +464,7 @@ def _prepare(
         loader=_loader(recipe, request.training, network, request.reading),
         config=recipe.train,
         run=run,
-        info=_model_info(request, environment),
+        info=info,
         validation=None
         if validation is None
         else Validation(recipe, validation, device, network.stride, request.reading, *seen),
@@ -498,13 +495,14 @@ def _loader(recipe: Recipe, training: Dataset, network: Network, reading: Readin
     return TrainingLoader(training.samples, config)
 
 
-def _model_info(request: _Request, environment: dict[str, Any]) -> ModelInfo:
+def _model_info(request: _Request, environment: dict[str, Any], identity: Identity) -> ModelInfo:
     """The ``model.json`` of the trained model, without its metrics."""
     from cellwright import __version__
     from cellwright.models.weights.model_folder import ModelInfo
 
     git, recipe, dataset = environment.get("git"), request.recipe, request.dataset
-    values = request.survey.values
+    values, start = request.survey.values, _info_of_init(request.init)
+    trained_on = {identity.samples[sample.id].annotation for sample in request.training}
     return ModelInfo(
         kind=recipe.model.kind,
         recipe=recipe.to_dict(),
@@ -515,7 +513,17 @@ def _model_info(request: _Request, environment: dict[str, Any]) -> ModelInfo:
         data_licence=dataset.licence,
         version=__version__,
         git_hash=git["commit"] if isinstance(git, dict) else None,
+        trained_on=tuple(sorted({*trained_on, *(() if start is None else start.trained_on)})),
     )
+
+
+def _info_of_init(init: str | None) -> ModelInfo | None:
+    """The ``model.json`` of the model that training starts from; None for other weights, or none."""
+    from cellwright.models.weights.model_folder import bundled_model, read_model_info
+
+    if init is None or (bundled_model(init) is None and not is_model_folder(Path(init))):
+        return None
+    return read_model_info(init)
 
 
 def _check_classes(recipe: Recipe, dataset: Dataset) -> None:

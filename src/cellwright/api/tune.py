@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cyclopts import Parameter
 
 from cellwright.api.models import Model, load_model
@@ -19,7 +20,9 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.scores import shown_score
 from cellwright.core.table import Table
+from cellwright.core.text import count
 from cellwright.data.formats.predictions import as_annotations
 from cellwright.data.images.reading import Reading
 from cellwright.data.merge import class_advice
@@ -70,9 +73,11 @@ class TuneResult:
         """One row per class."""
         metric = self.tuning.metric
         columns = ("class", "min score", "min area (px)", f"{metric} without thresholds", "with thresholds")
-        classes = self.tuning.classes.items()
-        rows = [(name, tuned.score, tuned.min_area_px, tuned.before, tuned.after) for name, tuned in classes]
-        return Table("thresholds (of scores before calibration)", columns, rows)
+        rows = []
+        for name, tuned in self.tuning.classes.items():
+            (score,) = self.tuning.calibration(np.array([tuned.score]))
+            rows.append((name, shown_score(score), tuned.min_area_px, tuned.before, tuned.after))
+        return Table("thresholds", columns, rows)
 
 
 def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> TuneResult | None:
@@ -166,6 +171,12 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
     if dry_run:
         return None
     pairs, digests = _pairs(model, dataset, screen)
+    if n := len(set(digests) & set(model.trained_on)):
+        of_all = f"{n} of these {count(len(digests), 'image')}"
+        screen.note(
+            f"warning: the model was trained on {of_all}, so the thresholds and the calibration are too optimistic; "
+            "tune on other images"
+        )
     tuning = tune_pairs(pairs, model.class_names, plan.metric)
     info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, model.views, digests))
     with output.write(request) as folder:
@@ -193,8 +204,8 @@ def _request(plan: TunePlan, model: Model, dataset: Dataset, screen: ProgressRep
 
 def _pairs(model: Model, dataset: Dataset, screen: ProgressReporter) -> tuple[list[ImagePairs], list[str]]:
     """Pairs with all predictions at their original scores, and the digests of the images."""
+    from cellwright.data.identity import annotation_digest
     from cellwright.evaluation.matching import PairOptions, pair_image
-    from cellwright.evaluation.pairing import annotation_digest
     from cellwright.prediction.evaluate import predict_images
     from cellwright.prediction.options import PredictOptions
 

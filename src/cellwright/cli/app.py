@@ -70,7 +70,10 @@ GROUPS = {
         "List, inspect, import and export models.",
         {
             "list": ("model_verbs:list_models", "List the models that can be named instead of a folder."),
-            "inspect": ("model_verbs:inspect", "Show the network, recipe and tensors of a model or weight file."),
+            "inspect": (
+                "model_verbs:inspect",
+                "Show what a model or weight file contains: the network, its classes, licence and thresholds.",
+            ),
             "import": (
                 "model_verbs:import_weights",
                 "Import weights from torchvision or Detectron2 as a model folder.",
@@ -187,11 +190,31 @@ def _wants_json(words: Sequence[str]) -> bool:
 
 
 def _usage_message(error: CycloptsError, verb: str) -> str:
+    """What is wrong with the words, what the option or argument means, and what to type."""
     argument = getattr(error, "argument", None)
-    if isinstance(error, MissingArgumentError) and argument is not None and argument.index is not None:
-        name = positional(argument)
-        return f"{name} is missing\n  fix: put it before the options: cellwright {verb}{name} [OPTIONS]"
-    return f"{error}\n  fix: see cellwright {verb}--help"
+    if argument is None:
+        return f"{error}\n  fix: see cellwright {verb}--help"
+    fix = f"see cellwright {verb}--help"
+    name = argument.name if argument.index is None else positional(argument)
+    if not isinstance(error, MissingArgumentError):
+        problem = str(error).replace("into float", "into a number").replace("into int", "into a whole number")
+    elif argument.index is not None:
+        problem, fix = f"{name} is missing", f"put it before the options: cellwright {verb}{name} [OPTIONS]"
+    else:
+        problem = f"{name} is missing" if argument.required else f"{name} needs a value"
+        fix = f"cellwright {verb}... {name} {positional(argument)}"
+    return f"{problem}\n  {name}: {_meaning(argument.name, verb)}\n  fix: {fix}"
+
+
+def _meaning(name: str, verb: str) -> str:
+    """The help text of an option or argument."""
+    app = build_app()
+    for word in verb.split():
+        app = app[word]
+    arguments = app.assemble_argument_collection(parse_docstring=True)
+    options = {argument.name.lstrip("-").replace("-", "_"): argument.name for argument in arguments}
+    (text,) = (argument.parameter.help for argument in arguments if argument.name == name)
+    return as_typed(" ".join((text or "").split()), options)
 
 
 def _verb(words: Sequence[str]) -> str:

@@ -146,13 +146,19 @@ def _cell(value: object) -> str:
 
 
 def _at_intervals(items: Iterable[T], every_s: float) -> Iterator[tuple[int | None, T]]:
-    """Each item with None, and after it, once ``every_s`` have passed, again with the number of items done."""
-    last = time.monotonic()
-    for k, item in enumerate(items):
+    """Each item with None, and after it, once ``every_s`` have passed, again with the number of items done.
+
+    If anything was reported in this way, so is the end.
+    """
+    last, done, reported = time.monotonic(), 0, 0
+    item = None
+    for done, item in enumerate(items, 1):
         yield None, item
         if time.monotonic() - last >= every_s:
-            last = time.monotonic()
-            yield k + 1, item
+            last, reported = time.monotonic(), done
+            yield done, item
+    if 0 < reported < done:
+        yield done, item  # type: ignore[misc] - there was an item
 
 
 def print_event(level: str, event: str, fields: Mapping[str, object]) -> None:

@@ -29,6 +29,15 @@ def check_threshold(threshold: float | Sequence[float], name: str = "score_thres
     return tuple(values.tolist()) if values.ndim else float(values)
 
 
+def shown_score(score: float) -> str:
+    """A score as messages and tables show it, the same everywhere.
+
+    >>> shown_score(0.310597), shown_score(0.3)
+    ('0.311', '0.3')
+    """
+    return f"{score:.3g}"
+
+
 def recorded_threshold(info: Mapping[str, Any]) -> ScoreThreshold:
     """The score threshold in the ``info`` of predictions: one number, or one per class; 0 if there is none.
 

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,16 @@ from cellwright.core.text import count, listed
 
 @dataclass(frozen=True)
 class SampleIdentity:
-    """The content of an annotated image: its file, its objects, how many of each class, and its split."""
+    """The content of an annotated image: its file, its objects, how many of each class, and its split.
+
+    annotation: see `annotation_digest`; "" in records of earlier versions.
+    """
 
     image: FileIdentity
     objects: str
     classes: Mapping[str, int]
     split: str | None = None
+    annotation: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,20 @@ def digest_of_objects(instances: Instances) -> str:
     return digest.hexdigest()
 
 
+def annotation_digest(instances: Instances, sample_id: str) -> str:
+    """A hash that identifies an annotated image in any format and under any name.
+
+    It depends on the image size and on the boxes and areas of the objects; for an image without objects, on the last
+    part of its name.
+    """
+    rows = np.column_stack([instances.masks.boxes.astype(np.int64), instances.masks.areas.astype(np.int64)])
+    rows = rows[np.lexsort(rows.T)]
+    content = repr(tuple(map(int, instances.image_hw))).encode() + np.ascontiguousarray(rows).tobytes()
+    if not len(rows):
+        content += PurePosixPath(sample_id).name.encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def digest_of_files(paths: Iterable[Path]) -> str:
     """A hash of the content of files and folders, in order."""
     return digest_of(repr([FileIdentity.of(path).digest for path in paths]))
@@ -117,4 +135,5 @@ def _of_sample(sample: Sample, image: FileIdentity, class_names: Sequence[str]) 
     instances = sample.read_instances()
     counts = np.bincount(instances.class_ids, minlength=len(class_names))
     classes = {name: int(n) for name, n in zip(class_names, counts, strict=True) if n}
-    return SampleIdentity(image, digest_of_objects(instances), classes, sample.split)
+    annotation = annotation_digest(instances, sample.id)
+    return SampleIdentity(image, digest_of_objects(instances), classes, sample.split, annotation)

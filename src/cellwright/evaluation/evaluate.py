@@ -18,7 +18,7 @@ from cellwright.core.text import count
 from cellwright.evaluation.data import evaluation_data, pair_options, parse_metrics
 from cellwright.evaluation.lost_recall import lost_recall
 from cellwright.evaluation.matching import ImagePairs, pair_image
-from cellwright.evaluation.pairing import LazyInstances, PairedImages, tuning_warning
+from cellwright.evaluation.pairing import LazyInstances, PairedImages, seen_warnings
 from cellwright.evaluation.report import Report
 from cellwright.evaluation.values import all_values, notes
 
@@ -114,7 +114,8 @@ def evaluate_images(
         images.score_threshold,
     )
     report = _evaluate(sides, metrics, images.class_names, track)
-    warnings = [text for text in (tuning_warning(images), _contest_warning(images, report)) if text is not None]
+    contest = _contest_warning(images, report)
+    warnings = [*seen_warnings(images), *([] if contest is None else [contest])]
     return dataclasses.replace(report, notes=(*warnings, *images.notes, *report.notes))
 
 

@@ -10,11 +10,11 @@ from cellwright.evaluation.matching import MATCHED_IOU, ImagePairs, ObjectFacts,
 
 # In the order of the detector's steps: the last step that a matching candidate reached is the cause.
 CAUSES = {
-    "never_proposed": "no candidate reaches IoU 0.5 with the object",
-    "threshold": "the best candidate was removed by the score threshold",
-    "nms": "the best candidate was suppressed as a duplicate of another prediction",
-    "cap": "the best candidate exceeded the maximum number of detections",
-    "taken": "the candidate was kept, but matched to another object (one prediction for two objects)",
+    "never_proposed": "no prediction of the model covers the object (IoU of at least 0.5)",
+    "threshold": "a prediction that covers it was removed by the score threshold or the smallest area",
+    "nms": "a prediction that covers it was removed as a duplicate of another one",
+    "cap": "a prediction that covers it was beyond the maximum number of objects",
+    "taken": "the prediction that covers it counts for another object (one prediction for two objects)",
 }
 
 

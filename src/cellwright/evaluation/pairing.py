@@ -6,11 +6,10 @@ Both sides are datasets, from any format. Objects are read on demand, image by i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, overload
@@ -25,6 +24,7 @@ from cellwright.core.notes import summarise
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.identity import annotation_digest
 from cellwright.data.images.read import IMAGE_SUFFIXES
 from cellwright.data.merge import class_advice, map_classes
 
@@ -55,8 +55,8 @@ class PairedImages:
     """The images to evaluate: sample k of ``predicted`` and of ``truth`` are the same image, with the same classes.
 
     name: of the prediction. score_threshold: predictions below it are used for AP and ranking only; one number, or one
-    per class. notes: what a reader of the results should know. tuned_on: what the thresholds of the predictions were
-    tuned on (``ModelInfo.tuned_on``), None if they were not tuned or this is unknown. predicted_format: the file format
+    per class. notes: what a reader of the results should know. seen: ``trained_on`` and ``tuned_on`` of the model that
+    predicted (see ``ModelInfo``), as far as they are known. predicted_format: the file format
     of the predictions, "" if they come from no file.
     """
 
@@ -66,7 +66,7 @@ class PairedImages:
     class_names: tuple[str, ...]
     score_threshold: ScoreThreshold = 0.0
     notes: tuple[str, ...] = ()
-    tuned_on: Mapping[str, Any] | None = None
+    seen: Mapping[str, Any] = field(default_factory=dict)
     predicted_format: str = ""
 
     @property
@@ -172,7 +172,7 @@ def pair_datasets(
         class_names=part.class_names,
         score_threshold=score_threshold_of(predicted),
         notes=(*notes, *summarise((*predicted.notes, *truth.notes))),
-        tuned_on=predicted.info.get("tuned_on"),
+        seen=predicted.info,
         predicted_format=str(predicted.info.get("format", "")),
     )
 
@@ -208,7 +208,7 @@ def pair_in_order(
         truth=_samples(truth, image_ids),
         class_names=tuple(class_names),
         score_threshold=score_threshold_of(predicted) if isinstance(predicted, Dataset) else 0.0,
-        tuned_on=predicted.info.get("tuned_on") if isinstance(predicted, Dataset) else None,
+        seen=predicted.info if isinstance(predicted, Dataset) else {},
     )
 
 
@@ -383,29 +383,24 @@ class _LoadInOneClass:
         return dataclasses.replace(instances, class_ids=np.zeros(len(instances), np.int64), class_probs=None)
 
 
-def annotation_digest(instances: Instances, sample_id: str) -> str:
-    """A hash that identifies an annotated image in any format and under any name.
+def seen_warnings(images: PairedImages) -> list[str]:
+    """Warnings if images are evaluated that the model of the predictions was trained or tuned on."""
+    tuned_on = images.seen.get("tuned_on")
+    tuned_on = tuned_on if isinstance(tuned_on, Mapping) else {}
+    trained, tuned = _digests(images.seen.get("trained_on")), _digests(tuned_on.get("images"))
+    if not trained and not tuned:
+        return []
+    digests = [annotation_digest(sample.read_instances(), sample.id) for sample in images.truth]
+    of_all, warnings = count(len(digests), "image"), []
+    advice = "so the results are optimistic; report results on other images"
+    if n := sum(digest in trained for digest in digests):
+        warnings.append(f"warning: the model was trained on {n} of these {of_all}, {advice}")
+    if n := sum(digest in tuned for digest in digests):
+        what = f"score thresholds and calibration were tuned on {n} of these {of_all} (split {tuned_on.get('split')})"
+        warnings.append(f"warning: {what}, {advice}")
+    return warnings
 
-    It depends on the image size and on the boxes and areas of the objects; for an image without objects, on the last
-    part of its name.
-    """
-    rows = np.column_stack([instances.masks.boxes.astype(np.int64), instances.masks.areas.astype(np.int64)])
-    rows = rows[np.lexsort(rows.T)]
-    content = repr(tuple(map(int, instances.image_hw))).encode() + np.ascontiguousarray(rows).tobytes()
-    if not len(rows):
-        content += PurePosixPath(sample_id).name.encode()
-    return hashlib.sha256(content).hexdigest()[:16]
 
-
-def tuning_warning(images: PairedImages) -> str | None:
-    """A warning if images are evaluated that the thresholds of the predictions were tuned on."""
-    if images.tuned_on is None:
-        return None
-    tuned = set(images.tuned_on.get("images", ()))
-    n = sum(annotation_digest(sample.read_instances(), sample.id) in tuned for sample in images.truth)
-    if not n:
-        return None
-    return (
-        f"warning: score thresholds and calibration were tuned on {n} of these {count(len(images.truth), 'image')} "
-        f"(split {images.tuned_on.get('split')}), so the results are optimistic; report results on other images"
-    )
+def _digests(recorded: object) -> set[str]:
+    """Digests as recorded in a file."""
+    return {value for value in recorded if isinstance(value, str)} if isinstance(recorded, list | tuple) else set()

@@ -179,10 +179,14 @@ def markdown(report: Report, limits: pd.DataFrame | None = None, sections: Seque
     titles = {
         "errors": "Errors by kind",
         "confusion": "Classes of annotated objects (rows) and of their predictions (columns)",
-        "lost_recall": "Causes of lost recall",
+        "lost_recall": "Why annotated objects were not found",
         "reliability": "Reliability of scores",
     }
     for name, table in report.tables.items():
+        if name == "lost_recall":
+            table = table.loc[table["objects"] > 0, ["objects", "meaning"]]  # noqa: PLW2901
+            if not len(table):
+                continue
         parts += [f"## {titles.get(name, name)}", frame_markdown(table)]
     if len(report.per_image):
         columns = ["image", "n_truth", "n_predicted", "accuracy@0.5", "kaggle_score", "pq"]

@@ -26,10 +26,6 @@ from cellwright.prediction.sources import Source, seen_by, sources_of_dataset
 if TYPE_CHECKING:
     from cellwright.prediction.predictor import FilteredPredictor
 
-FROM_PREDICTIONS = (
-    "lost recall is computed from the predictions: objects removed by suppression or a cap count as never proposed"
-)
-
 
 def evaluate_dataset(
     predictor: FilteredPredictor,
@@ -54,15 +50,15 @@ def predict_dataset(
     dataset: Dataset,
     class_names: Sequence[str],
     *,
-    tuned_on: Mapping[str, Any] | None = None,
+    seen: Mapping[str, Any] | None = None,
     reading: Reading | None = None,
     track: Track = no_progress,
 ) -> Dataset:
     """The predictions for the images of a dataset, in memory, as a dataset.
 
     Predictions below the predictor's score threshold are included, since average precision uses them; the threshold is
-    recorded in ``info``. tuned_on: what the predictor was tuned on, for ``info``. reading: see `predict_images`. What
-    was assumed about the images is in the ``notes``.
+    recorded in ``info``. seen: what the predictor was trained and tuned on, for ``info``. reading: see
+    `predict_images`. What was assumed about the images is in the ``notes``.
     """
     options = dataclasses.replace(predictor.options, score_threshold=0.0)
     predictions = predict_images(dataclasses.replace(predictor, options=options), dataset, track, reading=reading)
@@ -71,7 +67,7 @@ def predict_dataset(
         for sample, prediction in zip(dataset, predictions, strict=True)
     ]
     notes = tuple(note for prediction in predictions for note in prediction.notes)
-    info = {"score_threshold": predictor.options.score_threshold, "tuned_on": tuned_on}
+    info = {"score_threshold": predictor.options.score_threshold} | dict(seen or {})
     return Dataset(tuple(samples), tuple(class_names), None, info=info, notes=notes)
 
 
@@ -98,8 +94,8 @@ def _predict(predictor: FilteredPredictor, source: Source, reading: Reading) -> 
 
 def candidates_of(
     images: PairedImages, predictor: FilteredPredictor | None = None, reading: Reading | None = None
-) -> tuple[Sequence[Instances], tuple[str, ...]]:
-    """The candidates of every image with the step that removed them, computed on indexing, and notes.
+) -> Sequence[Instances]:
+    """The candidates of every image with the step that removed them, computed on indexing.
 
     They come from the network of ``predictor`` if it can explain its predictions and runs without test-time
     augmentation. Only images with unmatched objects are processed, and only candidates that overlap one of these are
@@ -107,11 +103,11 @@ def candidates_of(
     those below their score threshold. reading: which part of each image the predictor saw; None: all of it.
     """
     if predictor is None or not predictor.explains:
-        load, notes = partial(_predicted_candidates, images), (FROM_PREDICTIONS,)
+        load = partial(_predicted_candidates, images)
     else:
-        load, notes = partial(_network_candidates, images, predictor, reading or Reading()), ()
+        load = partial(_network_candidates, images, predictor, reading or Reading())
     samples = [dataclasses.replace(sample, load=partial(load, k)) for k, sample in enumerate(images.predicted)]
-    return LazyInstances(samples), notes
+    return LazyInstances(samples)
 
 
 def _predicted_candidates(images: PairedImages, index: int) -> Instances:

@@ -151,7 +151,7 @@ def test_trains_saves_loads_and_is_inspected(tmp_path: Path) -> None:
     assert torch.equal(again.maps(batch.images), dense.eval().maps(batch.images))
     (instances,) = again.detect(batch.images[:1], [(64, 64)], [(64, 64)])
     assert instances.image_hw == (64, 64)
-    (_, _, facts), (_, _, tensors) = run(InspectPlan(str(folder)))
+    (_, _, facts), (_, _, tensors) = run(InspectPlan(str(folder), tensors=True))
     assert dict(facts)["network"] == "U-Net with a timm encoder, 3 maps"  # type: ignore[arg-type]
     assert {row[0] for row in tensors} == set(dense.state_dict())
 

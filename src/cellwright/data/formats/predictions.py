@@ -41,6 +41,8 @@ EDITABLE: dict[Prefer, str] = {"geojson": ".geojson", "rois": "_rois.zip", "mask
 MOST_COMPLETE_FIRST: tuple[Prefer, ...] = ("geojson", "rois", "json", "masks")
 CONFLICT = "files of one image were edited differently"
 UNREADABLE = "an edited file cannot be read"
+# What the model was trained and tuned on, in the info of predictions.
+SEEN = ("trained_on", "tuned_on")
 _MIN_IOU = 0.5  # an edited object takes over class and score of a predicted one from this overlap
 
 
@@ -92,7 +94,7 @@ def as_annotations(dataset: Dataset) -> Dataset:
         return dataset
     threshold = recorded_threshold(dataset.info)
     samples = [replace(sample, load=_LoadReported(sample.load, threshold)) for sample in dataset]
-    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", "tuned_on")}
+    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", *SEEN)}
     limits = ", ".join(f"{limit:.3g}" for limit in np.unique(threshold))
     note = Note("uncertain objects were left out", f"predicted objects with a score below {limits} were left out")
     return replace(dataset, samples=tuple(samples), info=info, notes=(*dataset.notes, note))

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.files import read_json, write_json, write_text
+from cellwright.core.scores import shown_score
 
 SCHEMA_VERSION = 1
 WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
@@ -53,6 +54,7 @@ class ModelInfo:
         origin: where imported weights are from (file and digest, without folders); empty if they were trained here.
         version: the version of cellwright that wrote the folder.
         git_hash: the commit of the code, or None outside a checkout.
+        trained_on: a digest of the objects of each training image, as in ``tuned_on``; empty if they are not known.
         metrics: names and values on the validation split.
     """
 
@@ -69,6 +71,7 @@ class ModelInfo:
     origin: str = ""
     version: str = ""
     git_hash: str | None = None
+    trained_on: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -133,7 +136,7 @@ def read_model_info(folder: Path | str, *, kind: str | None = None) -> ModelInfo
             got=problem,
             remedy="save the model again with this version of cellwright",
         )
-    names = {name: tuple(values.get(name, ())) for name in ("class_names", "channels")}
+    names = {name: tuple(values.get(name, ())) for name in ("class_names", "channels", "trained_on")}
     info = ModelInfo(**{**values, **names})
     if kind is not None and info.kind != kind:
         raise ModelError(
@@ -197,15 +200,27 @@ def write_info(folder: Path, info: ModelInfo) -> None:
     write_json(folder / INFO, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(info)})
 
 
+def _threshold_lines(info: ModelInfo) -> list[str]:
+    """The thresholds, one line each; those of scores as predictions show them, which is after calibration."""
+    lines = []
+    for name, value in info.thresholds.items():
+        text = f"- `{name}`: {value:.4g}"
+        if name.startswith("score/") and info.calibration is not None:
+            shown = np.interp(value, info.calibration["scores"], info.calibration["expected_iou"])
+            text = f"- `{name}`: {shown_score(float(shown))} ({value:.4g} before calibration)"
+        lines.append(text)
+    return lines
+
+
 def model_card(info: ModelInfo) -> str:
     """The README.md of a model folder: what the model is, its training data, its metrics, and how to use it."""
     recipe = info.recipe
     metrics = "\n".join(f"| `{name}` | {value:.4g} |" for name, value in info.metrics.items()) or "| none yet | |"
-    thresholds = "\n".join(f"- `{name}`: {value:.4g}" for name, value in info.thresholds.items()) or "- defaults"
+    thresholds = "\n".join(_threshold_lines(info)) or "- defaults"
     tuned = "Thresholds"
     if info.tuned_on is not None:
         split, metric = info.tuned_on["split"], info.tuned_on["metric"]
-        tuned = f"Thresholds, tuned on split {split} for {metric}; scores are calibrated to the expected IoU"
+        tuned = f"Thresholds, tuned on split {split} for {metric}; a score is the expected overlap (IoU)"
     origin = f"- weights: imported from {info.origin}; check what their licence permits\n" if info.origin else ""
     return f"""# {recipe.get("name", info.kind)}
 
