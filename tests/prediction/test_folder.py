@@ -22,8 +22,8 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.images.reading import Reading
 from cellwright.data.synthetic import write_demo_dataset
-from cellwright.prediction.folder import PREDICTIONS, Pictures, PredictionFolder, predict_into, read_and_choose
-from cellwright.prediction.job import Job
+from cellwright.prediction.folder import Pictures, PredictionFolder, predict_into, read_and_choose
+from cellwright.prediction.job import PREDICTIONS, Job
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
@@ -100,7 +100,9 @@ def read_predictions(folder: Path) -> Dataset:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """All but those in ``.cellwright``, which contain times."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(file.as_posix() for file in files if file.parts[0] != ".cellwright")
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -113,9 +115,9 @@ def test_the_folder_contains_the_documented_files(images, tmp_path):
     assert (report.n_images, report.n_resumed, report.n_objects, report.failures) == (3, 0, 6, ())
     endings = ("_masks.tif", "_overlay.png", ".geojson", "_rois.zip", "_measurements.csv")
     outputs = [f"{stem}{ending}" for stem in ("a.png", "a.tif", "deep/b") for ending in endings]
-    shared = [".job.json", "contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
+    shared = ["contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
     shared += ["counts.png", "measurements.csv"]
-    assert set(files_in(out)) - {"predictions.index"} == {*outputs, *shared}
+    assert set(files_in(out)) == {*outputs, *shared}
     assert (out / "recipe.yaml").read_text() == "name: test\n"
     assert rows(out / "failures.csv") == []
     text = (out / "predictions.json").read_text()
@@ -236,8 +238,7 @@ def test_a_resumed_job_writes_the_same_files(images, tmp_path):
     assert report.n_resumed == 1
     assert files_in(whole) == files_in(torn)
     for name in files_in(whole):
-        if not name.endswith((".index", ".job.json")):  # these contain times
-            assert (whole / name).read_bytes() == (torn / name).read_bytes(), name
+        assert (whole / name).read_bytes() == (torn / name).read_bytes(), name
 
 
 def test_a_missing_file_of_an_unfinished_job_is_written_again(images, tmp_path):
@@ -264,9 +265,10 @@ def test_a_complete_folder_is_kept_unless_the_job_is_another(images, tmp_path):
     with pytest.raises(OutputError, match=r"the images: 1 image more \(deep/c\)"):
         run(job_for(sources_of_paths([images])), out)
     (images / "deep" / "c.png").unlink()
-    (out / "stale_masks.tif").write_bytes(b"")
+    (out / "my_masks.tif").write_bytes(b"mine")
     run(job_for(sources_of_paths([images / "a.png"])), out, overwrite=True)
-    assert not (out / "stale_masks.tif").exists()
+    assert not (out / "deep").exists()
+    assert (out / "my_masks.tif").read_bytes() == b"mine"
     assert len(read_predictions(out)) == 1
 
 
@@ -325,8 +327,7 @@ def test_failed_images_are_tried_again_and_done_ones_stay(images, tmp_path):
     run(job_for(sources_of_paths([images])), tmp_path / "whole")
     assert files_in(out) == files_in(tmp_path / "whole")
     for name in files_in(out):
-        if not name.endswith((".index", ".job.json")):  # these contain times
-            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_another_way_of_reading_is_accepted_where_it_gives_the_same_pixels(images, tmp_path):
@@ -369,14 +370,13 @@ def test_images_are_compared_by_content(images, tmp_path):
 def test_a_complete_folder_without_all_its_files(images, tmp_path):
     job, out = job_for(sources_of_paths([images])), tmp_path / "pred"
     run(job, out)
-    (out / "a.png_overlay.png").unlink()
-    with pytest.raises(OutputError, match=r"1 file missing \(a.png_overlay.png\)"):
+    (out / "a.png_overlay.png").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"1 file missing or empty \(a.png_overlay.png\)"):
         run(job, out)
-    (out / ".job.json").write_text('{"request": 3, "images": []}')
+    assert run(job, out, overwrite=True).n_resumed == 0
+    assert run(job, out).n_resumed == 3
+    (out / ".cellwright" / "progress" / "images.json").write_text('{"images": []}')
     with pytest.raises(FormatError, match="damaged"):
-        run(job, out)
-    (out / ".job.json").unlink()
-    with pytest.raises(OutputError, match="predictions of another job"):
         run(job, out)
 
 
@@ -387,7 +387,7 @@ def test_two_jobs_in_one_folder(images, tmp_path):
 
     class Intruder(Squares):
         def predict(self, images):
-            with pytest.raises(OutputError, match="another process is writing this folder"):
+            with pytest.raises(OutputError, match="in use by `cellwright predict`"):
                 run(job, out)
             return super().predict(images)
 
@@ -397,7 +397,7 @@ def test_two_jobs_in_one_folder(images, tmp_path):
 
 def test_folders_with_other_files_are_never_changed(images, tmp_path):
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="has no predictions"):
+        with pytest.raises(OutputError, match="not an output of this command"):
             run(job_for(sources_of_paths([images])), images, overwrite=overwrite)
     with pytest.raises(OutputError, match="file"):
         run(job_for(sources_of_paths([images])), images / "a.png")

@@ -25,7 +25,7 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
-from cellwright.data.formats.predictions import SEEN
+from cellwright.data.formats.predictions import SEEN, images_in_conflict
 from cellwright.data.images.read import read_image
 from cellwright.data.merge import class_advice
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
@@ -118,7 +118,14 @@ def run(plan: FusePlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = 
     members = read_members(plan, reporter)
     threshold = mean_threshold(members.thresholds, weights) if plan.threshold is None else plan.threshold
     job = _job(plan, members, threshold)
-    folder = PredictionFolder(plan.out, job, pictures(members.class_names), overwrite=plan.overwrite)
+    folder = PredictionFolder(
+        plan.out,
+        job,
+        pictures(members.class_names),
+        overwrite=plan.overwrite,
+        verb="fuse",
+        inputs=[path for path in plan.predictions if path.exists()],
+    )
     if (done := folder.describe()) is not None:
         reporter.note(done)
     if folder.is_complete:
@@ -135,10 +142,15 @@ def run(plan: FusePlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = 
     try:
         left = folder.left
         for index in reporter.track(left, "fusing", len(left)):
-            fused = fuse_image([sample.read_instances() for sample in members.samples[index]], plan.options)
+            try:
+                instances = [sample.read_instances() for sample in members.samples[index]]
+            except InputError as error:  # such as two files of one image that were edited differently
+                folder.fail(index, error)
+                continue
             image, is_blank = _image_to_draw_on(members.images[index])
             n_missing += is_blank
-            folder.write(index, image, select(Prediction.of(fused), job.options), blank=is_blank)
+            fused = select(Prediction.of(fuse_image(instances, plan.options)), job.options)
+            folder.write(index, image, fused, blank=is_blank)
         report = folder.finish()
     finally:
         folder.close()
@@ -473,7 +485,8 @@ def _score_notes(names: Sequence[str], datasets: Sequence[Dataset]) -> tuple[str
     notes = []
     unscored, uncalibrated = [], []
     for name, dataset in zip(names, datasets, strict=True):
-        samples = () if dataset.info.get("format") == MODEL else dataset
+        conflicting = images_in_conflict(dataset)
+        samples = [s for s in dataset if s.id not in conflicting] if dataset.info.get("format") != MODEL else []
         first = next((objects for objects in (sample.read_instances() for sample in samples) if len(objects)), None)
         if first is not None and first.scores is None:
             unscored.append(name)

@@ -32,9 +32,6 @@ from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.reading import Reading
 from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
-    FAILURES,
-    PREDICTIONS,
-    SUMMARY,
     FolderReport,
     Pictures,
     PredictionFolder,
@@ -42,7 +39,7 @@ from cellwright.prediction.folder import (
     read_and_choose,
 )
 from cellwright.prediction.fusion import FusionOptions, Method
-from cellwright.prediction.job import SAVES, Job, Save, group_failures
+from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.export import ExportPlan
@@ -10,8 +12,11 @@ from cellwright.api.fuse import FusePlan
 from cellwright.api.measure import MeasurePlan
 from cellwright.api.predict import PredictPlan
 from cellwright.api.tune import TunePlan
-from cellwright.cli.console import Common
+from cellwright.cli.console import Common, Show
 from cellwright.core.text import count
+
+if TYPE_CHECKING:
+    from cellwright.prediction.folder import FolderReport
 
 PLAIN = Common()
 SHOWN_PATHS = 10
@@ -20,30 +25,34 @@ SHOWN_PATHS = 10
 def predict(plan: PredictPlan, *, common: Common = PLAIN) -> int:
     """Show how many objects were predicted; the exit code is 3 if images failed."""
     from cellwright.api.predict import run
-    from cellwright.prediction.folder import FAILURES
-    from cellwright.prediction.job import group_failures
+
+    screen = common.screen(plan)
+    report = run(plan, screen, dry_run=common.dry_run)
+    return 0 if report is None else _folder_written(screen, report, report.counts, plan.out)
+
+
+def fuse(plan: FusePlan, *, common: Common = PLAIN) -> int:
+    """Show how many objects there are after fusion; the exit code is 3 if images failed."""
+    from cellwright.api.fuse import run
 
     screen = common.screen(plan)
     report = run(plan, screen, dry_run=common.dry_run)
     if report is None:
         return 0
+    text = f"{report.counts}, fused from {count(len(plan.predictions), 'prediction')}"
+    return _folder_written(screen, report, text, plan.out)
+
+
+def _folder_written(screen: Show, report: FolderReport, text: str, out: Path) -> int:
+    """Show what a prediction folder contains; returns the exit code."""
+    from cellwright.prediction.job import FAILURES, group_failures
+
     for line in group_failures(report.failures):
         screen.problem(f"failed: {line}")
     n_failed = len(report.failures)
-    failed = f"; {count(n_failed, 'image')} failed, see {plan.out / FAILURES}" if n_failed else ""
-    values = {"out": str(plan.out), "images": report.n_images, "failed": n_failed}
-    screen.result(f"{report.counts}: {plan.out}{failed}", values)
+    failed = f"; {count(n_failed, 'image')} failed, see {out / FAILURES}" if n_failed else ""
+    screen.result(f"{text}: {out}{failed}", {"out": str(out), "images": report.n_images, "failed": n_failed})
     return 3 if n_failed else 0
-
-
-def fuse(plan: FusePlan, *, common: Common = PLAIN) -> None:
-    """Show how many objects there are after fusion."""
-    from cellwright.api.fuse import run
-
-    screen = common.screen(plan)
-    if report := run(plan, screen, dry_run=common.dry_run):
-        text = f"{report.counts}, fused from {count(len(plan.predictions), 'prediction')}: {plan.out}"
-        screen.result(text, {"out": str(plan.out), "images": report.n_images})
 
 
 def tune(plan: TunePlan, *, common: Common = PLAIN) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellwright.core.files import unreadable
+from cellwright.core.files import require_regular, unreadable
 
 DIGEST_BYTES = 16
 _BLOCK = 1 << 22
@@ -50,6 +50,7 @@ def digest_of(text: str) -> str:
 
 
 def _digest_of_file(path: Path) -> str:
+    require_regular(path)
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     try:
         with path.open("rb") as file:

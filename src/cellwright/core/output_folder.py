@@ -590,11 +590,16 @@ def _is_plain_file(folder: Path, name: str) -> bool:
 
 
 def _is_as_written(folder: Path, name: str, identity: FileIdentity | None) -> bool:
-    """Whether a file of ours does not exist, or has the content that was recorded (None: it is not known)."""
+    """Whether a file of ours does not exist, or has the content that was recorded (None: it is not known).
+
+    An empty file, which a power cut may leave, has no content that could be lost.
+    """
     if not _has_plain_parents(folder, name):
         return False
     if not _is_there(folder, name):
         return True
     if not _is_plain_file(folder, name):
         return False
-    return identity is None or FileIdentity.of(folder / name, identity).digest == identity.digest
+    if identity is None or (folder / name).stat().st_size == 0:
+        return True
+    return FileIdentity.of(folder / name, identity).digest == identity.digest

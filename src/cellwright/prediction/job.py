@@ -1,7 +1,6 @@
 """The job of a prediction folder: what identifies it, and whether a folder can be resumed with it.
 
-``.job.json`` of a folder holds the request, and once all images are done also the content of each of them. Images are
-compared by content, models by their weights, options by value.
+Images are compared by content, models by their weights, options by value.
 """
 
 from __future__ import annotations
@@ -14,18 +13,20 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.events import plain
-from cellwright.core.files import read_json, write_json
+from cellwright.core.file_identity import FileIdentity, digest_of
 from cellwright.core.image import Image
-from cellwright.core.text import count, differences
+from cellwright.core.text import count, differences, listed
+from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.predictions import EDITABLE
-from cellwright.data.identity import FileIdentity, digest_of, listed
+from cellwright.prediction.ledger import Done
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.sources import Source
 
-JOB_FILE = ".job.json"
-SCHEMA_VERSION = 1
+PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
+RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
+MEASUREMENTS, WELLS, COUNTS, PLATE = "measurements.csv", "wells.csv", "counts.png", "plate.png"
 Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
 SAVES: tuple[Save, ...] = get_args(Save)
 # What follows the image's id in the name of each file.
@@ -78,82 +79,30 @@ class Job:
         }
 
 
-@dataclass(frozen=True)
-class Done:
-    """An image that is done: its file, a hash of the pixels that were read, and the number of objects."""
-
-    file: FileIdentity
-    pixels: str
-    objects: int
-
-    def write(self, path: Path, image_id: str) -> None:
-        """Write a file that `read` reads."""
-        write_json(path, {"id": image_id, **asdict(self)})
-
-    @staticmethod
-    def read(path: Path) -> tuple[str, Done]:
-        """The id of the image, and what was recorded. Raises `FormatError` if the file is damaged."""
-        content = read_json(path)
-        done = Done.from_dict(content, path)
-        return str(content.get("id")), done
-
-    @staticmethod
-    def from_dict(values: Any, where: Path) -> Done:
-        """From JSON values. Raises `FormatError` for others."""
-        try:
-            return Done(FileIdentity(**values["file"]), str(values["pixels"]), int(values["objects"]))
-        except (KeyError, TypeError, ValueError) as error:
-            remedy = "use `overwrite=True` to start again, or choose another `out`"
-            raise FormatError("a record of this job is damaged", where=where, got=str(error), remedy=remedy) from error
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """The content of a folder's ``.job.json``: the request, and all images by id once all of them are done."""
-
-    request: Mapping[str, Any]
-    images: Mapping[str, Done] | None = None
-
-    @staticmethod
-    def read(path: Path) -> JobRecord:
-        """Raises `FormatError` if the file is damaged."""
-        content = read_json(path)
-        try:
-            request, images = content["request"], content.get("images")
-            done = None if images is None else {str(name): Done.from_dict(one, path) for name, one in images.items()}
-            return JobRecord(dict(request), done)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            remedy = "use `overwrite=True` to start again, or choose another `out`"
-            raise FormatError("the record of this job is damaged", where=path, got=str(error), remedy=remedy) from error
-
-    def write(self, path: Path) -> None:
-        """Write the file."""
-        images = None if self.images is None else {name: asdict(done) for name, done in self.images.items()}
-        content = {"schema_version": SCHEMA_VERSION, "request": dict(self.request)}
-        write_json(path, content if images is None else {**content, "images": images})
-
-
-def changes(job: Job, recorded: JobRecord, done: Mapping[str, Done], see: SeeImage | None) -> list[str]:
+def changes(
+    job: Job, request: Mapping[str, Any], done: Mapping[str, Done], see: SeeImage | None, *, is_finished: bool
+) -> list[str]:
     """Why the images that are done would come out otherwise in ``job``: parts of a sentence; empty if they would not.
 
-    done: by id. see: reads an image as ``job`` does. A choice of channel, plane or series that gives the same pixels is
-    no change; nor is one that cannot be used for an image that is done, while others remain to be done.
+    request: that of the job which they belong to. done: by id. is_finished: no image is left to be done. see: reads an
+    image as ``job`` does. A choice of channel, plane or series that gives the same pixels is no change; nor is one that
+    cannot be used for an image that is done, while others remain to be done.
     """
     now, sources = job.request(), {source.id: source for source in job.sources}
-    found = [name for key, name in _named(job).items() if now[key] != recorded.request.get(key)]
-    found += differences(now["options"], recorded.request.get("options", {}))
+    found = [name for key, name in _named(job).items() if now[key] != request.get(key)]
+    found += differences(now["options"], _options(request, "options"))
     missing = [name for name in done if name not in sources]
     if missing:
         found.append(f"the images: {count(len(missing), 'image')} fewer ({listed(missing)})")
     added = [name for name in sources if name not in done]
-    if added and recorded.images is not None:
+    if added and is_finished:
         found.append(f"the images: {count(len(added), 'image')} more ({listed(added)})")
     present = {name: sources[name].path for name in done if name in sources}
     files = {name: FileIdentity.of(path, done[name].file) for name, path in present.items()}
     changed = [name for name, file in files.items() if file.digest != done[name].file.digest]
     if changed:
         found.append(f"the content of {count(len(changed), 'image')} ({listed(changed)})")
-    reading = differences(now["reading"], recorded.request.get("reading", {}))
+    reading = differences(now["reading"], _options(request, "reading"))
     if reading and not found:
         read = present if see is None else _read_otherwise(present, done, see, strict=not added)
         if read:
@@ -168,6 +117,11 @@ def digest_of_pixels(image: Image, seen: Image) -> str:
         digest.update(repr((one.data.shape, str(one.data.dtype), one.channels, one.pixel_size_um)).encode())
         digest.update(np.ascontiguousarray(one.data).data)
     return digest.hexdigest()
+
+
+def _options(request: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    options = request.get(name)
+    return options if isinstance(options, Mapping) else {}
 
 
 def _named(job: Job) -> dict[str, str]:

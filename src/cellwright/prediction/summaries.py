@@ -1,4 +1,4 @@
-"""What a prediction folder says about all its images together: pooled measurements, and the wells of plates."""
+"""What a prediction folder says about all its images together: a table, pooled measurements, the wells of plates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core.files import atomic_path
+from cellwright.core.notes import Note
+from cellwright.core.text import count
+from cellwright.prediction.diameter import Diameter
+from cellwright.prediction.job import PREDICTIONS, SUMMARY
+from cellwright.prediction.record import Prediction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +82,94 @@ def _place(match: re.Match[str]) -> tuple[int, int] | None:
     letter, number, row, column = match.groups()
     place = (ord(letter.upper()) - ord("A"), int(number) - 1) if letter else (int(row) - 1, int(column) - 1)
     return place if 0 <= place[0] < _ROWS and 0 <= place[1] < _COLUMNS else None
+
+
+def summary_row(
+    image_id: str, prediction: Prediction, class_names: Sequence[str], notes: Sequence[Note] = ()
+) -> dict[str, Any]:
+    """One row of summary.csv. notes: what was assumed about the image."""
+    instances = prediction.instances
+    height, width = instances.image_hw
+    covered = int(np.count_nonzero(instances.masks.foreground()))
+    row: dict[str, Any] = {"image": image_id, "height_px": height, "width_px": width, "objects": len(instances)}
+    if len(class_names) > 1:
+        counts = np.bincount(instances.class_ids, minlength=len(class_names))
+        row |= {f"objects_{label}": int(n) for label, n in zip(class_names, counts, strict=True)}
+    assert instances.scores is not None
+    row |= {
+        "mean_score": round(float(instances.scores.mean()), 4) if len(instances) else None,
+        "median_area_px": float(np.median(instances.masks.areas)) if len(instances) else None,
+        "foreground_share": round(covered / (height * width), 5),
+        "left_out_low_score": prediction.n_low_score,
+        "left_out_small": prediction.n_small,
+        "left_out_border": prediction.n_border,
+        "left_out_max_objects": prediction.n_over_cap,
+        "model_cap_reached": prediction.model_cap,
+        "overlap_pixels_resolved": prediction.pixels_resolved,
+        # A label image has one object per pixel: the pixels that lower scores lose there.
+        "overlap_pixels_lost_in_label_image": int(instances.masks.areas.sum()) - covered,
+    }
+    return row | _diameter_columns(prediction.diameter) | {"notes": "; ".join(note.text for note in notes)}
+
+
+def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:
+    """The diameter by which the image was resized, and the scale; empty for models that do not use one."""
+    if diameter is None:
+        return dict.fromkeys(("diameter_px", "diameter_from", "network_scale", "network_scale_wanted"))
+    px, requested = diameter.px, diameter.requested_scale
+    return {
+        "diameter_px": None if px is None else round(px, 2),
+        "diameter_from": "estimated" if diameter.estimated else "given",
+        "network_scale": round(diameter.scale, 4),
+        "network_scale_wanted": None if requested is None else round(requested, 4),
+    }
+
+
+def notes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was omitted and by which diameters images were resized, from the rows of the summary."""
+    notes = []
+    caps = [row["model_cap_reached"] for row in rows if row["model_cap_reached"]]
+    if caps:
+        notes.append(
+            f"{count(len(caps), 'image')} reached the model's own limit of {count(max(caps), 'object')}: some may be "
+            "missing"
+        )
+    over = [row["left_out_max_objects"] for row in rows if row["left_out_max_objects"]]
+    if over:
+        notes.append(f"`max_objects` omitted {count(sum(over), 'object')} in {count(len(over), 'image')}")
+    lost = [row["overlap_pixels_lost_in_label_image"] for row in rows if row["overlap_pixels_lost_in_label_image"]]
+    if lost:
+        notes.append(
+            f"objects overlap in {count(len(lost), 'image')}: in the label images, {count(sum(lost), 'pixel')} went to "
+            f"the object with the higher score; {PREDICTIONS} keeps them all"
+        )
+    return notes + _diameter_notes(rows)
+
+
+def _diameter_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The diameters by which images were resized, from the rows of the summary."""
+    resized = [row for row in rows if row["diameter_from"]]
+    diameters = [float(row["diameter_px"]) for row in resized if row["diameter_px"] is not None]
+    notes = []
+    if diameters:
+        low, high, source = min(diameters), max(diameters), resized[0]["diameter_from"]
+        shown = f"diameter {low:.1f} px" if f"{low:.1f}" == f"{high:.1f}" else f"diameters {low:.1f} to {high:.1f} px"
+        notes.append(f"{shown} ({source}){f', one per image in {SUMMARY}' if low < high else ''}")
+    if unmeasured := len(resized) - len(diameters):
+        notes.append(f"no object to measure a diameter on in {count(unmeasured, 'image')}: predicted at original size")
+    if limited := sum(row["network_scale_wanted"] is not None for row in resized):
+        notes.append(
+            f"{count(limited, 'image')} could not be resized as much as the diameter requires (network_scale in "
+            f"{SUMMARY}), which reduces quality: cut large images of tiny objects into parts"
+        )
+    return notes
+
+
+def caption(row: Mapping[str, Any]) -> str:
+    text = f"{row['image']}: {row['objects']} object{'' if row['objects'] == 1 else 's'}"
+    if row["left_out_max_objects"]:
+        text += f", {row['left_out_max_objects']} over the maximum omitted"
+    return text + (f", the model's cap of {row['model_cap_reached']} reached" if row["model_cap_reached"] else "")
 
 
 def evenly_chosen(n: int, n_most: int) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError
-from cellwright.core.files import unreadable
+from cellwright.core.file_identity import FileIdentity
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
@@ -79,13 +79,21 @@ class Predictions(Format):
         return named if options.class_names is None else _with_classes(named, options, path)
 
 
-def written_digests(instances: Instances, class_names: Sequence[str], files: Mapping[Prefer, Path]) -> dict[str, str]:
+def written_digests(instances: Instances, class_names: Sequence[str], files: Mapping[Prefer, str]) -> dict[str, str]:
     """What `Predictions` needs to know later about the files just written for one image.
 
-    instances: the objects in these files. files: those of the files that were written.
+    instances: the objects in these files. files: digests of the files that were written (see `FileIdentity`).
     """
-    digests = {"objects": _digest(instances, class_names), "labels": _digest(_as_labels(instances))}
-    return digests | {kind: _file_digest(path) for kind, path in files.items()}
+    return {"objects": _digest(instances, class_names), "labels": _digest(_as_labels(instances)), **files}
+
+
+def is_correction(folder: Path, record: Dataset, kind: Prefer) -> bool:
+    """Whether a changed file of an image can be read. record: the predicted objects of that image alone."""
+    try:
+        _Image(folder, record[0], 0.0, record.class_names, None).loader(kind)()
+    except InputError:
+        return False
+    return True
 
 
 def as_annotations(dataset: Dataset) -> Dataset:
@@ -100,9 +108,14 @@ def as_annotations(dataset: Dataset) -> Dataset:
     return replace(dataset, samples=tuple(samples), info=info, notes=(*dataset.notes, note))
 
 
+def images_in_conflict(dataset: Dataset) -> set[str]:
+    """The ids of images of which several files were edited differently, or one cannot be read."""
+    return {note.where for note in dataset.notes if note.kind in (CONFLICT, UNREADABLE)}
+
+
 def without_conflicts(dataset: Dataset) -> tuple[Dataset, list[InputError]]:
     """The images that can be read, and the errors of those of which several files were edited or one is damaged."""
-    failing = {note.where for note in dataset.notes if note.kind in (CONFLICT, UNREADABLE)}
+    failing = images_in_conflict(dataset)
     errors = []
     for sample in dataset:
         if sample.id in failing:
@@ -214,7 +227,7 @@ def _edited(image: _Image) -> dict[Prefer, _Versions]:
 
 def _is_unchanged(image: _Image, kind: Prefer) -> bool:
     """Whether a file still has the bytes that were written, which is faster to tell than whether its objects differ."""
-    return image.written is not None and image.written.get(kind) == _file_digest(image.file(kind))
+    return image.written is not None and image.written.get(kind) == FileIdentity.of(image.file(kind)).digest
 
 
 def _n_files(image: _Image) -> int:
@@ -271,13 +284,6 @@ def _as_labels(instances: Instances) -> Instances:
     """The objects as a label image shows them: shared pixels belong to the higher score."""
     best_first = instances.by_score()
     return Instances.from_masks(MaskSet.from_label_map(best_first.masks.to_label_map())[0])
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 # Loading

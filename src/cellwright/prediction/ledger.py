@@ -1,0 +1,145 @@
+"""The records of a job that writes a prediction folder: which images are done, and what their files contain.
+
+They lie in ``progress/`` of the output folder, named by a digest of the image's id:
+
+    <digest>.begun   the names of the files that are about to be written, so that what a killed job left is known
+    <digest>.json    the objects, as a small COCO file
+    <digest>.png     a thumbnail
+    <digest>.done    that the image is done: what was read, and size and digest of each file above and of each output
+    images.json      all images, once all of them are done; then the others are removed
+
+A record counts only if all that it lists has the content that was recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellwright.core.errors import FormatError, InputError
+from cellwright.core.file_identity import FileIdentity, digest_of
+from cellwright.core.files import read_json, write_json
+
+IMAGES = "images.json"
+SCHEMA_VERSION = 1
+_OVERVIEW = ""  # the id under which the files about all images are begun
+
+
+@dataclass(frozen=True)
+class Done:
+    """An image that is done.
+
+    file: of the image. pixels: a hash of what was read from it. objects: their number.
+    files: those written for it, by name. parts: its records, by suffix.
+    """
+
+    file: FileIdentity
+    pixels: str
+    objects: int
+    files: Mapping[str, FileIdentity] = field(default_factory=dict)
+    parts: Mapping[str, FileIdentity] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(values: Any, where: Path) -> Done:
+        """From JSON values. Raises `FormatError` for others."""
+        try:
+            names = ("files", "parts")
+            several = {name: {str(k): _identity(v) for k, v in values.get(name, {}).items()} for name in names}
+            return Done(_identity(values["file"]), str(values["pixels"]), int(values["objects"]), **several)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            remedy = "use `overwrite=True` to start again, or choose another `out`"
+            raise FormatError("a record of this job is damaged", where=where, got=str(error), remedy=remedy) from error
+
+
+def _identity(values: Any) -> FileIdentity:
+    return FileIdentity(str(values["digest"]), int(values["bytes"]), int(values["modified_ns"]))
+
+
+class Ledger:
+    """The records in a folder, which need not exist."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, image_id: str, suffix: str) -> Path:
+        """A file about one image."""
+        return self.folder / f"{digest_of(image_id)}{suffix}"
+
+    def begin(self, image_id: str, names: Iterable[str]) -> None:
+        """Record that these files are written next."""
+        write_json(self.path(image_id, ".begun"), {"id": image_id, "files": list(names)})
+
+    def begin_overview(self, names: Iterable[str]) -> None:
+        """`begin` for the files about all images."""
+        self.begin(_OVERVIEW, names)
+
+    def begun(self) -> dict[str, list[str]]:
+        """The names of all files that were begun, by the id of their image ("": about all of them)."""
+        begun = {}
+        for path in sorted(self.folder.glob("*.begun")):
+            try:
+                content = read_json(path)
+                begun[str(content["id"])] = [str(name) for name in content["files"]]
+            except (InputError, KeyError, TypeError):  # a power cut; nothing was written under these names
+                continue
+        return begun
+
+    def record(self, image_id: str, done: Done) -> Done:
+        """Record that an image is done, with the content of the parts of its record; returns that."""
+        parts = [path for path in (self.path(image_id, suffix) for suffix in (".json", ".png")) if path.is_file()]
+        complete = Done(done.file, done.pixels, done.objects, done.files, {p.suffix: FileIdentity.of(p) for p in parts})
+        write_json(self.path(image_id, ".done"), {"id": image_id, **asdict(complete)})
+        return complete
+
+    def done(self) -> dict[str, Done]:
+        """The images that are done, by id; without those whose record is damaged or incomplete."""
+        done = {}
+        for path in sorted(self.folder.glob("*.done")):
+            try:
+                content = read_json(path)
+                one = Done.from_dict(content, path)
+                image_id = str(content["id"])
+            except (InputError, AttributeError, KeyError, TypeError):
+                continue
+            if path == self.path(image_id, ".done") and self.is_whole(image_id, one):
+                done[image_id] = one
+        return done
+
+    def is_whole(self, image_id: str, done: Done) -> bool:
+        """Whether the parts of a record have the content that was recorded."""
+        return ".json" in done.parts and all(
+            FileIdentity.of(self.path(image_id, suffix), part).digest == part.digest
+            for suffix, part in done.parts.items()
+        )
+
+    def finish(self, images: Mapping[str, Done]) -> None:
+        """Record all images in one file."""
+        content = {image_id: {**asdict(done), "files": {}, "parts": {}} for image_id, done in images.items()}
+        write_json(self.folder / IMAGES, {"schema_version": SCHEMA_VERSION, "images": content}, indent=None)
+
+    def finished(self) -> dict[str, Done] | None:
+        """All images, if `finish` has recorded them. Raises `FormatError` if that is damaged."""
+        path = self.folder / IMAGES
+        return images_in(path) if path.is_file() else None
+
+    def remove_list(self) -> None:
+        """Remove what `finish` has written."""
+        (self.folder / IMAGES).unlink(missing_ok=True)
+
+    def remove_all_but_list(self) -> None:
+        """Remove the records of single images."""
+        for path in self.folder.iterdir():
+            if path.name != IMAGES and path.is_file():
+                path.unlink()
+
+
+def images_in(path: Path) -> dict[str, Done]:
+    """The images in a JSON file. Raises `FormatError` if it is damaged."""
+    content = read_json(path)
+    try:
+        return {str(name): Done.from_dict(one, path) for name, one in content["images"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        remedy = "use `overwrite=True` to start again, or choose another `out`"
+        raise FormatError("the record of this job is damaged", where=path, got=str(error), remedy=remedy) from error
