@@ -10,6 +10,7 @@ import pytest
 import roifile
 import tifffile
 from drawn import run
+from PIL import Image as Pillow
 
 import cellwright as cw
 from cellwright.data.synthetic import draw_field
@@ -136,3 +137,32 @@ def test_series_of_other_sizes_are_chosen_when_converting(tmp_path, capsys):
     dataset = cw.read_dataset(folder, reading=cw.Reading(series="cells"))
     assert dataset[0].image_hw == (96, 112)
     assert dataset.info["series"] == "cells"
+
+
+def test_convert_says_what_it_read_of_each_source(tmp_path, capsys):
+    for name, n_images in (("first", 1), ("second", 2)):
+        (tmp_path / name).mkdir()
+        for k in range(n_images):
+            tifffile.imwrite(tmp_path / name / f"{name}{k}.tif", np.zeros((20, 30), np.uint8))
+            labels = np.zeros((20, 30), np.uint16)
+            labels[2:8, 2:8], labels[10:18, 10:20] = 1, 2
+            tifffile.imwrite(tmp_path / name / f"{name}{k}_masks.tif", labels)
+    (tmp_path / "second/notes.txt").write_text("patient 7")
+    (tmp_path / "second/counts.xlsx").write_bytes(b"PK")
+    (tmp_path / "second/README.txt").write_text("about")
+    assert run("data", "convert", tmp_path / "first", tmp_path / "second", "--out", tmp_path / "set") == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"read {tmp_path / 'first'} as label_images: 1 image, 2 objects (cell 2)" in error
+    assert f"read {tmp_path / 'second'} as label_images: 2 images, 4 objects (cell 4)" in error
+    assert "skipped 2 files that label_images does not read: 1 .txt (notes.txt), 1 .xlsx (counts.xlsx)" in error
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_transparency_is_no_channel(suffix, tmp_path, capsys):
+    pixels = np.full((20, 30, 4), 200, np.uint8)
+    if suffix == "png":
+        Pillow.fromarray(pixels).save(tmp_path / "a.png")
+    else:
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    assert run("data", "info", tmp_path) == 0
+    assert "8 bit, 3 channels and transparency" in " ".join(capsys.readouterr().out.split())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from cyclopts import Parameter
 
 from cellwright.api.outputs import dataset_output, write_once
@@ -102,7 +103,7 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         require_annotations(as_annotations(part), source, options)
         for (part, _), source in zip(read_parts, sources, strict=True)
     ]
-    parts = split_by_name(parts, sources)
+    parts, tallies = _tallied(split_by_name(parts, sources))
     dataset = parts[0] if len(parts) == 1 else merge_datasets(parts)
     if errors and not len(dataset):
         raise errors[0]
@@ -116,7 +117,6 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     dataset = _with_reading(dataset, reading_of(plan))
     for line in summarise(dataset.notes):
         screen.note(line)
-    dataset, counts = _counted(dataset)
     to_write = WriteOptions(copy_images=plan.copy_images, place=output.place, track=screen.track)
     announcement = f"{plan.out / DATASET_FILE} ({count(len(dataset), 'image')})"
 
@@ -125,9 +125,13 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
 
     if not write_once(output, write, announcement, screen, dry_run=dry_run):
         return None
-    if n_omitted := sum(omitted for _, omitted in counts.values()):
+    for source, part, tally in zip(sources, parts, tallies, strict=True):
+        if tally.by_class:
+            form = part.info.get("format", "a dataset")
+            screen.note(f"read {source} as {form}: {tally.describe(part.class_names)}")
+    if n_omitted := sum(sum(tally.omitted.values()) for tally in tallies):
         screen.note(f"skipped {count(n_omitted, 'object')} without a pixel")
-    n_empty = sum(n == 0 for n, _ in counts.values())
+    n_empty = sum(not sum(numbers) for tally in tallies for numbers in tally.by_class.values())
     if n_empty:
         screen.note(f"without objects: {n_empty:,} of {count(len(dataset), 'image')}")
     failures = tuple(Note(FAILED, str(error)) for error in errors)
@@ -140,27 +144,47 @@ def failed(dataset: Dataset) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Counted:
-    """A `Sample.load` that omits annotated objects without a pixel, and records how many it has read and omitted."""
+class _Tally:
+    """What was read of one source, by sample: the number of objects of each class, and of those without a pixel."""
+
+    by_class: dict[str, list[int]] = field(default_factory=dict)
+    omitted: dict[str, int] = field(default_factory=dict)
+
+    def describe(self, class_names: Sequence[str]) -> str:
+        """``"24 images, 1,234 objects (nucleus 1,200, debris 34)"``."""
+        totals = [sum(numbers) for numbers in zip(*self.by_class.values(), strict=True)] or [0] * len(class_names)
+        named = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, totals, strict=True))
+        text = f"{count(len(self.by_class), 'image')}, {count(sum(totals), 'object')}"
+        return f"{text} ({named})" if sum(totals) else text
+
+
+@dataclass(frozen=True, eq=False)
+class _TalliedLoad:
+    """A `Sample.load` that omits annotated objects without a pixel, and counts what it has read and omitted."""
 
     sample_id: str
+    n_classes: int
     load: Callable[[], Instances]
-    counts: dict[str, tuple[int, int]]
+    tally: _Tally
 
     def __call__(self) -> Instances:
         instances = self.load()
         n = len(instances)
         if instances.scores is None:
             instances = instances[instances.masks.areas > 0]
-        self.counts[self.sample_id] = len(instances), n - len(instances)
+        self.tally.by_class[self.sample_id] = np.bincount(instances.class_ids, minlength=self.n_classes).tolist()
+        self.tally.omitted[self.sample_id] = n - len(instances)
         return instances
 
 
-def _counted(dataset: Dataset) -> tuple[Dataset, dict[str, tuple[int, int]]]:
-    """The dataset, and a dictionary that is filled with the numbers of objects read and omitted of each sample."""
-    counts: dict[str, tuple[int, int]] = {}
-    samples = [dataclasses.replace(sample, load=_Counted(sample.id, sample.load, counts)) for sample in dataset]
-    return dataset.with_samples(samples), counts
+def _tallied(parts: Sequence[Dataset]) -> tuple[list[Dataset], list[_Tally]]:
+    """The datasets, and of each a tally that is filled when its objects are read."""
+    tallies, tallied = [_Tally() for _ in parts], []
+    for part, tally in zip(parts, tallies, strict=True):
+        n = len(part.class_names)
+        samples = [dataclasses.replace(s, load=_TalliedLoad(s.id, n, s.load, tally)) for s in part]
+        tallied.append(part.with_samples(samples))
+    return tallied, tallies
 
 
 def _with_reading(dataset: Dataset, reading: Reading) -> Dataset:

@@ -206,7 +206,8 @@ def _pixel_type(sample: Sample, series: int | str | None) -> str:
     if sample.image_path is None:
         return "no image file"
     header = image_header(sample.image_path, series)
-    return f"{header.bits} bit, {count(header.n_channels, 'channel')}"
+    channels = count(header.n_channels - header.has_alpha, "channel")
+    return f"{header.bits} bit, {channels}{' and transparency, which is not used' if header.has_alpha else ''}"
 
 
 def _splits(dataset: Dataset, measured: list[_SampleCounts]) -> dict[str, SplitInfo]:

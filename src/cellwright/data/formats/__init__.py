@@ -6,6 +6,7 @@ Each format is a class in a file of its own and one line in ``FORMATS``; see `Fo
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from cellwright.core.dataset import Dataset
@@ -27,12 +28,13 @@ from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.npy_stacks import NpyStacks
 from cellwright.data.formats.orientation import follow_orientation
-from cellwright.data.formats.paths import first_files, unannotated_note
+from cellwright.data.formats.paths import first_files, unannotated_note, walk
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.voc import Voc
 from cellwright.data.formats.xml_outlines import XmlOutlines
 from cellwright.data.formats.yolo_seg import YoloSeg
+from cellwright.data.images.names import IMAGE_SUFFIXES
 from cellwright.data.images.passed_over import passed_over_note, vendor_kinds
 
 __all__ = [
@@ -75,6 +77,13 @@ FORMATS: dict[str, Format] = {
 
 # Formats in which images without annotation beside annotated ones can be told (others do so themselves).
 _ONE_ANNOTATION_PER_IMAGE = ("coco", "labelme", "yolo_seg", "geojson", "imagej_roi", "xml_outlines", "voc", "rle_csv")
+
+# Suffixes of annotations, and of files beside them; annotations of other formats have notes of their own.
+_KNOWN_SUFFIXES = (
+    ".json", ".geojson", ".csv", ".tsv", ".xml", ".zip", ".roi", ".npy", ".mat", ".yaml", ".yml", ".index", ".md",
+)  # fmt: skip
+_WITH_TEXTS, _TEXTS = ("yolo_seg", "ctc", "voc"), (".txt", ".names", ".data")
+_ABOUT = re.compile(r"readme|licen[cs]e|copying|thumbs\.db|desktop\.ini", re.IGNORECASE)
 
 _ANNOTATION_SUFFIXES = (".json", ".csv", ".tsv", ".geojson", ".xml", ".zip")
 
@@ -201,7 +210,24 @@ def _passed_over(dataset: Dataset, path: Path) -> list[Note]:
     note = passed_over_note(path, None if dataset.info.get("format") == "image_folder" else vendor_kinds())
     has_pairs = dataset.info.get("format") in _ONE_ANNOTATION_PER_IMAGE
     bare = unannotated_note(dataset) if has_pairs else None
-    return [found for found in (note, bare, _other_kinds_note(dataset, path)) if found is not None]
+    found = (note, bare, _other_kinds_note(dataset, path), _unread_note(dataset, path))
+    return [each for each in found if each is not None]
+
+
+def _unread_note(dataset: Dataset, path: Path) -> Note | None:
+    """One line about files of kinds that are no annotations of the format, such as text files and tables of a lab."""
+    read_as = str(dataset.info.get("format"))
+    known = {*_KNOWN_SUFFIXES, *IMAGE_SUFFIXES, *vendor_kinds(), *(_TEXTS if read_as in _WITH_TEXTS else ())}
+    files = [file for file in walk(path) if plain_suffix(file) not in known and not _ABOUT.match(file.name)]
+    if not files:
+        return None
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(file.suffix.lower() or file.name, []).append(file.name)
+    parts = [f"{len(of_kind)} {kind} ({of_kind[0]})" for kind, of_kind in sorted(names.items())]
+    more = f" and {count(len(parts) - SHOWN_ENTRIES, 'more kind')}" if len(parts) > SHOWN_ENTRIES else ""
+    text = f"skipped {count(len(files), 'file')} that {read_as} does not read: {', '.join(parts[:SHOWN_ENTRIES])}{more}"
+    return Note("files of other kinds were skipped", text, path.name)
 
 
 def _other_formats_note(reader: Format, path: Path) -> list[Note]:

@@ -31,14 +31,15 @@ from cellwright.data.images.zarr import has_zarr, is_zarr, read_zarr_header
 class ImageHeader:
     """The facts in the header of an image file.
 
-    image_hw: (height, width) upright, as `read_image` returns it. orientation: of EXIF, 1 to 8; 5 to 8 were stored with
-    height and width exchanged.
+    image_hw: (height, width) upright, as `read_image` returns it. has_alpha: whether the last of the channels is
+    transparency. orientation: of EXIF, 1 to 8; 5 to 8 were stored with height and width exchanged.
     """
 
     image_hw: tuple[int, int]
     n_channels: int
     bits: int
     orientation: int = 1
+    has_alpha: bool = False
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -99,12 +100,13 @@ def image_header(path: Path | str, series: int | str | None = None) -> ImageHead
     of_planes = read_vendor_header if suffix in PLUGINS else of_planes
     if of_planes is not None:
         planes = of_planes(path, Choice(series=series))
-        header = ImageHeader(planes.image_hw, planes.n_channels, planes.bits)
+        header = ImageHeader(planes.image_hw, planes.n_channels, planes.bits, has_alpha=planes.has_alpha)
     elif suffix in SLIDE_SUFFIXES:
         header = ImageHeader(SlideSource(path).image_hw, 3, 8)
     elif suffix in RASTER_SUFFIXES:
         raster = raster_header(path)
-        header = ImageHeader(raster.image_hw, raster.n_channels, raster.bits, raster.orientation)
+        has_alpha = raster.n_channels in (2, 4)
+        header = ImageHeader(raster.image_hw, raster.n_channels, raster.bits, raster.orientation, has_alpha)
     else:
         raise not_an_image(path, IMAGE_SUFFIXES)
     if not all(0 < side <= MAX_SIDE for side in header.image_hw):

@@ -46,11 +46,12 @@ Plane: TypeAlias = int | Literal["max", "mean"]
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Size, number of channels and bits per value of an image, before decoding."""
+    """Size, number of channels (the last may be transparency) and bits per value of an image, before decoding."""
 
     image_hw: tuple[int, int]
     n_channels: int
     bits: int
+    has_alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def read_tiff_header(path: Path, choice: Choice) -> TiffHeader:
             raise
         except Exception as error:  # a damaged directory raises IndexError, struct.error, ValueError, ...
             raise damaged_image(path, error) from error
-        return TiffHeader(image.image_hw, image.extent("C") * len(names), 8 * image.dtype.itemsize)
+        n_channels, has_alpha = image.extent("C") * len(names), len(names) > 1 and names[-1] == "A"
+        return TiffHeader(image.image_hw, n_channels, 8 * image.dtype.itemsize, has_alpha)
 
 
 def read_tiff(path: Path, choice: Choice) -> Image:
