@@ -16,6 +16,7 @@ from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.api.paths import HowToRead, content_of, is_model, read_ground_truth, read_objects, short_names
 from cellwright.api.predict import model_notes
+from cellwright.api.read import is_label_image
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 MARKER = "report.md"
 # What evaluations of earlier versions without a record consist of.
 _EARLIER = ("metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "comparison.csv", "*.png", "errors/*.png")
-LABEL_IMAGES = (".tif", ".tiff", ".png")
 
 
 @Parameter(name="*")
@@ -425,7 +425,7 @@ def _objects(
         raise UsageError(f"`{name}` is a model", got=str(value), expected="ground truth; a model goes first")
     if isinstance(value, str | os.PathLike):
         path = Path(value)
-        if path.suffix.lower() not in LABEL_IMAGES:
+        if not is_label_image(path):
             return read(path)
     try:
         return as_instances_list(value)[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import UsageError
+from cellwright.core.files import plain_suffix
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
@@ -244,7 +245,7 @@ def read_instances(
         array([1, 2])
     """
     path = Path(path)
-    if path.suffix.lower() in (".tif", ".tiff", ".png"):
+    if is_label_image(path):
         from cellwright.data.formats.label_io import read_raster
         from cellwright.data.formats.label_kinds import single_image
 
@@ -260,6 +261,13 @@ def read_instances(
             remedy="use cellwright.read_dataset",
         )
     return dataset[0].read_instances()
+
+
+def is_label_image(path: Path) -> bool:
+    """Whether the name of a file is that of a label image, or of a mask, of one image."""
+    from cellwright.data.formats.label_io import LABEL_SUFFIXES, LOSSY_SUFFIXES
+
+    return plain_suffix(path) in (*LABEL_SUFFIXES, *LOSSY_SUFFIXES)
 
 
 def is_dataset(path: Path) -> bool:

@@ -27,7 +27,9 @@ import numpy as np
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError
 
 # Endings of two parts that count as one suffix.
-_TWO_PARTS = re.compile(r"(?:\.ome)?\.zarr\.zip$|\.ome\.(?:tiff?|tf2|tf8|btf|zarr|ozx)$|\.[^./]+\.gz$", re.IGNORECASE)
+_TWO_PARTS = re.compile(
+    r"(?:\.ome)?\.zarr\.zip$|\.ome\.(?:tiff?|tf2|tf8|btf|zarr|ozx)(?:\.gz)?$|\.[^./]+\.gz$", re.IGNORECASE
+)
 _GZIP = b"\x1f\x8b"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # What is kept of a name in a temporary one, so that long names remain possible.
@@ -45,7 +47,7 @@ UNLISTED = "cannot list this folder"
 
 
 def stem_of(path: Path | str) -> str:
-    """The file name without its suffix; ``.ome.tif`` and ``.json.gz`` count as one suffix.
+    """The file name without its suffix; ``.ome.tif``, ``.json.gz`` and ``.ome.tif.gz`` count as one suffix.
 
     >>> stem_of("plate/well_01.ome.tif"), stem_of("a.json.gz"), stem_of("image.v2.png")
     ('well_01', 'a', 'image.v2')
@@ -373,7 +375,8 @@ def gunzip(data: bytes, path: Path | str) -> bytes:
         ) from error
     if len(content) > MAX_UNPACKED:
         got, expected = f"more than {MAX_UNPACKED} bytes unpacked", f"at most {MAX_UNPACKED}"
-        raise FormatError("this gzip file is too large", where=path, got=got, expected=expected)
+        remedy = "unpack it with gunzip"
+        raise FormatError("this gzip file is too large", where=path, got=got, expected=expected, remedy=remedy)
     return content
 
 
@@ -414,6 +417,27 @@ def read_plain(path: Path | str, what: str = "file") -> bytes:
         return gunzip(Path(path).read_bytes(), path)
     except OSError as error:
         raise unreadable(path, error, what) from error
+
+
+def is_gzip(path: Path | str) -> bool:
+    """Whether the name of a file says that it is compressed with gzip.
+
+    >>> is_gzip("a.tif.gz"), is_gzip("a.tif")
+    (True, False)
+    """
+    return str(path).lower().endswith(".gz")
+
+
+def plain_size(path: Path | str) -> int:
+    """The number of bytes of a file, decompressed; of a file that `read_plain` has read."""
+    path = Path(path)
+    if not is_gzip(path):
+        return path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(2) != _GZIP:
+            return path.stat().st_size
+        file.seek(-4, os.SEEK_END)  # the last word of a gzip file is its length (RFC 1952)
+        return int.from_bytes(file.read(4), "little")
 
 
 def first_bytes(path: Path, n: int = 4096) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.files import stem_of
+from cellwright.core.files import plain_suffix, stem_of
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
@@ -242,7 +242,7 @@ def partners(samples: Dataset, others: Dataset) -> list[Sample | None]:
 
 def _name(sample: Sample) -> str:
     name = unicodedata.normalize("NFC", PurePosixPath(sample.id).name)
-    if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+    if plain_suffix(name) in IMAGE_SUFFIXES:
         name = stem_of(name)
     return name.removesuffix(".ome") or name
 

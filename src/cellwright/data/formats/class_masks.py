@@ -19,6 +19,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
+from cellwright.core.files import plain_suffix, stem_of
 from cellwright.core.instances import Instances
 from cellwright.core.masks import concat
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
@@ -107,12 +108,12 @@ class ClassMasks(Format):
 
 def class_number(path: Path) -> int | None:
     """K of a file ``classK.tif`` (or .tiff, .png), counted from 1; None for any other file."""
-    match = _CLASS_FILE.fullmatch(path.stem)
-    return int(match[1]) if match and path.suffix.lower() in LABEL_SUFFIXES else None
+    match = _CLASS_FILE.fullmatch(stem_of(path))
+    return int(match[1]) if match and plain_suffix(path) in LABEL_SUFFIXES else None
 
 
 def _is_image(file: Path) -> bool:
-    return file.stem == "image" and file.suffix.lower() in IMAGE_SUFFIXES
+    return stem_of(file) == "image" and plain_suffix(file) in IMAGE_SUFFIXES
 
 
 def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptions, meaning: Meaning) -> Sample:

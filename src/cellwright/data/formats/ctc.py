@@ -209,8 +209,6 @@ def _place(file: Path) -> tuple[_Frame, str, bool] | None:
 
 def _check_flat(file: Path) -> None:
     """Raise `FormatError` for a label image of several planes. Other faults are found when it is read."""
-    if file.suffix.lower() == ".gz":
-        return
     try:
         with open_tiff(file) as tif:
             n_pages = len(tif.pages)

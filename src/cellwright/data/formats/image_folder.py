@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError
-from cellwright.core.files import stem_of, walk
+from cellwright.core.files import plain_suffix, stem_of, walk
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions
@@ -71,7 +71,7 @@ def describe_contents(path: Path) -> str:
     by_suffix = Counter(file.suffix.lower() or file.name for file in others)
     names = {file.suffix.lower() or file.name: file.name for file in reversed(others)}
     beside = [f"{count(n, f'{suffix} file')} ({names[suffix]})" for suffix, n in by_suffix.most_common(6)]
-    lossless = [file for file in images if file.suffix.lower() in LABEL_SUFFIXES]
+    lossless = [file for file in images if plain_suffix(file) in LABEL_SUFFIXES]
     step = max(1, len(lossless) // _MAX_DECODED)
     labels = [file for file in lossless[::step][:_MAX_DECODED] if _looks_annotated(file)]
     if labels:

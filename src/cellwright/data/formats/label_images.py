@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, FormatError, InputError
+from cellwright.core.files import is_gzip, plain_suffix, stem_of
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
 from cellwright.core.text import count
@@ -103,7 +104,7 @@ class LabelFolder(Format):
     def sniff(self, path: Path) -> bool:
         """Whether the TIFF and PNG files, whatever their names, look like label images: regions of equal values."""
         listed = first_files(path)
-        files = [file for file in listed if file.suffix.lower() in LABEL_SUFFIXES]
+        files = [file for file in listed if plain_suffix(file) in LABEL_SUFFIXES]
         # If the folder itself is called "labels" or "masks", that says nothing about the layout below it.
         if not files or len(files) < len(listed) or any(_is_marked(file, path) for file in files):
             return False
@@ -140,7 +141,9 @@ class NuInsSeg(Format):
 
 def _is_marked(file: Path, path: Path) -> bool:
     in_role = file.parent != path and role_of(file.parent.name) is not None
-    return in_role or label_stem(file) is not None or file.stem == "image" or bool(_ONE_CLASS.fullmatch(file.stem))
+    return (
+        in_role or label_stem(file) is not None or stem_of(file) == "image" or bool(_ONE_CLASS.fullmatch(stem_of(file)))
+    )
 
 
 def _looks_annotated(path: Path) -> bool | None:
@@ -153,7 +156,7 @@ def _looks_annotated(path: Path) -> bool | None:
 def are_all_zero(path: Path) -> bool:
     """Whether every file below a folder is a label image without objects, as tools write them that found nothing."""
     files = list(walk(path)) if path.is_dir() else [path]
-    if not files or any(file.suffix.lower() not in LABEL_SUFFIXES for file in files):
+    if not files or any(plain_suffix(file) not in LABEL_SUFFIXES for file in files):
         return False
     try:
         rasters = map(read_raster, files)
@@ -164,7 +167,7 @@ def are_all_zero(path: Path) -> bool:
 
 def _is_mask_folder(files: Sequence[Path]) -> bool:
     """Whether ``images/`` and ``masks/`` contain one image and one file per object: the ``mask_folder`` format."""
-    return any(file.parent.name == "masks" and file.suffix.lower() in LABEL_SUFFIXES for file in files)
+    return any(file.parent.name == "masks" and plain_suffix(file) in LABEL_SUFFIXES for file in files)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -176,8 +179,8 @@ def _layout(path: Path) -> LabelLayout:
     files = list(walk(root)) if path.is_dir() else [path]
     layout = find_pairs(files, root)
     if not layout.pairs:
-        alone = [file for file in files if file.suffix.lower() in LABEL_SUFFIXES]
-        pairs = [LabelPair(file, file.relative_to(root).with_suffix("").as_posix(), None) for file in alone]
+        alone = [file for file in files if plain_suffix(file) in LABEL_SUFFIXES]
+        pairs = [LabelPair(file, _relative_stem(file, root), None) for file in alone]
         layout = LabelLayout(tuple(pairs))
     if not layout.pairs:
         raise InputError(
@@ -186,6 +189,11 @@ def _layout(path: Path) -> LabelLayout:
             expected="x.tif next to x_masks.tif, or images/x.tif and masks/x.tif, or label images only",
         )
     return layout
+
+
+def _relative_stem(file: Path, root: Path) -> str:
+    relative = file.relative_to(root)
+    return (relative.with_suffix("") if is_gzip(file) else relative).with_suffix("").as_posix()
 
 
 def _read(path: Path, options: ReadOptions) -> Dataset:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, OutputError
-from cellwright.core.files import atomic_path
+from cellwright.core.files import atomic_path, plain_suffix
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
 from cellwright.core.unpickle import read_npy_object
@@ -25,6 +25,7 @@ from cellwright.data.images.tiff import check_claim, open_tiff
 _log = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = (".tif", ".tiff", ".png", ".bmp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg")  # of masks only: they change the numbers of labels
 _MAX_LABEL = 2**32 - 1
 
 Encoding = Literal["numbers", "grey", "colours"]
@@ -162,7 +163,7 @@ def _check_whole(raw: np.ndarray, where: object) -> None:
 
 def _decode(path: Path) -> np.ndarray:
     try:
-        suffix = path.suffix.lower()
+        suffix = plain_suffix(path)
         if suffix in (".tif", ".tiff"):
             return _decode_tiff(path)
         return _decode_png(path) if suffix == ".png" else _decode_other(path)
@@ -184,8 +185,8 @@ def _decode(path: Path) -> np.ndarray:
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
-    size = path.stat().st_size
     with open_tiff(path) as tif:
+        size = tif.filehandle.size
         if not tif.series:
             raise FormatError("this label image has no pixels", where=path, remedy="save it again, or remove it")
         series = tif.series[0]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.core.errors import InputError
+from cellwright.core.files import plain_suffix
 from cellwright.data.formats.label_io import LABEL_SUFFIXES
 from cellwright.data.formats.paths import SPLITS, images_named, stem_of
 from cellwright.data.images.read import IMAGE_SUFFIXES, is_image_name, is_own_output
@@ -271,7 +272,7 @@ def _bare(files: Sequence[Path], root: Path, pairs: Sequence[LabelPair], unread:
         if place is not None and place.role == "image" and file.parent not in stems:
             bare.append(("/".join((*place.group, stem_of(file.name))), file))
         elif file.parent in stems and not own & stems[file.parent]:
-            derived = any(_key(file.stem).startswith(stem + mark) for stem in stems[file.parent] for mark in "_-. ")
+            derived = any(_key(stem_of(file)).startswith(stem + mark) for stem in stems[file.parent] for mark in "_-. ")
             if not derived:  # x_flows.tif and the like, beside x.tif
                 bare.append((file.relative_to(root).with_name(stem_of(file.name)).as_posix(), file))
     return bare
@@ -288,7 +289,7 @@ def _twice(first: Path, second: Path) -> InputError:
 
 
 def _may_be_labels(file: Path, *, lossy: bool = False) -> bool:
-    suffix = file.suffix.lower()
+    suffix = plain_suffix(file)
     return suffix in LABEL_SUFFIXES or (lossy and suffix in IMAGE_SUFFIXES)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
-from cellwright.core.files import atomic_path
+from cellwright.core.files import atomic_path, plain_suffix
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
@@ -279,7 +279,7 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def _is_mask_name(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in MASK_SUFFIXES
+    return not name.startswith(".") and plain_suffix(name) in MASK_SUFFIXES
 
 
 def _copy_image(sample: Sample, folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cellwright.core.errors import FormatError
+from cellwright.core.files import plain_suffix
 from cellwright.core.text import count
 from cellwright.data.formats.label_kinds import is_smooth
 from cellwright.data.images.raster import MAX_DEFLATE_RATIO, PNG_SIGNATURE, decode_png, read_file
@@ -42,7 +43,7 @@ class MaskReader:
         Box and crop are empty if no pixel is set. Raises `FormatError` for a mask of another size than its image, for a
         file that cannot be decoded, and for a file that is not the mask of one object.
         """
-        if path.suffix.lower() != ".png":
+        if plain_suffix(path) != ".png":
             return tight_crop(foreground(read_image(path).data, path), path, image_hw)
         data = read_file(path)
         band = self._png_band(data)

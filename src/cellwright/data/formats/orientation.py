@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError
+from cellwright.core.files import plain_suffix
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
 from cellwright.data.images.raster import RASTER_SUFFIXES, TURNS
@@ -36,7 +37,7 @@ def follow_orientation(dataset: Dataset, *, quiet: bool = False) -> Dataset:
 
 def _followed(sample: Sample) -> tuple[Sample, Note | None]:
     path = sample.image_path
-    if path is None or path.suffix.lower() not in RASTER_SUFFIXES:
+    if path is None or plain_suffix(path) not in RASTER_SUFFIXES:
         return sample, None
     try:
         header = image_header(path)

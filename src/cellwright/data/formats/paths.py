@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, OutputError
-from cellwright.core.files import atomic_path, first_bytes, plain_suffix, stem_of, unreadable, walk
+from cellwright.core.files import atomic_path, first_bytes, is_gzip, plain_suffix, stem_of, unreadable, walk
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
@@ -160,9 +160,9 @@ def split_named(stem: str) -> str | None:
 
 
 def images_named(folder: Path, stem: str) -> list[Path]:
-    """The image files ``folder/<stem>.png``, ``.tif``, ``.ome.tif`` and so on that exist."""
+    """The image files ``folder/<stem>.png``, ``.tif``, ``.ome.tif``, ``.tif.gz`` and so on that exist."""
     suffixes = [*sorted(IMAGE_SUFFIXES), ".ome.tif", ".ome.tiff"]
-    names = [folder / f"{stem}{suffix}" for low in suffixes for suffix in (low, low.upper())]
+    names = [folder / f"{stem}{suffix}" for low in suffixes for suffix in (low, low.upper(), f"{low}.gz")]
     return _distinct([file for file in names if file.is_file()])
 
 
@@ -294,7 +294,7 @@ class ImageFinder:
         """The image of this name next to ``annotation``, in the usual folders, or in any folder below the source."""
         here = annotation.parent
         relative = here / stem.replace("\\", "/")
-        if relative.suffix.lower() in IMAGE_SUFFIXES and relative != annotation and is_file(relative):
+        if plain_suffix(relative) in IMAGE_SUFFIXES and relative != annotation and is_file(relative):
             return relative
         for folder in self._near(here):
             files = [file for file in self._listed(folder).find(stem) if file != annotation]
@@ -423,7 +423,7 @@ def is_file(path: Path) -> bool:
 
 def _is_plain_image(file: Path) -> bool:
     """Whether a file has the suffix of an image and is not named as a label image."""
-    return file.suffix.lower() in IMAGE_SUFFIXES and _LABEL_NAME.fullmatch(file.stem) is None
+    return plain_suffix(file) in IMAGE_SUFFIXES and _LABEL_NAME.fullmatch(stem_of(file)) is None
 
 
 def _is_annotation_folder(folder: Path) -> bool:
@@ -549,7 +549,8 @@ def copy_image(sample: Sample, target: Path) -> list[Path]:
     if sample.image_path is None:
         return []
     image = sample.image_path
-    target = target.with_name(target.name + image.suffix)
+    suffix = Path(image.stem).suffix + image.suffix if is_gzip(image) else image.suffix
+    target = target.with_name(target.name + suffix)
     if image.suffix.lower() in SEVERAL_FILES:
         raise InputError(
             "this slide consists of several files, which cannot be copied",

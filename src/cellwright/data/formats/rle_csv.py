@@ -361,7 +361,7 @@ def _parts_of(masks: MaskSet, class_ids: Sequence[int]) -> Instances:
 
 def _without_suffixes(image_ids: Sequence[str]) -> list[str]:
     """The image ids, without the suffix of an image file unless two would then be equal."""
-    is_name = [PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES for name in image_ids]
+    is_name = [plain_suffix(name) in IMAGE_SUFFIXES for name in image_ids]
     short = [
         (PurePosixPath(name).parent / stem_of(name)).as_posix() if named else name
         for name, named in zip(image_ids, is_name, strict=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
+from cellwright.core.files import plain_suffix, stem_of
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
 from cellwright.core.text import count
@@ -40,7 +41,7 @@ class Voc(Format):
         if not path.is_dir():
             return False
         files = first_files(path)
-        if any(file.parent.name in (_OBJECTS, _CLASSES) and file.suffix.lower() in LABEL_SUFFIXES for file in files):
+        if any(file.parent.name in (_OBJECTS, _CLASSES) and plain_suffix(file) in LABEL_SUFFIXES for file in files):
             return True
         xml = [file for file in files if file.suffix.lower() == ".xml"]
         return any(b"<annotation>" in first_bytes(file) and b"<bndbox>" in first_bytes(file) for file in xml[:3])
@@ -48,7 +49,7 @@ class Voc(Format):
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every image with a mask of instances."""
         root = root_of(path)
-        files = [file for file in walk(root) if file.suffix.lower() in LABEL_SUFFIXES]
+        files = [file for file in walk(root) if plain_suffix(file) in LABEL_SUFFIXES]
         masks = [file for file in files if file.parent.name == _OBJECTS]
         if not masks:
             masks = [file for file in files if file.parent.name == _CLASSES]
@@ -74,14 +75,14 @@ class Voc(Format):
         splits = _splits(root)
         samples = []
         for file in masks:
-            images = images_named(file.parent.parent / _IMAGES, file.stem)
+            images = images_named(file.parent.parent / _IMAGES, stem_of(file))
             if not images and options.require_images:
-                raise InputError("a mask has no image", where=file, expected=f"{_IMAGES}/{file.stem}.jpg")
+                raise InputError("a mask has no image", where=file, expected=f"{_IMAGES}/{stem_of(file)}.jpg")
             hw = image_hw_of(images[0], options.series) if images else image_hw_of(file)
             load = LoadVoc(LoadLabels(file, hw, meaning), by_class.get(file), tuple(values))
             image = images[0] if images else None
             samples.append(
-                Sample(_sample_id(file, root), image, hw, load, split=splits.get(file.stem), source=self.name)
+                Sample(_sample_id(file, root), image, hw, load, split=splits.get(stem_of(file)), source=self.name)
             )
         if any(file not in by_class for file in masks) and values:
             text = f"some masks have no file in {_CLASSES}/; their objects are {defaults[0]}"
@@ -128,7 +129,7 @@ def _values(file: Path, void: int | None) -> set[int]:
 
 def _sample_id(file: Path, root: Path) -> str:
     above = file.parent.parent.relative_to(root)
-    return (above / file.stem).as_posix()
+    return (above / stem_of(file)).as_posix()
 
 
 def _splits(root: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ The file is parsed as a stream. Document type declarations, and with them all en
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError
-from cellwright.core.files import unreadable
+from cellwright.core.files import is_gzip, plain_suffix, read_plain, stem_of, unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
@@ -43,7 +44,7 @@ class XmlOutlines(Format):
 
     def sniff(self, path: Path) -> bool:
         """Whether one of the first XML files begins as ImageScope's files do."""
-        files = [file for file in first_files(path) if file.suffix.lower() == ".xml"]
+        files = [file for file in first_files(path) if plain_suffix(file) == ".xml"]
         return any(b"<Annotations" in first_bytes(file) for file in files[:3])
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
@@ -53,16 +54,16 @@ class XmlOutlines(Format):
         its folder.
         """
         root = root_of(path)
-        files = annotation_files(path, lambda file: file.suffix.lower() == ".xml", "Aperio XML files")
+        files = annotation_files(path, lambda file: plain_suffix(file) == ".xml", "Aperio XML files")
         finder, images, class_names, notes = ImageFinder(options), [], set(), list[Note]()
         for file in options.track(files, "reading outlines", len(files)):
             outlines = parse(file)
             class_names.update(outlines.class_names)
             notes += with_where(outlines.notes, file.relative_to(root).as_posix())
-            image, microns = finder.find(file, file.stem), outlines.microns_per_pixel
+            image, microns = finder.find(file, stem_of(file)), outlines.microns_per_pixel
             images.append((image, (microns, microns) if microns else image.pixel_size_um))
         names = options.select_classes(sorted(class_names), path)
-        places = split_ids([file.relative_to(root).with_suffix("").as_posix() for file in files], root.name)
+        places = split_ids([file.relative_to(root).with_name(stem_of(file)).as_posix() for file in files], root.name)
         samples = []
         for file, (image, size_um), (sample_id, split) in zip(files, images, places, strict=True):
             load = LoadOutlines(file, image.image_hw, names)
@@ -120,7 +121,7 @@ class _Reader:
 
     def parse(self) -> None:
         try:
-            with self.path.open("rb") as file:
+            with io.BytesIO(read_plain(self.path)) if is_gzip(self.path) else self.path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     self._parser.Parse(chunk, False)
             self._parser.Parse(b"", True)

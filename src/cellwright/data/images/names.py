@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from cellwright.core.files import plain_suffix
 from cellwright.data.images.raster import RASTER_SUFFIXES
 from cellwright.data.images.vendor import is_readable
 
@@ -17,7 +16,7 @@ OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_cu
 
 def is_image_name(name: str) -> bool:
     """Whether a name is that of an image that can be read (vendors' images, slides and Zarr with their extras)."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES or is_readable(name)
+    return plain_suffix(name) in IMAGE_SUFFIXES or is_readable(name)
 
 
 def is_own_output(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core.errors import InputError
+from cellwright.core.files import is_gzip
 from cellwright.core.image import Image, supported_dtype
 from cellwright.core.notes import Note
 from cellwright.core.text import count
@@ -149,7 +150,7 @@ def open_tiff_source(path: Path, choice: Choice) -> RegionSource:
     state = state_of(path)
     levels = _tiff_levels(path, choice)
     chosen = levels[0]
-    if isinstance(_first_plane(chosen), DecodedPlane):
+    if is_gzip(path) or isinstance(_first_plane(chosen), DecodedPlane):
         return whole_source(chosen, partial(read_tiff, path, choice))
     return TiffSource(path, choice, levels, state)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core.errors import InputError
-from cellwright.core.files import require_regular, unreadable
+from cellwright.core.files import is_gzip, plain_suffix, read_plain, require_regular, unreadable
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
@@ -63,7 +63,7 @@ class RasterHeader:
 def read_raster(path: Path) -> Image:
     """The image, upright, with all channels and notes. Raises `InputError`, or `FormatError` if it is damaged."""
     content = read_file(path)
-    if path.suffix.lower() == ".png":
+    if plain_suffix(path) == ".png":
         header, chunks = _png_header(path, io.BytesIO(content))
         data = _decode_png(content, path, chunks)
     else:
@@ -85,8 +85,8 @@ def raster_header(path: Path) -> RasterHeader:
     """The header, without decoding. Raises `InputError`, or `FormatError` if it is damaged."""
     require_regular(path)
     try:
-        with path.open("rb") as file:
-            if path.suffix.lower() == ".png":
+        with io.BytesIO(read_file(path)) if is_gzip(path) else path.open("rb") as file:
+            if plain_suffix(path) == ".png":
                 return _png_header(path, file)[0]
             return _pillow_header(open_pillow(path, file), path)
     except OSError as error:
@@ -152,12 +152,8 @@ def decode_png(data: bytes, path: Path | str) -> np.ndarray:
 
 
 def read_file(path: Path | str) -> bytes:
-    """The content of a file. Raises `InputError` if it does not exist or cannot be read."""
-    require_regular(path)
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise unreadable(path, error, "image") from error
+    """The content of a file, decompressed. Raises `InputError` if it does not exist or cannot be read."""
+    return read_plain(path, "image")
 
 
 def not_an_image(path: Path, known: frozenset[str]) -> InputError:
@@ -165,7 +161,7 @@ def not_an_image(path: Path, known: frozenset[str]) -> InputError:
     expected = ", ".join(sorted(known))
     from cellwright.data.images.vendor import advice
 
-    remedy = advice(path.suffix.lower()) or None
+    remedy = advice(plain_suffix(path)) or None
     got = path.suffix or "no suffix"
     return InputError("this is not an image file", where=path, got=got, expected=expected, remedy=remedy)
 

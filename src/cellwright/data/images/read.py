@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.core.errors import InputError
-from cellwright.core.files import UNLISTED, require_regular, walk
+from cellwright.core.files import UNLISTED, plain_suffix, require_regular, walk
 from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.image import Image
 from cellwright.data.images.calibration import as_pixel_size
@@ -70,16 +70,17 @@ def read_image(
     read. ``docs/formats.md`` lists what is read, refused and assumed.
     """
     path = Path(path)
-    if level or is_zarr(path) or path.suffix.lower() in SLIDE_SUFFIXES:
+    suffix = plain_suffix(path)
+    if level or is_zarr(path) or suffix in SLIDE_SUFFIXES:
         source = open_image(
             path, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size, keep_channels=keep_channels
         )
         return read_whole(source, level)
-    if path.suffix.lower() in TIFF_SUFFIXES:
+    if suffix in TIFF_SUFFIXES:
         image = read_tiff(path, Choice(z, t, series, channel is not None))
-    elif path.suffix.lower() in PLUGINS:
+    elif suffix in PLUGINS:
         image = read_vendor(path, Choice(z, t, series, channel is not None))
-    elif path.suffix.lower() in RASTER_SUFFIXES:
+    elif suffix in RASTER_SUFFIXES:
         check_no_stack(path, Choice(z, t, series))
         image = read_raster(path)
     else:
@@ -95,7 +96,7 @@ def image_header(path: Path | str, series: int | str | None = None) -> ImageHead
     series: the image that is meant in a file of several, as for `read_image`.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = plain_suffix(path)
     of_planes = read_zarr_header if is_zarr(path) else read_tiff_header if suffix in TIFF_SUFFIXES else None
     of_planes = read_vendor_header if suffix in PLUGINS else of_planes
     if of_planes is not None:

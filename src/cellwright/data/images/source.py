@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import UsageError
+from cellwright.core.files import plain_suffix
 from cellwright.core.image import CHANNEL_NAMES, Image
 from cellwright.core.memory import check_memory
 from cellwright.data.images.array_source import WholeSource, array_source, image_source
@@ -73,7 +74,7 @@ def read_whole(source: ImageSource, level: int = 0) -> Image:
 
 
 def _open_file(path: Path, choice: Choice) -> RegionSource:
-    suffix = path.suffix.lower()
+    suffix = plain_suffix(path)
     if is_zarr(path):
         return open_zarr_source(path, choice)
     if suffix in SLIDE_SUFFIXES:

@@ -6,17 +6,18 @@ numbers mean -> pixels (H, W, C).
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
-from cellwright.core.files import require_regular, unreadable
+from cellwright.core.files import is_gzip, plain_size, read_plain, require_regular, unreadable
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note, with_where
@@ -459,17 +460,21 @@ def _tag(page: tifffile.TiffPage, name: str, default: int) -> int:
 
 
 def open_tiff(path: Path | str) -> tifffile.TiffFile:
-    """An open file. Raises `InputError` if it cannot be read, and `FormatError` if it is not a TIFF.
+    """An open file, in memory if it is compressed with gzip.
 
     tifffile is kept from understanding the descriptions that name other files, which it would open wherever they are,
-    and that claim any number of planes; `tiff_images` reads those of OME.
+    and that claim any number of planes; `tiff_images` reads those of OME. Raises `InputError` if the file cannot be
+    read, and `FormatError` if it is not a TIFF.
     """
     import tifffile
 
     require_regular(path)
     try:
-        check_directories(path)
-        return tifffile.TiffFile(path, is_ome=False, is_mmstack=False, is_ndtiff=False)
+        content = read_plain(path, "image") if is_gzip(path) else None
+        with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
+            check_directories(file, path)
+        source = path if content is None else io.BytesIO(content)
+        return tifffile.TiffFile(source, is_ome=False, is_mmstack=False, is_ndtiff=False)
     except InputError:
         raise
     except OSError as error:
@@ -478,26 +483,25 @@ def open_tiff(path: Path | str) -> tifffile.TiffFile:
         raise damaged_image(path, error) from error
 
 
-def check_directories(path: Path | str) -> None:
+def check_directories(file: BinaryIO, path: Path | str) -> None:
     """Raise `FormatError` for a TIFF whose directories form a loop, which a reader would follow forever."""
-    with Path(path).open("rb") as file:
-        head = file.read(16)
-        order, big = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
-        counts, offsets, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
-        word = struct.calcsize(offsets)
-        link = head[8:16] if big else head[4:8]
-        visited: set[int] = set()
-        while len(link) == word:
-            (start,) = struct.unpack(order + offsets, link)
-            if start in visited or len(visited) > MAX_DIRECTORIES:
-                raise damaged_image(path, ValueError("its directories form a loop"))
-            visited.add(start)
-            file.seek(min(start, 1 << 60))
-            n_entries = file.read(struct.calcsize(counts))
-            if not start or len(n_entries) < struct.calcsize(counts):
-                return
-            file.seek(min(entry * struct.unpack(order + counts, n_entries)[0], 1 << 40), 1)
-            link = file.read(word)
+    head = file.read(16)
+    order, big = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
+    counts, offsets, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+    word = struct.calcsize(offsets)
+    link = head[8:16] if big else head[4:8]
+    visited: set[int] = set()
+    while len(link) == word:
+        (start,) = struct.unpack(order + offsets, link)
+        if start in visited or len(visited) > MAX_DIRECTORIES:
+            raise damaged_image(path, ValueError("its directories form a loop"))
+        visited.add(start)
+        file.seek(min(start, 1 << 60))
+        n_entries = file.read(struct.calcsize(counts))
+        if not start or len(n_entries) < struct.calcsize(counts):
+            return
+        file.seek(min(entry * struct.unpack(order + counts, n_entries)[0], 1 << 40), 1)
+        link = file.read(word)
 
 
 def check_claim(decoded_bytes: float, path: Path | str, *, max_ratio: float = MAX_CODEC_RATIO) -> None:
@@ -505,7 +509,7 @@ def check_claim(decoded_bytes: float, path: Path | str, *, max_ratio: float = MA
 
     Raises `InputError` if decoding the pixels needs more memory than there is.
     """
-    size = Path(path).stat().st_size
+    size = plain_size(path)
     if decoded_bytes > max_ratio * size:
         raise damaged_image(path, ValueError(f"{decoded_bytes:.3g} bytes of pixels in a file of {size} bytes"))
     check_memory(_COPIES * decoded_bytes, "this image", where=path)

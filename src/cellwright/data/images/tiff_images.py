@@ -284,7 +284,7 @@ def _planes(
 
         return DecodedPlane(decode)
 
-    if series.dataoffset is not None:
+    if series.dataoffset is not None and tif.filehandle.is_file:
         return of_map
     page_axes = series.keyframe.axes
     is_paged = page_axes in PAGE_AXES and axes.endswith(page_axes)
