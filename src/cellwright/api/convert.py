@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -125,15 +125,8 @@ def run(plan: ConvertPlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
 
     if not write_once(output, write, announcement, screen, dry_run=dry_run):
         return None
-    for source, part, tally in zip(sources, parts, tallies, strict=True):
-        if tally.by_class:
-            form = part.info.get("format", "a dataset")
-            screen.note(f"read {source} as {form}: {tally.describe(part.class_names)}")
-    if n_omitted := sum(sum(tally.omitted.values()) for tally in tallies):
-        screen.note(f"skipped {count(n_omitted, 'object')} without a pixel")
-    n_empty = sum(not sum(numbers) for tally in tallies for numbers in tally.by_class.values())
-    if n_empty:
-        screen.note(f"without objects: {n_empty:,} of {count(len(dataset), 'image')}")
+    for line in _what_was_read(sources, parts, tallies):
+        screen.note(line)
     failures = tuple(Note(FAILED, str(error)) for error in errors)
     return dataclasses.replace(read_dataset(plan.out), notes=failures)
 
@@ -156,6 +149,17 @@ class _Tally:
         named = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, totals, strict=True))
         text = f"{count(len(self.by_class), 'image')}, {count(sum(totals), 'object')}"
         return f"{text} ({named})" if sum(totals) else text
+
+
+def _what_was_read(sources: Sequence[Path], parts: Sequence[Dataset], tallies: Sequence[_Tally]) -> Iterator[str]:
+    """A line per source, and lines about objects without a pixel and images without objects."""
+    for source, part, tally in zip(sources, parts, tallies, strict=True):
+        if tally.by_class:  # nothing is read again if the dataset is complete
+            yield f"read {source} as {part.info.get('format', 'a dataset')}: {tally.describe(part.class_names)}"
+    if n_omitted := sum(sum(tally.omitted.values()) for tally in tallies):
+        yield f"skipped {count(n_omitted, 'object')} without a pixel"
+    if n_empty := sum(not sum(numbers) for tally in tallies for numbers in tally.by_class.values()):
+        yield f"without objects: {n_empty:,} of {count(sum(map(len, parts)), 'image')}"
 
 
 @dataclass(frozen=True, eq=False)
