@@ -79,7 +79,7 @@ class GeoJson(Format):
         """
         root = root_of(path)
         files = annotation_files(path, self.sniff, "GeoJSON files")
-        finder, images, found, notes = ImageFinder(options), [], Counter[str | None](), list[Note]()
+        finder, images, found, notes = ImageFinder(options, root), [], Counter[str | None](), list[Note]()
         regions, has_nuclei = [], False
         for file in options.track(files, "reading outlines", len(files)):
             content = read_features(file, nucleus=options.nucleus)

@@ -93,7 +93,7 @@ class ImagejRois(Format):
         """Every ROI zip and single ROI at or below ``path``. Ids are the names of the ROIs if these are whole numbers,
         else 1..N."""
         root, sources = root_of(path), _sources(path)
-        finder, images, found, notes = ImageFinder(options), [], Counter[str | None](), list[Note]()
+        finder, images, found, notes = ImageFinder(options, root), [], Counter[str | None](), list[Note]()
         for source in options.track(sources, "reading ROIs", len(sources)):
             content = read_content(source.files)
             found.update(_class_name(roi) for roi in content.rois)

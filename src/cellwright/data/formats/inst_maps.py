@@ -1,7 +1,8 @@
 """Instance maps in MATLAB files, as CoNSeP, Kumar, CPM and Lizard publish them: ``Images/x.png`` and ``Labels/x.mat``.
 
 A file contains ``inst_map`` (H, W), the ids of the objects, and their classes: ``type_map`` (H, W), or ``inst_type`` or
-``class`` with one number per object. Without classes all objects belong to one.
+``class`` with one number per object. Without classes all objects belong to one. Lizard's files also have ``bbox`` and
+``centroid``, which tell them from others, and documented classes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError
-from cellwright.core.files import unreadable
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
 from cellwright.data.formats.label_io import as_raster
 from cellwright.data.formats.label_kinds import Meaning, examine, examined
-from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
+from cellwright.data.formats.mat_files import mat_names, read_mat
+from cellwright.data.formats.paths import ImageFinder, annotation_files, first_files, root_of, split_ids
+
+# The classes 1 to 6 of Lizard, as its authors name them.
+LIZARD = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
+_LIZARD_ONLY = {"class", "bbox", "centroid"}
+_VARIABLES = ("inst_map", "type_map", "inst_type", "id", "class")
 
 
 class InstanceMaps(Format):
@@ -31,7 +38,7 @@ class InstanceMaps(Format):
     def sniff(self, path: Path) -> bool:
         """Whether one of the first MATLAB files contains ``inst_map``."""
         files = [file for file in first_files(path) if file.suffix.lower() == ".mat"]
-        return any("inst_map" in _names(file) for file in files[:3])
+        return any(names is None or "inst_map" in names for names in map(mat_names, files[:3]))
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every ``.mat`` with an ``inst_map``, at or below ``path``."""
@@ -41,9 +48,14 @@ class InstanceMaps(Format):
         rasters = ((str(file), as_raster(_read(file)["inst_map"], file)) for file in chosen)
         meaning, notes = examine(options.track(rasters, "examining instance maps", len(chosen)), options, path)
         types = sorted({int(v) for file in files for v in np.unique(_types(_read(file), file)[1]) if v > 0})
-        names = options.name_classes([f"type{value}" for value in types] or [DEFAULT_CLASS], path)
+        is_lizard = _LIZARD_ONLY.issubset(mat_names(files[0]) or ()) and 0 < max(types, default=0) <= len(LIZARD)
+        defaults = [LIZARD[value - 1] if is_lizard else f"type{value}" for value in types]
+        if is_lizard and options.class_names is None:
+            text = f"the classes {', '.join(map(str, types))} were named as in Lizard: {', '.join(defaults)}"
+            notes = (*notes, Note("classes were named as in Lizard", text, str(path)))
+        names = options.name_classes(defaults or [DEFAULT_CLASS], path)
         places = split_ids([_name(file, root) for file in files], root.resolve().name)
-        finder, samples = ImageFinder(options), []
+        finder, samples = ImageFinder(options, root), []
         for file, (sample_id, split) in zip(files, places, strict=True):
             height, width = _read(file)["inst_map"].shape
             image = finder.find(file, file.stem, (height, width))
@@ -96,29 +108,9 @@ def _name(file: Path, root: Path) -> str:
     return "/".join(part for k, part in enumerate(parts) if k == len(parts) - 1 or part.lower() != "labels")
 
 
-def _names(file: Path) -> list[str]:
-    if b"MATLAB" not in first_bytes(file, 128):
-        return []
-    try:
-        from scipy.io import whosmat
-
-        return [name for name, _, _ in whosmat(file)]
-    except Exception:  # noqa: BLE001 - a damaged file raises whatever its parser raises
-        return []
-
-
 def _read(path: Path) -> dict[str, Any]:
     """The arrays of a file. Raises `FormatError` for a file that is damaged or has no ``inst_map``."""
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path, variable_names=["inst_map", "type_map", "inst_type", "id", "class"])
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except Exception as error:
-        got = f"{type(error).__name__}: {error}"[:200]
-        remedy = "get a fresh copy, or save it for MATLAB 7 (-v7)"
-        raise FormatError("this MATLAB file cannot be read", where=path, got=got, remedy=remedy) from error
+    content = read_mat(path, _VARIABLES)
     labels = content.get("inst_map")
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or not labels.size or labels.dtype.kind not in "biuf":
         got = f"an array of shape {labels.shape}" if isinstance(labels, np.ndarray) else "none"

@@ -200,7 +200,7 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
     root, layout = root_of(path), _layout(path)
     meaning, notes = examine(_rasters(layout, options), options, path)
     names = options.name_classes(meaning.class_names or [DEFAULT_CLASS], path)
-    finder = ImageFinder(options)
+    finder = ImageFinder(options, root)
     bare = layout.bare if options.no_objects else ()
     places = split_ids([*(pair.name for pair in layout.pairs), *(name for name, _ in bare)], root.resolve().name)
     samples = []

@@ -64,7 +64,7 @@ class LabelMe(Format):
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every labelme file at or below ``path``. Ids are 1..N in the order of the shapes."""
         root, files = root_of(path), annotation_files(path, is_labelme, "labelme files")
-        finder, images, labels = ImageFinder(options), [], Counter[str]()
+        finder, images, labels = ImageFinder(options, root), [], Counter[str]()
         passed: Counter[str] = Counter()
         for file in options.track(files, "reading shapes", len(files)):
             content = read_shapes(file)

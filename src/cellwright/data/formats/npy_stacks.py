@@ -38,7 +38,7 @@ class NpyStacks(Format):
         return any(_is_stack(file) for file in first_files(path) if file.name.lower() in _NAMES)
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
-        """Every field of every stack. A stack is one group, and its folder (a fold) is part of the ids."""
+        """Every field of every stack. Its folder (a fold) is part of the ids; each of several folds is one group."""
         root = root_of(path)
         files = annotation_files(path, lambda file: file.name.lower() in _NAMES, "masks.npy or labels.npy")
         shapes = {_open(file).shape[-1] for file in files}
@@ -61,7 +61,8 @@ class NpyStacks(Format):
                 pixels = None if images is None else ReadField(images, k)
                 hw = (int(masks.shape[1]), int(masks.shape[2]))
                 load = LoadField(file, k)
-                samples.append(Sample(sample_id, None, hw, load, group=folder or None, source=self.name, pixels=pixels))
+                group = folder if len(files) > 1 else None  # a single fold can be split
+                samples.append(Sample(sample_id, None, hw, load, group=group, source=self.name, pixels=pixels))
         text = "the images are in a NumPy file; copies of them are written with the dataset"
         note = Note("images are copied", text, str(path))
         return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=(note,))

@@ -249,10 +249,12 @@ class ImageFinder:
     """Finds the image of each annotation, by the rules of the read options.
 
     Images are searched among ``ReadOptions.images`` first, then next to the annotation, in a folder of images beside
-    or below it, and finally in all folders below the source. ``notes`` says what was assumed.
+    or below it, in all folders below, and finally in all folders below ``root``, the source. ``notes`` says what was
+    assumed.
     """
 
-    def __init__(self, options: ReadOptions) -> None:
+    def __init__(self, options: ReadOptions, root: Path | None = None) -> None:
+        self._root = root
         self._require = options.require_images
         self._series = options.series
         self._given = GivenImages(options.images) if options.images is not None else None
@@ -302,9 +304,12 @@ class ImageFinder:
                 return _only(files, annotation)
         above = here.parent.parent if _is_annotation_folder(here.parent) else here.parent
         tree = above if _is_annotation_folder(here) or _is_annotation_folder(here.parent) else here
-        files = [file for file in self._below(tree).find(stem) if not _is_annotation_folder(file.parent)]
-        files = [file for file in files if file != annotation]
-        return _only(files, annotation) if files else None
+        for folder in dict.fromkeys([tree, self._root or tree]):
+            files = [file for file in self._below(folder).find(stem) if not _is_annotation_folder(file.parent)]
+            files = [file for file in files if file != annotation and not _in_other_split(file, annotation, folder)]
+            if files:
+                return _only(files, annotation)
+        return None
 
     def _near(self, here: Path) -> list[Path]:
         """The folder itself, folders of images next to and below it, and ``images/train`` for ``labels/train``."""
@@ -426,12 +431,25 @@ def _is_plain_image(file: Path) -> bool:
     return plain_suffix(file) in IMAGE_SUFFIXES and _LABEL_NAME.fullmatch(stem_of(file)) is None
 
 
+def _in_other_split(image: Path, annotation: Path, root: Path) -> bool:
+    """Whether the folders of two files below ``root`` name different splits."""
+    splits = [
+        {SPLITS[part.lower()] for part in file.relative_to(root).parts[:-1] if part.lower() in SPLITS}
+        if file.is_relative_to(root)
+        else set()
+        for file in (image, annotation)
+    ]
+    return bool(splits[0] and splits[1] and splits[0] != splits[1])
+
+
 def _is_annotation_folder(folder: Path) -> bool:
     return folder.name.lower() in ANNOTATION_FOLDERS
 
 
 def _only(files: Sequence[Path], annotation: Path) -> Path:
     distinct = _distinct(files)
+    if len(distinct) > 1:  # MoNuSAC has each image as a slide, too
+        distinct = [file for file in distinct if plain_suffix(file) in IMAGE_SUFFIXES] or distinct
     if len(distinct) == 1:
         return distinct[0]
     raise _several([str(file) for file in distinct], annotation, distinct[0].name)

@@ -38,6 +38,10 @@ _MAX_COORDINATE = 1e7
 _CHUNK = 1 << 20
 
 
+# Nuclei in the test images of MoNuSAC that its authors could not classify; its evaluation leaves them out.
+AMBIGUOUS = "Ambiguous"
+
+
 class XmlOutlines(Format):
     name = "xml_outlines"
     description = "Aperio ImageScope XML outlines (MoNuSeg, MoNuSAC) with microns per pixel"
@@ -55,14 +59,19 @@ class XmlOutlines(Format):
         """
         root = root_of(path)
         files = annotation_files(path, lambda file: plain_suffix(file) == ".xml", "Aperio XML files")
-        finder, images, class_names, notes = ImageFinder(options), [], set(), list[Note]()
+        finder, images, class_names, notes = ImageFinder(options, root), [], set(), list[Note]()
+        n_ambiguous = 0
         for file in options.track(files, "reading outlines", len(files)):
             outlines = parse(file)
-            class_names.update(outlines.class_names)
+            class_names.update(name for name in outlines.class_names if name != AMBIGUOUS)
+            n_ambiguous += outlines.class_names.count(AMBIGUOUS)
             notes += with_where(outlines.notes, file.relative_to(root).as_posix())
             image, microns = finder.find(file, stem_of(file)), outlines.microns_per_pixel
             images.append((image, (microns, microns) if microns else image.pixel_size_um))
         names = options.select_classes(sorted(class_names), path)
+        if n_ambiguous:
+            text = f"{count(n_ambiguous, 'outline')} of class {AMBIGUOUS} read as regions that evaluation ignores"
+            notes.append(Note("outlines of the class Ambiguous are ignored", text))
         places = split_ids([file.relative_to(root).with_name(stem_of(file)).as_posix() for file in files], root.name)
         samples = []
         for file, (image, size_um), (sample_id, split) in zip(files, images, places, strict=True):
@@ -285,7 +294,7 @@ class LoadOutlines:
 
     def __call__(self) -> Instances:
         outlines = parse(self.path)
-        kept = [k for k, name in enumerate(outlines.class_names) if name in self.class_names]
+        kept = [k for k, name in enumerate(outlines.class_names) if name in (*self.class_names, AMBIGUOUS)]
         objects = [self._checked(outlines, k) for k in kept]
         check_outlines(objects, self.image_hw, self.path)
         cut = [poly2mask(rings, self.image_hw) for rings in objects]
@@ -294,8 +303,11 @@ class LoadOutlines:
         numbers = np.array([outlines.numbers[k] for k in kept], np.int64)
         if np.unique(numbers).size < numbers.size or (numbers <= 0).any():
             numbers = np.arange(1, len(kept) + 1)
-        classes = np.array([self.class_names.index(outlines.class_names[k]) for k in kept], np.int64)
-        return without_empty(Instances.from_masks(masks, class_ids=classes, ids=numbers), self.path)
+        ids = {AMBIGUOUS: 0, **{name: k for k, name in enumerate(self.class_names)}}
+        classes = np.array([ids[outlines.class_names[k]] for k in kept], np.int64)
+        ignore = np.array([outlines.class_names[k] == AMBIGUOUS for k in kept], bool)
+        instances = Instances.from_masks(masks, class_ids=classes, ids=numbers, ignore=ignore)
+        return without_empty(instances, self.path)
 
     def _checked(self, outlines: Outlines, k: int) -> list[np.ndarray]:
         return [checked_ring(ring, self.image_hw, outlines.places[k]) for ring in outlines.rings[k]]

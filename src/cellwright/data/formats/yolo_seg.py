@@ -79,7 +79,7 @@ class YoloSeg(Format):
         given_file = path.is_file() and not _is_data_file(path)
         data = _read_data_file(path, root)
         files = [path] if given_file else _label_files(root, path)
-        finder, found, images = ImageFinder(options), Facts(), []
+        finder, found, images = ImageFinder(options, root), Facts(), []
         for file in options.track(files, "reading labels", len(files)):
             found.add(read_labels(file))
             names = ("/".join([*_without_labels(file, root)[:-1], file.stem]), file.stem)
