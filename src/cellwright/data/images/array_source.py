@@ -39,10 +39,10 @@ class ArraySource(RegionSource):
         index: list[slice] = [slice(y0, y0 + h), slice(x0, x0 + w)]
         if self._channel_axis is not None:
             index.insert(self._channel_axis, slice(None))
-        part = self._array[tuple(index)]
+        part: Any = self._array[tuple(index)]
         # Not the scheduler of a surrounding Dask cluster, whose workers may be reading this.
-        part = np.asarray(part.compute(scheduler="threads") if _is_dask(part) else part)
-        return part[:, :, None] if self._channel_axis is None else np.moveaxis(part, self._channel_axis, 2)
+        pixels = np.asarray(part.compute(scheduler="threads") if _is_dask(part) else part)
+        return pixels[:, :, None] if self._channel_axis is None else np.moveaxis(pixels, self._channel_axis, 2)
 
     def fingerprint(self) -> str:
         """Of the shape, the type and a sample of the pixels."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import is_gzip
 from cellwright.core.image import Image, supported_dtype
 from cellwright.core.notes import Note
@@ -181,7 +181,7 @@ def _tiff_levels(path: Path, choice: Choice) -> list[Chosen]:
             images = images_of(tif, path, merge_pages=choice.series is None)
             chosen = choose(images, choice, path, lambda image: tiff_meaning(image, tif, path))
             levels = [_prepared(chosen)]
-        except InputError:
+        except (InputError, UsageError):
             raise
         except Exception as error:  # a damaged directory raises IndexError, struct.error, ValueError, ...
             raise damaged_image(path, error) from error

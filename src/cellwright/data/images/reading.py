@@ -14,7 +14,7 @@ from cellwright.core.image import Image
 from cellwright.core.public import public
 from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.read import read_image
-from cellwright.data.images.source import open_image
+from cellwright.data.images.source import ImageSource, open_image
 from cellwright.data.images.tiff import Plane
 
 
@@ -88,7 +88,19 @@ class Reading:
 
     def check(self, path: Path | str) -> None:
         """Raise the errors of `chosen` about choices that are missing or do not exist; nothing is decoded."""
-        open_image(path, channel=self.channels or None, z=self.z, t=self.t, series=self.series)
+        self.open(path, chosen=True)
+
+    def open(self, path: Path | str, *, chosen: bool = False) -> ImageSource:
+        """An image file as a source of regions, with all channels or the chosen ones; see `open_image`."""
+        return open_image(
+            path,
+            channel=self.channels or None,
+            z=self.z,
+            t=self.t,
+            series=self.series,
+            pixel_size=self.pixel_size,
+            keep_channels=not chosen,
+        )
 
     def read(self, path: Path | str) -> Image:
         """All channels of an image file; raises what `read_image` raises."""

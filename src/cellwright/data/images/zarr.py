@@ -144,11 +144,11 @@ def _open(path: Path) -> Any:
         what = "reading Zarr needs the package zarr, which is not installed"
         raise InputError(what, where=path, remedy=INSTALL_ZARR)
     import zarr
+    from zarr.storage import ZipStore
 
     try:
         if path.is_file():
-            store = zarr.storage.ZipStore(path, read_only=True)
-            return zarr.open(store, mode="r", path=_folder_in_zip(path))
+            return zarr.open(ZipStore(path, read_only=True), mode="r", path=_folder_in_zip(path))
         return zarr.open(str(path), mode="r")
     except Exception as error:  # zarr raises many types for what is no store
         raise FormatError(
