@@ -13,6 +13,7 @@ import tifffile
 
 from cellwright.core.errors import FormatError
 from cellwright.core.files import unreadable
+from cellwright.core.memory import check_memory
 
 PAGE_AXES = ("YX", "YXS", "SYX")
 # Compression tags of JPEG, whose decoders need the tables of the page.
@@ -119,6 +120,10 @@ class PagePlane:
         """Check the page, and read from the open file what `window` needs."""
         check_ends(self._tif, self.page)
         self._check_axes()
+        height, width = self._tile_hw
+        n_bytes = height * width * self._key.samplesperpixel * np.dtype(self._key.dtype).itemsize
+        if self._mapped is None:
+            check_memory(2 * n_bytes, "a strip or tile of this image", where=self._path)
         _ = self._decode, self.page.jpegtables, self._key.jpegheader
         needed = math.prod(self._grid) * (1 if self._key.planarconfig == 1 else self._key.samplesperpixel)
         if self._mapped is None and len(self.page.dataoffsets) < needed:
