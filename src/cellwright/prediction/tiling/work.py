@@ -1,0 +1,115 @@
+"""One tile from the source to its record: predict, select, measure, and decide what to store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.core.notes import Note
+from cellwright.data.images.source import ImageSource
+from cellwright.measurement.table import measure_instances
+from cellwright.prediction.options import PredictOptions, select
+from cellwright.prediction.record import Prediction
+from cellwright.prediction.tiling.facts import ImageFacts
+from cellwright.prediction.tiling.grid import Grid, Tile
+from cellwright.prediction.tiling.seams import stored_objects
+from cellwright.prediction.tiling.statistics import read_block
+from cellwright.prediction.tiling.tile_file import TileRecord
+
+# A tile whose objects are cut off by its window is predicted again with a halo up to so many times as wide.
+MAX_HALO_FACTOR = 4
+_SHIFTED = {"centroid_y_px": 0, "centroid_x_px": 1, "bbox_y0_px": 0, "bbox_x0_px": 1, "bbox_y1_px": 0, "bbox_x1_px": 1}
+
+
+class TileModel(Protocol):
+    """A model that predicts tiles."""
+
+    def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
+        """All objects in ``tile.output``, in its pixels, best first. ``source`` has the channels that it sees."""
+        ...
+
+
+@dataclass(frozen=True)
+class TileWork:
+    """What is done with each tile of a job.
+
+    source: all channels, which are measured. seen: the channels that the model sees. options: which objects are kept;
+    ``max_objects`` is that of the whole image, and applied at the end. ring_px: see `measure_instances`.
+    """
+
+    model: TileModel
+    source: ImageSource
+    seen: ImageSource
+    facts: ImageFacts
+    grid: Grid
+    options: PredictOptions
+    ring_px: int | None = None
+
+    def record(self, index: int) -> TileRecord:
+        """What a tile leaves. Raises `InputError` if its pixels cannot be read."""
+        grid = self.grid
+        while True:
+            tile = grid[index]
+            found, counts = self._selected(tile)
+            stored = stored_objects(self._in_source(found, tile), grid, tile)
+            cut = _is_cut(stored.objects.masks, tile, grid.source_hw) & stored.owned
+            if not cut.any() or grid.halo_px >= MAX_HALO_FACTOR * self.grid.halo_px:
+                break
+            grid = replace(grid, halo_px=2 * grid.halo_px)
+        notes: tuple[Note, ...] = ()
+        if cut.any():
+            text = f"{int(cut.sum())} objects near row {tile.output.y0}, column {tile.output.x0} are larger than a tile"
+            notes = (Note("objects larger than a tile were cut off", text, self.source.path or ""),)
+        return TileRecord(stored, counts, notes)
+
+    def _selected(self, tile: Tile) -> tuple[Instances, dict[str, int]]:
+        """The objects that are kept, measured, in pixels of the tile's output; and numbers of those that are not."""
+        objects = self.model.objects(self.seen, self.facts, tile)
+        options = replace(self.options, remove_border=False, max_objects=None)
+        prediction = select(Prediction.of(objects), options)
+        counts = {"low_score": prediction.n_low_score, "small": prediction.n_small}
+        found = prediction.instances
+        region = read_block(self.source, tile.output)
+        table = measure_instances(found, region, ring_px=self.ring_px)
+        columns = {
+            name: table[name].to_numpy(np.float64) for name in table.columns if name not in ("class", "score", "image")
+        }
+        for name, axis in _SHIFTED.items():
+            columns[name] = columns[name] + tile.output[axis]
+        return replace(found, columns=columns), counts
+
+    def _in_source(self, objects: Instances, tile: Tile) -> Instances:
+        """Objects of the output in pixels of the source, without those at its border if they are to be removed."""
+        masks = shifted(objects.masks, tile.output.y0, tile.output.x0, self.grid.source_hw)
+        touches = masks.touches_border
+        moved = replace(
+            objects,
+            image_hw=masks.image_hw,
+            masks=masks,
+            boxes_xyxy=masks.boxes.astype(np.float32),
+            columns=objects.columns | {"touches_border": touches.astype(np.float64)},
+            soft_masks=None,
+        )
+        return moved[~touches] if self.options.remove_border else moved
+
+
+def shifted(masks: MaskSet, dy: int, dx: int, image_hw: tuple[int, int]) -> MaskSet:
+    """Masks of a part of an image whose first pixel is (dy, dx), as masks of the whole; nothing is cut off."""
+    moved = (masks.boxes.astype(np.int64) + (dx, dy, dx, dy)) * (masks.areas > 0)[:, None]
+    return MaskSet(image_hw, moved.astype(np.int32), masks.offsets, masks.crops)
+
+
+def _is_cut(masks: MaskSet, tile: Tile, source_hw: tuple[int, int]) -> np.ndarray:
+    """Which masks (N,) bool reach an edge of the tile's output that is not the edge of the image."""
+    x0, y0, x1, y1 = masks.boxes.T
+    (top, left, bottom, right), (height, width) = tile.output, source_hw
+    return (
+        ((y0 == top) & (top > 0))
+        | ((x0 == left) & (left > 0))
+        | ((y1 == bottom) & (bottom < height))
+        | ((x1 == right) & (right < width))
+    )
