@@ -99,7 +99,7 @@ class TileWork:
 
 def shifted(masks: MaskSet, dy: int, dx: int, image_hw: tuple[int, int]) -> MaskSet:
     """Masks of a part of an image whose first pixel is (dy, dx), as masks of the whole; nothing is cut off."""
-    moved = (masks.boxes.astype(np.int64) + (dx, dy, dx, dy)) * (masks.areas > 0)[:, None]
+    moved = (masks.boxes + np.array([dx, dy, dx, dy])) * (masks.areas > 0)[:, None]
     return MaskSet(image_hw, moved.astype(np.int32), masks.offsets, masks.crops)
 
 
