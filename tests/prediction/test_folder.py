@@ -387,7 +387,7 @@ def test_two_jobs_in_one_folder(images, tmp_path):
 
     class Intruder(Squares):
         def predict(self, images):
-            with pytest.raises(OutputError, match="in use by `cellwright predict`"):
+            with pytest.raises(OutputError, match="in use by cellwright predict"):
                 run(job, out)
             return super().predict(images)
 
