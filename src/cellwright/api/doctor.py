@@ -11,6 +11,7 @@ from importlib import metadata
 from cyclopts import Parameter
 
 from cellwright import __version__
+from cellwright.core.cache import cache_folder, code_folder
 
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
@@ -36,10 +37,22 @@ def facts(plan: DoctorPlan | None = None) -> list[tuple[str, str]]:
         ("system", platform.platform()),
         *((name, _version(name) or "not installed") for name in PACKAGES),
         ("CPU cores", str(cores)),
+        *_cache(),
         *(_device() if plan is not None and plan.device else ()),
         *((f"model {name}", description) for name, description in NAMED_MODELS.items()),
         *extras(),
     ]
+
+
+def _cache() -> list[tuple[str, str]]:
+    """Where cellwright keeps files outside of outputs."""
+    code = code_folder()
+    rows = [("cache", str(cache_folder() or "none: no folder for caches or temporary files can be written"))]
+    if code is None:
+        rows.append(("compiled code", "not kept: each command takes longer to start; set XDG_CACHE_HOME to a folder"))
+    elif "NUMBA_CACHE_DIR" in os.environ:
+        rows.append(("compiled code", str(code)))
+    return rows
 
 
 def extras() -> list[tuple[str, str]]:

@@ -16,13 +16,13 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 
 from cyclopts import App, CycloptsError, MissingArgumentError
 
 from cellwright import __version__
 from cellwright.cli.arguments import DEFAULTS, HelpFormatter, as_typed, option_names, positional, split_lists
 from cellwright.cli.console import print_event, printed_log
+from cellwright.core.cache import cache_folder, keep_in_cache_folder
 from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import place_error
 from cellwright.core.interrupts import CommandSignals, Interrupted
@@ -175,6 +175,7 @@ def _run(words: Sequence[str], options: dict[str, str]) -> int:
     for value in bound.arguments.values():
         options |= option_names(value)
     keep_freed_memory()
+    keep_in_cache_folder()
     try:
         code = command(*bound.args, **bound.kwargs)
     except OSError as error:
@@ -228,8 +229,11 @@ def _report_bug(words: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Save a report of the exception that is being handled; its message, and the fields of its event."""
     text = f"cellwright {__version__}, Python {sys.version}\ncommand: cellwright {shlex.join(words)}\n\n"
     text += traceback.format_exc()
-    with tempfile.NamedTemporaryFile("w", prefix="cellwright-bug-", suffix=".txt", delete=False) as file:
-        file.write(text)
-    report = str(Path(file.name))
-    message = f"this is a bug in cellwright: {text.strip().splitlines()[-1]}\n  report: {report}"
-    return message, {"kind": "bug", "report": report}
+    message = f"this is a bug in cellwright: {text.strip().splitlines()[-1]}"
+    if (folder := cache_folder()) is not None:
+        with suppress(OSError):
+            (folder / "bugs").mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=folder / "bugs", suffix=".txt", delete=False) as file:
+                file.write(text)
+            return f"{message}\n  report: {file.name}", {"kind": "bug", "report": file.name}
+    return f"{text}\n{message}", {"kind": "bug", "report": ""}

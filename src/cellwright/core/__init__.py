@@ -7,6 +7,8 @@ dataset     `Dataset`, `Sample`: images with objects that are read on demand
 scores      score thresholds; candidates: why a detector removed an object
 geometry    coordinate conventions, operations on boxes
 errors      the errors that a user can fix, and the form of their messages
+cache       the folder for files that can be made again; jit: compiling kernels
+interrupts  signals that stop the program
 files       atomic writing, JSON; unpickle: a restricted unpickler
 progress    how long-running functions report their progress; table, text: tables and wording of results
 """

@@ -7,7 +7,8 @@ Shapes: boxes (N, 4) int32 ``x0, y0, x1, y1``; offsets (N + 1,) int64; crops fla
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 
 @njit(cache=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 # ImageJ (ij.process.PolygonFiller) moves edges to the right by this much, so that rounding does not decide about pixel
 # centres that lie on an edge.

@@ -6,7 +6,8 @@ Runs are counted along the columns of the whole image, background first. The cos
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 
 @njit(cache=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 # What a prediction counts as, at one IoU threshold and in one size band.
 FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2

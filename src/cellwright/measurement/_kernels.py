@@ -7,7 +7,8 @@ object i is ``crops[offsets[i]:offsets[i + 1]]`` in C order over its box.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 
 @njit(cache=True)

@@ -7,8 +7,8 @@ in threads of their own. Positions are flat indices ``y * W + x`` of a C-order i
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cellwright.core.jit import njit
 from cellwright.models.dense._label_kernels import root_of
 
 _BATCH = 256  # pixels that are followed together

@@ -6,7 +6,8 @@ Every loop is serial and releases the interpreter lock: results do not depend on
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 
 @njit(cache=True, nogil=True)

@@ -6,7 +6,8 @@ Every loop is serial and releases the interpreter lock: results do not depend on
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cellwright.core.jit import njit
 
 _BUCKETS = 1 << 16
 _FREE, _SEED, _OUTSIDE = 253, 254, 255  # states of a pixel; a value below 8 is the direction it was reached from
