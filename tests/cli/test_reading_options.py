@@ -166,3 +166,25 @@ def test_transparency_is_no_channel(suffix, tmp_path, capsys):
         tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
     assert run("data", "info", tmp_path) == 0
     assert "8 bit, 3 channels and transparency" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("layout", ["images/ and masks/", "cellpose", "one mask per object"])
+def test_label_images_are_not_predicted_on(layout, tmp_path, capsys):
+    image, truth = draw_field(3, (96, 112), 8)
+    labels = truth.masks.to_label_map().astype(np.uint16)
+    folder = tmp_path / "in"
+    names = {"cellpose": ("a.png", "a_cp_masks.png"), "images/ and masks/": ("images/a.png", "masks/a.png")}
+    original, annotated = names.get(layout, ("a/images/a.png", "a/masks"))
+    for path in (original, annotated):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(image.data).save(folder / original)
+    if layout == "one mask per object":
+        (folder / annotated).mkdir()
+        for label in (1, 2, 3):
+            Pillow.fromarray((labels == label).astype(np.uint8) * 255).save(folder / annotated / f"{label}.png")
+    else:
+        Pillow.fromarray(labels).save(folder / annotated)
+    assert run("predict", folder, "--model", "classical", "--dry-run", "--out", tmp_path / "out") == 0
+    error = capsys.readouterr().err
+    assert "1 image, model" in error
+    assert f"skipped {3 if 'object' in layout else 1} label image" in error

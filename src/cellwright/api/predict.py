@@ -257,8 +257,17 @@ def _job(
 
 def _passed_over(paths: Sequence[Path]) -> list[Note]:
     """Notes about images in the folders that are not read."""
-    notes = [passed_over_note(path) for path in paths if path.is_dir() and not is_dataset(path)]
-    return [note for note in notes if note is not None]
+    from cellwright.data.formats.label_images import labels_among
+    from cellwright.data.images.read import find_images
+
+    notes = []
+    for path in paths:
+        if path.is_dir() and not is_dataset(path):
+            notes += [] if (note := passed_over_note(path)) is None else [note]
+            if labels := sorted(labels_among(find_images(path, []), path)):
+                text = f"skipped {count(len(labels), 'label image')} of other images, such as {labels[0].name}"
+                notes.append(Note("label images were skipped", text, path.name))
+    return notes
 
 
 def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:

@@ -14,6 +14,7 @@ from cellwright.core.files import as_utf8
 from cellwright.core.image import Image
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
+from cellwright.data.formats.label_images import labels_among
 from cellwright.data.images.channels import ChannelChoice, choose_channels
 from cellwright.data.images.read import find_images, is_single
 
@@ -43,9 +44,10 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
     """The images among ``paths`` and in the folders among them, at any depth, in order; each file once.
 
     Ids are relative to the given folder. The folder's own name is added where two folders contain the same names, and
-    the extension is kept where two images differ only in it. Hidden files and prediction folders are skipped. Folders
-    that cannot be listed, broken links and pipes named like images are sources with an error. Raises `InputError` for a
-    path without images, `UsageError` where two images still have the same id.
+    the extension is kept where two images differ only in it. Hidden files, prediction folders, and label images and
+    masks of other images in the folder are skipped. Folders that cannot be listed, broken links and pipes named like
+    images are sources with an error. Raises `InputError` for a path without images, `UsageError` where two images still
+    have the same id.
     """
     known: set[Path] = set()
     named: list[tuple[Path, Source]] = []
@@ -59,6 +61,8 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
             own = {file.parent for file in path.rglob(PREDICTIONS_NAME)}
             files = [file for file in files if own.isdisjoint(file.parents)]
         root = path.parent if is_single(path) else path
+        labels = set[Path]() if is_single(path) else labels_among(files, root)
+        files = [file for file in files if file not in labels]
         for file, name in zip(files, sample_ids(files, root), strict=True):
             error = errors.get(file) or _not_utf8(file)
             if error is not None:

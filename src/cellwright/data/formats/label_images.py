@@ -165,6 +165,29 @@ def are_all_zero(path: Path) -> bool:
         return False
 
 
+def labels_among(files: Sequence[Path], root: Path) -> set[Path]:
+    """The label images and masks among image files below ``root``, which belong to other images there.
+
+    These are the label images of `find_pairs`, and files in ``masks/`` beside ``images/``; none if a few of them, which
+    are decoded, do not look like labels or masks.
+    """
+    try:
+        layout = find_pairs(files, root)
+    except InputError:  # ambiguous names
+        layout = LabelLayout()
+    stems = {(file.parent, stem_of(file)) for file in files}
+    labels = set(layout.unread)
+    for pair in layout.pairs:
+        if pair.image is not None or (pair.labels.parent, _image_stem(pair)) in stems:
+            labels.add(pair.labels)
+    labels |= {file for file in files if file.parent.name == "masks" and (file.parent.parent / "images").is_dir()}
+    labels &= set(files)
+    step = max(len(labels) // _MAX_DECODED, 1)
+    decoded = sorted(labels)[::step][:_MAX_DECODED]
+    is_rest = len(labels) < len(files) and all(_looks_annotated(file) is not False for file in decoded)
+    return labels if is_rest else set()
+
+
 def _is_mask_folder(files: Sequence[Path]) -> bool:
     """Whether ``images/`` and ``masks/`` contain one image and one file per object: the ``mask_folder`` format."""
     return any(file.parent.name == "masks" and plain_suffix(file) in LABEL_SUFFIXES for file in files)
