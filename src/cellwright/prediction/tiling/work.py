@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
@@ -72,15 +73,7 @@ class TileWork:
         options = replace(self.options, remove_border=False, max_objects=None)
         prediction = select(Prediction.of(objects), options)
         counts = {"low_score": prediction.n_low_score, "small": prediction.n_small}
-        found = prediction.instances
-        region = read_block(self.source, tile.output)
-        table = measure_instances(found, region, ring_px=self.ring_px)
-        columns = {
-            name: table[name].to_numpy(np.float64) for name in table.columns if name not in ("class", "score", "image")
-        }
-        for name, axis in _SHIFTED.items():
-            columns[name] = columns[name] + tile.output[axis]
-        return replace(found, columns=columns), counts
+        return measured(prediction.instances, self.source, tile.output, ring_px=self.ring_px), counts
 
     def _in_source(self, objects: Instances, tile: Tile) -> Instances:
         """Objects of the output in pixels of the source, without those at its border if they are to be removed."""
@@ -95,6 +88,15 @@ class TileWork:
             soft_masks=None,
         )
         return moved[~touches] if self.options.remove_border else moved
+
+
+def measured(objects: Instances, source: ImageSource, window: Window, *, ring_px: int | None) -> Instances:
+    """Objects of a window of the source, given in its pixels, with measurements in pixels of the source as columns."""
+    table = measure_instances(objects, read_block(source, window), ring_px=ring_px)
+    columns = {name: table[name].to_numpy(np.float64) for name in table.columns if name not in ("class", "score")}
+    for name, axis in _SHIFTED.items():
+        columns[name] = columns[name] + window[axis]
+    return replace(objects, columns=columns)
 
 
 def shifted(masks: MaskSet, dy: int, dx: int, image_hw: tuple[int, int]) -> MaskSet:
