@@ -139,6 +139,13 @@ def test_series_of_other_sizes_are_chosen_when_converting(tmp_path, capsys):
     assert dataset.info["series"] == "cells"
 
 
+@pytest.mark.parametrize("verb", ["train", "check", "show", "info", "split", "merge"])
+def test_what_was_skipped_is_said_without_converting(verb, two_formats, tmp_path, capsys):
+    (two_formats / "notes.txt").write_text("patient 7")
+    assert run(*verbs(two_formats, tmp_path)[verb], "--format", "label_images") == 0
+    assert "notes.txt" in capsys.readouterr().err
+
+
 def test_convert_says_what_it_read_of_each_source(tmp_path, capsys):
     for name, n_images in (("first", 1), ("second", 2)):
         (tmp_path / name).mkdir()

@@ -83,7 +83,7 @@ def run(plan: CheckPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     from cellwright.data.suspects import rank_suspects, write_suspects
 
     output = _output(plan)
-    dataset = of_split(read_annotations(plan.dataset, reading_of(plan), format=plan.format), plan.split)
+    dataset = of_split(read_annotations(plan.dataset, reading_of(plan), screen, format=plan.format), plan.split)
     if output is not None and not output.exists:
         screen.note(f"will write {output.out} and {output.out.with_suffix('.png')}")
     if dry_run:

@@ -50,11 +50,11 @@ def run(plan: InfoPlan, screen: ProgressReporter = SILENT) -> Table:
     from cellwright.data.info import describe_dataset
 
     dataset = of_split(
-        read_annotations(plan.dataset, reading_of(plan), format=plan.format, no_objects=True), plan.split
+        read_annotations(plan.dataset, reading_of(plan), screen, format=plan.format, no_objects=True), plan.split
     )
     if dataset.info.get("format") == "image_folder" and is_single(plan.dataset):
         return _of_image(plan.dataset, Reading.recorded(dataset.info), screen)
-    for line in [*images_only_note(dataset), *summarise(dataset.notes)]:
+    for line in images_only_note(dataset):
         screen.note(line)
     rows = describe_dataset(dataset, track=screen.track).rows()
     return Table(summary_line(dataset), ("what", "value"), [*rows, *_of_images(dataset)])

@@ -15,6 +15,7 @@ from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.files import unreadable
+from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
@@ -59,6 +60,8 @@ def run(plan: MergePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         [as_annotations(read(path, ReadOptions(track=screen.track), format=plan.format)) for path in plan.datasets],
         class_map,
     )
+    for line in summarise(merged.notes):
+        screen.note(line)
     merged = keep_classes(merged, plan.keep) if plan.keep else merged
     announcement = f"{plan.out / DATASET_FILE}, merged from {count(len(plan.datasets), 'dataset')}"
 

@@ -11,6 +11,8 @@ from cellwright.core.errors import UsageError
 from cellwright.core.files import plain_suffix
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.notes import summarise
+from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
@@ -198,17 +200,22 @@ def read_dataset(  # noqa: PLR0913 - how annotations are read
 def read_annotations(
     path: Path,
     reading: Reading | None = None,
+    screen: ProgressReporter = SILENT,
     *,
     format: str | None = None,  # noqa: A002 - as for `read_dataset`
     no_objects: bool = False,
 ) -> Dataset:
     """A dataset; of a prediction folder, the objects that reach the score threshold, as annotations.
 
-    reading, format: as for `read_dataset`. no_objects: also read images without annotations.
+    reading, format: as for `read_dataset`. screen: is told what was assumed and skipped. no_objects: also read images
+    without annotations.
     """
     from cellwright.data.formats.predictions import as_annotations
 
-    return as_annotations(read_dataset(path, reading=reading, format=format, no_objects=no_objects))
+    dataset = as_annotations(read_dataset(path, reading=reading, format=format, no_objects=no_objects))
+    for line in summarise(dataset.notes):
+        screen.note(line)
+    return dataset
 
 
 def images_only_note(dataset: Dataset) -> list[str]:

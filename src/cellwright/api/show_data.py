@@ -18,7 +18,6 @@ from cellwright.core.files import write_png
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.images.reading import Reading
@@ -71,9 +70,9 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite)
     recipe = None if plan.augment is None else load(plan.augment)
     dataset = of_split(
-        read_annotations(plan.dataset, reading_of(plan), format=plan.format, no_objects=True), plan.split
+        read_annotations(plan.dataset, reading_of(plan), screen, format=plan.format, no_objects=True), plan.split
     )
-    for note in [*images_only_note(dataset), *summarise(dataset.notes)]:
+    for note in images_only_note(dataset):
         screen.note(note)
 
     def write(folder: Path) -> None:

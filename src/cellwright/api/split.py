@@ -63,7 +63,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     in_place, targets = plan.out is None, _targets(plan)
     inputs, overwrite = () if in_place else (plan.dataset,), plan.overwrite and not in_place
     outputs = [dataset_output(target, "data split", inputs=inputs, overwrite=overwrite) for target in targets]
-    dataset = read_annotations(plan.dataset, format=plan.format)
+    dataset = read_annotations(plan.dataset, None, screen, format=plan.format)
     options = {"val": plan.val, "test": plan.test, "seed": plan.seed, "group": plan.group, "alike": plan.alike}
     if plan.out is None and not plan.overwrite and dataset.info.get(SPLIT_BY) == options:
         screen.note(f"already complete: {plan.dataset} has these splits")

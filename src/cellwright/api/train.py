@@ -244,7 +244,7 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
     request = _request(
         recipe,
-        read_annotations(plan.data, Reading(z=plan.z, t=plan.t, series=plan.series), format=plan.format),
+        read_annotations(plan.data, Reading(z=plan.z, t=plan.t, series=plan.series), screen, format=plan.format),
         plan.channel,
     )
     request = dataclasses.replace(

@@ -86,7 +86,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     A tuned model is tuned again from its original scores. Raises `UsageError` for an unknown metric or a model without
     a folder, `InputError` if the classes of model and dataset differ, `OutputError` if ``plan.out`` exists.
     """
-    dataset = read_annotations(plan.data, reading_of(plan), format=plan.format)
+    dataset = read_annotations(plan.data, reading_of(plan), screen, format=plan.format)
     return _tune(plan, dataset, screen, dry_run=dry_run)
 
 
