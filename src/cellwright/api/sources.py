@@ -27,9 +27,9 @@ def separate_images(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Without annotation files, everything is a source.
     """
     from cellwright.data.formats import sniff
-    from cellwright.data.images.read import is_image_name
+    from cellwright.data.images.read import is_image_name, is_single
 
-    images = [path for path in sources if path.is_file() and is_image_name(path.name) and sniff(path).generic]
+    images = [path for path in sources if is_single(path) and is_image_name(path.name) and sniff(path).generic]
     annotations = [path for path in sources if path not in images]
     return (annotations, images) if annotations and images else (list(sources), [])
 

@@ -344,7 +344,7 @@ class PredictionFolder:
             replace(
                 sample,
                 image_id=numbers[sample.id],
-                image_path=paths[sample.id] if paths[sample.id].is_file() else None,  # fused predictions may have none
+                image_path=paths[sample.id] if paths[sample.id].exists() else None,  # fused predictions may have none
             )
             for part in parts
             for sample in part

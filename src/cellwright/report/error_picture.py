@@ -175,7 +175,7 @@ def pictures_section(paths: Sequence[Path], folder: Path) -> list[str]:
 def _readable_image(*samples: Sample) -> Image | None:
     """The image of the first sample that has it; None if there is none or it cannot be shown (such as a stack)."""
     for sample in samples:
-        if sample.image_path is not None and sample.image_path.is_file():
+        if sample.image_path is not None and sample.image_path.exists():
             try:
                 image = read_image(sample.image_path)
             except InputError:  # such as a stack, or channels without names

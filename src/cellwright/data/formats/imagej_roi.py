@@ -52,6 +52,7 @@ from cellwright.data.formats.paths import (
     first_bytes,
     first_files,
     images_named,
+    is_file,
     output_path,
     root_of,
     split_ids,
@@ -489,7 +490,7 @@ def _image_stem(file: Path) -> str:
     stem = _stem_without_roi_set(file.stem)
     single = file.suffix.lower() == ".roi" and not images_named(file.parent, stem)
     if single or (_ROI_SET.fullmatch(file.stem) and not images_named(file.parent, stem)):
-        names = [entry.name for entry in file.parent.iterdir() if is_image_name(entry.name) and entry.is_file()]
+        names = [entry.name for entry in file.parent.iterdir() if is_image_name(entry.name) and is_file(entry)]
         names = [name for name in names if not is_own_output(name)]
         return stem_of(names[0]) if len(names) == 1 else stem
     return stem

@@ -15,7 +15,16 @@ from pathlib import Path, PurePosixPath
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, OutputError
-from cellwright.core.files import atomic_path, first_bytes, is_gzip, plain_suffix, stem_of, unreadable, walk
+from cellwright.core.files import (
+    atomic_path,
+    first_bytes,
+    is_gzip,
+    is_zarr_folder,
+    plain_suffix,
+    stem_of,
+    unreadable,
+    walk,
+)
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import ReadOptions
@@ -419,9 +428,9 @@ def _image_folders(base: Path) -> list[Path]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is that of a file, for any path that a file may name."""
+    """Whether a path is that of a file or a Zarr folder, for any path that a file may name."""
     try:
-        return path.is_file()
+        return path.is_file() or (is_zarr_folder(path) and path.is_dir())
     except (OSError, ValueError):  # a name that is too long, or contains a null byte
         return False
 
