@@ -47,6 +47,7 @@ def test_overrides_are_validated() -> None:
         ("model.backbone.depht=18", r"unknown key 'model.backbone.depht': did you mean 'depth'\?"),
         ("train.lr=-1", "train.lr: .*greater than 0, got -1"),
         ("model.kind=mask_rcn", r"model.kind: unknown kind 'mask_rcn': did you mean 'mask_rcnn'\?"),
+        ("train.length=5", r"train.length: 5 is not a length of training; write 5 steps, 2.5 epochs or 5%\n"),
         ("model.backbone=5", "model.backbone: must be a section"),
         ("model.fpn.first_level=1", "anchors.sizes_px has 5 levels"),
     ],

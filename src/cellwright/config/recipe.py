@@ -310,7 +310,8 @@ def _problem(details: ErrorDetails) -> str:
         case "model_type" | "model_attributes_type":
             return f"{key}: must be a section with keys of its own, got {details['input']!r}{_keys_of(section, path)}"
     message = details["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(details["input"], dict | BaseModel) else f", got {details['input']!r}"
+    named = details["type"] == "value_error"  # our own messages name the value
+    shown = "" if named or isinstance(details["input"], dict | BaseModel) else f", got {details['input']!r}"
     return f"{key or 'recipe'}: {message}{shown}"
 
 

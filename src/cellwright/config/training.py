@@ -35,7 +35,7 @@ class Span:
             return value
         match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
-            number = f"{value}" if isinstance(value, int) else "2000"
+            number = value if type(value) is int and value > 0 else 2000
             raise ValueError(f"{value!r} is not a length of training; write {number} steps, 2.5 epochs or 5%")
         amount, unit = Decimal(match[1]).normalize(), match[2]
         unit = "%" if unit == "%" else "steps" if unit.startswith("step") else "epochs"
