@@ -175,12 +175,16 @@ def test_transparency_is_no_channel(suffix, tmp_path, capsys):
     assert "8 bit, 3 channels and transparency" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("layout", ["images/ and masks/", "cellpose", "one mask per object"])
+@pytest.mark.parametrize("layout", ["images/ and masks/", "cellpose", "one mask per object", "ctc"])
 def test_label_images_are_not_predicted_on(layout, tmp_path, capsys):
     image, truth = draw_field(3, (96, 112), 8)
     labels = truth.masks.to_label_map().astype(np.uint16)
     folder = tmp_path / "in"
-    names = {"cellpose": ("a.png", "a_cp_masks.png"), "images/ and masks/": ("images/a.png", "masks/a.png")}
+    names = {
+        "cellpose": ("a.png", "a_cp_masks.png"),
+        "images/ and masks/": ("images/a.png", "masks/a.png"),
+        "ctc": ("01/t000.tif", "01_GT/SEG/man_seg000.tif"),
+    }
     original, annotated = names.get(layout, ("a/images/a.png", "a/masks"))
     for path in (original, annotated):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

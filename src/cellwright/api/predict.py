@@ -257,7 +257,7 @@ def _job(
 
 def _passed_over(paths: Sequence[Path]) -> list[Note]:
     """Notes about images in the folders that are not read."""
-    from cellwright.data.formats.label_images import labels_among
+    from cellwright.data.formats.label_files import labels_among
     from cellwright.data.images.read import find_images
 
     notes = []

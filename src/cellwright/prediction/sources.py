@@ -14,7 +14,7 @@ from cellwright.core.files import as_utf8
 from cellwright.core.image import Image
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
-from cellwright.data.formats.label_images import labels_among
+from cellwright.data.formats.label_files import labels_among
 from cellwright.data.images.channels import ChannelChoice, choose_channels
 from cellwright.data.images.read import find_images, is_single
 

@@ -73,7 +73,7 @@ class CellTrackingChallenge(Format):
 
     def sniff(self, path: Path) -> bool:
         """Whether there is a label image such as ``01_GT/SEG/man_seg000.tif`` or ``01_RES/mask000.tif``."""
-        return path.is_dir() and any(_place(file) is not None for file in first_files(_absolute(path)))
+        return path.is_dir() and any(place_of(file) is not None for file in first_files(_absolute(path)))
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every annotated frame; the others are skipped and counted, or have no objects if ``no_objects`` is set.
@@ -132,7 +132,7 @@ class _Files:
         labels: dict[_Frame, dict[str, Path]] = {}
         sliced = None
         for file in walk(root):
-            place = _place(file)
+            place = place_of(file)
             frame = _FRAME.fullmatch(stem_of(file)) if _is_tiff(file) else None
             if place is not None and place[2]:
                 sliced = sliced or file
@@ -192,7 +192,7 @@ def _is_tiff(file: Path) -> bool:
     return plain_suffix(file) in (".tif", ".tiff")
 
 
-def _place(file: Path) -> tuple[_Frame, str, bool] | None:
+def place_of(file: Path) -> tuple[_Frame, str, bool] | None:
     """Frame and source of a label image, and whether it holds one plane of a 3-D frame; None for other files."""
     name = _NAMES.fullmatch(stem_of(file))
     if name is None or not _is_tiff(file):

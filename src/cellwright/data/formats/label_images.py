@@ -110,7 +110,7 @@ class LabelFolder(Format):
             return False
         if LabelImages().sniff(path):
             return False
-        answers = [_looks_annotated(file) for file in files[:_MAX_DECODED]]
+        answers = [file_looks_annotated(file) for file in files[:_MAX_DECODED]]
         return True in answers and False not in answers
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
@@ -146,7 +146,8 @@ def _is_marked(file: Path, path: Path) -> bool:
     )
 
 
-def _looks_annotated(path: Path) -> bool | None:
+def file_looks_annotated(path: Path) -> bool | None:
+    """As `looks_annotated`, for a file; False if it cannot be read."""
     try:
         return looks_annotated(read_raster(path))
     except InputError:
@@ -163,29 +164,6 @@ def are_all_zero(path: Path) -> bool:
         return all(raster.encoding == "numbers" and not raster.values.any() for raster in rasters)
     except InputError:
         return False
-
-
-def labels_among(files: Sequence[Path], root: Path) -> set[Path]:
-    """The label images and masks among image files below ``root``, which belong to other images there.
-
-    These are the label images of `find_pairs`, and files in ``masks/`` beside ``images/``; none if a few of them, which
-    are decoded, do not look like labels or masks.
-    """
-    try:
-        layout = find_pairs(files, root)
-    except InputError:  # ambiguous names
-        layout = LabelLayout()
-    stems = {(file.parent, stem_of(file)) for file in files}
-    labels = set(layout.unread)
-    for pair in layout.pairs:
-        if pair.image is not None or (pair.labels.parent, _image_stem(pair)) in stems:
-            labels.add(pair.labels)
-    labels |= {file for file in files if file.parent.name == "masks" and (file.parent.parent / "images").is_dir()}
-    labels &= set(files)
-    step = max(len(labels) // _MAX_DECODED, 1)
-    decoded = sorted(labels)[::step][:_MAX_DECODED]
-    is_rest = len(labels) < len(files) and all(_looks_annotated(file) is not False for file in decoded)
-    return labels if is_rest else set()
 
 
 def _is_mask_folder(files: Sequence[Path]) -> bool:
@@ -232,7 +210,7 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
         image_path, size_um = pair.image, None
         if image_path is None:
             image_hw = _labels_hw(pair.labels)
-            image = finder.find(pair.labels, _image_stem(pair), image_hw)
+            image = finder.find(pair.labels, image_stem(pair), image_hw)
             image_path, size_um = image.path, image.pixel_size_um
         else:
             image_hw = masked_hw(image_path, partial(_labels_hw, pair.labels), options.series)
@@ -264,7 +242,8 @@ def _layout_notes(layout: LabelLayout, root: Path, options: ReadOptions) -> Iter
         yield Note(_SEVERAL, text, str(root))
 
 
-def _image_stem(pair: LabelPair) -> str:
+def image_stem(pair: LabelPair) -> str:
+    """The stem of the image of a label file that is marked by its name."""
     stem = Path(pair.name).name
     if any((pair.labels.parent / f"{stem}_img{suffix}").is_file() for suffix in IMAGE_SUFFIXES):
         return f"{stem}_img"  # the names in Cellpose's own training folders
