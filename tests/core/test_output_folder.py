@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellwright.core import files
-from cellwright.core.errors import FormatError, OutputError
+from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.file_identity import FileIdentity
-from cellwright.core.output_folder import CONTROL, Claim, OutputFolder
+from cellwright.core.output_folder import CONTROL, Claim, OutputFolder, check_complete
 from killed import every_kill, run_killed
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")
@@ -428,3 +428,30 @@ def test_no_file_of_others_is_ever_removed(
             assert contents(out) == theirs | new
         before = contents(out)
         assert theirs.items() <= before.items()
+
+
+# --- outputs as inputs
+
+
+def test_unfinished_outputs_are_no_inputs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    check_complete(out)
+    output = OutputFolder(out, "predict")
+    output.start(FIRST)
+    write(out, {"a.txt": "1"})
+    with pytest.raises(InputError, match="output of cellwright predict is not complete"):
+        check_complete(out)
+    output.complete(["a.txt"])
+    output.close()
+    check_complete(out)
+    output = OutputFolder(out, "predict")
+    output.start(SECOND)
+    check_complete(out)  # the earlier result
+    output.close()
+    claim = Claim.read(out)
+    Claim("predict", FIRST, "swapping", claim.files, claim.files).write(out)
+    write(tmp_path, {"out/mine/b.txt": ""})
+    check_complete(out / "mine")
+    for path in (out, out / "a.txt"):
+        with pytest.raises(InputError, match="half replaced"):
+            check_complete(path)

@@ -64,7 +64,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from cellwright.core.errors import FormatError, OutputError
+from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.events import plain
 from cellwright.core.file_identity import FileIdentity
 from cellwright.core.files import flush, output_error, read_json, remove, sweep, write_text
@@ -190,6 +190,7 @@ class OutputFolder:
                 try:
                     self._look()
                     self._finish_swap()
+                    self._sweep()
                 finally:
                     self.close()
                 self._look()
@@ -523,6 +524,30 @@ class OutputFolder:
         for folder, names, _ in os.walk(self.path):
             sweep(Path(folder))
             names[:] = [name for name in names if not name.startswith(".") or name == CONTROL]
+
+
+def check_complete(path: Path | str) -> None:
+    """Raise `InputError` for an input that is part of an output which is unfinished, or was being replaced.
+
+    Without a claim, nothing is known. An unfinished job with an earlier result is no error: that is still there.
+    """
+    path = Path(path).resolve()
+    for folder in (path, *path.parents):
+        try:
+            claim = Claim.read(folder)
+        except (FormatError, OSError):
+            continue
+        if claim is None:
+            continue
+        is_part = any((folder / name).is_relative_to(path) for name in (*claim.files, *claim.replaced))
+        if (claim.state == "swapping" and is_part) or (claim.state == "writing" and not claim.files and folder == path):
+            state = "not complete" if claim.state == "writing" else "half replaced by a new one"
+            verb = ascii(claim.verb)[1:-1]
+            raise InputError(
+                f"this output of cellwright {verb} is {state}: the command is still running, or was interrupted",
+                where=folder,
+                remedy="run the command that writes it again; it goes on where it was interrupted",
+            )
 
 
 def claim_above(path: Path) -> Claim | None:

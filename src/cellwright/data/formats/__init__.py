@@ -13,6 +13,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.files import plain_suffix, require_regular
 from cellwright.core.notes import Note
+from cellwright.core.output_folder import check_complete
 from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder
@@ -159,6 +160,7 @@ def read_dataset(
     ``format`` is "image_folder".
     """
     options = ReadOptions() if options is None else options
+    check_complete(path)
     reader = sniff(path) if format is None else get_format(format)
     if format is None and reader.name == "image_folder" and not options.no_objects:
         raise no_annotations(path)

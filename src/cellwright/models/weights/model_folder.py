@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.files import read_json, write_json, write_text
+from cellwright.core.output_folder import check_complete
 from cellwright.core.scores import shown_score
 
 SCHEMA_VERSION = 1
@@ -90,6 +91,7 @@ def model_folder(path: Path | str) -> Path:
     path = Path(path)
     for folder in (path, path / "model") if bundled is None else (bundled,):
         if (folder / INFO).is_file():
+            check_complete(folder)
             return folder
     if bundled is not None:
         raise ModelError(
