@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cellwright.core.errors import ModelError
-from cellwright.core.unpickle import read_pickle
+from cellwright.core.unpickle import BROKEN, Refused, read_pickle
 from cellwright.models.weights import torchvision
 from cellwright.models.weights.foreign import Framework, framework_of
+from cellwright.models.weights.torch_file import read_torch_file
 
 FILES = (".pth", ".pt", ".pkl", ".safetensors")
-# What PyTorch and safetensors raise on damaged files.
-_BROKEN = (
-    RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError,
-    SafetensorError,
-)  # fmt: skip
 _DOWNLOAD_AGAIN = "download it again, and compare its size with the published one"
 _STATE_DICT = "give the file of a state dict, such as torch.save(model.state_dict(), file)"
 
@@ -106,7 +101,7 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
             with path.open("rb") as file:
                 content = read_pickle(file, where=path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch_file(path)
     except OSError as error:
         raise ModelError(
             "cannot read these weights",
@@ -114,10 +109,16 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
             got=error.strerror or str(error),
             remedy="check the path and its permissions",
         ) from error
-    except pickle.UnpicklingError as error:
-        raise _unsafe(path, str(error)) from error
-    except _BROKEN as error:
-        # PyTorch's unpickler reports an unknown instruction as a missing key.
+    except Refused as refusal:
+        raise ModelError(
+            "this file contains more than tensors, and is not loaded",
+            where=path,
+            got=str(refusal),
+            expected="tensors and plain containers",
+            remedy="ask its author for a plain state_dict, or save one with the tool that wrote it",
+        ) from None
+    except (*BROKEN, zipfile.BadZipFile, SafetensorError) as error:
+        # The unpickler reports an unknown instruction as a missing key.
         raise _damaged(path, "not a pickle" if isinstance(error, KeyError) else str(error)) from error
     for key in ("model", "state_dict", "blobs"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -152,19 +153,6 @@ def _check_head(path: Path) -> None:
     if text.startswith(b"version https://git-lfs"):
         remedy = "fetch the file itself: git lfs pull"
         raise ModelError("this file is a git-lfs pointer, not the weights", where=path, remedy=remedy)
-
-
-def _unsafe(path: Path, text: str) -> ModelError:
-    """The error for a ``.pth`` that PyTorch's restricted unpickler rejects."""
-    if match := re.search(r"GLOBAL ([\w.]+)", text):
-        return ModelError(
-            "this file contains more than tensors, and is not loaded",
-            where=path,
-            got=f"the name {match[1]}",
-            expected="tensors and plain containers",
-            remedy="ask its author for a plain state_dict, or save one with the tool that wrote it",
-        )
-    return _damaged(path, text.rpartition("WeightsUnpickler error: ")[2])
 
 
 def _damaged(path: Path, text: str) -> ModelError:
