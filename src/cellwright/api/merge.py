@@ -14,9 +14,10 @@ from cellwright.api.read import DATASET_FILE, read_dataset
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, UsageError
-from cellwright.core.files import unreadable
+from cellwright.core.files import read_text
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.safe_yaml import parse_yaml
 from cellwright.core.table import Table
 from cellwright.core.text import count
 
@@ -99,10 +100,8 @@ def _map_file(path: Path) -> dict[str, str | None]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(path, error, "class map") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(read_text(path, "class map"))
+    except yaml.YAMLError as error:
         raise FormatError(
             "this class map is not valid YAML",
             where=path,

@@ -25,6 +25,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.safe_yaml import parse_yaml
 from cellwright.core.scores import shown_score
 from cellwright.core.text import count
 from cellwright.data.images.channels import ChannelChoice
@@ -280,7 +281,7 @@ def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:
         return own[0]
     # The names of models without absolute paths, which files never contain.
     names = [Path(member.name).name if Path(member.name).is_absolute() else member.name for member in members]
-    models = [{"name": name, "recipe": yaml.safe_load(text)} for name, text in zip(names, own, strict=True)]
+    models = [{"name": name, "recipe": parse_yaml(text)} for name, text in zip(names, own, strict=True)]
     return yaml.safe_dump({"fuse": fusion.as_values(len(members)), "models": models}, sort_keys=False)
 
 

@@ -445,7 +445,7 @@ def _prepare(
     """The network with its initial weights and everything else that training needs, after all checks."""
     import torch
 
-    from cellwright.models.build import build_network
+    from cellwright.models.build import build_network, check_training_memory
     from cellwright.models.weights.initial import start_from
     from cellwright.training import loop
     from cellwright.training.logging import choose_reporter
@@ -455,6 +455,7 @@ def _prepare(
     check_best_metric(recipe, class_names)
     torch.manual_seed(recipe.train.seed)
     network = build_network(recipe, len(class_names))
+    check_training_memory(network)
     loaded = None
     if isinstance(recipe.model, RCNNConfig | UNetConfig) and recipe.model.init is not None:
         loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)

@@ -43,9 +43,11 @@ class InputConfig(Section):
         default=(1.0, 99.8), description="percentile: the percentiles that become 0 and 1, %."
     )
     short_side: int | None = Field(
-        default=None, ge=16, description="Resize the short side to this, px. null: use scale instead."
+        default=None, ge=16, le=16384, description="Resize the short side to this, px. null: use scale instead."
     )
-    max_side: int | None = Field(default=None, ge=16, description="Upper limit of the long side after short_side, px.")
+    max_side: int | None = Field(
+        default=None, ge=16, le=65536, description="Upper limit of the long side after short_side, px."
+    )
     scale: float = Field(default=1.0, ge=0.1, le=8, description="Factor on the image size if short_side is null.")
     diameter_px: float | None = Field(
         default=None,

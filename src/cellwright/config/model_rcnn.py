@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from cellwright.config.conventions import Conventions, LossNormaliser, MaskTarget, PasteRule
-from cellwright.config.section import Fraction, Pixels, Positive, Section
+from cellwright.config.section import Cells, Fraction, Pixels, Positive, Section
 
 Norm = Literal["batch_norm", "frozen_batch_norm", "group_norm"]
 DeformableStage = Literal[2, 3, 4, 5]
@@ -227,7 +227,7 @@ class _SingleStage(_BoxRules):
 class _BoxLayers(Section):
     """Layers of a box head over pyramid features."""
 
-    resolution: Positive = Field(default=7, description="Side of the pooled features, cells.")
+    resolution: Cells = Field(default=7, description="Side of the pooled features, cells.")
     pooled_levels: Positive | None = Field(
         default=None, description="Number of pyramid levels, from the finest, that boxes are pooled from. null: all."
     )
@@ -251,7 +251,7 @@ class BoxHeadConfig(_SingleStage, _BoxLayers):
 class C4BoxHeadConfig(_SingleStage):
     """Box classifier and regressor on the mean of res5's features (He et al. 2017, figure 4 left)."""
 
-    resolution: Positive = Field(default=14, description="Side of the pooled res4 features, cells; res5 halves it.")
+    resolution: Cells = Field(default=14, description="Side of the pooled res4 features, cells; res5 halves it.")
 
     @property
     def pooled_levels(self) -> None:
@@ -266,6 +266,7 @@ class CascadeBoxHeadConfig(_BoxRules, _BoxLayers):
     stage_ious: tuple[Fraction, ...] = Field(
         default=(0.5, 0.6, 0.7),
         min_length=2,
+        max_length=8,
         description="Per stage: boxes with at least this IoU with an object are foreground, all others background.",
     )
     stage_delta_weights: tuple[DeltaWeights, ...] = Field(
@@ -323,7 +324,7 @@ class _MaskRules(Section):
 class MaskHeadConfig(_MaskRules):
     """Fully convolutional mask predictor; its masks have twice the pooled resolution."""
 
-    resolution: Positive = Field(default=14, description="Side of the pooled features, cells.")
+    resolution: Cells = Field(default=14, description="Side of the pooled features, cells.")
     convs: int = Field(default=4, ge=0, le=8, description="3x3 convolutions before the upsampling.")
     channels: Positive = Field(default=256, description="Channels of the convolutions and of the upsampling.")
     norm: HeadNorm = Field(default="none", description="Normalisation of the convolutions.")
@@ -341,7 +342,7 @@ class MaskHeadConfig(_MaskRules):
 class C4MaskHeadConfig(MaskHeadConfig):
     """Mask predictor on res5's features; res5 halves the pooled resolution and the predictor doubles it again."""
 
-    resolution: Positive = Field(
+    resolution: Cells = Field(
         default=14,
         description="Side of the pooled res4 features, cells; as in box_head, res5 runs once for both.",
     )
@@ -351,7 +352,7 @@ class C4MaskHeadConfig(MaskHeadConfig):
 class CoarseMaskConfig(_MaskRules):
     """PointRend's coarse head: a 7 x 7 mask from a 14 x 14 grid on the finest level (Kirillov et al. 2020)."""
 
-    resolution: Positive = Field(
+    resolution: Cells = Field(
         default=14, multiple_of=2, description="Side of the sampled grid, cells; masks have half of it."
     )
     channels: Positive = Field(
@@ -426,6 +427,8 @@ class AnchorConfig(Section):
     def _every_level_has_anchors(self) -> Self:
         if not self.sizes_px or not all(self.sizes_px):
             raise ValueError("anchors.sizes_px: give at least one size for every level, such as [[32], [64], ...]")
+        if (most := max(map(len, self.sizes_px)) * len(self.ratios)) > 1000:
+            raise ValueError(f"anchors.sizes_px and anchors.ratios make {most} anchors per place: at most 1000")
         return self
 
 

@@ -21,8 +21,11 @@ from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig
 from cellwright.config.section import Section
 from cellwright.config.training import TrainConfig
 from cellwright.core.errors import RecipeError, did_you_mean
+from cellwright.core.safe_yaml import MAX_BYTES, parse_yaml
 
 SCHEMA_VERSION = 1
+# How much of an invalid recipe a message shows: problems, and characters of a value.
+_N_PROBLEMS, _N_SHOWN = 20, 200
 ModelConfig = Annotated[
     MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig | UNetConfig | ClassicalConfig,
     Field(discriminator="kind"),
@@ -115,6 +118,9 @@ def read_text(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.is_file():
         try:
+            if (size := path.stat().st_size) > MAX_BYTES:
+                expected = f"at most {MAX_BYTES} bytes of YAML"
+                raise RecipeError("this is not a recipe", where=path, got=f"{size} bytes", expected=expected)
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(
@@ -165,12 +171,12 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse(text: str, place: str) -> dict[str, Any]:
     """A recipe's values before validation; ``place`` is its location in a `RecipeError`."""
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        values = parse_yaml(text)
+    except yaml.YAMLError as error:
         raise RecipeError(
             "this recipe is not valid YAML",
             where=place,
-            got=str(error).replace("\n", " "),
+            got=" ".join(str(error).split())[:300],
             remedy="fix the line named above",
         ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -216,11 +222,11 @@ def _base_of(place: str, name: str) -> str:
 
 def _scalar(text: str, override: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(
             "the value of an override is not valid YAML",
-            got=repr(override),
+            got=repr(override)[:200],
             remedy="write key=value, such as train.lr=2e-4",
         ) from error
     if isinstance(value, str):  # YAML 1.1 reads 2e-4 as a string
@@ -252,9 +258,23 @@ def _recipe_error(error: ValidationError, place: str) -> RecipeError:
     return RecipeError(
         "the recipe is not valid",
         where=place,
-        got="\n       ".join(_problem(details) for details in error.errors()),
+        got=_problems(error),
         remedy="correct the keys named above; see docs/recipes.md, or a shipped recipe: cellwright recipes copy NAME",
     )
+
+
+def _problems(error: ValidationError) -> str:
+    """A line per problem, of the first ones."""
+    found = error.errors()
+    lines = [_problem(details) for details in found[:_N_PROBLEMS]]
+    more = [f"and {len(found) - _N_PROBLEMS} more"] if len(found) > _N_PROBLEMS else []
+    return "\n       ".join([*lines, *more])
+
+
+def _short(value: object) -> str:
+    """The representation of a value, cut short."""
+    text = repr(value)
+    return text if len(text) <= _N_SHOWN else f"{text[:_N_SHOWN]}..."
 
 
 # What users of other tools type, and the keys that mean it here.
@@ -293,7 +313,7 @@ OTHER_NAMES = {
 def _problem(details: ErrorDetails) -> str:
     """One line about one of pydantic's errors."""
     section, path = _walk(details["loc"])
-    key = ".".join(path)
+    key = ".".join(path)[:_N_SHOWN]
     match details["type"]:
         case "extra_forbidden":
             if (other := OTHER_NAMES.get(path[-1].lower())) is not None:
@@ -308,10 +328,11 @@ def _problem(details: ErrorDetails) -> str:
             kinds = str(context["expected_tags"]).replace("'", "").split(", ")
             return f"{key}.kind: unknown kind {context['tag']!r}: {did_you_mean(context['tag'], kinds)}"
         case "model_type" | "model_attributes_type":
-            return f"{key}: must be a section with keys of its own, got {details['input']!r}{_keys_of(section, path)}"
-    message = details["msg"].removeprefix("Value error, ")
+            shown = _short(details["input"])
+            return f"{key}: must be a section with keys of its own, got {shown}{_keys_of(section, path)}"
+    message = details["msg"].removeprefix("Value error, ")[:_N_SHOWN]
     named = details["type"] == "value_error"  # our own messages name the value
-    shown = "" if named or isinstance(details["input"], dict | BaseModel) else f", got {details['input']!r}"
+    shown = "" if named or isinstance(details["input"], dict | BaseModel) else f", got {_short(details['input'])}"
     return f"{key or 'recipe'}: {message}{shown}"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from cellwright.config.conventions import CONVENTIONS, Conventions
 from cellwright.config.model_dense import UNetConfig
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig, RCNNConfig
 from cellwright.config.recipe import Recipe
-from cellwright.core.errors import RecipeError
+from cellwright.core.errors import CellwrightError, RecipeError
+from cellwright.core.memory import check_memory
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.rcnn.c4 import C4MaskRCNN
 from cellwright.models.rcnn.cascade import CascadeMaskRCNN
@@ -16,16 +18,52 @@ from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.mask_scoring import MaskScoringCascade, MaskScoringRCNN
 from cellwright.models.rcnn.pointrend import PointRend
 
+SMALLER = "choose smaller widths and channels in the section model of the recipe"
+# What training holds per byte of the weights: gradients, and two averages of the optimiser.
+_TRAINED = 4
+
 
 def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
     """A new ``Network`` with random weights, drawn from torch's global generator (set its seed first).
 
     Raises:
         RecipeError: the recipe's model kind is not a network (the classical baseline needs no weights);
-            ``model.encoder`` names no suitable network of timm; or ``model.box_head.class_weights`` does not have one
-            weight per class and one for background.
+            ``model.encoder`` names no suitable network of timm; ``model.box_head.class_weights`` does not have one
+            weight per class and one for background; or numbers do not fit together, such as channels and groups.
         UsageError: ``model.encoder`` needs the extra ``timm``, which is not installed.
+        InputError: the weights need more memory than there is.
     """
+    check_memory(weight_bytes(network_without_weights(recipe, n_classes)), "the network of this recipe", remedy=SMALLER)
+    return _build(recipe, n_classes)
+
+
+def network_without_weights(recipe: Recipe, n_classes: int) -> nn.Module:
+    """The network with weights that have a shape but no values and take no memory. Raises as `build_network`."""
+    try:
+        with torch.device("meta"):
+            return _build(recipe, n_classes)
+    except CellwrightError:
+        raise
+    except Exception as error:  # each layer checks its numbers in its own way
+        raise RecipeError(
+            "the network of this recipe cannot be built",
+            where=recipe.name,
+            got=f"{type(error).__name__}: {error}"[:300],
+            remedy="check the numbers in its section model",
+        ) from error
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of all weights and buffers of a network."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
+def check_training_memory(network: nn.Module) -> None:
+    """Raise `InputError` if the weights, gradients and averages of training need more memory than there is."""
+    check_memory((_TRAINED - 1) * weight_bytes(network), "training this network", remedy=SMALLER)
+
+
+def _build(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
     in_channels, conventions = recipe.input.channels, CONVENTIONS[recipe.conventions]
     match recipe.model:
         case MaskRCNNConfig() | C4Config() | CascadeConfig() | PointRendConfig() as config:

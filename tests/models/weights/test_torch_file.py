@@ -25,9 +25,7 @@ CONTENT: dict[str, Any] = {
     "flags": torch.tensor([True, False]),
     "empty": torch.zeros(0, 5),
     "parameter": nn.Parameter(torch.ones(2)),
-    "others": OrderedDict(
-        size=torch.Size([2, 3]), counts=Counter(a=2), dtype=torch.float32, epoch=7, name=None
-    ),
+    "others": OrderedDict(size=torch.Size([2, 3]), counts=Counter(a=2), dtype=torch.float32, epoch=7, name=None),
 }
 
 

@@ -29,6 +29,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
 from cellwright.core.polygons import MultiPolygon
+from cellwright.core.safe_yaml import parse_yaml
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import check_outlines, without_empty
@@ -171,7 +172,7 @@ def _read_data_file(path: Path, root: Path) -> _DataFile:
     if file is None:
         return _DataFile([])
     try:
-        content: Any = yaml.safe_load(read_text(file))
+        content: Any = parse_yaml(read_text(file))
     except yaml.YAMLError as error:
         got = str(error).replace("\n", " ")[:200]
         raise FormatError("this data file is not valid YAML", where=file, got=got, remedy="export it again") from error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path
 from cellwright.core.text import count
-from cellwright.models.build import build_network
+from cellwright.models.build import build_network, network_without_weights
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.weights.model_folder import (
@@ -96,6 +96,12 @@ def load_weights(
     Raises:
         ModelError: names or shapes differ from those of the network; the message lists the first five.
     """
+    check_fit(network, weights, where=where, remedy=remedy)
+    network.load_state_dict(dict(weights), strict=True)
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, where: object, remedy: str | None = None) -> None:
+    """Raise `ModelError` if names or shapes differ from those of the network; the message lists the first five."""
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
     problems += [f"{name} is unknown" for name in weights if name not in own]
@@ -107,7 +113,6 @@ def load_weights(
     if problems:
         problem = f"{count(len(problems), 'tensor')} of these weights and of the recipe's network do not match"
         raise ModelError(problem, where=where, got="; ".join(problems[:5]), remedy=remedy)
-    network.load_state_dict(dict(weights), strict=True)
 
 
 def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN | DenseNetwork, ModelInfo]:
@@ -117,7 +122,10 @@ def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRC
         ModelError: there is no model, it is not of the family ``kind``, or its weights do not fit its recipe.
     """
     path, info = model_folder(folder), read_model_info(folder, kind=kind)
-    network = build_network(recipe_of(info, where=path / INFO), len(info.class_names))
-    load_weights(network, read_weights(folder), where=path / WEIGHTS)
+    recipe, weights = recipe_of(info, where=path / INFO), read_weights(folder)
+    # Compared before memory is allocated for what the recipe claims.
+    check_fit(network_without_weights(recipe, len(info.class_names)), weights, where=path / WEIGHTS)
+    network = build_network(recipe, len(info.class_names))
+    network.load_state_dict(weights, strict=True)
     network.eval()
     return network, info
