@@ -111,6 +111,25 @@ def test_windows_of_any_layout(tmp_path_factory: pytest.TempPathFactory, layout:
         assert_array_equal(source.read(y0, x0, h, w).data, whole[y0 : y0 + h, x0 : x0 + w])
 
 
+@pytest.mark.parametrize("kind", ["palette", "lookup table", "inverted", "cmyk", "bits", "rgba"])
+def test_tiles_of_every_meaning(tmp_path: Path, kind: str) -> None:
+    colours = RNG.integers(0, 65536, (3, 256)).astype(np.uint16)
+    forms: dict[str, dict[str, object]] = {
+        "palette": {"data": BIG[:, :, 0], "photometric": "palette", "colormap": colours},
+        "lookup table": {
+            "data": BIG[:, :, 0],
+            "photometric": "palette",
+            "colormap": drawn.FIRE.T.astype(np.uint16) * 257,
+        },
+        "inverted": {"data": BIG[:, :, 0], "photometric": "miniswhite"},
+        "cmyk": {"data": np.dstack([BIG, BIG[:, :, 0]]), "photometric": "separated"},
+        "bits": {"data": BIG[:, :, 0] > 99, "photometric": "minisblack"},
+        "rgba": {"data": np.dstack([BIG, BIG[:, :, 0]]), "photometric": "rgb", "extrasamples": ["unassalpha"]},
+    }
+    tifffile.imwrite(tmp_path / "a.tif", **forms[kind], tile=(48, 64), compression="deflate", metadata=None)  # type: ignore[arg-type]
+    check_equal(open_image(tmp_path / "a.tif"), read_image(tmp_path / "a.tif"))
+
+
 STACK = RNG.integers(0, 60000, (2, 3, 2, 70, 90)).astype(np.uint16)  # T, Z, C
 
 
@@ -380,6 +399,8 @@ def test_arrays_of_numpy() -> None:
         check_equal(source, cw.Image.from_array(image, pixel_size_um=(0.5, 0.5)))
     image = cw.Image(BIG, ("a", "b", "c"), (0.5, 0.25))
     check_equal(cw.open_image(image), image)
+    cw.open_image(image).read(0, 0, 300, 400).data[:] = 0
+    assert image.data.any()
     assert cw.open_image(cw.open_image(image), pixel_size=2).pixel_size_um == (2.0, 2.0)
     assert cw.open_image(image, channel="b").read(1, 2, 3, 4).data.ravel().tolist() == BIG[1:4, 2:6, 1].ravel().tolist()
     for name in ("int16", "uint32", "float64", "bool"):

@@ -34,14 +34,14 @@ class ArraySource(RegionSource):
         super().__init__(facts, [None if chunk_hw is None else cell_of(chunk_hw, facts.levels[0].image_hw, n_bytes)])
 
     def decode(self, level: int, window: Window) -> np.ndarray:
-        """The pixels (h, w, C) of a window."""
+        """The pixels (h, w, C) of a window, a copy."""
         y0, x0, h, w = window
         index: list[slice] = [slice(y0, y0 + h), slice(x0, x0 + w)]
         if self._channel_axis is not None:
             index.insert(self._channel_axis, slice(None))
         part: Any = self._array[tuple(index)]
         # Not the scheduler of a surrounding Dask cluster, whose workers may be reading this.
-        pixels = np.asarray(part.compute(scheduler="threads") if _is_dask(part) else part)
+        pixels = np.array(part.compute(scheduler="threads") if _is_dask(part) else part)
         return pixels[:, :, None] if self._channel_axis is None else np.moveaxis(pixels, self._channel_axis, 2)
 
     def fingerprint(self) -> str:
@@ -192,9 +192,9 @@ class WholeSource(RegionSource):
         self._lock = threading.Lock()
 
     def decode(self, level: int, window: Window) -> np.ndarray:
-        """The pixels (h, w, C) of a window."""
+        """The pixels (h, w, C) of a window, a copy."""
         y0, x0, h, w = window
-        return self._whole().data[y0 : y0 + h, x0 : x0 + w]
+        return self._whole().data[y0 : y0 + h, x0 : x0 + w].copy()
 
     def fingerprint(self) -> str:
         """Of the file."""

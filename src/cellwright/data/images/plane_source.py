@@ -87,18 +87,14 @@ class PlaneSource(RegionSource):
 
     def decode(self, level: int, window: Window) -> np.ndarray:
         """The pixels (h, w, C) of a window of a level."""
-        with self._lock:
-            if self._levels is None:
-                self._levels = self.open_levels()
-            chosen = self._levels[level]
+        chosen = self._opened()[level]
         if self._channel_numbers is not None:
             chosen = replace(chosen, planes={**chosen.planes, "C": self._channel_numbers})
         return chosen.pixels(window)
 
     def with_channels(self, indices: Sequence[int], names: Sequence[str], notes: Sequence[Note] = ()) -> RegionSource:
         """This source with only these channels; planes of others are not read."""
-        assert self._levels is not None
-        chosen = self._levels[0]
+        chosen = self._opened()[0]
         numbers = self._channel_numbers or tuple(chosen.planes.get("C", (0,)))
         if len(numbers) != len(self.channels) or len(numbers) == 1:
             return super().with_channels(indices, names, notes)
@@ -107,6 +103,12 @@ class PlaneSource(RegionSource):
         source._picked = None
         source._channel_numbers = tuple(numbers[k] for k in indices)
         return source
+
+    def _opened(self) -> Sequence[Chosen]:
+        with self._lock:
+            if self._levels is None:
+                self._levels = self.open_levels()
+            return self._levels
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_levels": None, "_lock": None}
