@@ -198,5 +198,8 @@ def test_the_bundled_models(name: str) -> None:
     network, info = load_network(name)
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
     assert info.data_licence == "CC0-1.0"
+    split = json.loads((folder / "split.json").read_text())
+    assert len(info.trained_on) == 664 - len(split["val"]) - len(split["test"])
+    assert not {*info.trained_on} & {*info.tuned_on["images"]}
     assert "CC0-1.0" in (folder / "README.md").read_text()
     assert NAMED_MODELS[name].endswith("finds nuclei only")

@@ -91,3 +91,17 @@ def test_the_reasons_are_printed_with_quiet_and_as_json(
     assert "--channel" in failed[1]["fix"]
     assert all(event["level"] == "warning" for event in failed)
     assert [event["event"] for event in events if event["level"] == "error"] == ["failures", "failures"]
+
+
+def test_images_that_differ_only_in_their_extension_keep_it(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(images / "grey1.tiff", tifffile.imread(images / "grey0.tif"))
+    for path in images.glob("two*"):
+        path.unlink()
+    assert predict(images, tmp_path / "out") == 0
+    shown = capsys.readouterr().err
+    assert "2 images: names that differ only in the extension" in shown
+    assert "(grey1.tif_masks.tif)" in shown
+    names = sorted(path.name for path in (tmp_path / "out").glob("*_masks.tif"))
+    assert names == ["grey0_masks.tif", "grey1.tif_masks.tif", "grey1.tiff_masks.tif"]

@@ -42,7 +42,7 @@ from cellwright.prediction.folder import (
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
-from cellwright.prediction.sources import Source, sources_of_dataset, sources_of_paths
+from cellwright.prediction.sources import Source, naming_notes, sources_of_dataset, sources_of_paths
 
 OBJECTS = Group("Which objects are kept", sort_key=2)
 VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=3)
@@ -127,7 +127,8 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
         reporter.note(done)
     if not folder.is_complete:
         reporter.note(_announcement(plan, len(job.sources)))
-        for note in (*summarise(_passed_over(plan.sources)), *model_notes(model, members, plan.views)):
+        notes = [*_passed_over(plan.sources), *naming_notes(sources)]
+        for note in (*summarise(notes), *model_notes(model, members, plan.views)):
             reporter.note(note)
     if dry_run:
         return None

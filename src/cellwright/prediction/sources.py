@@ -12,6 +12,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import as_utf8
 from cellwright.core.image import Image
+from cellwright.core.notes import Note
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.label_files import labels_among
@@ -71,6 +72,16 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
                 known.add(real)
                 named.append((path, Source(name, file)))
     return _with_distinct_ids(named)
+
+
+def naming_notes(sources: Sequence[Source]) -> list[Note]:
+    """Notes about ids that have more in them than a file's path and name below its folder: how outputs are named."""
+    kept = [source for source in sources if source.id.endswith(source.path.suffix) and source.path.suffix]
+    if not kept:
+        return []
+    kind = "names that differ only in the extension"
+    text = "its files keep the extension ({}_masks.tif), since another image has the same name"
+    return [Note(kind, text.format(source.id), source.path.name) for source in kept]
 
 
 def sources_of_dataset(dataset: Dataset) -> list[Source]:
