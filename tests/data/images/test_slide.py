@@ -116,3 +116,12 @@ def test_slides_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "cellwright\[slides\]"'):
         open_image(path)
+
+
+def test_the_pictures_of_a_vms_slide_are_not_images(tmp_path: Path) -> None:
+    (tmp_path / "a.vms").write_text(
+        "[Virtual Microscope Specimen]\nImageFile=a.jpg\nImageFile(1,0)=a(1,0).JPG\nMapFile=a_map2.jpg\n"
+    )
+    for name in ("a.jpg", "a(1,0).JPG", "a_map2.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_images(tmp_path)] == ["a.vms", "b.jpg"]

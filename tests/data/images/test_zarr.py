@@ -188,6 +188,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     assert source.read(0, 0, 32, 90).image_hw == (32, 90)
     with pytest.raises(FormatError, match=r"where: .*a\.zarr\n  got: rows 32 to 63, columns 40 to 79: "):
         source.read(0, 0, 70, 90)
+    zarr.create_array(tmp_path / "b.zarr", shape=(1 << 20, 1 << 20), chunks=(1 << 20, 1 << 20), dtype=np.uint8)
+    with pytest.raises(InputError, match="a chunk of this image needs more memory"):
+        open_image(tmp_path / "b.zarr")
     metadata = json.loads((path / "zarr.json").read_text())
     for spoil in ("axes", "datasets"):
         broken = json.loads(json.dumps(metadata))

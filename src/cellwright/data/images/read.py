@@ -20,7 +20,7 @@ from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image_name, is_own_output
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
-from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource
+from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource, parts_of_slides
 from cellwright.data.images.source import check_no_stack, open_image, read_whole
 from cellwright.data.images.tiff import Choice, Plane, damaged_image, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
@@ -140,7 +140,9 @@ def find_images(path: Path | str, problems: list[InputError] | None = None) -> l
     if not path.is_dir():
         raise InputError("no such file or folder", where=path, remedy="check the path")
     unread: list[InputError] = []
-    images = sorted(file for file in walk(path, problems=unread, zarr=True) if _is_input(file.name))
+    files = list(walk(path, problems=unread, zarr=True))
+    parts = parts_of_slides(files)
+    images = sorted(file for file in files if _is_input(file.name) and file not in parts)
     unread = [error for error in unread if _is_input(Path(str(error.where)).name) or error.problem == UNLISTED]
     if unread and problems is None:
         raise unread[0]

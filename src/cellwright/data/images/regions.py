@@ -18,6 +18,7 @@ import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import unreadable
+from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.image import Image, supported_dtype
 from cellwright.core.notes import Note, with_where
 from cellwright.core.public import public
@@ -126,6 +127,13 @@ class RegionSource:
     batched = False
 
     def __init__(self, facts: Facts, cells: Sequence[tuple[int, int] | None]) -> None:
+        if not all(0 < side <= MAX_SIDE for side in facts.levels[0].image_hw):
+            raise InputError(
+                "images of this size cannot be read",
+                where=facts.path,
+                got=f"{_by(facts.levels[0].image_hw)} pixels",
+                expected=f"1 to {MAX_SIDE} rows and columns",
+            )
         self.facts = facts
         self._cells = tuple(cells)
         self._picked: tuple[int, ...] | None = None

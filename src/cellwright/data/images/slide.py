@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError
+from cellwright.core.files import first_bytes
 from cellwright.data.images.calibration import pixel_size
 from cellwright.data.images.planes import Window
 from cellwright.data.images.regions import (
@@ -24,6 +27,7 @@ from cellwright.data.images.regions import (
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"})
 # Slides whose pixels are in other files beside them.
 SEVERAL_FILES = frozenset({".mrxs", ".vms", ".vmu"})
+_PICTURE = re.compile(r"^\s*[^=\n]+=\s*(\S.*\.jpe?g)\s*$", re.IGNORECASE | re.MULTILINE)
 INSTALL_SLIDES = 'pip install "cellwright[slides]"'
 
 
@@ -113,6 +117,16 @@ class SlideSource(RegionSource):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._lock = threading.Lock()
+
+
+def parts_of_slides(files: Sequence[Path]) -> set[Path]:
+    """The pictures among files that are parts of a slide in the same folder (Hamamatsu VMS), not images themselves."""
+    indices = [file for file in files if file.suffix.lower() in (".vms", ".vmu")]
+    return {
+        file.parent / name
+        for file in indices
+        for name in _PICTURE.findall(first_bytes(file, 1 << 16).decode("utf-8", "replace"))
+    }
 
 
 def _open(path: Path) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import threading
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.array_source import array_source
@@ -72,6 +74,7 @@ def open_zarr_source(path: Path, choice: Choice) -> RegionSource:
             if value not in (None, 0, "0", "max", "mean"):
                 what, remedy = "this array is not a stack", f"omit `{name}`"
                 raise UsageError(what, where=path, got=f"{name} = {value}", remedy=remedy)
+        check_chunks(root, path)
         return array_source(root, path=str(path), axes=_axis_names(root))
     return ZarrSource(path, choice, _levels(root, path, choice))
 
@@ -167,6 +170,11 @@ def _folder_in_zip(path: Path) -> str:
     return min(places, key=lambda place: (place.count("/") + bool(place), place), default="")
 
 
+def check_chunks(array: Any, path: Path) -> None:
+    """Raise `InputError` for chunks that need more memory than there is."""
+    check_memory(2.0 * math.prod(array.chunks) * array.dtype.itemsize, "a chunk of this image", where=path)
+
+
 def _axis_names(array: Any) -> tuple[str, ...] | None:
     """The names of the axes of a plain array, where it has them (version 3, or written by xarray)."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
@@ -211,7 +219,8 @@ def _images(root: Any, path: Path) -> Iterator[TiffImage]:
         several = len(metadata["multiscales"]) > 1
         for number, multiscale in enumerate(metadata["multiscales"]):
             name = place or str(multiscale.get("name") or "")
-            yield _image(group, multiscale, metadata.get("omero"), f"{name} {number}".strip() if several else name)
+            name = f"{name} {number}".strip() if several else name
+            yield _image(group, multiscale, metadata.get("omero"), (name, path))
 
 
 def _image_groups(root: Any, path: Path) -> Iterator[tuple[str, Any]]:
@@ -278,8 +287,9 @@ class _Axes:
         return _Axes("".join(letters), tuple(axis.get("unit") for axis in named))
 
 
-def _image(group: Any, multiscale: Mapping[str, Any], omero: Any, name: str) -> TiffImage:
-    """An image as the metadata describes it, with its smaller copies."""
+def _image(group: Any, multiscale: Mapping[str, Any], omero: Any, named: tuple[str, Path]) -> TiffImage:
+    """An image as the metadata describes it, with its smaller copies. named: its name, and the store."""
+    name, path = named
     datasets = multiscale["datasets"]
     arrays = [group[dataset["path"]] for dataset in datasets]
     axes = _Axes.of(multiscale, len(arrays[0].shape))
@@ -288,7 +298,7 @@ def _image(group: Any, multiscale: Mapping[str, Any], omero: Any, name: str) -> 
 
     def of_level(number: int) -> TiffImage:
         array = arrays[number]
-        blocks = _Blocks(array, axes.letters)
+        blocks = _Blocks(array, axes.letters, path)
         sizes = dict(zip(axes.letters, array.shape, strict=True))
         size_um, unit_note = _pixel_size(multiscale, datasets[number], axes)
         return TiffImage(
@@ -358,8 +368,9 @@ def _channels(omero: Any, n: int, dtype: Any) -> tuple[tuple[str, ...], tuple[No
 class _Blocks:
     """The pixels of an array that chunks hold together, of which the last block is kept for its other planes."""
 
-    def __init__(self, array: Any, letters: str) -> None:
+    def __init__(self, array: Any, letters: str, where: Path) -> None:
         self.array, self.letters = array, letters
+        check_chunks(array, where)
         self._chunks = dict(zip(letters, array.chunks, strict=True))
         self._extents = dict(zip(letters, array.shape, strict=True))
         self._lock = threading.Lock()
