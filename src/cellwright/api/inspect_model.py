@@ -83,7 +83,7 @@ def _kept(info: ModelInfo) -> list[tuple[str, str]]:
     """Which objects are kept by default, for each class."""
     from cellwright.api.models import options_of
 
-    options = options_of(info)
+    options = options_of(info, model)
     scores, areas = options.score_threshold, options.min_area_px
     rows = []
     for k, name in enumerate(info.class_names):

@@ -301,11 +301,11 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
-    training = None if info.values is None else TrainingValues.from_dict(info.values)
+    training = None if info.values is None else TrainingValues.from_dict(info.values, name)
     facts = {"training": training, "trained_channels": info.channels}
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
-    options = _tuned_options(model.options, info)
+    options = _tuned_options(model.options, info, name)
     return dataclasses.replace(model, options=options, tuned_on=info.tuned_on, trained_on=info.trained_on)
 
 
@@ -412,16 +412,16 @@ def _joined_tuning(members: Sequence[Mapping[str, Any] | None]) -> dict[str, Any
     }
 
 
-def options_of(info: ModelInfo) -> PredictOptions:
-    """Which objects a model keeps by default: as it was tuned, or else as its recipe says."""
+def options_of(info: ModelInfo, where: object) -> PredictOptions:
+    """Which objects a model keeps by default: as it was tuned, or else as its recipe says. where: for messages."""
     from cellwright.models.weights.model_folder import recipe_of
     from cellwright.prediction.options import PredictOptions
 
-    predict = recipe_of(info).predict
-    return _tuned_options(PredictOptions(predict.score_threshold, predict.min_area_px), info)
+    predict = recipe_of(info, where=where).predict
+    return _tuned_options(PredictOptions(predict.score_threshold, predict.min_area_px), info, where)
 
 
-def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
+def _tuned_options(plain: PredictOptions, info: ModelInfo, where: object) -> PredictOptions:
     """The recipe's options with the thresholds and the calibration of ``model.json``, if it has them."""
     from cellwright.core.scores import Calibration
 
@@ -444,7 +444,9 @@ def _tuned_options(plain: PredictOptions, info: ModelInfo) -> PredictOptions:
         )
     except (KeyError, TypeError, UsageError) as error:
         remedy = "tune the model again: cellwright tune"
-        raise ModelError("the tuning in this model folder is damaged", got=str(error), remedy=remedy) from error
+        raise ModelError(
+            "the tuning in this model folder is damaged", where=where, got=str(error), remedy=remedy
+        ) from error
 
 
 def _kind(recipe: Recipe) -> str:

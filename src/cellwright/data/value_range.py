@@ -85,8 +85,8 @@ class TrainingValues:
         return TrainingValues(dtypes.pop() if same else "mixed", scales[0] if same else 0.0, dark, (low, high))
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> TrainingValues:
-        """The opposite of `to_dict`. Raises `InputError` for missing or invalid values."""
+    def from_dict(values: Mapping[str, Any], where: object = None) -> TrainingValues:
+        """The opposite of `to_dict`. where: the file, for messages. Raises `InputError` for other values."""
         try:
             low, high = values["bright"]
             numbers = [float(value) for value in (values["full_scale"], values["dark"], low, high)]
@@ -95,7 +95,8 @@ class TrainingValues:
             return TrainingValues(str(values["dtype"]), numbers[0], numbers[1], (numbers[2], numbers[3]))
         except (KeyError, TypeError, ValueError) as error:
             problem = "what this model records about the values of its training images is damaged"
-            raise InputError(problem, got=str(error), remedy="copy the model folder again") from error
+            remedy = "copy the model folder again"
+            raise InputError(problem, where=where, got=str(error), remedy=remedy) from error
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

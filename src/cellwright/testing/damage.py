@@ -1,12 +1,20 @@
-"""Random damage to files, for checking that a reader reports it."""
+"""Random damage to files, for checking that a reader reports it.
+
+Besides bytes, parts are damaged inside files whose other parts remain valid: a field of JSON or YAML, a number, a file
+of a zip archive, a chunk of a PNG, the header of a safetensors file, the content of a gzip file.
+"""
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +24,14 @@ NUMBERS = [
 WORDS = [b"\0", b"\xff" * 4, b"<", b'"', b",", b"\n", b"}", b"]]]]", b"PK\x03\x04", b"II*\0", b"\x80\x04c", b"\xf0\x9f"]
 
 
+VALUES = [
+    None, True, 0, -1, 0.5, -1e308, 1e-300, 7, 65536, 2**31, 2**33, 2**53 + 1, 2**63, 10**30, float("nan"), "", "x",
+    "1", "a/../../b", "\x1b[31m", "9" * 400, [], {}, [[]], [1, 2], {"a": 1}, [None], [[[[[[[[0]]]]]]]],
+]  # fmt: skip
+
+
 def damage_file(path: Path, rng: np.random.Generator) -> None:
-    """Damage a file. In half of the cases, the content of a .zip or .png is damaged such that checksums are valid."""
+    """Damage a file; in half of the cases a part of it such that the rest remains valid, if it has a known suffix."""
     change = _INSIDE.get(path.suffix, damage) if rng.random() < 0.5 else damage
     path.write_bytes(change(path.read_bytes(), rng))
 
@@ -98,4 +112,61 @@ def _damage_in_png(data: bytes, rng: np.random.Generator) -> bytes:
     return data[:8] + b"".join(whole)
 
 
-_INSIDE = {".zip": _damage_in_zip, ".png": _damage_in_png}
+def _damage_in_gzip(data: bytes, rng: np.random.Generator) -> bytes:
+    return gzip.compress(damage(gzip.decompress(data), rng), mtime=0)
+
+
+def _damage_in_json(data: bytes, rng: np.random.Generator) -> bytes:
+    return json.dumps(_damage_value(json.loads(data), rng), ensure_ascii=False).encode(errors="surrogatepass")
+
+
+def _damage_in_yaml(data: bytes, rng: np.random.Generator) -> bytes:
+    import yaml
+
+    return yaml.safe_dump(_damage_value(yaml.safe_load(data), rng), sort_keys=False).encode()
+
+
+def _damage_in_safetensors(data: bytes, rng: np.random.Generator) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    header = _damage_in_json(data[8 : 8 + length], rng)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+def _damage_value(value: Any, rng: np.random.Generator) -> Any:
+    """JSON values in which one field is replaced, removed, renamed or repeated; all fields are as likely."""
+    places = _fields(value)
+    if not places:
+        return VALUES[rng.integers(len(VALUES))]
+    inside, key = places[rng.integers(len(places))]
+    other, other_key = places[rng.integers(len(places))]
+    choice = int(rng.integers(6))
+    if choice == 0:
+        del inside[key]
+    elif choice == 1 and isinstance(inside, dict):
+        inside[f"{key}_"] = inside.pop(key)
+    elif choice == 1:
+        inside.insert(key, inside[key])
+    elif choice == 2:
+        inside[key] = json.loads(json.dumps(other[other_key]))
+    else:
+        inside[key] = VALUES[rng.integers(len(VALUES))]
+    return value
+
+
+def _fields(value: Any) -> list[tuple[Any, Any]]:
+    """Each field below ``value``: the dict or list that contains it, and its key or position."""
+    items = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    return [place for key, inner in items for place in ((value, key), *_fields(inner))]
+
+
+_INSIDE: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
+    ".zip": _damage_in_zip,
+    ".png": _damage_in_png,
+    ".gz": _damage_in_gzip,
+    ".json": _damage_in_json,
+    ".geojson": _damage_in_json,
+    ".yaml": _damage_in_yaml,
+    ".safetensors": _damage_in_safetensors,
+}

@@ -2,9 +2,10 @@
 
 The index consists of the images, the categories and the byte span of each annotation, grouped by image. For most files
 it is built in one streaming pass when the file is opened. Our own ``dataset.json`` has a sidecar, ``dataset.index``,
-which is memory-mapped, so that a dataset of a million objects opens in an instant. The sidecar is used if the JSON file
-still has the same length and the same bytes before its first and after its last annotation. The annotations themselves
-are always read from the JSON file, and `CocoLoader` checks that each belongs to its image. A compressed or UTF-16 file
+which is memory-mapped, so that a dataset of a million objects opens in an instant. The sidecar is used if it is intact
+(it contains a digest of itself) and the JSON file still has the same length and the same bytes before its first and
+after its last annotation; otherwise the index is built again. The annotations themselves are always read from the JSON
+file, and `CocoLoader` checks that each belongs to its image. A compressed or UTF-16 file
 is decoded into memory instead.
 """
 
@@ -22,15 +23,16 @@ import numpy as np
 
 from cellwright.core.coco import whole
 from cellwright.core.errors import FormatError, did_you_mean
-from cellwright.core.files import is_plain_utf8, not_utf8, read_text, write_bytes
+from cellwright.core.files import is_plain_utf8, not_utf8, read_text, unreadable, write_bytes
 from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.text import count
 from cellwright.data.formats.coco_quirks import Facts
 from cellwright.data.formats.json_stream import Element, stream_json
 from cellwright.data.formats.paths import folded
 
-MAGIC = b"cellwright index 1\n"
+MAGIC = b"cellwright index 2\n"
 ALIGNMENT = 64
+_DIGEST_BYTES = 16
 LARGEST = 1 << 62  # ids that are text are numbered from here on while a file is indexed
 STREAMED = frozenset({"images", "annotations"})
 
@@ -169,7 +171,6 @@ def write_sidecar(index: CocoIndex) -> Path:
     head = {
         "length": index.path.stat().st_size,
         "outside": _outside_digest(index.path, index.spans),
-        "n_annotations": len(index.spans),
         "scored": index.scored,
         "images": index.images,
         "categories": index.categories,
@@ -178,35 +179,47 @@ def write_sidecar(index: CocoIndex) -> Path:
     text = MAGIC + json.dumps(head).encode() + b"\n"
     text += b" " * (-len(text) % ALIGNMENT)
     arrays = index.starts.astype("<i8").tobytes() + index.spans.astype("<i8").tobytes()
+    content = len(text).to_bytes(8, "little") + text + arrays
     path = sidecar_path(index.path)
-    write_bytes(path, len(text).to_bytes(ALIGNMENT, "little") + text + arrays)
+    write_bytes(path, content[:8] + _digest(content).ljust(ALIGNMENT - 8, b"\0") + content[8:])
     return path
 
 
 def read_sidecar(path: Path) -> CocoIndex | None:
-    """The memory-mapped index next to ``path``; None if there is none, or if it describes another file."""
-    sidecar = sidecar_path(path)
-    if not sidecar.is_file():
+    """The memory-mapped index next to ``path``; None if there is none, if it is damaged, or describes another file."""
+    try:
+        # A plain array over the memory map is cheaper to slice than np.memmap, and pickles only its own content.
+        content = np.asarray(np.memmap(sidecar_path(path), np.uint8, "r"))
+    except (OSError, ValueError):  # there is none, or it is empty
         return None
-    with sidecar.open("rb") as file:
-        length = int.from_bytes(file.read(ALIGNMENT), "little")
-        text = file.read(length) if length < 1 << 32 else b""
-    if not text.startswith(MAGIC):
+    length, digest = int.from_bytes(content[:8], "little"), content[8 : 8 + _DIGEST_BYTES].tobytes()
+    text = content[ALIGNMENT : ALIGNMENT + min(length, len(content))].tobytes()
+    if not text.startswith(MAGIC) or _digest(content[:8], content[ALIGNMENT:]) != digest:
         return None
     try:
         head = json.loads(text[len(MAGIC) :])
-        n_images, n_annotations = len(head["images"]), head["n_annotations"]
-        expected = ALIGNMENT + length + 8 * (n_images + 1) + 16 * n_annotations
-    except (ValueError, KeyError, TypeError):  # a damaged sidecar
+        collector = _Collector(path, {})
+        images = [_checked_image(image, collector) for image in head["images"]]
+        categories = _checked_categories(head["categories"], path)
+        sections, scored, n_bytes = dict(head["sections"]), bool(head["scored"]), head["length"]
+        starts, spans = np.split(content[ALIGNMENT + length :].view("<i8"), [len(images) + 1])
+        spans = spans.reshape(-1, 2)
+    except (FormatError, KeyError, TypeError, ValueError, RecursionError):  # not what `write_sidecar` writes
         return None
-    if sidecar.stat().st_size != expected or path.stat().st_size != head["length"]:
-        return None
-    # A plain array over the memory map is cheaper to slice than np.memmap, and pickles only its own content.
-    values = np.asarray(np.memmap(sidecar, "<i8", "r", offset=ALIGNMENT + length))
-    starts, spans = values[: n_images + 1], values[n_images + 1 :].reshape(-1, 2)
-    if _outside_digest(path, spans) != head["outside"]:
-        return None
-    return CocoIndex(path, head["images"], head["categories"], head["sections"], starts, spans, head["scored"])
+    is_sound = starts[0] == 0 and starts[-1] == len(spans) and (np.diff(starts) >= 0).all() and (spans >= 0).all()
+    try:
+        if not is_sound or path.stat().st_size != n_bytes or _outside_digest(path, spans) != head.get("outside"):
+            return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return CocoIndex(path, images, categories, sections, starts, spans, scored)
+
+
+def _digest(*parts: bytes | np.ndarray) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def whole_number(value: Any, field: str, where: object) -> int:

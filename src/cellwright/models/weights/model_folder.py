@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -64,7 +64,7 @@ class ModelInfo:
     class_names: tuple[str, ...]
     normalisation: dict[str, Any]
     thresholds: dict[str, float] = field(default_factory=dict)
-    calibration: dict[str, Any] | None = None
+    calibration: dict[str, list[float]] | None = None
     tuned_on: dict[str, Any] | None = None
     channels: tuple[str, ...] = ()
     values: dict[str, Any] | None = None
@@ -74,6 +74,16 @@ class ModelInfo:
     git_hash: str | None = None
     trained_on: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _TunedOn:
+    """The content of `ModelInfo.tuned_on`."""
+
+    split: str
+    metric: str
+    views: str | None = None
+    images: tuple[str, ...] = ()
 
 
 def bundled_model(name: Path | str) -> Path | None:
@@ -138,8 +148,16 @@ def read_model_info(folder: Path | str, *, kind: str | None = None) -> ModelInfo
             got=problem,
             remedy="save the model again with this version of cellwright",
         )
-    names = {name: tuple(values.get(name, ())) for name in ("class_names", "channels", "trained_on")}
-    info = ModelInfo(**{**values, **names})
+    try:
+        info = TypeAdapter(ModelInfo).validate_python(values)
+        TypeAdapter(_TunedOn | None).validate_python(info.tuned_on)
+    except ValidationError as error:
+        raise ModelError(
+            "a field of this model folder is invalid",
+            where=folder / INFO,
+            got=_first_error(error),
+            remedy="copy the model folder again, or use the version of cellwright that wrote it",
+        ) from error
     if kind is not None and info.kind != kind:
         raise ModelError(
             f"this model folder contains a {info.kind!r} model, not a {kind!r} model",
@@ -161,14 +179,17 @@ def recipe_of(info: ModelInfo, *, where: object = None) -> Recipe:
     try:
         return Recipe.model_validate(used)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise ModelError(
             "the recipe in this model folder is invalid",
             where=where,
-            got=f"{place}: {first['msg']}",
+            got=_first_error(error),
             remedy="copy the model folder again, or use the version of cellwright that wrote it",
         ) from error
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def read_arrays(folder: Path | str) -> dict[str, np.ndarray]:
