@@ -222,7 +222,7 @@ class _Own:
     subjects: dict[str, list[Subject]] = field(default_factory=dict)
 
     def add(self, name: str, source: str, files: str, read: Callable[[Path], object], *, same: bool = False) -> None:
-        folder = self.root / f"own_{len(self.subjects)}"
+        folder = self.root / f"own_{len(list(self.root.glob('own_*')))}"
         shutil.copytree(source, folder)
         found = sorted(str(file.relative_to(folder)) for file in folder.glob(files) if file.is_file())
         assert found, f"the workshop made no {files} in {source}"
@@ -240,7 +240,7 @@ def own(root: Path) -> dict[str, list[Subject]]:
     files.add("model.json", "run/model", "model.json", _predict)
     files.add("weights.safetensors", "run/model", "weights.safetensors", _predict)
     run_files = {
-        "recipe.yaml": _read_recipe, "environment.json": _check_run, "inputs.json": _check_run, "log.csv": _read_log,
+        "environment.json": _check_run, "inputs.json": _check_run, "log.csv": _read_log,
         "metrics.json": _read_best, "*.*": _read_record,
     }  # fmt: skip
     for name, read in run_files.items():
@@ -251,6 +251,7 @@ def own(root: Path) -> dict[str, list[Subject]]:
     (root / "recipe").mkdir()
     shutil.copy("tiny.yaml", root / "recipe" / "recipe.yaml")
     files.add("recipe.yaml", str(root / "recipe"), "recipe.yaml", _read_recipe)
+    files.add("recipe.yaml", "run", "recipe.yaml", _read_recipe)
     return files.subjects
 
 

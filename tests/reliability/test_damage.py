@@ -11,14 +11,14 @@ from record import record
 from warm_process import End, Warm, output_of
 
 FORMATS = (
-    "mask_folder", "class_masks", "rle_csv", "rle_csv_submission", "dsb2018_csv",
+    "coco", "predictions", "coco_results", "mask_folder", "class_masks", "rle_csv", "rle_csv_submission", "dsb2018_csv",
     "nuinsseg", "ctc", "voc", "inst_maps", "npy_stacks", "label_images", "label_folder", "xml_outlines", "imagej_roi",
     "geojson", "labelme", "yolo_seg", "image_folder",
 )  # fmt: skip
-IMAGES = ("tif", "compressed tif", "tif of several images", "png")
+IMAGES = ("tif", "compressed tif", "tif of several images", "png", "jpg", "bmp", "webp")
 OWN = (
-    "dataset.index", "files of a prediction folder", "model.json",
-    "weights.safetensors", "recipe.yaml of a run", "inputs.json of a run",
+    "dataset.json", "dataset.index", "predictions.json", "files of a prediction folder", "model.json",
+    "weights.safetensors", "inputs.json of a run",
     "log.csv of a run", "metrics.json of a run", "files of a run", "state.json of a checkpoint",
     "weights.safetensors of a checkpoint", "optimiser.safetensors of a checkpoint",
     "averaged.safetensors of a checkpoint", "recipe.yaml",

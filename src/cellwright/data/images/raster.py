@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +128,12 @@ def _upright_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def _orientation(exif: Any) -> int:
-    value = exif.get(ORIENTATION_TAG, 1)
+def _orientation(read_exif: Callable[[], Any]) -> int:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            value = read_exif().get(ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -184,12 +190,14 @@ def _decode_pillow(opened: PillowImage, path: Path) -> np.ndarray:
 
 
 def _pillow_header(opened: PillowImage, path: Path) -> RasterHeader:
-    orientation, stored_hw = _orientation(opened.getexif()), (opened.height, opened.width)
-    notes = (
-        *_palette_notes(_palette(opened) if opened.mode == "P" else None),
-        *orientation_notes(orientation, stored_hw, path),
-    )
-    return RasterHeader(_upright_hw(stored_hw, orientation), len(_shown_bands(opened)), 8, orientation, notes)
+    orientation, stored_hw = _orientation(opened.getexif), (opened.height, opened.width)
+    try:
+        n_channels = len(_shown_bands(opened))
+        palette_notes = _palette_notes(_palette(opened) if opened.mode == "P" else None)
+    except (OSError, ValueError, IndexError, SyntaxError) as error:
+        raise damaged_image(path, error) from error
+    notes = (*palette_notes, *orientation_notes(orientation, stored_hw, path))
+    return RasterHeader(_upright_hw(stored_hw, orientation), n_channels, 8, orientation, notes)
 
 
 def _palette_notes(colours: np.ndarray | None) -> tuple[Note, ...]:
@@ -234,7 +242,8 @@ def open_pillow(path: Path, file: Any) -> PillowImage:
     try:
         for signature, opened in formats.items():
             if start.startswith(signature):
-                return opened(file)
+                with warnings.catch_warnings(action="ignore"):  # about EXIF that cannot be read
+                    return opened(file)
         raise ValueError(f"starts with {start!r}, which is not JPEG, PNG, BMP or WebP")
     except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
         raise damaged_image(path, error) from error
@@ -269,11 +278,9 @@ def _png_header(path: Path, file: Any) -> tuple[RasterHeader, dict[bytes, bytes]
 def _png_orientation(exif: bytes) -> int:
     from PIL import Image as Pillow
 
-    if not exif:
-        return 1
-    tags = Pillow.Exif()
-    try:
+    def read() -> Any:
+        tags = Pillow.Exif()
         tags.load(b"Exif\0\0" + exif)
-    except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
-        return 1
-    return _orientation(tags)
+        return tags
+
+    return _orientation(read) if exif else 1
