@@ -261,6 +261,9 @@ def _read_dataset_folder(source: Path, folder: Path) -> object:
 
 
 def _predict(folder: Path) -> object:
+    from cellwright.api.inspect_model import InspectPlan, run
+
+    run(InspectPlan(str(folder)))
     return cw.load_model(folder, device="cpu").predict(np.zeros((16, 16), np.uint8))
 
 

@@ -67,7 +67,7 @@ def _model_tables(model: str) -> list[Table]:
         ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
         ("parameters", f"{sum(tensor.numel() for tensor in weights.values()):,}, in {count(len(weights), 'tensor')}"),
         *info.metrics.items(),
-        *_kept(info),
+        *_kept(info, model),
     ]
     if info.trained_on:
         facts.append(("trained on", f"{count(len(info.trained_on), 'image')}, which evaluation recognises"))
@@ -79,8 +79,8 @@ def _model_tables(model: str) -> list[Table]:
     return [Table(model, ("what", "value"), facts), Table("tensors", ("name", "shape", "dtype"), tensors)]
 
 
-def _kept(info: ModelInfo) -> list[tuple[str, str]]:
-    """Which objects are kept by default, for each class."""
+def _kept(info: ModelInfo, model: str) -> list[tuple[str, str]]:
+    """Which objects a model of this name keeps by default, for each class."""
     from cellwright.api.models import options_of
 
     options = options_of(info, model)
