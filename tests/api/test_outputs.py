@@ -9,9 +9,9 @@ import pytest
 
 from cellwright.api.demo import DemoPlan, run
 from cellwright.api.outputs import FileOutput, FolderOutput, dataset_output, earlier_output
+from cellwright.core.claim import CONTROL
 from cellwright.core.errors import FormatError, OutputError
 from cellwright.core.files import temporary_path, write_text
-from cellwright.core.output_folder import CONTROL
 
 REQUEST = {"the model": "m1", "options": {"metric": "pq", "views": None}}
 

@@ -91,7 +91,7 @@ def test_the_holder_notices_that_the_lock_is_gone(tmp_path: Path) -> None:
     folder.mkdir()
     lock = take(folder)
     (folder / "lock").unlink()
-    with pytest.raises(OutputError, match="lock of the output folder was removed"):
+    with pytest.raises(OutputError, match="its lock, was moved or removed"):
         lock.verify()
     other = take(folder, "fuse")
     with pytest.raises(OutputError, match="taken over[\\s\\S]*cellwright fuse"):

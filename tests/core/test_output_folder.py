@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellwright.core import files
+from cellwright.core.claim import CONTROL, Claim, check_complete
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.file_identity import FileIdentity
-from cellwright.core.output_folder import CONTROL, Claim, OutputFolder, check_complete
+from cellwright.core.output_folder import OutputFolder
 from killed import every_kill, run_killed
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.claim import CONTROL, Claim, claim_above, files_below
 from cellwright.core.errors import FormatError, OutputError
 from cellwright.core.files import output_error, read_json, remove, sweep, temporary_path
-from cellwright.core.output_folder import CONTROL, OTHER, Claim, OutputFolder, claim_above, files_below
+from cellwright.core.output_folder import OTHER, OutputFolder
 from cellwright.core.progress import ProgressReporter
 
 SPLIT_BY = "split_by"  # in the info of a dataset: the options by which it was split

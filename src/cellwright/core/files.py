@@ -209,7 +209,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        flush(temporary)
+        _flush_all(temporary)
         temporary.replace(path)
     except OSError as error:
         raise output_error(path, error) from error
@@ -271,18 +271,8 @@ def is_alive(pid: int) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or all files of a folder, to the disk."""
-    if path.is_dir():
-        for folder, _, names in os.walk(path, topdown=False):
-            for name in names:
-                _flush(Path(folder) / name)
-            _flush(Path(folder))
-    else:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
+    """Have the system write the content of a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # not possible there
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
@@ -292,6 +282,16 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _flush_all(path: Path) -> None:
+    """Have the system write a file, or all of a folder, to the disk."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            flush(Path(folder) / name)
+        flush(Path(folder))
+    if not path.is_dir():
+        flush(path)
 
 
 def _host() -> str:
@@ -479,40 +479,3 @@ def not_utf8(path: Path | str, error: UnicodeDecodeError, what: str = "file", *,
         expected="UTF-8",
         remedy="save it as UTF-8: in an editor with Save as, or with iconv -f cp1252 -t utf-8",
     )
-
-
-class FileLock:
-    """A lock that one process holds on a folder while it writes there; it ends with the process.
-
-    Without `fcntl` (Windows), nothing is locked.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    @staticmethod
-    def take(path: Path, folder: Path) -> FileLock:
-        """Lock the file ``path``, which is created. Raises `OutputError` if another process is writing ``folder``."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
-        except OSError as error:
-            raise output_error(folder, error) from error
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            return FileLock(file)
-        except OSError as error:
-            file.close()
-            raise OutputError(
-                "another process is writing this folder",
-                where=folder,
-                remedy="wait until it has finished and run the same command again, or choose another `out`",
-            ) from error
-        return FileLock(file)
-
-    def release(self) -> None:
-        """Release the lock."""
-        self._file.close()

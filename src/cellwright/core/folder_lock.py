@@ -77,14 +77,13 @@ class FolderLock:
 
     def verify(self) -> None:
         """Raise `OutputError` if the folder was moved or removed, or if another process has taken the lock."""
-        if not self._path.parent.is_dir():
+        if not os.path.lexists(self._path):
             remedy = "run the same command again: what is missing is made again"
-            raise OutputError(
-                "the output folder was moved or removed while it was written", where=self._folder, remedy=remedy
-            )
+            problem = "the output folder, or its lock, was moved or removed while it was written"
+            raise OutputError(problem, where=self._folder, remedy=remedy)
         if not _is_at(self._path, self._descriptor):
             got = None if (holder := Holder.read(self._path)) is None else str(holder)
-            problem = "the lock of the output folder was removed or taken over while it was written"
+            problem = "the output folder was taken over by another process while it was written"
             raise OutputError(problem, where=self._folder, got=got, remedy="run the same command again")
 
     def release(self) -> None:

@@ -56,105 +56,37 @@ the end, for paths that are stored relative to it (`WriteOptions.place`). A job 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from cellwright.core.errors import FormatError, InputError, OutputError
+from cellwright.core.claim import (
+    CLAIM,
+    CONTROL,
+    Claim,
+    Files,
+    changes,
+    claim_above,
+    files_below,
+    is_as_written,
+    is_inside,
+    is_plain_file,
+    remove_ours,
+)
+from cellwright.core.errors import FormatError, OutputError
 from cellwright.core.events import plain
 from cellwright.core.file_identity import FileIdentity
-from cellwright.core.files import flush, output_error, read_json, remove, sweep, write_text
+from cellwright.core.files import flush, output_error, remove, sweep
 from cellwright.core.folder_lock import FolderLock
-from cellwright.core.text import count, differences, listed
+from cellwright.core.text import count, listed
 
-CONTROL = ".cellwright"
-CLAIM, LOCK, PROGRESS, NEW = "claim.json", "lock", "progress", "new"
-SCHEMA_VERSION = 1
+LOCK, PROGRESS, NEW = "lock", "progress", "new"
 OTHER = "use `overwrite=True`, or choose another `out`"
 # Files that file managers leave in folders; a folder with nothing else is empty.
 _OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
-
-State = Literal["writing", "swapping", "complete"]
-Files = Mapping[str, FileIdentity | None]
-"""Files of an output by their names relative to it, with ``/``; None: the content is not known (earlier versions)."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What ``claim.json`` says. request: None if it is not known (earlier versions).
-
-    files: the files of a result that is complete, or was before the job went on. replaced, keeps_progress: while a new
-    result is moved in, the files of the old one, and whether the records of the new one are kept.
-    """
-
-    verb: str
-    request: Mapping[str, Any] | None
-    state: State
-    files: Files = field(default_factory=dict)
-    replaced: Files = field(default_factory=dict)
-    keeps_progress: bool = False
-
-    def __post_init__(self) -> None:
-        outside = [name for name in (*self.files, *self.replaced) if not _is_inside(name)]
-        if outside:
-            raise ValueError(f"the file name {outside[0]!r}")
-
-    @staticmethod
-    def read(root: Path) -> Claim | None:
-        """The claim on a folder, or None. Raises `FormatError` if it is damaged."""
-        path = root / CONTROL / CLAIM
-        if not path.is_file():
-            return None
-        try:
-            content = dict(read_json(path))
-            if content["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema_version {content['schema_version']!r}")
-            claim = Claim(
-                str(content["verb"]),
-                None if content["request"] is None else dict(content["request"]),
-                content["state"],
-                _files_from(content["files"]),
-                _files_from(content.get("replaced", {})),
-                bool(content.get("keeps_progress", False)),
-            )
-            if claim.state not in get_args(State):
-                raise ValueError(f"state {claim.state!r}")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            remedy = "choose another `out`"
-            problem = "the record of this output folder is damaged"
-            raise FormatError(problem, where=path, got=str(error), remedy=remedy) from error
-        return claim
-
-    def write(self, root: Path) -> None:
-        """Write the claim on a folder; when this returns, it is on the disk."""
-        content = {name: value for name, value in asdict(self).items() if value or name in ("request", "files")}
-        path = root / CONTROL / CLAIM
-        # ASCII, for names of files need not be valid Unicode.
-        write_text(path, json.dumps({"schema_version": SCHEMA_VERSION, **content}, allow_nan=False) + "\n")
-        try:
-            flush_folder(path.parent)
-        except OSError as error:
-            raise output_error(path, error) from error
-
-
-def _files_from(values: Any) -> Files:
-    files = {str(name): None if one is None else FileIdentity(**one) for name, one in dict(values).items()}
-    for name, identity in files.items():
-        if identity is not None and not isinstance(identity.digest, str):
-            raise TypeError(f"the digest of {name!r}")
-    return files
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a recorded name is one of a result: relative, without ``..``, and not in ``.cellwright``."""
-    path = PurePosixPath(name)
-    if path.as_posix() != name or path.is_absolute() or not path.parts or (os.name == "nt" and {*"\\:"} & {*name}):
-        return False
-    return ".." not in path.parts and "\0" not in name and path.parts[0].lower() != CONTROL
 
 
 class OutputFolder:
@@ -217,8 +149,10 @@ class OutputFolder:
         control = self.path / CONTROL
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise OutputError("the output folder is a file", where=self.shown, remedy="choose another `out`")
-        if control.is_symlink() or (control.exists() and not control.is_dir()):
-            raise OutputError(f"{CONTROL} is not a folder", where=self.shown, remedy="choose another `out`")
+        for folder in (control, control / NEW, control / PROGRESS):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                name = folder.relative_to(self.path)
+                raise OutputError(f"{name} is not a folder", where=self.shown, remedy="choose another `out`")
         if not self.path.is_dir():
             return
         self.claim = Claim.read(self.path)
@@ -269,7 +203,7 @@ class OutputFolder:
         files: the files that would be removed, if the claim does not know them (an unfinished job).
         """
         files = self._known(files)
-        changed = [name for name, identity in files.items() if not _is_as_written(self.path, name, identity)]
+        changed = [name for name, identity in files.items() if not is_as_written(self.path, name, identity)]
         if changed:
             raise OutputError(
                 "files of this output were changed after they were written, so it is not replaced",
@@ -402,7 +336,7 @@ class OutputFolder:
             assert self.root != self.path, "files of others may be there"
             files = sorted(name for name in files_below(self.root) if not name.startswith(f"{CONTROL}/"))
         known = files if isinstance(files, Mapping) else dict.fromkeys(files)
-        lost = [name for name in known if not _is_plain_file(self.root, name)]
+        lost = [name for name in known if not is_plain_file(self.root, name)]
         if lost:
             raise OutputError(
                 "files of this output are missing before it is complete",
@@ -411,7 +345,7 @@ class OutputFolder:
                 remedy="run the same command again",
             )
         for name in known:
-            assert _is_inside(name), name
+            assert is_inside(name), name
             flush(self.root / name)
         return {name: known[name] or FileIdentity.of(self.root / name) for name in sorted(known)}
 
@@ -439,7 +373,7 @@ class OutputFolder:
         if updates is None:
             self.check_replaceable()
         else:
-            now = {name: FileIdentity.of(self.path / name) for name in updates if _is_plain_file(self.path, name)}
+            now = {name: FileIdentity.of(self.path / name) for name in updates if is_plain_file(self.path, name)}
             old = {**self._known(None), **now}
         existed = self.path.is_dir()
         self.start(request, replaces=old, aside=True)
@@ -476,9 +410,9 @@ class OutputFolder:
         """Raise `OutputError` if a new file would replace one that is not ours, or an old one was changed."""
         new = self.path / CONTROL / NEW
         coming = [name for name in swap.files if (new / name).exists()]
-        in_way = [name for name in coming if name not in swap.replaced and _is_there(self.path, name)]
+        in_way = [name for name in coming if name not in swap.replaced and os.path.lexists(self.path / name)]
         affected = {*coming, *(name for name in swap.replaced if name not in swap.files)} - {*in_way}
-        in_way += [name for name in affected if not _is_as_written(self.path, name, swap.replaced.get(name))]
+        in_way += [name for name in affected if not is_as_written(self.path, name, swap.replaced.get(name))]
         if in_way:
             raise OutputError(
                 "the new result is complete, but files that cellwright did not write are in its place",
@@ -512,7 +446,7 @@ class OutputFolder:
             (new / CONTROL / PROGRESS).replace(progress)
         for folder in touched:
             if folder.is_dir() and folder.is_relative_to(self.path):
-                flush_folder(folder)
+                flush(folder)
         remove(new)  # first, so that nothing is taken for an unfinished result
         replace(swap, state="complete", replaced={}, keeps_progress=False).write(self.path)
 
@@ -524,107 +458,3 @@ class OutputFolder:
         for folder, names, _ in os.walk(self.path):
             sweep(Path(folder))
             names[:] = [name for name in names if not name.startswith(".") or name == CONTROL]
-
-
-def check_complete(path: Path | str) -> None:
-    """Raise `InputError` for an input that is part of an output which is unfinished, or was being replaced.
-
-    Without a claim, nothing is known. An unfinished job with an earlier result is no error: that is still there.
-    """
-    path = Path(path).resolve()
-    for folder in (path, *path.parents):
-        try:
-            claim = Claim.read(folder)
-        except (FormatError, OSError):
-            continue
-        if claim is None:
-            continue
-        is_part = any((folder / name).is_relative_to(path) for name in (*claim.files, *claim.replaced))
-        if (claim.state == "swapping" and is_part) or (claim.state == "writing" and not claim.files and folder == path):
-            state = "not complete" if claim.state == "writing" else "half replaced by a new one"
-            verb = ascii(claim.verb)[1:-1]
-            raise InputError(
-                f"this output of cellwright {verb} is {state}: the command is still running, or was interrupted",
-                where=folder,
-                remedy="run the command that writes it again; it goes on where it was interrupted",
-            )
-
-
-def claim_above(path: Path) -> Claim | None:
-    """The claim on an output that ``path``, a file or a folder, is part of; None if it is part of none."""
-    path = path.resolve()
-    for folder in path.parents:
-        with suppress(FormatError, OSError):
-            claim = Claim.read(folder)
-            if claim is not None and any((folder / name).is_relative_to(path) for name in claim.files):
-                return claim
-    return None
-
-
-def changes(request: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """What differs between two requests: names of inputs, and options; parts of a sentence.
-
-    >>> changes({"the model": "a1", "options": {"iou": 0.5}}, {"the model": "b2", "options": {"iou": 0.25}})
-    ['the model', '`iou` 0.5 instead of 0.25']
-    """
-    now, then = dict(plain(dict(request))), dict(before)
-    options = [now.pop("options", {}), then.pop("options", {})]
-    named = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    return named + (differences(*options) if all(isinstance(one, Mapping) for one in options) else ["the options"])
-
-
-def files_below(folder: Path) -> list[str]:
-    """The plain files below a folder, with ``/`` in their names; links are not followed."""
-    found = []
-    for root, _, names in os.walk(folder):
-        paths = [Path(root) / name for name in names]
-        found += [path.relative_to(folder).as_posix() for path in paths if path.is_file() and not path.is_symlink()]
-    return sorted(found)
-
-
-def remove_ours(folder: Path, name: str) -> None:
-    """Remove a file that we wrote, if it is a plain file, and the folders that are empty without it."""
-    if not _is_plain_file(folder, name):
-        return
-    (folder / name).unlink()
-    for parent in (folder / name).parents:
-        if parent == folder or any(parent.iterdir()):
-            break
-        parent.rmdir()
-
-
-def flush_folder(folder: Path) -> None:
-    """Have the system write the names in a folder to the disk; not possible on Windows."""
-    if os.name != "nt":
-        flush(folder)
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    return os.path.lexists(folder / name)
-
-
-def _has_plain_parents(folder: Path, name: str) -> bool:
-    """Whether each folder between is one, not a link or a file, or does not exist."""
-    parents = [folder / parent for parent in PurePosixPath(name).parents][:-1]
-    return not any(parent.is_symlink() or (parent.exists() and not parent.is_dir()) for parent in parents)
-
-
-def _is_plain_file(folder: Path, name: str) -> bool:
-    path = folder / name
-    return _has_plain_parents(folder, name) and path.is_file() and not path.is_symlink()
-
-
-def _is_as_written(folder: Path, name: str, identity: FileIdentity | None) -> bool:
-    """Whether a file of ours does not exist, or has the content that was recorded (None: it is not known).
-
-    An empty file, which a power cut may leave, has no content that could be lost.
-    """
-    if not _has_plain_parents(folder, name):
-        return False
-    if not _is_there(folder, name):
-        return True
-    if not _is_plain_file(folder, name):
-        return False
-    if identity is None or (folder / name).stat().st_size == 0:
-        return True
-    return FileIdentity.of(folder / name, identity).digest == identity.digest

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.claim import CLAIM, CONTROL, Claim
 from cellwright.core.errors import CellwrightError
 from cellwright.core.file_identity import FileIdentity
 from cellwright.core.files import read_json
-from cellwright.core.output_folder import CLAIM, CONTROL, Claim
 from cellwright.data.formats.coco import WRITTEN
 from cellwright.data.formats.paths import output_path
 from cellwright.data.formats.predictions import EDITABLE

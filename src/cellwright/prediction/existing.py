@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cellwright.core.claim import Claim, Files
 from cellwright.core.errors import InputError, OutputError
 from cellwright.core.file_identity import FileIdentity
-from cellwright.core.output_folder import Claim, Files, OutputFolder
+from cellwright.core.output_folder import OutputFolder
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import Prefer, ReadOptions

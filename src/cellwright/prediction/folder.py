@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.claim import CLAIM, CONTROL, remove_ours
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
 from cellwright.core.events import emit
@@ -36,7 +37,7 @@ from cellwright.core.files import write_png, write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
-from cellwright.core.output_folder import CLAIM, CONTROL, OutputFolder, remove_ours
+from cellwright.core.output_folder import OutputFolder
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -152,7 +151,6 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
             if state.averaged is not None:
                 save_tensors(partial / "averaged.safetensors", state.averaged)
             write_json(partial / "state.json", _description(state))
-            _flush_to_disk(partial)
     for old in _checkpoints(folder)[:-keep]:
         # Rename first, so that an interrupted removal does not leave an incomplete checkpoint behind.
         doomed = old.with_name(f".{old.name}.partial")
@@ -284,13 +282,3 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
             got=str(error),
             remedy=_REMOVE.format(path.parent.name),
         ) from error
-
-
-def _flush_to_disk(folder: Path) -> None:
-    """Wait until the files of ``folder`` are on disk; without this, a power cut could leave them empty."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -9,11 +9,11 @@ import dataclasses
 import re
 from pathlib import Path
 
+from cellwright.core.claim import check_complete
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.files import plain_suffix, require_regular
 from cellwright.core.notes import Note
-from cellwright.core.output_folder import check_complete
 from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder

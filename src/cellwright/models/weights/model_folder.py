@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from cellwright.config.recipe import Recipe
+from cellwright.core.claim import check_complete
 from cellwright.core.errors import ModelError
 from cellwright.core.files import read_json, write_json, write_text
-from cellwright.core.output_folder import check_complete
 from cellwright.core.scores import shown_score
 
 SCHEMA_VERSION = 1
