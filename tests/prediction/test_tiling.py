@@ -286,7 +286,7 @@ def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | 
     predictor = predictor if diameter is None else predictor.with_diameter(diameter)
     image = draw_field(4, (300, 280), 40)[0]
     (whole,) = predictor.predict([image])
-    tiles = DenseTiles(predictor, lambda region: region)
+    tiles = DenseTiles(predictor)
     source = open_image(image)
     facts = tiles.facts(source)
     assert ImageFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts

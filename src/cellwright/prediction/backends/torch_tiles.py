@@ -17,7 +17,7 @@ from cellwright.data.images.source import ImageSource
 from cellwright.data.resize import resized_window
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.prediction.backends.torch import NetworkPredictor
-from cellwright.prediction.tiling.facts import ImageFacts, See, find_facts
+from cellwright.prediction.tiling.facts import ImageFacts, find_facts
 from cellwright.prediction.tiling.grid import Grid, Tile
 from cellwright.prediction.tiling.statistics import read_block
 
@@ -27,10 +27,9 @@ OBJECT_DIAMETERS, OBJECT_PX = 4, 160
 
 @dataclass(frozen=True, eq=False)
 class DenseTiles:
-    """A dense network that predicts tiles. see: the channels of a region that it sees."""
+    """A dense network that predicts tiles of sources, which have the channels that it sees."""
 
     predictor: NetworkPredictor
-    see: See
 
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """The facts of an image; see `find_facts`."""
@@ -39,7 +38,6 @@ class DenseTiles:
         with torch.inference_mode():
             return find_facts(
                 source,
-                self.see,
                 predictor.input_config,
                 predictor.resize_rule,
                 predictor.detect_input,
@@ -92,6 +90,6 @@ class DenseTiles:
         """The network's input (C, h, w) in a window of network pixels."""
 
         def read(part: Window) -> np.ndarray:
-            return facts.normalised(self.see(read_block(source, part)), self.predictor.input_config)
+            return facts.normalised(read_block(source, part), self.predictor.input_config)
 
         return resized_window(read, facts.source_hw, facts.net_hw, window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,15 +18,12 @@ from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
 from cellwright.prediction.diameter import Detect, Diameter, estimate_diameter
-from cellwright.prediction.tiling.statistics import blocks, read_block, values_of
+from cellwright.prediction.tiling.statistics import read_block, readable_blocks, values_of
 
 # Up to this size the diameter is estimated on the whole image, as for small ones; above it on several regions.
 WHOLE_ESTIMATE_PX = 2304 * 2304
 REGION_PX = 1024
 N_REGIONS = 7
-
-See = Callable[[Image], Image]
-"""The channels of a region that the network sees."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,6 @@ class ImageFacts:
 
 def find_facts(
     source: ImageSource,
-    see: See,
     config: InputConfig,
     rule: ResizeRule,
     detect: Detect,
@@ -90,9 +86,9 @@ def find_facts(
     diameter_px: float | None = None,
     track: Track = no_progress,
 ) -> ImageFacts:
-    """The facts of an image for a network.
+    """The facts of an image for a network; ``source`` has the channels that it sees.
 
-    see: the channels that it sees. detect: the scored objects of a network input (C, h, w), for the estimate of the
+    detect: the scored objects of a network input (C, h, w), for the estimate of the
     diameter. diameter_px: given by the user; None estimates it where ``config`` needs one.
 
     Reads the image once (float32 twice), block by block. Raises `InputError` for channels that do not fit, and for
@@ -100,7 +96,7 @@ def find_facts(
     """
 
     def channels(region: Image) -> np.ndarray:
-        return network_channels(see(region), config)
+        return network_channels(region, config)
 
     notes: tuple[Note, ...] = ()
     facts = ImageFacts(source.image_hw, source.image_hw)
@@ -108,13 +104,13 @@ def find_facts(
         values = values_of(source, channels, config.percentiles, track=track)
         facts = replace(facts, limits=tuple((p[0], p[1]) for p in values.percentiles))
     else:
-        values = values_of(source, lambda region: see(region).data, (), PERCENTILES, track=track)
+        values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
         own, notes = input_for_values(probe, config, training, source.path or "")
         facts = replace(facts, full_range=own.full_range)
     if config.diameter_px is None:
         return replace(facts, net_hw=network_hw(source.image_hw, config, rule), notes=notes)
-    px = diameter_px if diameter_px is not None else _estimate(source, see, facts, config, detect)
+    px = diameter_px if diameter_px is not None else _estimate(source, facts, config, detect)
     diameter = Diameter.of(px, source.image_hw, config, estimated=diameter_px is None)
     height, width = (max(1, int(side * diameter.scale + 0.5)) for side in source.image_hw)
     return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
@@ -127,21 +123,21 @@ def _estimate(source: ImageSource, see: See, facts: ImageFacts, config: InputCon
     if height * width <= WHOLE_ESTIMATE_PX:
         windows = [Window(0, 0, height, width)]
     else:
-        windows = _varied_regions(source, see, config)
+        windows = _varied_regions(source, config)
     found = []
     for window in windows:
-        pixels = facts.normalised(see(read_block(source, window)), config)
+        pixels = facts.normalised(read_block(source, window), config)
         estimate = estimate_diameter(pixels, config.diameter_px, detect)
         found += [] if estimate is None else [estimate]
     return float(np.median(found)) if found else None
 
 
-def _varied_regions(source: ImageSource, see: See, config: InputConfig) -> list[Window]:
+def _varied_regions(source: ImageSource, config: InputConfig) -> list[Window]:
     """Regions of `REGION_PX`, evenly chosen among the fifth of the image in which brightness varies most."""
     height, width = source.image_hw
     spread: list[tuple[float, int, int]] = []
-    for block in blocks(source.image_hw, source.tile_hw):
-        grey = network_channels(see(read_block(source, block)), config).mean(axis=2, dtype=np.float32)
+    for block, region in readable_blocks(source):
+        grey = network_channels(region, config).mean(axis=2, dtype=np.float32)
         for y in range(0, max(grey.shape[0] - REGION_PX // 2, 1), REGION_PX):
             for x in range(0, max(grey.shape[1] - REGION_PX // 2, 1), REGION_PX):
                 part = grey[y : y + REGION_PX : 2, x : x + REGION_PX : 2]

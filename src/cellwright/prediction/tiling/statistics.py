@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from cellwright.core.errors import InputError
+from cellwright.core.errors import FormatError, InputError
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
@@ -143,10 +144,10 @@ def values_of(
     of_channels: list[Quantiles] = []
     pooled: Quantiles | None = None
     again = True
-    windows = list(blocks(source.image_hw, source.tile_hw))
+    n_blocks = len(list(blocks(source.image_hw, source.tile_hw)))
     while again:
-        for window in track(windows, "reading values", len(windows)):
-            data = channels(read_block(source, window))
+        for window, region in track(readable_blocks(source), "reading values", n_blocks):
+            data = channels(region)
             if data.dtype.kind == "f" and not np.isfinite(data).all():
                 raise InputError(
                     "the image contains pixels that are not finite",
@@ -161,7 +162,9 @@ def values_of(
                 quantiles.add(data[:, :, c])
             if pooled_percents:
                 pooled.add(data)
-        assert pooled is not None
+        if pooled is None:
+            remedy = "copy or download the file again"
+            raise InputError("no part of this image can be decoded", where=source.path, remedy=remedy)
         more = [quantiles.next_pass() for quantiles in (*of_channels, *([pooled] if pooled_percents else []))]
         again = any(more)
     return SourceValues(
@@ -169,6 +172,21 @@ def values_of(
         max(quantiles.highest() for quantiles in of_channels),
         tuple(pooled.values()) if pooled_percents and pooled is not None else (),
     )
+
+
+def readable_blocks(source: ImageSource) -> Iterator[tuple[Window, Image]]:
+    """The `blocks` of a source and their pixels; parts that cannot be decoded are left out."""
+    for block in blocks(source.image_hw, source.tile_hw):
+        try:
+            yield block, read_block(source, block)
+            continue
+        except FormatError:
+            height, width = source.tile_hw
+        for y in range(block.y0, block.y1, height):
+            for x in range(block.x0, block.x1, width):
+                part = Window(y, x, min(y + height, block.y1), min(x + width, block.x1))
+                with suppress(FormatError):
+                    yield part, read_block(source, part)
 
 
 def read_block(source: ImageSource, window: Window) -> Image:

@@ -1,0 +1,334 @@
+"""``predict`` on one image of any size: tile by tile, into a job folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellwright.core.errors import UsageError
+from cellwright.core.geometry import Window
+from cellwright.core.memory import available_bytes
+from cellwright.core.output_folder import Claim, OutputFolder
+from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.text import count
+from cellwright.data.images.channels import ChannelChoice
+from cellwright.data.images.source import ImageSource, RegionSource
+from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.sources import seen_by
+from cellwright.prediction.tiling.facts import ImageFacts
+from cellwright.prediction.tiling.grid import Grid
+from cellwright.prediction.tiling.job import (
+    JOB_FILE,
+    JobFacts,
+    JobReport,
+    LabelKind,
+    Running,
+    changed,
+    finish,
+    refuse_other,
+    run_tiles,
+)
+from cellwright.prediction.tiling.ledger import Ledger
+from cellwright.prediction.tiling.work import TileWork
+
+if TYPE_CHECKING:
+    from cellwright.api.models import Model
+    from cellwright.prediction.backends.torch_tiles import DenseTiles
+
+# Memory that a U-Net of width 16 takes, bytes per pixel of its input; measured on 2.4 megapixels.
+BYTES_PER_PX = 900
+# The share of the available memory that prediction may take.
+MEMORY_SHARE = 0.6
+DEFAULT_CORE_PX, SMALLEST_CORE_PX = 1024, 128
+# The channels are chosen on at most this many pixels.
+_SAMPLE_PX = 2048
+
+
+@dataclass(frozen=True)
+class TileRequest:
+    """What the user asked for. core_px: side of the tiles, network px; None as the memory allows.
+
+    roi: only tiles that overlap one of these windows, source px. ring_px: see `measure_instances`. identity: of the
+    model's weights.
+    """
+
+    identity: str
+    device: str = "auto"
+    channel: ChannelChoice | None = None
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    core_px: int | None = None
+    roi: tuple[Window, ...] = ()
+    ring_px: int | None = None
+    labels: LabelKind | None = None
+    running: Running = Running()
+
+    def as_values(self, model: Model) -> dict[str, Any]:
+        """What identifies the job besides the image, as JSON values."""
+        options = dataclasses.asdict(model.options) | {
+            "diameter": model.diameter,
+            "views": model.views,
+            "reading": dict(self.reading),
+            "tile": self.core_px,
+            "roi": [list(window) for window in self.roi],
+            "ring": self.ring_px,
+            "labels": self.labels,
+        }
+        return {"kind": "tiles", "model": self.identity, "options": options}
+
+
+@dataclass(frozen=True)
+class OpenWork:
+    """Makes the work of a job in another process: the source and the model are opened there."""
+
+    model: str
+    device: str
+    diameter: float | None
+    source: ImageSource
+    seen: ImageSource
+    facts: ImageFacts
+    grid: Grid
+    options: PredictOptions
+    ring_px: int | None
+    threads: int | None = None
+
+    def __call__(self) -> TileWork:
+        """The work; loads the model."""
+        import torch
+
+        from cellwright.api.models import load_model
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        model = load_model(self.model, device=self.device).with_options(diameter=self.diameter)
+        return TileWork(
+            tiles_of(model), self.source, self.seen, self.facts, self.grid, self.options, ring_px=self.ring_px
+        )
+
+
+def tiles_of(model: Model) -> DenseTiles:
+    """What predicts tiles with a model. Raises `UsageError` for a model that cannot."""
+    from cellwright.models.dense.dense import DenseNetwork
+    from cellwright.prediction.backends.torch import NetworkPredictor
+    from cellwright.prediction.backends.torch_tiles import DenseTiles
+
+    predictor = model.predictor
+    if (
+        not isinstance(predictor, NetworkPredictor)
+        or not isinstance(predictor.network, DenseNetwork)
+        or len(predictor.views) > 1
+        or predictor.network.reach_px is None
+        or predictor.input_config.short_side is not None
+    ):
+        raise UsageError(
+            "this model cannot predict images tile by tile",
+            got=model.name,
+            expected="nuclei, or another U-Net without views and without input.short_side",
+            remedy='use `tile="none"` with a smaller image',
+        )
+    return DenseTiles(predictor)
+
+
+def seen_source(source: ImageSource, model: Model, channel: ChannelChoice | None) -> ImageSource:
+    """The source with the channels that a model sees, chosen once for the whole image."""
+    if not isinstance(source, RegionSource):
+        return source
+    height, width = source.image_hw
+    h, w = min(height, _SAMPLE_PX), min(width, _SAMPLE_PX)
+    sample = source.read((height - h) // 2, (width - w) // 2, h, w)
+    seen = seen_by(model.predictor, sample, channel)
+    if seen.channels == source.channels:
+        return source
+    indices = [source.channels.index(name) for name in seen.channels]
+    return source.with_channels(indices, seen.channels, [note for note in seen.notes if note not in sample.notes])
+
+
+def whole_bytes(image_hw: tuple[int, int]) -> int:
+    """About how much memory it takes to predict an image at once, at the scale 1."""
+    return image_hw[0] * image_hw[1] * BYTES_PER_PX
+
+
+def core_that_fits(grid_of: Any, n_workers: int) -> int:
+    """The side of a core whose window fits into the memory there is, network px. grid_of: makes a grid of a core."""
+    core = DEFAULT_CORE_PX
+    while core > SMALLEST_CORE_PX:
+        height, width = grid_of(core)[0].window.hw
+        if height * width * BYTES_PER_PX * n_workers <= MEMORY_SHARE * available_bytes():
+            break
+        core //= 2
+    return core
+
+
+def predict_tiles(  # noqa: PLR0913 - one parameter per thing
+    source: ImageSource,
+    model: Model,
+    out: Path,
+    request: TileRequest,
+    *,
+    overwrite: bool = False,
+    reporter: ProgressReporter = SILENT,
+    dry_run: bool = False,
+    why: str = "",
+) -> JobReport | None:
+    """Predict one image tile by tile into a job folder, or go on with it; None after a dry run.
+
+    why: why tiles are used, for the announcement. Raises `OutputError` for a folder with another job or other files,
+    `UsageError` for a model that cannot predict tiles, and `InputError` for an image that cannot be used.
+    """
+    tiles, seen = tiles_of(model), seen_source(source, model, request.channel)
+    described = describe_source(source)
+    values = request.as_values(model)
+    output = OutputFolder(out, "predict", same=("fuse",))
+    claim = output.pending if overwrite else output.claim
+    before = _job_before(output, claim)
+    if claim is not None and before is None and not overwrite and output.is_complete:
+        refuse_other(output, ["it has predictions of another kind"], unfinished=False)
+    differences = [] if before is None else changed(before, described, values)
+    if overwrite:
+        claim, before = (None, None) if differences else (claim, before)
+        output.check_replaceable([] if source.path is None else [source.path])
+    elif before is not None:
+        refuse_other(output, differences, unfinished=not output.is_complete)
+    name = "the image" if source.path is None else Path(source.path).name
+    if before is not None and output.is_complete and not overwrite:
+        ledger = Ledger(output.path, before.tiles)
+        if not ledger.left(verify=False) and not output.missing:
+            reporter.note(f"already complete: {out}/ has this job")
+            return JobReport(len(before.tiles), len(before.tiles), _n_objects(output.path), 0.0)
+    height, width = source.image_hw
+    reporter.note(f"{name}: {height} x {width} px, tile by tile{why}: will write {out}/")
+    for note in dict.fromkeys(note.text for note in seen.notes):
+        reporter.note(note)
+    if dry_run:
+        return None
+    output.start(values, resume=claim if before is not None else None)
+    try:
+        return _run(output, before, source, seen, tiles, model, described, values, request, reporter)
+    finally:
+        output.close()
+
+
+def _run(  # noqa: PLR0913 - the parts of one job
+    output: OutputFolder,
+    before: JobFacts | None,
+    source: ImageSource,
+    seen: ImageSource,
+    tiles: DenseTiles,
+    model: Model,
+    described: Mapping[str, Any],
+    values: Mapping[str, Any],
+    request: TileRequest,
+    reporter: ProgressReporter,
+) -> JobReport:
+    running = request.running
+    job = before or _new_job(source, seen, tiles, model, described, values, request, reporter)
+    if before is None:
+        job.write(output.root)
+    work = TileWork(tiles, source, seen, job.facts, job.grid, model.options, ring_px=request.ring_px)
+    ledger = Ledger(output.root, job.tiles)
+    if (n_done := len(job.tiles) - len(ledger.left(verify=False))) > 0:
+        reporter.note(f"{count(n_done, 'tile')} done before, {len(job.tiles) - n_done} to do")
+    if running.workers > 1 or running.dask is not None:
+        threads = max((os.cpu_count() or 1) // max(running.workers, 1), 1) if running.dask is None else 1
+        make_work: Any = OpenWork(
+            model.name,
+            request.device,
+            model.diameter,
+            source,
+            seen,
+            job.facts,
+            job.grid,
+            model.options,
+            request.ring_px,
+            threads,
+        )
+    else:
+        make_work = partial(_same, work)
+    n_before, seconds = run_tiles(output, ledger, job, make_work, running, track=reporter.track)
+    failures = ledger.failures()
+    unfinished = set(ledger.left(verify=False)) - {failure.tile for failure in failures}
+    if unfinished:
+        reporter.note(f"{count(len(unfinished), 'tile')} are left to other shards; the last one finishes the job")
+        return JobReport(len(job.tiles), n_before, None, seconds)
+    final, files, notes = finish(
+        output, ledger, job, work, labels=request.labels, draw=_overview, track=reporter.track
+    )
+    output.complete(files, keep_progress=False)
+    for note in notes:
+        reporter.note(note)
+    return JobReport(len(job.tiles), n_before, final.n_objects, seconds, tuple(failures), tuple(notes), tuple(files))
+
+
+def _same(work: TileWork) -> TileWork:
+    return work
+
+
+def _new_job(  # noqa: PLR0913 - the parts of one job
+    source: ImageSource,
+    seen: ImageSource,
+    tiles: DenseTiles,
+    model: Model,
+    described: Mapping[str, Any],
+    values: Mapping[str, Any],
+    request: TileRequest,
+    reporter: ProgressReporter,
+) -> JobFacts:
+    facts = tiles.facts(seen, track=reporter.track)
+    workers = max(request.running.workers, 1)
+    core = request.core_px or core_that_fits(partial(tiles.grid, facts), workers)
+    grid = tiles.grid(facts, core)
+    numbers = tuple(tile.index for tile in grid if _wanted(grid.source_window(tile.core), request.roi))
+    if not numbers:
+        remedy = f"give windows inside {source.image_hw[0]} x {source.image_hw[1]} px"
+        raise UsageError("no tile lies in the region of interest", got=f"`roi` {request.roi}", remedy=remedy)
+    if facts.diameter is not None and facts.diameter.px is not None:
+        how = "estimated" if facts.diameter.estimated else "given"
+        reporter.note(f"diameter {facts.diameter.px:.1f} px ({how}); {count(len(numbers), 'tile')} of {core} px")
+    return JobFacts(described, values, model.class_names, facts, grid, numbers)
+
+
+def _wanted(core: Window, roi: tuple[Window, ...]) -> bool:
+    overlaps = (
+        core.y0 < window.y1 and core.y1 > window.y0 and core.x0 < window.x1 and core.x1 > window.x0 for window in roi
+    )
+    return not roi or any(overlaps)
+
+
+def _job_before(output: OutputFolder, claim: Claim | None) -> JobFacts | None:
+    if claim is None:
+        return None
+    root = output.progress_of(claim).parent.parent
+    return JobFacts.read(root) if (root / JOB_FILE).is_file() else None
+
+
+def describe_source(source: ImageSource) -> dict[str, Any]:
+    """What ``job.json`` says about the image."""
+    return {
+        "path": None if source.path is None else str(Path(source.path).resolve()),
+        "fingerprint": source.fingerprint(),
+        "image_hw": list(source.image_hw),
+        "channels": list(source.channels),
+        "pixel_size_um": None if source.pixel_size_um is None else list(source.pixel_size_um),
+    }
+
+
+def _n_objects(root: Path) -> int | None:
+    import csv
+
+    from cellwright.prediction.tiling.job import SUMMARY
+
+    try:
+        with (root / SUMMARY).open(encoding="utf-8", newline="") as file:
+            return int(next(csv.DictReader(file))["objects"])
+    except (OSError, KeyError, ValueError, StopIteration):
+        return None
+
+
+def _overview(source: ImageSource, final: Any) -> Any:
+    from cellwright.report.overview import draw_overview
+
+    return draw_overview(source, final)

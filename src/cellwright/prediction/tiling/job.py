@@ -1,0 +1,275 @@
+"""A job: one image of any size, predicted tile by tile into a folder, resumed and finished.
+
+    job.json            what the job is: source, model, options, facts, grid, tiles
+    tiles/              one file per tile
+    failures.csv        tiles that could not be predicted, and why
+    labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cellwright.core.errors import FormatError, OutputError
+from cellwright.core.events import emit
+from cellwright.core.files import read_json, write_json, write_png, write_text
+from cellwright.core.output_folder import OutputFolder
+from cellwright.core.progress import Track, no_progress
+from cellwright.core.text import count, differences
+from cellwright.data.images.source import ImageSource
+from cellwright.prediction.tiling.facts import ImageFacts
+from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_objects_table, write_outlines
+from cellwright.prediction.tiling.grid import Grid
+from cellwright.prediction.tiling.label_writers import write_label_tiff, write_label_zarr
+from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
+from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, run_here, run_processes
+from cellwright.prediction.tiling.seam_report import SeamReport
+from cellwright.prediction.tiling.work import TileWork
+
+JOB_FILE, FAILURES, SUMMARY, OVERVIEW = "job.json", "failures.csv", "summary.csv", "overview.png"
+LABELS_TIFF, LABELS_ZARR, OUTLINES = "labels.tif", "labels.zarr", "objects.geojson.gz"
+TABLE_PARQUET, TABLE_CSV = "objects.parquet", "objects.csv.gz"
+SCHEMA_VERSION = 1
+# Tiles that only one process of several that share a folder predicts: shard (i, n) those with number % n == i - 1.
+Shard = tuple[int, int]
+LabelKind = Literal["tiff", "zarr"]
+Draw = Callable[[ImageSource, FinalTiles], np.ndarray]
+"""The overview picture, uint8 RGB; passed in, because `report` is above this package."""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What ``job.json`` says.
+
+    source: path, fingerprint, size, channels, pixel size. request: what identifies the job: digests and options.
+    tiles: the numbers of the tiles to predict.
+    """
+
+    source: Mapping[str, Any]
+    request: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    facts: ImageFacts
+    grid: Grid
+    tiles: tuple[int, ...]
+
+    def write(self, root: Path) -> None:
+        """Write ``job.json``."""
+        grid = {"stride": self.grid.stride, "core_px": self.grid.core_px, "halo_px": self.grid.halo_px}
+        is_all = self.tiles == tuple(range(len(self.grid)))
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "source": dict(self.source),
+            "request": dict(self.request),
+            "class_names": list(self.class_names),
+            "facts": self.facts.to_dict(),
+            "grid": grid,
+            "tiles": None if is_all else list(self.tiles),
+        }
+        write_json(root / JOB_FILE, content)
+
+    @staticmethod
+    def read(root: Path) -> JobFacts:
+        """Read ``job.json``. Raises `FormatError` if it is damaged, and `InputError` if it cannot be read."""
+        path = root / JOB_FILE
+        content = read_json(path)
+        try:
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema_version {content['schema_version']!r}")
+            facts = ImageFacts.from_dict(content["facts"])
+            sizes = (int(content["grid"][name]) for name in ("stride", "core_px", "halo_px"))
+            grid = Grid(facts.source_hw, facts.net_hw, *sizes)
+            if min(grid.stride, grid.core_px) < 1 or grid.halo_px < 0:
+                raise ValueError("a size of the grid is out of range")
+            tiles = range(len(grid)) if content["tiles"] is None else map(int, content["tiles"])
+            job = JobFacts(
+                dict(content["source"]),
+                dict(content["request"]),
+                tuple(map(str, content["class_names"])),
+                facts,
+                grid,
+                tuple(tiles),
+            )
+            if any(not 0 <= tile < len(grid) for tile in job.tiles):
+                raise ValueError("a tile is not in the grid")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            remedy = "start the job again in another folder"
+            raise FormatError("the record of this job is damaged", where=path, got=str(error), remedy=remedy) from error
+        return job
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What a job did.
+
+    n_tiles: of the job, of which n_resumed were done before and failures failed. n_objects: in the whole image; None if
+    other shards have not finished. seconds: of this run. notes: what a user should know, one sentence each.
+    """
+
+    n_tiles: int
+    n_resumed: int
+    n_objects: int | None
+    seconds: float
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the tiles of a job are run. workers: processes; 1 is this one. dask: address of a scheduler, or "local"."""
+
+    workers: int = 1
+    dask: str | None = None
+    shard: Shard | None = None
+
+    def outcomes(self, make_work: MakeWork, ledger: Ledger, tiles: Sequence[int]) -> Iterator[Outcome]:
+        """Run tiles, as they finish."""
+        if self.dask is not None:
+            return run_dask(make_work, ledger, tiles, self.dask)
+        if self.workers > 1 and len(tiles) > 1:
+            return run_processes(make_work, ledger, tiles, min(self.workers, len(tiles)))
+        return run_here(make_work, ledger, tiles)
+
+    def mine(self, tiles: Iterable[int]) -> list[int]:
+        """The tiles of this shard."""
+        if self.shard is None:
+            return list(tiles)
+        part, n = self.shard
+        return [tile for tile in tiles if tile % n == part - 1]
+
+
+def changed(job: JobFacts, source: Mapping[str, Any], request: Mapping[str, Any]) -> list[str]:
+    """What of a request differs from that of a job, in words."""
+    found = []
+    if source["fingerprint"] != job.source.get("fingerprint"):
+        found.append("the image")
+    before, now = dict(job.request), dict(request)
+    options = differences(now.pop("options", {}), before.pop("options", {}))
+    return found + [name for name in {**before, **now} if before.get(name) != now.get(name)] + options
+
+
+def run_tiles(
+    output: OutputFolder, ledger: Ledger, job: JobFacts, make_work: MakeWork, running: Running, *, track: Track
+) -> tuple[int, float]:
+    """Predict the tiles that are left; returns how many were done before, and the seconds per megapixel."""
+    mine = running.mine(ledger.tiles)
+    left = ledger.left(mine)
+    start, done, n_objects = time.perf_counter(), len(mine) - len(left), 0
+    n_before, area = done, 0
+    for outcome in track(running.outcomes(make_work, ledger, left), "predicting tiles", len(left)):
+        output.verify()
+        done, n_objects = done + 1, n_objects + outcome.n_objects
+        core = job.grid.source_window(job.grid[outcome.tile].core)
+        area += core.hw[0] * core.hw[1]
+        fields = {"tile": outcome.tile, "objects": outcome.n_objects, "progress": {"done": done, "total": len(mine)}}
+        if outcome.failure is None:
+            text = f"tile {outcome.tile}: {count(outcome.n_objects, 'object')}"
+            emit("tile", text, fields | {"seconds": round(outcome.seconds, 3)})
+        else:
+            emit("failure", f"tile {outcome.tile}: {outcome.failure.problem}", fields | asdict(outcome.failure))
+    return n_before, (time.perf_counter() - start) / max(area / 1e6, 1e-9)
+
+
+def finish(
+    output: OutputFolder,
+    ledger: Ledger,
+    job: JobFacts,
+    work: TileWork,
+    *,
+    labels: LabelKind | None = None,
+    draw: Draw | None = None,
+    track: Track = no_progress,
+) -> tuple[FinalTiles, list[str], list[str]]:
+    """Write the outputs of a job whose tiles are done or failed: the final tiles, the files, and notes.
+
+    labels: "zarr" (default where zarr is installed) or "tiff".
+    """
+    root, notes = output.root, []
+    failures = ledger.failures()
+    final = Ledger(output.progress / "final", ledger.tiles)
+    options = work.options
+    tiles = resolve(
+        ledger, final, job.grid, work.source, ring_px=work.ring_px, max_objects=options.max_objects, track=track
+    )
+    if labels is None:
+        labels = "zarr" if find_spec("zarr") is not None else "tiff"
+    hw, pixel_size = job.grid.source_hw, work.source.pixel_size_um
+    image = Path(str(job.source["path"])).name if job.source.get("path") else "image"
+    table = TABLE_PARQUET if find_spec("pyarrow") is not None else TABLE_CSV
+    write_objects_table(root / table, tiles, job.class_names, track=track)
+    write_outlines(root / OUTLINES, tiles, job.class_names, image_name=image, sample_id=image, track=track)
+    painter = LabelPainter(tiles)
+    if labels == "zarr":
+        write_label_zarr(root / LABELS_ZARR, hw, painter, pixel_size_um=pixel_size, track=track)
+    else:
+        write_label_tiff(root / LABELS_TIFF, hw, painter, pixel_size_um=pixel_size, track=track)
+    report = SeamReport.of(job.grid, tiles)
+    notes += report.warnings()
+    write_text(root / SUMMARY, _summary(image, job, tiles, report, failures))
+    write_text(root / FAILURES, _failures_csv(failures))
+    files = [JOB_FILE, table, OUTLINES, SUMMARY, FAILURES]
+    if draw is not None:
+        write_png(root / OVERVIEW, draw(work.source, tiles))
+        files.append(OVERVIEW)
+    if labels == "zarr":
+        files += sorted(p.relative_to(root).as_posix() for p in (root / LABELS_ZARR).rglob("*") if p.is_file())
+    else:
+        files.append(LABELS_TIFF)
+    files += sorted(p.relative_to(root).as_posix() for p in (root / TILES).iterdir() if p.is_file())
+    return tiles, files, notes
+
+
+def _summary(image: str, job: JobFacts, tiles: FinalTiles, report: SeamReport, failures: Sequence[Failure]) -> str:
+    """One row: what was found, and how."""
+    diameter = job.facts.diameter
+    row: dict[str, Any] = {
+        "image": image,
+        "height_px": job.grid.source_hw[0],
+        "width_px": job.grid.source_hw[1],
+        "objects": tiles.n_objects,
+        "tiles": len(job.tiles),
+        "tiles_skipped": len(job.grid) - len(job.tiles),
+        "tiles_failed": len(failures),
+        "copies_dropped": tiles.n_copies,
+        "objects_without_owner": tiles.n_adopted,
+        **report.columns(),
+        "diameter_px": None if diameter is None or diameter.px is None else round(diameter.px, 2),
+        "diameter_from": None if diameter is None else "estimated" if diameter.estimated else "given",
+        "network_scale": round(job.grid.scale_yx[0], 4),
+        "notes": "; ".join(note.text for note in job.facts.notes),
+    }
+    return _csv([row])
+
+
+def _failures_csv(failures: Sequence[Failure]) -> str:
+    rows = [{"tile": one.tile, "problem": one.problem, "where": Path(one.where).name, "got": one.got, "fix": one.fix} for one in failures]
+    return _csv(rows, ("tile", "problem", "where", "got", "fix"))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(names or rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def refuse_other(output: OutputFolder, differences: Sequence[str], *, unfinished: bool) -> None:
+    """Raise `OutputError` if a folder has the job of another request."""
+    if differences:
+        kind = "another unfinished job" if unfinished else "another job"
+        raise OutputError(
+            f"this folder has {kind}",
+            where=output.shown,
+            got=f"changed since: {', '.join(differences)}",
+            remedy="use `overwrite=True` to start again, or choose another `out`",
+        )

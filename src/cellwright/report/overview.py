@@ -1,0 +1,64 @@
+"""The picture of a tile job: the whole image, reduced, with the outlines of all objects."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cellwright.core.geometry import Window
+from cellwright.data.images.source import ImageSource
+from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter
+from cellwright.prediction.tiling.statistics import blocks
+from cellwright.report.draw import as_rgb
+
+LARGEST_PX = 2048
+_OUTLINE = (240, 228, 66)  # yellow of Okabe and Ito
+
+
+def draw_overview(source: ImageSource, final: FinalTiles, *, largest_px: int = LARGEST_PX) -> np.ndarray:
+    """uint8 RGB (h, w, 3), at most ``largest_px`` on each side. Reads the image block by block.
+
+    Outlines of objects that are smaller than two pixels of the picture become spots.
+    """
+    step = max(-(-max(source.image_hw) // largest_px), 1)
+    thumbnail = _reduced(source, step)
+    labels = _reduced_labels(final, source, step)
+    edges = np.zeros(labels.shape, bool)
+    edges[:-1] |= labels[:-1] != labels[1:]
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    picture = as_rgb(thumbnail)
+    picture[edges] = _OUTLINE
+    return picture
+
+
+def _reduced(source: ImageSource, step: int) -> np.ndarray:
+    """Every ``step``-th pixel of the image, (h, w, C); from a smaller level if the file has one."""
+    height, width = -(-source.image_hw[0] // step), -(-source.image_hw[1] // step)
+    level = max((k for k, one in enumerate(source.levels) if max(one.downsample) <= step), default=0)
+    level_h, level_w = source.levels[level].image_hw
+    rows = np.minimum((np.arange(height) + 0.5) * level_h / height, level_h - 1).astype(np.int64)
+    columns = np.minimum((np.arange(width) + 0.5) * level_w / width, level_w - 1).astype(np.int64)
+    small: np.ndarray | None = None
+    for block in blocks((level_h, level_w), source.tile_hw):
+        own_rows = np.flatnonzero((rows >= block.y0) & (rows < block.y1))
+        own_columns = np.flatnonzero((columns >= block.x0) & (columns < block.x1))
+        if not len(own_rows) or not len(own_columns):
+            continue
+        data = source.read(block.y0, block.x0, *block.hw, level).data
+        if small is None:
+            small = np.zeros((height, width, data.shape[2]), data.dtype)
+        small[np.ix_(own_rows, own_columns)] = data[np.ix_(rows[own_rows] - block.y0, columns[own_columns] - block.x0)]
+    assert small is not None
+    return small
+
+
+def _reduced_labels(final: FinalTiles, source: ImageSource, step: int) -> np.ndarray:
+    """The label of the middle pixel of each ``step`` x ``step`` square, (h, w) uint32."""
+    height, width = source.image_hw
+    labels = np.zeros((-(-height // step), -(-width // step)), np.uint32)
+    painter, side = LabelPainter(final), 2048 // step * step
+    for y in range(0, height, max(side, step)):
+        for x in range(0, width, max(side, step)):
+            window = Window(y, x, min(y + max(side, step), height), min(x + max(side, step), width))
+            part = painter(window)[min(step // 2, window.hw[0] - 1) :: step, min(step // 2, window.hw[1] - 1) :: step]
+            labels[y // step : y // step + part.shape[0], x // step : x // step + part.shape[1]] = part
+    return labels
