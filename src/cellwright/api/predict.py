@@ -16,13 +16,23 @@ import yaml
 from cyclopts import Group, Parameter
 
 from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, load_model
+from cellwright.api.predict_tiles import (
+    LARGEST_CORE_PX,
+    MEMORY_SHARE,
+    SMALLEST_CORE_PX,
+    TileRequest,
+    predict_tiles,
+    whole_bytes,
+)
 from cellwright.api.read import is_dataset, of_split, read_dataset
 from cellwright.api.shared_options import PART, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.memory import available_bytes
 from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.safe_yaml import parse_yaml
@@ -31,6 +41,7 @@ from cellwright.core.text import count
 from cellwright.data.images.channels import ChannelChoice
 from cellwright.data.images.passed_over import passed_over_note
 from cellwright.data.images.reading import Reading
+from cellwright.data.images.source import ImageSource
 from cellwright.data.views import parse_views
 from cellwright.prediction.folder import (
     FolderReport,
@@ -43,10 +54,12 @@ from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.sources import Source, naming_notes, sources_of_dataset, sources_of_paths
+from cellwright.prediction.tiling.job import JobReport, LabelKind, Running
 
 OBJECTS = Group("Which objects are kept", sort_key=2)
 VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=3)
 RUNNING = Group("Which images, and how the job runs", sort_key=4)
+LARGE = Group("Images larger than memory", sort_key=5)
 
 
 @Parameter(name="*")
@@ -98,9 +111,24 @@ class PredictPlan:
     """auto, cpu, cuda:N or mps."""
     fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False
     """Stop at the first image that fails, instead of recording it in failures.csv."""
+    tile: Annotated[str, Parameter(group=LARGE)] = "auto"
+    """auto: tile by tile if the image does not fit into memory; none: never; a number: tiles of this side, pixels at
+    the network's scale."""
+    roi: Annotated[tuple[str, ...], Parameter(group=LARGE)] = ()
+    """Only tiles in this region: y0,x0,height,width in pixels; repeat for several."""
+    labels: Annotated[LabelKind | None, Parameter(group=LARGE)] = None
+    """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed)."""
+    workers: Annotated[int, Parameter(group=LARGE)] = 1
+    """Processes that predict tiles."""
+    shard: Annotated[str | None, Parameter(group=LARGE)] = None
+    """i/n: only every n-th tile. Run all n, on any machines that share the folder; the last one finishes the job."""
+    dask: Annotated[str | None, Parameter(group=LARGE)] = None
+    """Predict tiles on a Dask cluster: the address of its scheduler, or local."""
 
 
-def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = False) -> FolderReport | None:
+def run(
+    plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool = False
+) -> FolderReport | JobReport | None:
     """Check the request, predict, and write the prediction folder; None after a dry run. The same plan resumes.
 
     Raises `OutputError` if the folder cannot be written, `ModelError` for a model that cannot be loaded, `InputError`
@@ -119,6 +147,11 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
     sources, recorded = find_sources(plan.sources, plan.split)
     reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size=plan.pixel_size)
     reading = reading.over(recorded)
+    if (large := _large(plan, sources, reading, members)) is not None:
+        source, request, why = large
+        return predict_tiles(
+            source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
+        )
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
     job = dataclasses.replace(job, ring_px=plan.ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
@@ -136,6 +169,74 @@ def run(plan: PredictPlan, reporter: ProgressReporter = SILENT, *, dry_run: bool
     for note in report.notes:
         reporter.note(note)
     return report
+
+
+def _large(
+    plan: PredictPlan, sources: Sequence[Source], reading: Reading, members: Sequence[Model]
+) -> tuple[ImageSource, TileRequest, str] | None:
+    """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
+    only_tiles = {"roi": plan.roi, "labels": plan.labels, "shard": plan.shard, "dask": plan.dask}
+    asked = [name for name, value in only_tiles.items() if value] + (["workers"] if plan.workers != 1 else [])
+    core_px = _core_px(plan.tile)
+    if plan.tile == "none" and asked:
+        raise UsageError(f"`{asked[0]}` is for images that are predicted tile by tile", remedy='omit `tile="none"`')
+    if plan.tile == "none":
+        return None
+    if len(sources) != 1 or sources[0].error is not None:
+        if core_px is not None or asked:
+            problem, remedy = "only one image at a time is predicted tile by tile", "give one image"
+            raise UsageError(problem, got=count(len(sources), "image"), remedy=remedy)
+        return None
+    why = " as requested"
+    if core_px is None and not asked:
+        try:
+            source = reading.open(sources[0].path)
+        except (InputError, UsageError):
+            return None  # it fails like any other image
+        needed, limit = whole_bytes(source.image_hw), int(MEMORY_SHARE * available_bytes())
+        if needed <= limit:
+            return None
+        why = f" (at once it would need about {needed / 2**30:.0f} GiB; {limit / 2**30:.1f} GiB may be used)"
+    request = TileRequest(
+        " ".join(map(_identity, members)),
+        plan.device,
+        plan.channel,
+        reading.to_dict(),
+        core_px,
+        tuple(map(_window, plan.roi)),
+        plan.ring,
+        plan.labels,
+        Running(plan.workers, plan.dask, _shard(plan.shard)),
+    )
+    return reading.open(sources[0].path), request, why
+
+
+def _core_px(tile: str) -> int | None:
+    if tile in ("auto", "none"):
+        return None
+    if not tile.isdecimal() or not SMALLEST_CORE_PX <= int(tile) <= LARGEST_CORE_PX:
+        expected = f"auto, none, or {SMALLEST_CORE_PX} to {LARGEST_CORE_PX} px"
+        raise UsageError("invalid `tile`", got=tile, expected=expected)
+    return int(tile)
+
+
+def _window(text: str) -> Window:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts) or not all(map(int, parts[2:])):
+        raise UsageError(
+            "invalid `roi`", got=text, expected="y0,x0,height,width in whole pixels, such as 0,0,4096,4096"
+        )
+    y0, x0, height, width = map(int, parts)
+    return Window(y0, x0, y0 + height, x0 + width)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    part, slash, n = text.partition("/")
+    if not slash or not part.isdecimal() or not n.isdecimal() or not 1 <= int(part) <= int(n):
+        raise UsageError("invalid `shard`", got=text, expected="i/n with i from 1 to n, such as 2/8")
+    return int(part), int(n)
 
 
 def predict_folder(  # noqa: PLR0913 - the options of the command

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 BYTES_PER_PX = 900
 # The share of the available memory that prediction may take.
 MEMORY_SHARE = 0.6
-DEFAULT_CORE_PX, SMALLEST_CORE_PX = 1024, 128
+DEFAULT_CORE_PX, SMALLEST_CORE_PX, LARGEST_CORE_PX = 1024, 128, 8192
 # The channels are chosen on at most this many pixels.
 _SAMPLE_PX = 2048
 
@@ -65,7 +65,7 @@ class TileRequest:
     roi: tuple[Window, ...] = ()
     ring_px: int | None = None
     labels: LabelKind | None = None
-    running: Running = Running()
+    running: Running = dataclasses.field(default_factory=Running)
 
     def as_values(self, model: Model) -> dict[str, Any]:
         """What identifies the job besides the image, as JSON values."""
@@ -163,7 +163,7 @@ def core_that_fits(grid_of: Any, n_workers: int) -> int:
     return core
 
 
-def predict_tiles(  # noqa: PLR0913 - one parameter per thing
+def predict_tiles(
     source: ImageSource,
     model: Model,
     out: Path,
@@ -205,59 +205,86 @@ def predict_tiles(  # noqa: PLR0913 - one parameter per thing
         reporter.note(note)
     if dry_run:
         return None
+    parts = _Parts(source, seen, tiles, model, described, values, request, reporter)
     output.start(values, resume=claim if before is not None else None)
     try:
-        return _run(output, before, source, seen, tiles, model, described, values, request, reporter)
+        return _run(output, before, parts)
     finally:
         output.close()
 
 
-def _run(  # noqa: PLR0913 - the parts of one job
-    output: OutputFolder,
-    before: JobFacts | None,
-    source: ImageSource,
-    seen: ImageSource,
-    tiles: DenseTiles,
-    model: Model,
-    described: Mapping[str, Any],
-    values: Mapping[str, Any],
-    request: TileRequest,
-    reporter: ProgressReporter,
-) -> JobReport:
-    running = request.running
-    job = before or _new_job(source, seen, tiles, model, described, values, request, reporter)
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What a job is made of."""
+
+    source: ImageSource
+    seen: ImageSource
+    tiles: DenseTiles
+    model: Model
+    described: Mapping[str, Any]
+    values: Mapping[str, Any]
+    request: TileRequest
+    reporter: ProgressReporter
+
+    def new_job(self) -> JobFacts:
+        """Find the facts of the image, and choose the tiles."""
+        request, reporter = self.request, self.reporter
+        facts = self.tiles.facts(self.seen, track=reporter.track)
+        core = request.core_px or core_that_fits(partial(self.tiles.grid, facts), max(request.running.workers, 1))
+        grid = self.tiles.grid(facts, core)
+        numbers = tuple(tile.index for tile in grid if _wanted(grid.source_window(tile.core), request.roi))
+        if not numbers:
+            remedy = f"give windows inside {facts.source_hw[0]} x {facts.source_hw[1]} px"
+            raise UsageError("no tile lies in the region of interest", got=f"`roi` {request.roi}", remedy=remedy)
+        if facts.diameter is not None and facts.diameter.px is not None:
+            how = "estimated" if facts.diameter.estimated else "given"
+            reporter.note(f"diameter {facts.diameter.px:.1f} px ({how})")
+        reporter.note(f"{count(len(numbers), 'tile')} of up to {core} px")
+        return JobFacts(self.described, self.values, self.model.class_names, facts, grid, numbers)
+
+    def work(self, job: JobFacts) -> TileWork:
+        """The work, in this process."""
+        options = self.model.options
+        return TileWork(self.tiles, self.source, self.seen, job.facts, job.grid, options, ring_px=self.request.ring_px)
+
+    def work_elsewhere(self, job: JobFacts) -> OpenWork:
+        """The work, for other processes."""
+        running = self.request.running
+        threads = max((os.cpu_count() or 1) // running.workers, 1) if running.dask is None else 1
+        return OpenWork(
+            self.model.name,
+            self.request.device,
+            self.model.diameter,
+            self.source,
+            self.seen,
+            job.facts,
+            job.grid,
+            self.model.options,
+            self.request.ring_px,
+            threads,
+        )
+
+
+def _run(output: OutputFolder, before: JobFacts | None, parts: _Parts) -> JobReport:
+    reporter, running = parts.reporter, parts.request.running
+    job = before or parts.new_job()
     if before is None:
         job.write(output.root)
-    work = TileWork(tiles, source, seen, job.facts, job.grid, model.options, ring_px=request.ring_px)
     ledger = Ledger(output.root, job.tiles)
     if (n_done := len(job.tiles) - len(ledger.left(verify=False))) > 0:
         reporter.note(f"{count(n_done, 'tile')} done before, {len(job.tiles) - n_done} to do")
-    if running.workers > 1 or running.dask is not None:
-        threads = max((os.cpu_count() or 1) // max(running.workers, 1), 1) if running.dask is None else 1
-        make_work: Any = OpenWork(
-            model.name,
-            request.device,
-            model.diameter,
-            source,
-            seen,
-            job.facts,
-            job.grid,
-            model.options,
-            request.ring_px,
-            threads,
-        )
-    else:
-        make_work = partial(_same, work)
+    is_elsewhere = running.workers > 1 or running.dask is not None
+    work = parts.work(job)
+    make_work = parts.work_elsewhere(job) if is_elsewhere else partial(_same, work)
     n_before, seconds = run_tiles(output, ledger, job, make_work, running, track=reporter.track)
     failures = ledger.failures()
     unfinished = set(ledger.left(verify=False)) - {failure.tile for failure in failures}
     if unfinished:
         reporter.note(f"{count(len(unfinished), 'tile')} are left to other shards; the last one finishes the job")
         return JobReport(len(job.tiles), n_before, None, seconds)
-    final, files, notes = finish(
-        output, ledger, job, work, labels=request.labels, draw=_overview, track=reporter.track
-    )
-    output.complete(files, keep_progress=False)
+    labels = parts.request.labels
+    final, files, notes = finish(output, ledger, job, work, labels=labels, draw=_overview, track=reporter.track)
+    output.complete(files)
     for note in notes:
         reporter.note(note)
     return JobReport(len(job.tiles), n_before, final.n_objects, seconds, tuple(failures), tuple(notes), tuple(files))
@@ -265,30 +292,6 @@ def _run(  # noqa: PLR0913 - the parts of one job
 
 def _same(work: TileWork) -> TileWork:
     return work
-
-
-def _new_job(  # noqa: PLR0913 - the parts of one job
-    source: ImageSource,
-    seen: ImageSource,
-    tiles: DenseTiles,
-    model: Model,
-    described: Mapping[str, Any],
-    values: Mapping[str, Any],
-    request: TileRequest,
-    reporter: ProgressReporter,
-) -> JobFacts:
-    facts = tiles.facts(seen, track=reporter.track)
-    workers = max(request.running.workers, 1)
-    core = request.core_px or core_that_fits(partial(tiles.grid, facts), workers)
-    grid = tiles.grid(facts, core)
-    numbers = tuple(tile.index for tile in grid if _wanted(grid.source_window(tile.core), request.roi))
-    if not numbers:
-        remedy = f"give windows inside {source.image_hw[0]} x {source.image_hw[1]} px"
-        raise UsageError("no tile lies in the region of interest", got=f"`roi` {request.roi}", remedy=remedy)
-    if facts.diameter is not None and facts.diameter.px is not None:
-        how = "estimated" if facts.diameter.estimated else "given"
-        reporter.note(f"diameter {facts.diameter.px:.1f} px ({how}); {count(len(numbers), 'tile')} of {core} px")
-    return JobFacts(described, values, model.class_names, facts, grid, numbers)
 
 
 def _wanted(core: Window, roi: tuple[Window, ...]) -> bool:

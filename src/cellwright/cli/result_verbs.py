@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from cellwright.api.predict import PredictPlan
 from cellwright.api.tune import TunePlan
 from cellwright.cli.console import Common, Show
 from cellwright.core.text import count
+from cellwright.prediction.tiling.job import FAILURES, JobReport
 
 if TYPE_CHECKING:
     from cellwright.prediction.folder import FolderReport
@@ -28,7 +30,23 @@ def predict(plan: PredictPlan, *, common: Common = PLAIN) -> int:
 
     screen = common.screen(plan)
     report = run(plan, screen, dry_run=common.dry_run)
-    return 0 if report is None else _folder_written(screen, report, report.counts, plan.out)
+    if report is None:
+        return 0
+    if isinstance(report, JobReport):
+        return _job_written(screen, report, plan.out)
+    return _folder_written(screen, report, report.counts, plan.out)
+
+
+def _job_written(screen: Show, report: JobReport, out: Path) -> int:
+    """Show what a tile job found; the exit code is 3 if tiles failed."""
+    reasons = Counter(failure.problem for failure in report.failures)
+    for problem, n in reasons.items():
+        screen.problem(f"failed: {count(n, 'tile')}: {problem}")
+    failed = f"; {count(len(report.failures), 'tile')} failed, see {out / FAILURES}" if report.failures else ""
+    found = "unfinished" if report.n_objects is None else count(report.n_objects, "object")
+    values = {"out": str(out), "tiles": report.n_tiles, "objects": report.n_objects, "failed": len(report.failures)}
+    screen.result(f"{found} in {count(report.n_tiles, 'tile')}: {out}{failed}", values)
+    return 3 if report.failures else 0
 
 
 def fuse(plan: FusePlan, *, common: Common = PLAIN) -> int:
@@ -45,7 +63,7 @@ def fuse(plan: FusePlan, *, common: Common = PLAIN) -> int:
 
 def _folder_written(screen: Show, report: FolderReport, text: str, out: Path) -> int:
     """Show what a prediction folder contains; returns the exit code."""
-    from cellwright.prediction.job import FAILURES, group_failures
+    from cellwright.prediction.job import group_failures
 
     for line in group_failures(report.failures):
         screen.problem(f"failed: {line}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from cellwright.core.geometry import Window
+from cellwright.core.image import Image
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter
 from cellwright.prediction.tiling.statistics import blocks
-from cellwright.report.draw import as_rgb
+from cellwright.report.display import to_display_rgb
 
 LARGEST_PX = 2048
 _OUTLINE = (240, 228, 66)  # yellow of Okabe and Ito
@@ -25,7 +26,7 @@ def draw_overview(source: ImageSource, final: FinalTiles, *, largest_px: int = L
     edges = np.zeros(labels.shape, bool)
     edges[:-1] |= labels[:-1] != labels[1:]
     edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    picture = as_rgb(thumbnail)
+    picture = to_display_rgb(Image(thumbnail, source.channels)).copy()
     picture[edges] = _OUTLINE
     return picture
 

@@ -49,8 +49,8 @@ class DenseNetwork(nn.Module):
         return self.unet.stride
 
     @property
-    def reach_px(self) -> int:
-        """How far from a pixel of the maps the image can influence it, at most, px of the network's input."""
+    def reach_px(self) -> int | None:
+        """How far from a pixel of the maps the image can influence it, at most, px of the input; None: unknown."""
         return self.unet.reach_px
 
     # --- training -------------------------------------------------------------------------------------------------

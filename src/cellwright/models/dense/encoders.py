@@ -43,6 +43,7 @@ class TimmUNet(nn.Module):
     def __init__(self, config: UNetConfig, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.stride, self.in_channels, self.out_channels = 2**config.depth, in_channels, out_channels
+        self.reach_px: int | None = None  # not known: some encoders look at the whole image
         self.name = str(config.encoder).removeprefix("timm:")
         self.encoder = make_encoder(self.name, in_channels=in_channels, stride=self.stride)
         skips = channels_of(self.encoder)

@@ -56,7 +56,7 @@ class UNet(nn.Module):
         super().__init__()
         self.stride, self.in_channels, self.out_channels = 2**config.depth, in_channels, out_channels
         # Two 3x3 convolutions at each resolution, on the way down and up, and the coarsest cell itself.
-        self.reach_px = 2 * (2 * self.stride - 1) + 2 * (self.stride - 1) + self.stride
+        self.reach_px: int | None = 2 * (2 * self.stride - 1) + 2 * (self.stride - 1) + self.stride
         widths = [config.width * 2**level for level in range(config.depth + 1)]
         inputs = [in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(Block(config, a, b) for a, b in zip(inputs, widths, strict=True))

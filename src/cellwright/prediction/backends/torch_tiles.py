@@ -50,6 +50,7 @@ class DenseTiles:
         """The tiles of an image. core_px: largest side of a core, network px."""
         config = self.predictor.input_config
         largest = OBJECT_PX if config.diameter_px is None else int(OBJECT_DIAMETERS * config.diameter_px)
+        assert self.network.reach_px is not None  # other networks do not get here
         halo = self.network.reach_px + largest
         return Grid(facts.source_hw, facts.net_hw, self.network.stride, core_px, halo)
 

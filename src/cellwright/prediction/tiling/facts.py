@@ -116,14 +116,12 @@ def find_facts(
     return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
 
 
-def _estimate(source: ImageSource, see: See, facts: ImageFacts, config: InputConfig, detect: Detect) -> float | None:
+def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect) -> float | None:
     """The median diameter: of the whole image if it is small, else the median over several regions of it."""
     assert config.diameter_px is not None
     height, width = source.image_hw
-    if height * width <= WHOLE_ESTIMATE_PX:
-        windows = [Window(0, 0, height, width)]
-    else:
-        windows = _varied_regions(source, config)
+    is_small = height * width <= WHOLE_ESTIMATE_PX
+    windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, config)
     found = []
     for window in windows:
         pixels = facts.normalised(read_block(source, window), config)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.core import _kernels as core_kernels
 from cellwright.core.errors import UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.geometry import Window
@@ -252,6 +251,8 @@ class LabelPainter:
 
     def __call__(self, window: Window) -> np.ndarray:
         """The labels (h, w) uint32 of a window."""
+        from cellwright.core import _kernels
+
         canvas = np.zeros(window.hw, np.uint32)
         reach = self._final.reach
         near = (reach[:, :2] < (window.y1, window.x1)).all(axis=1) & (reach[:, 2:] > (window.y0, window.x0)).all(axis=1)
@@ -261,7 +262,7 @@ class LabelPainter:
             inside = (x0 < window.x1) & (x1 > window.x0) & (y0 < window.y1) & (y1 > window.y0)
             part = objects.masks[inside].window(*window)
             ids = objects.ids[inside].astype(np.uint32)
-            core_kernels.paint(canvas, ids, part.boxes, part.offsets, part.crops)
+            _kernels.paint(canvas, ids, part.boxes, part.offsets, part.crops)
         return canvas
 
     def _objects(self, k: int) -> Instances:

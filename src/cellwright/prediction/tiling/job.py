@@ -1,9 +1,9 @@
 """A job: one image of any size, predicted tile by tile into a folder, resumed and finished.
 
-    job.json            what the job is: source, model, options, facts, grid, tiles
-    tiles/              one file per tile
-    failures.csv        tiles that could not be predicted, and why
-    labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png
+job.json            what the job is: source, model, options, facts, grid, tiles
+tiles/              one file per tile
+failures.csv        tiles that could not be predicted, and why
+labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def _summary(image: str, job: JobFacts, tiles: FinalTiles, report: SeamReport, f
 
 
 def _failures_csv(failures: Sequence[Failure]) -> str:
-    rows = [{"tile": one.tile, "problem": one.problem, "where": Path(one.where).name, "got": one.got, "fix": one.fix} for one in failures]
+    rows = [vars(failure) | {"where": Path(failure.where).name} for failure in failures]
     return _csv(rows, ("tile", "problem", "where", "got", "fix"))
 
 

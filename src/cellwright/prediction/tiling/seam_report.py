@@ -1,4 +1,4 @@
-"""Whether a job shows its seams: number and size of objects near the borders of cores, against a little further away."""
+"""Whether seams show in a job: number and size of objects near the borders of cores, and a little further away."""
 
 from __future__ import annotations
 
