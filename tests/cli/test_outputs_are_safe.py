@@ -33,9 +33,9 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def leftovers(root: Path) -> list[str]:
-    """Files that no user should see for ever."""
+    """Files that no user should see for ever; the lock of a dead process, which says nothing, may be there."""
     names = {path.name for path in root.rglob("*") if path.is_file() and "partial" in path.name}
-    return sorted(names | {path.name for path in root.glob("**/.cellwright/*")} - {"claim.json"})
+    return sorted(names | {path.name for path in root.glob("**/.cellwright/*")} - {"claim.json", "lock"})
 
 
 # Words, names in capitals stand for paths; and about how many file operations the command needs.
