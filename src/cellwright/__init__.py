@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cellwright.api.evaluate import evaluate
     from cellwright.api.fuse import fuse
+    from cellwright.api.job import Job
     from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
     from cellwright.api.predict import predict_folder
@@ -57,6 +58,7 @@ __all__ = [
     "ImageSource",
     "InputError",
     "Instances",
+    "Job",
     "MaskSet",
     "Model",
     "ModelError",
@@ -100,6 +102,7 @@ _HOMES = {
     "InputError": "core.errors",
     "Instances": "core.instances",
     "MaskSet": "core.masks",
+    "Job": "api.job",
     "Model": "api.models",
     "ModelError": "core.errors",
     "OutputError": "core.errors",

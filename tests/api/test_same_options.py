@@ -21,6 +21,7 @@ FILES = "the function returns its result; files are written by save, Report.save
 READ = "read the image with read_image(path, z=...), or the annotations with read_dataset"
 LOADED = "load_model"
 OPTIONS = "Model.with_options, or Model.predict"
+JOBS = "Model.predict with out"
 ONE_RUN = "call it once per seed: set=['train.seed=1']"
 # Reasons why a parameter of a function is no option of the command line.
 ARRAYS = "names for arrays, which have none"
@@ -29,14 +30,14 @@ COMMAND_LINE_ONLY = {
     "predict_folder": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
+        **dict.fromkeys(["tile", "roi", "labels", "workers", "shard", "dask"], JOBS),
         "device": LOADED,
     },
     "Model.predict": {
-        **dict.fromkeys(["save", "out", "overwrite", "fail_fast"], FILES),
+        **dict.fromkeys(["save", "fail_fast"], FILES),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "split"], READ),
         **dict.fromkeys(["model", "device"], LOADED),
         **dict.fromkeys(["fuse", "weights"], "predict with each model, then fuse"),
-        "ring": "measure(cells, image, ring=...)",
     },
     "fuse": {
         **dict.fromkeys(["save", "out", "overwrite"], FILES),
@@ -58,6 +59,8 @@ COMMAND_LINE_ONLY = {
     "train": {"repeat": ONE_RUN, **dict.fromkeys(["format", "z", "t", "series"], READ)},
     "tune": dict.fromkeys(["format", "z", "t", "series"], READ),
 }
+# Parameters of Model.predict for jobs.
+JOB = ("out", "tile", "roi", "labels", "workers", "shard", "dask", "ring", "overwrite")
 PYTHON_ONLY = {
     "predict_folder": {"reading": "z, t, series and pixel_size in one"},
     "evaluate": dict.fromkeys(["class_names", "image_ids"], ARRAYS),
@@ -100,5 +103,5 @@ def test_defaults_are_the_same(name: str, plan: type, function: Callable) -> Non
 
 def test_with_options_takes_what_predict_takes() -> None:
     options = inspect.signature(cw.Model.with_options).parameters.keys()
-    assert inspect.signature(cw.Model.predict).parameters.keys() - options == {"images", "channel"}
-    assert set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "device"} <= options
+    assert inspect.signature(cw.Model.predict).parameters.keys() - options == {"images", "channel", *JOB}
+    assert set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "device", *JOB} <= options

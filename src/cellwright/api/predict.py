@@ -17,19 +17,19 @@ from cyclopts import Group, Parameter
 
 from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, load_model
 from cellwright.api.predict_tiles import (
-    LARGEST_CORE_PX,
     MEMORY_SHARE,
-    SMALLEST_CORE_PX,
     TileRequest,
+    core_px_of,
     predict_tiles,
+    shard_of,
     whole_bytes,
+    windows_of,
 )
 from cellwright.api.read import is_dataset, of_split, read_dataset
 from cellwright.api.shared_options import PART, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.memory import available_bytes
@@ -114,7 +114,7 @@ class PredictPlan:
     tile: Annotated[str, Parameter(group=LARGE)] = "auto"
     """auto: tile by tile if the image does not fit into memory; none: never; a number: tiles of this side, pixels at
     the network's scale."""
-    roi: Annotated[tuple[str, ...], Parameter(group=LARGE)] = ()
+    roi: Annotated[tuple[int, ...], Parameter(group=LARGE)] = ()
     """Only tiles in this region: y0,x0,height,width in pixels; repeat for several."""
     labels: Annotated[LabelKind | None, Parameter(group=LARGE)] = None
     """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed)."""
@@ -177,7 +177,7 @@ def _large(
     """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
     only_tiles = {"roi": plan.roi, "labels": plan.labels, "shard": plan.shard, "dask": plan.dask}
     asked = [name for name, value in only_tiles.items() if value] + (["workers"] if plan.workers != 1 else [])
-    core_px = _core_px(plan.tile)
+    core_px = core_px_of(plan.tile)
     if plan.tile == "none" and asked:
         raise UsageError(f"`{asked[0]}` is for images that are predicted tile by tile", remedy='omit `tile="none"`')
     if plan.tile == "none":
@@ -198,45 +198,17 @@ def _large(
             return None
         why = f" (at once it would need about {needed / 2**30:.0f} GiB; {limit / 2**30:.1f} GiB may be used)"
     request = TileRequest(
-        " ".join(map(_identity, members)),
+        identity_of(members),
         plan.device,
         plan.channel,
         reading.to_dict(),
         core_px,
-        tuple(map(_window, plan.roi)),
+        windows_of(plan.roi),
         plan.ring,
         plan.labels,
-        Running(plan.workers, plan.dask, _shard(plan.shard)),
+        Running(plan.workers, plan.dask, shard_of(plan.shard)),
     )
     return reading.open(sources[0].path), request, why
-
-
-def _core_px(tile: str) -> int | None:
-    if tile in ("auto", "none"):
-        return None
-    if not tile.isdecimal() or not SMALLEST_CORE_PX <= int(tile) <= LARGEST_CORE_PX:
-        expected = f"auto, none, or {SMALLEST_CORE_PX} to {LARGEST_CORE_PX} px"
-        raise UsageError("invalid `tile`", got=tile, expected=expected)
-    return int(tile)
-
-
-def _window(text: str) -> Window:
-    parts = text.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts) or not all(map(int, parts[2:])):
-        raise UsageError(
-            "invalid `roi`", got=text, expected="y0,x0,height,width in whole pixels, such as 0,0,4096,4096"
-        )
-    y0, x0, height, width = map(int, parts)
-    return Window(y0, x0, y0 + height, x0 + width)
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    part, slash, n = text.partition("/")
-    if not slash or not part.isdecimal() or not n.isdecimal() or not 1 <= int(part) <= int(n):
-        raise UsageError("invalid `shard`", got=text, expected="i/n with i from 1 to n, such as 2/8")
-    return int(part), int(n)
 
 
 def predict_folder(  # noqa: PLR0913 - the options of the command
@@ -349,7 +321,7 @@ def _job(
         sources=tuple(sources),
         class_names=model.class_names,
         recipe_yaml=recipe,
-        model=" ".join(map(_identity, members)),
+        model=identity_of(members),
         options=model.options,
         reading=reading.to_dict(),
         predicting={"diameter": model.diameter, "views": model.views},
@@ -451,6 +423,11 @@ def _limits_note(model: Model) -> str:
     if model.options.calibration is not None:
         meaning = "; a score is the expected overlap with the true outline (IoU)"
     return f"keeps objects with {', '.join(limits)}{meaning}; change with `score`, `min_area`"
+
+
+def identity_of(members: Sequence[Model]) -> str:
+    """Identifies the weights of one or several models."""
+    return " ".join(map(_identity, members))
 
 
 def _identity(model: Model) -> str:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import FormatError, UsageError
+from cellwright.core.events import plain
 from cellwright.core.geometry import Window
+from cellwright.core.image import Image
 from cellwright.core.memory import available_bytes
 from cellwright.core.output_folder import Claim, OutputFolder
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.identity import digest_of
 from cellwright.data.images.channels import ChannelChoice
-from cellwright.data.images.source import ImageSource, RegionSource
+from cellwright.data.images.source import ImageSource, RegionSource, open_image
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
@@ -34,9 +37,11 @@ from cellwright.prediction.tiling.job import (
     run_tiles,
 )
 from cellwright.prediction.tiling.ledger import Ledger
+from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.prediction.tiling.work import TileWork
 
 if TYPE_CHECKING:
+    from cellwright.api.job import Job
     from cellwright.api.models import Model
     from cellwright.prediction.backends.torch_tiles import DenseTiles
 
@@ -73,12 +78,15 @@ class TileRequest:
             "diameter": model.diameter,
             "views": model.views,
             "reading": dict(self.reading),
+            "channel": [] if self.channel is None else self.channel,
             "tile": self.core_px,
-            "roi": [list(window) for window in self.roi],
+            "roi": self.roi,
             "ring": self.ring_px,
             "labels": self.labels,
         }
-        return {"kind": "tiles", "model": self.identity, "options": options}
+        calibration = options.pop("calibration")
+        weights = digest_of(repr((self.identity, model.class_names, calibration)))
+        return {"kind": "tiles", "the model": weights, "options": plain(options)}
 
 
 @dataclass(frozen=True)
@@ -137,14 +145,53 @@ def seen_source(source: ImageSource, model: Model, channel: ChannelChoice | None
     """The source with the channels that a model sees, chosen once for the whole image."""
     if not isinstance(source, RegionSource):
         return source
-    height, width = source.image_hw
-    h, w = min(height, _SAMPLE_PX), min(width, _SAMPLE_PX)
-    sample = source.read((height - h) // 2, (width - w) // 2, h, w)
+    sample = _sample(source)
     seen = seen_by(model.predictor, sample, channel)
     if seen.channels == source.channels:
         return source
     indices = [source.channels.index(name) for name in seen.channels]
     return source.with_channels(indices, seen.channels, [note for note in seen.notes if note not in sample.notes])
+
+
+def _sample(source: ImageSource) -> Image:
+    """The middle of an image, or the first part of it that can be decoded."""
+    height, width = source.image_hw
+    h, w = min(height, _SAMPLE_PX), min(width, _SAMPLE_PX)
+    try:
+        return source.read((height - h) // 2, (width - w) // 2, h, w)
+    except FormatError:
+        for _, region in readable_blocks(source):
+            return region
+        raise
+
+
+def core_px_of(tile: str) -> int | None:
+    """The side of a core from text; None for auto and none. Raises `UsageError` for anything else."""
+    if tile in ("auto", "none"):
+        return None
+    if not tile.isdecimal() or not SMALLEST_CORE_PX <= int(tile) <= LARGEST_CORE_PX:
+        expected = f"auto, none, or {SMALLEST_CORE_PX} to {LARGEST_CORE_PX} px"
+        raise UsageError("invalid `tile`", got=tile, expected=expected)
+    return int(tile)
+
+
+def windows_of(numbers: Sequence[int]) -> tuple[Window, ...]:
+    """Regions from numbers y0, x0, height, width of each. Raises `UsageError` if they are not regions."""
+    regions = [tuple(numbers[k : k + 4]) for k in range(0, len(numbers), 4)]
+    if any(len(region) != 4 or min(region) < 0 or 0 in region[2:] for region in regions):
+        expected = "y0,x0,height,width in pixels, such as 0,0,4096,4096"
+        raise UsageError("invalid `roi`", got=",".join(map(str, numbers)), expected=expected)
+    return tuple(Window(y0, x0, y0 + height, x0 + width) for y0, x0, height, width in regions)
+
+
+def shard_of(text: str | None) -> tuple[int, int] | None:
+    """A shard from text such as "2/8". Raises `UsageError` if it is not one."""
+    if text is None:
+        return None
+    part, slash, n = text.partition("/")
+    if not slash or not part.isdecimal() or not n.isdecimal() or not 1 <= int(part) <= int(n):
+        raise UsageError("invalid `shard`", got=text, expected="i/n with i from 1 to n, such as 2/8")
+    return int(part), int(n)
 
 
 def whole_bytes(image_hw: tuple[int, int]) -> int:
@@ -198,7 +245,7 @@ def predict_tiles(
         ledger = Ledger(output.path, before.tiles)
         if not ledger.left(verify=False) and not output.missing:
             reporter.note(f"already complete: {out}/ has this job")
-            return JobReport(len(before.tiles), len(before.tiles), _n_objects(output.path), 0.0)
+            return JobReport(len(before.tiles), len(before.tiles), n_objects_of(output.path), 0.0)
     height, width = source.image_hw
     reporter.note(f"{name}: {height} x {width} px, tile by tile{why}: will write {out}/")
     for note in dict.fromkeys(note.text for note in seen.notes):
@@ -282,8 +329,33 @@ def _run(output: OutputFolder, before: JobFacts | None, parts: _Parts) -> JobRep
     if unfinished:
         reporter.note(f"{count(len(unfinished), 'tile')} are left to other shards; the last one finishes the job")
         return JobReport(len(job.tiles), n_before, None, seconds)
-    labels = parts.request.labels
-    final, files, notes = finish(output, ledger, job, work, labels=labels, draw=_overview, track=reporter.track)
+    return finish_job(output, ledger, job, parts.source, reporter, n_before=n_before, seconds=seconds)
+
+
+def finish_job(
+    output: OutputFolder,
+    ledger: Ledger,
+    job: JobFacts,
+    source: ImageSource,
+    reporter: ProgressReporter,
+    *,
+    n_before: int,
+    seconds: float,
+) -> JobReport:
+    """Write the outputs of a job whose tiles are done or failed, and declare it complete."""
+    options = dict(job.request.get("options", {}))
+    failures = ledger.failures()
+    final, files, notes = finish(
+        output,
+        ledger,
+        job,
+        source,
+        ring_px=options.get("ring"),
+        max_objects=options.get("max_objects"),
+        labels=options.get("labels"),
+        draw=_overview,
+        track=reporter.track,
+    )
     output.complete(files)
     for note in notes:
         reporter.note(note)
@@ -319,7 +391,7 @@ def describe_source(source: ImageSource) -> dict[str, Any]:
     }
 
 
-def _n_objects(root: Path) -> int | None:
+def n_objects_of(root: Path) -> int | None:
     import csv
 
     from cellwright.prediction.tiling.job import SUMMARY
@@ -329,6 +401,41 @@ def _n_objects(root: Path) -> int | None:
             return int(next(csv.DictReader(file))["objects"])
     except (OSError, KeyError, ValueError, StopIteration):
         return None
+
+
+def predict_job(  # noqa: PLR0913 - the options of the command
+    model: Model,
+    image: Any,
+    out: Path,
+    *,
+    channel: ChannelChoice | None,
+    tile: int | str,
+    roi: Sequence[tuple[int, int, int, int]],
+    labels: LabelKind | None,
+    workers: int,
+    shard: str | None,
+    dask: str | None,
+    ring: int | None,
+    overwrite: bool,
+) -> Job:
+    """`Model.predict` with ``out``."""
+    from cellwright.api.job import open_job
+    from cellwright.api.predict import identity_of
+
+    request = TileRequest(
+        identity_of([model]),
+        "auto",
+        channel,
+        {},
+        core_px_of(str(tile)),
+        windows_of([number for region in roi for number in region]),
+        ring,
+        labels,
+        Running(workers, dask, shard_of(shard)),
+    )
+    source = open_image(image, channel=channel, keep_channels=True)
+    predict_tiles(source, model, out, request, overwrite=overwrite)
+    return open_job(out)
 
 
 def _overview(source: ImageSource, final: Any) -> Any:

@@ -59,6 +59,13 @@ GROUPS = {
             "show": ("data_verbs:show", "Draw images with their objects, or the augmentation of a recipe."),
         },
     ),
+    "job": (
+        "Show and finish jobs: large images that are predicted tile by tile.",
+        {
+            "status": ("job_verbs:status", "Show what is done, failed and left of a job."),
+            "finish": ("job_verbs:finish", "Write the outputs of a job of which all tiles are done."),
+        },
+    ),
     "recipes": (
         "List and copy the shipped recipes.",
         {

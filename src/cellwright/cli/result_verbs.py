@@ -33,11 +33,11 @@ def predict(plan: PredictPlan, *, common: Common = PLAIN) -> int:
     if report is None:
         return 0
     if isinstance(report, JobReport):
-        return _job_written(screen, report, plan.out)
+        return job_written(screen, report, plan.out)
     return _folder_written(screen, report, report.counts, plan.out)
 
 
-def _job_written(screen: Show, report: JobReport, out: Path) -> int:
+def job_written(screen: Show, report: JobReport, out: Path) -> int:
     """Show what a tile job found; the exit code is 3 if tiles failed."""
     reasons = Counter(failure.problem for failure in report.failures)
     for problem, n in reasons.items():

@@ -33,7 +33,6 @@ from cellwright.prediction.tiling.label_writers import write_label_tiff, write_l
 from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
 from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, run_here, run_processes
 from cellwright.prediction.tiling.seam_report import SeamReport
-from cellwright.prediction.tiling.work import TileWork
 
 JOB_FILE, FAILURES, SUMMARY, OVERVIEW = "job.json", "failures.csv", "summary.csv", "overview.png"
 LABELS_TIFF, LABELS_ZARR, OUTLINES = "labels.tif", "labels.zarr", "objects.geojson.gz"
@@ -179,12 +178,14 @@ def run_tiles(
     return n_before, (time.perf_counter() - start) / max(area / 1e6, 1e-9)
 
 
-def finish(
+def finish(  # noqa: PLR0913 - what the outputs depend on
     output: OutputFolder,
     ledger: Ledger,
     job: JobFacts,
-    work: TileWork,
+    source: ImageSource,
     *,
+    ring_px: int | None = None,
+    max_objects: int | None = None,
     labels: LabelKind | None = None,
     draw: Draw | None = None,
     track: Track = no_progress,
@@ -196,13 +197,10 @@ def finish(
     root, notes = output.root, []
     failures = ledger.failures()
     final = Ledger(output.progress / "final", ledger.tiles)
-    options = work.options
-    tiles = resolve(
-        ledger, final, job.grid, work.source, ring_px=work.ring_px, max_objects=options.max_objects, track=track
-    )
+    tiles = resolve(ledger, final, job.grid, source, ring_px=ring_px, max_objects=max_objects, track=track)
     if labels is None:
         labels = "zarr" if find_spec("zarr") is not None else "tiff"
-    hw, pixel_size = job.grid.source_hw, work.source.pixel_size_um
+    hw, pixel_size = job.grid.source_hw, source.pixel_size_um
     image = Path(str(job.source["path"])).name if job.source.get("path") else "image"
     table = TABLE_PARQUET if find_spec("pyarrow") is not None else TABLE_CSV
     write_objects_table(root / table, tiles, job.class_names, track=track)
@@ -218,7 +216,7 @@ def finish(
     write_text(root / FAILURES, _failures_csv(failures))
     files = [JOB_FILE, table, OUTLINES, SUMMARY, FAILURES]
     if draw is not None:
-        write_png(root / OVERVIEW, draw(work.source, tiles))
+        write_png(root / OVERVIEW, draw(source, tiles))
         files.append(OVERVIEW)
     if labels == "zarr":
         files += sorted(p.relative_to(root).as_posix() for p in (root / LABELS_ZARR).rglob("*") if p.is_file())

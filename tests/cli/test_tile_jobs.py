@@ -1,0 +1,169 @@
+"""Images of any size on the command line: tile jobs, their resume, faults and status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from drawn import run
+
+import cellwright as cw
+from cellwright.data.synthetic import draw_field
+from cellwright.prediction.tiling.tile_file import read_tile
+
+HW = (420, 500)
+
+
+def write_field(path: Path, *, seed: int = 4, broken: bool = False) -> Path:
+    """A drawn field as a tiled TIFF; broken: with a tile that cannot be decoded."""
+    pixels = draw_field(seed, HW, 60)[0].data
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", compression="jpeg", resolution=(20000, 20000))
+    if broken:
+        with tifffile.TiffFile(path) as tif:
+            page = tif.pages[0]
+            start, size = page.dataoffsets[-1], page.databytecounts[-1]
+        content = bytearray(path.read_bytes())
+        content[start : start + size - 2] = bytes(size - 2)
+        path.write_bytes(content)
+    return path
+
+
+def predict(image: Path, out: Path, *more: object) -> int:
+    return run("predict", image, "--tile=160", "--diameter=24", "--labels=tiff", "--quiet", "--out", out, *more)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job; ``field.tif`` beside it."""
+    root = tmp_path_factory.mktemp("tiles")
+    assert predict(write_field(root / "field.tif"), root / "job") == 0
+    return root / "job"
+
+
+def test_tiles_give_the_objects_of_the_whole_image(job: Path) -> None:
+    labels = tifffile.imread(job / "labels.tif")
+    whole = cw.load_model("nuclei").predict(job.parent / "field.tif", diameter=24)
+    assert len(whole) > 20
+    expected = whole.to_label_map()
+    assert np.array_equal(labels > 0, expected > 0)
+    assert len(np.unique(np.stack([labels, expected]).reshape(2, -1), axis=1).T) == len(whole) + 1
+    table = pd.read_parquet(job / "objects.parquet") if (job / "objects.parquet").is_file() else None
+    if table is not None:
+        assert table["label"].tolist() == list(range(1, len(whole) + 1))
+        assert table["tile"].nunique() > 3
+
+
+def test_the_same_command_says_already_complete(job: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in job.rglob("*") if path.is_file()}
+    image = job.parent / "field.tif"
+    assert run("predict", image, "--tile=160", "--diameter=24", "--labels=tiff", "--out", job) == 0
+    assert "already complete" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in job.rglob("*") if path.is_file()}
+
+
+def test_another_option_or_a_changed_image_is_refused(job: Path, capsys: pytest.CaptureFixture) -> None:
+    image = job.parent / "field.tif"
+    assert predict(image, job, "--score=0.9") == 2
+    assert "another job" in capsys.readouterr().err
+    assert predict(write_field(job.parent / "changed.tif", seed=5), job) == 2
+    assert "the image" in capsys.readouterr().err
+
+
+def test_status_tells_what_is_done(job: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("job", "status", job) == 0
+    out = capsys.readouterr().out
+    assert "complete" in out
+    assert "0 failed" in out
+
+
+def test_a_lost_or_damaged_tile_is_predicted_again(job: Path, tmp_path: Path) -> None:
+    """As after a kill: the claim says unfinished, one tile is missing and one is cut short."""
+    image = job.parent / "field.tif"
+    assert predict(image, tmp_path / "again") == 0
+    root = tmp_path / "again"
+    tiles = sorted((root / "tiles").glob("*.tile"))
+    tiles[0].unlink()
+    tiles[1].write_bytes(tiles[1].read_bytes()[:50])
+    claim = json.loads((root / ".cellwright" / "claim.json").read_text())
+    claim |= {"state": "writing", "files": {}}
+    (root / ".cellwright" / "claim.json").write_text(json.dumps(claim))
+    assert predict(image, root) == 0
+    for name in ("labels.tif", "summary.csv", "objects.geojson.gz"):
+        assert (root / name).read_bytes() == (job / name).read_bytes(), name
+    assert [read_tile(path).counts for path in tiles[:2]]
+
+
+def test_a_tile_that_cannot_be_decoded_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image = write_field(tmp_path / "broken.tif", broken=True)
+    assert predict(image, tmp_path / "job") == 3
+    failures = pd.read_csv(tmp_path / "job" / "failures.csv")
+    assert len(failures) >= 1
+    assert "broken.tif" in failures["where"].iloc[0]
+    labels = tifffile.imread(tmp_path / "job" / "labels.tif")
+    assert labels[:200, :200].any()
+    assert run("job", "status", tmp_path / "job") == 3
+
+
+def test_only_the_tiles_of_a_region_are_predicted(job: Path, tmp_path: Path) -> None:
+    assert predict(job.parent / "field.tif", tmp_path / "part", "--roi=0,0,100,100") == 0
+    labels, whole = (tifffile.imread(root / "labels.tif") for root in (tmp_path / "part", job))
+    assert not labels[250:].any()
+    assert np.array_equal(labels[:100, :100] > 0, whole[:100, :100] > 0)
+    assert pd.read_csv(tmp_path / "part" / "summary.csv")["tiles_skipped"].item() > 0
+
+
+def test_shards_finish_a_job_together(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image = job.parent / "field.tif"
+    assert predict(image, tmp_path / "shards", "--shard=1/2") == 0
+    assert not (tmp_path / "shards" / "labels.tif").exists()
+    assert predict(image, tmp_path / "shards", "--shard=2/2") == 0
+    assert (tmp_path / "shards" / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--tile=7"], "invalid"),
+        (["--roi=1,2,3"], "y0,x0,height,width"),
+        (["--shard=3/2"], "i/n"),
+        (["--tile=none", "--workers=2"], "tile by tile"),
+        (["--model=classical", "--tile=256"], "cannot predict images tile by tile"),
+        (["--roi=9000,9000,10,10", "--tile=256"], "no tile lies in the region"),
+    ],
+)
+def test_bad_options_are_refused(words: list[str], text: str, job: Path, tmp_path: Path, capsys) -> None:
+    assert run("predict", job.parent / "field.tif", "--out", tmp_path / "x", *words) == 2
+    assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(job: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cellwright", "predict", job.parent / "field.tif", "--tile=160", "--diameter=24"]
+    words += ["--labels=tiff", "--quiet", "--out", tmp_path / "killed"]
+    process = subprocess.Popen([*map(str, words)], env=dict(os.environ))
+    tiles = tmp_path / "killed" / "tiles"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None and len(list(tiles.glob("*.tile"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert predict(job.parent / "field.tif", tmp_path / "killed") == 0
+    for name in ("labels.tif", "summary.csv", "objects.geojson.gz"):
+        assert (tmp_path / "killed" / name).read_bytes() == (job / name).read_bytes(), name
+    assert not list((tmp_path / "killed").rglob("*.partial*"))
+
+
+def test_python_runs_the_same_job(job: Path, tmp_path: Path) -> None:
+    source = cw.open_image(job.parent / "field.tif")
+    found = cw.load_model("nuclei").predict(source, diameter=24, out=tmp_path / "job", tile=160, labels="tiff")
+    assert (found.n_tiles, found.n_left, found.is_complete) == (len(list((job / "tiles").iterdir())), 0, True)
+    assert len(found.objects()) == found.n_objects
+    assert (tmp_path / "job" / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
