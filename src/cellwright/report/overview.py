@@ -8,7 +8,7 @@ from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter
-from cellwright.prediction.tiling.statistics import blocks
+from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.report.display import to_display_rgb
 
 LARGEST_PX = 2048
@@ -39,12 +39,12 @@ def _reduced(source: ImageSource, step: int) -> np.ndarray:
     rows = np.minimum((np.arange(height) + 0.5) * level_h / height, level_h - 1).astype(np.int64)
     columns = np.minimum((np.arange(width) + 0.5) * level_w / width, level_w - 1).astype(np.int64)
     small: np.ndarray | None = None
-    for block in blocks((level_h, level_w), source.tile_hw):
+    for block, region in readable_blocks(source, level):
         own_rows = np.flatnonzero((rows >= block.y0) & (rows < block.y1))
         own_columns = np.flatnonzero((columns >= block.x0) & (columns < block.x1))
         if not len(own_rows) or not len(own_columns):
             continue
-        data = source.read(block.y0, block.x0, *block.hw, level).data
+        data = region.data
         if small is None:
             small = np.zeros((height, width, data.shape[2]), data.dtype)
         small[np.ix_(own_rows, own_columns)] = data[np.ix_(rows[own_rows] - block.y0, columns[own_columns] - block.x0)]

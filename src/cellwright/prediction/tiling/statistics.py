@@ -174,11 +174,11 @@ def values_of(
     )
 
 
-def readable_blocks(source: ImageSource) -> Iterator[tuple[Window, Image]]:
-    """The `blocks` of a source and their pixels; parts that cannot be decoded are left out."""
-    for block in blocks(source.image_hw, source.tile_hw):
+def readable_blocks(source: ImageSource, level: int = 0) -> Iterator[tuple[Window, Image]]:
+    """The `blocks` of a level of a source and their pixels; parts that cannot be decoded are left out."""
+    for block in blocks(source.levels[level].image_hw, source.tile_hw):
         try:
-            yield block, read_block(source, block)
+            yield block, read_block(source, block, level)
             continue
         except FormatError:
             height, width = source.tile_hw
@@ -186,9 +186,9 @@ def readable_blocks(source: ImageSource) -> Iterator[tuple[Window, Image]]:
             for x in range(block.x0, block.x1, width):
                 part = Window(y, x, min(y + height, block.y1), min(x + width, block.x1))
                 with suppress(FormatError):
-                    yield part, read_block(source, part)
+                    yield part, read_block(source, part, level)
 
 
-def read_block(source: ImageSource, window: Window) -> Image:
-    """A window of a source as an image."""
-    return source.read(window.y0, window.x0, *window.hw)
+def read_block(source: ImageSource, window: Window, level: int = 0) -> Image:
+    """A window of a level of a source as an image."""
+    return source.read(window.y0, window.x0, *window.hw, level)
