@@ -24,8 +24,8 @@ from cellwright.core.errors import RecipeError, did_you_mean
 from cellwright.core.safe_yaml import MAX_BYTES, parse_yaml
 
 SCHEMA_VERSION = 1
-# How much of an invalid recipe a message shows: problems, and characters of a value.
-_N_PROBLEMS, _N_SHOWN = 20, 200
+# How much of an invalid recipe a message shows: problems, characters of a value, and of what is wrong with it.
+_N_PROBLEMS, _N_SHOWN, _N_MESSAGE = 20, 200, 600
 ModelConfig = Annotated[
     MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig | UNetConfig | ClassicalConfig,
     Field(discriminator="kind"),
@@ -330,7 +330,7 @@ def _problem(details: ErrorDetails) -> str:
         case "model_type" | "model_attributes_type":
             shown = _short(details["input"])
             return f"{key}: must be a section with keys of its own, got {shown}{_keys_of(section, path)}"
-    message = details["msg"].removeprefix("Value error, ")[:_N_SHOWN]
+    message = details["msg"].removeprefix("Value error, ")[:_N_MESSAGE]
     named = details["type"] == "value_error"  # our own messages name the value
     shown = "" if named or isinstance(details["input"], dict | BaseModel) else f", got {_short(details['input'])}"
     return f"{key or 'recipe'}: {message}{shown}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.data.formats import coco_index
 from cellwright.data.formats.coco import Coco
 from cellwright.data.formats.coco_index import CocoIndex, build_index, open_index, read_sidecar, sidecar_path
 from cellwright.data.formats.contract import ReadOptions, WriteOptions
@@ -68,14 +70,44 @@ def test_the_sidecar_of_a_changed_file_is_not_used(tmp_path: Path) -> None:
     assert read_sidecar(path) is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"rubbish" * 40, b"{", None])
-def test_a_damaged_sidecar_is_not_used(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_sidecar_is_not_used(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, 3, 2)
-    sidecar = sidecar_path(path)
+    sidecar, rng = sidecar_path(path), np.random.default_rng(0)
     content = sidecar.read_bytes()
-    sidecar.write_bytes({None: content[:-8], b"{": content.replace(b"{", b"(", 1)}.get(damage, damage))
-    assert read_sidecar(path) is None
+    damaged = [b"", b"rubbish" * 40, content[:-8], content + b"\0" * 16, content[:64]]
+    for at in rng.integers(0, len(content), 60):
+        damaged.append(content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :])
+    for changed in damaged:
+        sidecar.write_bytes(changed)
+        used = read_sidecar(path)
+        assert used is None or changed[:40] + changed[64:] == content[:40] + content[64:]
     assert_same(open_index(path), build_index(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda head, starts, spans: head.update(images=[{}] * 3),
+        lambda head, starts, spans: head.update(images={"a": 1, "b": 2, "c": 3}),
+        lambda head, starts, spans: head["images"][0].update(width=2**40),
+        lambda head, starts, spans: head.update(categories=[{"id": "x", "name": "a"}]),
+        lambda head, starts, spans: head.update(sections=[]),
+        lambda head, starts, spans: head.update(scored="yes"),
+        lambda head, starts, spans: starts.__setitem__(1, 10**9),
+        lambda head, starts, spans: spans.__setitem__((0, 0), -5),
+        lambda head, starts, spans: spans.__setitem__((1, 1), 2**60),
+    ],
+)
+def test_a_forged_sidecar_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    path = write_dataset(tmp_path, 3, 2)
+    index = build_index(path)
+    head = {"images": index.images, "categories": index.categories, "sections": index.sections, "scored": index.scored}
+    starts, spans = index.starts.copy(), index.spans.copy()
+    change(head, starts, spans)
+    forged = dataclasses.replace(index, starts=starts, spans=spans, **head)
+    monkeypatch.setattr(coco_index, "_outside_digest", lambda *_: "")
+    coco_index.write_sidecar(forged)
+    assert read_sidecar(path) is None
 
 
 def test_a_file_that_changes_after_opening_is_noticed(tmp_path: Path) -> None:

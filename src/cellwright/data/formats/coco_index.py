@@ -187,10 +187,12 @@ def write_sidecar(index: CocoIndex) -> Path:
 
 def read_sidecar(path: Path) -> CocoIndex | None:
     """The memory-mapped index next to ``path``; None if there is none, if it is damaged, or describes another file."""
+    if not sidecar_path(path).is_file():
+        return None
     try:
         # A plain array over the memory map is cheaper to slice than np.memmap, and pickles only its own content.
         content = np.asarray(np.memmap(sidecar_path(path), np.uint8, "r"))
-    except (OSError, ValueError):  # there is none, or it is empty
+    except (OSError, ValueError):  # it is empty, or may not be read
         return None
     length, digest = int.from_bytes(content[:8], "little"), content[8 : 8 + _DIGEST_BYTES].tobytes()
     text = content[ALIGNMENT : ALIGNMENT + min(length, len(content))].tobytes()
@@ -201,14 +203,17 @@ def read_sidecar(path: Path) -> CocoIndex | None:
         collector = _Collector(path, {})
         images = [_checked_image(image, collector) for image in head["images"]]
         categories = _checked_categories(head["categories"], path)
-        sections, scored, n_bytes = dict(head["sections"]), bool(head["scored"]), head["length"]
+        sections, scored, n_bytes = dict(head["sections"]), head["scored"] is True, head["length"]
         starts, spans = np.split(content[ALIGNMENT + length :].view("<i8"), [len(images) + 1])
         spans = spans.reshape(-1, 2)
-    except (FormatError, KeyError, TypeError, ValueError, RecursionError):  # not what `write_sidecar` writes
+    except (FormatError, KeyError, TypeError, ValueError, RecursionError, OverflowError):  # not what `write_sidecar` writes
         return None
-    is_sound = starts[0] == 0 and starts[-1] == len(spans) and (np.diff(starts) >= 0).all() and (spans >= 0).all()
+    first, last = spans[:, 0], spans[:, 1]
+    is_sound = starts[0] == 0 and starts[-1] == len(spans) and (np.diff(starts) >= 0).all()
     try:
-        if not is_sound or path.stat().st_size != n_bytes or _outside_digest(path, spans) != head.get("outside"):
+        n_bytes_now = path.stat().st_size
+        is_sound &= ((first >= 0) & (first <= last) & (last <= n_bytes_now)).all()
+        if not is_sound or n_bytes_now != n_bytes or _outside_digest(path, spans) != head.get("outside"):
             return None
     except OSError as error:
         raise unreadable(path, error) from error
