@@ -19,6 +19,7 @@ from cellwright.config import recipe as recipes
 from cellwright.core.errors import FormatError, InputError, RecipeError, UsageError
 from cellwright.core.files import read_json, write_text
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.table import frame_csv
 from cellwright.core.text import count
 from cellwright.evaluation.data import HEADLINE
 from cellwright.report.curves import Curves, read_log
@@ -492,7 +493,7 @@ def _write(comparison: Comparison, out: Path) -> None:
     lines = [RunLine(_label(entry), tuple(run.curves for run in entry.runs)) for entry in entries]
     metric = shared_metric(lines, [run.best.chosen_by for entry in entries for run in entry.runs])
     draw_comparison(lines, out / "compare.png", metric)
-    write_text(out / "compare.csv", pd.DataFrame(values, dtype=object).to_csv(index=False, lineterminator="\n"))
+    write_text(out / "compare.csv", frame_csv(pd.DataFrame(values, dtype=object)))
     write_text(out / MARKER, "\n\n".join(parts) + "\n")
 
 

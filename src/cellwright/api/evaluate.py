@@ -26,6 +26,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import check_threshold
+from cellwright.core.table import frame_csv
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.reading import Reading
@@ -296,7 +297,7 @@ def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out
         name = evaluation.name
         parts += [f"## {name}", f"Full report: [{name}/report.md]({name}/report.md)"]
         parts += [f"- {note}" for note in evaluation.report.notes]
-    write_text(out / "comparison.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(out / "comparison.csv", frame_csv(table))
     write_text(out / MARKER, "\n\n".join(parts) + "\n")
     return table
 

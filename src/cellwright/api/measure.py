@@ -16,6 +16,7 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.table import frame_csv
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.calibration import as_pixel_size
@@ -104,7 +105,7 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     with output.write() as folder:
-        write_text(folder / plan.out.name, table.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
+        write_text(folder / plan.out.name, frame_csv(table, float_format="%.7g"))
     if output.is_complete:
         screen.note(output.text)
     return None if dry_run else Measured(table, len(dataset), len(missing))

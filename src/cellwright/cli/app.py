@@ -27,6 +27,7 @@ from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import place_error
 from cellwright.core.interrupts import CommandSignals, Interrupted
 from cellwright.core.memory import keep_freed_memory
+from cellwright.core.text import printable
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
 VERBS = {
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None, signals: CommandSignals | None = Non
                 if as_json:
                     print_event("error", "error", {"text": text, "exit_code": code, **fields})
                 else:
-                    print({1: "", 2: "error: ", 3: "error: "}.get(code, "\n") + text, file=sys.stderr)
+                    print({1: "", 2: "error: ", 3: "error: "}.get(code, "\n") + printable(text), file=sys.stderr)
     if signals is not None:
         signals.finish()
     sys.exit(code)

@@ -191,7 +191,7 @@ def as_typed(text: str, names: Mapping[str, str]) -> str:
             return option
         try:
             parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             parsed = value
         if parsed is None or parsed is False:
             return f"no {option}"

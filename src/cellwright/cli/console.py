@@ -23,6 +23,7 @@ from rich.text import Text
 
 from cellwright.cli.arguments import as_typed, option_names
 from cellwright.core.events import LOGGER, event_of, json_line
+from cellwright.core.text import printable
 
 T = TypeVar("T")
 COMMON = Group("Common options", sort_key=100)
@@ -74,7 +75,7 @@ class Show:
             level = "warning" if text.startswith("warning: ") else "info"
             print_event(level, "note", {"text": text.removeprefix("warning: ")})
         else:
-            self.err.print(text, markup=False)
+            self.err.print(printable(text), markup=False)
 
     def problem(self, text: str) -> None:
         """Print what is wrong with some of the inputs (standard error, with --quiet too)."""
@@ -82,14 +83,14 @@ class Show:
         if self.json:
             print_event("error", "failures", {"text": text})
         else:
-            self.err.print(text, markup=False)
+            self.err.print(printable(text), markup=False)
 
     def result(self, text: str, values: Mapping[str, object] | None = None) -> None:
         """Print a result (standard output); ``values`` appear in the JSON line only."""
         if self.json:
             print_event("info", "result", {"text": text, **(values or {})})
         else:
-            self.out.print(text, markup=False)
+            self.out.print(printable(text), markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table (standard output); numbers are right-aligned."""
@@ -98,11 +99,12 @@ class Show:
             values = [dict(zip(columns, row, strict=True)) for row in rows]
             print_event("info", "table", {"text": title, "rows": values})
             return
-        table = Table(title=Text(title) if title else None, title_justify="left")
+        table = Table(title=Text(printable(title)) if title else None, title_justify="left")
         for k, name in enumerate(columns):
             numeric = all(isinstance(row[k], int | float) for row in rows)
             # A column without a heading holds the names of the rows.
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not name)
+            heading, side = Text(printable(name)), "right" if numeric else "left"
+            table.add_column(heading, justify=side, overflow="fold", no_wrap=not name)
         for row in rows:
             table.add_row(*[Text(_cell(value)) for value in row])
         self.out.print(table)
@@ -142,7 +144,7 @@ class Show:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return "undefined" if math.isnan(value) else f"{value:.4g}"
-    return str(value)
+    return printable(str(value))
 
 
 def _at_intervals(items: Iterable[T], every_s: float) -> Iterator[tuple[int | None, T]]:
@@ -185,7 +187,7 @@ class _Printer(logging.Handler):
             }
             print_event(record.levelname.lower(), event, fields)
         elif event != "failure":  # these are printed in groups, at the end
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 @contextmanager

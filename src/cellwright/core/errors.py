@@ -25,6 +25,8 @@ from typing import Self
 
 from cellwright.core.public import public
 
+_LONGEST = 1000  # characters of a line in a message
+
 
 @public
 class CellwrightError(Exception):
@@ -52,7 +54,7 @@ class CellwrightError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.problem, self.where, self.got, self.expected, self.remedy = problem, where, got, expected, remedy
-        details = [f"  {name}: {value}" for name, value in self.parts().items() if name != "problem"]
+        details = [f"  {name}: {_shown(name, value)}" for name, value in self.parts().items() if name != "problem"]
         super().__init__("\n".join([problem, *details]))
 
     def parts(self) -> dict[str, object]:
@@ -77,6 +79,12 @@ class CellwrightError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive pickling between worker processes otherwise.
         return _rebuild, (type(self), self.problem, self.where, self.got, self.expected, self.remedy)
+
+
+def _shown(name: str, value: object) -> str:
+    """A part of a message: a place on one line, and long lines, which come from files, cut short."""
+    lines = [str(value).replace("\n", "\\n")] if name == "where" else str(value).split("\n")
+    return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in lines)
 
 
 def _rebuild(kind: type[CellwrightError], problem: str, *rest: object) -> CellwrightError:

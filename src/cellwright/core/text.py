@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,19 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_shown, value)) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# Control characters but tab and newline, halves of surrogate pairs, and characters that reorder text.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Text for a terminal: characters that would command it, in the name of a file for example, as escapes.
+
+    >>> printable("a\x1b[2J.tif"), printable("caf\udce9"), printable("µm\n")
+    ('a\\x1b[2J.tif', 'caf\\udce9', 'µm\n')
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def plural(noun: str) -> str:

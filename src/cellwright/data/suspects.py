@@ -38,6 +38,7 @@ from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.table import rows_csv
 from cellwright.data.images.reading import Reading
 
 SuspectKind = Literal["merged", "split", "displaced", "tiny", "open"]
@@ -96,16 +97,11 @@ def rank_suspects(dataset: Dataset, *, limit: int = 1000, track: Track = no_prog
 
 def write_suspects(suspects: list[Suspect], path: Path) -> None:
     """Write a CSV with one row per suspect: rank, sample, object, kind, score, why."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("rank", "sample", "object", "kind", "score", "why"))
-    for rank, suspect in enumerate(suspects, 1):
-        row = (suspect.sample_id, suspect.object_id, suspect.kind, f"{suspect.score:.4f}", suspect.why)
-        table.writerow((rank, *row))
-    write_text(path, text.getvalue())
+    rows = [
+        (rank, suspect.sample_id, suspect.object_id, suspect.kind, f"{suspect.score:.4f}", suspect.why)
+        for rank, suspect in enumerate(suspects, 1)
+    ]
+    write_text(path, rows_csv([("rank", "sample", "object", "kind", "score", "why"), *rows]))
 
 
 # --- combining the evidence -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cellwright.core.errors import UsageError
 from cellwright.core.files import write_json, write_text
 from cellwright.core.public import public
-from cellwright.core.table import markdown_cell, markdown_table
+from cellwright.core.table import frame_csv, markdown_cell, markdown_table
 from cellwright.core.text import count
 from cellwright.evaluation.data import HEADLINE, EvaluationData
 
@@ -145,7 +145,7 @@ def write_report(
     write_json(folder / "metrics.json", metrics_json(report, limits))
     tables = {"per_image.csv": report.per_image, "per_class.csv": report.per_class, "objects.csv": report.objects}
     for name, table in tables.items():
-        write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+        write_text(folder / name, frame_csv(table))
     write_text(folder / "report.md", markdown(report, limits, sections))
     return [folder / name for name in ("metrics.json", *tables, "report.md")]
 

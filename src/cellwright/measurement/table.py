@@ -19,6 +19,7 @@ from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.table import frame_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,7 +194,7 @@ def table_csv(table: pd.DataFrame, image_name: str) -> str:
     """The table as CSV, with the columns image, label, class and score first; NaN is an empty cell."""
     listed = table.reset_index()
     listed.insert(0, "image", [image_name] * len(listed))
-    return listed.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+    return frame_csv(listed, float_format="%.7g")
 
 
 def write_measurements(

@@ -14,9 +14,7 @@ failed, which the same command tries again.
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import logging
 import re
 from collections import Counter
@@ -39,6 +37,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.table import frame_csv, rows_csv
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.coco import WRITTEN
@@ -424,7 +423,7 @@ class PredictionFolder:
         if self._wells is not None:
             wells = [self._wells[index] for index in done]
             well_rows = well_table(wells, rows, pooled)
-            write_text(root / WELLS, well_rows.to_csv(index=False, float_format="%.7g", lineterminator="\n"))
+            write_text(root / WELLS, frame_csv(well_rows, float_format="%.7g"))
             written += [WELLS, *self._write_plates(done, rows, wells)]
         return written
 
@@ -540,11 +539,7 @@ def _failure_row(image_id: str, error: CellwrightError) -> dict[str, Any]:
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="raise")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return rows_csv([columns, *([row.get(name) for name in columns] for row in rows)])
 
 
 def _read_png(path: Path) -> np.ndarray:

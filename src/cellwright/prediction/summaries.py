@@ -13,6 +13,7 @@ import numpy as np
 
 from cellwright.core.files import atomic_path
 from cellwright.core.notes import Note
+from cellwright.core.table import from_csv_cell
 from cellwright.core.text import count
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.job import PREDICTIONS, SUMMARY
@@ -182,7 +183,10 @@ def evenly_chosen(n: int, n_most: int) -> list[int]:
 
 
 def pool_tables(tables: Sequence[Path], out: Path) -> None:
-    """Join CSV tables to one, row by row. Columns that a table lacks stay empty; new columns follow those before."""
+    """Join CSV tables to one, row by row, with their cells as they are.
+
+    Columns that a table lacks stay empty; new columns follow those before.
+    """
     columns: dict[str, None] = {}
     for table in tables:
         with table.open(newline="", encoding="utf-8") as file:
@@ -210,7 +214,8 @@ def well_table(wells: Sequence[Well], rows: Sequence[Mapping[str, Any]], measure
     table = pd.DataFrame({"images": grouped.size()}).join(pd.DataFrame(grouped[counts].sum()))
     table.insert(2, "objects_per_image", table["objects"] / table["images"])
     if measurements is not None:
-        pooled = pd.read_csv(measurements)
+        pooled = pd.read_csv(measurements, dtype={"image": str})
+        pooled["image"] = pooled["image"].map(from_csv_cell)
         by_image = summary.set_index("image")[keys]
         pooled = pooled.join(by_image, on="image")
         measured = [

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from cellwright.core.errors import FormatError, RecipeError
 from cellwright.core.events import emit, json_line
 from cellwright.core.files import output_error, write_text
+from cellwright.core.text import printable
 from cellwright.training.environment import peak_memory_mb
 from cellwright.training.pace import Pace
 from cellwright.training.step import StepOutcome
@@ -353,7 +354,7 @@ class LineReporter:
         return report.line()
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
+        self._stream.write(printable(line) + "\n")
         self._stream.flush()
 
 
@@ -401,7 +402,7 @@ class BarReporter:
 
     def note(self, text: str, event: str = "note", fields: Mapping[str, object] | None = None) -> None:
         """Print ``text`` above the bar."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
 
 def choose_reporter(stream: TextIO, *, log_format: Literal["text", "json"] = "text", quiet: bool = False) -> Reporter:

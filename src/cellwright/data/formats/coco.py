@@ -39,7 +39,7 @@ from cellwright.data.formats.coco_layout import (
 from cellwright.data.formats.coco_quirks import check, grouping_categories
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
-from cellwright.data.formats.paths import annotated_hw, copy_image, folded, output_path
+from cellwright.data.formats.paths import absolute_note, annotated_hw, copy_image, folded, output_path
 from cellwright.data.merge import keep_classes, merge_datasets
 
 SCHEMA_VERSION = 1
@@ -216,6 +216,7 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     class_of = category_map(categories, class_names)
     finder = CocoImages(json_path, options, root, is_ours=is_ours)
     paths = finder.find_all(index.images)
+    notes += absolute_note([image["file_name"] for image in index.images], paths, json_path)
     check_sizes = options.require_images and (not is_ours or options.images is not None)
     series = options.series if options.series is not None else _info(index).get("series")
     crowds_are_objects = index.facts is not None and index.facts.crowds_are_objects

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cellwright.core.errors import FormatError
 from cellwright.core.files import read_text
+from cellwright.core.table import from_csv_cell
 from cellwright.data.formats.paths import first_bytes
 
 
@@ -128,4 +129,4 @@ def _row(header: list[str], cells: list[str], where: str) -> Row:
             expected=f"{len(header)}: {', '.join(header)}"[:200],
             remedy="check for a missing comma, or a truncated file",
         )
-    return Row(dict(zip(header, cells, strict=True)), where)
+    return Row(dict(zip(header, map(from_csv_cell, cells), strict=True)), where)

@@ -37,6 +37,7 @@ __all__ = [
     "GivenImages",
     "ImageFinder",
     "ImageIndex",
+    "absolute_note",
     "annotated_hw",
     "annotation_files",
     "copy_image",
@@ -306,6 +307,7 @@ class ImageFinder:
         here = annotation.parent
         relative = here / stem.replace("\\", "/")
         if plain_suffix(relative) in IMAGE_SUFFIXES and relative != annotation and is_file(relative):
+            self.notes += absolute_note([stem], [relative], annotation)
             return relative
         for folder in self._near(here):
             files = [file for file in self._listed(folder).find(stem) if file != annotation]
@@ -410,6 +412,15 @@ class GivenImages:
         if len(named) > 1:
             raise _several([sample.id for sample in named], annotation)
         return named[0] if named else None
+
+
+def absolute_note(names: Sequence[str], paths: Sequence[Path | None], annotation: Path) -> tuple[Note, ...]:
+    """One line about images that were found where an annotation file names them by absolute paths."""
+    named = [path for name, path in zip(names, paths, strict=True) if path == Path(name) and path.is_absolute()]
+    if not named:
+        return ()
+    text = f"{count(len(named), 'image')} read from an absolute path in the annotations, such as {named[0]}"
+    return (Note("images were read from absolute paths in the annotations", text, annotation.name),)
 
 
 def names_of(sample: Sample) -> set[str]:

@@ -13,7 +13,6 @@ then no part of the sample id.
 
 from __future__ import annotations
 
-import csv
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -25,11 +24,12 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
-from cellwright.core.files import atomic_path, plain_suffix, stem_of
+from cellwright.core.files import plain_suffix, stem_of, write_text
 from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.notes import Note
+from cellwright.core.table import rows_csv
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.csv_table import Row, first_header, read_rows
@@ -109,10 +109,7 @@ class _RunLengthTable(Format):
         for sample in options.track(dataset, "writing runs", len(dataset)):
             rows += self.rows_of(sample, dataset.class_names)
         target = out if out.suffix.lower() == ".csv" else out / self.file_name
-        with atomic_path(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(self.header)
-            writer.writerows(rows)
+        write_text(target, rows_csv([self.header, *rows]))
         if not options.copy_images:
             return [target]
         copies = [copy_image(sample, output_path(target.parent, sample.id, "")) for sample in dataset]

@@ -24,6 +24,7 @@ from cellwright.core.files import atomic_path
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.table import frame_csv
 from cellwright.data.formats.geojson import MEMBER, feature_collection
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.grid import Grid
@@ -205,7 +206,7 @@ def _write_csv(path: Path, final: FinalTiles, class_names: Sequence[str], track:
         for tile, objects in track(final, "writing the table", len(final.ledger.tiles)):
             if len(objects):
                 frame = pd.DataFrame(_table(tile, objects, class_names))
-                file.write(frame.to_csv(index=False, header=header, lineterminator="\n").encode())
+                file.write(frame_csv(frame, header=header).encode())
                 header = False
         if header:
             names = _table(0, Instances.empty((1, 1), scored=True), class_names)
