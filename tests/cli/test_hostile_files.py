@@ -62,7 +62,8 @@ def test_images_named_by_absolute_paths_are_used_and_said(tmp_path: Path, capsys
     assert run("data", "convert", path, "--out", tmp_path / "out") == 0
     assert f"1 image read from an absolute path in the annotations, such as {image}" in capsys.readouterr().err
     path = read_dataset(tmp_path / "out")[0].image_path
-    assert path is not None and path.samefile(image)
+    assert path is not None
+    assert path.samefile(image)
 
 
 @pytest.mark.parametrize(

@@ -206,10 +206,12 @@ def read_sidecar(path: Path) -> CocoIndex | None:
         sections, scored, n_bytes = dict(head["sections"]), head["scored"] is True, head["length"]
         starts, spans = np.split(content[ALIGNMENT + length :].view("<i8"), [len(images) + 1])
         spans = spans.reshape(-1, 2)
-    except (FormatError, KeyError, TypeError, ValueError, RecursionError, OverflowError):  # not what `write_sidecar` writes
-        return None
+    except (FormatError, KeyError, TypeError, ValueError, RecursionError, OverflowError):
+        return None  # not what `write_sidecar` writes
     first, last = spans[:, 0], spans[:, 1]
-    is_sound = starts[0] == 0 and starts[-1] == len(spans) and (np.diff(starts) >= 0).all()
+    is_sound = (
+        "schema_version" in sections and starts[0] == 0 and starts[-1] == len(spans) and (np.diff(starts) >= 0).all()
+    )
     try:
         n_bytes_now = path.stat().st_size
         is_sound &= ((first >= 0) & (first <= last) & (last <= n_bytes_now)).all()
