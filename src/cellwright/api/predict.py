@@ -48,12 +48,18 @@ from cellwright.prediction.folder import (
     Pictures,
     PredictionFolder,
     predict_into,
-    read_and_choose,
 )
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
-from cellwright.prediction.sources import Source, naming_notes, sources_of_dataset, sources_of_paths
+from cellwright.prediction.sources import (
+    Source,
+    check_choices,
+    naming_notes,
+    read_and_choose,
+    sources_of_dataset,
+    sources_of_paths,
+)
 from cellwright.prediction.tiling.job import JobReport, LabelKind, Running
 
 OBJECTS = Group("Which objects are kept", sort_key=2)
@@ -156,12 +162,14 @@ def run(
     job = dataclasses.replace(job, ring_px=plan.ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(plan.out, job, pictures(model.class_names), see=see, overwrite=plan.overwrite)
+    notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)])
+    notes += model_notes(model, members, plan.views)
+    if folder.is_new:
+        check_choices(sources, model.predictor, reading)
     if (done := folder.describe()) is not None:
         reporter.note(done)
     if not folder.is_complete:
-        reporter.note(_announcement(plan, len(job.sources)))
-        notes = [*_passed_over(plan.sources), *naming_notes(sources)]
-        for note in (*summarise(notes), *model_notes(model, members, plan.views)):
+        for note in (_announcement(plan, len(job.sources)), *notes):
             reporter.note(note)
     if dry_run:
         return None
@@ -286,6 +294,8 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
     job = dataclasses.replace(job, ring_px=ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
+    if folder.is_new:
+        check_choices(sources, model.predictor, reading)
     report = predict_into(folder, model.filtered, reading=reading, fail_fast=fail_fast)
     if report.failures:
         failed = count(len(report.failures), "image")

@@ -7,6 +7,7 @@ the memory that there is; the operating system would kill the process instead of
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 from collections.abc import Iterator
@@ -58,7 +59,10 @@ def check_memory(needed: float, what: str, *, where: object = None, remedy: str 
       got: about 931,322,575 GiB
     ...
     """
-    if needed <= _SMALL or needed <= (available := available_bytes()):
+    if needed <= _SMALL or needed <= available_bytes():
+        return
+    return_freed_memory()
+    if needed <= (available := available_bytes()):
         return
     lift = f"use a machine with more memory; if there is more, set {LIMIT_VARIABLE} to the GiB to use"
     raise InputError(
@@ -128,6 +132,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _number(text: str) -> int | None:
     return int(text) if text.strip().isdecimal() else None
+
+
+def return_freed_memory() -> None:
+    """Return the memory of freed arrays to the system, which `keep_freed_memory` keeps."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> None:

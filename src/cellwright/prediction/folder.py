@@ -67,7 +67,7 @@ from cellwright.prediction.job import (
 from cellwright.prediction.ledger import Done, Ledger
 from cellwright.prediction.predictor import Predictor
 from cellwright.prediction.record import Prediction
-from cellwright.prediction.sources import seen_by
+from cellwright.prediction.sources import read_and_choose
 from cellwright.prediction.summaries import (
     Well,
     caption,
@@ -161,6 +161,11 @@ class PredictionFolder:
     def is_complete(self) -> bool:
         """Whether all images are done already, with the same result."""
         return self._existing.state == "complete"
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no image is done."""
+        return not self._done
 
     @property
     def left(self) -> list[int]:
@@ -511,12 +516,6 @@ def predict_into(
         return folder.finish()
     finally:
         folder.close()
-
-
-def read_and_choose(path: Path, predictor: Predictor, reading: Reading) -> tuple[Image, Image]:
-    """An image with all channels, and with those that the predictor sees."""
-    image = reading.read(path)
-    return image, seen_by(predictor, image, reading.channel)
 
 
 def _is_about_name(error: OutputError) -> bool:
