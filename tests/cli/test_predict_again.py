@@ -65,14 +65,24 @@ def test_failed_images_take_a_corrected_channel(
     assert "use --overwrite to start again, or choose another --out" in message
 
 
-def test_a_typing_error_in_a_job_of_which_nothing_is_done(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--channel", "rde"), "no such channel"),
+        ((), "none was chosen"),
+        (("--channel", "red", "--z", 3), "no such plane"),
+    ],
+)
+def test_a_choice_that_no_image_has_is_refused_before_anything_is_announced(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...], message: str
 ) -> None:
     for file in images.glob("grey*"):
         file.unlink()
-    assert predict(images, tmp_path / "out", "--channel", "rde", "--score", ".9") == 3
-    assert predict(images, tmp_path / "out", "--channel", "red", "--score", ".1") == 0
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["info"]["score_threshold"] == 0.1
+    assert predict(images, tmp_path / "out", *words) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "will write" not in printed
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_reasons_are_printed_with_quiet_and_as_json(

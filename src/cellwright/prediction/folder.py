@@ -509,6 +509,12 @@ def predict_into(
                 if fail_fast:
                     raise
                 folder.fail(index, error)
+            except MemoryError as error:
+                remedy = "cut the image into parts, reduce its size, or use a machine with more memory"
+                failure = InputError("there is not enough memory for this image", where=source.path, remedy=remedy)
+                if fail_fast:
+                    raise failure from error
+                folder.fail(index, failure)
             except OutputError as error:
                 if fail_fast or not _is_about_name(error):
                     raise

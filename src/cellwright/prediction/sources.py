@@ -6,29 +6,30 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cellwright.config.input import InputConfig
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, InputError, UsageError
 from cellwright.core.files import as_utf8
 from cellwright.core.image import Image
 from cellwright.core.notes import Note
 from cellwright.core.memory import check_memory
+from cellwright.core.text import count
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.label_files import labels_among
 from cellwright.data.images.channels import ChannelChoice, choose_channels
 from cellwright.data.images.read import find_images, is_single
 from cellwright.data.images.reading import Reading
-
-if TYPE_CHECKING:
-    from cellwright.prediction.predictor import Predictor
+from cellwright.data.network_input import network_channels
+from cellwright.prediction.predictor import Predictor, SegmenterPredictor
 
 # Memory that an image takes besides a network, as measured with the classical method on images of 2,000 and 4,000 px:
 # bytes per pixel for objects, pictures and tables, and per byte of its values.
 WORK_BYTES_PER_PX, READ_BYTES = 40, 3
+_ABOUT_CHOICES = ("none was chosen", "do not match the network")
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,29 @@ def check_choices(sources: Sequence[Source], predictor: Predictor, reading: Read
         try:
             facts = reading.open(source.path)
             pixels = np.zeros((1, 1, len(facts.channels)), facts.dtype)
-            seen_by(predictor, Image(pixels, facts.channels, None, str(source.path)), reading.channel)
+            seen = seen_by(predictor, Image(pixels, facts.channels, None, str(source.path)), reading.channel)
+            _check_network(predictor, seen)
         except (InputError, UsageError) as error:
-            if isinstance(error, InputError) and "none was chosen" not in error.problem:
+            if isinstance(error, InputError) and not any(text in error.problem for text in _ABOUT_CHOICES):
                 return  # the image itself cannot be used
             first = first or error
         else:
             return
     if first is not None:
         raise first
+
+
+def _check_network(predictor: Predictor, seen: Image) -> None:
+    """Raise the error of a network for an image, of which only the channels count, that does not fit it."""
+    if predictor.n_channels is None or isinstance(predictor, SegmenterPredictor):
+        return
+    try:
+        network_channels(seen, InputConfig(channels=predictor.n_channels))
+    except InputError as error:
+        got = f"{count(seen.n_channels, 'channel')} ({', '.join(seen.channels)})"
+        raise InputError(
+            error.problem, where=error.where, got=got, expected=error.expected, remedy=error.remedy
+        ) from error
 
 
 def _not_utf8(file: Path) -> InputError | None:

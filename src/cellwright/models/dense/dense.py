@@ -27,6 +27,10 @@ from cellwright.models.dense.target import target_of
 from cellwright.models.dense.unet import UNet
 from cellwright.ops.batch import Batch
 
+# Memory at the peak of prediction per pixel and channel of full resolution, as measured with the bundled model: maps of
+# all resolutions, and the decoder. Rather too low than too high.
+BYTES_PER_CHANNEL = 20.0
+
 
 class DenseNetwork(nn.Module):
     """A `Network` (see ``models/contract.py``) made from the recipe's ``model`` section.
@@ -52,6 +56,11 @@ class DenseNetwork(nn.Module):
     def reach_px(self) -> int | None:
         """How far from a pixel of the maps the image can influence it, at most, px of the input; None: unknown."""
         return self.unet.reach_px
+
+    @property
+    def bytes_per_pixel(self) -> float | None:
+        """Memory that prediction takes at its peak, per pixel of the input; None with an encoder of timm."""
+        return None if self.config.encoder is not None else BYTES_PER_CHANNEL * self.config.width
 
     # --- training -------------------------------------------------------------------------------------------------
 

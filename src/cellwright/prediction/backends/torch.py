@@ -14,9 +14,10 @@ from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.input import InputConfig
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.data.network_input import ResizeRule, rescale, resize_for_network, to_network
 from cellwright.data.value_range import TrainingValues, input_for
@@ -26,6 +27,8 @@ from cellwright.ops.batch import stack_images
 from cellwright.prediction.diameter import Diameter, estimate_diameter
 from cellwright.prediction.predictor import refuse_diameter
 from cellwright.prediction.record import Prediction
+
+SMALLER = "cut the image into parts that overlap by the size of an object, or reduce its size"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +78,18 @@ class NetworkPredictor:
         self.network.eval()
         predictions: list[Prediction] = []
         with torch.inference_mode():
-            if self.views != PLAIN:
-                return [self._predict_views(image) for image in images]
-            for start in range(0, len(images), self.batch_size):
-                predictions.extend(self._predict_batch(images[start : start + self.batch_size]))
+            try:
+                if self.views != PLAIN:
+                    return [self._predict_views(image) for image in images]
+                for start in range(0, len(images), self.batch_size):
+                    predictions.extend(self._predict_batch(images[start : start + self.batch_size]))
+            except torch.OutOfMemoryError as error:
+                hw = max((image.image_hw for image in images), key=lambda hw: hw[0] * hw[1])
+                raise InputError(
+                    f"an image of {hw[0]} x {hw[1]} pixels does not fit in the memory of the GPU",
+                    got=str(error).split(". ")[0],
+                    remedy=f'{SMALLER}, or use `device="cpu"`',
+                ) from error
         return predictions
 
     def with_diameter(self, px: float) -> NetworkPredictor:
@@ -158,6 +169,10 @@ class NetworkPredictor:
 
     def _stack(self, inputs: Sequence[np.ndarray]) -> tuple[Tensor, list[tuple[int, int]]]:
         stacked, input_hws = stack_images([torch.from_numpy(pixels) for pixels in inputs], self.network.stride)
+        per_pixel = getattr(self.network, "bytes_per_pixel", None)
+        if per_pixel is not None and torch.device(self.device).type == "cpu":
+            (height, width), n_pixels = input_hws[0], stacked.shape[0] * stacked.shape[2] * stacked.shape[3]
+            check_memory(per_pixel * n_pixels, f"the network at {height} x {width} pixels", remedy=SMALLER)
         return stacked.to(self.device), input_hws
 
 
