@@ -14,8 +14,8 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, InputError, UsageError
 from cellwright.core.files import as_utf8
 from cellwright.core.image import Image
-from cellwright.core.notes import Note
 from cellwright.core.memory import check_memory
+from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
