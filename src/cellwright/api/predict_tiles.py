@@ -21,6 +21,7 @@ from cellwright.core.text import count
 from cellwright.data.identity import digest_of
 from cellwright.data.images.channels import ChannelChoice
 from cellwright.data.images.source import ImageSource, RegionSource, open_image
+from cellwright.prediction.existing import ours
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
@@ -232,12 +233,13 @@ def predict_tiles(
     output = OutputFolder(out, "predict", same=("fuse",))
     claim = output.pending if overwrite else output.claim
     before = _job_before(output, claim)
-    if claim is not None and before is None and not overwrite and output.is_complete:
-        refuse_other(output, ["it has predictions of another kind"], unfinished=False)
+    old = ours(output)
+    if before is None and old and not overwrite:
+        refuse_other(output, ["it has predictions of another kind"], unfinished=not output.is_complete)
     differences = [] if before is None else changed(before, described, values)
     if overwrite:
         claim, before = (None, None) if differences else (claim, before)
-        output.check_replaceable([] if source.path is None else [source.path])
+        output.check_replaceable([] if source.path is None else [source.path], old)
     elif before is not None:
         refuse_other(output, differences, unfinished=not output.is_complete)
     name = "the image" if source.path is None else Path(source.path).name
@@ -253,7 +255,7 @@ def predict_tiles(
     if dry_run:
         return None
     parts = _Parts(source, seen, tiles, model, described, values, request, reporter)
-    output.start(values, resume=claim if before is not None else None)
+    output.start(values, resume=claim if before is not None else None, replaces=old if overwrite else None)
     try:
         return _run(output, before, parts)
     finally:

@@ -60,11 +60,18 @@ def examine(
             if (going_on := _same_job(output, unfinished, job, see)) is not None:
                 output.check_replaceable(inputs, going_on.old)
                 return going_on
+        if claim is not None and _is_of_tiles(claim) and claim.state != "complete":
+            problem = "this folder has unfinished predictions of one image, in tiles"
+            raise OutputError(problem, where=output.shown, remedy="finish them, or choose another `out`")
         old = ours(output)
         output.check_replaceable(inputs, old)
         return Existing("replaced" if old else "new", old=old)
     if claim is None:
         return Existing("new")
+    if _is_of_tiles(claim):
+        raise OutputError(
+            "this folder has other predictions: of one image, in tiles", where=output.shown, remedy=REMEDY
+        )
     ledger = Ledger(output.progress_of(claim))
     finished = _finished(output, claim, ledger)
     done = ledger.done() if finished is None else finished
@@ -85,6 +92,11 @@ def examine(
     if finished is not None:
         return Existing("complete", finished, edited=_check_finished(output, claim))
     return _resumed(output, claim, job, done)
+
+
+def _is_of_tiles(claim: Claim) -> bool:
+    """Whether another kind of job has claimed the folder (see `api.predict_tiles`)."""
+    return claim.request is not None and "kind" in claim.request
 
 
 def ours(output: OutputFolder) -> Files:

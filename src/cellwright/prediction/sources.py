@@ -116,7 +116,7 @@ def read_and_choose(path: Path, predictor: Predictor, reading: Reading) -> tuple
         float(height) * width * bytes_per_px,
         f"predicting this image of {height} x {width} pixels",
         where=path,
-        remedy="cut it into parts that overlap by the size of an object, or reduce its size",
+        remedy="predict it in a command of its own, which takes it tile by tile if the model can, reduce its size",
     )
     image = reading.read(path)
     return image, seen_by(predictor, image, reading.channel)
