@@ -124,7 +124,7 @@ def test_an_image_that_does_not_fit_in_memory_fails_before_it_is_read(
     assert predict(images, tmp_path / "out") == 3
     problems = column(tmp_path / "out" / "failures.csv", "problem")
     assert "30000 x 30000 pixels needs more memory than there is" in problems["huge"]
-    assert "cut it into parts" in column(tmp_path / "out" / "failures.csv", "fix")["huge"]
+    assert "tile by tile" in column(tmp_path / "out" / "failures.csv", "fix")["huge"]
     assert list(column(tmp_path / "out" / "summary.csv", "objects")) == ["a", "z"]
 
 
@@ -199,3 +199,15 @@ def test_inputs_and_corrections_below_the_folder_are_protected(
     assert predict(images, link, "--overwrite") == 0
     assert link.is_symlink()
     assert (first / "a_masks.tif").is_file()
+
+
+def test_images_and_tiles_do_not_replace_each_other_unasked(images: Path, tmp_path: Path) -> None:
+    tiles = ("predict", images / "a.png", "--tile", 128, "--diameter", 12, "--out")
+    assert run(*tiles, tmp_path / "tiles") == 0
+    assert predict(images, tmp_path / "tiles") == 2
+    assert run(*tiles, tmp_path / "tiles") == 0
+    assert predict(images, tmp_path / "whole") == 0
+    assert run(*tiles, tmp_path / "whole") == 2
+    assert predict(images, tmp_path / "whole") == 0
+    assert predict(images, tmp_path / "tiles", "--overwrite") == 0
+    assert not (tmp_path / "tiles" / "job.json").exists()

@@ -34,7 +34,7 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """
     names = sorted({*now, *before})
     pairs = {name: (now.get(name), before.get(name)) for name in names}
-    return [f"`{name}` {_shown(new)} instead of {_shown(old)}" for name, (new, old) in pairs.items() if new != old]
+    return [_difference(name, new, old) for name, (new, old) in pairs.items() if new != old]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -44,6 +44,12 @@ def listed(names: Sequence[str]) -> str:
     ('a, b, c, ...', 'a')
     """
     return ", ".join(sorted(names)[:_N_NAMED]) + (", ..." if len(names) > _N_NAMED else "")
+
+
+def _difference(name: str, new: Any, old: Any) -> str:
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
+        return f"`{name}`"  # such as a calibration: too long to be shown
+    return f"`{name}` {_shown(new)} instead of {_shown(old)}"
 
 
 def _shown(value: Any) -> str:
