@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
@@ -166,11 +166,11 @@ class PagePlane:
             for row in range(y0 // tile_height, -(-(y0 + h) // tile_height))
             for column in range(x0 // tile_width, -(-(x0 + w) // tile_width))
         ]
-        segments = list(self._decoded(numbers)) if len(numbers) == 1 else self._decoded(numbers)
-        if isinstance(segments, list) and segments[0][1] is not None and not (y0 % tile_height or x0 % tile_width):
-            return segments[0][1][:h, :w].astype(key.dtype, copy=False)  # most often a whole tile
+        segments = self._decoded(numbers)
+        if len(segments) == 1 and segments[0] is not None and (y0 % tile_height, x0 % tile_width) == (0, 0):
+            return segments[0][:h, :w].astype(key.dtype, copy=False)  # most often a whole tile
         pixels = np.empty((h, w, key.samplesperpixel), key.dtype)
-        for number, segment in segments:
+        for number, segment in zip(numbers, segments, strict=True):
             sample, place = divmod(number, n_rows * n_columns)
             top, left = place // n_columns * tile_height - y0, place % n_columns * tile_width - x0
             inside = pixels[max(top, 0) : top + tile_height, max(left, 0) : left + tile_width]
@@ -216,15 +216,14 @@ class PagePlane:
         (height, width), key = self._tile_hw, self._key
         return -(-key.imagelength // height), -(-key.imagewidth // width)
 
-    def _decoded(self, numbers: list[int]) -> Iterator[tuple[int, np.ndarray | None]]:
-        """Numbers of strips or tiles and their pixels (h, w, samples), None where they are not stored."""
-        stored = []
+    def _decoded(self, numbers: list[int]) -> list[np.ndarray | None]:
+        """The pixels (h, w, samples) of strips or tiles, None where they are not stored."""
         try:
             with open(self._path, "rb") as file:  # noqa: PTH123 - also what tifffile opens
                 stored = [self._bytes_of(number, file) for number in numbers]
         except OSError as error:
             raise unreadable(self._path, error, "image") from error
-        yield from zip(numbers, map(self._segment, numbers, stored), strict=True)
+        return [self._segment(number, data) for number, data in zip(numbers, stored, strict=True)]
 
     def _bytes_of(self, number: int, file: BinaryIO) -> bytes | None:
         start, size = int(self.page.dataoffsets[number]), int(self.page.databytecounts[number])
@@ -245,6 +244,8 @@ class PagePlane:
             if int(self._key.compression) == _JPEG and not _has_jpeg_end(stored[-64:]):
                 raise ValueError("JPEG data without its end")
             segment, _, _ = self._decode(stored, number, **tables)
+        except MemoryError:
+            raise
         except Exception as error:  # tifffile and its codecs raise many types for damaged data
             raise self._undecodable(number, error) from error
         return segment[0]
