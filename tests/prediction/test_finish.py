@@ -26,6 +26,8 @@ from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolv
 from cellwright.prediction.tiling.grid import Grid, Tile
 from cellwright.prediction.tiling.label_writers import write_label_tiff, write_label_zarr
 from cellwright.prediction.tiling.ledger import Ledger
+from cellwright.prediction.tiling.seam_report import SeamReport
+from cellwright.prediction.tiling.seams import anchors_of
 from cellwright.prediction.tiling.work import TileWork
 
 IMAGE, TRUTH = draw_field(5, (700, 900), 150)
@@ -155,3 +157,46 @@ def test_an_object_larger_than_the_halo_is_whole(tmp_path: Path) -> None:
     final = resolve(ledger, Ledger(tmp_path / "final", ledger.tiles), work.grid, work.source)
     (found,) = [objects for _, objects in final if len(objects)]
     assert found.masks.areas.tolist() == [1600]
+
+
+def many_objects(cut: bool) -> tuple[Grid, list[Instances]]:
+    """A dense field of squares, predicted in tiles; cut: at the borders of cores, as by a wrong rule of ownership."""
+    rng = np.random.default_rng(0)
+    side = 1200
+    grid = Grid((side, side), (side, side), 16, core_px=224, halo_px=64)
+    labels = np.zeros((side, side), np.int32)
+    n = 0
+    for top in range(0, side - 20, 17):
+        for left in range(0, side - 20, 17):
+            n += 1
+            y, x = top + rng.integers(6), left + rng.integers(6)
+            h, w = rng.integers(6, 12, 2)
+            labels[y : y + h, x : x + w] = n
+    found = []
+    for tile in grid:
+        c = tile.core
+        part = np.zeros_like(labels)
+        if cut:
+            part[c.y0 : c.y1, c.x0 : c.x1] = labels[c.y0 : c.y1, c.x0 : c.x1]
+        else:
+            masks, ids = MaskSet.from_label_map(labels)
+            ys, xs = anchors_of(masks).T
+            mine = ids[grid.owner(ys, xs) == tile.index]
+            part = np.where(np.isin(labels, mine), labels, 0)
+        masks, ids = MaskSet.from_label_map(part)
+        objects = Instances.from_masks(masks, scores=np.full(len(ids), 0.9))
+        columns = measure_instances(objects)
+        names = ["centroid_y_px", "centroid_x_px"]
+        found.append(replace(objects, columns={name: columns[name].to_numpy() for name in names}))
+    return grid, found
+
+
+def test_the_seam_report_is_quiet_for_whole_objects_and_loud_for_cut_ones() -> None:
+    for cut in (False, True):
+        grid, found = many_objects(cut)
+        report = SeamReport.of(grid, enumerate(found))
+        assert min(report.near, report.far) > 100
+        assert bool(report.warnings()) == cut, report
+        if cut:
+            assert report.density_ratio > 1.15
+            assert "seams of tiles show" in report.warnings()[0]

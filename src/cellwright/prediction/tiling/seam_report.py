@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cellwright.prediction.tiling.finish import FinalTiles
+from cellwright.core.instances import Instances
 from cellwright.prediction.tiling.grid import Grid
 
 # Objects are compared within this distance of a seam and in the three times as wide band beyond it, source px: both
@@ -33,7 +34,7 @@ class SeamReport:
     spread: float
 
     @staticmethod
-    def of(grid: Grid, final: FinalTiles) -> SeamReport:
+    def of(grid: Grid, final: Iterable[tuple[int, Instances]]) -> SeamReport:
         """Over all objects of a job, tile by tile; needs their measurements."""
         lines = [_seams(grid, axis) for axis in (0, 1)]
         near: list[np.ndarray] = []
