@@ -185,3 +185,48 @@ def _toggle(toggles, left, top, x0, y0, width, ring, like_imagej):
                 column = int(np.ceil(min(max(x - x0 - 0.5, 0.0), float(width)))) - left
                 if column < columns:
                     toggles[row, max(column, 0)] ^= 1
+
+
+@njit(cache=True)
+def inside(ring, points):
+    """Which points (N, 2) are inside a ring (n, 2), by the even-odd rule: (N,) bool."""
+    result = np.zeros(points.shape[0], np.bool_)
+    left, right = ring[:, 0].min(), ring[:, 0].max()
+    for p in range(points.shape[0]):
+        x, y = points[p]
+        result[p] = left <= x <= right and _is_inside(ring, x, y)
+    return result
+
+
+@njit(cache=True)
+def _is_inside(ring, x, y):
+    odd = False
+    for k in range(ring.shape[0]):
+        ax, ay = ring[k, 0], ring[k, 1]
+        bx, by = ring[k + 1 if k + 1 < ring.shape[0] else 0]
+        if (ay > y) != (by > y) and x < ax + (y - ay) / (by - ay) * (bx - ax):
+            odd = not odd
+    return odd
+
+
+@njit(cache=True)
+def first_around(rings, starts, groups, points, point_groups):
+    """The first ring of the same group around each point (N, 2): (N,) int64, -1 where there is none.
+
+    Ring r is ``rings[starts[r]:starts[r + 1]]``.
+    """
+    n = starts.size - 1
+    low, high = np.full((n, 2), np.inf), np.full((n, 2), -np.inf)
+    for r in range(n):
+        for k in range(starts[r], starts[r + 1]):
+            for axis in range(2):
+                low[r, axis], high[r, axis] = min(low[r, axis], rings[k, axis]), max(high[r, axis], rings[k, axis])
+    found = np.full(points.shape[0], -1, np.int64)
+    for p in range(points.shape[0]):
+        x, y = points[p]
+        for r in range(n):
+            near = low[r, 0] <= x <= high[r, 0] and low[r, 1] <= y <= high[r, 1] and groups[r] == point_groups[p]
+            if near and _is_inside(rings[starts[r] : starts[r + 1]], x, y):
+                found[p] = r
+                break
+    return found

@@ -78,17 +78,21 @@ def fill_objects(
     return boxes, offsets, crops
 
 
-def check_lengths(rings: Iterable[np.ndarray]) -> None:
-    """Raise `FormatError` if the outlines (n, 2) of an image are so long that tracing them would take minutes."""
+def check_lengths(rings: Iterable[np.ndarray], where: object = None, *, most: float = _MAX_TOTAL_LENGTH) -> None:
+    """Raise `FormatError` if the outlines (n, 2) of an image are so long that tracing them would take minutes.
+
+    most: pixels along all outlines.
+    """
     total = 0.0
     for ring in rings:
         length = float(np.abs(np.diff(ring, axis=0)).max(axis=1, initial=0.0).sum())
         total += length
-        if length > _MAX_LENGTH or total > _MAX_TOTAL_LENGTH:
+        if length > _MAX_LENGTH or total > most:
             raise FormatError(
                 "an outline is too long" if length > _MAX_LENGTH else "the outlines of this image are too long",
+                where=where,
                 got=f"{max(length, total):.3g} px around {count(len(ring), 'vertex')}",
-                expected=f"at most {_MAX_LENGTH:.3g} px per outline, {_MAX_TOTAL_LENGTH:.3g} px per image",
+                expected=f"at most {_MAX_LENGTH:.3g} px per outline, {most:.3g} px per image",
                 remedy="simplify the outlines, or check that they are those of cells",
             )
 

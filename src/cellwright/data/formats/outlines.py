@@ -70,16 +70,9 @@ def points_inside(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
     >>> points_inside(np.array([[0, 0], [4, 0], [0, 4]]), np.array([[1, 1], [3, 3]]))
     array([ True, False])
     """
-    inside = np.zeros(len(points), bool)
-    with np.errstate(invalid="ignore"):
-        near = np.flatnonzero(((points >= ring.min(0)) & (points <= ring.max(0))).all(1))
-    start, end = ring, np.roll(ring, -1, axis=0)
-    for (ax, ay), (bx, by) in zip(start.tolist(), end.tolist(), strict=True):
-        if ay != by and len(near):
-            x, y = points[near].T
-            crossing = ((ay > y) != (by > y)) & (x < ax + (y - ay) / (by - ay) * (bx - ax))
-            inside[near[crossing]] ^= True
-    return inside
+    from cellwright.core import _polygon_kernels
+
+    return _polygon_kernels.inside(np.asarray(ring, np.float64), np.asarray(points, np.float64).reshape(-1, 2))
 
 
 def ids_from_names(names: Sequence[object]) -> np.ndarray | None:

@@ -25,9 +25,10 @@ from cellwright.core.files import is_gzip, plain_suffix, read_plain, stem_of, un
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
+from cellwright.core.polygons import check_lengths
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
-from cellwright.data.formats.outlines import check_outlines, checked_ring, points_inside, without_empty
+from cellwright.data.formats.outlines import check_outlines, checked_ring, without_empty
 from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
 from cellwright.data.formats.poly2mask import poly2mask
 
@@ -35,6 +36,7 @@ from cellwright.data.formats.poly2mask import poly2mask
 _FREEHAND, _RECTANGLE, _ELLIPSE = "0", "1", "2"
 _ELLIPSE_VERTICES = 72
 _MAX_COORDINATE = 1e7
+_MAX_LENGTH = 1 << 25  # pixels along all outlines of an image: those of MoNuSeg have 100,000
 _CHUNK = 1 << 20
 
 
@@ -224,9 +226,9 @@ def parse(path: Path) -> Outlines:
     rings = [_ring(region) for region in regions]
     outer = [k for k, region in enumerate(regions) if not region.negative]
     holes: dict[int, list[np.ndarray]] = {k: [] for k in outer}
-    for k, region in enumerate(regions):
-        if region.negative:
-            holes[_around(rings, regions, outer, k)].append(rings[k])
+    negative = [k for k, region in enumerate(regions) if region.negative]
+    for k, around in zip(negative, _around(rings, regions, outer, negative), strict=True):
+        holes[around].append(rings[k])
     layers = [layer.name or layer.attribute or DEFAULT_CLASS for layer in reader.layers]
     return Outlines(
         tuple(regions[k].number for k in outer),
@@ -271,17 +273,27 @@ def _ring(region: _Region) -> np.ndarray:
     return points if len(points) >= 3 else np.zeros((0, 2))
 
 
-def _around(rings: list[np.ndarray], regions: list[_Region], outer: list[int], hole: int) -> int:
-    """The smallest region in the layer of the hole that contains its first vertex."""
-    candidates = []
-    for k in outer if len(rings[hole]) else ():
-        if regions[k].layer == regions[hole].layer and len(rings[k]) and points_inside(rings[k], rings[hole][:1])[0]:
-            candidates.append((float(np.prod(np.ptp(rings[k], axis=0))), k))
-    if not candidates:
-        raise FormatError(
-            "a negative region is not inside another region", where=regions[hole].where, expected="a region around it"
-        )
-    return min(candidates)[1]
+def _around(rings: list[np.ndarray], regions: list[_Region], outer: list[int], holes: list[int]) -> list[int]:
+    """For each hole, the smallest region in its layer that contains its first vertex."""
+    from cellwright.core import _polygon_kernels
+
+    if not holes:
+        return []
+    sizes = [float(np.prod(np.ptp(rings[k], axis=0))) if len(rings[k]) else 0.0 for k in outer]
+    by_size = [outer[k] for k in np.argsort(sizes, kind="stable")]
+    starts = np.cumsum([0] + [len(rings[k]) for k in by_size])
+    points = np.array([rings[k][0] if len(rings[k]) else (np.nan, np.nan) for k in holes], np.float64)
+    found = _polygon_kernels.first_around(
+        np.concatenate([np.zeros((0, 2)), *(rings[k] for k in by_size)]),
+        starts,
+        np.array([regions[k].layer for k in by_size], np.int64),
+        points,
+        np.array([regions[k].layer for k in holes], np.int64),
+    )
+    if (found < 0).any():
+        where = regions[holes[int(np.flatnonzero(found < 0)[0])]].where
+        raise FormatError("a negative region is not inside another region", where=where, expected="a region around it")
+    return [by_size[k] for k in found.tolist()]
 
 
 @dataclass(frozen=True)
@@ -297,6 +309,7 @@ class LoadOutlines:
         kept = [k for k, name in enumerate(outlines.class_names) if name in (*self.class_names, AMBIGUOUS)]
         objects = [self._checked(outlines, k) for k in kept]
         check_outlines(objects, self.image_hw, self.path)
+        check_lengths((ring for rings in objects for ring in rings), self.path, most=_MAX_LENGTH)
         cut = [poly2mask(rings, self.image_hw) for rings in objects]
         boxes = np.array([box for box, _ in cut], np.int32).reshape(-1, 4)
         masks = MaskSet.from_crops(boxes, [crop for _, crop in cut], self.image_hw)
