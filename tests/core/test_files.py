@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 from pathlib import Path
 
@@ -75,3 +76,17 @@ def test_json_errors_name_line_and_column(tmp_path: Path) -> None:
         files.read_json(path)
     with pytest.raises(errors.InputError, match="cannot read"):
         files.read_json(tmp_path / "absent.json")
+
+
+def test_compressed_text_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b"[]," * 25_000_000 + b"[]]"))
+    with pytest.raises(errors.FormatError, match=r"this file is no text(.|\n)*100 times"):
+        files.read_json(path)
+    path.write_bytes(gzip.compress(b"[" + b"[]," * 10_000_000 + b"[]]"))
+    monkeypatch.setenv("CELLWRIGHT_MEMORY_GB", "0.2")
+    with pytest.raises(errors.InputError, match="needs more memory than there is"):
+        files.read_json(path)
+    monkeypatch.setenv("CELLWRIGHT_MEMORY_GB", "0.05")
+    with pytest.raises(errors.FormatError, match="too large"):
+        files.read_json(path)

@@ -26,7 +26,7 @@ from cellwright.core.cache import cache_folder, keep_in_cache_folder
 from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import place_error
 from cellwright.core.interrupts import CommandSignals, Interrupted
-from cellwright.core.memory import keep_freed_memory
+from cellwright.core.memory import keep_freed_memory, memory_error
 from cellwright.core.text import printable
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
@@ -186,10 +186,11 @@ def _run(words: Sequence[str], options: dict[str, str]) -> int:
     keep_in_cache_folder()
     try:
         code = command(*bound.args, **bound.kwargs)
-    except OSError as error:
-        if (unusable := place_error(error)) is None:
+    except (OSError, MemoryError, RuntimeError) as error:
+        known = place_error(error) if isinstance(error, OSError) else memory_error(error)
+        if known is None:
             raise
-        raise unusable from error
+        raise known from error
     return code if isinstance(code, int) else 0
 
 

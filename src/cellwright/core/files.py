@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError
+from cellwright.core.memory import available_bytes, check_memory
 
 # Endings of two parts that count as one suffix.
 _TWO_PARTS = re.compile(
@@ -38,6 +39,10 @@ _KEPT, _LONGEST_SUFFIX = 120, ".safetensors"
 _TEMPORARY = re.compile(r"^\..*\.(\d{1,9})(?:-([0-9a-f]{4}))?\.partial(?:\.[^.]*)?$")
 # Bytes to which a compressed file may grow when it is read.
 MAX_UNPACKED = 1 << 30
+# How much a file of text shrinks when it is compressed, at most; small ones do not matter.
+_MAX_TEXT_RATIO, _SMALL_TEXT = 100, 1 << 26
+# Bytes that the values of JSON take per character: 10 for lists of coordinates, 24 at most.
+_JSON_COST = 12
 # What a path can have wrong with it, whatever is in the file.
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EIO, errno.ESTALE)
 UNLISTED = "cannot list this folder"
@@ -359,22 +364,23 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
 def gunzip(data: bytes, path: Path | str) -> bytes:
     """The content of a file that may be compressed with gzip, whatever its name.
 
-    Raises `FormatError` if it is damaged, or unpacks to more than 1 GiB.
+    Raises `FormatError` if it is damaged, or unpacks to more than 1 GiB or a quarter of the memory there is.
 
     >>> gunzip(gzip.compress(b"[]"), "a.json.gz"), gunzip(b"[]", "a.json")
     (b'[]', b'[]')
     """
     if not data.startswith(b"\x1f\x8b"):
         return data
+    most = min(MAX_UNPACKED, available_bytes() // 4)
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            content = file.read(MAX_UNPACKED + 1)
+            content = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise FormatError(
             "this gzip file is damaged", where=path, got=str(error), remedy="export or copy the file again"
         ) from error
-    if len(content) > MAX_UNPACKED:
-        got, expected = f"more than {MAX_UNPACKED} bytes unpacked", f"at most {MAX_UNPACKED}"
+    if len(content) > most:
+        got, expected = f"more than {most} bytes unpacked", f"at most {most}"
         remedy = "unpack it with gunzip"
         raise FormatError("this gzip file is too large", where=path, got=got, expected=expected, remedy=remedy)
     return content
@@ -385,8 +391,10 @@ def read_json(path: Path | str) -> Any:
 
     Raises `FormatError` with line and column if it is not valid JSON, and `InputError` if it cannot be read.
     """
+    text = read_text(path)
+    check_memory(_JSON_COST * len(text), "this file of JSON", where=path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise FormatError(
@@ -404,6 +412,10 @@ def read_text(path: Path | str, what: str = "file") -> str:
     Raises `FormatError` if it is in another encoding or damaged, and `InputError` if it cannot be read.
     """
     content = read_plain(path, what)
+    if len(content) > max(_SMALL_TEXT, _MAX_TEXT_RATIO * Path(path).stat().st_size):
+        got, expected = f"{len(content)} bytes unpacked", f"at most {_MAX_TEXT_RATIO} times as many as packed"
+        remedy = "unpack it with gunzip"
+        raise FormatError(f"this {what} is no text", where=path, got=got, expected=expected, remedy=remedy)
     try:
         return content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:

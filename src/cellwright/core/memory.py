@@ -74,6 +74,15 @@ def check_memory(needed: float, what: str, *, where: object = None, remedy: str 
     )
 
 
+def memory_error(error: BaseException) -> InputError | None:
+    """The `InputError` for an allocation that failed, also in torch, which raises a `RuntimeError`; else None."""
+    if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+        return None
+    lines = str(error).strip().splitlines()
+    got = lines[-1][:200] if lines else "an allocation that failed"
+    return InputError("there is not enough memory", got=got, remedy="use smaller inputs, or a machine with more memory")
+
+
 def _gib(n_bytes: float) -> str:
     gib = n_bytes / 2**30
     return f"{gib:,.1f} GiB" if gib < 100 else f"{gib:,.0f} GiB"
