@@ -167,3 +167,17 @@ def test_python_runs_the_same_job(job: Path, tmp_path: Path) -> None:
     assert (found.n_tiles, found.n_left, found.is_complete) == (len(list((job / "tiles").iterdir())), 0, True)
     assert len(found.objects()) == found.n_objects
     assert (tmp_path / "job" / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
+
+
+def test_a_job_is_exported_to_other_formats(job: Path, tmp_path: Path) -> None:
+    n = pd.read_csv(job / "summary.csv")["objects"].item()
+    assert run("export", job, "--to=labels_tiff", "--out", tmp_path / "labels.tif") == 0
+    assert np.array_equal(tifffile.imread(tmp_path / "labels.tif"), tifffile.imread(job / "labels.tif"))
+    assert run("export", job, "--to=geojson", "--out", tmp_path / "cells.geojson") == 0
+    assert len(json.loads((tmp_path / "cells.geojson").read_text())["features"]) == n
+    assert run("export", job, "--to=coco_results", "--out", tmp_path / "results.json") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == n
+    masks = cw.MaskSet.from_rle([entry["segmentation"] for entry in results], HW)
+    assert np.array_equal(masks.foreground(), tifffile.imread(job / "labels.tif") > 0)
+    assert run("export", job, "--to=yolo", "--out", tmp_path / "x") == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
+from cellwright.api.export_job import check_job_export, export_job, is_job
 from cellwright.api.outputs import FileOutput, FolderOutput, write_once
 from cellwright.api.shared_options import FormatName
 from cellwright.core.errors import UsageError, did_you_mean
@@ -94,6 +95,8 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions, read_dataset, sniff
     from cellwright.evaluation.pairing import score_threshold_of, with_threshold
 
+    if is_job(plan.prediction):
+        return _run_job(plan, screen, dry_run=dry_run)
     writable = {name: form for name, form in FORMATS.items() if form.is_writable}
     if plan.to not in writable:
         raise UsageError(
@@ -127,3 +130,16 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     n_objects = sum(kept for _, kept in counts.values())
     n_below = sum(n for n, _ in counts.values()) - n_objects
     return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below)
+
+
+def _run_job(plan: ExportPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
+    """Export the objects of one large image."""
+    check_job_export(plan.prediction, plan.to, plan.out)
+    output = FileOutput(plan.out, inputs=[plan.prediction], overwrite=plan.overwrite)
+    n_objects: list[int] = []
+
+    def write(folder: Path) -> None:
+        n_objects.append(export_job(plan.prediction, plan.to, folder / plan.out.name, screen.track))
+
+    paths = write_once(output, write, str(plan.out), screen, dry_run=dry_run)
+    return None if dry_run else Exported(tuple(paths), plan.to, n_objects[0] if n_objects else 0, 1, 0)

@@ -72,7 +72,7 @@ def resolve(
     ledger: Ledger,
     final: Ledger,
     grid: Grid,
-    source: ImageSource,
+    source: ImageSource | None,
     *,
     ring_px: int | None = None,
     max_objects: int | None = None,
@@ -81,7 +81,7 @@ def resolve(
     """Decide the seams and write the final tile files; those that exist and are valid are kept.
 
     A tile that is not in ``ledger`` (skipped, or failed) has no objects. Objects that lost pixels to another tile are
-    measured again.
+    measured again; without ``source``, they keep their measurements.
     """
     tiles = list(ledger.tiles)
     position = {tile: k for k, tile in enumerate(tiles)}
@@ -105,7 +105,7 @@ def resolve(
         if final.has(tile) and not final.left([tile]):
             objects = final.read(tile).stored.objects
         else:
-            objects = _measured_again(objects, source, ring_px)
+            objects = objects if source is None else _measured_again(objects, source, ring_px)
             final.write(tile, TileRecord(TileObjects(objects, np.ones(len(objects), bool))))
         counts[k] = len(objects)
         if len(objects):

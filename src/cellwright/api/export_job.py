@@ -1,0 +1,100 @@
+"""``export`` of a tile job: all objects of a large image in another format, as a stream."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellwright.core.errors import OutputError, UsageError, did_you_mean
+from cellwright.core.files import atomic_path
+from cellwright.core.progress import Track
+from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_outlines
+from cellwright.prediction.tiling.job import JOB_FILE, JobFacts
+from cellwright.prediction.tiling.label_writers import write_label_tiff
+from cellwright.prediction.tiling.ledger import Ledger
+
+JOB_FORMATS = {"geojson": (".geojson", ".gz", ".json"), "labels_tiff": (".tif", ".tiff"), "coco_results": (".json",)}
+
+
+def is_job(path: Path) -> bool:
+    """Whether a path is the folder of a complete tile job, or one that is under way."""
+    return (path / JOB_FILE).is_file()
+
+
+def check_job_export(folder: Path, to: str, out: Path) -> None:
+    """Raise `UsageError` for a format that a job cannot be exported to, `OutputError` if tiles are left."""
+    if to not in JOB_FORMATS:
+        expected = ", ".join(JOB_FORMATS)
+        raise UsageError(
+            "a tile job cannot be exported to this format",
+            got=to,
+            expected=expected,
+            remedy=did_you_mean(to, JOB_FORMATS),
+        )
+    if out.suffix.lower() not in JOB_FORMATS[to]:
+        raise UsageError("invalid name of the output", got=out.name, expected=f"a name ending in {JOB_FORMATS[to][0]}")
+    job = JobFacts.read(folder)
+    ledger = Ledger(folder, job.tiles)
+    failed = {failure.tile for failure in ledger.failures()}
+    if any(tile not in failed for tile in ledger.left(verify=False)):
+        raise OutputError("this job is not done", where=folder, remedy="run its predict command again")
+
+
+def export_job(folder: Path, to: str, out: Path, track: Track) -> int:
+    """Write the objects of a job to one file; returns their number."""
+    job = JobFacts.read(folder)
+    with tempfile.TemporaryDirectory(prefix=".cellwright-", dir=out.parent) as scratch:
+        options = dict(job.request.get("options", {}))
+        final = resolve(
+            Ledger(folder, job.tiles),
+            Ledger(Path(scratch), job.tiles),
+            job.grid,
+            None,
+            max_objects=options.get("max_objects"),
+            track=track,
+        )
+        name = Path(str(job.source.get("path") or "image")).name
+        match to:
+            case "geojson":
+                write_outlines(out, final, job.class_names, image_name=name, sample_id=name, track=track)
+                if out.suffix != ".gz":
+                    _gunzip(out)
+            case "labels_tiff":
+                size = job.source.get("pixel_size_um")
+                pixel_size = None if size is None else (float(size[0]), float(size[1]))
+                with atomic_path(out) as temporary:
+                    write_label_tiff(
+                        temporary, job.grid.source_hw, LabelPainter(final), pixel_size_um=pixel_size, track=track
+                    )
+            case "coco_results":
+                _write_results(out, final, job.class_names, track)
+        return final.n_objects
+
+
+def _write_results(out: Path, final: FinalTiles, class_names: Sequence[str], track: Track) -> None:
+    """COCO results for one image, number 1; categories are numbered from 1."""
+    with atomic_path(out) as temporary, temporary.open("w", encoding="ascii") as file:
+        separator = "["
+        for _, objects in track(final, "writing results", len(final.ledger.tiles)):
+            assert objects.scores is not None
+            for k, rle in enumerate(objects.masks.to_rle()):
+                x0, y0, x1, y1 = objects.masks.boxes[k].tolist()
+                entry = {
+                    "image_id": 1,
+                    "category_id": int(objects.class_ids[k]) + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": float(objects.scores[k]),
+                    "segmentation": rle,
+                }
+                file.write(separator + "\n" + json.dumps(entry))
+                separator = ","
+        file.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def _gunzip(path: Path) -> None:
+    with atomic_path(path) as temporary, gzip.open(path) as packed, temporary.open("wb") as file:
+        while block := packed.read(1 << 20):
+            file.write(block)
