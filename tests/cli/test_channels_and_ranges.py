@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 from drawn import run
+from PIL import Image as Pillow
+from scipy import ndimage
 
 import cellwright as cw
 from cellwright.data.synthetic import FieldLook, draw_field
@@ -222,20 +224,44 @@ def test_a_dataset_records_its_channel(stains: tuple, tmp_path: Path, capsys: py
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cases, and two more kinds of noise."""
+    """The cases, and further kinds of noise: blurred, compressed, with dust on a gradient, in colour."""
     folder = tmp_path_factory.mktemp("empty")
     shutil.copytree(CASES / "11_empty_field", folder / "in")
     rng = np.random.default_rng(0)
     tifffile.imwrite(folder / "in" / "bright.tif", rng.normal(100, 3, (384, 384)).clip(0, 255).astype(np.uint8))
     tifffile.imwrite(folder / "in" / "small.tif", rng.poisson(200, (192, 192)).astype(np.uint16))
+    hw = (128, 140)
+    for sigma in (0.7, 1.5, 3):
+        blurred = ndimage.gaussian_filter(rng.normal(0, 1, hw), sigma)
+        tifffile.imwrite(folder / "in" / f"blurred_{sigma}.tif", (100 + 12 * blurred / blurred.std()).astype(np.uint8))
+    flat = Pillow.fromarray((110 + rng.normal(0, 3, hw)).astype(np.uint8))
+    flat.save(folder / "in" / "compressed.jpg", quality=50)
+    flat.save(folder / "in" / "blocks.jpg", quality=20)
+    dust = np.linspace(60, 150, hw[1]) + rng.normal(0, 2, hw)
+    for y, x in rng.integers(5, 120, (8, 2)):
+        dust[y : y + 2, x : x + 2] -= 50
+    tifffile.imwrite(folder / "in" / "dust.tif", dust.astype(np.uint8))
+    colours = np.stack([ndimage.gaussian_filter(rng.normal(0, 30, hw), 1.5) for _ in range(3)], axis=2)
+    Pillow.fromarray((180 + colours).astype(np.uint8)).save(folder / "in" / "colours.png")
     assert run("predict", folder / "in", "--save=masks", "--out", folder / "out") == 0
     return folder / "out"
 
 
-@pytest.mark.parametrize("name", ["empty_normal", "empty_poisson", "bright", "small"])
+NOISE = ["empty_normal", "empty_poisson", "bright", "small", "compressed", "blocks", "dust", "colours"]
+
+
+@pytest.mark.parametrize("name", [*NOISE, "blurred_0.7", "blurred_1.5", "blurred_3"])
 def test_noise_has_no_objects(empty: Path, name: str) -> None:
-    assert row_of(empty, name)["objects"] == "0"
-    assert row_of(empty, name)["diameter_px"] == ""
+    row = row_of(empty, name)
+    assert (row["objects"], row["diameter_px"]) == ("0", "")
+    if name.startswith(("blurred", "blocks")):
+        assert "no object stands out from the background" in row["notes"]
+
+
+def test_a_given_diameter_needs_no_evidence(empty: Path, tmp_path: Path) -> None:
+    image = empty.parent / "in" / "blurred_1.5.tif"
+    assert run("predict", image, "--diameter", "5", "--save=masks", "--out", tmp_path / "p") == 0
+    assert int(row_of(tmp_path / "p")["objects"]) > 20
 
 
 def test_objects_at_the_border_are_marked_and_removed(tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def test_the_cost_of_an_estimate_does_not_depend_on_the_image_size() -> None:
     large[-240:, 2000:2300] = image.data[:, :, 0]
     own = predictor()
     pixels = np.repeat(large[None] / np.float32(40), 3, axis=0)
-    estimate = module.estimate_diameter(pixels, NOMINAL_PX, own._detect_input)
-    assert estimate == pytest.approx(median_px, rel=0.12)
+    estimate = module.estimate_diameter(pixels, NOMINAL_PX, own.detect_input)
+    assert estimate.px == pytest.approx(median_px, rel=0.12)
     assert all(max(hw) <= module.WINDOW_SIDE_PX + 16 for hw in input_hws_of(own))
     assert len(truth) > 20
 
@@ -185,9 +185,9 @@ def test_few_large_nuclei_outside_the_shared_window() -> None:
     y, x = np.mgrid[:400, :400]
     pixels = 0.6 * ((y - 320) ** 2 + (x - 320) ** 2 <= 40**2) + 0.45 * ((y // 2 + x // 2) % 2) * (y < 100) * (x < 100)
     estimate = module.estimate_diameter(
-        np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, predictor()._detect_input
+        np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, predictor().detect_input
     )
-    assert estimate == pytest.approx(80, rel=0.1)
+    assert estimate.px == pytest.approx(80, rel=0.1)
 
 
 def test_the_enlargement_of_an_image_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,3 +233,23 @@ def test_models_that_use_no_diameter_say_so() -> None:
     for own in (plain, SegmenterPredictor(ClassicalSegmenter(ClassicalConfig()))):
         with pytest.raises(UsageError, match=r"does not use a diameter[\s\S]*input\.diameter_px[\s\S]*omit"):
             own.with_diameter(20.0)
+
+
+def test_noise_is_told_from_faint_objects_by_the_pixels() -> None:
+    """Blurred noise and its brightest half as objects; faint discs under noise of single pixels, dense or few."""
+    rng = np.random.default_rng(3)
+    noise = ndimage.gaussian_filter(rng.normal(0, 1, (384, 384)), 5).astype(np.float32)
+    rgb = np.repeat(noise[None] / noise.std(), 3, axis=0)
+    objects = parts_of(ndimage.gaussian_filter(rng.normal(0, 1, noise.shape), 5) > 0.05) > 0
+    assert module._skewness(rgb, NOMINAL_PX) < module.LEAST_SKEWNESS
+    assert module._contrast(rgb, objects, NOMINAL_PX) < module.LEAST_CONTRAST
+    y, x = np.mgrid[:384, :384]
+    discs = ((y % 32 - 16) ** 2 + (x % 32 - 16) ** 2) < 12**2
+    grainy = (discs + rng.normal(0, 2, discs.shape)).astype(np.float32)
+    assert module._contrast(np.repeat(grainy[None], 3, axis=0), discs, NOMINAL_PX) > 2 * module.LEAST_CONTRAST
+    few = grainy * (discs & (y < 64) & (x < 96)) + rng.normal(0, 0.2, discs.shape)
+    assert module._skewness(few[None].astype(np.float32), NOMINAL_PX) > module.LEAST_SKEWNESS
+    assert module._skewness(np.zeros((1, 9, 9), np.float32), NOMINAL_PX) == 0
+    assert module.is_rounding(np.dtype(np.uint8), 118, 123)
+    assert not module.is_rounding(np.dtype(np.uint8), 0, 29)
+    assert not module.is_rounding(np.dtype(np.float32), 0, 1)

@@ -157,7 +157,7 @@ def _diameter_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = f"diameter {low:.1f} px" if f"{low:.1f}" == f"{high:.1f}" else f"diameters {low:.1f} to {high:.1f} px"
         notes.append(f"{shown} ({source}){f', one per image in {SUMMARY}' if low < high else ''}")
     if unmeasured := len(resized) - len(diameters):
-        notes.append(f"no object to measure a diameter on in {count(unmeasured, 'image')}: predicted at original size")
+        notes.append(f"no object to measure a diameter on in {count(unmeasured, 'image')}")
     if limited := sum(row["network_scale_wanted"] is not None for row in resized):
         notes.append(
             f"{count(limited, 'image')} could not be resized as much as the diameter requires (network_scale in "

@@ -24,7 +24,7 @@ from cellwright.data.value_range import TrainingValues, input_for
 from cellwright.data.views import PLAIN, View
 from cellwright.models.contract import DetectsViews, Explains, Network
 from cellwright.ops.batch import stack_images
-from cellwright.prediction.diameter import Diameter, estimate_diameter
+from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
 from cellwright.prediction.predictor import refuse_diameter
 from cellwright.prediction.record import Prediction
 
@@ -122,14 +122,21 @@ class NetworkPredictor:
             return self.network.candidates(stacked, input_hw, image.image_hw, boxes)
 
     def _predict_batch(self, images: Sequence[Image]) -> list[Prediction]:
-        resizers, diameters, notes = zip(*(self._resizer(image) for image in images), strict=True)
-        stacked, input_hws = self._stack([resize(View()) for resize in resizers])
-        results = self.network.detect(stacked, input_hws, [image.image_hw for image in images])
-        return list(map(self._prediction, results, diameters, notes))
+        inputs = [self._resizer(image) for image in images]
+        shown = [k for k, (_, diameter, _) in enumerate(inputs) if diameter is None or not diameter.is_noise]
+        results = [Instances.empty(image.image_hw, scored=True) for image in images]
+        if shown:
+            stacked, input_hws = self._stack([inputs[k][0](View()) for k in shown])
+            detected = self.network.detect(stacked, input_hws, [images[k].image_hw for k in shown])
+            for k, instances in zip(shown, detected, strict=True):
+                results[k] = instances
+        return [self._prediction(own, *facts) for own, (_, *facts) in zip(results, inputs, strict=True)]
 
     def _predict_views(self, image: Image) -> Prediction:
         assert isinstance(self.network, DetectsViews)  # checked by `with_views`
         resize, diameter, notes = self._resizer(image)
+        if diameter is not None and diameter.is_noise:
+            return self._prediction(Instances.empty(image.image_hw, scored=True), diameter, notes)
         resized: dict[object, np.ndarray] = {}
 
         def render(view: View) -> tuple[Tensor, tuple[int, int]]:
@@ -151,16 +158,23 @@ class NetworkPredictor:
         config, notes = input_for(image, self.input_config, self.training)
         if config.diameter_px is None:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
-        pixels, px = to_network(image, config), self.diameter_px
+        pixels, px, rounding, is_noise = to_network(image, config), self.diameter_px, False, False
         if px is None:
-            px = estimate_diameter(pixels, config.diameter_px, self.detect_input)
+            data = image.without_alpha().data
+            rounding = config.normalise == "percentile" and is_rounding(data.dtype, data.min(), data.max())
+            estimate = Estimate(None, rounding)
+            if not rounding:
+                estimate = estimate_diameter(pixels, config.diameter_px, self.detect_input)
+            px, is_noise = estimate.px, estimate.is_noise
 
         def resize(view: View) -> np.ndarray:
             # A view at a larger scale is an image with smaller objects; the same limits apply.
             of_view = None if px is None else Diameter.of(px / view.scale, image.image_hw, config, estimated=False)
             return rescale(pixels, view.scale if of_view is None else of_view.scale)
 
-        return resize, Diameter.of(px, image.image_hw, config, estimated=self.diameter_px is None), notes
+        estimated = self.diameter_px is None
+        diameter = Diameter.of(px, image.image_hw, config, estimated=estimated, is_noise=is_noise)
+        return resize, diameter, (*notes, *noise_notes(is_noise=is_noise, rounding=rounding))
 
     def detect_input(self, pixels: np.ndarray) -> Instances:
         """The objects of one network input (C, h, w), at its own size."""

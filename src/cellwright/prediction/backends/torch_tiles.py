@@ -67,6 +67,8 @@ class DenseTiles:
 
     def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
         """All objects in a tile's output, in its pixels, best first."""
+        if facts.diameter is not None and facts.diameter.is_noise:
+            return Instances.empty(tile.output.hw, scored=True)
         maps, output = self.maps(source, facts, tile.window), tile.output
         if facts.net_hw != facts.source_hw:
 

@@ -17,7 +17,7 @@ from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
-from cellwright.prediction.diameter import Detect, Diameter, estimate_diameter
+from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
 from cellwright.prediction.tiling.statistics import read_block, readable_blocks, values_of
 
 # Up to this size the diameter is estimated on the whole image, as for small ones; above it on several regions.
@@ -99,9 +99,12 @@ def find_facts(
         return network_channels(region, config)
 
     notes: tuple[Note, ...] = ()
+    rounding = False
     facts = ImageFacts(source.image_hw, source.image_hw)
     if config.normalise == "percentile":
-        values = values_of(source, channels, config.percentiles, track=track)
+        values = values_of(source, channels, (*config.percentiles, 0, 100), track=track)
+        lows, highs = zip(*((p[2], p[3]) for p in values.percentiles), strict=True)
+        rounding = is_rounding(source.dtype, min(lows), max(highs))
         facts = replace(facts, limits=tuple((p[0], p[1]) for p in values.percentiles))
     else:
         values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
@@ -110,24 +113,32 @@ def find_facts(
         facts = replace(facts, full_range=own.full_range)
     if config.diameter_px is None:
         return replace(facts, net_hw=network_hw(source.image_hw, config, rule), notes=notes)
-    px = diameter_px if diameter_px is not None else _estimate(source, facts, config, detect)
-    diameter = Diameter.of(px, source.image_hw, config, estimated=diameter_px is None)
+    estimate, estimated = Estimate(diameter_px), diameter_px is None
+    if estimated:
+        estimate = Estimate(None, is_noise=True) if rounding else _estimate(source, facts, config, detect)
+    is_noise = estimate.is_noise
+    diameter = Diameter.of(estimate.px, source.image_hw, config, estimated=estimated, is_noise=is_noise)
+    notes = (*notes, *noise_notes(is_noise=is_noise, rounding=rounding))
     height, width = (max(1, int(side * diameter.scale + 0.5)) for side in source.image_hw)
     return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
 
 
-def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect) -> float | None:
-    """The median diameter: of the whole image if it is small, else the median over several regions of it."""
+def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect) -> Estimate:
+    """The median diameter: of the whole image if it is small, else the median over several regions of it.
+
+    The image is noise only if all these regions are.
+    """
     assert config.diameter_px is not None
     height, width = source.image_hw
     is_small = height * width <= WHOLE_ESTIMATE_PX
     windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, config)
-    found = []
+    found, is_noise = [], []
     for window in windows:
         pixels = facts.normalised(read_block(source, window), config)
         estimate = estimate_diameter(pixels, config.diameter_px, detect)
-        found += [] if estimate is None else [estimate]
-    return float(np.median(found)) if found else None
+        found += [] if estimate.px is None else [estimate.px]
+        is_noise.append(estimate.is_noise)
+    return Estimate(float(np.median(found)) if found else None, all(is_noise))
 
 
 def _varied_regions(source: ImageSource, config: InputConfig) -> list[Window]:
