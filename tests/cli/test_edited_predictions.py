@@ -87,11 +87,32 @@ def test_evaluate_takes_the_correction_on_either_side(job, pred, tmp_path, capsy
     n = len(np.unique(tifffile.imread(job / "pred" / "a_masks.tif"))) - 1
     recalls = [value["values"]["recall@0.5"] for value in values]
     np.testing.assert_allclose(recalls, [((n - 1) / n + 1) / 2, 1])  # the mean over images
+
+
+def test_only_the_image_with_two_different_edits_is_skipped(job, pred, tmp_path, capsys):
+    """By every verb, on either side, with the way out; a second time too."""
     delete_from_rois(pred, 2)
-    assert run("evaluate", pred, "--data", job / "pred", *options, "--out", tmp_path / "third") == 2
-    assert "--prefer rois or --prefer masks" in capsys.readouterr().err
-    chosen = ("--prefer", "masks", "--out", tmp_path / "third")
-    assert run("evaluate", pred, "--data", job / "pred", *options, *chosen) == 0
+    evaluate = ("--metrics", "pq", "--pictures", 0, "--out")
+    commands = {
+        "evaluated": ("evaluate", pred, "--data", job / "pred", *evaluate, tmp_path / "first"),
+        "also evaluated": ("evaluate", job / "pred", "--data", pred, *evaluate, tmp_path / "second"),
+        "exported": ("export", pred, "--to", "label_images", "--out", tmp_path / "labels"),
+        "measured": ("measure", pred, "--out", tmp_path / "measured.csv"),
+        "fused": ("fuse", pred, job / "pred", "--save", "masks", "--out", tmp_path / "fused"),
+    }
+    for words in commands.values():
+        for _ in range(2):
+            assert run(*words) == 3
+            printed = capsys.readouterr().err
+            assert "1 image (a): a_rois.zip and a_masks.tif of one image were edited differently" in printed
+            assert "--prefer rois or --prefer masks" in printed
+    assert len((tmp_path / "first" / "per_image.csv").read_text().splitlines()) == 2
+    assert "so the image was skipped" in (tmp_path / "first" / "report.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "labels").glob("*.tif")) == ["b_masks.tif"]
+    assert [sample.id for sample in cw.read_dataset(tmp_path / "fused", require_images=False)] == ["b"]
+    for words in commands.values():
+        out = words[-1].with_name(f"chosen {words[-1].name}")
+        assert run(*words[:-1], out, "--prefer", "masks") == 0
 
 
 def test_export_and_fuse_take_the_correction(pred, tmp_path, capsys):

@@ -19,7 +19,7 @@ from cellwright.api.predict import model_notes
 from cellwright.api.read import is_label_image
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.files import write_text
 from cellwright.core.instances import Instances
@@ -99,15 +99,21 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class EvaluateResult:
-    """One evaluation per prediction; comparison: of two predictions, one row per metric, otherwise None."""
+    """One evaluation per prediction (none if they were complete before).
+
+    comparison: of two predictions, one row per metric, otherwise None. failures: why images were not evaluated.
+    """
 
     evaluations: tuple[Evaluation, ...]
     comparison: pd.DataFrame | None
+    failures: tuple[InputError, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What to know before quoting the values; notes on one of two predictions start with its name."""
         each = [evaluation.report.notes for evaluation in self.evaluations]
+        if not each:
+            return []
         shared = [note for note in each[0] if all(note in notes for notes in each)]
         own = [
             f"{evaluation.name}: {note}"
@@ -137,12 +143,14 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     output = FolderOutput(plan.out, "evaluate", inputs=inputs, overwrite=plan.overwrite, earlier=earlier)
     truth = read_ground_truth(plan.data, plan.predictions, _how(plan, screen, format=plan.format))
     truth = reading_of(plan).recorded_in(truth)
+    opened = [_open(path, truth, plan, screen) for path in plan.predictions]
+    truth, opened, failures = _without_conflicts(truth, opened)
     part = truth if plan.split is None else truth.with_split(plan.split)
-    sources = [_open(path, truth, part, plan, screen) for path in plan.predictions]
+    sources = [_paired(path, one, truth, part, plan) for path, one in zip(plan.predictions, opened, strict=True)]
     request = _request(plan, part, screen)
     if output.answers(request):
         screen.note(f"{output.text}: see {plan.out / MARKER}")
-        return None
+        return EvaluateResult((), None, failures) if failures else None
     pictures = "tables" if plan.pictures == 0 else "tables, figures and pictures of errors"
     screen.note(f"will write {plan.out}/ (metrics.json, report.md, {pictures})")
     if dry_run:
@@ -160,7 +168,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
                 candidates = candidates_of(images, predictor, Reading.recorded(truth.info))
             evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
         comparison = _write_comparison(evaluations, plan, out) if len(evaluations) == 2 else None
-    return EvaluateResult(tuple(evaluations), comparison)
+    return EvaluateResult(tuple(evaluations), comparison, failures)
 
 
 def _request(plan: EvaluatePlan, part: Dataset, screen: ProgressReporter) -> dict[str, Any]:
@@ -198,11 +206,9 @@ def _check_options(plan: EvaluatePlan) -> None:
             raise UsageError("`views` needs a model that predicts", got=got, remedy=remedy)
 
 
-def _open(
-    path: Path, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: ProgressReporter
-) -> Model | PairedImages:
-    """The model to predict with, or the predictions paired with the ground truth."""
-    from cellwright.evaluation.pairing import pair_datasets, with_threshold
+def _open(path: Path, truth: Dataset, plan: EvaluatePlan, screen: ProgressReporter) -> Model | Dataset:
+    """The model to predict with, or the predictions."""
+    from cellwright.evaluation.pairing import with_threshold
 
     if is_model(path):
         model = load_model(path, device=plan.device).with_options(views=plan.views, score=plan.score)
@@ -210,9 +216,55 @@ def _open(
             screen.note(note)
         return model
     predicted = read_objects(path, _how(plan, screen, format=plan.prediction_format, option="prediction_format"), truth)
-    if plan.score is not None:
-        predicted = with_threshold(predicted, plan.score)
-    return pair_datasets(str(path), predicted, truth, part, ignore_classes=plan.ignore_classes)
+    return predicted if plan.score is None else with_threshold(predicted, plan.score)
+
+
+def _without_conflicts(
+    truth: Dataset, opened: Sequence[Model | Dataset]
+) -> tuple[Dataset, list[Model | Dataset], tuple[InputError, ...]]:
+    """Ground truth and predictions without the images that one of them cannot be read for, and why.
+
+    Raises the first error if no image is left.
+    """
+    from cellwright.data.formats.predictions import images_in_conflict, without_conflicts
+    from cellwright.evaluation.pairing import partners
+
+    errors: list[InputError] = []
+    failing: set[str] = set()  # ids of the ground truth
+    readable: list[Model | Dataset] = []
+    for one in (truth, *opened):
+        if isinstance(one, Dataset):
+            conflicting = images_in_conflict(one)
+            lost = one.with_samples([sample for sample in one if sample.id in conflicting])
+            failing |= {sample.id for sample in partners(lost, truth) if sample is not None}
+            one, more = without_conflicts(one)  # noqa: PLW2901
+            errors += more
+        readable.append(one)
+    if not failing:
+        return truth, list(opened), tuple(errors)
+    kept: list[Model | Dataset] = []
+    for one in readable:
+        if isinstance(one, Dataset):
+            pairs = zip(one, partners(one, truth), strict=True)
+            kept.append(one.with_samples([sample for sample, of in pairs if of is None or of.id not in failing]))
+        else:
+            kept.append(one)
+    first = kept[0]
+    assert isinstance(first, Dataset)
+    if not len(first):
+        raise errors[0]
+    return first, kept[1:], tuple(errors)
+
+
+def _paired(
+    path: Path, opened: Model | Dataset, truth: Dataset, part: Dataset, plan: EvaluatePlan
+) -> Model | PairedImages:
+    """Predictions paired with the ground truth; a model as it is."""
+    from cellwright.evaluation.pairing import pair_datasets
+
+    if not isinstance(opened, Dataset):
+        return opened
+    return pair_datasets(str(path), opened, truth, part, ignore_classes=plan.ignore_classes)
 
 
 def _predict(model: Model, truth: Dataset, part: Dataset, plan: EvaluatePlan, screen: ProgressReporter) -> PairedImages:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from cellwright.api.export_job import check_job_export, export_job, is_job
 from cellwright.api.outputs import FileOutput, FolderOutput, write_once
 from cellwright.api.shared_options import FormatName
-from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -51,7 +51,7 @@ class ExportPlan:
 class Exported:
     """What was written: the files, and the numbers of objects and images in them.
 
-    n_below: objects below the score threshold, which were omitted.
+    n_below: objects below the score threshold, which were omitted. failures: why images were omitted.
     """
 
     paths: tuple[Path, ...]
@@ -59,6 +59,7 @@ class Exported:
     n_objects: int
     n_images: int
     n_below: int
+    failures: tuple[InputError, ...] = ()
 
     @property
     def text(self) -> str:
@@ -93,6 +94,7 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     `cellwright.read_dataset` raises.
     """
     from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions, read_dataset, sniff
+    from cellwright.data.formats.predictions import without_conflicts
     from cellwright.evaluation.pairing import score_threshold_of, with_threshold
 
     if is_job(plan.prediction):
@@ -111,6 +113,9 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     reading = ReadOptions(require_images=False, prefer=plan.prefer, track=screen.track)
     images = None if plan.images is None else sniff(plan.images).read(plan.images, reading)
     dataset = read_dataset(plan.prediction, dataclasses.replace(reading, images=images), format=plan.format)
+    dataset, failures = without_conflicts(dataset)
+    if failures and not len(dataset):
+        raise failures[0]
     for line in summarise(dataset.notes):
         screen.note(line)
     threshold = 0.0 if plan.to in RANKED else score_threshold_of(dataset)
@@ -129,7 +134,7 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         return None
     n_objects = sum(kept for _, kept in counts.values())
     n_below = sum(n for n, _ in counts.values()) - n_objects
-    return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below)
+    return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below, tuple(failures))
 
 
 def _run_job(plan: ExportPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:

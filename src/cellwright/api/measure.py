@@ -63,11 +63,15 @@ class MeasurePlan:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The table of all objects, and the number of images, of which ``n_missing`` had no image file."""
+    """The table of all objects, and the number of images, of which ``n_missing`` had no image file.
+
+    failures: why images were skipped.
+    """
 
     table: pd.DataFrame
     n_images: int
     n_missing: int
+    failures: tuple[InputError, ...] = ()
 
 
 def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Measured | None:
@@ -89,7 +93,7 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         )
     if plan.ring is not None and plan.ring < 1:
         raise UsageError("invalid `ring`", got=plan.ring, expected="at least 1 pixel")
-    dataset = _read_objects(plan, screen)
+    dataset, failures = _read_objects(plan, screen)
     missing = [sample for sample in dataset if sample.image_path is None]
     if missing and len(missing) == len(dataset) and (plan.ring is not None or plan.channel):
         got, remedy = f"{count(len(missing), 'image')} without a file", "name the folder of the images with `images`"
@@ -108,14 +112,16 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         write_text(folder / plan.out.name, frame_csv(table, float_format="%.7g"))
     if output.is_complete:
         screen.note(output.text)
-    return None if dry_run else Measured(table, len(dataset), len(missing))
+    return None if dry_run else Measured(table, len(dataset), len(missing), failures)
 
 
-def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> Dataset:
+def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset, tuple[InputError, ...]]:
+    """The objects to measure, and why images were skipped."""
     from cellwright.api.sources import find_images_option
     from cellwright.core.notes import summarise
     from cellwright.data.formats import ReadOptions
     from cellwright.data.formats import read_dataset as read
+    from cellwright.data.formats.predictions import without_conflicts
     from cellwright.evaluation.pairing import above_threshold
 
     images = None if plan.images is None else find_images_option(plan.images, screen.track)
@@ -127,10 +133,12 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> Dataset:
         series=plan.series,
         track=screen.track,
     )
-    dataset = above_threshold(read(plan.predictions, options, format=plan.format))
+    dataset, failures = without_conflicts(above_threshold(read(plan.predictions, options, format=plan.format)))
+    if failures and not len(dataset):
+        raise failures[0]
     for line in summarise(dataset.notes):
         screen.note(line)
-    return dataset
+    return dataset, tuple(failures)
 
 
 def _measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:

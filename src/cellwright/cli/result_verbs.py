@@ -18,6 +18,9 @@ from cellwright.core.text import count
 from cellwright.prediction.tiling.job import FAILURES, JobReport
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cellwright.core.errors import InputError
     from cellwright.prediction.folder import FolderReport
 
 PLAIN = Common()
@@ -83,14 +86,19 @@ def tune(plan: TunePlan, *, common: Common = PLAIN) -> None:
         screen.result(f"tuned model: {result.folder}", {"out": str(result.folder)})
 
 
-def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> None:
-    """Show the headline metrics, or those of two predictions side by side, and the notes."""
+def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> int:
+    """Show the headline metrics, or those of two predictions side by side, and the notes.
+
+    The exit code is 3 if images were not evaluated.
+    """
     from cellwright.api.evaluate import MARKER, run
 
     screen = common.screen(plan)
     result = run(plan, screen, dry_run=common.dry_run)
     if result is None:
-        return
+        return 0
+    if not result.evaluations:
+        return _skipped(screen, result.failures, "evaluated")
     if result.comparison is None:
         (evaluation,) = result.evaluations
         rows = [
@@ -110,6 +118,16 @@ def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> None:
     for note in result.notes:
         screen.note(note)
     screen.result(f"report: {plan.out / MARKER}", {"out": str(plan.out)})
+    return _skipped(screen, result.failures, "evaluated")
+
+
+def _skipped(screen: Show, failures: Sequence[InputError], done: str) -> int:
+    """Show why images were skipped, by kind; returns the exit code."""
+    from cellwright.prediction.job import group_failures
+
+    for line in group_failures([(Path(str(error.where)).name, error) for error in failures]):
+        screen.problem(f"not {done}: {line}")
+    return 3 if failures else 0
 
 
 def _interval(low: float, high: float) -> str:
@@ -117,23 +135,26 @@ def _interval(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
-def measure(plan: MeasurePlan, *, common: Common = PLAIN) -> None:
-    """Show how many objects were measured."""
+def measure(plan: MeasurePlan, *, common: Common = PLAIN) -> int:
+    """Show how many objects were measured; the exit code is 3 if images were omitted."""
     from cellwright.api.measure import run
 
     screen = common.screen(plan)
-    if measured := run(plan, screen, dry_run=common.dry_run):
-        n_objects, images = len(measured.table), count(measured.n_images, "image")
-        values = {"out": str(plan.out), "objects": n_objects, "images": measured.n_images}
-        screen.result(f"{count(n_objects, 'object')} in {images}: {plan.out}", values)
+    if (measured := run(plan, screen, dry_run=common.dry_run)) is None:
+        return 0
+    n_objects, images = len(measured.table), count(measured.n_images, "image")
+    values = {"out": str(plan.out), "objects": n_objects, "images": measured.n_images}
+    screen.result(f"{count(n_objects, 'object')} in {images}: {plan.out}", values)
+    return _skipped(screen, measured.failures, "measured")
 
 
-def export(plan: ExportPlan, *, common: Common = PLAIN) -> None:
-    """Show the first files written, and the numbers of files and objects."""
+def export(plan: ExportPlan, *, common: Common = PLAIN) -> int:
+    """Show the first files written, and the numbers of files and objects; the exit code is 3 if images were omitted."""
     from cellwright.api.export import run
 
     screen = common.screen(plan)
     if (exported := run(plan, screen, dry_run=common.dry_run)) is None:
-        return
+        return 0
     values = {"out": [str(path) for path in exported.paths], "objects": exported.n_objects, "images": exported.n_images}
     screen.result("\n".join([*map(str, exported.paths[:SHOWN_PATHS]), exported.text]), values)
+    return _skipped(screen, exported.failures, "exported")

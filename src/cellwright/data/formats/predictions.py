@@ -123,7 +123,12 @@ def without_conflicts(dataset: Dataset) -> tuple[Dataset, list[InputError]]:
                 sample.read_instances()
             except InputError as error:
                 errors.append(error)
-    return dataset.with_samples([sample for sample in dataset if sample.id not in failing]), errors
+    readable = dataset.with_samples([sample for sample in dataset if sample.id not in failing])
+    notes = [
+        replace(note, text=f"{note.text}, so the image was skipped") if note.where in failing else note
+        for note in dataset.notes
+    ]
+    return replace(readable, notes=tuple(notes)), errors
 
 
 # What was edited
