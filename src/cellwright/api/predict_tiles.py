@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from cellwright.api.models import Model
     from cellwright.prediction.backends.torch_tiles import DenseTiles
 
-# Memory that a U-Net of width 16 takes, bytes per pixel of its input; measured on 2.4 megapixels.
+# Memory that a U-Net of width 16 takes for a tile, bytes per pixel of its input; measured on 2.4 megapixels.
 BYTES_PER_PX = 900
+# Memory that an image takes at least if it is predicted at once: its pixels, maps, labels and pictures.
+WHOLE_BYTES_PER_PX = 180
 # The share of the available memory that prediction may take.
 MEMORY_SHARE = 0.6
 DEFAULT_CORE_PX, SMALLEST_CORE_PX, LARGEST_CORE_PX = 1024, 128, 8192
@@ -197,7 +199,7 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
 
 def whole_bytes(image_hw: tuple[int, int]) -> int:
     """About how much memory it takes to predict an image at once, at the scale 1."""
-    return image_hw[0] * image_hw[1] * BYTES_PER_PX
+    return image_hw[0] * image_hw[1] * WHOLE_BYTES_PER_PX
 
 
 def core_that_fits(grid_of: Any, n_workers: int) -> int:

@@ -19,6 +19,7 @@ from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models.build import build_network
+from cellwright.models.dense import dense
 from cellwright.models.dense.dense import DenseNetwork, first_of_layers
 from cellwright.models.dense.losses import border_weights
 from cellwright.models.dense.target import target_of
@@ -272,3 +273,15 @@ def test_the_focal_loss_replaces_cross_entropy() -> None:
 def test_options_without_effect_are_rejected(option: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate({"name": "idle", "model": {"kind": "unet", **option}})
+
+
+@pytest.mark.parametrize("hw", [(160, 416), (704, 240)])
+def test_maps_by_windows_equal_those_of_the_whole_image(hw: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = UNetConfig(width=8, depth=2)
+    network = DenseNetwork(config, in_channels=1, n_classes=2).eval()
+    images = torch.rand((1, 1, *hw), generator=torch.Generator().manual_seed(0))
+    whole = network.maps(images)
+    monkeypatch.setattr(dense, "available_bytes", lambda: 1)
+    monkeypatch.setattr(dense, "WINDOW_SIDES", (256, 128))
+    assert network.window_side(hw) == 128
+    torch.testing.assert_close(network.maps(images), whole, atol=1e-6, rtol=0)

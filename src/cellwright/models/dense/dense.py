@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cellwright.config.model_dense import UNetConfig
 from cellwright.core.instances import Instances
+from cellwright.core.memory import available_bytes
 from cellwright.data.views import View
 from cellwright.models.contract import RenderView
 from cellwright.models.dense.encoders import TimmUNet
@@ -30,6 +31,10 @@ from cellwright.ops.batch import Batch
 # Memory at the peak of prediction per pixel and channel of full resolution, as measured with the bundled model: maps of
 # all resolutions, and the decoder. Rather too low than too high.
 BYTES_PER_CHANNEL = 20.0
+# Memory of the maps and of decoding, bytes per pixel.
+DECODING_BYTES = 100
+# The U-Net may take this share of the memory there is; else it sees windows of one of these sides, px.
+MEMORY_SHARE, WINDOW_SIDES = 0.6, (2048, 1024, 512)
 
 
 class DenseNetwork(nn.Module):
@@ -59,8 +64,22 @@ class DenseNetwork(nn.Module):
 
     @property
     def bytes_per_pixel(self) -> float | None:
-        """Memory that prediction takes at its peak, per pixel of the input; None with an encoder of timm."""
-        return None if self.config.encoder is not None else BYTES_PER_CHANNEL * self.config.width
+        """Memory that prediction takes at least at its peak, per pixel of the input; None with an encoder of timm.
+
+        That of the maps and of decoding: the U-Net itself can run window by window, see `maps`.
+        """
+        return None if self.reach_px is None else DECODING_BYTES
+
+    def window_side(self, image_hw: tuple[int, int]) -> int | None:
+        """The side of the windows in which the U-Net runs so that it fits into memory; None: all at once."""
+        reach, (height, width) = self.reach_px, image_hw
+        if reach is None:
+            return None
+        per_pixel, budget = BYTES_PER_CHANNEL * self.config.width, MEMORY_SHARE * available_bytes()
+        if per_pixel * height * width <= budget:
+            return None
+        fitting = [side for side in WINDOW_SIDES if per_pixel * (side + 2 * reach) ** 2 <= budget]
+        return max([*fitting, min(WINDOW_SIDES)])
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -180,7 +199,29 @@ class DenseNetwork(nn.Module):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
-        """FloatTensor[B,C,H,W] -> FloatTensor[B,D,H,W] in the encoder's units, and K class probabilities if K > 1."""
+        """FloatTensor[B,C,H,W] -> FloatTensor[B,D,H,W] in the encoder's units, and K class probabilities if K > 1.
+
+        On a CPU with too little memory, the U-Net sees the image in windows that overlap by its reach; the maps are the
+        same.
+        """
+        height, width = images.shape[2:]
+        side = self.window_side((height, width)) if images.device.type == "cpu" else None
+        if side is None or self.reach_px is None:
+            return self._maps(images)
+        margin = -(-self.reach_px // self.stride) * self.stride
+        whole: Tensor | None = None
+        for y in range(0, height, side):
+            for x in range(0, width, side):
+                top, left = max(y - margin, 0), max(x - margin, 0)
+                part = self._maps(images[:, :, top : y + side + margin, left : x + side + margin])
+                if whole is None:
+                    whole = part.new_empty((*part.shape[:2], height, width))
+                target = whole[:, :, y : y + side, x : x + side]
+                target.copy_(part[:, :, y - top : y - top + target.shape[2], x - left : x - left + target.shape[3]])
+        assert whole is not None
+        return whole
+
+    def _maps(self, images: Tensor) -> Tensor:
         logits = self.unet(images)[0].float()
         parts = [
             logits[:, index : index + 1] if name.startswith("flow_") else logits[:, index : index + 1].sigmoid()
