@@ -37,6 +37,8 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KEPT, _LONGEST_SUFFIX = 120, ".safetensors"
 # A temporary name: the process, and its machine, which earlier versions did not name.
 _TEMPORARY = re.compile(r"^\..*\.(\d{1,9})(?:-([0-9a-f]{4}))?\.partial(?:\.[^.]*)?$")
+# Error numbers of a full disk, or one that is full for this user.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # Bytes to which a compressed file may grow when it is read.
 MAX_UNPACKED = 1 << 30
 # How much a file of text shrinks when it is compressed, at most; small ones do not matter.
@@ -305,7 +307,7 @@ def _host() -> str:
 
 def output_error(path: Path | str, error: OSError) -> OutputError:
     """The `OutputError` for an `OSError` raised while writing ``path``."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL:
         return OutputError("the disk is full", where=path, remedy="free some space and run the same command again")
     remedy = "check the permissions of the folder, or choose another `out`"
     return OutputError("cannot write this output", where=path, got=error.strerror or str(error), remedy=remedy)

@@ -113,6 +113,7 @@ class OutputFolder:
         self.shown, self.verb = Path(path), verb
         self._verbs, self._earlier = (verb, *same), earlier
         self._lock: FolderLock | None = None
+        self._existed = True  # before `start`
         try:
             self.path = self.shown.resolve()
             self._refuse(claim_above(self.path), "is part of")
@@ -239,7 +240,7 @@ class OutputFolder:
         know them. aside: write to ``new/`` even if there is no old result. Raises `OutputError` if the folder is in
         use, or has changed since this was created.
         """
-        seen = self.claim, self.pending
+        seen, self._existed = (self.claim, self.pending), self.path.is_dir()
         old = self._known(replaces)
         try:
             (self.path / CONTROL).mkdir(parents=True, exist_ok=True)
@@ -267,11 +268,12 @@ class OutputFolder:
             self.progress.mkdir(exist_ok=True)
             self._look()
             self._sweep()
-        except OSError as error:
+        except BaseException as error:
+            if aside and self._lock is not None:
+                self.discard()
             self.close()
-            raise output_error(self.shown, error) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError):
+                raise output_error(self.shown, error) from error
             raise
         return self.root
 
@@ -375,7 +377,6 @@ class OutputFolder:
         else:
             now = {name: FileIdentity.of(self.path / name) for name in updates if is_plain_file(self.path, name)}
             old = {**self._known(None), **now}
-        existed = self.path.is_dir()
         self.start(request, replaces=old, aside=True)
         try:
             yield self.root
@@ -384,24 +385,21 @@ class OutputFolder:
         except OSError as error:
             raise output_error(self.shown, error) from error
         finally:
-            self.discard(existed=existed)
+            self.discard()
             self.close()
 
-    def discard(self, *, existed: bool = True) -> None:
-        """Remove a result that is not complete from ``new/``, and the claim if there is no result.
-
-        existed: whether the folder was there before, and stays.
-        """
+    def discard(self) -> None:
+        """Remove a result that is not complete from ``new/``, and the claim and the folder if there is no other."""
         outer = Claim.read(self.path)
-        if outer is None or outer.state == "swapping":
+        if outer is not None and outer.state == "swapping":
             return
         remove(self.path / CONTROL / NEW)
-        if outer.state == "writing" and not outer.files:
+        if outer is None or (outer.state == "writing" and not outer.files):
             remove(self.path / CONTROL / CLAIM)
             self.close()
             with suppress(OSError):  # not empty
                 (self.path / CONTROL).rmdir()
-                if not existed:
+                if not self._existed:
                     self.path.rmdir()
 
     # --- moving a new result in

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, OutputError
 from cellwright.core.files import (
+    FULL,
     atomic_path,
     first_bytes,
     is_gzip,
@@ -599,7 +600,8 @@ def copy_image(sample: Sample, target: Path) -> list[Path]:
         try:
             (shutil.copytree if image.is_dir() else shutil.copyfile)(image, temporary)
         except OSError as error:
-            if str(error.filename) != str(image):  # what could not be written is reported as such
+            # What could not be written is reported as such; a full disk is reported with the name of the source.
+            if str(error.filename) != str(image) or error.errno in FULL:
                 raise
             raise unreadable(image, error, "image") from error
     return [target]
