@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import tifffile
 from drawn_job import Squares, draw_images, files_in, job_for, run
 
 import cellwright as cw
+from cellwright.api import fuse
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.sources import sources_of_paths
@@ -76,6 +78,17 @@ def test_a_killed_replacement_leaves_the_old_result_or_the_new_one(images, memor
         run(new, out, overwrite=True)
         assert content(out) == both[1]
         assert not [name for name in every_file(out) if "partial" in name or "/new/" in name]
+
+
+def test_a_killed_fusion_ends_in_the_same_files(images, memory_path):
+    for name in ("A", "B"):
+        run(job_of(images / "a.png", save=("masks",)), memory_path / name)
+    out = memory_path / "out"
+    plan = fuse.FusePlan((memory_path / "A", memory_path / "B"), save=("masks",), out=out)
+    fuse.run(replace(plan, out=memory_path / "whole"))
+    for _ in every_kill(out, lambda: fuse.run(plan), step=13):
+        fuse.run(plan)
+        assert content(out) == content(memory_path / "whole")
 
 
 def test_an_interrupted_replacement_is_resumed_and_a_failed_one_changes_nothing(images, memory_path):

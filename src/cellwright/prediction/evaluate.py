@@ -21,7 +21,7 @@ from cellwright.evaluation.matching import PairOptions, pair_image
 from cellwright.evaluation.pairing import LazyInstances, PairedImages, pair_datasets
 from cellwright.evaluation.report import Report
 from cellwright.prediction.record import Prediction
-from cellwright.prediction.sources import Source, seen_by, sources_of_dataset
+from cellwright.prediction.sources import Source, read_and_choose, seen_by, sources_of_dataset
 
 if TYPE_CHECKING:
     from cellwright.prediction.predictor import FilteredPredictor
@@ -86,7 +86,9 @@ def predict_images(
 
 
 def _predict(predictor: FilteredPredictor, source: Source, reading: Reading) -> Prediction:
-    seen = seen_by(predictor, reading.read(source.path), reading.channel)
+    if source.error is not None:
+        raise source.error
+    _, seen = read_and_choose(source.path, predictor, reading)
     (prediction,) = predictor.predict([seen])
     notes = [dataclasses.replace(note, where=source.id) for note in (*seen.notes, *prediction.notes)]
     return dataclasses.replace(prediction, notes=tuple(notes))

@@ -100,7 +100,10 @@ def sources_of_dataset(dataset: Dataset) -> list[Source]:
         if sample.image_path is None:
             remedy = "convert the dataset again with its images in place"
             raise InputError("a sample has no image file", where=f"{dataset.root}, sample {sample.id}", remedy=remedy)
-        sources.append(Source(sample.id, sample.image_path, sample.image_id, sample.group, sample.split))
+        error = _not_utf8(sample.image_path)
+        sources.append(
+            Source(as_utf8(sample.id), sample.image_path, sample.image_id, sample.group, sample.split, error)
+        )
     return sources
 
 
