@@ -22,6 +22,7 @@ from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, ModelError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_text
+from cellwright.core.output_folder import Claim
 from cellwright.core.progress import SILENT, ProgressReporter, no_progress
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import WriteOptions
@@ -167,6 +168,8 @@ def test_a_request_that_does_not_fit_overwrites_no_run(
     drawn: Dataset, tmp_path: Path, change: str, message: str
 ) -> None:
     write_text(tmp_path / "recipe.yaml", "an earlier run")
+    write_text(tmp_path / "environment.json", '{"inputs": {}}')
+    write_text(tmp_path / "DONE", "")
     with pytest.raises(CellwrightError, match=message) as caught:
         cw.train("synthetic/demo", drawn, out=tmp_path, set=(*CHANGES, change), device="cpu", overwrite=True)
     assert caught.value.exit_code == 2
@@ -216,7 +219,6 @@ class StubTraining:
     def train(self, request: api._Request, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run:
         self.requests.append(request)
         seed = request.recipe.train.seed
-        write_text(request.out / "recipe.yaml", "")
         return Run(request.out, {"AP@all": VALUES[seed], "other": 2.0}, seed not in self.unfinished)
 
 
@@ -263,19 +265,21 @@ def test_repeated_runs_resume_after_a_time_limit(training: StubTraining, tmp_pat
 
 def test_finished_runs_are_in_the_summary_of_a_call_without_time(training: StubTraining, tmp_path: Path) -> None:
     for seed in (7, 8):
-        write_text(tmp_path / f"seed_{seed}" / "DONE", "")
-    write_text(tmp_path / "repeat.json", "{}")
+        for name in ("recipe.yaml", "DONE"):
+            write_text(tmp_path / f"seed_{seed}" / name, "")
+        write_text(tmp_path / f"seed_{seed}" / "environment.json", '{"inputs": {}}')
+    write_text(tmp_path / "repeat.json", '{"runs": []}')
     assert list(train_repeats(tmp_path, 3, max_minutes=0.0).runs) == [7, 8]
     assert not train_repeats(tmp_path, 3, max_minutes=0.0, overwrite=True).runs
 
 
 def test_repeats_refuse_other_folders_and_less_than_one_run(training: StubTraining, tmp_path: Path) -> None:
-    write_text(tmp_path / "run" / "recipe.yaml", "")
+    Claim("train", {}, "writing").write(tmp_path / "run")
     write_text(tmp_path / "thesis" / "chapter.txt", "years of work")
-    with pytest.raises(OutputError, match="contains a single run"):
+    with pytest.raises(OutputError, match="this folder has the output of cellwright train\n"):
         train_repeats(tmp_path / "run", 2)
-    with pytest.raises(OutputError, match="contains something else"):
-        train_repeats(tmp_path / "thesis", 2)
+    with pytest.raises(OutputError, match="not an output of this command"):
+        train_repeats(tmp_path / "thesis", 2, overwrite=True)
     with pytest.raises(UsageError, match="invalid number of runs"):
         train_repeats(tmp_path / "out", 0)
     assert training.requests == []

@@ -35,7 +35,16 @@ def test_files_of_a_run(tmp_path: Path, samples: list[Sample]) -> None:
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
     assert result.finished
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"recipe.yaml", "environment.json", "log.csv", "metrics.json", "DONE", "checkpoints", "model"}
+    assert names == {
+        ".cellwright",
+        "recipe.yaml",
+        "environment.json",
+        "log.csv",
+        "metrics.json",
+        "DONE",
+        "checkpoints",
+        "model",
+    }
     checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert checkpoints == ["step_00000008", "step_00000012"]
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -348,7 +357,7 @@ def test_a_run_folder_that_is_not_writable(tmp_path: Path, samples: list[Sample]
     with pytest.raises(OutputError, match=r"cannot write this output|a file has its name") as caught:
         tiny_train(blocker / "run", samples, tiny_config())
     assert str(blocker) in str(caught.value)
-    with pytest.raises(OutputError, match="a file has its name"):
+    with pytest.raises(OutputError, match="the output folder is a file"):
         tiny_train(blocker, samples, tiny_config())
 
 

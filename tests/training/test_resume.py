@@ -23,8 +23,8 @@ STEPS = 90
 def bits(run: Path) -> dict[str, bytes]:
     """The content of every file that must not depend on interruptions."""
     newest = max((run / "checkpoints").iterdir())
-    files = [*newest.iterdir(), run / "metrics.json", run / "model" / "weights.safetensors"]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+    files = [*newest.rglob("*"), run / "metrics.json", *(run / "model").iterdir()]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files if file.is_file()}
 
 
 def losses(run: Path) -> list[tuple[str, ...]]:

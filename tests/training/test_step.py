@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cellwright.config.training import TrainConfig
 from cellwright.ops.batch import Batch
+from cellwright.training.checkpoint import load_checkpoint, save_checkpoint
 from cellwright.training.optimiser import build_optimiser
-from cellwright.training.state import Position, TrainState, load_checkpoint, save_checkpoint
+from cellwright.training.state import Position, TrainState
 from cellwright.training.step import diverged, take_step
 
 

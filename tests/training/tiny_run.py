@@ -30,7 +30,7 @@ from cellwright.ops.batch import Batch
 from cellwright.training.environment import describe_environment
 from cellwright.training.logging import Reporter, SilentReporter
 from cellwright.training.loop import Training, TrainResult, train
-from cellwright.training.run_folder import open_run
+from cellwright.training.run_output import RunOutput
 
 RECIPE = "name: tiny\n"
 AUGMENT = AugmentConfig(
@@ -157,20 +157,27 @@ def tiny_train(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = weight_sum,
     evaluation_s: float = 0.0,
     max_minutes: float | None = None,
+    overwrite: bool = False,
 ) -> TrainResult:
     """Open the run at ``root`` and train."""
     environment = describe_environment(torch.device("cpu"), config.threads, {"data": "drawn"})
-    run = open_run(root, recipe_yaml=RECIPE, environment=environment)
-    training = Training(
-        network or tiny_network(),
-        tiny_loader(samples, config, data or DataConfig()),
-        config,
-        run,
-        ModelInfo(kind="tiny", recipe={}, class_names=("square",), normalisation={}),
-        None if evaluate is None else StubValidation(evaluate, evaluation_s=evaluation_s),  # type: ignore[arg-type]
-        reporter or SilentReporter(),
-    )
-    return train(training, max_minutes=max_minutes)
+    output = RunOutput(root, overwrite=overwrite)
+    environment = output.examine(RECIPE, environment, None)
+    with output.started(RECIPE, environment, None) as run:
+        training = Training(
+            network or tiny_network(),
+            tiny_loader(samples, config, data or DataConfig()),
+            config,
+            run,
+            ModelInfo(kind="tiny", recipe={}, class_names=("square",), normalisation={}),
+            None if evaluate is None else StubValidation(evaluate, evaluation_s=evaluation_s),  # type: ignore[arg-type]
+            reporter or SilentReporter(),
+            verify=output.verify,
+        )
+        result = train(training, max_minutes=max_minutes)
+        if result.finished:
+            output.complete()
+    return result
 
 
 def run_to_kill(root: Path, data: Path, workers: int, steps: int) -> None:

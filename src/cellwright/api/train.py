@@ -7,7 +7,8 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -25,7 +26,7 @@ from cellwright.config.model_dense import UNetConfig
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe, with_channel
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError, OutputError, RecipeError, UsageError
+from cellwright.core.errors import CellwrightError, InputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter, Track
@@ -41,11 +42,9 @@ from cellwright.training.run_folder import (
     REPEATS,
     SCHEMA_VERSION,
     RunFolder,
-    check_run_folder,
-    open_run,
     read_best,
-    recorded_identity,
 )
+from cellwright.training.run_output import RepeatsOutput, RunOutput
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +247,12 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         plan.channel,
     )
     request = dataclasses.replace(
-        request, out=out, max_minutes=plan.max_minutes, device=plan.device, overwrite=plan.overwrite
+        request,
+        out=out,
+        max_minutes=plan.max_minutes,
+        device=plan.device,
+        overwrite=plan.overwrite,
+        inputs=(plan.data,),
     )
     if plan.repeat is not None:
         return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
@@ -286,7 +290,7 @@ class _Request:
     """One training run with its recipe and data; ``identity`` is that of the data, if known already.
 
     reading: which part of each image file is used. survey: what the training images are like. notes: what was assumed
-    about the data, one sentence each.
+    about the data, one sentence each. inputs: further files and folders that are read.
     """
 
     recipe: Recipe
@@ -299,6 +303,7 @@ class _Request:
     overwrite: bool = False
     identity: Identity | None = None
     notes: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes >= 0:  # True for NaN
@@ -318,13 +323,21 @@ class _Request:
         validation = self.dataset.with_split(evaluate.split)
         return validation.with_samples(validation.samples[: evaluate.max_images])
 
-    def identify(self, track: Track) -> Identity:
+    def output(self) -> RunOutput:
+        """The folder of the run."""
+        start = [] if self.init is None or not Path(self.init).exists() else [self.init]
+        return RunOutput(self.out, overwrite=self.overwrite, inputs=[*self.inputs, *start])
+
+    def identify(self, output: RunOutput, track: Track) -> Identity:
         """The content of all images and annotations that are used; reads them all, or as far as the run knows them."""
         if self.identity is not None:
             return self.identity
         used = {sample.id: sample for part in (self.training, self.validation or ()) for sample in part}
-        known = recorded_identity(RunFolder(self.out))
-        return Identity.of(self.dataset.with_samples(tuple(used.values())), known, track)
+        dataset, known = self.dataset.with_samples(tuple(used.values())), output.recorded_identity()
+        identity = Identity.of(dataset, known, track)
+        # What was recorded may be damaged: before it is said that the data changed, all files are read.
+        is_other = known is not None and identity.digest != output.recorded_data()
+        return Identity.of(dataset, None, track) if is_other else identity
 
     @property
     def init(self) -> str | None:
@@ -403,44 +416,52 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     from cellwright.training.environment import describe_environment
 
     started = time.monotonic()
-    recipe, run = request.recipe, RunFolder(request.out)
+    recipe, output = request.recipe, request.output()
     _check_classes(recipe, request.dataset)
     device = resolve_device(request.device)
-    identity = request.identify(screen.track)
+    identity = request.identify(output, screen.track)
     chosen = request.reading.to_dict()
     inputs = {"data": identity.digest, **({"reading": repr(chosen)} if chosen else {}), **_init_fingerprint(recipe)}
-    environment = describe_environment(device, recipe.train.threads, inputs)
     recipe_yaml = recipes.dump(recipe)
-    check_run_folder(run, recipe_yaml, environment, identity, overwrite=request.overwrite)
-    if run.done.exists() and not request.overwrite:
+    environment = output.examine(recipe_yaml, describe_environment(device, recipe.train.threads, inputs), identity)
+    if output.is_finished:
         screen.note(f"already complete: {request.out}/ has the finished run of this recipe and these data")
         return None if dry_run else read_run(request.out)
     info = _model_info(request, environment, identity)
-    training, loaded = _prepare(request, run, device, info, screen)
-    for line in (*request.describe(), *_class_warnings(request, identity)):
+    training, loaded = _prepare(request, device, info, screen)
+    for line in (*request.describe(), *_class_warnings(request, identity), *_what_is_written(request, output, loaded)):
         screen.note(line)
-    if loaded is not None:
-        screen.note(f"initial weights: {request.init}: {loaded.headline}; details in {run.init_report.name}")
-    screen.note(f"will write {request.out}/")
     if dry_run:
         return None
-    open_run(run.root, recipe_yaml=recipe_yaml, environment=environment, identity=identity, overwrite=request.overwrite)
-    if loaded is not None:
-        write_text(run.init_report, loaded.text())
-    try:
+    with output.started(recipe_yaml, environment, identity) as run:
+        if loaded is not None:
+            write_text(run.init_report, loaded.text())
         used = (time.monotonic() - started) / 60
         left = None if request.max_minutes is None else max(0.0, request.max_minutes - used)
-        result = loop.train(training, max_minutes=left)
-    finally:
-        _draw_curves(run)  # also if the training diverged or was interrupted: the curves are most useful then
-    if not result.finished:
-        screen.note(f"stopped at step {result.step} of {result.total_steps}; run the training again to resume")
+        with _drawing_curves(run):
+            result = loop.train(dataclasses.replace(training, run=run, verify=output.verify), max_minutes=left)
+        if result.finished:
+            output.complete()
+        else:
+            screen.note(f"stopped at step {result.step} of {result.total_steps}; run the training again to resume")
     metrics = {name: value for name, value in result.best_metrics.items() if math.isfinite(value)}
-    return Run(request.out, metrics, result.finished)
+    is_aside = output.replaces and not result.finished
+    return Run(run.root if is_aside else request.out, metrics, result.finished)
+
+
+def _what_is_written(request: _Request, output: RunOutput, loaded: LoadReport | None) -> list[str]:
+    lines = []
+    if loaded is not None:
+        details = RunFolder(request.out).init_report.name
+        lines.append(f"initial weights: {request.init}: {loaded.headline}; details in {details}")
+    if output.discarded is not None:
+        lines.append(f"the unfinished run in {output.recorded.root} is begun again: {output.discarded}")
+    once = ", in place of the old run once the new one is finished" if output.replaces else ""
+    return [*lines, f"will write {request.out}/{once}"]
 
 
 def _prepare(
-    request: _Request, run: RunFolder, device: torch.device, info: ModelInfo, screen: ProgressReporter
+    request: _Request, device: torch.device, info: ModelInfo, screen: ProgressReporter
 ) -> tuple[Training, LoadReport | None]:
     """The network with its initial weights and everything else that training needs, after all checks."""
     import torch
@@ -464,7 +485,7 @@ def _prepare(
         network=network,
         loader=_loader(recipe, request.training, network, request.reading),
         config=recipe.train,
-        run=run,
+        run=RunFolder(request.out),
         info=info,
         validation=None
         if validation is None
@@ -552,11 +573,19 @@ def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
     return {"init": digest if files else init}
 
 
-def _draw_curves(run: RunFolder) -> None:
+@contextmanager
+def _drawing_curves(run: RunFolder) -> Iterator[None]:
+    """Draw the curves at the end, also if the training diverged or was interrupted: they are most useful then."""
     from cellwright.report.curves import draw_curves
 
-    if run.log.is_file():
-        draw_curves(run.log, run.curves)
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        with nullcontext() if ended else suppress(CellwrightError):
+            if run.log.is_file():
+                draw_curves(run.log, run.curves)
 
 
 def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *, dry_run: bool) -> Repeats | None:
@@ -567,45 +596,46 @@ def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *,
     """
     if planned < 1:
         raise UsageError("invalid number of runs", where="`repeat`", got=planned, expected="1 or more")
-    _check_repeats_folder(request.out)
-    recipe, first_seed = request.recipe, request.recipe.train.seed
-    screen.note(f"{count(planned, 'run')} with seeds from {first_seed}; will write {request.out}/")
-    deadline = None if request.max_minutes is None else time.monotonic() + 60 * request.max_minutes
-    first = dataclasses.replace(request, out=request.out / f"seed_{first_seed}")
-    request = dataclasses.replace(request, identity=first.identify(screen.track))
-    repeats = Repeats(request.out, {}, planned)
-    if not dry_run:
-        _write_repeats(repeats, first_seed)
-    for seed in range(first_seed, first_seed + planned):
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
-        out = request.out / f"seed_{seed}"
-        kept = not request.overwrite and RunFolder(out).done.exists()  # takes no time, and is part of the summary
-        if left is not None and left <= 0 and not kept:
-            screen.note("the time limit is reached; run the training again to resume")
-            break
-        screen.note(f"seed {seed} ({seed - first_seed + 1} of {planned})")
-        seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        single = dataclasses.replace(request, recipe=seeded, out=out, max_minutes=left)
-        run = _train(single, screen, dry_run=dry_run)
-        if run is None:
-            return None
-        if run.finished:
-            repeats = dataclasses.replace(repeats, runs={**repeats.runs, seed: run})
-            _write_repeats(repeats, first_seed)
+    seeds = range(request.recipe.train.seed, request.recipe.train.seed + planned)
+    folder = RepeatsOutput(request.out, recipes.dump(request.recipe), overwrite=request.overwrite)
+    screen.note(f"{count(planned, 'run')} with seeds from {seeds[0]}; will write {request.out}/")
+    first = _with_seed(request, seeds[0])
+    request = dataclasses.replace(request, identity=first.identify(first.output(), screen.track))
+    if dry_run:
+        screen.note(f"seed {seeds[0]} (1 of {planned})")
+        _train(_with_seed(request, seeds[0]), screen, dry_run=True)
+        return None
+    with folder.started():
+        repeats = Repeats(request.out, {}, planned)
+        deadline = None if request.max_minutes is None else time.monotonic() + 60 * request.max_minutes
+        _write_repeats(repeats, seeds)
+        for seed in seeds:
+            single = _with_seed(request, seed)
+            is_kept = folder.is_done(seed) or not request.overwrite
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
+            # A finished run takes no time, and is part of the summary.
+            if left is not None and left <= 0 and not (is_kept and RunFolder(single.out).done.exists()):
+                screen.note("the time limit is reached; run the training again to resume")
+                break
+            screen.note(f"seed {seed} ({seed - seeds[0] + 1} of {planned})")
+            run = _train(dataclasses.replace(single, max_minutes=left, overwrite=not is_kept), screen)
+            assert run is not None  # not a dry run
+            if run.finished:
+                repeats = dataclasses.replace(repeats, runs={**repeats.runs, seed: run})
+                _write_repeats(repeats, seeds)
+                folder.done(seed)
+        if repeats.finished:
+            folder.complete()
     return repeats
 
 
-def _check_repeats_folder(folder: Path) -> None:
-    """Raise `OutputError` unless the folder is new, empty, or contains repeated runs."""
-    if not folder.exists() or (folder / REPEATS).is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        what = "a single run" if RunFolder(folder).recipe.is_file() else "something else"
-        raise OutputError(f"this folder contains {what}", where=folder, remedy="choose another `out`")
+def _with_seed(request: _Request, seed: int) -> _Request:
+    recipe = request.recipe
+    seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+    return dataclasses.replace(request, recipe=seeded, out=request.out / f"seed_{seed}")
 
 
-def _write_repeats(repeats: Repeats, first_seed: int) -> None:
-    seeds = range(first_seed, first_seed + repeats.planned)
+def _write_repeats(repeats: Repeats, seeds: Sequence[int]) -> None:
     runs = [
         {
             "seed": seed,

@@ -282,10 +282,13 @@ class OutputFolder:
         """The folder for the records of this job, after `start`."""
         return self.root / CONTROL / PROGRESS
 
+    def root_of(self, claim: Claim | None) -> Path:
+        """Where the files of ``claim`` or of ``pending`` are."""
+        return self.path / CONTROL / NEW if claim is not None and claim is self.pending else self.path
+
     def progress_of(self, claim: Claim | None) -> Path:
         """The records of ``claim`` or of ``pending``; the folder need not exist."""
-        is_pending = claim is not None and claim is self.pending
-        return self.path / (f"{CONTROL}/{NEW}/" if is_pending else "") / CONTROL / PROGRESS
+        return self.root_of(claim) / CONTROL / PROGRESS
 
     def place(self, path: Path) -> Path:
         """Where a file or folder below ``root`` will be when the result is complete."""

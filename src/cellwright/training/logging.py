@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cellwright.core.errors import FormatError, RecipeError
 from cellwright.core.events import emit, json_line
-from cellwright.core.files import output_error, write_text
+from cellwright.core.files import output_error, read_text, write_text
 from cellwright.core.text import printable
 from cellwright.training.environment import peak_memory_mb
 from cellwright.training.pace import Pace
@@ -113,6 +115,7 @@ class StepLog:
         """
         self.path, self._step, self._tensorboard = path, step, tensorboard
         kept = _read_rows(path, step) if step else []
+        self.n_lost = step - len(kept)
         self._columns = list(dict.fromkeys(name for row in kept for name in row)) or ["step"]
         # The row of ``step`` itself may still get metrics: the run may have ended between step and evaluation. It stays
         # in the file until then, as this call may be killed before its first step.
@@ -125,7 +128,10 @@ class StepLog:
 
     def recent(self, column: str, n: int) -> list[float]:
         """The last values of a column before this log was continued, up to ``n``, of at most 20."""
-        return [float(value) for value in self._recent.get(column, [])][-n:]
+        values = self._recent.get(column, [])[-n:]
+        with suppress(ValueError):
+            return [float(value) for value in values]
+        return []  # a damaged log
 
     def __enter__(self) -> Self:
         return self
@@ -154,8 +160,12 @@ class StepLog:
             self._tensorboard.add(self._step, values)
 
     def flush(self) -> None:
-        """Write the open row to disk."""
+        """Write the open row, and have everything on the disk."""
         self._write_open_row()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise output_error(self.path, error) from error
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -200,15 +210,23 @@ class StepLog:
 
 
 def _read_rows(path: Path, step: int) -> list[dict[str, str]]:
-    """The complete rows up to ``step``; none if there is no file."""
+    """The complete rows up to ``step``, one per step; none if there is no file."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     complete = text[: text.rfind("\n") + 1]  # a process killed while writing leaves an incomplete line
-    rows = list(csv.DictReader(io.StringIO(complete)))
-    if any(not row.get("step", "").isdigit() for row in rows):
-        raise FormatError("not a training log", where=path, remedy="move the file away; the run then starts a new log")
-    return [row for row in rows if int(row["step"]) <= step]
+    rows: dict[int, dict[str, str]] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(complete), strict=True):
+            if None in row or None in row.values():
+                raise ValueError(f"row {row.get('step')!r} has another number of columns")
+            rows[int(row["step"])] = row
+        if list(rows) != sorted(rows):
+            raise ValueError("the steps are not in order")
+    except (csv.Error, KeyError, ValueError) as error:
+        remedy = "move the file away; the run then starts a new log"
+        raise FormatError("not a training log", where=path, got=str(error), remedy=remedy) from error
+    return [row for number, row in rows.items() if number <= step]
 
 
 def check_tensorboard() -> None:

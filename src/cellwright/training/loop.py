@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, cast
@@ -21,11 +21,13 @@ from cellwright.config.training import TrainConfig
 from cellwright.core.errors import InputError, RecipeError, did_you_mean
 from cellwright.core.files import write_text
 from cellwright.core.interrupts import Interrupted
+from cellwright.core.text import count
 from cellwright.data.loader import WORKER_REMEDY, is_worker_failure
 from cellwright.models.contract import Network
 from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.models.weights.torch_io import save_model
 from cellwright.ops.batch import Batch
+from cellwright.training.checkpoint import Resumed, resume, save_checkpoint
 from cellwright.training.environment import Interruption, interruptible, reproducible
 from cellwright.training.logging import (
     Recorder,
@@ -39,7 +41,7 @@ from cellwright.training.optimiser import build_optimiser
 from cellwright.training.pace import Budget
 from cellwright.training.run_folder import Best, RunFolder, write_metrics
 from cellwright.training.schedule import Timeline, learning_rate
-from cellwright.training.state import TrainState, check_finite, load_checkpoint, newest_checkpoint, save_checkpoint
+from cellwright.training.state import Position, TrainState, check_finite
 from cellwright.training.step import diverged, take_step
 from cellwright.training.validation import Validation, count_patience, is_better, is_out_of_patience
 
@@ -61,11 +63,12 @@ class Training:
         network: its weights are changed in place; a resumed run replaces the initial ones.
         loader: batches for any step.
         config: optimiser, schedule, and how often to save and evaluate.
-        run: an opened run folder: log.csv, metrics.json, checkpoints, the best model and finally DONE are written here.
+        run: a run that was started; log.csv, metrics.json, checkpoints, the best model and finally DONE are written.
         info: the ``model.json`` of the best model, without its metrics.
         validation: the evaluation; None if there are no validation images, in which case the last model is the best.
         reporter: shows progress.
         device: where to train.
+        verify: raises `OutputError` if the folder of the run is no longer there; called before anything is written.
     """
 
     network: Network
@@ -76,6 +79,13 @@ class Training:
     validation: Validation | None = None
     reporter: Reporter = field(default_factory=SilentReporter)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    verify: Callable[[], None] = lambda: None
+
+    def save_checkpoint(self, state: TrainState) -> None:
+        """Write a checkpoint with the best model so far."""
+        self.verify()
+        best = self.run.model if state.position.best_step >= 0 else None
+        save_checkpoint(self.run.checkpoints, state, self.config.keep_checkpoints, best)
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,7 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
     config, run, reporter = training.config, training.run, training.reporter
     timeline = Timeline.of(config, training.loader.n_samples)
     state = TrainState.initial(training.network.to(training.device), config)
-    if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
-        load_checkpoint(checkpoint, state)
+    resumed = resume(run.checkpoints, state, run.model)
     first = state.position.step
     with (
         reproducible(state.position.threads, deterministic=config.deterministic and training.device.type == "cpu"),
@@ -141,8 +150,7 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
         reporter,
         interruptible() as interruption,
     ):
-        if checkpoint is not None:
-            reporter.note(f"resuming from step {first} ({checkpoint.name})")
+        _report_resume(resumed, state, log, reporter, training)
         n_due = partial(timeline.n_due, every=config.evaluate_every)
         recorder = Recorder(log, reporter, timeline.total_steps, n_due, training.device)
         estimate = partial(_expected_evaluation_s, training, state)
@@ -152,7 +160,7 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
         except KeyboardInterrupt:
             if not interruption.hurried:
                 recorder.flush()
-                save_checkpoint(run.checkpoints, state, config.keep_checkpoints)
+                training.save_checkpoint(state)
             raise
         except RuntimeError as error:  # may come in the middle of a step, so the state is not saved
             if not is_worker_failure(error):
@@ -194,7 +202,7 @@ def _run_steps(
         last = last or is_out_of_patience(position, config)
         if last or timeline.is_due(position.step, config.checkpoint_every):
             recorder.flush()
-            save_checkpoint(training.run.checkpoints, state, config.keep_checkpoints)
+            training.save_checkpoint(state)
         if last:
             return
         started = time.perf_counter()
@@ -241,12 +249,33 @@ def _evaluate_and_keep_best(
                 count_patience(position, name, metrics[name])
         if not metrics or is_better(name, metrics[name], position.best_metrics.get(name)):
             finite = {key: value for key, value in shown.items() if math.isfinite(value)}
+            training.verify()
             save_model(training.run.model, network.state_dict(), replace(training.info, metrics=finite))
             position.best_step, position.best_metrics = position.step, metrics
     position.evaluated_step, position.metrics = position.step, metrics
     if metrics:
         recorder.evaluation(position.step, metrics, time.perf_counter() - started, shown)
-    write_metrics(training.run, position.step, metrics, Best(position.best_step, name, position.best_metrics))
+    _write_metrics(training, position)
+
+
+def _write_metrics(training: Training, position: Position) -> None:
+    best = Best(position.best_step, training.config.best_metric, position.best_metrics)
+    write_metrics(training.run, position.evaluated_step, position.metrics, best)
+
+
+def _report_resume(resumed: Resumed, state: TrainState, log: StepLog, reporter: Reporter, training: Training) -> None:
+    """Say where training goes on, and what is lost; ``metrics.json`` becomes that of this step."""
+    for problem in resumed.damaged:
+        reporter.note(f"warning: {problem}; it is removed")
+    step = state.position.step
+    if resumed.path is not None:
+        reporter.note(f"resuming from step {step} ({resumed.path.name})")
+    elif resumed.damaged:
+        reporter.note("training starts again from the first step")
+    if log.n_lost:
+        reporter.note(f"warning: {log.path.name} lacks {count(log.n_lost, 'step')} of the {step} done before")
+    if state.position.evaluated_step >= 0:
+        _write_metrics(training, state.position)
 
 
 def _check_has_best_metric(name: str, metrics: dict[str, float]) -> None:

@@ -25,7 +25,7 @@ from cellwright.core.files import read_json, write_json, write_text
 from cellwright.core.scores import shown_score
 
 SCHEMA_VERSION = 1
-WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
+MODEL_FILES = WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
 BUNDLED = ("nuclei",)
 """Names of the bundled pretrained models, the folders of the package's ``weights/``."""
 BUNDLED_ROOT = Path(__file__).parents[2] / "weights"
