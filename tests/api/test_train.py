@@ -19,10 +19,10 @@ from cellwright.api import evaluate
 from cellwright.api import train as api
 from cellwright.api.train import Repeats, Run, TrainPlan, load_recipe, run
 from cellwright.config import recipe as recipes
+from cellwright.core.claim import Claim
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, ModelError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_text
-from cellwright.core.output_folder import Claim
 from cellwright.core.progress import SILENT, ProgressReporter, no_progress
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import WriteOptions

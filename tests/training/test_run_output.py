@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cellwright.core.claim import CONTROL
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import OutputError
 from cellwright.core.instances import Instances
-from cellwright.core.output_folder import CONTROL, NEW
+from cellwright.core.output_folder import NEW
 from cellwright.data.identity import Identity
 from cellwright.training.run_folder import RunFolder
 from cellwright.training.run_output import RunOutput

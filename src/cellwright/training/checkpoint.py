@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cellwright.core.claim import files_below
 from cellwright.core.errors import FormatError, InputError, ModelError
 from cellwright.core.file_identity import FileIdentity, digest_of
 from cellwright.core.files import atomic_path, output_error, read_json, write_json
-from cellwright.core.output_folder import files_below
 from cellwright.models.weights.model_folder import MODEL_FILES, WEIGHTS, read_model_info
 from cellwright.models.weights.torch_io import save_tensors
 from cellwright.training.run_folder import finite_or_none

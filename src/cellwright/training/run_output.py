@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.claim import Claim, Files, files_below, remove_ours
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.file_identity import digest_of
 from cellwright.core.files import output_error, read_json, read_text, write_json, write_text
-from cellwright.core.output_folder import Claim, Files, OutputFolder, files_below, remove_ours
+from cellwright.core.output_folder import OutputFolder
 from cellwright.core.text import listed
 from cellwright.data.identity import Identity
 from cellwright.training.run_folder import CURVES, REPEATS, SCHEMA_VERSION, RunFolder
