@@ -289,14 +289,16 @@ def _read_best(folder: Path) -> object:
 def _check_run(folder: Path) -> object:
     """As ``train`` finds out whether it resumes a run."""
     from cellwright.core.files import read_json
-    from cellwright.training.run_folder import RunFolder, check_run_folder, recorded_identity
+    from cellwright.training.run_folder import RunFolder
+    from cellwright.training.run_output import RunOutput
 
-    run, whole = RunFolder(folder), RunFolder(Path("run").resolve())
-    environment, identity = read_json(whole.environment), recorded_identity(whole)
-    check_run_folder(run, whole.recipe.read_text(), environment, identity, overwrite=False)
+    whole = RunFolder(Path("run").resolve())
+    recipe, environment = whole.recipe.read_text(), read_json(whole.environment)
+    identity = RunOutput(whole.root).recorded_identity()
+    RunOutput(folder).examine(recipe, environment, identity)
     environment["inputs"]["data"] = "other"
     with _expected_refusal():
-        check_run_folder(run, whole.recipe.read_text(), environment, identity, overwrite=False)
+        RunOutput(folder).examine(recipe, environment, identity)
     return None
 
 
@@ -307,7 +309,7 @@ class _expected_refusal:  # noqa: N801 - used like contextlib.suppress
 
 
 def _read_checkpoint(name: str, folder: Path) -> object:
-    from cellwright.training.state import load_checkpoint
+    from cellwright.training.checkpoint import load_checkpoint
 
     load_checkpoint(folder / name, _train_state())
     return None
