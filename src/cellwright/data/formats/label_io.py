@@ -19,6 +19,7 @@ from cellwright.core.files import atomic_path, plain_suffix
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
 from cellwright.core.unpickle import read_npy_object
+from cellwright.data.images.planes import check_stored
 from cellwright.data.images.raster import decode_png, open_pillow, read_file
 from cellwright.data.images.tiff import check_claim, open_tiff
 
@@ -186,7 +187,6 @@ def _decode(path: Path) -> np.ndarray:
 
 def _decode_tiff(path: Path) -> np.ndarray:
     with open_tiff(path) as tif:
-        size = tif.filehandle.size
         if not tif.series:
             raise FormatError("this label image has no pixels", where=path, remedy="save it again, or remove it")
         series = tif.series[0]
@@ -202,15 +202,8 @@ def _decode_tiff(path: Path) -> np.ndarray:
                 remedy="save the labels as a single-channel 2-D image",
             )
         check_claim(math.prod(series.shape) * series.dtype.itemsize, path)
-        pages: Any = series.pages
-        for page in pages:
-            ends = [
-                int(offset) + int(count) for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-            ]
-            if max(ends, default=0) > size:
-                raise FormatError(
-                    "this label image is truncated", where=path, got=f"{size} bytes", expected=f"{max(ends)} bytes"
-                )
+        for page in series.pages:
+            check_stored(tif, page)
         data = series.asarray()
         if not colours:
             return data.reshape(_sides(series.shape))

@@ -125,12 +125,6 @@ class PagePlane:
         if self._mapped is None:
             check_memory(2 * n_bytes, "a strip or tile of this image", where=self._path)
         _ = self._decode, self.page.jpegtables, self._key.jpegheader
-        needed = math.prod(self._grid) * (1 if self._key.planarconfig == 1 else self._key.samplesperpixel)
-        if self._mapped is None and len(self.page.dataoffsets) < needed:
-            what = f"{len(self.page.dataoffsets)} strips or tiles"
-            raise FormatError(
-                "this image is truncated", where=self._path, got=what, expected=f"{needed}", remedy=_REMEDY
-            )
 
     @property
     def tile_hw(self) -> tuple[int, int] | None:
@@ -297,11 +291,16 @@ def check_stored(tif: tifffile.TiffFile, page: Any) -> None:
 
 
 def check_ends(tif: tifffile.TiffFile, page: Any) -> None:
-    """Raise `FormatError` if strips or tiles of a page lie beyond the end of the file, or none is stored."""
+    """Raise `FormatError` if strips or tiles of a page lie beyond the end of the file, or are too few."""
     segments = [(int(start), int(size)) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
     end = max((start + size for start, size in segments), default=0)
     if end > tif.filehandle.size or not any(size for _, size in segments):
         raise truncated(tif, max(end, tif.filehandle.size + 1))
+    needed = math.prod(page.keyframe.chunked)
+    if not page.keyframe.is_final and len(segments) < needed:
+        got = f"{len(segments)} strips or tiles"
+        where = tif.filehandle.path
+        raise FormatError("this image is truncated", where=where, got=got, expected=f"{needed}", remedy=_REMEDY)
 
 
 def truncated(tif: tifffile.TiffFile, end: int) -> FormatError:
