@@ -171,7 +171,11 @@ def _folder_in_zip(path: Path) -> str:
 
 
 def check_chunks(array: Any, path: Path) -> None:
-    """Raise `InputError` for chunks that need more memory than there is."""
+    """Raise `InputError` for chunks that need more memory than there is, `FormatError` for chunks that are programs."""
+    codecs = [*(getattr(array.metadata, "filters", None) or ()), getattr(array.metadata, "compressor", None)]
+    if any("pickle" in str(getattr(codec, "codec_id", "")) for codec in codecs):
+        expected = "numbers, compressed or not"
+        raise FormatError("this array is stored as pickles, which are not read", where=path, expected=expected)
     check_memory(2.0 * math.prod(array.chunks) * array.dtype.itemsize, "a chunk of this image", where=path)
 
 
