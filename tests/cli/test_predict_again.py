@@ -115,3 +115,18 @@ def test_images_that_differ_only_in_their_extension_keep_it(
     assert "(grey1.tif_masks.tif)" in shown
     names = sorted(path.name for path in (tmp_path / "out").glob("*_masks.tif"))
     assert names == ["grey0_masks.tif", "grey1.tif_masks.tif", "grey1.tiff_masks.tif"]
+
+
+def test_what_nobody_chose_is_the_models_own(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in images.glob("two*"):
+        path.unlink()
+    assert predict(images, tmp_path / "out") == 0
+    assert predict(images, tmp_path / "out", "--score", "0.6", "--min-area", "9") == 2
+    shown = capsys.readouterr().err
+    assert "--score 0.6 instead of the model's own 0.3" in shown
+    assert "--min-area 9 instead of the model's own 0" in shown
+    assert predict(images, tmp_path / "chosen", "--score", "0.6") == 0
+    assert predict(images, tmp_path / "chosen") == 2
+    assert "--score the model's own 0.3 instead of 0.6" in capsys.readouterr().err

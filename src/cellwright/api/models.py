@@ -55,6 +55,7 @@ class Model:
     predictor: predicts all objects. options: which of them are kept; `cellwright tune` sets those of a tuned model.
     tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views: as given
     to `with_options`, and the views of a tuned model. trained_on: digests of its training images, as far as known.
+    own: the options before `with_options` changed them; None if it did not.
 
     >>> import cellwright as cw, numpy as np
     >>> model = cw.load_model("classical")
@@ -76,6 +77,7 @@ class Model:
     diameter: float | None = None
     views: str | None = None
     trained_on: tuple[str, ...] = ()
+    own: PredictOptions | None = None
 
     @overload
     def predict(
@@ -257,9 +259,15 @@ class Model:
             self,
             predictor=predictor,
             options=dataclasses.replace(self.options, **changes),
+            own=self.own_options,
             diameter=self.diameter if diameter is None else diameter,
             views=self.views if views is None else views if isinstance(views, str) else repr(list(views)),
         )
+
+    @property
+    def own_options(self) -> PredictOptions:
+        """Which objects are kept unless options are chosen."""
+        return self.options if self.own is None else self.own
 
     @property
     def seen(self) -> dict[str, Any]:
@@ -357,7 +365,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
     options = _tuned_options(model.options, info, name)
-    return dataclasses.replace(model, options=options, tuned_on=info.tuned_on, trained_on=info.trained_on)
+    return dataclasses.replace(model, options=options, own=None, tuned_on=info.tuned_on, trained_on=info.trained_on)
 
 
 def as_model(model: ModelLike, *, device: str = "auto") -> Model:

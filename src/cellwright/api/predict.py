@@ -337,6 +337,7 @@ def _job(
         predicting={"diameter": model.diameter, "views": model.views},
         save=save,
         info=model.seen,
+        own=model.own_options,
     )
 
 

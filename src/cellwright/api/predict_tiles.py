@@ -77,7 +77,7 @@ class TileRequest:
 
     def as_values(self, model: Model) -> dict[str, Any]:
         """What identifies the job besides the image, as JSON values."""
-        options = dataclasses.asdict(model.options) | {
+        options = model.options.as_values() | {
             "diameter": model.diameter,
             "views": model.views,
             "reading": dict(self.reading),
@@ -238,7 +238,7 @@ def predict_tiles(
     old = ours(output)
     if before is None and old and not overwrite:
         refuse_other(output, ["it has predictions of another kind"], unfinished=not output.is_complete)
-    differences = [] if before is None else changed(before, described, values)
+    differences = [] if before is None else changed(before, described, values, model.own_options)
     if overwrite:
         claim, before = (None, None) if differences else (claim, before)
         output.check_replaceable([] if source.path is None else [source.path], old)

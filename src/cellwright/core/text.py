@@ -26,15 +26,21 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun if n == 1 else plural(noun)}"
 
 
-def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+def differences(
+    now: Mapping[str, Any], before: Mapping[str, Any], own: Mapping[str, Any] | None = None
+) -> list[str]:
     """The options that differ, one part of a sentence each; names of parameters are in backticks.
+
+    own: values that nobody chose, because they are those of the model.
 
     >>> differences({"score": 0.25, "views": None}, {"score": 0.5, "views": None, "save": ["masks", "rois"]})
     ['`save` none instead of masks rois', '`score` 0.25 instead of 0.5']
+    >>> differences({"score": 0.6}, {"score": [0.310597]}, own={"score": [0.310597]})
+    ["`score` 0.6 instead of the model's own 0.311"]
     """
     names = sorted({*now, *before})
     pairs = {name: (now.get(name), before.get(name)) for name in names}
-    return [_difference(name, new, old) for name, (new, old) in pairs.items() if new != old]
+    return [_difference(name, new, old, (own or {}).get(name)) for name, (new, old) in pairs.items() if new != old]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -46,16 +52,20 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:_N_NAMED]) + (", ..." if len(names) > _N_NAMED else "")
 
 
-def _difference(name: str, new: Any, old: Any) -> str:
+def _difference(name: str, new: Any, old: Any, own: Any) -> str:
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         return f"`{name}`"  # such as a calibration: too long to be shown
-    return f"`{name}` {_shown(new)} instead of {_shown(old)}"
+    shown = [
+        f"the model's own {_shown(value, '.3g')}" if own is not None and value == own else _shown(value)
+        for value in (new, old)
+    ]
+    return f"`{name}` {shown[0]} instead of {shown[1]}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, number: str = "g") -> str:
     if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value)) or "none"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        return " ".join(_shown(one, number) for one in value) or "none"
+    return "none" if value is None else f"{value:{number}}" if isinstance(value, float) else str(value)
 
 
 # Control characters but tab and newline, halves of surrogate pairs, and characters that reorder text.

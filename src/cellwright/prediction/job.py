@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,9 +34,6 @@ ENDINGS: dict[str, str] = {**EDITABLE, "overlay": "_overlay.png", "measurements"
 SeeImage = Callable[[Path], tuple[Image, Image]]
 """Reads an image as the job does: all channels, and those that the predictor sees."""
 
-# What a user calls the options that are named otherwise here.
-_PARAMETERS = {"score_threshold": "score", "min_area_px": "min_area"}
-
 
 @dataclass(frozen=True)
 class Job:
@@ -46,7 +43,7 @@ class Job:
     images are read (channel, z, t, series, pixel size). predicting: further options of the predictor (diameter, views).
     save: the files per image. ring_px: width of the ring in which background is measured; None: it is not. info:
     further facts for predictions.json (JSON values), which do not identify the job.
-    made_by: what ``model`` identifies.
+    made_by: what ``model`` identifies. own: options that were not chosen but are the model's own, for messages.
     """
 
     sources: tuple[Source, ...]
@@ -60,6 +57,7 @@ class Job:
     ring_px: int | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = "the model"
+    own: PredictOptions | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.save if name not in SAVES]
@@ -70,11 +68,11 @@ class Job:
 
     def request(self) -> dict[str, Any]:
         """What identifies the job, apart from the images: JSON values."""
-        options = {**asdict(self.options), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
+        options = {**self.options.as_values(), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
         return {
             "model": digest_of(repr((self.model, self.class_names))),
             "recipe": digest_of(self.recipe_yaml),
-            "options": plain({_PARAMETERS.get(name, name): value for name, value in options.items()}),
+            "options": plain(options),
             "reading": plain({name: value for name, value in self.reading.items() if value is not None}),
         }
 
@@ -90,7 +88,8 @@ def changes(
     """
     now, sources = job.request(), {source.id: source for source in job.sources}
     found = [name for key, name in _named(job).items() if now[key] != request.get(key)]
-    found += differences(now["options"], _options(request, "options"))
+    own = {} if job.own is None else job.own.as_values()
+    found += differences(now["options"], _options(request, "options"), own)
     missing = [name for name in done if name not in sources]
     if missing:
         found.append(f"the images: {count(len(missing), 'image')} fewer ({listed(missing)})")

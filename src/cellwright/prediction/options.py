@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from cellwright.core.errors import UsageError
+from cellwright.core.events import plain
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.scores import Calibration, ScoreThreshold, reaches_threshold
 from cellwright.prediction.record import Prediction
+
+# What a user calls the options that are named otherwise here.
+_PARAMETERS = {"score_threshold": "score", "min_area_px": "min_area"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class PredictOptions:
         for name, value, fits, expected in limits:
             if not fits:
                 raise UsageError(f"`{name}` is out of range", got=value, expected=expected)
+
+    def as_values(self) -> dict[str, Any]:
+        """The options as JSON values, under the names that users know."""
+        values = plain(asdict(self))
+        return {_PARAMETERS.get(name, name): value for name, value in values.items()}
 
     def calibrated(self, objects: Instances) -> Instances:
         """The objects, best first, with calibrated scores."""

@@ -26,6 +26,7 @@ from cellwright.core.output_folder import OutputFolder
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count, differences
 from cellwright.data.images.source import ImageSource
+from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_objects_table, write_outlines
 from cellwright.prediction.tiling.grid import Grid
@@ -146,13 +147,16 @@ class Running:
         return [tile for tile in tiles if tile % n == part - 1]
 
 
-def changed(job: JobFacts, source: Mapping[str, Any], request: Mapping[str, Any]) -> list[str]:
-    """What of a request differs from that of a job, in words."""
+def changed(
+    job: JobFacts, source: Mapping[str, Any], request: Mapping[str, Any], own: PredictOptions | None = None
+) -> list[str]:
+    """What of a request differs from that of a job, in words. own: options that are the model's own."""
     found = []
     if source["fingerprint"] != job.source.get("fingerprint"):
         found.append("the image")
     before, now = dict(job.request), dict(request)
-    options = differences(now.pop("options", {}), before.pop("options", {}))
+    known = {} if own is None else own.as_values()
+    options = differences(now.pop("options", {}), before.pop("options", {}), known)
     return found + [name for name in {**before, **now} if before.get(name) != now.get(name)] + options
 
 
