@@ -117,9 +117,7 @@ def test_images_that_differ_only_in_their_extension_keep_it(
     assert names == ["grey0_masks.tif", "grey1.tif_masks.tif", "grey1.tiff_masks.tif"]
 
 
-def test_what_nobody_chose_is_the_models_own(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_nobody_chose_is_the_models_own(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in images.glob("two*"):
         path.unlink()
     assert predict(images, tmp_path / "out") == 0

@@ -26,9 +26,7 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun if n == 1 else plural(noun)}"
 
 
-def differences(
-    now: Mapping[str, Any], before: Mapping[str, Any], own: Mapping[str, Any] | None = None
-) -> list[str]:
+def differences(now: Mapping[str, Any], before: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> list[str]:
     """The options that differ, one part of a sentence each; names of parameters are in backticks.
 
     own: values that nobody chose, because they are those of the model.
