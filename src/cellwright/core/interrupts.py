@@ -72,7 +72,7 @@ class SignalHandler:
         def again() -> None:
             time.sleep(_RETRY_S)
             self._retrying = True
-            number = self.received or signal.SIGINT
+            number = signal.Signals(self.received or signal.SIGINT)
             if hasattr(signal, "pthread_kill"):  # also ends waiting, for a file or a process
                 signal.pthread_kill(main, number)
             else:

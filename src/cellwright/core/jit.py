@@ -24,7 +24,7 @@ def njit(*, cache: Literal[True], nogil: bool = False) -> Callable[[Callable[...
     """A decorator as numba's ``njit(cache=True)``."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(nogil=nogil)(function)
+        dispatcher: Any = numba.njit(nogil=nogil)(function)
         with suppress(RuntimeError):  # no place for a cache: compiled in each process
             dispatcher._cache = _Cache(function)
         return dispatcher
@@ -40,17 +40,19 @@ class _Locator(_CacheLocator):
         self._line = function.__code__.co_firstlineno
         self._py_file = function.__code__.co_filename  # named in numba's warnings
 
-    def get_cache_path(self) -> str:
+    def get_cache_path(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - numba has no types
         return str(self._path)
 
-    def get_source_stamp(self) -> str:
+    def get_source_stamp(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _digest_of_kernels()
 
-    def get_disambiguator(self) -> str:
+    def get_disambiguator(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return str(self._line)
 
     @classmethod
-    def from_function(cls, function: FunctionType, file: str) -> _Locator | None:
+    def from_function(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, function: FunctionType, file: str
+    ) -> _Locator | None:
         folder = code_folder()
         if folder is None:
             return None

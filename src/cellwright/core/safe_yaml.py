@@ -48,7 +48,8 @@ class _Loader(yaml.SafeLoader):
             name = key.value if isinstance(key, yaml.ScalarNode) and key.value != "<<" else None
             if name in known:
                 raise _problem(f"the key {name[:80]!r} occurs twice", key)
-            known |= {name} - {None}
+            if name is not None:
+                known.add(name)
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:

@@ -255,7 +255,7 @@ class DataUnpickler(pickle._Unpickler):
     def get_extension(self, code: int) -> None:
         raise Refused(f"the extension code {code}")
 
-    def persistent_load(self, pid: object) -> None:
+    def persistent_load(self, pid: object) -> object:
         raise Refused("a persistent reference")
 
     def load_reduce(self) -> None:

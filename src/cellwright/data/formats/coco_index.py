@@ -225,7 +225,7 @@ def read_sidecar(path: Path) -> CocoIndex | None:
 def _digest(*parts: bytes | np.ndarray) -> bytes:
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
-        digest.update(part)
+        digest.update(part if isinstance(part, bytes) else part.data)
     return digest.digest()
 
 

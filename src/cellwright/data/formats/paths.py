@@ -417,7 +417,8 @@ class GivenImages:
 
 def absolute_note(names: Sequence[str], paths: Sequence[Path | None], annotation: Path) -> tuple[Note, ...]:
     """One line about images that were found where an annotation file names them by absolute paths."""
-    named = [path for name, path in zip(names, paths, strict=True) if path == Path(name) and path.is_absolute()]
+    pairs = zip(names, paths, strict=True)
+    named = [path for name, path in pairs if path is not None and path == Path(name) and path.is_absolute()]
     if not named:
         return ()
     text = f"{count(len(named), 'image')} read from an absolute path in the annotations, such as {named[0]}"

@@ -130,7 +130,8 @@ class NetworkPredictor:
             detected = self.network.detect(stacked, input_hws, [images[k].image_hw for k in shown])
             for k, instances in zip(shown, detected, strict=True):
                 results[k] = instances
-        return [self._prediction(own, *facts) for own, (_, *facts) in zip(results, inputs, strict=True)]
+        facts = [(diameter, notes) for _, diameter, notes in inputs]
+        return [self._prediction(own, *of_image) for own, of_image in zip(results, facts, strict=True)]
 
     def _predict_views(self, image: Image) -> Prediction:
         assert isinstance(self.network, DetectsViews)  # checked by `with_views`

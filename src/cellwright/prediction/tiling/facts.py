@@ -117,7 +117,8 @@ def find_facts(
     if estimated:
         estimate = Estimate(None, is_noise=True) if rounding else _estimate(source, facts, config, detect)
     is_noise = estimate.is_noise
-    diameter = Diameter.of(estimate.px, source.image_hw, config, estimated=estimated, is_noise=is_noise)
+    # Tiles are enlarged one by one, so that the limit for whole images does not apply.
+    diameter = Diameter.of(estimate.px, (1, 1), config, estimated=estimated, is_noise=is_noise)
     notes = (*notes, *noise_notes(is_noise=is_noise, rounding=rounding))
     height, width = (max(1, int(side * diameter.scale + 0.5)) for side in source.image_hw)
     return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)

@@ -52,9 +52,9 @@ class SeamReport:
         inside_far = shares[1] + shares[3] - shares[1] * shares[3] - inside_near
         a, b = (np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in (near, far))
         logs = np.log(np.concatenate([a, b])) if len(a) + len(b) else np.zeros(1)
-        medians = (float(np.median(part)) if len(part) else math.nan for part in (a, b))
+        near_median, far_median = (float(np.median(part)) if len(part) else math.nan for part in (a, b))
         share = inside_near / inside_far if inside_far > 0 else math.nan
-        return SeamReport(len(a), len(b), share, *medians, float(logs.std()))
+        return SeamReport(len(a), len(b), share, near_median, far_median, float(logs.std()))
 
     @property
     def density_ratio(self) -> float:
