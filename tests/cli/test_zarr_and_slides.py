@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import drawn_images as drawn
 import numpy as np
 import pytest
 import tifffile
 from drawn import run
+from drawn_zarr import write
 
 import cellwright as cw
 
 pytest.importorskip("zarr")
 pytest.importorskip("openslide")
-sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "images"))
-import drawn_images as drawn
-from test_zarr import write
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from drawn_zarr import write
 from numpy.testing import assert_array_equal
 
 import cellwright as cw
@@ -21,41 +21,6 @@ from cellwright.data.images.source import open_image
 zarr = pytest.importorskip("zarr")
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 60000, (2, 3, 4, 70, 90)).astype(np.uint16)  # T, C, Z, Y, X
-KINDS = {"t": "time", "c": "channel"}
-
-
-def write(
-    path: Path,
-    data: np.ndarray,
-    axes: str,
-    *,
-    version: str = "0.4",
-    unit: str | None = "micrometer",
-    scale: float = 0.5,
-    channels: list[dict[str, Any]] | None = None,
-    chunks: tuple[int, ...] | None = None,
-    n_levels: int = 2,
-) -> Path:
-    """An OME-Zarr image with levels of half the size."""
-    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
-    datasets = []
-    for level in range(n_levels):
-        part = data[..., :: 2**level, :: 2**level]
-        chunk = chunks or (*(1,) * (data.ndim - 2), 32, 40)
-        array = group.create_array(str(level), shape=part.shape, chunks=chunk, dtype=part.dtype)
-        array[...] = part
-        scales = [scale * 2**level if axis in "yx" else 1.0 for axis in axes]
-        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scales}]})
-    named: list[Any] = [
-        {"name": axis, "type": KINDS.get(axis, "space")} | ({"unit": unit} if unit and axis in "zyx" else {})
-        for axis in axes
-    ]
-    multiscale: dict[str, Any] = {"version": version, "datasets": datasets, "name": "field"}
-    if version not in ("0.1", "0.2"):
-        multiscale["axes"] = list(axes) if version == "0.3" else named
-    metadata: dict[str, Any] = {"multiscales": [multiscale]} | ({"omero": {"channels": channels}} if channels else {})
-    group.attrs.update({"ome": metadata | {"version": version}} if version == "0.5" else metadata)
-    return path
 
 
 DAPI = [{"label": "DAPI", "color": "0000FF"}, {"label": "actin", "color": "00FF00"}, {"label": "tubulin"}]
