@@ -89,7 +89,10 @@ def _read_hdf5(path: Path, names: Sequence[str]) -> dict[str, Any]:
             n_bytes = math.prod(stored.shape) * stored.dtype.itemsize
             if n_bytes > _MAX_RATIO * path.stat().st_size:
                 got = f"{n_bytes:.3g} bytes in a file of {path.stat().st_size}"
-                raise FormatError("a variable is too large for its file", where=f"{path}, {name}", got=got)
+                remedy = "get a fresh copy, or save it in MATLAB with save(..., '-v7')"
+                raise FormatError(
+                    "a variable is too large for its file", where=f"{path}, {name}", got=got, remedy=remedy
+                )
             check_memory(n_bytes, "this variable", where=f"{path}, {name}")
             # MATLAB stores the first axis as the last one; what h5py writes by itself has no class.
             values = np.asarray(stored[()])
