@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cellwright.api.evaluate import evaluate
     from cellwright.api.fuse import fuse
-    from cellwright.api.job import Job
     from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
     from cellwright.api.predict import predict_folder
+    from cellwright.api.predict_tiles import predict_tiles
     from cellwright.api.read import open_image, read_dataset, read_image, read_instances
     from cellwright.api.save import save
     from cellwright.api.show import show
+    from cellwright.api.tile_jobs import Job
     from cellwright.api.train import Run, train
     from cellwright.api.tune import tune
     from cellwright.core.dataset import Dataset, Sample
@@ -83,6 +84,7 @@ __all__ = [
     "measure",
     "open_image",
     "predict_folder",
+    "predict_tiles",
     "read_dataset",
     "read_image",
     "read_instances",
@@ -102,7 +104,7 @@ _HOMES = {
     "InputError": "core.errors",
     "Instances": "core.instances",
     "MaskSet": "core.masks",
-    "Job": "api.job",
+    "Job": "api.tile_jobs",
     "Model": "api.models",
     "ModelError": "core.errors",
     "OutputError": "core.errors",
@@ -126,6 +128,7 @@ _HOMES = {
     "measure": "api.measure",
     "open_image": "api.read",
     "predict_folder": "api.predict",
+    "predict_tiles": "api.predict_tiles",
     "read_dataset": "api.read",
     "read_image": "api.read",
     "read_instances": "api.read",

@@ -21,7 +21,7 @@ FILES = "the function returns its result; files are written by save, Report.save
 READ = "read the image with read_image(path, z=...), or the annotations with read_dataset"
 LOADED = "load_model"
 OPTIONS = "Model.with_options, or Model.predict"
-JOBS = "Model.predict with out"
+JOBS = "predict_tiles"
 ONE_RUN = "call it once per seed: set=['train.seed=1']"
 # Reasons why a parameter of a function is no option of the command line.
 ARRAYS = "names for arrays, which have none"
@@ -33,11 +33,19 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["tile", "roi", "labels", "workers", "shard", "dask"], JOBS),
         "device": LOADED,
     },
+    "predict_tiles": {
+        **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
+        **dict.fromkeys(["z", "t", "series", "pixel_size"], "open_image"),
+        **dict.fromkeys(["sources", "split", "save", "fail_fast", "fuse", "weights"], "for one image and one model"),
+        "device": LOADED,
+    },
     "Model.predict": {
-        **dict.fromkeys(["save", "fail_fast"], FILES),
+        **dict.fromkeys(["tile", "roi", "labels", "workers", "shard", "dask"], JOBS),
+        **dict.fromkeys(["save", "out", "overwrite", "fail_fast"], FILES),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "split"], READ),
         **dict.fromkeys(["model", "device"], LOADED),
         **dict.fromkeys(["fuse", "weights"], "predict with each model, then fuse"),
+        "ring": "measure(cells, image, ring=...)",
     },
     "fuse": {
         **dict.fromkeys(["save", "out", "overwrite"], FILES),
@@ -59,9 +67,9 @@ COMMAND_LINE_ONLY = {
     "train": {"repeat": ONE_RUN, **dict.fromkeys(["format", "z", "t", "series"], READ)},
     "tune": dict.fromkeys(["format", "z", "t", "series"], READ),
 }
-# Parameters of Model.predict for jobs.
-JOB = ("out", "tile", "roi", "labels", "workers", "shard", "dask", "ring", "overwrite")
+FOR_JOBS = ("tile", "roi", "labels", "workers", "shard", "dask")
 PYTHON_ONLY = {
+    "predict_tiles": {"image": "the only one of the sources"},
     "predict_folder": {"reading": "z, t, series and pixel_size in one"},
     "evaluate": dict.fromkeys(["class_names", "image_ids"], ARRAYS),
     "measure": {"class_names": ARRAYS},
@@ -71,6 +79,7 @@ RENAMED = {"sources": "images", "data": "truth", "images": "image", "predictions
 
 PAIRS = [
     ("predict_folder", PredictPlan, cw.predict_folder),
+    ("predict_tiles", PredictPlan, cw.predict_tiles),
     ("Model.predict", PredictPlan, cw.Model.predict),
     ("fuse", FusePlan, cw.fuse),
     ("evaluate", EvaluatePlan, cw.evaluate),
@@ -103,5 +112,8 @@ def test_defaults_are_the_same(name: str, plan: type, function: Callable) -> Non
 
 def test_with_options_takes_what_predict_takes() -> None:
     options = inspect.signature(cw.Model.with_options).parameters.keys()
-    assert inspect.signature(cw.Model.predict).parameters.keys() - options == {"images", "channel", *JOB}
-    assert set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "device", *JOB} <= options
+    assert inspect.signature(cw.Model.predict).parameters.keys() - options == {"images", "channel"}
+    assert (
+        set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "device"} - set(FOR_JOBS)
+        <= options
+    )

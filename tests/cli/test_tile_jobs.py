@@ -163,7 +163,8 @@ def test_a_killed_job_goes_on_to_the_same_bytes(job: Path, tmp_path: Path) -> No
 
 def test_python_runs_the_same_job(job: Path, tmp_path: Path) -> None:
     source = cw.open_image(job.parent / "field.tif")
-    found = cw.load_model("nuclei").predict(source, diameter=24, out=tmp_path / "job", tile=160, labels="tiff")
+    model = cw.load_model("nuclei").with_options(diameter=24)
+    found = cw.predict_tiles(source, model=model, out=tmp_path / "job", tile=160, labels="tiff")
     assert (found.n_tiles, found.n_left, found.is_complete) == (len(list((job / "tiles").iterdir())), 0, True)
     assert len(found.objects()) == found.n_objects
     assert (tmp_path / "job" / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()

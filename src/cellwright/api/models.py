@@ -23,7 +23,6 @@ from cellwright.data.views import View, as_views
 if TYPE_CHECKING:
     import torch
 
-    from cellwright.api.job import Job
     from cellwright.core.image import Image
     from cellwright.data.images.channels import ChannelChoice
     from cellwright.data.value_range import TrainingValues
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from cellwright.prediction.options import PredictOptions
     from cellwright.prediction.predictor import FilteredPredictor, Predictor
     from cellwright.prediction.record import Prediction
-    from cellwright.prediction.tiling.job import LabelKind
 
 # Models that have a name; a folder with such a name is given as ./name.
 NAMED_MODELS = {
@@ -105,29 +103,7 @@ class Model:
         max_objects: int | None = None,
         remove_border: bool | None = None,
     ) -> list[Instances]: ...
-    @overload
     def predict(
-        self,
-        images: ImageLike,
-        diameter: float | None = None,
-        views: Views | None = None,
-        *,
-        channel: ChannelChoice | None = None,
-        score: float | None = None,
-        min_area: int | None = None,
-        max_objects: int | None = None,
-        remove_border: bool | None = None,
-        out: str | Path,
-        tile: int | str = "auto",
-        roi: Sequence[tuple[int, int, int, int]] = (),
-        labels: LabelKind | None = None,
-        workers: int = 1,
-        shard: str | None = None,
-        dask: str | None = None,
-        ring: int | None = None,
-        overwrite: bool = False,
-    ) -> Job: ...
-    def predict(  # noqa: PLR0913 - the options of the command
         self,
         images,
         diameter=None,
@@ -138,19 +114,10 @@ class Model:
         min_area=None,
         max_objects=None,
         remove_border=None,
-        out=None,
-        tile="auto",
-        roi=(),
-        labels=None,
-        workers=1,
-        shard=None,
-        dask=None,
-        ring=None,
-        overwrite=False,
     ):
         """The objects of an image, best first, with ids 1..N and scores in [0, 1]; a list of images gives a list.
 
-        With ``out``, one image of any size is predicted tile by tile into a job folder, and a `Job` is returned.
+        For an image that is larger than memory see `predict_tiles`.
 
         Args:
             images: an `Image`, an array (H, W) or (H, W, C), a path, a PIL image or a torch tensor; or a list of them.
@@ -164,19 +131,9 @@ class Model:
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.
             remove_border: omit objects that touch the border of the image, which may be cut off.
-            out: folder of a job, for one image of any size: a path, an array, or a source (`open_image`). An
-                interrupted job resumes when it is called again. The parameters that follow are for jobs.
-            tile: side of the tiles, px at the network's scale; "auto" as the memory allows.
-            roi: only tiles in one of these regions (y0, x0, height, width), px of the image.
-            labels: "zarr" (OME-Zarr, the default where zarr is installed) or "tiff" (BigTIFF).
-            workers: processes that predict tiles. dask: address of a Dask scheduler, or "local".
-            shard: "i/n": only every n-th tile; the last of the n calls finishes the job.
-            ring: measure the background of each channel in a ring of this width around each object, px.
-            overwrite: replace another job in the folder, once the new one is complete.
 
         Returns:
             `Instances` of the image's size, or a list of them; an image without objects gives `Instances` of length 0.
-            A `Job` if ``out`` is given.
             A warning says what was assumed about an image: its channel, or the range of its values.
 
         Raises:
@@ -201,12 +158,6 @@ class Model:
             max_objects=max_objects,
             remove_border=remove_border,
         )
-        if out is not None:
-            from cellwright.api.predict_tiles import predict_job
-
-            running = {"workers": workers, "shard": shard, "dask": dask}
-            options = {"tile": tile, "roi": roi, "labels": labels, "ring": ring, "overwrite": overwrite, **running}
-            return predict_job(model, images, Path(out), channel=channel, **options)
         predictions = model.predictions(images, channel=channel)
         notes = [
             note for one in (predictions if isinstance(predictions, list) else [predictions]) for note in one.notes
@@ -532,3 +483,21 @@ def resolve_device(device: str) -> torch.device:
         remedy = 'use `device="cpu"`; cellwright doctor shows why there is no GPU'
         raise UsageError("this device is not available", got=f"{device}: {first}", remedy=remedy) from error
     return chosen
+
+
+def identity_of(members: Sequence[Model]) -> str:
+    """Identifies the weights of one or several models."""
+    return " ".join(map(_identity, members))
+
+
+def _identity(model: Model) -> str:
+    """Identifies the weights of a model: their hash, or a name if there are none."""
+    import hashlib
+
+    from cellwright.models.weights.model_folder import WEIGHTS, model_folder
+    from cellwright.prediction.predictor import SegmenterPredictor
+
+    if isinstance(model.predictor, SegmenterPredictor):
+        segmenter = type(model.predictor.segmenter)
+        return model.name if model.recipe is not None else f"{segmenter.__module__}.{segmenter.__qualname__}"
+    return hashlib.sha256((model_folder(model.name) / WEIGHTS).read_bytes()).hexdigest()

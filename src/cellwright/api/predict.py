@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -15,12 +14,12 @@ import numpy as np
 import yaml
 from cyclopts import Group, Parameter
 
-from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, load_model
+from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, identity_of, load_model
 from cellwright.api.predict_tiles import (
     MEMORY_SHARE,
     TileRequest,
     core_px_of,
-    predict_tiles,
+    run_job,
     shard_of,
     whole_bytes,
     windows_of,
@@ -51,7 +50,6 @@ from cellwright.prediction.folder import (
 )
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
-from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.sources import (
     Source,
     check_choices,
@@ -155,7 +153,7 @@ def run(
     reading = reading.over(recorded)
     if (large := _large(plan, sources, reading, members)) is not None:
         source, request, why = large
-        return predict_tiles(
+        return run_job(
             source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
         )
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
@@ -359,7 +357,7 @@ def _passed_over(paths: Sequence[Path]) -> list[Note]:
 def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:
     """The content of ``recipe.yaml``: how members are fused and the recipe of each; of one member its own recipe."""
     own = [
-        yaml.safe_dump({"segmenter": _identity(member)}) if member.recipe is None else recipes.dump(member.recipe)
+        yaml.safe_dump({"segmenter": identity_of([member])}) if member.recipe is None else recipes.dump(member.recipe)
         for member in members
     ]
     if len(members) == 1:
@@ -434,18 +432,3 @@ def _limits_note(model: Model) -> str:
     if model.options.calibration is not None:
         meaning = "; a score is the expected overlap with the true outline (IoU)"
     return f"keeps objects with {', '.join(limits)}{meaning}; change with `score`, `min_area`"
-
-
-def identity_of(members: Sequence[Model]) -> str:
-    """Identifies the weights of one or several models."""
-    return " ".join(map(_identity, members))
-
-
-def _identity(model: Model) -> str:
-    """Identifies the weights of a model: their hash, or a name if there are none."""
-    from cellwright.models.weights.model_folder import WEIGHTS, model_folder
-
-    if isinstance(model.predictor, SegmenterPredictor):
-        segmenter = type(model.predictor.segmenter)
-        return model.name if model.recipe is not None else f"{segmenter.__module__}.{segmenter.__qualname__}"
-    return hashlib.sha256((model_folder(model.name) / WEIGHTS).read_bytes()).hexdigest()

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model
+from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.geometry import Window
@@ -42,8 +44,6 @@ from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.prediction.tiling.work import TileWork
 
 if TYPE_CHECKING:
-    from cellwright.api.job import Job
-    from cellwright.api.models import Model
     from cellwright.prediction.backends.torch_tiles import DenseTiles
 
 # Memory that a U-Net of width 16 takes for a tile, bytes per pixel of its input; measured on 2.4 megapixels.
@@ -110,8 +110,6 @@ class OpenWork:
     def __call__(self) -> TileWork:
         """The work; loads the model."""
         import torch
-
-        from cellwright.api.models import load_model
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -213,7 +211,7 @@ def core_that_fits(grid_of: Any, n_workers: int) -> int:
     return core
 
 
-def predict_tiles(
+def run_job(
     source: ImageSource,
     model: Model,
     out: Path,
@@ -347,19 +345,8 @@ def finish_job(
     seconds: float,
 ) -> JobReport:
     """Write the outputs of a job whose tiles are done or failed, and declare it complete."""
-    options = dict(job.request.get("options", {}))
     failures = ledger.failures()
-    final, files, notes = finish(
-        output,
-        ledger,
-        job,
-        source,
-        ring_px=options.get("ring"),
-        max_objects=options.get("max_objects"),
-        labels=options.get("labels"),
-        draw=_overview,
-        track=reporter.track,
-    )
+    final, files, notes = finish(output, ledger, job, source, draw=_overview, track=reporter.track)
     output.complete(files)
     for note in notes:
         reporter.note(note)
@@ -395,37 +382,57 @@ def describe_source(source: ImageSource) -> dict[str, Any]:
     }
 
 
-def n_objects_of(root: Path) -> int | None:
-    import csv
-
-    from cellwright.prediction.tiling.job import SUMMARY
-
-    try:
-        with (root / SUMMARY).open(encoding="utf-8", newline="") as file:
-            return int(next(csv.DictReader(file))["objects"])
-    except (OSError, KeyError, ValueError, StopIteration):
-        return None
-
-
-def predict_job(  # noqa: PLR0913 - the options of the command
-    model: Model,
+def predict_tiles(  # noqa: PLR0913 - the options of the command
     image: Any,
-    out: Path,
     *,
-    channel: ChannelChoice | None,
-    tile: int | str,
-    roi: Sequence[tuple[int, int, int, int]],
-    labels: LabelKind | None,
-    workers: int,
-    shard: str | None,
-    dask: str | None,
-    ring: int | None,
-    overwrite: bool,
+    model: Model | str | Path = DEFAULT_MODEL,
+    out: str | Path,
+    channel: ChannelChoice | None = None,
+    tile: int | str = "auto",
+    roi: Sequence[tuple[int, int, int, int]] = (),
+    labels: LabelKind | None = None,
+    workers: int = 1,
+    shard: str | None = None,
+    dask: str | None = None,
+    ring: int | None = None,
+    overwrite: bool = False,
 ) -> Job:
-    """`Model.predict` with ``out``."""
-    from cellwright.api.job import open_job
-    from cellwright.api.predict import identity_of
+    """Predict one image of any size tile by tile into a job folder, as the command ``cellwright predict`` does.
 
+    An interrupted job resumes when it is called again with the same arguments.
+
+    Args:
+        image: a path, an array of NumPy, Dask, Zarr or HDF5, or what `open_image` returns.
+        model: a `Model` or what `load_model` takes. Set its options with `Model.with_options`.
+        out: folder to write.
+        channel: name or index of the channel to use, where there are several; see `Model.predict`.
+        tile: side of the tiles, px at the network's scale; "auto" as the memory allows.
+        roi: only tiles in one of these regions (y0, x0, height, width), px of the image.
+        labels: "zarr" (OME-Zarr, the default where zarr is installed) or "tiff" (BigTIFF).
+        workers: processes that predict tiles.
+        shard: "i/n": only every n-th tile; the last of the n calls finishes the job.
+        dask: address of a Dask scheduler, or "local".
+        ring: measure the background of each channel in a ring of this width around each object, px.
+        overwrite: replace another job in the folder, once the new one is complete.
+
+    Returns:
+        The `Job`. It is not complete if other shards are still to be run.
+
+    Raises:
+        InputError: the image cannot be read, or its channels do not fit the model.
+        OutputError: the folder has another job, or other files.
+        UsageError: an option is out of range, or the model cannot predict tiles.
+
+    Example:
+        >>> import cellwright as cw, numpy as np
+        >>> image = np.zeros((200, 300), np.uint8)
+        >>> image[50:70, 50:70] = image[120:140, 200:220] = 200
+        >>> model = cw.load_model("nuclei").with_options(diameter=20)
+        >>> job = cw.predict_tiles(image, model=model, out="job", tile=128, labels="tiff")
+        >>> job.n_objects == len(job.objects()), job.is_complete
+        (True, True)
+    """
+    model = load_model(model) if isinstance(model, str | Path) else model
     request = TileRequest(
         identity_of([model]),
         "auto",
@@ -438,7 +445,7 @@ def predict_job(  # noqa: PLR0913 - the options of the command
         Running(workers, dask, shard_of(shard)),
     )
     source = open_image(image, channel=channel, keep_channels=True)
-    predict_tiles(source, model, out, request, overwrite=overwrite)
+    run_job(source, model, Path(out), request, overwrite=overwrite)
     return open_job(out)
 
 

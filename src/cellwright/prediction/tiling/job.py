@@ -182,22 +182,21 @@ def run_tiles(
     return n_before, (time.perf_counter() - start) / max(area / 1e6, 1e-9)
 
 
-def finish(  # noqa: PLR0913 - what the outputs depend on
+def finish(
     output: OutputFolder,
     ledger: Ledger,
     job: JobFacts,
     source: ImageSource,
     *,
-    ring_px: int | None = None,
-    max_objects: int | None = None,
-    labels: LabelKind | None = None,
     draw: Draw | None = None,
     track: Track = no_progress,
 ) -> tuple[FinalTiles, list[str], list[str]]:
     """Write the outputs of a job whose tiles are done or failed: the final tiles, the files, and notes.
 
-    labels: "zarr" (default where zarr is installed) or "tiff".
+    The options are those of the job's request.
     """
+    options = dict(job.request.get("options", {}))
+    ring_px, max_objects, labels = (options.get(name) for name in ("ring", "max_objects", "labels"))
     root, notes = output.root, []
     failures = ledger.failures()
     final = Ledger(output.progress / "final", ledger.tiles)
