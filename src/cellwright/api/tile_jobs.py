@@ -26,6 +26,9 @@ class Job:
 
     folder: where it is. n_tiles: of the job, of which n_done are done; failures: why the others failed, if they did.
     is_complete: whether the outputs are written. n_objects: in the whole image, if it is complete.
+
+    >>> Job(Path("work/slide"), n_tiles=400, n_done=398, failures=(), is_complete=False, n_objects=None).n_left
+    2
     """
 
     folder: Path
