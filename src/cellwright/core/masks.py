@@ -143,6 +143,11 @@ class MaskSet:
         return MaskSet(image_hw := _checked_hw(image_hw), *rle.decode(objects, image_hw))
 
     @staticmethod
+    def from_counts(objects: Sequence[np.ndarray], image_hw: tuple[int, int]) -> MaskSet:
+        """From run lengths (R,) int64 of each object along the columns, background first: uncompressed COCO counts."""
+        return MaskSet(image_hw := _checked_hw(image_hw), *rle.decode_counts(objects, image_hw))
+
+    @staticmethod
     def from_polygons(
         objects: Sequence[polygons.MultiPolygon], image_hw: tuple[int, int], *, like_imagej: bool = False
     ) -> MaskSet:

@@ -42,8 +42,6 @@ def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat
 
     Raises a `FormatError` that names the first object whose size, string or sum of counts is wrong.
     """
-    from cellwright.core import _rle_kernels
-
     height, width = image_hw
     for k, item in enumerate(objects):
         if not isinstance(item, dict) or "counts" not in item or not _is_size(item.get("size"), image_hw):
@@ -51,7 +49,19 @@ def decode(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> Flat
             raise FormatError(
                 "an RLE and its image differ in size", where=f"object {k}", got=got, expected=[height, width]
             )
-    counts, starts = _all_counts(objects)
+    return _decode(*_all_counts(objects), image_hw)
+
+
+def decode_counts(counts: Sequence[np.ndarray], image_hw: tuple[int, int]) -> Flat:
+    """As `decode`, from the uncompressed counts (R,) int64 of each object."""
+    starts = np.cumsum([0] + [len(of_object) for of_object in counts])
+    return _decode(np.concatenate([np.zeros(0, np.int64), *counts]), starts, image_hw)
+
+
+def _decode(counts: np.ndarray, starts: np.ndarray, image_hw: tuple[int, int]) -> Flat:
+    from cellwright.core import _rle_kernels
+
+    height, width = image_hw
     bad, boxes, offsets = _rle_kernels.boxes_of_runs(height, width, counts, starts)
     if bad >= 0:
         total = sum(counts[starts[bad] : starts[bad + 1]].tolist())

@@ -14,7 +14,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import ReadOptions, WriteOptions, rle_runs
 from cellwright.data.formats.rle_csv import RleCsv, RleCsvSubmission
-from cellwright.data.formats.rle_runs import RunText
+from cellwright.data.formats.rle_runs import Order, RunText, decode
 from cellwright.testing.objects import draw_objects, save_dataset
 
 WITHOUT_IMAGES = ReadOptions(require_images=False)
@@ -218,3 +218,15 @@ def test_folders_without_a_table_and_tables_that_are_not_text(tmp_path):
 
 def test_empty_text_is_an_empty_mask():
     assert rle_runs.decode([RunText("", "")], (3, 4), "row") == MaskSet.from_dense(np.zeros((1, 3, 4), bool))
+
+
+@pytest.mark.parametrize("order", ["row", "column"])
+def test_a_few_numbers_do_not_ask_for_gigabytes(order: Order) -> None:
+    runs = [RunText("1 1 100000000 1", "t.csv, line 2")] * 200
+    with pytest.raises(FormatError, match=r"too many times\n  where: the image of t.csv, line 2"):
+        decode(runs, (10_000, 10_000), order)
+
+
+def test_runs_may_overlap_and_come_in_any_order() -> None:
+    masks = decode([RunText("9 3 2 4 4 2 1 1", "")], (3, 5), "row")
+    assert masks.to_dense()[0].astype(int).ravel().tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]

@@ -166,3 +166,10 @@ def test_holes_and_parts_are_joined_to_one_outline(width, tmp_path):
     assert again.read_instances().masks == masks
     assert (tmp_path / "out" / "images" / "val" / "a.png").is_file()
     assert "val: images/val" in (tmp_path / "out" / "data.yaml").read_text()
+
+
+def test_a_line_that_is_almost_a_label_is_refused_at_once(tmp_path: Path) -> None:
+    """Matching it took eight times as long with every number."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 " + "11111111 " * 400 + "x\n")
+    assert not YoloSeg().sniff(tmp_path)

@@ -176,7 +176,7 @@ def read_image_ids(path: Path) -> list[tuple[str, int, tuple[int, int] | None]]:
             image_hw = whole_number(entry["height"], "height", where), whole_number(entry["width"], "width", where)
         entries.append((entry["file_name"], whole_number(entry.get("id"), "id", where), image_hw))
     for what, values in (("file name", [e[0] for e in entries]), ("id", [e[1] for e in entries])):
-        duplicates = sorted({value for value in values if values.count(value) > 1}, key=str)
+        duplicates = sorted((value for value, n in Counter(values).items() if n > 1), key=str)
         if duplicates:
             raise FormatError(
                 f"two entries have the same {what}", where=path, got=duplicates[0], remedy="remove one of them"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.errors import FormatError, UsageError, did_you_mean
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.public import public
 
@@ -22,6 +22,7 @@ Prefer = Literal["masks", "rois", "geojson", "json"]
 
 # The class name for formats (and files) without class names.
 DEFAULT_CLASS = "cell"
+_MAX_CLASSES = 10_000
 
 
 @public
@@ -68,7 +69,7 @@ class ReadOptions:
 
         Raises `UsageError` if there are fewer ``class_names`` than classes in the files.
         """
-        names = tuple(defaults) if self.class_names is None else self.class_names
+        names = _checked_classes(defaults, where) if self.class_names is None else self.class_names
         if len(names) < len(defaults):
             raise UsageError(
                 "too few class names",
@@ -86,13 +87,25 @@ class ReadOptions:
         one of ``class_names`` that is not among them.
         """
         if self.class_names is None:
-            return tuple(names) or (DEFAULT_CLASS,)
+            return _checked_classes(names, where) or (DEFAULT_CLASS,)
         for name in self.class_names:
             if names and name not in names:
                 raise UsageError(
                     "no object has this class", where=where, got=repr(name), remedy=did_you_mean(name, names)
                 )
         return self.class_names
+
+
+def _checked_classes(names: Sequence[str], where: object) -> tuple[str, ...]:
+    if len(names) > _MAX_CLASSES:
+        raise FormatError(
+            "this source has too many classes",
+            where=where,
+            got=f"{len(names)}, such as {names[0]!r}"[:100],
+            expected=f"at most {_MAX_CLASSES}",
+            remedy="if names of objects were taken for classes, choose the classes to keep with `classes`",
+        )
+    return tuple(names)
 
 
 @public

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _check_header(header: list[str], where: str) -> None:
-    duplicates = [name for name in set(header) if header.count(name) > 1]
+    duplicates = [name for name, n in Counter(header).items() if n > 1]
     if duplicates:
         raise FormatError(
             "a column occurs twice in this table",

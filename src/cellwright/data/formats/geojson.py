@@ -49,6 +49,7 @@ from cellwright.data.formats.paths import (
 from cellwright.data.formats.qupath import IGNORED_CLASS, MEMBER, Feature, begins_with_features, read_features
 
 SCORE = "score"
+_MAX_COLUMNS = 2000
 
 # The palette of Okabe and Ito, distinguishable with any kind of colour vision.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66))
@@ -183,7 +184,7 @@ class LoadFeatures:
         check_outlines(
             [[ring for rings in polygons for ring in rings] for polygons in objects], self.image_hw, self.path
         )
-        columns = _columns([_measurements(feature.properties, feature.where) for feature in features])
+        columns = _columns([_measurements(feature.properties, feature.where) for feature in features], self.path)
         scores = columns.pop(SCORE, None)
         if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
             columns[SCORE], scores = scores, None  # a measurement that happens to be called "score"
@@ -204,8 +205,12 @@ class LoadFeatures:
         return self.class_names.index(name) if name in self.class_names else None
 
 
-def _columns(measurements: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
+def _columns(measurements: Sequence[dict[str, float]], path: Path) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for values in measurements for name in values)
+    if len(names) > _MAX_COLUMNS:
+        got, expected = f"{len(names)} different names", f"at most {_MAX_COLUMNS}"
+        remedy = "export the objects without measurements"
+        raise FormatError("too many measurements", where=path, got=got, expected=expected, remedy=remedy)
     return {name: np.array([values.get(name, math.nan) for values in measurements], np.float64) for name in names}
 
 

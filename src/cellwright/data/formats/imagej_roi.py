@@ -71,7 +71,7 @@ _ROI_SET = re.compile(
 )  # without the name of an image
 _GROUP = "group "
 _MAX_ROI_BYTES = 1 << 25
-_MAX_ZIP_BYTES = 1 << 29
+_MAX_ZIP_BYTES, _MAX_ZIP_RATIO = 1 << 29, 100
 _ZIP_TAIL = 65_536 + 22  # the end record and the longest possible comment
 _BROKEN_ROI = (
     ValueError, TypeError, IndexError, KeyError, struct.error, RuntimeError, NotImplementedError, OverflowError,
@@ -249,8 +249,9 @@ def _check_zip_end(path: Path) -> None:
 def _zip_entries(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
     infos = [info for info in archive.infolist() if info.filename.lower().endswith(".roi")]
     size = sum(info.file_size for info in infos)
-    if size > _MAX_ZIP_BYTES or any(info.file_size > _MAX_ROI_BYTES for info in infos):
-        expected = f"at most {_MAX_ZIP_BYTES} bytes, {_MAX_ROI_BYTES} per ROI"
+    most = min(_MAX_ZIP_BYTES, max(_MAX_ROI_BYTES, _MAX_ZIP_RATIO * path.stat().st_size))
+    if size > most or any(info.file_size > _MAX_ROI_BYTES for info in infos):
+        expected = f"at most {most} bytes, {_MAX_ROI_BYTES} per ROI"
         raise FormatError("this zip is too large for ROIs", where=path, got=f"{size} bytes unpacked", expected=expected)
     entries = []
     for info in infos:

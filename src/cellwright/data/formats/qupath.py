@@ -253,11 +253,12 @@ def _regions(features: Sequence[Feature], path: Path) -> list[Feature]:
     with np.errstate(over="ignore"):  # coordinates of hundreds of digits are refused later
         boxes = np.array([float(np.prod(np.ptp(ring, axis=0))) if len(ring) else 0.0 for ring in corners])
     large = LARGE * np.median(boxes[detected]) if detected.any() else np.inf
+    centres_detected = centres[detected]
     regions, n_within = [], []
     for k, feature in enumerate(features):
         if feature.kind != "annotation" or feature.class_name == IGNORED_CLASS or not len(corners[k]):
             continue
-        n_detections = int(points_inside(corners[k], centres[detected]).sum())
+        n_detections = int(points_inside(corners[k], centres_detected).sum())
         is_region = n_detections > 0 or feature.class_name == REGION_CLASS
         if not is_region and len(feature.polygons) == 1 and _is_rectangle(corners[k]):
             # The rectangle contains its own centre too.

@@ -47,9 +47,10 @@ def _numbers(runs: RunText) -> np.ndarray:
 
 
 def parse_runs(runs: RunText, image_hw: tuple[int, int], first: First = 1) -> np.ndarray:
-    """Flat 0-based pixel positions (A,) int64, ascending and distinct. first: the number of the first pixel.
+    """First and last-plus-one pixels (R, 2) int64 of the runs, 0-based, ascending and apart.
 
-    Raises `FormatError` for text that is not run-length text, and for runs that extend beyond the image.
+    first: the number of the first pixel. Raises `FormatError` for text that is not run-length text, and for runs that
+    extend beyond the image.
     """
     numbers = _numbers(runs)
     starts, lengths = numbers[:, 0] - first, numbers[:, 1]
@@ -64,32 +65,28 @@ def parse_runs(runs: RunText, image_hw: tuple[int, int], first: First = 1) -> np
             expected=f"{first} to {size - 1 + first}, the pixels of {image_hw[0]} x {image_hw[1]} (height x width)",
             remedy="check that the table belongs to these images, and their width and height",
         )
-    total = int(lengths.sum())
+    total = sum(lengths.tolist())
     if total > size:
         raise FormatError("runs overlap", where=runs.where, got=f"{total} px of runs", expected=f"at most {size} px")
-    before = np.cumsum(lengths) - lengths
-    return np.unique(np.repeat(starts - before, lengths) + np.arange(total))
-
-
-def crop_of(positions: np.ndarray, image_hw: tuple[int, int], order: Order) -> tuple[np.ndarray, np.ndarray]:
-    """Box (4,) int32 and crop (h, w) bool of flat positions (A,) counted in ``order``; the crop may be empty."""
-    if positions.size == 0:
-        return np.zeros(4, np.int32), np.zeros((0, 0), bool)
-    if order == "row":
-        y, x = np.divmod(positions, image_hw[1])
-    else:
-        x, y = np.divmod(positions, image_hw[0])
-    box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.int32)
-    crop = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
-    crop[y - box[1], x - box[0]] = True
-    return box, crop
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], np.maximum.accumulate((starts + lengths)[order])
+    apart = np.flatnonzero(starts[1:] > ends[:-1]) + 1
+    return np.stack([starts[np.r_[0, apart]], ends[np.r_[apart - 1, -1]]], axis=1) if len(starts) else numbers
 
 
 def decode(objects: Sequence[RunText], image_hw: tuple[int, int], order: Order, first: First = 1) -> MaskSet:
     """The masks of one image."""
-    cut = [crop_of(parse_runs(runs, image_hw, first), image_hw, order) for runs in objects]
-    boxes = np.array([box for box, _ in cut], np.int32).reshape(-1, 4)
-    return MaskSet.from_crops(boxes, [crop for _, crop in cut], image_hw)
+    size = image_hw[0] * image_hw[1]
+    counts = []
+    for runs in objects:
+        edges = parse_runs(runs, image_hw, first).ravel()
+        counts.append(np.diff(np.concatenate([[0], edges, [size]])))
+    try:
+        if order == "column":
+            return MaskSet.from_counts(counts, image_hw)
+        return MaskSet.from_counts(counts, image_hw[::-1]).rot90(1).flip("vertical")
+    except InputError as error:
+        raise error.at(f"the image of {objects[0].where}") from error
 
 
 def encode(masks: MaskSet, order: Order) -> list[str]:
@@ -297,8 +294,7 @@ def _count_parts(images: Sequence[Evidence], first: First) -> tuple[dict[Order, 
     sampled = useful[::step][:_SAMPLED_OBJECTS]
     parts: dict[Order, int] = {"row": 0, "column": 0}
     for runs, image_hw in sampled:
-        positions = parse_runs(runs, image_hw, first)
         for order in parts:
-            labelled: Any = label(crop_of(positions, image_hw, order)[1], structure=np.ones((3, 3)))
+            labelled: Any = label(decode([runs], image_hw, order, first).crop(0), structure=np.ones((3, 3)))
             parts[order] += labelled[1]
     return parts, len(sampled)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ DATA_FILE = "data.yaml"
 _LABELS, _IMAGES = "labels", "images"
 # Text files beside labels that are none.
 _OTHER_TEXTS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt", "obj.names")
-_LINE = re.compile(rb"\s*\d+(?:\.0)?(?:\s+-?\d*\.?\d+(?:[eE][-+]?\d+)?){4,}\s*$")
+# Each number matches in one way only, so that no line takes long to be refused.
+_LINE = re.compile(rb"\s*\d+(?:\.0)?(?:\s+-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?){4,}\s*$")
 _LIMITS = -0.5, 1.5
 _MANY = 5
 _SNIFFED_FILES = 20
@@ -130,12 +132,20 @@ class _DataFile:
     folders: tuple[tuple[tuple[str, ...], str], ...] = ()
     listed: tuple[tuple[str, str], ...] = ()
 
+    @cached_property
+    def _listed_by_stem(self) -> dict[str, list[tuple[str, str]]]:
+        by_stem: dict[str, list[tuple[str, str]]] = {}
+        for full, split in self.listed:
+            by_stem.setdefault(full.rpartition("/")[2], []).append((full, split))
+        return by_stem
+
     def split_of(self, label_file: Path) -> str | None:
         """The split of a label file (a relative path), if the data file assigns one."""
         folders = [folded(part) for part in label_file.parts[:-1]]
         image = tuple(_IMAGES if part == _LABELS else part for part in folders)
         name = "/".join([*image, folded(label_file.stem)])
-        splits = [split for full, split in self.listed if name.endswith(full) or full.endswith(name)]
+        same_stem = self._listed_by_stem.get(folded(label_file.stem), [])
+        splits = [split for full, split in same_stem if name.endswith(full) or full.endswith(name)]
         splits += [split for folder, split in self.folders if folder and image[: len(folder)] == folder]
         return splits[0] if len(set(splits)) == 1 else None
 
@@ -417,11 +427,16 @@ def one_ring(polygons: MultiPolygon) -> np.ndarray:
     >>> one_ring([[square, hole]]).tolist()[:7]
     [[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1]]
     """
+    from scipy.spatial import cKDTree
+
     first, *others = [np.asarray(ring) for rings in polygons for ring in rings]
+    nearest = cKDTree(first) if others else None
     detours: dict[int, list[np.ndarray]] = {}
     for ring in others:
-        distances = np.abs(first[:, None] - ring[None]).sum(2)
-        i, j = np.unravel_index(distances.argmin(), distances.shape)
+        assert nearest is not None
+        distances, vertices = nearest.query(ring, p=1)
+        j = int(distances.argmin())
+        i = int(vertices[j])
         around = np.concatenate([ring[j:], ring[: j + 1]])
         corner = np.array([[first[i, 0], ring[j, 1]]])
         detours.setdefault(int(i), []).append(np.concatenate([corner, around, corner, first[[i]]]))

@@ -27,7 +27,7 @@ from cellwright.data.images.regions import (
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"})
 # Slides whose pixels are in other files beside them.
 SEVERAL_FILES = frozenset({".mrxs", ".vms", ".vmu"})
-_PICTURE = re.compile(r"^\s*[^=\n]+=\s*(\S.*\.jpe?g)\s*$", re.IGNORECASE | re.MULTILINE)
+_PICTURE = re.compile(r"^[^=\n]+=[ \t]*(\S.*\.jpe?g)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 INSTALL_SLIDES = 'pip install "cellwright[slides]"'
 
 
