@@ -80,7 +80,7 @@ def test_damaged_files(row: str, name: str, warm: Warm, root: Path) -> None:
     outcomes, bad = read_damaged(warm, root, name, 0, N_CASES)
     check(row, outcomes, bad)
     assert outcomes.total() == N_CASES
-    assert outcomes["read"] < N_CASES * 0.95 or name == "dataset.index"
+    assert outcomes["read"] < N_CASES * 0.95 or name in ("dataset.index", "inputs.json of a run")  # made again
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ step         one optimiser step: losses, gradient, accumulation, mixed precision
 schedule     the learning rate of every step; steps, epochs and percentages of a recipe
 pace         how long steps and evaluations take; the time limit of a call
 optimiser    parameter groups and gradient clipping
-state        network, optimiser and averaged weights in training; checkpoints
+state        network, optimiser and averaged weights in training
+checkpoint   the same on disk, with the best model; verified
 validation   metrics on the validation images, the best model, early stopping
-run_folder   the files of a run; starting and resuming it; metrics.json
+run_folder   the files of a run; metrics.json
+run_output   starting, resuming, keeping and replacing a run
 logging      log.csv, TensorBoard, progress on the terminal
 environment  versions, device, threads, deterministic algorithms, signals
 """
