@@ -38,7 +38,7 @@ RECIPE = Recipe.model_validate(
 class Spy(nn.Module):
     """Predicts background everywhere, and records its inputs."""
 
-    stride = 2
+    stride, reach_px = 2, 11
 
     def __init__(self) -> None:
         super().__init__()
