@@ -187,3 +187,10 @@ def test_options_for_datasets_and_for_lists(folders: tuple[Path, Path]) -> None:
     report = cw.evaluate(PREDICTED, TRUTH, class_names=["cell"], image_ids=["x"])
     assert report.data.class_names == ("cell",)
     assert report.per_image["image"].tolist() == ["x"]
+
+
+def test_annotations_that_are_the_predictions_themselves_are_noticed() -> None:
+    report = cw.evaluate([PREDICTED, TRUTH, EMPTY], [TRUTH, TRUTH, EMPTY])
+    (warning,) = [note for note in report.notes if note.startswith("warning: ")]
+    assert "the same to the pixel in 1 of 3 images" in warning
+    assert not [note for note in cw.evaluate(PREDICTED, TRUTH).notes if note.startswith("warning: ")]

@@ -67,7 +67,7 @@ def test_uncalibrated_scores_are_noted(pair: tuple[Model, Model]) -> None:
     (note,) = model_notes(pair[1], pair[1:] * 2, None)
     assert note == (
         "keeps objects with a score of at least 0.1 and 200 pixels or more; a score is the expected overlap with the "
-        "true outline (IoU); change with `score`, `min_area`"
+        "true outline (IoU); change with `score`"
     )
     _, other = model_notes(pair[1], pair[1:] * 2, "flips")
     assert "other views than flips" in other

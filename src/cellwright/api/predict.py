@@ -431,4 +431,4 @@ def _limits_note(model: Model) -> str:
     meaning = ""
     if model.options.calibration is not None:
         meaning = "; a score is the expected overlap with the true outline (IoU)"
-    return f"keeps objects with {', '.join(limits)}{meaning}; change with `score`, `min_area`"
+    return f"keeps objects with {', '.join(limits)}{meaning}; change with `score`"

@@ -115,7 +115,7 @@ def evaluate(plan: EvaluatePlan, *, common: Common = PLAIN) -> int:
         ]
         columns = ("metric", *names, "difference", "95 % interval", "p")
         screen.table(f"{names[1]} compared with {names[0]}", columns, rows)
-    for note in result.notes:
+    for note in sorted(result.notes, key=lambda note: not note.startswith("warning: ")):
         screen.note(note)
     screen.result(f"report: {plan.out / MARKER}", {"out": str(plan.out)})
     return _skipped(screen, result.failures, "evaluated")

@@ -115,8 +115,20 @@ def evaluate_images(
     )
     report = _evaluate(sides, metrics, images.class_names, track)
     contest = _contest_warning(images, report)
-    warnings = [*seen_warnings(images), *([] if contest is None else [contest])]
+    warnings = [*seen_warnings(images), *_identity_warning(report), *([] if contest is None else [contest])]
     return dataclasses.replace(report, notes=(*warnings, *images.notes, *report.notes))
+
+
+def _identity_warning(report: Report) -> list[str]:
+    """A warning if annotations equal the predictions to the pixel, as where nobody corrected them."""
+    n = int((report.per_image["pq"] == 1).sum()) if len(report.per_image) else 0
+    if not n:
+        return []
+    return [
+        f"warning: annotations and predictions are the same to the pixel in {n} of "
+        f"{count(len(report.per_image), 'image')}: if the annotations were made from these predictions, correct them "
+        "first, or evaluate on other images"
+    ]
 
 
 def _contest_warning(images: PairedImages, report: Report) -> str | None:

@@ -67,9 +67,8 @@ def notes(data: EvaluationData, values: dict[str, float], reasons: dict[str, str
         texts.append(f"{below} below the score threshold, used for AP and ranking only")
     if data.masks is not None and values["n_truth"]:
         limits = [data.masks.bands[name][1] for name in THIRDS[:2]]
-        texts.append(
-            f"thirds of the annotated objects by area: up to {limits[0]:.0f} px, up to {limits[1]:.0f} px, larger"
-        )
+        sizes = f"up to {limits[0]:.0f} px, up to {limits[1]:.0f} px, and larger"
+        texts.append(f"AP of small, medium and large objects: thirds of the annotated ones by area, {sizes}")
     n_ignored = sum(int(pairs.truth.ignore.sum()) for pairs in data.pairs)
     if n_ignored:
         texts.append(f"{count(n_ignored, 'ignored region')}, neither rewarded nor penalised")

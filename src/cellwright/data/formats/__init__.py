@@ -139,6 +139,8 @@ def sniff(path: Path, option: str = "format") -> Format:
             names = ", ".join(candidate.name for candidate in preferred)
             remedy = f'choose one of them, such as `{option}="{preferred[0].name}"`'
             raise InputError("several formats match", where=path, got=names, remedy=remedy)
+    if path.is_dir() and next(path.iterdir(), None) is None:
+        raise InputError("this folder is empty", where=path, expected="images and their annotations, or predictions")
     known = "\n".join(f"    {candidate.name}: {candidate.description}" for candidate in FORMATS.values())
     folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
     inner = [name for name in folders if any(candidate.sniff(path / name) for candidate in FORMATS.values())][
@@ -261,4 +263,4 @@ def _contents(path: Path) -> str:
         return f"a file {path.name} of {path.stat().st_size} bytes"
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
-    return "a folder with " + (", ".join(entries[:SHOWN_ENTRIES]) + more if entries else "nothing in it")
+    return "a folder with " + (", ".join(entries[:SHOWN_ENTRIES]) + more if entries else "hidden files only")
