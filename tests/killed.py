@@ -14,15 +14,12 @@ OPERATIONS = ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync", "write",
 
 
 def run_killed(function: Callable[[], object], at: int) -> bool:
-    """Run ``function`` in a child that ends at its ``at``-th file operation; whether it was killed before its end.
-
-    Every second time the operation is half done: it has happened, but its caller does not know.
-    """
+    """Run ``function`` in a child that ends at its ``at``-th file operation; whether it was killed before its end."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            _die_at(at)
+            die_at(at)
             function()
             code = 0
         except BaseException:
@@ -36,13 +33,18 @@ def run_killed(function: Callable[[], object], at: int) -> bool:
     return code == 9
 
 
-def _die_at(at: int) -> None:
-    left = iter(range(at, -1, -1))
+def die_at(at: int) -> Callable[[], int]:
+    """Have this process end at its ``at``-th file operation, counted from 1; 0: never. Returns how many there were.
+
+    Every second time the operation is half done: it has happened, but its caller does not know.
+    """
+    done = 0
 
     def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            n = next(left)
-            if n == 0:
+            nonlocal done
+            done += 1
+            if done == at:
                 try:
                     if at % 2:
                         operation(*args, **kwargs)
@@ -60,6 +62,7 @@ def _die_at(at: int) -> None:
     io.open = opened
     for name in OPERATIONS:
         setattr(os, name, counted(getattr(os, name)))
+    return lambda: done
 
 
 def every_kill(folder: Path, function: Callable[[], object], step: int = 3) -> Iterator[int]:

@@ -246,8 +246,8 @@ def own(root: Path) -> dict[str, list[Subject]]:
     for name, read in run_files.items():
         files.add("files of a run" if name == "*.*" else f"{name} of a run", "run", name, read)
     for name in ("state.json", "weights.safetensors", "optimiser.safetensors", "averaged.safetensors"):
-        pattern = f"checkpoints/step_00000003/{name}"
-        files.add(f"{name} of a checkpoint", "run", pattern, partial(_read_checkpoint, "checkpoints/step_00000003"))
+        pattern = f"checkpoints/step_00000012/{name}"
+        files.add(f"{name} of a checkpoint", "run", pattern, partial(_read_checkpoint, "checkpoints/step_00000012"))
     (root / "recipe").mkdir()
     shutil.copy("tiny.yaml", root / "recipe" / "recipe.yaml")
     files.add("recipe.yaml", str(root / "recipe"), "recipe.yaml", _read_recipe)

@@ -11,6 +11,7 @@ for that many seconds, the child is killed. `Warm` is the other end.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -166,6 +167,8 @@ def main() -> None:
         request = json.loads(line)
         if "prepare" in request:
             print(json.dumps(["prepared", _function(request["prepare"])(*request["arguments"])]), flush=True)
+            gc.collect()
+            gc.freeze()  # or the collector of each child would write to, and so copy, all of the memory
         else:
             _serve(request)
 

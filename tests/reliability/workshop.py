@@ -1,7 +1,7 @@
 """A folder with one of everything that cellwright writes, made by its own commands from three small drawn images.
 
 source/       images and label images      data/   the dataset, with splits
-pred/, pred2/ predictions of the images    run/    a finished training     stopped/ one that was stopped at step 2
+pred/, pred2/ predictions of the images    run/    a finished training     stopped/ one that was stopped at step 1
 tiny.yaml     the recipe                   pred_all/  predictions with all files per image
 """
 
@@ -18,14 +18,15 @@ import tifffile
 N_IMAGES, IMAGE_HW = 3, (48, 64)
 RECIPE = """
 name: tiny
-model: {kind: unet, width: 4, depth: 2, target: {kind: semantic}}
+model: {kind: unet, width: 4, depth: 2, target: {kind: semantic, body_threshold: 0.3}}
 augment: {crop_px: 32}
 data: {workers: 0}
 train:
-  {length: 4 steps, batch_size: 2, warmup: 1 step, evaluate_every: 2 steps, checkpoint_every: 1 step, ema_decay: 0.9,
-  threads: 1}
+  {length: 4 steps, batch_size: 2, lr: 0.03, warmup: 1 step, evaluate_every: 2 steps, checkpoint_every: 1 step,
+  ema_decay: 0.9, threads: 1}
 """
 TRAIN = ("train", "tiny.yaml", "--data", "data", "--device", "cpu")
+LONGER = ("train.length=24 steps", "train.evaluate_every=24 steps", "train.checkpoint_every=12 steps")  # finds nuclei
 
 
 def command(*words: object) -> tuple[int, str]:
@@ -64,11 +65,12 @@ def make(root: str) -> None:
         Path("tiny.yaml").write_text(RECIPE)
         commands = (
             ("data", "convert", "source", "--out", "data"),
+            ("data", "convert", "source", "--copy-images", "--out", "copies"),
             ("data", "split", "data", "--val", ".34", "--seed", "0"),
             ("predict", "data", "--model", "classical", "--out", "pred_all"),
             ("predict", "data", "--model", "classical", "--save", "masks", "--out", "pred"),
             ("predict", "data", "--model", "classical", "--save", "masks", "--min-area", "90", "--out", "pred2"),
-            (*TRAIN, "--out", "run"),
+            (*TRAIN, *(f"--set={change}" for change in LONGER), "--out", "run"),
             (*TRAIN, "--out", "stopped", "--max-minutes", "0.000001"),
         )
         for words in commands:
