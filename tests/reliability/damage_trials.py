@@ -10,7 +10,6 @@ from pathlib import Path
 
 import damage_subjects
 import numpy as np
-import workshop
 from damage_subjects import Subject
 
 from cellwright.core.errors import CellwrightError
@@ -20,26 +19,25 @@ _SUBJECTS: dict[str, list[Subject]] = {}
 
 
 def prepare(root: str) -> list[str]:
-    """Make all subjects and read each once, so that everything is imported and compiled; returns their names."""
-    logging.disable(logging.CRITICAL)
-    folder = Path(root).resolve()
-    workshop.make(str(folder / "workshop"))
-    (folder / "subjects").mkdir()
-    os.chdir(folder / "workshop")
-    _SUBJECTS.update(damage_subjects.all_subjects(folder / "subjects"))
+    """Make all subjects and read each once, so that everything is imported and compiled; returns their names.
+
+    The workshop must be the working directory.
+    """
+    _SUBJECTS.update(damage_subjects.all_subjects(Path(root)))
     for subjects in _SUBJECTS.values():
         for subject in subjects:
             subject.read(subject.folder)
     return list(_SUBJECTS)
 
 
-def read_damaged(emit, root: str, name: str, first: int, end: int) -> None:
+def read_damaged(emit, workshop: str, name: str, first: int, end: int) -> None:
     """Cases ``first`` to ``end`` of a subject; each depends on its number only.
 
     Emits ``[case, outcome, file, text]``: "started" before each, then "read", "refused" or "traceback", or
     "wrong" where something else than the undamaged content was read, and this must not be.
     """
-    os.chdir(Path(root) / "workshop")
+    logging.disable(logging.CRITICAL)
+    os.chdir(workshop)
     intact: dict[int, object] = {}
     for case in range(first, end):
         subjects = _SUBJECTS[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from record import record
-from warm_process import End, Warm, output_of
+from warm_process import MEMORY_BYTES, End, Warm, output_of
 
 FORMATS = (
     "coco", "predictions", "coco_results", "mask_folder", "class_masks", "rle_csv", "rle_csv_submission", "dsb2018_csv",
@@ -34,21 +34,21 @@ NAMES = [(row, name) for row, names in ROWS.items() for name in names]
 N_CASES, N_SLOW_CASES = 300, 10_000
 
 
-@pytest.fixture(scope="module")
-def root(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("damage")
-    assert {name for _, name in NAMES} <= set(warm.prepare("damage_trials:prepare", root))
-    return root
+@pytest.fixture(scope="module", autouse=True)
+def subjects(warm: Warm, workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    names = warm.prepare("damage_trials:prepare", tmp_path_factory.mktemp("damage"))
+    assert {name for _, name in NAMES} <= set(names)
 
 
-def read_damaged(warm: Warm, root: Path, name: str, first: int, end: int) -> tuple[Counter[str], list[str]]:
+def read_damaged(warm: Warm, workshop: Path, folder: Path, name: str, cases: range) -> tuple[Counter[str], list[str]]:
     """How often each outcome occurred, and descriptions of the bad ones."""
     outcomes: Counter[str] = Counter()
     bad: list[str] = []
-    while first < end:
+    first = cases.start
+    while first < cases.stop:
         case, outcome, file, text = first, "nothing", "", ""
-        arguments = {"root": str(root), "name": name, "first": first, "end": end}
-        for value in warm.stream("damage_trials:read_damaged", root / "child", **arguments):
+        arguments = {"workshop": str(workshop), "name": name, "first": first, "end": cases.stop}
+        for value in warm.stream("damage_trials:read_damaged", folder, **arguments):
             if isinstance(value, End):
                 break
             case, outcome, file, text = value
@@ -63,8 +63,8 @@ def read_damaged(warm: Warm, root: Path, name: str, first: int, end: int) -> tup
             outcomes["hang" if value.hung else "crash"] += 1
             bad.append(f"case {case}, {file}: {value}")
         else:
-            assert value.status == 0, output_of(root / "child")
-            assert value.peak_bytes < 3 << 30, value
+            assert value.status == 0, output_of(folder)
+            assert value.peak_bytes < MEMORY_BYTES, value
         first = case + 1
     return outcomes, bad
 
@@ -76,8 +76,8 @@ def check(row: str, outcomes: Counter[str], bad: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("row", "name"), NAMES, ids=[name for _, name in NAMES])
-def test_damaged_files(row: str, name: str, warm: Warm, root: Path) -> None:
-    outcomes, bad = read_damaged(warm, root, name, 0, N_CASES)
+def test_damaged_files(row: str, name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    outcomes, bad = read_damaged(warm, workshop, tmp_path, name, range(N_CASES))
     check(row, outcomes, bad)
     assert outcomes.total() == N_CASES
     assert outcomes["read"] < N_CASES * 0.95 or name in ("dataset.index", "inputs.json of a run")  # made again
@@ -85,5 +85,5 @@ def test_damaged_files(row: str, name: str, warm: Warm, root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("row", "name"), NAMES, ids=[name for _, name in NAMES])
-def test_many_damaged_files(row: str, name: str, warm: Warm, root: Path) -> None:
-    check(row, *read_damaged(warm, root, name, N_CASES, N_CASES + N_SLOW_CASES))
+def test_many_damaged_files(row: str, name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    check(row, *read_damaged(warm, workshop, tmp_path, name, range(N_CASES, N_SLOW_CASES)))

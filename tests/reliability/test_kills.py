@@ -1,149 +1,87 @@
-"""Commands killed at every kind of file operation: the same command goes on, and ends in the same bytes."""
+"""Commands that are killed: the same command goes on, and ends in the same bytes."""
 
 from __future__ import annotations
 
-import csv
-import io
-import shutil
-from dataclasses import dataclass, field
+import random
 from pathlib import Path
 
 import pytest
+from commands import COMMANDS, KILLED, OVERWRITE, Trials, chosen, differences, trials_of
 from record import record
-from warm_process import End, Warm, output_of
+from warm_process import Warm
 
 N_POINTS = 20
-# Files that contain times and the environment; all others must be the same to the last byte.
-DIFFERS = ("environment.json", "curves/iteration_time.png", "curves/memory.png", "log.csv")
-TIMES = ("_s", "_s_per_step", "images_per_s", "memory_mb")  # endings of columns of log.csv
+NAMES = [
+    *((name, False) for name in COMMANDS if name != "train"),
+    *((name, True) for name in OVERWRITE if name != "train"),
+]
+IDS = [name + " over an old result" * overwrite for name, overwrite in NAMES]
+N_RANDOM = 100
+RANDOM = ("predict", "evaluate", "fuse", "export", "tune", "convert")
 
 
-@dataclass(frozen=True)
-class Command:
-    """What is typed; names in capitals stand for folders of the workshop. has: what is in the folder before."""
-
-    words: tuple[str, ...]
-    has: dict[str, str] = field(default_factory=dict)
-
-
-TRAIN = ("train", "TINY.yaml", "--data", "DATA", "--device", "cpu", "--out", "out")
-EVALUATE = ("--data", "DATA", "--metrics", "pq", "--pictures", "1", "--out", "out")
-SAVE = ("--save", "masks", "--out", "out")
-COMMANDS = {
-    "predict": Command(("predict", "DATA", "--model", "classical", *SAVE)),
-    "fuse": Command(("fuse", "PRED", "PRED2", *SAVE)),
-    "train": Command(TRAIN),
-    "evaluate": Command(("evaluate", "PRED", *EVALUATE)),
-    "evaluate two": Command(("evaluate", "PRED", "PRED2", *EVALUATE)),
-    "export": Command(("export", "PRED", "--to", "geojson", "--out", "out")),
-    "export a file": Command(("export", "PRED", "--to", "coco_results", "--out", "out/answer.zip")),
-    "tune": Command(("tune", "RUN", "--data", "DATA", "--device", "cpu", "--out", "out")),
-    "convert": Command(("data", "convert", "SOURCE", "--copy-images", "--out", "out")),
-    "merge": Command(("data", "merge", "DATA", "--out", "out")),
-    "split": Command(("data", "split", "out", "--val", ".34"), {"out": "copies"}),
-    "check": Command(("data", "check", "DATA", "--out", "out/check.csv")),
-    "measure": Command(("measure", "PRED", "--out", "out/table.csv")),
-    "model export": Command(("model", "export", "RUN", "--to", "half", "--out", "out")),
-}
+def go_on(trials: Trials, expected: dict[str, bytes], old: dict[str, bytes]) -> None:
+    """After a kill. old: what was there before; it or the new result is there, unless they are just being swapped."""
+    if old and not trials.is_swapping():
+        made = trials.contents()
+        new = {name: content for name, content in made.items() if old.get(name) != content}
+        if differences(made, old) and differences(made, expected):
+            raise AssertionError(f"neither the old nor the new result: {', '.join(new)}")
+    foreign = trials.put_foreign_file()
+    if difference := differences(trials.finish(), expected | foreign):
+        raise AssertionError(f"other content: {difference}")
 
 
-@pytest.fixture(scope="module")
-def root(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("kills") / "workshop"
-    warm.prepare("command_trials:prepare", root)
-    return root
-
-
-class Trials:
-    """Runs one command again and again in a folder in memory."""
-
-    def __init__(self, warm: Warm, root: Path, folder: Path, command: Command) -> None:
-        self.warm, self.root, self.folder, self.command = warm, root, folder / "work", command
-        self.words = [self._place(word) for word in (*command.words, "--quiet")]
-
-    def _place(self, word: str) -> str:
-        place = self.root / word.lower()
-        return str(place) if word.partition(".")[0].isupper() and place.exists() else word
-
-    def begin(self) -> None:
-        """The folder as it was."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        for name, source in self.command.has.items():
-            shutil.copytree(self.root / source, self.folder / name)
-
-    def run(self, at: int | None = None) -> tuple[list[int], End]:
-        """Run the command, and kill it at its ``at``-th file operation; 0: count them."""
-        arguments = {"words": self.words, "place": str(self.folder), "at": at}
-        return self.warm.call(
-            "command_trials:run_command", self.folder.with_name("child"), memory=None, seconds=60, **arguments
-        )
-
-    def finish(self) -> dict[str, bytes]:
-        """Run the command, which must succeed and tidy up; returns the files that it made."""
-        _, end = self.run()
-        if end.status != 0:
-            raise AssertionError(f"exit code {end.status}: {output_of(self.folder.with_name('child'))}")
-        if left := leftovers(self.folder):
-            raise AssertionError(f"left over: {', '.join(left)}")
-        return contents(self.folder)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of the user and of the result that contain no times."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    wanted = {name: path for name, path in files.items() if ".cellwright/" not in name}
-    made = {name: path.read_bytes() for name, path in wanted.items() if not name.endswith(DIFFERS)}
-    for name in wanted.keys() & {"out/log.csv"}:
-        rows = csv.DictReader(io.StringIO(wanted[name].read_text()))
-        made[name] = repr([{key: row[key] for key in row if not key.endswith(TIMES)} for row in rows]).encode()
-    return made
-
-
-def leftovers(folder: Path) -> list[str]:
-    """What is no result, and not what stays in ``.cellwright``: the claim, the records of a prediction, a dead lock."""
-    names = {path.name for path in folder.rglob("*") if "partial" in path.name}
-    return sorted(names | {path.name for path in folder.glob("**/.cellwright/*")} - {"claim.json", "progress", "lock"})
-
-
-def points(n_operations: int, n_points: int | None) -> list[int]:
-    """Numbers from 1 to ``n_operations``: all of them, or evenly chosen ones."""
-    n = n_operations if n_points is None else min(n_points, n_operations)
-    return sorted({1 + k * n_operations // n for k in range(n)})
-
-
-def sweep(trials: Trials, name: str, n_points: int | None) -> None:
+def sweep(trials: Trials, row: str, n_points: int | None) -> None:
+    n_operations, expected = trials.n_operations(), trials.expected()
     trials.begin()
-    (n_operations,), _ = trials.run(0)
-    trials.begin()
-    expected = trials.finish()
-    bad = []
-    chosen = points(n_operations, n_points)
-    for at in chosen:
+    old, points, bad = trials.contents(), chosen(n_operations, n_points), []
+    for at in points:
         trials.begin()
-        _, end = trials.run(at)
-        assert end.status in (0, 9), output_of(trials.folder.with_name("child"))
-        foreign = put_foreign_file(trials.folder / "out")
+        _, end = trials.run(at=at)
+        assert end.status in (0, KILLED), trials.printed
         try:
-            made = trials.finish()
-            difference = sorted(dict(made.items() ^ (expected | foreign).items()))
-            if difference:
-                raise AssertionError(f"other content: {', '.join(difference)}")
+            go_on(trials, expected, old)
         except AssertionError as error:
             bad.append(f"killed at operation {at} of {n_operations}: {error}")
-    record(f"killed at a file operation: {name}", len(chosen), len(chosen) - len(bad))
-    assert not bad, f"{len(bad)} of {len(chosen)}:\n" + "\n\n".join(bad[:5])
+    record(row, len(points), len(points) - len(bad))
+    assert not bad, f"{len(bad)} of {len(points)}:\n" + "\n\n".join(bad[:5])
 
 
-def put_foreign_file(out: Path) -> dict[str, bytes]:
-    """Write a file of the user into a folder that is claimed, which is allowed; returns it as `contents` does."""
-    if not (out / ".cellwright" / "claim.json").exists():
-        return {}
-    (out / "raw").mkdir(exist_ok=True)
-    (out / "raw" / "slide.tif").write_bytes(b"only copy")
-    return {"out/raw/slide.tif": b"only copy"}
+@pytest.mark.parametrize(("name", "overwrite"), NAMES, ids=IDS)
+def test_killed_at_a_file_operation(name: str, overwrite: bool, warm: Warm, workshop: Path, memory_path: Path) -> None:
+    command = (OVERWRITE if overwrite else COMMANDS)[name]
+    sweep(trials_of(command, warm, workshop, memory_path), "killed at a file operation", N_POINTS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_killed_command_goes_on(name: str, warm: Warm, root: Path, memory_path: Path) -> None:
-    sweep(Trials(warm, root, memory_path, COMMANDS[name]), name, N_POINTS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "overwrite"), NAMES, ids=IDS)
+def test_killed_at_every_file_operation(
+    name: str, overwrite: bool, warm: Warm, workshop: Path, memory_path: Path
+) -> None:
+    command = (OVERWRITE if overwrite else COMMANDS)[name]
+    sweep(trials_of(command, warm, workshop, memory_path), "killed at a file operation", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANDOM)
+def test_killed_at_a_random_time(name: str, warm: Warm, workshop: Path, memory_path: Path) -> None:
+    trials = trials_of(COMMANDS[name], warm, workshop, memory_path)
+    expected = trials.expected()
+    trials.begin()
+    _, end = trials.run()
+    seconds, rng, bad, n_killed = end.cpu_seconds, random.Random(name), [], 0
+    for trial in range(N_RANDOM):
+        trials.begin()
+        for _ in range(3):  # some of them several times
+            _, end = trials.run(after_s=rng.uniform(0.005, seconds))
+            n_killed += end.status < 0
+            if rng.random() < 0.7:
+                break
+        try:
+            go_on(trials, expected, {})
+        except AssertionError as error:
+            bad.append(f"trial {trial}: {error}")
+    assert n_killed > N_RANDOM / 3
+    record("killed at a random time", N_RANDOM, N_RANDOM - len(bad))
+    assert not bad, f"{len(bad)} of {N_RANDOM}:\n" + "\n\n".join(bad[:5])

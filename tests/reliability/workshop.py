@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
 
+SHARED = Path(__file__).parents[3] / "shared"
 N_IMAGES, IMAGE_HW = 3, (48, 64)
 RECIPE = """
 name: tiny
@@ -27,6 +30,20 @@ train:
 """
 TRAIN = ("train", "tiny.yaml", "--data", "data", "--device", "cpu")
 LONGER = ("train.length=24 steps", "train.evaluate_every=24 steps", "train.checkpoint_every=12 steps")  # finds nuclei
+
+
+IMPORT_RECIPE = """
+name: imported
+conventions: detectron2
+classes: 4
+input: {colour_order: bgr, mean: [0.406, 0.456, 0.485], std: [0.00392156863, 0.00392156863, 0.00392156863]}
+model:
+  kind: mask_rcnn
+  backbone: {depth: 50, width: 8, stem_channels: 16, norm: frozen_batch_norm, frozen_stages: 2}
+  fpn: {channels: 32}
+  box_head: {fc_channels: 64}
+  mask_head: {channels: 32}
+"""
 
 
 def command(*words: object) -> tuple[int, str]:
@@ -63,6 +80,10 @@ def make(root: str) -> None:
     with contextlib.chdir(folder):
         draw_source(Path("source"))
         Path("tiny.yaml").write_text(RECIPE)
+        Path("import.yaml").write_text(IMPORT_RECIPE)
+        weights = Path(os.environ.get("CELLWRIGHT_DATA", SHARED)) / "fixtures" / "mask_rcnn_R_50_FPN" / "model.pkl"
+        if weights.is_file():
+            shutil.copy(weights, "weights.pkl")
         commands = (
             ("data", "convert", "source", "--out", "data"),
             ("data", "convert", "source", "--copy-images", "--out", "copies"),
@@ -72,6 +93,8 @@ def make(root: str) -> None:
             ("predict", "data", "--model", "classical", "--save", "masks", "--min-area", "90", "--out", "pred2"),
             (*TRAIN, *(f"--set={change}" for change in LONGER), "--out", "run"),
             (*TRAIN, "--out", "stopped", "--max-minutes", "0.000001"),
+            ("evaluate", "pred2", "--data", "data", "--metrics", "pq", "--pictures", "0", "--out", "evaluated"),
+            ("export", "pred2", "--to", "geojson", "--out", "exported"),
         )
         for words in commands:
             code, printed = command(*words)
