@@ -12,12 +12,12 @@ from warm_process import Warm
 
 N_POINTS = 20
 NAMES = [
-    *((name, False) for name in COMMANDS if name != "train"),
-    *((name, True) for name in OVERWRITE if name != "train"),
+    *((name, False) for name in COMMANDS),
+    *((name, True) for name in OVERWRITE),
 ]
 IDS = [name + " over an old result" * overwrite for name, overwrite in NAMES]
 N_RANDOM = 100
-RANDOM = ("predict", "evaluate", "fuse", "export", "tune", "convert")
+RANDOM = ("predict", "train", "evaluate", "fuse", "export", "tune", "convert")
 
 
 def go_on(trials: Trials, expected: dict[str, bytes], old: dict[str, bytes]) -> None:
