@@ -264,3 +264,14 @@ def test_export_says_how_many_objects_it_wrote(
     text = capsys.readouterr().out
     assert f"with {n_objects} objects in {n_images} images ({form})" in text
     assert ("1 object below the score threshold omitted" in text) == (n_objects == 3)
+
+
+def test_warnings_come_first_and_name_their_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of two predictions is the ground truth itself."""
+    truth = write(tmp_path / "truth", [squares((5, 5), (30, 30))] * 2)
+    own = write(tmp_path / "own", [squares((5, 5), (30, 30))] * 2)
+    other = write(tmp_path / "other", [squares((6, 5), (31, 30))] * 2)
+    assert run("evaluate", own, other, "--data", truth, "--pictures=0", "--out", tmp_path / "e") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("warning: own: annotations and predictions are the same to the pixel in 2 of 2 images")
+    assert not any("warning: other" in line for line in lines)

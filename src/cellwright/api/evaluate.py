@@ -116,13 +116,19 @@ class EvaluateResult:
             return []
         shared = [note for note in each[0] if all(note in notes for notes in each)]
         own = [
-            f"{evaluation.name}: {note}"
+            _named(evaluation.name, note)
             for evaluation in self.evaluations
             for note in evaluation.report.notes
             if note not in shared
         ]
         p_note = None if self.comparison is None else _p_note(len(self.evaluations[0].report.data.pairs))
         return [*([] if p_note is None else [p_note]), *own, *shared]
+
+
+def _named(name: str, note: str) -> str:
+    """A note on one of two predictions; a warning stays one."""
+    is_warning, text = note.startswith("warning: "), note.removeprefix("warning: ")
+    return f"{'warning: ' * is_warning}{name}: {text}"
 
 
 def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> EvaluateResult | None:
