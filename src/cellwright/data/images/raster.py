@@ -23,7 +23,7 @@ from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.data.images.pixels import apply_palette, shows_colours
-from cellwright.data.images.tiff import MAX_CODEC_RATIO, check_claim, damaged_image
+from cellwright.data.images.tiff import check_claim, check_plausible, damaged_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -73,9 +73,7 @@ def read_raster(path: Path) -> Image:
         header = _pillow_header(opened, path)
         if opened.format in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
             raise damaged_image(path, ValueError("the end of the JPEG data is missing"))
-        # A solid colour takes no space in WebP, whatever its size.
-        ratio = math.inf if opened.format == "WEBP" else MAX_CODEC_RATIO
-        check_claim(float(opened.width) * opened.height * len(opened.getbands()), path, max_ratio=ratio)
+        check_claim(_decoded_bytes(opened), path, max_ratio=math.inf)
         data = _decode_pillow(opened, path)
     data = data[:, :, None] if data.ndim == 2 else data
     data, more = supported_dtype(data, path)
@@ -179,6 +177,10 @@ def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> np.nd
     return _decode_pillow(open_pillow(path, io.BytesIO(content)), path)
 
 
+def _decoded_bytes(opened: PillowImage) -> float:
+    return float(opened.width) * opened.height * len(opened.getbands())
+
+
 def _decode_pillow(opened: PillowImage, path: Path) -> np.ndarray:
     try:
         if opened.mode == "P":
@@ -196,6 +198,8 @@ def _pillow_header(opened: PillowImage, path: Path) -> RasterHeader:
         palette_notes = _palette_notes(_palette(opened) if opened.mode == "P" else None)
     except (OSError, ValueError, IndexError, SyntaxError) as error:
         raise damaged_image(path, error) from error
+    if opened.format != "WEBP":  # in which a solid colour takes no space, whatever its size
+        check_plausible(_decoded_bytes(opened), path)
     notes = (*palette_notes, *orientation_notes(orientation, stored_hw, path))
     return RasterHeader(_upright_hw(stored_hw, orientation), n_channels, 8, orientation, notes)
 
@@ -257,6 +261,7 @@ def _png_header(path: Path, file: Any) -> tuple[RasterHeader, dict[bytes, bytes]
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
     if not width or not height:
         raise damaged_image(path, ValueError(f"{height} x {width} pixels"))
+    check_plausible(height * (width * bits * PNG_CHANNELS[colour] // 8), path, max_ratio=MAX_DEFLATE_RATIO)
     chunks: dict[bytes, bytes] = {}
     while len(start := file.read(8)) == 8 and start[4:] not in (b"IDAT", b"IEND"):
         length = int.from_bytes(start[:4], "big")

@@ -509,10 +509,15 @@ def check_claim(decoded_bytes: float, path: Path | str, *, max_ratio: float = MA
 
     Raises `InputError` if decoding the pixels needs more memory than there is.
     """
+    check_plausible(decoded_bytes, path, max_ratio=max_ratio)
+    check_memory(_COPIES * decoded_bytes, "this image", where=path)
+
+
+def check_plausible(decoded_bytes: float, path: Path | str, *, max_ratio: float = MAX_CODEC_RATIO) -> None:
+    """Raise `FormatError` for a file that claims more pixels than its codec compresses to its size."""
     size = plain_size(path)
     if decoded_bytes > max_ratio * size:
         raise damaged_image(path, ValueError(f"{decoded_bytes:.3g} bytes of pixels in a file of {size} bytes"))
-    check_memory(_COPIES * decoded_bytes, "this image", where=path)
 
 
 def damaged_image(path: Path | str, error: Exception) -> FormatError:
