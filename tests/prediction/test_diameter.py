@@ -43,6 +43,7 @@ class NearSighted(nn.Module):
     """
 
     stride, in_channels, out_channels = 16, 3, 3
+    reach_px = None  # it looks at whole components
 
     def __init__(self) -> None:
         super().__init__()
