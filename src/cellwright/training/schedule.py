@@ -15,6 +15,7 @@ from cellwright.config.training import (
     TrainConfig,
 )
 from cellwright.core.errors import RecipeError
+from cellwright.core.text import count
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Timeline:
             raise RecipeError(
                 "warm-up is as long as the run, so the schedule never starts",
                 where="train.warmup, train.length",
-                got=f"warm-up of {config.warmup} in {timeline.total_steps} steps",
+                got=f"warm-up of {config.warmup} in {count(timeline.total_steps, 'step')}",
                 remedy="shorten train.warmup (null: none), or lengthen train.length",
             )
         return timeline
