@@ -182,3 +182,16 @@ def test_a_job_is_exported_to_other_formats(job: Path, tmp_path: Path) -> None:
     masks = cw.MaskSet.from_rle([entry["segmentation"] for entry in results], HW)
     assert np.array_equal(masks.foreground(), tifffile.imread(job / "labels.tif") > 0)
     assert run("export", job, "--to=yolo", "--out", tmp_path / "x") == 2
+
+
+def test_an_image_beyond_memory_is_predicted_by_tiles_or_fails_with_the_reason(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cellwright.api.predict.available_bytes", lambda: 1 << 24)
+    image = job.parent / "field.tif"
+    assert run("predict", image, "--diameter=24", "--dry-run", "--out", tmp_path / "auto") == 0
+    assert "tile by tile (at once it would need about" in capsys.readouterr().err
+    monkeypatch.setenv("CELLWRIGHT_MEMORY_GB", "0.00001")
+    monkeypatch.setattr("cellwright.core.memory._SMALL", 0)
+    assert run("predict", image, "--model=classical", "--out", tmp_path / "whole") in (2, 3)
+    assert "memory" in capsys.readouterr().err

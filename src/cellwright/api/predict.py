@@ -18,6 +18,7 @@ from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ens
 from cellwright.api.predict_tiles import (
     MEMORY_SHARE,
     TileRequest,
+    can_tile,
     core_px_of,
     run_job,
     shard_of,
@@ -151,7 +152,7 @@ def run(
     sources, recorded = find_sources(plan.sources, plan.split)
     reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size=plan.pixel_size)
     reading = reading.over(recorded)
-    if (large := _large(plan, sources, reading, members)) is not None:
+    if (large := _large(plan, sources, reading, model, members)) is not None:
         source, request, why = large
         return run_job(
             source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
@@ -178,7 +179,7 @@ def run(
 
 
 def _large(
-    plan: PredictPlan, sources: Sequence[Source], reading: Reading, members: Sequence[Model]
+    plan: PredictPlan, sources: Sequence[Source], reading: Reading, model: Model, members: Sequence[Model]
 ) -> tuple[ImageSource, TileRequest, str] | None:
     """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
     only_tiles = {"roi": plan.roi, "labels": plan.labels, "shard": plan.shard, "dask": plan.dask}
@@ -200,8 +201,8 @@ def _large(
         except (InputError, UsageError):
             return None  # it fails like any other image
         needed, limit = whole_bytes(source.image_hw), int(MEMORY_SHARE * available_bytes())
-        if needed <= limit:
-            return None
+        if needed <= limit or not can_tile(model):
+            return None  # if it does not fit, it fails with what to do
         why = f" (at once it would need about {needed / 2**30:.0f} GiB; {limit / 2**30:.1f} GiB may be used)"
     request = TileRequest(
         identity_of(members),

@@ -142,6 +142,15 @@ def tiles_of(model: Model) -> DenseTiles:
     return DenseTiles(predictor)
 
 
+def can_tile(model: Model) -> bool:
+    """Whether a model can predict tiles."""
+    try:
+        tiles_of(model)
+    except UsageError:
+        return False
+    return True
+
+
 def seen_source(source: ImageSource, model: Model, channel: ChannelChoice | None) -> ImageSource:
     """The source with the channels that a model sees, chosen once for the whole image."""
     if not isinstance(source, RegionSource):
