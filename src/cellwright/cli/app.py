@@ -53,7 +53,10 @@ GROUPS = {
         "Convert, inspect, check, split and merge annotated images.",
         {
             "convert": ("data_verbs:convert", "Convert annotations of any known format to a dataset."),
-            "info": ("data_verbs:info", "Show counts, classes, sizes, density, overlaps and bit depth of a dataset."),
+            "info": (
+                "data_verbs:info",
+                "Show counts, classes, sizes, density, overlaps and bit depth of a dataset, or what an image or slide contains.",
+            ),
             "check": ("data_verbs:check", "List errors and suspicious annotations of a dataset, and how to fix them."),
             "split": ("data_verbs:split", "Split a dataset for training, validation and test, or into folds."),
             "merge": ("data_verbs:merge", "Merge datasets; rename, combine or drop classes."),
@@ -64,7 +67,7 @@ GROUPS = {
         "Show and finish jobs: large images that are predicted tile by tile.",
         {
             "status": ("job_verbs:status", "Show what is done, failed and left of a job."),
-            "finish": ("job_verbs:finish", "Write the outputs of a job of which all tiles are done."),
+            "finish": ("job_verbs:finish", "Write the outputs of a job of which all tiles are done or failed."),
         },
     ),
     "recipes": (
