@@ -31,7 +31,7 @@ OVERVIEW_PIXELS = 1 << 24
 @Parameter(name="*")
 @dataclass(frozen=True)
 class InfoPlan:
-    """Show counts, classes, sizes, density, overlaps and bit depth of a dataset, or what an image or slide contains."""
+    """Show counts, classes, sizes and bit depth of a dataset, or what an image or slide contains."""
 
     dataset: Path
     """A dataset folder, anything that `data convert` reads, images without annotations, or one image of any size."""

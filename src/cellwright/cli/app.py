@@ -55,7 +55,7 @@ GROUPS = {
             "convert": ("data_verbs:convert", "Convert annotations of any known format to a dataset."),
             "info": (
                 "data_verbs:info",
-                "Show counts, classes, sizes, density, overlaps and bit depth of a dataset, or what an image or slide contains.",
+                "Show counts, classes, sizes and bit depth of a dataset, or what an image or slide contains.",
             ),
             "check": ("data_verbs:check", "List errors and suspicious annotations of a dataset, and how to fix them."),
             "split": ("data_verbs:split", "Split a dataset for training, validation and test, or into folds."),
