@@ -237,10 +237,11 @@ def own(root: Path) -> dict[str, list[Subject]]:
     files.add("dataset.index", "data", "dataset.index", data, same=True)
     files.add("predictions.json", "pred_all", "predictions.json", data)
     files.add("files of a prediction folder", "pred_all", "i[01]*[zfn]", data)
+    files.add("claim.json", "pred_all", ".cellwright/claim.json", _open_output)
     files.add("model.json", "run/model", "model.json", _predict)
     files.add("weights.safetensors", "run/model", "weights.safetensors", _predict)
     run_files = {
-        "environment.json": _check_run, "inputs.json": _check_run, "log.csv": _read_log,
+        "environment.json": _check_run, "inputs.json": _read_identity, "log.csv": _read_log,
         "metrics.json": _read_best, "*.*": _read_record,
     }  # fmt: skip
     for name, read in run_files.items():
@@ -287,7 +288,7 @@ def _read_best(folder: Path) -> object:
 
 
 def _check_run(folder: Path) -> object:
-    """As ``train`` finds out whether it resumes a run."""
+    """As ``train`` finds out whether it resumes a run; with other data, and so what has changed."""
     from cellwright.core.files import read_json
     from cellwright.training.run_folder import RunFolder
     from cellwright.training.run_output import RunOutput
@@ -300,6 +301,22 @@ def _check_run(folder: Path) -> object:
     with _expected_refusal():
         RunOutput(folder).examine(recipe, environment, identity)
     return None
+
+
+def _read_identity(folder: Path) -> object:
+    from cellwright.core.files import read_json
+    from cellwright.data.identity import Identity
+
+    _check_run(folder)
+    return Identity.from_dict(read_json(folder / "inputs.json"), folder / "inputs.json")
+
+
+def _open_output(folder: Path) -> object:
+    """As ``predict`` looks at a folder before it writes there."""
+    from cellwright.core.output_folder import OutputFolder
+
+    output = OutputFolder(folder, "predict", same=("fuse",))
+    return output.missing if output.is_complete else None
 
 
 class _expected_refusal:  # noqa: N801 - used like contextlib.suppress
