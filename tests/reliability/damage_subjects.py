@@ -238,6 +238,7 @@ def own(root: Path) -> dict[str, list[Subject]]:
     files.add("predictions.json", "pred_all", "predictions.json", data)
     files.add("files of a prediction folder", "pred_all", "i[01]*[zfn]", data)
     files.add("claim.json", "pred_all", ".cellwright/claim.json", _open_output)
+    files.add("records of a job", "half", ".cellwright/progress/*", _resume_prediction)
     files.add("model.json", "run/model", "model.json", _predict)
     files.add("weights.safetensors", "run/model", "weights.safetensors", _predict)
     run_files = {
@@ -317,6 +318,13 @@ def _open_output(folder: Path) -> object:
 
     output = OutputFolder(folder, "predict", same=("fuse",))
     return output.missing if output.is_complete else None
+
+
+def _resume_prediction(folder: Path) -> object:
+    """As ``predict`` looks for what is done."""
+    from cellwright.api.predict import PredictPlan, run
+
+    return run(PredictPlan((Path("broken"),), model=("classical",), save=("masks",), out=folder), dry_run=True)
 
 
 class _expected_refusal:  # noqa: N801 - used like contextlib.suppress

@@ -32,6 +32,7 @@ TRAIN = ("train", "tiny.yaml", "--data", "data", "--device", "cpu")
 LONGER = ("train.length=24 steps", "train.evaluate_every=24 steps", "train.checkpoint_every=12 steps")  # finds nuclei
 
 
+PREDICT_BROKEN = ("predict", "broken", "--model", "classical", "--save", "masks")
 IMPORT_RECIPE = """
 name: imported
 conventions: detectron2
@@ -99,3 +100,9 @@ def make(root: str) -> None:
         for words in commands:
             code, printed = command(*words)
             assert code == 0, f"{words}: {printed}"
+        Path("broken").mkdir()
+        for name in ("i0.png", "i1.png"):
+            shutil.copy(Path("source") / name, "broken")
+        Path("broken/last.png").write_text("no image")
+        code, printed = command(*PREDICT_BROKEN, "--fail-fast", "--out", "half")
+        assert code == 2, printed

@@ -21,6 +21,7 @@ from cellwright.core.text import differences
 
 CONTROL, CLAIM = ".cellwright", "claim.json"
 SCHEMA_VERSION = 1
+_LONGEST_NAME = 255  # bytes, of file systems
 
 State = Literal["writing", "swapping", "complete"]
 Files = Mapping[str, FileIdentity | None]
@@ -94,8 +95,10 @@ def _files_from(values: Any) -> Files:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a recorded name is one of a result: relative, without ``..``, and not in ``.cellwright``."""
+    """Whether a recorded name is one of a result: relative, without ``..``, possible, and not in ``.cellwright``."""
     path = PurePosixPath(name)
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in path.parts):
+        return False
     if path.as_posix() != name or path.is_absolute() or not path.parts or (os.name == "nt" and {*"\\:"} & {*name}):
         return False
     return ".." not in path.parts and "\0" not in name and path.parts[0].lower() != CONTROL

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.claim import is_inside
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.file_identity import FileIdentity, digest_of
 from cellwright.core.files import read_json, write_json
@@ -47,6 +48,9 @@ class Done:
         try:
             names = ("files", "parts")
             several = {name: {str(k): _identity(v) for k, v in values.get(name, {}).items()} for name in names}
+            outside = [name for name in several["files"] if not is_inside(name)]
+            if outside:
+                raise ValueError(f"the file name {outside[0]!r}")
             return Done(_identity(values["file"]), str(values["pixels"]), int(values["objects"]), **several)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             remedy = "use `overwrite=True` to start again, or choose another `out`"
@@ -81,7 +85,7 @@ class Ledger:
         for path in sorted(self.folder.glob("*.begun")):
             try:
                 content = read_json(path)
-                begun[str(content["id"])] = [str(name) for name in content["files"]]
+                begun[str(content["id"])] = [str(name) for name in content["files"] if is_inside(str(name))]
             except (InputError, KeyError, TypeError):  # a power cut; nothing was written under these names
                 continue
         return begun
