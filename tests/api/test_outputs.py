@@ -70,6 +70,9 @@ def test_outputs_of_earlier_versions(tmp_path: Path) -> None:
     assert files_in(recorded) == ["mine.csv", "report.md"]
     for name in ("report.md", "a.csv", "mine.txt"):
         write_text(marked / name, name)
+    with pytest.raises(OutputError, match="not an output of this command"):  # anybody may have a report.md
+        answer(marked, REQUEST, overwrite=True)
+    write_text(marked / "report.md", "# Evaluation\n")
     with pytest.raises(OutputError, match="overwrite=True"):
         answer(marked, REQUEST)
     answer(marked, REQUEST, overwrite=True)

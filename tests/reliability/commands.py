@@ -136,10 +136,10 @@ class Trials:
         names = {path.name for path in self.folder.rglob("*") if "partial" in path.name}
         return sorted(names | {path.name for path in self.folder.glob("**/.cellwright/*")} - STAYS)
 
-    def is_swapping(self) -> bool:
-        """Whether a new result is being moved to the place of the old one."""
+    def states(self) -> set[str]:
+        """The states of all claims: "writing"; "swapping" while a new result is moved in; "complete"."""
         claims = [*self.folder.glob("**/.cellwright/claim.json")]
-        return any(json.loads(claim.read_text())["state"] == "swapping" for claim in claims)
+        return {json.loads(claim.read_text())["state"] for claim in claims}
 
     def put_foreign_file(self) -> dict[str, bytes]:
         """Write a file of the user into the folder if it is claimed; returns it as `contents` does."""

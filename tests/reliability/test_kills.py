@@ -22,7 +22,7 @@ RANDOM = ("predict", "train", "evaluate", "fuse", "export", "tune", "convert")
 
 def go_on(trials: Trials, expected: dict[str, bytes], old: dict[str, bytes]) -> None:
     """After a kill. old: what was there before; it or the new result is there, unless they are just being swapped."""
-    if old and not trials.is_swapping():
+    if old and "swapping" not in trials.states():
         made = trials.contents()
         new = {name: content for name, content in made.items() if old.get(name) != content}
         if differences(made, old) and differences(made, expected):

@@ -77,6 +77,18 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert resume(tmp_path, state, tmp_path / "model") == Resumed(tmp_path / "step_123456789")
 
 
+def test_a_file_of_the_user_in_a_checkpoint_stays(tmp_path: Path) -> None:
+    state = make_state(0)
+    first = save_checkpoint(tmp_path, state, keep=1)
+    (first / "notes.txt").write_text("only copy")
+    state.position.step += 1
+    save_checkpoint(tmp_path, state, keep=1)
+    assert [file.name for file in first.iterdir()] == ["notes.txt"]
+    first.rename(tmp_path / f".{first.name}.partial")  # a kill while the checkpoint was removed
+    resume(tmp_path, state, tmp_path / "model")
+    assert (first / "notes.txt").read_text() == "only copy"
+
+
 def test_a_state_with_other_fields_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, make_state(0), keep=2)
     state_file = path / "state.json"

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
 MARKER = "report.md"
 # What evaluations of earlier versions without a record consist of.
-_EARLIER = ("metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "comparison.csv", "*.png", "errors/*.png")
+_EARLIER = (
+    "metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "comparison.csv", "pr_curve.png", "confusion.png",
+    "errors/*.png",
+)  # fmt: skip
 
 
 @Parameter(name="*")

@@ -21,6 +21,8 @@ from cellwright.core.progress import ProgressReporter
 
 SPLIT_BY = "split_by"  # in the info of a dataset: the options by which it was split
 DATASET_VERBS = ("data convert", "data merge", "data split")
+# What the markers of earlier versions begin with.
+_SIGNS = (b"# Evaluation\n", b" compared with ", b"# Comparison of runs\n", b'"schema_version"', b"made by: cellwright")
 _SKIPPED = (".index",)  # made from the file beside it; its header contains a time
 _REQUEST_FILE = ".request.json"  # the record of earlier versions
 
@@ -210,13 +212,22 @@ def earlier_output(verb: str, marker: str, *patterns: str) -> Callable[[Path], C
             except (KeyError, TypeError, ValueError) as error:
                 problem = "the record of this output is damaged"
                 raise FormatError(problem, where=record, got=str(error), remedy=OTHER) from error
-        if not (folder / marker).is_file():
+        if not _is_ours(folder / marker):
             return None
         found = [path for pattern in (marker, *patterns) for path in folder.glob(pattern) if path.is_file()]
         names = [path.relative_to(folder).as_posix() for path in found]
         return Claim(verb, None, "complete", dict.fromkeys(names))
 
     return earlier
+
+
+def _is_ours(marker: Path) -> bool:
+    """Whether a file has the content of a marker of earlier versions; its name may be that of any file."""
+    if not marker.is_file():
+        return False
+    with marker.open("rb") as file:
+        start = file.read(1000)
+    return any(sign in start for sign in _SIGNS)
 
 
 def dataset_output(out: Path, verb: str, *, inputs: Iterable[Path | str], overwrite: bool) -> FolderOutput:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cellwright.core.claim import files_below
+from cellwright.core.claim import files_below, remove_ours
 from cellwright.core.errors import FormatError, InputError, ModelError
 from cellwright.core.file_identity import FileIdentity, digest_of
 from cellwright.core.files import atomic_path, output_error, read_json, write_json
@@ -35,6 +35,9 @@ from cellwright.training.state import Position, TrainState, check_finite
 SCHEMA_VERSION = 1  # of state.json
 STATE, BEST_MODEL = "state.json", "best_model"
 _FOLDER = re.compile(r"step_(\d{8,})")
+_FILES = re.compile(
+    r"state\.json|(weights|optimiser|averaged)\.safetensors|best_model/(weights\.safetensors|model\.json|README\.md)"
+)
 
 
 class DamagedCheckpoint(FormatError):
@@ -94,16 +97,27 @@ def _is_of(path: Path, description: dict[str, Any]) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; first its name, so that an interruption leaves no incomplete one."""
+    """Remove a checkpoint; first its name, so that an interruption leaves no incomplete one. Other files in it stay."""
     doomed = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(doomed, ignore_errors=True)
     try:
+        _clear(doomed)
         path.rename(doomed)
+        _clear(doomed)
     except FileNotFoundError:
         return
     except OSError as error:
         raise output_error(path, error) from error
-    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _clear(doomed: Path) -> None:
+    """Remove what `_remove` has renamed; if there are files that are not ours, they get their place back."""
+    for name in files_below(doomed):
+        if _FILES.fullmatch(name):
+            remove_ours(doomed, name)
+    if doomed.is_dir() and any(doomed.iterdir()):
+        doomed.rename(doomed.with_name(doomed.name.removeprefix(".").removesuffix(".partial")))
+    elif doomed.is_dir():
+        doomed.rmdir()
 
 
 def _description(state: TrainState) -> dict[str, Any]:
@@ -152,8 +166,14 @@ def resume(folder: Path, state: TrainState, model: Path) -> Resumed:
     Raises `FormatError` if it belongs to another network or optimiser, and `OutputError`.
     """
     damaged: list[str] = []
-    for leftover in folder.glob(".step_*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        for leftover in folder.glob(".step_*.partial"):
+            if _FOLDER.fullmatch(leftover.name[1:].removesuffix(".partial")):
+                _clear(leftover)
+            else:  # a checkpoint that was being written
+                shutil.rmtree(leftover, ignore_errors=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
     for path in reversed(checkpoints(folder)):
         try:
             content = load_checkpoint(path, state, model)
