@@ -1,4 +1,4 @@
-"""How many of the faults of tests/reliability the program holds: killed commands, full disks, power cuts, damaged files.
+"""How many faults of tests/reliability do no harm: killed commands, full disks, power cuts, damaged files.
 
     python benchmarks/reliability.py [--slow] [--only kills,damage]
 

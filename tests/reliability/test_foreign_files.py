@@ -17,8 +17,8 @@ N_FOLDERS, N_SLOW_FOLDERS = 3, 100
 NAMES = (
     "predictions.json", "summary.csv", "i0_masks.tif", "i0.geojson", "recipe.yaml", "metrics.json", "model.json",
     "DONE", "weights.safetensors", "dataset.json", "dataset.index", "log.csv", "report.md", "README.md",
-    "contact_sheet.png", "notes.txt", "slide.tif", ".gitignore", "a.partial", ".x.99999-0000.partial.csv", "Größe 1.csv",
-    "table.csv",
+    "contact_sheet.png", "notes.txt", "slide.tif", ".gitignore", "a.partial", ".x.99999-0000.partial.csv",
+    "Größe 1.csv", "table.csv",
 )  # fmt: skip
 FOLDERS = ("raw_data", ".git", "model", "checkpoints/step_00000001", "images", "errors", "new", "a/b")
 
