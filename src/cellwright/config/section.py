@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
 
-Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1 << 20)]
 Cells = Annotated[int, Field(ge=1, le=512)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Annotated[float, Field(gt=0.0)]

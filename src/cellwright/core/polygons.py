@@ -85,7 +85,8 @@ def check_lengths(rings: Iterable[np.ndarray], where: object = None, *, most: fl
     """
     total = 0.0
     for ring in rings:
-        length = float(np.abs(np.diff(ring, axis=0)).max(axis=1, initial=0.0).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is too long
+            length = float(np.abs(np.diff(ring, axis=0)).max(axis=1, initial=0.0).sum())
         total += length
         if length > _MAX_LENGTH or total > most:
             raise FormatError(

@@ -60,7 +60,7 @@ class DenseNetwork(nn.Module):
     @property
     def reach_px(self) -> int | None:
         """How far from a pixel of the maps the image can influence it, at most, px of the input; None: unknown."""
-        return self.unet.reach_px
+        return getattr(self.unet, "reach_px", None)
 
     @property
     def bytes_per_pixel(self) -> float | None:
