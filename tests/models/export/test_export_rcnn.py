@@ -146,5 +146,5 @@ def test_invalid_exports_are_rejected(tmp_path: Path) -> None:
     saved(tmp_path / "model", *CASES["mask_scoring"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "export.json").write_text(json.dumps({}))
-    with pytest.raises(OutputError, match="exists"):
+    with pytest.raises(OutputError, match="not an output of this command"):
         run(ExportModelPlan(tmp_path / "model", to="onnx", out=tmp_path / "out"))
