@@ -236,7 +236,7 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
     if channel is not None:
         if image is None:
             raise UsageError("intensities need an image", got=f"`channel={channel!r}`", remedy="give it as `image`")
-        images = [select_channels(of_cells, channel) for of_cells in images]
+        images = [select_channels(of_cells, channel) for of_cells in images if of_cells is not None]
     size = as_pixel_size(pixel_size)
     pairs = zip(instances, images, strict=True)
     tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size, ring_px=ring) for pair in pairs]

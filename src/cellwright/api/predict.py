@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
@@ -280,7 +280,8 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         >>> len(predictions), predictions.class_names, len(predictions[0].read_instances())
         (1, ('spot',), 1)
     """
-    members = [as_model(one) for one in (model if isinstance(model, list | tuple) else [model])]
+    given: Any = model
+    members = [as_model(one) for one in (given if isinstance(given, list | tuple) else [given])]
     fusion = FusionOptions(fuse, weights=None if weights is None else tuple(weights))
     model = ensemble(members, fusion)
     if isinstance(images, Dataset):

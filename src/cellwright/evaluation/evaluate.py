@@ -121,7 +121,7 @@ def evaluate_images(
 
 def _identity_warning(report: Report) -> list[str]:
     """A warning if annotations equal the predictions to the pixel, as where nobody corrected them."""
-    n = int((report.per_image["pq"] == 1).sum()) if len(report.per_image) else 0
+    n = int((report.per_image["pq"].to_numpy() == 1).sum()) if len(report.per_image) else 0
     if not n:
         return []
     return [

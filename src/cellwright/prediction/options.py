@@ -53,7 +53,7 @@ class PredictOptions:
 
     def as_values(self) -> dict[str, Any]:
         """The options as JSON values, under the names that users know."""
-        values = plain(asdict(self))
+        values: dict[str, Any] = plain(asdict(self))
         return {_PARAMETERS.get(name, name): value for name, value in values.items()}
 
     def calibrated(self, objects: Instances) -> Instances:

@@ -84,7 +84,7 @@ def decode(objects: Sequence[RunText], image_hw: tuple[int, int], order: Order, 
     try:
         if order == "column":
             return MaskSet.from_counts(counts, image_hw)
-        return MaskSet.from_counts(counts, image_hw[::-1]).rot90(1).flip("vertical")
+        return MaskSet.from_counts(counts, (image_hw[1], image_hw[0])).rot90(1).flip("vertical")
     except InputError as error:
         raise error.at(f"the image of {objects[0].where}") from error
 

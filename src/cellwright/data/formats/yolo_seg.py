@@ -427,10 +427,10 @@ def one_ring(polygons: MultiPolygon) -> np.ndarray:
     >>> one_ring([[square, hole]]).tolist()[:7]
     [[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1]]
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     first, *others = [np.asarray(ring) for rings in polygons for ring in rings]
-    nearest = cKDTree(first) if others else None
+    nearest: Any = KDTree(first) if others else None
     detours: dict[int, list[np.ndarray]] = {}
     for ring in others:
         assert nearest is not None
