@@ -10,7 +10,9 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -208,8 +210,25 @@ class TrainingLoader:
         )
         if not workers:
             return iter(loader)
-        with hold_signals():
+        with hold_signals(), _without_child_signals():
             return iter(loader)
+
+
+@contextmanager
+def _without_child_signals() -> Iterator[None]:
+    """Restore the handling of SIGCHLD at the end.
+
+    Torch's handler raises an error when a loading process ends, wherever the training process is then; without it, the
+    next batch raises the error, at most five seconds later.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 WORKER_REMEDY = "set data.workers to 0 or to fewer; containers may need more memory, also in /dev/shm"
