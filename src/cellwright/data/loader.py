@@ -183,10 +183,10 @@ class TrainingLoader:
                         raise item
                     step += 1
                     yield pickle.loads(item) if isinstance(item, bytes) else item
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 if not workers or not is_worker_failure(error):
                     raise
-                reason = str(error).strip().splitlines()[0].rstrip(".")
+                reason = (str(error).strip() or "one of them ended").splitlines()[0].rstrip(".")
                 text = f"images are loaded in the training process, since loading processes failed: {reason}"
                 emit("loader", f"warning: {text}; {WORKER_REMEDY}")
                 workers = 0
@@ -236,7 +236,9 @@ WORKER_REMEDY = "set data.workers to 0 or to fewer; containers may need more mem
 
 def is_worker_failure(error: Exception) -> bool:
     """Whether ``error`` means that loading processes cannot be started, or that one of them was ended."""
-    return isinstance(error, OSError) or "DataLoader worker" in str(error) or "new thread" in str(error)
+    if isinstance(error, OSError | EOFError | pickle.UnpicklingError):  # the others: half of a batch
+        return True
+    return "DataLoader worker" in str(error) or "new thread" in str(error)
 
 
 def _unchanged(item: Any) -> Any:
