@@ -73,7 +73,7 @@ def test_a_finished_output_is_not_replaced(job: Path, capsys: pytest.CaptureFixt
     assert "1 image done before, 1 to do" in printed
     assert "failed: 1 image (broken): this image cannot be decoded" in printed
     assert run(*predict, "--score", "0.5") == 2
-    assert "--score 0.5 instead of" in capsys.readouterr().err
+    assert "0.5 instead of 0.05" in capsys.readouterr().err
     assert (job / "pred" / "predictions.json").read_bytes() == before
     assert run("train", "synthetic/demo", "--data", job / "data", "--out", job / "run", *TINY) == 0
     assert "already complete" in capsys.readouterr().err
