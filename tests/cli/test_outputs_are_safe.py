@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
-import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 from drawn import draw_mask_folder, run
-
-from killed import every_kill
 
 
 @pytest.fixture(scope="module")
@@ -36,47 +32,6 @@ def leftovers(root: Path) -> list[str]:
     """Files that no user should see for ever; the lock of a dead process, which says nothing, may be there."""
     names = {path.name for path in root.rglob("*") if path.is_file() and "partial" in path.name}
     return sorted(names | {path.name for path in root.glob("**/.cellwright/*")} - {"claim.json", "lock"})
-
-
-# Words, names in capitals stand for paths; and about how many file operations the command needs.
-KILLED = {
-    "convert": (("data", "convert", "SOURCE", "--copy-images", "--out", "OUT"), 105),
-    "split": (("data", "split", "OUT", "--val", ".34"), 70),
-    "evaluate": (("evaluate", "PRED", "--data", "DATA", "--pictures", "1", "--metrics", "pq", "--out", "OUT"), 110),
-    "export": (("export", "PRED", "--to", "geojson", "--out", "OUT"), 80),
-    "measure": (("measure", "PRED", "--out", "OUT/table.csv"), 30),
-}
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")
-@pytest.mark.parametrize("name", KILLED)
-def test_a_killed_command_goes_on(
-    name: str, folder: Path, memory_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """At several file operations of each verb; with an old result in its place, that or the new one is there."""
-    words, operations = KILLED[name]
-    work = memory_path / "work"
-    work.mkdir()
-    if name == "split":
-        shutil.copytree(folder / "data", work / "out")
-        images = json.loads((work / "out" / "dataset.json").read_text())
-        for image in images["images"]:
-            image["file_name"] = str((folder / "data" / image["file_name"]).resolve())
-        (work / "out" / "dataset.json").write_text(json.dumps(images))
-        (work / "out" / "dataset.index").unlink()
-        shutil.rmtree(work / "out" / ".cellwright")
-    places = {"SOURCE": folder / "source", "DATA": folder / "data", "PRED": folder / "pred"}
-    typed = [str(places.get(word, word.replace("OUT", str(work / "out")))) for word in (*words, "--quiet")]
-    before = contents(work)
-    seen = set()
-    result: dict[str, bytes] = {}
-    for _ in every_kill(work, lambda: run(*typed), step=operations // 3):
-        seen.add(contents(work) == before)
-        assert run(*typed) == 0, capsys.readouterr().err
-        result = result or contents(work)
-        assert contents(work) == result
-        assert leftovers(work) == []
-    assert True in seen
 
 
 def no_space(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

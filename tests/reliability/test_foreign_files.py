@@ -12,7 +12,7 @@ from commands import COMMANDS, OVERWRITE, Command, Trials, trials_of
 from record import record
 from warm_process import Warm
 
-N_FOLDERS, N_SLOW_FOLDERS = 3, 100
+N_FOLDERS, N_SLOW_FOLDERS = 1, 100
 # Names that commands write themselves, among names that only a user would choose.
 NAMES = (
     "predictions.json", "summary.csv", "i0_masks.tif", "i0.geojson", "recipe.yaml", "metrics.json", "model.json",

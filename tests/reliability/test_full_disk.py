@@ -12,7 +12,7 @@ from commands import COMMANDS, Trials, differences, is_root, trials_of
 from record import record
 from warm_process import Warm
 
-N_SIZES, N_SLOW_SIZES = 2, 12
+N_SIZES, N_SLOW_SIZES = 1, 12
 PAGE = 4096
 
 
@@ -48,7 +48,7 @@ def fill(trials: Trials, disk: Path, n_sizes: int) -> None:
     for k in range(n_sizes):
         resize(disk, "64m")
         trials.begin()
-        resize(disk, str(before + (peak - before) // PAGE * k // n_sizes * PAGE))
+        resize(disk, str(before + (peak - before) // PAGE * (k + 1) // (n_sizes + 1) * PAGE))
         try:
             _, end = trials.run()
             if end.status == 0:

@@ -11,8 +11,8 @@ from commands import COMMANDS, KILLED, Trials, chosen, differences, trials_of
 from record import record
 from warm_process import Warm
 
-N_POINTS, N_SLOW_POINTS = 2, 12
-JOBS = ("predict", "fuse", "train", "evaluate", "export")  # resumed, or made again
+N_POINTS, N_SLOW_POINTS = 1, 12
+JOBS = ("predict", "train", "evaluate")  # resumed, or made again
 
 
 def _empty(path: Path) -> None:
