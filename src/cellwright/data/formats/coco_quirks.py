@@ -125,7 +125,7 @@ def check(facts: Facts, path: Path, *, scored: bool) -> list[Note]:
 
 def grouping_categories(categories: Sequence[dict[str, Any]], used: frozenset[int]) -> list[str]:
     """Names of categories without objects that only group others (Roboflow's root): the supercategory of another."""
-    above = {category.get("supercategory") for category in categories}
+    above = {name for category in categories if isinstance(name := category.get("supercategory"), str)}
     return [str(c["name"]) for c in categories if c["id"] not in used and c["name"] in above and len(categories) > 1]
 
 
