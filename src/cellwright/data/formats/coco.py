@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,10 +24,11 @@ import numpy as np
 
 from cellwright.core.coco import whole
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError, InputError, OutputError
+from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.files import atomic_path, unreadable
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
+from cellwright.core.scores import check_threshold
 from cellwright.data.formats.coco_index import CocoIndex, open_index, whole_number, write_sidecar
 from cellwright.data.formats.coco_layout import (
     CocoFile,
@@ -245,7 +246,20 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     id_of = {category["name"]: category["id"] for category in categories}
     info = {k: v for k, v in _info(index).items() if k not in ("format", "category_ids")}
     info |= {"format": Coco.name, "category_ids": [id_of[name] for name in class_names]}
+    _check_recorded_threshold(info, len(categories), json_path)
     return Dataset(tuple(samples), class_names, root or json_path.parent, _licence(index), info, tuple(notes))
+
+
+def _check_recorded_threshold(info: Mapping[str, Any], n_classes: int, path: Path) -> None:
+    """Raise `FormatError` if the score threshold of predictions is not one number, or one per class."""
+    recorded = info.get("score_threshold", 0.0)
+    try:
+        threshold = check_threshold(recorded)
+    except UsageError:
+        threshold = None
+    if threshold is None or (isinstance(threshold, tuple) and len(threshold) != n_classes):
+        expected = "a number from 0 to 1, or one per class"
+        raise FormatError("invalid score_threshold", where=path, got=repr(recorded)[:60], expected=expected)
 
 
 def _read_files(files: Sequence[CocoFile], root: Path, options: ReadOptions) -> Dataset:

@@ -117,7 +117,7 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
             expected="tensors and plain containers",
             remedy="ask its author for a plain state_dict, or save one with the tool that wrote it",
         ) from None
-    except (*BROKEN, zipfile.BadZipFile, SafetensorError) as error:
+    except (*BROKEN, zipfile.BadZipFile, RuntimeError, SafetensorError) as error:
         # The unpickler reports an unknown instruction as a missing key.
         raise _damaged(path, "not a pickle" if isinstance(error, KeyError) else str(error)) from error
     for key in ("model", "state_dict", "blobs"):

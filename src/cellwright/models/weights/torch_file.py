@@ -38,7 +38,8 @@ def read_torch_file(path: Path) -> Any:
     """The content of a file: plain containers, and tensors on the CPU.
 
     Raises `Refused` for anything but data and for claims that the file does not hold, `OSError`, and what a damaged
-    pickle or archive raises (`core.unpickle.BROKEN`, `zipfile.BadZipFile`).
+    pickle or archive raises (`core.unpickle.BROKEN`, `zipfile.BadZipFile`, and for an encrypted archive or one of
+    another version `RuntimeError`, `NotImplementedError`).
     """
     with path.open("rb") as file:
         is_zip = file.read(4) == _ZIP
