@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, OutputError
 from cellwright.models.build import build_network
 from cellwright.models.weights import model_folder as module
-from cellwright.models.weights import torch_io
 from cellwright.models.weights.initial import start_from
 from cellwright.models.weights.model_folder import ModelInfo, model_folder, read_model_info
 from cellwright.models.weights.torch_io import load_network, load_weights, read_weights, save_model
@@ -81,23 +81,33 @@ def test_file_permissions_are_the_default_ones(saved: Path) -> None:
 def test_a_full_disk_is_reported_and_the_old_model_kept(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        path.write_bytes(b"half a model")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def full(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch_io, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match="the disk is full"):
         save_model(saved, build_network(recipe(), 2).state_dict(), info())
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_other_errors_of_safetensors_are_reported(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        raise SafetensorError("something else")
+def test_weights_are_written_under_our_temporary_names_only(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would stay if the process is killed: `sweep` does not know them."""
+    names: set[str] = set()
 
-    monkeypatch.setattr(torch_io, "save_file", broken)
-    with pytest.raises(OutputError, match="something else"):
-        save_model(saved, build_network(recipe(), 2).state_dict(), info())
+    def watched(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data)
+        names.update(entry.name for entry in path.parent.iterdir())
+
+    monkeypatch.setattr(Path, "write_bytes", watched)
+    save_model(tmp_path / "model", build_network(recipe(), 2).state_dict(), info())
+    assert names
+    final = {path.name for path in saved.iterdir()}
+    assert all(".partial" in name for name in names - final)
 
 
 def test_a_run_folder_is_a_model(saved: Path) -> None:

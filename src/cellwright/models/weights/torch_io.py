@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cellwright.core.errors import ModelError
@@ -44,18 +42,10 @@ def save_model(folder: Path | str, weights: Mapping[str, Tensor], info: ModelInf
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write ``tensors`` to a safetensors file, not atomically. Raises `OSError`."""
-    # Copies, because safetensors rejects views and tensors that share memory.
+    # Copies, because safetensors rejects views and tensors that share memory. The file is written here, because
+    # safetensors would write it under a temporary name of its own, which stays if the process is killed.
     owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(owned, path)
-    except SafetensorError as error:
-        # The error number is only in the text ("os error 28").
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else 0
-        raise OSError(code, os.strerror(code) if code else str(error)) from error
-    path.chmod(mode)  # safetensors makes its files readable by the owner only
+    path.write_bytes(save(owned))
 
 
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
