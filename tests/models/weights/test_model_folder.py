@@ -92,22 +92,15 @@ def test_a_full_disk_is_reported_and_the_old_model_kept(saved: Path, monkeypatch
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_weights_are_written_under_our_temporary_names_only(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Others would stay if the process is killed: `sweep` does not know them."""
-    names: set[str] = set()
+def test_weights_are_not_written_by_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its temporary files, which have names of its own, would stay if the process is killed."""
 
-    def watched(path: Path, data: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(data)
-        names.update(entry.name for entry in path.parent.iterdir())
+    def never(*_: object) -> None:
+        raise AssertionError
 
-    monkeypatch.setattr(Path, "write_bytes", watched)
+    monkeypatch.setattr("safetensors.torch.serialize_file", never)
     save_model(tmp_path / "model", build_network(recipe(), 2).state_dict(), info())
-    assert names
-    final = {path.name for path in saved.iterdir()}
-    assert all(".partial" in name for name in names - final)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
 
 
 def test_a_run_folder_is_a_model(saved: Path) -> None:
