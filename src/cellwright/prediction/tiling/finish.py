@@ -4,7 +4,7 @@
 2. Tables and outlines are written from these, tile by tile.
 3. Labels are painted window by window, from the tiles whose objects reach it.
 
-Final tile files are kept until the job is complete, so that finishing goes on where it was interrupted.
+After an interruption all of this is done again: tiles that had failed may be there now.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def resolve(
     max_objects: int | None = None,
     track: Track = no_progress,
 ) -> FinalTiles:
-    """Decide the seams and write the final tile files; those that exist and are valid are kept.
+    """Decide the seams and write the final tile files.
 
     A tile that is not in ``ledger`` (skipped, or failed) has no objects. Objects that lost pixels to another tile are
     measured again; without ``source``, they keep their measurements.
@@ -102,11 +102,8 @@ def resolve(
             assert objects.scores is not None
             kept = np.flatnonzero(objects.scores >= lowest)[:n_left]
             objects, n_left = objects[kept], n_left - len(kept)
-        if final.has(tile) and not final.left([tile]):
-            objects = final.read(tile).stored.objects
-        else:
-            objects = objects if source is None else _measured_again(objects, source, ring_px)
-            final.write(tile, TileRecord(TileObjects(objects, np.ones(len(objects), bool))))
+        objects = objects if source is None else _measured_again(objects, source, ring_px)
+        final.write(tile, TileRecord(TileObjects(objects, np.ones(len(objects), bool))))
         counts[k] = len(objects)
         if len(objects):
             boxes = objects.masks.boxes

@@ -96,12 +96,18 @@ class Grid:
         y0, x0 = math.floor(core.y0 / scale_y), math.floor(core.x0 / scale_x)
         return Window(y0, x0, min(math.ceil(core.y1 / scale_y), height), min(math.ceil(core.x1 / scale_x), width))
 
-    def neighbours(self, index: int) -> list[int]:
-        """The up to eight tiles around one."""
-        row, column = divmod(index, self.shape[1])
-        around = [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
-        n_rows, n_columns = self.shape
-        return [y * n_columns + x for y, x in around if 0 <= y < n_rows and 0 <= x < n_columns]
+    def neighbours(self, index: int, reach: int = 1) -> list[int]:
+        """The tiles around one, at most ``reach`` rows and columns away: up to eight."""
+        (n_rows, n_columns), (row, column) = self.shape, divmod(index, self.shape[1])
+        rows = range(max(row - reach, 0), min(row + reach + 1, n_rows))
+        columns = range(max(column - reach, 0), min(column + reach + 1, n_columns))
+        around = [y * n_columns + x for y in rows for x in columns]
+        return [tile for tile in around if tile != index]
+
+    def reach_of(self, extent_hw: tuple[int, int]) -> int:
+        """How many rows or columns of tiles away the owner of an object of this size can be from a tile it touches."""
+        sides = [extent * scale / self._core(axis) for axis, (extent, scale) in enumerate(zip(extent_hw, self.scale_yx))]
+        return max(math.ceil(max(sides)), 1)
 
     def _aligned(self, side: int) -> int:
         return -(-side // self.stride) * self.stride

@@ -33,10 +33,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The tile files of a job below ``root/tiles``. tiles: the numbers of all tiles of the job."""
+    """The tile files of a job below ``root/tiles``.
+
+    tiles: the numbers of all tiles of the job. job: what identifies it; files of another job do not count.
+    """
 
     root: Path
     tiles: Sequence[int]
+    job: str
 
     def path(self, tile: int) -> Path:
         """The file of a tile."""
@@ -47,14 +51,14 @@ class Ledger:
         return self.path(tile).is_file()
 
     def left(self, among: Iterable[int] | None = None, *, verify: bool = True) -> list[int]:
-        """The tiles that are not done. verify: a file that is damaged does not count, and is removed."""
+        """The tiles that are not done. verify: a file that is damaged, or of another job, does not count and is removed."""
         missing = []
         for tile in self.tiles if among is None else among:
             if self.has(tile):
                 if not verify:
                     continue
                 try:
-                    read_tile(self.path(tile))
+                    read_tile(self.path(tile), self.job)
                     continue
                 except (FormatError, InputError):
                     self.path(tile).unlink(missing_ok=True)
@@ -63,12 +67,12 @@ class Ledger:
 
     def write(self, tile: int, record: TileRecord) -> None:
         """Store what a tile found; when this returns, it is on the disk."""
-        write_tile(self.path(tile), record)
+        write_tile(self.path(tile), record, self.job)
         self._failure_path(tile).unlink(missing_ok=True)
 
     def read(self, tile: int) -> TileRecord:
         """What a tile found. Raises `FormatError` if its file is damaged."""
-        return read_tile(self.path(tile))
+        return read_tile(self.path(tile), self.job)
 
     def fail(self, failure: Failure) -> None:
         """Store why a tile failed; it is tried again when the job is run again."""

@@ -10,12 +10,12 @@ slightly differently, so that one which none of them owns, or which two of them 
 3. Of the objects that are kept, none are joined. Pixels that two tiles gave to different objects stay with the higher
    score, then with the lower tile.
 
-Only neighbouring tiles are compared, so cores must be larger than the objects.
+Tiles are compared with those around them, as far away as the largest object of the image can reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -58,8 +58,8 @@ def stored_objects(objects: Instances, grid: Grid, tile: Tile) -> TileObjects:
 class Seams:
     """The final objects of each tile, from what the tiles stored.
 
-    load: the stored candidates of a tile; called at most twice per tile, row by row, so that three rows of tiles are
-    in memory at once. Creating one decides what is kept; `objects` then gives it.
+    load: the stored candidates of a tile; called three times per tile, row by row, so that about three rows of tiles
+    are in memory at once. Creating one decides what is kept; `objects` then gives it.
 
     n_copies: candidates that were dropped because another tile's copy was kept. n_adopted: objects that no tile owned.
     """
@@ -68,6 +68,7 @@ class Seams:
         self.grid, self._load = grid, load
         self.n_copies = self.n_adopted = 0
         self._keep: list[np.ndarray] = [np.zeros(0, bool)] * len(grid)
+        self._reach = grid.reach_of(self._largest())
         self._decide()
 
     def objects(self) -> Iterator[tuple[int, Instances]]:
@@ -76,34 +77,45 @@ class Seams:
         n_rows, n_columns = self.grid.shape
         rows: dict[int, list[Instances]] = {}
         for row in range(n_rows):
-            for r in (row - 1, row, row + 1):
-                if 0 <= r < n_rows and r not in rows:
+            for r in range(max(row - self._reach, 0), min(row + self._reach + 1, n_rows)):
+                if r not in rows:
                     tiles = range(r * n_columns, (r + 1) * n_columns)
                     rows[r] = [self._load(t).objects[self._keep[t]] for t in tiles]
-            rows.pop(row - 2, None)
+            rows.pop(row - self._reach - 1, None)
             for column in range(n_columns):
                 index = row * n_columns + column
-                around = {t: rows[t // n_columns][t % n_columns] for t in self.grid.neighbours(index)}
+                neighbours = self.grid.neighbours(index, self._reach)
+                around = {t: rows[t // n_columns][t % n_columns] for t in neighbours}
                 yield index, _without_shared(rows[row][column], index, around)
+
+    def _largest(self) -> tuple[int, int]:
+        """Height and width of the largest objects, source px."""
+        sides = np.zeros(2, np.int64)
+        for tile in range(len(self.grid)):
+            boxes = self._load(tile).objects.masks.boxes
+            if len(boxes):
+                sides = np.maximum(sides, (boxes[:, [3, 2]] - boxes[:, [1, 0]]).max(axis=0))
+        return int(sides[0]), int(sides[1])
 
     def _decide(self) -> None:
         n_rows, n_columns = self.grid.shape
         rows: dict[int, list[_Candidates]] = {}
         pending, start = _Graph(), 0
         for row in range(n_rows):
-            for r in (row, row + 1):
-                if r < n_rows and r not in rows:
+            for r in range(row, min(row + self._reach + 1, n_rows)):
+                if r not in rows:
                     rows[r] = []
                     for tile in range(r * n_columns, (r + 1) * n_columns):
                         stored = self._load(tile)
                         self._keep[tile] = np.ones(len(stored.owned), bool)
-                        rows[r].append(_Candidates.of(self.grid, self.grid[tile], stored, start))
+                        neighbours = self.grid.neighbours(tile, self._reach)
+                        rows[r].append(_Candidates.of(self.grid, tile, neighbours, stored, start))
                         start += len(stored.owned)
                         self.n_adopted += int((~stored.owned).sum())
             rows.pop(row - 1, None)
             for column in range(n_columns):
                 index = row * n_columns + column
-                for other in self.grid.neighbours(index):
+                for other in self.grid.neighbours(index, self._reach):
                     if other > index:
                         pending.compare(rows[row][column], rows[other // n_columns][other % n_columns])
             # Groups that reach the next row may still grow.
@@ -126,21 +138,20 @@ class _Candidates:
     owned: np.ndarray
 
     @staticmethod
-    def of(grid: Grid, tile: Tile, stored: TileObjects, start: int) -> _Candidates:
+    def of(grid: Grid, tile: int, neighbours: Sequence[int], stored: TileObjects, start: int) -> _Candidates:
         objects = stored.objects
         near = ~stored.owned
-        for other in grid.neighbours(tile.index):
+        for other in neighbours:
             near = near | _reaches(objects.masks.boxes, _zone(grid, grid[other]))
         local = np.flatnonzero(near)
         assert objects.scores is not None
-        return _Candidates(tile.index, start, local, objects.masks[local], objects.scores[local], stored.owned[local])
+        return _Candidates(tile, start, local, objects.masks[local], objects.scores[local], stored.owned[local])
 
 
 @dataclass
 class _Graph:
     """Pairs of counterparts whose groups are not yet complete: nodes are numbered across all tiles."""
 
-    nodes: dict[str, np.ndarray] = field(default_factory=dict)
     edges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     known: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,15 @@ _COLUMN = "column."
 class TileRecord:
     """What one tile left.
 
-    stored: its candidates, in source pixels, with measurements as columns. counts: numbers of what was omitted, by
-    reason. notes: what was assumed.
+    stored: its candidates, in source pixels, with measurements as columns. notes: what a user should know.
     """
 
     stored: TileObjects
-    counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
 
-def write_tile(path: Path, record: TileRecord) -> None:
-    """Write a record atomically; when this returns, it is on the disk."""
+def write_tile(path: Path, record: TileRecord, job: str) -> None:
+    """Write a record atomically; when this returns, it is on the disk. job: what identifies the job."""
     from safetensors.numpy import save
 
     objects = record.stored.objects
@@ -54,7 +52,7 @@ def write_tile(path: Path, record: TileRecord) -> None:
     header = {
         "image_hw": objects.image_hw,
         "columns": list(objects.columns),
-        "counts": record.counts,
+        "job": job,
         "notes": [asdict(note) for note in record.notes],
     }
     arrays = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
@@ -62,8 +60,8 @@ def write_tile(path: Path, record: TileRecord) -> None:
     write_bytes(path, _MAGIC + _digest(content) + b"\n" + content)
 
 
-def read_tile(path: Path) -> TileRecord:
-    """Read a record. Raises `FormatError` if it is damaged, and `InputError` if it cannot be read."""
+def read_tile(path: Path, job: str) -> TileRecord:
+    """Read a record. Raises `FormatError` if it is damaged or of another job, `InputError` if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -76,6 +74,8 @@ def read_tile(path: Path) -> TileRecord:
         if first != _MAGIC + _digest(content):
             raise ValueError("another content than was written")
         tensors, header = load(content), _header(content)
+        if header["job"] != job:
+            raise ValueError("it belongs to another job")
         image_hw = int(header["image_hw"][0]), int(header["image_hw"][1])
         masks = MaskSet.unpack(image_hw, tensors["boxes"], tensors["masks"])
         objects = Instances.from_masks(
@@ -85,8 +85,7 @@ def read_tile(path: Path) -> TileRecord:
         )
         objects = replace(objects, columns={name: tensors[_COLUMN + name] for name in header["columns"]})
         notes = tuple(Note(**note) for note in header["notes"])
-        counts = {str(name): int(n) for name, n in header["counts"].items()}
-        return TileRecord(TileObjects(objects, tensors["owned"].astype(bool)), counts, notes)
+        return TileRecord(TileObjects(objects, tensors["owned"].astype(bool)), notes)
     except (SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         remedy = "remove it and run the same command again"
         raise FormatError("this tile's result is damaged", where=path, got=str(error), remedy=remedy) from error

@@ -11,6 +11,7 @@ from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
+from cellwright.core.text import count
 from cellwright.data.images.source import ImageSource
 from cellwright.measurement.table import measure_instances
 from cellwright.prediction.options import PredictOptions, select
@@ -55,7 +56,7 @@ class TileWork:
         grid = self.grid
         while True:
             tile = grid[index]
-            found, counts = self._selected(tile)
+            found = self._selected(tile)
             stored = stored_objects(self._in_source(found, tile), grid, tile)
             cut = _is_cut(stored.objects.masks, tile, grid.source_hw) & stored.owned
             if not cut.any() or grid.halo_px >= MAX_HALO_FACTOR * self.grid.halo_px:
@@ -63,17 +64,17 @@ class TileWork:
             grid = replace(grid, halo_px=2 * grid.halo_px)
         notes: tuple[Note, ...] = ()
         if cut.any():
-            text = f"{int(cut.sum())} objects near row {tile.output.y0}, column {tile.output.x0} are larger than a tile"
+            core = grid.source_window(tile.core)
+            text = f"{count(int(cut.sum()), 'object')} near row {core.y0}, column {core.x0} may be cut off"
             notes = (Note("objects larger than a tile were cut off", text, self.source.path or ""),)
-        return TileRecord(stored, counts, notes)
+        return TileRecord(stored, notes)
 
-    def _selected(self, tile: Tile) -> tuple[Instances, dict[str, int]]:
-        """The objects that are kept, measured, in pixels of the tile's output; and numbers of those that are not."""
+    def _selected(self, tile: Tile) -> Instances:
+        """The objects that are kept, measured, in pixels of the tile's output."""
         objects = self.model.objects(self.seen, self.facts, tile)
         options = replace(self.options, remove_border=False, max_objects=None)
-        prediction = select(Prediction.of(objects), options)
-        counts = {"low_score": prediction.n_low_score, "small": prediction.n_small}
-        return measured(prediction.instances, self.source, tile.output, ring_px=self.ring_px), counts
+        found = select(Prediction.of(objects), options).instances
+        return measured(found, self.source, tile.output, ring_px=self.ring_px)
 
     def _in_source(self, objects: Instances, tile: Tile) -> Instances:
         """Objects of the output in pixels of the source, without those at its border if they are to be removed."""
