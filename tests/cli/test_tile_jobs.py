@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ import tifffile
 from drawn import run
 
 import cellwright as cw
+from cellwright.core.folder_lock import FolderLock
 from cellwright.data.synthetic import draw_field
-from cellwright.prediction.tiling.tile_file import read_tile
+from cellwright.prediction.tiling.job import JobFacts
 
 HW = (420, 500)
 
@@ -99,7 +101,10 @@ def test_a_lost_or_damaged_tile_is_predicted_again(job: Path, tmp_path: Path) ->
     assert predict(image, root) == 0
     for name in ("labels.tif", "summary.csv", "objects.geojson.gz"):
         assert (root / name).read_bytes() == (job / name).read_bytes(), name
-    assert [read_tile(path).counts for path in tiles[:2]]
+    record = JobFacts.read(root)
+    assert not record.ledger(root).left()
+    other = dataclasses.replace(record, request={})
+    assert len(other.ledger(root).left(verify=True)) == len(record.tiles), "tiles of another job never count"
 
 
 def test_a_tile_that_cannot_be_decoded_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -121,12 +126,35 @@ def test_only_the_tiles_of_a_region_are_predicted(job: Path, tmp_path: Path) -> 
     assert pd.read_csv(tmp_path / "part" / "summary.csv")["tiles_skipped"].item() > 0
 
 
-def test_shards_finish_a_job_together(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    image = job.parent / "field.tif"
-    assert predict(image, tmp_path / "shards", "--shard=1/2") == 0
-    assert not (tmp_path / "shards" / "labels.tif").exists()
-    assert predict(image, tmp_path / "shards", "--shard=2/2") == 0
-    assert (tmp_path / "shards" / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
+def test_shards_that_run_at_the_same_time_finish_a_job_together(job: Path, tmp_path: Path) -> None:
+    image, out = job.parent / "field.tif", tmp_path / "shards"
+    words = [sys.executable, "-m", "cellwright", "predict", image, "--tile=160", "--diameter=24", "--labels=tiff"]
+    shards = [
+        subprocess.Popen([*map(str, words), f"--shard={k}/2", f"--out={out}"], stderr=subprocess.PIPE, text=True)
+        for k in (1, 2)
+    ]
+    printed = [shard.communicate()[1] for shard in shards]
+    assert [shard.returncode for shard in shards] == [0, 0], printed
+    for name in ("labels.tif", "summary.csv", "objects.geojson.gz", "job.json"):
+        assert (out / name).read_bytes() == (job / name).read_bytes(), name
+    assert not any("already complete" in text for text in printed), "both predicted tiles"
+
+
+def test_the_last_shard_finishes(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image, out = job.parent / "field.tif", tmp_path / "shards"
+    assert predict(image, out, "--shard=2/2") == 0
+    assert not (out / "labels.tif").exists()
+    assert predict(image, out, "--shard=1/2", "--overwrite") == 2
+    assert "shards cannot replace a result" in capsys.readouterr().err
+    words = [sys.executable, "-m", "cellwright", "predict", image, "--tile=160", "--diameter=24", "--labels=tiff"]
+    lock = FolderLock.take(out / ".cellwright" / "lock", out, "predict")
+    last = subprocess.Popen([*map(str, words), "--shard=1/2", f"--out={out}"], stderr=subprocess.PIPE, text=True)
+    assert last.stderr is not None
+    assert any("waiting" in line for line in last.stderr)
+    lock.release()
+    last.communicate()
+    assert last.returncode == 0
+    assert (out / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def drawn_job(root: Path, *, options: PredictOptions | None = None, pixel_size: 
     grid = Grid(IMAGE.image_hw, IMAGE.image_hw, 16, core_px=160, halo_px=64)
     facts = ImageFacts(IMAGE.image_hw, IMAGE.image_hw)
     work = TileWork(Perfect(), source, source, facts, grid, options or PredictOptions())
-    ledger = Ledger(root, range(len(grid)))
+    ledger = Ledger(root, range(len(grid)), "job")
     for tile in range(len(grid)):
         ledger.write(tile, work.record(tile))
     return ledger, work
@@ -56,7 +56,7 @@ def drawn_job(root: Path, *, options: PredictOptions | None = None, pixel_size: 
 
 def finished(root: Path, **options: int) -> tuple[FinalTiles, TileWork]:
     ledger, work = drawn_job(root / "job")
-    final = Ledger(root / "final", ledger.tiles)
+    final = Ledger(root / "final", ledger.tiles, "job")
     return resolve(ledger, final, work.grid, work.source, **options), work
 
 
@@ -134,7 +134,7 @@ def test_only_the_best_objects_are_kept(tmp_path: Path) -> None:
 
 def test_objects_at_the_border_of_the_image_are_removed_and_those_at_tiles_are_not(tmp_path: Path) -> None:
     ledger, work = drawn_job(tmp_path / "job", options=PredictOptions(remove_border=True))
-    final = resolve(ledger, Ledger(tmp_path / "final", ledger.tiles), work.grid, work.source)
+    final = resolve(ledger, Ledger(tmp_path / "final", ledger.tiles, "job"), work.grid, work.source)
     assert final.n_objects == int((~TRUTH.masks.touches_border).sum()) < len(TRUTH)
 
 
@@ -151,12 +151,28 @@ def test_an_object_larger_than_the_halo_is_whole(tmp_path: Path) -> None:
 
     _, work = drawn_job(tmp_path / "job")
     work = replace(work, model=Bar())
-    ledger = Ledger(tmp_path / "bar", range(len(work.grid)))
+    ledger = Ledger(tmp_path / "bar", range(len(work.grid)), "job")
     for tile in ledger.tiles:
         ledger.write(tile, work.record(tile))
-    final = resolve(ledger, Ledger(tmp_path / "final", ledger.tiles), work.grid, work.source)
+    final = resolve(ledger, Ledger(tmp_path / "final", ledger.tiles, "job"), work.grid, work.source)
     (found,) = [objects for _, objects in final if len(objects)]
     assert found.masks.areas.tolist() == [1600]
+    assert not final.notes
+
+
+def test_an_object_that_no_window_holds_is_said_to_be_cut_off(tmp_path: Path) -> None:
+    class Bar:
+        def objects(self, source: object, facts: object, tile: Tile) -> Instances:
+            masks = MaskSet.from_label_map(np.ones(tile.output.hw, int))[0]
+            return Instances.from_masks(masks, scores=np.array([0.9]))
+
+    _, work = drawn_job(tmp_path / "job")
+    work = replace(work, model=Bar(), grid=replace(work.grid, halo_px=16))
+    ledger = Ledger(tmp_path / "bar", range(len(work.grid)), "job")
+    for tile in ledger.tiles:
+        ledger.write(tile, work.record(tile))
+    final = resolve(ledger, Ledger(tmp_path / "final", ledger.tiles, "job"), work.grid, work.source)
+    assert any("may be cut off" in note.text and note.where == "tile 0" for note in final.notes)
 
 
 def many_objects(cut: bool) -> tuple[Grid, list[Instances]]:

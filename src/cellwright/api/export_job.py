@@ -14,7 +14,6 @@ from cellwright.core.progress import Track
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_outlines
 from cellwright.prediction.tiling.job import JOB_FILE, JobFacts
 from cellwright.prediction.tiling.label_writers import write_label_tiff
-from cellwright.prediction.tiling.ledger import Ledger
 
 JOB_FORMATS = {"geojson": (".geojson", ".gz", ".json"), "labels_tiff": (".tif", ".tiff"), "coco_results": (".json",)}
 
@@ -37,7 +36,7 @@ def check_job_export(folder: Path, to: str, out: Path) -> None:
     if out.suffix.lower() not in JOB_FORMATS[to]:
         raise UsageError("invalid name of the output", got=out.name, expected=f"a name ending in {JOB_FORMATS[to][0]}")
     job = JobFacts.read(folder)
-    ledger = Ledger(folder, job.tiles)
+    ledger = job.ledger(folder)
     failed = {failure.tile for failure in ledger.failures()}
     if any(tile not in failed for tile in ledger.left(verify=False)):
         raise OutputError("this job is not done", where=folder, remedy="run its predict command again")
@@ -49,8 +48,8 @@ def export_job(folder: Path, to: str, out: Path, track: Track) -> int:
     with tempfile.TemporaryDirectory(prefix=".cellwright-", dir=out.parent) as scratch:
         options = dict(job.request.get("options", {}))
         final = resolve(
-            Ledger(folder, job.tiles),
-            Ledger(Path(scratch), job.tiles),
+            job.ledger(folder),
+            job.ledger(Path(scratch)),
             job.grid,
             None,
             max_objects=options.get("max_objects"),

@@ -13,7 +13,6 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.images.reading import Reading
 from cellwright.prediction.tiling.job import JobFacts, JobReport
-from cellwright.prediction.tiling.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def finish(plan: FinishPlan, reporter: ProgressReporter = SILENT, *, dry_run: bo
     """
     root = job_root(plan.folder)
     job = JobFacts.read(root)
-    ledger = Ledger(root, job.tiles)
+    ledger = job.ledger(root)
     failed = {failure.tile for failure in ledger.failures()}
     if left := [tile for tile in ledger.left() if tile not in failed]:
         got = f"{count(len(left), 'tile')} left"
@@ -68,6 +67,6 @@ def finish(plan: FinishPlan, reporter: ProgressReporter = SILENT, *, dry_run: bo
     assert claim is not None
     output.start(claim.request or {}, resume=claim)
     try:
-        return finish_job(output, ledger, job, source, reporter, n_before=len(job.tiles), seconds=0.0)
+        return finish_job(output, job, source, reporter, n_before=len(job.tiles), seconds=0.0)
     finally:
         output.close()

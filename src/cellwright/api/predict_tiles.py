@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,11 @@ from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
+from cellwright.core.folder_lock import FolderBusy
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.memory import available_bytes
-from cellwright.core.output_folder import Claim, OutputFolder
+from cellwright.core.output_folder import Claim, Files, OutputFolder
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.identity import digest_of
@@ -35,11 +38,11 @@ from cellwright.prediction.tiling.job import (
     LabelKind,
     Running,
     changed,
+    check_under_way,
     finish,
     refuse_other,
     run_tiles,
 )
-from cellwright.prediction.tiling.ledger import Ledger
 from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.prediction.tiling.work import TileWork
 
@@ -53,6 +56,8 @@ WHOLE_BYTES_PER_PX = 180
 # The share of the available memory that prediction may take.
 MEMORY_SHARE = 0.6
 DEFAULT_CORE_PX, SMALLEST_CORE_PX, LARGEST_CORE_PX = 1024, 128, 8192
+# How often a shard looks whether another one has left the folder.
+WAIT_S = 0.5
 # The channels are chosen on at most this many pixels.
 _SAMPLE_PX = 2048
 
@@ -154,13 +159,25 @@ def can_tile(model: Model) -> bool:
 def seen_source(source: ImageSource, model: Model, channel: ChannelChoice | None) -> ImageSource:
     """The source with the channels that a model sees, chosen once for the whole image."""
     if not isinstance(source, RegionSource):
+        if channel is not None:
+            remedy = "give only these channels in its `read`"
+            raise UsageError(
+                "the channels of this source cannot be chosen", got=f"`channel` {channel!r}", remedy=remedy
+            )
         return source
     sample = _sample(source)
     seen = seen_by(model.predictor, sample, channel)
     if seen.channels == source.channels:
         return source
-    indices = [source.channels.index(name) for name in seen.channels]
+    indices = [_index_in(sample, seen, k) for k in range(len(seen.channels))]
     return source.with_channels(indices, seen.channels, [note for note in seen.notes if note not in sample.notes])
+
+
+def _index_in(image: Image, chosen: Image, k: int) -> int:
+    """Which channel of ``image`` is the k-th that was chosen of it; several may have the same name."""
+    named = [index for index, name in enumerate(image.channels) if name == chosen.channels[k]]
+    same = [index for index in named if (image.data[:, :, index] == chosen.data[:, :, k]).all()]
+    return (same or named)[0]
 
 
 def _sample(source: ImageSource) -> Image:
@@ -237,38 +254,75 @@ def run_job(
     `UsageError` for a model that cannot predict tiles, and `InputError` for an image that cannot be used.
     """
     tiles, seen = tiles_of(model), seen_source(source, model, request.channel)
-    described = describe_source(source)
-    values = request.as_values(model)
+    if request.running.shard is not None and overwrite:
+        remedy = "remove the old result first, or choose another `out`"
+        raise UsageError("shards cannot replace a result", got="`shard` and `overwrite`", remedy=remedy)
+    parts = _Parts(source, seen, tiles, model, describe_source(source), request.as_values(model), request, reporter)
     output = OutputFolder(out, "predict", same=("fuse",))
-    claim = output.pending if overwrite else output.claim
-    before = _job_before(output, claim)
-    old = ours(output)
-    if before is None and old and not overwrite:
-        refuse_other(output, ["it has predictions of another kind"], unfinished=not output.is_complete)
-    differences = [] if before is None else changed(before, described, values, model.own_options)
-    if overwrite:
-        claim, before = (None, None) if differences else (claim, before)
-        output.check_replaceable([] if source.path is None else [source.path], old)
-    elif before is not None:
-        refuse_other(output, differences, unfinished=not output.is_complete)
+    opened = _Opened.of(output, parts, overwrite=overwrite)
+    if opened.is_complete(output):
+        reporter.note(f"already complete: {out}/ has this job")
+        return parts.complete(out, opened)
     name = "the image" if source.path is None else Path(source.path).name
-    if before is not None and output.is_complete and not overwrite:
-        ledger = Ledger(output.path, before.tiles)
-        if not ledger.left(verify=False) and not output.missing:
-            reporter.note(f"already complete: {out}/ has this job")
-            return JobReport(len(before.tiles), len(before.tiles), n_objects_of(output.path), 0.0)
     height, width = source.image_hw
     reporter.note(f"{name}: {height} x {width} px, tile by tile{why}: will write {out}/")
-    for note in dict.fromkeys(note.text for note in seen.notes):
-        reporter.note(note)
     if dry_run:
+        for text in dict.fromkeys(note.text for note in seen.notes):
+            reporter.note(text)
         return None
-    parts = _Parts(source, seen, tiles, model, described, values, request, reporter)
-    output.start(values, resume=claim if before is not None else None, replaces=old if overwrite else None)
+    if request.running.shard is not None:
+        return _run_shard(out, parts)
+    opened.start(output, parts)
     try:
-        return _run(output, before, parts)
+        job = opened.job(output, parts)
+        n_before, seconds = _run(output.root, job, parts, output.verify)
+        return finish_job(output, job, source, reporter, n_before=n_before, seconds=seconds)
     finally:
         output.close()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is in the folder of a job. before: the job that is there, which is gone on with. old: files to replace."""
+
+    claim: Claim | None
+    before: JobFacts | None
+    old: Files | None
+
+    @staticmethod
+    def of(output: OutputFolder, parts: _Parts, *, overwrite: bool) -> _Opened:
+        """Look. Raises `OutputError` for another job, other predictions, or files that may not be replaced."""
+        claim = output.pending if overwrite else output.claim
+        before = _job_before(output, claim)
+        old = ours(output)
+        if before is None and old and not overwrite:
+            refuse_other(output, ["it has predictions of another kind"], unfinished=not output.is_complete)
+        own = parts.model.own_options
+        differences = [] if before is None else changed(before, parts.described, parts.values, own)
+        if not overwrite:
+            refuse_other(output, differences, unfinished=not output.is_complete)
+            return _Opened(claim, before, None)
+        path = parts.source.path
+        output.check_replaceable([] if path is None else [path], old)
+        return _Opened(None, None, old) if differences else _Opened(claim, before, old)
+
+    def is_complete(self, output: OutputFolder) -> bool:
+        """Whether there is nothing to do."""
+        if self.before is None or self.old is not None or not output.is_complete or output.missing:
+            return False
+        return not self.before.ledger(output.path).left(verify=False)
+
+    def start(self, output: OutputFolder, parts: _Parts) -> None:
+        """Lock the folder. Raises `FolderBusy` if it is in use, or if it has changed since."""
+        output.start(parts.values, resume=self.claim if self.before is not None else None, replaces=self.old)
+
+    def job(self, output: OutputFolder, parts: _Parts) -> JobFacts:
+        """The job in the locked folder; a new one is prepared and written."""
+        if self.before is not None:
+            return self.before
+        job = parts.new_job()
+        job.write(output.root)
+        return job
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,10 +338,18 @@ class _Parts:
     request: TileRequest
     reporter: ProgressReporter
 
+    def complete(self, out: Path, opened: _Opened) -> JobReport:
+        """The report of a job that was complete before."""
+        assert opened.before is not None
+        n_tiles = len(opened.before.tiles)
+        failures = opened.before.ledger(out).failures()
+        return JobReport(n_tiles, n_tiles - len(failures), n_objects_of(out), 0.0, tuple(failures))
+
     def new_job(self) -> JobFacts:
         """Find the facts of the image, and choose the tiles."""
         request, reporter = self.request, self.reporter
         facts = self.tiles.facts(self.seen, track=reporter.track)
+        facts = dataclasses.replace(facts, notes=(*self.seen.notes, *facts.notes))
         core = request.core_px or core_that_fits(partial(self.tiles.grid, facts), max(request.running.workers, 1))
         grid = self.tiles.grid(facts, core)
         numbers = tuple(tile.index for tile in grid if _wanted(grid.source_window(tile.core), request.roi))
@@ -323,29 +385,67 @@ class _Parts:
         )
 
 
-def _run(output: OutputFolder, before: JobFacts | None, parts: _Parts) -> JobReport:
+def _run(root: Path, job: JobFacts, parts: _Parts, check: Callable[[], None]) -> tuple[int, float]:
+    """Predict the tiles that are left; how many were done before, and seconds per megapixel. See `run_tiles`."""
     reporter, running = parts.reporter, parts.request.running
-    job = before or parts.new_job()
-    if before is None:
-        job.write(output.root)
-    ledger = Ledger(output.root, job.tiles)
+    ledger = job.ledger(root)
+    for text in dict.fromkeys(note.text for note in job.facts.notes):
+        reporter.note(text)
     if (n_done := len(job.tiles) - len(ledger.left(verify=False))) > 0:
         reporter.note(f"{count(n_done, 'tile')} done before, {len(job.tiles) - n_done} to do")
     is_elsewhere = running.workers > 1 or running.dask is not None
-    work = parts.work(job)
-    make_work = parts.work_elsewhere(job) if is_elsewhere else partial(_same, work)
-    n_before, seconds = run_tiles(output, ledger, job, make_work, running, track=reporter.track)
-    failures = ledger.failures()
-    unfinished = set(ledger.left(verify=False)) - {failure.tile for failure in failures}
-    if unfinished:
-        reporter.note(f"{count(len(unfinished), 'tile')} are left to other shards; the last one finishes the job")
-        return JobReport(len(job.tiles), n_before, None, seconds)
-    return finish_job(output, ledger, job, parts.source, reporter, n_before=n_before, seconds=seconds)
+    make_work = parts.work_elsewhere(job) if is_elsewhere else partial(_same, parts.work(job))
+    return run_tiles(ledger, job, make_work, running, check=check, track=reporter.track)
+
+
+def _run_shard(out: Path, parts: _Parts) -> JobReport:
+    """Predict the tiles of a shard; other shards may do so at the same time. The last one finishes the job.
+
+    The folder is locked while the job is prepared and while it is finished, not while tiles are predicted.
+    """
+    with _locked(out, parts) as (output, job):
+        if job is None:
+            return parts.complete(out, _Opened.of(output, parts, overwrite=False))
+        root = output.root
+    n_before, seconds = _run(root, job, parts, partial(check_under_way, out, job))
+    with _locked(out, parts) as (output, current):
+        if current is None:
+            return parts.complete(out, _Opened.of(output, parts, overwrite=False))
+        ledger = job.ledger(root)
+        unfinished = set(ledger.left(verify=False)) - {failure.tile for failure in ledger.failures()}
+        if unfinished:
+            text = f"{count(len(unfinished), 'tile')} are left to other shards; the last one finishes the job"
+            parts.reporter.note(text)
+            return JobReport(len(job.tiles), n_before, None, seconds)
+        return finish_job(output, job, parts.source, parts.reporter, n_before=n_before, seconds=seconds)
+
+
+@contextmanager
+def _locked(out: Path, parts: _Parts) -> Iterator[tuple[OutputFolder, JobFacts | None]]:
+    """The locked folder and its job, or None if it is complete. Waits while another shard has the folder."""
+    said = False
+    while True:
+        output = OutputFolder(out, "predict", same=("fuse",))
+        opened = _Opened.of(output, parts, overwrite=False)
+        if opened.is_complete(output):
+            yield output, None
+            return
+        try:
+            opened.start(output, parts)
+            break
+        except FolderBusy as error:
+            if not said:
+                parts.reporter.note(f"waiting: {error.problem}")
+            said = True
+            time.sleep(WAIT_S)
+    try:
+        yield output, opened.job(output, parts)
+    finally:
+        output.close()
 
 
 def finish_job(
     output: OutputFolder,
-    ledger: Ledger,
     job: JobFacts,
     source: ImageSource,
     reporter: ProgressReporter,
@@ -354,8 +454,8 @@ def finish_job(
     seconds: float,
 ) -> JobReport:
     """Write the outputs of a job whose tiles are done or failed, and declare it complete."""
-    failures = ledger.failures()
-    final, files, notes = finish(output, ledger, job, source, draw=_overview, track=reporter.track)
+    failures = job.ledger(output.root).failures()
+    final, files, notes = finish(output, job, source, draw=_overview, track=reporter.track)
     output.complete(files)
     for note in notes:
         reporter.note(note)
@@ -444,7 +544,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
     model = load_model(model) if isinstance(model, str | Path) else model
     request = TileRequest(
         identity_of([model]),
-        "auto",
+        str(tiles_of(model).predictor.device),
         channel,
         {},
         core_px_of(str(tile)),

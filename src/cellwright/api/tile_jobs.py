@@ -13,7 +13,7 @@ from cellwright.core.output_folder import CONTROL, NEW, Claim
 from cellwright.core.public import public
 from cellwright.core.text import count
 from cellwright.prediction.tiling.job import JOB_FILE, SUMMARY, TABLE_CSV, TABLE_PARQUET, JobFacts
-from cellwright.prediction.tiling.ledger import Failure, Ledger
+from cellwright.prediction.tiling.ledger import Failure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def open_job(folder: Path | str) -> Job:
     folder = Path(folder)
     root = job_root(folder)
     job = JobFacts.read(root)
-    ledger = Ledger(root, job.tiles)
+    ledger = job.ledger(root)
     claim = Claim.read(folder)
     is_complete = root == folder and claim is not None and claim.state == "complete"
     n_done = len(job.tiles) - len(ledger.left(verify=False))

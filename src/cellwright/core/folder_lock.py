@@ -55,6 +55,10 @@ class Holder:
         return self.host == socket.gethostname()
 
 
+class FolderBusy(OutputError):
+    """Another process writes the folder at this moment."""
+
+
 class FolderLock:
     """A lock that this process holds; see `take`."""
 
@@ -65,7 +69,7 @@ class FolderLock:
 
     @staticmethod
     def take(path: Path, folder: Path, verb: str) -> FolderLock:
-        """Lock ``folder`` with the file ``path``, which is created. Raises `OutputError` if it is in use."""
+        """Lock ``folder`` with the file ``path``, which is created. Raises `FolderBusy` if it is in use."""
         me = Holder(verb, os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M"))
         try:
             while True:
@@ -103,13 +107,13 @@ class FolderLock:
 
 
 def _try_to_take(path: Path, folder: Path, me: Holder) -> int | None:
-    """A descriptor of the locked file; None to try again. Raises `OutputError` if it is in use."""
+    """A descriptor of the locked file; None to try again. Raises `FolderBusy` if it is in use."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     is_taken = False
     try:
         granted, holder = _flock(descriptor), Holder.read(path)
         if _is_in_use(granted, holder, path):
-            raise OutputError(
+            raise FolderBusy(
                 f"this folder is in use by {holder or 'another process'}",
                 where=folder,
                 remedy="wait until it has finished and run the same command again, or choose another `out`",

@@ -80,7 +80,7 @@ from cellwright.core.errors import FormatError, OutputError
 from cellwright.core.events import plain
 from cellwright.core.file_identity import FileIdentity
 from cellwright.core.files import flush, output_error, remove, sweep
-from cellwright.core.folder_lock import FolderLock
+from cellwright.core.folder_lock import FolderBusy, FolderLock
 from cellwright.core.text import count, listed
 
 LOCK, PROGRESS, NEW = "lock", "progress", "new"
@@ -237,7 +237,7 @@ class OutputFolder:
         """Lock and claim the folder; returns ``root``, where the result is written.
 
         resume: ``claim`` or ``pending``, to go on there. replaces: the files of the old result, if the claim does not
-        know them. aside: write to ``new/`` even if there is no old result. Raises `OutputError` if the folder is in
+        know them. aside: write to ``new/`` even if there is no old result. Raises `FolderBusy` if the folder is in
         use, or has changed since this was created.
         """
         seen, self._existed = (self.claim, self.pending), self.path.is_dir()
@@ -248,7 +248,7 @@ class OutputFolder:
             self._look()
             if (self.claim, self.pending) != seen:
                 remedy = "run the same command again"
-                raise OutputError("another process has just written this folder", where=self.shown, remedy=remedy)
+                raise FolderBusy("another process has just written this folder", where=self.shown, remedy=remedy)
             new = self.path / CONTROL / NEW
             is_aside = bool(old or aside) if resume is None else resume is seen[1]
             claim = Claim(self.verb, plain(dict(request)), "writing")

@@ -11,7 +11,7 @@ import numpy as np
 
 from cellwright.core.errors import InputError
 from cellwright.core.image import CHANNEL_NAMES, Image, supported_dtype
-from cellwright.data.images.planes import Window
+from cellwright.data.images.planes import PlaneWindow
 from cellwright.data.images.regions import Facts, Level, RegionSource, cell_of, file_fingerprint, region_dtype
 
 _DIGEST_BYTES = 16
@@ -33,7 +33,7 @@ class ArraySource(RegionSource):
         n_bytes = len(facts.channels) * np.dtype(array.dtype).itemsize
         super().__init__(facts, [None if chunk_hw is None else cell_of(chunk_hw, facts.levels[0].image_hw, n_bytes)])
 
-    def decode(self, level: int, window: Window) -> np.ndarray:
+    def decode(self, level: int, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, C) of a window, a copy."""
         y0, x0, h, w = window
         index: list[slice] = [slice(y0, y0 + h), slice(x0, x0 + w)]
@@ -191,7 +191,7 @@ class WholeSource(RegionSource):
         self._image: Image | None = None
         self._lock = threading.Lock()
 
-    def decode(self, level: int, window: Window) -> np.ndarray:
+    def decode(self, level: int, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, C) of a window, a copy."""
         y0, x0, h, w = window
         return self._whole().data[y0 : y0 + h, x0 : x0 + w].copy()

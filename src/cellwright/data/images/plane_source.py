@@ -17,7 +17,7 @@ from cellwright.core.image import Image, supported_dtype
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.array_source import WholeSource
-from cellwright.data.images.planes import DecodedPlane, PagePlane, StoredPlane, Window
+from cellwright.data.images.planes import DecodedPlane, PagePlane, PlaneWindow, StoredPlane
 from cellwright.data.images.regions import (
     Facts,
     Level,
@@ -85,7 +85,7 @@ class PlaneSource(RegionSource):
         """How a plane is stored."""
         raise NotImplementedError
 
-    def decode(self, level: int, window: Window) -> np.ndarray:
+    def decode(self, level: int, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, C) of a window of a level."""
         chosen = self._opened()[level]
         if self._channel_numbers is not None:
@@ -137,7 +137,7 @@ class TiffSource(PlaneSource):
         """How a plane is stored."""
         return plane.layout if isinstance(plane, PagePlane) else "rows, uncompressed"
 
-    def decode(self, level: int, window: Window) -> np.ndarray:
+    def decode(self, level: int, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, C) of a window of a level. Raises `InputError` if the file changed."""
         check_unchanged(str(self._where), self._state)
         return super().decode(level, window)

@@ -20,7 +20,7 @@ PAGE_AXES = ("YX", "YXS", "SYX")
 _JPEG, _WITH_TABLES = 7, frozenset({6, 7, 34892, 33007})
 _REMEDY = "copy or download the file again, or remove it from the folder"
 
-Window = tuple[int, int, int, int]
+PlaneWindow = tuple[int, int, int, int]
 """(y0, x0, height, width) of a part of a plane."""
 
 
@@ -37,7 +37,7 @@ class StoredPlane(Protocol):
         """All pixels (H, W, samples). The file that the plane comes from must be open."""
         ...
 
-    def window(self, window: Window) -> np.ndarray:
+    def window(self, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, samples) of a window inside the plane. The file need not be open."""
         ...
 
@@ -57,7 +57,7 @@ class DecodedPlane:
         """All pixels (H, W, samples)."""
         return self.decode()
 
-    def window(self, window: Window) -> np.ndarray:
+    def window(self, window: PlaneWindow) -> np.ndarray:
         """A window of the decoded plane."""
         y0, x0, h, w = window
         return self.decode()[y0 : y0 + h, x0 : x0 + w]
@@ -86,7 +86,7 @@ class MappedPlane:
         """All pixels (H, W, samples)."""
         return self._pixels(slice(None), slice(None))
 
-    def window(self, window: Window) -> np.ndarray:
+    def window(self, window: PlaneWindow) -> np.ndarray:
         """The pixels of a window."""
         y0, x0, h, w = window
         return self._pixels(slice(y0, y0 + h), slice(x0, x0 + w))
@@ -144,7 +144,7 @@ class PagePlane:
         rows = "one strip" if height >= self._key.imagelength else f"strips of {height} rows"
         return f"{rows}, {codec}"
 
-    def window(self, window: Window) -> np.ndarray:
+    def window(self, window: PlaneWindow) -> np.ndarray:
         """The pixels of a window, from the strips or tiles that it needs.
 
         Raises `FormatError` that names a strip or tile which cannot be decoded.

@@ -23,7 +23,7 @@ from cellwright.core.image import Image, supported_dtype
 from cellwright.core.notes import Note, with_where
 from cellwright.core.public import public
 from cellwright.core.text import count
-from cellwright.data.images.planes import Window
+from cellwright.data.images.planes import PlaneWindow
 
 # Decoded pixels that a source keeps, so that neighbouring windows do not decode the same tiles again.
 CACHE_BYTES = 64 << 20
@@ -139,7 +139,7 @@ class RegionSource:
         self._picked: tuple[int, ...] | None = None
         self._kept = _Kept(CACHE_BYTES)
 
-    def decode(self, level: int, window: Window) -> np.ndarray:
+    def decode(self, level: int, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, C) of a window inside a level, in the type that the file stores."""
         raise NotImplementedError
 
@@ -246,7 +246,7 @@ class RegionSource:
         (y, x), (down_y, down_x) = self.pixel_size_um, self.levels[level].downsample
         return (y * down_y, x * down_x)
 
-    def _checked(self, window: Window, level: int) -> Window:
+    def _checked(self, window: PlaneWindow, level: int) -> PlaneWindow:
         if not 0 <= level < len(self.levels):
             expected = f"0 to {len(self.levels) - 1}" if len(self.levels) > 1 else "0: this image has one level"
             raise UsageError("no such level", where=self.path, got=f"level = {level}", expected=expected)
@@ -261,7 +261,7 @@ class RegionSource:
             )
         return y0, x0, h, w
 
-    def _decoded(self, level: int, window: Window) -> np.ndarray:
+    def _decoded(self, level: int, window: PlaneWindow) -> np.ndarray:
         y0, x0, h, w = window
         try:
             return self.decode(level, window)
@@ -280,7 +280,7 @@ class RegionSource:
 
     # --- cells ------------------------------------------------------------------------------------------------------
 
-    def _from_cells(self, level: int, window: Window, cell_hw: tuple[int, int]) -> np.ndarray:
+    def _from_cells(self, level: int, window: PlaneWindow, cell_hw: tuple[int, int]) -> np.ndarray:
         """A window put together from cells, of which only those that are not kept are decoded."""
         y0, x0, h, w = window
         height, width = cell_hw
@@ -323,7 +323,7 @@ class RegionSource:
             yield (row, column), part
 
 
-def _pasted(cell: np.ndarray, place: tuple[int, int], window: Window, pixels: np.ndarray | None) -> np.ndarray:
+def _pasted(cell: np.ndarray, place: tuple[int, int], window: PlaneWindow, pixels: np.ndarray | None) -> np.ndarray:
     """The pixels of a window, made if there are none, with those of a cell whose first pixel is at ``place``."""
     y0, x0, h, w = window
     if pixels is None:

@@ -14,7 +14,7 @@ import numpy as np
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import first_bytes
 from cellwright.data.images.calibration import pixel_size
-from cellwright.data.images.planes import Window
+from cellwright.data.images.planes import PlaneWindow
 from cellwright.data.images.regions import (
     Facts,
     Level,
@@ -62,7 +62,7 @@ class SlideSource(RegionSource):
         layout = f"tiles of {cells[0][0]} x {cells[0][1]}, slide of {vendor}"
         super().__init__(Facts(str(path), ("R", "G", "B"), np.dtype(np.uint8), levels, cells[0], layout, size), cells)
 
-    def decode(self, level: int, window: Window) -> np.ndarray:
+    def decode(self, level: int, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, 3) of a window of a level."""
         check_unchanged(str(self._where), self._state)
         y0, x0, h, w = window
@@ -82,7 +82,7 @@ class SlideSource(RegionSource):
         """Of the file, and OpenSlide's hash of the files that belong to it."""
         return file_fingerprint(self._where, self._opened().properties.get("openslide.quickhash-1"), self.levels)
 
-    def _region(self, level: int, window: Window) -> np.ndarray:
+    def _region(self, level: int, window: PlaneWindow) -> np.ndarray:
         y0, x0, h, w = window
         down = self.levels[level].downsample[0]
         slide = self._opened()

@@ -27,7 +27,7 @@ from cellwright.data.images.pixels import apply_palette, cmyk_to_rgb, inverted, 
 if TYPE_CHECKING:
     import tifffile
 
-    from cellwright.data.images.planes import StoredPlane, Window
+    from cellwright.data.images.planes import PlaneWindow, StoredPlane
     from cellwright.data.images.tiff_images import TiffImage
 
 # Limits of a valid file: pages per file, and bytes of decoded pixels per byte of the file.
@@ -150,7 +150,7 @@ class Chosen:
         channels, numbers = self.planes.get("C", (0,)), self.planes.get(stack, (0,))
         return [{"Q": 0, "Z": 0, "T": t, "C": c, stack: z} for c in channels for z in numbers]
 
-    def pixels(self, window: Window | None = None) -> np.ndarray:
+    def pixels(self, window: PlaneWindow | None = None) -> np.ndarray:
         """(H, W, C) of the chosen planes or of a window of them, in the dtype of the file unless they are averaged."""
         positions = self.positions()
         n_channels = len(self.planes.get("C", (0,)))
@@ -391,7 +391,9 @@ def stored_plane(image: TiffImage, at: Mapping[str, int], path: Path) -> StoredP
     return plane
 
 
-def _plane(image: TiffImage, at: Mapping[str, int], meaning: Meaning, path: Path, window: Window | None) -> np.ndarray:
+def _plane(
+    image: TiffImage, at: Mapping[str, int], meaning: Meaning, path: Path, window: PlaneWindow | None
+) -> np.ndarray:
     """The pixels (H, W, C) of a plane or of a window of it, converted as ``meaning`` says."""
     plane = stored_plane(image, at, path)
     stored = plane.whole() if window is None else plane.window(window)

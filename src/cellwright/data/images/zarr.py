@@ -25,7 +25,7 @@ from cellwright.core.text import count
 from cellwright.data.images.array_source import array_source
 from cellwright.data.images.calibration import PixelSize, microns_per, pixel_size
 from cellwright.data.images.plane_source import PlaneSource
-from cellwright.data.images.planes import StoredPlane, Window
+from cellwright.data.images.planes import PlaneWindow, StoredPlane
 from cellwright.data.images.regions import RegionSource, file_fingerprint
 from cellwright.data.images.tiff import (
     Choice,
@@ -390,7 +390,7 @@ class _Blocks:
         """Whether a chunk holds one plane."""
         return all(min(self._chunks[axis], self._extents[axis]) == 1 for axis in self.letters if axis not in "YX")
 
-    def plane(self, at: Mapping[str, int], window: Window) -> np.ndarray:
+    def plane(self, at: Mapping[str, int], window: PlaneWindow) -> np.ndarray:
         """A window (h, w) of one plane."""
         y0, x0, h, w = window
         ranges = {axis: self._range(axis, at.get(axis, 0)) for axis in self.letters if axis not in "YX"}
@@ -431,6 +431,6 @@ class ZarrPlane:
         sizes = dict(zip(self.blocks.letters, self.blocks.array.shape, strict=True))
         return self.window((0, 0, int(sizes["Y"]), int(sizes["X"])))
 
-    def window(self, window: Window) -> np.ndarray:
+    def window(self, window: PlaneWindow) -> np.ndarray:
         """The pixels (h, w, 1) of a window."""
         return self.blocks.plane(self.at, window)[:, :, None]

@@ -13,9 +13,10 @@ import gzip
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from cellwright.core.errors import UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note, with_where
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.table import frame_csv
 from cellwright.data.formats.geojson import MEMBER, feature_collection
@@ -43,7 +45,7 @@ class FinalTiles:
     """The final objects of all tiles: ids 1..N without gaps, in the order of tiles.
 
     first_ids: (tiles + 1,) the id of the first object of each tile. reach: (tiles, 4) y0, x0, y1, x1 of all objects of
-    each tile; empty windows for tiles without any.
+    each tile; empty windows for tiles without any. notes: of all tiles, with the tile as ``where``.
     """
 
     ledger: Ledger
@@ -51,6 +53,7 @@ class FinalTiles:
     reach: np.ndarray
     n_copies: int
     n_adopted: int
+    notes: tuple[Note, ...] = ()
 
     @property
     def n_objects(self) -> int:
@@ -87,8 +90,15 @@ def resolve(
     position = {tile: k for k, tile in enumerate(tiles)}
     nothing = TileObjects(Instances.empty(grid.source_hw, scored=True), np.zeros(0, bool))
 
+    notes: dict[int, tuple[Note, ...]] = {}
+
     def load(tile: int) -> TileObjects:
-        return ledger.read(tile).stored if tile in position and ledger.has(tile) else nothing
+        if tile not in position or not ledger.has(tile):
+            return nothing
+        record = ledger.read(tile)
+        if record.notes:
+            notes[tile] = with_where(record.notes, f"tile {tile}")
+        return record.stored
 
     seams = Seams(grid, load)
     lowest = _lowest_score(seams, max_objects) if max_objects is not None else None
@@ -109,7 +119,8 @@ def resolve(
             boxes = objects.masks.boxes
             reach[k] = (boxes[:, 1].min(), boxes[:, 0].min(), boxes[:, 3].max(), boxes[:, 2].max())
     first_ids = np.concatenate([[1], 1 + np.cumsum(counts)])
-    return FinalTiles(final, first_ids, reach, seams.n_copies, seams.n_adopted)
+    of_tiles = tuple(note for tile in sorted(notes) for note in notes[tile])
+    return FinalTiles(final, first_ids, reach, seams.n_copies, seams.n_adopted, of_tiles)
 
 
 def _lowest_score(seams: Seams, max_objects: int) -> float | None:
@@ -199,7 +210,7 @@ def _write_csv(path: Path, final: FinalTiles, class_names: Sequence[str], track:
     import pandas as pd
 
     header = True
-    with gzip.GzipFile(path, "wb", compresslevel=4, mtime=0) as file:
+    with _gzip_file(path) as file:
         for tile, objects in track(final, "writing the table", len(final.ledger.tiles)):
             if len(objects):
                 frame = pd.DataFrame(_table(tile, objects, class_names))
@@ -208,6 +219,13 @@ def _write_csv(path: Path, final: FinalTiles, class_names: Sequence[str], track:
         if header:
             names = _table(0, Instances.empty((1, 1), scored=True), class_names)
             file.write((",".join(names) + "\n").encode())
+
+
+@contextmanager
+def _gzip_file(path: Path) -> Iterator[IO[bytes]]:
+    """A gzip file without name and time, so that its bytes depend only on its content."""
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
+        yield cast("IO[bytes]", file)
 
 
 def write_outlines(
@@ -221,7 +239,7 @@ def write_outlines(
 ) -> None:
     """All outlines as gzipped GeoJSON for QuPath, one object per line."""
     head = {"image": image_name, "image_hw": list(final_hw(final)), "scored": True}
-    with atomic_path(path) as temporary, gzip.GzipFile(temporary, "wb", compresslevel=4, mtime=0) as file:
+    with atomic_path(path) as temporary, _gzip_file(temporary) as file:
         file.write(f'{{"type": "FeatureCollection", "{MEMBER}": {json.dumps(head)}, "features": ['.encode())
         separator = b"\n"
         for _, objects in track(final, "writing outlines", len(final.ledger.tiles)):

@@ -106,7 +106,7 @@ class Grid:
 
     def reach_of(self, extent_hw: tuple[int, int]) -> int:
         """How many rows or columns of tiles away the owner of an object of this size can be from a tile it touches."""
-        sides = [extent * scale / self._core(axis) for axis, (extent, scale) in enumerate(zip(extent_hw, self.scale_yx))]
+        sides = (extent_hw[axis] * self.scale_yx[axis] / self._core(axis) for axis in (0, 1))
         return max(math.ceil(max(sides)), 1)
 
     def _aligned(self, side: int) -> int:

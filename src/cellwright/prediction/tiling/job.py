@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, OutputError
-from cellwright.core.events import emit
+from cellwright.core.errors import CellwrightError, FormatError, OutputError
+from cellwright.core.events import emit, plain
 from cellwright.core.files import read_json, write_json, write_png, write_text
-from cellwright.core.output_folder import OutputFolder
+from cellwright.core.notes import summarise
+from cellwright.core.output_folder import Claim, OutputFolder
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count, differences
+from cellwright.data.identity import digest_of
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.tiling.facts import ImageFacts
@@ -61,20 +66,33 @@ class JobFacts:
     grid: Grid
     tiles: tuple[int, ...]
 
+    @cached_property
+    def key(self) -> str:
+        """What identifies the job in its tile files."""
+        content = self._content()
+        del content["tiles"]  # what a tile finds does not depend on the others
+        return digest_of(json.dumps(content, sort_keys=True))
+
+    def ledger(self, root: Path) -> Ledger:
+        """The tile files of the job below ``root/tiles``."""
+        return Ledger(root, self.tiles, self.key)
+
     def write(self, root: Path) -> None:
         """Write ``job.json``."""
+        write_json(root / JOB_FILE, self._content())
+
+    def _content(self) -> dict[str, Any]:
         grid = {"stride": self.grid.stride, "core_px": self.grid.core_px, "halo_px": self.grid.halo_px}
         is_all = self.tiles == tuple(range(len(self.grid)))
-        content = {
+        return {
             "schema_version": SCHEMA_VERSION,
-            "source": dict(self.source),
-            "request": dict(self.request),
+            "source": plain(dict(self.source)),
+            "request": plain(dict(self.request)),
             "class_names": list(self.class_names),
-            "facts": self.facts.to_dict(),
+            "facts": plain(self.facts.to_dict()),
             "grid": grid,
             "tiles": None if is_all else list(self.tiles),
         }
-        write_json(root / JOB_FILE, content)
 
     @staticmethod
     def read(root: Path) -> JobFacts:
@@ -160,16 +178,29 @@ def changed(
     return found + [name for name in {**before, **now} if before.get(name) != now.get(name)] + options
 
 
+def check_under_way(folder: Path, job: JobFacts) -> None:
+    """Raise `OutputError` if a folder has not this job any more, or if it is complete."""
+    claim = Claim.read(folder)
+    with suppress(CellwrightError):
+        if claim is not None and claim.state == "writing" and JobFacts.read(folder).key == job.key:
+            return
+    problem = "the job was finished, replaced or removed by another process while this one predicted its tiles"
+    raise OutputError(problem, where=folder, remedy="run the same command again")
+
+
 def run_tiles(
-    output: OutputFolder, ledger: Ledger, job: JobFacts, make_work: MakeWork, running: Running, *, track: Track
+    ledger: Ledger, job: JobFacts, make_work: MakeWork, running: Running, *, check: Callable[[], None], track: Track
 ) -> tuple[int, float]:
-    """Predict the tiles that are left; returns how many were done before, and the seconds per megapixel."""
+    """Predict the tiles that are left; returns how many were done before, and the seconds per megapixel.
+
+    check: called after each tile; raises if the folder is not that of the job any more.
+    """
     mine = running.mine(ledger.tiles)
     left = ledger.left(mine)
     start, done, n_objects = time.perf_counter(), len(mine) - len(left), 0
     n_before, area = done, 0
     for outcome in track(running.outcomes(make_work, ledger, left), "predicting tiles", len(left)):
-        output.verify()
+        check()
         done, n_objects = done + 1, n_objects + outcome.n_objects
         core = job.grid.source_window(job.grid[outcome.tile].core)
         area += core.hw[0] * core.hw[1]
@@ -184,7 +215,6 @@ def run_tiles(
 
 def finish(
     output: OutputFolder,
-    ledger: Ledger,
     job: JobFacts,
     source: ImageSource,
     *,
@@ -197,9 +227,9 @@ def finish(
     """
     options = dict(job.request.get("options", {}))
     ring_px, max_objects, labels = (options.get(name) for name in ("ring", "max_objects", "labels"))
-    root, notes = output.root, []
+    root, notes, ledger = output.root, [], job.ledger(output.root)
     failures = ledger.failures()
-    final = Ledger(output.progress / "final", ledger.tiles)
+    final = job.ledger(output.progress / "final")
     tiles = resolve(ledger, final, job.grid, source, ring_px=ring_px, max_objects=max_objects, track=track)
     if labels is None:
         labels = "zarr" if find_spec("zarr") is not None else "tiff"
@@ -214,7 +244,7 @@ def finish(
     else:
         write_label_tiff(root / LABELS_TIFF, hw, painter, pixel_size_um=pixel_size, track=track)
     report = SeamReport.of(job.grid, tiles)
-    notes += report.warnings()
+    notes += summarise(tiles.notes, noun="tile") + report.warnings()
     write_text(root / SUMMARY, _summary(image, job, tiles, report, failures))
     write_text(root / FAILURES, _failures_csv(failures))
     files = [JOB_FILE, table, OUTLINES, SUMMARY, FAILURES]
@@ -246,7 +276,7 @@ def _summary(image: str, job: JobFacts, tiles: FinalTiles, report: SeamReport, f
         "diameter_px": None if diameter is None or diameter.px is None else round(diameter.px, 2),
         "diameter_from": None if diameter is None else "estimated" if diameter.estimated else "given",
         "network_scale": round(job.grid.scale_yx[0], 4),
-        "notes": "; ".join(note.text for note in job.facts.notes),
+        "notes": "; ".join(dict.fromkeys(note.text for note in (*job.facts.notes, *tiles.notes))),
     }
     return _csv([row])
 

@@ -51,7 +51,7 @@ class Ledger:
         return self.path(tile).is_file()
 
     def left(self, among: Iterable[int] | None = None, *, verify: bool = True) -> list[int]:
-        """The tiles that are not done. verify: a file that is damaged, or of another job, does not count and is removed."""
+        """The tiles that are not done. verify: damaged files, or those of another job, do not count and are removed."""
         missing = []
         for tile in self.tiles if among is None else among:
             if self.has(tile):

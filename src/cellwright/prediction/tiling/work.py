@@ -24,6 +24,7 @@ from cellwright.prediction.tiling.tile_file import TileRecord
 
 # A tile whose objects are cut off by its window is predicted again with a halo up to so many times as wide.
 MAX_HALO_FACTOR = 4
+CUT_OFF = "objects too large for the margin of a tile may be cut off"
 _SHIFTED = {"centroid_y_px": 0, "centroid_x_px": 1, "bbox_y0_px": 0, "bbox_x0_px": 1, "bbox_y1_px": 0, "bbox_x1_px": 1}
 
 
@@ -65,8 +66,8 @@ class TileWork:
         notes: tuple[Note, ...] = ()
         if cut.any():
             core = grid.source_window(tile.core)
-            text = f"{count(int(cut.sum()), 'object')} near row {core.y0}, column {core.x0} may be cut off"
-            notes = (Note("objects larger than a tile were cut off", text, self.source.path or ""),)
+            text = f"{count(int(cut.sum()), 'object')} from row {core.y0}, column {core.x0} may be cut off"
+            notes = (Note(CUT_OFF, text),)
         return TileRecord(stored, notes)
 
     def _selected(self, tile: Tile) -> Instances:
