@@ -36,9 +36,24 @@ class Command:
 _TRAIN = ("train", "TINY.yaml", "--data", "DATA", "--device", "cpu", "--out", "out")
 _EVALUATE = ("--data", "DATA", "--metrics", "pq", "--pictures", "1", "--out", "out")
 _PREDICT = ("predict", "DATA", "--model", "classical", "--save", "masks", "--out", "out")
+_TILES = (
+    "predict",
+    "FIELD.tif",
+    "--model",
+    "RUN",
+    "--device",
+    "cpu",
+    "--tile",
+    "128",
+    "--labels",
+    "tiff",
+    "--out",
+    "out",
+)
 _EXPORT = ("export", "PRED", "--to", "geojson", "--out", "out")
 COMMANDS = {
     "predict": Command(_PREDICT),
+    "predict tiles": Command(_TILES),
     "fuse": Command(("fuse", "PRED", "PRED2", "--save", "masks", "--out", "out")),
     "train": Command(_TRAIN),
     "evaluate": Command(("evaluate", "PRED", *_EVALUATE)),
@@ -58,6 +73,7 @@ COMMANDS = {
 # The same, with the result of another request in its place.
 OVERWRITE = {
     "predict": Command((*_PREDICT, "--overwrite"), {"out": "pred2"}),
+    "predict tiles": Command((*_TILES, "--overwrite"), {"out": "pred2"}),
     "train": Command((*_TRAIN, "--overwrite"), {"out": "run"}),
     "evaluate": Command(("evaluate", "PRED", *_EVALUATE, "--overwrite"), {"out": "evaluated"}),
     "export": Command((*_EXPORT, "--overwrite"), {"out": "exported"}),

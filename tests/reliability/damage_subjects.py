@@ -239,6 +239,9 @@ def own(root: Path) -> dict[str, list[Subject]]:
     files.add("files of a prediction folder", "pred_all", "i[01]*[zfn]", data)
     files.add("claim.json", "pred_all", ".cellwright/claim.json", _open_output)
     files.add("records of a job", "half", ".cellwright/progress/*", _resume_prediction)
+    for name in ("job.json", "tiles/*"):
+        files.add(f"{name} of a tile job", "job", name, _open_job)
+        files.add(f"{name} of a tile job", "half_job", name, _resume_job)
     files.add("model.json", "run/model", "model.json", _predict)
     files.add("weights.safetensors", "run/model", "weights.safetensors", _predict)
     run_files = {
@@ -325,6 +328,23 @@ def _resume_prediction(folder: Path) -> object:
     from cellwright.api.predict import PredictPlan, run
 
     return run(PredictPlan((Path("broken"),), model=("classical",), save=("masks",), out=folder), dry_run=True)
+
+
+def _open_job(folder: Path) -> object:
+    """As ``job status`` and ``export`` read a job."""
+    from cellwright.api.export_job import export_job
+    from cellwright.api.tile_jobs import open_job
+    from cellwright.core.progress import no_progress
+
+    return open_job(folder).rows(), export_job(folder, "coco_results", folder.parent / "out.json", no_progress)
+
+
+def _resume_job(folder: Path) -> object:
+    """As another shard goes on with a job."""
+    from cellwright.api.predict import PredictPlan, run
+
+    plan = PredictPlan((Path("field.tif"),), model=("run",), device="cpu", tile="128", labels="tiff", out=folder)
+    return run(plan, dry_run=True)
 
 
 class _expected_refusal:  # noqa: N801 - used like contextlib.suppress

@@ -18,12 +18,18 @@ FORMATS = (
 IMAGES = ("tif", "compressed tif", "tif of several images", "png", "jpg", "bmp", "webp")
 OWN = (
     "dataset.json", "dataset.index", "predictions.json", "files of a prediction folder", "model.json",
+    "job.json of a tile job", "tiles/* of a tile job",
     "weights.safetensors", "claim.json", "records of a job", "environment.json of a run", "inputs.json of a run",
     "log.csv of a run", "metrics.json of a run", "files of a run", "state.json of a checkpoint",
     "weights.safetensors of a checkpoint", "optimiser.safetensors of a checkpoint",
     "averaged.safetensors of a checkpoint", "recipe.yaml",
 )  # fmt: skip
-MADE_AGAIN = ("dataset.index", "environment.json of a run", "records of a job")  # where they are damaged
+MADE_AGAIN = (
+    "tiles/* of a tile job",
+    "dataset.index",
+    "environment.json of a run",
+    "records of a job",
+)  # where they are damaged
 WEIGHTS = ("weights in .pth", "weights in .pkl", "weights in .safetensors")
 ROWS = {
     "damaged annotations": FORMATS,

@@ -3,6 +3,7 @@
 source/       images and label images      data/   the dataset, with splits
 pred/, pred2/ predictions of the images    run/    a finished training     stopped/ one that was stopped at step 1
 tiny.yaml     the recipe                   pred_all/  predictions with all files per image
+field.tif     an image of several tiles    job/, half_job/  its tile job, finished and half done
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ train:
   ema_decay: 0.9, threads: 1}
 """
 TRAIN = ("train", "tiny.yaml", "--data", "data", "--device", "cpu")
+TILES = ("predict", "field.tif", "--model", "run", "--device", "cpu", "--tile", "128", "--labels", "tiff")
 LONGER = ("train.length=24 steps", "train.evaluate_every=24 steps", "train.checkpoint_every=12 steps")  # finds nuclei
 
 
@@ -80,6 +82,8 @@ def make(root: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
         draw_source(Path("source"))
+        one = tifffile.imread(Path("source") / "i0_masks.tif") > 0
+        tifffile.imwrite("field.tif", np.tile(one, (3, 4)).astype(np.uint8) * 150 + 20, tile=(64, 64))
         Path("tiny.yaml").write_text(RECIPE)
         Path("import.yaml").write_text(IMPORT_RECIPE)
         weights = Path(os.environ.get("CELLWRIGHT_DATA", SHARED)) / "fixtures" / "mask_rcnn_R_50_FPN" / "model.pkl"
@@ -96,6 +100,8 @@ def make(root: str) -> None:
             (*TRAIN, "--out", "stopped", "--max-minutes", "0.000001"),
             ("evaluate", "pred2", "--data", "data", "--metrics", "pq", "--pictures", "0", "--out", "evaluated"),
             ("export", "pred2", "--to", "geojson", "--out", "exported"),
+            (*TILES, "--out", "job"),
+            (*TILES, "--shard", "1/2", "--out", "half_job"),
         )
         for words in commands:
             code, printed = command(*words)

@@ -154,6 +154,9 @@ def run(
     reading = reading.over(recorded)
     if (large := _large(plan, sources, reading, model, members)) is not None:
         source, request, why = large
+        for name, is_given in (("save", plan.save != SAVES), ("fail_fast", plan.fail_fast)):
+            if is_given:
+                reporter.note(f"`{name}` is for images that are predicted whole, and has no effect on tiles")
         return run_job(
             source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
         )

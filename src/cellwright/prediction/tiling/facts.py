@@ -12,6 +12,7 @@ from cellwright.config.input import InputConfig
 from cellwright.core.errors import FormatError
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
+from cellwright.core.masks import MAX_SIDE
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.source import ImageSource
@@ -58,11 +59,14 @@ class ImageFacts:
                 None if values["full_range"] is None else float(values["full_range"]),
                 tuple((float(low), float(high)) for low, high in values["limits"]),
                 None if diameter is None else Diameter(**diameter),
-                tuple(Note(**note) for note in values["notes"]),
+                tuple(Note(**{name: str(text) for name, text in note.items()}) for note in values["notes"]),
             )
-            if min(*facts.source_hw, *facts.net_hw) < 1 or not np.isfinite(facts.limits).all():
+            sizes, numbers = (*facts.source_hw, *facts.net_hw), [facts.full_range or 1.0, *np.ravel(facts.limits)]
+            if facts.diameter is not None:
+                numbers += [facts.diameter.px or 1.0, facts.diameter.scale, facts.diameter.requested_scale or 1.0]
+            if min(sizes) < 1 or max(sizes) > 8 * MAX_SIDE or not np.isfinite(numbers).all():
                 raise ValueError("a size or a number is out of range")
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             remedy = "start the job again in another folder"
             raise FormatError("the facts of this image are damaged", got=str(error), remedy=remedy) from error
         return facts

@@ -25,6 +25,7 @@ import numpy as np
 from cellwright.core.errors import CellwrightError, FormatError, OutputError
 from cellwright.core.events import emit, plain
 from cellwright.core.files import read_json, write_json, write_png, write_text
+from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.output_folder import Claim, OutputFolder
 from cellwright.core.progress import Track, no_progress
@@ -44,6 +45,7 @@ JOB_FILE, FAILURES, SUMMARY, OVERVIEW = "job.json", "failures.csv", "summary.csv
 LABELS_TIFF, LABELS_ZARR, OUTLINES = "labels.tif", "labels.zarr", "objects.geojson.gz"
 TABLE_PARQUET, TABLE_CSV = "objects.parquet", "objects.csv.gz"
 SCHEMA_VERSION = 1
+MAX_TILES = 10_000_000
 # Tiles that only one process of several that share a folder predicts: shard (i, n) those with number % n == i - 1.
 Shard = tuple[int, int]
 LabelKind = Literal["tiff", "zarr"]
@@ -105,8 +107,10 @@ class JobFacts:
             facts = ImageFacts.from_dict(content["facts"])
             sizes = (int(content["grid"][name]) for name in ("stride", "core_px", "halo_px"))
             grid = Grid(facts.source_hw, facts.net_hw, *sizes)
-            if min(grid.stride, grid.core_px) < 1 or grid.halo_px < 0:
+            if min(grid.stride, grid.core_px) < 1 or grid.halo_px < 0 or len(grid) > MAX_TILES:
                 raise ValueError("a size of the grid is out of range")
+            Instances.empty(facts.source_hw)  # raises for a size that no image has
+            _check_values(content["source"], content["request"])
             tiles = range(len(grid)) if content["tiles"] is None else map(int, content["tiles"])
             job = JobFacts(
                 dict(content["source"]),
@@ -118,10 +122,26 @@ class JobFacts:
             )
             if any(not 0 <= tile < len(grid) for tile in job.tiles):
                 raise ValueError("a tile is not in the grid")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (CellwrightError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             remedy = "start the job again in another folder"
             raise FormatError("the record of this job is damaged", where=path, got=str(error), remedy=remedy) from error
         return job
+
+
+def _check_values(source: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+    """Raise `ValueError` or `TypeError` if a value that is used later is not what was written."""
+    options = request.get("options", {})
+    size, path = source.get("pixel_size_um"), source.get("path")
+    if not (size is None or (len(size) == 2 and all(isinstance(side, int | float) and side > 0 for side in size))):
+        raise ValueError(f"pixel_size_um {size!r}")
+    if not (path is None or isinstance(path, str)):
+        raise TypeError(f"path {path!r}")
+    for name in ("ring", "max_objects"):
+        value = options.get(name)
+        if not (value is None or (isinstance(value, int) and value >= 0)):
+            raise ValueError(f"{name} {value!r}")
+    if options.get("labels") not in (None, "tiff", "zarr"):
+        raise ValueError(f"labels {options['labels']!r}")
 
 
 @dataclass(frozen=True)
