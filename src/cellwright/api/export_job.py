@@ -53,6 +53,7 @@ def export_job(folder: Path, to: str, out: Path, track: Track) -> int:
             job.grid,
             None,
             max_objects=options.get("max_objects"),
+            regions=job.regions,
             track=track,
         )
         name = Path(str(job.source.get("path") or "image")).name

@@ -23,7 +23,6 @@ from cellwright.api.predict_tiles import (
     run_job,
     shard_of,
     whole_bytes,
-    windows_of,
 )
 from cellwright.api.read import is_dataset, of_split, read_dataset
 from cellwright.api.shared_options import PART, Planes, Series, TimePoint
@@ -60,6 +59,7 @@ from cellwright.prediction.sources import (
     sources_of_paths,
 )
 from cellwright.prediction.tiling.job import JobReport, LabelKind, Running
+from cellwright.prediction.tiling.regions import roi_words
 
 OBJECTS = Group("Which objects are kept", sort_key=2)
 VIEWS = Group("Ensembles and test-time augmentation (TTA)", sort_key=3)
@@ -119,8 +119,9 @@ class PredictPlan:
     tile: Annotated[str, Parameter(group=LARGE)] = "auto"
     """auto: tile by tile if the image does not fit into memory; none: never; a number: tiles of this side, pixels at
     the network's scale."""
-    roi: Annotated[tuple[int, ...], Parameter(group=LARGE)] = ()
-    """Only tiles in this region: y0,x0,height,width in pixels; repeat for several."""
+    roi: Annotated[tuple[str, ...], Parameter(group=LARGE)] = ()
+    """Keep only objects in this region: y0,x0,height,width in pixels, or a GeoJSON file of polygons (annotations of
+    QuPath); repeat for several. Tiles without a region are skipped."""
     labels: Annotated[LabelKind | None, Parameter(group=LARGE)] = None
     """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed)."""
     workers: Annotated[int, Parameter(group=LARGE)] = 1
@@ -213,7 +214,7 @@ def _large(
         plan.channel,
         reading.to_dict(),
         core_px,
-        windows_of(plan.roi),
+        roi_words(plan.roi),
         plan.ring,
         plan.labels,
         Running(plan.workers, plan.dask, shard_of(plan.shard)),

@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.folder_lock import FolderBusy
-from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.memory import available_bytes
+from cellwright.core.notes import Note
 from cellwright.core.output_folder import Claim, Files, OutputFolder
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
@@ -43,6 +45,7 @@ from cellwright.prediction.tiling.job import (
     refuse_other,
     run_tiles,
 )
+from cellwright.prediction.tiling.regions import Regions, find_regions, roi_words
 from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.prediction.tiling.work import TileWork
 
@@ -66,8 +69,7 @@ _SAMPLE_PX = 2048
 class TileRequest:
     """What the user asked for. core_px: side of the tiles, network px; None as the memory allows.
 
-    roi: only tiles that overlap one of these windows, source px. ring_px: see `measure_instances`. identity: of the
-    model's weights.
+    roi: regions, as `roi_words` gives them. ring_px: see `measure_instances`. identity: of the model's weights.
     """
 
     identity: str
@@ -75,20 +77,20 @@ class TileRequest:
     channel: ChannelChoice | None = None
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     core_px: int | None = None
-    roi: tuple[Window, ...] = ()
+    roi: tuple[str, ...] = ()
     ring_px: int | None = None
     labels: LabelKind | None = None
     running: Running = dataclasses.field(default_factory=Running)
 
-    def as_values(self, model: Model) -> dict[str, Any]:
-        """What identifies the job besides the image, as JSON values."""
+    def as_values(self, model: Model, regions: Regions | None) -> dict[str, Any]:
+        """What identifies the job besides the image, as JSON values. regions: those of ``roi``."""
         options = model.options.as_values() | {
             "diameter": model.diameter,
             "views": model.views,
             "reading": dict(self.reading),
             "channel": [] if self.channel is None else self.channel,
             "tile": self.core_px,
-            "roi": self.roi,
+            "roi": [] if regions is None else regions.words,
             "ring": self.ring_px,
             "labels": self.labels,
         }
@@ -202,15 +204,6 @@ def core_px_of(tile: str) -> int | None:
     return int(tile)
 
 
-def windows_of(numbers: Sequence[int]) -> tuple[Window, ...]:
-    """Regions from numbers y0, x0, height, width of each. Raises `UsageError` if they are not regions."""
-    regions = [tuple(numbers[k : k + 4]) for k in range(0, len(numbers), 4)]
-    if any(len(region) != 4 or min(region) < 0 or 0 in region[2:] for region in regions):
-        expected = "y0,x0,height,width in pixels, such as 0,0,4096,4096"
-        raise UsageError("invalid `roi`", got=",".join(map(str, numbers)), expected=expected)
-    return tuple(Window(y0, x0, y0 + height, x0 + width) for y0, x0, height, width in regions)
-
-
 def shard_of(text: str | None) -> tuple[int, int] | None:
     """A shard from text such as "2/8". Raises `UsageError` if it is not one."""
     if text is None:
@@ -257,8 +250,11 @@ def run_job(
     if request.running.shard is not None and overwrite:
         remedy = "remove the old result first, or choose another `out`"
         raise UsageError("shards cannot replace a result", got="`shard` and `overwrite`", remedy=remedy)
-    parts = _Parts(source, seen, tiles, model, describe_source(source), request.as_values(model), request, reporter)
     output = OutputFolder(out, "predict", same=("fuse",))
+    before = _job_before(output, output.pending if overwrite else output.claim)
+    regions, notes = find_regions(request.roi, source.image_hw, None if before is None else before.regions)
+    values = request.as_values(model, regions)
+    parts = _Parts(source, seen, tiles, model, describe_source(source), values, request, reporter, regions, notes)
     opened = _Opened.of(output, parts, overwrite=overwrite)
     if opened.is_complete(output):
         reporter.note(f"already complete: {out}/ has this job")
@@ -267,7 +263,7 @@ def run_job(
     height, width = source.image_hw
     reporter.note(f"{name}: {height} x {width} px, tile by tile{why}: will write {out}/")
     if dry_run:
-        for text in dict.fromkeys(note.text for note in seen.notes):
+        for text in dict.fromkeys(note.text for note in (*seen.notes, *notes)):
             reporter.note(text)
         return None
     if request.running.shard is not None:
@@ -314,6 +310,8 @@ class _Opened:
 
     def start(self, output: OutputFolder, parts: _Parts) -> None:
         """Lock the folder. Raises `FolderBusy` if it is in use, or if it has changed since."""
+        for note in parts.region_notes if self.before is not None else ():
+            parts.reporter.note(note.text)
         output.start(parts.values, resume=self.claim if self.before is not None else None, replaces=self.old)
 
     def job(self, output: OutputFolder, parts: _Parts) -> JobFacts:
@@ -337,6 +335,8 @@ class _Parts:
     values: Mapping[str, Any]
     request: TileRequest
     reporter: ProgressReporter
+    regions: Regions | None
+    region_notes: Sequence[Note]
 
     def complete(self, out: Path, opened: _Opened) -> JobReport:
         """The report of a job that was complete before."""
@@ -349,18 +349,17 @@ class _Parts:
         """Find the facts of the image, and choose the tiles."""
         request, reporter = self.request, self.reporter
         facts = self.tiles.facts(self.seen, track=reporter.track)
-        facts = dataclasses.replace(facts, notes=(*self.seen.notes, *facts.notes))
+        facts = dataclasses.replace(facts, notes=(*self.seen.notes, *self.region_notes, *facts.notes))
         core = request.core_px or core_that_fits(partial(self.tiles.grid, facts), max(request.running.workers, 1))
         grid = self.tiles.grid(facts, core)
-        numbers = tuple(tile.index for tile in grid if _wanted(grid.source_window(tile.core), request.roi))
-        if not numbers:
-            remedy = f"give windows inside {facts.source_hw[0]} x {facts.source_hw[1]} px"
-            raise UsageError("no tile lies in the region of interest", got=f"`roi` {request.roi}", remedy=remedy)
+        cores = [grid.source_window(tile.core) for tile in grid]
+        touched = np.ones(len(grid), bool) if self.regions is None else self.regions.touch(cores)
+        numbers = tuple(np.flatnonzero(touched).tolist())
         if facts.diameter is not None and facts.diameter.px is not None:
             how = "estimated" if facts.diameter.estimated else "given"
             reporter.note(f"diameter {facts.diameter.px:.1f} px ({how})")
         reporter.note(f"{count(len(numbers), 'tile')} of up to {core} px")
-        return JobFacts(self.described, self.values, self.model.class_names, facts, grid, numbers)
+        return JobFacts(self.described, self.values, self.model.class_names, facts, grid, numbers, self.regions)
 
     def work(self, job: JobFacts) -> TileWork:
         """The work, in this process."""
@@ -466,13 +465,6 @@ def _same(work: TileWork) -> TileWork:
     return work
 
 
-def _wanted(core: Window, roi: tuple[Window, ...]) -> bool:
-    overlaps = (
-        core.y0 < window.y1 and core.y1 > window.y0 and core.x0 < window.x1 and core.x1 > window.x0 for window in roi
-    )
-    return not roi or any(overlaps)
-
-
 def _job_before(output: OutputFolder, claim: Claim | None) -> JobFacts | None:
     if claim is None:
         return None
@@ -498,7 +490,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
     out: str | Path,
     channel: ChannelChoice | None = None,
     tile: int | str = "auto",
-    roi: Sequence[tuple[int, int, int, int]] = (),
+    roi: str | Path | Sequence[str | Path | tuple[int, int, int, int]] = (),
     labels: LabelKind | None = None,
     workers: int = 1,
     shard: str | None = None,
@@ -516,7 +508,9 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         out: folder to write.
         channel: name or index of the channel to use, where there are several; see `Model.predict`.
         tile: side of the tiles, px at the network's scale; "auto" as the memory allows.
-        roi: only tiles in one of these regions (y0, x0, height, width), px of the image.
+        roi: keep only objects in these regions, px of the image: (y0, x0, height, width), or GeoJSON files of polygons
+            such as QuPath's annotations. An object is in a region if the pixel nearest to its mean position is. Tiles
+            without a region are skipped.
         labels: "zarr" (OME-Zarr, the default where zarr is installed) or "tiff" (BigTIFF).
         workers: processes that predict tiles.
         shard: "i/n": only every n-th tile; the last of the n calls finishes the job.
@@ -548,7 +542,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         channel,
         {},
         core_px_of(str(tile)),
-        windows_of([number for region in roi for number in region]),
+        roi_words(roi),
         ring,
         labels,
         Running(workers, dask, shard_of(shard)),

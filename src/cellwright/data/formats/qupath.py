@@ -93,18 +93,9 @@ def read_features(path: Path, *, nucleus: bool = False) -> Content:
     value = read_json(path)
     features, notes = _features_in(value, path)
     member = value.get(MEMBER) if isinstance(value, dict) else None
-    areas, others, nuclei = [], [], 0
-    for k, feature in enumerate(features):
-        where = f"{path}, feature {k}"
-        kind = _kind(feature, where)
-        nuclei += kind == "cell" and isinstance(feature.get("nucleusGeometry"), dict)
-        name = "nucleusGeometry" if nucleus and kind == "cell" else "geometry"
-        polygons = _polygons(feature.get(name), f"{where}, {name}")
-        if not polygons:
-            others.append((where, _geometry_type(feature.get(name))))
-            continue
-        properties = _properties(feature, where)
-        areas.append(Feature(where, kind, _class_name(properties, where), polygons, properties))
+    areas, others = _areas(features, path, nucleus=nucleus)
+    with_nucleus = (feature for feature in features if isinstance(feature.get("nucleusGeometry"), dict))
+    nuclei = sum(_kind(feature, str(path)) == "cell" for feature in with_nucleus)
     containers = [feature for feature in areas if feature.kind in CONTAINERS]
     areas = [feature for feature in areas if feature.kind not in CONTAINERS]
     regions = _regions(areas, path)
@@ -128,7 +119,35 @@ def read_features(path: Path, *, nucleus: bool = False) -> Content:
     return Content(objects, regions, nuclei > 0, _image_hw(member, path), scored, tuple(notes))
 
 
+def read_areas(path: Path) -> tuple[list[Feature], int]:
+    """The features of a file that have an area, whatever they are, and the number of others.
+
+    Raises `FormatError` that names the feature for malformed content.
+    """
+    features, _ = _features_in(read_json(path), path)
+    areas, others = _areas(features, path, nucleus=False)
+    return areas, len(others)
+
+
 # Finding features in the file
+
+
+def _areas(
+    features: Sequence[dict[str, Any]], path: Path, *, nucleus: bool
+) -> tuple[list[Feature], list[tuple[str, str]]]:
+    """The features with an area, and place and type of geometry of the others."""
+    areas, others = [], []
+    for k, feature in enumerate(features):
+        where = f"{path}, feature {k}"
+        kind = _kind(feature, where)
+        name = "nucleusGeometry" if nucleus and kind == "cell" else "geometry"
+        polygons = _polygons(feature.get(name), f"{where}, {name}")
+        if not polygons:
+            others.append((where, _geometry_type(feature.get(name))))
+            continue
+        properties = _properties(feature, where)
+        areas.append(Feature(where, kind, _class_name(properties, where), polygons, properties))
+    return areas, others
 
 
 def _features_in(value: Any, path: Path) -> tuple[list[dict[str, Any]], list[Note]]:

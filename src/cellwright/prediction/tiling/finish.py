@@ -31,7 +31,8 @@ from cellwright.data.formats.geojson import MEMBER, feature_collection
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.ledger import Ledger
-from cellwright.prediction.tiling.seams import Seams, TileObjects
+from cellwright.prediction.tiling.regions import Regions
+from cellwright.prediction.tiling.seams import Seams, TileObjects, anchors_of
 from cellwright.prediction.tiling.tile_file import TileRecord
 from cellwright.prediction.tiling.work import measured, shifted
 
@@ -79,12 +80,14 @@ def resolve(
     *,
     ring_px: int | None = None,
     max_objects: int | None = None,
+    regions: Regions | None = None,
     track: Track = no_progress,
 ) -> FinalTiles:
     """Decide the seams and write the final tile files.
 
     A tile that is not in ``ledger`` (skipped, or failed) has no objects. Objects that lost pixels to another tile are
-    measured again; without ``source``, they keep their measurements.
+    measured again; without ``source``, they keep their measurements. Of all objects, those in ``regions`` are kept, and
+    of these the best ``max_objects``.
     """
     tiles = list(ledger.tiles)
     position = {tile: k for k, tile in enumerate(tiles)}
@@ -101,10 +104,10 @@ def resolve(
         return record.stored
 
     seams = Seams(grid, load)
-    lowest = _lowest_score(seams, max_objects) if max_objects is not None else None
+    lowest = _lowest_score(seams, regions, max_objects) if max_objects is not None else None
     counts, reach = np.zeros(len(tiles), np.int64), np.zeros((len(tiles), 4), np.int64)
     n_left = 0 if max_objects is None else max_objects
-    for tile, found in track(seams.objects(), "resolving seams", len(grid)):
+    for tile, found in track(_in_regions(seams, regions), "resolving seams", len(grid)):
         if tile not in position:
             continue
         objects, k = found, position[tile]
@@ -123,9 +126,15 @@ def resolve(
     return FinalTiles(final, first_ids, reach, seams.n_copies, seams.n_adopted, of_tiles)
 
 
-def _lowest_score(seams: Seams, max_objects: int) -> float | None:
+def _in_regions(seams: Seams, regions: Regions | None) -> Iterator[tuple[int, Instances]]:
+    """The final objects of each tile whose anchors are in a region."""
+    for tile, objects in seams.objects():
+        yield tile, objects if regions is None else objects[regions.contain(*anchors_of(objects.masks).T)]
+
+
+def _lowest_score(seams: Seams, regions: Regions | None, max_objects: int) -> float | None:
     """The score of the last object that is kept; None if there are no more than ``max_objects``."""
-    scores = [objects.scores for _, objects in seams.objects() if objects.scores is not None]
+    scores = [objects.scores for _, objects in _in_regions(seams, regions) if objects.scores is not None]
     together = np.concatenate(scores)
     if len(together) <= max_objects:
         return None

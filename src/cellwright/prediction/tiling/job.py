@@ -38,6 +38,7 @@ from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolv
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.label_writers import write_label_tiff, write_label_zarr
 from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
+from cellwright.prediction.tiling.regions import Regions
 from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, run_here, run_processes
 from cellwright.prediction.tiling.seam_report import SeamReport
 
@@ -58,7 +59,7 @@ class JobFacts:
     """What ``job.json`` says.
 
     source: path, fingerprint, size, channels, pixel size. request: what identifies the job: digests and options.
-    tiles: the numbers of the tiles to predict.
+    tiles: the numbers of the tiles to predict. regions: where objects are kept; None: everywhere.
     """
 
     source: Mapping[str, Any]
@@ -67,6 +68,7 @@ class JobFacts:
     facts: ImageFacts
     grid: Grid
     tiles: tuple[int, ...]
+    regions: Regions | None = None
 
     @cached_property
     def key(self) -> str:
@@ -94,6 +96,7 @@ class JobFacts:
             "facts": plain(self.facts.to_dict()),
             "grid": grid,
             "tiles": None if is_all else list(self.tiles),
+            "regions": None if self.regions is None else self.regions.to_dict(),
         }
 
     @staticmethod
@@ -119,6 +122,7 @@ class JobFacts:
                 facts,
                 grid,
                 tuple(tiles),
+                None if content.get("regions") is None else Regions.from_dict(content["regions"]),
             )
             if any(not 0 <= tile < len(grid) for tile in job.tiles):
                 raise ValueError("a tile is not in the grid")
@@ -250,7 +254,8 @@ def finish(
     root, notes, ledger = output.root, [], job.ledger(output.root)
     failures = ledger.failures()
     final = job.ledger(output.progress / "final")
-    tiles = resolve(ledger, final, job.grid, source, ring_px=ring_px, max_objects=max_objects, track=track)
+    limits = {"ring_px": ring_px, "max_objects": max_objects, "regions": job.regions}
+    tiles = resolve(ledger, final, job.grid, source, **limits, track=track)
     if labels is None:
         labels = "zarr" if find_spec("zarr") is not None else "tiff"
     hw, pixel_size = job.grid.source_hw, source.pixel_size_um
@@ -263,7 +268,7 @@ def finish(
         write_label_zarr(root / LABELS_ZARR, hw, painter, pixel_size_um=pixel_size, track=track)
     else:
         write_label_tiff(root / LABELS_TIFF, hw, painter, pixel_size_um=pixel_size, track=track)
-    report = SeamReport.of(job.grid, tiles)
+    report = SeamReport.of(job.grid, tiles, job.regions)
     notes += summarise(tiles.notes, noun="tile") + report.warnings()
     write_text(root / SUMMARY, _summary(image, job, tiles, report, failures))
     write_text(root / FAILURES, _failures_csv(failures))

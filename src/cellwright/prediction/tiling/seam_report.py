@@ -11,12 +11,15 @@ import numpy as np
 
 from cellwright.core.instances import Instances
 from cellwright.prediction.tiling.grid import Grid
+from cellwright.prediction.tiling.regions import Regions
 
 # Objects are compared within this distance of a seam and in the three times as wide band beyond it, source px: both
 # lie in the same tissue.
 NEAR_PX, FAR_PX = 20, 80
 # What is told: a difference of this share that chance gives at most once in a million jobs, roughly.
 _SHARE, _SIGMAS = 0.08, 5.0
+# Points by which it is estimated how much of some regions is near seams: the multiples of a vector, modulo 1 (R2).
+_N_POINTS, _SPREAD = 500_000, np.array([0.7548776662466927, 0.5698402909980532])
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class SeamReport:
     spread: float
 
     @staticmethod
-    def of(grid: Grid, final: Iterable[tuple[int, Instances]]) -> SeamReport:
-        """Over all objects of a job, tile by tile; needs their measurements."""
+    def of(grid: Grid, final: Iterable[tuple[int, Instances]], regions: Regions | None = None) -> SeamReport:
+        """Over all objects of a job, tile by tile; needs their measurements. regions: where objects were kept."""
         lines = [_seams(grid, axis) for axis in (0, 1)]
         near: list[np.ndarray] = []
         far: list[np.ndarray] = []
@@ -47,9 +50,7 @@ class SeamReport:
             areas = objects.masks.areas
             near.append(areas[distance < NEAR_PX])
             far.append(areas[(distance >= NEAR_PX) & (distance < FAR_PX)])
-        shares = [_share(lines[axis], grid.source_hw[axis], reach) for axis in (0, 1) for reach in (NEAR_PX, FAR_PX)]
-        inside_near = shares[0] + shares[2] - shares[0] * shares[2]
-        inside_far = shares[1] + shares[3] - shares[1] * shares[3] - inside_near
+        inside_near, inside_far = _shares(grid, lines) if regions is None else _shares_in(regions, lines)
         a, b = (np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in (near, far))
         logs = np.log(np.concatenate([a, b])) if len(a) + len(b) else np.zeros(1)
         near_median, far_median = (float(np.median(part)) if len(part) else math.nan for part in (a, b))
@@ -102,6 +103,24 @@ def _distance(values: np.ndarray, lines: np.ndarray) -> np.ndarray:
     left = np.abs(values - lines[np.maximum(after - 1, 0)])
     right = np.abs(values - lines[np.minimum(after, len(lines) - 1)])
     return np.minimum(left, right)
+
+
+def _shares(grid: Grid, lines: list[np.ndarray]) -> tuple[float, float]:
+    """The shares of an image that lie near seams, and a little further away."""
+    shares = [_share(lines[axis], grid.source_hw[axis], reach) for axis in (0, 1) for reach in (NEAR_PX, FAR_PX)]
+    near = shares[0] + shares[2] - shares[0] * shares[2]
+    return near, shares[1] + shares[3] - shares[1] * shares[3] - near
+
+
+def _shares_in(regions: Regions, lines: list[np.ndarray]) -> tuple[float, float]:
+    """The same of the box around regions, where only regions count; estimated on evenly spread points."""
+    x0, y0, x1, y1 = regions.area.bounds
+    spread = np.arange(_N_POINTS)[:, None] * _SPREAD % 1
+    ys, xs = y0 + spread[:, 0] * (y1 - y0), x0 + spread[:, 1] * (x1 - x0)
+    distance = np.minimum(_distance(ys, lines[0]), _distance(xs, lines[1]))
+    distance[~regions.contain(ys - 0.5, xs - 0.5)] = np.inf
+    near = float((distance < NEAR_PX).mean())
+    return near, float((distance < FAR_PX).mean()) - near
 
 
 def _share(lines: np.ndarray, side: int, reach: float) -> float:

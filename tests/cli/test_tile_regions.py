@@ -1,0 +1,131 @@
+"""Which part of a large image is predicted: regions, tissue, levels."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from drawn import run
+
+import cellwright as cw
+from cellwright.data.synthetic import draw_field
+from cellwright.prediction.tiling.seams import anchors_of
+
+HW = (420, 500)
+HOLED = [
+    [[-40, 60], [260, 20], [300, 310], [60, 330], [-40, 60]],
+    [[100.5, 120], [180, 110], [170, 200.25], [100.5, 120]],
+]
+
+
+def predict(image: Path, out: Path, *more: object) -> int:
+    return run("predict", image, "--tile=160", "--diameter=24", "--labels=tiff", "--out", out, *more)
+
+
+def outlines(root: Path) -> list[dict[str, Any]]:
+    return json.loads(gzip.decompress((root / "objects.geojson.gz").read_bytes()))["features"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job of a whole field; ``field.tif`` beside it."""
+    root = tmp_path_factory.mktemp("regions")
+    pixels = draw_field(4, HW, HW[0] * HW[1] // 2500)[0].data
+    tifffile.imwrite(root / "field.tif", pixels, tile=(64, 64), photometric="rgb", resolution=(20000, 20000))
+    assert predict(root / "field.tif", root / "job", "--quiet") == 0
+    return root / "job"
+
+
+def feature(rings: list, **properties: object) -> dict[str, Any]:
+    geometry = {"type": "Polygon", "coordinates": rings}
+    return {"type": "Feature", "geometry": geometry, "properties": {"objectType": "annotation", **properties}}
+
+
+def masks_of(root: Path) -> cw.MaskSet:
+    return cw.MaskSet.from_label_map(tifffile.imread(root / "labels.tif"))[0]
+
+
+def test_objects_are_kept_by_their_anchor_in_polygons_with_holes(whole: Path, tmp_path: Path, capsys) -> None:
+    from shapely.geometry import MultiPolygon, Point, Polygon
+
+    far = [[400, 350], [490, 350], [490, 410], [400, 410], [400, 350]]
+    ignored = feature(
+        [[[430, 370], [450, 370], [450, 400], [430, 400], [430, 370]]], classification={"name": "Ignore*"}
+    )
+    multi = {"type": "Feature", "properties": None, "geometry": {"type": "MultiPolygon", "coordinates": [HOLED, [far]]}}
+    point = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [1, 1]}}
+    flat = feature([[[5, 5], [50, 50], [9, 9], [5, 5]]])
+    content = {"type": "FeatureCollection", "features": [multi, ignored, point, flat]}
+    file = tmp_path / "drawn.geojson"
+    file.write_text(json.dumps(content))
+    assert predict(whole.parent / "field.tif", tmp_path / "job", "--roi", file) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not regions: 1 feature without a polygon, 1 region without area" in said
+    assert "beyond the image" in said
+    assert "1 region of the class Ignore* cut out" in said
+    area = MultiPolygon([(HOLED[0], [HOLED[1]]), (far, [])]).difference(Polygon(ignored["geometry"]["coordinates"][0]))
+    everything = masks_of(whole)
+    inside = [area.contains(Point(x + 0.5, y + 0.5)) for y, x in anchors_of(everything)]
+    assert 5 < sum(inside) < len(everything) - 5
+    expected = everything[np.array(inside)]
+    assert np.array_equal(expected.foreground(), masks_of(tmp_path / "job").foreground())
+    assert len(outlines(tmp_path / "job")) == len(expected)
+    assert run("export", tmp_path / "job", "--to=geojson", "--out", tmp_path / "cells.geojson", "--quiet") == 0
+    assert len(json.loads((tmp_path / "cells.geojson").read_text())["features"]) == len(expected)
+    # The file is part of what the job is, but no longer needed.
+    (tmp_path / "job" / "overview.png").unlink()
+    moved = file.rename(tmp_path / "moved.geojson")
+    assert predict(whole.parent / "field.tif", tmp_path / "job", "--roi", file) == 0
+    assert "its regions are those that the job has stored" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "job" / "overview.png").exists()
+    file.write_text(json.dumps(feature([far])))
+    assert predict(whole.parent / "field.tif", tmp_path / "job", "--roi", file) == 2
+    assert "`roi`" in capsys.readouterr().err.replace("--roi", "`roi`")
+    assert moved.exists()
+
+
+def test_rectangles_and_polygons_keep_the_same(whole: Path, tmp_path: Path) -> None:
+    file = tmp_path / "square.json"
+    file.write_text(json.dumps([feature([[[160, 0], [320, 0], [320, 160], [160, 160], [160, 0]]])]))
+    image = whole.parent / "field.tif"
+    assert predict(image, tmp_path / "a", "--roi=0,160,160,160", "--quiet") == 0
+    source = cw.open_image(image)
+    model = cw.load_model("nuclei").with_options(diameter=24.0)
+    job = cw.predict_tiles(source, model=model, out=tmp_path / "b", tile=160, labels="tiff", roi=file)
+    for name in ("labels.tif", "objects.geojson.gz", "summary.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    summary = pd.read_csv(tmp_path / "a" / "summary.csv").iloc[0]
+    assert summary["objects"] == job.n_objects > 0
+    assert summary["tiles_skipped"] > 0
+    ys, xs = anchors_of(masks_of(tmp_path / "a")).T
+    assert ys.max() < 160 <= xs.min() <= xs.max() < 320
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (feature([[[900, 900], [990, 900], [950, 990], [900, 900]]]), "outside the image"),
+        (feature([[[9000, 9000], [9900, 9000], [9500, 9900], [9000, 9000]]]), "full resolution"),
+        (feature([[[5, 5], [50, 50], [9, 9], [5, 5]]]), "no regions"),
+        (feature([[[0, 0], [9, 0], [0, 9], [0, 0]]], objectType="detection"), "1 detection"),
+        (feature([[[0, "a"], [9, 0], [0, 9]]]), "malformed"),
+        ({"type": "FeatureCollection", "features": []}, "no regions"),
+        ({"some": "thing"}, "not a GeoJSON"),
+        (None, "no such file of regions"),
+    ],
+)
+def test_files_without_usable_regions_are_refused(content: object, text: str, whole: Path, tmp_path, capsys) -> None:
+    file = tmp_path / "regions.geojson"
+    if content is not None:
+        file.write_text(json.dumps(content))
+    assert predict(whole.parent / "field.tif", tmp_path / "job", "--roi", file) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert text in said
+    assert "regions.geojson" in said
+    assert not (tmp_path / "job").exists()
