@@ -129,3 +129,24 @@ def test_files_without_usable_regions_are_refused(content: object, text: str, wh
     assert text in said
     assert "regions.geojson" in said
     assert not (tmp_path / "job").exists()
+
+
+def test_nan_is_seen_as_in_whole_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """NaN is the smallest value of the whole image, not of a tile, and measured as what it is."""
+    pixels = draw_field(4, (200, 330), 20)[0].data.astype(np.float32).mean(axis=2) / 300
+    pixels[40:90, 30:280] = np.nan
+    pixels[150, 300:], pixels[151, 300:] = np.inf, -np.inf
+    tifffile.imwrite(tmp_path / "nan.tif", pixels, tile=(64, 64))
+    words = ["predict", tmp_path / "nan.tif", "--diameter=24", "--labels=tiff"]
+    assert run(*words, "--tile=160", "--out", tmp_path / "job") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "12,560 pixels with NaN or infinity: the model saw the smallest value" in said
+    assert "12,560 pixels" in (tmp_path / "job" / "summary.csv").read_text()
+    assert run(*words[:3], "--out", tmp_path / "whole") == 0
+    labels, expected = (tifffile.imread(tmp_path / name) for name in ("job/labels.tif", "whole/nan_masks.tif"))
+    assert 5 < expected.max() == labels.max()
+    assert np.array_equal(labels > 0, expected > 0)
+    pixels[:] = np.nan
+    tifffile.imwrite(tmp_path / "none.tif", pixels)
+    assert run("predict", tmp_path / "none.tif", "--tile=160", "--out", tmp_path / "none") == 2
+    assert "no finite pixel" in capsys.readouterr().err

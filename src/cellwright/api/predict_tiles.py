@@ -168,6 +168,8 @@ def seen_source(source: ImageSource, model: Model, channel: ChannelChoice | None
             )
         return source
     sample = _sample(source)
+    if source.dtype.kind == "f":  # whether a channel has finite values is told by the whole image
+        sample = dataclasses.replace(sample, data=np.nan_to_num(sample.data, posinf=0, neginf=0))
     seen = seen_by(model.predictor, sample, channel)
     if seen.channels == source.channels:
         return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -71,22 +72,46 @@ def finite_pixels(image: Image) -> Image:
     NaN and minus infinity become the smallest finite value of the channel, infinity the largest. Raises `InputError`
     for a channel without a finite pixel.
     """
-    if image.data.dtype.kind != "f" or np.isfinite(image.data).all():
-        return image
-    data = image.data.copy()
-    n_pixels = int((~np.isfinite(data)).any(axis=2).sum())
-    for k, name in enumerate(image.channels):
-        values = data[:, :, k]
-        finite = values[np.isfinite(values)]
-        if not finite.size:
+    limits, notes = finite_limits([image])
+    return dataclasses.replace(with_finite(image, limits), notes=(*image.notes, *notes))
+
+
+def finite_limits(regions: Iterable[Image]) -> tuple[tuple[tuple[float, float], ...], tuple[Note, ...]]:
+    """The smallest and largest finite value of each channel of an image, given as its parts, and a note.
+
+    Both are empty if all pixels are finite. Raises `InputError` for a channel without a finite pixel.
+    """
+    lows, highs = np.array(np.inf), np.array(-np.inf)
+    n_pixels, last = 0, None
+    for region in regions:
+        last, data = region, region.data
+        if data.dtype.kind != "f":
+            return (), ()
+        finite = np.isfinite(data)
+        n_pixels += int((~finite).any(axis=2).sum())
+        lows = np.minimum(lows, data.min(axis=(0, 1), where=finite, initial=np.inf))
+        highs = np.maximum(highs, data.max(axis=(0, 1), where=finite, initial=-np.inf))
+    if not n_pixels or last is None:
+        return (), ()
+    for name, low, high in zip(last.channels, lows, highs, strict=True):
+        if low > high:
             raise InputError(
                 "a channel of this image has no finite pixel",
-                where=image.path,
+                where=last.path,
                 got=f"channel {name}: NaN or infinity everywhere",
                 remedy="save the image again with numbers in its pixels",
             )
-        np.nan_to_num(values, copy=False, nan=finite.min(), posinf=finite.max(), neginf=finite.min())
     text = f"{count(n_pixels, 'pixel')} with NaN or infinity: the model saw the smallest value of the image there (the "
     text += "largest for infinity)"
-    note = Note("NaN or infinity in some pixels", text, image.path or "")
-    return dataclasses.replace(image, data=data, notes=(*image.notes, note))
+    limits = tuple((float(low), float(high)) for low, high in zip(lows, highs, strict=True))
+    return limits, (Note("NaN or infinity in some pixels", text, last.path or ""),)
+
+
+def with_finite(image: Image, limits: Sequence[tuple[float, float]]) -> Image:
+    """The image with the limits of each channel in place of NaN and infinity; itself without limits."""
+    if not limits or np.isfinite(image.data).all():
+        return image
+    data = image.data.copy()
+    for k, (low, high) in enumerate(limits):
+        np.nan_to_num(data[:, :, k], copy=False, nan=low, posinf=high, neginf=low)
+    return dataclasses.replace(image, data=data)

@@ -15,6 +15,7 @@ from cellwright.core.image import Image
 from cellwright.core.masks import MAX_SIDE
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
+from cellwright.data.images.pixels import finite_limits, with_finite
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
@@ -33,6 +34,7 @@ class ImageFacts:
 
     source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range`` for this image.
     limits: for percentile normalisation the values (low, high) of each network channel that become 0 and 1; else ().
+    finite: the values (low, high) of each channel that replace NaN and infinity; () if all pixels are finite.
     diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed.
     """
 
@@ -40,6 +42,7 @@ class ImageFacts:
     net_hw: tuple[int, int]
     full_range: float | None = None
     limits: tuple[tuple[float, float], ...] = ()
+    finite: tuple[tuple[float, float], ...] = ()
     diameter: Diameter | None = None
     notes: tuple[Note, ...] = ()
 
@@ -58,10 +61,12 @@ class ImageFacts:
                 (int(h), int(w)),
                 None if values["full_range"] is None else float(values["full_range"]),
                 tuple((float(low), float(high)) for low, high in values["limits"]),
+                tuple((float(low), float(high)) for low, high in values.get("finite", ())),
                 None if diameter is None else Diameter(**diameter),
                 tuple(Note(**{name: str(text) for name, text in note.items()}) for note in values["notes"]),
             )
-            sizes, numbers = (*facts.source_hw, *facts.net_hw), [facts.full_range or 1.0, *np.ravel(facts.limits)]
+            sizes, numbers = (*facts.source_hw, *facts.net_hw), [facts.full_range or 1.0]
+            numbers += [*np.ravel(facts.limits), *np.ravel(facts.finite)]
             if facts.diameter is not None:
                 numbers += [facts.diameter.px or 1.0, facts.diameter.scale, facts.diameter.requested_scale or 1.0]
             if min(sizes) < 1 or max(sizes) > 8 * MAX_SIDE or not np.isfinite(numbers).all():
@@ -77,7 +82,11 @@ class ImageFacts:
 
     def normalised(self, region: Image, config: InputConfig) -> np.ndarray:
         """A region (C, H, W) float32, with the normalisation of the whole image."""
-        return normalised(network_channels(region, config), self.config(config), self.limits or None)
+        return normalised(self.channels(region, config), self.config(config), self.limits or None)
+
+    def channels(self, region: Image, config: InputConfig) -> np.ndarray:
+        """The network's channels (H, W, C) of a region; all are finite."""
+        return network_channels(with_finite(region, self.finite), config)
 
 
 def find_facts(
@@ -95,25 +104,24 @@ def find_facts(
     detect: the scored objects of a network input (C, h, w), for the estimate of the
     diameter. diameter_px: given by the user; None estimates it where ``config`` needs one.
 
-    Reads the image once (float32 twice), block by block. Raises `InputError` for channels that do not fit, and for
-    values that are not finite.
+    Reads the image once (float32 three times), block by block. Raises `InputError` for channels that do not fit, and
+    for a channel without a finite value.
     """
-
-    def channels(region: Image) -> np.ndarray:
-        return network_channels(region, config)
-
-    notes: tuple[Note, ...] = ()
     rounding = False
-    facts = ImageFacts(source.image_hw, source.image_hw)
+    regions = (region for _, region in readable_blocks(source)) if source.dtype.kind == "f" else ()
+    finite, notes = finite_limits(regions)
+    facts = ImageFacts(source.image_hw, source.image_hw, finite=finite)
     if config.normalise == "percentile":
-        values = values_of(source, channels, (*config.percentiles, 0, 100), track=track)
+        percents = (*config.percentiles, 0, 100)
+        values = values_of(source, lambda region: facts.channels(region, config), percents, track=track)
         lows, highs = zip(*((p[2], p[3]) for p in values.percentiles), strict=True)
         rounding = is_rounding(source.dtype, min(lows), max(highs))
         facts = replace(facts, limits=tuple((p[0], p[1]) for p in values.percentiles))
     else:
-        values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
+        values = values_of(source, lambda region: with_finite(region, finite).data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
-        own, notes = input_for_values(probe, config, training, source.path or "")
+        own, range_notes = input_for_values(probe, config, training, source.path or "")
+        notes = (*notes, *range_notes)
         facts = replace(facts, full_range=own.full_range)
     if config.diameter_px is None:
         return replace(facts, net_hw=network_hw(source.image_hw, config, rule), notes=notes)
@@ -136,7 +144,7 @@ def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detec
     assert config.diameter_px is not None
     height, width = source.image_hw
     is_small = height * width <= WHOLE_ESTIMATE_PX
-    windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, config)
+    windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, facts, config)
     found, is_noise = [], []
     for window in windows:
         pixels = facts.normalised(read_block(source, window), config)
@@ -146,12 +154,12 @@ def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detec
     return Estimate(float(np.median(found)) if found else None, all(is_noise))
 
 
-def _varied_regions(source: ImageSource, config: InputConfig) -> list[Window]:
+def _varied_regions(source: ImageSource, facts: ImageFacts, config: InputConfig) -> list[Window]:
     """Regions of `REGION_PX`, evenly chosen among the fifth of the image in which brightness varies most."""
     height, width = source.image_hw
     spread: list[tuple[float, int, int]] = []
     for block, region in readable_blocks(source):
-        grey = network_channels(region, config).mean(axis=2, dtype=np.float32)
+        grey = facts.channels(region, config).mean(axis=2, dtype=np.float32)
         for y in range(0, max(grey.shape[0] - REGION_PX // 2, 1), REGION_PX):
             for x in range(0, max(grey.shape[1] - REGION_PX // 2, 1), REGION_PX):
                 part = grey[y : y + REGION_PX : 2, x : x + REGION_PX : 2]
