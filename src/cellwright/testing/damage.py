@@ -13,6 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,12 @@ def _damage_in_png(data: bytes, rng: np.random.Generator) -> bytes:
         chunks.append(data[at + 4 : at + 8 + length])
         at += 12 + length
     k = int(rng.integers(len(chunks)))
-    if chunks[k][:4] == b"IDAT":
-        chunks[k] = b"IDAT" + zlib.compress(damage(zlib.decompress(chunks[k][4:]), rng))
-    else:
-        chunks[k] = chunks[k][:4] + damage(chunks[k][4:], rng)
+    kind, content = chunks[k][:4], chunks[k][4:]
+    pixels = None
+    if kind == b"IDAT":
+        with suppress(zlib.error):  # part of a stream, or damaged before
+            pixels = zlib.decompress(content)
+    chunks[k] = kind + (damage(content, rng) if pixels is None else zlib.compress(damage(pixels, rng)))
     whole = [len(c[4:]).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks]
     return data[:8] + b"".join(whole)
 
