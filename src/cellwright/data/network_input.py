@@ -11,20 +11,24 @@ What happens to the channels of an image (`network_channels`):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
+from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.text import count
-from cellwright.data.resize import resized
+from cellwright.data.resize import resized, resized_window
 from cellwright.data.value_range import dtype_scale
 
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+Limits: TypeAlias = Sequence[tuple[float, float]]
+"""The values (low, high) of each network channel that become 0 and 1."""
 
 
 def to_network(image: Image, config: InputConfig) -> np.ndarray:
@@ -40,15 +44,67 @@ def resize_for_network(image: Image, config: InputConfig, rule: ResizeRule) -> n
     """Normalised network input (C, h, w) float32 at the size that ``config`` requests.
 
     torchvision: bilinear without antialiasing, after normalisation (GeneralizedRCNNTransform).
-    detectron2: PIL's antialiased bilinear in the dtype of the image, before normalisation (ResizeShortestEdge).
+    detectron2: PIL's antialiased bilinear in the dtype of the image, before normalisation (ResizeShortestEdge); after
+    it where the range of the values is that of each image, as in training.
     """
     channels = network_channels(image, config)
     new_hw = network_hw(image.image_hw, config, rule)
     if new_hw == image.image_hw:
         return normalised(channels, config)
-    if rule == "detectron2":
-        return normalised(resize_antialiased(channels, new_hw), config)
-    return resize_bilinear(normalised(channels, config), new_hw)
+    if rule == "torchvision":
+        return resize_bilinear(normalised(channels, config), new_hw)
+    if config.normalise == "percentile":
+        return resized(normalised(channels, config), new_hw)
+    return normalised(resize_antialiased(channels, new_hw), config)
+
+
+def network_window(
+    read: Callable[[Window], Image],
+    config: InputConfig,
+    rule: ResizeRule,
+    limits: Limits | None,
+    hws: tuple[tuple[int, int], tuple[int, int]],
+    window: Window,
+) -> np.ndarray:
+    """A window (C, h, w) float32 of what the network sees of a whole image, to rounding.
+
+    Args:
+        read: pixels of a window of the image.
+        config: its ``full_range`` is that of the image.
+        rule: see `resize_for_network`; not used where the size follows from a diameter, see `rescale`.
+        limits: see `normalised`.
+        hws: (H, W) of the image, (h, w) of the network's input for the whole image.
+        window: inside the latter.
+    """
+    image_hw, new_hw = hws
+
+    def pixels(part: Window) -> np.ndarray:
+        return normalised(network_channels(read(part), config), config, limits)
+
+    if new_hw == image_hw:
+        return pixels(window)
+    if config.diameter_px is None and rule == "torchvision":
+        return resized_window(pixels, image_hw, new_hw, window, antialias=False)
+    if config.diameter_px is not None or config.normalise == "percentile":
+        return resized_window(pixels, image_hw, new_hw, window)
+    needed, box = _needed(image_hw, new_hw, window)
+    return normalised(resize_antialiased(network_channels(read(needed), config), window.hw, box), config)
+
+
+def _needed(
+    image_hw: tuple[int, int], new_hw: tuple[int, int], window: Window
+) -> tuple[Window, tuple[float, float, float, float]]:
+    """The pixels of an image that Pillow needs for a window of it at another size, and which box of them that is."""
+    spans, box = [], []
+    for axis, (side, new) in enumerate(zip(image_hw, new_hw, strict=True)):
+        ratio = side / new
+        margin = max(ratio, 1.0) + 2
+        first = max(int(window[axis] * ratio - margin), 0)
+        last = min(int(window[axis + 2] * ratio + margin) + 1, side)
+        spans.append((first, last))
+        box.append((window[axis] * ratio - first, min(window[axis + 2] * ratio - first, float(last - first))))
+    (y0, y1), (x0, x1) = spans
+    return Window(y0, x0, y1, x1), (box[1][0], box[0][0], box[1][1], box[0][1])
 
 
 def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule) -> tuple[int, int]:
@@ -105,16 +161,21 @@ def resize_bilinear(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
     return np.stack(planes)
 
 
-def resize_antialiased(hwc: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) to (h, w, C) with PIL's antialiased bilinear filter: uint8 as such, other dtypes as float32."""
+def resize_antialiased(
+    hwc: np.ndarray, new_hw: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """(H, W, C), or a box x0 y0 x1 y1 of it, to (h, w, C) with PIL's antialiased bilinear filter.
+
+    uint8 as such, other dtypes as float32.
+    """
     from PIL import Image as Pillow
 
     height, width = new_hw
     pixels = hwc if hwc.dtype == np.uint8 else hwc.astype(np.float32)
     planes = [Pillow.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(pixels.shape[2])]
-    resized = np.stack([np.asarray(p.resize((width, height), Pillow.Resampling.BILINEAR)) for p in planes], axis=2)
+    small = np.stack([np.asarray(p.resize((width, height), Pillow.Resampling.BILINEAR, box)) for p in planes], axis=2)
     # uint16 stays uint16, because the full range of the values follows from the dtype.
-    return np.rint(resized).astype(hwc.dtype) if hwc.dtype == np.uint16 else resized
+    return np.rint(small).astype(hwc.dtype) if hwc.dtype == np.uint16 else small
 
 
 def network_channels(image: Image, config: InputConfig) -> np.ndarray:
@@ -140,7 +201,7 @@ def network_channels(image: Image, config: InputConfig) -> np.ndarray:
     return data[:, :, ::-1] if config.colour_order == "bgr" else data
 
 
-def normalised(hwc: np.ndarray, config: InputConfig, limits: Sequence[tuple[float, float]] | None = None) -> np.ndarray:
+def normalised(hwc: np.ndarray, config: InputConfig, limits: Limits | None = None) -> np.ndarray:
     """Pixels (H, W, C) with the network's channels as its input (C, H, W) float32.
 
     limits: the values of each channel that percentile normalisation maps to 0 and 1; None: percentiles of these pixels.

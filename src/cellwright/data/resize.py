@@ -12,11 +12,13 @@ Read = Callable[[Window], np.ndarray]
 """Pixels (C, H, W) float32 of a window of the source."""
 
 
-def resized_window(read: Read, source_hw: tuple[int, int], resized_hw: tuple[int, int], window: Window) -> np.ndarray:
+def resized_window(
+    read: Read, source_hw: tuple[int, int], resized_hw: tuple[int, int], window: Window, *, antialias: bool = True
+) -> np.ndarray:
     """A window (C, h, w) float32 of the source resized to ``resized_hw``, which contains it and is not empty.
 
-    Bilinear, antialiased where the image becomes smaller: the filter of Pillow. Only the source pixels that the
-    filter needs are read.
+    Bilinear, antialiased where the image becomes smaller: the filter of Pillow; without ``antialias``, that of PyTorch
+    and OpenCV. Only the source pixels that the filter needs are read.
 
     >>> pixels = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
     >>> resized_window(lambda window: window.of(pixels), (3, 4), (6, 8), Window(1, 2, 2, 5)).tolist()
@@ -27,7 +29,7 @@ def resized_window(read: Read, source_hw: tuple[int, int], resized_hw: tuple[int
     from cellwright.data._resize_kernels import weigh_rows
 
     (tops, rows, top, bottom), (lefts, columns, left, right) = (
-        _weights(source_hw[axis], resized_hw[axis], window[axis], window[axis + 2]) for axis in (0, 1)
+        _weights(source_hw[axis], resized_hw[axis], window[axis], window[axis + 2], antialias) for axis in (0, 1)
     )
     needed = Window(top, left, bottom, right)
     region = read(needed)
@@ -47,13 +49,13 @@ def resized(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
     return resized_window(lambda window: window.of(chw), (chw.shape[1], chw.shape[2]), new_hw, Window(0, 0, *new_hw))
 
 
-def _weights(whole: int, resized: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+def _weights(whole: int, resized: int, low: int, high: int, antialias: bool) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Along one axis, for the pixels [low, high) of the resized image: first source pixel and weights of each (n, K).
 
     And the first and the last source pixel of all, half open.
     """
     ratio = whole / resized
-    reach = max(ratio, 1.0)
+    reach = max(ratio, 1.0) if antialias else 1.0
     centres = (np.arange(low, high) + 0.5) * ratio
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach + 0.5).astype(np.int64), whole)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cellwright.ops.batch import Batch
 
 RenderView: TypeAlias = "Callable[[View], tuple[Tensor, tuple[int, int]]]"
-"""A view's network input FloatTensor[1,C,H,W], normalised, turned and padded, and its unpadded (h, w)."""
+"""A view's network input FloatTensor[1,C,H,W], normalised, padded right and below and then turned, so that the cells of
+the network lie on the same pixels in every orientation; and (h, w) before both."""
 
 
 @public

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from cellwright.core.geometry import Window
+
+Extent: TypeAlias = tuple[int, int] | Window
+"""Where the image lies in a network's input, px: its (h, w) from the first pixel on, or a window."""
 # A box grows by at most a factor of 1000/16 (Girshick's py-faster-rcnn), which keeps exp() finite for any prediction.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
@@ -62,11 +67,11 @@ def decode_boxes(deltas: Tensor, references: Tensor, weights: Sequence[float]) -
     return torch.cat([centre - half, centre + half], dim=-1).reshape(deltas.shape)
 
 
-def clip_boxes(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Boxes FloatTensor[...,4] clipped to ``[0, w] x [0, h]``; a box outside the image gets zero area."""
-    height, width = image_hw
-    x = boxes[..., 0::2].clamp(0, width)
-    y = boxes[..., 1::2].clamp(0, height)
+def clip_boxes(boxes: Tensor, inside: Extent) -> Tensor:
+    """Boxes FloatTensor[...,4] clipped to the image; a box outside of it gets zero area."""
+    y0, x0, y1, x1 = inside if isinstance(inside, Window) else (0, 0, *inside)
+    x = boxes[..., 0::2].clamp(x0, x1)
+    y = boxes[..., 1::2].clamp(y0, y1)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
 
 

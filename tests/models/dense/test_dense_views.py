@@ -20,8 +20,8 @@ from cellwright.ops.batch import stack_images
 
 def rendered(image: np.ndarray, stride: int) -> Callable[[View], tuple[Tensor, tuple[int, int]]]:
     def render(view: View) -> tuple[Tensor, tuple[int, int]]:
-        stacked, (hw,) = stack_images([torch.from_numpy(view.turn(image))], stride)
-        return stacked, hw
+        stacked, (hw,) = stack_images([torch.from_numpy(image)], stride)
+        return torch.from_numpy(view.turn(stacked.numpy())), hw
 
     return render
 

@@ -21,6 +21,7 @@ from cellwright.config.model_rcnn import MaskHeadConfig, MaskRCNNConfig
 from cellwright.models.rcnn.heads import mask_coverage, mask_targets
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.assign import FOREGROUND
+from cellwright.ops.placement import Placement
 
 
 def config(anchors_per_image: int = 256, regions_per_image: int = 512, region_fraction: float = 0.25) -> MaskRCNNConfig:
@@ -110,7 +111,7 @@ def test_masks(network: MaskRCNN, fixture: Fixture, pyramid: list[torch.Tensor])
 
 @pytest.mark.parametrize(("name", "output_hw"), [("post", IMAGE_HW), ("post400x500", OUTPUT_HW)])
 def test_pasted_pixels(network: MaskRCNN, fixture: Fixture, name: str, output_hw: tuple[int, int]) -> None:
-    ours = network.place(fixture.detections(), fixture.tensor("mask_probs"), IMAGE_HW, output_hw)
+    ours = network.place(fixture.detections(), fixture.tensor("mask_probs"), Placement.whole(IMAGE_HW, output_hw))
     expected = fixture.pasted(name)
     visible = expected.any(axis=(1, 2))
     assert np.abs(ours.boxes_xyxy - fixture.theirs[f"{name}_boxes"][visible]).max() < 1e-3

@@ -30,6 +30,7 @@ from cellwright.models.rcnn.heads import mask_coverage, mask_targets
 from cellwright.models.rcnn.pointrend import PointHead, PointRend, sample_grid, subdivide
 from cellwright.models.rcnn.regions import Regions
 from cellwright.ops.batch import Batch
+from cellwright.ops.placement import Placement
 from cellwright.ops.points import points_in_boxes, sample_labels, uncertain_cells
 
 
@@ -150,7 +151,7 @@ def test_pasted_pixels(
     """From the stored maps and boxes, so that only the masks can differ."""
     detections = fixture.detections()
     (probs,) = network.masks_for(pyramid, [detections.boxes], [detections.class_ids])
-    ours = network.place(detections, probs, IMAGE_HW, output_hw)
+    ours = network.place(detections, probs, Placement.whole(IMAGE_HW, output_hw))
     expected = fixture.pasted(name)
     visible = expected.any(axis=(1, 2))
     assert np.abs(ours.boxes_xyxy - fixture.theirs[f"{name}_boxes"][visible]).max() < 1e-3

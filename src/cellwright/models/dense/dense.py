@@ -167,7 +167,7 @@ class DenseNetwork(nn.Module):
         self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
     ) -> list[Instances]:
         """The objects of each image at the resolution ``output_hws``, best first; see `Network.detect`."""
-        return [self.decode(maps) for maps in self.output_maps(images, image_hws, output_hws)]
+        return [self.decode(maps) for maps in self.output_maps(self.maps(images), image_hws, output_hws)]
 
     @torch.no_grad()
     def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
@@ -180,19 +180,19 @@ class DenseNetwork(nn.Module):
         total = None
         for view in views:
             images, image_hw = render(view)
-            (turned,) = self.output_maps(images, [image_hw], [view.turned_hw(output_hw)])
-            maps = view.turn_maps_back(turned, self.target.channels)
+            turned_back = view.turn_maps_back(self.maps(images)[0].cpu().numpy(), self.target.channels)
+            (maps,) = self.output_maps(torch.from_numpy(turned_back)[None], [image_hw], [output_hw])
             total = maps if total is None else np.add(total, maps, out=total)
         assert total is not None  # there is at least one view
         return np.divide(total, np.float32(len(views)), out=total)
 
     @torch.no_grad()
     def output_maps(
-        self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
+        self, maps: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
     ) -> Iterator[np.ndarray]:
-        """The input of `decode` for each image at ``output_hws``: (D, H, W) float32, or (D + K, H, W)."""
-        for maps, image_hw, output_hw in zip(self.maps(images), image_hws, output_hws, strict=True):
-            inside = maps[:, : image_hw[0], : image_hw[1]]
+        """The input of `decode` for the `maps` of each image at ``output_hws``: (D, H, W) float32, or (D + K, H, W)."""
+        for of_image, image_hw, output_hw in zip(maps, image_hws, output_hws, strict=True):
+            inside = of_image[:, : image_hw[0], : image_hw[1]]
             if image_hw != output_hw:
                 inside = F.interpolate(inside[None], output_hw, mode="bilinear", antialias=True)[0]
             yield inside.cpu().numpy()

@@ -15,7 +15,7 @@ from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.regions import BoxOutputs, RegionFeatures, Regions
 from cellwright.ops.assign import FOREGROUND, assign, inside_ignored
 from cellwright.ops.batch import Batch
-from cellwright.ops.boxes import clip_boxes, decode_boxes, large_enough
+from cellwright.ops.boxes import Extent, clip_boxes, decode_boxes, large_enough
 
 
 class CascadeMaskRCNN(MaskRCNN):
@@ -45,9 +45,7 @@ class CascadeMaskRCNN(MaskRCNN):
         deltas, weights = outputs.deltas.split([len(own) for own in boxes]), self.config.box_head.stage_delta_weights
         return [refine_boxes(*own, weights[stage]) for own in zip(deltas, boxes, image_hws, strict=True)]
 
-    def classify(
-        self, source: RegionFeatures, regions: Tensor, image_hw: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def classify(self, source: RegionFeatures, regions: Tensor, image_hw: Extent) -> tuple[Tensor, Tensor, Tensor]:
         """The mean of all stages' scores; the last stage's deltas, and the regions that they refine."""
         scores, deltas, weights = [], regions, self.config.box_head.stage_delta_weights
         for stage in range(len(self.box_head)):
@@ -59,7 +57,7 @@ class CascadeMaskRCNN(MaskRCNN):
 
 
 @torch.no_grad()
-def refine_boxes(deltas: Tensor, boxes: Tensor, image_hw: tuple[int, int], delta_weights: Sequence[float]) -> Tensor:
+def refine_boxes(deltas: Tensor, boxes: Tensor, image_hw: Extent, delta_weights: Sequence[float]) -> Tensor:
     """Boxes FloatTensor[R,4] px moved by class-agnostic deltas FloatTensor[R,4] and clipped to the image."""
     return clip_boxes(decode_boxes(deltas, boxes, delta_weights), image_hw)
 

@@ -27,7 +27,7 @@ from cellwright.models.rcnn.losses import box_loss, class_loss
 from cellwright.models.rcnn.regions import Detections, Regions
 from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
-from cellwright.ops.boxes import clip_boxes, decode_boxes, encode_boxes, large_enough
+from cellwright.ops.boxes import Extent, clip_boxes, decode_boxes, encode_boxes, large_enough
 from cellwright.ops.nms import grouped_nms
 from cellwright.ops.roi import sample_mask_targets
 
@@ -147,7 +147,7 @@ def region_losses(
 
 
 def select_detections(
-    scores: Tensor, deltas: Tensor, regions: Tensor, image_hw: tuple[int, int], config: AnyBoxHeadConfig
+    scores: Tensor, deltas: Tensor, regions: Tensor, image_hw: Extent, config: AnyBoxHeadConfig
 ) -> Detections:
     """The detections of one image, best first: every class of every region that scores enough, after NMS per class.
 
@@ -167,7 +167,7 @@ def rank_candidates(
     scores: Tensor,
     deltas: Tensor,
     regions: Tensor,
-    image_hw: tuple[int, int],
+    image_hw: Extent,
     config: AnyBoxHeadConfig,
     *,
     low_scores: bool = False,

@@ -44,10 +44,11 @@ from cellwright.models.rcnn.losses import mask_loss, of_class
 from cellwright.models.rcnn.regions import BoxOutputs, Detections, RegionFeatures, Regions, pooling_of
 from cellwright.models.rcnn.resnet import ResNet
 from cellwright.models.rcnn.rpn import RPN
-from cellwright.models.rcnn.views import detect_views
+from cellwright.models.rcnn.views import Place, detect_views
 from cellwright.ops.batch import Batch
-from cellwright.ops.boxes import clip_boxes, large_enough, scale_boxes
+from cellwright.ops.boxes import Extent, clip_boxes, large_enough
 from cellwright.ops.paste import paste_masks
+from cellwright.ops.placement import Placement
 
 
 class MaskRCNN(nn.Module):
@@ -105,12 +106,20 @@ class MaskRCNN(nn.Module):
 
         Objects whose mask reaches the threshold at no pixel are omitted.
         """
+        placements = [Placement.whole(*hws) for hws in zip(image_hws, output_hws, strict=True)]
+        return self.detect_placed(images, image_hws, placements)
+
+    @torch.no_grad()
+    def detect_placed(
+        self, images: Tensor, image_hws: Sequence[tuple[int, int]], placements: Sequence[Placement]
+    ) -> list[Instances]:
+        """As `detect`, for images that may be windows of larger ones."""
         features = self.features(images)
         proposals = self.proposals(features, image_hws)
         detections = self.boxes(features, proposals, image_hws)
         source = self.region_features(features)
         return [
-            self.instances(source.of_image(image), detected, image_hws[image], output_hws[image])
+            self.instances(source.of_image(image), detected, placements[image])
             for image, detected in enumerate(detections)
         ]
 
@@ -152,13 +161,13 @@ class MaskRCNN(nn.Module):
     # --- inference ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def proposals(self, features: Sequence[Tensor], image_hws: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def proposals(self, features: Sequence[Tensor], image_hws: Sequence[Extent]) -> list[Tensor]:
         """Per image FloatTensor[R,4], best first."""
         return self.rpn.proposals(self.rpn(features), image_hws, training=False)[0]
 
     @torch.no_grad()
     def boxes(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_hws: Sequence[tuple[int, int]]
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_hws: Sequence[Extent]
     ) -> list[Detections]:
         """Per image the classes, scores and refined boxes, best first."""
         source, detections = self.region_features(features), []
@@ -167,9 +176,7 @@ class MaskRCNN(nn.Module):
             detections.append(select_detections(*refined, image_hw, self.config.box_head))
         return detections
 
-    def classify(
-        self, source: RegionFeatures, regions: Tensor, image_hw: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def classify(self, source: RegionFeatures, regions: Tensor, image_hw: Extent) -> tuple[Tensor, Tensor, Tensor]:
         """One image's regions FloatTensor[R,4] through the box head, ``source`` of that image alone.
 
         Returns scores FloatTensor[R,K], deltas FloatTensor[R,n_boxes*4], and the regions FloatTensor[R,4] that the
@@ -188,12 +195,10 @@ class MaskRCNN(nn.Module):
         class_logits, deltas = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return class_logits, deltas
 
-    def instances(
-        self, source: RegionFeatures, detections: Detections, image_hw: tuple[int, int], output_hw: tuple[int, int]
-    ) -> Instances:
-        """One image's detections with their masks, pasted into an image of size ``output_hw``."""
+    def instances(self, source: RegionFeatures, detections: Detections, placement: Placement) -> Instances:
+        """One image's detections with their masks, pasted where they belong."""
         parts = self.masks_in_parts(source, detections)
-        return concat([self.place(part, probs, image_hw, output_hw) for part, probs in parts])
+        return concat([self.place(part, probs, placement) for part, probs in parts])
 
     def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]:
         """One image's detections in order, ``roi.chunk`` at once, with their masks FloatTensor[D,M,M] in [0, 1].
@@ -213,15 +218,14 @@ class MaskRCNN(nn.Module):
         self,
         detections: Detections,
         probs: Tensor,
-        image_hw: tuple[int, int],
-        output_hw: tuple[int, int],
+        placement: Placement,
         columns: Mapping[str, np.ndarray] | None = None,
     ) -> Instances:
         """One image's detections with masks FloatTensor[D,M,M] and columns (D,), at the output's resolution.
 
         Objects without a pixel are omitted; the order is kept.
         """
-        boxes, kept = scale_boxes(detections.boxes, image_hw, output_hw), detections
+        boxes, kept, output_hw = placement.boxes(detections.boxes), detections, placement.output_hw
         index = torch.arange(len(boxes), device=boxes.device)
         if self.conventions.drop_empty_boxes:
             boxes = clip_boxes(boxes, output_hw)
@@ -244,7 +248,12 @@ class MaskRCNN(nn.Module):
     @torch.no_grad()
     def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
         """The objects of one image with test-time augmentation; see ``DetectsViews.detect_views``."""
-        return detect_views(self, views, render, output_hw)
+        return detect_views(self, views, render, lambda _, image_hw: Placement.whole(image_hw, output_hw))
+
+    @torch.no_grad()
+    def detect_views_placed(self, views: Sequence[View], render: RenderView, place: Place) -> Instances:
+        """As `detect_views`, for inputs that may be windows of larger images."""
+        return detect_views(self, views, render, place)
 
     @torch.no_grad()
     def masks_for(
@@ -273,10 +282,11 @@ class MaskRCNN(nn.Module):
         (regions,) = self.proposals(features, [image_hw])
         refined = self.classify(self.region_features(features), regions, image_hw)
         candidates, step, _ = rank_candidates(*refined, image_hw, self.config.box_head, low_scores=True)
-        scaled = scale_boxes(candidates.boxes, image_hw, output_hw)
+        placement = Placement.whole(image_hw, output_hw)
+        scaled = placement.boxes(candidates.boxes)
         sides = torch.minimum(scaled[:, None, 2:], boxes[:, 2:]) - torch.maximum(scaled[:, None, :2], boxes[:, :2])
         chosen = torch.nonzero((sides > 0).all(dim=2).any(dim=1)).squeeze(1)
         candidates = candidates[chosen]
         (probs,) = self.masks_for(features, [candidates.boxes], [candidates.class_ids])
         steps = np.array(STEPS)[step[chosen].cpu().numpy()]
-        return self.place(candidates, probs, image_hw, output_hw, {DROPPED_BY: steps})
+        return self.place(candidates, probs, placement, {DROPPED_BY: steps})

@@ -29,6 +29,7 @@ from cellwright.models.rcnn.regions import BoxOutputs, Detections, RegionFeature
 from cellwright.models.rcnn.resnet import ResNet
 from cellwright.models.rcnn.rpn import RPN
 from cellwright.ops.batch import Batch
+from cellwright.ops.placement import Placement
 
 
 class MaskScoringRCNN(MaskRCNN):
@@ -81,11 +82,11 @@ class MaskScoringRCNN(MaskRCNN):
         return replace(detections, scores=detections.scores * quality), logits.sigmoid()
 
     @torch.no_grad()
-    def detect(
-        self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
+    def detect_placed(
+        self, images: Tensor, image_hws: Sequence[tuple[int, int]], placements: Sequence[Placement]
     ) -> list[Instances]:
         """As in `MaskRCNN`, sorted again, since the quality changes the order."""
-        detected = super().detect(images, image_hws, output_hws)
+        detected = super().detect_placed(images, image_hws, placements)
         return [replace(instances.by_score(), ids=np.arange(1, len(instances) + 1)) for instances in detected]
 
 

@@ -18,7 +18,15 @@ from cellwright.models.layers import ConvNorm, init_normal
 from cellwright.models.rcnn.losses import objectness_loss, smooth_l1_sum
 from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
-from cellwright.ops.boxes import cell_anchors, clip_boxes, decode_boxes, encode_boxes, grid_anchors, large_enough
+from cellwright.ops.boxes import (
+    Extent,
+    cell_anchors,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    grid_anchors,
+    large_enough,
+)
 from cellwright.ops.nms import grouped_nms
 
 _DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -103,7 +111,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def proposals(
-        self, scores: AnchorScores, image_hws: Sequence[tuple[int, int]], *, training: bool
+        self, scores: AnchorScores, image_hws: Sequence[Extent], *, training: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Per image FloatTensor[R,4] boxes inside the image and their logits FloatTensor[R], best first.
 

@@ -7,9 +7,9 @@ pixels of each object. Only one view is in memory at a time, beside the pixels o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,14 +17,19 @@ from torch import Tensor
 
 from cellwright.config.model_rcnn import AnyBoxHeadConfig, RCNNConfig
 from cellwright.config.section import decided
+from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.data.views import View
 from cellwright.models.contract import RenderView
 from cellwright.models.rcnn.regions import Detections, RegionFeatures
-from cellwright.ops.boxes import scale_boxes
+from cellwright.ops.boxes import Extent
 from cellwright.ops.nms import grouped_nms
 from cellwright.ops.paste import PasteMean
+from cellwright.ops.placement import Placement
 from cellwright.ops.weighted_boxes import weighted_boxes
+
+Place: TypeAlias = Callable[[View, tuple[int, int]], Placement]
+"""Where the input of a view, of this unpadded (h, w), lies in the image."""
 
 
 class TwoStageNetwork(Protocol):
@@ -35,10 +40,10 @@ class TwoStageNetwork(Protocol):
 
     def features(self, images: Tensor) -> list[Tensor]: ...
 
-    def proposals(self, features: Sequence[Tensor], image_hws: Sequence[tuple[int, int]]) -> list[Tensor]: ...
+    def proposals(self, features: Sequence[Tensor], image_hws: Sequence[Extent]) -> list[Tensor]: ...
 
     def boxes(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_hws: Sequence[tuple[int, int]]
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], image_hws: Sequence[Extent]
     ) -> list[Detections]: ...
 
     def region_features(self, features: Sequence[Tensor]) -> RegionFeatures: ...
@@ -46,14 +51,13 @@ class TwoStageNetwork(Protocol):
     def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]: ...
 
 
-def detect_views(
-    network: TwoStageNetwork, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]
-) -> Instances:
+def detect_views(network: TwoStageNetwork, views: Sequence[View], render: RenderView, place: Place) -> Instances:
     """The objects of one image, best first; see ``DetectsViews.detect_views``."""
-    merged = merge_detections(_boxes_of_views(network, views, render, output_hw), network.config.box_head)
+    of_views, output_hw = _boxes_of_views(network, views, render, place)
+    merged = merge_detections(of_views, network.config.box_head)
     if not len(merged.boxes):
         return Instances.empty(output_hw, scored=True)
-    mean, qualities = _masks_of_views(network, views, render, merged, output_hw)
+    mean, qualities = _masks_of_views(network, views, render, merged, place)
     masks, soft = mean.finish(len(views), threshold=network.config.mask_head.threshold)
     scores = (merged.scores * qualities / len(views)).numpy()
     visible = np.flatnonzero(masks.areas > 0)
@@ -96,45 +100,48 @@ def merge_detections(of_views: Sequence[Detections], config: AnyBoxHeadConfig) -
 
 
 def _boxes_of_views(
-    network: TwoStageNetwork, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]
-) -> list[Detections]:
-    """The detections of each view, in pixels of the output and turned back to the image's orientation."""
-    of_views = []
+    network: TwoStageNetwork, views: Sequence[View], render: RenderView, place: Place
+) -> tuple[list[Detections], tuple[int, int]]:
+    """The detections of each view, in pixels of the output and turned back to the image's orientation; its size."""
+    of_views, output_hw = [], (0, 0)
     for view in views:
         images, image_hw = render(view)
-        features = network.features(images)
-        (own,) = network.boxes(features, network.proposals(features, [image_hw]), [image_hw])
-        turned = scale_boxes(own.boxes, image_hw, view.turned_hw(output_hw))
-        boxes = view.turn_boxes_back(turned.float().cpu().numpy(), output_hw)
-        of_views.append(Detections(torch.from_numpy(boxes), own.scores.float().cpu(), own.class_ids.cpu()))
-    return of_views
+        features, placement, padded_hw = network.features(images), place(view, image_hw), _padded_hw(images, view)
+        (x0, y0, x1, y1), *_ = view.turn_boxes(np.array([[0, 0, image_hw[1], image_hw[0]]]), padded_hw).tolist()
+        inside = Window(y0, x0, y1, x1)
+        (own,) = network.boxes(features, network.proposals(features, [inside]), [inside])
+        boxes = torch.from_numpy(view.turn_boxes_back(own.boxes.float().cpu().numpy(), padded_hw))
+        of_views.append(Detections(placement.boxes(boxes), own.scores.float().cpu(), own.class_ids.cpu()))
+        output_hw = placement.output_hw
+    return of_views, output_hw
 
 
 def _masks_of_views(
-    network: TwoStageNetwork,
-    views: Sequence[View],
-    render: RenderView,
-    merged: Detections,
-    output_hw: tuple[int, int],
+    network: TwoStageNetwork, views: Sequence[View], render: RenderView, merged: Detections, place: Place
 ) -> tuple[PasteMean, Tensor]:
     """The sum of the views' masks of N merged boxes, and of their expected qualities FloatTensor[N]."""
     mean, qualities = None, torch.zeros(len(merged.boxes))
     for view in views:
         images, image_hw = render(view)
-        source = network.region_features(network.features(images))
-        turned = torch.from_numpy(view.turn_boxes(merged.boxes.numpy(), output_hw))
-        boxes = scale_boxes(turned, view.turned_hw(output_hw), image_hw).to(images.device)
+        source, placement = network.region_features(network.features(images)), place(view, image_hw)
+        upright = placement.boxes_back(merged.boxes).numpy()
+        boxes = torch.from_numpy(view.turn_boxes(upright, _padded_hw(images, view))).to(images.device)
         asked = Detections(boxes, torch.ones(len(boxes), device=boxes.device), merged.class_ids.to(boxes.device))
         first = 0
         for part, probs in network.masks_in_parts(source, asked):
             if mean is None:
                 all_boxes, paste = merged.boxes.to(boxes.device), network.config.mask_head.paste
-                mean = PasteMean(all_boxes, probs.shape[-1], output_hw, rule=decided(paste))
+                mean = PasteMean(all_boxes, probs.shape[-1], placement.output_hw, rule=decided(paste))
             mean.add(first, _turned_back(probs, view))
             qualities[first : first + len(probs)] += part.scores.float().cpu()
             first += len(probs)
     assert mean is not None  # there is at least one view and one object
     return mean, qualities
+
+
+def _padded_hw(images: Tensor, view: View) -> tuple[int, int]:
+    """(h, w) of a view's input FloatTensor[1,C,H,W] before it was turned."""
+    return view.turned_hw((images.shape[2], images.shape[3]))
 
 
 def _turned_back(probs: Tensor, view: View) -> Tensor:

@@ -144,8 +144,8 @@ class NetworkPredictor:
             if view.size not in resized:  # views of one size follow each other
                 resized.clear()
                 resized[view.size] = resize(view)
-            stacked, (input_hw,) = self._stack([view.turn(resized[view.size])])
-            return stacked, input_hw
+            stacked, (input_hw,) = self._stack([resized[view.size]])
+            return _turned(stacked, view), input_hw
 
         return self._prediction(self.network.detect_views(self.views, render, image.image_hw), diameter, notes)
 
@@ -189,6 +189,11 @@ class NetworkPredictor:
             (height, width), n_pixels = input_hws[0], stacked.shape[0] * stacked.shape[2] * stacked.shape[3]
             check_memory(per_pixel * n_pixels, f"the network at {height} x {width} pixels", remedy=SMALLER)
         return stacked.to(self.device), input_hws
+
+
+def _turned(images: Tensor, view: View) -> Tensor:
+    """Images FloatTensor[B,C,H,W] in the orientation of a view."""
+    return torch.rot90(images.flip(-1) if view.horizontal_flip else images, view.quarter_turns, (-2, -1)).contiguous()
 
 
 def network_predictor(
