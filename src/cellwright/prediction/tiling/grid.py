@@ -32,6 +32,28 @@ class Tile:
     output: Window
 
 
+def aligned_window(
+    output: Window, source_hw: tuple[int, int], net_hw: tuple[int, int], stride: int, margin_px: int
+) -> Window:
+    """The window of network pixels, from one multiple of the stride to another, that determines source pixels.
+
+    output: window of the source. net_hw: of the source at the network's scale. margin_px: network px around what the
+    interpolation of the output needs.
+
+    >>> aligned_window(Window(50, 0, 100, 100), (100, 100), (200, 200), 16, 10)
+    Window(y0=80, x0=0, y1=208, x1=208)
+    """
+    lows, highs = [], []
+    for axis, (whole, side) in enumerate(zip(source_hw, net_hw, strict=True)):
+        ratio = side / whole
+        margin = max(ratio, 1.0) + margin_px
+        low = math.floor(output[axis] * ratio - margin) // stride * stride
+        high = -(-math.ceil(output[axis + 2] * ratio + margin) // stride) * stride
+        lows.append(max(low, 0))
+        highs.append(min(high, -(-side // stride) * stride))
+    return Window(lows[0], lows[1], highs[0], highs[1])
+
+
 @dataclass(frozen=True)
 class Grid:
     """The tiles of one image, row by row.
