@@ -13,15 +13,18 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cellwright.api.models import load_model
+from cellwright.config.input import InputConfig
 from cellwright.core.errors import FormatError
 from cellwright.core.geometry import Window
+from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
 from cellwright.data.images.source import open_image
-from cellwright.data.network_input import resize_antialiased
+from cellwright.data.network_input import network_window, resize_antialiased, resize_for_network
 from cellwright.data.resize import resized, resized_window
 from cellwright.data.synthetic import draw_field
+from cellwright.data.views import PLAIN, View
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.labels import to_instances
 from cellwright.prediction.backends.torch_tiles import DenseTiles
@@ -281,11 +284,43 @@ def test_windows_of_a_resized_image_are_those_of_the_whole() -> None:
         np.testing.assert_array_equal(part, window.of(whole))
 
 
-@pytest.mark.parametrize("diameter", [None, 18.0, 40.0])
-def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | None) -> None:
+@pytest.mark.parametrize("normalise", ["fixed", "percentile"])
+@pytest.mark.parametrize("rule", ["torchvision", "detectron2"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_windows_of_the_network_input_are_those_of_the_whole(normalise: str, rule: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for scale in (0.37, 0.8, 1.7):
+        config = InputConfig(normalise=normalise, scale=scale)
+        pixels = (rng.random((90, 71, 3)) * 200).astype(dtype)
+        image = Image.from_array(pixels)
+        whole = resize_for_network(image, config, rule)
+        limits = [tuple(np.percentile(pixels[..., c], config.percentiles)) for c in range(3)]
+        window = Window(3, 5, whole.shape[1] - 4, whole.shape[2])
+        part = network_window(
+            lambda w, all_of=pixels: Image(all_of[w.y0 : w.y1, w.x0 : w.x1], ("R", "G", "B")),
+            config,
+            rule,
+            limits if normalise == "percentile" else None,
+            ((90, 71), whole.shape[1:]),
+            window,
+        )
+        np.testing.assert_allclose(part, window.of(whole), rtol=0, atol=2e-6 * max(1, np.abs(whole).max()))
+
+
+@pytest.mark.parametrize(
+    ("diameter", "views"),
+    [
+        (None, PLAIN),
+        (18.0, PLAIN),
+        (40.0, PLAIN),
+        (30.0, (View(scale=0.8, quarter_turns=1), View(horizontal_flip=True))),
+    ],
+)
+def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | None, views: tuple[View, ...]) -> None:
     """Maps of tiles equal those of the whole image, and so do the objects, at scales below and above 1."""
     predictor = load_model("nuclei", device="cpu").predictor
     predictor = predictor if diameter is None else predictor.with_diameter(diameter)
+    predictor = predictor.with_views(views)
     image = draw_field(4, (300, 280), 40)[0]
     (whole,) = predictor.predict([image])
     tiles = DenseTiles(predictor)

@@ -53,7 +53,8 @@ class Model:
     predictor: predicts all objects. options: which of them are kept; `cellwright tune` sets those of a tuned model.
     tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views: as given
     to `with_options`, and the views of a tuned model. trained_on: digests of its training images, as far as known.
-    own: the options before `with_options` changed them; None if it did not.
+    own: the options before `with_options` changed them; None if it did not. members: names of the models of an
+    ensemble.
 
     >>> import cellwright as cw, numpy as np
     >>> model = cw.load_model("classical")
@@ -76,6 +77,7 @@ class Model:
     views: str | None = None
     trained_on: tuple[str, ...] = ()
     own: PredictOptions | None = None
+    members: tuple[str, ...] = ()
 
     @overload
     def predict(
@@ -219,6 +221,11 @@ class Model:
     def own_options(self) -> PredictOptions:
         """Which objects are kept unless options are chosen."""
         return self.options if self.own is None else self.own
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the models of an ensemble, or its own."""
+        return self.members or (self.name,)
 
     @property
     def seen(self) -> dict[str, Any]:
@@ -399,6 +406,7 @@ def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
         tuned_on=seen.get("tuned_on"),
         views=seen.get("tuned_on", {}).get("views"),
         trained_on=tuple(seen.get("trained_on", ())),
+        members=tuple(member.name for member in members),
     )
 
 

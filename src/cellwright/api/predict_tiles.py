@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model
+from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model, resolve_device
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
@@ -45,15 +45,11 @@ from cellwright.prediction.tiling.job import (
     refuse_other,
     run_tiles,
 )
+from cellwright.prediction.tiling.models import device_of, tile_model, with_networks, without_networks
 from cellwright.prediction.tiling.regions import Regions, find_regions, roi_words
 from cellwright.prediction.tiling.statistics import readable_blocks
-from cellwright.prediction.tiling.work import TileWork
+from cellwright.prediction.tiling.work import TileModel, TileWork
 
-if TYPE_CHECKING:
-    from cellwright.prediction.backends.torch_tiles import DenseTiles
-
-# Memory that a U-Net of width 16 takes for a tile, bytes per pixel of its input; measured on 2.4 megapixels.
-BYTES_PER_PX = 900
 # Memory that an image takes at least if it is predicted at once: its pixels, maps, labels and pictures.
 WHOLE_BYTES_PER_PX = 180
 # The share of the available memory that prediction may take.
@@ -101,11 +97,13 @@ class TileRequest:
 
 @dataclass(frozen=True)
 class OpenWork:
-    """Makes the work of a job in another process: the source and the model are opened there."""
+    """Makes the work of a job in another process: the source and the networks are opened there.
 
-    model: str
+    predictor: see `without_networks`.
+    """
+
+    predictor: Any
     device: str
-    diameter: float | None
     source: ImageSource
     seen: ImageSource
     facts: ImageFacts
@@ -120,33 +118,13 @@ class OpenWork:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        model = load_model(self.model, device=self.device).with_options(diameter=self.diameter)
-        return TileWork(
-            tiles_of(model), self.source, self.seen, self.facts, self.grid, self.options, ring_px=self.ring_px
-        )
+        model = tile_model(with_networks(self.predictor, resolve_device(self.device)))
+        return TileWork(model, self.source, self.seen, self.facts, self.grid, self.options, ring_px=self.ring_px)
 
 
-def tiles_of(model: Model) -> DenseTiles:
+def tiles_of(model: Model) -> TileModel:
     """What predicts tiles with a model. Raises `UsageError` for a model that cannot."""
-    from cellwright.models.dense.dense import DenseNetwork
-    from cellwright.prediction.backends.torch import NetworkPredictor
-    from cellwright.prediction.backends.torch_tiles import DenseTiles
-
-    predictor = model.predictor
-    if (
-        not isinstance(predictor, NetworkPredictor)
-        or not isinstance(predictor.network, DenseNetwork)
-        or len(predictor.views) > 1
-        or predictor.network.reach_px is None
-        or predictor.input_config.short_side is not None
-    ):
-        raise UsageError(
-            "this model cannot predict images tile by tile",
-            got=model.name,
-            expected="nuclei, or another U-Net without views and without input.short_side",
-            remedy='use `tile="none"` with a smaller image',
-        )
-    return DenseTiles(predictor)
+    return tile_model(model.predictor)
 
 
 def can_tile(model: Model) -> bool:
@@ -221,12 +199,12 @@ def whole_bytes(image_hw: tuple[int, int]) -> int:
     return image_hw[0] * image_hw[1] * WHOLE_BYTES_PER_PX
 
 
-def core_that_fits(grid_of: Any, n_workers: int) -> int:
-    """The side of a core whose window fits into the memory there is, network px. grid_of: makes a grid of a core."""
+def core_that_fits(tiles: TileModel, facts: ImageFacts, n_workers: int) -> int:
+    """The side of a core whose window fits into the memory there is, network px."""
     core = DEFAULT_CORE_PX
     while core > SMALLEST_CORE_PX:
-        height, width = grid_of(core)[0].window.hw
-        if height * width * BYTES_PER_PX * n_workers <= MEMORY_SHARE * available_bytes():
+        height, width = tiles.grid(facts, core)[0].window.hw
+        if height * width * tiles.bytes_per_px * n_workers <= MEMORY_SHARE * available_bytes():
             break
         core //= 2
     return core
@@ -331,7 +309,7 @@ class _Parts:
 
     source: ImageSource
     seen: ImageSource
-    tiles: DenseTiles
+    tiles: TileModel
     model: Model
     described: Mapping[str, Any]
     values: Mapping[str, Any]
@@ -352,7 +330,7 @@ class _Parts:
         request, reporter = self.request, self.reporter
         facts = self.tiles.facts(self.seen, track=reporter.track)
         facts = dataclasses.replace(facts, notes=(*self.seen.notes, *self.region_notes, *facts.notes))
-        core = request.core_px or core_that_fits(partial(self.tiles.grid, facts), max(request.running.workers, 1))
+        core = request.core_px or core_that_fits(self.tiles, facts, max(request.running.workers, 1))
         grid = self.tiles.grid(facts, core)
         cores = [grid.source_window(tile.core) for tile in grid]
         touched = np.ones(len(grid), bool) if self.regions is None else self.regions.touch(cores)
@@ -373,9 +351,8 @@ class _Parts:
         running = self.request.running
         threads = max((os.cpu_count() or 1) // running.workers, 1) if running.dask is None else 1
         return OpenWork(
-            self.model.name,
+            without_networks(self.model.predictor, iter(self.model.member_names)),
             self.request.device,
-            self.model.diameter,
             self.source,
             self.seen,
             job.facts,
@@ -540,7 +517,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
     model = load_model(model) if isinstance(model, str | Path) else model
     request = TileRequest(
         identity_of([model]),
-        str(tiles_of(model).predictor.device),
+        device_of(model.predictor),
         channel,
         {},
         core_px_of(str(tile)),

@@ -22,7 +22,7 @@ from cellwright.core.errors import InputError
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.text import count
-from cellwright.data.resize import resized, resized_window
+from cellwright.data.resize import pillow_window, resized, resized_window
 from cellwright.data.value_range import dtype_scale
 
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
@@ -87,24 +87,15 @@ def network_window(
         return resized_window(pixels, image_hw, new_hw, window, antialias=False)
     if config.diameter_px is not None or config.normalise == "percentile":
         return resized_window(pixels, image_hw, new_hw, window)
-    needed, box = _needed(image_hw, new_hw, window)
-    return normalised(resize_antialiased(network_channels(read(needed), config), window.hw, box), config)
+    dtypes: list[np.dtype] = []
 
+    def channels(part: Window) -> np.ndarray:
+        hwc = network_channels(read(part), config)
+        dtypes.append(hwc.dtype)
+        return hwc
 
-def _needed(
-    image_hw: tuple[int, int], new_hw: tuple[int, int], window: Window
-) -> tuple[Window, tuple[float, float, float, float]]:
-    """The pixels of an image that Pillow needs for a window of it at another size, and which box of them that is."""
-    spans, box = [], []
-    for axis, (side, new) in enumerate(zip(image_hw, new_hw, strict=True)):
-        ratio = side / new
-        margin = max(ratio, 1.0) + 2
-        first = max(int(window[axis] * ratio - margin), 0)
-        last = min(int(window[axis + 2] * ratio + margin) + 1, side)
-        spans.append((first, last))
-        box.append((window[axis] * ratio - first, min(window[axis + 2] * ratio - first, float(last - first))))
-    (y0, y1), (x0, x1) = spans
-    return Window(y0, x0, y1, x1), (box[1][0], box[0][0], box[1][1], box[0][1])
+    hwc = pillow_window(channels, image_hw, new_hw, window)
+    return normalised(np.rint(hwc).astype(np.uint16) if dtypes == [np.uint16] else hwc, config)
 
 
 def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule) -> tuple[int, int]:
@@ -161,19 +152,14 @@ def resize_bilinear(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
     return np.stack(planes)
 
 
-def resize_antialiased(
-    hwc: np.ndarray, new_hw: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
-    """(H, W, C), or a box x0 y0 x1 y1 of it, to (h, w, C) with PIL's antialiased bilinear filter.
-
-    uint8 as such, other dtypes as float32.
-    """
+def resize_antialiased(hwc: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) to (h, w, C) with PIL's antialiased bilinear filter: uint8 as such, other dtypes as float32."""
     from PIL import Image as Pillow
 
     height, width = new_hw
     pixels = hwc if hwc.dtype == np.uint8 else hwc.astype(np.float32)
     planes = [Pillow.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(pixels.shape[2])]
-    small = np.stack([np.asarray(p.resize((width, height), Pillow.Resampling.BILINEAR, box)) for p in planes], axis=2)
+    small = np.stack([np.asarray(p.resize((width, height), Pillow.Resampling.BILINEAR)) for p in planes], axis=2)
     # uint16 stays uint16, because the full range of the values follows from the dtype.
     return np.rint(small).astype(hwc.dtype) if hwc.dtype == np.uint16 else small
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from cellwright.core.geometry import Window
 
+# Of the weights with which Pillow resizes uint8.
+_BITS = 22
 Read = Callable[[Window], np.ndarray]
 """Pixels (C, H, W) float32 of a window of the source."""
 
@@ -49,6 +51,35 @@ def resized(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
     return resized_window(lambda window: window.of(chw), (chw.shape[1], chw.shape[2]), new_hw, Window(0, 0, *new_hw))
 
 
+def pillow_window(
+    read: Callable[[Window], np.ndarray], source_hw: tuple[int, int], resized_hw: tuple[int, int], window: Window
+) -> np.ndarray:
+    """A window (h, w, C) of the source resized by Pillow's antialiased bilinear filter, to the bit.
+
+    read: pixels (H, W, C) of a window of the source, uint8 or other numbers. The result is uint8, or else float32.
+    """
+    (tops, rows, top, bottom), (lefts, columns, left, right) = (
+        _weights(source_hw[axis], resized_hw[axis], window[axis], window[axis + 2], True) for axis in (0, 1)
+    )
+    region = read(Window(top, left, bottom, right))
+    narrow = _pillow_pass(region, lefts - left, columns, axis=1)
+    return _pillow_pass(narrow, tops - top, rows, axis=0)
+
+
+def _pillow_pass(pixels: np.ndarray, first: np.ndarray, weights: np.ndarray, *, axis: int) -> np.ndarray:
+    """Along one axis: the weighted sum from each first pixel on; of uint8 as Pillow does it in whole numbers."""
+    is_uint8, shape = pixels.dtype == np.uint8, (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    if is_uint8:
+        weights = (weights * (1 << _BITS) + 0.5).astype(np.int32)
+    total: np.ndarray | None = None
+    for k in range(weights.shape[1]):
+        taken = pixels.take(np.minimum(first + k, pixels.shape[axis] - 1), axis=axis)
+        part = taken.astype(np.int32 if is_uint8 else np.float64) * weights[:, k].reshape(shape)
+        total = part if total is None else np.add(total, part, out=total)
+    assert total is not None  # every pixel has at least one weight
+    return ((total + (1 << (_BITS - 1))) >> _BITS).clip(0, 255).astype(np.uint8) if is_uint8 else np.float32(total)
+
+
 def _weights(whole: int, resized: int, low: int, high: int, antialias: bool) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Along one axis, for the pixels [low, high) of the resized image: first source pixel and weights of each (n, K).
 
@@ -60,6 +91,6 @@ def _weights(whole: int, resized: int, low: int, high: int, antialias: bool) -> 
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach + 0.5).astype(np.int64), whole)
     taps = first[:, None] + np.arange(int((last - first).max()))
-    weights = np.maximum(1 - np.abs(taps - centres[:, None] + 0.5) / reach, 0) * (taps < last[:, None])
+    weights = np.maximum(1 - np.abs((taps - centres[:, None] + 0.5) * (1 / reach)), 0) * (taps < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
     return first, weights, int(first.min()), int(last.max())

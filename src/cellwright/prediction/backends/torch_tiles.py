@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -120,11 +119,16 @@ class NetworkTiles:
 class DenseTiles(NetworkTiles):
     """A dense network that predicts tiles of sources, which have the channels that it sees."""
 
-    @cached_property
+    @property
     def reach_px(self) -> int:
         """That of the U-Net."""
         reach = self.network.reach_px
         return UNKNOWN_REACH_PX if reach is None else reach
+
+    @property
+    def bytes_per_px(self) -> float:
+        """As measured on 2.4 megapixels at width 16."""
+        return 100 + 50 * self.network.config.width
 
     def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
         """All objects in a tile's output, in its pixels, best first."""

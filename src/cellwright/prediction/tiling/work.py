@@ -11,6 +11,7 @@ from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
+from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
 from cellwright.data.images.source import ImageSource
 from cellwright.measurement.table import measure_instances
@@ -29,10 +30,23 @@ _SHIFTED = {"centroid_y_px": 0, "centroid_x_px": 1, "bbox_y0_px": 0, "bbox_x0_px
 
 
 class TileModel(Protocol):
-    """A model that predicts tiles."""
+    """A model that predicts tiles of sources, which have the channels that it sees."""
+
+    @property
+    def bytes_per_px(self) -> float:
+        """About how much memory a tile takes, bytes per pixel of its window at the network's scale."""
+        ...
+
+    def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
+        """What it needs to know about a whole image, found once."""
+        ...
+
+    def grid(self, facts: ImageFacts, core_px: int) -> Grid:
+        """The tiles of an image. core_px: largest side of a core, network px."""
+        ...
 
     def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
-        """All objects in ``tile.output``, in its pixels, best first. ``source`` has the channels that it sees."""
+        """All objects in ``tile.output``, in its pixels, best first."""
         ...
 
 
