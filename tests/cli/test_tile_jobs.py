@@ -43,14 +43,6 @@ def predict(image: Path, out: Path, *more: object) -> int:
     return run("predict", image, "--tile=160", "--diameter=24", "--labels=tiff", "--quiet", "--out", out, *more)
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished job; ``field.tif`` beside it."""
-    root = tmp_path_factory.mktemp("tiles")
-    assert predict(write_field(root / "field.tif"), root / "job") == 0
-    return root / "job"
-
-
 def test_tiles_give_the_objects_of_the_whole_image(job: Path) -> None:
     labels = tifffile.imread(job / "labels.tif")
     whole = cw.load_model("nuclei").predict(job.parent / "field.tif", diameter=24)
@@ -72,11 +64,11 @@ def test_the_same_command_says_already_complete(job: Path, capsys: pytest.Captur
     assert before == {path: path.stat().st_mtime_ns for path in job.rglob("*") if path.is_file()}
 
 
-def test_another_option_or_a_changed_image_is_refused(job: Path, capsys: pytest.CaptureFixture) -> None:
+def test_another_option_or_a_changed_image_is_refused(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     image = job.parent / "field.tif"
     assert predict(image, job, "--score=0.9") == 2
     assert "another job" in capsys.readouterr().err
-    assert predict(write_field(job.parent / "changed.tif", seed=5), job) == 2
+    assert predict(write_field(tmp_path / "changed.tif", seed=5), job) == 2
     assert "the image" in capsys.readouterr().err
 
 

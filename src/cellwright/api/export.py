@@ -9,13 +9,14 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.export_job import check_job_export, export_job, is_job
+from cellwright.api.export_job import JOB_FORMATS, check_job_export, export_job
 from cellwright.api.outputs import FileOutput, FolderOutput, write_once
 from cellwright.api.shared_options import FormatName
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.result_folders import is_job_folder
 from cellwright.core.scores import ScoreThreshold, reaches_threshold
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
@@ -97,7 +98,7 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     from cellwright.data.formats.predictions import without_conflicts
     from cellwright.evaluation.pairing import score_threshold_of, with_threshold
 
-    if is_job(plan.prediction):
+    if is_job_folder(plan.prediction) and (plan.to in JOB_FORMATS or plan.to not in FORMATS):
         return _run_job(plan, screen, dry_run=dry_run)
     writable = {name: form for name, form in FORMATS.items() if form.is_writable}
     if plan.to not in writable:

@@ -12,15 +12,10 @@ from cellwright.core.errors import OutputError, UsageError, did_you_mean
 from cellwright.core.files import atomic_path
 from cellwright.core.progress import Track
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_outlines
-from cellwright.prediction.tiling.job import JOB_FILE, JobFacts
+from cellwright.prediction.tiling.job import JobFacts
 from cellwright.prediction.tiling.label_writers import write_label_tiff
 
 JOB_FORMATS = {"geojson": (".geojson", ".gz", ".json"), "labels_tiff": (".tif", ".tiff"), "coco_results": (".json",)}
-
-
-def is_job(path: Path) -> bool:
-    """Whether a path is the folder of a complete tile job, or one that is under way."""
-    return (path / JOB_FILE).is_file()
 
 
 def check_job_export(folder: Path, to: str, out: Path) -> None:

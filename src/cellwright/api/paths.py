@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellwright.api.models import NAMED_MODELS
@@ -69,6 +69,7 @@ def read_objects(path: Path, how: HowToRead = HowToRead(), images: Dataset | Non
     from cellwright.data.formats import FORMATS, ReadOptions, get_format, sniff
     from cellwright.data.formats.image_folder import describe_contents
     from cellwright.data.formats.label_images import are_all_zero
+    from cellwright.data.images.passed_over import results_note
 
     form = sniff(path, how.option) if how.format is None else get_format(how.format)
     if form.name == "image_folder" and are_all_zero(path):
@@ -77,7 +78,9 @@ def read_objects(path: Path, how: HowToRead = HowToRead(), images: Dataset | Non
         remedy = "give the masks; label images are found if they are called <image>_masks"
         raise InputError("images without any objects", where=path, got=describe_contents(path), remedy=remedy)
     options = ReadOptions(images=images, require_images=False, prefer=how.prefer, series=how.series, track=how.track)
-    return form.read(path, options)
+    dataset = form.read(path, options)
+    skipped = results_note(path) if path.is_dir() else None
+    return dataset if skipped is None else replace(dataset, notes=(*dataset.notes, skipped))
 
 
 def read_ground_truth(path: Path, predictions: Sequence[Path], how: HowToRead = HowToRead()) -> Dataset:

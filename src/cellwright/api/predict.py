@@ -38,7 +38,7 @@ from cellwright.core.safe_yaml import parse_yaml
 from cellwright.core.scores import shown_score
 from cellwright.core.text import count
 from cellwright.data.images.channels import ChannelChoice
-from cellwright.data.images.passed_over import passed_over_note
+from cellwright.data.images.passed_over import passed_over_note, results_note
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.source import ImageSource
 from cellwright.data.views import parse_views
@@ -353,7 +353,7 @@ def _passed_over(paths: Sequence[Path]) -> list[Note]:
     notes = []
     for path in paths:
         if path.is_dir() and not is_dataset(path):
-            notes += [] if (note := passed_over_note(path)) is None else [note]
+            notes += [note for note in (passed_over_note(path), results_note(path)) if note is not None]
             if labels := sorted(labels_among(find_images(path, []), path)):
                 text = f"skipped {count(len(labels), 'label image')} of other images, such as {labels[0].name}"
                 notes.append(Note("label images were skipped", text, path.name))

@@ -24,6 +24,7 @@ from cellwright.core.memory import available_bytes
 from cellwright.core.notes import Note
 from cellwright.core.output_folder import Claim, Files, OutputFolder
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.result_folders import JOB_FILE
 from cellwright.core.text import count
 from cellwright.data.identity import digest_of
 from cellwright.data.images.channels import ChannelChoice
@@ -34,7 +35,6 @@ from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.job import (
-    JOB_FILE,
     JobFacts,
     JobReport,
     LabelKind,

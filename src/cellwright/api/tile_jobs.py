@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from cellwright.core.errors import InputError, OutputError
 from cellwright.core.output_folder import CONTROL, NEW, Claim
 from cellwright.core.public import public
+from cellwright.core.result_folders import JOB_FILE
 from cellwright.core.text import count
-from cellwright.prediction.tiling.job import JOB_FILE, SUMMARY, TABLE_CSV, TABLE_PARQUET, JobFacts
+from cellwright.data.formats.tile_job import read_table
+from cellwright.prediction.tiling.job import SUMMARY, JobFacts
 from cellwright.prediction.tiling.ledger import Failure
 
 if TYPE_CHECKING:
@@ -48,13 +50,9 @@ class Job:
 
         Raises `OutputError` if the job is not complete.
         """
-        import pandas as pd
-
         if not self.is_complete:
             raise OutputError("this job is not complete", where=self.folder, remedy="run the same command again")
-        parquet = self.folder / TABLE_PARQUET
-        table = pd.read_parquet(parquet) if parquet.is_file() else pd.read_csv(self.folder / TABLE_CSV)
-        return table.set_index("label")
+        return read_table(self.folder).set_index("label")
 
     def rows(self) -> list[tuple[str, str]]:
         """What `cellwright job status` shows."""

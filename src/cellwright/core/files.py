@@ -26,6 +26,7 @@ import numpy as np
 
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError
 from cellwright.core.memory import available_bytes, check_memory
+from cellwright.core.result_folders import TILE_JOB, kind_of_result
 
 # Endings of two parts that count as one suffix.
 _TWO_PARTS = re.compile(
@@ -90,11 +91,14 @@ def walk(
     *,
     problems: list[InputError] | None = None,
     zarr: bool = False,
+    results: list[tuple[Path, str]] | None = None,
 ) -> Iterator[Path]:
     """Files below ``root``, sorted within each folder, without hidden ones (``.ipynb_checkpoints``) and ``__MACOSX``.
 
     Zarr folders, which hold many files, are skipped; with ``zarr`` each is listed like a file, the root too. Linked
-    folders are followed, after the real ones and unless that leads to a folder that was listed before.
+    folders are followed, after the real ones and unless that leads to a folder that was listed before. Folders of
+    results of cellwright below ``root`` are skipped, and a tile job also as the root; ``results`` receives them and
+    what they are.
     per_folder: yield at most this many files per folder. problems: receives an error for each folder that cannot be
     listed, and for each entry that is neither a file nor a folder, such as a link to nothing or a pipe. Without it, a
     folder that cannot be listed raises `InputError`.
@@ -121,19 +125,24 @@ def walk(
                 raise problem from error
             problems.append(problem)
             continue
+        kind = kind_of_result(folder, [entry.name for entry in entries])
+        if kind is not None and (folder != root or kind == TILE_JOB):
+            if results is not None:
+                results.append((folder, kind))
+            continue
         files: list[Path] = []
         folders: list[Path] = []
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            kind = _kind_of(entry)
-            if kind == "file":
+            entry_kind = _kind_of(entry)
+            if entry_kind == "file":
                 files.append(entry)
-            elif kind != "folder" and problems is not None:
-                problems.append(_not_a_file(entry, kind))
-            elif kind == "folder" and not is_zarr_folder(entry):
+            elif entry_kind != "folder" and problems is not None:
+                problems.append(_not_a_file(entry, entry_kind))
+            elif entry_kind == "folder" and not is_zarr_folder(entry):
                 folders.append(entry)
-            elif kind == "folder" and zarr:
+            elif entry_kind == "folder" and zarr:
                 files.append(entry)
         yield from islice(files, per_folder)
         if depth > 0:

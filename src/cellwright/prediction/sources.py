@@ -17,7 +17,6 @@ from cellwright.core.image import Image
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.core.text import count
-from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.label_files import labels_among
 from cellwright.data.images.channels import ChannelChoice, choose_channels
@@ -54,7 +53,7 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
     """The images among ``paths`` and in the folders among them, at any depth, in order; each file once.
 
     Ids are relative to the given folder. The folder's own name is added where two folders contain the same names, and
-    the extension is kept where two images differ only in it. Hidden files, prediction folders, and label images and
+    the extension is kept where two images differ only in it. Hidden files, folders of results, and label images and
     masks of other images in the folder are skipped. Folders that cannot be listed, broken links and pipes named like
     images are sources with an error. Raises `InputError` for a path without images, `UsageError` where two images still
     have the same id.
@@ -66,10 +65,6 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
         files = find_images(path, problems)
         errors = {Path(str(error.where)): error for error in problems}
         files = sorted([*files, *errors])
-        if not is_single(path):
-            # A prediction folder below the images contains only outputs.
-            own = {file.parent for file in path.rglob(PREDICTIONS_NAME)}
-            files = [file for file in files if own.isdisjoint(file.parents)]
         root = path.parent if is_single(path) else path
         labels = set[Path]() if is_single(path) else labels_among(files, root)
         files = [file for file in files if file not in labels]

@@ -14,6 +14,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.files import plain_suffix, require_regular
 from cellwright.core.notes import Note
+from cellwright.core.result_folders import kind_of_result
 from cellwright.core.text import count
 from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder
@@ -32,11 +33,12 @@ from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.formats.paths import first_files, unannotated_note, walk
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
+from cellwright.data.formats.tile_job import TileJob
 from cellwright.data.formats.voc import Voc
 from cellwright.data.formats.xml_outlines import XmlOutlines
 from cellwright.data.formats.yolo_seg import YoloSeg
 from cellwright.data.images.names import IMAGE_SUFFIXES
-from cellwright.data.images.passed_over import passed_over_note, vendor_kinds
+from cellwright.data.images.passed_over import passed_over_note, results_note, vendor_kinds
 
 __all__ = [
     "DEFAULT_CLASS",
@@ -55,6 +57,7 @@ __all__ = [
 FORMATS: dict[str, Format] = {
     "coco": Coco(),
     "predictions": Predictions(),
+    "tile_job": TileJob(),
     "coco_results": CocoResults(),
     "mask_folder": MaskFolder(),
     "class_masks": ClassMasks(),
@@ -124,9 +127,12 @@ def sniff(path: Path, option: str = "format") -> Format:
     require_regular(path)
     if not path.exists():
         raise InputError("no such file or folder", where=path, remedy="check the path")
-    for own in ("coco", "predictions"):
+    for own in ("coco", "predictions", "tile_job"):
         if path.is_dir() and FORMATS[own].sniff(path):
             return FORMATS[own]  # a prediction folder also contains label images, outlines and tables
+    if path.is_dir() and (kind := kind_of_result(path)) is not None:
+        expected = "images and their annotations, or predictions"
+        raise InputError(f"this is {kind}, which has no objects to read", where=path, expected=expected)
     matches = [candidate for candidate in FORMATS.values() if candidate.sniff(path)]
     for preferred in (
         [candidate for candidate in matches if candidate.published],
@@ -197,10 +203,11 @@ def require_annotations(dataset: Dataset, path: Path, options: ReadOptions) -> D
 
 def no_annotations(path: Path) -> InputError:
     """The error for images beside which no annotation is recognised; it names what is there."""
+    skipped = results_note(path) if path.is_dir() else None
     return InputError(
         "these images have no annotations that cellwright recognises",
         where=path,
-        got=describe_contents(path),
+        got=describe_contents(path) + ("" if skipped is None else f"; {skipped.text}"),
         expected="annotations in one of the formats of docs/formats.md",
         remedy="save the annotations in one of these formats, or choose one with `format`; to read images without "
         "objects, convert them with `no_objects=True`",
@@ -214,7 +221,7 @@ def _passed_over(dataset: Dataset, path: Path) -> list[Note]:
     note = passed_over_note(path, None if dataset.info.get("format") == "image_folder" else vendor_kinds())
     has_pairs = dataset.info.get("format") in _ONE_ANNOTATION_PER_IMAGE
     bare = unannotated_note(dataset) if has_pairs else None
-    found = (note, bare, _other_kinds_note(dataset, path), _unread_note(dataset, path))
+    found = (note, results_note(path), bare, _other_kinds_note(dataset, path), _unread_note(dataset, path))
     return [each for each in found if each is not None]
 
 

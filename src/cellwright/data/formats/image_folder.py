@@ -9,6 +9,7 @@ from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError
 from cellwright.core.files import plain_suffix, stem_of, walk
 from cellwright.core.instances import Instances
+from cellwright.core.result_folders import kind_of_result
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions
 from cellwright.data.formats.label_io import LABEL_SUFFIXES, read_raster
@@ -28,14 +29,10 @@ class ImageFolder(Format):
         """Whether ``path`` is an image, or a folder with an image in it or in a subfolder, but no folder of masks."""
         if is_single(path):
             return is_image_name(path.name) or path.is_dir()
-        if not path.is_dir() or next(path.glob("*/*/masks"), None) is not None:
+        if not path.is_dir() or kind_of_result(path) or next(path.glob("*/*/masks"), None) is not None:
             return False  # otherwise masks would be read as images
-        return any(
-            is_image_name(file.name) and not is_own_output(file.name)
-            for pattern in ("*", "*/*")
-            for file in path.glob(pattern)
-            if not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        files = walk(path, 1, problems=[], zarr=True)
+        return any(is_image_name(file.name) and not is_own_output(file.name) for file in files)
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every image below ``path`` as a sample without objects; see `sample_ids` for the ids."""

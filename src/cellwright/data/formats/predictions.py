@@ -97,15 +97,20 @@ def is_correction(folder: Path, record: Dataset, kind: Prefer) -> bool:
 
 
 def as_annotations(dataset: Dataset) -> Dataset:
-    """The objects of a prediction folder that the run reported, as annotations; other datasets as they are."""
-    if dataset.info.get("format") != Predictions.name:
+    """The objects of a prediction folder or a tile job that the run reported, as annotations; other datasets as they
+    are.
+    """
+    if dataset.info.get("format") not in (Predictions.name, "tile_job"):
         return dataset
     threshold = recorded_threshold(dataset.info)
     samples = [replace(sample, load=_LoadReported(sample.load, threshold)) for sample in dataset]
     info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", *SEEN)}
+    dataset = replace(dataset, samples=tuple(samples), info=info)
+    if not np.any(threshold):
+        return dataset  # of a tile job, which has no others
     limits = ", ".join(f"{limit:.3g}" for limit in np.unique(threshold))
     note = Note("uncertain objects were left out", f"predicted objects with a score below {limits} were left out")
-    return replace(dataset, samples=tuple(samples), info=info, notes=(*dataset.notes, note))
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def images_in_conflict(dataset: Dataset) -> set[str]:

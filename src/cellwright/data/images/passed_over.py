@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cellwright.core.files import walk
 from cellwright.core.notes import Note
-from cellwright.core.text import count
+from cellwright.core.text import count, listed
 from cellwright.data.images.names import IMAGE_SUFFIXES, is_own_output
 from cellwright.data.images.slide import SLIDE_SUFFIXES
 from cellwright.data.images.vendor import CONVERTED, PLUGINS, UNREADABLE_SLIDES, advice, is_readable
@@ -68,6 +68,19 @@ def passed_over_note(root: Path, kinds: Collection[str] | None = None) -> Note |
         [f"{count(len(found), 'file')} {verb} not read: {', '.join(parts)}", *advised, "see docs/formats.md"]
     )
     return Note("files were not read", text, root.name or str(root))
+
+
+def results_note(root: Path) -> Note | None:
+    """One line about folders of results below ``root`` (predictions and the like), which are not read."""
+    results: list[tuple[Path, str]] = []
+    for _ in walk(root, problems=[], results=results):
+        pass
+    below = [(folder, kind) for folder, kind in results if folder != root]
+    if not below:
+        return None
+    names = [f"{folder.relative_to(root).as_posix()} ({kind})" for folder, kind in below]
+    text = f"skipped {count(len(below), 'folder')} of results of cellwright: {listed(names)}"
+    return Note("folders of results were skipped", text, root.name or str(root))
 
 
 def vendor_kinds() -> Sequence[str]:

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellwright.core.claim import Claim
 from cellwright.core.errors import InputError
 from cellwright.core.files import UNLISTED, plain_suffix, require_regular, walk
 from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.image import Image
+from cellwright.core.result_folders import TILE_JOB, kind_of_result
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image_name, is_own_output
-from cellwright.data.images.passed_over import passed_over_note
+from cellwright.data.images.passed_over import passed_over_note, results_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource, parts_of_slides
 from cellwright.data.images.source import check_no_stack, open_image, read_whole
 from cellwright.data.images.tiff import Choice, Plane, damaged_image, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
 from cellwright.data.images.zarr import has_zarr, is_zarr, read_zarr_header
+
+# How far above a file results are looked for: those of images in subfolders lie in subfolders.
+_LEVELS = 4
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,12 @@ def find_images(path: Path | str, problems: list[InputError] | None = None) -> l
 
     Linked folders are followed; hidden files and folders (such as ``.ipynb_checkpoints``) and outputs of cellwright are
     skipped. problems: receives an error for each folder that cannot be listed, and for each image that is a broken
-    link, a pipe or the like; without it, the first of them is raised. Raises `InputError` if there is no image at all.
+    link, a pipe or the like; without it, the first of them is raised. Raises `InputError` if there is no image at all,
+    and for results of cellwright.
     """
     path = Path(path)
     require_regular(path)
+    _refuse_results(path)
     if is_single(path):
         if not (is_image_name(path.name) or (is_zarr(path) and has_zarr())):
             raise not_an_image(path, IMAGE_SUFFIXES)
@@ -150,15 +158,45 @@ def find_images(path: Path | str, problems: list[InputError] | None = None) -> l
         problems += unread
     if not images and not unread:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
-        note = passed_over_note(path)
+        notes = [note.text for note in (passed_over_note(path), results_note(path)) if note is not None]
         expected = f"files ending in {known}"
-        raise InputError("this folder has no images", where=path, got=note and note.text, expected=expected)
+        raise InputError("this folder has no images", where=path, got="; ".join(notes) or None, expected=expected)
     return images
 
 
 def is_single(path: Path) -> bool:
     """Whether a path is one file or one Zarr folder, rather than a folder of images."""
     return path.is_file() or (path.is_dir() and is_zarr(path))
+
+
+def _refuse_results(path: Path) -> None:
+    """Raise `InputError` for a folder of results of cellwright, and for a picture, label image or folder in one."""
+    kind = kind_of_result(path) if path.is_dir() else None
+    is_part = kind is None
+    if is_part:
+        above = (_kind_that_wrote(path, folder) for folder in path.resolve().parents[:_LEVELS])
+        kind = next((kind for kind in above if kind is not None), None)
+    if kind is not None:
+        raise InputError(
+            f"this is {'part of ' * is_part}{kind}, a result of cellwright, not an image to read",
+            where=path,
+            expected="images",
+            remedy="give the images from which it was made; evaluate, measure and export take predictions",
+        )
+
+
+def _kind_that_wrote(path: Path, folder: Path) -> str | None:
+    """What a folder above ``path`` is, if it holds results and ``path`` is one of them rather than the user's."""
+    kind = kind_of_result(folder)
+    if kind is None:
+        return None
+    claim = None
+    with suppress(InputError, OSError):
+        claim = Claim.read(folder)
+    if claim is None:  # a copy without hidden files, or of an earlier version
+        return kind if kind == TILE_JOB or is_own_output(path.name) else None
+    name = path.resolve().relative_to(folder).as_posix()
+    return kind if any(file == name or file.startswith(f"{name}/") for file in claim.files) else None
 
 
 def _is_input(name: str) -> bool:

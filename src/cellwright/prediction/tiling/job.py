@@ -29,7 +29,9 @@ from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.output_folder import Claim, OutputFolder
 from cellwright.core.progress import Track, no_progress
+from cellwright.core.result_folders import JOB_FILE
 from cellwright.core.text import count, differences
+from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, OUTLINES, TABLE_CSV, TABLE_PARQUET
 from cellwright.data.identity import digest_of
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.options import PredictOptions
@@ -42,9 +44,7 @@ from cellwright.prediction.tiling.regions import Regions
 from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, run_here, run_processes
 from cellwright.prediction.tiling.seam_report import SeamReport
 
-JOB_FILE, FAILURES, SUMMARY, OVERVIEW = "job.json", "failures.csv", "summary.csv", "overview.png"
-LABELS_TIFF, LABELS_ZARR, OUTLINES = "labels.tif", "labels.zarr", "objects.geojson.gz"
-TABLE_PARQUET, TABLE_CSV = "objects.parquet", "objects.csv.gz"
+FAILURES, SUMMARY, OVERVIEW = "failures.csv", "summary.csv", "overview.png"
 SCHEMA_VERSION = 1
 MAX_TILES = 10_000_000
 # Tiles that only one process of several that share a folder predicts: shard (i, n) those with number % n == i - 1.
