@@ -15,6 +15,7 @@ from cellwright.core.progress import Track, no_progress
 
 # Zarr is read in parts of this size, many chunks at once.
 _PART_HW = (2048, 8192)
+_AGAIN = "save it again, in the program that wrote it"
 Part = tuple[int, int, np.ndarray]
 """y0, x0 and the labels (h, w) there."""
 
@@ -60,7 +61,7 @@ def _tiff_parts(path: Path, image_hw: tuple[int, int]) -> Iterator[Part]:
             if band is not None:
                 yield top, 0, band
     except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
-        raise FormatError("this label image is damaged", where=path, got=str(error)) from error
+        raise FormatError("this label image is damaged", where=path, got=str(error), remedy=_AGAIN) from error
 
 
 def _zarr_parts(path: Path, image_hw: tuple[int, int]) -> Iterator[Part]:
@@ -73,7 +74,7 @@ def _zarr_parts(path: Path, image_hw: tuple[int, int]) -> Iterator[Part]:
     try:
         array = level_of(zarr.open_group(path, mode="r"))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise FormatError("this is not an OME-Zarr image", where=path, got=str(error)) from error
+        raise FormatError("this is not an OME-Zarr image", where=path, got=str(error), remedy=_AGAIN) from error
     _check(path, array.shape, array.dtype, image_hw)
     for y in range(0, image_hw[0], _PART_HW[0]):
         for x in range(0, image_hw[1], _PART_HW[1]):

@@ -108,8 +108,10 @@ class _Record:
                 tuple((int(y0), int(x0), int(y1), int(x1)) for y0, x0, y1, x1 in options.get("roi", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            where = folder / JOB_FILE
-            raise FormatError("the record of this job is damaged", where=where, got=str(error)) from error
+            where, remedy = folder / JOB_FILE, "start the job again in another folder"
+            raise FormatError(
+                "the record of this job is damaged", where=where, got=str(error), remedy=remedy
+            ) from error
 
 
 def _labels_of(folder: Path) -> Path:
