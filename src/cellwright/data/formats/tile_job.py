@@ -5,6 +5,7 @@ The label image is read, so that labels which were corrected count; classes and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +178,7 @@ class _LoadJob:
         needed = float(box_areas(boxes).sum()) * _BYTES_PER_BOX_PX + len(table) * _BYTES_PER_OBJECT
         check_memory(needed, f"reading {count(len(table), 'object')}", where=self.folder)
         masks, ids = read_large_labels(self.labels, self.image_hw)
-        known = table.set_index("label").reindex(ids)
-        is_new = known["class"].isna().to_numpy()
+        rows, is_new = _rows_of(table["label"].to_numpy(np.int64), ids)
         if is_new.any() and len(self.class_names) > 1:
             raise InputError(
                 "a new object in a label image has no class",
@@ -186,14 +186,26 @@ class _LoadJob:
                 got=f"label {ids[is_new][0]}, which is not in the table of objects",
                 expected=f"a row with its label and class: {', '.join(self.class_names)}",
             )
+        class_ids, scores = np.zeros(len(ids), np.int64), np.ones(len(ids), np.float32)
+        class_ids[~is_new] = self._class_ids(table["class"].tolist())[rows]
+        scores[~is_new] = table["score"].to_numpy(np.float32)[rows]
+        return Instances.from_masks(masks, ids=ids, class_ids=class_ids, scores=scores)
+
+    def _class_ids(self, names: Sequence[str]) -> np.ndarray:
         number = {name: k for k, name in enumerate(self.class_names)}
-        class_ids = known["class"].fillna(self.class_names[0]).map(number)
-        if class_ids.isna().any():
-            unknown = known["class"][class_ids.isna()].iloc[0]
-            expected = ", ".join(self.class_names)
-            raise InputError("unknown class in the table of objects", where=self.folder, got=unknown, expected=expected)
-        scores = known["score"].to_numpy(np.float32, na_value=1.0)
-        return Instances.from_masks(masks, ids=ids, class_ids=class_ids.to_numpy(np.int64), scores=scores)
+        unknown = set(names) - set(number)
+        if unknown:
+            expected, got = ", ".join(self.class_names), min(map(str, unknown))
+            raise InputError("unknown class in the table of objects", where=self.folder, got=got, expected=expected)
+        return np.array([number[name] for name in names], np.int64)
+
+
+def _rows_of(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row of the table of each object that has one, and which objects (N,) bool have none."""
+    order = np.argsort(labels, kind="stable")
+    place = np.minimum(np.searchsorted(labels[order], ids), max(len(labels) - 1, 0))
+    is_new = labels[order][place] != ids if len(labels) else np.ones(len(ids), bool)
+    return order[place[~is_new]], is_new
 
 
 def read_table(folder: Path, columns: list[str] | None = None) -> pd.DataFrame:
