@@ -109,12 +109,17 @@ def prepare(args: argparse.Namespace) -> None:
             image = rgb(cw.read_image(sample.image_path).data)
             labels = sample.read_instances().masks.to_label_map().astype(np.int32)
             for kind, pixels in (("images", image), ("labels", labels)):
-                path = args.folder / "data" / split / kind / f"{sample.id}.tif"
+                path = args.folder / "data" / split / kind / f"{file_name(sample.id)}.tif"
                 tifffile.imwrite(path, pixels, compression="zlib")
-            facts["modality"][sample.id] = modality(image)
-        facts[split] = [sample.id for sample in samples]
+            facts["modality"][file_name(sample.id)] = modality(image)
+        facts[split] = [file_name(sample.id) for sample in samples]
         print(f"{split}: {len(samples)} images")
     write_json(args.folder / "data.json", facts)
+
+
+def file_name(sample_id: str) -> str:
+    """A sample's id as the name of a file; ids of merged datasets contain slashes."""
+    return sample_id.replace("/", "__")
 
 
 def rgb(pixels: np.ndarray) -> np.ndarray:
