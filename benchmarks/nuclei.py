@@ -234,15 +234,15 @@ def evaluated(who: str, args: argparse.Namespace, ids: list[str]) -> Result:
     import cellwright as cw
 
     data = read_json(args.folder / "data.json")["data"]
-    truth = cw.read_dataset(data).with_split(args.split)
+    truth = {file_name(sample.id): sample for sample in cw.read_dataset(data).with_split(args.split)}
     out = args.folder / who / args.split
     if who == "ours":
-        ours = cw.read_dataset(out)
-        predictions = [ours.sample(name).read_instances() for name in ids]
+        ours = {file_name(sample.id): sample for sample in cw.read_dataset(out)}
+        predictions = [ours[name].read_instances() for name in ids]
     else:
         labels = [tifffile.imread(out / f"{name}.tif") for name in ids]
         predictions = [cw.Instances.from_masks(cw.MaskSet.from_label_map(label_map)[0]) for label_map in labels]
-    truths = [truth.sample(name).read_instances() for name in ids]
+    truths = [truth[name].read_instances() for name in ids]
     report = cw.evaluate(predictions, truths, metrics=["accuracy", "pq", "aji"], image_ids=ids)
     return Result(report, read_json(args.folder / who / "predict.json")["splits"][args.split]["cpu_seconds"])
 
