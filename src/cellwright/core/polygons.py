@@ -44,7 +44,8 @@ def trace_crop(crop: np.ndarray, box: np.ndarray) -> list[list[np.ndarray]]:
 def signed_area(ring: np.ndarray) -> float:
     """Shoelace area of an open ring (n, 2); positive for the exteriors that `trace_crop` returns (y down)."""
     x, y = ring[:, 0].astype(np.float64), ring[:, 1].astype(np.float64)
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
+    closing = x[-1] * y[0] - x[0] * y[-1]
+    return float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]) + closing) / 2
 
 
 def fill_objects(
