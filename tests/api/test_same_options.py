@@ -69,7 +69,7 @@ COMMAND_LINE_ONLY = {
 }
 FOR_JOBS = ("tile", "roi", "labels", "workers", "shard", "dask")
 PYTHON_ONLY = {
-    "predict_tiles": {"image": "the only one of the sources"},
+    "predict_tiles": {"image": "the only one of the sources", "progress": "the command line shows it"},
     "predict_folder": {"reading": "z, t, series and pixel_size in one"},
     "evaluate": dict.fromkeys(["class_names", "image_ids"], ARRAYS),
     "measure": {"class_names": ARRAYS},

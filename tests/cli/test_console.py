@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from drawn import run
 
@@ -50,7 +52,13 @@ def test_progress_without_a_terminal_ends_with_the_last_item(
     """Short work prints nothing; once a line was printed, the last one counts all items."""
     assert list(Show().track("abc", "reading")) == list("abc")
     assert capsys.readouterr().err == ""
-    clock = iter([0, 1, 11, 11, 12, 13])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
-    assert list(Show().track("abcd", "reading")) == list("abcd")
-    assert capsys.readouterr().err == "reading: 2/4\nreading: 4/4\n"
+    now, found = [0.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+
+    def letters() -> Iterator[str]:
+        for letter, now[0] in zip("abcd", (1, 11, 12, 13), strict=True):
+            yield letter
+
+    found.extend(Show().track(letters(), lambda: f"reading ({len(found)} found)", 4))
+    assert found == list("abcd")
+    assert capsys.readouterr().err == "reading (2 found): 2/4, about 11 s left\nreading (4 found): 4/4\n"

@@ -173,11 +173,21 @@ def test_a_killed_job_goes_on_to_the_same_bytes(job: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "killed").rglob("*.partial*"))
 
 
-def test_python_runs_the_same_job(job: Path, tmp_path: Path) -> None:
-    source = cw.open_image(job.parent / "field.tif")
+def test_python_runs_the_same_job_and_can_stop_it(job: Path, tmp_path: Path) -> None:
+    source, seen = cw.open_image(job.parent / "field.tif"), []
     model = cw.load_model("nuclei").with_options(diameter=24)
+
+    def stop_after_two(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 2:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        cw.predict_tiles(source, model=model, out=tmp_path / "job", tile=160, labels="tiff", progress=stop_after_two)
+    n_tiles = len(list((job / "tiles").iterdir()))
+    assert seen == [(1, n_tiles), (2, n_tiles)]
     found = cw.predict_tiles(source, model=model, out=tmp_path / "job", tile=160, labels="tiff")
-    assert (found.n_tiles, found.n_left, found.is_complete) == (len(list((job / "tiles").iterdir())), 0, True)
+    assert (found.n_tiles, found.n_left, found.is_complete) == (n_tiles, 0, True)
     assert len(found.objects()) == found.n_objects
     assert (tmp_path / "job" / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
 

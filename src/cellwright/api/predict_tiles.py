@@ -476,6 +476,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
     dask: str | None = None,
     ring: int | None = None,
     overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Job:
     """Predict one image of any size tile by tile into a job folder, as the command ``cellwright predict`` does.
 
@@ -496,6 +497,8 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         dask: address of a Dask scheduler, or "local".
         ring: measure the background of each channel in a ring of this width around each object, px.
         overwrite: replace another job in the folder, once the new one is complete.
+        progress: called after each tile with the numbers of tiles that are done, and of all. An exception that it
+            raises ends the call; the job resumes with the next one.
 
     Returns:
         The `Job`. It is not complete if other shards are still to be run.
@@ -524,7 +527,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         roi_words(roi),
         ring,
         labels,
-        Running(workers, dask, shard_of(shard)),
+        Running(workers, dask, shard_of(shard), progress),
     )
     source = open_image(image, channel=channel, keep_channels=True)
     run_job(source, model, Path(out), request, overwrite=overwrite)

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from cellwright.cli.arguments import as_typed, option_names
 from cellwright.core.events import LOGGER, event_of, json_line
+from cellwright.core.progress import Description
 from cellwright.core.text import printable
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Show:
             table.add_row(*[Text(_cell(value)) for value in row])
         self.out.print(table)
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    def track(self, items: Iterable[T], description: Description, total: int | None = None) -> Iterable[T]:
         """`Track` for this terminal: a progress bar, or a line or event every few seconds, or nothing."""
         if self.quiet:
             return items
@@ -119,26 +120,48 @@ class Show:
             return self._events(items, description, total)
         return self._bar(items, description, total) if self.err.is_terminal else self._lines(items, description, total)
 
-    def _bar(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    def _bar(self, items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=self.err, transient=True) as progress:
-            yield from progress.track(items, total=total, description=description)
+            task = progress.add_task(_text(description), total=total)
+            for item in items:
+                yield item
+                progress.update(task, advance=1, description=_text(description))
 
-    def _lines(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    def _lines(self, items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:
+        start = time.monotonic()
         for done, item in _at_intervals(items, LINES_S):
             if done is None:
                 yield item
             else:
-                self.err.print(f"{description}: {done}{f'/{total}' if total is not None else ''}", markup=False)
+                left = _time_left(start, done, total)
+                of = "" if total is None else f"/{total}"
+                self.err.print(f"{_text(description)}: {done}{of}{f', {left} left' if left else ''}", markup=False)
 
-    def _events(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    def _events(self, items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:
         for done, item in _at_intervals(items, EVENTS_S):
             if done is None:
                 yield item
             else:
-                print_event("info", "progress", {"text": description, "progress": {"done": done, "total": total}})
+                fields = {"text": _text(description), "progress": {"done": done, "total": total}}
+                print_event("info", "progress", fields)
+
+
+def _text(description: Description) -> str:
+    return description if isinstance(description, str) else description()
+
+
+def _time_left(start: float, done: int, total: int | None) -> str:
+    """About how long the rest takes, such as "3 min"; empty if it is not known, or nothing is left."""
+    if total is None or done >= total:
+        return ""
+    seconds = (time.monotonic() - start) / done * (total - done)
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def _cell(value: object) -> str:

@@ -12,18 +12,20 @@ with rich; the default, `SILENT`, shows nothing and logs the notes (see `cellwri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, TypeVar
 
 from cellwright.core.events import emit
 
 T = TypeVar("T")
+Description = str | Callable[[], str]
+"""What is shown beside the progress; a function is called whenever it is shown."""
 
 
 class Track(Protocol):
     """Yields ``items`` unchanged and shows the progress under ``description``; ``total`` if they have no length."""
 
-    def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]: ...
+    def __call__(self, items: Iterable[T], description: Description, total: int | None = None) -> Iterable[T]: ...
 
 
 class ProgressReporter(Protocol):
@@ -43,12 +45,12 @@ class ProgressReporter(Protocol):
         """Report one line of information, such as an assumption; one that starts with "warning: " is a warning."""
         ...
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    def track(self, items: Iterable[T], description: Description, total: int | None = None) -> Iterable[T]:
         """Iterate with progress, as `Track` describes."""
         ...
 
 
-def no_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+def no_progress(items: Iterable[T], description: Description, total: int | None = None) -> Iterable[T]:
     """A `Track` that shows nothing."""
     return items
 
@@ -62,7 +64,7 @@ class _Silent:
     def note(self, text: str) -> None:
         emit("note", text)
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    def track(self, items: Iterable[T], description: Description, total: int | None = None) -> Iterable[T]:
         return items
 
 

@@ -167,11 +167,15 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Running:
-    """How the tiles of a job are run. workers: processes; 1 is this one. dask: address of a scheduler, or "local"."""
+    """How the tiles of a job are run. workers: processes; 1 is this one. dask: address of a scheduler, or "local".
+
+    progress: called after each tile with the numbers of tiles that are done, and of all.
+    """
 
     workers: int = 1
     dask: str | None = None
     shard: Shard | None = None
+    progress: Callable[[int, int], object] | None = None
 
     def outcomes(self, make_work: MakeWork, ledger: Ledger, tiles: Sequence[int]) -> Iterator[Outcome]:
         """Run tiles, as they finish."""
@@ -213,7 +217,13 @@ def check_under_way(folder: Path, job: JobFacts) -> None:
 
 
 def run_tiles(
-    ledger: Ledger, job: JobFacts, make_work: MakeWork, running: Running, *, check: Callable[[], None], track: Track
+    ledger: Ledger,
+    job: JobFacts,
+    make_work: MakeWork,
+    running: Running,
+    *,
+    check: Callable[[], None],
+    track: Track,
 ) -> tuple[int, float]:
     """Predict the tiles that are left; returns how many were done before, and the seconds per megapixel.
 
@@ -222,19 +232,30 @@ def run_tiles(
     mine = running.mine(ledger.tiles)
     left = ledger.left(mine)
     start, done, n_objects = time.perf_counter(), len(mine) - len(left), 0
-    n_before, area = done, 0
-    for outcome in track(running.outcomes(make_work, ledger, left), "predicting tiles", len(left)):
-        check()
+    n_before, area = done, 0.0
+
+    def seconds_per_mpx() -> float:
+        return (time.perf_counter() - start) / max(area, 1e-9)
+
+    def description() -> str:
+        if not area:
+            return "predicting tiles"
+        return f"predicting tiles ({count(n_objects, 'object')}, {seconds_per_mpx():.1f} s per megapixel)"
+
+    for outcome in track(running.outcomes(make_work, ledger, left), description, len(left)):
         done, n_objects = done + 1, n_objects + outcome.n_objects
+        check()
+        if running.progress is not None:
+            running.progress(done, len(mine))
         core = job.grid.source_window(job.grid[outcome.tile].core)
-        area += core.hw[0] * core.hw[1]
+        area += core.hw[0] * core.hw[1] / 1e6
         fields = {"tile": outcome.tile, "objects": outcome.n_objects, "progress": {"done": done, "total": len(mine)}}
         if outcome.failure is None:
             text = f"tile {outcome.tile}: {count(outcome.n_objects, 'object')}"
             emit("tile", text, fields | {"seconds": round(outcome.seconds, 3)})
         else:
             emit("failure", f"tile {outcome.tile}: {outcome.failure.problem}", fields | asdict(outcome.failure))
-    return n_before, (time.perf_counter() - start) / max(area / 1e6, 1e-9)
+    return n_before, seconds_per_mpx() if area else 0.0
 
 
 def finish(
