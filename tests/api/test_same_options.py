@@ -30,7 +30,7 @@ COMMAND_LINE_ONLY = {
     "predict_folder": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
-        **dict.fromkeys(["tile", "roi", "labels", "workers", "shard", "dask"], JOBS),
+        **dict.fromkeys(["tile", "roi", "tissue", "labels", "workers", "shard", "dask"], JOBS),
         "device": LOADED,
     },
     "predict_tiles": {
@@ -40,7 +40,7 @@ COMMAND_LINE_ONLY = {
         "device": LOADED,
     },
     "Model.predict": {
-        **dict.fromkeys(["tile", "roi", "labels", "workers", "shard", "dask"], JOBS),
+        **dict.fromkeys(["tile", "roi", "tissue", "labels", "workers", "shard", "dask"], JOBS),
         **dict.fromkeys(["save", "out", "overwrite", "fail_fast"], FILES),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "split"], READ),
         **dict.fromkeys(["model", "device"], LOADED),
@@ -67,7 +67,7 @@ COMMAND_LINE_ONLY = {
     "train": {"repeat": ONE_RUN, **dict.fromkeys(["format", "z", "t", "series"], READ)},
     "tune": dict.fromkeys(["format", "z", "t", "series"], READ),
 }
-FOR_JOBS = ("tile", "roi", "labels", "workers", "shard", "dask")
+FOR_JOBS = ("tile", "roi", "tissue", "labels", "workers", "shard", "dask")
 PYTHON_ONLY = {
     "predict_tiles": {"image": "the only one of the sources", "progress": "the command line shows it"},
     "predict_folder": {"reading": "z, t, series and pixel_size in one"},

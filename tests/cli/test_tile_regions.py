@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +17,10 @@ from drawn import run
 import cellwright as cw
 from cellwright.data.synthetic import draw_field
 from cellwright.prediction.tiling.seams import anchors_of
+from cellwright.prediction.tiling.tissue import find_tissue
 
 HW = (420, 500)
+NO_GLASS = "the image has no bright, colourless background"
 HOLED = [
     [[-40, 60], [260, 20], [300, 310], [60, 330], [-40, 60]],
     [[100.5, 120], [180, 110], [170, 200.25], [100.5, 120]],
@@ -150,3 +153,82 @@ def test_nan_is_seen_as_in_whole_images(tmp_path: Path, capsys: pytest.CaptureFi
     tifffile.imwrite(tmp_path / "none.tif", pixels)
     assert run("predict", tmp_path / "none.tif", "--tile=160", "--out", tmp_path / "none") == 2
     assert "no finite pixel" in capsys.readouterr().err
+
+
+# --- tissue ---------------------------------------------------------------------------------------------------------
+
+
+def write_slide(path: Path, *, stained: bool = True) -> Path:
+    """A pyramid of glass with a stained field in a corner, and one pale nucleus far from it, at row 500, column 660."""
+    rng = np.random.default_rng(0)
+    pixels = 242 + rng.normal(0, 1.5, (640, 768, 3))
+    pixels[:256, :256] = draw_field(3, (256, 256), 25)[0].data
+    ys, xs = np.mgrid[:640, :768]
+    pixels[(ys - 500) ** 2 + (xs - 660) ** 2 < 36] -= (30, 45, 20)
+    pixels = np.rint(pixels if stained else 255 - pixels).clip(0, 255).astype(np.uint8)
+    with tifffile.TiffWriter(path) as tif:
+        options = {"tile": (64, 64), "photometric": "rgb"}
+        tif.write(pixels, subifds=2, **options)
+        for step in (2, 4):
+            small = pixels.reshape(640 // step, step, 768 // step, step, 3).mean(axis=(1, 3)).astype(np.uint8)
+            tif.write(small, subfiletype=1, **options)
+    return path
+
+
+def test_tiles_that_are_only_glass_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    slide = write_slide(tmp_path / "slide.tif")
+    words = ["predict", slide, "--tile=128", "--diameter=24", "--labels=tiff"]
+    assert run(*words, "--out", tmp_path / "job") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "15 of 30 tiles are only glass and are skipped, as tissue.png shows; --tissue none predicts them" in said
+    job = json.loads((tmp_path / "job" / "job.json").read_text())
+    around = [
+        *((row, column) for row in range(3) for column in range(3)),
+        *((row, k) for row in (2, 3, 4) for k in (4, 5)),
+    ]
+    assert job["tiles"] == sorted(6 * row + column for row, column in around)
+    assert pd.read_csv(tmp_path / "job" / "summary.csv")["tiles_skipped"].item() == 15
+    picture = cw.read_image(tmp_path / "job" / "tissue.png").data
+    assert picture[400, 100].mean() < 160 < picture[500, 600].mean()
+    labels = tifffile.imread(tmp_path / "job" / "labels.tif")
+    assert len(np.unique(labels[:256, :256])) > 10
+    # Found once: the next run takes what is stored.
+    (tmp_path / "job" / "overview.png").unlink()
+    assert run(*words, "--out", tmp_path / "job") == 0
+    assert "looking for tissue" not in capsys.readouterr().err
+    assert (tmp_path / "job" / "tissue.png").is_file()
+    assert run(*words, "--tissue=none", "--out", tmp_path / "job") == 2
+    assert "--tissue none instead of default" in capsys.readouterr().err
+
+
+def test_fluorescence_and_fields_are_never_skipped(tmp_path: Path) -> None:
+    assert find_tissue(cw.open_image(write_slide(tmp_path / "dark.tif", stained=False))) == NO_GLASS
+    unstained = np.random.default_rng(0).normal(235, 2, (600, 600, 3)).astype(np.uint8)
+    unstained[200:300, 200:300] += 9
+    assert find_tissue(cw.open_image(unstained)) == "what is not glass is hardly darker than it"
+    field = draw_field(3, (500, 500), 60)[0]
+    assert isinstance(find_tissue(cw.open_image(field)), str)
+    assert "8 bits" in str(find_tissue(cw.open_image(unstained.astype(np.uint16))))
+
+
+def test_a_mask_says_where_tissue_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    slide = write_slide(tmp_path / "slide.tif")
+    words = ["predict", slide, "--tile=128", "--diameter=24", "--labels=tiff", "--out", tmp_path / "job"]
+    mask = np.zeros((64, 77), np.uint8)
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    assert run(*words, "--tissue", tmp_path / "mask.png") == 2
+    assert "no tissue" in capsys.readouterr().err
+    cv2.imwrite(str(tmp_path / "mask.png"), mask[:, :60])
+    assert run(*words, "--tissue", tmp_path / "mask.png") == 2
+    assert "64 x 60 px" in capsys.readouterr().err
+    mask[2:8, 2:8] = 1
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    assert run(*words, "--tissue", tmp_path / "mask.png") == 0
+    assert "26 of 30 tiles have no tissue and are skipped" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["tiles"] == [0, 1, 6, 7]
+    (tmp_path / "job" / "overview.png").unlink()
+    (tmp_path / "mask.png").unlink()
+    assert run(*words, "--tissue", tmp_path / "mask.png") == 0
+    assert "the tissue is that which the job has stored" in " ".join(capsys.readouterr().err.split())
+    assert run(*words[:-1], tmp_path / "other", "--tissue", tmp_path / "mask.png") == 2
+    assert "no such mask" in capsys.readouterr().err

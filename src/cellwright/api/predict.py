@@ -122,6 +122,9 @@ class PredictPlan:
     roi: Annotated[tuple[str, ...], Parameter(group=LARGE)] = ()
     """Keep only objects in this region: y0,x0,height,width in pixels, or a GeoJSON file of polygons (annotations of
     QuPath); repeat for several. Tiles without a region are skipped."""
+    tissue: Annotated[str | None, Parameter(group=LARGE)] = None
+    """auto: skip tiles that are only glass, beside stained tissue; none; or an image whose nonzero pixels are tissue,
+    of any size (default: auto for slides with a pyramid, else none)."""
     labels: Annotated[LabelKind | None, Parameter(group=LARGE)] = None
     """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed)."""
     workers: Annotated[int, Parameter(group=LARGE)] = 1
@@ -187,6 +190,7 @@ def _large(
 ) -> tuple[ImageSource, TileRequest, str] | None:
     """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
     only_tiles = {"roi": plan.roi, "labels": plan.labels, "shard": plan.shard, "dask": plan.dask}
+    only_tiles["tissue"] = None if plan.tissue == "none" else plan.tissue
     asked = [name for name, value in only_tiles.items() if value] + (["workers"] if plan.workers != 1 else [])
     core_px = core_px_of(plan.tile)
     if plan.tile == "none" and asked:
@@ -215,6 +219,7 @@ def _large(
         reading.to_dict(),
         core_px,
         roi_words(plan.roi),
+        plan.tissue,
         plan.ring,
         plan.labels,
         Running(plan.workers, plan.dask, shard_of(plan.shard)),

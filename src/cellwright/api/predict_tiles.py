@@ -18,6 +18,7 @@ from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model,
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
+from cellwright.core.files import write_png
 from cellwright.core.folder_lock import FolderBusy
 from cellwright.core.image import Image
 from cellwright.core.memory import available_bytes
@@ -35,6 +36,7 @@ from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.job import (
+    TISSUE,
     JobFacts,
     JobReport,
     LabelKind,
@@ -48,6 +50,7 @@ from cellwright.prediction.tiling.job import (
 from cellwright.prediction.tiling.models import device_of, tile_model, with_networks, without_networks
 from cellwright.prediction.tiling.regions import Regions, find_regions, roi_words
 from cellwright.prediction.tiling.statistics import readable_blocks
+from cellwright.prediction.tiling.tissue import Tissue, find_tissue, tissue_of_mask, tissue_word
 from cellwright.prediction.tiling.work import TileModel, TileWork
 
 # Memory that an image takes at least if it is predicted at once: its pixels, maps, labels and pictures.
@@ -65,7 +68,8 @@ _SAMPLE_PX = 2048
 class TileRequest:
     """What the user asked for. core_px: side of the tiles, network px; None as the memory allows.
 
-    roi: regions, as `roi_words` gives them. ring_px: see `measure_instances`. identity: of the model's weights.
+    roi: regions, as `roi_words` gives them. tissue: "auto", "none" or a mask; None: auto for files with a pyramid.
+    ring_px: see `measure_instances`. identity: of the model's weights.
     """
 
     identity: str
@@ -74,19 +78,21 @@ class TileRequest:
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     core_px: int | None = None
     roi: tuple[str, ...] = ()
+    tissue: str | None = None
     ring_px: int | None = None
     labels: LabelKind | None = None
     running: Running = dataclasses.field(default_factory=Running)
 
-    def as_values(self, model: Model, regions: Regions | None) -> dict[str, Any]:
-        """What identifies the job besides the image, as JSON values. regions: those of ``roi``."""
+    def as_values(self, model: Model, where: _Where) -> dict[str, Any]:
+        """What identifies the job besides the image, as JSON values."""
         options = model.options.as_values() | {
             "diameter": model.diameter,
             "views": model.views,
             "reading": dict(self.reading),
             "channel": [] if self.channel is None else self.channel,
             "tile": self.core_px,
-            "roi": [] if regions is None else regions.words,
+            "roi": [] if where.regions is None else where.regions.words,
+            "tissue": where.tissue or "default",
             "ring": self.ring_px,
             "labels": self.labels,
         }
@@ -232,9 +238,9 @@ def run_job(
         raise UsageError("shards cannot replace a result", got="`shard` and `overwrite`", remedy=remedy)
     output = OutputFolder(out, "predict", same=("fuse",))
     before = _job_before(output, output.pending if overwrite else output.claim)
-    regions, notes = find_regions(request.roi, source.image_hw, None if before is None else before.regions)
-    values = request.as_values(model, regions)
-    parts = _Parts(source, seen, tiles, model, describe_source(source), values, request, reporter, regions, notes)
+    where = _Where.of(request, source, before)
+    values = request.as_values(model, where)
+    parts = _Parts(source, seen, tiles, model, describe_source(source), values, request, reporter, where)
     opened = _Opened.of(output, parts, overwrite=overwrite)
     if opened.is_complete(output):
         reporter.note(f"already complete: {out}/ has this job")
@@ -243,7 +249,7 @@ def run_job(
     height, width = source.image_hw
     reporter.note(f"{name}: {height} x {width} px, tile by tile{why}: will write {out}/")
     if dry_run:
-        for text in dict.fromkeys(note.text for note in (*seen.notes, *notes)):
+        for text in dict.fromkeys(note.text for note in (*seen.notes, *where.notes)):
             reporter.note(text)
         return None
     if request.running.shard is not None:
@@ -290,7 +296,7 @@ class _Opened:
 
     def start(self, output: OutputFolder, parts: _Parts) -> None:
         """Lock the folder. Raises `FolderBusy` if it is in use, or if it has changed since."""
-        for note in parts.region_notes if self.before is not None else ():
+        for note in parts.where.notes if self.before is not None else ():
             parts.reporter.note(note.text)
         output.start(parts.values, resume=self.claim if self.before is not None else None, replaces=self.old)
 
@@ -299,8 +305,66 @@ class _Opened:
         if self.before is not None:
             return self.before
         job = parts.new_job()
+        if job.tissue is not None:
+            write_png(output.root / TISSUE, _tissue_picture(parts.source, job))
         job.write(output.root)
         return job
+
+
+@dataclass(frozen=True, eq=False)
+class _Where:
+    """Which part of an image is predicted.
+
+    tissue: what identifies the choice, as `tissue_word` gives it; choice: what was given. notes: what was assumed.
+    """
+
+    regions: Regions | None
+    tissue: str | None
+    choice: str | None
+    notes: tuple[Note, ...]
+
+    @staticmethod
+    def of(request: TileRequest, source: ImageSource, before: JobFacts | None) -> _Where:
+        """From a request. before: the job in the folder, which has stored what its files said."""
+        stored = (None, None) if before is None else (before.regions, before.tissue)
+        regions, notes = find_regions(request.roi, source.image_hw, stored[0])
+        word, tissue_notes = tissue_word(request.tissue, stored[1])
+        return _Where(regions, word, request.tissue, (*notes, *tissue_notes))
+
+    def tiles(
+        self, grid: Grid, source: ImageSource, reporter: ProgressReporter
+    ) -> tuple[tuple[int, ...], Tissue | None]:
+        """The numbers of the tiles to predict; and the tissue if tiles are skipped that have none."""
+        cores = [grid.source_window(tile.core) for tile in grid]
+        touched = np.ones(len(grid), bool) if self.regions is None else self.regions.touch(cores)
+        everything = tuple(np.flatnonzero(touched).tolist())
+        tissue = self._find(source, reporter)
+        if tissue is None:
+            return everything, None
+        kept = np.flatnonzero(touched & tissue.touch(cores))
+        is_mask, n_skipped = tissue.word != "auto", len(everything) - len(kept)
+        if not is_mask and (not n_skipped or not len(kept)):
+            return everything, None
+        if not len(kept):
+            problem, got = "there is no tissue in this part of the image", f"`tissue` {self.choice}"
+            raise UsageError(problem, got=got, remedy='use `tissue="none"`, or other regions')
+        what = "have no tissue" if is_mask else "are only glass"
+        skipped = f"{n_skipped} of {count(len(everything), 'tile')} {what} and are skipped"
+        reporter.note(f'{skipped}, as {TISSUE} shows; `tissue="none"` predicts them, too')
+        return tuple(kept.tolist()), tissue
+
+    def _find(self, source: ImageSource, reporter: ProgressReporter) -> Tissue | None:
+        if self.tissue == "none" or (self.tissue is None and len(source.levels) < 2):
+            return None
+        if self.tissue not in (None, "auto"):
+            assert self.choice is not None
+            return tissue_of_mask(Path(self.choice), self.tissue, source.image_hw)
+        found = find_tissue(source, track=reporter.track)
+        if isinstance(found, Tissue):
+            return found
+        if self.tissue == "auto":
+            reporter.note(f"no tile is skipped as background: {found}")
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,8 +379,7 @@ class _Parts:
     values: Mapping[str, Any]
     request: TileRequest
     reporter: ProgressReporter
-    regions: Regions | None
-    region_notes: Sequence[Note]
+    where: _Where
 
     def complete(self, out: Path, opened: _Opened) -> JobReport:
         """The report of a job that was complete before."""
@@ -329,17 +392,17 @@ class _Parts:
         """Find the facts of the image, and choose the tiles."""
         request, reporter = self.request, self.reporter
         facts = self.tiles.facts(self.seen, track=reporter.track)
-        facts = dataclasses.replace(facts, notes=(*self.seen.notes, *self.region_notes, *facts.notes))
+        facts = dataclasses.replace(facts, notes=(*self.seen.notes, *self.where.notes, *facts.notes))
         core = request.core_px or core_that_fits(self.tiles, facts, max(request.running.workers, 1))
         grid = self.tiles.grid(facts, core)
-        cores = [grid.source_window(tile.core) for tile in grid]
-        touched = np.ones(len(grid), bool) if self.regions is None else self.regions.touch(cores)
-        numbers = tuple(np.flatnonzero(touched).tolist())
+        numbers, tissue = self.where.tiles(grid, self.source, reporter)
         if facts.diameter is not None and facts.diameter.px is not None:
             how = "estimated" if facts.diameter.estimated else "given"
             reporter.note(f"diameter {facts.diameter.px:.1f} px ({how})")
         reporter.note(f"{count(len(numbers), 'tile')} of up to {core} px")
-        return JobFacts(self.described, self.values, self.model.class_names, facts, grid, numbers, self.regions)
+        return JobFacts(
+            self.described, self.values, self.model.class_names, facts, grid, numbers, self.where.regions, tissue
+        )
 
     def work(self, job: JobFacts) -> TileWork:
         """The work, in this process."""
@@ -470,6 +533,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
     channel: ChannelChoice | None = None,
     tile: int | str = "auto",
     roi: str | Path | Sequence[str | Path | tuple[int, int, int, int]] = (),
+    tissue: str | Path | None = None,
     labels: LabelKind | None = None,
     workers: int = 1,
     shard: str | None = None,
@@ -491,6 +555,8 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         roi: keep only objects in these regions, px of the image: (y0, x0, height, width), or GeoJSON files of polygons
             such as QuPath's annotations. An object is in a region if the pixel nearest to its mean position is. Tiles
             without a region are skipped.
+        tissue: "auto" skips tiles that are only glass, "none" none, and an image file those without nonzero pixels; it
+            shows the whole image at any size. None: "auto" for files with a pyramid, else "none".
         labels: "zarr" (OME-Zarr, the default where zarr is installed) or "tiff" (BigTIFF).
         workers: processes that predict tiles.
         shard: "i/n": only every n-th tile; the last of the n calls finishes the job.
@@ -525,6 +591,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         {},
         core_px_of(str(tile)),
         roi_words(roi),
+        None if tissue is None else str(tissue),
         ring,
         labels,
         Running(workers, dask, shard_of(shard), progress),
@@ -532,6 +599,13 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
     source = open_image(image, channel=channel, keep_channels=True)
     run_job(source, model, Path(out), request, overwrite=overwrite)
     return open_job(out)
+
+
+def _tissue_picture(source: ImageSource, job: JobFacts) -> np.ndarray:
+    from cellwright.report.overview import draw_tissue
+
+    assert job.tissue is not None
+    return draw_tissue(source, job.tissue, job.grid, job.tiles)
 
 
 def _overview(source: ImageSource, final: Any) -> Any:

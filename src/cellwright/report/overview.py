@@ -1,18 +1,25 @@
-"""The picture of a tile job: the whole image, reduced, with the outlines of all objects."""
+"""The pictures of a tile job: the whole image, reduced, with the outlines of all objects, or of the tissue."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
+from cellwright.core.text import count
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter
+from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.statistics import readable_blocks
+from cellwright.prediction.tiling.tissue import Tissue
+from cellwright.report.colours import VERMILLION, YELLOW
 from cellwright.report.display import to_display_rgb
+from cellwright.report.legend import legend_strip
 
-LARGEST_PX = 2048
-_OUTLINE = (240, 228, 66)  # yellow of Okabe and Ito
+LARGEST_PX, TISSUE_PX = 2048, 1536
+_SEAM, _DARKENED = (150, 150, 150), 0.6
 
 
 def draw_overview(source: ImageSource, final: FinalTiles, *, largest_px: int = LARGEST_PX) -> np.ndarray:
@@ -23,12 +30,40 @@ def draw_overview(source: ImageSource, final: FinalTiles, *, largest_px: int = L
     step = max(-(-max(source.image_hw) // largest_px), 1)
     thumbnail = _reduced(source, step)
     labels = _reduced_labels(final, source, step)
-    edges = np.zeros(labels.shape, bool)
-    edges[:-1] |= labels[:-1] != labels[1:]
-    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     picture = to_display_rgb(Image(thumbnail, source.channels)).copy()
-    picture[edges] = _OUTLINE
+    picture[_edges(labels)] = YELLOW
     return picture
+
+
+def draw_tissue(source: ImageSource, tissue: Tissue, grid: Grid, tiles: Sequence[int]) -> np.ndarray:
+    """uint8 RGB (h, w, 3): the image, reduced, with the tissue outlined and tiles that are not predicted darkened."""
+    step = max(-(-max(source.image_hw) // TISSUE_PX), 1)
+    picture = to_display_rgb(Image(_reduced(source, step), source.channels)).copy()
+    ys, xs = (np.arange(side) * step + step // 2 for side in picture.shape[:2])
+    rows, columns = (
+        np.minimum((places / cell).astype(np.int64), n - 1)
+        for places, cell, n in zip((ys, xs), tissue.cell_px, tissue.cells.shape, strict=True)
+    )
+    edges = _edges(tissue.cells[np.ix_(rows, columns)])
+    predicted = set(tiles)
+    for tile in grid:
+        y0, x0, y1, x1 = (side // step for side in grid.source_window(tile.core))
+        part = picture[y0:y1, x0:x1]
+        if tile.index not in predicted:
+            part[:] = _DARKENED * part
+        part[:1], part[:, :1] = _SEAM, _SEAM
+    picture[edges] = VERMILLION
+    n_skipped = len(grid) - len(tiles)
+    caption = f"dark: {n_skipped:,} of {count(len(grid), 'tile')} skipped; orange: border of the tissue"
+    return np.concatenate([picture, legend_strip(picture.shape[1], (), caption=caption)])
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """The pixels (h, w) bool whose right or lower neighbour has another value."""
+    edges = np.zeros(values.shape, bool)
+    edges[:-1] |= values[:-1] != values[1:]
+    edges[:, :-1] |= values[:, :-1] != values[:, 1:]
+    return edges
 
 
 def _reduced(source: ImageSource, step: int) -> np.ndarray:

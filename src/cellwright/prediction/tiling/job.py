@@ -4,6 +4,7 @@ job.json            what the job is: source, model, options, facts, grid, tiles
 tiles/              one file per tile
 failures.csv        tiles that could not be predicted, and why
 labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png
+tissue.png          which tiles are skipped as background, if any
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
 from cellwright.prediction.tiling.regions import Regions
 from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, run_here, run_processes
 from cellwright.prediction.tiling.seam_report import SeamReport
+from cellwright.prediction.tiling.tissue import Tissue
 
-FAILURES, SUMMARY, OVERVIEW = "failures.csv", "summary.csv", "overview.png"
+FAILURES, SUMMARY, OVERVIEW, TISSUE = "failures.csv", "summary.csv", "overview.png", "tissue.png"
 SCHEMA_VERSION = 1
 MAX_TILES = 10_000_000
 # Tiles that only one process of several that share a folder predicts: shard (i, n) those with number % n == i - 1.
@@ -59,7 +61,8 @@ class JobFacts:
     """What ``job.json`` says.
 
     source: path, fingerprint, size, channels, pixel size. request: what identifies the job: digests and options.
-    tiles: the numbers of the tiles to predict. regions: where objects are kept; None: everywhere.
+    tiles: the numbers of the tiles to predict. regions: where objects are kept; None: everywhere. tissue: what tells
+    which of the other tiles are skipped; None: no tile is.
     """
 
     source: Mapping[str, Any]
@@ -69,6 +72,7 @@ class JobFacts:
     grid: Grid
     tiles: tuple[int, ...]
     regions: Regions | None = None
+    tissue: Tissue | None = None
 
     @cached_property
     def key(self) -> str:
@@ -97,6 +101,7 @@ class JobFacts:
             "grid": grid,
             "tiles": None if is_all else list(self.tiles),
             "regions": None if self.regions is None else self.regions.to_dict(),
+            "tissue": None if self.tissue is None else self.tissue.to_dict(),
         }
 
     @staticmethod
@@ -123,6 +128,7 @@ class JobFacts:
                 grid,
                 tuple(tiles),
                 None if content.get("regions") is None else Regions.from_dict(content["regions"]),
+                None if content.get("tissue") is None else Tissue.from_dict(content["tissue"]),
             )
             if any(not 0 <= tile < len(grid) for tile in job.tiles):
                 raise ValueError("a tile is not in the grid")
@@ -297,6 +303,8 @@ def finish(
     if draw is not None:
         write_png(root / OVERVIEW, draw(source, tiles))
         files.append(OVERVIEW)
+    if (root / TISSUE).is_file():
+        files.append(TISSUE)
     if labels == "zarr":
         files += sorted(p.relative_to(root).as_posix() for p in (root / LABELS_ZARR).rglob("*") if p.is_file())
     else:
