@@ -15,12 +15,12 @@ from cellwright.core.image import Image
 from cellwright.core.masks import MAX_SIDE
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
-from cellwright.data.images.pixels import finite_limits, with_finite
+from cellwright.data.images.pixels import finite_limits
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
 from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
-from cellwright.prediction.tiling.statistics import read_block, readable_blocks, values_of
+from cellwright.prediction.tiling.statistics import FiniteSource, read_block, readable_blocks, values_of
 
 # Up to this size the diameter is estimated on the whole image, as for small ones; above it on several regions.
 WHOLE_ESTIMATE_PX = 2304 * 2304
@@ -82,11 +82,11 @@ class ImageFacts:
 
     def normalised(self, region: Image, config: InputConfig) -> np.ndarray:
         """A region (C, H, W) float32, with the normalisation of the whole image."""
-        return normalised(self.channels(region, config), self.config(config), self.limits or None)
+        return normalised(network_channels(region, config), self.config(config), self.limits or None)
 
-    def channels(self, region: Image, config: InputConfig) -> np.ndarray:
-        """The network's channels (H, W, C) of a region; all are finite."""
-        return network_channels(with_finite(region, self.finite), config)
+    def seen(self, source: ImageSource) -> ImageSource:
+        """The source without NaN and infinity."""
+        return FiniteSource(source, self.finite) if self.finite else source
 
 
 def find_facts(
@@ -111,14 +111,15 @@ def find_facts(
     regions = (region for _, region in readable_blocks(source)) if source.dtype.kind == "f" else ()
     finite, notes = finite_limits(regions)
     facts = ImageFacts(source.image_hw, source.image_hw, finite=finite)
+    source = facts.seen(source)
     if config.normalise == "percentile":
         percents = (*config.percentiles, 0, 100)
-        values = values_of(source, lambda region: facts.channels(region, config), percents, track=track)
+        values = values_of(source, lambda region: network_channels(region, config), percents, track=track)
         lows, highs = zip(*((p[2], p[3]) for p in values.percentiles), strict=True)
         rounding = is_rounding(source.dtype, min(lows), max(highs))
         facts = replace(facts, limits=tuple((p[0], p[1]) for p in values.percentiles))
     else:
-        values = values_of(source, lambda region: with_finite(region, finite).data, (), PERCENTILES, track=track)
+        values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
         own, range_notes = input_for_values(probe, config, training, source.path or "")
         notes = (*notes, *range_notes)
@@ -144,7 +145,7 @@ def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detec
     assert config.diameter_px is not None
     height, width = source.image_hw
     is_small = height * width <= WHOLE_ESTIMATE_PX
-    windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, facts, config)
+    windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, config)
     found, is_noise = [], []
     for window in windows:
         pixels = facts.normalised(read_block(source, window), config)
@@ -154,12 +155,12 @@ def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detec
     return Estimate(float(np.median(found)) if found else None, all(is_noise))
 
 
-def _varied_regions(source: ImageSource, facts: ImageFacts, config: InputConfig) -> list[Window]:
+def _varied_regions(source: ImageSource, config: InputConfig) -> list[Window]:
     """Regions of `REGION_PX`, evenly chosen among the fifth of the image in which brightness varies most."""
     height, width = source.image_hw
     spread: list[tuple[float, int, int]] = []
     for block, region in readable_blocks(source):
-        grey = facts.channels(region, config).mean(axis=2, dtype=np.float32)
+        grey = network_channels(region, config).mean(axis=2, dtype=np.float32)
         for y in range(0, max(grey.shape[0] - REGION_PX // 2, 1), REGION_PX):
             for x in range(0, max(grey.shape[1] - REGION_PX // 2, 1), REGION_PX):
                 part = grey[y : y + REGION_PX : 2, x : x + REGION_PX : 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from cellwright.core.errors import FormatError, InputError
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
+from cellwright.data.images.pixels import with_finite
 from cellwright.data.images.source import ImageSource
 
 # Pixels of a source that are read at once: tiles of a file are decoded once if they fit.
@@ -107,6 +109,24 @@ def _keys(values: np.ndarray) -> np.ndarray:
 def _value(key: int) -> np.float32:
     bits = np.uint32(key & 0x7FFFFFFF) if key >> 31 else np.uint32(~key & 0xFFFFFFFF)
     return bits.view(np.float32)
+
+
+@dataclass(frozen=True)
+class FiniteSource:
+    """A source in which the limits (low, high) of each channel are in place of NaN and infinity."""
+
+    source: Any
+    limits: tuple[tuple[float, float], ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is that of the source."""
+        if name.startswith("__"):  # asked for while a copy is made, before there is a source
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def read(self, y0: int, x0: int, h: int, w: int, level: int = 0) -> Image:
+        """The pixels (h, w, C) of a window, all of them finite."""
+        return with_finite(self.source.read(y0, x0, h, w, level), self.limits)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class TileWork:
 
     def _selected(self, tile: Tile) -> Instances:
         """The objects that are kept, measured, in pixels of the tile's output."""
-        objects = self.model.objects(self.seen, self.facts, tile)
+        objects = self.model.objects(self.facts.seen(self.seen), self.facts, tile)
         options = replace(self.options, remove_border=False, max_objects=None)
         found = select(Prediction.of(objects), options).instances
         return measured(found, self.source, tile.output, ring_px=self.ring_px)
