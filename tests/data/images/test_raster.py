@@ -196,3 +196,20 @@ def test_honest_giants_are_read_where_there_is_memory_for_them(tmp_path: Path, m
     monkeypatch.setenv("CELLWRIGHT_MEMORY_GB", "0.1")
     with pytest.raises(InputError, match=r"more memory than there is\n  where: .*a.png(.|\n)*CELLWRIGHT_MEMORY_GB"):
         read_image(path)
+
+
+def test_a_header_that_claims_a_huge_picture_is_damage(tmp_path: Path) -> None:
+    """Whatever Pillow raises: a palette is read by decoding the pixels, and WebP has a limit of its own."""
+    bmp, webp = tmp_path / "a.bmp", tmp_path / "a.webp"
+    Pillow.fromarray(np.zeros((8, 8), np.uint8)).convert("P").save(bmp)
+    content = bytearray(bmp.read_bytes())
+    content[18:22] = (2**31 - 1).to_bytes(4, "little")
+    bmp.write_bytes(content)
+    Pillow.fromarray(np.zeros((8, 8, 3), np.uint8)).save(webp, lossless=True)
+    content = bytearray(webp.read_bytes())
+    content[21:25] = ((16382 << 14) | 16382).to_bytes(4, "little")
+    webp.write_bytes(content)
+    for path in (bmp, webp):
+        for read in (image_header, read_image):
+            with pytest.raises(FormatError, match="cannot be decoded"):
+                read(path)

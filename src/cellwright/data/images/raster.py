@@ -10,7 +10,8 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,29 +178,36 @@ def _decode_png(content: bytes, path: Path, chunks: dict[bytes, bytes]) -> np.nd
     return _decode_pillow(open_pillow(path, io.BytesIO(content)), path)
 
 
+@contextmanager
+def _damage_is_told(path: Path) -> Iterator[None]:
+    """Whatever Pillow raises becomes an error about the file; its decoders raise errors of many classes."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise damaged_image(path, error) from error
+
+
 def _decoded_bytes(opened: PillowImage) -> float:
     return float(opened.width) * opened.height * len(opened.getbands())
 
 
 def _decode_pillow(opened: PillowImage, path: Path) -> np.ndarray:
-    try:
+    with _damage_is_told(path):
         if opened.mode == "P":
             return apply_palette(np.asarray(opened), _palette(opened))[0]
         shown = opened if opened.mode in ("L", "LA", "RGB", "RGBA") else opened.convert("".join(_shown_bands(opened)))
         return np.asarray(shown)
-    except (OSError, ValueError, IndexError, SyntaxError) as error:
-        raise damaged_image(path, error) from error
 
 
 def _pillow_header(opened: PillowImage, path: Path) -> RasterHeader:
     orientation, stored_hw = _orientation(opened.getexif), (opened.height, opened.width)
-    try:
-        n_channels = len(_shown_bands(opened))
-        palette_notes = _palette_notes(_palette(opened) if opened.mode == "P" else None)
-    except (OSError, ValueError, IndexError, SyntaxError) as error:
-        raise damaged_image(path, error) from error
     if opened.format != "WEBP":  # in which a solid colour takes no space, whatever its size
         check_plausible(_decoded_bytes(opened), path)
+    with _damage_is_told(path):
+        n_channels = len(_shown_bands(opened))
+        palette_notes = _palette_notes(_palette(opened) if opened.mode == "P" else None)
     notes = (*palette_notes, *orientation_notes(orientation, stored_hw, path))
     return RasterHeader(_upright_hw(stored_hw, orientation), n_channels, 8, orientation, notes)
 
@@ -243,14 +251,11 @@ def open_pillow(path: Path, file: Any) -> PillowImage:
     }
     start = file.read(len(PNG_SIGNATURE))
     file.seek(0)
-    try:
+    with _damage_is_told(path), warnings.catch_warnings(action="ignore"):  # about EXIF that cannot be read
         for signature, opened in formats.items():
             if start.startswith(signature):
-                with warnings.catch_warnings(action="ignore"):  # about EXIF that cannot be read
-                    return opened(file)
+                return opened(file)
         raise ValueError(f"starts with {start!r}, which is not JPEG, PNG, BMP or WebP")
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
-        raise damaged_image(path, error) from error
 
 
 def _png_header(path: Path, file: Any) -> tuple[RasterHeader, dict[bytes, bytes]]:
