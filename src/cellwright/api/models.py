@@ -319,7 +319,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     network, info = load_network(name)
     training = None if info.values is None else TrainingValues.from_dict(info.values, name)
-    facts = {"training": training, "trained_channels": info.channels}
+    facts = {"training": training, "trained_channels": info.channels, "scale": info.scale}
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
     options = _tuned_options(model.options, info, name)
@@ -358,16 +358,18 @@ def network_model(
     *,
     training: TrainingValues | None = None,
     trained_channels: tuple[str, ...] = (),
+    scale: float | None = None,
 ) -> Model:
     """A network, trained or in training, as a model; the network is moved to ``device``.
 
-    training, trained_channels: what is known about its training images, see `NetworkPredictor`.
+    training, trained_channels, scale: what is known about its training images, see `NetworkPredictor`.
     """
     from cellwright.prediction.backends.torch import network_predictor
     from cellwright.prediction.options import PredictOptions
 
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
-    predictor = network_predictor(network, recipe, device, training=training, trained_channels=trained_channels)
+    facts = {"training": training, "trained_channels": trained_channels, "scale": scale}
+    predictor = network_predictor(network, recipe, device, **facts)
     return Model(name, tuple(class_names), recipe, predictor, options)
 
 

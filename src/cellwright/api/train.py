@@ -520,10 +520,12 @@ def _loader(recipe: Recipe, training: Dataset, network: Network, reading: Readin
 def _model_info(request: _Request, environment: dict[str, Any], identity: Identity) -> ModelInfo:
     """The ``model.json`` of the trained model, without its metrics."""
     from cellwright import __version__
+    from cellwright.data.network_input import training_scale
     from cellwright.models.weights.model_folder import ModelInfo
 
     git, recipe, dataset = environment.get("git"), request.recipe, request.dataset
     values, start = request.survey.values, _info_of_init(request.init)
+    sizes = [sample.image_hw for sample in request.training]
     trained_on = {identity.samples[sample.id].annotation for sample in request.training}
     return ModelInfo(
         kind=recipe.model.kind,
@@ -532,6 +534,7 @@ def _model_info(request: _Request, environment: dict[str, Any], identity: Identi
         normalisation=recipe.input.model_dump(mode="json"),
         channels=request.survey.channels,
         values=None if values is None else values.to_dict(),
+        scale=training_scale(sizes, recipe.input, CONVENTIONS[recipe.conventions].resize_rule),
         data_licence=dataset.licence,
         version=__version__,
         git_hash=git["commit"] if isinstance(git, dict) else None,

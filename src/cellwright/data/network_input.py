@@ -106,6 +106,17 @@ def network_hw(image_hw: tuple[int, int], config: InputConfig, rule: ResizeRule)
     return height, width
 
 
+def training_scale(image_hws: Sequence[tuple[int, int]], config: InputConfig, rule: ResizeRule) -> float | None:
+    """Pixels of the network's input per pixel of the training images, the median; None if a diameter decides it.
+
+    >>> training_scale([(500, 1000), (1000, 1000)], InputConfig(short_side=250), "torchvision")
+    0.375
+    """
+    if config.diameter_px is not None or not image_hws:
+        return None
+    return float(np.median([network_hw(hw, config, rule)[0] / hw[0] for hw in image_hws]))
+
+
 def diameter_scale(diameter_px: float, config: InputConfig) -> float:
     """Scale factor, 1/8 to 8, for an image whose objects have the median diameter ``diameter_px``.
 

@@ -12,7 +12,7 @@ from cellwright.models.layers import init_normal
 from cellwright.models.rcnn.heads import MaskHead
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.regions import BoxOutputs, RegionFeatures, pooling_of
-from cellwright.models.rcnn.resnet import ResNet
+from cellwright.models.rcnn.resnet import ResNet, reach_of
 from cellwright.models.rcnn.rpn import RPN
 
 
@@ -33,6 +33,16 @@ class C4MaskRCNN(MaskRCNN):
             [C4BoxHead(config.box_head, in_channels=res5_channels, n_classes=n_classes, n_rows=n_rows)]
         )
         self.mask_head = MaskHead(config.mask_head, in_channels=res5_channels, n_rows=n_rows)
+
+    @property
+    def window_stride(self) -> int:
+        """That of res4."""
+        return 16
+
+    @property
+    def reach_px(self) -> int:
+        """Through res4 and the proposal network."""
+        return reach_of(self.config.backbone, last_stage=4) + 16 * self.config.rpn.convs
 
     def features(self, images: Tensor) -> list[Tensor]:
         """FloatTensor[B,C,H,W] -> [res4], FloatTensor[B,C',H/16,W/16]."""

@@ -15,7 +15,9 @@ network's input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +28,7 @@ from cellwright.config.conventions import Conventions
 from cellwright.config.model_rcnn import CascadeConfig, MaskRCNNConfig, RCNNConfig
 from cellwright.config.section import decided
 from cellwright.core.candidates import DROPPED_BY, STEPS
+from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances, concat
 from cellwright.data.views import View
 from cellwright.models.contract import RenderView
@@ -42,7 +45,7 @@ from cellwright.models.rcnn.heads import (
 )
 from cellwright.models.rcnn.losses import mask_loss, of_class
 from cellwright.models.rcnn.regions import BoxOutputs, Detections, RegionFeatures, Regions, pooling_of
-from cellwright.models.rcnn.resnet import ResNet
+from cellwright.models.rcnn.resnet import ResNet, reach_of
 from cellwright.models.rcnn.rpn import RPN
 from cellwright.models.rcnn.views import Place, detect_views
 from cellwright.ops.batch import Batch
@@ -62,6 +65,7 @@ class MaskRCNN(nn.Module):
 
     config: RCNNConfig
     stride = 32
+    near: Window | None = None  # see `for_window`
 
     def __init__(
         self, config: MaskRCNNConfig | CascadeConfig, conventions: Conventions, *, in_channels: int, n_classes: int
@@ -163,7 +167,12 @@ class MaskRCNN(nn.Module):
     @torch.no_grad()
     def proposals(self, features: Sequence[Tensor], image_hws: Sequence[Extent]) -> list[Tensor]:
         """Per image FloatTensor[R,4], best first."""
-        return self.rpn.proposals(self.rpn(features), image_hws, training=False)[0]
+        proposals, _ = self.rpn.proposals(self.rpn(features), image_hws, training=False)
+        if self.near is None:
+            return proposals
+        y0, x0, y1, x1 = self.near
+        corners = proposals[0].new_tensor([x1, y1]), proposals[0].new_tensor([x0, y0])
+        return [own[((own[:, :2] < corners[0]) & (own[:, 2:] > corners[1])).all(dim=1)] for own in proposals]
 
     @torch.no_grad()
     def boxes(
@@ -242,6 +251,39 @@ class MaskRCNN(nn.Module):
         )
         rows = index.cpu().numpy()[visible]
         return replace(instances, columns={name: values[rows] for name, values in (columns or {}).items()})
+
+    # --- windows of large images ----------------------------------------------------------------------------------
+
+    @property
+    def window_stride(self) -> int:
+        """Windows that begin at multiples of it give the features and anchors of the whole image, px."""
+        return 64
+
+    @property
+    def reach_px(self) -> int:
+        """How far from a pixel the image can influence its features and proposals, about, px of the input.
+
+        The anchors of the coarsest level, for the largest objects, look 32 px further. Offsets of deformable
+        convolutions are not counted.
+        """
+        # Through res5; one of its cells, which the pyramid passes on to all its pixels; the proposal network.
+        return reach_of(self.config.backbone, last_stage=5) + 32 + 32 * self.config.rpn.convs
+
+    def for_window(self, factor: float, near: Window | None = None) -> MaskRCNN:
+        """This network, with the same weights, for inputs that are so many times as large as an image.
+
+        ``factor`` times as many proposals, of which all that score enough and are no copies become detections;
+        near: only proposals that overlap this window, px of the input.
+        """
+        network, rpn = copy(self), copy(self.rpn)
+        names = ("pre_nms_test", "post_nms_test")
+        caps = {name: math.ceil(factor * decided(getattr(rpn.config, name))) for name in names}
+        rpn.config = rpn.config.model_copy(update=caps)
+        n_most = max(caps["post_nms_test"] * self.n_classes, self.config.box_head.detections_per_image)
+        box_head = self.config.box_head.model_copy(update={"detections_per_image": n_most})
+        network.config, network.near = self.config.model_copy(update={"box_head": box_head}), near
+        network._modules = self._modules | {"rpn": rpn}
+        return network
 
     # --- views and candidates -------------------------------------------------------------------------------------
 

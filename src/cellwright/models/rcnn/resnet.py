@@ -117,3 +117,11 @@ class ResNet(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+def reach_of(config: BackboneConfig, last_stage: int) -> int:
+    """How far from a pixel the image can influence the last of the maps, at most, px."""
+    reach, convs = 5, 1 if config.depth >= BOTTLENECK_FROM_DEPTH else 2  # the stem and the pooling; 3x3 of a block
+    for stage in range(2, last_stage + 1):
+        reach += BLOCKS_PER_STAGE[config.depth][stage - 2] * convs * 2**stage
+    return reach

@@ -51,6 +51,8 @@ class ModelInfo:
         channels: names of the channels that the network was trained on, each with alternatives ("DAPI|Hoechst"); empty
             if unknown.
         values: the values of the training images (`TrainingValues.to_dict`), or None.
+        scale: pixels of the network's input per pixel of the training images, their median; None if unknown, or if a
+            diameter decides it.
         data_licence: licence of the training data; empty if unknown.
         origin: where imported weights are from (file and digest, without folders); empty if they were trained here.
         version: the version of cellwright that wrote the folder.
@@ -68,6 +70,7 @@ class ModelInfo:
     tuned_on: dict[str, Any] | None = None
     channels: tuple[str, ...] = ()
     values: dict[str, Any] | None = None
+    scale: float | None = None
     data_licence: str = ""
     origin: str = ""
     version: str = ""

@@ -45,6 +45,7 @@ class NetworkPredictor:
     views: views of test-time augmentation. The plain view alone is prediction without it.
     training: the values of the images that the network was trained on; None if they are not known.
     trained_channels: see `Predictor`.
+    scale: pixels of the input per pixel of the training images; None if it is not known.
     """
 
     network: Network
@@ -57,6 +58,7 @@ class NetworkPredictor:
     views: tuple[View, ...] = PLAIN
     training: TrainingValues | None = None
     trained_channels: tuple[str, ...] = ()
+    scale: float | None = None
 
     @property
     def uses_diameter(self) -> bool:
@@ -145,7 +147,7 @@ class NetworkPredictor:
                 resized.clear()
                 resized[view.size] = resize(view)
             stacked, (input_hw,) = self._stack([resized[view.size]])
-            return _turned(stacked, view), input_hw
+            return turned(stacked, view), input_hw
 
         return self._prediction(self.network.detect_views(self.views, render, image.image_hw), diameter, notes)
 
@@ -191,7 +193,7 @@ class NetworkPredictor:
         return stacked.to(self.device), input_hws
 
 
-def _turned(images: Tensor, view: View) -> Tensor:
+def turned(images: Tensor, view: View) -> Tensor:
     """Images FloatTensor[B,C,H,W] in the orientation of a view."""
     return torch.rot90(images.flip(-1) if view.horizontal_flip else images, view.quarter_turns, (-2, -1)).contiguous()
 
@@ -203,10 +205,11 @@ def network_predictor(
     *,
     training: TrainingValues | None = None,
     trained_channels: tuple[str, ...] = (),
+    scale: float | None = None,
 ) -> NetworkPredictor:
     """The predictor of a network that was built from a recipe; the network is moved to ``device``."""
     network.to(device)
     cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
     rule = CONVENTIONS[recipe.conventions].resize_rule
-    facts = {"training": training, "trained_channels": trained_channels}
+    facts = {"training": training, "trained_channels": trained_channels, "scale": scale}
     return NetworkPredictor(network, recipe.input, rule, device, model_cap=cap, **facts)

@@ -5,22 +5,27 @@ window of the source -> normalise with the facts of the image -> resize -> netwo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cellwright.config.input import InputConfig
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
+from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import network_hw, network_window
 from cellwright.data.resize import resized_window
-from cellwright.data.views import View
+from cellwright.data.views import PLAIN, View
 from cellwright.models.dense.dense import DenseNetwork
-from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.ops.batch import stack_images
+from cellwright.ops.placement import Placement
+from cellwright.prediction.backends.torch import NetworkPredictor, turned
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.tiling.facts import ImageFacts, find_facts
 from cellwright.prediction.tiling.grid import Grid, Tile, aligned_window
@@ -30,6 +35,11 @@ from cellwright.prediction.tiling.statistics import read_block
 OBJECT_DIAMETERS, OBJECT_PX = 4, 160
 # Margin of a network whose reach is not known, or that depends on statistics of all it sees, network px.
 UNKNOWN_REACH_PX = 256
+FIXED_SCALE = "a fixed scale instead of a short side"
+# The caps of a recipe, on proposals, are meant for images of about so many pixels at the network's scale.
+CAPPED_PX = 1 << 20
+# Boxes grow when masks are pasted, by less than this, source px.
+PASTE_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +50,10 @@ class NetworkTiles:
 
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """The facts of an image; see `find_facts`."""
-        predictor = self.predictor
+        predictor, short_side = self.predictor, self.predictor.input_config.short_side
         predictor.network.eval()
         with torch.inference_mode():
-            return find_facts(
+            facts = find_facts(
                 source,
                 self.config,
                 predictor.resize_rule,
@@ -52,17 +62,31 @@ class NetworkTiles:
                 diameter_px=predictor.diameter_px,
                 track=track,
             )
+        if short_side is None:
+            return facts
+        text = (
+            f"the model resizes whole images to a short side of {short_side} px; tile by tile it sees "
+            f"{predictor.scale:.3g} pixels per pixel of the image, as in training"
+        )
+        return replace(facts, notes=(*facts.notes, Note(FIXED_SCALE, text)))
 
     def grid(self, facts: ImageFacts, core_px: int) -> Grid:
         """The tiles of an image. core_px: largest side of a core, network px."""
-        config = self.config
-        largest = OBJECT_PX if config.diameter_px is None else int(OBJECT_DIAMETERS * config.diameter_px)
-        return Grid(facts.source_hw, facts.net_hw, self.stride, core_px, self.reach_px + largest)
+        return Grid(facts.source_hw, facts.net_hw, self.stride, core_px, self.reach_px + self.object_px)
+
+    @property
+    def object_px(self) -> int:
+        """The largest object that is expected, network px."""
+        diameter_px = self.config.diameter_px
+        return OBJECT_PX if diameter_px is None else int(OBJECT_DIAMETERS * diameter_px)
 
     @property
     def config(self) -> InputConfig:
         """The network's input, at one scale for all images."""
-        return self.predictor.input_config
+        config, scale = self.predictor.input_config, self.predictor.scale
+        if config.short_side is None or scale is None:  # without a scale, `tile_model` does not get here
+            return config
+        return config.model_copy(update={"short_side": None, "max_side": None, "scale": scale})
 
     @property
     def stride(self) -> int:
@@ -92,16 +116,20 @@ class NetworkTiles:
             return tile.window
         return aligned_window(tile.output, facts.source_hw, net_hw, self.stride, self.reach_px)
 
-    def inputs(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Iterator[tuple[View, Window, np.ndarray]]:
-        """For each view its window, cut to the image, and the pixels (C, h, w) in that, not turned or padded."""
-        sizes: dict[object, tuple[Window, np.ndarray]] = {}
-        for view in self.predictor.views:
-            if view.size not in sizes:  # views of one size follow each other
-                sizes.clear()
+    def inputs(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Callable[[View], tuple[Window, np.ndarray]]:
+        """The function from a view to its window, cut to the image, and the pixels (C, h, w) in that: neither turned
+        nor padded. Those of one size are kept until another is asked for."""
+        kept: dict[object, tuple[Window, np.ndarray]] = {}
+
+        def input_of(view: View) -> tuple[Window, np.ndarray]:
+            if view.size not in kept:
+                kept.clear()
                 window, (height, width) = self.window(facts, view, tile), self.net_hw(facts, view)
                 inside = Window(window.y0, window.x0, min(window.y1, height), min(window.x1, width))
-                sizes[view.size] = inside, self.pixels(source, facts, (height, width), inside)
-            yield view, *sizes[view.size]
+                kept[view.size] = inside, self.pixels(source, facts, (height, width), inside)
+            return kept[view.size]
+
+        return input_of
 
     def pixels(self, source: ImageSource, facts: ImageFacts, net_hw: tuple[int, int], window: Window) -> np.ndarray:
         """The network's input (C, h, w) in a window of network pixels, of which the whole image has ``net_hw``."""
@@ -135,7 +163,9 @@ class DenseTiles(NetworkTiles):
         if facts.diameter is not None and facts.diameter.is_noise:
             return Instances.empty(tile.output.hw, scored=True)
         total: np.ndarray | None = None
-        for view, window, pixels in self.inputs(source, facts, tile):
+        input_of = self.inputs(source, facts, tile)
+        for view in self.predictor.views:
+            window, pixels = input_of(view)
             maps = self._in_output(self._maps(view, pixels), self.net_hw(facts, view), window, facts, tile.output)
             total = maps if total is None else np.add(total, maps, out=total)
         assert total is not None  # there is at least one view
@@ -168,3 +198,90 @@ class DenseTiles(NetworkTiles):
         network = self.predictor.network
         assert isinstance(network, DenseNetwork)
         return network
+
+
+@dataclass(frozen=True, eq=False)
+class RCNNTiles(NetworkTiles):
+    """A network of the R-CNN family that predicts tiles.
+
+    Boxes are placed in the image as those of the whole image are, and masks pasted there.
+    """
+
+    @property
+    def stride(self) -> int:
+        """Also that of the coarsest anchors."""
+        return self.network.window_stride
+
+    @property
+    def reach_px(self) -> int:
+        """That of the features and proposals."""
+        return self.network.reach_px
+
+    @property
+    def bytes_per_px(self) -> float:
+        """Maps of the stem, of res2 and of the finest level of the pyramid."""
+        config = self.network.config
+        pyramid = getattr(config, "fpn", None)
+        channels = 64 if pyramid is None else pyramid.channels
+        return 200 + 4 * (3 * config.backbone.width / 4 + config.backbone.width + channels / 3)
+
+    def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
+        """All objects in a tile's output, in its pixels, best first."""
+        if facts.diameter is not None and facts.diameter.is_noise:
+            return Instances.empty(tile.output.hw, scored=True)
+        views, canvas, input_of = self.predictor.views, self._canvas(facts, tile), self.inputs(source, facts, tile)
+
+        def render(view: View) -> tuple[Tensor, tuple[int, int]]:
+            stacked, (input_hw,) = stack_images([torch.from_numpy(input_of(view)[1])], self.predictor.network.stride)
+            return turned(stacked.to(self.predictor.device), view), input_hw
+
+        def place(view: View, _: tuple[int, int]) -> Placement:
+            window = input_of(view)[0]
+            return Placement(self.net_hw(facts, view), facts.source_hw, (window.y0, window.x0), canvas)
+
+        with torch.inference_mode():
+            height, width = tile.window.hw
+            factor = max(height * width / CAPPED_PX, 1.0)
+            if views == PLAIN:
+                network = self.network.for_window(factor, self._near(tile))
+                images, input_hw = render(views[0])
+                (found,) = network.detect_placed(images, [input_hw], [place(views[0], input_hw)])
+            else:
+                found = self.network.for_window(factor).detect_views_placed(views, render, place)
+        return _cut_to(found, canvas, tile.output)
+
+    def _near(self, tile: Tile) -> Window:
+        """Where objects are that may be the tile's, and those that compete with them, px of its window."""
+        (y0, x0, y1, x1), (top, left, _, _), margin = tile.core, tile.window, self.object_px
+        return Window(y0 - top - margin, x0 - left - margin, y1 - top + margin, x1 - left + margin)
+
+    def _canvas(self, facts: ImageFacts, tile: Tile) -> Window:
+        """The part of the image in which objects are placed: up to its end, and from before the first box on."""
+        starts = []
+        for view in self.predictor.views:
+            window, net_hw = self.window(facts, view, tile), self.net_hw(facts, view)
+            for axis, (side, whole) in enumerate(zip(net_hw, facts.source_hw, strict=True)):
+                starts.append((axis, max(int(window[axis] * whole / side) - PASTE_PX, 0)))
+        y0, x0 = (min(start for own, start in starts if own == axis) for axis in (0, 1))
+        return Window(y0, x0, *facts.source_hw)
+
+    @property
+    def network(self) -> MaskRCNN:
+        """The network."""
+        network = self.predictor.network
+        assert isinstance(network, MaskRCNN)
+        return network
+
+
+def _cut_to(objects: Instances, canvas: Window, output: Window) -> Instances:
+    """Objects of a canvas, cut to a window of the same image that lies inside it; best first."""
+    dy, dx = output.y0 - canvas.y0, output.x0 - canvas.x0
+    masks = objects.masks.window(dy, dx, dy + output.hw[0], dx + output.hw[1])
+    kept = np.flatnonzero(masks.areas > 0)
+    assert objects.scores is not None
+    return Instances.from_masks(
+        masks[kept],
+        class_ids=objects.class_ids[kept],
+        scores=objects.scores[kept],
+        boxes_xyxy=objects.boxes_xyxy[kept] - np.array([dx, dy, dx, dy], np.float32),
+    ).by_score()

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import UsageError
-from cellwright.data.views import View
 from cellwright.prediction.predictor import Ensemble, FilteredPredictor, Predictor, SegmenterPredictor
 
 if TYPE_CHECKING:
     import torch
 
+    from cellwright.prediction.backends.torch import NetworkPredictor
     from cellwright.prediction.tiling.work import TileModel
 
-ONE_SCALE = 'use `tile="none"` with a smaller image'
+AT_ONCE = 'use `tile="none"` with a smaller image'
 
 
 def tile_model(predictor: Predictor) -> TileModel:
     """What predicts tiles with a predictor. Raises `UsageError` for one that cannot, with the reason."""
     from cellwright.models.dense.dense import DenseNetwork
+    from cellwright.models.rcnn.mask_rcnn import MaskRCNN
     from cellwright.prediction.backends.torch import NetworkPredictor
-    from cellwright.prediction.backends.torch_tiles import DenseTiles
+    from cellwright.prediction.backends.torch_tiles import DenseTiles, RCNNTiles
 
     if isinstance(predictor, NetworkPredictor):
-        _check_scale(predictor.views)
-        if isinstance(predictor.network, DenseNetwork) and predictor.input_config.short_side is None:
+        _check_scale(predictor)
+        if isinstance(predictor.network, DenseNetwork):
             return DenseTiles(predictor)
+        if isinstance(predictor.network, MaskRCNN):
+            return RCNNTiles(predictor)
     raise UsageError(
         "this model cannot predict images tile by tile",
         got=type(getattr(predictor, "network", predictor)).__name__,
-        expected="nuclei, or another U-Net without input.short_side",
-        remedy=ONE_SCALE,
+        expected="a U-Net or a network of the R-CNN family",
+        remedy=AT_ONCE,
     )
 
 
@@ -45,14 +48,23 @@ def device_of(predictor: Any) -> str:
     return str(getattr(predictor, "device", "cpu"))
 
 
-def _check_scale(views: Sequence[View]) -> None:
-    sides = [view.short_side for view in views if view.short_side is not None]
+def _check_scale(predictor: NetworkPredictor) -> None:
+    """Raise `UsageError` for a network whose scale depends on the size of the whole image."""
+    sides = [view.short_side for view in predictor.views if view.short_side is not None]
     if sides:
         raise UsageError(
             "views of a given short side cannot be predicted tile by tile",
             got=f"{sides[0]} px in `views`",
             expected="factors, which do not depend on the size of the image",
             remedy="use factors such as 0.8,1,1.25",
+        )
+    short_side = predictor.input_config.short_side
+    if short_side is not None and predictor.scale is None:
+        raise UsageError(
+            "this model cannot predict images tile by tile: at which scale it was trained is not recorded",
+            got=f"input.short_side {short_side} px, for whole images",
+            expected="`scale` in its model.json: pixels of the network's input per pixel of the training images",
+            remedy=f"add it, {short_side} / the short side of the training images; or {AT_ONCE}",
         )
 
 

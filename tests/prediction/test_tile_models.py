@@ -1,0 +1,138 @@
+"""Every kind of model finds the same objects in tiles as in the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from cellwright.config.input import InputConfig
+from cellwright.config.recipe import Recipe
+from cellwright.core.errors import UsageError
+from cellwright.core.image import Image
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.data.images.source import open_image
+from cellwright.data.views import PLAIN, View
+from cellwright.models.build import build_network
+from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+from cellwright.ops.boxes import Extent
+from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.predictor import Predictor
+from cellwright.prediction.tiling.grid import Grid
+from cellwright.prediction.tiling.models import tile_model
+from cellwright.prediction.tiling.seams import Seams
+from cellwright.prediction.tiling.work import TileWork
+
+
+def squares(hw: tuple[int, int], n: int) -> Image:
+    """Bright rectangles of 9 to 20 px on dark noise, which do not touch."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 40, hw)
+    for k in range(n):
+        y, x = rng.integers(0, hw[0] - 20), 24 * k + rng.integers(0, 3)
+        h, w = rng.integers(9, 20, 2)
+        pixels[y : y + h, x : x + w] = 200 + rng.integers(0, 40)
+    return Image.from_array(pixels.astype(np.uint8))
+
+
+def tiled(predictor: Predictor, image: Image, core_px: int) -> tuple[Grid, list[Instances]]:
+    """The final objects of each tile."""
+    model, source = tile_model(predictor), open_image(image)
+    facts = model.facts(source)
+    grid = model.grid(facts, core_px)
+    work = TileWork(model, source, source, facts, grid, PredictOptions())
+    records = [work.record(tile.index) for tile in grid]
+    return grid, [objects for _, objects in Seams(grid, lambda tile: records[tile].stored).objects()]
+
+
+def check_same(whole: Instances, tiles: Sequence[Instances]) -> None:
+    """Every object of the whole image is one of a tile, to the pixel but for rounding, and there are no others."""
+    masks = [objects.masks for objects in tiles]
+    assert sum(map(len, masks)) == len(whole)
+    found = np.zeros(len(whole), bool)
+    for objects in tiles:
+        i, j, iou = whole.masks.iou(objects.masks)
+        same = (iou > 0.99) & (np.abs(whole.scores[i] - objects.scores[j]) < 1e-3)
+        found[i[same]] = True
+    assert found.all(), whole.masks.boxes[~found]
+
+
+def seeing_squares(recipe: dict) -> MaskRCNN:
+    """A random network whose proposals are the boxes of what is bright: what it says about them is local."""
+    values = {"name": "tiny", "model": recipe, "conventions": "detectron2"}
+    torch.manual_seed(0)
+    network = build_network(Recipe.model_validate(values).resolved(), 1).eval()
+    assert isinstance(network, MaskRCNN)
+    with torch.no_grad():
+        network.mask_head.logits.weight *= 100
+    features, seen = network.features, []
+
+    def features_of(images: Tensor) -> list[Tensor]:
+        seen[:] = [images]
+        return features(images)
+
+    def proposals(_: Sequence[Tensor], extents: Sequence[Extent]) -> list[Tensor]:
+        labels, _ = ndimage.label(seen[0][0, 0].numpy() > 0.4)
+        return [torch.from_numpy(MaskSet.from_label_map(labels)[0].boxes.astype(np.float32)) for _ in extents]
+
+    network.features, network.proposals = features_of, proposals  # type: ignore[method-assign]
+    return network
+
+
+BACKBONE = {"depth": 18, "width": 8, "norm": "frozen_batch_norm"}
+PYRAMID = {
+    "kind": "mask_rcnn",
+    "backbone": BACKBONE,
+    "fpn": {"channels": 8},
+    "box_head": {"fc_channels": 16, "score_threshold": 0.0, "detections_per_image": 1000},
+    "mask_head": {"convs": 1, "channels": 8},
+}
+C4 = {
+    "kind": "mask_rcnn_c4",
+    "backbone": BACKBONE | {"depth": 50, "width": 4},
+    "box_head": {"score_threshold": 0.0, "detections_per_image": 1000},
+    "mask_head": {"channels": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scale", "views"),
+    [
+        (PYRAMID, 1.0, PLAIN),
+        (PYRAMID, 0.8, PLAIN),
+        (PYRAMID, 1.0, (View(horizontal_flip=True, quarter_turns=1), View(scale=0.9))),
+        (C4, 1.0, PLAIN),
+    ],
+)
+def test_rcnn(recipe: dict, scale: float, views: tuple[View, ...]) -> None:
+    config = InputConfig(channels=3, scale=scale)
+    predictor = NetworkPredictor(seeing_squares(recipe), config, "detectron2").with_views(views)
+    image = squares((90, 1700), 68)
+    (whole,) = predictor.predict([image])
+    assert len(whole.instances) > 40
+    grid, tiles = tiled(predictor, image, 200)
+    assert grid[1].window.hw[1] < grid.net_hw[1]
+    check_same(whole.instances, tiles)
+
+
+def test_a_short_side_needs_the_scale_of_training() -> None:
+    network = seeing_squares(PYRAMID)
+    predictor = NetworkPredictor(network, InputConfig(short_side=45), "detectron2")
+    with pytest.raises(UsageError, match="scale"):
+        tile_model(predictor)
+    image = squares((90, 400), 15)
+    (whole,) = predictor.predict([image])
+    grid, tiles = tiled(replace(predictor, scale=0.5), image, 300)
+    assert grid.net_hw == (45, 200)
+    check_same(whole.instances, tiles)
+    (tall,) = replace(predictor, input_config=InputConfig(short_side=90)).predict([image])
+    assert len(tall.instances) != 0
+    with pytest.raises(UsageError, match="factors"):
+        tile_model(predictor.with_views((View(short_side=64),)))
