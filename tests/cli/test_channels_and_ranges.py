@@ -93,6 +93,7 @@ def test_training_on_12_bit_images_uses_their_range_and_says_so(tmp_path: Path, 
     assert run("train", "synthetic/demo", "--data", tmp_path / "d", *SMALL, "--out", tmp_path / "r") == 0
     assert "input.full_range is 4095" in capsys.readouterr().err
     info = json.loads((tmp_path / "r" / "model" / "model.json").read_text())
+    assert info["scale"] == 1.0
     assert info["recipe"]["input"]["full_range"] == 4095
     assert info["values"]["dtype"] == "uint16"
     # A much darker image is named; one of the same kind is not.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from drawn import TINY, draw_mask_folder, run
@@ -63,6 +64,16 @@ def test_the_predictions_agree_with_each_other(job: Path) -> None:
     assert (job / "pred" / "contact_sheet.png").is_file()
     assert "broken" in (job / "pred" / "failures.csv").read_text()
     assert sample.id in (job / "pred" / "summary.csv").read_text()
+
+
+def test_the_trained_model_predicts_tiles(job: Path, tmp_path: Path) -> None:
+    (image,) = (path for path in (job / "images").iterdir() if path.stem != "broken")
+    words = ("--model", job / "run", "--score=0.05", "--tile=128", "--labels=tiff", "--out", tmp_path / "tiles")
+    assert run("predict", image, *words) == 0
+    assert len(pd.read_csv(tmp_path / "tiles" / "summary.csv")) == 1
+    labels = tifffile.imread(tmp_path / "tiles" / "labels.tif")
+    whole = tifffile.imread(next((job / "pred").glob("*_masks.tif")))
+    assert np.array_equal(labels > 0, whole > 0)
 
 
 def test_a_finished_output_is_not_replaced(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ from cellwright.prediction.tiling.statistics import read_block
 OBJECT_DIAMETERS, OBJECT_PX = 4, 160
 # Margin of a network whose reach is not known, or that depends on statistics of all it sees, network px.
 UNKNOWN_REACH_PX = 256
+FIELD_STATISTICS = "the network depends on statistics of all it sees"
 FIXED_SCALE = "a fixed scale instead of a short side"
 # The caps of a recipe, on proposals, are meant for images of about so many pixels at the network's scale.
 CAPPED_PX = 1 << 20
@@ -62,6 +63,9 @@ class NetworkTiles:
                 diameter_px=predictor.diameter_px,
                 track=track,
             )
+        if self.sees_the_field:
+            text = "the network depends on statistics of all it sees: tiles and the whole image give similar objects"
+            facts = replace(facts, notes=(*facts.notes, Note(FIELD_STATISTICS, text)))
         if short_side is None:
             return facts
         text = (
@@ -96,6 +100,11 @@ class NetworkTiles:
     @property
     def reach_px(self) -> int:
         """How far the image influences what the network says about a pixel, network px."""
+        raise NotImplementedError
+
+    @property
+    def sees_the_field(self) -> bool:
+        """Whether the network depends on statistics of all it sees, and is defined on windows of one size."""
         raise NotImplementedError
 
     def net_hw(self, facts: ImageFacts, view: View) -> tuple[int, int]:
@@ -152,6 +161,11 @@ class DenseTiles(NetworkTiles):
         """That of the U-Net."""
         reach = self.network.reach_px
         return UNKNOWN_REACH_PX if reach is None else reach
+
+    @property
+    def sees_the_field(self) -> bool:
+        """Encoders of timm may."""
+        return self.network.reach_px is None
 
     @property
     def bytes_per_px(self) -> float:
@@ -216,6 +230,12 @@ class RCNNTiles(NetworkTiles):
     def reach_px(self) -> int:
         """That of the features and proposals."""
         return self.network.reach_px
+
+    @property
+    def sees_the_field(self) -> bool:
+        """With group normalisation in the backbone or the pyramid."""
+        config = self.network.config
+        return "group_norm" in (config.backbone.norm, getattr(getattr(config, "fpn", None), "norm", None))
 
     @property
     def bytes_per_px(self) -> float:
