@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import tifffile
 from drawn import run
@@ -115,3 +117,51 @@ def test_large_labels_are_read_part_by_part(tmp_path: Path, monkeypatch: pytest.
         assert np.array_equal(values, ids), name
     with pytest.raises(cw.InputError, match="another size"):
         read_large_labels(tmp_path / "tiled.tif", (10, 10))
+
+
+def n_evaluated(job: Path, truth: Path, out: Path, *more: object) -> int:
+    """The number of annotated objects that count."""
+    words = ["evaluate", job, "--data", truth, "--metrics=pq", "--pictures=0", "--quiet", "--out", out, *more]
+    assert run(*words) == 0
+    return int(pd.read_csv(out / "per_image.csv")["n_truth"].item())
+
+
+def test_only_the_part_that_was_predicted_is_evaluated(job: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "field_masks.tif"
+    labels = tifffile.imread(job / "labels.tif")
+    tifffile.imwrite(truth, labels)
+    centres = pd.DataFrame([np.argwhere(labels == k).mean(axis=0) for k in range(1, labels.max() + 1)])
+    inside = int(((centres[0] < 200) & (centres[1] < 250)).sum())
+    assert n_evaluated(job, truth, tmp_path / "all") == len(centres)
+    chosen = n_evaluated(job, truth, tmp_path / "roi", "--roi=0,0,200,250")
+    assert abs(chosen - inside) <= 2  # an anchor may be on the other side than the mean
+    record = json.loads((job / "job.json").read_text())
+    region = {"words": ["0,0,200,250"], "area": "POLYGON ((0 0, 250 0, 250 200, 0 200, 0 0))"}
+    part = tmp_path / "part"
+    shutil.copytree(job, part)
+    (part / "job.json").write_text(json.dumps(record | {"regions": region}))
+    assert n_evaluated(part, truth, tmp_path / "regions") == chosen
+    failed = tmp_path / "failed"
+    shutil.copytree(job, failed)
+    (failed / "tiles" / "0000000.tile").unlink()
+    note = {"schema_version": 1, "problem": "damaged", "where": "", "got": "", "fix": ""}
+    (failed / "tiles" / "0000000.failed.json").write_text(json.dumps(note))
+    n_left = n_evaluated(failed, truth, tmp_path / "without")
+    assert 0 < len(centres) - n_left < 12
+    report = (tmp_path / "without" / "report.md").read_text()
+    assert "objects in 1 tile that could not be predicted are left out" in report
+    assert cw.evaluate(job, truth, metrics=["pq"], roi=[(0, 0, 200, 250)])["n_truth"] == chosen
+
+
+def test_the_part_of_a_large_image_with_most_errors_is_drawn(job: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cellwright.report.error_picture.LARGE_PX", 1000)
+    monkeypatch.setattr("cellwright.report.error_picture.PART_PX", 128)
+    labels = tifffile.imread(job / "labels.tif")
+    labels[300:330, 10:40] = 5000  # missed
+    tifffile.imwrite(tmp_path / "field_masks.tif", labels)
+    words = ["evaluate", job, "--data", tmp_path / "field_masks.tif", "--pictures=1", "--quiet"]
+    assert run(*words, "--out", tmp_path / "out") == 0
+    picture = np.asarray(PIL.Image.open(tmp_path / "out" / "errors" / "field.png")).astype(int)
+    assert picture.shape[1] == 128 * (1800 // 128)
+    is_yellow = (picture[..., 0] > 200) & (picture[..., 1] > 180) & (picture[..., 2] < 100)
+    assert is_yellow[: 128 * 14].sum() > 500

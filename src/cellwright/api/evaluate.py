@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
+from cellwright.api.evaluated_part import find_part
 from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import FolderOutput, earlier_output
@@ -76,6 +77,9 @@ class EvaluatePlan:
     remove_border: bool = False
     """Leave out objects at the border of the image: annotated ones are neither missed nor found, and predicted ones
     count only where they match an annotated object inside."""
+    roi: tuple[str, ...] = ()
+    """Leave out objects elsewhere in the image: y0,x0,height,width in pixels, or a GeoJSON file of polygons; repeat for
+    several. For one image."""
     prefer: Prefer | None = None
     """Which file of an image to read if several in a prediction folder were edited differently."""
     score: float | None = None
@@ -142,6 +146,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     """
     from cellwright.evaluation.data import parse_metrics
     from cellwright.prediction.evaluate import candidates_of
+    from cellwright.prediction.tiling.regions import roi_words
 
     if not 1 <= len(plan.predictions) <= 2:
         got = count(len(plan.predictions), "prediction")
@@ -156,7 +161,11 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     truth, opened, failures = _without_conflicts(truth, opened)
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_paired(path, one, truth, part, plan) for path, one in zip(plan.predictions, opened, strict=True)]
+    evaluated, notes = find_part(plan.predictions, roi_words(plan.roi), [sample.image_hw for sample in part])
+    for line in summarise(notes):
+        screen.note(line)
     request = _request(plan, part, screen)
+    request["options"]["roi"] = [] if evaluated is None else evaluated.words
     if output.answers(request):
         screen.note(f"{output.text}: see {plan.out / MARKER}")
         return EvaluateResult((), None, failures) if failures else None
@@ -171,6 +180,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
             folder = out if len(names) == 1 else out / name
             images = source if not isinstance(source, Model) else _predict(source, truth, part, plan, screen)
             images = images.without_border() if plan.remove_border else images
+            images = images if evaluated is None else evaluated.of(images)
             candidates = None
             if not plan.metrics:
                 predictor = source.filtered if isinstance(source, Model) else None
@@ -375,6 +385,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     channel: ChannelChoice | None = None,
     ignore_classes: bool = False,
     remove_border: bool = False,
+    roi: str | Path | Sequence[str | Path | tuple[int, int, int, int]] = (),
     prefer: Prefer | None = None,
 ) -> Report:
     """Evaluate predictions against ground truth.
@@ -397,6 +408,8 @@ def evaluate(  # noqa: PLR0913 - the options of the command
         ignore_classes: treat all objects as one class.
         remove_border: leave out objects at the border of the image: annotated ones are neither missed nor found, and
             predicted ones count only where they match an annotated object inside.
+        roi: leave out objects outside these regions in the same way: (y0, x0, height, width) in pixels, or GeoJSON
+            files of polygons. For one image.
         prefer: which file of an image in a prediction folder to read if several were edited differently: "masks",
             "rois", "geojson" or "json".
 
@@ -425,6 +438,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     """
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.pairing import above_threshold, pair_datasets, pair_in_order, with_threshold
+    from cellwright.prediction.tiling.regions import roi_words
 
     threshold = None if score is None else check_threshold(score, name="score")
     path = Path(predictions) if isinstance(predictions, str | os.PathLike) else None
@@ -452,6 +466,9 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     if threshold is not None and not isinstance(predicted, Dataset):
         paired = dataclasses.replace(paired, score_threshold=threshold)
     paired = paired.without_border() if remove_border else paired
+    evaluated, notes = find_part([] if path is None else [path], roi_words(roi), _sizes(part))
+    paired = paired if evaluated is None else evaluated.of(paired)
+    paired = dataclasses.replace(paired, notes=(*paired.notes, *summarise(notes)))
     return evaluate_images(paired.without_classes() if ignore_classes else paired, metrics)
 
 
@@ -496,6 +513,10 @@ def _objects(
             raise
         expected = f"{OBJECT_TYPES}; a Dataset; or a list with one entry per image"
         raise UsageError(f"invalid `{name}`", got=error.got, expected=expected) from error
+
+
+def _sizes(part: Dataset | list[Instances]) -> list[tuple[int, int]]:
+    return [one.image_hw for one in part]
 
 
 def _part(truth: Dataset | list[Instances], split: str | None) -> Dataset | list[Instances]:

@@ -29,6 +29,8 @@ from cellwright.data.images.read import IMAGE_SUFFIXES
 from cellwright.data.merge import class_advice, map_classes
 
 ONE_CLASS = "object"  # the class of all objects where classes are ignored
+Choose = Callable[[Instances], np.ndarray]
+"""Which objects (N,) bool."""
 
 
 class LazyInstances(Sequence[Instances]):
@@ -79,17 +81,20 @@ class PairedImages:
         return None
 
     def without_border(self) -> PairedImages:
-        """The same images without the objects that touch the border of the image, which may be cut off.
+        """The same images without the objects at the border of the image, which may be cut off; see `without`."""
+        return self.without(_touches_border, "objects at the border of the image are left out")
+
+    def without(self, is_outside: Choose, note: str) -> PairedImages:
+        """The same images without some objects. is_outside: which (N,) bool; note: why, for the report.
 
         Annotated ones are ignored, so that predictions that match them do not count. Predicted ones are omitted, unless
-        the annotated object that they overlap most is inside the image.
+        the annotated object that they overlap most is not left out.
         """
-        truth = tuple(dataclasses.replace(sample, load=_BorderIgnored(sample.load)) for sample in self.truth)
+        truth = tuple(dataclasses.replace(sample, load=_Ignored(sample.load, is_outside)) for sample in self.truth)
         predicted = tuple(
-            dataclasses.replace(sample, load=_BorderOmitted(sample.load, true.load))
+            dataclasses.replace(sample, load=_Omitted(sample.load, true.load, is_outside))
             for sample, true in zip(self.predicted, self.truth, strict=True)
         )
-        note = "objects at the border of the image are left out"
         return dataclasses.replace(self, truth=truth, predicted=predicted, notes=(*self.notes, note))
 
     def without_classes(self) -> PairedImages:
@@ -104,32 +109,37 @@ class PairedImages:
         )
 
 
+def _touches_border(objects: Instances) -> np.ndarray:
+    return objects.masks.touches_border
+
+
 @dataclass(frozen=True, eq=False)
-class _BorderIgnored:
-    """A `Sample.load` that ignores the objects at the border of the image."""
+class _Ignored:
+    """A `Sample.load` that ignores the objects outside."""
 
     load: Callable[[], Instances]
+    is_outside: Choose
 
     def __call__(self) -> Instances:
         objects = self.load()
-        return dataclasses.replace(objects, ignore=objects.ignore | objects.masks.touches_border)
+        return dataclasses.replace(objects, ignore=objects.ignore | self.is_outside(objects))
 
 
 @dataclass(frozen=True, eq=False)
-class _BorderOmitted:
-    """A `Sample.load` of predictions without those at the border, unless they belong to an object inside."""
+class _Omitted:
+    """A `Sample.load` of predictions without those outside, unless they belong to an annotated object inside."""
 
     load: Callable[[], Instances]
     truth: Callable[[], Instances]
+    is_outside: Choose
 
     def __call__(self) -> Instances:
         predicted, truth = self.load(), self.truth()
-        at_border = predicted.masks.touches_border
         i, j, shared = predicted.masks.intersections(truth.masks)
         order = np.lexsort((shared, i))  # of each prediction, the pair with most pixels comes last
         inside = np.zeros(len(predicted), bool)
-        inside[i[order]] = ~truth.masks.touches_border[j[order]]
-        return predicted[~at_border | inside]
+        inside[i[order]] = ~self.is_outside(truth)[j[order]]
+        return predicted[~self.is_outside(predicted) | inside]
 
 
 def pair_datasets(

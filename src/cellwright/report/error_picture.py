@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -12,12 +13,14 @@ import numpy as np
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.files import write_png
+from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
 from cellwright.data.images.read import read_image
+from cellwright.data.images.source import open_image
 from cellwright.evaluation.pairing import PairedImages
 from cellwright.evaluation.report import Report
 from cellwright.report.colours import (
@@ -39,6 +42,8 @@ from cellwright.report.legend import draw_marks, draw_scale_bar, legend_strip
 GREY = (160, 160, 160)
 LIGHT_GREY = (210, 210, 210)
 SIDE_PX = 1800  # images are enlarged by a whole factor to about this size, so that line patterns are visible
+# Of an image with more pixels, a part of this side is drawn.
+LARGE_PX, PART_PX = 40_000_000, 2048
 DIMMED = 0.55  # the image is shown in grey with this share of its brightness, so that the lines stand out
 
 CORRECT = LineStyle("correct", LIGHT_GREY)
@@ -127,7 +132,8 @@ def write_error_pictures(
 ) -> list[Path]:
     """Draw the worst images (by accuracy@0.5) with their errors; returns the paths, worst first.
 
-    Nothing is drawn if the report has no errors by kind. Objects are drawn on black if their image cannot be read.
+    Nothing is drawn if the report has no errors by kind. Objects are drawn on black if their image cannot be read. Of a
+    large image, the part with most errors is drawn.
     """
     data = report.data
     if not data.errors or n_images == 0:
@@ -136,15 +142,24 @@ def write_error_pictures(
     paths, n_black = [], 0
     for k in screen.track(order, "drawing errors", len(order)):
         truth, predicted = images.truth[k].read_instances(), images.predicted[k].read_instances()
-        image = _readable_image(images.truth[k], images.predicted[k])
+        predicted = predicted[np.isin(predicted.ids, data.pairs[k].predicted.ids)]
+        of_truth, of_predicted = data.errors[k][0].kind, data.errors[k][1].kind
+        caption, window = _caption(report, k), None
+        if math.prod(truth.image_hw) > LARGE_PX:
+            window = _worst_window(truth, of_truth, predicted, of_predicted)
+            (truth, of_truth), (predicted, of_predicted) = (
+                _part(objects, kinds, window) for objects, kinds in ((truth, of_truth), (predicted, of_predicted))
+            )
+            caption += f"; {window.hw[0]} x {window.hw[1]} px from y {window.y0}, x {window.x0}"
+        image = _readable_image(window, images.truth[k], images.predicted[k])
         n_black += image is None
         picture = draw_errors(
             Image.from_array(np.zeros(truth.image_hw, np.uint8)) if image is None else image,
             truth,
-            predicted[np.isin(predicted.ids, data.pairs[k].predicted.ids)],
-            truth_kinds=data.errors[k][0].kind,
-            predicted_kinds=data.errors[k][1].kind,
-            caption=_caption(report, k),
+            predicted,
+            truth_kinds=of_truth,
+            predicted_kinds=of_predicted,
+            caption=caption,
         )
         path = output_path(folder, images.truth[k].id, ".png")
         write_png(path, picture)
@@ -172,11 +187,43 @@ def pictures_section(paths: Sequence[Path], folder: Path) -> list[str]:
     return ["## Errors, worst images first", *(f"![{name}]({quote(name)})" for name in names)]
 
 
-def _readable_image(*samples: Sample) -> Image | None:
-    """The image of the first sample that has it; None if there is none or it cannot be shown (such as a stack)."""
+def _worst_window(
+    truth: Instances, truth_kinds: np.ndarray, predicted: Instances, predicted_kinds: np.ndarray
+) -> Window:
+    """The part of a large image in which most objects have errors."""
+    height, width = truth.image_hw
+    n_errors = np.zeros((-(-height // PART_PX), -(-width // PART_PX)), np.int64)
+    wrong = (
+        truth.masks.boxes[np.isin(truth_kinds, list(TRUTH_STYLES))],
+        predicted.masks.boxes[np.isin(predicted_kinds, list(PREDICTED_STYLES))],
+    )
+    for boxes in wrong:
+        np.add.at(n_errors, (boxes[:, 1] // PART_PX, boxes[:, 0] // PART_PX), 1)
+    row, column = np.unravel_index(int(n_errors.argmax()), n_errors.shape)
+    y0, x0 = (min(int(k) * PART_PX, max(side - PART_PX, 0)) for k, side in ((row, height), (column, width)))
+    return Window(y0, x0, min(y0 + PART_PX, height), min(x0 + PART_PX, width))
+
+
+def _part(objects: Instances, kinds: np.ndarray, window: Window) -> tuple[Instances, np.ndarray]:
+    """The objects that reach a window, cut off there, and their kinds."""
+    masks = objects.masks.window(*window)
+    inside = masks.areas > 0
+    part = Instances.from_masks(masks[inside], ids=objects.ids[inside], class_ids=objects.class_ids[inside])
+    return part, kinds[inside]
+
+
+def _readable_image(window: Window | None, *samples: Sample) -> Image | None:
+    """The image of the first sample that has it, or a part of it; None if there is none or it cannot be shown (such as
+    a stack).
+    """
     for sample in samples:
         if sample.image_path is not None and sample.image_path.exists():
             try:
+                if window is not None:
+                    source = open_image(sample.image_path)
+                    if source.image_hw == sample.image_hw:
+                        return source.read(window.y0, window.x0, *window.hw)
+                    continue
                 image = read_image(sample.image_path)
             except InputError:  # such as a stack, or channels without names
                 continue

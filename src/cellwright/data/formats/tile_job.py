@@ -22,7 +22,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.core.result_folders import JOB_FILE, is_job_folder
-from cellwright.core.text import count
+from cellwright.core.text import count, listed
 from cellwright.data.formats.contract import Format, ReadOptions
 from cellwright.data.formats.large_labels import read_large_labels
 from cellwright.data.formats.paths import GivenImages
@@ -80,7 +80,7 @@ class _Record:
     pixel_size_um: tuple[float, float] | None
     class_names: tuple[str, ...]
     reading: Reading
-    roi: tuple[tuple[int, int, int, int], ...]
+    regions: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -88,9 +88,9 @@ class _Record:
 
     @property
     def notes(self) -> list[Note]:
-        if not self.roi:
+        if not self.regions:
             return []
-        text = f"only {count(len(self.roi), 'region')} of this image was predicted: there are no objects elsewhere"
+        text = f"only a part of this image was predicted ({listed(self.regions)}): there are no objects elsewhere"
         return [Note("only a part of an image was predicted", text, self.name)]
 
     @staticmethod
@@ -106,7 +106,7 @@ class _Record:
                 as_pixel_size(source.get("pixel_size_um")),
                 tuple(map(str, content["class_names"])),
                 Reading.recorded(dict(options.get("reading", {}))),
-                tuple((int(y0), int(x0), int(y1), int(x1)) for y0, x0, y1, x1 in options.get("roi", ())),
+                tuple(map(str, options.get("roi") or ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             where, remedy = folder / JOB_FILE, "start the job again in another folder"
