@@ -162,6 +162,6 @@ def test_the_part_of_a_large_image_with_most_errors_is_drawn(job: Path, tmp_path
     words = ["evaluate", job, "--data", tmp_path / "field_masks.tif", "--pictures=1", "--quiet"]
     assert run(*words, "--out", tmp_path / "out") == 0
     picture = np.asarray(PIL.Image.open(tmp_path / "out" / "errors" / "field.png")).astype(int)
-    assert picture.shape[1] == 128 * (1800 // 128)
+    assert picture.shape[1] == 128 * 4
     is_yellow = (picture[..., 0] > 200) & (picture[..., 1] > 180) & (picture[..., 2] < 100)
-    assert is_yellow[: 128 * 14].sum() > 500
+    assert is_yellow[: 128 * 4].sum() > 200
