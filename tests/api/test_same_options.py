@@ -30,19 +30,20 @@ COMMAND_LINE_ONLY = {
     "predict_folder": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
+        "level": JOBS,
         **dict.fromkeys(["tile", "roi", "tissue", "labels", "workers", "shard", "dask"], JOBS),
         "device": LOADED,
     },
     "predict_tiles": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
-        **dict.fromkeys(["z", "t", "series", "pixel_size"], "open_image"),
+        **dict.fromkeys(["z", "t", "series", "pixel_size", "level"], "open_image"),
         **dict.fromkeys(["sources", "split", "save", "fail_fast", "fuse", "weights"], "for one image and one model"),
         "device": LOADED,
     },
     "Model.predict": {
         **dict.fromkeys(["tile", "roi", "tissue", "labels", "workers", "shard", "dask"], JOBS),
         **dict.fromkeys(["save", "out", "overwrite", "fail_fast"], FILES),
-        **dict.fromkeys(["z", "t", "series", "pixel_size", "split"], READ),
+        **dict.fromkeys(["z", "t", "series", "pixel_size", "level", "split"], READ),
         **dict.fromkeys(["model", "device"], LOADED),
         **dict.fromkeys(["fuse", "weights"], "predict with each model, then fuse"),
         "ring": "measure(cells, image, ring=...)",
@@ -114,6 +115,6 @@ def test_with_options_takes_what_predict_takes() -> None:
     options = inspect.signature(cw.Model.with_options).parameters.keys()
     assert inspect.signature(cw.Model.predict).parameters.keys() - options == {"images", "channel"}
     assert (
-        set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "device"} - set(FOR_JOBS)
+        set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "level", "device"} - set(FOR_JOBS)
         <= options
     )

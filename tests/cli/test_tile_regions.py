@@ -81,6 +81,7 @@ def test_objects_are_kept_by_their_anchor_in_polygons_with_holes(whole: Path, tm
     assert len(outlines(tmp_path / "job")) == len(expected)
     assert run("export", tmp_path / "job", "--to=geojson", "--out", tmp_path / "cells.geojson", "--quiet") == 0
     assert len(json.loads((tmp_path / "cells.geojson").read_text())["features"]) == len(expected)
+    assert len(cw.read_dataset(tmp_path / "job")[0].read_instances()) == len(expected)
     # The file is part of what the job is, but no longer needed.
     (tmp_path / "job" / "overview.png").unlink()
     moved = file.rename(tmp_path / "moved.geojson")
@@ -232,3 +233,41 @@ def test_a_mask_says_where_tissue_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "the tissue is that which the job has stored" in " ".join(capsys.readouterr().err.split())
     assert run(*words[:-1], tmp_path / "other", "--tissue", tmp_path / "mask.png") == 2
     assert "no such mask" in capsys.readouterr().err
+
+
+# --- levels ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_level_is_predicted_in_its_own_pixels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    slide = write_slide(tmp_path / "slide.tif")
+    words = ["--tile=128", "--diameter=12", "--labels=tiff"]
+    region = ["--roi=0,0,256,200", "--pixel-size=0.25"]
+    assert run("predict", slide, *words, *region, "--level=1", "--out", tmp_path / "level") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "level 1 (1/2): sizes and positions are in its pixels, 320 x 384 of 0.5 um" in said
+    tifffile.imwrite(tmp_path / "small.tif", tifffile.imread(slide, level=1), photometric="rgb")
+    region = ["--roi=0,0,128,100", "--pixel-size=0.5"]
+    assert run("predict", tmp_path / "small.tif", *words, *region, "--tissue=auto", "--out", tmp_path / "own") == 0
+    labels, expected = (tifffile.imread(tmp_path / name / "labels.tif") for name in ("level", "own"))
+    assert labels.shape == (320, 384)
+    assert np.array_equal(labels, expected)
+    assert labels.max() > 5
+    with tifffile.TiffFile(tmp_path / "level" / "labels.tif") as tif:
+        assert tif.pages[0].tags["XResolution"].value == (20000, 1)
+    sample = cw.read_dataset(tmp_path / "level")[0]
+    assert (sample.image_hw, sample.pixel_size_um) == ((320, 384), (0.5, 0.5))
+    assert run("measure", tmp_path / "level", "--out", tmp_path / "table.csv", "--quiet") == 0
+    table, first = pd.read_csv(tmp_path / "table.csv"), outlines(tmp_path / "level")[0]["properties"]["measurements"]
+    assert table["area_um2"].iloc[0] == pytest.approx(table["area_px"].iloc[0] * 0.25) == first["area_um2"]
+    assert table["intensity_mean_R"].iloc[0] == pytest.approx(first["intensity_mean_R"])
+    # QuPath shows outlines on the full size.
+    for outline, small in zip(outlines(tmp_path / "level"), outlines(tmp_path / "own"), strict=True):
+        double = [[[2 * x, 2 * y] for x, y in ring] for ring in small["geometry"]["coordinates"]]
+        assert outline["geometry"]["coordinates"] == double
+        assert outline["properties"]["measurements"]["area_um2"] == small["properties"]["measurements"]["area_um2"]
+    source = cw.open_image(slide, level=1, pixel_size=0.25)
+    assert (source.image_hw, source.pixel_size_um, len(source.levels)) == ((320, 384), (0.5, 0.5), 2)
+    assert np.array_equal(source.read(8, 9, 50, 60, 1).data, tifffile.imread(slide, level=2)[8:58, 9:69])
+    for level, text in (("3", "0 (640 x 768), 1 (320 x 384), 2 (160 x 192)"), ("-1", "no such level")):
+        assert run("predict", slide, f"--level={level}", "--out", tmp_path / "none") == 2
+        assert text in " ".join(capsys.readouterr().err.split())

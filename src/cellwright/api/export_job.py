@@ -51,10 +51,9 @@ def export_job(folder: Path, to: str, out: Path, track: Track) -> int:
             regions=job.regions,
             track=track,
         )
-        name = Path(str(job.source.get("path") or "image")).name
         match to:
             case "geojson":
-                write_outlines(out, final, job.class_names, image_name=name, sample_id=name, track=track)
+                write_outlines(out, final, job.class_names, **job.outline_place, track=track)
                 if out.suffix != ".gz":
                     _gunzip(out)
             case "labels_tiff":

@@ -100,7 +100,9 @@ class PredictPlan:
     t: TimePoint = None
     series: Series = None
     pixel_size: Annotated[tuple[float, ...] | None, Parameter(group=PART)] = None
-    """Microns per pixel, one number or y,x (default: as the file says)."""
+    """Microns per pixel of the full size, one number or y,x (default: as the file says)."""
+    level: Annotated[int | None, Parameter(group=LARGE)] = None
+    """Predict a smaller copy in the pyramid of the image; results are in its pixels (default: 0, the full size)."""
     max_objects: Annotated[int | None, Parameter(group=OBJECTS)] = None
     """Maximum number of objects per image, best first (default: all)."""
     views: Annotated[str | None, Parameter(group=VIEWS)] = None
@@ -154,8 +156,8 @@ def run(
         remove_border=plan.remove_border,
     )
     sources, recorded = find_sources(plan.sources, plan.split)
-    reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series, pixel_size=plan.pixel_size)
-    reading = reading.over(recorded)
+    part = {"z": plan.z, "t": plan.t, "series": plan.series, "pixel_size": plan.pixel_size, "level": plan.level}
+    reading = Reading(plan.channel, **part).over(recorded)
     if (large := _large(plan, sources, reading, model, members)) is not None:
         source, request, why = large
         for name, is_given in (("save", plan.save != SAVES), ("fail_fast", plan.fail_fast)):
@@ -190,7 +192,7 @@ def _large(
 ) -> tuple[ImageSource, TileRequest, str] | None:
     """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
     only_tiles = {"roi": plan.roi, "labels": plan.labels, "shard": plan.shard, "dask": plan.dask}
-    only_tiles["tissue"] = None if plan.tissue == "none" else plan.tissue
+    only_tiles |= {"level": reading.level, "tissue": None if plan.tissue == "none" else plan.tissue}
     asked = [name for name, value in only_tiles.items() if value] + (["workers"] if plan.workers != 1 else [])
     core_px = core_px_of(plan.tile)
     if plan.tile == "none" and asked:
@@ -299,6 +301,9 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         paths = [images] if isinstance(images, str | Path) else images
         sources, recorded = find_sources([Path(path) for path in paths], split)
     reading = Reading(channel).over(reading or Reading()).over(recorded)
+    if reading.level is not None:
+        got, remedy = f"level {reading.level} in `reading`", "use predict_tiles, or predict arrays"
+        raise UsageError("a level of a pyramid is predicted tile by tile", got=got, remedy=remedy)
     job = _job(model, sources, tuple(save), reading, recipe_yaml(members, fusion), members)
     job = dataclasses.replace(job, ring_px=ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)

@@ -29,6 +29,7 @@ from cellwright.core.result_folders import JOB_FILE
 from cellwright.core.text import count
 from cellwright.data.identity import digest_of
 from cellwright.data.images.channels import ChannelChoice
+from cellwright.data.images.level_source import LevelSource, downsample_of, full_hw
 from cellwright.data.images.source import ImageSource, RegionSource, open_image
 from cellwright.prediction.existing import ours
 from cellwright.prediction.options import PredictOptions
@@ -327,7 +328,9 @@ class _Where:
     def of(request: TileRequest, source: ImageSource, before: JobFacts | None) -> _Where:
         """From a request. before: the job in the folder, which has stored what its files said."""
         stored = (None, None) if before is None else (before.regions, before.tissue)
-        regions, notes = find_regions(request.roi, source.image_hw, stored[0])
+        regions, notes = find_regions(request.roi, full_hw(source), stored[0])
+        if regions is not None and regions is not stored[0]:
+            regions = regions.reduced(downsample_of(source))
         word, tissue_notes = tissue_word(request.tissue, stored[1])
         return _Where(regions, word, request.tissue, (*notes, *tissue_notes))
 
@@ -522,6 +525,8 @@ def describe_source(source: ImageSource) -> dict[str, Any]:
         "image_hw": list(source.image_hw),
         "channels": list(source.channels),
         "pixel_size_um": None if source.pixel_size_um is None else list(source.pixel_size_um),
+        "full_hw": list(full_hw(source)),
+        "downsample": list(downsample_of(source)),
     }
 
 
@@ -552,9 +557,9 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         out: folder to write.
         channel: name or index of the channel to use, where there are several; see `Model.predict`.
         tile: side of the tiles, px at the network's scale; "auto" as the memory allows.
-        roi: keep only objects in these regions, px of the image: (y0, x0, height, width), or GeoJSON files of polygons
-            such as QuPath's annotations. An object is in a region if the pixel nearest to its mean position is. Tiles
-            without a region are skipped.
+        roi: keep only objects in these regions, px of the full size: (y0, x0, height, width), or GeoJSON files of
+            polygons such as QuPath's annotations. An object is in a region if the pixel nearest to its mean position
+            is. Tiles without a region are skipped.
         tissue: "auto" skips tiles that are only glass, "none" none, and an image file those without nonzero pixels; it
             shows the whole image at any size. None: "auto" for files with a pyramid, else "none".
         labels: "zarr" (OME-Zarr, the default where zarr is installed) or "tiff" (BigTIFF).
@@ -584,11 +589,12 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         (True, True)
     """
     model = load_model(model) if isinstance(model, str | Path) else model
+    source = open_image(image, channel=channel, keep_channels=True)
     request = TileRequest(
         identity_of([model]),
         device_of(model.predictor),
         channel,
-        {},
+        {"level": source.level} if isinstance(source, LevelSource) else {},
         core_px_of(str(tile)),
         roi_words(roi),
         None if tissue is None else str(tissue),
@@ -596,7 +602,6 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         labels,
         Running(workers, dask, shard_of(shard), progress),
     )
-    source = open_image(image, channel=channel, keep_channels=True)
     run_job(source, model, Path(out), request, overwrite=overwrite)
     return open_job(out)
 

@@ -82,6 +82,7 @@ def open_image(
     t: int | None = None,
     series: int | str | None = None,
     pixel_size: float | Sequence[float] | None = None,
+    level: int | None = None,
 ) -> ImageSource:
     """Open an image of any size, to read regions of it. Nothing is decoded yet.
 
@@ -93,7 +94,8 @@ def open_image(
         image: a path (all formats of `read_image`; Zarr with the extra ``zarr``; ``.svs``, ``.ndpi``, ``.mrxs``,
             ``.scn``, ``.bif`` and ``.vms`` with the extra ``slides``), an array (H, W) or (H, W, C) of NumPy, Dask,
             Zarr or HDF5, or an `Image`. A source is returned as it is.
-        channel, z, t, series, pixel_size: as in `read_image`.
+        channel, z, t, series, pixel_size: as in `read_image`; ``pixel_size`` is that of the full size.
+        level: a smaller copy in a pyramid, as an image of its own: sizes and positions are in its pixels.
 
     Returns:
         An `ImageSource`: ``image_hw``, ``channels``, ``dtype`` (uint8, uint16 or float32 of every region, by the type
@@ -122,7 +124,7 @@ def open_image(
     """
     from cellwright.data.images.source import open_image as open_
 
-    return open_(image, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size)
+    return open_(image, channel=channel, z=z, t=t, series=series, pixel_size=pixel_size, level=level)
 
 
 def read_dataset(  # noqa: PLR0913 - how annotations are read

@@ -28,6 +28,7 @@ class Reading:
     z: 0-based plane of a z stack, or "max" or "mean" of all planes. t: 0-based time point.
     series: number or name of one image in a file of several.
     pixel_size: microns per pixel, one number or (y, x), in place of what the file says.
+    level: a smaller copy in a pyramid; None or 0 for the full size, to which ``pixel_size`` belongs.
 
     >>> Reading("DAPI").over(Reading("GFP", z="max")).to_dict()
     {'channel': ['DAPI'], 'z': 'max'}
@@ -38,11 +39,13 @@ class Reading:
     t: int | None = None
     series: int | str | None = None
     pixel_size: float | Sequence[float] | None = None
+    level: int | None = None
 
     def __post_init__(self) -> None:
         channel = self.channel
         names = (channel,) if isinstance(channel, str | int) else tuple(channel or ())
         object.__setattr__(self, "channel", names)
+        object.__setattr__(self, "level", self.level or None)
 
     @property
     def channels(self) -> tuple[str | int, ...]:
@@ -56,16 +59,21 @@ class Reading:
         values = {field.name: info[field.name] for field in fields if info.get(field.name) is not None}
         channel = values.pop("channel", [])
         listed = [channel] if isinstance(channel, str | int) else channel
-        if not isinstance(listed, list) or not all(
-            isinstance(value, str | int | float) for value in (*listed, *values.values())
+        sizes = values.pop("pixel_size", [])
+        given = [sizes] if isinstance(sizes, int | float) else sizes
+        if (
+            not isinstance(listed, list)
+            or not isinstance(given, list | tuple)
+            or not all(isinstance(value, str | int | float) for value in (*listed, *values.values()))
+            or not all(isinstance(size, int | float) for size in given)
         ):
             raise InputError(
                 "the dataset records an invalid choice of channel, plane or image",
-                got={"channel": channel, **values},
+                got={"channel": channel, **values, **({"pixel_size": sizes} if sizes else {})},
                 expected='names and numbers, such as "channel": ["DAPI"]',
                 remedy="convert the dataset again",
             )
-        return Reading(tuple(listed), **values)
+        return Reading(tuple(listed), **values, pixel_size=tuple(given) or None)
 
     def over(self, other: Reading) -> Reading:
         """The choices of this one, and those of ``other`` where it makes none."""
@@ -99,6 +107,7 @@ class Reading:
             t=self.t,
             series=self.series,
             pixel_size=self.pixel_size,
+            level=self.level,
             keep_channels=not chosen,
         )
 
@@ -111,5 +120,6 @@ class Reading:
             t=self.t,
             series=self.series,
             pixel_size=self.pixel_size,
+            level=self.level or 0,
             keep_channels=True,
         )

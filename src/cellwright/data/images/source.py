@@ -17,6 +17,7 @@ from cellwright.core.memory import check_memory
 from cellwright.data.images.array_source import WholeSource, array_source, image_source
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
+from cellwright.data.images.level_source import LevelSource
 from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES
 from cellwright.data.images.plane_source import open_tiff_source, whole_source
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
@@ -39,6 +40,7 @@ def open_image(
     t: int | None = None,
     series: int | str | None = None,
     pixel_size: float | Sequence[float] | None = None,
+    level: int | None = None,
     keep_channels: bool = False,
 ) -> ImageSource:
     """An image as a source of regions; nothing is decoded yet.
@@ -56,6 +58,8 @@ def open_image(
         source = _open_array(what)
     if size is not None:
         source = _regions(source).with_pixel_size(size)
+    if level:
+        source = LevelSource(source, level)
     return source if channel is None or keep_channels else _with_channels(_regions(source), channel)
 
 

@@ -244,19 +244,34 @@ def write_outlines(
     *,
     image_name: str | None,
     sample_id: str,
+    full_hw: tuple[int, int] | None = None,
+    downsample: tuple[float, float] = (1.0, 1.0),
     track: Track = no_progress,
 ) -> None:
-    """All outlines as gzipped GeoJSON for QuPath, one object per line."""
-    head = {"image": image_name, "image_hw": list(final_hw(final)), "scored": True}
+    """All outlines as gzipped GeoJSON for QuPath, one object per line.
+
+    full_hw, downsample: the full size of an image of which a smaller level was predicted, and its pixels (y, x) per
+    pixel of the level; outlines are in pixels of the full size.
+    """
+    head = {"image": image_name, "image_hw": list(full_hw or final_hw(final)), "scored": True}
     with atomic_path(path) as temporary, _gzip_file(temporary) as file:
         file.write(f'{{"type": "FeatureCollection", "{MEMBER}": {json.dumps(head)}, "features": ['.encode())
         separator = b"\n"
         for _, objects in track(final, "writing outlines", len(final.ledger.tiles)):
             collection = feature_collection(objects, class_names, sample_id=sample_id, image_name=image_name)
             for feature in collection["features"]:
+                if downsample != (1.0, 1.0):
+                    feature["geometry"]["coordinates"] = _scaled(feature["geometry"]["coordinates"], downsample)
                 file.write(separator + json.dumps(feature, separators=(",", ":"), allow_nan=False).encode())
                 separator = b",\n"
         file.write(b"\n]}\n")
+
+
+def _scaled(coordinates: Any, scale_yx: tuple[float, float]) -> Any:
+    """Points (x, y), in lists of any depth, in the pixels of an image of another size."""
+    if isinstance(coordinates[0], list):
+        return [_scaled(part, scale_yx) for part in coordinates]
+    return [round(coordinates[0] * scale_yx[1], 3), round(coordinates[1] * scale_yx[0], 3)]
 
 
 def final_hw(final: FinalTiles) -> tuple[int, int]:

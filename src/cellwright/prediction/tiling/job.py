@@ -74,6 +74,19 @@ class JobFacts:
     regions: Regions | None = None
     tissue: Tissue | None = None
 
+    @property
+    def name(self) -> str:
+        """The name of the file of the image."""
+        return Path(str(self.source["path"])).name if self.source.get("path") else "image"
+
+    @property
+    def outline_place(self) -> dict[str, Any]:
+        """The image to which outlines belong, and where: see `write_outlines`."""
+        height, width = self.source.get("full_hw", self.facts.source_hw)
+        down_y, down_x = self.source.get("downsample", (1.0, 1.0))
+        place = {"full_hw": (int(height), int(width)), "downsample": (float(down_y), float(down_x))}
+        return {"image_name": self.name, "sample_id": self.name, **place}
+
     @cached_property
     def key(self) -> str:
         """What identifies the job in its tile files."""
@@ -132,6 +145,8 @@ class JobFacts:
             )
             if any(not 0 <= tile < len(grid) for tile in job.tiles):
                 raise ValueError("a tile is not in the grid")
+            if min(job.outline_place["downsample"]) <= 0:
+                raise ValueError("the scale of the level is out of range")
         except (CellwrightError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             remedy = "start the job again in another folder"
             raise FormatError("the record of this job is damaged", where=path, got=str(error), remedy=remedy) from error
@@ -286,10 +301,9 @@ def finish(
     if labels is None:
         labels = "zarr" if find_spec("zarr") is not None else "tiff"
     hw, pixel_size = job.grid.source_hw, source.pixel_size_um
-    image = Path(str(job.source["path"])).name if job.source.get("path") else "image"
     table = TABLE_PARQUET if find_spec("pyarrow") is not None else TABLE_CSV
     write_objects_table(root / table, tiles, job.class_names, track=track)
-    write_outlines(root / OUTLINES, tiles, job.class_names, image_name=image, sample_id=image, track=track)
+    write_outlines(root / OUTLINES, tiles, job.class_names, **job.outline_place, track=track)
     painter = LabelPainter(tiles)
     if labels == "zarr":
         write_label_zarr(root / LABELS_ZARR, hw, painter, pixel_size_um=pixel_size, track=track)
@@ -297,7 +311,7 @@ def finish(
         write_label_tiff(root / LABELS_TIFF, hw, painter, pixel_size_um=pixel_size, track=track)
     report = SeamReport.of(job.grid, tiles, job.regions)
     notes += summarise(tiles.notes, noun="tile") + report.warnings()
-    write_text(root / SUMMARY, _summary(image, job, tiles, report, failures))
+    write_text(root / SUMMARY, _summary(job, tiles, report, failures))
     write_text(root / FAILURES, _failures_csv(failures))
     files = [JOB_FILE, table, OUTLINES, SUMMARY, FAILURES]
     if draw is not None:
@@ -313,11 +327,11 @@ def finish(
     return tiles, files, notes
 
 
-def _summary(image: str, job: JobFacts, tiles: FinalTiles, report: SeamReport, failures: Sequence[Failure]) -> str:
+def _summary(job: JobFacts, tiles: FinalTiles, report: SeamReport, failures: Sequence[Failure]) -> str:
     """One row: what was found, and how."""
     diameter = job.facts.diameter
     row: dict[str, Any] = {
-        "image": image,
+        "image": job.name,
         "height_px": job.grid.source_hw[0],
         "width_px": job.grid.source_hw[1],
         "objects": tiles.n_objects,

@@ -52,6 +52,12 @@ class Regions:
         y0, x0, y1, x1 = window
         return Regions((f"{y0},{x0},{y1 - y0},{x1 - x0}",), shapely.box(x0, y0, x1, y1))
 
+    def reduced(self, downsample: tuple[float, float]) -> Regions:
+        """The same regions in a smaller copy of the image. downsample: (y, x) px of the image per px of the copy."""
+        if downsample == (1.0, 1.0):
+            return self
+        return Regions(self.words, shapely.transform(self.area, lambda points: points / downsample[::-1]))
+
     def contain(self, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
         """Which pixels (N,) bool are in a region."""
         return np.asarray(shapely.contains_xy(self.area, xs + 0.5, ys + 0.5), bool)
