@@ -226,7 +226,8 @@ def _large(
         plan.labels,
         Running(plan.workers, plan.dask, shard_of(plan.shard)),
     )
-    return reading.open(sources[0].path), request, why
+    path = sources[0].path
+    return reading.open(path if plan.dask is None else path.resolve()), request, why
 
 
 def predict_folder(  # noqa: PLR0913 - the options of the command

@@ -416,8 +416,12 @@ class _Parts:
         """The work, for other processes."""
         running = self.request.running
         threads = max((os.cpu_count() or 1) // running.workers, 1) if running.dask is None else 1
+        from cellwright.models.weights.model_folder import bundled_model
+
+        # Workers may have another working directory.
+        names = (name if bundled_model(name) else str(Path(name).resolve()) for name in self.model.member_names)
         return OpenWork(
-            without_networks(self.model.predictor, iter(self.model.member_names)),
+            without_networks(self.model.predictor, names),
             self.request.device,
             self.source,
             self.seen,
@@ -589,6 +593,8 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         (True, True)
     """
     model = load_model(model) if isinstance(model, str | Path) else model
+    if dask is not None and isinstance(image, str | Path):
+        image = Path(image).resolve()
     source = open_image(image, channel=channel, keep_channels=True)
     request = TileRequest(
         identity_of([model]),

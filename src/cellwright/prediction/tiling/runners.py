@@ -130,7 +130,7 @@ class _Task:
     def __call__(self, tile: int) -> Outcome:
         if self.ledger.has(tile) and not self.ledger.left([tile]):  # done by a worker that was lost afterwards
             return Outcome(tile, int(self.ledger.read(tile).stored.owned.sum()))
-        key = repr(self.ledger.root)
+        key = f"{self.ledger.root} {self.ledger.job}"
         if key not in _open_works:
             _open_works.clear()
             _open_works[key] = self.make_work()
