@@ -95,7 +95,7 @@ def test_a_lost_or_damaged_tile_is_predicted_again(job: Path, tmp_path: Path) ->
         assert (root / name).read_bytes() == (job / name).read_bytes(), name
     record = JobFacts.read(root)
     assert not record.ledger(root).left()
-    other = dataclasses.replace(record, request={})
+    other = dataclasses.replace(record, request={}, key="")
     assert len(other.ledger(root).left(verify=True)) == len(record.tiles), "tiles of another job never count"
 
 

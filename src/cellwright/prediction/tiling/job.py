@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +61,8 @@ class JobFacts:
 
     source: path, fingerprint, size, channels, pixel size. request: what identifies the job: digests and options.
     tiles: the numbers of the tiles to predict. regions: where objects are kept; None: everywhere. tissue: what tells
-    which of the other tiles are skipped; None: no tile is.
+    which of the other tiles are skipped; None: no tile is. key: what identifies the job in its tile files, a digest of
+    what ``job.json`` says, whichever version wrote it.
     """
 
     source: Mapping[str, Any]
@@ -73,6 +73,11 @@ class JobFacts:
     tiles: tuple[int, ...]
     regions: Regions | None = None
     tissue: Tissue | None = None
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", _key_of(self._content()))
 
     @property
     def name(self) -> str:
@@ -86,13 +91,6 @@ class JobFacts:
         down_y, down_x = self.source.get("downsample", (1.0, 1.0))
         place = {"full_hw": (int(height), int(width)), "downsample": (float(down_y), float(down_x))}
         return {"image_name": self.name, "sample_id": self.name, **place}
-
-    @cached_property
-    def key(self) -> str:
-        """What identifies the job in its tile files."""
-        content = self._content()
-        del content["tiles"]  # what a tile finds does not depend on the others
-        return digest_of(json.dumps(content, sort_keys=True))
 
     def ledger(self, root: Path) -> Ledger:
         """The tile files of the job below ``root/tiles``."""
@@ -142,6 +140,7 @@ class JobFacts:
                 tuple(tiles),
                 None if content.get("regions") is None else Regions.from_dict(content["regions"]),
                 None if content.get("tissue") is None else Tissue.from_dict(content["tissue"]),
+                _key_of(content),
             )
             if any(not 0 <= tile < len(grid) for tile in job.tiles):
                 raise ValueError("a tile is not in the grid")
@@ -151,6 +150,11 @@ class JobFacts:
             remedy = "start the job again in another folder"
             raise FormatError("the record of this job is damaged", where=path, got=str(error), remedy=remedy) from error
         return job
+
+
+def _key_of(content: Mapping[str, Any]) -> str:
+    """The digest of all but the tiles: what a tile finds does not depend on the others."""
+    return digest_of(json.dumps({**content, "tiles": None}, sort_keys=True))
 
 
 def _check_values(source: Mapping[str, Any], request: Mapping[str, Any]) -> None:
