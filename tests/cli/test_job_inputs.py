@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+import shapely
 import tifffile
 from drawn import run
 
@@ -26,12 +27,12 @@ def mixed(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(job, root / "job")
     words = ["predict", root / "field.tif", "--model=classical", "--quiet", "--out", root / "predictions"]
     assert run(*words) == 0
-    words = ["evaluate", root / "predictions", "--data", root / "job", "--pictures=1", "--quiet"]
+    words = ["evaluate", root / "predictions", "--data", root / "job", "--metrics=pq", "--pictures=0", "--quiet"]
     assert run(*words, "--out", root / "evaluation") == 0
     return root
 
 
-@pytest.mark.parametrize("name", ["job", "predictions", "evaluation", "evaluation/errors"])
+@pytest.mark.parametrize("name", ["job", "predictions", "evaluation", "job/tiles"])
 def test_results_are_not_predicted_on(name: str, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run("predict", mixed / name, "--model=classical", "--out", tmp_path / "x") == 2
     assert "a result of cellwright" in capsys.readouterr().err
@@ -165,3 +166,61 @@ def test_the_part_of_a_large_image_with_most_errors_is_drawn(job: Path, tmp_path
     assert picture.shape[1] == 128 * 4
     is_yellow = (picture[..., 0] > 200) & (picture[..., 1] > 180) & (picture[..., 2] < 100)
     assert is_yellow[: 128 * 4].sum() > 200
+
+
+def test_a_job_becomes_a_spatialdata_store(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Read by the packages that SpatialData is made of; `spatialdata` 0.7.3 itself read the same store."""
+    zarr = pytest.importorskip("zarr")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    store = tmp_path / "field.zarr"
+    assert run("export", job, "--to=spatialdata", "--out", store) == 0
+    assert "not the pixels of the image" in capsys.readouterr().err
+    assert run("export", job, "--to=spatialdata", "--out", tmp_path / "field.sd") == 2
+    labels = tifffile.imread(job / "labels.tif")
+    n = int(labels.max())
+    root = zarr.open_group(store, mode="r")
+    assert root.attrs["spatialdata_attrs"]["version"] == "0.2"
+    (multiscale,) = root["labels/labels"].attrs["ome"]["multiscales"]
+    assert np.array_equal(root["labels/labels"][multiscale["datasets"][0]["path"]][:], labels)
+    assert [one["output"]["name"] for one in multiscale["coordinateTransformations"]] == ["global", "micrometers"]
+    outlines = parquet.read_table(store / "shapes" / "outlines" / "shapes.parquet")
+    geo = json.loads(outlines.schema.metadata[b"geo"])
+    assert geo["columns"][geo["primary_column"]]["encoding"] == "WKB"
+    shapes = shapely.from_wkb(outlines["geometry"].to_numpy())
+    assert shapely.is_valid(shapes).all()
+    assert outlines.to_pandas().index.tolist() == list(range(1, n + 1))
+    areas = np.bincount(labels.ravel())[1:]
+    assert np.array_equal(shapely.area(shapes), areas)
+    table = root["tables/objects"]
+    attrs = dict(table.attrs)
+    assert (attrs["region"], attrs["region_key"], attrs["instance_key"]) == ("labels", "region", "label")
+    names = table["var/_index"][:].tolist()
+    assert np.array_equal(table["X"][:, names.index("area_px")], areas)
+    assert table["obs/label"][:].tolist() == list(range(1, n + 1))
+    assert table["obs/_index"][:].tolist() == list(map(str, range(1, n + 1)))
+    assert table["obs/class/categories"][:][table["obs/class/codes"][:]].tolist() == ["nucleus"] * n
+    x, y = table["obsm/spatial"][:].T
+    centres = shapely.centroid(shapes)
+    assert np.allclose([x, y], [shapely.get_x(centres), shapely.get_y(centres)])
+
+
+def test_rows_of_a_spatialdata_table_are_written_by_chunk(job: Path, tmp_path: Path, monkeypatch) -> None:
+    zarr = pytest.importorskip("zarr")
+    monkeypatch.setattr("cellwright.prediction.tiling.spatialdata_store._ROWS_PER_CHUNK", 10)
+    assert run("export", job, "--to=spatialdata", "--quiet", "--out", tmp_path / "field.zarr") == 0
+    obs = zarr.open_group(tmp_path / "field.zarr", mode="r")["tables/objects/obs"]
+    assert obs["label"].chunks == (10,)
+    assert obs["label"][:].tolist() == list(range(1, obs["label"].shape[0] + 1))
+    assert len(set(obs["tile"][:].tolist())) > 3
+
+
+def test_corrected_labels_are_not_exported_as_they_were(job: Path, tmp_path: Path, capsys) -> None:
+    edited = tmp_path / "job"
+    shutil.copytree(job, edited)
+    labels = tifffile.imread(edited / "labels.tif")
+    labels[labels == 3] = 0
+    tifffile.imwrite(edited / "labels.tif", labels)
+    assert run("export", edited, "--to=geojson", "--out", tmp_path / "x.geojson") == 2
+    assert "the labels of this job were edited" in capsys.readouterr().err
+    assert run("data", "convert", edited, "--out", tmp_path / "dataset") == 0
+    assert 3 not in cw.read_instances(tmp_path / "dataset").ids

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from cellwright.api.export_job import JOB_FORMATS, check_job_export, export_job
+from cellwright.api.export_job import JOB_FORMATS, SPATIALDATA, check_job_export, export_job
 from cellwright.api.outputs import FileOutput, FolderOutput, write_once
 from cellwright.api.shared_options import FormatName
 from cellwright.core.errors import InputError, UsageError, did_you_mean
@@ -141,11 +141,19 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
 def _run_job(plan: ExportPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
     """Export the objects of one large image."""
     check_job_export(plan.prediction, plan.to, plan.out)
-    output = FileOutput(plan.out, inputs=[plan.prediction], overwrite=plan.overwrite)
+    is_store = plan.to == SPATIALDATA
+    if is_store:
+        output = FolderOutput(plan.out, "export", inputs=[plan.prediction], overwrite=plan.overwrite)
+    else:
+        output = FileOutput(plan.out, inputs=[plan.prediction], overwrite=plan.overwrite)
     n_objects: list[int] = []
 
     def write(folder: Path) -> None:
-        n_objects.append(export_job(plan.prediction, plan.to, folder / plan.out.name, screen.track))
+        target = folder if is_store else folder / plan.out.name
+        n_objects.append(export_job(plan.prediction, plan.to, target, screen.track))
 
     paths = write_once(output, write, str(plan.out), screen, dry_run=dry_run)
+    if paths and is_store:
+        screen.note("the store has labels, outlines and measurements, not the pixels of the image")
+        paths = [plan.out]
     return None if dry_run else Exported(tuple(paths), plan.to, n_objects[0] if n_objects else 0, 1, 0)

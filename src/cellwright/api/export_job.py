@@ -8,14 +8,22 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellwright.core.errors import OutputError, UsageError, did_you_mean
+from cellwright.core.errors import InputError, OutputError, UsageError, did_you_mean
 from cellwright.core.files import atomic_path
 from cellwright.core.progress import Track
+from cellwright.data.formats.tile_job import edited_labels
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_outlines
 from cellwright.prediction.tiling.job import JobFacts
 from cellwright.prediction.tiling.label_writers import write_label_tiff
+from cellwright.prediction.tiling.spatialdata_store import write_spatialdata
 
-JOB_FORMATS = {"geojson": (".geojson", ".gz", ".json"), "labels_tiff": (".tif", ".tiff"), "coco_results": (".json",)}
+JOB_FORMATS = {
+    "geojson": (".geojson", ".gz", ".json"),
+    "labels_tiff": (".tif", ".tiff"),
+    "coco_results": (".json",),
+    "spatialdata": (".zarr",),
+}
+SPATIALDATA = "spatialdata"  # the only one that is a folder
 
 
 def check_job_export(folder: Path, to: str, out: Path) -> None:
@@ -31,6 +39,9 @@ def check_job_export(folder: Path, to: str, out: Path) -> None:
     if out.suffix.lower() not in JOB_FORMATS[to]:
         raise UsageError("invalid name of the output", got=out.name, expected=f"a name ending in {JOB_FORMATS[to][0]}")
     job = JobFacts.read(folder)
+    if (labels := edited_labels(folder)) is not None:
+        remedy = "convert the job to a dataset, which has the corrected objects, and export that"
+        raise InputError("the labels of this job were edited", where=labels, expected="as written", remedy=remedy)
     ledger = job.ledger(folder)
     failed = {failure.tile for failure in ledger.failures()}
     if any(tile not in failed for tile in ledger.left(verify=False)):
@@ -38,8 +49,10 @@ def check_job_export(folder: Path, to: str, out: Path) -> None:
 
 
 def export_job(folder: Path, to: str, out: Path, track: Track) -> int:
-    """Write the objects of a job to one file; returns their number."""
+    """Write the objects of a job to one file, or into the folder ``out`` of a store; returns their number."""
     job = JobFacts.read(folder)
+    size = job.source.get("pixel_size_um")
+    pixel_size = None if size is None else (float(size[0]), float(size[1]))
     with tempfile.TemporaryDirectory(prefix=".cellwright-", dir=out.parent) as scratch:
         options = dict(job.request.get("options", {}))
         final = resolve(
@@ -57,14 +70,16 @@ def export_job(folder: Path, to: str, out: Path, track: Track) -> int:
                 if out.suffix != ".gz":
                     _gunzip(out)
             case "labels_tiff":
-                size = job.source.get("pixel_size_um")
-                pixel_size = None if size is None else (float(size[0]), float(size[1]))
                 with atomic_path(out) as temporary:
                     write_label_tiff(
                         temporary, job.grid.source_hw, LabelPainter(final), pixel_size_um=pixel_size, track=track
                     )
             case "coco_results":
                 _write_results(out, final, job.class_names, track)
+            case "spatialdata":
+                write_spatialdata(
+                    out, final, job.class_names, job.grid.source_hw, pixel_size_um=pixel_size, track=track
+                )
         return final.n_objects
 
 

@@ -65,7 +65,7 @@ class TileJob(Format):
         if class_names != record.class_names:
             remedy = "omit `classes`, or export the job to GeoJSON and read that"
             raise UsageError("the classes of a tile job cannot be selected", where=path, remedy=remedy)
-        notes = (*notes, *_edited(path, labels), *record.notes)
+        notes = (*notes, *_edited(path), *record.notes)
         info = record.reading.to_dict() | {"format": self.name}
         return Dataset((sample,), class_names, root=path, info=info, notes=notes)
 
@@ -145,21 +145,29 @@ def _image_of(folder: Path, record: _Record, options: ReadOptions) -> tuple[Path
     return None, ()
 
 
-def _edited(folder: Path, labels: Path) -> list[Note]:
+def _edited(folder: Path) -> list[Note]:
     """A note if the labels were corrected. Raises `InputError` if the outlines were, which are not read."""
     claim = Claim.read(folder)
-    if claim is None:
-        return []
-    if OUTLINES in claim.files and not is_as_written(folder, OUTLINES, claim.files[OUTLINES]):
+    if claim is not None and OUTLINES in claim.files and not is_as_written(folder, OUTLINES, claim.files[OUTLINES]):
         raise InputError(
             "the outlines of this job were edited, but of a job its labels are read",
             where=folder / OUTLINES,
             remedy="give this file itself, or remove it",
         )
-    names = [name for name in claim.files if name == labels.name or name.startswith(f"{labels.name}/")]
-    if all(is_as_written(folder, name, claim.files[name]) for name in names):
+    labels = edited_labels(folder)
+    if labels is None:
         return []
     return [Note("corrected labels were read", f"{labels.name} was edited: the objects in it were read", folder.name)]
+
+
+def edited_labels(folder: Path) -> Path | None:
+    """The label image of a job if it is not as it was written; None also if that is not known."""
+    claim = Claim.read(folder)
+    if claim is None:
+        return None
+    labels = _labels_of(folder)
+    names = [name for name in claim.files if name == labels.name or name.startswith(f"{labels.name}/")]
+    return None if all(is_as_written(folder, name, claim.files[name]) for name in names) else labels
 
 
 @dataclass(frozen=True, eq=False)
