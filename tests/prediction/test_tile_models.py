@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from scipy import ndimage
 from torch import Tensor
 
 from cellwright.config.input import InputConfig
 from cellwright.config.recipe import Recipe
+from cellwright.core.dataset import Sample
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.data.images.reading import Reading
 from cellwright.data.images.source import open_image
+from cellwright.data.survey import survey_images
 from cellwright.data.views import PLAIN, View
 from cellwright.models.build import build_network
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
@@ -25,6 +31,7 @@ from cellwright.ops.boxes import Extent
 from cellwright.prediction.backends.torch import NetworkPredictor
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Predictor
+from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.models import tile_model
 from cellwright.prediction.tiling.seams import Seams
@@ -136,3 +143,38 @@ def test_a_short_side_needs_the_scale_of_training() -> None:
     assert len(tall.instances) != 0
     with pytest.raises(UsageError, match="factors"):
         tile_model(predictor.with_views((View(short_side=64),)))
+
+
+def test_images_are_scaled_to_the_pixel_size_of_training() -> None:
+    """As if the recipe had that scale, in tiles too."""
+    network, image = seeing_squares(PYRAMID), replace(squares((90, 700), 25), pixel_size_um=(0.4, 0.4))
+    predictor = NetworkPredictor(network, InputConfig(), "detectron2", pixel_size_um=0.5)
+    (whole,) = predictor.predict([image])
+    (note,) = whole.notes
+    assert "pixels of 0.4 um, where the training images have 0.5 um: scaled by 0.8" in note.text
+    (expected,) = replace(predictor, input_config=InputConfig(scale=0.8), pixel_size_um=None).predict([image])
+    assert len(expected.instances) > 15
+    assert whole.instances.masks == expected.instances.masks
+    grid, tiles = tiled(predictor, image, 200)
+    assert grid.net_hw == (72, 560)
+    check_same(whole.instances, tiles)
+    facts = tile_model(predictor).facts(open_image(image))
+    assert ImageFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+    assert facts.notes == whole.notes
+    for size, text in (((0.51, 0.51), ""), ((25.0, 25.0), "not scaled"), (None, "")):
+        (prediction,) = predictor.predict([replace(image, pixel_size_um=size)])
+        assert text in "".join(note.text for note in prediction.notes)
+        (plain,) = replace(predictor, pixel_size_um=None).predict([image])
+        assert prediction.instances.masks == plain.instances.masks
+
+
+def test_training_records_the_pixel_size_of_its_images(tmp_path: Path) -> None:
+    samples = []
+    for k, per_cm in enumerate((20000, 20400, 40000)):
+        path, hw = tmp_path / f"{k}.tif", (40, 50)
+        tifffile.imwrite(path, np.zeros(hw, np.uint8), resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+        samples.append(Sample(str(k), path, hw, lambda: Instances.empty((40, 50))))
+    for n, expected in ((2, pytest.approx(0.495, abs=1e-3)), (3, None)):
+        survey = survey_images(samples[:n], InputConfig(channels=1), Reading())
+        assert survey.pixel_size_um == expected
+    assert survey_images(samples, InputConfig(channels=1), Reading(pixel_size=0.3)).pixel_size_um == 0.3

@@ -308,6 +308,7 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     from cellwright.data.value_range import TrainingValues
     from cellwright.models.weights.model_folder import recipe_of
     from cellwright.models.weights.torch_io import load_network
+    from cellwright.prediction.backends.torch import NetworkPredictor
 
     if str(name) == "classical":
         # .3 was chosen on the same training images as the method's other defaults.
@@ -321,6 +322,9 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     training = None if info.values is None else TrainingValues.from_dict(info.values, name)
     facts = {"training": training, "trained_channels": info.channels, "scale": info.scale}
     model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
+    assert isinstance(model.predictor, NetworkPredictor)
+    predictor = dataclasses.replace(model.predictor, pixel_size_um=info.pixel_size_um)
+    model = dataclasses.replace(model, predictor=predictor)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
     options = _tuned_options(model.options, info, name)
     return dataclasses.replace(model, options=options, own=None, tuned_on=info.tuned_on, trained_on=info.trained_on)

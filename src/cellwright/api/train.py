@@ -535,6 +535,7 @@ def _model_info(request: _Request, environment: dict[str, Any], identity: Identi
         channels=request.survey.channels,
         values=None if values is None else values.to_dict(),
         scale=training_scale(sizes, recipe.input, CONVENTIONS[recipe.conventions].resize_rule),
+        pixel_size_um=request.survey.pixel_size_um,
         data_licence=dataset.licence,
         version=__version__,
         git_hash=git["commit"] if isinstance(git, dict) else None,

@@ -11,6 +11,7 @@ What happens to the channels of an image (`network_channels`):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -21,10 +22,13 @@ from cellwright.config.input import InputConfig
 from cellwright.core.errors import InputError
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
+from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.resize import pillow_window, resized, resized_window
 from cellwright.data.value_range import dtype_scale
 
+# Pixel sizes that differ by less than this factor are the same; by more than the other, one of them is wrong.
+_SAME_SIZE, _LARGEST_RESAMPLING = 1.05, 8.0
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 Limits: TypeAlias = Sequence[tuple[float, float]]
@@ -115,6 +119,42 @@ def training_scale(image_hws: Sequence[tuple[int, int]], config: InputConfig, ru
     if config.diameter_px is not None or not image_hws:
         return None
     return float(np.median([network_hw(hw, config, rule)[0] / hw[0] for hw in image_hws]))
+
+
+def pixel_size_of_training(sizes_um: Sequence[tuple[float, float] | None]) -> float | None:
+    """The pixel size of training images, microns; None if one is not known, or if they differ by more than 5 %.
+
+    >>> pixel_size_of_training([(0.5, 0.5), (0.51, 0.51)]), pixel_size_of_training([(0.5, 0.5), None])
+    (0.505, None)
+    """
+    known = [math.sqrt(y * x) for y, x in (size for size in sizes_um if size is not None)]
+    if not known or len(known) < len(sizes_um) or max(known) > _SAME_SIZE * min(known):
+        return None
+    return round(float(np.median(known)), 6)
+
+
+def resampled(
+    config: InputConfig, size_um: tuple[float, float] | None, trained_um: float | None
+) -> tuple[InputConfig, tuple[Note, ...]]:
+    """``config`` with the scale at which an image has the pixel size of the training images, and a note about it.
+
+    size_um: (y, x) of the image; trained_um: of the training images. Unchanged if one is not known, if they are about
+    the same, and for a ``config`` in which a diameter or a short side decides the scale. Sizes that differ more than
+    8 times are not taken for true.
+    """
+    if size_um is None or trained_um is None or config.diameter_px is not None or config.short_side is not None:
+        return config, ()
+    own = math.sqrt(size_um[0] * size_um[1])
+    ratio = own / trained_um
+    if max(ratio, 1 / ratio) <= _SAME_SIZE:
+        return config, ()
+    sizes = f"pixels of {own:.3g} um, where the training images have {trained_um:.3g} um"
+    if max(ratio, 1 / ratio) > _LARGEST_RESAMPLING:
+        text = f"warning: {sizes}: the image is not scaled; if this is wrong, state the true size with `pixel_size`"
+        return config, (Note("the pixel size is unlike that of the training images", text),)
+    text = f"{sizes}: scaled by {ratio:.3g} for the network; state another size with `pixel_size`"
+    note = Note("images were scaled to the pixel size of the training images", text)
+    return config.model_copy(update={"scale": config.scale * ratio}), (note,)
 
 
 def diameter_scale(diameter_px: float, config: InputConfig) -> float:

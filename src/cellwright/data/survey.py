@@ -15,6 +15,7 @@ from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.channels import RGB, TRAINED_ON, UNNAMED, choose_channels
 from cellwright.data.images.reading import Reading
+from cellwright.data.network_input import pixel_size_of_training
 from cellwright.data.value_range import ImageValues, TrainingValues, depth_of, dtype_scale, full_scale
 
 # Images that are read; of images with more than 8 bits, whose maximum decides the depth, more.
@@ -31,7 +32,7 @@ class Survey:
     """The training images as the network sees them.
 
     config: ``input`` of the recipe with what the images decide: the names of their channels, and the value that is full
-    scale. channels: see ``ModelInfo.channels``. values: those of the images; None without images. notes: what was
+    scale. channels, pixel_size_um: see ``ModelInfo``. values: those of the images; None without images. notes: what was
     assumed, and what is unusual.
     """
 
@@ -39,6 +40,7 @@ class Survey:
     channels: tuple[str, ...] = ()
     values: TrainingValues | None = None
     notes: tuple[Note, ...] = ()
+    pixel_size_um: float | None = None
 
 
 def survey_images(samples: Sequence[Sample], config: InputConfig, reading: Reading) -> Survey:
@@ -46,17 +48,18 @@ def survey_images(samples: Sequence[Sample], config: InputConfig, reading: Readi
 
     reading: the plane, time point and image of each file; the channels are those of ``config.channel``.
     """
-    paths = [(sample.image_path, sample.id) for sample in samples if sample.image_path is not None]
+    paths = [(one.image_path, one.id, one.pixel_size_um) for one in samples if one.image_path is not None]
     picked = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), MAX_IMAGES)).astype(int)).tolist()
     seen: dict[tuple[str, ...], None] = {}
-    values, notes = [], []
+    values, notes, sizes = [], [], []
     trained: tuple[str, ...] = ()
     for round_of in (picked, sorted(set(range(len(paths))) - set(picked))[: MAX_DEEP_IMAGES - len(picked)]):
         for k in round_of:
-            path, name = paths[k]
+            path, name, size = paths[k]
             image = choose_channels(reading.read(path), config.channel, config.channels, trained=trained)
             image = image.without_alpha()
             values.append(ImageValues.of(image))
+            sizes.append(image.pixel_size_um or size)
             # A channel that is found by the name of the one that was assumed is no second assumption.
             assumed = [note for note in image.notes if note.kind != TRAINED_ON or image.n_channels > 1]
             notes += [dataclasses.replace(note, where=name) for note in assumed]
@@ -71,7 +74,8 @@ def survey_images(samples: Sequence[Sample], config: InputConfig, reading: Readi
     if not config.channel and trained and len(seen) == 1:
         config = config.model_copy(update={"channel": trained})
     config, of_range = _with_range(config, values)
-    return Survey(config, channels, TrainingValues.of(values, config), (*notes, *of_range))
+    training = TrainingValues.of(values, config)
+    return Survey(config, channels, training, (*notes, *of_range), pixel_size_of_training(sizes))
 
 
 def _is_plain(image: Image) -> bool:

@@ -19,7 +19,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
-from cellwright.data.network_input import ResizeRule, rescale, resize_for_network, to_network
+from cellwright.data.network_input import ResizeRule, resampled, rescale, resize_for_network, to_network
 from cellwright.data.value_range import TrainingValues, input_for
 from cellwright.data.views import PLAIN, View
 from cellwright.models.contract import DetectsViews, Explains, Network
@@ -46,6 +46,7 @@ class NetworkPredictor:
     training: the values of the images that the network was trained on; None if they are not known.
     trained_channels: see `Predictor`.
     scale: pixels of the input per pixel of the training images; None if it is not known.
+    pixel_size_um: of the training images, see `resampled`; None if it is not known.
     """
 
     network: Network
@@ -59,6 +60,7 @@ class NetworkPredictor:
     training: TrainingValues | None = None
     trained_channels: tuple[str, ...] = ()
     scale: float | None = None
+    pixel_size_um: float | None = None
 
     @property
     def uses_diameter(self) -> bool:
@@ -158,7 +160,9 @@ class NetworkPredictor:
 
     def _resizer(self, image: Image) -> tuple[Callable[[View], np.ndarray], Diameter | None, tuple[Note, ...]]:
         """The function from a view to the input (C, h, w) at the view's size, not turned; diameter used; notes."""
-        config, notes = input_for(image, self.input_config, self.training)
+        config, range_notes = input_for(image, self.input_config, self.training)
+        config, size_notes = resampled(config, image.pixel_size_um, self.pixel_size_um)
+        notes = (*range_notes, *size_notes)
         if config.diameter_px is None:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
         pixels, px, rounding, is_noise = to_network(image, config), self.diameter_px, False, False

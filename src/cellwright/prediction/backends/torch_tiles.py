@@ -61,6 +61,7 @@ class NetworkTiles:
                 predictor.detect_input,
                 training=predictor.training,
                 diameter_px=predictor.diameter_px,
+                trained_um=predictor.pixel_size_um,
                 track=track,
             )
         if self.sees_the_field:
@@ -109,7 +110,7 @@ class NetworkTiles:
 
     def net_hw(self, facts: ImageFacts, view: View) -> tuple[int, int]:
         """(h, w) of the whole image at the size of a view."""
-        config = self.config
+        config = facts.config(self.config)
         if facts.diameter is None:
             return network_hw(facts.source_hw, view.input_config(config), self.predictor.resize_rule)
         px, scale = facts.diameter.px, view.scale

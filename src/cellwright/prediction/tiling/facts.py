@@ -17,7 +17,7 @@ from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.pixels import finite_limits
 from cellwright.data.images.source import ImageSource
-from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised
+from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised, resampled
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
 from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
 from cellwright.prediction.tiling.statistics import FiniteSource, read_block, readable_blocks, values_of
@@ -32,7 +32,8 @@ N_REGIONS = 7
 class ImageFacts:
     """The facts of one image.
 
-    source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range`` for this image.
+    source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range`` for this image. scale:
+    ``input.scale`` for this image, if its pixel size decides it.
     limits: for percentile normalisation the values (low, high) of each network channel that become 0 and 1; else ().
     finite: the values (low, high) of each channel that replace NaN and infinity; () if all pixels are finite.
     diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed.
@@ -43,6 +44,7 @@ class ImageFacts:
     full_range: float | None = None
     limits: tuple[tuple[float, float], ...] = ()
     finite: tuple[tuple[float, float], ...] = ()
+    scale: float | None = None
     diameter: Diameter | None = None
     notes: tuple[Note, ...] = ()
 
@@ -62,10 +64,11 @@ class ImageFacts:
                 None if values["full_range"] is None else float(values["full_range"]),
                 tuple((float(low), float(high)) for low, high in values["limits"]),
                 tuple((float(low), float(high)) for low, high in values.get("finite", ())),
+                None if values.get("scale") is None else float(values["scale"]),
                 None if diameter is None else Diameter(**diameter),
                 tuple(Note(**{name: str(text) for name, text in note.items()}) for note in values["notes"]),
             )
-            sizes, numbers = (*facts.source_hw, *facts.net_hw), [facts.full_range or 1.0]
+            sizes, numbers = (*facts.source_hw, *facts.net_hw), [facts.full_range or 1.0, facts.scale or 1.0]
             numbers += [*np.ravel(facts.limits), *np.ravel(facts.finite)]
             if facts.diameter is not None:
                 numbers += [facts.diameter.px or 1.0, facts.diameter.scale, facts.diameter.requested_scale or 1.0]
@@ -77,8 +80,9 @@ class ImageFacts:
         return facts
 
     def config(self, config: InputConfig) -> InputConfig:
-        """The network's input configuration, with the range of this image."""
-        return config if self.full_range is None else config.model_copy(update={"full_range": self.full_range})
+        """The network's input configuration, with the range and the scale of this image."""
+        own = {"full_range": self.full_range, "scale": self.scale}
+        return config.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     def normalised(self, region: Image, config: InputConfig) -> np.ndarray:
         """A region (C, H, W) float32, with the normalisation of the whole image."""
@@ -97,12 +101,13 @@ def find_facts(
     *,
     training: TrainingValues | None = None,
     diameter_px: float | None = None,
+    trained_um: float | None = None,
     track: Track = no_progress,
 ) -> ImageFacts:
     """The facts of an image for a network; ``source`` has the channels that it sees.
 
-    detect: the scored objects of a network input (C, h, w), for the estimate of the
-    diameter. diameter_px: given by the user; None estimates it where ``config`` needs one.
+    detect: the scored objects of a network input (C, h, w), for the estimate of the diameter. diameter_px: given by the
+    user; None estimates it where ``config`` needs one. trained_um: pixel size of the training images, see `resampled`.
 
     Reads the image once (float32 three times), block by block. Raises `InputError` for channels that do not fit, and
     for a channel without a finite value.
@@ -125,7 +130,9 @@ def find_facts(
         notes = (*notes, *range_notes)
         facts = replace(facts, full_range=own.full_range)
     if config.diameter_px is None:
-        return replace(facts, net_hw=network_hw(source.image_hw, config, rule), notes=notes)
+        scaled, size_notes = resampled(config, source.pixel_size_um, trained_um)
+        facts = replace(facts, scale=scaled.scale if size_notes else None, notes=(*notes, *size_notes))
+        return replace(facts, net_hw=network_hw(source.image_hw, scaled, rule))
     estimate, estimated = Estimate(diameter_px), diameter_px is None
     if estimated:
         estimate = Estimate(None, is_noise=True) if rounding else _estimate(source, facts, config, detect)
