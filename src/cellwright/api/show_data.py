@@ -15,10 +15,12 @@ from cellwright.api.shared_options import Channel, FormatName, Planes, Series, T
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_png
+from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.result_folders import is_job_folder
 from cellwright.core.text import count
 from cellwright.data.images.reading import Reading
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 TILE_PX = 480
 VARIANT_TILE_PX = 320
+REGION_PX = 8192  # the largest side of a region that is drawn at full size
 
 
 @Parameter(name="*")
@@ -51,6 +54,10 @@ class ShowPlan:
     """A recipe: show each image in a row with random variants of it, as training with this recipe sees them."""
     variants: int = 5
     """Variants per image."""
+    roi: tuple[int, ...] = ()
+    """Draw this region of one image, at full size: y0,x0,height,width in pixels."""
+    cores: bool = False
+    """With a region of a tile job: draw the borders between tiles."""
     out: Path = Path("work/contact_sheet.png")
     """PNG file to write."""
     overwrite: bool = False
@@ -67,6 +74,7 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
 
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
+    _check_region(plan)
     output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite)
     recipe = None if plan.augment is None else load(plan.augment)
     dataset = of_split(
@@ -76,10 +84,67 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
         screen.note(note)
 
     def write(folder: Path) -> None:
-        sheet = _image_sheet(plan, dataset, screen) if recipe is None else _variant_sheet(plan, dataset, recipe, screen)
-        write_png(folder / plan.out.name, sheet)
+        if plan.roi:
+            picture = _region_picture(plan, dataset)
+        elif recipe is None:
+            picture = _image_sheet(plan, dataset, screen)
+        else:
+            picture = _variant_sheet(plan, dataset, recipe, screen)
+        write_png(folder / plan.out.name, picture)
 
     return plan.out if write_once(output, write, str(plan.out), screen, dry_run=dry_run) else None
+
+
+def _check_region(plan: ShowPlan) -> None:
+    if plan.roi and (len(plan.roi) != 4 or min(plan.roi) < 0 or 0 in plan.roi[2:] or max(plan.roi[2:]) > REGION_PX):
+        expected = f"y0,x0,height,width in pixels, at most {REGION_PX:,} high and wide"
+        raise UsageError("invalid `roi`", got=",".join(map(str, plan.roi)), expected=expected)
+    if plan.roi and plan.augment is not None:
+        raise UsageError("`roi` shows an image as it is", got="`augment`", remedy="omit one of them")
+    if plan.cores and not (plan.roi and is_job_folder(plan.dataset)):
+        raise UsageError("`cores` is for a region of a tile job", got=str(plan.dataset), remedy="omit it")
+
+
+def _region_picture(plan: ShowPlan, dataset: Dataset) -> np.ndarray:
+    """A region of the only image, with the objects in it."""
+    from cellwright.report.draw import draw_picture, enlargement
+
+    if len(dataset) != 1:
+        got, remedy = count(len(dataset), "image"), "give one image, or a tile job"
+        raise UsageError("`roi` is for one image", got=got, remedy=remedy)
+    sample = dataset[0]
+    (height, width), (y0, x0, h, w) = sample.image_hw, plan.roi
+    window = Window(y0, x0, min(y0 + h, height), min(x0 + w, width))
+    if min(window.hw) <= 0:
+        raise UsageError("`roi` lies outside the image", got=f"{y0},{x0},{h},{w}", expected=f"{height} x {width} px")
+    image = Reading.recorded(dataset.info).open(_image_path(sample, dataset), chosen=True).read(y0, x0, *window.hw)
+    cells = sample.read_instances()
+    masks = cells.masks.window(*window)
+    inside = masks.areas > 0
+    objects = Instances.from_masks(masks[inside], ids=cells.ids[inside], class_ids=cells.class_ids[inside])
+    caption = f"{sample.id}: {window.hw[0]} x {window.hw[1]} px from y {y0}, x {x0}"
+    picture = draw_picture(image, objects, class_names=dataset.class_names, caption=caption)
+    if plan.cores:
+        _draw_cores(picture, plan.dataset, window, enlargement(window.hw))
+    return picture
+
+
+def _draw_cores(picture: np.ndarray, job: Path, window: Window, factor: int) -> None:
+    """Draw the borders of the cores of tiles into the picture of a window, as lines of black and white dashes."""
+    from cellwright.prediction.tiling.job import JobFacts
+
+    grid = JobFacts.read(job).grid
+    (height, width), scales = window.hw, grid.scale_yx
+    y_edges, x_edges = ({round(edge / scales[axis]) for tile in grid for edge in tile.core[axis::2]} for axis in (0, 1))
+    picture = picture[: height * factor, : width * factor]
+    for edges, first, length, lines in (
+        (y_edges, window.y0, height, picture),
+        (x_edges, window.x0, width, picture.swapaxes(0, 1)),
+    ):
+        dashes = np.where(np.arange(lines.shape[1]) // 6 % 2, 255, 0).astype(np.uint8)[:, None]
+        for edge in edges:
+            if 0 < edge - first < length:
+                lines[(edge - first) * factor] = dashes
 
 
 def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> np.ndarray:
