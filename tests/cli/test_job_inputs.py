@@ -16,6 +16,8 @@ from drawn import run
 
 import cellwright as cw
 from cellwright.data.formats.large_labels import read_large_labels
+from cellwright.measurement.table import measure_in_parts
+from cellwright.prediction.tiling.job import JobFacts
 from cellwright.prediction.tiling.label_writers import write_label_zarr
 
 
@@ -83,6 +85,34 @@ def test_a_job_is_read_as_one_image_with_its_own_image(job: Path, tmp_path: Path
     assert converted.image_path is not None
     assert converted.image_path.name == "field.tif"
     assert np.array_equal(converted.read_instances().masks.foreground(), labels > 0)
+
+
+def test_a_large_image_is_measured_in_parts(job: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    words = ["measure", job, "--ring=3"]
+    assert run(*words, "--out", tmp_path / "whole.csv") == 0
+    monkeypatch.setattr("cellwright.api.measure.LARGE_PX", 1000)
+    monkeypatch.setitem(measure_in_parts.__kwdefaults__, "part_px", 100)
+    monkeypatch.setattr("cellwright.data.images.reading.read_image", None)
+    assert run(*words, "--out", tmp_path / "parts.csv") == 0
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert run("measure", job, "--dry-run") == 0
+    assert "has these measurements already" in capsys.readouterr().err
+
+
+def test_a_region_of_a_job_is_drawn_with_the_borders_of_tiles(job: Path, tmp_path: Path, capsys) -> None:
+    region = ["data", "show", job, "--roi=100,90,120,130"]
+    assert run(*region, "--out", tmp_path / "plain.png") == 0
+    assert run(*region, "--cores", "--out", tmp_path / "cores.png") == 0
+    plain, cores = (np.asarray(PIL.Image.open(tmp_path / name)).astype(int) for name in ("plain.png", "cores.png"))
+    factor = plain.shape[1] // 130
+    changed = (plain != cores).any(axis=2)[: 120 * factor]
+    grid = JobFacts.read(job).grid
+    edges = {round(tile.core.x0 / grid.scale_yx[1]) - 90 for tile in grid}
+    columns = set(np.flatnonzero(changed.mean(axis=0) > 0.5) // factor)
+    assert columns
+    assert columns == {edge for edge in edges if 0 < edge < 130}
+    for bad in (["--roi=1,2,3"], ["--cores"], ["--roi=9000,0,10,10"]):
+        assert run("data", "show", job, *bad, "--out", tmp_path / "x.png") == 2
 
 
 def test_corrected_labels_count_and_edited_outlines_are_refused(job: Path, tmp_path: Path, capsys) -> None:

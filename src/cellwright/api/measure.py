@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from cellwright.api.outputs import FileOutput
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
-from cellwright.core.image import Image
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.result_folders import is_job_folder
 from cellwright.core.table import frame_csv
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
     from cellwright.data.images.channels import ChannelChoice
 
 
+# Larger images are read part by part.
+LARGE_PX = 40_000_000
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MeasurePlan:
     """Measure size, shape and intensities of all objects in one table."""
 
     predictions: Path
-    """A prediction folder, label images or anything else that `data convert` reads."""
+    """A prediction folder, a tile job, label images or anything else that `data convert` reads."""
     _: KW_ONLY
     format: FormatName = None
     images: Path | None = None
@@ -103,6 +108,8 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     if missing:
         without = f"{count(len(missing), 'image')} without a file, such as {missing[0].id}"
         screen.note(f"{without}: no intensities were measured; name the folder of the images with `images`")
+    if is_job_folder(plan.predictions) and not (plan.images or plan.channel or plan.ring) and not dataset.notes:
+        screen.note(f"the job has these measurements already: {plan.predictions}/objects.parquet or objects.csv.gz")
     if dry_run and not output.exists:
         return None
     tables = [_measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
@@ -143,27 +150,24 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset,
 
 def _measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:
     """The rows of one image, with the columns image, label, class and score first."""
-    from cellwright.measurement.table import measure_instances
+    from cellwright.measurement.table import measure_in_parts, measure_instances
 
-    image = _image_of(sample, dataset, plan)
-    table = measure_instances(
-        sample.read_instances(),
-        image,
-        class_names=dataset.class_names,
-        pixel_size_um=as_pixel_size(plan.pixel_size) or (sample.pixel_size_um if image is None else None),
-        ring_px=plan.ring,
-    ).reset_index()
+    cells, names, size = sample.read_instances(), dataset.class_names, as_pixel_size(plan.pixel_size)
+    if sample.image_path is None:
+        size = size or sample.pixel_size_um
+        table = measure_instances(cells, class_names=names, pixel_size_um=size, ring_px=plan.ring)
+    else:
+        reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series).over(Reading.recorded(dataset.info))
+        if math.prod(sample.image_hw) > LARGE_PX:
+            source = reading.open(sample.image_path, chosen=bool(plan.channel))
+            table = measure_in_parts(cells, source, class_names=names, pixel_size_um=size, ring_px=plan.ring)
+        else:
+            image = reading.read(sample.image_path)
+            image = select_channels(image, plan.channel) if plan.channel else image
+            table = measure_instances(cells, image, class_names=names, pixel_size_um=size, ring_px=plan.ring)
+    table = table.reset_index()
     table.insert(0, "image", [sample.id] * len(table))
     return table
-
-
-def _image_of(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> Image | None:
-    """The image to measure, with the chosen channels or all, from the plane that was predicted."""
-    if sample.image_path is None:
-        return None
-    chosen = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series)
-    image = chosen.over(Reading.recorded(dataset.info)).read(sample.image_path)
-    return select_channels(image, plan.channel) if plan.channel else image
 
 
 @overload

@@ -24,6 +24,10 @@ from cellwright.core.table import frame_csv
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cellwright.data.images.source import ImageSource
+
+# The side of the parts in which large images are measured.
+PART_PX = 2048
 # Pixel types that the kernels are compiled for; all others are converted to float64.
 _COMPILED_TYPES = (np.uint8, np.uint16, np.float32)
 _STATISTICS = ("mean", "min", "max", "std")
@@ -93,6 +97,59 @@ def measure_instances(
         if ring_px is not None:
             columns |= ring_columns(cells.masks, image, ring_px)
     return pd.DataFrame(columns, index=pd.Index(cells.ids, name="label"))
+
+
+def measure_in_parts(
+    cells: Instances,
+    source: ImageSource,
+    *,
+    class_names: Sequence[str] | None = None,
+    pixel_size_um: tuple[float, float] | None = None,
+    ring_px: int | None = None,
+    part_px: int = PART_PX,
+) -> pd.DataFrame:
+    """The table of `measure_instances` for an image of any size, of which a part at a time is read."""
+    import pandas as pd
+
+    margin = 1 + (ring_px or 0)
+    (height, width), boxes = cells.image_hw, cells.masks.boxes
+    cell = boxes[:, 1] // part_px * (width // part_px + 1) + boxes[:, 0] // part_px
+    tables = []
+    for number in np.unique(cell):
+        own = np.flatnonzero(cell == number)
+        y0, x0 = np.maximum(boxes[own, 1::-1].min(axis=0) - margin, 0).tolist()
+        y1, x1 = np.minimum(boxes[own, :1:-1].max(axis=0) + margin, (height, width)).tolist()
+        near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+        near[own] = False
+        listed = np.concatenate([own, np.flatnonzero(near)])  # others only end the rings
+        masks = cells.masks[listed].window(y0, x0, y1, x1)
+        part = dataclasses.replace(
+            cells[listed], image_hw=masks.image_hw, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32), columns={}
+        )
+        table = (
+            measure_instances(
+                part,
+                source.read(y0, x0, y1 - y0, x1 - x0),
+                class_names=class_names,
+                pixel_size_um=pixel_size_um,
+                ring_px=ring_px,
+            )
+            .iloc[: len(own)]
+            .copy()
+        )
+        for name in _POSITIONS[1:]:
+            table[name] += y0 if "_y" in name else x0
+        table["touches_border"] = cells.masks[own].touches_border
+        tables.append(table)
+    if not tables:
+        return measure_instances(
+            dataclasses.replace(cells, image_hw=(1, 1), masks=MaskSet.empty((1, 1))),
+            source.read(0, 0, 1, 1),
+            class_names=class_names,
+            pixel_size_um=pixel_size_um,
+            ring_px=ring_px,
+        )
+    return pd.concat(tables).loc[cells.ids]
 
 
 def shape_columns(masks: MaskSet, pixel_size_um: tuple[float, float] | None = None) -> dict[str, np.ndarray]:
