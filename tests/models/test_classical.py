@@ -12,11 +12,12 @@ from skimage import data as samples
 
 from cellwright.config.model_classical import ClassicalConfig
 from cellwright.core.errors import InputError
+from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import FieldLook, draw_field
-from cellwright.models.classical import ClassicalSegmenter, _solidity, nuclear_signal, signal_diameter
+from cellwright.models.classical import ClassicalSegmenter, Region, _solidity, nuclear_signal
 
 
 def f1(truth: MaskSet, instances: Instances, iou: float = 0.5) -> float:
@@ -86,7 +87,8 @@ def test_a_given_diameter_sets_the_size_of_objects():
 def test_diameter_is_estimated_within_a_third(diameter):
     look = FieldLook(diameter_px=diameter, diameter_spread=0.05, stain="fluorescence")
     image, _ = draw_field(2, (300, 300), int(0.15 * 300**2 / diameter**2), look)
-    assert signal_diameter(nuclear_signal(image)[0]) == pytest.approx(diameter, rel=1 / 3)
+    facts = ClassicalSegmenter().facts([Region(lambda: image, Window(0, 0, *image.image_hw))])
+    assert facts.diameter == pytest.approx(diameter, rel=1 / 3)
 
 
 @pytest.mark.parametrize("value", [0, 17, 255])
