@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,23 +15,28 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from cellwright.api.models import Model, ensemble, load_model
 from cellwright.config.input import InputConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import UsageError
+from cellwright.core.events import plain
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.source import open_image
 from cellwright.data.survey import survey_images
+from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.data.views import PLAIN, View
 from cellwright.models.build import build_network
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.boxes import Extent
 from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import Predictor
+from cellwright.prediction.predictor import Predictor, SegmenterPredictor
+from cellwright.prediction.tiling import methods
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.models import tile_model
@@ -178,3 +184,56 @@ def test_training_records_the_pixel_size_of_its_images(tmp_path: Path) -> None:
         survey = survey_images(samples[:n], InputConfig(channels=1), Reading())
         assert survey.pixel_size_um == expected
     assert survey_images(samples, InputConfig(channels=1), Reading(pixel_size=0.3)).pixel_size_um == 0.3
+
+
+class Threshold:
+    """A method of the user's own."""
+
+    def predict(self, images: Sequence[Image]) -> list[Instances]:
+        found = []
+        for image in images:
+            labels, _ = ndimage.label(image.data.mean(axis=2) < 120)
+            masks, _ = MaskSet.from_label_map(labels)
+            found.append(Instances.from_masks(masks, scores=np.minimum(masks.areas / 1000, 1)))
+        return found
+
+
+@pytest.mark.parametrize("stain", ["he", "fluorescence"])
+def test_classical(stain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thresholds are those of the whole image, also where they come from several regions."""
+    monkeypatch.setattr(methods, "blocks", partial(methods.blocks, side=256))
+    image, _ = draw_field(3, (160, 1200), 100, FieldLook(touching=0.3, stain=stain))
+    predictor = load_model("classical").predictor
+    (whole,) = predictor.predict([image])
+    assert len(whole.instances) > 60
+    model = tile_model(predictor)
+    source = open_image(image)
+    facts = model.facts(source)
+    assert ImageFacts.from_dict(json.loads(json.dumps(plain(facts.to_dict())))) == facts
+    grid = model.grid(facts, 100)
+    assert grid[6].window.hw[1] < 1000
+    check_same(whole.instances, tiled(predictor, image, 100)[1])
+
+
+def test_a_method_of_ones_own_sees_windows() -> None:
+    image, _ = draw_field(3, (200, 800), 60)
+    predictor = SegmenterPredictor(Threshold())
+    (whole,) = predictor.predict([image])
+    grid, tiles = tiled(predictor, image, 100)
+    assert grid[3].window.hw[1] < 800
+    check_same(whole.instances, tiles)
+    (note,) = tile_model(predictor).facts(open_image(image)).notes
+    assert "Threshold sees windows" in note.text
+
+
+@pytest.mark.parametrize("method", ["wbf", "mask_vote"])
+def test_ensemble(method: Method) -> None:
+    """Members at different scales; the tiles are those of the first."""
+    image, _ = draw_field(3, (150, 900), 60)
+    dense = load_model("nuclei", device="cpu").with_options(diameter=30)
+    members = [Model.from_segmenter(Threshold(), dense.class_names), dense]
+    predictor = ensemble(members, FusionOptions(method)).predictor
+    (whole,) = predictor.predict([image])
+    assert len(whole.instances) > 30
+    _, tiles = tiled(predictor, image, 150)
+    check_same(whole.instances, tiles)

@@ -155,7 +155,7 @@ class ClassicalSegmenter:
 
 
 @dataclass(frozen=True)
-class SignalKindFacts:
+class SignalFacts:
     """What makes the nuclear signal of an image: see `nuclear_signal`.
 
     low, white: the values that become 0 and 1. zero: the value at which the signal is 0.
@@ -187,7 +187,7 @@ class ClassicalFacts:
     spread: standard deviation of the signal outside of objects.
     """
 
-    signal: SignalKindFacts
+    signal: SignalFacts
     diameter: float
     level: float | None = None
     background: float = 0.0
@@ -257,7 +257,7 @@ class _Field:
             self._kept[name] = make()
         return self._kept[name]
 
-    def _signal_facts(self, kind: SignalKind, limits: tuple[float, float]) -> SignalKindFacts:
+    def _signal_facts(self, kind: SignalKind, limits: tuple[float, float]) -> SignalFacts:
         rgb, grey = _channels(first := self.regions[0].read(), limits)
         if kind == "stain" and rgb is None:
             raise InputError(
@@ -278,10 +278,10 @@ class _Field:
             return _density(values)
 
         if rgb is not None and (kind == "stain" or (kind == "auto" and self._is_stained(limits))):
-            return SignalKindFacts("stain", *limits, min(float(part.min()) for part in self.parts(densities)))
+            return SignalFacts("stain", *limits, min(float(part.min()) for part in self.parts(densities)))
         own = self._polarity(greys) if kind in ("auto", "stain") else kind
         ends = [part.max() if own == "dark" else part.min() for part in self.parts(greys)]
-        return SignalKindFacts(own, *limits, float(max(ends) if own == "dark" else min(ends)))
+        return SignalFacts(own, *limits, float(max(ends) if own == "dark" else min(ends)))
 
     def _is_stained(self, limits: tuple[float, float]) -> bool:
         """Whether the image is coloured and at least half of it bright."""
@@ -376,7 +376,8 @@ def opaque_channels(image: Image) -> np.ndarray:
     return data
 
 
-def _finite(image: Image) -> np.ndarray:
+def finite_values(image: Image) -> np.ndarray:
+    """As `opaque_channels`, float32. Raises `InputError` also for pixels that are not finite."""
     values = opaque_channels(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise InputError(
@@ -390,7 +391,7 @@ def _finite(image: Image) -> np.ndarray:
 
 def _limits(image: Image) -> tuple[float, float]:
     """The values that become 0 and 1; both are equal in an image without light."""
-    values = _finite(image)
+    values = finite_values(image)
     low = min(float(values.min()), 0.0)
     white = float(np.percentile(values, WHITE_PERCENT))
     return low, white if white > low else float(values.max())
@@ -398,7 +399,7 @@ def _limits(image: Image) -> tuple[float, float]:
 
 def _channels(image: Image, limits: tuple[float, float]) -> tuple[np.ndarray | None, np.ndarray]:
     """RGB (H, W, 3) or None, and grey (H, W); float32, where 1 is the image's own white."""
-    values, (low, white) = _finite(image), limits
+    values, (low, white) = finite_values(image), limits
     if low:
         values -= np.float32(low)
     values = np.minimum(values / np.float32(white - low), 1.0) if white > low else values

@@ -5,6 +5,7 @@ window of the source -> normalise with the facts of the image -> resize -> netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ from cellwright.ops.batch import stack_images
 from cellwright.ops.placement import Placement
 from cellwright.prediction.backends.torch import NetworkPredictor, turned
 from cellwright.prediction.diameter import Diameter
+from cellwright.prediction.tiling.cut import cut_to
 from cellwright.prediction.tiling.facts import ImageFacts, find_facts
 from cellwright.prediction.tiling.grid import Grid, Tile, aligned_window
 from cellwright.prediction.tiling.statistics import read_block
@@ -78,6 +80,14 @@ class NetworkTiles:
     def grid(self, facts: ImageFacts, core_px: int) -> Grid:
         """The tiles of an image. core_px: largest side of a core, network px."""
         return Grid(facts.source_hw, facts.net_hw, self.stride, core_px, self.reach_px + self.object_px)
+
+    def covering(self, facts: ImageFacts, core: Window, output: Window) -> Tile:
+        """See `TileModel`."""
+        (height, width), (h, w) = facts.source_hw, facts.net_hw
+        ys, xs = (y * h / height for y in core[::2]), (x * w / width for x in core[1::2])
+        (y0, y1), (x0, x1) = ((math.floor(low), math.ceil(high)) for low, high in (ys, xs))
+        window = aligned_window(output, facts.source_hw, facts.net_hw, self.stride, self.reach_px)
+        return Tile(0, 0, 0, Window(y0, x0, y1, x1), window, output)
 
     @property
     def object_px(self) -> int:
@@ -269,7 +279,7 @@ class RCNNTiles(NetworkTiles):
                 (found,) = network.detect_placed(images, [input_hw], [place(views[0], input_hw)])
             else:
                 found = self.network.for_window(factor).detect_views_placed(views, render, place)
-        return _cut_to(found, canvas, tile.output)
+        return cut_to(found, canvas, tile.output)
 
     def _near(self, tile: Tile) -> Window:
         """Where objects are that may be the tile's, and those that compete with them, px of its window."""
@@ -292,17 +302,3 @@ class RCNNTiles(NetworkTiles):
         network = self.predictor.network
         assert isinstance(network, MaskRCNN)
         return network
-
-
-def _cut_to(objects: Instances, canvas: Window, output: Window) -> Instances:
-    """Objects of a canvas, cut to a window of the same image that lies inside it; best first."""
-    dy, dx = output.y0 - canvas.y0, output.x0 - canvas.x0
-    masks = objects.masks.window(dy, dx, dy + output.hw[0], dx + output.hw[1])
-    kept = np.flatnonzero(masks.areas > 0)
-    assert objects.scores is not None
-    return Instances.from_masks(
-        masks[kept],
-        class_ids=objects.class_ids[kept],
-        scores=objects.scores[kept],
-        boxes_xyxy=objects.boxes_xyxy[kept] - np.array([dx, dy, dx, dy], np.float32),
-    ).by_score()

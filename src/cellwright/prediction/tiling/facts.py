@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,8 @@ class ImageFacts:
     ``input.scale`` for this image, if its pixel size decides it.
     limits: for percentile normalisation the values (low, high) of each network channel that become 0 and 1; else ().
     finite: the values (low, high) of each channel that replace NaN and infinity; () if all pixels are finite.
-    diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed.
+    diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed. method: facts of a method
+    that is no network, as JSON values. members: of the second and other members of an ensemble.
     """
 
     source_hw: tuple[int, int]
@@ -47,6 +48,8 @@ class ImageFacts:
     scale: float | None = None
     diameter: Diameter | None = None
     notes: tuple[Note, ...] = ()
+    method: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[ImageFacts, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -67,6 +70,8 @@ class ImageFacts:
                 None if values.get("scale") is None else float(values["scale"]),
                 None if diameter is None else Diameter(**diameter),
                 tuple(Note(**{name: str(text) for name, text in note.items()}) for note in values["notes"]),
+                dict(values.get("method", {})),
+                tuple(ImageFacts.from_dict(member) for member in values.get("members", ())),
             )
             sizes, numbers = (*facts.source_hw, *facts.net_hw), [facts.full_range or 1.0, facts.scale or 1.0]
             numbers += [*np.ravel(facts.limits), *np.ravel(facts.finite)]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import UsageError
+from cellwright.models.classical import ClassicalSegmenter
+from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Ensemble, FilteredPredictor, Predictor, SegmenterPredictor
+from cellwright.prediction.tiling.methods import ClassicalTiles, EnsembleTiles, SegmenterTiles
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +34,15 @@ def tile_model(predictor: Predictor) -> TileModel:
             return DenseTiles(predictor)
         if isinstance(predictor.network, MaskRCNN):
             return RCNNTiles(predictor)
+    if isinstance(predictor, SegmenterPredictor):
+        segmenter = predictor.segmenter
+        return ClassicalTiles(segmenter) if isinstance(segmenter, ClassicalSegmenter) else SegmenterTiles(predictor)
+    if isinstance(predictor, Ensemble):
+        return _ensemble_tiles(predictor)
     raise UsageError(
         "this model cannot predict images tile by tile",
         got=type(getattr(predictor, "network", predictor)).__name__,
-        expected="a U-Net or a network of the R-CNN family",
+        expected="a U-Net, a network of the R-CNN family, or an object with predict(images)",
         remedy=AT_ONCE,
     )
 
@@ -46,6 +54,15 @@ def device_of(predictor: Any) -> str:
     if isinstance(predictor, FilteredPredictor):
         return device_of(predictor.predictor)
     return str(getattr(predictor, "device", "cpu"))
+
+
+def _ensemble_tiles(ensemble: Ensemble) -> TileModel:
+    members, options = [], []
+    for member in ensemble.members:
+        is_filtered = isinstance(member, FilteredPredictor)
+        members.append(tile_model(member.predictor if is_filtered else member))
+        options.append(member.options if is_filtered else PredictOptions())
+    return EnsembleTiles(ensemble, tuple(members), tuple(options))
 
 
 def _check_scale(predictor: NetworkPredictor) -> None:

@@ -45,6 +45,10 @@ class TileModel(Protocol):
         """The tiles of an image. core_px: largest side of a core, network px."""
         ...
 
+    def covering(self, facts: ImageFacts, core: Window, output: Window) -> Tile:
+        """What it needs to see for a core and an output, source px, of the tile of another model."""
+        ...
+
     def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
         """All objects in ``tile.output``, in its pixels, best first."""
         ...
