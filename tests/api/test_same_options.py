@@ -37,7 +37,7 @@ COMMAND_LINE_ONLY = {
     "predict_tiles": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "level"], "open_image"),
-        **dict.fromkeys(["sources", "split", "save", "fail_fast", "fuse", "weights"], "for one image and one model"),
+        **dict.fromkeys(["sources", "split", "save", "fail_fast"], "for one image"),
         "device": LOADED,
     },
     "Model.predict": {

@@ -148,7 +148,7 @@ def test_the_last_shard_finishes(job: Path, tmp_path: Path, capsys: pytest.Captu
         (["--roi=1,2,3"], "y0,x0,height,width"),
         (["--shard=3/2"], "i/n"),
         (["--tile=none", "--workers=2"], "tile by tile"),
-        (["--model=classical", "--tile=256"], "cannot predict images tile by tile"),
+        (["--views=64:mirror", "--tile=256"], "diameter of the objects determines the size"),
         (["--roi=9000,9000,10,10", "--tile=256"], "outside the image"),
     ],
 )
@@ -217,3 +217,16 @@ def test_an_image_beyond_memory_is_predicted_by_tiles_or_fails_with_the_reason(
     monkeypatch.setattr("cellwright.core.memory._SMALL", 0)
     assert run("predict", image, "--model=classical", "--out", tmp_path / "whole") in (2, 3)
     assert "memory" in capsys.readouterr().err
+
+
+def test_several_models_are_fused_in_tiles(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Another way of fusing is another job."""
+    image, models = write_field(tmp_path / "field.tif", hw=(150, 250)), ("--model=classical", "--model=nuclei")
+    assert predict(image, tmp_path / "both", *models, "--fuse=mask_vote") == 0
+    labels = tifffile.imread(tmp_path / "both" / "labels.tif")
+    whole = ("--tile=none", "--save=masks", "--diameter=24", "--out", tmp_path / "whole")
+    assert run("predict", image, *models, "--fuse=mask_vote", *whole) == 0
+    assert np.array_equal(labels > 0, tifffile.imread(tmp_path / "whole" / "field_masks.tif") > 0)
+    capsys.readouterr()
+    assert predict(image, tmp_path / "both", *models) == 2
+    assert "fuse" in capsys.readouterr().err

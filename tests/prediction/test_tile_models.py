@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from cellwright.prediction.predictor import Predictor, SegmenterPredictor
 from cellwright.prediction.tiling import methods
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid
-from cellwright.prediction.tiling.models import tile_model
+from cellwright.prediction.tiling.models import tile_model, with_networks, without_networks
 from cellwright.prediction.tiling.seams import Seams
 from cellwright.prediction.tiling.work import TileWork
 
@@ -233,6 +234,10 @@ def test_ensemble(method: Method) -> None:
     dense = load_model("nuclei", device="cpu").with_options(diameter=30)
     members = [Model.from_segmenter(Threshold(), dense.class_names), dense]
     predictor = ensemble(members, FusionOptions(method)).predictor
+    if method == "wbf":  # as in another process
+        sent = pickle.dumps(without_networks(predictor, iter(["Threshold", "nuclei"])))
+        assert len(sent) < 10_000
+        predictor = with_networks(pickle.loads(sent), torch.device("cpu"))
     (whole,) = predictor.predict([image])
     assert len(whole.instances) > 30
     _, tiles = tiled(predictor, image, 150)

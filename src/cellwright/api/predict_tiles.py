@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.api.models import DEFAULT_MODEL, Model, identity_of, load_model, resolve_device
+from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, identity_of, resolve_device
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
@@ -32,7 +32,9 @@ from cellwright.data.images.channels import ChannelChoice
 from cellwright.data.images.level_source import LevelSource, downsample_of, full_hw
 from cellwright.data.images.source import ImageSource, RegionSource, open_image
 from cellwright.prediction.existing import ours
+from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.predictor import Ensemble
 from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid
@@ -97,8 +99,12 @@ class TileRequest:
             "ring": self.ring_px,
             "labels": self.labels,
         }
-        calibration = options.pop("calibration")
-        weights = digest_of(repr((self.identity, model.class_names, calibration)))
+        calibration, members = options.pop("calibration"), ()
+        if isinstance(model.predictor, Ensemble):
+            members = tuple(getattr(member, "options", None) for member in model.predictor.members)
+            options["fuse"] = model.predictor.options.as_values(len(members))
+        known = (self.identity, model.class_names, calibration)
+        weights = digest_of(repr((*known, members) if members else known))
         return {"kind": "tiles", "the model": weights, "options": plain(options)}
 
 
@@ -537,8 +543,10 @@ def describe_source(source: ImageSource) -> dict[str, Any]:
 def predict_tiles(  # noqa: PLR0913 - the options of the command
     image: Any,
     *,
-    model: Model | str | Path = DEFAULT_MODEL,
+    model: ModelLike | Sequence[ModelLike] = DEFAULT_MODEL,
     out: str | Path,
+    fuse: Method = "wbf",
+    weights: Sequence[float] | None = None,
     channel: ChannelChoice | None = None,
     tile: int | str = "auto",
     roi: str | Path | Sequence[str | Path | tuple[int, int, int, int]] = (),
@@ -557,8 +565,10 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
 
     Args:
         image: a path, an array of NumPy, Dask, Zarr or HDF5, or what `open_image` returns.
-        model: a `Model` or what `load_model` takes. Set its options with `Model.with_options`.
+        model: a `Model`, what `load_model` takes, or a `Segmenter` of your own, which sees windows of the image;
+            several are fused (ensemble). Set the options of a model with `Model.with_options`.
         out: folder to write.
+        fuse, weights: how the objects of several models are fused (see `fuse`), and one weight per model.
         channel: name or index of the channel to use, where there are several; see `Model.predict`.
         tile: side of the tiles, px at the network's scale; "auto" as the memory allows.
         roi: keep only objects in these regions, px of the full size: (y0, x0, height, width), or GeoJSON files of
@@ -592,13 +602,15 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         >>> job.n_objects == len(job.objects()), job.is_complete
         (True, True)
     """
-    model = load_model(model) if isinstance(model, str | Path) else model
+    given: Any = model
+    members = [as_model(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    fused = ensemble(members, FusionOptions(fuse, weights=None if weights is None else tuple(weights)))
     if dask is not None and isinstance(image, str | Path):
         image = Path(image).resolve()
     source = open_image(image, channel=channel, keep_channels=True)
     request = TileRequest(
-        identity_of([model]),
-        device_of(model.predictor),
+        identity_of(members),
+        device_of(fused.predictor),
         channel,
         {"level": source.level} if isinstance(source, LevelSource) else {},
         core_px_of(str(tile)),
@@ -608,7 +620,7 @@ def predict_tiles(  # noqa: PLR0913 - the options of the command
         labels,
         Running(workers, dask, shard_of(shard), progress),
     )
-    run_job(source, model, Path(out), request, overwrite=overwrite)
+    run_job(source, fused, Path(out), request, overwrite=overwrite)
     return open_job(out)
 
 
