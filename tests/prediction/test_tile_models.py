@@ -6,8 +6,8 @@ import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
