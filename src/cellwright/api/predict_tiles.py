@@ -37,8 +37,11 @@ from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Ensemble
 from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
+from cellwright.prediction.tiling.finish import FinalTiles
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.job import (
+    DENSITY,
+    OVERVIEW,
     TISSUE,
     JobFacts,
     JobReport,
@@ -50,6 +53,7 @@ from cellwright.prediction.tiling.job import (
     refuse_other,
     run_tiles,
 )
+from cellwright.prediction.tiling.ledger import Failure
 from cellwright.prediction.tiling.models import device_of, tile_model, with_networks, without_networks
 from cellwright.prediction.tiling.regions import Regions, find_regions, roi_words
 from cellwright.prediction.tiling.statistics import readable_blocks
@@ -509,7 +513,7 @@ def finish_job(
 ) -> JobReport:
     """Write the outputs of a job whose tiles are done or failed, and declare it complete."""
     failures = job.ledger(output.root).failures()
-    final, files, notes = finish(output, job, source, draw=_overview, track=reporter.track)
+    final, files, notes = finish(output, job, source, draw=_pictures, track=reporter.track)
     output.complete(files)
     for note in notes:
         reporter.note(note)
@@ -631,7 +635,13 @@ def _tissue_picture(source: ImageSource, job: JobFacts) -> np.ndarray:
     return draw_tissue(source, job.tissue, job.grid, job.tiles)
 
 
-def _overview(source: ImageSource, final: Any) -> Any:
+def _pictures(
+    job: JobFacts, source: ImageSource, final: FinalTiles, failures: Sequence[Failure]
+) -> dict[str, np.ndarray]:
+    from cellwright.report.density import density, draw_density
     from cellwright.report.overview import draw_overview
 
-    return draw_overview(source, final)
+    predicted = set(job.tiles) - {failure.tile for failure in failures}
+    per_px, cell, sigma = density(final, job.grid, predicted, job.regions)
+    drawn = draw_density(per_px, cell, sigma, source.image_hw, source.pixel_size_um, final.n_objects)
+    return {OVERVIEW: draw_overview(source, final), DENSITY: drawn}

@@ -3,7 +3,7 @@
 job.json            what the job is: source, model, options, facts, grid, tiles
 tiles/              one file per tile
 failures.csv        tiles that could not be predicted, and why
-labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png
+labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png, density.png
 tissue.png          which tiles are skipped as background, if any
 """
 
@@ -45,14 +45,15 @@ from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, ru
 from cellwright.prediction.tiling.seam_report import SeamReport
 from cellwright.prediction.tiling.tissue import Tissue
 
-FAILURES, SUMMARY, OVERVIEW, TISSUE = "failures.csv", "summary.csv", "overview.png", "tissue.png"
+FAILURES, SUMMARY = "failures.csv", "summary.csv"
+OVERVIEW, DENSITY, TISSUE = "overview.png", "density.png", "tissue.png"
 SCHEMA_VERSION = 1
 MAX_TILES = 10_000_000
 # Tiles that only one process of several that share a folder predicts: shard (i, n) those with number % n == i - 1.
 Shard = tuple[int, int]
 LabelKind = Literal["tiff", "zarr"]
-Draw = Callable[[ImageSource, FinalTiles], np.ndarray]
-"""The overview picture, uint8 RGB; passed in, because `report` is above this package."""
+Draw = Callable[["JobFacts", ImageSource, FinalTiles, Sequence[Failure]], Mapping[str, np.ndarray]]
+"""The pictures, uint8 RGB, by the names of their files; passed in, because `report` is above this package."""
 
 
 @dataclass(frozen=True)
@@ -318,9 +319,9 @@ def finish(
     write_text(root / SUMMARY, _summary(job, tiles, report, failures))
     write_text(root / FAILURES, _failures_csv(failures))
     files = [JOB_FILE, table, OUTLINES, SUMMARY, FAILURES]
-    if draw is not None:
-        write_png(root / OVERVIEW, draw(source, tiles))
-        files.append(OVERVIEW)
+    for name, picture in ({} if draw is None else draw(job, source, tiles, failures)).items():
+        write_png(root / name, picture)
+        files.append(name)
     if (root / TISSUE).is_file():
         files.append(TISSUE)
     if labels == "zarr":
