@@ -20,7 +20,7 @@ from cellwright.api.models import Model, ensemble, load_model
 from cellwright.config.input import InputConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Sample
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -211,6 +211,9 @@ def test_classical(stain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_image(image)
     facts = model.facts(source)
     assert ImageFacts.from_dict(json.loads(json.dumps(plain(facts.to_dict())))) == facts
+    for damage in ({"diameter": "x"}, {"diameter": 0}, {"signal": 3}, {"level": []}, {"more": 1}):
+        with pytest.raises(FormatError, match="damaged"):
+            model.grid(replace(facts, method={**facts.method, **damage}), 100)
     grid = model.grid(facts, 100)
     assert grid[6].window.hw[1] < 1000
     check_same(whole.instances, tiled(predictor, image, 100)[1])

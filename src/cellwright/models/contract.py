@@ -32,7 +32,8 @@ class Segmenter(Protocol):
     """A method that finds the objects of whole images.
 
     Implement this one method to use a model of your own in `cellwright`: `predict_folder`, `evaluate` and `fuse` take
-    what it returns, and `cellwright.testing` checks an implementation.
+    what it returns, `predict_tiles` shows it windows of a large image, and `cellwright.testing` checks an
+    implementation.
 
     >>> class Threshold:
     ...     def predict(self, images):

@@ -164,10 +164,19 @@ def classical_facts(facts: ImageFacts) -> ClassicalFacts:
     """The facts that `ClassicalTiles.facts` found. Raises `FormatError` if they are damaged."""
     try:
         values = dict(facts.method)
-        return ClassicalFacts(SignalFacts(**values.pop("signal")), **values)
-    except (KeyError, TypeError, AttributeError) as error:
+        signal = dict(values.pop("signal"))
+        kind, level = signal.pop("kind"), values.pop("level")
+        if kind not in ("stain", "bright", "dark"):
+            raise ValueError(f"a signal of kind {kind!r}")
+        numbers = {name: float(value) for name, value in values.items()}
+        signal = SignalFacts(kind, **{name: float(value) for name, value in signal.items()})
+        found = ClassicalFacts(signal, level=None if level is None else float(level), **numbers)
+        if not 0 < found.diameter < math.inf:
+            raise ValueError(f"a diameter of {found.diameter:g} px")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         remedy = "start the job again in another folder"
         raise FormatError("the facts of this image are damaged", got=str(error), remedy=remedy) from error
+    return found
 
 
 def _regions(source: ImageSource) -> tuple[Sequence[Region], int]:
