@@ -77,7 +77,9 @@ def _pillow_pass(pixels: np.ndarray, first: np.ndarray, weights: np.ndarray, *, 
         part = taken.astype(np.int32 if is_uint8 else np.float64) * weights[:, k].reshape(shape)
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None  # every pixel has at least one weight
-    return ((total + (1 << (_BITS - 1))) >> _BITS).clip(0, 255).astype(np.uint8) if is_uint8 else total.astype(np.float32)
+    return (
+        ((total + (1 << (_BITS - 1))) >> _BITS).clip(0, 255).astype(np.uint8) if is_uint8 else total.astype(np.float32)
+    )
 
 
 def _weights(whole: int, resized: int, low: int, high: int, antialias: bool) -> tuple[np.ndarray, np.ndarray, int, int]:
