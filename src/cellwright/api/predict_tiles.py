@@ -318,6 +318,8 @@ class _Opened:
         job = parts.new_job()
         if job.tissue is not None:
             write_png(output.root / TISSUE, _tissue_picture(parts.source, job))
+        else:  # of another job, which was not finished
+            (output.root / TISSUE).unlink(missing_ok=True)
         job.write(output.root)
         return job
 
@@ -644,4 +646,5 @@ def _pictures(
     predicted = set(job.tiles) - {failure.tile for failure in failures}
     per_px, cell, sigma = density(final, job.grid, predicted, job.regions)
     drawn = draw_density(per_px, cell, sigma, source.image_hw, source.pixel_size_um, final.n_objects)
-    return {OVERVIEW: draw_overview(source, final), DENSITY: drawn}
+    pictures = {OVERVIEW: draw_overview(source, final, job.regions), DENSITY: drawn}
+    return pictures if job.tissue is None else pictures | {TISSUE: _tissue_picture(source, job)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from cellwright.core.geometry import Window
@@ -12,9 +13,10 @@ from cellwright.core.text import count
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter
 from cellwright.prediction.tiling.grid import Grid
+from cellwright.prediction.tiling.regions import Regions
 from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.prediction.tiling.tissue import Tissue
-from cellwright.report.colours import VERMILLION, YELLOW
+from cellwright.report.colours import SKY_BLUE, VERMILLION, YELLOW
 from cellwright.report.display import to_display_rgb
 from cellwright.report.legend import legend_strip
 
@@ -22,16 +24,22 @@ LARGEST_PX, TISSUE_PX = 2048, 1536
 _SEAM, _DARKENED = (150, 150, 150), 0.6
 
 
-def draw_overview(source: ImageSource, final: FinalTiles, *, largest_px: int = LARGEST_PX) -> np.ndarray:
+def draw_overview(
+    source: ImageSource, final: FinalTiles, regions: Regions | None = None, *, largest_px: int = LARGEST_PX
+) -> np.ndarray:
     """uint8 RGB (h, w, 3), at most ``largest_px`` on each side. Reads the image block by block.
 
-    Outlines of objects that are smaller than two pixels of the picture become spots.
+    Outlines of objects that are smaller than two pixels of the picture become spots. regions: where objects were kept;
+    outlined.
     """
     step = max(-(-max(source.image_hw) // largest_px), 1)
     thumbnail = _reduced(source, step)
     labels = _reduced_labels(final, source, step)
     picture = to_display_rgb(Image(thumbnail, source.channels)).copy()
     picture[_edges(labels)] = YELLOW
+    if regions is not None:
+        rings = [np.rint(ring / step).astype(np.int32) for ring in regions.rings]
+        cv2.polylines(picture, rings, isClosed=True, color=SKY_BLUE, thickness=2)
     return picture
 
 

@@ -322,8 +322,6 @@ def finish(
     for name, picture in ({} if draw is None else draw(job, source, tiles, failures)).items():
         write_png(root / name, picture)
         files.append(name)
-    if (root / TISSUE).is_file():
-        files.append(TISSUE)
     if labels == "zarr":
         files += sorted(p.relative_to(root).as_posix() for p in (root / LABELS_ZARR).rglob("*") if p.is_file())
     else:

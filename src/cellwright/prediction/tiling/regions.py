@@ -52,6 +52,13 @@ class Regions:
         y0, x0, y1, x1 = window
         return Regions((f"{y0},{x0},{y1 - y0},{x1 - x0}",), shapely.box(x0, y0, x1, y1))
 
+    @property
+    def rings(self) -> list[np.ndarray]:
+        """The outlines and holes, (n, 2) x, y each."""
+        polygons = [polygon for polygon in shapely.get_parts(self.area) if isinstance(polygon, shapely.Polygon)]
+        rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
+        return [shapely.get_coordinates(ring) for ring in rings]
+
     def reduced(self, downsample: tuple[float, float]) -> Regions:
         """The same regions in a smaller copy of the image. downsample: (y, x) px of the image per px of the copy."""
         if downsample == (1.0, 1.0):
