@@ -128,6 +128,9 @@ def test_corrected_labels_count_and_edited_outlines_are_refused(job: Path, tmp_p
     assert 3 not in objects.ids
     assert objects.scores is not None
     assert objects.scores[objects.ids == 70_000] == 1
+    tifffile.imwrite(edited / "labels.tif", (labels > 0).astype(np.uint8) * 255)
+    with pytest.raises(cw.InputError, match="no longer tells objects apart"):
+        cw.read_instances(edited)
     (edited / "objects.geojson.gz").write_bytes(b"edited")
     assert run("data", "info", edited) == 2
     assert "the outlines of this job were edited" in capsys.readouterr().err
@@ -148,6 +151,13 @@ def test_large_labels_are_read_part_by_part(tmp_path: Path, monkeypatch: pytest.
         assert np.array_equal(values, ids), name
     with pytest.raises(cw.InputError, match="another size"):
         read_large_labels(tmp_path / "tiled.tif", (10, 10))
+
+
+def test_large_annotations_are_read_part_by_part(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = cw.read_dataset(job / "labels.tif", require_images=False)
+    monkeypatch.setattr("cellwright.data.formats.large_labels.LARGE_PX", 1000)
+    monkeypatch.setattr("cellwright.data.formats.label_images.read_labels", None)
+    assert whole.read_instances().masks == cw.read_instances(job).masks
 
 
 def n_evaluated(job: Path, truth: Path, out: Path, *more: object) -> int:

@@ -25,12 +25,13 @@ from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions,
 from cellwright.data.formats.label_io import (
     LABEL_SUFFIXES,
     Raster,
+    as_raster,
     flat_labels,
     read_labels,
     read_raster,
     write_label_map,
 )
-from cellwright.data.formats.label_kinds import Meaning, examine, examined, looks_annotated
+from cellwright.data.formats.label_kinds import EXAMINED_SIDE, Meaning, examine, examined, looks_annotated
 from cellwright.data.formats.label_pairs import (
     LabelLayout,
     LabelPair,
@@ -38,6 +39,7 @@ from cellwright.data.formats.label_pairs import (
     label_stem,
     role_of,
 )
+from cellwright.data.formats.large_labels import large_label_hw, read_centre, read_large_labels
 from cellwright.data.formats.paths import (
     ImageFinder,
     copy_image,
@@ -226,7 +228,14 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
 def _rasters(layout: LabelLayout, options: ReadOptions) -> Iterator[tuple[str, Raster]]:
     pairs = examined(layout.pairs)
     for pair in options.track(pairs, "examining label images", len(pairs)):
-        yield str(pair.labels), read_labels(pair.labels)
+        yield str(pair.labels), _examined_raster(pair.labels)
+
+
+def _examined_raster(path: Path) -> Raster:
+    """The values of a label image, of a large one those in its middle."""
+    if (image_hw := large_label_hw(path)) is not None:
+        return as_raster(read_centre(path, image_hw, EXAMINED_SIDE), path)
+    return read_labels(path)
 
 
 def _layout_notes(layout: LabelLayout, root: Path, options: ReadOptions) -> Iterator[Note]:
@@ -259,6 +268,9 @@ class LoadLabels:
     meaning: Meaning
 
     def __call__(self) -> Instances:
+        if self.meaning == Meaning() and large_label_hw(self.path) == self.image_hw:
+            masks, ids = read_large_labels(self.path, self.image_hw)
+            return Instances.from_masks(masks, ids=ids)
         raster = read_labels(self.path)
         if raster.values.shape != self.image_hw:
             raise FormatError(

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 PARTS_PER_VALUE = 2.5
 MAX_CLASSES = 12  # a class mask has at most this many values
 EXAMINED_FILES = 200  # of a larger source, evenly spaced
-_EXAMINED_SIDE = 4096  # of a larger image, its centre
+EXAMINED_SIDE = 4096  # of a larger image, its centre
 _SPECK_PX = 16  # a smaller part is a speck if it is also below a tenth of the largest part of its value
 _VOID = 255
 _FAR_BELOW_VOID = 200  # if all other labels are at most this, 255 is hardly the number of an object
@@ -120,8 +120,8 @@ def facts_of(raster: Raster, name: str, void: int | None = None) -> Facts:
 
 
 def _centre(values: np.ndarray) -> np.ndarray:
-    y, x = (max(0, (side - _EXAMINED_SIDE) // 2) for side in values.shape)
-    return values[y : y + _EXAMINED_SIDE, x : x + _EXAMINED_SIDE]
+    y, x = (max(0, (side - EXAMINED_SIDE) // 2) for side in values.shape)
+    return values[y : y + EXAMINED_SIDE, x : x + EXAMINED_SIDE]
 
 
 def _indexed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +212,8 @@ class Meaning:
 
     def objects(self, raster: Raster, where: object) -> Instances:
         """The objects of one image. Raises `FormatError` for values that contradict the meaning."""
+        if self == Meaning() and raster.values.dtype.kind == "u":
+            return self._labelled(raster.values)
         values = raster.values.astype(np.int64)
         void = None if self.void is None else values == self.void
         if void is not None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.core.files import is_zarr_folder, unreadable
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.progress import Track, no_progress
+from cellwright.data.images.planes import check_stored
+from cellwright.data.images.tiff import open_tiff
 
+LARGE_PX = 40_000_000
 # Zarr is read in parts of this size, many chunks at once.
 _PART_HW = (2048, 8192)
 _AGAIN = "save it again, in the program that wrote it"
@@ -32,36 +36,60 @@ def read_large_labels(path: Path, image_hw: tuple[int, int], track: Track = no_p
             masks, values = MaskSet.from_label_map(block)
             parts.append(masks.shift(y0, x0, image_hw))
             labels.append(values)
+    except (CellwrightError, MemoryError):
+        raise
     except OSError as error:
         raise unreadable(path, error, "label image") from error
+    except Exception as error:  # on damaged files, decoders raise whatever their codecs raise
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise FormatError("this label image is damaged", where=path, got=got, remedy=_AGAIN) from error
     together = np.concatenate(labels)
     return concat(parts).union(together), np.unique(together)
 
 
+def large_label_hw(path: Path) -> tuple[int, int] | None:
+    """(H, W) of a TIFF of one page of integers that is larger than what is read at once; None for any other file."""
+    if not path.name.lower().endswith((".tif", ".tiff")):
+        return None
+    with open_tiff(path) as tif:
+        page: Any = tif.pages.first
+        is_large = page.dtype is not None and page.dtype.kind == "u" and len(page.shape) == 2
+        is_large = is_large and math.prod(page.shape) > LARGE_PX and len(tif.pages) == 1
+        return (int(page.shape[0]), int(page.shape[1])) if is_large else None
+
+
+def read_centre(path: Path, image_hw: tuple[int, int], side_px: int) -> np.ndarray:
+    """The labels in the middle of a large label TIFF, at most ``side_px`` high and wide."""
+    (top, left), (height, width) = (max(0, (side - side_px) // 2) for side in image_hw), image_hw
+    bottom, right = min(top + side_px, height), min(left + side_px, width)
+    bands = [
+        band[max(top - y0, 0) : bottom - y0, left:right].copy()
+        for y0, _, band in _tiff_parts(path, image_hw)
+        if y0 < bottom and y0 + len(band) > top
+    ]
+    return np.concatenate(bands)
+
+
 def _tiff_parts(path: Path, image_hw: tuple[int, int]) -> Iterator[Part]:
     """Bands of the first page, as high as its tiles or strips."""
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tif:
-            page: Any = tif.pages.first
-            _check(path, page.shape, page.dtype, image_hw)
-            band: np.ndarray | None = None
-            top = 0
-            for values, (*_, y, x, _), shape in page.segments():
-                if band is not None and y != top:
-                    yield top, 0, band
-                    band = None
-                height = min(page.tilelength if page.is_tiled else page.rowsperstrip, image_hw[0] - y)
-                if band is None:
-                    band, top = np.zeros((height, image_hw[1]), page.dtype), y
-                if values is not None:  # a tile of zeros need not be stored
-                    h, w = min(shape[1], height), min(shape[2], image_hw[1] - x)
-                    band[:h, x : x + w] = values[0, :h, :w, 0]
-            if band is not None:
+    with open_tiff(path) as tif:
+        page: Any = tif.pages.first
+        _check(path, page.shape, page.dtype, image_hw)
+        check_stored(tif, page)
+        band: np.ndarray | None = None
+        top = 0
+        for values, (*_, y, x, _), shape in page.segments():
+            if band is not None and y != top:
                 yield top, 0, band
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
-        raise FormatError("this label image is damaged", where=path, got=str(error), remedy=_AGAIN) from error
+                band = None
+            height = min(page.tilelength if page.is_tiled else page.rowsperstrip, image_hw[0] - y)
+            if band is None:
+                band, top = np.zeros((height, image_hw[1]), page.dtype), y
+            if values is not None:  # a tile of zeros need not be stored
+                h, w = min(shape[1], height), min(shape[2], image_hw[1] - x)
+                band[:h, x : x + w] = values[0, :h, :w, 0]
+        if band is not None:
+            yield top, 0, band
 
 
 def _zarr_parts(path: Path, image_hw: tuple[int, int]) -> Iterator[Part]:
@@ -71,10 +99,7 @@ def _zarr_parts(path: Path, image_hw: tuple[int, int]) -> Iterator[Part]:
     except ImportError as error:
         remedy = 'pip install "cellwright[zarr]"'
         raise UsageError("OME-Zarr needs another package", where=path, got=f"no {error.name}", remedy=remedy) from error
-    try:
-        array = level_of(zarr.open_group(path, mode="r"))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise FormatError("this is not an OME-Zarr image", where=path, got=str(error), remedy=_AGAIN) from error
+    array = level_of(zarr.open_group(path, mode="r"))
     _check(path, array.shape, array.dtype, image_hw)
     for y in range(0, image_hw[0], _PART_HW[0]):
         for x in range(0, image_hw[1], _PART_HW[1]):

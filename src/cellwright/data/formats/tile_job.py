@@ -19,11 +19,13 @@ from cellwright.core.errors import CellwrightError, FormatError, InputError, Usa
 from cellwright.core.files import read_json, stem_of
 from cellwright.core.geometry import box_areas
 from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.core.result_folders import JOB_FILE, is_job_folder
 from cellwright.core.text import count, listed
 from cellwright.data.formats.contract import Format, ReadOptions
+from cellwright.data.formats.label_kinds import MAX_CLASSES, PARTS_PER_VALUE
 from cellwright.data.formats.large_labels import read_large_labels
 from cellwright.data.formats.paths import GivenImages
 from cellwright.data.images.calibration import as_pixel_size
@@ -167,7 +169,8 @@ def edited_labels(folder: Path) -> Path | None:
         return None
     labels = _labels_of(folder)
     names = [name for name in claim.files if name == labels.name or name.startswith(f"{labels.name}/")]
-    return None if all(is_as_written(folder, name, claim.files[name]) for name in names) else labels
+    same = ((folder / name).exists() and is_as_written(folder, name, claim.files[name]) for name in names)
+    return None if all(same) else labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +189,7 @@ class _LoadJob:
         needed = float(box_areas(boxes).sum()) * _BYTES_PER_BOX_PX + len(table) * _BYTES_PER_OBJECT
         check_memory(needed, f"reading {count(len(table), 'object')}", where=self.folder)
         masks, ids = read_large_labels(self.labels, self.image_hw)
+        _check_apart(masks, len(table), self.labels)
         rows, is_new = _rows_of(table["label"].to_numpy(np.int64), ids)
         if is_new.any() and len(self.class_names) > 1:
             raise InputError(
@@ -206,6 +210,21 @@ class _LoadJob:
             expected, got = ", ".join(self.class_names), min(map(str, unknown))
             raise InputError("unknown class in the table of objects", where=self.folder, got=got, expected=expected)
         return np.array([number[name] for name in names], np.int64)
+
+
+def _check_apart(masks: MaskSet, n_predicted: int, labels: Path) -> None:
+    """Raise `InputError` if few values in many parts took the place of many objects, as in a foreground mask."""
+    if len(masks) > MAX_CLASSES or n_predicted <= PARTS_PER_VALUE * MAX_CLASSES:
+        return
+    n_parts = sum(map(len, masks.to_polygons()))
+    if n_parts > PARTS_PER_VALUE * len(masks):
+        raise InputError(
+            "this label image no longer tells objects apart",
+            where=labels,
+            got=f"{count(len(masks), 'value')} in {count(n_parts, 'part')}",
+            expected="a number of its own for each object, 0 for background",
+            remedy="save the labels themselves, not a foreground mask",
+        )
 
 
 def _rows_of(labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

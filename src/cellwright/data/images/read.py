@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellwright.core.claim import Claim
+from cellwright.core.claim import CONTROL, Claim
 from cellwright.core.errors import InputError
 from cellwright.core.files import UNLISTED, plain_suffix, require_regular, walk
 from cellwright.core.geometry import MAX_SIDE
 from cellwright.core.image import Image
-from cellwright.core.result_folders import TILE_JOB, kind_of_result
+from cellwright.core.result_folders import JOB_FILE, TILE_JOB, kind_of_result
 from cellwright.data.images.calibration import as_pixel_size
 from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.names import IMAGE_SUFFIXES, TIFF_SUFFIXES, is_image_name, is_own_output
@@ -187,6 +187,8 @@ def _refuse_results(path: Path) -> None:
 
 def _kind_that_wrote(path: Path, folder: Path) -> str | None:
     """What a folder above ``path`` is, if it holds results and ``path`` is one of them rather than the user's."""
+    if not any((folder / name).exists() for name in (CONTROL, JOB_FILE, "predictions.json")):
+        return None  # most folders of images, of which many may be given one by one
     kind = kind_of_result(folder)
     if kind is None:
         return None
