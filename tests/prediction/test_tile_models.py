@@ -145,6 +145,8 @@ def test_a_short_side_needs_the_scale_of_training() -> None:
     (whole,) = predictor.predict([image])
     grid, tiles = tiled(replace(predictor, scale=0.5), image, 300)
     assert grid.net_hw == (45, 200)
+    assert tile_model(replace(predictor, scale=0.5)).whole_bytes_per_px == 0, "the size of the input does not grow"
+    assert tile_model(NetworkPredictor(network, InputConfig())).whole_bytes_per_px > 200
     check_same(whole.instances, tiles)
     (tall,) = replace(predictor, input_config=InputConfig(short_side=90)).predict([image])
     assert len(tall.instances) != 0

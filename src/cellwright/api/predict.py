@@ -210,9 +210,11 @@ def _large(
             source = reading.open(sources[0].path)
         except (InputError, UsageError):
             return None  # it fails like any other image
-        needed, limit = whole_bytes(source.image_hw), int(MEMORY_SHARE * available_bytes())
-        if needed <= limit or not can_tile(model):
+        if not can_tile(model):
             return None  # if it does not fit, it fails with what to do
+        needed, limit = whole_bytes(source.image_hw, model), int(MEMORY_SHARE * available_bytes())
+        if needed <= limit:
+            return None
         why = f" (at once it would need about {needed / 2**30:.0f} GiB; {limit / 2**30:.1f} GiB may be used)"
     request = TileRequest(
         identity_of(members),

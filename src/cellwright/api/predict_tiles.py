@@ -60,7 +60,7 @@ from cellwright.prediction.tiling.statistics import readable_blocks
 from cellwright.prediction.tiling.tissue import Tissue, find_tissue, tissue_of_mask, tissue_word
 from cellwright.prediction.tiling.work import TileModel, TileWork
 
-# Memory that an image takes at least if it is predicted at once: its pixels, maps, labels and pictures.
+# Memory that an image takes at least if it is predicted at once, bytes per pixel: pixels, maps, labels and pictures.
 WHOLE_BYTES_PER_PX = 180
 # The share of the available memory that prediction may take.
 MEMORY_SHARE = 0.6
@@ -211,9 +211,9 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
     return int(part), int(n)
 
 
-def whole_bytes(image_hw: tuple[int, int]) -> int:
-    """About how much memory it takes to predict an image at once, at the scale 1."""
-    return image_hw[0] * image_hw[1] * WHOLE_BYTES_PER_PX
+def whole_bytes(image_hw: tuple[int, int], model: Model) -> int:
+    """About how much memory it takes to predict an image at once, with a model that can predict tiles."""
+    return int(image_hw[0] * image_hw[1] * max(WHOLE_BYTES_PER_PX, tiles_of(model).whole_bytes_per_px))
 
 
 def core_that_fits(tiles: TileModel, facts: ImageFacts, n_workers: int) -> int:

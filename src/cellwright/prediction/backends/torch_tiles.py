@@ -173,6 +173,9 @@ class DenseTiles(NetworkTiles):
         reach = self.network.reach_px
         return UNKNOWN_REACH_PX if reach is None else reach
 
+    # A U-Net sees a whole image in windows where memory is short.
+    whole_bytes_per_px = 0.0
+
     @property
     def sees_the_field(self) -> bool:
         """Encoders of timm may."""
@@ -255,6 +258,12 @@ class RCNNTiles(NetworkTiles):
         pyramid = getattr(config, "fpn", None)
         channels = 64 if pyramid is None else pyramid.channels
         return 200 + 4 * (3 * config.backbone.width / 4 + config.backbone.width + channels / 3)
+
+    @property
+    def whole_bytes_per_px(self) -> float:
+        """At the scale of the whole image; with a short side, or on a GPU, its size does not matter."""
+        config, is_on_cpu = self.predictor.input_config, torch.device(self.predictor.device).type == "cpu"
+        return self.bytes_per_px * config.scale**2 if config.short_side is None and is_on_cpu else 0.0
 
     def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
         """All objects in a tile's output, in its pixels, best first."""

@@ -50,7 +50,7 @@ ON_WINDOWS = "a method of your own was applied to windows of the image"
 class _Windows:
     """What tiles share whose network pixels are those of the image."""
 
-    bytes_per_px = METHOD_BYTES_PER_PX
+    bytes_per_px = whole_bytes_per_px = METHOD_BYTES_PER_PX
 
     def margin_px(self, facts: ImageFacts) -> int:
         """Around the core, px."""
@@ -133,6 +133,11 @@ class EnsembleTiles:
     def bytes_per_px(self) -> float:
         """That of the largest: they are applied one after the other."""
         return max(member.bytes_per_px for member in self.members)
+
+    @property
+    def whole_bytes_per_px(self) -> float:
+        """See `bytes_per_px`."""
+        return max(member.whole_bytes_per_px for member in self.members)
 
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """Those of the first member, with those of the others."""

@@ -37,6 +37,11 @@ class TileModel(Protocol):
         """About how much memory a tile takes, bytes per pixel of its window at the network's scale."""
         ...
 
+    @property
+    def whole_bytes_per_px(self) -> float:
+        """About how much memory the model takes for a whole image, bytes per pixel of the image; 0 for little."""
+        ...
+
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """What it needs to know about a whole image, found once."""
         ...
