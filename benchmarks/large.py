@@ -115,7 +115,9 @@ def mosaic(args: argparse.Namespace) -> None:
     for core in CORES_PX:
         job, results = OUT / f"mosaic_job_{core}", OUT / f"mosaic_{core}.json"
         run = measured(predict(path, job, "--model", args.model, "--tile", core, "--overwrite"))
-        measured([sys.executable, "-m", "cellwright", "export", job, "--to", "coco_results", "--out", results, "--overwrite"])
+        measured(
+            [sys.executable, "-m", "cellwright", "export", job, "--to", "coco_results", "--out", results, "--overwrite"]
+        )
         entries = json.loads(results.read_text())
         tiled = cw.MaskSet.from_rle([entry["segmentation"] for entry in entries], whole.image_hw)
         rows.append({"tile": core, **agreement(whole.masks, tiled), "s": f"{run.seconds:.0f}"} | peak(run))
