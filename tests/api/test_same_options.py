@@ -30,8 +30,8 @@ COMMAND_LINE_ONLY = {
     "predict_folder": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
-        "level": JOBS,
-        **dict.fromkeys(["tile", "roi", "tissue", "labels", "workers", "shard", "dask"], JOBS),
+        **dict.fromkeys(["tile", "level", "roi", "tissue", "labels"], JOBS),
+        "shard": "for several commands at the same time; workers and dask are for one",
         "device": LOADED,
     },
     "predict_tiles": {

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -153,16 +154,17 @@ def test_walk_reports_what_it_leaves_out(images: Path) -> None:
 def test_a_folder_moved_while_it_is_written_is_an_error(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cellwright.prediction.folder import PredictionFolder
+    from cellwright.prediction.image_writer import ImageWriter
 
-    out, write = tmp_path / "out", PredictionFolder.write
+    out, write = tmp_path / "out", ImageWriter.write
 
-    def write_and_move(folder: PredictionFolder, index: int, *args, **kwargs) -> None:
-        write(folder, index, *args, **kwargs)
-        if index == 0:
+    def write_and_move(writer: ImageWriter, source: Any, number: int, *args, **kwargs) -> Any:
+        done = write(writer, source, number, *args, **kwargs)
+        if number == 1:
             out.rename(tmp_path / "elsewhere")
+        return done
 
-    monkeypatch.setattr(PredictionFolder, "write", write_and_move)
+    monkeypatch.setattr(ImageWriter, "write", write_and_move)
     assert predict(images, out) == 2
     assert "moved or removed while it was" in capsys.readouterr().err
     assert not out.exists()

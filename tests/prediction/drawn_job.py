@@ -11,10 +11,12 @@ from PIL import Image as Pillow
 
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.prediction.folder import Pictures, PredictionFolder, predict_into
+from cellwright.prediction.folder import PredictionFolder
+from cellwright.prediction.image_writer import Pictures
 from cellwright.prediction.job import Job
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
+from cellwright.prediction.run_folder import predict_into
 
 
 def draw_images(root: Path) -> Path:

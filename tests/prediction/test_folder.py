@@ -21,10 +21,11 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.data.images.reading import Reading
 from cellwright.data.synthetic import write_demo_dataset
-from cellwright.prediction.folder import PredictionFolder, predict_into
+from cellwright.prediction.folder import PredictionFolder
 from cellwright.prediction.job import PREDICTIONS
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import SegmenterPredictor
+from cellwright.prediction.run_folder import predict_into
 from cellwright.prediction.sources import Source, read_and_choose, sources_of_dataset, sources_of_paths
 
 

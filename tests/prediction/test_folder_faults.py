@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def every_file(folder: Path) -> list[str]:
 def half_done(images: Path, out: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(job_of(images), out, Squares(stop_at=2))
+
+
+def wait_for(out: Path, n: int) -> None:
+    """Until so many images are written, which happens while the next one is predicted."""
+    until = time.monotonic() + 60
+    while len(list((out / CONTROL / "progress").glob("*.done"))) < n and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def failed_once(images: Path, out: Path) -> None:
@@ -141,6 +149,7 @@ def test_a_folder_that_vanishes_while_it_is_written_is_an_error(images, memory_p
     class Vanishing(Squares):
         def predict(self, images):
             if len(self.names) == 2:
+                wait_for(out, 2)
                 out.rename(memory_path / "elsewhere") if what == "moved" else shutil.rmtree(out)
             return super().predict(images)
 
@@ -158,6 +167,7 @@ def test_a_record_that_vanishes_is_an_error_and_no_shorter_result(images, memory
     class Removing(Squares):
         def predict(self, images):
             if len(self.names) == 2:
+                wait_for(out, 2)
                 next((out / CONTROL / "progress").glob("*.json")).unlink()
             return super().predict(images)
 

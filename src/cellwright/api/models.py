@@ -304,13 +304,9 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         >>> cw.load_model("classical").class_names
         ('nucleus',)
     """
-    from cellwright.config.model_classical import ClassicalConfig
-    from cellwright.data.value_range import TrainingValues
-    from cellwright.models.weights.model_folder import recipe_of
-    from cellwright.models.weights.torch_io import load_network
-    from cellwright.prediction.backends.torch import NetworkPredictor
-
     if str(name) == "classical":
+        from cellwright.config.model_classical import ClassicalConfig
+
         # .3 was chosen on the same training images as the method's other defaults.
         return classical_model(
             Recipe(name="classical", model=ClassicalConfig(), predict=PredictConfig(score_threshold=0.3))
@@ -318,6 +314,11 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     if str(name) not in NAMED_MODELS and not Path(name).exists():
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
+    from cellwright.data.value_range import TrainingValues
+    from cellwright.models.weights.model_folder import recipe_of
+    from cellwright.models.weights.torch_io import load_network
+    from cellwright.prediction.backends.torch import NetworkPredictor
+
     network, info = load_network(name)
     training = None if info.values is None else TrainingValues.from_dict(info.values, name)
     facts = {"training": training, "trained_channels": info.channels, "scale": info.scale}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -42,14 +43,14 @@ from cellwright.data.images.passed_over import passed_over_note, results_note
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.source import ImageSource
 from cellwright.data.views import parse_views
-from cellwright.prediction.folder import (
-    FolderReport,
-    Pictures,
-    PredictionFolder,
-    predict_into,
-)
+from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import FusionOptions, Method
+from cellwright.prediction.image_writer import Pictures
 from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
+from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.predictor import FilteredPredictor
+from cellwright.prediction.run_folder import Opened, predict_into, predict_shard
+from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import (
     Source,
     check_choices,
@@ -58,7 +59,7 @@ from cellwright.prediction.sources import (
     sources_of_dataset,
     sources_of_paths,
 )
-from cellwright.prediction.tiling.job import JobReport, LabelKind, Running
+from cellwright.prediction.tiling.job import JobReport, LabelKind
 from cellwright.prediction.tiling.regions import roi_words
 
 OBJECTS = Group("Which objects are kept", sort_key=2)
@@ -118,6 +119,12 @@ class PredictPlan:
     """auto, cpu, cuda:N or mps."""
     fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False
     """Stop at the first image that fails, instead of recording it in failures.csv."""
+    workers: Annotated[int, Parameter(group=RUNNING)] = 1
+    """Processes that predict images, or the tiles of a large one."""
+    dask: Annotated[str | None, Parameter(group=RUNNING)] = None
+    """Predict on a Dask cluster: the address of its scheduler, or local."""
+    shard: Annotated[str | None, Parameter(group=RUNNING)] = None
+    """i/n: only every n-th image or tile. Run all n, on any machines that share the folder; the last one finishes."""
     tile: Annotated[str, Parameter(group=LARGE)] = "auto"
     """auto: tile by tile if the image does not fit into memory; none: never; a number: tiles of this side, pixels at
     the network's scale."""
@@ -129,12 +136,6 @@ class PredictPlan:
     of any size (default: auto for slides with a pyramid, else none)."""
     labels: Annotated[LabelKind | None, Parameter(group=LARGE)] = None
     """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed)."""
-    workers: Annotated[int, Parameter(group=LARGE)] = 1
-    """Processes that predict tiles."""
-    shard: Annotated[str | None, Parameter(group=LARGE)] = None
-    """i/n: only every n-th tile. Run all n, on any machines that share the folder; the last one finishes the job."""
-    dask: Annotated[str | None, Parameter(group=LARGE)] = None
-    """Predict tiles on a Dask cluster: the address of its scheduler, or local."""
 
 
 def run(
@@ -169,7 +170,19 @@ def run(
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
     job = dataclasses.replace(job, ring_px=plan.ring)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
-    folder = PredictionFolder(plan.out, job, pictures(model.class_names), see=see, overwrite=plan.overwrite)
+    running = Running(plan.workers, plan.dask, shard_of(plan.shard))
+    if plan.shard is not None:
+        _check_shard(plan)
+    open_folder = partial(
+        PredictionFolder,
+        plan.out,
+        job,
+        pictures(model.class_names),
+        see=see,
+        overwrite=plan.overwrite,
+        joins=plan.shard is not None,
+    )
+    folder = open_folder()
     notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)])
     notes += model_notes(model, members, plan.views)
     if folder.is_new:
@@ -181,19 +194,36 @@ def run(
             reporter.note(note)
     if dry_run:
         return None
-    report = predict_into(folder, model.filtered, reading=reading, fail_fast=plan.fail_fast, track=reporter.track)
+    opener = OpenModel(
+        _elsewhere(plan.model), fusion, model.options, plan.device, plan.diameter, plan.views, running.threads
+    )
+    how = {"reading": reading, "running": running, "elsewhere": opener}
+    if plan.shard is None:
+        report = predict_into(folder, model.filtered, **how, fail_fast=plan.fail_fast, track=reporter.track)
+    else:
+        report = predict_shard(plan.out, open_folder, model.filtered, **how, reporter=reporter)
     for note in report.notes:
         reporter.note(note)
     return report
+
+
+def _check_shard(plan: PredictPlan) -> None:
+    """Raise `UsageError` for options that shards do not have."""
+    for name, value in (("overwrite", plan.overwrite), ("fail_fast", plan.fail_fast)):
+        if value:
+            problem = "shards cannot replace a result" if name == "overwrite" else "shards go on after a failure"
+            remedy = "remove the old result first, or choose another `out`" if name == "overwrite" else None
+            raise UsageError(problem, got=f"`shard` and `{name}`", remedy=remedy or f"omit `{name}`")
 
 
 def _large(
     plan: PredictPlan, sources: Sequence[Source], reading: Reading, model: Model, members: Sequence[Model]
 ) -> tuple[ImageSource, TileRequest, str] | None:
     """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
-    only_tiles = {"roi": plan.roi, "labels": plan.labels, "shard": plan.shard, "dask": plan.dask}
-    only_tiles |= {"level": reading.level, "tissue": None if plan.tissue == "none" else plan.tissue}
-    asked = [name for name, value in only_tiles.items() if value] + (["workers"] if plan.workers != 1 else [])
+    only_tiles = {"roi": plan.roi, "labels": plan.labels, "level": reading.level}
+    only_tiles |= {"tissue": None if plan.tissue == "none" else plan.tissue}
+    asked = [name for name, value in only_tiles.items() if value]
+    running = Running(plan.workers, plan.dask, shard_of(plan.shard))
     core_px = core_px_of(plan.tile)
     if plan.tile == "none" and asked:
         raise UsageError(f"`{asked[0]}` is for images that are predicted tile by tile", remedy='omit `tile="none"`')
@@ -205,7 +235,8 @@ def _large(
             raise UsageError(problem, got=count(len(sources), "image"), remedy=remedy)
         return None
     why = " as requested"
-    if core_px is None and not asked:
+    is_shared = running != Running() and can_tile(model)
+    if core_px is None and not asked and not is_shared:
         try:
             source = reading.open(sources[0].path)
         except (InputError, UsageError):
@@ -226,7 +257,7 @@ def _large(
         plan.tissue,
         plan.ring,
         plan.labels,
-        Running(plan.workers, plan.dask, shard_of(plan.shard)),
+        running,
     )
     path = sources[0].path
     return reading.open(path if plan.dask is None else path.resolve()), request, why
@@ -246,6 +277,8 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
     ring: int | None = None,
     overwrite: bool = False,
     fail_fast: bool = False,
+    workers: int = 1,
+    dask: str | None = None,
 ) -> Dataset:
     """Predict images into a prediction folder, as the command ``cellwright predict`` does.
 
@@ -270,6 +303,8 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         overwrite: replace predictions that exist in the folder.
         fail_fast: raise the error of the first image that fails. Otherwise it is recorded in failures.csv, and a
             warning is given at the end.
+        workers: processes that predict images. In a script, this needs ``if __name__ == "__main__":``.
+        dask: predict on a Dask cluster: the address of its scheduler, or "local".
 
     Returns:
         The predictions as a `Dataset`, which `evaluate` accepts; objects are read when needed. It is empty only if no
@@ -294,8 +329,8 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         >>> len(predictions), predictions.class_names, len(predictions[0].read_instances())
         (1, ('spot',), 1)
     """
-    given: Any = model
-    members = [as_model(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    given: Any = list(model) if isinstance(model, list | tuple) else [model]
+    members = [as_model(one) for one in given]
     fusion = FusionOptions(fuse, weights=None if weights is None else tuple(weights))
     model = ensemble(members, fusion)
     if isinstance(images, Dataset):
@@ -313,12 +348,52 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     if folder.is_new:
         check_choices(sources, model.predictor, reading)
-    report = predict_into(folder, model.filtered, reading=reading, fail_fast=fail_fast)
+    running = Running(workers, dask)
+    report = predict_into(
+        folder,
+        model.filtered,
+        reading=reading,
+        running=running,
+        elsewhere=OpenModel(_elsewhere(given), fusion, model.options, threads=running.threads),
+        fail_fast=fail_fast,
+    )
     if report.failures:
         failed = count(len(report.failures), "image")
         reasons = "; ".join(group_failures(report.failures))
         warnings.warn(f"{failed} could not be predicted: see {folder.out / FAILURES}: {reasons}", stacklevel=2)
     return read_dataset(folder.out, require_images=False)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Loads models in another process, see `OpenPredictor`.
+
+    models: names, folders, or models themselves. options: which objects of the ensemble are kept. threads: of a worker.
+    """
+
+    models: tuple[str | Model, ...]
+    fusion: FusionOptions
+    options: PredictOptions
+    device: str = "auto"
+    diameter: float | None = None
+    views: str | None = None
+    threads: int = 1
+
+    def __call__(self) -> Opened:
+        """The predictor, and how pictures are drawn."""
+        model = ensemble([as_model(one, device=self.device) for one in self.models], self.fusion)
+        if "torch" in sys.modules:  # the classical method does without
+            sys.modules["torch"].set_num_threads(self.threads)
+        model = model.with_options(diameter=self.diameter, views=self.views)
+        return FilteredPredictor(model.predictor, self.options), pictures(model.class_names)
+
+
+def _elsewhere(models: Sequence[ModelLike]) -> tuple[str | Model, ...]:
+    """Models as other processes find them, whatever their working directory is."""
+    names = [one if isinstance(one, str | Path) else as_model(one) for one in models]
+    return tuple(
+        one if isinstance(one, Model) else str(Path(one).resolve() if Path(one).exists() else one) for one in names
+    )
 
 
 def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[Source], Reading]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from cellwright.prediction.existing import ours
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Ensemble
+from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.finish import FinalTiles
@@ -46,7 +46,6 @@ from cellwright.prediction.tiling.job import (
     JobFacts,
     JobReport,
     LabelKind,
-    Running,
     changed,
     check_under_way,
     finish,
@@ -426,8 +425,6 @@ class _Parts:
 
     def work_elsewhere(self, job: JobFacts) -> OpenWork:
         """The work, for other processes."""
-        running = self.request.running
-        threads = max((os.cpu_count() or 1) // running.workers, 1) if running.dask is None else 1
         from cellwright.models.weights.model_folder import bundled_model
 
         # Workers may have another working directory.
@@ -441,7 +438,7 @@ class _Parts:
             job.grid,
             self.model.options,
             self.request.ring_px,
-            threads,
+            self.request.running.threads,
         )
 
 
@@ -453,8 +450,7 @@ def _run(root: Path, job: JobFacts, parts: _Parts, check: Callable[[], None]) ->
         reporter.note(text)
     if (n_done := len(job.tiles) - len(ledger.left(verify=False))) > 0:
         reporter.note(f"{count(n_done, 'tile')} done before, {len(job.tiles) - n_done} to do")
-    is_elsewhere = running.workers > 1 or running.dask is not None
-    make_work = parts.work_elsewhere(job) if is_elsewhere else partial(_same, parts.work(job))
+    make_work = parts.work_elsewhere(job) if running.is_elsewhere else partial(_same, parts.work(job))
     return run_tiles(ledger, job, make_work, running, check=check, track=reporter.track)
 
 

@@ -72,7 +72,9 @@ def _folder_written(screen: Show, report: FolderReport, text: str, out: Path) ->
         screen.problem(f"failed: {line}")
     n_failed = len(report.failures)
     failed = f"; {count(n_failed, 'image')} failed, see {out / FAILURES}" if n_failed else ""
-    screen.result(f"{text}: {out}{failed}", {"out": str(out), "images": report.n_images, "failed": n_failed})
+    left = f"; {count(report.n_left, 'image')} left to other shards" if report.n_left else ""
+    values = {"out": str(out), "images": report.n_images, "failed": n_failed, "left": report.n_left}
+    screen.result(f"{text}: {out}{failed}{left}", values)
     return 3 if n_failed else 0
 
 

@@ -48,9 +48,17 @@ class Existing:
 
 
 def examine(
-    output: OutputFolder, job: Job, see: SeeImage | None, inputs: Iterable[Path], *, overwrite: bool
+    output: OutputFolder,
+    job: Job,
+    see: SeeImage | None,
+    inputs: Iterable[Path],
+    *,
+    overwrite: bool,
+    joins: bool = False,
 ) -> Existing:
     """What a job finds in its folder. inputs: files of the command, which must not be among those that are replaced.
+
+    joins: other processes write in the folder for the same job, which may not have done any image yet.
 
     Raises `OutputError` for a result or unfinished images of another job, and for files that would be lost.
     """
@@ -77,7 +85,7 @@ def examine(
     done = ledger.done() if finished is None else finished
     if claim.request is None:
         raise OutputError("predictions of another job are here", where=output.shown, remedy=REMEDY)
-    if not done:
+    if not done and not (joins and claim.request == job.request()):
         old = ours(output)
         if is_earlier(output.path) and any(name.endswith(".done") for name in old):
             problem = "this folder has unfinished predictions of an earlier version of cellwright"
@@ -164,8 +172,10 @@ def _resumed(output: OutputFolder, claim: Claim, job: Job, done: Mapping[str, Do
 
 def check_foreign(output: OutputFolder, root: Path, names: Iterable[str], known: set[str], ledger: Ledger) -> None:
     """Raise `OutputError` for files that are not in any record and have the name of a file to be written."""
-    known = known | {name for begun in ledger.begun().values() for name in begun}
-    foreign = [name for name in names if name not in known and (root / name).exists()]
+    there = [name for name in names if name not in known and (root / name).exists()]
+    # Afterwards, for another process may be writing: files are begun before they exist.
+    begun = {name for of_image in ledger.begun().values() for name in of_image} if there else set()
+    foreign = [name for name in there if name not in begun]
     if foreign:
         raise OutputError(
             "files that cellwright did not write have the names of files to be written",

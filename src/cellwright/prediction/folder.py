@@ -14,21 +14,19 @@ failed, which the same command tries again.
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellwright.core.claim import CLAIM, CONTROL, remove_ours
-from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
+from cellwright.core.claim import remove_ours
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import CellwrightError, OutputError
 from cellwright.core.events import emit
 from cellwright.core.file_identity import FileIdentity
 from cellwright.core.files import write_png, write_text
@@ -36,19 +34,15 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.output_folder import OutputFolder
-from cellwright.core.progress import Track, no_progress
 from cellwright.core.table import frame_csv, rows_csv
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.coco import WRITTEN
-from cellwright.data.formats.contract import Prefer, ReadOptions, WriteOptions
-from cellwright.data.formats.paths import output_path, short_name
-from cellwright.data.formats.predictions import EDITABLE, written_digests
-from cellwright.data.images.reading import Reading
-from cellwright.measurement.table import write_measurements
-from cellwright.prediction import writers
+from cellwright.data.formats.contract import ReadOptions, WriteOptions
+from cellwright.data.formats.paths import output_path
 from cellwright.prediction.earlier import earlier_claim
-from cellwright.prediction.existing import check_foreign, examine, names_of
+from cellwright.prediction.existing import check_foreign, examine
+from cellwright.prediction.image_writer import ImageWriter, Pictures, Place, UnderWay
 from cellwright.prediction.job import (
     CONTACT_SHEET,
     COUNTS,
@@ -62,12 +56,9 @@ from cellwright.prediction.job import (
     WELLS,
     Job,
     SeeImage,
-    digest_of_pixels,
 )
 from cellwright.prediction.ledger import Done, Ledger
-from cellwright.prediction.predictor import Predictor
 from cellwright.prediction.record import Prediction
-from cellwright.prediction.sources import read_and_choose
 from cellwright.prediction.summaries import (
     Well,
     caption,
@@ -80,23 +71,6 @@ from cellwright.prediction.summaries import (
 )
 
 SHEET_TILES = 24
-_TILE_PX = 480
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """How pictures are drawn; passed in, because `report` is above this package.
-
-    overlay: an image and its objects -> uint8 RGB (H', W', 3). thumbnail: the same, with lines that remain visible when
-    the picture is reduced. sheet: tiles (caption, RGB) and a title -> uint8 RGB. plate: (row, column) -> tile, and a
-    title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB.
-    """
-
-    overlay: Callable[[Image, Instances], np.ndarray]
-    thumbnail: Callable[[Image, Instances], np.ndarray]
-    sheet: Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
-    plate: Callable[[Mapping[tuple[int, int], tuple[str, np.ndarray]], str], np.ndarray]
-    counts: Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -105,6 +79,7 @@ class FolderReport:
 
     n_images: images with a result, of which n_resumed were done before. n_objects: objects in all of them.
     failures: (image id, error) of each image without a result. notes: what a user should know, one sentence each.
+    n_left: images that other shards have not done yet.
     """
 
     n_images: int
@@ -112,11 +87,40 @@ class FolderReport:
     n_objects: int
     failures: tuple[tuple[str, CellwrightError], ...]
     notes: tuple[str, ...]
+    n_left: int = 0
 
     @property
     def counts(self) -> str:
         """``"99 objects in 2 images"``."""
         return f"{count(self.n_objects, 'object')} in {count(self.n_images, 'image')}"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the record of an image says; its objects are read when they are needed."""
+
+    sample: Sample
+    summary: dict[str, Any]
+    files: Any
+    notes: Sequence[tuple[str, str]]
+
+    @staticmethod
+    def read(path: Path) -> _Record:
+        part = _read_record(path)
+        sample = replace(part[0], load=_Objects(path))
+        return _Record(sample, dict(part.info["summary"]), part.info["files"], part.info["notes"])
+
+
+@dataclass(frozen=True)
+class _Objects:
+    path: Path
+
+    def __call__(self) -> Instances:
+        return _read_record(self.path)[0].read_instances()
+
+
+def _read_record(path: Path) -> Dataset:
+    return FORMATS["coco"].read(path, ReadOptions(require_images=False))
 
 
 class PredictionFolder:
@@ -129,7 +133,7 @@ class PredictionFolder:
     file that was changed since, or an input, would be replaced.
 
     see: reads an image as the job does; without it, images are not compared under another `Job.reading`. verb: the
-    command. inputs: what it reads besides the images.
+    command. inputs: what it reads besides the images. joins: other processes may do images of the same job.
     """
 
     def __init__(
@@ -142,8 +146,9 @@ class PredictionFolder:
         overwrite: bool = False,
         verb: str = "predict",
         inputs: Sequence[Path] = (),
+        joins: bool = False,
     ) -> None:
-        self.out, self.job, self._pictures = out, job, pictures
+        self.out, self.job, self.pictures = out, job, pictures
         self._output = OutputFolder(out, verb, same=("predict", "fuse"), earlier=earlier_claim)
         self._failures: dict[str, CellwrightError] = {}
         ids = [source.id for source in job.sources]
@@ -152,7 +157,7 @@ class PredictionFolder:
         # The first image of each well is on the picture of its plate.
         self._on_plate = set({well: k for k, well in reversed([*enumerate(self._wells or ())])}.values())
         all_inputs = [*inputs, *(source.path for source in job.sources)]
-        self._existing = examine(self._output, job, see, all_inputs, overwrite=overwrite)
+        self._existing = examine(self._output, job, see, all_inputs, overwrite=overwrite, joins=joins)
         self._done = dict(self._existing.done)
         self._ledger = Ledger(self._output.progress_of(self._existing.resume))
         self._n_resumed = len(self._done)
@@ -178,7 +183,7 @@ class PredictionFolder:
         kept = f"; changed since and kept: {listed(edited)}" if edited else ""
         if self._existing.state == "complete":
             return f"already complete: {self.out}/ has these predictions{kept}"
-        if self._existing.state == "resumed":
+        if self._existing.state == "resumed" and self._done:
             return f"{count(self._n_resumed, 'image')} done before, {len(self.left)} to do{kept}"
         return None
 
@@ -195,6 +200,23 @@ class PredictionFolder:
         """Whether source ``index`` has been written."""
         return self.job.sources[index].id in self._done
 
+    def check_under_way(self) -> UnderWay:
+        """A check for processes that do not lock the folder, after `start`."""
+        return UnderWay(self._output.path, self._output.root, self.job.request())
+
+    def verify(self) -> None:
+        """Raise `OutputError` if the folder was moved, removed or taken over since `start`."""
+        self._output.verify()
+
+    @property
+    def shown(self) -> frozenset[int]:
+        """The sources of which a small picture is kept for the overview."""
+        return frozenset(self._on_sheet | self._on_plate)
+
+    def place(self, check: Callable[[], None] | None = None) -> Place:
+        """Where the files are, after `start`. check: see `Place`; None for a process that has the lock."""
+        return Place(self._output.path, self._output.root, self._ledger, check or self._output.verify)
+
     def write(
         self, index: int, image: Image, prediction: Prediction, *, seen: Image | None = None, blank: bool = False
     ) -> None:
@@ -204,75 +226,50 @@ class PredictionFolder:
         blank: ``image`` is a placeholder for a missing one: no intensities are measured.
         """
         source, seen = self.job.sources[index], image if seen is None else seen
-        files = names_of(self.job, source.id)
-        self._output.verify()
-        with self._while_it_stays(files.values()):
-            self._ledger.begin(source.id, files.values())
-            self._write_files(index, image, prediction.instances, seen, None if blank else image)
-            if index in self._on_sheet | self._on_plate:
-                write_png(self._tile(index), _shrunk(self._pictures.thumbnail(seen, prediction.instances)))
-            identities = {name: FileIdentity.of(self._output.root / name) for name in files.values()}
-            self._write_record(index, image, prediction, seen, {kind: identities[name] for kind, name in files.items()})
-        n_objects = len(prediction.instances)
-        done = Done(FileIdentity.of(source.path), digest_of_pixels(image, seen), n_objects, identities)
-        self._done[source.id] = self._ledger.record(source.id, done)
+        writer = ImageWriter(self.job, self.pictures, self.place())
+        is_shown = index in self._on_sheet or index in self._on_plate
+        done = writer.write(source, index + 1, image, prediction, seen=seen, blank=blank, thumbnail=is_shown)
+        self.add(index, done)
+
+    def add(self, index: int, done: Done) -> None:
+        """Count source ``index``, which was written."""
+        source = self.job.sources[index]
+        self._done[source.id] = done
         progress = {"done": len(self._done) + len(self._failures), "total": len(self.job.sources)}
-        text = f"{source.id}: {count(n_objects, 'object')}"
-        emit("image", text, {"image": source.id, "objects": n_objects, "progress": progress})
-
-    def _write_files(self, index: int, image: Image, instances: Instances, seen: Image, measured: Image | None) -> None:
-        source, names = self.job.sources[index], self.job.class_names
-        for kind in self.job.save:
-            path = self._path(index, kind)
-            match kind:
-                case "masks":
-                    writers.write_labels(path, instances, image.pixel_size_um)
-                case "overlay":
-                    write_png(path, self._pictures.overlay(seen, instances))
-                case "geojson":
-                    writers.write_geojson(path, instances, measured, sample_id=source.id, class_names=names)
-                case "rois":
-                    writers.write_rois(path, instances, measured, class_names=names)
-                case "measurements":
-                    write_measurements(
-                        instances,
-                        path,
-                        image_name=source.id,
-                        image=measured,
-                        class_names=names,
-                        ring_px=self.job.ring_px,
-                    )
-
-    def _write_record(
-        self, index: int, image: Image, prediction: Prediction, seen: Image, files: Mapping[str, FileIdentity]
-    ) -> None:
-        source, names = self.job.sources[index], self.job.class_names
-        sample = Sample(
-            id=source.id,
-            image_path=None,  # `finish` knows it
-            image_hw=image.image_hw,
-            load=Loaded(prediction.candidates),
-            image_id=index + 1 if source.image_id is None else source.image_id,
-            split=source.split,
-            group=source.group,
-            pixel_size_um=image.pixel_size_um,
-            source="cellwright predict",
-        )
-        notes = [*seen.notes, *prediction.notes, *_name_note(source.id)]
-        digests: dict[Prefer, str] = {kind: files[kind].digest for kind in EDITABLE if kind in files}
-        info = {
-            "summary": summary_row(source.id, prediction, names, notes),
-            "files": written_digests(prediction.instances, names, digests),
-            "notes": [[note.kind, note.text] for note in notes],
-        }
-        record = Dataset((sample,), names, root=self._ledger.folder, info=info)
-        FORMATS["coco"].write(record, self._ledger.path(source.id, ".json"), WriteOptions())
+        text = f"{source.id}: {count(done.objects, 'object')}"
+        emit("image", text, {"image": source.id, "objects": done.objects, "progress": progress})
 
     def fail(self, index: int, error: CellwrightError) -> None:
         """Record that source ``index`` failed; it is tried again when the job is run again."""
         image_id = self.job.sources[index].id
         self._failures[image_id] = error
         emit("failure", f"{image_id}: {error.problem}", {"image": image_id, **error.parts()}, level=logging.WARNING)
+
+    def fail_for_all(self, index: int, error: CellwrightError) -> None:
+        """`fail`, also for the process that finishes the job."""
+        self._ledger.fail(self.job.sources[index].id, error)
+        self.fail(index, error)
+
+    def forget_failures(self, numbers: Iterable[int]) -> None:
+        """Forget that these sources failed earlier: they are tried again."""
+        for index in numbers:
+            self._ledger.forget_failure(self.job.sources[index].id)
+
+    def take_failures(self) -> None:
+        """Count the sources that failed in other processes."""
+        ids = {source.id for source in self.job.sources}
+        failures = self._ledger.failures().items()
+        self._failures |= {name: error for name, error in failures if name in ids and name not in self._done}
+
+    @property
+    def n_left(self) -> int:
+        """The number of sources that are neither done nor failed."""
+        return len(self.left) - len(self._failures)
+
+    def shard_report(self, n_left: int) -> FolderReport:
+        """The report of a shard while others have ``n_left`` images left."""
+        n_objects = sum(done.objects for done in self._done.values())
+        return FolderReport(len(self._done), self._n_resumed, n_objects, tuple(self._failures.items()), (), n_left)
 
     def finish(self) -> FolderReport:
         """Join the records: the tables and pictures of all images and, last, predictions.json.
@@ -292,16 +289,11 @@ class PredictionFolder:
                 remedy="run the same command again, which predicts them again",
             )
         self._remove_unfinished()
-        options = ReadOptions(require_images=False)
-        parts = [FORMATS["coco"].read(self._ledger.path(sources[k].id, ".json"), options) for k in done]
-        rows = [dict(part.info["summary"]) for part in parts]
-        about_all = self._write_about_all(done, parts, rows)
+        records = [_Record.read(self._ledger.path(sources[k].id, ".json")) for k in done]
+        rows = [record.summary for record in records]
+        about_all = self._write_about_all(done, records, rows)
         self._complete(about_all)
-        notes = [
-            Note(kind, text, row["image"])
-            for row, part in zip(rows, parts, strict=True)
-            for kind, text in part.info["notes"]
-        ]
+        notes = [Note(kind, text, record.sample.id) for record in records for kind, text in record.notes]
         return FolderReport(
             n_images=len(rows),
             n_resumed=self._n_resumed,
@@ -319,7 +311,7 @@ class PredictionFolder:
                 self._ledger.path(image_id, ".begun").unlink()
 
     def _write_about_all(
-        self, done: Sequence[int], parts: Sequence[Dataset], rows: Sequence[Mapping[str, Any]]
+        self, done: Sequence[int], records: Sequence[_Record], rows: Sequence[Mapping[str, Any]]
     ) -> list[str]:
         """Write the files about all images, predictions.json last; returns their names."""
         root, names, resume = self._output.root, self.job.class_names, self._existing.resume
@@ -329,19 +321,19 @@ class PredictionFolder:
         check_foreign(self._output, root, sorted(possible), known, self._ledger)
         columns = list(summary_row("", Prediction.of(Instances.empty((1, 1), scored=True)), names))
         failures = [_failure_row(name, error) for name, error in self._failures.items()]
-        with self._while_it_stays(possible):
+        with self.place().while_it_stays(possible):
             self._ledger.begin_overview(sorted(possible))
             write_text(root / RECIPE, self.job.recipe_yaml)
             write_text(root / SUMMARY, _csv(columns, rows))
             write_text(root / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
             pictures = self._write_overview(done, rows)
-            self._write_predictions(parts)
+            self._write_predictions(records)
         written = {RECIPE, SUMMARY, FAILURES, PREDICTIONS, *pictures}
         for name in (known & possible) - written:  # of a job that goes on
             remove_ours(root, name)
         return sorted(written)
 
-    def _write_predictions(self, parts: Sequence[Dataset]) -> None:
+    def _write_predictions(self, records: Sequence[_Record]) -> None:
         sources, names, threshold = self.job.sources, self.job.class_names, self.job.options.score_threshold
         numbers = {source.id: k + 1 if source.image_id is None else source.image_id for k, source in enumerate(sources)}
         paths = {source.id: source.path for source in sources}
@@ -351,10 +343,9 @@ class PredictionFolder:
                 image_id=numbers[sample.id],
                 image_path=paths[sample.id] if paths[sample.id].exists() else None,  # fused predictions may have none
             )
-            for part in parts
-            for sample in part
+            for sample in (record.sample for record in records)
         )
-        written = {sample.id: part.info["files"] for part in parts for sample in part}
+        written = {record.sample.id: record.files for record in records}
         facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
         info = facts | dict(self.job.reading) | dict(self.job.info)
         predictions = Dataset(samples, names, root=self._output.root, info=info)
@@ -377,30 +368,6 @@ class PredictionFolder:
             Ledger(self._output.progress_of(self._output.claim)).remove_all_but_list()
         self.close()
 
-    @contextmanager
-    def _while_it_stays(self, names: Iterable[str]) -> Iterator[None]:
-        """Check that the folder is still there after files of these names were written.
-
-        Otherwise, what was written to its former place is removed, and `OutputError` says so.
-        """
-        root = self._output.root
-        try:
-            try:
-                yield
-            finally:
-                self._output.verify()
-        except OutputError:
-            if not (self._output.path / CONTROL / CLAIM).is_file():
-                for name in names:
-                    remove_ours(root, name)
-                for record in self._ledger.folder.glob("*"):
-                    record.unlink()
-                for folder in (self._ledger.folder, *self._ledger.folder.parents):
-                    if folder.is_relative_to(self._output.path):
-                        with suppress(OSError):  # not empty
-                            folder.rmdir()
-            raise
-
     def _write_overview(self, done: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Write pictures and tables of all images together; returns their names.
 
@@ -413,7 +380,7 @@ class PredictionFolder:
         tiles = [(caption(rows[k]), _read_png(self._tile(index))) for k, index in shown]
         if tiles:
             title = f"{len(tiles)} of {count(len(rows), 'image')}"
-            write_png(root / CONTACT_SHEET, self._pictures.sheet(tiles, title))
+            write_png(root / CONTACT_SHEET, self.pictures.sheet(tiles, title))
             written.append(CONTACT_SHEET)
         names, pooled = self.job.class_names, None
         if "measurements" in self.job.save:
@@ -423,7 +390,7 @@ class PredictionFolder:
         if len(rows) > 1:
             columns = [f"objects_{name}" for name in names] if len(names) > 1 else ["objects"]
             table = np.array([[row[column] for column in columns] for row in rows], np.int64)
-            write_png(root / COUNTS, self._pictures.counts([row["image"] for row in rows], table, names))
+            write_png(root / COUNTS, self.pictures.counts([row["image"] for row in rows], table, names))
             written.append(COUNTS)
         if self._wells is not None:
             wells = [self._wells[index] for index in done]
@@ -445,7 +412,7 @@ class PredictionFolder:
         for plate, tiles in plates.items():
             write_png(
                 self._output.root / self._plate_name(plate),
-                self._pictures.plate(tiles, f"{plate or 'plate'}: first image of each well, objects of all its images"),
+                self.pictures.plate(tiles, f"{plate or 'plate'}: first image of each well, objects of all its images"),
             )
 
         return [self._plate_name(plate) for plate in plates]
@@ -477,67 +444,6 @@ class PredictionFolder:
         return self._ledger.path(self.job.sources[index].id, ".png")
 
 
-def predict_into(
-    folder: PredictionFolder,
-    predictor: Predictor,
-    *,
-    reading: Reading = Reading(),  # noqa: B008 - frozen
-    fail_fast: bool = False,
-    track: Track = no_progress,
-) -> FolderReport:
-    """Predict all sources of a folder's job, one after the other, and finish the folder.
-
-    reading: which part of each image is used; all channels are measured.
-
-    An image that cannot be read or does not fit the model is recorded in failures.csv and the job continues; with
-    ``fail_fast`` its error is raised and the folder stays unfinished.
-    """
-    if folder.is_complete:
-        return folder.report()
-    folder.start()
-    try:
-        left = folder.left
-        for index in track(left, "predicting", len(left)):
-            source = folder.job.sources[index]
-            try:
-                if source.error is not None:
-                    raise source.error
-                image, seen = read_and_choose(source.path, predictor, reading)
-                (prediction,) = predictor.predict([seen])
-                folder.write(index, image, prediction, seen=seen)
-            except (InputError, UsageError) as error:  # such as a channel that this image does not have
-                if fail_fast:
-                    raise
-                folder.fail(index, error)
-            except MemoryError as error:
-                remedy = "cut the image into parts, reduce its size, or use a machine with more memory"
-                failure = InputError("there is not enough memory for this image", where=source.path, remedy=remedy)
-                if fail_fast:
-                    raise failure from error
-                folder.fail(index, failure)
-            except OutputError as error:
-                if fail_fast or not _is_about_name(error):
-                    raise
-                folder.fail(index, error)
-        return folder.finish()
-    finally:
-        folder.close()
-
-
-def _is_about_name(error: OutputError) -> bool:
-    """Whether an output could not be written because of its name, which the disk does not allow."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-
-
-def _name_note(image_id: str) -> list[Note]:
-    name = PurePosixPath(image_id).name
-    if (short := short_name(name)) == name:
-        return []
-    text = f"its name is too long for the names of its files, which begin with {short}"
-    return [Note("a long name was shortened in the names of files", text)]
-
-
 def _failure_row(image_id: str, error: CellwrightError) -> dict[str, Any]:
     where = None if error.where is None else Path(str(error.where)).name
     return {"image": image_id, "problem": error.problem, "where": where, "got": error.got, "fix": error.remedy}
@@ -551,11 +457,3 @@ def _read_png(path: Path) -> np.ndarray:
     import cv2
 
     return np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR))[:, :, ::-1]
-
-
-def _shrunk(rgb: np.ndarray) -> np.ndarray:
-    import cv2
-
-    scale = min(_TILE_PX / max(rgb.shape[:2]), 1.0)
-    size_wh = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
-    return rgb if scale == 1.0 else cv2.resize(rgb, size_wh, interpolation=cv2.INTER_AREA)

@@ -6,6 +6,7 @@ They lie in ``progress/`` of the output folder, named by a digest of the image's
     <digest>.json    the objects, as a small COCO file
     <digest>.png     a thumbnail
     <digest>.done    that the image is done: what was read, and size and digest of each file above and of each output
+    <digest>.failed  why a shard could not predict the image
     images.json      all images, once all of them are done; then the others are removed
 
 A record counts only if all that it lists has the content that was recorded.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cellwright.core.claim import is_inside
-from cellwright.core.errors import FormatError, InputError
+from cellwright.core.errors import CellwrightError, FormatError, InputError
 from cellwright.core.file_identity import FileIdentity, digest_of
 from cellwright.core.files import read_json, write_json
 
@@ -99,17 +100,43 @@ class Ledger:
 
     def done(self) -> dict[str, Done]:
         """The images that are done, by id; without those whose record is damaged or incomplete."""
-        done = {}
-        for path in sorted(self.folder.glob("*.done")):
+        return dict(one for path in sorted(self.folder.glob("*.done")) if (one := self._read(path)) is not None)
+
+    def read(self, image_id: str) -> Done | None:
+        """The record of an image that is done."""
+        one = self._read(self.path(image_id, ".done"))
+        return None if one is None else one[1]
+
+    def _read(self, path: Path) -> tuple[str, Done] | None:
+        try:
+            content = read_json(path)
+            one = Done.from_dict(content, path)
+            image_id = str(content["id"])
+        except (InputError, AttributeError, KeyError, TypeError):
+            return None
+        return (image_id, one) if path == self.path(image_id, ".done") and self.is_whole(image_id, one) else None
+
+    def fail(self, image_id: str, error: CellwrightError) -> None:
+        """Record why an image failed, for the process that finishes the job."""
+        parts = {name: str(value) for name, value in error.parts().items()}
+        write_json(self.path(image_id, ".failed"), {"id": image_id, **parts})
+
+    def forget_failure(self, image_id: str) -> None:
+        """Remove what `fail` has written."""
+        self.path(image_id, ".failed").unlink(missing_ok=True)
+
+    def failures(self) -> dict[str, CellwrightError]:
+        """Why images failed, by id; a record that is damaged does not count."""
+        failures = dict[str, CellwrightError]()
+        for path in sorted(self.folder.glob("*.failed")):
             try:
-                content = read_json(path)
-                one = Done.from_dict(content, path)
-                image_id = str(content["id"])
-            except (InputError, AttributeError, KeyError, TypeError):
+                content = {str(name): str(value) for name, value in read_json(path).items()}
+                parts = {name: content.get(name) for name in ("where", "got", "expected")}
+                error = InputError(content["problem"], **parts, remedy=content.get("fix"))
+                failures[content["id"]] = error
+            except (InputError, AttributeError, KeyError):
                 continue
-            if path == self.path(image_id, ".done") and self.is_whole(image_id, one):
-                done[image_id] = one
-        return done
+        return failures
 
     def is_whole(self, image_id: str, done: Done) -> bool:
         """Whether the parts of a record have the content that was recorded."""

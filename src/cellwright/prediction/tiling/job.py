@@ -13,9 +13,9 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -35,22 +35,21 @@ from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, OUTLINES,
 from cellwright.data.identity import digest_of
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.options import PredictOptions
+from cellwright.prediction.runners import Running
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_objects_table, write_outlines
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.label_writers import write_label_tiff, write_label_zarr
 from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
 from cellwright.prediction.tiling.regions import Regions
-from cellwright.prediction.tiling.runners import MakeWork, Outcome, run_dask, run_here, run_processes
 from cellwright.prediction.tiling.seam_report import SeamReport
 from cellwright.prediction.tiling.tissue import Tissue
+from cellwright.prediction.tiling.units import MakeWork, TileUnits
 
 FAILURES, SUMMARY = "failures.csv", "summary.csv"
 OVERVIEW, DENSITY, TISSUE = "overview.png", "density.png", "tissue.png"
 SCHEMA_VERSION = 1
 MAX_TILES = 10_000_000
-# Tiles that only one process of several that share a folder predicts: shard (i, n) those with number % n == i - 1.
-Shard = tuple[int, int]
 LabelKind = Literal["tiff", "zarr"]
 Draw = Callable[["JobFacts", ImageSource, FinalTiles, Sequence[Failure]], Mapping[str, np.ndarray]]
 """The pictures, uint8 RGB, by the names of their files; passed in, because `report` is above this package."""
@@ -191,34 +190,6 @@ class JobReport:
     files: tuple[str, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class Running:
-    """How the tiles of a job are run. workers: processes; 1 is this one. dask: address of a scheduler, or "local".
-
-    progress: called after each tile with the numbers of tiles that are done, and of all.
-    """
-
-    workers: int = 1
-    dask: str | None = None
-    shard: Shard | None = None
-    progress: Callable[[int, int], object] | None = None
-
-    def outcomes(self, make_work: MakeWork, ledger: Ledger, tiles: Sequence[int]) -> Iterator[Outcome]:
-        """Run tiles, as they finish."""
-        if self.dask is not None:
-            return run_dask(make_work, ledger, tiles, self.dask)
-        if self.workers > 1 and len(tiles) > 1:
-            return run_processes(make_work, ledger, tiles, min(self.workers, len(tiles)))
-        return run_here(make_work, ledger, tiles)
-
-    def mine(self, tiles: Iterable[int]) -> list[int]:
-        """The tiles of this shard."""
-        if self.shard is None:
-            return list(tiles)
-        part, n = self.shard
-        return [tile for tile in tiles if tile % n == part - 1]
-
-
 def changed(
     job: JobFacts, source: Mapping[str, Any], request: Mapping[str, Any], own: PredictOptions | None = None
 ) -> list[str]:
@@ -268,19 +239,23 @@ def run_tiles(
             return "predicting tiles"
         return f"predicting tiles ({count(n_objects, 'object')}, {seconds_per_mpx():.1f} s per megapixel)"
 
-    for outcome in track(running.outcomes(make_work, ledger, left), description, len(left)):
-        done, n_objects = done + 1, n_objects + outcome.n_objects
-        check()
-        if running.progress is not None:
-            running.progress(done, len(mine))
-        core = job.grid.source_window(job.grid[outcome.tile].core)
-        area += core.hw[0] * core.hw[1] / 1e6
-        fields = {"tile": outcome.tile, "objects": outcome.n_objects, "progress": {"done": done, "total": len(mine)}}
-        if outcome.failure is None:
-            text = f"tile {outcome.tile}: {count(outcome.n_objects, 'object')}"
-            emit("tile", text, fields | {"seconds": round(outcome.seconds, 3)})
-        else:
-            emit("failure", f"tile {outcome.tile}: {outcome.failure.problem}", fields | asdict(outcome.failure))
+    outcomes = running.outcomes(TileUnits(make_work, ledger), left)
+    with closing(outcomes):
+        for outcome in track(outcomes, description, len(left)):
+            n_found = outcome.result or 0
+            done, n_objects = done + 1, n_objects + n_found
+            check()
+            if running.progress is not None:
+                running.progress(done, len(mine))
+            core = job.grid.source_window(job.grid[outcome.unit].core)
+            area += core.hw[0] * core.hw[1] / 1e6
+            fields = {"tile": outcome.unit, "objects": n_found, "progress": {"done": done, "total": len(mine)}}
+            if outcome.failure is None:
+                text = f"tile {outcome.unit}: {count(n_found, 'object')}"
+                emit("tile", text, fields | {"seconds": round(outcome.seconds, 3)})
+            else:
+                text = f"tile {outcome.unit}: {outcome.failure.problem}"
+                emit("failure", text, fields | outcome.failure.parts())
     return n_before, seconds_per_mpx() if area else 0.0
 
 
