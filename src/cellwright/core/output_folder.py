@@ -308,6 +308,7 @@ class OutputFolder:
         Raises `OutputError` if a file is missing, if files of the old result were changed since, or if a file that is
         not ours is in the way; the new result then stays in ``new/``.
         """
+        self._sweep()  # of workers that died
         self._complete(files, keep_progress=keep_progress)
 
     def _complete(

@@ -13,7 +13,6 @@ from pathlib import Path
 from cellwright.core.claim import Claim
 from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
 from cellwright.core.folder_lock import FolderBusy
-from cellwright.core.image import Image
 from cellwright.core.progress import SILENT, ProgressReporter, Track, no_progress
 from cellwright.data.images.reading import Reading
 from cellwright.prediction.folder import FolderReport, PredictionFolder
@@ -21,7 +20,6 @@ from cellwright.prediction.image_writer import ImageWriter, Pictures, Place
 from cellwright.prediction.job import Job
 from cellwright.prediction.ledger import Done
 from cellwright.prediction.predictor import Predictor
-from cellwright.prediction.record import Prediction
 from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import Source, read_and_choose
 
@@ -52,7 +50,7 @@ class ImageUnits:
     def open(self) -> ImagePredictor:
         """See `Units`."""
         predictor, pictures = self.opener()
-        return ImagePredictor(predictor, ImageWriter(self.job, pictures, self.place), self)
+        return ImagePredictor(predictor, ImageWriter(self.job, pictures, self.place))
 
     def result(self, number: int) -> Done | None:
         """See `Units`."""
@@ -84,24 +82,20 @@ class ImagePredictor:
 
     predictor: Predictor
     writer: ImageWriter
-    units: ImageUnits
 
-    def predict(self, number: int) -> Callable[[], Done]:
+    def predict(self, units: ImageUnits, number: int) -> Callable[[], Done]:
         """See `Work`."""
-        source = self.units.sources[number]
+        source = units.sources[number]
         if source.error is not None:
             raise source.error
-        image, seen = read_and_choose(source.path, self.predictor, self.units.reading)
+        image, seen = read_and_choose(source.path, self.predictor, units.reading)
         (prediction,) = self.predictor.predict([seen])
-        store = partial(self._store, number, image, seen, prediction)
+        is_shown = number in units.shown
+        store = partial(self.writer.write, source, number + 1, image, prediction, seen=seen, thumbnail=is_shown)
         if image.image_hw[0] * image.image_hw[1] > LARGE_PX:
             done = store()
             return lambda: done
         return store
-
-    def _store(self, number: int, image: Image, seen: Image, prediction: Prediction) -> Done:
-        source, is_shown = self.units.sources[number], number in self.units.shown
-        return self.writer.write(source, number + 1, image, prediction, seen=seen, thumbnail=is_shown)
 
 
 def predict_into(
@@ -129,7 +123,7 @@ def predict_into(
         place = folder.place(folder.check_under_way() if running.is_elsewhere else None)
         opener = elsewhere if running.is_elsewhere else partial(_same, (predictor, folder.pictures))
         assert opener is not None
-        units = _units(folder, opener, place, reading)
+        units = _units(folder, running, opener, place, reading)
         left = folder.left
         outcomes = running.outcomes(units, left)
         with closing(outcomes):
@@ -170,7 +164,7 @@ def predict_shard(
     check = folder.check_under_way()
     opener = elsewhere if running.is_elsewhere else partial(_same, (predictor, folder.pictures))
     assert opener is not None
-    outcomes = running.outcomes(_units(folder, opener, folder.place(check), reading), mine)
+    outcomes = running.outcomes(_units(folder, running, opener, folder.place(check), reading), mine)
     with closing(outcomes):
         for outcome in reporter.track(outcomes, "predicting", len(mine)):
             check()
@@ -188,8 +182,12 @@ def predict_shard(
         whole.close()
 
 
-def _units(folder: PredictionFolder, opener: OpenPredictor, place: Place, reading: Reading) -> ImageUnits:
+def _units(
+    folder: PredictionFolder, running: Running, opener: OpenPredictor, place: Place, reading: Reading
+) -> ImageUnits:
     sources = dict(enumerate(folder.job.sources))
+    if running.dask is not None:  # whose workers may have another working directory
+        sources = {k: replace(source, path=source.path.absolute()) for k, source in sources.items()}
     return ImageUnits(opener, replace(folder.job, sources=()), place, reading, sources, folder.shown)
 
 

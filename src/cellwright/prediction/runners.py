@@ -46,8 +46,8 @@ Outcomes = Generator[Outcome[R], None, None]
 class Work(Protocol[R_co]):
     """What a process has open to do units: a model, images."""
 
-    def predict(self, unit: int) -> Callable[[], R_co]:
-        """Predict a unit; calling what is returned stores the result.
+    def predict(self, units: Any, unit: int) -> Callable[[], R_co]:
+        """Predict a unit of ``units``; calling what is returned stores the result.
 
         Both raise `CellwrightError` or `MemoryError` if the unit fails, and `OutputError` if nothing can be written.
         """
@@ -150,7 +150,7 @@ def _predicted(units: Units[R], work: Work[R], unit: int) -> Callable[[], Outcom
     """Predict a unit; calling what is returned stores the result, or why the unit failed."""
     start = time.perf_counter()
     try:
-        store: Callable[[], R] = work.predict(unit)
+        store: Callable[[], R] = work.predict(units, unit)
     except (CellwrightError, MemoryError) as error:
         store = _Raise(error)
     seconds = time.perf_counter() - start

@@ -26,7 +26,7 @@ class TileUnits:
 
     def open(self) -> TilePredictor:
         """See `Units`."""
-        return TilePredictor(self.make_work(), self.ledger)
+        return TilePredictor(self.make_work())
 
     def result(self, tile: int) -> int | None:
         """See `Units`."""
@@ -56,15 +56,15 @@ class TilePredictor:
     """See `Work`."""
 
     work: TileWork
-    ledger: Ledger
 
-    def predict(self, tile: int) -> Callable[[], int]:
+    def predict(self, units: TileUnits, tile: int) -> Callable[[], int]:
         """See `Work`."""
-        return partial(self._store, tile, self.work.record(tile))
+        return partial(_store, units.ledger, tile, self.work.record(tile))
 
-    def _store(self, tile: int, record: TileRecord) -> int:
-        self.ledger.write(tile, record)
-        return _n_owned(record)
+
+def _store(ledger: Ledger, tile: int, record: TileRecord) -> int:
+    ledger.write(tile, record)
+    return _n_owned(record)
 
 
 def _n_owned(record: TileRecord) -> int:
