@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -15,13 +14,23 @@ import numpy as np
 import yaml
 from cyclopts import Group, Parameter
 
-from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, identity_of, load_model
+from cellwright.api.models import (
+    DEFAULT_MODEL,
+    Model,
+    ModelLike,
+    as_model,
+    ensemble,
+    identity_of,
+    load_model,
+    resolve_device,
+)
 from cellwright.api.predict_tiles import (
     MEMORY_SHARE,
     TileRequest,
     can_tile,
     core_px_of,
     run_job,
+    sendable,
     shard_of,
     whole_bytes,
 )
@@ -47,8 +56,7 @@ from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.image_writer import Pictures
 from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
-from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import FilteredPredictor
+from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.run_folder import Opened, predict_into, predict_shard
 from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import (
@@ -60,6 +68,7 @@ from cellwright.prediction.sources import (
     sources_of_paths,
 )
 from cellwright.prediction.tiling.job import JobReport, LabelKind
+from cellwright.prediction.tiling.models import with_networks
 from cellwright.prediction.tiling.regions import roi_words
 
 OBJECTS = Group("Which objects are kept", sort_key=2)
@@ -194,9 +203,7 @@ def run(
             reporter.note(note)
     if dry_run:
         return None
-    opener = OpenModel(
-        _elsewhere(plan.model), fusion, model.options, plan.device, plan.diameter, plan.views, running.threads
-    )
+    opener = OpenModel.of(model, plan.device, running) if running.is_elsewhere else None
     how = {"reading": reading, "running": running, "elsewhere": opener}
     if plan.shard is None:
         report = predict_into(folder, model.filtered, **how, fail_fast=plan.fail_fast, track=reporter.track)
@@ -329,8 +336,8 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         >>> len(predictions), predictions.class_names, len(predictions[0].read_instances())
         (1, ('spot',), 1)
     """
-    given: Any = list(model) if isinstance(model, list | tuple) else [model]
-    members = [as_model(one) for one in given]
+    given: Any = model
+    members = [as_model(one) for one in (given if isinstance(given, list | tuple) else [given])]
     fusion = FusionOptions(fuse, weights=None if weights is None else tuple(weights))
     model = ensemble(members, fusion)
     if isinstance(images, Dataset):
@@ -354,7 +361,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         model.filtered,
         reading=reading,
         running=running,
-        elsewhere=OpenModel(_elsewhere(given), fusion, model.options, threads=running.threads),
+        elsewhere=OpenModel.of(model, "auto", running) if running.is_elsewhere else None,
         fail_fast=fail_fast,
     )
     if report.failures:
@@ -366,34 +373,26 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
 
 @dataclass(frozen=True)
 class OpenModel:
-    """Loads models in another process, see `OpenPredictor`.
+    """Loads a model in another process, see `OpenPredictor`. predictor: see `sendable`. threads: of a worker."""
 
-    models: names, folders, or models themselves. options: which objects of the ensemble are kept. threads: of a worker.
-    """
+    predictor: Any
+    class_names: tuple[str, ...]
+    device: str
+    threads: int
 
-    models: tuple[str | Model, ...]
-    fusion: FusionOptions
-    options: PredictOptions
-    device: str = "auto"
-    diameter: float | None = None
-    views: str | None = None
-    threads: int = 1
+    @staticmethod
+    def of(model: Model, device: str, running: Running) -> OpenModel:
+        """For the workers of a job."""
+        return OpenModel(sendable(model.filtered, model), model.class_names, device, running.threads)
 
     def __call__(self) -> Opened:
         """The predictor, and how pictures are drawn."""
-        model = ensemble([as_model(one, device=self.device) for one in self.models], self.fusion)
-        if "torch" in sys.modules:  # the classical method does without
-            sys.modules["torch"].set_num_threads(self.threads)
-        model = model.with_options(diameter=self.diameter, views=self.views)
-        return FilteredPredictor(model.predictor, self.options), pictures(model.class_names)
+        if isinstance(self.predictor.predictor, SegmenterPredictor):  # which may do without torch
+            return self.predictor, pictures(self.class_names)
+        import torch
 
-
-def _elsewhere(models: Sequence[ModelLike]) -> tuple[str | Model, ...]:
-    """Models as other processes find them, whatever their working directory is."""
-    names = [one if isinstance(one, str | Path) else as_model(one) for one in models]
-    return tuple(
-        one if isinstance(one, Model) else str(Path(one).resolve() if Path(one).exists() else one) for one in names
-    )
+        torch.set_num_threads(self.threads)
+        return with_networks(self.predictor, resolve_device(self.device)), pictures(self.class_names)
 
 
 def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[Source], Reading]:

@@ -138,6 +138,14 @@ class OpenWork:
         return TileWork(model, self.source, self.seen, self.facts, self.grid, self.options, ring_px=self.ring_px)
 
 
+def sendable(predictor: Any, model: Model) -> Any:
+    """A predictor of a model for other processes, which may have another working directory; see `with_networks`."""
+    from cellwright.models.weights.model_folder import bundled_model
+
+    names = (name if bundled_model(name) else str(Path(name).resolve()) for name in model.member_names)
+    return without_networks(predictor, names)
+
+
 def tiles_of(model: Model) -> TileModel:
     """What predicts tiles with a model. Raises `UsageError` for a model that cannot."""
     return tile_model(model.predictor)
@@ -425,12 +433,8 @@ class _Parts:
 
     def work_elsewhere(self, job: JobFacts) -> OpenWork:
         """The work, for other processes."""
-        from cellwright.models.weights.model_folder import bundled_model
-
-        # Workers may have another working directory.
-        names = (name if bundled_model(name) else str(Path(name).resolve()) for name in self.model.member_names)
         return OpenWork(
-            without_networks(self.model.predictor, names),
+            sendable(self.model.predictor, self.model),
             self.request.device,
             self.source,
             self.seen,

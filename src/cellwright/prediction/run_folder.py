@@ -135,6 +135,8 @@ def predict_into(
                     if fail_fast:
                         raise outcome.failure
                     folder.fail(outcome.unit, outcome.failure)
+                if running.progress is not None:
+                    running.progress(len(folder.job.sources) - folder.n_left, len(folder.job.sources))
         return folder.finish()
     finally:
         folder.close()
