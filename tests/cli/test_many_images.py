@@ -127,7 +127,7 @@ def test_objects_are_read_one_image_at_a_time_at_the_end(images: Path, monkeypat
         annotations_of = coco.annotations_of
 
         def counted(instances, *args):
-            sizes.append(sum(isinstance(one, Instances) for one in gc.get_objects()))
+            sizes.append(sum(type(one) is Instances for one in gc.get_objects()))
             return annotations_of(instances, *args)
 
         monkeypatch.setattr(coco, "annotations_of", counted)

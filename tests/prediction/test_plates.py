@@ -13,7 +13,8 @@ from cellwright.api.predict import PredictPlan, run
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.images.read import find_images
-from cellwright.prediction.summaries import evenly_chosen, pool_tables, wells_of
+from cellwright.prediction import summaries
+from cellwright.prediction.summaries import evenly_chosen, pool_tables, well_table, wells_of
 from cellwright.report.plate import draw_counts, draw_plate
 
 HW = (48, 64)
@@ -183,6 +184,21 @@ def test_tables_with_other_columns_are_joined(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("image,label,x\n", encoding="utf-8")
     pool_tables([tmp_path / name for name in ("a.csv", "b.csv", "c.csv")], tmp_path / "all.csv")
     assert (tmp_path / "all.csv").read_text() == 'image,label,x,y\n"a, 1",1,0.5,\nb,1,,7\nb,2,,\n'
+
+
+def test_the_means_of_wells_do_not_depend_on_how_much_is_read_at_once(tmp_path: Path, monkeypatch) -> None:
+    names = [f"B0{1 + k % 3}_{k}" for k in range(6)]
+    table = pd.DataFrame({"image": np.repeat(names, 5), "area_px": np.arange(30) ** 2, "score": 1.0})
+    table["solidity"] = np.where(np.arange(30) % 4 == 0, np.nan, np.arange(30) / 7)
+    table.to_csv(tmp_path / "all.csv", index=False)
+    wells = wells_of(names)
+    assert wells is not None
+    rows = [{"image": name, "objects": 5} for name in names]
+    whole = well_table(wells, rows, tmp_path / "all.csv")
+    monkeypatch.setattr(summaries, "TABLE_ROWS", 4)
+    pd.testing.assert_frame_equal(well_table(wells, rows, tmp_path / "all.csv"), whole)
+    expected = table.assign(well=table["image"].str[:3]).groupby("well")[["area_px", "solidity"]].mean()
+    assert np.allclose(whole[["mean_area_px", "mean_solidity"]], expected)
 
 
 @pytest.mark.parametrize("n", [2, 60, 300])

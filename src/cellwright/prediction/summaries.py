@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # B3, b03 or, as Opera microscopes name files, r02c03; not as part of a longer word or number.
 _WELL = re.compile(r"(?<![A-Za-z0-9])(?:([A-Pa-p])(\d{1,2})(?!\d)|[rR](\d{2})[cC](\d{2})(?!\d))")
 _ROWS, _COLUMNS = 16, 24  # of a 384-well plate
+# Rows of a table that are read at once.
+TABLE_ROWS = 200_000
 _SEPARATORS = " _-./"
 # Measurements whose mean over the objects of a well means nothing.
 _POSITIONS = re.compile(r"(label|score|bbox_.*|centroid_.*|orientation_deg)")
@@ -214,13 +216,27 @@ def well_table(wells: Sequence[Well], rows: Sequence[Mapping[str, Any]], measure
     table = pd.DataFrame({"images": grouped.size()}).join(pd.DataFrame(grouped[counts].sum()))
     table.insert(2, "objects_per_image", table["objects"] / table["images"])
     if measurements is not None:
-        pooled = pd.read_csv(measurements, dtype={"image": str})
-        pooled["image"] = pooled["image"].map(from_csv_cell)
-        by_image = summary.set_index("image")[keys]
-        pooled = pooled.join(by_image, on="image")
-        measured = [
-            name for name in pooled.select_dtypes("number") if name not in table and not _POSITIONS.fullmatch(name)
-        ]
-        table = table.join(pd.DataFrame(pooled.groupby(keys)[measured].mean()).add_prefix("mean_"))
+        means = _well_means(measurements, summary.set_index("image")[keys], exclude=set(table))
+        table = table.join(means.add_prefix("mean_"))
     table = table.reset_index()
     return table if any(well.plate for well in wells) else table.drop(columns="plate")
+
+
+def _well_means(measurements: Path, wells: pd.DataFrame, *, exclude: set[str]) -> pd.DataFrame:
+    """The mean of every measurement over the objects of a well, by plate and well; wells: of each image.
+
+    The table is read in parts, for it may be larger than memory.
+    """
+    import pandas as pd
+
+    keys, total, number = list(wells), pd.DataFrame(), pd.DataFrame()
+    for part in pd.read_csv(measurements, dtype={"image": str}, chunksize=TABLE_ROWS):
+        part["image"] = part["image"].map(from_csv_cell)
+        names = [
+            name for name in part.select_dtypes("number") if name not in exclude and not _POSITIONS.fullmatch(name)
+        ]
+        grouped = part.join(wells, on="image").groupby(keys)[names]
+        first = total.empty
+        total = grouped.sum() if first else total.add(grouped.sum(), fill_value=0)
+        number = grouped.count() if first else number.add(grouped.count(), fill_value=0)
+    return total / number
