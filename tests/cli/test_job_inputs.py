@@ -160,6 +160,33 @@ def test_large_annotations_are_read_part_by_part(job: Path, monkeypatch: pytest.
     assert whole.read_instances().masks == cw.read_instances(job).masks
 
 
+def test_ome_zarr_labels_are_annotations_and_no_images(job: Path, tmp_path: Path, capsys) -> None:
+    zarr = pytest.importorskip("zarr")
+    labels = tifffile.imread(job / "labels.tif")
+    image = tmp_path / "field.zarr"
+    field = zarr.open_group(image, mode="w", zarr_format=3)
+    pixels = np.moveaxis(tifffile.imread(job.parent / "field.tif"), -1, 0)
+    field.create_array("0", shape=pixels.shape, chunks=(3, 128, 128), dtype="uint8")[:] = pixels
+    axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    scale = {"type": "scale", "scale": [1, 1, 1]}
+    levels = [{"path": "0", "coordinateTransformations": [scale]}]
+    field.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+    inside = image / "labels" / "cells"
+    write_label_zarr(inside, labels.shape, lambda window: window.of(labels))
+    (sample,) = cw.read_dataset(inside)
+    assert sample.image_path == image
+    assert np.array_equal(sample.read_instances().to_label_map(), labels)
+    assert n_evaluated(job, inside, tmp_path / "evaluation") == labels.max()
+    shutil.copytree(inside, tmp_path / "cells.zarr")
+    words = ["predict", "--model=classical", "--dry-run", "--out", tmp_path / "x"]
+    assert run(*words, tmp_path / "cells.zarr") == 2
+    assert "this is a label image" in capsys.readouterr().err
+    assert run(*words, "--channel=0", tmp_path) == 0
+    err = capsys.readouterr().err
+    assert "1 image, model" in err
+    assert "skipped 1 label image" in err
+
+
 def n_evaluated(job: Path, truth: Path, out: Path, *more: object) -> int:
     """The number of annotated objects that count."""
     words = ["evaluate", job, "--data", truth, "--metrics=pq", "--pictures=0", "--quiet", "--out", out, *more]

@@ -26,6 +26,7 @@ from cellwright.data.formats.image_folder import ImageFolder, describe_contents
 from cellwright.data.formats.imagej_roi import ImagejRois
 from cellwright.data.formats.inst_maps import InstanceMaps
 from cellwright.data.formats.label_images import LabelFolder, LabelImages, NuInsSeg
+from cellwright.data.formats.label_zarr import LabelZarr
 from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.npy_stacks import NpyStacks
@@ -71,6 +72,7 @@ FORMATS: dict[str, Format] = {
     "npy_stacks": NpyStacks(),
     "label_images": LabelImages(),
     "label_folder": LabelFolder(),
+    "label_zarr": LabelZarr(),
     "xml_outlines": XmlOutlines(),
     "imagej_roi": ImagejRois(),
     "geojson": GeoJson(),

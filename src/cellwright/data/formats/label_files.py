@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellwright.core.errors import InputError
-from cellwright.core.files import stem_of
+from cellwright.core.files import is_zarr_folder, stem_of
 from cellwright.data.formats.ctc import place_of
 from cellwright.data.formats.label_images import file_looks_annotated, image_stem
 from cellwright.data.formats.label_pairs import LabelLayout, find_pairs
+from cellwright.data.images.zarr import is_label_zarr
 
 # Folders of masks, and the folder of images beside each.
 _MASK_FOLDERS = {"masks": "images", "SegmentationObject": "JPEGImages", "SegmentationClass": "JPEGImages"}
@@ -20,8 +21,10 @@ def labels_among(files: Sequence[Path], root: Path) -> set[Path]:
     """The label images and masks among image files below ``root``, which belong to other images there.
 
     They are recognised by their names and folders. None are if a few of them, which are decoded, do not look like
-    labels or masks.
+    labels or masks. OME-Zarr labels say what they are.
     """
+    marked = {file for file in files if is_zarr_folder(file) and is_label_zarr(file)}
+    files = [file for file in files if file not in marked]
     try:
         layout = find_pairs(files, root)
     except InputError:  # ambiguous names
@@ -36,7 +39,7 @@ def labels_among(files: Sequence[Path], root: Path) -> set[Path]:
     step = max(len(labels) // _MAX_DECODED, 1)
     decoded = sorted(labels)[::step][:_MAX_DECODED]
     is_rest = len(labels) < len(files) and all(file_looks_annotated(file) is not False for file in decoded)
-    return labels if is_rest else set()
+    return (labels if is_rest else set()) | marked
 
 
 def _is_mask(file: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
-from cellwright.core.files import is_zarr_folder, unreadable
+from cellwright.core.files import unreadable
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.planes import check_stored
@@ -30,7 +30,7 @@ def read_large_labels(path: Path, image_hw: tuple[int, int], track: Track = no_p
     Raises `FormatError` if the file is damaged or is not a label image of the size ``image_hw``.
     """
     parts, labels = [MaskSet.empty(image_hw)], [np.zeros(0, np.int64)]
-    read = _zarr_parts if is_zarr_folder(path) else _tiff_parts
+    read = _zarr_parts if path.is_dir() else _tiff_parts
     try:
         for y0, x0, block in track(read(path, image_hw), f"reading {path.name}"):
             masks, values = MaskSet.from_label_map(block)

@@ -27,7 +27,7 @@ from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource, parts_of_s
 from cellwright.data.images.source import check_no_stack, open_image, read_whole
 from cellwright.data.images.tiff import Choice, Plane, damaged_image, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
-from cellwright.data.images.zarr import has_zarr, is_zarr, read_zarr_header
+from cellwright.data.images.zarr import has_zarr, is_label_zarr, is_zarr, read_zarr_header
 
 # How far above a file results are looked for: those of images in subfolders lie in subfolders.
 _LEVELS = 4
@@ -144,6 +144,11 @@ def find_images(path: Path | str, problems: list[InputError] | None = None) -> l
     if is_single(path):
         if not (is_image_name(path.name) or (is_zarr(path) and has_zarr())):
             raise not_an_image(path, IMAGE_SUFFIXES)
+        if path.is_dir() and is_label_zarr(path):
+            remedy = "give the image from which the labels were made"
+            raise InputError(
+                "this is a label image, not an image to read", where=path, expected="images", remedy=remedy
+            )
         return [path]
     if not path.is_dir():
         raise InputError("no such file or folder", where=path, remedy="check the path")

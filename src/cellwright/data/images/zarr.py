@@ -12,13 +12,15 @@ import os
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
+from cellwright.core.files import read_json
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.core.text import count
@@ -55,6 +57,17 @@ def is_zarr(path: Path) -> bool:
     if is_zarr_name(path.name):
         return True
     return path.is_dir() and any((path / name).is_file() for name in _METADATA)
+
+
+def is_label_zarr(path: Path) -> bool:
+    """Whether a folder is an OME-Zarr label image, by its metadata; nothing else of it is read."""
+    for name in ("zarr.json", ".zattrs"):
+        with suppress(CellwrightError, OSError, AttributeError, TypeError):
+            content = read_json(path / name) if (path / name).is_file() else {}
+            attributes = content.get("attributes", {}) if name == "zarr.json" else content
+            if "image-label" in attributes or "image-label" in attributes.get("ome", {}):
+                return True
+    return False
 
 
 def has_zarr() -> bool:
