@@ -1,8 +1,10 @@
 """Which tiles of a slide have only glass: they are skipped.
 
-The image is looked at in cells of about 128 px, at about a quarter of its resolution: a level of its pyramid, or means
-of squares. A cell is glass only if all its pixels have the colour of the glass, or all are equal, as where nothing was
-scanned; a tile is skipped only if it and the cells around it are glass. So a single pale cell keeps its tile.
+The image is looked at in cells of about 128 px, at a quarter of its resolution: a level of its pyramid, or means of
+squares. A cell is glass if its pixels have the colour of the glass, or if all are equal, as where nothing was scanned.
+Specks do not count that absorb less light than a nucleus of 8 px in diameter that is 20 grey levels darker than the
+glass: that is half of what the smallest and palest nuclei absorb. A tile is skipped only if it and the cells around it
+are glass.
 
 Glass is found only in images that are certainly slides in transmitted light: RGB, with one bright and almost colourless
 background on a large part of the image, and objects that are much darker. Fluorescence never has glass.
@@ -11,8 +13,9 @@ background on a large part of the image, and objects that are much darker. Fluor
 from __future__ import annotations
 
 import base64
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,10 @@ CELL_PX, REDUCTION = 128, 4
 _DARKEST_GLASS, _LARGEST_CHROMA, _SMALLEST_SHARE = 180, 30, 0.15
 # A pixel of glass differs from the colour of the glass by at most so many standard deviations, within these limits.
 _SIGMAS, _TOLERANCES = 6.0, (6.0, 14.0)
+# A cell with pixels that differ more is not glass if their differences are this much together, in squares of 4 x 4 px.
+_LEAST_AMOUNT = 40.0
+# Squares of which the colour of the glass is found.
+_SAMPLE = 1_000_000
 # Stained objects: this share of the cells that are not glass are darker than it by so much.
 _CONTRAST, _STAINED_SHARE = 50.0, 0.1
 # The proportions of a mask may differ from those of the image by this share, or by one pixel of the mask.
@@ -144,88 +151,95 @@ def find_tissue(source: ImageSource, *, track: Track = no_progress) -> Tissue | 
     """Where a slide is not glass; a reason if it has no glass that can be told from objects."""
     if tuple(source.channels[:3]) != ("R", "G", "B") or source.dtype != np.uint8:
         return "the image is not RGB in 8 bits"
-    scan = _Scan.of(source, track)
-    glass = scan.glass()
+    scan = _Scan.of(source)
+    n = max(math.isqrt(scan.shape[0] * scan.shape[1] * scan.side**2 // _SAMPLE), 1)
+    glass = _glass(np.concatenate([squares[::n, ::n].reshape(-1, 3) for squares, _ in scan.blocks(source, track)]))
     if glass is None:
         return "the image has no bright, colourless background"
     colour, tolerance = glass
-    is_glass = ((scan.lowest >= colour - tolerance) & (scan.highest <= colour + tolerance)).all(axis=2)
-    is_glass |= (scan.lowest == scan.highest).all(axis=2)
-    is_glass &= scan.is_read
+    # Cells that cannot be decoded are not glass: their tiles are predicted, and fail.
+    amount, contrast = np.full(scan.shape, np.inf), np.zeros(scan.shape)
+    for squares, place in scan.blocks(source, track):
+        cells = _in_cells(squares, scan.side, "edge")
+        difference = np.abs(cells - colour).max(axis=4)
+        difference[difference <= tolerance] = 0
+        is_constant = (cells.max(axis=(1, 3)) == cells.min(axis=(1, 3))).all(axis=2)
+        amount[place] = difference.sum(axis=(1, 3)) * scan.square_px**2 / REDUCTION**2 * ~is_constant
+        contrast[place] = (colour - cells).max(axis=(1, 3, 4))
+    is_glass = _around(amount) < _LEAST_AMOUNT
     share = is_glass.mean()
     if share < _SMALLEST_SHARE:
         return f"only {share:.0%} of the image are glass"
-    contrast = (colour - scan.lowest).max(axis=2)[~is_glass & scan.is_read]
-    if not len(contrast) or (contrast >= _CONTRAST).mean() < _STAINED_SHARE:
+    if is_glass.all() or (contrast[~is_glass] >= _CONTRAST).mean() < _STAINED_SHARE:
         return "what is not glass is hardly darker than it"
     return Tissue("auto", ~is_glass, scan.cell_px)
 
 
-@dataclass(frozen=True, eq=False)
-class _Scan:
-    """The colours of an image at about a quarter of its resolution.
+def _around(amount: np.ndarray) -> np.ndarray:
+    """The largest sum of the four squares of 2 x 2 cells that contain each cell: what is cut by borders is whole."""
+    padded = np.pad(amount, 1)
+    sums = padded[:-1, :-1] + padded[:-1, 1:] + padded[1:, :-1] + padded[1:, 1:]
+    largest = np.maximum(sums[:-1], sums[1:])
+    return np.where(amount > 0, np.maximum(largest[:, :-1], largest[:, 1:]), 0)
 
-    lowest, highest: (rows, columns, 3) of each cell. is_read: whether the cell could be decoded. counts (256,), sums
-    (256, 3): number and total of the pixels, by the darkest of their colours.
+
+@dataclass(frozen=True)
+class _Scan:
+    """How an image is looked at: squares of a level, in cells.
+
+    shape: rows and columns of cells. side: of a cell, squares. reduce: side of a square, px of the level; square_px: px
+    of the image.
     """
 
+    level: int
+    reduce: int
+    side: int
+    shape: tuple[int, int]
     cell_px: tuple[float, float]
-    lowest: np.ndarray
-    highest: np.ndarray
-    is_read: np.ndarray
-    counts: np.ndarray
-    sums: np.ndarray
+    square_px: float
 
     @staticmethod
-    def of(source: ImageSource, track: Track) -> _Scan:
+    def of(source: ImageSource) -> _Scan:
         downs = [max(level.downsample) for level in source.levels]
         level = max(k for k, down in enumerate(downs) if down <= REDUCTION * 1.001)
-        (height, width), down = source.levels[level].image_hw, source.levels[level].downsample
+        (height, width), (down_y, down_x) = source.levels[level].image_hw, source.levels[level].downsample
         reduce = max(round(REDUCTION / downs[level]), 1)
-        step = max(round(CELL_PX / downs[level] / reduce), 1) * reduce
-        shape = (-(-height // step), -(-width // step))
-        scan = _Scan(
-            (step * down[0], step * down[1]),
-            np.zeros((*shape, 3), np.float32),
-            np.full((*shape, 3), 255, np.float32),
-            np.zeros(shape, bool),
-            np.zeros(256, np.int64),
-            np.zeros((256, 3), np.float64),
-        )
-        windows = list(blocks((height, width), (step, step)))
+        side = max(round(CELL_PX / downs[level] / reduce), 1)
+        step = side * reduce
+        shape, square_px = (-(-height // step), -(-width // step)), reduce * downs[level]
+        return _Scan(level, reduce, side, shape, (step * down_y, step * down_x), square_px)
+
+    def blocks(self, source: ImageSource, track: Track) -> Iterator[tuple[np.ndarray, tuple[slice, slice]]]:
+        """Squares (h, w, 3) float32 of whole cells, and the place of these, without parts that cannot be decoded."""
+        step = self.side * self.reduce
+        windows = list(blocks(source.levels[self.level].image_hw, (step, step)))
         for window in track(windows, "looking for tissue", len(windows)):
             try:
-                pixels = read_block(source, window, level).data[:, :, :3]
+                pixels = read_block(source, window, self.level).data[:, :, :3]
             except FormatError:
-                continue  # is not glass; its tiles are predicted, and fail
-            squares = _in_cells(pixels, reduce, "edge").mean(axis=(1, 3), dtype=np.float32)
-            scan._add(squares, _in_cells(squares, step // reduce, "edge"), window.y0 // step, window.x0 // step)
-        return scan
+                continue
+            squares = _in_cells(pixels, self.reduce, "edge").mean(axis=(1, 3), dtype=np.float32)
+            row, column = window.y0 // step, window.x0 // step
+            n_rows, n_columns = (-(-side // self.side) for side in squares.shape[:2])
+            yield squares, (slice(row, row + n_rows), slice(column, column + n_columns))
 
-    def _add(self, squares: np.ndarray, cells: np.ndarray, row: int, column: int) -> None:
-        place = slice(row, row + cells.shape[0]), slice(column, column + cells.shape[2])
-        self.lowest[place], self.highest[place] = cells.min(axis=(1, 3)), cells.max(axis=(1, 3))
-        self.is_read[place] = True
-        colours = squares.reshape(-1, 3)
-        darkest = np.rint(colours.min(axis=1)).astype(np.int64)
-        self.counts[:] += np.bincount(darkest, minlength=256)
-        for c in range(3):
-            self.sums[:, c] += np.bincount(darkest, colours[:, c], minlength=256)
 
-    def glass(self) -> tuple[np.ndarray, float] | None:
-        """The colour (3,) of the glass, and by how much a pixel of it may differ; None without any.
+def _glass(colours: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """The colour (3,) of the glass, and by how much a pixel of it may differ; None without any.
 
-        Glass is the most frequent bright colour. Its noise is that of the brighter half: tissue is darker.
-        """
-        bright = np.where(np.arange(256) >= _DARKEST_GLASS, self.counts, 0)
-        mode = int(bright.argmax())
-        if not bright[mode]:
-            return None
-        near = slice(max(mode - 1, 0), mode + 2)
-        colour = self.sums[near].sum(axis=0) / self.counts[near].sum()
-        if np.ptp(colour) > _LARGEST_CHROMA:
-            return None
-        above = self.counts[mode : mode + 20].astype(np.float64)
-        above[0] /= 2
-        sigma = float(np.searchsorted(np.cumsum(above) / above.sum(), 0.683)) + 0.5
-        return colour, float(np.clip(_SIGMAS * sigma, *_TOLERANCES))
+    Glass is the most frequent bright one of ``colours`` (N, 3). Its noise is that of the brighter half: tissue is
+    darker.
+    """
+    darkest = np.rint(colours.min(axis=1)).astype(np.int64)
+    counts = np.bincount(darkest, minlength=256)
+    bright = np.where(np.arange(256) >= _DARKEST_GLASS, counts, 0)
+    mode = int(bright.argmax())
+    if not bright[mode]:
+        return None
+    colour = colours[np.abs(darkest - mode) <= 1].mean(axis=0, dtype=np.float64).astype(np.float32)
+    if np.ptp(colour) > _LARGEST_CHROMA:
+        return None
+    above = counts[mode : mode + 20].astype(np.float64)
+    above[0] /= 2
+    sigma = float(np.searchsorted(np.cumsum(above) / above.sum(), 0.683)) + 0.5
+    return colour, float(np.clip(_SIGMAS * sigma, *_TOLERANCES))
