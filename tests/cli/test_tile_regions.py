@@ -150,6 +150,12 @@ def test_nan_is_seen_as_in_whole_images(tmp_path: Path, capsys: pytest.CaptureFi
     labels, expected = (tifffile.imread(tmp_path / name) for name in ("job/labels.tif", "whole/nan_masks.tif"))
     assert 5 < expected.max() == labels.max()
     assert np.array_equal(labels > 0, expected > 0)
+    words[2] = "--model=classical"
+    assert run(*words, "--tile=160", "--out", tmp_path / "classical") == 0
+    assert run(*words[:3], "--out", tmp_path / "at_once") == 0
+    labels, expected = (tifffile.imread(tmp_path / name) for name in ("classical/labels.tif", "at_once/nan_masks.tif"))
+    assert 2 < expected.max() == labels.max()
+    assert np.array_equal(labels > 0, expected > 0)
     pixels[:] = np.nan
     tifffile.imwrite(tmp_path / "none.tif", pixels)
     assert run("predict", tmp_path / "none.tif", "--tile=160", "--out", tmp_path / "none") == 2

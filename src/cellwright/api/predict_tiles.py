@@ -36,7 +36,7 @@ from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Ensemble
 from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import seen_by
-from cellwright.prediction.tiling.facts import ImageFacts
+from cellwright.prediction.tiling.facts import ImageFacts, found_finite
 from cellwright.prediction.tiling.finish import FinalTiles
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.job import (
@@ -413,8 +413,11 @@ class _Parts:
     def new_job(self) -> JobFacts:
         """Find the facts of the image, and choose the tiles."""
         request, reporter = self.request, self.reporter
-        facts = self.tiles.facts(self.seen, track=reporter.track)
-        facts = dataclasses.replace(facts, notes=(*self.seen.notes, *self.where.notes, *facts.notes))
+        seen, finite, notes = found_finite(self.seen)
+        facts = self.tiles.facts(seen, track=reporter.track)
+        facts = dataclasses.replace(
+            facts, finite=finite.finite, notes=(*self.seen.notes, *self.where.notes, *notes, *facts.notes)
+        )
         core = request.core_px or core_that_fits(self.tiles, facts, max(request.running.workers, 1))
         grid = self.tiles.grid(facts, core)
         numbers, tissue = self.where.tiles(grid, self.source, reporter)

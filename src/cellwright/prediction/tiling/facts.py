@@ -98,6 +98,17 @@ class ImageFacts:
         return FiniteSource(source, self.finite) if self.finite else source
 
 
+def found_finite(source: ImageSource) -> tuple[ImageSource, ImageFacts, tuple[Note, ...]]:
+    """The source without NaN and infinity, facts that say what replaces them, and a note; float32 is read for it.
+
+    Raises `InputError` for a channel without a finite value.
+    """
+    regions = (region for _, region in readable_blocks(source)) if source.dtype.kind == "f" else ()
+    finite, notes = finite_limits(regions)
+    facts = ImageFacts(source.image_hw, source.image_hw, finite=finite)
+    return facts.seen(source), facts, notes
+
+
 def find_facts(
     source: ImageSource,
     config: InputConfig,
@@ -109,19 +120,15 @@ def find_facts(
     trained_um: float | None = None,
     track: Track = no_progress,
 ) -> ImageFacts:
-    """The facts of an image for a network; ``source`` has the channels that it sees.
+    """The facts of an image for a network; ``source`` has the channels that it sees, all finite.
 
     detect: the scored objects of a network input (C, h, w), for the estimate of the diameter. diameter_px: given by the
     user; None estimates it where ``config`` needs one. trained_um: pixel size of the training images, see `resampled`.
 
-    Reads the image once (float32 three times), block by block. Raises `InputError` for channels that do not fit, and
-    for a channel without a finite value.
+    Reads the image once (float32 twice), block by block. Raises `InputError` for channels that do not fit.
     """
     rounding = False
-    regions = (region for _, region in readable_blocks(source)) if source.dtype.kind == "f" else ()
-    finite, notes = finite_limits(regions)
-    facts = ImageFacts(source.image_hw, source.image_hw, finite=finite)
-    source = facts.seen(source)
+    facts, notes = ImageFacts(source.image_hw, source.image_hw), tuple[Note, ...]()
     if config.normalise == "percentile":
         percents = (*config.percentiles, 0, 100)
         values = values_of(source, lambda region: network_channels(region, config), percents, track=track)

@@ -22,7 +22,6 @@ from cellwright.models.classical import (
     ClassicalSegmenter,
     Region,
     SignalFacts,
-    finite_values,
     opaque_channels,
 )
 from cellwright.prediction.fusion import fuse
@@ -78,8 +77,7 @@ class ClassicalTiles(_Windows):
 
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """The thresholds, from the whole image or, if it is large, from regions of it."""
-        channels = opaque_channels if source.dtype.kind == "u" else finite_values
-        values = values_of(source, channels, (), (0, WHITE_PERCENT, 100), track=track)
+        values = values_of(source, opaque_channels, (), (0, WHITE_PERCENT, 100), track=track)
         low, white, highest = values.pooled
         low = min(low, 0.0)
         regions, n_all = _regions(source)
@@ -160,7 +158,7 @@ class EnsembleTiles:
         for k, (member, options) in enumerate(zip(self.members, self.options, strict=True)):
             own = facts if k == 0 else facts.members[k - 1]
             of_member = tile if k == 0 else member.covering(own, core, tile.output)
-            objects = member.objects(own.seen(source), own, of_member)
+            objects = member.objects(source, own, of_member)
             found.append(select(Prediction.of(objects), options).instances)
         return fuse(found, self.ensemble.options)
 
