@@ -95,7 +95,8 @@ class ImageFacts:
 
     def seen(self, source: ImageSource) -> ImageSource:
         """The source without NaN and infinity."""
-        return FiniteSource(source, self.finite) if self.finite else source
+        finite: Any = FiniteSource(source, self.finite)
+        return finite if self.finite else source
 
 
 def found_finite(source: ImageSource) -> tuple[ImageSource, ImageFacts, tuple[Note, ...]]:

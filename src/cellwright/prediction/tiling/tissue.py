@@ -129,7 +129,7 @@ def tissue_of_mask(path: Path, word: str, image_hw: tuple[int, int]) -> Tissue:
     cells = np.zeros((-(-mask_h // step), -(-mask_w // step)), bool)
     for window in blocks(mask.image_hw, (step, step)):
         data = (read_block(mask, window).data[:, :, colours] != 0).any(axis=2)
-        part = _in_cells(data, step, "constant").any(axis=(1, 3))
+        part: np.ndarray = np.any(_in_cells(data, step, "constant"), axis=(1, 3))
         cells[window.y0 // step :, window.x0 // step :][: part.shape[0], : part.shape[1]] = part
     if not cells.any():
         raise UsageError("the mask of tissue has no tissue", where=path, got="only zeros", expected="nonzero pixels")
@@ -141,7 +141,7 @@ def _in_cells(data: np.ndarray, step: int, mode: Any) -> np.ndarray:
     height, width = data.shape[:2]
     rest = [(0, 0)] * (data.ndim - 2)
     data = np.pad(data, [(0, -height % step), (0, -width % step), *rest], mode)
-    return data.reshape(data.shape[0] // step, step, data.shape[1] // step, step, *data.shape[2:])
+    return data.reshape(-(-height // step), step, -(-width // step), step, *data.shape[2:])
 
 
 # --- glass ----------------------------------------------------------------------------------------------------------
