@@ -41,8 +41,7 @@ def read_large_labels(path: Path, image_hw: tuple[int, int], track: Track = no_p
     except OSError as error:
         raise unreadable(path, error, "label image") from error
     except Exception as error:  # on damaged files, decoders raise whatever their codecs raise
-        got = f"{type(error).__name__}: {error}"[:200]
-        raise FormatError("this label image is damaged", where=path, got=got, remedy=_AGAIN) from error
+        raise _damaged(path, error) from error
     together = np.concatenate(labels)
     return concat(parts).union(together), np.unique(together)
 
@@ -51,22 +50,37 @@ def large_label_hw(path: Path) -> tuple[int, int] | None:
     """(H, W) of a TIFF of one page of integers that is larger than what is read at once; None for any other file."""
     if not path.name.lower().endswith((".tif", ".tiff")):
         return None
-    with open_tiff(path) as tif:
-        page: Any = tif.pages.first
-        is_large = page.dtype is not None and page.dtype.kind == "u" and len(page.shape) == 2
-        is_large = is_large and math.prod(page.shape) > LARGE_PX and len(tif.pages) == 1
-        return (int(page.shape[0]), int(page.shape[1])) if is_large else None
+    try:
+        with open_tiff(path) as tif:
+            page: Any = tif.pages.first
+            is_large = page.dtype is not None and page.dtype.kind == "u" and len(page.shape) == 2
+            is_large = is_large and math.prod(page.shape) > LARGE_PX and len(tif.pages) == 1
+            return (int(page.shape[0]), int(page.shape[1])) if is_large else None
+    except CellwrightError:
+        raise
+    except Exception as error:  # on damaged files, decoders raise whatever their codecs raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> FormatError:
+    got = f"{type(error).__name__}: {error}"[:200]
+    return FormatError("this label image is damaged", where=path, got=got, remedy=_AGAIN)
 
 
 def read_centre(path: Path, image_hw: tuple[int, int], side_px: int) -> np.ndarray:
     """The labels in the middle of a large label TIFF, at most ``side_px`` high and wide."""
     (top, left), (height, width) = (max(0, (side - side_px) // 2) for side in image_hw), image_hw
     bottom, right = min(top + side_px, height), min(left + side_px, width)
-    bands = [
-        band[max(top - y0, 0) : bottom - y0, left:right].copy()
-        for y0, _, band in _tiff_parts(path, image_hw)
-        if y0 < bottom and y0 + len(band) > top
-    ]
+    try:
+        bands = [
+            band[max(top - y0, 0) : bottom - y0, left:right].copy()
+            for y0, _, band in _tiff_parts(path, image_hw)
+            if y0 < bottom and y0 + len(band) > top
+        ]
+    except CellwrightError:
+        raise
+    except Exception as error:  # as above
+        raise _damaged(path, error) from error
     return np.concatenate(bands)
 
 
