@@ -176,12 +176,10 @@ def _of_file(path: Path, image_hw: tuple[int, int]) -> tuple[Regions, list[Note]
     empty = [feature for feature, area in regions if area.area == 0]
     kept = [area for feature, area in regions if area.area > 0 and feature.class_name != IGNORED_CLASS]
     ignored = [area for feature, area in regions if area.area > 0 and feature.class_name == IGNORED_CLASS]
-    others = {
-        "detection": len(features) - len(annotations),
-        "feature without a polygon": n_others,
-        "region without area": len(empty),
-    }
-    listed = [count(n, what) for what, n in others.items() if n]
+    n_objects = len(features) - len(annotations)
+    listed = [count(n_objects, "detection")] if n_objects else []
+    listed += [f"{count(n_others, 'feature')} without a polygon"] if n_others else []
+    listed += [f"{count(len(empty), 'region')} without area"] if empty else []
     area = _polygons(shapely.difference(shapely.union_all(kept), shapely.union_all(ignored)))
     if area.area == 0:
         raise FormatError(
