@@ -46,7 +46,7 @@ Outcomes = Generator[Outcome[R], None, None]
 class Work(Protocol[R_co]):
     """What a process has open to do units: a model, images."""
 
-    def predict(self, units: Any, unit: int) -> Callable[[], R_co]:
+    def predict(self, units: Any, unit: int, /) -> Callable[[], R_co]:
         """Predict a unit of ``units``; calling what is returned stores the result.
 
         Both raise `CellwrightError` or `MemoryError` if the unit fails, and `OutputError` if nothing can be written.
@@ -61,19 +61,19 @@ class Units(Protocol[R_co]):
         """Load what is needed; called once per process."""
         ...
 
-    def result(self, unit: int) -> R_co | None:
+    def result(self, unit: int, /) -> R_co | None:
         """The stored result of a unit; None if it is not done."""
         ...
 
-    def failure(self, unit: int, error: CellwrightError | MemoryError) -> CellwrightError | None:
+    def failure(self, unit: int, error: CellwrightError | MemoryError, /) -> CellwrightError | None:
         """Store why a unit failed, and return it; None if the error concerns the whole job, and is to be raised."""
         ...
 
-    def lost(self, unit: int) -> CellwrightError:
+    def lost(self, unit: int, /) -> CellwrightError:
         """The error of a unit whose process ended."""
         ...
 
-    def part(self, unit: int) -> Units[R_co]:
+    def part(self, unit: int, /) -> Units[R_co]:
         """What is needed for this unit alone; its work does the others too."""
         ...
 
@@ -215,13 +215,14 @@ def _processes(units: Units[Any], n_workers: int) -> Iterator[Submit]:
     pool = ProcessPoolExecutor(
         n_workers, multiprocessing.get_context("spawn"), _start_worker, (units, threads_of(n_workers))
     )
+    ready: Future[int] | None = None
     try:
         ready = pool.submit(int)
         yield lambda unit: pool.submit(_run_in_worker, unit)
     except BaseException as error:
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
-        has_begun = ready.done() and ready.exception() is None
+        has_begun = ready is not None and ready.done() and ready.exception() is None
         if isinstance(error, BrokenProcessPool) and not has_begun:
             remedy = 'in a script, begin the main part with `if __name__ == "__main__":`; or use fewer `workers`'
             raise UsageError("the processes of `workers` cannot be started", remedy=remedy) from error

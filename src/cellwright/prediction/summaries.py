@@ -216,7 +216,7 @@ def well_table(wells: Sequence[Well], rows: Sequence[Mapping[str, Any]], measure
     table = pd.DataFrame({"images": grouped.size()}).join(pd.DataFrame(grouped[counts].sum()))
     table.insert(2, "objects_per_image", table["objects"] / table["images"])
     if measurements is not None:
-        means = _well_means(measurements, summary.set_index("image")[keys], exclude=set(table))
+        means = _well_means(measurements, pd.DataFrame(summary.set_index("image")[keys]), exclude=set(table))
         table = table.join(means.add_prefix("mean_"))
     table = table.reset_index()
     return table if any(well.plate for well in wells) else table.drop(columns="plate")
