@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pandas as pd
 import tifffile
 
+from cellwright.prediction.tiling.label_writers import write_label_zarr
 from cellwright.testing.objects import draw_objects
 
 
@@ -66,6 +69,29 @@ def write_stacks(folder: Path) -> Path:
     return folder
 
 
+def write_label_zarr_(folder: Path) -> Path:
+    labels = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=False).masks.to_label_map()
+    write_label_zarr(folder / "x.zarr", (23, 31), lambda window: window.of(labels.astype(np.uint32)))
+    return folder / "x.zarr"
+
+
+def write_tile_job(folder: Path) -> Path:
+    """A finished job whose tiles were removed."""
+    objects = draw_objects(1, n=5, image_hw=(23, 31), overlaps=False, scored=True)
+    table = pd.DataFrame({"label": objects.ids, "class": "cell", "score": objects.scores})
+    for side, values in zip(("x0", "y0", "x1", "y1"), objects.masks.boxes.T, strict=True):
+        table[f"bbox_{side}_px"] = values
+    source = {"path": "x.png", "fingerprint": "", "image_hw": [23, 31], "pixel_size_um": None}
+    record = {"schema_version": 1, "source": source, "request": {"options": {}}, "class_names": ["cell"]}
+    job = folder / "job"
+    job.mkdir()
+    (job / "job.json").write_text(json.dumps(record))
+    table.to_csv(job / "objects.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+    labels = objects.to_label_map().astype(np.uint32)
+    tifffile.imwrite(job / "labels.tif", labels, tile=(16, 16), compression="zlib")
+    return job
+
+
 EXAMPLES = {
     "npy_stacks": write_stacks,
     "nuinsseg": write_case("nuinsseg"),
@@ -74,4 +100,7 @@ EXAMPLES = {
     "label_folder": write_label_folder,
     "xml_outlines": write_xml_outlines,
     "labelme": write_labelme,
+    "tile_job": write_tile_job,
 }
+if find_spec("zarr") is not None:
+    EXAMPLES["label_zarr"] = write_label_zarr_

@@ -38,6 +38,7 @@ LABELS_TIFF, LABELS_ZARR, OUTLINES = "labels.tif", "labels.zarr", "objects.geojs
 TABLE_PARQUET, TABLE_CSV = "objects.parquet", "objects.csv.gz"
 # Memory per byte of all boxes while labels become masks, and per object.
 _BYTES_PER_BOX_PX, _BYTES_PER_OBJECT = 4, 1000
+_SIDES = ["bbox_x0_px", "bbox_y0_px", "bbox_x1_px", "bbox_y1_px"]
 _AGAIN = "write the outputs again: cellwright job finish"
 
 
@@ -184,13 +185,20 @@ class _LoadJob:
 
     def __call__(self) -> Instances:
         table = read_table(self.folder, ["label", "class", "score"])
-        sides = [f"bbox_{side}_px" for side in ("x0", "y0", "x1", "y1")]
-        boxes = read_table(self.folder, sides).to_numpy(np.float64) if len(table) else np.zeros((0, 4))
+        try:
+            numbers, own_scores = (table[name].to_numpy(np.float64) for name in ("label", "score"))
+            if not (np.isfinite(numbers).all() and (np.abs(numbers) < 2**53).all() and (numbers % 1 == 0).all()):
+                raise ValueError("a label is not a whole number")
+            if not ((own_scores >= 0) & (own_scores <= 1)).all():
+                raise ValueError("a score is not between 0 and 1")
+            boxes = read_table(self.folder, _SIDES).to_numpy(np.float64) if len(table) else np.zeros((0, 4))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _damaged_table(self.folder, error) from error
         needed = float(box_areas(boxes).sum()) * _BYTES_PER_BOX_PX + len(table) * _BYTES_PER_OBJECT
         check_memory(needed, f"reading {count(len(table), 'object')}", where=self.folder)
         masks, ids = read_large_labels(self.labels, self.image_hw)
         _check_apart(masks, len(table), self.labels)
-        rows, is_new = _rows_of(table["label"].to_numpy(np.int64), ids)
+        rows, is_new = _rows_of(numbers.astype(np.int64), ids)
         if is_new.any() and len(self.class_names) > 1:
             raise InputError(
                 "a new object in a label image has no class",
@@ -200,7 +208,7 @@ class _LoadJob:
             )
         class_ids, scores = np.zeros(len(ids), np.int64), np.ones(len(ids), np.float32)
         class_ids[~is_new] = self._class_ids(table["class"].tolist())[rows]
-        scores[~is_new] = table["score"].to_numpy(np.float32)[rows]
+        scores[~is_new] = own_scores[rows]
         return Instances.from_masks(masks, ids=ids, class_ids=class_ids, scores=scores)
 
     def _class_ids(self, names: Sequence[str]) -> np.ndarray:
@@ -248,7 +256,12 @@ def read_table(folder: Path, columns: list[str] | None = None) -> pd.DataFrame:
     except ImportError as error:
         remedy = 'pip install "cellwright[pyarrow]"'
         raise UsageError("Parquet needs another package", where=parquet, got=str(error), remedy=remedy) from error
-    except (OSError, KeyError, ValueError) as error:
-        where = parquet if parquet.is_file() else csv
-        raise FormatError("the table of objects is damaged", where=where, got=str(error), remedy=_AGAIN) from error
+    except Exception as error:  # on damaged files, readers raise whatever their codecs raise
+        raise _damaged_table(folder, error) from error
     raise InputError("this job has no table of objects", where=folder, expected=TABLE_PARQUET, remedy=_AGAIN)
+
+
+def _damaged_table(folder: Path, error: Exception) -> FormatError:
+    where = folder / TABLE_PARQUET if (folder / TABLE_PARQUET).is_file() else folder / TABLE_CSV
+    got = f"{type(error).__name__}: {error}"[:200]
+    return FormatError("the table of objects is damaged", where=where, got=got, remedy=_AGAIN)
