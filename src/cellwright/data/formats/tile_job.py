@@ -17,7 +17,7 @@ from cellwright.core.claim import Claim, check_complete, is_as_written
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.core.files import read_json, stem_of
-from cellwright.core.geometry import box_areas
+from cellwright.core.geometry import MAX_SIDE, box_areas
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.memory import check_memory
@@ -102,6 +102,8 @@ class _Record:
         try:
             source, options = content["source"], dict(content["request"].get("options", {}))
             height, width = source["image_hw"]
+            if not all(0 < int(side) <= MAX_SIDE for side in (height, width)):
+                raise ValueError(f"a height of {height} and a width of {width}")
             return _Record(
                 None if source["path"] is None else str(source["path"]),
                 str(source["fingerprint"]),
@@ -111,7 +113,7 @@ class _Record:
                 Reading.recorded(dict(options.get("reading", {}))),
                 tuple(map(str, options.get("roi") or ())),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             where, remedy = folder / JOB_FILE, "start the job again in another folder"
             raise FormatError(
                 "the record of this job is damaged", where=where, got=str(error), remedy=remedy
