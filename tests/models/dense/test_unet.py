@@ -68,3 +68,16 @@ def test_coarse_stages_predict_maps_in_training_only(deep: bool) -> None:
     assert sizes == [(2, 2, 32, 40), (2, 2, 16, 20), (2, 2, 8, 10)][: 3 if deep else 1]
     assert [tuple(maps.shape) for maps in network.eval()(images)] == [(2, 2, 32, 40)]
     assert network.stride == 8
+
+
+@pytest.mark.parametrize("style", ["plain", "residual"])
+@pytest.mark.parametrize(("height", "width"), [(8, 24), (128, 40), (296, 40)])
+def test_maps_in_strips_are_those_of_the_whole_to_the_bit(style: str, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    network = unet(style=style, depth=3, norm="batch_norm").eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+    images = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        assert torch.equal(network.maps_in_strips(images), network(images)[0])

@@ -12,12 +12,17 @@ maps are as large as the image.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.config.model_dense import UNetConfig
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
+
+# Rows that the finest stage computes at once where memory matters.
+STRIP_PX = 128
 
 
 class Block(nn.Module):
@@ -85,6 +90,60 @@ class UNet(nn.Module):
             x = block(torch.cat([skips.pop(), upsample(x)], dim=1))
             stages.append(x)
         return predict_maps(self.maps, stages, training=self.training)
+
+    @torch.no_grad()
+    def maps_in_strips(self, images: Tensor) -> Tensor:
+        """The first result of `forward` outside training, to the bit, with a third of its memory.
+
+        Each stage runs in strips of rows, with the rows around them that its two convolutions see. Only its output is
+        kept whole.
+        """
+        return self._stage(images.contiguous(memory_format=torch.channels_last), 0, self.maps[-1])
+
+    def _stage(self, x: Tensor, level: int, then: nn.Module) -> Tensor:
+        """The decoder's output at a level, after ``then``, from the encoder's input there."""
+        height = x.shape[2]
+        skip, pooled = Rows(height), Rows(height // 2)
+        is_coarsest = level == len(self.decoder)
+        for y, end, top, bottom in _strips(height):
+            strip = self.encoder[level](x[:, :, top:bottom])[:, :, y - top : end - top]
+            skip.put(y, strip)
+            if not is_coarsest:
+                pooled.put(y // 2, F.max_pool2d(strip, 2))
+        if is_coarsest:
+            return skip.all
+        del x
+        coarser = self._stage(pooled.all, level + 1, nn.Identity())
+        del pooled
+        upsample, block, out = self.upsample[-1 - level], self.decoder[-1 - level], Rows(height)
+        for y, end, top, bottom in _strips(height):
+            finer = upsample(coarser[:, :, top // 2 : bottom // 2])
+            strip = block(torch.cat([skip.all[:, :, top:bottom], finer], dim=1))
+            out.put(y, then(strip[:, :, y - top : end - top]))
+        return out.all
+
+
+class Rows:
+    """A tensor of which rows are put one strip after the other; it is made with the first."""
+
+    all: Tensor
+
+    def __init__(self, height: int) -> None:
+        self._height = height
+
+    def put(self, y: int, strip: Tensor) -> None:
+        """Copy a strip to the rows from ``y`` on."""
+        if not hasattr(self, "all"):
+            n, channels, _, width = strip.shape
+            self.all = torch.empty((n, channels, self._height, width), memory_format=torch.channels_last).to(strip)
+        self.all[:, :, y : y + strip.shape[2]] = strip
+
+
+def _strips(height: int) -> Iterator[tuple[int, int, int, int]]:
+    """First and last row of each strip, then with the rows that two 3x3 convolutions see around it; all are even."""
+    for y in range(0, height, STRIP_PX):
+        end = min(y + STRIP_PX, height)
+        yield y, end, max(y - 2, 0), min(end + 2, height)
 
 
 def predict_maps(layers: nn.ModuleList, stages: list[Tensor], *, training: bool) -> list[Tensor]:
