@@ -162,6 +162,8 @@ class StepLog:
     def flush(self) -> None:
         """Write the open row, and have everything on the disk."""
         self._write_open_row()
+        if self._file.closed:  # it could not be written again, which was told
+            return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -222,8 +222,10 @@ class DenseNetwork(nn.Module):
         return whole
 
     def _maps(self, images: Tensor) -> Tensor:
-        in_strips = isinstance(self.unet, UNet) and images.device.type == "cpu"
-        logits = (self.unet.maps_in_strips(images) if in_strips else self.unet(images)[0]).float()
+        if isinstance(self.unet, UNet) and images.device.type == "cpu":
+            logits = self.unet.maps_in_strips(images).float()
+        else:
+            logits = self.unet(images)[0].float()
         parts = [
             logits[:, index : index + 1] if name.startswith("flow_") else logits[:, index : index + 1].sigmoid()
             for index, name in enumerate(self.target.channels)
