@@ -78,7 +78,9 @@ def tried(trials: Trials, case: int) -> list[str]:
     shutil.rmtree(outside, ignore_errors=True)
     outside.mkdir()
     (outside / "only_copy.tif").write_bytes(b"only copy")
-    draw_content(trials.out, outside, rng, OF_RUNS if is_interrupted and trials.command.words[0] == "train" else ())
+    without = OF_RUNS if is_interrupted and trials.command.words[0] == "train" else ()
+    # A file that is named as the output is replaced as requested.
+    draw_content(trials.out, outside, rng, (*without, Path(trials.command.words[-2]).name))
     ours = {name for name, content in seen(trials.out).items() if before.get(name) == content}
     users = {name: content for name, content in seen(trials.out).items() if name not in ours}
     elsewhere = seen(outside)
