@@ -73,6 +73,28 @@ def test_a_killed_job_ends_in_the_same_files(images, memory_path):
         assert not [name for name in every_file(out) if "partial" in name]
 
 
+def test_a_file_that_the_user_puts_where_a_killed_job_would_write_is_never_replaced(images, memory_path):
+    job, out = job_of(images), memory_path / "out"
+    run(job, memory_path / "whole")
+    names = [name for name in files_in(memory_path / "whole") if not (out / name).exists()]
+    n_refused = 0
+    for at in every_kill(out, lambda: run(job, out), step=29):
+        free = [name for name in names if not (out / name).exists()]
+        if not free or not (out / CONTROL / "claim.json").exists():
+            continue
+        mine = out / free[at % len(free)]
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_bytes(b"drawn by hand")
+        with pytest.raises(OutputError, match="did not write|changed"):
+            run(job, out)
+        assert mine.read_bytes() == b"drawn by hand"
+        mine.unlink()
+        run(job, out)
+        assert content(out) == content(memory_path / "whole")
+        n_refused += 1
+    assert n_refused > 3
+
+
 def test_a_killed_replacement_leaves_the_old_result_or_the_new_one(images, memory_path):
     old, new, out = job_of(images), job_of(images, options=PredictOptions(0.5)), memory_path / "out"
     run(new, memory_path / "whole")
@@ -256,7 +278,7 @@ def test_inputs_below_the_folder_stay(images, memory_path):
     shutil.copytree(images, out / "raw")
     run(job_of(out / "raw"), out, overwrite=True)
     assert files_in(out / "raw") == ["a.png", "a.tif", "deep/b.png"]
-    with pytest.raises(OutputError, match="an input of this command is part of the output"):
+    with pytest.raises(InputError, match="part of a prediction folder"):
         run(job_of(out / "a.png_masks.tif"), out, overwrite=True)
 
 

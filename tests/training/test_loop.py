@@ -364,15 +364,17 @@ def test_a_run_folder_that_is_not_writable(tmp_path: Path, samples: list[Sample]
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_is_reported(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are written to a device that is always full: a clear error, and no incomplete checkpoint remains."""
-    from cellwright.models.weights import torch_io
 
-    def to_full_device(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        path.write_bytes(b"half a checkpoint")
-        # Not passed to safetensors, which would rename a file over the device.
+    def to_full_device(path: Path, data: bytes) -> int:
+        if path.suffix != ".safetensors":
+            return write(path, data)
+        write(path, data[:100])
         with Path("/dev/full").open("wb", buffering=0) as file:
-            file.write(b"x")
+            return file.write(b"x")
 
-    monkeypatch.setattr(torch_io, "save_file", to_full_device)
+    write = Path.write_bytes
+
+    monkeypatch.setattr(Path, "write_bytes", to_full_device)
     with pytest.raises(OutputError, match="the disk is full") as caught:
         tiny_train(tmp_path / "run", samples, tiny_config())
     assert "step_00000004" in str(caught.value)

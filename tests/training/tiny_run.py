@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +201,13 @@ def long_config() -> TrainConfig:
     )
 
 
+def n_lines(log: Path) -> int:
+    """0 while there is none, as when a run without a checkpoint is begun again."""
+    with suppress(FileNotFoundError):
+        return log.read_text().count("\n")
+    return 0
+
+
 def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
     """Train in a child process, kill it at a random point, resume in another one; the last one may finish."""
     samples, config, rng = draw_samples(data), long_config(), random.Random(3)
@@ -211,13 +219,13 @@ def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
         if child == 0:
             tiny_train(root, samples, config)
             os._exit(0)
-        while point is not None and not (log.exists() and log.read_text().count("\n") > point):
+        while point is not None and n_lines(log) <= point:
             time.sleep(0.001)
         if point is not None:
             time.sleep(rng.uniform(0, 0.03))  # hits a step, an evaluation, or the writing of a checkpoint
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        print(f"kill after {point}, rows {log.read_text().count(chr(10)) - 1}, status {status}", flush=True)
+        print(f"kill after {point}, rows {n_lines(log) - 1}, status {status}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ read; other changed files are never written over, nor are files that are not in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -114,11 +114,20 @@ def ours(output: OutputFolder) -> Files:
     files = dict(output.claim.files)
     if output.claim.state == "writing":
         ledger = Ledger(output.progress_of(output.claim))
-        for names in ledger.begun().values():
-            files |= {name: None for name in names if name not in files and (output.path / name).is_file()}
+        files |= _moved(output.path, ledger, files)
         for done in ledger.done().values():
             files |= done.files
     return files
+
+
+def _moved(root: Path, ledger: Ledger, known: Container[str]) -> Files:
+    """Files that were begun and are there as they were written, but for those that are known."""
+    begun = {name: identity for files in ledger.begun().values() for name, identity in files.items()}
+    return {
+        name: identity
+        for name, identity in begun.items()
+        if name not in known and state_of(root / name, identity) == "as written"
+    }
 
 
 def _finished(output: OutputFolder, claim: Claim, ledger: Ledger) -> Mapping[str, Done] | None:
@@ -173,9 +182,9 @@ def _resumed(output: OutputFolder, claim: Claim, job: Job, done: Mapping[str, Do
 def check_foreign(output: OutputFolder, root: Path, names: Iterable[str], known: set[str], ledger: Ledger) -> None:
     """Raise `OutputError` for files that are not in any record and have the name of a file to be written."""
     there = [name for name in names if name not in known and (root / name).exists()]
-    # Afterwards, for another process may be writing: files are begun before they exist.
-    begun = {name for of_image in ledger.begun().values() for name in of_image} if there else set()
-    foreign = [name for name in there if name not in begun]
+    # Afterwards, for another process may be writing: files are begun before they are there.
+    moved = _moved(root, ledger, ()) if there else {}
+    foreign = [name for name in there if name not in moved]
     if foreign:
         raise OutputError(
             "files that cellwright did not write have the names of files to be written",

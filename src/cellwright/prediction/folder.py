@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.core.claim import remove_ours
+from cellwright.core.claim import is_as_written, remove_ours
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, OutputError
 from cellwright.core.events import emit
@@ -57,7 +57,7 @@ from cellwright.prediction.job import (
     Job,
     SeeImage,
 )
-from cellwright.prediction.ledger import Done, Ledger
+from cellwright.prediction.ledger import ABOUT_ALL, Done, Ledger
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.summaries import (
     Well,
@@ -304,16 +304,17 @@ class PredictionFolder:
 
     def _remove_unfinished(self) -> None:
         """Remove what was begun for images that failed or are no longer among the sources."""
-        for image_id, names in self._ledger.begun().items():
+        for image_id, files in self._ledger.begun().items():
             if image_id and image_id not in self._done:
-                for name in names:
-                    remove_ours(self._output.root, name)
+                for name, identity in files.items():
+                    if is_as_written(self._output.root, name, identity):
+                        remove_ours(self._output.root, name)
                 self._ledger.path(image_id, ".begun").unlink()
 
     def _write_about_all(
         self, done: Sequence[int], records: Sequence[_Record], rows: Sequence[Mapping[str, Any]]
     ) -> list[str]:
-        """Write the files about all images, predictions.json last; returns their names."""
+        """Write the files about all images; returns their names."""
         root, names, resume = self._output.root, self.job.class_names, self._existing.resume
         possible = {PREDICTIONS, SUMMARY, FAILURES, RECIPE, CONTACT_SHEET, MEASUREMENTS, WELLS, COUNTS}
         possible |= {self._plate_name(well.plate) for well in self._wells or ()}
@@ -321,19 +322,19 @@ class PredictionFolder:
         check_foreign(self._output, root, sorted(possible), known, self._ledger)
         columns = list(summary_row("", Prediction.of(Instances.empty((1, 1), scored=True)), names))
         failures = [_failure_row(name, error) for name, error in self._failures.items()]
-        with self.place().while_it_stays(possible):
-            self._ledger.begin_overview(sorted(possible))
-            write_text(root / RECIPE, self.job.recipe_yaml)
-            write_text(root / SUMMARY, _csv(columns, rows))
-            write_text(root / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
-            pictures = self._write_overview(done, rows)
-            self._write_predictions(records)
-        written = {RECIPE, SUMMARY, FAILURES, PREDICTIONS, *pictures}
+        with self.place().while_it_stays(possible), self._ledger.staging(ABOUT_ALL) as staging:
+            write_text(staging / RECIPE, self.job.recipe_yaml)
+            write_text(staging / SUMMARY, _csv(columns, rows))
+            write_text(staging / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
+            self._write_overview(staging, done, rows)
+            self._write_predictions(staging, records)
+            files = {} if resume is None else resume.files
+            written = {*self._ledger.move_in(ABOUT_ALL, staging, root, shown=self.out, known=files)}
         for name in (known & possible) - written:  # of a job that goes on
             remove_ours(root, name)
         return sorted(written)
 
-    def _write_predictions(self, records: Sequence[_Record]) -> None:
+    def _write_predictions(self, root: Path, records: Sequence[_Record]) -> None:
         sources, names, threshold = self.job.sources, self.job.class_names, self.job.options.score_threshold
         numbers = {source.id: k + 1 if source.image_id is None else source.image_id for k, source in enumerate(sources)}
         paths = {source.id: source.path for source in sources}
@@ -348,9 +349,9 @@ class PredictionFolder:
         written = {record.sample.id: record.files for record in records}
         facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
         info = facts | dict(self.job.reading) | dict(self.job.info)
-        predictions = Dataset(samples, names, root=self._output.root, info=info)
+        predictions = Dataset(samples, names, root=root, info=info)
         place = self._output.place(self._output.root)
-        FORMATS["coco"].write(predictions, self._output.root / PREDICTIONS, WriteOptions(place=place))
+        FORMATS["coco"].write(predictions, root / PREDICTIONS, WriteOptions(place=place))
 
     def _complete(self, about_all: Sequence[str]) -> None:
         """Declare the folder complete; the records are kept while images have failed."""
@@ -368,39 +369,36 @@ class PredictionFolder:
             Ledger(self._output.progress_of(self._output.claim)).remove_all_but_list()
         self.close()
 
-    def _write_overview(self, done: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Write pictures and tables of all images together; returns their names.
+    def _write_overview(self, root: Path, done: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write pictures and tables of all images together.
 
         done: the sources with a result; rows: of the summary, for each.
         """
-        root, written = self._output.root, list[str]()
         if not done:
-            return written
+            return
         shown = [(k, index) for k, index in enumerate(done) if index in self._on_sheet and self._tile(index).is_file()]
         tiles = [(caption(rows[k]), _read_png(self._tile(index))) for k, index in shown]
         if tiles:
             title = f"{len(tiles)} of {count(len(rows), 'image')}"
             write_png(root / CONTACT_SHEET, self.pictures.sheet(tiles, title))
-            written.append(CONTACT_SHEET)
         names, pooled = self.job.class_names, None
         if "measurements" in self.job.save:
             pooled = root / MEASUREMENTS
             pool_tables([self._path(index, "measurements") for index in done], pooled)
-            written.append(MEASUREMENTS)
         if len(rows) > 1:
             columns = [f"objects_{name}" for name in names] if len(names) > 1 else ["objects"]
             table = np.array([[row[column] for column in columns] for row in rows], np.int64)
             write_png(root / COUNTS, self.pictures.counts([row["image"] for row in rows], table, names))
-            written.append(COUNTS)
         if self._wells is not None:
             wells = [self._wells[index] for index in done]
             well_rows = well_table(wells, rows, pooled)
             write_text(root / WELLS, frame_csv(well_rows, float_format="%.7g"))
-            written += [WELLS, *self._write_plates(done, rows, wells)]
-        return written
+            self._write_plates(root, done, rows, wells)
 
-    def _write_plates(self, done: Sequence[int], rows: Sequence[Mapping[str, Any]], wells: Sequence[Well]) -> list[str]:
-        """Write plate.png, or NAME_plate.png for each of several plates; returns the names."""
+    def _write_plates(
+        self, root: Path, done: Sequence[int], rows: Sequence[Mapping[str, Any]], wells: Sequence[Well]
+    ) -> None:
+        """Write plate.png, or NAME_plate.png for each of several plates."""
         plates: dict[str, dict[tuple[int, int], tuple[str, np.ndarray]]] = {}
         totals = Counter[Well]()
         for row, well in zip(rows, wells, strict=True):
@@ -411,11 +409,9 @@ class PredictionFolder:
                 plates.setdefault(well.plate, {})[well.row, well.column] = caption, _read_png(self._tile(index))
         for plate, tiles in plates.items():
             write_png(
-                self._output.root / self._plate_name(plate),
+                root / self._plate_name(plate),
                 self.pictures.plate(tiles, f"{plate or 'plate'}: first image of each well, objects of all its images"),
             )
-
-        return [self._plate_name(plate) for plate in plates]
 
     def _plate_name(self, plate: str) -> str:
         n_plates = len({well.plate for well in self._wells or ()})

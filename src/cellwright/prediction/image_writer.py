@@ -143,13 +143,12 @@ class ImageWriter:
         place, ledger = self.place, self.place.ledger
         files = names_of(self.job, source.id)
         place.check()
-        with place.while_it_stays(files.values()):
-            ledger.begin(source.id, files.values())
-            self._write_files(source, image, prediction.instances, seen, None if blank else image)
+        with place.while_it_stays(files.values()), ledger.staging(source.id) as staging:
+            self._write_files(staging, source, image, prediction.instances, seen, None if blank else image)
             if thumbnail:
                 picture = self.pictures.thumbnail(seen, prediction.instances)
                 write_png(ledger.path(source.id, ".png"), _shrunk(picture))
-            identities = {name: FileIdentity.of(place.root / name) for name in files.values()}
+            identities = ledger.move_in(source.id, staging, place.root, shown=place.path)
             by_kind = {kind: identities[name] for kind, name in files.items()}
             self._write_record(source, number, image, prediction, [*seen.notes, *prediction.notes], by_kind)
         n_objects = len(prediction.instances)
@@ -157,11 +156,11 @@ class ImageWriter:
         return ledger.record(source.id, done)
 
     def _write_files(
-        self, source: Source, image: Image, instances: Instances, seen: Image, measured: Image | None
+        self, root: Path, source: Source, image: Image, instances: Instances, seen: Image, measured: Image | None
     ) -> None:
         names = self.job.class_names
         for kind in self.job.save:
-            path = output_path(self.place.root, source.id, ENDINGS[kind])
+            path = output_path(root, source.id, ENDINGS[kind])
             match kind:
                 case "masks":
                     writers.write_labels(path, instances, image.pixel_size_um)

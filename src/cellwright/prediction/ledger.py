@@ -2,7 +2,8 @@
 
 They lie in ``progress/`` of the output folder, named by a digest of the image's id:
 
-    <digest>.begun   the names of the files that are about to be written, so that what a killed job left is known
+    <digest>.files/  the files of an image that is being written; they are moved to their place when all are there
+    <digest>.begun   size and digest of each file that is about to be moved, so that what a killed job left is known
     <digest>.json    the objects, as a small COCO file
     <digest>.png     a thumbnail
     <digest>.done    that the image is done: what was read, and size and digest of each file above and of each output
@@ -14,19 +15,21 @@ A record counts only if all that it lists has the content that was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellwright.core.claim import is_inside
+from cellwright.core.claim import Files, is_inside
 from cellwright.core.errors import CellwrightError, FormatError, InputError
 from cellwright.core.file_identity import FileIdentity, digest_of
-from cellwright.core.files import read_json, write_json
+from cellwright.core.files import read_json, remove, write_json
+from cellwright.core.staging import check_way, identities_below, move_files
 
 IMAGES = "images.json"
 SCHEMA_VERSION = 1
-_OVERVIEW = ""  # the id under which the files about all images are begun
+ABOUT_ALL = ""  # the id under which the files about all images are begun
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Done:
             raise FormatError("a record of this job is damaged", where=where, got=str(error), remedy=remedy) from error
 
 
+def _begun(path: Path) -> tuple[str, Files] | None:
+    """The image and its files; None if there is no record, or a power cut damaged it before any file was moved."""
+    try:
+        content = read_json(path)
+        files = {str(name): _identity(value) for name, value in content["files"].items()}
+        return str(content["id"]), {name: identity for name, identity in files.items() if is_inside(name)}
+    except (InputError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _identity(values: Any) -> FileIdentity:
     return FileIdentity(str(values["digest"]), int(values["bytes"]), int(values["modified_ns"]))
 
@@ -72,24 +85,45 @@ class Ledger:
         """A file about one image."""
         return self.folder / f"{digest_of(image_id)}{suffix}"
 
-    def begin(self, image_id: str, names: Iterable[str]) -> None:
-        """Record that these files are written next."""
-        write_json(self.path(image_id, ".begun"), {"id": image_id, "files": list(names)})
+    def begin(self, image_id: str, files: Files) -> None:
+        """Record that these files are moved to their place next."""
+        content = {name: None if identity is None else asdict(identity) for name, identity in files.items()}
+        write_json(self.path(image_id, ".begun"), {"id": image_id, "files": content})
 
-    def begin_overview(self, names: Iterable[str]) -> None:
-        """`begin` for the files about all images."""
-        self.begin(_OVERVIEW, names)
+    def begun(self) -> dict[str, Files]:
+        """All files that were begun, by the id of their image (`ABOUT_ALL`: about all of them)."""
+        found = (_begun(path) for path in sorted(self.folder.glob("*.begun")))
+        return dict(one for one in found if one is not None)
 
-    def begun(self) -> dict[str, list[str]]:
-        """The names of all files that were begun, by the id of their image ("": about all of them)."""
-        begun = {}
-        for path in sorted(self.folder.glob("*.begun")):
-            try:
-                content = read_json(path)
-                begun[str(content["id"])] = [str(name) for name in content["files"] if is_inside(str(name))]
-            except (InputError, KeyError, TypeError):  # a power cut; nothing was written under these names
-                continue
-        return begun
+    def begun_of(self, image_id: str) -> Files:
+        """The files of an image that were begun."""
+        one = _begun(self.path(image_id, ".begun"))
+        return {} if one is None else one[1]
+
+    @contextmanager
+    def staging(self, image_id: str) -> Iterator[Path]:
+        """An empty folder for the files of an image, which is removed in the end."""
+        folder = self.path(image_id, ".files")
+        remove(folder)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+    def move_in(
+        self, image_id: str, staging: Path, root: Path, *, shown: Path, known: Files | None = None
+    ) -> dict[str, FileIdentity]:
+        """Move the files of an image from ``staging`` to ``root``, and say what they are.
+
+        known: files that may be replaced, besides those that were begun. shown: the folder, for messages. Raises
+        `OutputError` for files of the user with their names.
+        """
+        files = identities_below(staging)
+        check_way(root, files, {**(known or {}), **self.begun_of(image_id)}, shown)
+        self.begin(image_id, files)
+        move_files(staging, root, files)
+        return files
 
     def record(self, image_id: str, done: Done) -> Done:
         """Record that an image is done, with the content of the parts of its record; returns that."""
@@ -162,8 +196,8 @@ class Ledger:
     def remove_all_but_list(self) -> None:
         """Remove the records of single images."""
         for path in self.folder.iterdir():
-            if path.name != IMAGES and path.is_file():
-                path.unlink()
+            if path.name != IMAGES:
+                remove(path)
 
 
 def images_in(path: Path) -> dict[str, Done]:

@@ -73,6 +73,8 @@ def finite_pixels(image: Image) -> Image:
     for a channel without a finite pixel.
     """
     limits, notes = finite_limits([image])
+    if not limits:
+        return image
     return dataclasses.replace(with_finite(image, limits), notes=(*image.notes, *notes))
 
 

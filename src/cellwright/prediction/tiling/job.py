@@ -22,18 +22,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cellwright.core.claim import Claim, Files, is_as_written, remove_ours
 from cellwright.core.errors import CellwrightError, FormatError, OutputError
 from cellwright.core.events import emit, plain
-from cellwright.core.files import read_json, write_json, write_png, write_text
+from cellwright.core.file_identity import FileIdentity
+from cellwright.core.files import read_json, sweep, write_json, write_png, write_text
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
-from cellwright.core.output_folder import Claim, OutputFolder
+from cellwright.core.output_folder import OutputFolder
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.result_folders import JOB_FILE
 from cellwright.core.text import count, differences
 from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, OUTLINES, TABLE_CSV, TABLE_PARQUET
 from cellwright.data.identity import digest_of
 from cellwright.data.images.source import ImageSource
+from cellwright.prediction.ledger import ABOUT_ALL
+from cellwright.prediction.ledger import Ledger as Records
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.runners import Running
 from cellwright.prediction.tiling.facts import ImageFacts
@@ -266,43 +270,51 @@ def finish(
     *,
     draw: Draw | None = None,
     track: Track = no_progress,
-) -> tuple[FinalTiles, list[str], list[str]]:
-    """Write the outputs of a job whose tiles are done or failed: the final tiles, the files, and notes.
+) -> tuple[FinalTiles, Files, list[str]]:
+    """Write the outputs of a job whose tiles are done or failed: the final tiles, all files of the job, and notes.
 
     The options are those of the job's request.
     """
     options = dict(job.request.get("options", {}))
-    ring_px, max_objects, labels = (options.get(name) for name in ("ring", "max_objects", "labels"))
-    root, notes, ledger = output.root, [], job.ledger(output.root)
+    root, ledger, records = output.root, job.ledger(output.root), Records(output.progress)
     failures = ledger.failures()
+    limits = {"ring_px": options.get("ring"), "max_objects": options.get("max_objects"), "regions": job.regions}
     final = job.ledger(output.progress / "final")
-    limits = {"ring_px": ring_px, "max_objects": max_objects, "regions": job.regions}
     tiles = resolve(ledger, final, job.grid, source, **limits, track=track)
+    with records.staging(ABOUT_ALL) as staging:
+        _write_large(staging, job, tiles, source, options.get("labels"), track)
+        report = SeamReport.of(job.grid, tiles, job.regions)
+        write_text(staging / SUMMARY, _summary(job, tiles, report, failures))
+        write_text(staging / FAILURES, _failures_csv(failures))
+        for name, picture in ({} if draw is None else draw(job, source, tiles, failures)).items():
+            write_png(staging / name, picture)
+        claim = Claim.read(root)
+        known = {} if claim is None else claim.files
+        files: dict[str, FileIdentity | None] = {}
+        files |= records.move_in(ABOUT_ALL, staging, root, shown=output.shown, known=known)
+    sweep(root / TILES)  # of processes that were killed
+    others = [JOB_FILE, *(f"{TILES}/{p.name}" for p in (root / TILES).iterdir() if not p.name.startswith("."))]
+    for name in known.keys() - files.keys() - {*others}:  # of a job that goes on
+        if is_as_written(root, name, known[name]):
+            remove_ours(root, name)
+    notes = summarise(tiles.notes, noun="tile") + report.warnings()
+    return tiles, dict.fromkeys(others) | files, notes
+
+
+def _write_large(
+    root: Path, job: JobFacts, tiles: FinalTiles, source: ImageSource, labels: LabelKind | None, track: Track
+) -> None:
+    """The table, the outlines and the label image."""
     if labels is None:
         labels = "zarr" if find_spec("zarr") is not None else "tiff"
-    hw, pixel_size = job.grid.source_hw, source.pixel_size_um
     table = TABLE_PARQUET if find_spec("pyarrow") is not None else TABLE_CSV
     write_objects_table(root / table, tiles, job.class_names, track=track)
     write_outlines(root / OUTLINES, tiles, job.class_names, **job.outline_place, track=track)
-    painter = LabelPainter(tiles)
+    hw, painter, pixel_size = job.grid.source_hw, LabelPainter(tiles), source.pixel_size_um
     if labels == "zarr":
         write_label_zarr(root / LABELS_ZARR, hw, painter, pixel_size_um=pixel_size, track=track)
     else:
         write_label_tiff(root / LABELS_TIFF, hw, painter, pixel_size_um=pixel_size, track=track)
-    report = SeamReport.of(job.grid, tiles, job.regions)
-    notes += summarise(tiles.notes, noun="tile") + report.warnings()
-    write_text(root / SUMMARY, _summary(job, tiles, report, failures))
-    write_text(root / FAILURES, _failures_csv(failures))
-    files = [JOB_FILE, table, OUTLINES, SUMMARY, FAILURES]
-    for name, picture in ({} if draw is None else draw(job, source, tiles, failures)).items():
-        write_png(root / name, picture)
-        files.append(name)
-    if labels == "zarr":
-        files += sorted(p.relative_to(root).as_posix() for p in (root / LABELS_ZARR).rglob("*") if p.is_file())
-    else:
-        files.append(LABELS_TIFF)
-    files += sorted(p.relative_to(root).as_posix() for p in (root / TILES).iterdir() if p.is_file())
-    return tiles, files, notes
 
 
 def _summary(job: JobFacts, tiles: FinalTiles, report: SeamReport, failures: Sequence[Failure]) -> str:
