@@ -237,7 +237,7 @@ def test_a_mask_says_where_tissue_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no such mask" in capsys.readouterr().err
     # The picture of a job that was replaced before it was finished is not that of its successor.
     claim = tmp_path / "job" / ".cellwright" / "claim.json"
-    claim.write_text(json.dumps(json.loads(claim.read_text()) | {"state": "writing", "files": {}}))
+    claim.write_text(json.dumps(json.loads(claim.read_text()) | {"state": "writing"}))
     assert run(*words, "--tissue=none", "--roi=0,0,90,90", "--overwrite") == 0
     assert not (tmp_path / "job" / "tissue.png").exists()
 
