@@ -1,0 +1,1 @@
+"""The local page, `cellwright serve`: look at images, correct objects, train again, export; built on `api`."""
