@@ -1,0 +1,231 @@
+"""``corrected/``: what was corrected on the page as a dataset, which every command reads.
+
+`dataset.json` has the objects with their classes, and the regions that were not annotated as ignored objects; beside it
+lies a label image for each image. Both are written in the background, shortly after the last edit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import CellwrightError, UsageError
+from cellwright.core.files import atomic_path
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet, concat
+from cellwright.serve.annotation import Annotation
+from cellwright.serve.layer import CHUNK
+
+if TYPE_CHECKING:
+    from cellwright.serve.project import ImageRecord, Project
+
+_IDLE_S, _LONGEST_S = 1.5, 30.0
+_log = logging.getLogger(__name__)
+
+
+class Corrected:
+    """Writes the dataset of a project; see the module."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._changed: set[str] = set()
+        self._lock, self._writing = threading.Condition(), threading.Lock()
+        self._last, self._first, self._took_s = 0.0, 0.0, 0.0
+        self._ended = False
+        self.error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="cellwright autosave", daemon=True)
+        self._thread.start()
+
+    def schedule(self, image_id: str) -> None:
+        """Write an image again soon."""
+        with self._lock:
+            self._last = time.monotonic()
+            if not self._changed:
+                self._first = self._last
+            self._changed.add(image_id)
+            self._lock.notify()
+
+    def is_waiting(self, image_id: str) -> bool:
+        """Whether an image is to be written."""
+        return image_id in self._changed
+
+    def save(self, ids: Sequence[str] | None = None) -> Path:
+        """Write all that has changed now; see `Project.save_corrected`."""
+        self._write(ids)
+        if not (self._project.corrected / "dataset.json").is_file():
+            raise UsageError(
+                "no image was corrected yet", expected="an image with an edit, or one that was accepted as it is"
+            )
+        return self._project.corrected
+
+    def close(self) -> None:
+        """Write what is left, and stop."""
+        with self._lock:
+            self._ended = True
+            self._lock.notify()
+        self._thread.join(timeout=60)
+        self._write_quietly()
+
+    def _run(self) -> None:
+        while not self._ended:
+            with self._lock:
+                self._lock.wait_for(lambda: self._ended or bool(self._changed))
+                if self._ended:
+                    return
+                now, rest = time.monotonic(), max(_IDLE_S, 5 * self._took_s)
+                due = min(self._last + rest, max(self._first + _LONGEST_S, self._first + rest))
+                if now < due:
+                    self._lock.wait(due - now)
+                    continue
+            self._write_quietly()
+
+    def _write_quietly(self) -> None:
+        if not self._changed:
+            return
+        try:
+            self._write(None)
+            self.error = None
+        except CellwrightError as error:  # the edits are in the journal; it is tried again after the next one
+            self.error = str(error)
+            _log.warning("corrected/ could not be written: %s", error)
+
+    def _write(self, ids: Sequence[str] | None) -> None:
+        with self._writing:
+            began = time.monotonic()
+            with self._lock:
+                changed, self._changed = self._changed, set()
+            try:
+                self._write_images(changed | {*(ids or ())}, {*(ids or ())})
+            except BaseException:
+                with self._lock:
+                    self._changed |= changed
+                raise
+            self._took_s = time.monotonic() - began
+
+    def _write_images(self, changed: set[str], asked: set[str]) -> None:
+        project = self._project
+        folder = project.corrected
+        before = _before(folder)
+        wanted = [record for record in project.images if record.is_corrected or record.id in asked]
+        dropped = [name for name in before if name not in {record.id for record in wanted}]
+        if not changed and not dropped and len(before) == len(wanted):
+            return
+        samples = []
+        for record in wanted:
+            if record.id not in changed and record.id in before:
+                samples.append(before[record.id])
+            else:
+                samples.append(self._sample(record))
+        if not samples and not before:
+            return
+        dataset = Dataset(tuple(samples), project.classes, root=folder, info=_reading_of(wanted))
+        from cellwright.data.formats import FORMATS, WriteOptions
+
+        FORMATS["coco"].write(dataset, folder, WriteOptions())
+        for name in dropped:
+            (folder / f"{name}_masks.tif").unlink(missing_ok=True)
+        project.save()
+
+    def _sample(self, record: ImageRecord) -> Sample:
+        with self._project.locked(record.id) as annotation:
+            hidden = annotation.hidden()
+            write_labels(self._project.corrected / f"{record.id}_masks.tif", annotation, hidden)
+            instances = instances_of(annotation, hidden)
+        path = self._project.path_of(record)
+        return Sample(record.id, path, annotation.image_hw, _Loaded(instances), source="cellwright serve")
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    instances: Instances
+
+    def __call__(self) -> Instances:
+        return self.instances
+
+
+def _before(folder: Path) -> dict[str, Sample]:
+    """What the dataset has, by id."""
+    from cellwright.api.read import read_dataset
+
+    if not (folder / "dataset.json").is_file():
+        return {}
+    try:
+        return {sample.id: sample for sample in read_dataset(folder, require_images=False)}
+    except CellwrightError:  # it is made from the edits, so it can be written again
+        return {}
+
+
+def _reading_of(records: Sequence[ImageRecord]) -> dict[str, object]:
+    """The choice of channel, plane and so on, if it is the same for all images."""
+    readings = [record.reading for record in records]
+    return dict(readings[0]) if readings and all(reading == readings[0] for reading in readings) else {}
+
+
+def instances_of(annotation: Annotation, hidden: set[int]) -> Instances:
+    """The objects that are shown, as annotations; regions that are not annotated are ignored objects."""
+    hw, table = annotation.image_hw, annotation.table
+    parts, numbers = [MaskSet.empty(hw)], [np.zeros(0, np.int64)]
+    for y0, x0, pixels in _blocks(annotation):
+        masks, ids = MaskSet.from_label_map(pixels)
+        parts.append(masks.shift(y0, x0, hw))
+        numbers.append(ids)
+    together = np.concatenate(numbers)
+    masks, ids = concat(parts).union(together), np.unique(together)
+    rows = [table.get(number) for number in ids.tolist()]
+    shown = np.array([row is not None and row.id not in hidden for row in rows], bool)
+    class_ids = np.array([0 if row is None else row.class_id for row in rows], np.int64)
+    rings = [[[np.array([(x, y) for y, x in region])]] for region in annotation.state.regions]
+    regions = MaskSet.from_polygons(rings, hw) if rings else MaskSet.empty(hw)
+    regions = regions[regions.areas > 0]
+    first = max(table.next_id, int(ids.max(initial=0)) + 1)
+    return Instances.from_masks(
+        concat([masks[shown], regions]),
+        ids=np.concatenate([ids[shown], np.arange(first, first + len(regions))]),
+        class_ids=np.concatenate([class_ids[shown], np.zeros(len(regions), np.int64)]),
+        ignore=np.concatenate([np.zeros(int(shown.sum()), bool), np.ones(len(regions), bool)]),
+    )
+
+
+def _blocks(annotation: Annotation) -> Iterator[tuple[int, int, np.ndarray]]:
+    chunks = annotation.chunks
+    for row, column in chunks:
+        if not chunks.is_blank(row, column):
+            yield row * CHUNK, column * CHUNK, chunks.chunk(row, column)
+
+
+def write_labels(path: Path, annotation: Annotation, hidden: set[int]) -> None:
+    """Write the label image, uint32, without the objects that are hidden; chunk by chunk."""
+    import tifffile
+
+    out = np.array(sorted(hidden), np.uint32)
+
+    def tiles() -> Iterator[np.ndarray]:
+        for row, column in annotation.chunks:
+            pixels = annotation.chunks.chunk(row, column)
+            if out.size:
+                pixels = np.where(np.isin(pixels, out), np.uint32(0), pixels)
+            if pixels.shape != (CHUNK, CHUNK):
+                pixels = np.pad(pixels, [(0, CHUNK - side) for side in pixels.shape])
+            yield pixels
+
+    height, width = annotation.image_hw
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(
+            temporary,
+            tiles(),
+            shape=(height, width),
+            dtype=np.uint32,
+            tile=(CHUNK, CHUNK),
+            compression="zlib",
+            photometric="minisblack",
+            metadata=None,
+            bigtiff=height * width * 4 > 1 << 31,
+        )

@@ -1,0 +1,448 @@
+"""A project: the folder on disk that the page works on. Everything is there; nothing lives only in the browser.
+
+    project.json   images by reference (relative where they are below the project), classes, what was predicted
+    images/        what was dropped onto the page
+    edits/         a journal for each image that was opened (`serve.journal`)
+    corrected/     a dataset of what was corrected, written again shortly after each edit (`serve.corrected`)
+
+The folder is an output folder like any other: claimed, and locked while it is served.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellwright.core.dataset import Dataset
+from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
+from cellwright.core.files import read_json, stem_of, write_json
+from cellwright.core.output_folder import OutputFolder
+from cellwright.core.result_folders import is_job_folder, kind_of_result
+from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.images.reading import Reading
+from cellwright.serve.annotation import Annotation, Start
+from cellwright.serve.corrected import Corrected
+from cellwright.serve.events import Events
+from cellwright.serve.pixels import BUDGET, Kept, Pixels
+from cellwright.serve.starts import empty_start, start_of, start_of_job
+
+PROJECT_FILE, SCHEMA_VERSION = "project.json", 1
+IMAGES, EDITS, CORRECTED, PREDICTIONS = "images", "edits", "corrected", "predictions"
+_OPEN_ANNOTATIONS, _OPEN_PIXELS = 16, 32
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+MAX_CLASSES = 1000
+
+
+@dataclass
+class ImageRecord:
+    """An image of a project. path: relative to the project where it is below. source: folder or file of the objects
+    with which it begins, and ``sample`` its id there.
+    """
+
+    id: str
+    name: str
+    path: str
+    hw: tuple[int, int] | None
+    source: str | None = None
+    sample: str | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
+    n_objects: int | None = None
+    is_predicted: bool = False
+    is_corrected: bool = False
+    in_training: bool = False
+    note: str = ""
+
+    @property
+    def state(self) -> str:
+        if self.in_training:
+            return "training"
+        if self.is_corrected:
+            return "corrected"
+        return "predicted" if self.is_predicted else "new"
+
+
+class Project:
+    """An open project; see the module. Raises `OutputError` if the folder cannot be used, or is served already."""
+
+    def __init__(self, folder: Path, *, roots: Sequence[Path] = ()) -> None:
+        self._output = OutputFolder(folder, "serve")
+        self.folder = self._output.path
+        self.lock = threading.RLock()
+        self.name = self.folder.name
+        self._classes: list[str] = [DEFAULT_CLASS]
+        self._images: dict[str, ImageRecord] = {}
+        self._annotations: OrderedDict[str, Annotation] = OrderedDict()
+        self._opening: dict[str, threading.Lock] = {}
+        self._datasets: dict[str, Dataset] = {}
+        if (self.folder / PROJECT_FILE).is_file():
+            self._read()
+        self._output.start({"project": 1}, resume=self._output.claim)
+        try:
+            self._save()
+            self._output.complete([PROJECT_FILE])
+        except BaseException:
+            self._output.close()
+            raise
+        self.roots = [self.folder, *(root.resolve() for root in roots)]
+        self.corrected_dataset = Corrected(self)
+
+    # --- what is there
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by class id."""
+        return tuple(self._classes)
+
+    @property
+    def images(self) -> list[ImageRecord]:
+        """The images in order."""
+        with self.lock:
+            return list(self._images.values())
+
+    @property
+    def corrected(self) -> Path:
+        """The folder of the dataset of what was corrected."""
+        return self.folder / CORRECTED
+
+    def image(self, image_id: str) -> ImageRecord:
+        """The image with this id. Raises `UsageError` if there is none."""
+        record = self._images.get(image_id)
+        if record is None:
+            raise UsageError("there is no such image", got=ascii(image_id)[:80], expected="an image of this project")
+        return record
+
+    def path_of(self, record: ImageRecord) -> Path:
+        """The file of an image."""
+        return self.folder / record.path
+
+    def annotation(self, image_id: str) -> Annotation:
+        """The objects of an image, opened when first asked for."""
+        record = self.image(image_id)
+        with self.lock:
+            found = self._annotations.get(image_id)
+            if found is not None:
+                self._annotations.move_to_end(image_id)
+                return found
+            opening = self._opening.setdefault(image_id, threading.Lock())
+        with opening:
+            with self.lock:
+                if image_id in self._annotations:
+                    return self._annotations[image_id]
+            if record.hw is None:
+                raise InputError("this image cannot be read", where=record.name, got=record.note, remedy="see its note")
+            path = self.folder / EDITS / f"{image_id}.journal"
+            opened = Annotation(path, record.hw, lambda: self._start(record))
+            with self.lock:
+                self._annotations[image_id] = opened
+                self._close_others(image_id)
+        self.note_counts(record, opened)
+        return opened
+
+    @contextmanager
+    def locked(self, image_id: str) -> Iterator[Annotation]:
+        """The objects of an image, which no other thread reads or changes meanwhile."""
+        while True:
+            annotation = self.annotation(image_id)
+            with annotation.lock:
+                if annotation.is_open:
+                    yield annotation
+                    return
+
+    # --- changing
+
+    def add_class(self, name: str) -> int:
+        """The id of a class, which is new if there is none of this name."""
+        name = name.strip()
+        if not name or len(name) > 100 or not name.isprintable():
+            raise UsageError("invalid name of a class", got=ascii(name)[:80], expected="1 to 100 printable characters")
+        with self.lock:
+            if name not in self._classes:
+                if len(self._classes) >= MAX_CLASSES:
+                    raise UsageError("too many classes", got=len(self._classes), expected=f"at most {MAX_CLASSES}")
+                self._classes.append(name)
+                self._save()
+            return self._classes.index(name)
+
+    def add(self, path: Path) -> list[ImageRecord]:
+        """Add an image, a folder of images, a dataset, a prediction folder or a tile job.
+
+        Returns the images that are new. Raises what reading them raises.
+        """
+        path = path.resolve()
+        dataset, is_annotated = _dataset_at(path)
+        with self.lock:
+            new = self._add_dataset(path, dataset, is_annotated=is_annotated)
+            self._save()
+        return new
+
+    def set_training(self, ids: Iterable[str], *, is_on: bool = True) -> None:
+        """Mark images as in training, or not."""
+        with self.lock:
+            for image_id in ids:
+                self.image(image_id).in_training = is_on
+            self._save()
+
+    def save_corrected(self, ids: Iterable[str] | None = None) -> Path:
+        """Bring the dataset ``corrected/`` up to date now; with ids, these images are in it though nothing was changed.
+
+        Returns its folder. Raises `UsageError` if no image was corrected.
+        """
+        return self.corrected_dataset.save(None if ids is None else list(ids))
+
+    def note_counts(self, record: ImageRecord, annotation: Annotation) -> None:
+        """Take over the number of objects and the state of an image."""
+        with annotation.lock:
+            record.n_objects = len(annotation.table) - len(annotation.hidden())
+            record.is_corrected = annotation.is_edited
+            record.is_predicted = record.is_predicted or record.n_objects > 0
+
+    def edited(self, image_id: str, annotation: Annotation) -> None:
+        """Called after every edit."""
+        record = self.image(image_id)
+        self.note_counts(record, annotation)
+        self.corrected_dataset.schedule(image_id)
+
+    def save(self) -> None:
+        """Write ``project.json``."""
+        with self.lock:
+            self._save()
+
+    def close(self) -> None:
+        """Write what is not written yet, and let others use the folder."""
+        self.corrected_dataset.close()
+        with self.lock:
+            for annotation in self._annotations.values():
+                annotation.close()
+            self._annotations.clear()
+            try:
+                self._save()
+            finally:
+                self._output.close()
+
+    def allowed(self, given: str) -> Path:
+        """A path that a page asks to open, with links resolved. Raises `InputError` outside the opened roots."""
+        if "\0" in given or len(given) > 4096:
+            raise InputError("this is no path", got=ascii(given)[:80], expected="a file or folder")
+        try:
+            path = (self.roots[-1] / Path(given).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError("this path cannot be used", got=ascii(given)[:80], expected="a file or folder") from error
+        if not any(path.is_relative_to(root) for root in self.roots):
+            raise InputError(
+                "this is outside the folders that were opened",
+                got=given,
+                expected=f"a path below {' or '.join(map(str, dict.fromkeys(self.roots)))}",
+                remedy="stop the page, and start it with that folder",
+            )
+        if not path.exists():
+            raise InputError("there is no such file or folder", got=given, expected="a file or folder that exists")
+        return path
+
+    # --- reading and writing
+
+    def _start(self, record: ImageRecord) -> Start:
+        if record.source is None:
+            return empty_start()
+        source = (self.folder / record.source).resolve()
+        if not source.exists():
+            raise InputError(
+                "the objects of this image are not there",
+                where=source,
+                remedy="put this folder back, or begin a new project",
+            )
+        if is_job_folder(source) and record.hw is not None:
+            return start_of_job(source, record.hw, self.classes)
+        with self.lock:
+            dataset = self._datasets.get(record.source)
+        if dataset is None:
+            dataset = _dataset_at(source)[0]
+            with self.lock:
+                self._datasets[record.source] = dataset
+        start = start_of(dataset.sample(str(record.sample)), dataset)
+        number = [self.add_class(name) for name in dataset.class_names]
+        return start if number == list(range(len(number))) else start.with_classes(number)
+
+    def _add_dataset(self, path: Path, dataset: Dataset, *, is_annotated: bool) -> list[ImageRecord]:
+        known = {os.path.realpath(self.path_of(record)) for record in self._images.values()}
+        if is_annotated and not self._images:
+            self._classes = list(dataset.class_names) or self._classes
+        reading = Reading.recorded(dataset.info).to_dict()
+        source, new = self._reference(path) if is_annotated else None, []
+        for sample in dataset:
+            if sample.image_path is None or os.path.realpath(sample.image_path) in known:
+                continue
+            record = ImageRecord(
+                self._new_id(sample.id),
+                sample.id,
+                self._reference(sample.image_path),
+                sample.image_hw,
+                source,
+                sample.id if is_annotated else None,
+                reading,
+                is_predicted=is_annotated and kind_of_result(path) is not None,
+            )
+            if not is_annotated:
+                self._check_readable(record)
+            self._images[record.id] = record
+            new.append(record)
+        if source is not None:
+            self._datasets[source] = dataset
+        return new
+
+    def _check_readable(self, record: ImageRecord) -> None:
+        """Note the size of an image, or why it cannot be read."""
+        try:
+            source = Reading.recorded(record.reading).open(self.path_of(record))
+            record.hw = source.image_hw
+        except CellwrightError as error:
+            record.hw, record.note = None, str(error.args[0] if error.args else error)[:500]
+
+    def _reference(self, path: Path) -> str:
+        """A path relative to the project; absolute on another drive."""
+        try:
+            return Path(os.path.relpath(path.resolve(), self.folder)).as_posix()
+        except ValueError:
+            return str(path.resolve())
+
+    def _new_id(self, name: str) -> str:
+        base = _UNSAFE.sub("_", name).strip("._-")[:80] or "image"
+        taken = {image_id.lower() for image_id in self._images}
+        number, image_id = 1, base
+        while image_id.lower() in taken:
+            number += 1
+            image_id = f"{base}-{number}"
+        return image_id
+
+    def _close_others(self, image_id: str) -> None:
+        """Close the annotations that were not used for the longest time."""
+        for other in list(self._annotations):
+            if len(self._annotations) <= _OPEN_ANNOTATIONS:
+                break
+            if other != image_id and not self.corrected_dataset.is_waiting(other):
+                annotation = self._annotations[other]
+                if annotation.lock.acquire(blocking=False):
+                    try:
+                        annotation.close()
+                        del self._annotations[other]
+                    finally:
+                        annotation.lock.release()
+
+    def _read(self) -> None:
+        path = self.folder / PROJECT_FILE
+        content = read_json(path)
+        try:
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema_version {content['schema_version']!r}")
+            self.name = str(content["name"])
+            self._classes = [str(name) for name in content["classes"]]
+            for values in content["images"]:
+                record = _record_of(values)
+                self._images[record.id] = record
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                "the record of this project is damaged",
+                where=path,
+                got=f"{type(error).__name__}: {error}"[:200],
+                expected="what cellwright serve wrote",
+                remedy="restore it from a backup; the edits are in edits/",
+            ) from error
+
+    def _save(self) -> None:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "classes": self._classes,
+            "images": [asdict(record) for record in self._images.values()],
+        }
+        write_json(self.folder / PROJECT_FILE, content)
+
+
+def _record_of(values: Mapping[str, Any]) -> ImageRecord:
+    known = {name: values[name] for name in ImageRecord.__dataclass_fields__ if name in values}
+    record = ImageRecord(**known)
+    if not isinstance(record.id, str) or _UNSAFE.search(record.id) or record.id.startswith("."):
+        raise ValueError(f"the id {record.id!r}")
+    record.hw = None if record.hw is None else (int(record.hw[0]), int(record.hw[1]))
+    return record
+
+
+def _dataset_at(path: Path) -> tuple[Dataset, bool]:
+    """What is at a path, and whether it has objects; images alone are a dataset without any."""
+    from cellwright.api.read import is_dataset, read_dataset
+    from cellwright.prediction.sources import sources_of_paths
+
+    kind = kind_of_result(path) if path.is_dir() else None
+    if kind not in (None, "a prediction folder", "a tile job"):
+        raise UsageError(f"this is {kind}", where=path, expected="images, a dataset, or a prediction folder")
+    if kind is not None or is_dataset(path):
+        return read_dataset(path), True
+    try:
+        dataset = read_dataset(path) if path.is_dir() else None
+    except CellwrightError:
+        dataset = None
+    if dataset is not None and dataset.info.get("format") != "image_folder":
+        return dataset, True
+    return _images_at(sources_of_paths([path])), False
+
+
+def _images_at(sources: Sequence[Any]) -> Dataset:
+    from cellwright.core.dataset import Loaded, Sample
+    from cellwright.core.instances import Instances
+
+    samples = []
+    for source in sources:
+        load = Loaded(Instances.empty((1, 1)))
+        samples.append(Sample(source.id, Path(source.path), (1, 1), load))
+    return Dataset(tuple(samples), (DEFAULT_CLASS,))
+
+
+class Page:
+    """What the routes of the page work on."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.events = Events()
+        self.kept = Kept(BUDGET)
+        self._pixels: OrderedDict[str, Pixels] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def pixels(self, image_id: str) -> Pixels:
+        """The pixels of an image, opened when first asked for. Raises what opening it raises."""
+        record = self.project.image(image_id)
+        with self._lock:
+            if image_id in self._pixels:
+                self._pixels.move_to_end(image_id)
+                return self._pixels[image_id]
+        source = Reading.recorded(record.reading).open(self.project.path_of(record))
+        if source.image_hw != record.hw and record.hw is not None:
+            raise InputError(
+                "this image has another size than before",
+                where=record.path,
+                got=f"{source.image_hw[0]} x {source.image_hw[1]}",
+                expected=f"{record.hw[0]} x {record.hw[1]}",
+                remedy="put the image back as it was",
+            )
+        opened = Pixels(source, self.kept)
+        with self._lock:
+            self._pixels[image_id] = opened
+            while len(self._pixels) > _OPEN_PIXELS:
+                self._pixels.popitem(last=False)
+        return opened
+
+
+def default_folder(source: Path | None) -> Path:
+    """The project for what is opened: itself if it is one, else a folder beside it."""
+    if source is None:
+        return Path("cellwright_project")
+    if (source / PROJECT_FILE).is_file():
+        return source
+    if not source.exists():
+        raise InputError("there is no such file or folder", where=source, expected="a file or folder that exists")
+    return source.parent / f"{stem_of(source) if source.is_file() else source.resolve().name}_project"

@@ -1,0 +1,164 @@
+"""The objects with which an image begins: those of a prediction folder, a dataset, or a tile job; or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
+from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
+from cellwright.core.text import count
+from cellwright.serve.annotation import Start, State
+from cellwright.serve.layer import Box, Chunks, Table, packed
+
+# Larger label images are painted part by part.
+_WHOLE_PX = 1 << 26
+
+
+def empty_start() -> Start:
+    """No objects."""
+    return Start("new", Table(), State())
+
+
+def start_of(sample: Sample, dataset: Dataset) -> Start:
+    """All objects of an image, candidates below the score threshold too; where they overlap, the best is on top."""
+    return start_from(sample.read_instances(), recorded_threshold(dataset.info))
+
+
+def start_from(instances: Instances, threshold: ScoreThreshold) -> Start:
+    """The objects of an image with their scores; ignored ones become regions that are not annotated.
+
+    The page has one limit for all classes, the lowest; what is above it and below the limit of its class is left out.
+    """
+    min_score = float(np.float32(np.min(threshold)))
+    if instances.scores is not None and isinstance(threshold, tuple):
+        reported = reaches_threshold(instances.scores, instances.class_ids, threshold)
+        instances = instances[reported | (instances.scores < np.float32(min_score))]
+    regions = tuple(
+        tuple((float(y), float(x)) for x, y in polygon[0])
+        for of_object in instances.masks[instances.ignore].to_polygons()
+        for polygon in of_object
+    )
+    chosen = instances[~instances.ignore & (instances.masks.areas > 0)].by_score()
+    if len(chosen) and int(chosen.ids.max()) >= 1 << 32:
+        chosen = _renumbered(chosen)
+    chunks, boxes, areas = _painted(chosen.masks, chosen.ids)
+    seen = np.array([number in areas for number in chosen.ids.tolist()], bool)
+    n_covered = int((~seen).sum())
+    chosen = chosen[seen]
+    order = [boxes[number] for number in chosen.ids.tolist()]
+    sides = np.array(order, np.int64).reshape(-1, 4)
+    scores = np.full(len(chosen), np.nan, np.float32) if chosen.scores is None else chosen.scores
+    columns = {
+        "id": chosen.ids,
+        "y0": sides[:, 0],
+        "x0": sides[:, 1],
+        "y1": sides[:, 2],
+        "x1": sides[:, 3],
+        "area": np.array([areas[number] for number in chosen.ids.tolist()], np.int64),
+        "score": scores,
+        "class_id": chosen.class_ids,
+        "manual": np.isnan(scores),
+    }
+    message = (
+        f"{count(n_covered, 'candidate')} not shown: others with a higher score cover all of it" if n_covered else ""
+    )
+    return Start("predicted", Table(columns), State(min_score=min_score, regions=regions), chunks, message=message)
+
+
+def _renumbered(instances: Instances) -> Instances:
+    return Instances.from_masks(instances.masks, class_ids=instances.class_ids, scores=instances.scores)
+
+
+def _painted(masks: MaskSet, ids: np.ndarray) -> tuple[dict[tuple[int, int], bytes], dict[int, Box], dict[int, int]]:
+    """The packed chunks of the label image, and the visible box and area of each object that has a visible pixel."""
+    grid = Chunks(masks.image_hw)
+    chunks: dict[tuple[int, int], bytes] = {}
+    boxes: dict[int, Box] = {}
+    areas: dict[int, int] = {}
+    height, width = masks.image_hw
+    whole = masks.to_label_map(ids) if height * width <= _WHOLE_PX and len(masks) else None
+    x0, y0, x1, y1 = masks.boxes.T
+    for row, column in grid:
+        box = grid.box_of(row, column)
+        if whole is not None:
+            pixels = whole[box.y0 : box.y1, box.x0 : box.x1]
+        else:
+            meets = np.flatnonzero((x0 < box.x1) & (box.x0 < x1) & (y0 < box.y1) & (box.y0 < y1))
+            if not meets.size:
+                continue
+            pixels = masks[meets].window(box.y0, box.x0, box.y1, box.x1).to_label_map(ids[meets])
+        if not pixels.any():
+            continue
+        chunks[row, column] = packed(pixels)
+        parts, numbers = MaskSet.from_label_map(pixels)
+        for number, part, area in zip(numbers.tolist(), parts.boxes.tolist(), parts.areas.tolist(), strict=True):
+            of_part = Box(part[1] + box.y0, part[0] + box.x0, part[3] + box.y0, part[2] + box.x0)
+            boxes[number] = of_part if number not in boxes else boxes[number].united(of_part)
+            areas[number] = areas.get(number, 0) + area
+    return chunks, boxes, areas
+
+
+def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: tuple[str, ...]) -> Start:
+    """The objects of a tile job: its labels stay where they are, and are read chunk by chunk."""
+    from cellwright.core.claim import Claim
+    from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, read_table
+
+    table = read_table(folder)
+    class_of = {name: k for k, name in enumerate(class_names)}
+    columns = {
+        "id": table["label"].to_numpy(np.int64),
+        "y0": table["bbox_y0_px"].to_numpy(np.int64),
+        "x0": table["bbox_x0_px"].to_numpy(np.int64),
+        "y1": table["bbox_y1_px"].to_numpy(np.int64),
+        "x1": table["bbox_x1_px"].to_numpy(np.int64),
+        "area": table["area_px"].to_numpy(np.int64),
+        "score": table["score"].to_numpy(np.float32),
+        "class_id": table["class"].map(class_of).to_numpy(np.int64),
+    }
+    labels = next(folder / name for name in (LABELS_ZARR, LABELS_TIFF) if (folder / name).exists())
+    claim = Claim.read(folder)
+    files = {} if claim is None else claim.files
+    names = sorted(name for name in files if name.split("/")[0] == labels.name)
+    source = f"{labels.name}:{hash_of([(name, getattr(files[name], 'digest', '')) for name in names])}"
+    return Start("predicted", Table(columns), State(), base=_reader(labels, image_hw), source=source)
+
+
+def hash_of(value: Any) -> str:
+    """A short digest of a value."""
+    import hashlib
+
+    return hashlib.blake2b(repr(value).encode(), digest_size=12).hexdigest()
+
+
+def _reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[int, int], np.ndarray]:
+    """Reads chunks of a label image on disk."""
+    grid = Chunks(image_hw)
+    if labels.is_dir():
+        import zarr
+
+        from cellwright.data.formats.large_labels import level_of
+
+        array = level_of(zarr.open_group(labels, mode="r"))
+
+        def read(row: int, column: int) -> np.ndarray:
+            box = grid.box_of(row, column)
+            return np.asarray(array[box.y0 : box.y1, box.x0 : box.x1])
+
+        return read
+    import tifffile
+    import zarr
+
+    store = tifffile.imread(labels, aszarr=True, key=0)
+    values: Any = zarr.open(store, mode="r")
+
+    def read_tiff(row: int, column: int) -> np.ndarray:
+        box = grid.box_of(row, column)
+        return np.asarray(values[box.y0 : box.y1, box.x0 : box.x1])
+
+    return read_tiff

@@ -1,0 +1,153 @@
+"""``serve``: the plan, and running the server."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from cellwright.core.errors import UsageError
+from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.text import count
+
+PORT = 8765
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ServePlan:
+    """Look at images, correct objects, train and export on a local page."""
+
+    source: Path | None = None
+    """A folder of images, a dataset, a prediction folder, a tile job, or a project that was served before."""
+    _: KW_ONLY
+    out: Path | None = None
+    """Project folder to write (default: the project itself if one is given, else <source>_project beside it)."""
+    host: str = "127.0.0.1"
+    """Address to listen on; other machines can reach the page only with `allow_remote=True`."""
+    port: int = 0
+    """Port to listen on; 0 takes 8765, or any free one if that is in use."""
+    allow_remote: Annotated[bool, Parameter(negative=())] = False
+    """Let other machines connect to `host`. The link is not encrypted: use it in a network that you trust."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where a server was, and what it has left."""
+
+    folder: Path
+    n_images: int
+    n_corrected: int
+
+
+def run(
+    plan: ServePlan,
+    screen: ProgressReporter = SILENT,
+    *,
+    announce: Callable[[str], object] = lambda _: None,
+    dry_run: bool = False,
+) -> Served | None:
+    """Serve a project until interrupted (Ctrl-C is how it ends); None after a dry run.
+
+    announce: called with the link once it can be opened.
+
+    Raises `UsageError` for an address that other machines reach without ``allow_remote``, or if the extra is missing.
+    """
+    _check(plan)
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        remedy = 'pip install "cellwright[serve]"'
+        raise UsageError("the page needs other packages", got=f"no {error.name}", remedy=remedy) from error
+    from cellwright.serve.app import build_app
+    from cellwright.serve.project import PROJECT_FILE, Page, Project, default_folder
+
+    folder = default_folder(plan.source) if plan.out is None else plan.out
+    is_new = not (folder / PROJECT_FILE).is_file()
+    screen.note(f"project: {folder}/ ({'new' if is_new else 'as it was left'})")
+    if dry_run:
+        return None
+    root = Path() if plan.source is None else plan.source if plan.source.is_dir() else plan.source.parent
+    listening = _listen(plan)
+    project = Project(folder, roots=[root])
+    try:
+        if plan.source is not None and plan.source.resolve() != project.folder:
+            new = project.add(plan.source)
+            screen.note(f"{count(len(new), 'new image')} from {plan.source}")
+        page = Page(project)
+        port = listening.getsockname()[1]
+        access = _access(plan, port)
+        app = build_app(page, access)
+        shown = "127.0.0.1" if plan.host in ("0.0.0.0", "::", *_LOOPBACK) else plan.host
+        host = f"[{shown}]" if ":" in shown else shown
+        announce(f"http://{host}:{port}/?token={access.token}")
+        screen.note("stop with Ctrl-C; everything is saved as you go")
+        _serve(uvicorn, app, listening)
+    finally:
+        listening.close()
+        project.close()
+    images = project.images
+    return Served(project.folder, len(images), sum(record.is_corrected for record in images))
+
+
+def _check(plan: ServePlan) -> None:
+    if not 0 <= plan.port <= 65535:
+        raise UsageError("invalid `port`", got=plan.port, expected="0 to 65535")
+    if plan.host not in _LOOPBACK and not plan.allow_remote:
+        raise UsageError(
+            "other machines could reach the page at this address",
+            got=f"`host={plan.host!r}`",
+            remedy="omit `host`, or add `allow_remote=True` in a network that you trust",
+        )
+
+
+def _access(plan: ServePlan, port: int) -> Any:
+    from cellwright.serve.security import Access
+
+    hosts = {"127.0.0.1", "localhost", "::1"}
+    if plan.allow_remote:
+        hosts |= {plan.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    return Access(port, frozenset(hosts), any_address=plan.host in ("0.0.0.0", "::"))
+
+
+def _listen(plan: ServePlan) -> socket.socket:
+    """A socket that listens at the address of the plan."""
+    family = socket.AF_INET6 if ":" in plan.host else socket.AF_INET
+    last: OSError | None = None
+    for port in (PORT, 0) if plan.port == 0 else (plan.port,):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((plan.host, port))
+            listening.listen(128)
+            return listening
+        except OSError as error:
+            listening.close()
+            last = error
+    raise UsageError(
+        "cannot listen at this address",
+        got=f"{plan.host}, port {plan.port or PORT}: {last}",
+        remedy="choose another `port`, or stop what uses it",
+    )
+
+
+def _serve(uvicorn: Any, app: Any, listening: socket.socket) -> None:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        timeout_keep_alive=30,
+        ws="none",
+    )
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])

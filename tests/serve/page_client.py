@@ -1,0 +1,38 @@
+"""A page on a folder, with a client that has its cookie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from cellwright.serve.app import build_app
+from cellwright.serve.project import Page, Project
+from cellwright.serve.security import Access
+
+HOST = "http://127.0.0.1:8765"
+
+
+class PageClient(TestClient):
+    """The client of a page that was opened by its link."""
+
+    page: Page
+    access: Access
+
+
+@contextmanager
+def open_page(source: Path | None, out: Path, **access: int) -> Iterator[PageClient]:
+    """Serve a folder of images, a dataset, a prediction folder or nothing, as the project ``out``."""
+    project = Project(out, roots=[source if source is not None and source.is_dir() else out])
+    try:
+        if source is not None:
+            project.add(source)
+        page, granted = Page(project), Access(8765, **access)
+        with PageClient(build_app(page, granted), base_url=HOST, headers={"origin": HOST}) as client:
+            client.page, client.access = page, granted
+            client.get(f"/?token={granted.token}")
+            yield client
+    finally:
+        project.close()

@@ -1,0 +1,97 @@
+"""The page on images and predictions: what it shows, what edits do, and what is on the disk afterwards."""
+
+from __future__ import annotations
+
+import zlib
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from cellwright.core.instances import Instances
+from cellwright.data.synthetic import draw_field
+
+pytest.importorskip("fastapi")
+from page_client import PageClient, open_page
+
+import cellwright as cw
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two images with label images beside them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k, name in enumerate(("a", "b")):
+        image, truth = draw_field(k, (600, 700), 40)
+        tifffile.imwrite(folder / f"{name}.tif", image.data, photometric="rgb")
+        tifffile.imwrite(folder / f"{name}_masks.tif", truth.to_label_map().astype(np.uint16))
+    return folder
+
+
+@pytest.fixture
+def client(images: Path, tmp_path: Path) -> Iterator[PageClient]:
+    with open_page(images, tmp_path / "project") as client:
+        yield client
+
+
+def labels_of(client: PageClient, image_id: str = "a", level: int = 0) -> np.ndarray:
+    """The label image as the page fetches it, tile by tile."""
+    hw = client.get(f"/api/images/{image_id}").json()["levels"][level]["hw"]
+    labels = np.zeros(hw, np.uint32)
+    for row in range(-(-hw[0] // 512)):
+        for column in range(-(-hw[1] // 512)):
+            answer = client.get(f"/api/images/{image_id}/labels/{level}/{row}/{column}")
+            shape = int(answer.headers["x-rows"]), int(answer.headers["x-columns"])
+            tile = np.frombuffer(answer.content, "<u4").reshape(shape)
+            labels[row * 512 : row * 512 + shape[0], column * 512 : column * 512 + shape[1]] = tile
+    return labels
+
+
+def edit(client: PageClient, op: str, *, image: str = "a", status: int = 200, **fields: Any) -> dict[str, Any]:
+    answer = client.post(f"/api/images/{image}/edits", json={"op": op, **fields})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_objects_and_labels_are_those_of_the_folder(client: PageClient, images: Path) -> None:
+    expected = tifffile.imread(images / "a_masks.tif")
+    assert np.array_equal(labels_of(client), expected)
+    assert np.array_equal(labels_of(client, level=1), expected[::2, ::2])
+    objects = client.get("/api/images/a/objects").json()
+    cells = Instances.from_label_map(expected)
+    assert objects["id"] == cells.ids.tolist()
+    assert objects["area"] == cells.masks.areas.tolist()
+    assert [objects[name] for name in ("x0", "y0", "x1", "y1")] == cells.masks.boxes.T.tolist()
+    assert {*objects["score"]} == {None}
+
+
+def test_a_drawn_object_is_saved_as_a_dataset_and_is_there_when_served_again(images: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    with open_page(images, project) as client:
+        before = labels_of(client)
+        answer = edit(client, "draw", outline=[[5, 5], [5, 45], [45, 45], [45, 5]], rev=0)
+        after = labels_of(client)
+        square = np.zeros(before.shape, bool)
+        square[5:45, 5:45] = True
+        assert np.array_equal(after, np.where(square & (before == 0), before.max() + 1, before))
+        (box,) = answer["boxes"]
+        pixels = np.frombuffer(zlib.decompress(b64decode(box["labels"])), "<u4").reshape(box["h"], box["w"])
+        assert np.array_equal(after[box["y0"] :, box["x0"] :][: box["h"], : box["w"]], pixels)
+        edit(client, "delete", ids=[int(before.max())])
+        deleted = labels_of(client)
+        assert edit(client, "undo")["message"] == "undone: delete 1 object"
+        assert np.array_equal(labels_of(client), after)
+    with open_page(images, project) as client:
+        assert np.array_equal(labels_of(client), after)
+        assert client.get("/api/images/a/history").json() == {"undo": ["draw an object"], "redo": ["delete 1 object"]}
+        edit(client, "redo")
+        assert np.array_equal(labels_of(client), deleted)
+    dataset = cw.read_dataset(project / "corrected")
+    assert [sample.id for sample in dataset] == ["a"]
+    assert np.array_equal(dataset[0].read_instances().to_label_map(), deleted)
+    assert np.array_equal(tifffile.imread(project / "corrected" / "a_masks.tif"), deleted)
