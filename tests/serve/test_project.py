@@ -95,3 +95,49 @@ def test_a_drawn_object_is_saved_as_a_dataset_and_is_there_when_served_again(ima
     assert [sample.id for sample in dataset] == ["a"]
     assert np.array_equal(dataset[0].read_instances().to_label_map(), deleted)
     assert np.array_equal(tifffile.imread(project / "corrected" / "a_masks.tif"), deleted)
+
+
+class Squares:
+    """A segmenter that finds squares of 30 px on a grid, whatever the image."""
+
+    class_names = ("square",)
+
+    def predict(self, images: list[Any]) -> list[Instances]:
+        results = []
+        for image in images:
+            labels = np.zeros(image.image_hw, np.uint32)
+            for k, (y, x) in enumerate((y, x) for y in range(10, 560, 60) for x in range(10, 640, 60)):
+                labels[y : y + 30, x : x + 30] = k + 1
+            n = int(labels.max())
+            results.append(Instances.from_label_map(labels, scores=np.linspace(0.2, 0.9, n)))
+        return results
+
+
+def test_a_new_prediction_replaces_all_but_what_was_drawn_and_can_be_undone(images: Path, tmp_path: Path) -> None:
+    for path in images.glob("*_masks.tif"):
+        path.unlink()
+    cw.predict_folder(images, model=Squares(), out=tmp_path / "pred", save=["masks"])
+    with open_page(images, tmp_path / "project") as client:
+        project = client.page.project
+        assert [row["state"] for row in client.get("/api/project").json()["images"]] == ["new", "new"]
+        edit(client, "draw", outline=[[5, 5], [5, 50], [50, 50], [50, 5]])
+        drawn = labels_of(client)
+        assert project.adopt(tmp_path / "pred") == ["a", "b"]
+        for _ in range(2):
+            labels, objects = labels_of(client), client.get("/api/images/a/objects").json()
+            assert np.array_equal(labels == 1, drawn == 1)  # the square under it is left out
+            assert [objects["origin"].count(kind) for kind in ("manual", "auto")] == [1, 109]
+            areas = np.bincount(labels.ravel())
+            assert objects["area"] == areas[objects["id"]].tolist()
+            edit(client, "undo")
+            assert np.array_equal(labels_of(client), drawn)
+            edit(client, "redo")
+        assert client.get("/api/project").json()["classes"] == ["square"]
+        assert np.array_equal(
+            labels_of(client, "b"), cw.read_instances(tmp_path / "pred" / "b_masks.tif").to_label_map()
+        )
+        states = [row["state"] for row in client.get("/api/project").json()["images"]]
+        assert states == ["corrected", "predicted"]
+        edit(client, "delete", ids=[5], image="b")
+        project.adopt(tmp_path / "pred")
+        assert [row["state"] for row in client.get("/api/project").json()["images"]] == ["corrected", "predicted"]

@@ -21,7 +21,7 @@ import numpy as np
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.serve.edits import changed_box
 from cellwright.serve.journal import Journal, Record
-from cellwright.serve.layer import Box, Chunks, Row, Table, packed, unpacked
+from cellwright.serve.layer import Box, Chunks, Row, Snapshot, Table, columns_of, packed, unpacked
 
 VERSION = 1
 # Answers with more changed boxes, or pixels, only say that everything is to be fetched again.
@@ -83,10 +83,13 @@ class Applied:
 
 @dataclass(frozen=True)
 class _Entry:
+    """is_prediction: new objects of a model took the place of all; kept: with objects that were drawn by hand."""
+
     rev: int
     name: str
     offset: int
-    undoable: bool = True
+    is_prediction: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,18 @@ class Start:
         columns = dict(self.table.columns())
         columns["class_id"] = np.asarray(numbers, np.int32)[columns["class_id"]]
         return replace(self, table=Table(columns))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An annotation as it was at a revision. hidden: the ids of objects that the limits leave out, sorted."""
+
+    rev: int
+    pixels: Snapshot
+    columns: Mapping[str, np.ndarray]
+    hidden: np.ndarray
+    state: State
+    next_id: int
 
 
 class Conflict(UsageError):
@@ -147,13 +162,23 @@ class Annotation:
     @property
     def is_edited(self) -> bool:
         """Whether the user has changed or accepted anything."""
-        return any(entry.undoable for entry in self._done) or self.state.accepted
+        since = 0
+        for k, entry in enumerate(self._done):
+            since = k + (not entry.kept) if entry.is_prediction else since
+        return len(self._done) > since or self.state.accepted
 
     def history(self) -> dict[str, list[str]]:
         """The names of what can be undone and redone, the next one last."""
         with self.lock:
-            undo = [entry.name for entry in self._done if entry.undoable]
-            return {"undo": undo[-_REMEMBERED:], "redo": [entry.name for entry in self._undone][-_REMEMBERED:]}
+            names = [[entry.name for entry in entries[-_REMEMBERED:]] for entries in (self._done, self._undone)]
+            return {"undo": names[0], "redo": names[1]}
+
+    def snapshot(self) -> Frozen:
+        """All as it is now, for threads that do not lock."""
+        with self.lock:
+            columns = self.table.columns()
+            hidden = np.array(sorted(self.hidden()), np.uint32)
+            return Frozen(self.rev, self.chunks.snapshot(), columns, hidden, self.state, self.table.next_id)
 
     def hidden(self) -> set[int]:
         """The ids of predicted objects that the limits leave out."""
@@ -214,10 +239,38 @@ class Annotation:
                 self._edit_ids.append((edit_id, applied))
             return applied
 
+    def predict(self, start: Start) -> Applied:
+        """Let new objects take the place of all but those drawn or changed by hand, as one edit.
+
+        Of the new ones, those of which half or more is covered by objects that stay are left out.
+        """
+        from cellwright.serve.replace import replaced
+
+        with self.lock:
+            new = replaced(self, start)
+            head = {
+                "kind": "edit",
+                "rev": self.rev + 1,
+                "name": "predict",
+                "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "boxes": [list(box) for box, _ in new.pixels],
+                "rows": [[number, *pair] for number, pair in new.rows.items()],
+                "state": [asdict(self.state), asdict(new.state)],
+                "is_prediction": True,
+                "kept": new.n_kept > 0,
+            }
+            record = Record(head, tuple(blob for _, blob in new.pixels))
+            offset = self.journal.append(head, record.blobs)
+            rows = self._play(record)
+            self._done.append(_Entry(self.rev + 1, "predict", offset, True, new.n_kept > 0))
+            self._undone.clear()
+            boxes = tuple(box for box, _ in new.pixels)
+            return replace(self._advanced(boxes, rows, new.message), is_state=True)
+
     def undo(self) -> Applied:
         """Take back the last edit. Raises `UsageError` if there is none."""
         with self.lock:
-            if not self._done or not self._done[-1].undoable:
+            if not self._done:
                 raise UsageError("there is nothing to undo", expected="an edit of this image")
             entry = self._done[-1]
             applied = self._turn(entry, "undo", f"undone: {entry.name}")
@@ -258,6 +311,7 @@ class Annotation:
         """The rows of all objects whose pixels a change has, which are in place already."""
         counts: dict[int, int] = {}
         touched: dict[int, Box] = {}
+        shrunk: set[int] = set()
         for box, old, new in change.pixels:
             differs = old != new
             for values, sign in ((old[differs], -1), (new[differs], 1)):
@@ -265,7 +319,9 @@ class Annotation:
                 for number, n in zip(numbers.tolist(), times.tolist(), strict=True):
                     if number:
                         counts[number] = counts.get(number, 0) + sign * n
-                        touched[number] = touched.get(number, box).united(box)
+                        of_pixels = _extent(new == number, box) if sign > 0 else box
+                        touched[number] = touched.get(number, of_pixels).united(of_pixels)
+                        shrunk |= {number} if sign < 0 else set()
         for number, box in touched.items():
             before = self.table.get(number)
             given = change.rows.get(number, (before, before))[1]
@@ -280,7 +336,7 @@ class Annotation:
                 change.rows[number] = (before, None)
                 continue
             region = box if before is None else box.united(before.box)
-            y0, x0, y1, x1 = _extent(self.chunks.read(region) == number, region)
+            y0, x0, y1, x1 = _extent(self.chunks.read(region) == number, region) if number in shrunk else region
             manual = row.manual or number not in change.automatic
             change.rows[number] = (before, row._replace(y0=y0, x0=x0, y1=y1, x1=x1, area=area, manual=manual))
 
@@ -318,7 +374,8 @@ class Annotation:
                 self.rev = int(head["rev"])
                 if head["kind"] == "edit":
                     self._play(record)
-                    entries[self.rev] = _Entry(self.rev, str(head["name"]), record.offset)
+                    kind = bool(head.get("is_prediction")), bool(head.get("kept"))
+                    entries[self.rev] = _Entry(self.rev, str(head["name"]), record.offset, *kind)
                     self._done.append(entries[self.rev])
                     self._undone.clear()
                 else:
@@ -363,7 +420,7 @@ class Annotation:
             return
         rows = [Row(*after) for _, _, after in head["rows"]]
         chunks = {(int(row), int(column)): blob for (row, column), blob in zip(head["chunks"], record.blobs)}  # noqa: B905
-        self._take(Start(str(head["name"]), _table_of(rows), State.of(head["state"]), chunks))
+        self._take(Start(str(head["name"]), Table(columns_of(rows)), State.of(head["state"]), chunks))
 
     def _replay_turn(self, entry: _Entry, kind: str) -> None:
         source, target = (self._done, self._undone) if kind == "undo" else (self._undone, self._done)
@@ -397,9 +454,3 @@ def _extent(mask: np.ndarray, region: Box) -> Box:
 
 def _is_much(boxes: tuple[Box, ...]) -> bool:
     return len(boxes) > MAX_BOXES or sum(box.hw[0] * box.hw[1] for box in boxes) > MAX_ANSWER_PX
-
-
-def _table_of(rows: list[Row]) -> Table:
-    from cellwright.serve.layer import columns_of
-
-    return Table(columns_of(rows))

@@ -155,6 +155,7 @@ async def events(request: Request) -> Response:
 def image(request: Request, image_id: str) -> Any:
     page = page_of(request)
     pixels, record = page.pixels(image_id), page.project.image(image_id)
+    channels = [asdict(facts) for facts in pixels.facts()]
     with page.project.locked(image_id) as annotation:
         scores = annotation.table.columns()["score"]
         known = scores[np.isfinite(scores)]
@@ -166,7 +167,7 @@ def image(request: Request, image_id: str) -> Any:
             "levels": [{"scale": 1 << k, "hw": list(pixels.level_hw(k))} for k in range(pixels.n_levels)],
             "tile_px": TILE,
             "version": pixels.version,
-            "channels": [asdict(facts) for facts in pixels.facts()],
+            "channels": channels,
             "pixel_size_um": None if pixels.source.pixel_size_um is None else list(pixels.source.pixel_size_um),
             "rev": annotation.rev,
             "score_range": [float(known.min()), float(known.max())] if known.size else None,
@@ -222,7 +223,8 @@ def labels(request: Request, image_id: str, level: int, row: int, column: int) -
 @router.get("/api/images/{image_id}/objects")
 def objects(request: Request, image_id: str) -> Any:
     with page_of(request).project.locked(image_id) as annotation:
-        return _json({"rev": annotation.rev, **_columns(annotation.table.columns())})
+        rev, columns = annotation.rev, annotation.table.columns()
+    return _json({"rev": rev, **_columns(columns)})
 
 
 @router.get("/api/images/{image_id}/history")

@@ -21,7 +21,7 @@ from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
-from cellwright.serve.annotation import Annotation
+from cellwright.serve.annotation import Frozen
 from cellwright.serve.layer import CHUNK
 
 if TYPE_CHECKING:
@@ -135,12 +135,10 @@ class Corrected:
         project.save()
 
     def _sample(self, record: ImageRecord) -> Sample:
-        with self._project.locked(record.id) as annotation:
-            hidden = annotation.hidden()
-            write_labels(self._project.corrected / f"{record.id}_masks.tif", annotation, hidden)
-            instances = instances_of(annotation, hidden)
-        path = self._project.path_of(record)
-        return Sample(record.id, path, annotation.image_hw, _Loaded(instances), source="cellwright serve")
+        frozen = self._project.annotation(record.id).snapshot()
+        write_labels(self._project.corrected / f"{record.id}_masks.tif", frozen)
+        path, hw = self._project.path_of(record), frozen.pixels.image_hw
+        return Sample(record.id, path, hw, _Loaded(instances_of(frozen)), source="cellwright serve")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,54 +167,44 @@ def _reading_of(records: Sequence[ImageRecord]) -> dict[str, object]:
     return dict(readings[0]) if readings and all(reading == readings[0] for reading in readings) else {}
 
 
-def instances_of(annotation: Annotation, hidden: set[int]) -> Instances:
+def instances_of(frozen: Frozen) -> Instances:
     """The objects that are shown, as annotations; regions that are not annotated are ignored objects."""
-    hw, table = annotation.image_hw, annotation.table
+    hw = frozen.pixels.image_hw
     parts, numbers = [MaskSet.empty(hw)], [np.zeros(0, np.int64)]
-    for y0, x0, pixels in _blocks(annotation):
-        masks, ids = MaskSet.from_label_map(pixels)
-        parts.append(masks.shift(y0, x0, hw))
-        numbers.append(ids)
+    for box, pixels in frozen.pixels:
+        if pixels is not None:
+            masks, ids = MaskSet.from_label_map(pixels)
+            parts.append(masks.shift(box.y0, box.x0, hw))
+            numbers.append(ids)
     together = np.concatenate(numbers)
     masks, ids = concat(parts).union(together), np.unique(together)
-    rows = [table.get(number) for number in ids.tolist()]
-    shown = np.array([row is not None and row.id not in hidden for row in rows], bool)
-    class_ids = np.array([0 if row is None else row.class_id for row in rows], np.int64)
-    rings = [[[np.array([(x, y) for y, x in region])]] for region in annotation.state.regions]
+    shown = ~np.isin(ids, frozen.hidden)
+    class_ids = frozen.columns["class_id"][np.searchsorted(frozen.columns["id"], ids[shown])].astype(np.int64)
+    rings = [[[np.array([(x, y) for y, x in region])]] for region in frozen.state.regions]
     regions = MaskSet.from_polygons(rings, hw) if rings else MaskSet.empty(hw)
     regions = regions[regions.areas > 0]
-    first = max(table.next_id, int(ids.max(initial=0)) + 1)
     return Instances.from_masks(
         concat([masks[shown], regions]),
-        ids=np.concatenate([ids[shown], np.arange(first, first + len(regions))]),
-        class_ids=np.concatenate([class_ids[shown], np.zeros(len(regions), np.int64)]),
-        ignore=np.concatenate([np.zeros(int(shown.sum()), bool), np.ones(len(regions), bool)]),
+        ids=np.concatenate([ids[shown], np.arange(frozen.next_id, frozen.next_id + len(regions))]),
+        class_ids=np.concatenate([class_ids, np.zeros(len(regions), np.int64)]),
+        ignore=np.concatenate([np.zeros(len(class_ids), bool), np.ones(len(regions), bool)]),
     )
 
 
-def _blocks(annotation: Annotation) -> Iterator[tuple[int, int, np.ndarray]]:
-    chunks = annotation.chunks
-    for row, column in chunks:
-        if not chunks.is_blank(row, column):
-            yield row * CHUNK, column * CHUNK, chunks.chunk(row, column)
-
-
-def write_labels(path: Path, annotation: Annotation, hidden: set[int]) -> None:
+def write_labels(path: Path, frozen: Frozen) -> None:
     """Write the label image, uint32, without the objects that are hidden; chunk by chunk."""
     import tifffile
 
-    out = np.array(sorted(hidden), np.uint32)
-
     def tiles() -> Iterator[np.ndarray]:
-        for row, column in annotation.chunks:
-            pixels = annotation.chunks.chunk(row, column)
-            if out.size:
-                pixels = np.where(np.isin(pixels, out), np.uint32(0), pixels)
-            if pixels.shape != (CHUNK, CHUNK):
-                pixels = np.pad(pixels, [(0, CHUNK - side) for side in pixels.shape])
-            yield pixels
+        for _, pixels in frozen.pixels:
+            tile = np.zeros((CHUNK, CHUNK), np.uint32)
+            if pixels is not None:
+                tile[: pixels.shape[0], : pixels.shape[1]] = pixels
+                if frozen.hidden.size:
+                    tile[np.isin(tile, frozen.hidden)] = 0
+            yield tile
 
-    height, width = annotation.image_hw
+    height, width = frozen.pixels.image_hw
     with atomic_path(path) as temporary:
         tifffile.imwrite(
             temporary,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,6 +130,14 @@ class Chunks:
         key = (0, row, column)
         return self._base is None and key not in self._packed and key not in self._open
 
+    def snapshot(self) -> Snapshot:
+        """The pixels as they are now, for threads that do not lock; quick, for most of it is not copied."""
+        parts: dict[tuple[int, int], bytes | np.ndarray] = {
+            key[1:]: data for key, data in self._packed.items() if key[0] == 0 and key not in self._unsaved
+        }
+        parts |= {key[1:]: self._open[key].copy() for key in self._unsaved if key[0] == 0}
+        return Snapshot(self.image_hw, parts, self._base)
+
     def _array(self, key: tuple[int, int, int]) -> np.ndarray:
         pixels = self._open.get(key)
         if pixels is not None:
@@ -191,6 +199,31 @@ class Chunks:
         self._unsaved.discard(key)
         if (array := self._open.pop(key, None)) is not None:
             self._open_bytes -= array.nbytes
+
+
+class Snapshot:
+    """Label pixels that do not change any more; see `Chunks.snapshot`."""
+
+    def __init__(
+        self,
+        image_hw: tuple[int, int],
+        parts: Mapping[tuple[int, int], bytes | np.ndarray],
+        base: Callable[[int, int], np.ndarray] | None,
+    ) -> None:
+        self.image_hw, self._parts, self._base = image_hw, parts, base
+        self._grid = Chunks(image_hw)
+
+    def __iter__(self) -> Iterator[tuple[Box, np.ndarray | None]]:
+        """Each chunk, row by row: its box, and its pixels, or None for background."""
+        for row, column in self._grid:
+            box = self._grid.box_of(row, column)
+            part = self._parts.get((row, column))
+            if isinstance(part, bytes):
+                yield box, unpacked(part, box.hw)
+            elif part is not None or self._base is None:
+                yield box, part
+            else:
+                yield box, np.ascontiguousarray(self._base(row, column), np.uint32)
 
 
 def packed(pixels: np.ndarray) -> bytes:

@@ -76,7 +76,9 @@ class Project:
         self.folder = self._output.path
         self.lock = threading.RLock()
         self.name = self.folder.name
+        self.events = Events()
         self._classes: list[str] = [DEFAULT_CLASS]
+        self._has_classes = False  # others than the default one
         self._images: dict[str, ImageRecord] = {}
         self._annotations: OrderedDict[str, Annotation] = OrderedDict()
         self._opening: dict[str, threading.Lock] = {}
@@ -167,6 +169,7 @@ class Project:
                 if len(self._classes) >= MAX_CLASSES:
                     raise UsageError("too many classes", got=len(self._classes), expected=f"at most {MAX_CLASSES}")
                 self._classes.append(name)
+                self._has_classes = True
                 self._save()
             return self._classes.index(name)
 
@@ -181,6 +184,51 @@ class Project:
             new = self._add_dataset(path, dataset, is_annotated=is_annotated)
             self._save()
         return new
+
+    def adopt(self, prediction: Path, ids: Iterable[str] | None = None) -> list[str]:
+        """Take over the objects of a prediction folder or tile job for images of the project, by their files.
+
+        Objects that were drawn or changed by hand stay; the rest is replaced, as an edit that can be undone. Returns
+        the ids of these images.
+        """
+        dataset, _ = _dataset_at(prediction.resolve())
+        source = self._reference(prediction)
+        numbers = self._numbers_of(dataset.class_names)
+        by_path = {os.path.realpath(s.image_path): s for s in dataset if s.image_path is not None}
+        adopted = []
+        for record in self.images:
+            sample = by_path.get(os.path.realpath(self.path_of(record)))
+            if sample is None or (ids is not None and record.id not in ids):
+                continue
+            self._adopt(record, dataset, sample.id, source, numbers)
+            adopted.append(record.id)
+        self.save()
+        self.events.publish({"kind": "project"})
+        return adopted
+
+    def _numbers_of(self, names: Sequence[str]) -> list[int]:
+        """The class ids of names. Until there are other classes, the default one stands for the first of a result."""
+        with self.lock:
+            if not self._has_classes and names:
+                self._classes, self._has_classes = list(names), True
+        return [self.add_class(name) for name in names]
+
+    def _adopt(self, record: ImageRecord, dataset: Dataset, sample: str, source: str, numbers: Sequence[int]) -> None:
+        with self.lock:
+            self._datasets[source] = dataset
+            is_new = record.id not in self._annotations and not (self.folder / EDITS / f"{record.id}.journal").exists()
+            if is_new:
+                record.source, record.sample, record.is_predicted = source, sample, True
+                record.n_objects = None
+        if is_new:
+            self.annotation(record.id)
+            return
+        start = self._start_from(source, sample, record).with_classes(numbers)
+        with self.locked(record.id) as annotation:
+            applied = annotation.predict(start)
+            record.is_predicted = True
+            self.edited(record.id, annotation)
+            self.events.publish({"kind": "edit", "image": record.id, "rev": applied.rev, "reload": True})
 
     def set_training(self, ids: Iterable[str], *, is_on: bool = True) -> None:
         """Mark images as in training, or not."""
@@ -250,29 +298,32 @@ class Project:
     def _start(self, record: ImageRecord) -> Start:
         if record.source is None:
             return empty_start()
-        source = (self.folder / record.source).resolve()
+        return self._start_from(record.source, str(record.sample), record, with_classes=True)
+
+    def _start_from(self, reference: str, sample: str, record: ImageRecord, *, with_classes: bool = False) -> Start:
+        source = (self.folder / reference).resolve()
         if not source.exists():
             raise InputError(
                 "the objects of this image are not there",
                 where=source,
                 remedy="put this folder back, or begin a new project",
             )
-        if is_job_folder(source) and record.hw is not None:
-            return start_of_job(source, record.hw, self.classes)
         with self.lock:
-            dataset = self._datasets.get(record.source)
+            dataset = self._datasets.get(reference)
         if dataset is None:
             dataset = _dataset_at(source)[0]
             with self.lock:
-                self._datasets[record.source] = dataset
-        start = start_of(dataset.sample(str(record.sample)), dataset)
-        number = [self.add_class(name) for name in dataset.class_names]
-        return start if number == list(range(len(number))) else start.with_classes(number)
+                self._datasets[reference] = dataset
+        if is_job_folder(source) and record.hw is not None:
+            start = start_of_job(source, record.hw, dataset.class_names)
+        else:
+            start = start_of(dataset.sample(sample), dataset)
+        return start.with_classes(self._numbers_of(dataset.class_names)) if with_classes else start
 
     def _add_dataset(self, path: Path, dataset: Dataset, *, is_annotated: bool) -> list[ImageRecord]:
         known = {os.path.realpath(self.path_of(record)) for record in self._images.values()}
-        if is_annotated and not self._images:
-            self._classes = list(dataset.class_names) or self._classes
+        if is_annotated:
+            self._numbers_of(dataset.class_names)
         reading = Reading.recorded(dataset.info).to_dict()
         source, new = self._reference(path) if is_annotated else None, []
         for sample in dataset:
@@ -342,6 +393,7 @@ class Project:
                 raise ValueError(f"schema_version {content['schema_version']!r}")
             self.name = str(content["name"])
             self._classes = [str(name) for name in content["classes"]]
+            self._has_classes = bool(content["has_classes"])
             for values in content["images"]:
                 record = _record_of(values)
                 self._images[record.id] = record
@@ -359,6 +411,7 @@ class Project:
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "classes": self._classes,
+            "has_classes": self._has_classes,
             "images": [asdict(record) for record in self._images.values()],
         }
         write_json(self.folder / PROJECT_FILE, content)
@@ -407,8 +460,7 @@ class Page:
     """What the routes of the page work on."""
 
     def __init__(self, project: Project) -> None:
-        self.project = project
-        self.events = Events()
+        self.project, self.events = project, project.events
         self.kept = Kept(BUDGET)
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()

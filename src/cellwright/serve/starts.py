@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,11 @@ def _painted(masks: MaskSet, ids: np.ndarray) -> tuple[dict[tuple[int, int], byt
     return chunks, boxes, areas
 
 
-def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: tuple[str, ...]) -> Start:
-    """The objects of a tile job: its labels stay where they are, and are read chunk by chunk."""
+def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[str]) -> Start:
+    """The objects of a tile job: its labels stay where they are, and are read chunk by chunk.
+
+    class_names: the class ids of the page are places among them.
+    """
     from cellwright.core.claim import Claim
     from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, read_table
 

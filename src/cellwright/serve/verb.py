@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
@@ -16,6 +17,8 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
 PORT = 8765
+# Threads take turns at this interval: an edit waits for the ones that write files in the background.
+_SWITCH_S = 0.001
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -149,5 +152,6 @@ def _serve(uvicorn: Any, app: Any, listening: socket.socket) -> None:
         timeout_keep_alive=30,
         ws="none",
     )
+    sys.setswitchinterval(_SWITCH_S)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
