@@ -13,9 +13,11 @@ from cellwright.api.predict import PredictPlan, run
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.table import frame_csv
 from cellwright.data.images.read import find_images
 from cellwright.prediction import summaries
-from cellwright.prediction.summaries import evenly_chosen, pool_tables, well_table, wells_of
+from cellwright.prediction.pooled_table import pool_tables, write_parquet
+from cellwright.prediction.summaries import evenly_chosen, well_table, wells_of
 from cellwright.report.plate import draw_counts, draw_plate
 
 HW = (48, 64)
@@ -70,6 +72,31 @@ def test_one_table_has_the_objects_of_all_images(plate: tuple[Path, Notes]) -> N
     summary = pd.read_csv(out / "summary.csv").set_index("image")["objects"]
     assert pooled.groupby("image").size().to_dict() == summary.to_dict()
     assert list(pooled)[:4] == ["image", "label", "class", "score"]
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pq.read_table(out / "measurements.parquet")
+    pd.testing.assert_frame_equal(table.to_pandas(), pooled, check_dtype=False)
+    kinds = {name: str(table.schema.field(name).type) for name in ("image", "label", "area_px", "bbox_x0_px", "score")}
+    assert kinds == {"image": "string", "label": "int64", "area_px": "int64", "bbox_x0_px": "int64", "score": "double"}
+
+
+def test_parquet_has_texts_and_empty_cells_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks, with names that the CSV protects from spreadsheets; without rows there are still columns."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("cellwright.prediction.pooled_table._BLOCK_BYTES", 200)
+    frame = pd.DataFrame({"image": ["=1+1", 'a "b"\nc'] * 20, "label": range(40), "class": ["-x", ""] * 20})
+    frame["touches_border"], frame["solidity"] = [True, False] * 20, [0.5, np.nan] * 20
+    for rows in (40, 0):
+        (tmp_path / "t.csv").write_text(frame_csv(frame[:rows]))
+        write_parquet(tmp_path / "t.csv", tmp_path / "t.parquet")
+        read = pq.read_table(tmp_path / "t.parquet").to_pandas()
+        pd.testing.assert_frame_equal(read, frame[:rows], check_dtype=rows > 0)
+
+
+def test_without_pyarrow_there_is_only_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellwright.prediction.pooled_table.find_spec", lambda name: None)
+    screen = predict(write_images(tmp_path / "images", ["a", "b"]), tmp_path / "out")
+    assert "measurements.parquet needs another package, so there is only measurements.csv" in " ".join(screen.notes)
+    assert not (tmp_path / "out" / "measurements.parquet").exists()
 
 
 def test_wells_have_their_own_table(plate: tuple[Path, Notes]) -> None:

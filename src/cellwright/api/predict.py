@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import yaml
@@ -237,10 +237,11 @@ def _large(
     if plan.tile == "none":
         return None
     if len(sources) != 1 or sources[0].error is not None:
-        if core_px is not None or asked:
-            problem, remedy = "only one image at a time is predicted tile by tile", "give one image"
-            raise UsageError(problem, got=count(len(sources), "image"), remedy=remedy)
-        return None
+        if core_px is None and not asked:
+            return None
+        if len(sources) == 1 and sources[0].error is not None:
+            raise sources[0].error
+        _refuse_several(asked[0] if asked else "tile", len(sources))
     why = " as requested"
     is_shared = running != Running() and can_tile(model)
     if core_px is None and not asked and not is_shared:
@@ -268,6 +269,13 @@ def _large(
     )
     path = sources[0].path
     return reading.open(path if plan.dask is None else path.resolve()), request, why
+
+
+def _refuse_several(option: str, n_images: int) -> NoReturn:
+    """Raise `UsageError` for an option that several images do not have."""
+    problem = f"`{option}` is for one image, which is predicted tile by tile; several are predicted whole, at full size"
+    remedy = f"omit `{option}`, or predict each image in a command of its own, with its own `out`"
+    raise UsageError(problem, got=count(n_images, "image"), remedy=remedy)
 
 
 def predict_folder(  # noqa: PLR0913 - the options of the command

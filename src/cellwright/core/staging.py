@@ -6,7 +6,7 @@ to be the user's: it is never replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cellwright.core.claim import Files, files_below, is_as_written
@@ -31,6 +31,11 @@ def check_way(root: Path, files: Files, known: Files, shown: Path) -> None:
         for name, identity in files.items()
         if not is_as_written(root, name, identity) and not (name in known and is_as_written(root, name, known[name]))
     ]
+    refuse_foreign(foreign, shown)
+
+
+def refuse_foreign(foreign: Sequence[str], shown: Path) -> None:
+    """Raise `OutputError` if there are files of the user (their names) where files are to be written."""
     if foreign:
         raise OutputError(
             "files that cellwright did not write have the names of files to be written",

@@ -19,6 +19,7 @@ from cellwright.core.claim import Claim, Files
 from cellwright.core.errors import InputError, OutputError
 from cellwright.core.file_identity import FileIdentity
 from cellwright.core.output_folder import OutputFolder
+from cellwright.core.staging import refuse_foreign
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import Prefer, ReadOptions
@@ -184,14 +185,7 @@ def check_foreign(output: OutputFolder, root: Path, names: Iterable[str], known:
     there = [name for name in names if name not in known and (root / name).exists()]
     # Afterwards, for another process may be writing: files are begun before they are there.
     moved = _moved(root, ledger, ()) if there else {}
-    foreign = [name for name in there if name not in moved]
-    if foreign:
-        raise OutputError(
-            "files that cellwright did not write have the names of files to be written",
-            where=output.shown,
-            got=f"{count(len(foreign), 'file')} ({listed(foreign)})",
-            remedy="move them to another folder and run the same command again, or choose another `out`",
-        )
+    refuse_foreign([name for name in there if name not in moved], output.shown)
 
 
 def state_of(path: Path, identity: FileIdentity | None) -> Literal["as written", "changed", "lost"]:

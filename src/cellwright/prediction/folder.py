@@ -4,6 +4,7 @@
     summary.csv        one row per image       failures.csv       images that could not be predicted, and why
     recipe.yaml        the resolved recipe     contact_sheet.png  up to 24 images with their objects, evenly chosen
     measurements.csv   all objects             counts.png         the number of objects in each image
+    measurements.parquet   the same, of several images, where pyarrow is installed
     wells.csv          one row per well        plate.png          one image per well; both if image names contain wells
     <image id>...      files per image: see `ENDINGS`
 
@@ -49,6 +50,7 @@ from cellwright.prediction.job import (
     ENDINGS,
     FAILURES,
     MEASUREMENTS,
+    MEASUREMENTS_PARQUET,
     PLATE,
     PREDICTIONS,
     RECIPE,
@@ -58,13 +60,13 @@ from cellwright.prediction.job import (
     SeeImage,
 )
 from cellwright.prediction.ledger import ABOUT_ALL, Done, Ledger
+from cellwright.prediction.pooled_table import NO_PARQUET, can_write_parquet, pool_tables, write_parquet
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.summaries import (
     Well,
     caption,
     evenly_chosen,
     notes_of,
-    pool_tables,
     summary_row,
     well_table,
     wells_of,
@@ -299,7 +301,7 @@ class PredictionFolder:
             n_resumed=self._n_resumed,
             n_objects=sum(row["objects"] for row in rows),
             failures=tuple(self._failures.items()),
-            notes=(*notes_of(rows), *self._well_notes(), *summarise(notes, details=SUMMARY)),
+            notes=(*notes_of(rows), *self._well_notes(), *self._table_notes(), *summarise(notes, details=SUMMARY)),
         )
 
     def _remove_unfinished(self) -> None:
@@ -317,6 +319,7 @@ class PredictionFolder:
         """Write the files about all images; returns their names."""
         root, names, resume = self._output.root, self.job.class_names, self._existing.resume
         possible = {PREDICTIONS, SUMMARY, FAILURES, RECIPE, CONTACT_SHEET, MEASUREMENTS, WELLS, COUNTS}
+        possible.add(MEASUREMENTS_PARQUET)
         possible |= {self._plate_name(well.plate) for well in self._wells or ()}
         known = set() if resume is None else {*resume.files}
         check_foreign(self._output, root, sorted(possible), known, self._ledger)
@@ -385,6 +388,8 @@ class PredictionFolder:
         if "measurements" in self.job.save:
             pooled = root / MEASUREMENTS
             pool_tables([self._path(index, "measurements") for index in done], pooled)
+            if self._has_parquet and can_write_parquet():
+                write_parquet(pooled, root / MEASUREMENTS_PARQUET)
         if len(rows) > 1:
             columns = [f"objects_{name}" for name in names] if len(names) > 1 else ["objects"]
             table = np.array([[row[column] for column in columns] for row in rows], np.int64)
@@ -423,6 +428,14 @@ class PredictionFolder:
         n_plates = len({well.plate for well in self._wells})
         wells, plates = count(len(set(self._wells)), "well"), count(n_plates, "plate")
         return [f"image names were taken for {wells} on {plates}: see {WELLS} and {PLATE}"]
+
+    @property
+    def _has_parquet(self) -> bool:
+        """Whether the pooled measurements are written as Parquet, too: for several images."""
+        return "measurements" in self.job.save and len(self.job.sources) > 1
+
+    def _table_notes(self) -> list[str]:
+        return [NO_PARQUET] if self._has_parquet and not can_write_parquet() else []
 
     def close(self) -> None:
         """Let other processes write the folder."""

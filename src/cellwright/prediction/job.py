@@ -26,7 +26,8 @@ from cellwright.prediction.sources import Source
 
 PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
-MEASUREMENTS, WELLS, COUNTS, PLATE = "measurements.csv", "wells.csv", "counts.png", "plate.png"
+MEASUREMENTS, MEASUREMENTS_PARQUET = "measurements.csv", "measurements.parquet"
+WELLS, COUNTS, PLATE = "wells.csv", "counts.png", "plate.png"
 Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
 SAVES: tuple[Save, ...] = get_args(Save)
 # What follows the image's id in the name of each file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellwright.core.files import atomic_path
 from cellwright.core.notes import Note
 from cellwright.core.table import from_csv_cell
 from cellwright.core.text import count
@@ -121,7 +119,7 @@ def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:
         return dict.fromkeys(("diameter_px", "diameter_from", "network_scale", "network_scale_wanted"))
     px, requested = diameter.px, diameter.requested_scale
     return {
-        "diameter_px": None if px is None else round(px, 2),
+        "diameter_px": None if px is None else round(float(px), 2),
         "diameter_from": "estimated" if diameter.estimated else "given",
         "network_scale": round(diameter.scale, 4),
         "network_scale_wanted": None if requested is None else round(requested, 4),
@@ -182,23 +180,6 @@ def evenly_chosen(n: int, n_most: int) -> list[int]:
     ([0, 3, 6, 9], [0, 1, 2], [])
     """
     return np.unique(np.linspace(0, n - 1, min(n_most, n)).round().astype(int)).tolist()
-
-
-def pool_tables(tables: Sequence[Path], out: Path) -> None:
-    """Join CSV tables to one, row by row, with their cells as they are.
-
-    Columns that a table lacks stay empty; new columns follow those before.
-    """
-    columns: dict[str, None] = {}
-    for table in tables:
-        with table.open(newline="", encoding="utf-8") as file:
-            columns |= dict.fromkeys(next(csv.reader(file), []))
-    with atomic_path(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as joined:
-        writer = csv.DictWriter(joined, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        for table in tables:
-            with table.open(newline="", encoding="utf-8") as file:
-                writer.writerows(csv.DictReader(file))
 
 
 def well_table(wells: Sequence[Well], rows: Sequence[Mapping[str, Any]], measurements: Path | None) -> pd.DataFrame:

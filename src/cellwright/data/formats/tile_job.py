@@ -84,6 +84,7 @@ class _Record:
     class_names: tuple[str, ...]
     reading: Reading
     regions: tuple[str, ...]
+    tissue: str | None
 
     @property
     def name(self) -> str:
@@ -91,10 +92,14 @@ class _Record:
 
     @property
     def notes(self) -> list[Note]:
-        if not self.regions:
-            return []
-        text = f"only a part of this image was predicted ({listed(self.regions)}): there are no objects elsewhere"
-        return [Note("only a part of an image was predicted", text, self.name)]
+        notes = []
+        if self.regions:
+            text = f"only a part of this image was predicted ({listed(self.regions)}): there are no objects elsewhere"
+            notes.append(Note("only a part of an image was predicted", text, self.name))
+        if self.tissue is not None:
+            text = f"tiles without tissue ({self.tissue}) were skipped: objects annotated there count as missed"
+            notes.append(Note("tiles without tissue were skipped", text, self.name))
+        return notes
 
     @staticmethod
     def read(folder: Path) -> _Record:
@@ -112,12 +117,18 @@ class _Record:
                 tuple(map(str, content["class_names"])),
                 Reading.recorded(dict(options.get("reading", {}))),
                 tuple(map(str, options.get("roi") or ())),
+                None if content.get("tissue") is None else _name_of_tissue(str(content["tissue"]["word"])),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             where, remedy = folder / JOB_FILE, "start the job again in another folder"
             raise FormatError(
                 "the record of this job is damaged", where=where, got=str(error), remedy=remedy
             ) from error
+
+
+def _name_of_tissue(word: str) -> str:
+    """ "auto", or the name of a mask, whose digest follows it."""
+    return word.rpartition(" ")[0] or word
 
 
 def _labels_of(folder: Path) -> Path:
