@@ -110,8 +110,11 @@ def test_shards_neither_replace_nor_stop(images: Path, capsys: pytest.CaptureFix
     for option, text in (("--overwrite", "cannot replace a result"), ("--fail-fast", "go on after a failure")):
         assert predict(images, images.parent / "refused", "--shard=1/2", option) == 2
         assert text in capsys.readouterr().err
-    assert predict(images, images.parent / "refused", "--tile=256") == 2
-    assert "one image at a time" in capsys.readouterr().err
+    for option in ("--tile=256", "--roi=0,0,9,9", "--tissue=auto", "--level=1", "--labels=tiff"):
+        assert predict(images, images.parent / "refused", option) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{option.partition('=')[0]} is for one image, which is predicted tile by tile" in said
+    assert not (images.parent / "refused").exists()
 
 
 def test_objects_are_read_one_image_at_a_time_at_the_end(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import ClassVar
 
 import pytest
 
-from cellwright.core.errors import CellwrightError, InputError
+from cellwright.core.errors import CellwrightError, InputError, UsageError
 from cellwright.prediction.runners import MAX_WAITING, run_here, run_processes
 
 DEADLY, WRONG = 3, 5
@@ -62,6 +64,30 @@ def test_a_unit_with_which_processes_die_fails_alone(tmp_path: Path) -> None:
     problems = {unit: outcome.failure.problem for unit, outcome in outcomes.items() if outcome.failure is not None}
     assert problems == {DEADLY: "lost", WRONG: "wrong"}
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("main_file", "text"),
+    [
+        (None, "defined in a notebook"),
+        ("<stdin>", "cannot read this script"),
+        (__file__, "cannot be sent"),
+    ],
+)
+def test_a_model_that_processes_would_not_find_is_refused(
+    main_file: str | None, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(Files):
+        pass
+
+    if main_file != __file__:
+        main = types.ModuleType("__main__")
+        Own.__module__, Own.__qualname__, main.Own = "__main__", "Own", Own
+        if main_file is not None:
+            main.__file__ = main_file
+        monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(UsageError, match=text):
+        list(run_processes(Own(tmp_path), range(3), 2))
 
 
 class Result:

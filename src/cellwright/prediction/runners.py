@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import sys
 import threading
 import time
 import uuid
@@ -17,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from cellwright.core.errors import CellwrightError, UsageError
@@ -211,6 +214,7 @@ Submit = Callable[[int], "Future[Outcome[Any]]"]
 @contextmanager
 def _processes(units: Units[Any], n_workers: int) -> Iterator[Submit]:
     """A function that has a unit done by one of several processes; they end with the context, at once on an error."""
+    _check_sendable(units)
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         n_workers, multiprocessing.get_context("spawn"), _start_worker, (units, threads_of(n_workers))
@@ -229,6 +233,23 @@ def _processes(units: Units[Any], n_workers: int) -> Iterator[Submit]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_sendable(units: Units[Any]) -> None:
+    """Raise `UsageError` if new processes would not find the class of a model."""
+    remedy = "define its class in a module, a .py file that you import; or omit `workers`"
+    try:
+        sent = pickle.dumps(units)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        problem = "this model cannot be sent to the processes of `workers`"
+        raise UsageError(problem, got=str(error), remedy=remedy) from error
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is not None and not Path(file).is_file():
+        remedy = "save the script as a file; or omit `workers`"
+        raise UsageError("the processes of `workers` cannot read this script", got=file, remedy=remedy)
+    if file is None and b"__main__" in sent:
+        problem = "the processes of `workers` do not find a class that is defined in a notebook or interactive session"
+        raise UsageError(problem, remedy=remedy)
 
 
 def _as_finished(submit: Submit, numbers: Sequence[int], n_workers: int, in_work: set[int]) -> Outcomes[Any]:
