@@ -19,6 +19,7 @@ from cellwright.data.formats.large_labels import read_large_labels
 from cellwright.measurement.table import measure_in_parts
 from cellwright.prediction.tiling.job import JobFacts
 from cellwright.prediction.tiling.label_writers import write_label_zarr
+from cellwright.prediction.tiling.tissue import Tissue
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +220,14 @@ def test_only_the_part_that_was_predicted_is_evaluated(job: Path, tmp_path: Path
     report = (tmp_path / "without" / "report.md").read_text()
     assert "objects in 1 tile that could not be predicted are left out" in report
     assert cw.evaluate(job, truth, metrics=["pq"], roi=[(0, 0, 200, 250)])["n_truth"] == chosen
+    # Tiles without tissue were a choice of the prediction: what is annotated there was missed.
+    skipped = tmp_path / "skipped"
+    shutil.copytree(job, skipped)
+    tissue = Tissue("my mask.png 0123", np.array([[True, False]]), (210.0, 500.0)).to_dict()
+    (skipped / "job.json").write_text(json.dumps(record | {"tissue": tissue, "tiles": [0, 1, 2]}))
+    assert n_evaluated(skipped, truth, tmp_path / "missed") == len(centres)
+    report = (tmp_path / "missed" / "report.md").read_text()
+    assert "tiles without tissue (my mask.png) were skipped: objects annotated there count as missed" in report
 
 
 def test_the_part_of_a_large_image_with_most_errors_is_drawn(job: Path, tmp_path: Path, monkeypatch) -> None:

@@ -15,6 +15,7 @@ import tifffile
 from drawn import run
 
 import cellwright as cw
+from cellwright.api.predict_tiles import seen_source
 from cellwright.data.synthetic import draw_field
 from cellwright.prediction.tiling.seams import anchors_of
 from cellwright.prediction.tiling.tissue import find_tissue
@@ -243,6 +244,21 @@ def test_a_mask_says_where_tissue_is(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 # --- levels ---------------------------------------------------------------------------------------------------------
+
+
+def test_whether_colours_are_separate_stains_is_decided_once_for_all_levels(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slide.tif")
+    stains = np.zeros((192, 256, 3), np.uint8)
+    stains[20:90, 20:90, 0] = stains[60:150, 100:200, 2] = 200
+    with tifffile.TiffFile(slide) as tif:
+        full = tif.asarray()
+    with tifffile.TiffWriter(slide) as tif:
+        tif.write(full, subifds=1, tile=(64, 64), photometric="rgb")
+        tif.write(stains, subfiletype=1, tile=(64, 64), photometric="rgb")
+    model, own = cw.load_model("nuclei"), cw.open_image(stains)
+    assert seen_source(own, model, None).channels == ("B",)
+    for level in (0, 1):
+        assert seen_source(cw.open_image(slide, level=level), model, None).channels == ("R", "G", "B")
 
 
 def test_a_level_is_predicted_in_its_own_pixels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -187,11 +187,17 @@ def _index_in(image: Image, chosen: Image, k: int) -> int:
 
 
 def _sample(source: ImageSource) -> Image:
-    """The middle of an image, or the first part of it that can be decoded."""
-    height, width = source.image_hw
+    """The middle of an image, or the first part of it that can be decoded.
+
+    Of a pyramid, it is a level of which the sample shows the whole image: the same one whichever level is predicted.
+    """
+    source = source.source if isinstance(source, LevelSource) else source
+    sizes = [level.image_hw for level in source.levels]
+    level = next((k for k, hw in enumerate(sizes) if max(hw) <= _SAMPLE_PX), len(sizes) - 1)
+    height, width = sizes[level]
     h, w = min(height, _SAMPLE_PX), min(width, _SAMPLE_PX)
     try:
-        return source.read((height - h) // 2, (width - w) // 2, h, w)
+        return source.read((height - h) // 2, (width - w) // 2, h, w, level)
     except FormatError:
         for _, region in readable_blocks(source):
             return region
