@@ -6,7 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,21 @@ def _unpack(name: str) -> Path:
 def no_waiting_for_the_disk() -> None:
     """A test cannot see whether a file is on the disk already, and waiting for it takes milliseconds per file."""
     os.fsync = lambda descriptor: None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def blank_charts() -> Callable[..., object]:
+    """Charts stay blank, which saves two seconds per training; returns how they are drawn. See `real_charts`."""
+    from matplotlib.figure import Figure
+
+    draw, Figure.draw = Figure.draw, lambda figure, renderer: None
+    return draw
+
+
+@pytest.fixture
+def real_charts(blank_charts: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are drawn, for tests of what they show."""
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", blank_charts)
 
 
 @pytest.fixture

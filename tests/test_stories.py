@@ -81,6 +81,7 @@ def write_two_channels(path: Path, seed: int) -> Instances:
     return truth
 
 
+@pytest.mark.usefixtures("real_charts")
 def test_the_biologist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     for k, name in enumerate(("A01", "A02", "B01", "B02")):
@@ -139,6 +140,7 @@ def test_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert {sample.split for sample in dataset} == {"train", "val", "test"}
 
 
+@pytest.mark.usefixtures("real_charts")
 def test_the_engineer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("images", "tool_a", "tool_b"):

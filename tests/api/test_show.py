@@ -18,7 +18,7 @@ LABELS[2:6, 3:8], LABELS[10:18, 15:25] = 4, 7
 
 
 @pytest.fixture(autouse=True)
-def _no_windows() -> Iterator[None]:
+def _no_windows(real_charts: None) -> Iterator[None]:
     mpl.use("Agg")
     yield
     pyplot.close("all")

@@ -223,7 +223,7 @@ def test_only_the_part_that_was_predicted_is_evaluated(job: Path, tmp_path: Path
     # Tiles without tissue were a choice of the prediction: what is annotated there was missed.
     skipped = tmp_path / "skipped"
     shutil.copytree(job, skipped)
-    tissue = Tissue("my mask.png 0123", np.array([[True, False]]), (210.0, 500.0)).to_dict()
+    tissue = Tissue("my mask.png 0123", np.array([[True, False]]), (160.0, 400.0)).to_dict()
     (skipped / "job.json").write_text(json.dumps(record | {"tissue": tissue, "tiles": [0, 1, 2]}))
     assert n_evaluated(skipped, truth, tmp_path / "missed") == len(centres)
     report = (tmp_path / "missed" / "report.md").read_text()
@@ -234,7 +234,7 @@ def test_the_part_of_a_large_image_with_most_errors_is_drawn(job: Path, tmp_path
     monkeypatch.setattr("cellwright.report.error_picture.LARGE_PX", 1000)
     monkeypatch.setattr("cellwright.report.error_picture.PART_PX", 128)
     labels = tifffile.imread(job / "labels.tif")
-    labels[300:330, 10:40] = 5000  # missed
+    labels[270:300, 10:40] = 5000  # missed
     tifffile.imwrite(tmp_path / "field_masks.tif", labels)
     words = ["evaluate", job, "--data", tmp_path / "field_masks.tif", "--pictures=1", "--quiet"]
     assert run(*words, "--out", tmp_path / "out") == 0

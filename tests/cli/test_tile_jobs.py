@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +17,15 @@ import cellwright as cw
 from cellwright.core.folder_lock import FolderLock
 from cellwright.data.synthetic import draw_field
 from cellwright.prediction.tiling.job import JobFacts
+from cellwright.prediction.tiling.tile_file import TileRecord
+from cellwright.prediction.tiling.work import TileWork
 
-HW = (420, 500)
+HW = (320, 400)
 
 
 def write_field(path: Path, *, seed: int = 4, hw: tuple[int, int] = HW, broken: bool = False) -> Path:
     """A drawn field as a tiled TIFF; broken: with a tile that cannot be decoded."""
-    pixels = draw_field(seed, hw, hw[0] * hw[1] // 3500)[0].data
+    pixels = draw_field(seed, hw, hw[0] * hw[1] // 2500)[0].data
     tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", compression="jpeg", resolution=(20000, 20000))
     if broken:
         with tifffile.TiffFile(path) as tif:
@@ -81,9 +79,8 @@ def test_status_tells_what_is_done(job: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_a_lost_or_damaged_tile_is_predicted_again(job: Path, tmp_path: Path) -> None:
     """As after a kill: the claim says unfinished, one tile is missing and one is cut short."""
-    image = job.parent / "field.tif"
-    assert predict(image, tmp_path / "again") == 0
-    root = tmp_path / "again"
+    image, root = job.parent / "field.tif", tmp_path / "again"
+    shutil.copytree(job, root)
     tiles = sorted((root / "tiles").glob("*.tile"))
     tiles[0].unlink()
     tiles[1].write_bytes(tiles[1].read_bytes()[:50])
@@ -110,34 +107,39 @@ def test_a_tile_that_cannot_be_decoded_fails_alone(tmp_path: Path, capsys: pytes
     assert run("job", "status", tmp_path / "job") == 3
 
 
-def test_shards_that_run_at_the_same_time_finish_a_job_together(job: Path, tmp_path: Path) -> None:
-    image, out = job.parent / "field.tif", tmp_path / "shards"
-    words = [sys.executable, "-m", "cellwright", "predict", image, "--tile=160", "--diameter=24", "--labels=tiff"]
-    shards = [
-        subprocess.Popen([*map(str, words), f"--shard={k}/2", f"--out={out}"], stderr=subprocess.PIPE, text=True)
-        for k in (1, 2)
-    ]
-    printed = [shard.communicate()[1] for shard in shards]
-    assert [shard.returncode for shard in shards] == [0, 0], printed
+def test_shards_that_run_at_the_same_time_finish_a_job_together(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shard 2 runs as a whole while shard 1 predicts its first tile."""
+    image, out, record, others = job.parent / "field.tif", tmp_path / "shards", TileWork.record, ["2/2"]
+
+    def record_meanwhile(work: TileWork, tile: int) -> TileRecord:
+        if others:
+            assert predict(image, out, f"--shard={others.pop()}") == 0
+            assert len(list(out.glob("tiles/*.tile"))) > 1
+            assert not (out / "labels.tif").exists()
+        return record(work, tile)
+
+    monkeypatch.setattr(TileWork, "record", record_meanwhile)
+    assert predict(image, out, "--shard=1/2") == 0
     for name in ("labels.tif", "summary.csv", "objects.geojson.gz", "job.json"):
         assert (out / name).read_bytes() == (job / name).read_bytes(), name
-    assert not any("already complete" in text for text in printed), "both predicted tiles"
+    assert not others
 
 
-def test_the_last_shard_finishes(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_last_shard_waits_for_the_folder_and_finishes(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, out = job.parent / "field.tif", tmp_path / "shards"
     assert predict(image, out, "--shard=2/2") == 0
     assert not (out / "labels.tif").exists()
     assert predict(image, out, "--shard=1/2", "--overwrite") == 2
     assert "shards cannot replace a result" in capsys.readouterr().err
-    words = [sys.executable, "-m", "cellwright", "predict", image, "--tile=160", "--diameter=24", "--labels=tiff"]
     lock = FolderLock.take(out / ".cellwright" / "lock", out, "predict")
-    last = subprocess.Popen([*map(str, words), "--shard=1/2", f"--out={out}"], stderr=subprocess.PIPE, text=True)
-    assert last.stderr is not None
-    assert any("waiting" in line for line in last.stderr)
-    lock.release()
-    last.communicate()
-    assert last.returncode == 0
+    monkeypatch.setattr("cellwright.api.predict_tiles.time.sleep", lambda seconds: lock.release())
+    words = ("predict", image, "--tile=160", "--diameter=24", "--labels=tiff", "--shard=1/2", "--out", out)
+    assert run(*words) == 0
+    assert "waiting: this folder is in use by cellwright predict" in " ".join(capsys.readouterr().err.split())
     assert (out / "labels.tif").read_bytes() == (job / "labels.tif").read_bytes()
 
 
@@ -156,22 +158,6 @@ def test_the_last_shard_finishes(job: Path, tmp_path: Path, capsys: pytest.Captu
 def test_bad_options_are_refused(words: list[str], text: str, job: Path, tmp_path: Path, capsys) -> None:
     assert run("predict", job.parent / "field.tif", "--out", tmp_path / "x", *words) == 2
     assert text in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_killed_job_goes_on_to_the_same_bytes(job: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "cellwright", "predict", job.parent / "field.tif", "--tile=160", "--diameter=24"]
-    words += ["--labels=tiff", "--quiet", "--out", tmp_path / "killed"]
-    process = subprocess.Popen([*map(str, words)], env=dict(os.environ))
-    tiles = tmp_path / "killed" / "tiles"
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None and len(list(tiles.glob("*.tile"))) < 2:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert predict(job.parent / "field.tif", tmp_path / "killed") == 0
-    for name in ("labels.tif", "summary.csv", "objects.geojson.gz"):
-        assert (tmp_path / "killed" / name).read_bytes() == (job / name).read_bytes(), name
-    assert not list((tmp_path / "killed").rglob("*.partial*"))
 
 
 def test_python_runs_the_same_job_and_can_stop_it(job: Path, tmp_path: Path) -> None:

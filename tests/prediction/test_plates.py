@@ -21,6 +21,7 @@ from cellwright.prediction.summaries import evenly_chosen, well_table, wells_of
 from cellwright.report.plate import draw_counts, draw_plate
 
 HW = (48, 64)
+pytestmark = pytest.mark.usefixtures("real_charts")
 
 
 class Notes:
