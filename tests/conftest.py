@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -68,6 +70,19 @@ def blank_charts() -> Callable[..., object]:
 def real_charts(blank_charts: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts are drawn, for tests of what they show."""
     monkeypatch.setattr("matplotlib.figure.Figure.draw", blank_charts)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of `workers` and of Dask are forked off one that has imported what they need; they are else the same.
+
+    A spawned process takes seconds to import it.
+    """
+    if sys.platform == "win32":
+        return  # they are spawned, as always
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "cellwright.api.predict", "cellwright.report.overview", "distributed"])
+    monkeypatch.setattr("cellwright.prediction.runners.multiprocessing.get_context", lambda method: context)
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
+import multiprocessing
 import threading
 import time
 from pathlib import Path
@@ -42,24 +41,17 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def spawned(pid: int) -> list[int]:
-    """The worker processes of a process."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for path in lists for child in path.read_text().split()]
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+@pytest.mark.usefixtures("forked_workers")
 def test_two_processes_of_which_one_is_killed_write_the_same_bytes(images: Path) -> None:
-    out, killed = images.parent / "killed", list[int]()
+    out, killed = images.parent / "killed", list[int | None]()
 
     def kill() -> None:
         until = time.monotonic() + 60
         while not list(out.glob(f"{CONTROL}/progress/*.done")) and time.monotonic() < until:
             time.sleep(0.005)
-        for worker in spawned(os.getpid())[:1]:
-            os.kill(worker, signal.SIGKILL)
-            killed.append(worker)
+        for worker in multiprocessing.active_children()[:1]:
+            worker.kill()
+            killed.append(worker.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()

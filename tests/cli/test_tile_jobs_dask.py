@@ -16,12 +16,13 @@ from cellwright.data.synthetic import draw_field
 
 distributed = pytest.importorskip("distributed")
 
-HW = (256, 384)
+HW = (192, 256)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.filterwarnings("ignore")  # those of the cluster
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tifffile.imwrite(tmp_path / "field.tif", draw_field(4, HW, 40)[0].data, tile=(64, 64), photometric="rgb")
+    tifffile.imwrite(tmp_path / "field.tif", draw_field(4, HW, 25)[0].data, tile=(64, 64), photometric="rgb")
     words = ["predict", "field.tif", "--tile=128", "--diameter=17", "--labels=tiff", "--quiet"]
     killed: list[int] = []
     with distributed.LocalCluster(

@@ -55,6 +55,7 @@ class Files:
         return self
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_unit_with_which_processes_die_fails_alone(tmp_path: Path) -> None:
     outcomes = {outcome.unit: outcome for outcome in run_processes(Files(tmp_path), range(7), 2)}
     assert sorted(outcomes) == list(range(7))
