@@ -135,7 +135,7 @@ def label_fields(draw: st.DrawFn) -> np.ndarray:
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(label_fields(), st.integers(8, 80), st.sampled_from([1, 4, 16]), st.integers(0, 3))
 def test_objects_of_a_perfect_network_survive_every_grid(
     labels: np.ndarray, core_px: int, stride: int, jitter: int

@@ -285,3 +285,8 @@ def test_maps_by_windows_equal_those_of_the_whole_image(hw: tuple[int, int], mon
     monkeypatch.setattr(dense, "WINDOW_SIDES", (256, 128))
     assert network.window_side(hw) == 128
     torch.testing.assert_close(network.maps(images), whole, atol=1e-6, rtol=0)
+    # Memory does not grow with the image, however much there is.
+    monkeypatch.setattr(dense, "available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(dense, "LARGEST_BYTES", int(dense.BYTES_PER_CHANNEL * config.width * 200**2))
+    assert network.window_side((200, 200)) is None
+    assert network.window_side(hw) == 128

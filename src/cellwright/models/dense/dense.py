@@ -33,8 +33,9 @@ from cellwright.ops.batch import Batch
 BYTES_PER_CHANNEL = 20.0
 # Memory of the maps and of decoding, bytes per pixel.
 DECODING_BYTES = 100
-# The U-Net may take this share of the memory there is; else it sees windows of one of these sides, px.
-MEMORY_SHARE, WINDOW_SIDES = 0.6, (2048, 1024, 512)
+# The U-Net may take this share of the memory there is, and so many bytes; else it sees windows of one of these sides,
+# px. An image of small objects, which is enlarged, needs no more memory than a large one then.
+MEMORY_SHARE, LARGEST_BYTES, WINDOW_SIDES = 0.6, 3 << 29, (2048, 1536, 1024, 512)
 
 
 class DenseNetwork(nn.Module):
@@ -75,7 +76,8 @@ class DenseNetwork(nn.Module):
         reach, (height, width) = self.reach_px, image_hw
         if reach is None:
             return None
-        per_pixel, budget = BYTES_PER_CHANNEL * self.config.width, MEMORY_SHARE * available_bytes()
+        per_pixel = BYTES_PER_CHANNEL * self.config.width
+        budget = min(MEMORY_SHARE * available_bytes(), LARGEST_BYTES)
         if per_pixel * height * width <= budget:
             return None
         fitting = [side for side in WINDOW_SIDES if per_pixel * (side + 2 * reach) ** 2 <= budget]
@@ -201,8 +203,7 @@ class DenseNetwork(nn.Module):
     def maps(self, images: Tensor) -> Tensor:
         """FloatTensor[B,C,H,W] -> FloatTensor[B,D,H,W] in the encoder's units, and K class probabilities if K > 1.
 
-        On a CPU with too little memory, the U-Net sees the image in windows that overlap by its reach; the maps are the
-        same.
+        On a CPU, the U-Net sees a large image in windows that overlap by its reach; the maps are the same.
         """
         height, width = images.shape[2:]
         side = self.window_side((height, width)) if images.device.type == "cpu" else None
