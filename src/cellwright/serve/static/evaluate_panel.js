@@ -1,0 +1,87 @@
+// Evaluate: predictions against the corrected annotations. Errors by kind lead to their place in the picture.
+
+import { button, field, format, h, select, toast } from "./dom.js";
+import { get } from "./http.js";
+import { bar } from "./train_panel.js";
+
+const KINDS = { missed: "Missed", extra: "Extra", merged: "Merged", split: "Split", poor: "Poor outline" };
+const MOST_LISTED = 200;
+
+export class EvaluatePanel {
+  constructor(page, host) {
+    this.page = page;
+    this.kinds = new Set(Object.keys(KINDS));
+    this.model = select([["", "Predictions as they are stored"]], "");
+    this.progress = h("div", { class: "job-panel" });
+    this.outcome = h("div", { class: "outcome" });
+    this.suspects = h("div", { class: "outcome" });
+    host.append(h("section", {}, field("Evaluate", this.model),
+      h("div", { class: "pair" }, button({ symbol: "play", text: "Evaluate", kind: "primary", id: "evaluate", title: "Compare with the corrected images", click: () => this.start() }),
+        button({ text: "Find suspects", title: "Annotations that look wrong: missing, merged, shifted", click: () => page.jobs.start("suspects", { images: null }) })), this.progress,
+      h("p", { class: "hint", text: "Corrected images are the annotations. Click an error to go there and fix the annotation." })), this.outcome, this.suspects);
+    page.jobs.show("evaluate", this.progress);
+    page.jobs.addEventListener("end", (event) => this.ended(event.detail));
+    page.addEventListener("project", () => {
+      const chosen = this.model.value, names = (page.project.models ?? []).map((model) => model.name ?? model);
+      this.model.replaceChildren(h("option", { value: "", text: "Predictions as they are stored" }), ...names.map((name) => h("option", { value: name, text: `Model ${name}` })));
+      this.model.value = names.includes(chosen) ? chosen : "";
+    });
+  }
+
+  start() { return this.page.jobs.start("evaluate", { images: null, model: this.model.value || null }); }
+
+  async ended(job) {
+    if (job.state !== "done") return;
+    if (job.verb === "suspects") this.showErrors(this.suspects, "Suspects", job.result?.suspects ?? []);
+    if (job.verb !== "evaluate") return;
+    const report = await this.page.guard(() => get(`/api/evaluations/${job.result?.evaluation ?? job.id}`));
+    if (report) this.show(report);
+  }
+
+  show(report) {
+    const metrics = Object.entries(report.metrics ?? {}).filter(([, value]) => typeof value === "number");
+    const parts = [h("section", {}, h("h3", { text: "Metrics" }), h("table", { class: "metrics" }, h("tbody", {}, metrics.map(([name, value]) => h("tr", {}, h("th", { scope: "row", text: name }), h("td", {}, bar(value), h("span", { text: format.number(value) })))))),
+      report.report_url ? h("a", { href: report.report_url, target: "_blank", rel: "noopener", text: "Full report" }) : null)];
+    if (report.images?.length) {
+      const key = Object.keys(report.images[0]).find((name) => typeof report.images[0][name] === "number" && !name.startsWith("n_"));
+      const worst = [...report.images].sort((a, b) => (a[key] ?? 2) - (b[key] ?? 2)).slice(0, 12);
+      parts.push(h("section", {}, h("h3", { text: `Worst images${key ? ` by ${key}` : ""}` }), worst.map((image) => button({ text: `${this.nameOf(image.image)}  ${key ? format.number(image[key]) : ""}`, kind: "row", click: () => this.page.openImage(image.image) }))));
+    }
+    const errors = h("div");
+    this.showErrors(errors, "Errors", report.errors ?? []);
+    this.outcome.replaceChildren(...parts, errors);
+  }
+
+  nameOf(id) { return this.page.images.images.find((image) => image.id === id)?.name ?? id; }
+
+  /** Errors or suspects: chips by kind that filter, and a list that leads to each. */
+  showErrors(host, title, errors) {
+    const kinds = [...new Set(errors.map((error) => error.kind))], shown = new Set(kinds), list = h("div", { class: "error-list" });
+    const render = () => {
+      const rows = errors.filter((error) => shown.has(error.kind));
+      list.replaceChildren(...rows.slice(0, MOST_LISTED).map((error) => button({ text: `${KINDS[error.kind] ?? error.kind} · ${this.nameOf(error.image)}${error.why ? ` · ${error.why}` : ""}`, kind: "row", click: () => this.goTo(error, errors) })));
+      if (rows.length > MOST_LISTED) list.append(h("p", { class: "muted", text: `and ${rows.length - MOST_LISTED} more` }));
+      if (!rows.length) list.append(h("p", { class: "muted", text: "None." }));
+    };
+    const chips = kinds.map((kind) => {
+      const chip = button({ text: `${KINDS[kind] ?? kind} ${errors.filter((error) => error.kind === kind).length}`, kind: "chip", pressed: true, click: () => {
+        if (shown.has(kind)) shown.delete(kind); else shown.add(kind);
+        chip.setAttribute("aria-pressed", String(shown.has(kind)));
+        render();
+      } });
+      return chip;
+    });
+    render();
+    host.replaceChildren(h("section", {}, h("h3", { text: `${title} (${errors.length})` }), h("div", { class: "chips" }, chips), list));
+  }
+
+  async goTo(error, errors) {
+    const { page } = this;
+    if (page.info?.id !== error.image) await page.openImage(error.image);
+    if (page.info?.id !== error.image) { toast(`${this.nameOf(error.image)} is not in this project`); return; }
+    page.marks = errors.filter((other) => other.image === error.image).map((other) => ({ box: other.box, text: KINDS[other.kind] ?? other.kind }));
+    page.viewer.goTo(error.box, { zoom: true });
+    page.objects.select((error.ids ?? []).filter((id) => page.objects.has(id)));
+    page.viewer.request();
+  }
+}

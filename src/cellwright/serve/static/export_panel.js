@@ -1,0 +1,65 @@
+// Export: every format of the command line, as files in the project or one download.
+
+import { button, field, format, h, select } from "./dom.js";
+import { get } from "./http.js";
+
+const FORMATS = [
+  { name: "qupath", title: "QuPath GeoJSON", what: "One file of polygons per image, with classes, scores and measurements" },
+  { name: "masks", title: "Label masks", what: "TIFF of the same size as the image, one number per object" },
+  { name: "rois", title: "ImageJ ROIs", what: "One zip of outlines per image, for the ROI manager" },
+  { name: "coco", title: "COCO JSON", what: "One file for all images" },
+];
+
+export class ExportPanel {
+  constructor(page, host) {
+    this.page = page;
+    this.formats = FORMATS;
+    this.to = select(FORMATS.map((one) => [one.name, one.title]), "qupath", () => this.explain());
+    this.what = h("p", { class: "hint" });
+    this.which = select([["all", "All images"], ["corrected", "Corrected images"], ["this", "This image"]], "all");
+    this.useGates = h("input", { type: "checkbox", checked: true });
+    this.gateField = field("Only objects inside the gates", this.useGates, { inline: true });
+    this.progress = h("div", { class: "job-panel" });
+    this.outcome = h("div", { class: "outcome" });
+    host.append(h("section", {}, field("Format", this.to), this.what, field("Images", this.which), this.gateField,
+      button({ symbol: "download", text: "Export", kind: "primary", id: "export", click: () => this.start() }), this.progress, this.outcome));
+    page.jobs.show("export", this.progress);
+    page.jobs.addEventListener("end", (event) => { if (event.detail.verb === "export") this.show(event.detail); });
+    page.addEventListener("gates", () => this.gates());
+    this.explain();
+    this.gates();
+  }
+
+  async opened() {
+    if (this.asked) return;
+    this.asked = true;
+    try {
+      const answer = await get("/api/formats"), formats = answer.formats ?? answer;
+      if (!formats.length) return;
+      this.formats = formats;
+      this.to.replaceChildren(...formats.map((one) => h("option", { value: one.name, text: one.title ?? one.name })));
+      this.explain();
+    } catch (error) {
+      console.warn(`formats: ${error.message}`); // the usual ones stay
+    }
+  }
+
+  explain() { this.what.textContent = this.formats.find((one) => one.name === this.to.value)?.what ?? ""; }
+  gates() { this.gateField.hidden = !this.page.panels.measure?.gates.length; }
+
+  start() {
+    const { page } = this, { value } = this.which;
+    if (value === "this" && !page.info) return null;
+    const images = value === "all" ? null : value === "this" ? [page.info.id] : page.images.images.filter((image) => image.state === "corrected").map((image) => image.id);
+    const gate = this.useGates.checked ? page.panels.measure.gates.map(({ column, low, high }) => ({ column, low, high })) : [];
+    this.outcome.replaceChildren();
+    return page.jobs.start("export", { to: this.to.value, images, gate });
+  }
+
+  show(job) {
+    if (job.state !== "done") return;
+    const files = job.result?.files ?? job.result?.paths ?? [], url = job.result?.download ?? `/api/exports/${job.id}`;
+    this.outcome.replaceChildren(h("p", {}, `${format.count(files.length, "file")} in the project folder:`), h("ul", { class: "files" }, files.slice(0, 20).map((name) => h("li", { text: name })), files.length > 20 ? h("li", { text: `and ${files.length - 20} more` }) : null),
+      h("a", { class: "button", href: url, download: "", text: "Download as one zip" }));
+  }
+}

@@ -1,0 +1,105 @@
+// Jobs of the server: predictions, trainings, evaluations, measurements, exports. Started, followed, cancelled.
+
+import { button, h, toast } from "./dom.js";
+import { get, post, remove } from "./http.js";
+
+const NAMES = { predict: "Prediction", train: "Training", evaluate: "Evaluation", suspects: "Search for suspects", measure: "Measurement", export: "Export", tune: "Tuning" };
+const ENDED = ["done", "failed", "cancelled"];
+
+/** Events: "change" ({detail: job}) whenever a job moves, "end" ({detail: job}) once when it ends. */
+export class Jobs extends EventTarget {
+  constructor(page) {
+    super();
+    this.page = page;
+    this.jobs = new Map();
+  }
+
+  async load() {
+    try {
+      const answer = await get("/api/jobs");
+      for (const job of answer.jobs ?? answer) this.update(job, true);
+    } catch (error) {
+      console.warn(`jobs: ${error.message}`);
+    }
+  }
+
+  async start(verb, parameters) {
+    try {
+      const answer = await post("/api/jobs", { verb, parameters });
+      const job = answer.job ?? answer;
+      this.update(job);
+      return job;
+    } catch (error) {
+      toast(error.message, "error");
+      return null;
+    }
+  }
+
+  cancel(id) { return this.page.guard(() => remove(`/api/jobs/${id}`)); }
+
+  /** Take the newest state of a job. Events of a job are appended where the server sends only new ones. */
+  update(job, quiet = false) {
+    if (!job?.id) return;
+    const before = this.jobs.get(job.id), ended = ENDED.includes(job.state) && !ENDED.includes(before?.state);
+    this.jobs.set(job.id, { ...before, ...job });
+    const now = this.jobs.get(job.id);
+    this.dispatchEvent(new CustomEvent("change", { detail: now }));
+    this.bar();
+    if (ended && !quiet) this.ended(now);
+  }
+
+  async ended(job) {
+    const name = NAMES[job.verb] ?? job.verb;
+    if (ENDED.includes(job.state) && (job.result === undefined || job.events === undefined)) {
+      const full = await this.page.guard(() => get(`/api/jobs/${job.id}`));
+      if (full) this.jobs.set(job.id, { ...job, ...(full.job ?? full) });
+    }
+    job = this.jobs.get(job.id);
+    if (job.state === "failed") toast(`${name} failed: ${job.error?.message ?? job.error ?? job.text}`, "error");
+    else if (job.state === "cancelled") toast(`${name} cancelled`);
+    else toast(job.text || `${name} done`);
+    this.dispatchEvent(new CustomEvent("change", { detail: job }));
+    this.dispatchEvent(new CustomEvent("end", { detail: job }));
+  }
+
+  latest(verb) { return [...this.jobs.values()].filter((job) => job.verb === verb).at(-1) ?? null; }
+  get running() { return [...this.jobs.values()].filter((job) => !ENDED.includes(job.state)); }
+
+  /** The line at the bottom of the page: what runs now. */
+  bar() {
+    const host = document.getElementById("job"), job = this.running.find((one) => one.state === "running") ?? this.running[0];
+    if (!job) { host.replaceChildren(); return; }
+    host.replaceChildren(h("span", { text: `${NAMES[job.verb] ?? job.verb}${job.state === "queued" ? " waits" : ""}` }), meter(job), h("span", { class: "muted clip", text: job.text ?? "" }),
+      button({ symbol: "stop", kind: "bare small", label: "Cancel the job", title: "Cancel", click: () => this.cancel(job.id) }));
+  }
+
+  /** Show the newest job of a verb in a panel: progress, outcome, and the command that does the same. */
+  show(verb, host) {
+    const render = () => {
+      const job = this.latest(verb);
+      if (!job) return;
+      const over = ENDED.includes(job.state);
+      const parts = [];
+      if (!over) parts.push(h("div", { class: "job-line" }, meter(job), button({ text: "Cancel", kind: "small", click: () => this.cancel(job.id) })));
+      if (job.state === "failed") parts.push(h("p", { class: "problem", text: job.error?.message ?? job.error ?? job.text ?? "failed" }));
+      else if (job.text) parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? `Cancelled. ${job.text}` : job.text }));
+      if ((job.state === "failed" || job.state === "cancelled") && verb === "train") parts.push(button({ text: "Resume", kind: "small", click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})) }));
+      if (job.command) parts.push(command(job.command));
+      host.replaceChildren(...parts);
+    };
+    this.addEventListener("change", (event) => { if (event.detail.verb === verb) render(); });
+    render();
+  }
+}
+
+function meter(job) {
+  const element = h("progress", { max: 1, "aria-label": "Progress" });
+  if (typeof job.progress === "number") element.value = job.progress;
+  return element;
+}
+
+/** The same as a command line, to learn from and to copy. */
+export function command(text) {
+  return h("details", { class: "command" }, h("summary", { text: "Same as on the command line" }),
+    h("pre", { tabIndex: 0, text }), button({ symbol: "copy", text: "Copy", kind: "small", click: () => navigator.clipboard?.writeText(text).then(() => toast("Copied")) }));
+}

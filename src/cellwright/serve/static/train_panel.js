@@ -1,0 +1,92 @@
+// Train: choose corrected images and a recipe, watch losses and metrics, compare the new model with the old one.
+
+import { button, field, format, h, select } from "./dom.js";
+import { lineChart } from "./plots.js";
+
+export class TrainPanel {
+  constructor(page, host) {
+    this.page = page;
+    this.left = new Set(); // images that the user took out
+    this.list = h("div", { class: "check-list", role: "group", "aria-label": "Images to train on" });
+    this.recipe = select([["nuclei/finetune", "nuclei/finetune"]], "nuclei/finetune");
+    this.minutes = h("input", { type: "number", min: 0.1, step: "any", value: 5, "aria-label": "Minutes" });
+    this.name = h("input", { type: "text", value: "", placeholder: "named by date", spellcheck: false, maxLength: 60 });
+    this.progress = h("div", { class: "job-panel" });
+    this.losses = lineChart("Losses over steps", "loss");
+    this.metrics = lineChart("Validation metrics over steps", "metric");
+    this.charts = h("div", { hidden: true }, h("h3", { text: "Loss" }), this.losses.canvas, h("h3", { text: "Held-out images" }), this.metrics.canvas);
+    this.outcome = h("div", { class: "outcome" });
+    this.go = button({ symbol: "play", text: "Train", kind: "primary", id: "train", click: () => this.start() });
+    host.append(h("section", {}, h("h3", { text: "Corrected images" }), this.list, h("p", { class: "hint", text: "Images count as corrected once they are edited or marked (Q). Some are held out to compare the new model with the old one." })),
+      h("section", {}, h("div", { class: "pair" }, field("Recipe", this.recipe), field("Minutes", this.minutes)), field("Name of the new model", this.name), this.go, this.progress),
+      h("section", {}, this.charts, this.outcome));
+    page.jobs.show("train", this.progress);
+    page.jobs.addEventListener("change", (event) => { if (event.detail.verb === "train") this.show(event.detail); });
+    page.jobs.addEventListener("end", (event) => { if (event.detail.verb === "train") page.loadProject(); });
+    page.addEventListener("project", () => this.showImages());
+    page.addEventListener("objects", (event) => { if (event.detail === "edit") this.showImages(); });
+  }
+
+  get candidates() { return this.page.images.images.filter((image) => image.state === "corrected" || image.state === "training"); }
+  opened() { this.showImages(); }
+
+  showImages() {
+    const recipes = this.page.project?.recipes;
+    if (recipes && this.recipe.length !== recipes.length) {
+      this.recipe.replaceChildren(...recipes.map((name) => h("option", { value: name, text: name })));
+      this.recipe.value = recipes.includes("nuclei/finetune") ? "nuclei/finetune" : recipes[0];
+    }
+    const rows = this.candidates.map((image) => {
+      const box = h("input", { type: "checkbox", checked: !this.left.has(image.id), on: { change: () => { if (box.checked) this.left.delete(image.id); else this.left.add(image.id); this.enable(); } } });
+      return h("label", { class: "field inline" }, box, h("span", { class: "grow clip", text: image.name }), h("span", { class: "muted", text: format.count(image.n_objects ?? 0, "object") }));
+    });
+    if (!rows.length) rows.push(h("p", { class: "muted", text: "None yet. Correct some images first; a handful with a hundred objects is a good start." }));
+    this.list.replaceChildren(...rows);
+    this.enable();
+  }
+
+  enable() { this.go.disabled = !this.candidates.some((image) => !this.left.has(image.id)); }
+
+  start() {
+    const images = this.candidates.filter((image) => !this.left.has(image.id)).map((image) => image.id);
+    const parameters = { images, recipe: this.recipe.value, minutes: Number(this.minutes.value) };
+    if (this.name.value.trim()) parameters.name = this.name.value.trim();
+    return this.page.jobs.start("train", parameters);
+  }
+
+  show(job) {
+    const losses = {}, metrics = {};
+    for (const event of job.events ?? []) {
+      const step = event.step ?? event.steps;
+      if (step === undefined) continue;
+      for (const [name, value] of Object.entries(event.losses ?? event.metrics ?? event)) {
+        if (typeof value !== "number" || ["step", "steps", "time", "lr", "minutes", "epoch"].includes(name)) continue;
+        if (name === "loss" || name === "total" || (event.losses && Object.keys(losses).length < 4)) (losses[name] ??= []).push([step, value]);
+        else if (event.kind === "validation" || event.metrics) (metrics[name] ??= []).push([step, value]);
+      }
+    }
+    const chosen = Object.fromEntries(Object.entries(metrics).slice(0, 4));
+    this.charts.hidden = !Object.keys(losses).length && !Object.keys(chosen).length;
+    this.losses.set(losses);
+    this.metrics.set(chosen);
+    this.outcome.replaceChildren(...(job.state === "done" && job.result ? this.compare(job.result) : []));
+  }
+
+  /** Before and after on the held-out images, as numbers with bars. */
+  compare({ model, before, after, figure }) {
+    const parts = [h("h3", { text: "Before and after" }), h("p", {}, "New model ", h("strong", { text: model }), ", in the list under Predict.")];
+    const names = Object.keys(after ?? {}).filter((name) => typeof after[name] === "number");
+    if (before && names.length) {
+      parts.push(h("table", { class: "metrics" }, h("thead", {}, h("tr", {}, ["Held-out images", "Before", "After"].map((text) => h("th", { text, scope: "col" })))),
+        h("tbody", {}, names.map((name) => h("tr", {}, h("th", { scope: "row", text: name }), [before[name], after[name]].map((value) => h("td", {}, bar(value), h("span", { text: format.number(value) }))))))));
+    }
+    if (figure) parts.push(h("img", { class: "figure", src: figure, alt: "Held-out images before and after training" }));
+    return parts;
+  }
+}
+
+export function bar(value) {
+  const fill = h("span", { class: "bar" });
+  fill.style.width = `${Math.max(0, Math.min(1, value ?? 0)) * 46}px`;
+  return fill;
+}

@@ -1,0 +1,215 @@
+// The picture: OpenSeadragon for the pixels, one canvas for the label layer, one for lines that tools draw.
+
+import { h } from "./dom.js";
+import { LabelTiles } from "./labels.js";
+import { paint } from "./paint.js";
+
+const OSD = globalThis.OpenSeadragon;
+const SMOOTH_BELOW = 2.5; // screen pixels per image pixel: above, pixels are shown as squares
+
+/** Events: "moved" (after every drawn frame), "labels" (tiles of the label layer arrived). */
+export class Viewer extends EventTarget {
+  constructor(host) {
+    super();
+    this.host = host;
+    this.mode = "outlines";
+    this.opacity = 1;
+    this.info = null;
+    this.objects = null;
+    this.tiles = null;
+    this.dirty = null; // rectangles of full pixels still to draw; true: everything
+    this.painters = []; // draw on the canvas of lines: (context, viewer) => void
+    this.timings = [];
+    this.osd = new OSD({
+      element: host, drawer: "canvas", showNavigationControl: false, animationTime: 0.25, springStiffness: 9, blendTime: 0,
+      visibilityRatio: 0.25, minZoomImageRatio: 0.5, maxZoomPixelRatio: 64, zoomPerScroll: 1.25, immediateRender: true,
+      imageLoaderLimit: 6, maxImageCacheCount: 400, crossOriginPolicy: false, preserveImageSizeOnResize: true, placeholderFillStyle: null,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false, flickEnabled: false },
+      gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false },
+    });
+    this.osd.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
+    this.labels = h("canvas", { class: "layer", "aria-hidden": "true" });
+    this.lines = h("canvas", { class: "layer", "aria-hidden": "true" });
+    this.osd.canvas.append(this.labels, this.lines);
+    this.osd.canvas.removeAttribute("tabindex");
+    this.osd.addHandler("update-viewport", () => this.frame());
+    this.osd.addHandler("animation", () => { this.moving = performance.now(); });
+    this.osd.addHandler("animation-finish", () => { this.moving = 0; this.invalidate(); });
+    new ResizeObserver(() => this.resize()).observe(host);
+    this.resize();
+  }
+
+  // ---- images -------------------------------------------------------------------------------------------------
+
+  /** Show an image. `show` is the display of channels; `objects` the columns of its objects. */
+  open(info, objects, show) {
+    this.tiles?.close();
+    this.osd.close();
+    this.info = info;
+    this.objects = objects;
+    this.levels = info.levels.map((level) => ({ scale: level.scale, hw: level.hw }));
+    this.tiles = new LabelTiles(info.id, this.levels, info.tile_px ?? 512, (box) => { this.invalidate(box); this.dispatchEvent(new Event("labels")); });
+    this.tiles.rev = info.rev;
+    objects.addEventListener("draw", (event) => this.invalidate(event.detail));
+    objects.addEventListener("change", (event) => { if (event.detail !== "edit" && event.detail !== "select") this.invalidate(); });
+    this.show = show;
+    return new Promise((resolve) => {
+      this.osd.addOnceHandler("open", () => { this.fit(true); this.invalidate(); resolve(); });
+      this.osd.open(this.source(show));
+    });
+  }
+
+  source(show) {
+    const { info, levels } = this, last = levels.length - 1, [height, width] = info.hw;
+    const query = `show=${encodeURIComponent(JSON.stringify(show))}&v=${encodeURIComponent(info.version ?? "")}`;
+    const source = new OSD.TileSource({ width, height, tileSize: info.tile_px ?? 512, tileOverlap: 0, minLevel: 0, maxLevel: last });
+    source.getLevelScale = (level) => 1 / levels[last - level].scale;
+    source.getTileUrl = (level, x, y) => `/api/images/${info.id}/tiles/${last - level}/${y}/${x}?${query}`;
+    return source;
+  }
+
+  /** Other contrast or colours: the old picture stays until the new one is complete. */
+  setShow(show) {
+    this.show = show;
+    const world = this.osd.world, old = Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i));
+    this.osd.addTiledImage({
+      tileSource: this.source(show),
+      success: ({ item }) => {
+        const swap = () => { for (const image of old) if (world.getIndexOfItem(image) >= 0) world.removeItem(image); };
+        if (item.getFullyLoaded()) swap();
+        else item.addOnceHandler("fully-loaded-change", swap);
+      },
+    });
+  }
+
+  // ---- places -------------------------------------------------------------------------------------------------
+
+  /** CSS pixels per image pixel, and the image coordinates of the top left corner. */
+  get place() {
+    const viewport = this.osd.viewport, bounds = viewport.getBounds(true), width = this.info.hw[1];
+    return { zoom: (viewport.getZoom(true) * viewport.getContainerSize().x) / width, x: bounds.x * width, y: bounds.y * width };
+  }
+
+  /** Image coordinates [y, x] of a pointer event. */
+  imageOf(event) {
+    const box = this.host.getBoundingClientRect(), { zoom, x, y } = this.place;
+    return [(event.clientY - box.top) / zoom + y, (event.clientX - box.left) / zoom + x];
+  }
+
+  /** CSS pixels in the picture [x, y] of image coordinates [y, x]. */
+  screenOf([row, column]) {
+    const { zoom, x, y } = this.place;
+    return [(column - x) * zoom, (row - y) * zoom];
+  }
+
+  /** The whole image, beside the tools. */
+  fit(immediately = false) {
+    if (!this.info) return;
+    const [height, width] = this.info.hw, { clientWidth, clientHeight } = this.host, left = 58, margin = 14;
+    const zoom = Math.min((clientWidth - left - margin) / width, (clientHeight - 2 * margin) / height);
+    const x = Math.min((clientWidth - width * zoom) / 2, clientWidth - margin - width * zoom); // in the middle where the tools leave room
+    const at = Math.max(x, left), y = (clientHeight - height * zoom) / 2;
+    this.osd.viewport.fitBounds(new OSD.Rect(-at / zoom / width, -y / zoom / width, clientWidth / zoom / width, clientHeight / zoom / width), immediately);
+  }
+  zoomBy(factor) { if (this.info) { this.osd.viewport.zoomBy(factor); this.osd.viewport.applyConstraints(); } }
+  panBy(x, y) { // CSS pixels
+    if (!this.info) return;
+    this.osd.viewport.panBy(this.osd.viewport.deltaPointsFromPixels(new OSD.Point(x, y)));
+    this.osd.viewport.applyConstraints();
+  }
+
+  /** Zoom to a box [y0, x0, y1, x1] with room around it, or only move there if it is visible at this zoom. */
+  goTo([y0, x0, y1, x1], { zoom = false } = {}) {
+    const width = this.info.hw[1], side = Math.max(y1 - y0, x1 - x0, 8), viewport = this.osd.viewport;
+    if (zoom) {
+      const room = Math.max(side * 1.2, 48);
+      viewport.fitBounds(new OSD.Rect((x0 - room) / width, (y0 - room) / width, (x1 - x0 + 2 * room) / width, (y1 - y0 + 2 * room) / width));
+      return;
+    }
+    const [sx, sy] = this.screenOf([(y0 + y1) / 2, (x0 + x1) / 2]), { clientWidth, clientHeight } = this.host;
+    if (sx < 40 || sy < 60 || sx > clientWidth - 40 || sy > clientHeight - 40)
+      viewport.panTo(new OSD.Point((x0 + x1) / 2 / width, (y0 + y1) / 2 / width));
+  }
+
+  /** The id of the object drawn under image coordinates. */
+  idAt([y, x]) {
+    if (!this.tiles || this.mode === "off") return 0;
+    const id = this.tiles.at(y, x, this.labelLevel());
+    return id && this.objects.isShown(id) ? id : 0;
+  }
+
+  labelLevel() {
+    const zoom = this.place.zoom * this.ratio;
+    let level = 0;
+    while (level + 1 < this.levels.length && this.levels[level + 1].scale * zoom <= 1.01) level++;
+    return level;
+  }
+
+  // ---- drawing ------------------------------------------------------------------------------------------------
+
+  resize() {
+    this.ratio = Math.min(globalThis.devicePixelRatio || 1, 2);
+    for (const canvas of [this.labels, this.lines]) {
+      canvas.width = Math.max(1, Math.round(this.host.clientWidth * this.ratio));
+      canvas.height = Math.max(1, Math.round(this.host.clientHeight * this.ratio));
+    }
+    this.drawn = "";
+    this.invalidate();
+  }
+
+  /** Draw again a box of full pixels [y0, x0, y1, x1], or everything, in the next frame. */
+  invalidate(box = null) {
+    if (box === null) this.dirty = true;
+    else if (this.dirty !== true) (this.dirty ??= []).push(box);
+    this.request();
+  }
+
+  request() {
+    this.requested ||= requestAnimationFrame(() => { this.requested = 0; this.frame(); });
+  }
+
+  /** One frame: the label layer where it changed or the view moved, and the lines of tools. */
+  frame() {
+    if (!this.info || !this.osd.world.getItemCount()) return;
+    const { zoom, x, y } = this.place, placed = `${zoom} ${x} ${y}`;
+    const moved = placed !== this.drawn;
+    if (moved) {
+      const smooth = zoom * this.ratio < SMOOTH_BELOW;
+      if (smooth !== this.smooth) { this.smooth = smooth; this.osd.drawer.setImageSmoothingEnabled(smooth); }
+    }
+    if (moved || this.dirty) this.paintLabels(zoom, x, y, moved);
+    this.drawn = placed;
+    this.paintLines();
+    if (moved) this.dispatchEvent(new Event("moved"));
+  }
+
+  paintLabels(zoom, x, y, moved) {
+    const context = this.labels.getContext("2d"), dirty = moved ? true : this.dirty;
+    this.dirty = null;
+    if (this.mode === "off" || !this.objects) {
+      context.clearRect(0, 0, this.labels.width, this.labels.height);
+      return;
+    }
+    const start = performance.now(), level = this.labelLevel(), { scale } = this.levels[level];
+    const view = { level, scale, k: (zoom * this.ratio) * scale, ox: x / scale, oy: y / scale, width: this.labels.width, height: this.labels.height, thick: this.objects.typicalSide * zoom * this.ratio > 13 };
+    const draw = (rect) => paint(context, this.tiles, this.objects, view, rect, this.mode, this.opacity);
+    if (dirty === true) this.tiles.keepOnly(draw([0, 0, view.width, view.height]));
+    else for (const [y0, x0, y1, x1] of dirty) {
+      const at = (value, origin, up) => Math[up ? "ceil" : "floor"]((value - origin) * zoom * this.ratio) + (up ? 4 : -4);
+      draw([at(x0 - scale, x, false), at(y0 - scale, y, false), at(x1 + scale, x, true), at(y1 + scale, y, true)]);
+    }
+    this.timings.push(performance.now() - start);
+    if (this.timings.length > 240) this.timings.shift();
+  }
+
+  paintLines() {
+    const context = this.lines.getContext("2d");
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, this.lines.width, this.lines.height);
+    context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    for (const painter of this.painters) painter(context, this);
+  }
+
+  setMode(mode) { this.mode = mode; this.invalidate(); }
+  setOpacity(value) { this.opacity = value; this.invalidate(); }
+}
