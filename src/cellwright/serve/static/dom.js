@@ -99,9 +99,10 @@ export function toast(message, kind = "info") {
   const note = h("div", { class: `toast ${kind}`, role: kind === "error" ? "alert" : "status" }, h("span", { text: message }));
   const close = () => note.remove();
   note.append(button({ symbol: "close", kind: "bare", label: "Close this message", click: close }));
+  if (kind !== "error") for (const old of host.querySelectorAll(".toast.info")) old.remove();
   while (host.children.length > 2) host.firstChild.remove();
   host.append(note);
-  if (kind !== "error") setTimeout(close, 4500);
+  if (kind !== "error") setTimeout(close, 4000);
 }
 
 /** A modal dialog; resolves with the value of the button that closed it, or null. */

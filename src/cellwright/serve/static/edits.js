@@ -66,6 +66,7 @@ export class Editor extends EventTarget {
     if (answer.objects) objects.apply(answer.objects);
     page.setState(answer.state);
     for (const box of boxes) viewer.invalidate([box.y0, box.x0, box.y0 + box.h, box.x0 + box.w]);
+    viewer.frame(); // now, not in the next frame
     if ("undo" in answer) this.setHistory(answer.undo, answer.redo);
     else await this.loadHistory();
     return undefined;

@@ -104,6 +104,19 @@ export class ImageList {
     if (card) card.replaceWith(this.card(known));
   }
 
+  /** Ask for the row of an image again, soon: its state and count follow its edits. */
+  refresh(id) {
+    clearTimeout(this.refreshing);
+    this.refreshing = setTimeout(async () => {
+      const place = this.images.findIndex((image) => image.id === id);
+      if (place < 0) return;
+      const { images: [image] } = await get(`/api/project?offset=${place}&limit=1`);
+      if (image?.id !== id) return;
+      this.update(image);
+      this.page.showImageState();
+    }, 400);
+  }
+
   mark(id) {
     for (const card of this.list.querySelectorAll(".image-card")) {
       const current = card.dataset.id === id;

@@ -65,6 +65,7 @@ class Page extends EventTarget {
     byId("project-name").title = this.project.folder;
     document.title = `${this.project.name} · cellwright`;
     byId("welcome").hidden = this.images.images.length > 0;
+    this.showImageState();
     this.dispatchEvent(new Event("project"));
   }
 
@@ -92,6 +93,7 @@ class Page extends EventTarget {
       await this.viewer.open(info, objects, this.panels.view.showOf(info));
       this.images.mark(id);
       this.dispatchEvent(new Event("image"));
+      this.showImageState();
       this.objectsChanged("load");
     } catch (error) {
       toast(error.message, "error");
@@ -148,9 +150,7 @@ class Page extends EventTarget {
 
   async markCorrected() {
     const answer = await this.edit({ op: "accept" });
-    if (!answer) return;
-    const accepted = answer.state?.accepted ?? true;
-    toast(accepted ? "Marked as corrected: it can be used for training" : "No longer marked as corrected");
+    if (answer) this.images.refresh(this.info.id);
   }
 
   async guard(action) {
@@ -250,7 +250,7 @@ class Page extends EventTarget {
   objectsChanged(what) {
     const { objects } = this, total = objects.count, shown = objects.countShown();
     byId("counts").textContent = `${shown === total ? format.count(total, "object") : `${format.number(shown)} of ${format.count(total, "object")}`}${objects.selected.size ? `, ${objects.selected.size} selected` : ""}`;
-    if (what === "edit" && this.info) this.images.update({ id: this.info.id, n_objects: shown });
+    if (what === "edit" && this.info) this.images.refresh(this.info.id);
     this.showTool();
     this.dispatchEvent(new CustomEvent("objects", { detail: what }));
   }
@@ -325,6 +325,12 @@ class Page extends EventTarget {
     }
   }
 
+  showImageState() {
+    const image = this.images.images.find((one) => one.id === this.info?.id);
+    byId("mark").setAttribute("aria-pressed", String(image?.state === "corrected" || image?.state === "training"));
+    this.dispatchEvent(new Event("states"));
+  }
+
   setStatus(text) { byId("status").textContent = text; }
 
   showSaving() {
@@ -350,7 +356,7 @@ class Page extends EventTarget {
     this.undoButton = button({ symbol: "undo", kind: "bare", label: "Undo", disabled: true, click: () => this.editor.undo() });
     this.redoButton = button({ symbol: "redo", kind: "bare", label: "Redo", disabled: true, click: () => this.editor.redo() });
     byId("actions").append(h("span", { id: "saved", class: "saved", role: "status" }), this.undoButton, this.redoButton,
-      button({ symbol: "check", text: "Corrected", kind: "bare", title: "Mark this image as corrected (Q)", click: () => this.info && this.markCorrected() }),
+      button({ id: "mark", symbol: "check", text: "Corrected", kind: "bare", pressed: false, title: "Mark this image as corrected (Q)", click: () => this.info && this.markCorrected() }),
       button({ symbol: "help", kind: "bare", title: "Keys (?)", label: "Keys", click: () => help(this) }));
     byId("zoomers").append(
       button({ symbol: "minus", kind: "bare", title: "Zoom out (-)", label: "Zoom out", click: () => this.viewer.zoomBy(1 / 1.4) }), h("span", { id: "zoom" }),

@@ -225,11 +225,13 @@ export class Objects extends EventTarget {
     if (box) this.dispatchEvent(new CustomEvent("draw", { detail: box }));
   }
 
-  /** The shown objects whose boxes lie inside a rectangle [y0, x0, y1, x1]. */
+  /** The shown objects whose middles lie inside a rectangle [y0, x0, y1, x1]. */
   inside([y0, x0, y1, x1]) {
     const ids = [];
-    for (const [id, i] of this.rows)
-      if (this.y0[i] >= y0 && this.x0[i] >= x0 && this.y1[i] <= y1 && this.x1[i] <= x1 && this.flags[id] & SHOWN) ids.push(id);
+    for (const [id, i] of this.rows) {
+      const y = (this.y0[i] + this.y1[i]) / 2, x = (this.x0[i] + this.x1[i]) / 2;
+      if (y >= y0 && y <= y1 && x >= x0 && x <= x1 && this.flags[id] & SHOWN) ids.push(id);
+    }
     return ids;
   }
 

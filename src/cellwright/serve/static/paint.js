@@ -15,7 +15,7 @@ let part = new Uint32Array(0); // of the label pixels below them
  * Draw a rectangle of the canvas.
  *
  * view: {level, scale, k (canvas pixels per label pixel), ox, oy (label coordinates of the canvas corner), width, height,
- * thick (two pixels wide lines)}. rect: [x0, y0, x1, y1] in canvas pixels. mode: "outlines" | "filled".
+ * thick, tiny (objects: lines of two pixels, no lines)}. rect: [x0, y0, x1, y1] in canvas pixels. mode: "outlines" | "filled".
  * Returns the keys of the tiles that are seen.
  */
 export function paint(context, tiles, objects, view, rect, mode, opacity) {
@@ -110,16 +110,16 @@ function copyCoarse(tiles, level, row, column, [first, from, last, to], [r0, c0,
 const withAlpha = (value, alpha) => ((value & 0xffffff) | (alpha << 24)) >>> 0;
 
 function colour(out, width, height, stride, objects, mode, opacity, [left, top], view) {
-  const { flags, colours, capacity } = objects;
-  const line = Math.round(255 * Math.min(1, 0.35 + opacity * 0.65)), soft = line >> 1, second = Math.round(line * 0.72), { thick } = view;
-  const fill = mode === "filled" ? Math.round(255 * opacity * 0.62) : 0;
+  const { flags, colours, capacity } = objects, { thick, tiny } = view;
+  const line = Math.round(255 * Math.min(1, 0.35 + opacity * 0.65)), soft = line >> 1, second = Math.round(line * 0.72);
+  const fill = mode === "filled" || tiny ? Math.round(255 * opacity * (tiny ? 0.5 : 0.62)) : 0;
   for (let j = 0; j < height; j++) {
     let p = (j + MARGIN) * stride + MARGIN, q = j * width;
     for (let i = 0; i < width; i++, p++, q++) {
       const id = ids[p];
       const l = ids[p - 1], r = ids[p + 1], u = ids[p - stride], d = ids[p + stride];
       if (id === 0) {
-        if ((l | r | u | d) !== 0 && (shown(flags, l) | shown(flags, r) | shown(flags, u) | shown(flags, d))) out[q] = HALO;
+        if (!tiny && (l | r | u | d) !== 0 && (shown(flags, l) | shown(flags, r) | shown(flags, u) | shown(flags, d))) out[q] = HALO;
         continue;
       }
       if (id >= capacity) continue;
@@ -131,7 +131,8 @@ function colour(out, width, height, stride, objects, mode, opacity, [left, top],
       }
       const edge = l !== id || r !== id || u !== id || d !== id;
       if (flag === SHOWN) { // automatic, nothing special: the common case
-        if (edge) out[q] = withAlpha(colours[id], line);
+        if (tiny) out[q] = withAlpha(colours[id], fill); // too small for outlines
+        else if (edge) out[q] = withAlpha(colours[id], line);
         else if (thick && (ids[p - 2] !== id || ids[p + 2] !== id || ids[p - 2 * stride] !== id || ids[p + 2 * stride] !== id))
           out[q] = withAlpha(colours[id], second);
         else if (ids[p - stride - 1] !== id || ids[p - stride + 1] !== id || ids[p + stride - 1] !== id || ids[p + stride + 1] !== id)

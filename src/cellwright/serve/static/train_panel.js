@@ -24,7 +24,7 @@ export class TrainPanel {
     page.jobs.addEventListener("change", (event) => { if (event.detail.verb === "train") this.show(event.detail); });
     page.jobs.addEventListener("end", (event) => { if (event.detail.verb === "train") page.loadProject(); });
     page.addEventListener("project", () => this.showImages());
-    page.addEventListener("objects", (event) => { if (event.detail === "edit") this.showImages(); });
+    page.addEventListener("states", () => this.showImages());
   }
 
   get candidates() { return this.page.images.images.filter((image) => image.state === "corrected" || image.state === "training"); }

@@ -7,6 +7,12 @@ import { paint } from "./paint.js";
 const OSD = globalThis.OpenSeadragon;
 const SMOOTH_BELOW = 2.5; // screen pixels per image pixel: above, pixels are shown as squares
 
+// OpenSeadragon adds a style element, which the content security policy refuses (page.css has the rule), unless it finds
+// one with this mark: an element of no namespace has the name, but is no style sheet.
+const mark = document.createElementNS(null, "style");
+mark.setAttribute("data-openseadragon-mobile-css", "");
+document.head.append(mark);
+
 /** Events: "moved" (after every drawn frame), "labels" (tiles of the label layer arrived). */
 export class Viewer extends EventTarget {
   constructor(host) {
@@ -190,8 +196,8 @@ export class Viewer extends EventTarget {
       context.clearRect(0, 0, this.labels.width, this.labels.height);
       return;
     }
-    const start = performance.now(), level = this.labelLevel(), { scale } = this.levels[level];
-    const view = { level, scale, k: (zoom * this.ratio) * scale, ox: x / scale, oy: y / scale, width: this.labels.width, height: this.labels.height, thick: this.objects.typicalSide * zoom * this.ratio > 13 };
+    const start = performance.now(), side = this.objects.typicalSide * zoom * this.ratio, level = this.labelLevel(), { scale } = this.levels[level];
+    const view = { level, scale, k: (zoom * this.ratio) * scale, ox: x / scale, oy: y / scale, width: this.labels.width, height: this.labels.height, thick: side > 13, tiny: side < 6 };
     const draw = (rect) => paint(context, this.tiles, this.objects, view, rect, this.mode, this.opacity);
     if (dirty === true) this.tiles.keepOnly(draw([0, 0, view.width, view.height]));
     else for (const [y0, x0, y1, x1] of dirty) {
