@@ -4,7 +4,7 @@ import { button, field, format, h, select, toast } from "./dom.js";
 import { get } from "./http.js";
 import { bar } from "./train_panel.js";
 
-const KINDS = { missed: "Missed", extra: "Extra", merged: "Merged", split: "Split", poor: "Poor outline" };
+const KINDS = { missed: "Missed", extra: "Extra", merged: "Merged", split: "Split", poor: "Poor outline", class: "Wrong class" };
 const MOST_LISTED = 200;
 
 export class EvaluatePanel {
@@ -22,7 +22,7 @@ export class EvaluatePanel {
     page.jobs.show("evaluate", this.progress);
     page.jobs.addEventListener("end", (event) => this.ended(event.detail));
     page.addEventListener("project", () => {
-      const chosen = this.model.value, names = (page.project.models ?? []).map((model) => model.name ?? model);
+      const chosen = this.model.value, names = page.models.map((model) => model.name);
       this.model.replaceChildren(h("option", { value: "", text: "Predictions as they are stored" }), ...names.map((name) => h("option", { value: name, text: `Model ${name}` })));
       this.model.value = names.includes(chosen) ? chosen : "";
     });
@@ -39,20 +39,25 @@ export class EvaluatePanel {
   }
 
   show(report) {
-    const metrics = Object.entries(report.metrics ?? {}).filter(([, value]) => typeof value === "number");
-    const parts = [h("section", {}, h("h3", { text: "Metrics" }), h("table", { class: "metrics" }, h("tbody", {}, metrics.map(([name, value]) => h("tr", {}, h("th", { scope: "row", text: name }), h("td", {}, bar(value), h("span", { text: format.number(value) })))))),
-      report.report_url ? h("a", { href: report.report_url, target: "_blank", rel: "noopener", text: "Full report" }) : null)];
+    const metrics = report.headline.filter(({ value }) => typeof value === "number");
+    const interval = ({ low, high }) => (typeof low === "number" ? `95 % interval ${format.number(low)} to ${format.number(high)}` : "");
+    const parts = [h("section", {}, h("h3", { text: "Metrics" }), h("table", { class: "metrics" }, h("tbody", {}, metrics.map((row) =>
+      h("tr", { title: interval(row) }, h("th", { scope: "row", text: row.metric }), h("td", {}, bar(row.value), h("span", { text: format.number(row.value) })))))),
+      report.notes?.map((text) => h("p", { class: "hint", text })))];
     if (report.images?.length) {
-      const key = Object.keys(report.images[0]).find((name) => typeof report.images[0][name] === "number" && !name.startsWith("n_"));
-      const worst = [...report.images].sort((a, b) => (a[key] ?? 2) - (b[key] ?? 2)).slice(0, 12);
-      parts.push(h("section", {}, h("h3", { text: `Worst images${key ? ` by ${key}` : ""}` }), worst.map((image) => button({ text: `${this.nameOf(image.image)}  ${key ? format.number(image[key]) : ""}`, kind: "row", click: () => this.page.openImage(image.image) }))));
+      const key = "accuracy@0.5", worst = report.images.slice(0, 12); // the worst come first
+      parts.push(h("section", {}, h("h3", { text: `Worst images by ${key}` }), worst.map((row) => button({
+        text: `${this.nameOf(row.image)}  ${format.number(row[key])}`, kind: "row", click: () => this.page.openImage(this.idOf(row.image)) }))));
     }
     const errors = h("div");
     this.showErrors(errors, "Errors", report.errors ?? []);
     this.outcome.replaceChildren(...parts, errors);
   }
 
-  nameOf(id) { return this.page.images.images.find((image) => image.id === id)?.name ?? id; }
+  /** Results name images by id, or as the files of the project name them. */
+  imageOf(key) { return this.page.images.images.find((image) => image.id === key || image.name === key); }
+  nameOf(key) { return this.imageOf(key)?.name ?? key; }
+  idOf(key) { return this.imageOf(key)?.id ?? key; }
 
   /** Errors or suspects: chips by kind that filter, and a list that leads to each. */
   showErrors(host, title, errors) {
@@ -77,8 +82,9 @@ export class EvaluatePanel {
 
   async goTo(error, errors) {
     const { page } = this;
-    if (page.info?.id !== error.image) await page.openImage(error.image);
-    if (page.info?.id !== error.image) { toast(`${this.nameOf(error.image)} is not in this project`); return; }
+    const id = this.idOf(error.image);
+    if (page.info?.id !== id) await page.openImage(id);
+    if (page.info?.id !== id) { toast(`${this.nameOf(error.image)} is not in this project`); return; }
     page.marks = errors.filter((other) => other.image === error.image).map((other) => ({ box: other.box, text: KINDS[other.kind] ?? other.kind }));
     page.viewer.goTo(error.box, { zoom: true });
     page.objects.select((error.ids ?? []).filter((id) => page.objects.has(id)));

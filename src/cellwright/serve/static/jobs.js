@@ -17,7 +17,7 @@ export class Jobs extends EventTarget {
   async load() {
     try {
       const answer = await get("/api/jobs");
-      for (const job of answer.jobs ?? answer) this.update(job, true);
+      for (const job of answer.jobs) this.update(job, true);
     } catch (error) {
       console.warn(`jobs: ${error.message}`);
     }
@@ -25,8 +25,7 @@ export class Jobs extends EventTarget {
 
   async start(verb, parameters) {
     try {
-      const answer = await post("/api/jobs", { verb, parameters });
-      const job = answer.job ?? answer;
+      const job = await post("/api/jobs", { verb, parameters });
       this.update(job);
       return job;
     } catch (error) {
@@ -37,25 +36,23 @@ export class Jobs extends EventTarget {
 
   cancel(id) { return this.page.guard(() => remove(`/api/jobs/${id}`)); }
 
-  /** Take the newest state of a job. Events of a job are appended where the server sends only new ones. */
+  /** Take the newest state of a job. The event stream sends the last step and the last validation only. */
   update(job, quiet = false) {
     if (!job?.id) return;
     const before = this.jobs.get(job.id), ended = ENDED.includes(job.state) && !ENDED.includes(before?.state);
-    this.jobs.set(job.id, { ...before, ...job });
-    const now = this.jobs.get(job.id);
+    const known = new Map([...(before?.events ?? []), ...(job.events ?? [])].map((event) => [`${event.kind} ${event.step}`, event]));
+    const now = { ...before, ...job, events: [...known.values()] };
+    this.jobs.set(job.id, now);
     this.dispatchEvent(new CustomEvent("change", { detail: now }));
     this.bar();
     if (ended && !quiet) this.ended(now);
   }
 
   async ended(job) {
-    const name = NAMES[job.verb] ?? job.verb;
-    if (ENDED.includes(job.state) && (job.result === undefined || job.events === undefined)) {
-      const full = await this.page.guard(() => get(`/api/jobs/${job.id}`));
-      if (full) this.jobs.set(job.id, { ...job, ...(full.job ?? full) });
-    }
+    const name = NAMES[job.verb] ?? job.verb, full = await this.page.guard(() => get(`/api/jobs/${job.id}`));
+    if (full) this.jobs.set(job.id, full);
     job = this.jobs.get(job.id);
-    if (job.state === "failed") toast(`${name} failed: ${job.error?.message ?? job.error ?? job.text}`, "error");
+    if (job.state === "failed") toast(`${name} failed: ${problemOf(job)}`, "error");
     else if (job.state === "cancelled") toast(`${name} cancelled`);
     else toast(job.text || `${name} done`);
     this.dispatchEvent(new CustomEvent("change", { detail: job }));
@@ -81,15 +78,22 @@ export class Jobs extends EventTarget {
       const over = ENDED.includes(job.state);
       const parts = [];
       if (!over) parts.push(h("div", { class: "job-line" }, meter(job), button({ text: "Cancel", kind: "small", click: () => this.cancel(job.id) })));
-      if (job.state === "failed") parts.push(h("p", { class: "problem", text: job.error?.message ?? job.error ?? job.text ?? "failed" }));
+      if (job.state === "failed") parts.push(h("p", { class: "problem", text: problemOf(job) }));
       else if (job.text) parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? `Cancelled. ${job.text}` : job.text }));
       if ((job.state === "failed" || job.state === "cancelled") && verb === "train") parts.push(button({ text: "Resume", kind: "small", click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})) }));
+      for (const note of job.notes ?? []) if (note.startsWith("warning")) parts.push(h("p", { class: "problem", text: note }));
       if (job.command) parts.push(command(job.command));
       host.replaceChildren(...parts);
     };
     this.addEventListener("change", (event) => { if (event.detail.verb === verb) render(); });
     render();
   }
+}
+
+/** What went wrong, with the lines that say where and how to fix it. */
+function problemOf(job) {
+  const { message, details } = job.error ?? {};
+  return [message ?? job.text ?? "no reason given", job.error?.kind === "bug" ? "" : details].filter(Boolean).join("\n");
 }
 
 function meter(job) {

@@ -30,6 +30,7 @@ class Page extends EventTarget {
     this.info = null;
     this.objects = new Objects([]);
     this.regions = [];
+    this.models = [];
     this.marks = []; // boxes to draw: [{box, text}]
     this.classIndex = 0;
     this.viewer = new Viewer(byId("picture"));
@@ -60,6 +61,11 @@ class Page extends EventTarget {
 
   async loadProject() {
     this.project = await this.images.load();
+    try {
+      this.models = (await get("/api/models")).models;
+    } catch {
+      this.models = this.project.models;
+    }
     this.classes = this.project.classes.map((one) => one.name ?? one);
     byId("project-name").textContent = this.project.name;
     byId("project-name").title = this.project.folder;

@@ -39,7 +39,7 @@ export class PredictPanel {
   }
 
   showModels() {
-    const known = (this.page.project.models ?? []).map((model) => [model.name ?? model, model.kind ? `${model.name} (${model.kind})` : (model.name ?? model)]);
+    const known = this.page.models.map((model) => [model.name, model.name]);
     if (!known.length) return;
     const chosen = this.model.value, ready = known.map(([name]) => name);
     this.model.replaceChildren(...known.map(([value, text]) => h("option", { value, text })));

@@ -19,7 +19,7 @@ export class TrainPanel {
     this.go = button({ symbol: "play", text: "Train", kind: "primary", id: "train", click: () => this.start() });
     host.append(h("section", {}, h("h3", { text: "Corrected images" }), this.list, h("p", { class: "hint", text: "Images count as corrected once they are edited or marked (Q). Some are held out to compare the new model with the old one." })),
       h("section", {}, h("div", { class: "pair" }, field("Recipe", this.recipe), field("Minutes", this.minutes)), field("Name of the new model", this.name), this.go, this.progress),
-      h("section", {}, this.charts, this.outcome));
+      h("section", {}, this.charts), this.outcome);
     page.jobs.show("train", this.progress);
     page.jobs.addEventListener("change", (event) => { if (event.detail.verb === "train") this.show(event.detail); });
     page.jobs.addEventListener("end", (event) => { if (event.detail.verb === "train") page.loadProject(); });
@@ -56,16 +56,12 @@ export class TrainPanel {
 
   show(job) {
     const losses = {}, metrics = {};
-    for (const event of job.events ?? []) {
-      const step = event.step ?? event.steps;
-      if (step === undefined) continue;
-      for (const [name, value] of Object.entries(event.losses ?? event.metrics ?? event)) {
-        if (typeof value !== "number" || ["step", "steps", "time", "lr", "minutes", "epoch"].includes(name)) continue;
-        if (name === "loss" || name === "total" || (event.losses && Object.keys(losses).length < 4)) (losses[name] ??= []).push([step, value]);
-        else if (event.kind === "validation" || event.metrics) (metrics[name] ??= []).push([step, value]);
-      }
+    const put = (series, values, step) => { for (const [name, value] of Object.entries(values)) if (typeof value === "number") (series[name] ??= []).push([step, value]); };
+    for (const event of (job.events ?? []).toSorted((a, b) => a.step - b.step)) {
+      if (event.kind === "step") put(losses, Object.keys(event.losses ?? {}).length > 3 ? { loss: event.loss } : { loss: event.loss, ...event.losses }, event.step);
+      else put(metrics, event.metrics ?? {}, event.step);
     }
-    const chosen = Object.fromEntries(Object.entries(metrics).slice(0, 4));
+    const chosen = Object.fromEntries(Object.entries(metrics).sort(([a], [b]) => rank(a) - rank(b)).slice(0, 4));
     this.charts.hidden = !Object.keys(losses).length && !Object.keys(chosen).length;
     this.losses.set(losses);
     this.metrics.set(chosen);
@@ -73,17 +69,21 @@ export class TrainPanel {
   }
 
   /** Before and after on the held-out images, as numbers with bars. */
-  compare({ model, before, after, figure }) {
-    const parts = [h("h3", { text: "Before and after" }), h("p", {}, "New model ", h("strong", { text: model }), ", in the list under Predict.")];
-    const names = Object.keys(after ?? {}).filter((name) => typeof after[name] === "number");
-    if (before && names.length) {
-      parts.push(h("table", { class: "metrics" }, h("thead", {}, h("tr", {}, ["Held-out images", "Before", "After"].map((text) => h("th", { text, scope: "col" })))),
-        h("tbody", {}, names.map((name) => h("tr", {}, h("th", { scope: "row", text: name }), [before[name], after[name]].map((value) => h("td", {}, bar(value), h("span", { text: format.number(value) }))))))));
+  compare({ model, before, after, held_out: heldOut }) {
+    const parts = [h("p", {}, "New model ", h("strong", { text: model }), ", in the list under Predict.")];
+    const names = Object.keys(after ?? {}).filter((name) => typeof after[name] === "number").sort((a, b) => rank(a) - rank(b)).slice(0, 8);
+    if (names.length) {
+      const head = before ? ["Before", "After"] : ["After"], cells = (name) => [...(before ? [before[name]] : []), after[name]];
+      parts.push(h("h3", { text: `On ${format.count(heldOut?.length ?? 0, "held-out image")}` }),
+        h("table", { class: "metrics" }, h("thead", {}, h("tr", {}, h("td"), head.map((text) => h("th", { text, scope: "col", class: "number" })))),
+          h("tbody", {}, names.map((name) => h("tr", {}, h("th", { scope: "row", text: name }), cells(name).map((value) => h("td", {}, bar(value), h("span", { text: format.number(value) }))))))));
     }
-    if (figure) parts.push(h("img", { class: "figure", src: figure, alt: "Held-out images before and after training" }));
-    return parts;
+    return [h("section", {}, parts)];
   }
 }
+
+const FIRST = ["accuracy@0.5", "f1@0.5", "pq", "AP50@all", "AP@all", "aji"];
+const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
 
 export function bar(value) {
   const fill = h("span", { class: "bar" });
