@@ -107,7 +107,7 @@ class _Context:
         rows = self.annotation.table.rows(wanted)
         if len(rows) < len(wanted):
             missing = sorted({*wanted} - {row.id for row in rows})
-            raise UsageError("there is no such object", got=listed(map(str, missing)), expected="ids of the objects")
+            raise UsageError("there is no such object", got=listed([*map(str, missing)]), expected="ids of the objects")
         return rows
 
     def check_unchanged(self, numbers: Iterable[int]) -> None:
@@ -115,7 +115,7 @@ class _Context:
         if changed:
             raise Conflict(
                 "this was changed in another window in the meantime",
-                got=f"object {listed(map(str, changed))}",
+                got=f"object {listed([*map(str, changed)])}",
                 expected=f"as in revision {self.rev}",
                 remedy="look at it as it is now, and repeat the edit",
             )

@@ -118,7 +118,7 @@ def add_class(request: Request, wanted: ClassRequest) -> Any:
 @router.post("/api/open")
 def open_path(request: Request, wanted: OpenRequest) -> Any:
     page = page_of(request)
-    new = page.project.add(page.project.allowed(wanted.path))
+    new = page.project.add(page.project.allowed(wanted.path), below_roots=True)
     page.events.publish({"kind": "project"})
     return {"images": [_image_row(record) for record in new], "message": f"{count(len(new), 'new image')}"}
 

@@ -173,13 +173,16 @@ class Project:
                 self._save()
             return self._classes.index(name)
 
-    def add(self, path: Path) -> list[ImageRecord]:
+    def add(self, path: Path, *, below_roots: bool = False) -> list[ImageRecord]:
         """Add an image, a folder of images, a dataset, a prediction folder or a tile job.
 
-        Returns the images that are new. Raises what reading them raises.
+        below_roots: leave out images that links or records of a dataset refer to outside the opened folders. Returns
+        the images that are new. Raises what reading them raises.
         """
         path = path.resolve()
         dataset, is_annotated = _dataset_at(path)
+        if below_roots:
+            dataset = dataset.with_samples([s for s in dataset if s.image_path and self._is_allowed(s.image_path)])
         with self.lock:
             new = self._add_dataset(path, dataset, is_annotated=is_annotated)
             self._save()
@@ -282,7 +285,7 @@ class Project:
             path = (self.roots[-1] / Path(given).expanduser()).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError("this path cannot be used", got=ascii(given)[:80], expected="a file or folder") from error
-        if not any(path.is_relative_to(root) for root in self.roots):
+        if not self._is_allowed(path):
             raise InputError(
                 "this is outside the folders that were opened",
                 got=given,
@@ -292,6 +295,9 @@ class Project:
         if not path.exists():
             raise InputError("there is no such file or folder", got=given, expected="a file or folder that exists")
         return path
+
+    def _is_allowed(self, path: Path) -> bool:
+        return any(path.resolve().is_relative_to(root) for root in self.roots)
 
     # --- reading and writing
 

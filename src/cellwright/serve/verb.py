@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
@@ -70,6 +71,7 @@ def run(
         remedy = 'pip install "cellwright[serve]"'
         raise UsageError("the page needs other packages", got=f"no {error.name}", remedy=remedy) from error
     from cellwright.serve.app import build_app
+    from cellwright.serve.edits import warm_up
     from cellwright.serve.project import PROJECT_FILE, Page, Project, default_folder
 
     folder = default_folder(plan.source) if plan.out is None else plan.out
@@ -87,6 +89,7 @@ def run(
         page = Page(project)
         port = listening.getsockname()[1]
         access = _access(plan, port)
+        threading.Thread(target=warm_up, name="cellwright warm up", daemon=True).start()
         app = build_app(page, access)
         shown = "127.0.0.1" if plan.host in ("0.0.0.0", "::", *_LOOPBACK) else plan.host
         host = f"[{shown}]" if ":" in shown else shown
