@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
@@ -141,3 +142,48 @@ def test_a_new_prediction_replaces_all_but_what_was_drawn_and_can_be_undone(imag
         edit(client, "delete", ids=[5], image="b")
         project.adopt(tmp_path / "pred")
         assert [row["state"] for row in client.get("/api/project").json()["images"]] == ["corrected", "predicted"]
+
+
+def test_two_windows_see_each_others_edits_and_lose_none(client: PageClient) -> None:
+    edit(client, "delete", ids=[3], rev=0)
+    square = [[5, 5], [5, 45], [45, 45], [45, 5]]
+    drawn = edit(client, "draw", outline=square, rev=0)  # of a window that has not seen the first edit
+    assert drawn["rev"] == 2
+    conflict = edit(client, "smooth", ids=[4, 3], rev=0, status=409)
+    assert "changed in another window" in conflict["error"]["message"]
+    assert (conflict["rev"], conflict["objects"]["removed"]) == (2, [3])
+    assert conflict["objects"]["changed"]["id"] == drawn["objects"]["changed"]["id"]
+    assert len(conflict["boxes"]) == 2
+    assert edit(client, "undo", rev=1, status=409)["rev"] == 2
+    assert edit(client, "undo", rev=2)["message"] == "undone: draw an object"
+
+
+def test_counts_of_images_that_were_not_opened_and_removal(client: PageClient, tmp_path: Path) -> None:
+    for _ in range(200):
+        rows = client.get("/api/project").json()["images"]
+        if all(row["n_objects"] for row in rows):
+            break
+        time.sleep(0.02)
+    assert [row["n_objects"] for row in rows] == [
+        len(client.get(f"/api/images/{k}/objects").json()["id"]) for k in "ab"
+    ]
+    edit(client, "delete", ids=[3])
+    edit(client, "delete", ids=[3], image="b")
+    client.page.project.save_corrected()
+    assert client.delete("/api/images/a").status_code == 200
+    assert client.get("/api/images/a").status_code == 404
+    client.page.project.save_corrected()
+    assert [sample.id for sample in cw.read_dataset(tmp_path / "project" / "corrected")] == ["b"]
+    assert not (tmp_path / "project" / "corrected" / "a_masks.tif").exists()
+    assert (tmp_path / "project" / "edits" / "a.removed1").is_file()
+    client.post("/api/open", json={"path": str(tmp_path / "images")})
+    assert client.get("/api/images/a/history").json() == {"undo": [], "redo": []}
+
+
+def test_folders_that_can_be_opened(client: PageClient, tmp_path: Path) -> None:
+    (tmp_path / "images" / "plate" / "day 1").mkdir(parents=True)
+    top = client.get("/api/folders").json()
+    assert top["folders"] == [str(tmp_path / "images")]
+    inside = client.get("/api/folders", params={"path": top["folders"][0]}).json()
+    assert (inside["folders"], inside["n_images"], inside["parent"]) == ([str(tmp_path / "images" / "plate")], 4, "")
+    assert client.get("/api/folders", params={"path": str(tmp_path)}).status_code == 422

@@ -123,6 +123,12 @@ def open_path(request: Request, wanted: OpenRequest) -> Any:
     return {"images": [_image_row(record) for record in new], "message": f"{count(len(new), 'new image')}"}
 
 
+@router.get("/api/folders")
+def folders(request: Request, path: Annotated[str, Query(max_length=4096)] = "") -> Any:
+    """The folders that can be opened, below one of them or all at the top."""
+    return page_of(request).project.folders(path)
+
+
 @router.post("/api/upload")
 async def upload(request: Request, name: Annotated[str, Query(min_length=1, max_length=1024)]) -> Any:
     page = page_of(request)
@@ -179,6 +185,14 @@ def image(request: Request, image_id: str) -> Any:
             "objects_url": f"/api/images/{record.id}/objects",
             "notes": [*annotation.notes, *(note.text for note in pixels.source.notes)],
         }
+
+
+@router.delete("/api/images/{image_id}")
+def remove(request: Request, image_id: str) -> Any:
+    page = page_of(request)
+    page.project.remove(image_id)
+    page.events.publish({"kind": "project"})
+    return {"message": "removed from the project; the file of the image, and its edits, are kept"}
 
 
 @router.get("/api/images/{image_id}/thumbnail")

@@ -15,35 +15,36 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
-from cellwright.core.files import read_json, stem_of, write_json
+from cellwright.core.files import is_hidden, read_json, stem_of, unreadable, write_json
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.result_folders import is_job_folder, kind_of_result
 from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.images.names import is_image_name
 from cellwright.data.images.reading import Reading
 from cellwright.serve.annotation import Annotation, Start
 from cellwright.serve.corrected import Corrected
 from cellwright.serve.events import Events
 from cellwright.serve.pixels import BUDGET, Kept, Pixels
-from cellwright.serve.starts import empty_start, start_of, start_of_job
+from cellwright.serve.starts import count_of, empty_start, start_of, start_of_job
 
 PROJECT_FILE, SCHEMA_VERSION = "project.json", 1
 IMAGES, EDITS, CORRECTED, PREDICTIONS = "images", "edits", "corrected", "predictions"
-_OPEN_ANNOTATIONS, _OPEN_PIXELS = 16, 32
+_OPEN_ANNOTATIONS, _OPEN_PIXELS, _MOST_FOLDERS = 16, 32, 1000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 MAX_CLASSES = 1000
 
 
 @dataclass
 class ImageRecord:
-    """An image of a project. path: relative to the project where it is below. source: folder or file of the objects
-    with which it begins, and ``sample`` its id there.
+    """An image of a project. path: relative to the project. source: folder or file of the objects with which it begins,
+    and ``sample`` its id there. prediction: the folder of the last prediction, whatever was corrected since.
     """
 
     id: str
@@ -53,6 +54,7 @@ class ImageRecord:
     source: str | None = None
     sample: str | None = None
     reading: dict[str, Any] = field(default_factory=dict)
+    prediction: str | None = None
     n_objects: int | None = None
     is_predicted: bool = False
     is_corrected: bool = False
@@ -93,7 +95,8 @@ class Project:
             self._output.close()
             raise
         self.roots = [self.folder, *(root.resolve() for root in roots)]
-        self.corrected_dataset = Corrected(self)
+        self.corrected_dataset, self._is_closed = Corrected(self), False
+        self._count_later(self.images)
 
     # --- what is there
 
@@ -186,7 +189,28 @@ class Project:
         with self.lock:
             new = self._add_dataset(path, dataset, is_annotated=is_annotated)
             self._save()
+        self._count_later(new)
         return new
+
+    def remove(self, image_id: str) -> None:
+        """Take an image out of the project. Its file stays, and so do its edits, under another name."""
+        record = self.image(image_id)
+        with self.lock:
+            if record.in_training:
+                raise UsageError(
+                    "this image is in training", got=image_id, remedy="wait for the end, or cancel the job"
+                )
+            annotation = self._annotations.pop(image_id, None)
+            if annotation is not None:
+                annotation.close()
+            del self._images[image_id]
+            journal, number = self.folder / EDITS / f"{image_id}.journal", 1
+            while (aside := journal.with_suffix(f".removed{number}")).exists():
+                number += 1
+            if journal.exists():
+                journal.replace(aside)
+            self._save()
+        self.corrected_dataset.schedule(image_id)
 
     def adopt(self, prediction: Path, ids: Iterable[str] | None = None) -> list[str]:
         """Take over the objects of a prediction folder or tile job for images of the project, by their files.
@@ -223,6 +247,7 @@ class Project:
             if is_new:
                 record.source, record.sample, record.is_predicted = source, sample, True
                 record.n_objects = None
+            record.prediction = source
         if is_new:
             self.annotation(record.id)
             return
@@ -232,6 +257,23 @@ class Project:
             record.is_predicted = True
             self.edited(record.id, annotation)
             self.events.publish({"kind": "edit", "image": record.id, "rev": applied.rev, "reload": True})
+
+    def _count_later(self, records: Sequence[ImageRecord]) -> None:
+        """Count the objects of images that are not open, in the background."""
+        waiting = [record for record in records if record.n_objects is None and record.source is not None]
+        if waiting:
+            threading.Thread(target=self._count, args=(waiting,), name="cellwright count", daemon=True).start()
+
+    def _count(self, records: Sequence[ImageRecord]) -> None:
+        for k, record in enumerate(records, 1):
+            if self._is_closed or record.source is None:
+                return
+            with suppress(CellwrightError, OSError):
+                dataset = self._dataset_of(record.source)
+                n_objects = count_of(dataset, str(record.sample), (self.folder / record.source).resolve())
+                record.n_objects = n_objects if record.n_objects is None else record.n_objects
+            if k % 20 == 0 or k == len(records):
+                self.events.publish({"kind": "project"})
 
     def set_training(self, ids: Iterable[str], *, is_on: bool = True) -> None:
         """Mark images as in training, or not."""
@@ -267,6 +309,7 @@ class Project:
 
     def close(self) -> None:
         """Write what is not written yet, and let others use the folder."""
+        self._is_closed = True
         self.corrected_dataset.close()
         with self.lock:
             for annotation in self._annotations.values():
@@ -296,6 +339,27 @@ class Project:
             raise InputError("there is no such file or folder", got=given, expected="a file or folder that exists")
         return path
 
+    def folders(self, given: str) -> dict[str, Any]:
+        """What is in a folder that may be opened: its folders and the number of its images; "" for the opened ones."""
+        if not given:
+            roots = list(dict.fromkeys(self.roots[1:] or self.roots))
+            return {"path": "", "parent": None, "folders": [str(root) for root in roots], "n_images": 0, "kind": None}
+        folder = self.allowed(given)
+        if not folder.is_dir():
+            raise InputError("this is a file", got=given, expected="a folder")
+        try:
+            entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+            inside = [str(entry) for entry in entries if entry.is_dir() and self._is_allowed(entry)]
+        except OSError as error:
+            raise unreadable(folder, error, "folder") from error
+        return {
+            "path": str(folder),
+            "parent": str(folder.parent) if self._is_allowed(folder.parent) else "",
+            "folders": inside[:_MOST_FOLDERS],
+            "n_images": sum(is_image_name(entry.name) for entry in entries),
+            "kind": kind_of_result(folder),
+        }
+
     def _is_allowed(self, path: Path) -> bool:
         return any(path.resolve().is_relative_to(root) for root in self.roots)
 
@@ -307,6 +371,16 @@ class Project:
         return self._start_from(record.source, str(record.sample), record, with_classes=True)
 
     def _start_from(self, reference: str, sample: str, record: ImageRecord, *, with_classes: bool = False) -> Start:
+        source = (self.folder / reference).resolve()
+        dataset = self._dataset_of(reference)
+        if is_job_folder(source) and record.hw is not None:
+            start = start_of_job(source, record.hw, dataset.class_names)
+        else:
+            start = start_of(dataset.sample(sample), dataset)
+        return start.with_classes(self._numbers_of(dataset.class_names)) if with_classes else start
+
+    def _dataset_of(self, reference: str) -> Dataset:
+        """A prediction folder or dataset of the project, which is listed once."""
         source = (self.folder / reference).resolve()
         if not source.exists():
             raise InputError(
@@ -320,11 +394,7 @@ class Project:
             dataset = _dataset_at(source)[0]
             with self.lock:
                 self._datasets[reference] = dataset
-        if is_job_folder(source) and record.hw is not None:
-            start = start_of_job(source, record.hw, dataset.class_names)
-        else:
-            start = start_of(dataset.sample(sample), dataset)
-        return start.with_classes(self._numbers_of(dataset.class_names)) if with_classes else start
+        return dataset
 
     def _add_dataset(self, path: Path, dataset: Dataset, *, is_annotated: bool) -> list[ImageRecord]:
         known = {os.path.realpath(self.path_of(record)) for record in self._images.values()}
@@ -343,7 +413,8 @@ class Project:
                 source,
                 sample.id if is_annotated else None,
                 reading,
-                is_predicted=is_annotated and kind_of_result(path) is not None,
+                prediction=source if kind_of_result(path) is not None else None,
+                is_predicted=kind_of_result(path) is not None,
             )
             if not is_annotated:
                 self._check_readable(record)

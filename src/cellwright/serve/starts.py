@@ -11,6 +11,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.result_folders import is_job_folder
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
 from cellwright.serve.annotation import Start, State
@@ -102,6 +103,18 @@ def _painted(masks: MaskSet, ids: np.ndarray) -> tuple[dict[tuple[int, int], byt
             boxes[number] = of_part if number not in boxes else boxes[number].united(of_part)
             areas[number] = areas.get(number, 0) + area
     return chunks, boxes, areas
+
+
+def count_of(dataset: Dataset, sample: str, folder: Path) -> int:
+    """The number of objects that are shown at first."""
+    from cellwright.data.formats.tile_job import read_table
+
+    if is_job_folder(folder):
+        return len(read_table(folder, ["label"]))
+    instances = dataset.sample(sample).read_instances()
+    threshold = recorded_threshold(dataset.info)
+    shown = reaches_threshold(instances.scores, instances.class_ids, threshold)
+    return int((shown & ~instances.ignore & (instances.masks.areas > 0)).sum())
 
 
 def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[str]) -> Start:
