@@ -112,7 +112,7 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         screen.note(f"the job has these measurements already: {plan.predictions}/objects.parquet or objects.csv.gz")
     if dry_run and not output.exists:
         return None
-    tables = [_measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
+    tables = [measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     with output.write() as folder:
@@ -148,7 +148,7 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset,
     return dataset, tuple(failures)
 
 
-def _measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:
+def measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:
     """The rows of one image, with the columns image, label, class and score first."""
     from cellwright.measurement.table import measure_in_parts, measure_instances
 

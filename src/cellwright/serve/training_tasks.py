@@ -1,0 +1,299 @@
+"""Tasks that learn from corrected images, or compare with them: train, tune, evaluate, check."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from cellwright.api.check import CheckPlan
+from cellwright.api.evaluate import EvaluatePlan
+from cellwright.api.train import TrainPlan
+from cellwright.api.tune import TunePlan
+from cellwright.core.errors import InputError, UsageError
+from cellwright.core.files import read_json
+from cellwright.core.progress import ProgressReporter
+from cellwright.core.text import count
+from cellwright.serve.facts import (
+    ImageFacts,
+    Part,
+    ProjectFacts,
+    corrected_part,
+    joined,
+    predicted_parts,
+    write_dataset,
+)
+from cellwright.serve.tables import comparison_of
+from cellwright.serve.task import Place, Step, Task
+
+HELD_OUT = 0.2  # share of the corrected images on which a new model is tested
+DATA = "data"
+
+
+class TrainTask(Task):
+    """Train on corrected images, and compare the model before and after on held-out ones.
+
+    name: of the folder in ``runs/``; by default the id of the job. held_out: ids of the images to test on; by default,
+    a fifth: those that were held out before, then others.
+    """
+
+    kind: ClassVar[str] = "runs"
+    recipe: str = "nuclei/finetune"
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
+    init: str | None = None
+    minutes: float | None = Field(5, ge=0)
+    set: tuple[str, ...] = ()
+    channel: tuple[str, ...] = ()
+    device: str = "auto"
+    held_out: tuple[str, ...] | None = None
+
+    def folder_name(self, job: str) -> str:
+        """See `Task`."""
+        return self.name or job
+
+    def chosen(self, project: ProjectFacts) -> list[ImageFacts]:
+        """The images to train and test on."""
+        return project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+
+    def steps(self, place: Place) -> list[Step]:
+        """The training, and the evaluation on held-out images if there are any."""
+        from cellwright.api.train import load_recipe
+
+        images = self.chosen(place.project)
+        fixed = [key for key in self.set if key.strip().startswith(("model.init", "extends"))]
+        if fixed:
+            raise UsageError("this key cannot be set here", where="`set`", got=fixed[0], remedy="use `init`")
+        init = None if self.init is None else place.model(self.init)
+        recipe = place.recipe(self.recipe)
+        started_from = getattr(load_recipe(recipe, self.set, init).model, "init", None)
+        data, run = place.beside(DATA), place.folder
+        train = TrainPlan(
+            recipe,
+            data=data,
+            channel=self.channel,
+            init=init,
+            set=self.set,
+            max_minutes=self.minutes,
+            device=self.device,
+            out=run,
+        )
+        steps = [Step("train", train)]
+        if self._held_out(place, images):
+            before = [] if started_from is None or not _is_model(started_from) else [Path(started_from)]
+            plan = EvaluatePlan((*before, run), data=data, split="val", pictures=0, out=place.evaluation)
+            steps.append(Step("evaluate", dataclasses.replace(plan, device=self.device)))
+        return steps
+
+    def _held_out(self, place: Place, images: Sequence[ImageFacts]) -> set[str]:
+        """The names of the images to test on; none if there is only one image."""
+        if self.held_out is not None:
+            held_out = {image.id for image in images if image.id in self.held_out}
+            if len(held_out) in (0, len(images)):
+                got, remedy = count(len(held_out), "image"), "leave some images for training, and some to test on"
+                raise UsageError("invalid `held_out`", got=f"{got} of {len(images)}", remedy=remedy)
+            return held_out
+        if len(images) < 2:
+            return set()
+        trained, tested = earlier_splits(place.project.folder, place.folder.name)
+        names = sorted((image.id for image in images), key=_in_mixed_order)
+        wanted = max(1, round(HELD_OUT * len(names)))
+        kept = [name for name in names if name in tested and name not in trained]
+        fresh = [name for name in names if name not in tested and name not in trained]
+        held_out = kept + fresh[: max(wanted - len(kept), 0)]
+        return set((held_out or names)[: len(names) - 1][: max(wanted, len(kept))])
+
+    def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
+        """See `Task`."""
+        images, data = self.chosen(place.project), place.beside(DATA)
+        train, *evaluate = self.steps(place)
+        if not (data / "dataset.json").is_file():  # a training that goes on keeps its images
+            part = corrected_part(place.project, images, annotations=True)
+            assert part is not None  # all images are corrected
+            held_out = self._held_out(place, images)
+            samples = [dataclasses.replace(s, split="val" if s.id in held_out else "train") for s in part.dataset]
+            if held_out & earlier_splits(place.project.folder, place.folder.name)[0]:
+                text = "the held-out images were used for an earlier training, so the comparison may be too good"
+                reporter.note(f"warning: {text}; correct another image, which will be held out")
+            if not held_out:
+                samples = [dataclasses.replace(sample, split=None) for sample in samples]
+                reporter.note("one image leaves none to test the new model on; correct another one to see a comparison")
+            write_dataset(part.dataset.with_samples(samples), data)
+        run = train.run(reporter)
+        result: dict[str, Any] = {"model": place.folder.name, "finished": run.finished}
+        result |= {"metrics": [list(one) for one in run.headline()]}
+        trained, tested = splits_of(data / "dataset.json")
+        result |= {"trained_on": sorted(trained), "held_out": sorted(tested)}
+        for step in evaluate:
+            again = dataclasses.replace(step.plan, overwrite=step.plan.out.exists())
+            try:
+                dataclasses.replace(step, plan=again).run(reporter)
+            except InputError as error:
+                reporter.note(f"warning: no comparison on held-out images: {error.problem}")
+            else:
+                result |= comparison_of(step.plan.out) | {"evaluation": place.job}
+        ended = "trained" if run.finished else "the time is over; train on for more"
+        return {"text": f"{ended}{_before_and_after(result.get('rows'))}", **result}
+
+
+class TuneTask(Task):
+    """Choose thresholds of a model on corrected images; the tuned model is a copy."""
+
+    kind: ClassVar[str] = "models"
+    model: str
+    metric: str = "accuracy@0.5"
+    views: str | None = None
+    device: str = "auto"
+
+    def steps(self, place: Place) -> list[Step]:
+        """See `Task`."""
+        place.project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+        plan = TunePlan(Path(place.model(self.model)), data=place.beside(DATA), out=place.folder)
+        return [Step("tune", dataclasses.replace(plan, metric=self.metric, views=self.views, device=self.device))]
+
+    def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
+        """See `Task`."""
+        images = place.project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+        part = corrected_part(place.project, images, annotations=True)
+        assert part is not None
+        samples = [dataclasses.replace(sample, split="val") for sample in part.dataset]
+        write_dataset(part.dataset.with_samples(samples), place.beside(DATA))
+        (step,) = self.steps(place)
+        tuned = step.run(reporter)
+        table = None if tuned is None else dict(zip(("title", "columns", "rows"), tuned.table(), strict=True))
+        return {"text": f"tuned on {count(len(images), 'image')}", "model": place.folder.name, "table": table}
+
+
+class EvaluateTask(Task):
+    """Evaluate a model, or the predictions that the project has, against the corrected images."""
+
+    kind: ClassVar[str] = "evaluations"
+    model: str | None = None
+    score: float | None = None
+    views: str | None = None
+    channel: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    remove_border: bool = False
+    device: str = "auto"
+
+    def _parts(self, place: Place) -> tuple[Part, Part | None]:
+        """Annotations and predictions; None for a model."""
+        project = place.project
+        if self.model is not None:
+            images = project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+        else:
+            usable = lambda image: image.is_corrected and image.prediction is not None  # noqa: E731
+            images = project.chosen(self.images, usable, "corrected after a prediction")
+        truth = corrected_part(project, images, annotations=True)
+        assert truth is not None
+        if self.model is not None:
+            return truth, None
+        as_predicted = [dataclasses.replace(image, state="predicted") for image in images]
+        return truth, joined(predicted_parts(project, as_predicted), project.class_names, scored=True)
+
+    def steps(self, place: Place) -> list[Step]:
+        """See `Task`."""
+        truth, predicted = self._parts(place)
+        data = truth.folder or place.beside("annotations")
+        if predicted is None:
+            subject = Path(place.model(self.model or ""))
+        else:
+            subject = predicted.folder_by_id or place.beside("predictions")
+        shared = self.model_dump(exclude={"images", "model"})
+        return [Step("evaluate", EvaluatePlan((subject,), data=data, pictures=12, out=place.folder, **shared))]
+
+    def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
+        """See `Task`."""
+        truth, predicted = self._parts(place)
+        truth.written(place.beside("annotations"))
+        if predicted is not None and predicted.folder_by_id is None:
+            write_dataset(predicted.named, place.beside("predictions"))
+        (step,) = self.steps(place)
+        step.run(reporter)
+        summary = read_json(place.folder / "metrics.json")
+        headline = summary["intervals_95"]
+        text = ", ".join(f"{row['metric']} {row['value']:.3f}" for row in headline[:3] if row["value"] is not None)
+        return {"text": text, "evaluation": place.folder.name, "headline": headline, "notes": summary["notes"]}
+
+
+class SuspectsTask(Task):
+    """List suspicious objects of corrected images, most suspicious first."""
+
+    kind: ClassVar[str] = "evaluations"
+    suspects: int = Field(200, ge=1, le=1000)
+
+    def steps(self, place: Place) -> list[Step]:
+        """See `Task`."""
+        part = self._part(place)
+        folder = part.folder or place.beside("annotations")
+        return [Step("data check", CheckPlan(folder, suspects=self.suspects))]
+
+    def _part(self, place: Place) -> Part:
+        images = place.project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+        part = corrected_part(place.project, images, annotations=True)
+        assert part is not None
+        return part
+
+    def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
+        """See `Task`."""
+        part = self._part(place)
+        part.written(place.beside("annotations"))
+        (step,) = self.steps(place)
+        checked = step.run(reporter)
+        suspects = checked.suspects[: self.suspects]
+        boxes = {}
+        for sample in part.dataset:
+            if any(suspect.sample_id == sample.id for suspect in suspects):
+                objects = sample.read_instances()
+                pairs = zip(objects.ids.tolist(), objects.masks.boxes[:, [1, 0, 3, 2]].tolist(), strict=True)
+                boxes |= {(sample.id, number): box for number, box in pairs}
+        rows = [
+            {"image": s.sample_id, "ids": [s.object_id], "kind": s.kind, "score": s.score, "why": s.why}
+            | {"box": boxes[s.sample_id, s.object_id]}
+            for s in suspects
+        ]
+        findings = [dataclasses.asdict(finding) for finding in checked.findings]
+        text = f"{count(len(rows), 'suspicious object')}, {count(checked.n_errors, 'error')}"
+        return {"text": text, "suspects": rows, "findings": findings}
+
+
+def earlier_splits(project: Path, run: str) -> tuple[set[str], set[str]]:
+    """The names of the images that other runs of a project trained on, and held out."""
+    trained: set[str] = set()
+    tested: set[str] = set()
+    for path in project.glob(f"runs/*_{DATA}/dataset.json"):
+        if path.parent.name != f"{run}_{DATA}":
+            own = splits_of(path)
+            trained |= own[0]
+            tested |= own[1]
+    return trained, tested
+
+
+def splits_of(dataset: Path) -> tuple[set[str], set[str]]:
+    """The names of the images of a run for training and validation; without splits, all are for training."""
+    images = read_json(dataset)["images"]
+    tested = {image["sample_id"] for image in images if image.get("split") == "val"}
+    return {image["sample_id"] for image in images} - tested, tested
+
+
+def _in_mixed_order(name: str) -> bytes:
+    """A key that puts names in an order which has nothing to do with the names, and is always the same."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _is_model(name: str) -> bool:
+    """Whether training started from a model of ours, with which the new one can be compared."""
+    from cellwright.api.paths import is_model
+
+    return is_model(Path(name))
+
+
+def _before_and_after(rows: list[dict[str, Any]] | None) -> str:
+    """``": accuracy@0.5 on held-out images 0.610 before, 0.740 after"``; empty without a comparison."""
+    if not rows:
+        return ""
+    before = "" if rows[0].get("before") is None else f"{rows[0]['before']:.3f} before, "
+    return f": {rows[0]['metric']} on held-out images {before}{rows[0]['after']:.3f} after"
