@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from starlette.testclient import TestClient
 
@@ -23,13 +24,17 @@ class PageClient(TestClient):
 
 
 @contextmanager
-def open_page(source: Path | None, out: Path, **access: int) -> Iterator[PageClient]:
-    """Serve a folder of images, a dataset, a prediction folder or nothing, as the project ``out``."""
+def open_page(source: Path | None, out: Path, *, worker: Any = None, **access: int) -> Iterator[PageClient]:
+    """Serve a folder of images, a dataset, a prediction folder or nothing, as the project ``out``.
+
+    worker: starts the worker of the jobs, see `JobQueue`.
+    """
     project = Project(out, roots=[source if source is not None and source.is_dir() else out])
     try:
         if source is not None:
             project.add(source)
         page, granted = Page(project), Access(8765, **access)
+        page.start_worker = worker or page.start_worker
         with PageClient(build_app(page, granted), base_url=HOST, headers={"origin": HOST}) as client:
             client.page, client.access = page, granted
             client.get(f"/?token={granted.token}")

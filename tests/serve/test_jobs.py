@@ -9,33 +9,33 @@ import shlex
 import signal
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
-from stand_in import DrawnProject, results
+import tifffile
 
+pytest.importorskip("fastapi")
+from page_client import PageClient, open_page
+
+from cellwright.api.read import read_dataset
 from cellwright.cli.app import build_app
-from cellwright.core.instances import Instances
-from cellwright.serve.jobs import JobQueue, WorkerProcess
-
-fastapi = pytest.importorskip("fastapi")
-from starlette.testclient import TestClient  # noqa: E402
-
-from cellwright.serve.job_routes import job_router  # noqa: E402
+from cellwright.data.synthetic import draw_field
+from cellwright.serve.jobs import WorkerProcess
 
 CLASSICAL = {"model": ["classical"]}
 TINY = [
     "train.length=3 steps", "train.warmup=1 step", "train.evaluate_every=3 steps", "augment.crop_px=64",
     "model.backbone.width=8", "model.fpn.channels=16", "train.batch_size=1",
 ]  # fmt: skip
+TRAIN = {"recipe": "synthetic/demo", "device": "cpu"}
 
 
 class Shared(WorkerProcess):
-    """A worker that outlives a queue."""
+    """A worker that outlives a page."""
 
     def end(self, wait_s: float = 0.0) -> None:
         if not self.is_alive:
@@ -43,7 +43,7 @@ class Shared(WorkerProcess):
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Any]:
+def worker() -> Iterator[Callable[[], WorkerProcess]]:
     workers = [Shared()]
 
     def start() -> WorkerProcess:
@@ -56,43 +56,46 @@ def worker() -> Iterator[Any]:
         WorkerProcess.end(one)
 
 
-class Opened:
-    """A project with its jobs, and a client of the routes."""
-
-    def __init__(self, project: DrawnProject, worker: Any) -> None:
-        self.project, self.told = project, list[dict[str, Any]]()
-        self.jobs = JobQueue(project, self.told.append, start_worker=worker)
-        app = fastapi.FastAPI()
-        app.state.page = SimpleNamespace(jobs=self.jobs)
-        app.include_router(job_router())
-        self.client = TestClient(app)
-
-    def submit(self, verb: str, **parameters: Any) -> dict[str, Any]:
-        answer = self.client.post("/api/jobs", json={"verb": verb, "parameters": parameters})
-        assert answer.status_code == 201, answer.text
-        return answer.json()
-
-    def do(self, verb: str, **parameters: Any) -> dict[str, Any]:
-        job = self.submit(verb, **parameters)
-        self.jobs.wait(60)
-        done = self.client.get(f"/api/jobs/{job['id']}").json()
-        assert done["state"] == "done", done["error"]
-        return done
+def draw_images(folder: Path, n_images: int) -> Path:
+    folder.mkdir()
+    for k in range(n_images):
+        image, _ = draw_field(k, (96, 128), 8)
+        cv2.imwrite(str(folder / f"field {k}.png"), image.data[:, :, ::-1])
+    return folder
 
 
 @pytest.fixture
-def opened(tmp_path: Path, worker: Any) -> Iterator[Any]:
-    queues: list[JobQueue] = []
+def page(tmp_path: Path, worker: Any) -> Iterator[PageClient]:
+    """The page on three drawn images: field_0, field_1, field_2."""
+    with open_page(draw_images(tmp_path / "my images", 3), tmp_path / "project", worker=worker) as client:
+        yield client
 
-    def open_project(n_images: int, corrected: tuple[int, ...] = ()) -> Opened:
-        one = Opened(DrawnProject(tmp_path / "project", n_images, corrected), worker)
-        one.jobs.start()
-        queues.append(one.jobs)
-        return one
 
-    yield open_project
-    for one in queues:
-        one.close()
+def submit(page: PageClient, verb: str, **parameters: Any) -> dict[str, Any]:
+    answer = page.post("/api/jobs", json={"verb": verb, "parameters": parameters})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def do(page: PageClient, verb: str, **parameters: Any) -> dict[str, Any]:
+    job = submit(page, verb, **parameters)
+    page.page.jobs.wait(60)
+    done = page.get(f"/api/jobs/{job['id']}").json()
+    assert done["state"] == "done", done["error"]
+    return done
+
+
+def edit(page: PageClient, image: str, **values: Any) -> None:
+    answer = page.post(f"/api/images/{image}/edits", json=values)
+    assert answer.status_code == 200, answer.text
+
+
+def objects(page: PageClient, image: str) -> dict[str, list[Any]]:
+    return page.get(f"/api/images/{image}/objects").json()
+
+
+def states(page: PageClient) -> list[tuple[str, str]]:
+    return [(job["id"], job["state"]) for job in page.page.jobs.all()]
 
 
 def parsed(command: str) -> Any:
@@ -103,154 +106,144 @@ def parsed(command: str) -> Any:
     return bound.arguments["plan"]
 
 
-def test_predict_measure_export(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = opened(3, (2,))
-    job = page.do("predict", **CLASSICAL, min_area=20)
-    assert job["result"]["images"] == ["field_0", "field_1"]
-    assert job["result"]["left"] == ["field_2"]
-    assert job["text"].endswith("; 1 image with corrections left as it is")
-    assert parsed(job["command"]).model == ("classical",)
-    folder = page.project.folder / "predictions/predict-1"
-    assert {path.name for path in folder.glob("*_masks.tif")} == {"field 0_masks.tif", "field 1_masks.tif"}
-    assert any(event["job"]["state"] == "running" for event in page.told)
+def test_predict_measure_export(page: PageClient, tmp_path: Path) -> None:
+    job = do(page, "predict", **CLASSICAL, min_area=20)
+    assert sorted(next(iter(job["result"]["images"].values()))) == ["field_0", "field_1", "field_2"]
+    plan = parsed(job["command"])
+    assert (plan.model, plan.sources) == (("classical",), (tmp_path / "my images",))
+    masks = tifffile.imread(tmp_path / "project/predictions/predict-1/field 0_masks.tif")
+    assert objects(page, "field_0")["id"] == np.unique(masks)[1:].tolist()
 
-    answer = page.client.get("/api/images/field_0/measurements").json()
-    columns = {column["name"]: column for column in answer["columns"]}
+    victim = objects(page, "field_2")["id"][0]
+    edit(page, "field_2", op="delete", ids=[victim])
+    again = do(page, "predict", **CLASSICAL, min_area=30)
+    assert again["result"]["left"] == ["field_2"]
+    assert again["text"].endswith("; 1 image with corrections left as it is")
+    assert victim not in objects(page, "field_2")["id"]
+
+    table = page.get("/api/images/field_0/measurements").json()
+    columns = {column["name"]: column for column in table["columns"]}
     assert columns["area_px"]["unit"] == "px"
-    assert len(columns["area_px"]["values"]) == len(answer["ids"]) == len(columns["score"]["values"]) > 3
-    assert page.client.get("/api/images/nowhere/measurements").status_code == 404
+    shown = objects(page, "field_0")
+    assert dict(zip(table["ids"], columns["area_px"]["values"], strict=True)) == dict(
+        zip(shown["id"], shown["area"], strict=True)
+    )
+    assert page.get("/api/images/nowhere/measurements").status_code == 404
 
-    measured = page.do("measure")
-    table = (page.project.folder / measured["result"]["table"]).read_text().splitlines()
-    assert len(table) == 1 + measured["result"]["n_objects"] > 12
-    assert {line.split(",")[0] for line in table[1:]} == {"field 0", "field 1", "field_2"}
+    measured = do(page, "measure")["result"]
+    rows = (tmp_path / "project" / measured["table"]).read_text().splitlines()
+    assert len(rows) == 1 + measured["n_objects"] == 1 + sum(len(objects(page, f"field_{k}")["id"]) for k in range(3))
 
     smallest, *_, largest = sorted(columns["area_px"]["values"])
     gate = [{"column": "area_px", "low": smallest + 1, "high": largest - 1}]
-    one = page.do("export", to="label_images", images=["field_0"], gate=gate)
-    answer = page.client.get(one["result"]["download"])
-    import tifffile
+    one = do(page, "export", to="label_images", images=["field_0"], gate=gate)["result"]
+    kept = np.unique(tifffile.imread(io.BytesIO(page.get(one["download"]).content)))[1:]
+    areas = zip(table["ids"], columns["area_px"]["values"], strict=True)
+    assert kept.tolist() == sorted(number for number, area in areas if smallest < area < largest)
 
-    kept = np.unique(tifffile.imread(io.BytesIO(answer.content)))[1:]
-    areas = dict(zip(answer_ids(page, "field_0"), columns["area_px"]["values"], strict=True))
-    assert kept.tolist() == sorted(i for i, area in areas.items() if smallest < area < largest)
-
-    everything = page.do("export", to="geojson")
-    with zipfile.ZipFile(io.BytesIO(page.client.get(everything["result"]["download"]).content)) as packed:
+    everything = do(page, "export", to="geojson")["result"]
+    with zipfile.ZipFile(io.BytesIO(page.get(everything["download"]).content)) as packed:
         assert sorted(packed.namelist()) == ["field_0.geojson", "field_1.geojson", "field_2.geojson"]
-    assert page.client.get("/api/formats").json()[0]["name"] == "label_images"
+        features = json.loads(packed.read("field_2.geojson"))["features"]
+    assert len(features) == len(objects(page, "field_2")["id"])
+    assert page.get("/api/formats").json()[0]["name"] == "label_images"
 
 
-def answer_ids(page: Opened, image: str) -> list[int]:
-    return page.client.get(f"/api/images/{image}/measurements").json()["ids"]
-
-
-def test_train_tune_evaluate_suspects(opened: Any) -> None:
-    page = opened(3, (0, 1, 2))
-    region = np.zeros((96, 128), bool)
-    region[:, 64:] = True
-
-    def with_region(truth: Instances) -> Instances:
-        from cellwright.core.masks import MaskSet, concat
-
-        masks = concat([truth.masks, MaskSet.from_dense(region[None])])
-        return Instances.from_masks(masks, ignore=np.arange(len(masks)) == len(truth))
-
-    page.project.correct("field_1", objects=with_region)
-    options = {"set": TINY, "recipe": "synthetic/demo", "minutes": 1, "device": "cpu"}
-    job = page.do("train", name="mine", held_out=["field_2"], **options)
+def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
+    do(page, "predict", **CLASSICAL)
+    right_half = [[0, 64], [96, 64], [96, 128], [0, 128]]
+    hidden = {n for n, x0 in zip(*(objects(page, "field_1")[key] for key in ("id", "x0")), strict=True) if x0 >= 64}
+    edit(page, "field_1", op="ignore_region", outline=right_half)
+    for image in ("field_0", "field_2"):
+        edit(page, image, op="delete", ids=objects(page, image)["id"][:1])
+    job = do(page, "train", name="mine", held_out=["field_2"], minutes=1, set=TINY, **TRAIN)
     result = job["result"]
     assert (result["model"], result["finished"], result["held_out"]) == ("mine", True, ["field_2"])
     assert [event["kind"] for event in job["events"]].count("validation") == 1
     assert job["events"][-1]["metrics"]
-    assert job["progress"] == 1
     assert "accuracy@0.5" in result["after"]
-    assert page.project.marked == ["field_0 field_1 field_2 True", "field_0 field_1 field_2 False"]
     train, evaluate = (parsed(line) for line in job["command"].splitlines())
     assert (train.recipe, train.max_minutes, evaluate.split) == ("synthetic/demo", 1, "val")
-    data = json.loads((page.project.folder / "runs/mine_data/dataset.json").read_text())
-    splits = {image["sample_id"]: image["split"] for image in data["images"]}
-    assert splits == {"field_0": "train", "field_1": "train", "field_2": "val"}
-    models = {model["name"]: model for model in page.client.get("/api/models").json()["models"]}
+    data = read_dataset(tmp_path / "project/runs/mine_data")
+    assert {sample.id: sample.split for sample in data} == {"field_0": "train", "field_1": "train", "field_2": "val"}
+    # What is not annotated does not count: the objects in it are left out, and the region itself is ignored.
+    learned = data.sample("field_1").read_instances()
+    assert hidden
+    assert hidden.isdisjoint(learned.ids[~learned.ignore].tolist())
+    assert learned.masks[learned.ignore].foreground()[:, 64:].mean() > 0.9
+    models = {model["name"]: model for model in page.get("/api/models").json()["models"]}
     assert models["mine"]["after"] == result["after"]
-    again = page.client.post("/api/jobs", json={"verb": "train", "parameters": {"name": "mine", **options}})
+    assert "mine" in [model["name"] for model in page.get("/api/project").json()["models"]]
+    again = page.post("/api/jobs", json={"verb": "train", "parameters": {"name": "mine", **TRAIN}})
     assert again.status_code == 422
 
-    tuned = page.do("tune", model="mine", images=["field_2"], device="cpu")
-    assert tuned["result"]["model"] == "tune-1"
+    assert do(page, "tune", model="mine", images=["field_2"], device="cpu")["result"]["model"] == "tune-1"
 
-    page.do("predict", **CLASSICAL, keep="none")
-    page.project.correct("field_0", "field_1", "field_2", objects=lambda truth: truth[1:])
-    evaluated = page.do("evaluate")
-    shown = page.client.get(f"/api/evaluations/{evaluated['id']}").json()
-    assert shown["metrics"]["accuracy@0.5"] > 0.3
-    assert {row["image"] for row in shown["images"]} == {"field_0", "field_1", "field_2"}
-    extra = [error for error in shown["errors"] if error["kind"] == "extra"]
-    assert extra
-    assert extra[0]["ids"] == []
-    assert all(error["box"][1] < 64 for error in shown["errors"] if error["image"] == "field_1")  # the rest is ignored
-    one = page.client.get(f"/api/evaluations/{evaluated['id']}?image=field_0").json()["errors"]
-    assert {error["image"] for error in one} == {"field_0"}
+    evaluated = do(page, "evaluate")
+    shown = page.get(f"/api/evaluations/{evaluated['id']}").json()
+    assert {row["image"]: row["n_extra"] for row in shown["images"]} == {"field_0": 1, "field_1": 0, "field_2": 1}
+    (extra,) = page.get(f"/api/evaluations/{evaluated['id']}?image=field_0").json()["errors"]
+    assert (extra["kind"], extra["ids"]) == ("extra", [])
 
-    suspects = page.do("suspects", images=["field_0"])["result"]["suspects"]
+    suspects = do(page, "suspects", images=["field_0"])["result"]["suspects"]
     assert all(row["image"] == "field_0" and len(row["box"]) == 4 for row in suspects)
 
 
-def test_cancel_kill_and_queue(opened: Any) -> None:
-    page = opened(2, (0, 1))
+def test_cancel_kill_and_queue(page: PageClient, tmp_path: Path) -> None:
+    do(page, "predict", **CLASSICAL)
+    for image in ("field_0", "field_1"):
+        edit(page, image, op="delete", ids=objects(page, image)["id"][:1])
     long = [*TINY, "train.length=100000 steps", "train.checkpoint_every=1 step", "train.evaluate_every=100000 steps"]
-    options = {"recipe": "synthetic/demo", "minutes": None, "device": "cpu"}
-    first = page.submit("train", **options, set=long)
-    second = page.submit("predict", **CLASSICAL, keep="none")
-    third = page.submit("predict", **CLASSICAL, keep="none")
-    assert page.client.delete(f"/api/jobs/{third['id']}").json()["state"] == "cancelled"
-    wait_for_steps(page, first["id"], 2)
-    assert results(page.jobs) == [("train-1", "running"), ("predict-1", "queued"), ("predict-2", "cancelled")]
-    page.client.delete(f"/api/jobs/{first['id']}")
-    page.jobs.wait(60)
-    assert results(page.jobs) == [("train-1", "cancelled"), ("predict-1", "done"), ("predict-2", "cancelled")]
-    assert second["id"] == "predict-1"
-    steps = max(event["step"] for event in page.jobs.get("train-1")["events"])
-    assert (page.project.folder / "runs/train-1/checkpoints").is_dir()
+    first = submit(page, "train", **TRAIN, set=long, minutes=None)
+    waiting = submit(page, "predict", **CLASSICAL)
+    removed = submit(page, "predict", **CLASSICAL)
+    assert page.delete(f"/api/jobs/{removed['id']}").json()["state"] == "cancelled"
+    wait_for_step(page, first["id"], 2)
+    assert states(page)[1:] == [("train-1", "running"), ("predict-2", "queued"), ("predict-3", "cancelled")]
+    assert {row["state"] for row in page.get("/api/project").json()["images"]} == {"training", "predicted"}
+    page.delete(f"/api/jobs/{first['id']}")
+    page.page.jobs.wait(60)
+    assert states(page)[1:] == [("train-1", "cancelled"), (waiting["id"], "done"), ("predict-3", "cancelled")]
+    steps = max(event["step"] for event in page.page.jobs.get("train-1")["events"])
 
-    page.client.post("/api/jobs/train-1/resume", json={})
-    wait_for_steps(page, "train-1", steps + 2)
-    assert any("resuming from step" in note for note in page.jobs.get("train-1")["notes"])
-    waiting = page.submit("predict", **CLASSICAL, keep="none")
-    assert page.jobs._worker is not None
-    os.kill(page.jobs._worker.pid, signal.SIGKILL)
-    page.jobs.wait(60)
-    killed = page.jobs.get("train-1")
+    page.post("/api/jobs/train-1/resume", json={})
+    wait_for_step(page, "train-1", steps + 2)
+    assert any("resuming from step" in note for note in page.page.jobs.get("train-1")["notes"])
+    waiting = submit(page, "predict", **CLASSICAL)
+    os.kill(page.page.jobs.worker_pid, signal.SIGKILL)
+    page.page.jobs.wait(60)
+    killed = page.page.jobs.get("train-1")
     assert killed["state"] == "failed"
     assert "SIGKILL" in killed["error"]["message"]
-    assert page.jobs.get(waiting["id"])["state"] == "done"
+    assert page.page.jobs.get(waiting["id"])["state"] == "done"
+    assert {row["state"] for row in page.get("/api/project").json()["images"]} == {"corrected", "predicted"}
 
 
-def wait_for_steps(page: Opened, job: str, step: int) -> None:
+def wait_for_step(page: PageClient, job: str, step: int) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if any(event["step"] >= step for event in page.jobs.get(job)["events"]):
+        now = page.page.jobs.get(job)
+        if any(event["step"] >= step for event in now["events"]):
             return
-        assert page.jobs.get(job)["state"] in ("queued", "running"), page.jobs.get(job)["error"]
+        assert now["state"] in ("queued", "running"), now["error"]
         time.sleep(0.02)
     raise AssertionError("no steps")
 
 
 def test_jobs_go_on_after_a_restart_of_the_server(tmp_path: Path, worker: Any) -> None:
-    project = DrawnProject(tmp_path / "project", 2)
-    before = JobQueue(project, lambda event: None, start_worker=worker)  # never starts to work
-    before.submit("predict", CLASSICAL)
-    before.submit("predict", {**CLASSICAL, "images": ["field_0"]})
-    path = tmp_path / "project/jobs.json"
-    content = json.loads(path.read_text())
-    content["jobs"][0]["state"] = "running"  # when the server was killed
-    path.write_text(json.dumps(content))
-    after = JobQueue(project, lambda event: None, start_worker=worker)
-    after.start()
-    after.wait(60)
-    assert results(after) == [("predict-1", "done"), ("predict-2", "done")]
-    after.close()
-    assert results(JobQueue(project, lambda event: None)) == [("predict-1", "done"), ("predict-2", "done")]
+    images, project = draw_images(tmp_path / "images", 2), tmp_path / "project"
+    with open_page(images, project) as page:
+        page.page.jobs.close()  # it does not work any more
+        submit(page, "predict", **CLASSICAL)
+        submit(page, "predict", **CLASSICAL, images=["field_0"])
+    content = json.loads((project / "jobs.json").read_text())
+    content["jobs"][0] |= {"state": "running", "starts": 1}  # when the server was killed
+    content["jobs"].append({**content["jobs"][0], "id": "predict-9", "starts": 3})
+    (project / "jobs.json").write_text(json.dumps(content))
+    with open_page(images, project, worker=worker) as page:
+        page.page.jobs.wait(60)
+        assert states(page) == [("predict-1", "done"), ("predict-2", "done"), ("predict-9", "failed")]
+        assert submit(page, "predict", **CLASSICAL)["id"] == "predict-10"
 
 
 @pytest.mark.parametrize(
@@ -261,18 +254,24 @@ def test_jobs_go_on_after_a_restart_of_the_server(tmp_path: Path, worker: Any) -
         ("predict", {"score": "high"}, "score"),
         ("predict", {"model": ["../../secret"]}, "no such model"),
         ("predict", {"images": ["field_9"]}, "no such image"),
-        ("predict", {"images": ["field_1"]}, "only images with corrections"),
         ("train", {"images": ["field_0"]}, "not corrected"),
         ("train", {"recipe": "/etc/passwd"}, "no such recipe"),
         ("train", {"set": ["model.init=/etc"]}, "cannot be set"),
         ("train", {"name": "../out"}, "name"),
-        ("export", {"to": "docx", "images": ["field_1"]}, "unknown export format"),
+        ("export", {"to": "docx"}, "unknown export format"),
         ("evaluate", {}, "no image is corrected after a prediction"),
     ],
 )
-def test_bad_requests(tmp_path: Path, verb: str, parameters: dict[str, Any], message: str) -> None:
-    page = Opened(DrawnProject(tmp_path / "project", 2, (1,)), None)
-    answer = page.client.post("/api/jobs", json={"verb": verb, "parameters": parameters})
+def test_bad_requests(one_page: PageClient, verb: str, parameters: dict[str, Any], message: str) -> None:
+    answer = one_page.post("/api/jobs", json={"verb": verb, "parameters": parameters})
     assert answer.status_code in (404, 422)
     assert message in answer.json()["error"]["message"]
-    assert page.jobs.all() == []
+    assert one_page.page.jobs.all() == []
+
+
+@pytest.fixture(scope="module")
+def one_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageClient]:
+    folder = tmp_path_factory.mktemp("page")
+    with open_page(draw_images(folder / "images", 2), folder / "project") as client:
+        edit(client, "field_1", op="draw", outline=[[10, 10], [30, 10], [30, 30], [10, 30]])
+        yield client

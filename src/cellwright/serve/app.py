@@ -100,7 +100,7 @@ def project(request: Request, offset: Small = 0, limit: Annotated[int, Query(ge=
         "name": page.project.name,
         "folder": str(page.project.folder),
         "classes": list(page.project.classes),
-        "models": _models(page),
+        "models": job_routes.list_models(page.project.folder, page.jobs),
         "n_images": len(images),
         "images": [_image_row(record) for record in images[offset : offset + limit]],
         "problem": page.project.corrected_dataset.error,
@@ -312,16 +312,6 @@ def _image_row(record: ImageRecord) -> dict[str, Any]:
         "n_objects": record.n_objects,
         "note": record.note,
     }
-
-
-def _models(page: Page) -> list[dict[str, str]]:
-    """The models that the page offers: the bundled ones, and those trained in this project."""
-    found = [{"name": "nuclei", "kind": "bundled"}, {"name": "classical", "kind": "classical"}]
-    for kind in ("models", "runs"):
-        folder = page.project.folder / kind
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        found += [{"name": name, "kind": kind[:-1]} for name in names if not name.startswith(".")]
-    return found
 
 
 # --- forms of answers

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,48 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.text import count
 
-CORRECTED_STATES = ("corrected", "training")
 MOSTLY = 0.5  # an object with a larger share of its pixels in regions that are not annotated is left out with them
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image of a project: see `serve.project`. prediction: the folder that its prediction came from, or None."""
+    """An image of a project.
+
+    is_corrected: its objects are those of ``corrected/``. objects: otherwise, where they are as the page shows them, or
+    None if they have to be written first; is_annotated: these are annotations. has_objects: whether there are any, or a
+    prediction that found none. prediction: the last one, whatever was corrected since. reading: of the image file.
+    """
 
     id: str
     path: Path
     hw: tuple[int, int]
-    state: str
+    is_corrected: bool = False
+    is_annotated: bool = False
+    has_objects: bool = False
+    objects: Path | None = None
     prediction: Path | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def is_corrected(self) -> bool:
-        """Whether its objects are those of ``corrected/``."""
-        return self.state in CORRECTED_STATES
+    def is_truth(self) -> bool:
+        """Whether its objects can be learned from."""
+        return self.is_corrected or self.is_annotated
+
+    def to_json(self) -> dict[str, Any]:
+        """See `from_json`."""
+        paths = {name: None if (path := getattr(self, name)) is None else str(path) for name in _PATHS}
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return values | paths | {"reading": dict(self.reading)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> ImageFacts:
+        """Of what `to_json` returned."""
+        paths = {name: None if values[name] is None else Path(values[name]) for name in _PATHS}
+        height, width = values["hw"]
+        return ImageFacts(**{**values, **paths, "hw": (height, width)})
+
+
+_PATHS = ("path", "objects", "prediction")
 
 
 @dataclass(frozen=True)
@@ -62,9 +86,13 @@ class ProjectFacts:
                     raise UsageError("no such image in this project", got=one, remedy=did_you_mean(one, known))
             images = [known[one] for one in dict.fromkeys(ids)]
             if others := [image.id for image in images if not fits(image)]:
-                raise UsageError(f"{count(len(others), 'image')} not {what}", got=", ".join(others[:5]))
+                raise UsageError(
+                    f"{count(len(others), 'image')} not {what}",
+                    got=", ".join(others[:5]),
+                    expected=f"images that are {what}",
+                )
         if not images:
-            raise UsageError(f"no image is {what}", got=count(len(self.images), "image"))
+            raise UsageError(f"no image is {what}", got=count(len(self.images), "image"), expected="at least one")
         return images
 
     def to_json(self) -> dict[str, Any]:
@@ -73,28 +101,14 @@ class ProjectFacts:
             "folder": str(self.folder),
             "corrected": str(self.corrected),
             "class_names": list(self.class_names),
-            "images": [
-                {**dataclasses.asdict(image), "path": str(image.path)}
-                | {"prediction": None if image.prediction is None else str(image.prediction)}
-                for image in self.images
-            ],
+            "images": [image.to_json() for image in self.images],
         }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> ProjectFacts:
         """Of what `to_json` returned."""
-        images = [
-            ImageFacts(
-                one["id"],
-                Path(one["path"]),
-                tuple(one["hw"]),
-                one["state"],
-                None if one["prediction"] is None else Path(one["prediction"]),
-            )
-            for one in values["images"]
-        ]
-        folder, corrected = Path(values["folder"]), Path(values["corrected"])
-        return ProjectFacts(folder, corrected, tuple(values["class_names"]), tuple(images))
+        images = tuple(ImageFacts.from_json(one) for one in values["images"])
+        return ProjectFacts(Path(values["folder"]), Path(values["corrected"]), tuple(values["class_names"]), images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +148,34 @@ class Part:
         return self.folder or folder
 
 
-def corrected_part(project: ProjectFacts, images: Sequence[ImageFacts], *, annotations: bool) -> Part | None:
-    """The corrected images among these, or None.
+def truth_part(project: ProjectFacts, ids: Sequence[str] | None) -> Part:
+    """The images that can be learned from, or those of them with these ids: corrected, or annotated from the start.
 
-    annotations: True for training and evaluation, which leave regions that are not annotated out; otherwise they are no
-    objects, and omitted.
+    Regions that are not annotated are left out of training and evaluation, with the objects that are mostly in them.
     """
+    images = project.chosen(ids, lambda image: image.is_truth, "corrected")
+    corrected = corrected_part(project, images, load=_Regions)
+    parts = [*([] if corrected is None else [corrected]), *_parts_of(images, lambda image: image.objects)]
+    return joined(parts, project.class_names)
+
+
+def object_parts(project: ProjectFacts, ids: Sequence[str] | None) -> list[Part]:
+    """The objects of all images that have some, or of those with these ids: corrected images first."""
+    images = project.chosen(ids, lambda image: image.is_corrected or image.has_objects, "predicted or corrected")
+    corrected = corrected_part(project, images, load=_Objects)
+    return [*([] if corrected is None else [corrected]), *_parts_of(images, lambda image: image.objects)]
+
+
+def predicted_part(project: ProjectFacts, ids: Sequence[str] | None) -> Part:
+    """The last predictions of images that can be learned from, with all candidates if one folder has them all."""
+    usable = lambda image: image.is_truth and image.prediction is not None  # noqa: E731
+    images = project.chosen(ids, usable, "corrected after a prediction")
+    as_predicted = [dataclasses.replace(image, is_corrected=False) for image in images]
+    return joined(_parts_of(as_predicted, lambda image: image.prediction), project.class_names, scored=True)
+
+
+def corrected_part(project: ProjectFacts, images: Sequence[ImageFacts], load: type[_Regions | _Objects]) -> Part | None:
+    """The corrected images among these, or None. load: what becomes of regions that are not annotated."""
     wanted = {image.id for image in images if image.is_corrected}
     if not wanted:
         return None
@@ -147,23 +183,25 @@ def corrected_part(project: ProjectFacts, images: Sequence[ImageFacts], *, annot
     samples, changed = [], False
     for sample in dataset:
         if sample.id in wanted:
-            load = _Regions(sample.load) if annotations else _Objects(sample.load)
-            is_other = sample.read_instances().ignore.any()
-            samples.append(dataclasses.replace(sample, load=load) if is_other else sample)
-            changed |= bool(is_other)
+            has_regions = bool(sample.read_instances().ignore.any())
+            samples.append(dataclasses.replace(sample, load=load(sample.load)) if has_regions else sample)
+            changed |= has_regions
     if missing := wanted.difference(sample.id for sample in samples):
-        raise InputError("a corrected image is not in the dataset", where=project.corrected, got=min(missing))
+        remedy = "correct it again, or start the page again"
+        raise InputError(
+            "a corrected image is not in the dataset", where=project.corrected, got=min(missing), remedy=remedy
+        )
     is_whole = len(samples) == len(dataset) and not changed
     dataset = dataset.with_samples(samples)
     return Part(dataset, dataset, project.corrected if is_whole else None)
 
 
-def predicted_parts(project: ProjectFacts, images: Sequence[ImageFacts]) -> list[Part]:
-    """The predicted images among these that were not corrected; one part per folder."""
+def _parts_of(images: Sequence[ImageFacts], place: Callable[[ImageFacts], Path | None]) -> list[Part]:
+    """The images among these that were not corrected, one part for each folder with their objects."""
     of_folder: dict[Path, dict[Path, ImageFacts]] = {}
     for image in images:
-        if image.prediction is not None and not image.is_corrected:
-            of_folder.setdefault(image.prediction, {})[image.path.resolve()] = image
+        if (folder := place(image)) is not None and not image.is_corrected:
+            of_folder.setdefault(folder, {})[image.path.resolve()] = image
     parts = []
     for folder, wanted in of_folder.items():
         dataset = _read(folder)
@@ -174,20 +212,12 @@ def predicted_parts(project: ProjectFacts, images: Sequence[ImageFacts]) -> list
         ]
         if len(found) < len(wanted):
             got = f"{count(len(found), 'image')} of {len(wanted)}"
-            raise InputError("the prediction of an image is gone", where=folder, got=got, remedy="predict it again")
+            raise InputError("the objects of an image are gone", where=folder, got=got, remedy="predict it again")
         samples = [sample for sample, _ in found]
         named = [dataclasses.replace(sample, id=image.id) for sample, image in found]
         is_whole = len(found) == len(dataset)
         parts.append(Part(dataset.with_samples(samples), dataset.with_samples(named), folder if is_whole else None))
     return parts
-
-
-def object_parts(project: ProjectFacts, ids: Sequence[str] | None) -> list[Part]:
-    """The objects of all images that have some, or of those with these ids: corrected images first."""
-    fits = lambda image: image.is_corrected or image.prediction is not None  # noqa: E731
-    images = project.chosen(ids, fits, "predicted or corrected")
-    corrected = corrected_part(project, images, annotations=False)
-    return [*([] if corrected is None else [corrected]), *predicted_parts(project, images)]
 
 
 def joined(parts: Sequence[Part], class_names: Sequence[str], *, scored: bool = False) -> Part:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from cellwright.core.errors import CellwrightError, InputError, UsageError
 from cellwright.core.events import plain
+from cellwright.core.instances import Instances
+from cellwright.core.result_folders import kind_of_result
+from cellwright.serve.corrected import instances_of
 from cellwright.serve.facts import ImageFacts
-from cellwright.serve.jobs import JobQueue
+from cellwright.serve.jobs import JobQueue, WorkerProcess
 from cellwright.serve.object_tasks import FILES_FOLDER, exported_files
 from cellwright.serve.tables import evaluation_of, measurements_of
 from cellwright.serve.task import EVALUATIONS, model_names
 
 if TYPE_CHECKING:
-    from cellwright.serve.project import Page, Project
+    from cellwright.serve.project import ImageRecord, Page
 
 # What an export is called on the page, and what it is for; others have the name of the format.
 TITLES = {
@@ -61,17 +67,41 @@ class PageProject:
 
     def image_facts(self) -> list[ImageFacts]:
         """See `JobProject`."""
-        return [facts_of(self._project, record) for record in self._project.images if record.hw is not None]
+        return [self._facts_of(record) for record in self._project.images if record.hw is not None]
+
+    def _facts_of(self, record: ImageRecord) -> ImageFacts:
+        source = None if record.source is None else (self.folder / record.source).resolve()
+        is_result = source is not None and kind_of_result(source) is not None
+        is_untouched = source is not None and not self._project.is_changed(record.id)
+        assert record.hw is not None
+        return ImageFacts(
+            record.id,
+            Path(os.path.abspath(self._project.path_of(record))),  # noqa: PTH100 - a link to an image stays one
+            record.hw,
+            is_corrected=record.is_corrected,
+            is_annotated=is_untouched and not is_result,
+            has_objects=record.is_predicted or is_untouched or bool(record.n_objects),
+            objects=source if is_untouched else None,
+            prediction=source if is_result else None,
+            reading=record.reading,
+        )
+
+    def objects(self, image_id: str) -> Instances:
+        """See `JobProject`."""
+        frozen = self._project.annotation(image_id).snapshot()
+        shown = instances_of(frozen)
+        shown = shown[~shown.ignore]
+        scores = frozen.columns["score"][np.searchsorted(frozen.columns["id"], shown.ids)]
+        return shown if np.isnan(scores).any() else replace(shown, scores=scores)
 
     def save_corrected(self) -> None:
         """See `JobProject`."""
         if any(image.is_corrected for image in self.image_facts()):
             self._project.save_corrected()
 
-    def adopt(self, folder: Path, ids: Sequence[str]) -> None:
+    def adopt(self, folder: Path, ids: Sequence[str]) -> list[str]:
         """See `JobProject`."""
-        self._project.adopt(folder, ids)
-        self._page.events.publish({"kind": "project"})
+        return self._project.adopt(folder, ids)
 
     def set_training(self, ids: Sequence[str], *, is_on: bool) -> None:
         """See `JobProject`."""
@@ -79,15 +109,9 @@ class PageProject:
         self._page.events.publish({"kind": "project"})
 
 
-def facts_of(project: Project, record: Any) -> ImageFacts:
-    """An image as jobs see it."""
-    prediction = None if record.prediction is None else (project.folder / record.prediction).resolve()
-    return ImageFacts(record.id, project.path_of(record), record.hw, record.state, prediction)
-
-
 def start(page: Page) -> None:
     """Begin to work, when the server starts; `stop` ends it."""
-    page.jobs = JobQueue(PageProject(page), page.events.publish)
+    page.jobs = JobQueue(PageProject(page), page.events.publish, start_worker=page.start_worker or WorkerProcess)
     page.jobs.start()
 
 
@@ -119,8 +143,10 @@ def jobs_of(request: Request) -> JobQueue:
 
 
 def list_jobs(request: Request) -> Response:
-    """All jobs, without most of their events."""
-    return answered(lambda: {"jobs": jobs_of(request).all()})
+    """All jobs, without most of their events. A page asks when it is opened, so the worker starts."""
+    jobs = jobs_of(request)
+    jobs.warm_up()
+    return answered(lambda: {"jobs": jobs.all()})
 
 
 def submit(request: Request, body: dict[str, Any]) -> Response:
@@ -155,10 +181,8 @@ def measurements(request: Request, image_id: str) -> Response:
 
     def work() -> dict[str, Any]:
         jobs = jobs_of(request)
-        jobs.project.save_corrected()
-        facts = jobs.facts()
-        (image,) = facts.chosen([image_id], lambda image: True, "in this project")
-        return measurements_of(facts, image)
+        (image,) = jobs.facts().chosen([image_id], lambda image: True, "in this project")
+        return measurements_of(image, jobs.project.objects(image_id), jobs.project.class_names)
 
     return answered(work)
 
@@ -184,7 +208,7 @@ def download(request: Request, job_id: str) -> Response:
 
 def models(request: Request) -> Response:
     """The models that can be used."""
-    return answered(lambda: {"models": list_models(jobs_of(request))})
+    return answered(lambda: {"models": list_models(jobs_of(request).project.folder, jobs_of(request))})
 
 
 def formats() -> Response:
@@ -197,15 +221,16 @@ def formats() -> Response:
     return JSONResponse([{"name": name, "title": title, "what": what} for name, title, what in titles])
 
 
-def list_models(jobs: JobQueue) -> list[dict[str, Any]]:
-    """The models that can be used: name, kind, and what the training of each says about before and after."""
+def list_models(folder: Path, jobs: JobQueue | None) -> list[dict[str, Any]]:
+    """The models of a project: name, kind, and what the training of each says about before and after."""
     from cellwright.api.models import NAMED_MODELS
 
-    results = {job["result"]["model"]: job for job in jobs.all() if job["result"] and "model" in job["result"]}
+    done = [] if jobs is None else jobs.all()
+    results = {job["result"]["model"]: job for job in done if job["result"] and "model" in job["result"]}
     models = []
-    for name in model_names(jobs.project.folder):
+    for name in model_names(folder):
         job = results.get(name)
-        is_tuned = (jobs.project.folder / "models" / name).is_dir()
+        is_tuned = (folder / "models" / name).is_dir()
         kind = "bundled" if name in NAMED_MODELS else "tuned" if is_tuned else "trained"
         values = {"name": name, "kind": kind, "text": NAMED_MODELS.get(name, "" if job is None else job["text"])}
         if job is not None:
@@ -231,7 +256,7 @@ def failed(error: CellwrightError) -> Response:
 def _download(folder: Path, name: str) -> Response:
     files = exported_files(folder)
     if not files:
-        raise InputError("no such export in this project", got=name)
+        raise InputError("no such export in this project", got=name, expected="the id of an export that is done")
     if len(files) == 1:
         return FileResponse(files[0], filename=files[0].name, media_type="application/octet-stream")
     with (

@@ -17,17 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, FormatError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.files import read_json, write_json
+from cellwright.core.instances import Instances
 from cellwright.core.text import count
-from cellwright.serve.facts import ImageFacts, ProjectFacts
-from cellwright.serve.object_tasks import PredictTask
+from cellwright.serve.facts import ImageFacts, ProjectFacts, write_dataset
+from cellwright.serve.object_tasks import ExportTask, MeasureTask, PredictTask
 from cellwright.serve.task import Place, Task, model_names
 from cellwright.serve.tasks import TASKS, parse_task
 from cellwright.serve.training_tasks import TrainTask
@@ -56,12 +58,16 @@ class JobProject(Protocol):
         """All images that can be read, with absolute paths."""
         ...
 
+    def objects(self, image_id: str) -> Instances:
+        """The objects of an image as they are shown, with scores unless some have none."""
+        ...
+
     def save_corrected(self) -> None:
         """Bring the dataset ``corrected/`` up to date."""
         ...
 
-    def adopt(self, folder: Path, ids: Sequence[str]) -> None:
-        """Show a prediction of these images."""
+    def adopt(self, folder: Path, ids: Sequence[str]) -> list[str]:
+        """Show a prediction of these images; returns those that it has."""
         ...
 
     def set_training(self, ids: Sequence[str], *, is_on: bool) -> None:
@@ -212,7 +218,7 @@ class JobQueue:
         return self.project.folder / "jobs.json"
 
     def start(self) -> None:
-        """Begin to work; the worker starts too, so that the first job does not wait for it."""
+        """Begin to work."""
         with self._lock:
             for job in self._jobs.values():
                 if job.state == "running":  # when the server ended
@@ -221,9 +227,19 @@ class JobQueue:
                         message = f"was interrupted by the end of the server {count(job.starts, 'time')}"
                         self._finish(job, "failed", error={"message": message, "details": ""})
             self._save()
-        self._worker = self._worker or self._start_worker()
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._thread.start()
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process that works, if there is one."""
+        return None if self._worker is None else self._worker.pid
+
+    def warm_up(self) -> None:
+        """Start the worker, so that the first job does not wait for it."""
+        with self._lock:
+            if self._worker is None and not self._is_closing:
+                self._worker = self._start_worker()
 
     def close(self) -> None:
         """Interrupt what runs, and end the worker. The job goes on when the server starts again."""
@@ -247,19 +263,28 @@ class JobQueue:
 
     def facts(self) -> ProjectFacts:
         """The project as it is."""
-        project = self.project
-        return ProjectFacts(project.folder, project.corrected, project.class_names, tuple(project.image_facts()))
+        project, predicted = self.project, dict[str, Path]()
+        with self._lock:
+            for job in self._jobs.values():
+                if job.verb == "predict" and job.result is not None and "images" in job.result:
+                    predicted |= {one: Path(folder) for folder, ids in job.result["images"].items() for one in ids}
+        images = [replace(one, prediction=predicted.get(one.id, one.prediction)) for one in project.image_facts()]
+        return ProjectFacts(project.folder, project.corrected, project.class_names, tuple(images))
 
     def submit(self, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """Check a job, and add it to the queue. Raises `CellwrightError` for one that cannot be done."""
         task = parse_task(verb, parameters)
         self._save_corrected(task)
-        facts = self.facts()
         with self._changed:
             job = Job(self._new_id(verb, task), verb, dict(parameters), created=_now())
-            place = self._place(job, task, facts)
+            place = self._place(job, task)
             if isinstance(task, TrainTask) and (place.folder.exists() or self._is_named(place.folder.name)):
-                raise UsageError("there is a model or a job with this name", where="`name`", got=place.folder.name)
+                raise UsageError(
+                    "there is a model or a job with this name",
+                    where="`name`",
+                    got=place.folder.name,
+                    remedy="choose another name",
+                )
             job.commands = [step.command for step in task.steps(place)]
             self._jobs[job.id] = job
             self._save()
@@ -307,7 +332,7 @@ class JobQueue:
             try:
                 task = parse_task(job.verb, job.parameters)
                 self._save_corrected(task)
-                place = self._place(job, task, self.facts())
+                place = self._place(job, task)
                 job.commands = [step.command for step in task.steps(place)]
                 self._run(job, task, place)
             except CellwrightError as error:
@@ -394,15 +419,14 @@ class JobQueue:
         now = {image.id: image.is_corrected for image in self.facts().images}
         wanted = [image.id for image in task.chosen(before)]
         taken = [one for one in wanted if one in now and (task.keep == "none" or not now[one])]
-        for folder in result["predictions"]:
-            self.project.adopt(Path(folder), taken)
+        images = {folder: self.project.adopt(Path(folder), taken) for folder in result["predictions"]}
         left = [*task.left(before), *(one for one in wanted if one in now and one not in taken)]
         text = result["text"]
         if left:
             text += (
                 f"; {count(len(left), 'image')} with corrections left as {'it is' if len(left) == 1 else 'they are'}"
             )
-        return {"text": text, "images": taken, "left": left}
+        return {"text": text, "images": images, "left": left}
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -424,11 +448,29 @@ class JobQueue:
 
     def _job(self, job_id: str) -> Job:
         if job_id not in self._jobs:
-            raise UsageError("no such job", got=job_id)
+            raise UsageError("no such job", got=ascii(job_id)[:80], expected="a job of this project")
         return self._jobs[job_id]
 
-    def _place(self, job: Job, task: Task, facts: ProjectFacts) -> Place:
-        return Place(facts, self.project.folder / task.kind / task.folder_name(job.id), job.id)
+    def _place(self, job: Job, task: Task) -> Place:
+        """The folder of a job, and the project as it is; objects that no folder has are written beside it."""
+        facts = self.facts()
+        place = Place(facts, self.project.folder / task.kind / task.folder_name(job.id), job.id)
+        if not isinstance(task, MeasureTask | ExportTask):
+            return place
+        images = [
+            image
+            for image in facts.images
+            if image.has_objects and image.objects is None and not image.is_corrected
+            if task.images is None or image.id in task.images
+        ]
+        if not images:
+            return place
+        layers = place.beside("layers")
+        samples = tuple(Sample(one.id, one.path, one.hw, Loaded(self.project.objects(one.id))) for one in images)
+        write_dataset(Dataset(samples, facts.class_names, info=dict(images[0].reading)), layers)
+        written = {image.id for image in images}
+        images = [replace(one, objects=layers) if one.id in written else one for one in facts.images]
+        return replace(place, project=replace(facts, images=tuple(images)))
 
     def _is_named(self, name: str) -> bool:
         """Whether a model has this name, or a training will give it to one."""

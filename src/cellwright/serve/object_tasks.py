@@ -94,6 +94,9 @@ class PredictTask(Task):
         from cellwright.prediction.sources import sources_of_paths
 
         wanted = {image.path.resolve() for image in images}
+        readings = [dict(image.reading) for image in images]
+        if readings[0] and all(reading == readings[0] for reading in readings):
+            return (place.beside("images"),)  # a dataset records which channel is used
         paths: list[Path] = []
         for parent in dict.fromkeys(image.path.parent for image in images):
             own = [image.path for image in images if image.path.parent == parent]
@@ -116,8 +119,8 @@ class PredictTask(Task):
         images = self.chosen(place.project)
         steps, named = self.steps(place), place.beside("images")
         if any(named in step.plan.sources for step in steps):
-            samples = [Sample(i.id, i.path, i.hw, Loaded(Instances.empty(i.hw))) for i in images]
-            write_dataset(Dataset(tuple(samples), place.project.class_names), named)
+            samples = tuple(Sample(i.id, i.path, i.hw, Loaded(Instances.empty(i.hw))) for i in images)
+            write_dataset(Dataset(samples, place.project.class_names, info=dict(images[0].reading)), named)
         n_objects, n_images, failures = 0, 0, []
         for step in steps:
             report = step.run(reporter)

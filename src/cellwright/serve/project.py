@@ -160,6 +160,13 @@ class Project:
                     yield annotation
                     return
 
+    def is_changed(self, image_id: str) -> bool:
+        """Whether the objects of an image are not those with which it began; also after an undo."""
+        if image_id not in self._annotations and not (self.folder / EDITS / f"{image_id}.journal").exists():
+            return False
+        with self.locked(image_id) as annotation:
+            return annotation.rev > 0
+
     # --- changing
 
     def add_class(self, name: str) -> int:
@@ -539,6 +546,8 @@ class Page:
     def __init__(self, project: Project) -> None:
         self.project, self.events = project, project.events
         self.kept = Kept(BUDGET)
+        self.jobs: Any = None  # a `serve.jobs.JobQueue`, while the server runs
+        self.start_worker: Any = None  # for tests: starts its worker
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.files import read_json
@@ -17,7 +18,8 @@ from cellwright.core.table import from_csv_cell
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cellwright.serve.facts import ImageFacts, ProjectFacts
+    from cellwright.core.instances import Instances
+    from cellwright.serve.facts import ImageFacts
 
 
 # The kinds of errors as the page calls them.
@@ -60,17 +62,13 @@ def within(table: pd.DataFrame, gates: Sequence[Gate]) -> pd.DataFrame:
     return table
 
 
-def measurements_of(project: ProjectFacts, image: ImageFacts) -> dict[str, Any]:
-    """The measurements of the objects of an image: ``ids``, and ``columns`` with name, unit and values.
-
-    Raises `UsageError` if the image has no objects.
-    """
+def measurements_of(image: ImageFacts, objects: Instances, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The measurements of the objects of an image: ``ids``, and ``columns`` with name, unit and values."""
     from cellwright.api.measure import MeasurePlan, measure_sample
-    from cellwright.serve.facts import object_parts
 
-    (part,) = object_parts(project, [image.id])
-    dataset = part.shown
-    table = measure_sample(dataset[0], dataset, MeasurePlan(project.folder)).drop(columns="image")
+    sample = Sample(image.id, image.path, image.hw, Loaded(objects))
+    dataset = Dataset((sample,), class_names, info=dict(image.reading))
+    table = measure_sample(sample, dataset, MeasurePlan(image.path)).drop(columns="image")
     columns = [
         {"name": str(name), "unit": _unit(str(name)), "values": plain(table[name].tolist())}
         for name in table.columns
@@ -111,11 +109,15 @@ def evaluation_of(folder: Path, image: str | None = None) -> dict[str, Any]:
     x1). Raises `InputError` if there is no evaluation.
     """
     if not (folder / "metrics.json").is_file():
-        raise InputError("no such evaluation in this project", got=folder.name)
-    summary, per_image = read_json(folder / "metrics.json"), read_table(folder / "per_image.csv")
+        raise InputError("no such evaluation in this project", got=folder.name, expected="one that is done")
+    summary = read_json(folder / "metrics.json")
+    per_image: Any = read_table(folder / "per_image.csv")
     per_image = per_image.sort_values("accuracy@0.5", kind="stable")
-    renamed = per_image.rename(columns={f"errors_{kind}": f"n_{name}" for kind, name in ERRORS.items()})
-    objects = read_table(folder / "objects.csv")
+    counts: dict[str, Any] = {f"n_{name}": 0 for name in dict.fromkeys(ERRORS.values())}
+    for kind, name in ERRORS.items():
+        counts[f"n_{name}"] = counts[f"n_{name}"] + per_image.get(f"errors_{kind}", 0)
+    counted = per_image.assign(**counts)
+    objects: Any = read_table(folder / "objects.csv")
     objects = objects[objects["kind"].isin(ERRORS)]
     # A missed object is about an annotation, a superfluous one about a prediction; the others are told once.
     objects = objects[(objects["side"] == "truth") | objects["kind"].isin(["spurious", "duplicate"])]
@@ -137,7 +139,7 @@ def evaluation_of(folder: Path, image: str | None = None) -> dict[str, Any]:
         "metrics": summary["values"],
         "headline": summary["intervals_95"],
         "notes": summary["notes"],
-        "images": [plain(row) for row in renamed.to_dict("records")],
+        "images": [plain(row) for row in counted.to_dict("records")],
         "n_errors": len(objects),
         "errors": plain(errors),
     }

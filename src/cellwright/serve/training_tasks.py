@@ -22,9 +22,8 @@ from cellwright.serve.facts import (
     ImageFacts,
     Part,
     ProjectFacts,
-    corrected_part,
-    joined,
-    predicted_parts,
+    predicted_part,
+    truth_part,
     write_dataset,
 )
 from cellwright.serve.tables import comparison_of
@@ -57,7 +56,7 @@ class TrainTask(Task):
 
     def chosen(self, project: ProjectFacts) -> list[ImageFacts]:
         """The images to train and test on."""
-        return project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+        return project.chosen(self.images, lambda image: image.is_truth, "corrected")
 
     def steps(self, place: Place) -> list[Step]:
         """The training, and the evaluation on held-out images if there are any."""
@@ -111,17 +110,15 @@ class TrainTask(Task):
         images, data = self.chosen(place.project), place.beside(DATA)
         train, *evaluate = self.steps(place)
         if not (data / "dataset.json").is_file():  # a training that goes on keeps its images
-            part = corrected_part(place.project, images, annotations=True)
-            assert part is not None  # all images are corrected
-            held_out = self._held_out(place, images)
-            samples = [dataclasses.replace(s, split="val" if s.id in held_out else "train") for s in part.dataset]
+            part, held_out = truth_part(place.project, self.images), self._held_out(place, images)
+            samples = [dataclasses.replace(s, split="val" if s.id in held_out else "train") for s in part.named]
             if held_out & earlier_splits(place.project.folder, place.folder.name)[0]:
                 text = "the held-out images were used for an earlier training, so the comparison may be too good"
                 reporter.note(f"warning: {text}; correct another image, which will be held out")
             if not held_out:
                 samples = [dataclasses.replace(sample, split=None) for sample in samples]
                 reporter.note("one image leaves none to test the new model on; correct another one to see a comparison")
-            write_dataset(part.dataset.with_samples(samples), data)
+            write_dataset(part.named.with_samples(samples), data)
         run = train.run(reporter)
         result: dict[str, Any] = {"model": place.folder.name, "finished": run.finished}
         result |= {"metrics": [list(one) for one in run.headline()]}
@@ -150,21 +147,19 @@ class TuneTask(Task):
 
     def steps(self, place: Place) -> list[Step]:
         """See `Task`."""
-        place.project.chosen(self.images, lambda image: image.is_corrected, "corrected")
+        place.project.chosen(self.images, lambda image: image.is_truth, "corrected")
         plan = TunePlan(Path(place.model(self.model)), data=place.beside(DATA), out=place.folder)
         return [Step("tune", dataclasses.replace(plan, metric=self.metric, views=self.views, device=self.device))]
 
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""
-        images = place.project.chosen(self.images, lambda image: image.is_corrected, "corrected")
-        part = corrected_part(place.project, images, annotations=True)
-        assert part is not None
-        samples = [dataclasses.replace(sample, split="val") for sample in part.dataset]
-        write_dataset(part.dataset.with_samples(samples), place.beside(DATA))
+        part = truth_part(place.project, self.images)
+        samples = [dataclasses.replace(sample, split="val") for sample in part.named]
+        write_dataset(part.named.with_samples(samples), place.beside(DATA))
         (step,) = self.steps(place)
         tuned = step.run(reporter)
         table = None if tuned is None else dict(zip(("title", "columns", "rows"), tuned.table(), strict=True))
-        return {"text": f"tuned on {count(len(images), 'image')}", "model": place.folder.name, "table": table}
+        return {"text": f"tuned on {count(len(samples), 'image')}", "model": place.folder.name, "table": table}
 
 
 class EvaluateTask(Task):
@@ -181,23 +176,15 @@ class EvaluateTask(Task):
 
     def _parts(self, place: Place) -> tuple[Part, Part | None]:
         """Annotations and predictions; None for a model."""
-        project = place.project
         if self.model is not None:
-            images = project.chosen(self.images, lambda image: image.is_corrected, "corrected")
-        else:
-            usable = lambda image: image.is_corrected and image.prediction is not None  # noqa: E731
-            images = project.chosen(self.images, usable, "corrected after a prediction")
-        truth = corrected_part(project, images, annotations=True)
-        assert truth is not None
-        if self.model is not None:
-            return truth, None
-        as_predicted = [dataclasses.replace(image, state="predicted") for image in images]
-        return truth, joined(predicted_parts(project, as_predicted), project.class_names, scored=True)
+            return truth_part(place.project, self.images), None
+        predicted = predicted_part(place.project, self.images)
+        return truth_part(place.project, [sample.id for sample in predicted.named]), predicted
 
     def steps(self, place: Place) -> list[Step]:
         """See `Task`."""
         truth, predicted = self._parts(place)
-        data = truth.folder or place.beside("annotations")
+        data = truth.folder_by_id or place.beside("annotations")
         if predicted is None:
             subject = Path(place.model(self.model or ""))
         else:
@@ -208,9 +195,9 @@ class EvaluateTask(Task):
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""
         truth, predicted = self._parts(place)
-        truth.written(place.beside("annotations"))
-        if predicted is not None and predicted.folder_by_id is None:
-            write_dataset(predicted.named, place.beside("predictions"))
+        for part, name in ((truth, "annotations"), (predicted, "predictions")):
+            if part is not None and part.folder_by_id is None:
+                write_dataset(part.named, place.beside(name))
         (step,) = self.steps(place)
         step.run(reporter)
         summary = read_json(place.folder / "metrics.json")
@@ -227,25 +214,19 @@ class SuspectsTask(Task):
 
     def steps(self, place: Place) -> list[Step]:
         """See `Task`."""
-        part = self._part(place)
-        folder = part.folder or place.beside("annotations")
+        folder = truth_part(place.project, self.images).folder_by_id or place.beside("annotations")
         return [Step("data check", CheckPlan(folder, suspects=self.suspects))]
-
-    def _part(self, place: Place) -> Part:
-        images = place.project.chosen(self.images, lambda image: image.is_corrected, "corrected")
-        part = corrected_part(place.project, images, annotations=True)
-        assert part is not None
-        return part
 
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""
-        part = self._part(place)
-        part.written(place.beside("annotations"))
+        part = truth_part(place.project, self.images)
+        if part.folder_by_id is None:
+            write_dataset(part.named, place.beside("annotations"))
         (step,) = self.steps(place)
         checked = step.run(reporter)
         suspects = checked.suspects[: self.suspects]
         boxes = {}
-        for sample in part.dataset:
+        for sample in part.named:
             if any(suspect.sample_id == sample.id for suspect in suspects):
                 objects = sample.read_instances()
                 pairs = zip(objects.ids.tolist(), objects.masks.boxes[:, [1, 0, 3, 2]].tolist(), strict=True)
