@@ -201,6 +201,10 @@ def test_tiles_that_are_only_glass_are_skipped(tmp_path: Path, capsys: pytest.Ca
     assert run(*words, "--out", tmp_path / "job") == 0
     assert "looking for tissue" not in capsys.readouterr().err
     assert (tmp_path / "job" / "tissue.png").is_file()
+    assert run(*words, "--tissue=auto", "--roi=0,0,99,99", "--out", tmp_path / "part") == 0
+    assert "no tile is skipped as background: there is tissue in or near all" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert run(*words, "--tissue=none", "--out", tmp_path / "job") == 2
     assert "--tissue none instead of default" in capsys.readouterr().err
 

@@ -37,6 +37,25 @@ def test_pages_of_freed_arrays_are_used_again() -> None:
     assert faults[0] < faults[1] / 4
 
 
+PIECES = """
+from pathlib import Path
+from cellwright.core.memory import keep_freed_memory, trim_memory
+keep_freed_memory()
+pieces = [b"x" * (4 << 20) for _ in range(60)]
+del pieces[::2], pieces[1::2]
+for limit in (1 << 40, 1 << 26):
+    trim_memory(limit)
+    print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_in_pieces_is_returned_above_a_limit() -> None:
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    kept, trimmed = map(int, done.stdout.split())
+    assert kept - trimmed > 45 * (4 << 20) * 0.9
+
+
 LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))

@@ -328,7 +328,7 @@ def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | 
     facts = tiles.facts(source)
     assert ImageFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
     assert facts.diameter == whole.diameter
-    grid = replace(tiles.grid(facts, 64), halo_px=144)
+    grid = replace(tiles.grid(facts, 128), halo_px=144)
     assert len(grid) >= 4
     stored = {}
     for tile in grid:

@@ -372,6 +372,9 @@ class _Where:
         kept = np.flatnonzero(touched & tissue.touch(cores))
         is_mask, n_skipped = tissue.word != "auto", len(everything) - len(kept)
         if not is_mask and (not n_skipped or not len(kept)):
+            if self.tissue == "auto":
+                why = "only glass was found" if n_skipped else f"there is tissue in or near all of them ({len(kept)})"
+                reporter.note(f"no tile is skipped as background: {why}")
             return everything, None
         if not len(kept):
             problem, got = "there is no tissue in this part of the image", f"`tissue` {self.choice}"

@@ -150,6 +150,13 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def trim_memory(limit_bytes: int) -> None:
+    """Return freed memory to the system if this process holds more than so many bytes (on Linux)."""
+    pages = next(_lines(Path("/proc/self/statm")), "0 0").split()[1]
+    if int(pages) and int(pages) * os.sysconf("SC_PAGE_SIZE") > limit_bytes:
+        return_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Make this process keep the memory of freed arrays for reuse instead of returning it to the system.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from cellwright.core.claim import Claim
 from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
 from cellwright.core.folder_lock import FolderBusy
+from cellwright.core.memory import trim_memory
 from cellwright.core.progress import SILENT, ProgressReporter, Track, no_progress
 from cellwright.data.images.reading import Reading
 from cellwright.prediction.folder import FolderReport, PredictionFolder
@@ -25,6 +26,9 @@ from cellwright.prediction.sources import Source, read_and_choose
 
 # A larger image is written before the next one is read, so that only one takes memory.
 LARGE_PX = 1 << 24
+# If a process holds more after an image, what was freed is returned to the system, so that images of many sizes do not
+# leave more and more of it in pieces.
+KEPT_BYTES = 3 << 29
 # How often a shard looks whether another one has left the folder.
 WAIT_S = 0.5
 
@@ -88,6 +92,7 @@ class ImagePredictor:
         source = units.sources[number]
         if source.error is not None:
             raise source.error
+        trim_memory(KEPT_BYTES)
         image, seen = read_and_choose(source.path, self.predictor, units.reading)
         (prediction,) = self.predictor.predict([seen])
         is_shown = number in units.shown
