@@ -53,18 +53,18 @@ def write_parquet(table: Path, out: Path) -> None:
     class, integers for labels, areas and boxes in pixels, and float64 for all other measurements.
     """
     import pyarrow as pa
-    import pyarrow.csv
+    import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
 
     with table.open(newline="", encoding="utf-8") as file:
         cells = next(csv.reader(file))
     types = {cell: _type_of(from_csv_cell(cell)) for cell in cells}
     schema = pa.schema([(from_csv_cell(cell), kind) for cell, kind in types.items()])
-    read = pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
-    convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    read = pa_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    convert = pa_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
     with (
-        pa.csv.open_csv(table, read_options=read, parse_options=parse, convert_options=convert) as blocks,
+        pa_csv.open_csv(table, read_options=read, parse_options=parse, convert_options=convert) as blocks,
         atomic_path(out) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
