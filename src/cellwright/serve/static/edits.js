@@ -3,6 +3,8 @@
 import { toast } from "./dom.js";
 import { CLIENT, get, post, unpackLabels } from "./http.js";
 
+const PAUSES = [300, 1000, 3000]; // milliseconds before an edit without an answer is sent again
+
 /** Events: "history" ({undo, redo}: names of the next steps or null), "saving" (number of edits under way). */
 export class Editor extends EventTarget {
   constructor(page) {
@@ -36,10 +38,10 @@ export class Editor extends EventTarget {
     const image = this.image, { score, area } = this.page.objects.filter;
     this.pending++;
     this.dispatchEvent(new Event("saving"));
-    const body = { ...edit, client: CLIENT, shown: { min_score: score, min_area: area } };
+    const body = { ...edit, edit_id: crypto.randomUUID(), client: CLIENT, shown: { min_score: score, min_area: area } };
     const result = this.queue.then(async () => {
       try {
-        const answer = await post(`/api/images/${image}/edits`, { ...body, rev: this.rev });
+        const answer = await this.insist(`/api/images/${image}/edits`, { ...body, rev: this.rev });
         if (image === this.image) await this.apply(answer);
         if (answer.message) toast(answer.message);
         return answer;
@@ -55,6 +57,19 @@ export class Editor extends EventTarget {
     });
     this.queue = result;
     return result;
+  }
+
+  /** Send it again where no answer came: the server knows the edit by its `edit_id` and makes it once. */
+  async insist(url, body) {
+    for (const pause of PAUSES) {
+      try {
+        return await post(url, body);
+      } catch (error) {
+        if (error.status !== 0) throw error;
+        await new Promise((resolve) => setTimeout(resolve, pause));
+      }
+    }
+    return post(url, body);
   }
 
   async apply(answer) {

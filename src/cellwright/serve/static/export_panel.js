@@ -4,9 +4,9 @@ import { button, field, format, h, select } from "./dom.js";
 import { get } from "./http.js";
 
 const FORMATS = [
-  { name: "qupath", title: "QuPath GeoJSON", what: "One file of polygons per image, with classes, scores and measurements" },
-  { name: "masks", title: "Label masks", what: "TIFF of the same size as the image, one number per object" },
-  { name: "rois", title: "ImageJ ROIs", what: "One zip of outlines per image, for the ROI manager" },
+  { name: "geojson", title: "QuPath GeoJSON", what: "One file of polygons per image, with classes, scores and measurements" },
+  { name: "label_images", title: "Label masks", what: "TIFF of the same size as the image, one number per object" },
+  { name: "imagej_roi", title: "ImageJ ROIs", what: "One zip of outlines per image, for the ROI manager" },
   { name: "coco", title: "COCO JSON", what: "One file for all images" },
 ];
 
@@ -14,7 +14,7 @@ export class ExportPanel {
   constructor(page, host) {
     this.page = page;
     this.formats = FORMATS;
-    this.to = select(FORMATS.map((one) => [one.name, one.title]), "qupath", () => this.explain());
+    this.to = select(FORMATS.map((one) => [one.name, one.title]), "geojson", () => this.explain(), { id: "export-format" });
     this.what = h("p", { class: "hint" });
     this.which = select([["all", "All images"], ["corrected", "Corrected images"], ["this", "This image"]], "all");
     this.useGates = h("input", { type: "checkbox", checked: true });
@@ -37,7 +37,9 @@ export class ExportPanel {
       const answer = await get("/api/formats"), formats = answer.formats ?? answer;
       if (!formats.length) return;
       this.formats = formats;
+      const chosen = this.to.value;
       this.to.replaceChildren(...formats.map((one) => h("option", { value: one.name, text: one.title ?? one.name })));
+      this.to.value = formats.some((one) => one.name === chosen) ? chosen : formats[0].name;
       this.explain();
     } catch (error) {
       console.warn(`formats: ${error.message}`); // the usual ones stay
@@ -58,8 +60,8 @@ export class ExportPanel {
 
   show(job) {
     if (job.state !== "done") return;
-    const files = job.result?.files ?? job.result?.paths ?? [], url = job.result?.download ?? `/api/exports/${job.id}`;
-    this.outcome.replaceChildren(h("p", {}, `${format.count(files.length, "file")} in the project folder:`), h("ul", { class: "files" }, files.slice(0, 20).map((name) => h("li", { text: name })), files.length > 20 ? h("li", { text: `and ${files.length - 20} more` }) : null),
-      h("a", { class: "button", href: url, download: "", text: "Download as one zip" }));
+    const { files = [], n_files: total = files.length, download: url, folder } = job.result ?? {};
+    this.outcome.replaceChildren(h("p", {}, `${format.count(total, "file")} in `, h("code", { text: `${folder}/` }), " of the project:"), h("ul", { class: "files" }, files.slice(0, 20).map((name) => h("li", { text: name.slice(folder.length + 1) })), total > 20 ? h("li", { text: `and ${total - 20} more` }) : null),
+      h("a", { class: "button", href: url, download: "", text: total > 1 ? "Download as one zip" : "Download" }));
   }
 }

@@ -167,7 +167,9 @@ export class ImageList {
     if (!added.length) return;
     toast(`${format.count(added.length, "image")} added`);
     await this.page.loadProject();
-    if (!this.page.info) await this.page.openImage(added[0].id);
+    if (this.page.info || !this.visible.length) return;
+    await this.page.openImage(this.visible[0].id);
+    this.page.openTab(1); // the next step
   }
 
   async browse() {

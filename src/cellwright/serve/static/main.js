@@ -51,10 +51,24 @@ class Page extends EventTarget {
 
   async start() {
     await this.loadProject();
-    events((event) => this.follow(event), (lost) => { this.lost = lost; this.showSaving(); });
+    events((event) => this.follow(event), (lost) => this.connection(lost));
+    globalThis.addEventListener("beforeunload", (event) => { if (this.editor.pending) event.preventDefault(); });
     const first = this.images.visible.find((image) => `#${image.id}` === decodeURIComponent(location.hash)) ?? this.images.visible[0];
     if (first) await this.openImage(first.id);
     this.jobs.load();
+  }
+
+  /** Without a connection events are missed: afterwards, everything is asked for again. */
+  async connection(lost) {
+    const was = this.lost;
+    this.lost = lost;
+    this.showSaving();
+    if (!was || lost) return;
+    await this.guard(async () => {
+      await this.loadProject();
+      await this.reload();
+      await this.jobs.load();
+    });
   }
 
   // ---- project and image ----------------------------------------------------------------------------------------
@@ -395,6 +409,10 @@ class Page extends EventTarget {
     this.toolState = state;
     const parts = [h("strong", { text: tool.title })];
     if (tools.sized) parts.push(h("label", { class: "inline" }, h("span", { text: "Size" }), slider({ id: "brush-size", min: Math.log(0.5), max: Math.log(200), step: 0.01, value: Math.log(tools.radius), label: "Brush size", input: (value) => tools.setRadius(Math.exp(value)) }), h("span", { id: "brush-px", class: "fixed", text: `${format.number(2 * tools.radius)} px` })));
+    if (tool.name === "brush") {
+      const over = h("input", { type: "checkbox", checked: tools.over, on: { change: () => { tools.over = over.checked; } } });
+      parts.push(h("label", { class: "inline", title: "Paint over neighbours instead of beside them" }, over, h("span", { text: "Over neighbours" })));
+    }
     if (n && (tool.name === "select" || tool.name === "erase")) {
       parts.push(h("span", { class: "muted", text: `${n} selected` }));
       for (const [op, text] of Object.entries(WITH_SELECTION)) parts.push(button({ text, kind: "small", title: `${text} (${{ delete: "Delete", fill_holes: "F", smooth: "O" }[op]})`, click: () => this.onSelected(op) }));

@@ -7,7 +7,7 @@ const VIEWS = [["", "One view (fast)"], ["mirror", "Mirror (2 views)"], ["flips"
 export class PredictPanel {
   constructor(page, host) {
     this.page = page;
-    this.model = select([["nuclei", "nuclei"], ["classical", "classical"]], "nuclei");
+    this.model = select([["nuclei", "nuclei"], ["classical", "classical"]], "nuclei", null, { id: "model" });
     this.channel = select([["", "Automatic"]], "");
     this.channelField = field("Channel", this.channel);
     this.diameter = h("input", { type: "number", min: 1, step: "any", placeholder: "estimated", "aria-label": "Diameter, pixels" });

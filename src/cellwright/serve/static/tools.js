@@ -26,6 +26,7 @@ export class Tools extends EventTarget {
     this.viewer = page.viewer;
     this.name = "select";
     this.radius = 6;
+    this.over = false; // whether the brush paints over other objects
     this.cross = null; // crosshair [y, x]
     this.reset();
     const host = this.viewer.host, options = { capture: true };
@@ -260,6 +261,7 @@ export class Tools extends EventTarget {
     const drawn = { path, radius, erases: target.op === "erase", colour: target.colour };
     this.strokes.push(drawn);
     const edit = { op: target.op, path, radius, id: target.id };
+    if (target.op === "brush" && this.over) edit.over = true;
     if (target.op === "brush" && target.id === null) edit.class = this.page.currentClass;
     this.page.edit(edit).finally(() => {
       this.strokes = this.strokes.filter((stroke) => stroke !== drawn);

@@ -9,7 +9,7 @@ export class TrainPanel {
     this.left = new Set(); // images that the user took out
     this.list = h("div", { class: "check-list", role: "group", "aria-label": "Images to train on" });
     this.recipe = select([["nuclei/finetune", "nuclei/finetune"]], "nuclei/finetune");
-    this.minutes = h("input", { type: "number", min: 0.1, step: "any", value: 5, "aria-label": "Minutes" });
+    this.minutes = h("input", { type: "number", min: 0.1, step: "any", value: 5, id: "minutes", "aria-label": "Minutes" });
     this.name = h("input", { type: "text", value: "", placeholder: "named by date", spellcheck: false, maxLength: 60 });
     this.progress = h("div", { class: "job-panel" });
     this.losses = lineChart("Losses over steps", "loss");

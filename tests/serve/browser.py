@@ -1,0 +1,159 @@
+"""A person at the page of ``cellwright serve``: a server of its own process, and Chromium that works with the mouse."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+READY = "globalThis.cellwrightPage?.info && cellwrightPage.viewer.tiles?.tiles.size"
+_DROP = """files => {
+  const carried = new DataTransfer();
+  for (const [name, text] of files)
+    carried.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name));
+  document.body.dispatchEvent(new DragEvent("dragenter", {dataTransfer: carried, bubbles: true}));
+  document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true}));
+}"""
+_LABELS = """async () => {
+  const {info} = cellwrightPage, answer = await fetch(`/api/images/${info.id}/labels/0/0/0`, {cache: "no-store"});
+  return Array.from(new Uint32Array(await answer.arrayBuffer()));
+}"""
+Point = tuple[float, float]
+
+
+def browser_or_skip() -> str:
+    """The path of Chromium; skips the test where it, or what drives it, is missing."""
+    pytest.importorskip("fastapi", reason="the page needs the extra serve")
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium: ./dev browser installs it")
+    return path
+
+
+@contextmanager
+def server(*words: object) -> Iterator[str]:
+    """``cellwright serve words...``; yields the link that it prints."""
+    command = [sys.executable, "-m", "cellwright", "serve", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        printed: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed.append(line)
+            link = re.search(r"http://\S+token=\S+", line)
+            if link:
+                yield link.group()
+                break
+        else:
+            raise AssertionError("".join(printed))
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+class Visitor:
+    """Someone at the page. problems: errors of scripts, and what the content-security policy refused."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.problems: list[str] = []
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+
+    def look(self, expression: str) -> Any:
+        """The value of an expression in the page."""
+        return self.page.evaluate(expression)
+
+    def until(self, expression: str, seconds: float = 30) -> None:
+        """Wait until something is true. (Playwright's own function needs `eval`, which the page does not allow.)"""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(f"Boolean({expression})"):
+            assert time.monotonic() < end, (expression, self.problems, self.page.inner_text("#toasts"))
+            self.page.wait_for_timeout(20)
+
+    def saved(self) -> None:
+        """Wait until all edits are answered and drawn."""
+        self.page.wait_for_timeout(30)
+        self.until("!cellwrightPage.editor.pending && !cellwrightPage.viewer.dirty")
+
+    def drop(self, paths: Sequence[Path]) -> None:
+        """Drop files onto the page."""
+        files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in paths]
+        self.page.evaluate(_DROP, files)
+
+    def place(self, point: Point) -> Point:
+        """Where a pixel (y, x) of the image is in the window (x, y)."""
+        y, x = point
+        left, top = self.look("(({left, top}) => [left, top])(cellwrightPage.viewer.host.getBoundingClientRect())")
+        dx, dy = self.look(f"cellwrightPage.viewer.screenOf([{y}, {x}])")
+        return left + dx, top + dy
+
+    def click(self, point: Point) -> None:
+        """Click a pixel (y, x) of the image."""
+        self.page.mouse.click(*self.place(point))
+        self.saved()
+
+    def drag(self, points: Sequence[Point]) -> None:
+        """Drag over pixels (y, x) of the image."""
+        self.page.mouse.move(*self.place(points[0]))
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*self.place(point), steps=4)
+        self.page.mouse.up()
+        self.saved()
+
+    def press(self, *keys: str) -> None:
+        """Press keys, one after the other."""
+        for key in keys:
+            self.page.keyboard.press(key)
+            self.saved()
+
+    def labels(self) -> np.ndarray:
+        """The label image (H, W) of the open image; at most one tile."""
+        height, width = self.look("cellwrightPage.info.hw")
+        return np.array(self.look(f"({_LABELS})()"), np.uint32).reshape(height, width)
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The rows of the objects that are shown."""
+        return self.look("cellwrightPage.objects.shown().map((id) => cellwrightPage.objects.row(id))")
+
+    def job(self, verb: str, button: str, seconds: float = 60) -> dict[str, Any]:
+        """Press a button that starts a job, and wait for its end."""
+        before = self.look(f"cellwrightPage.jobs.latest('{verb}')?.id ?? ''")
+        self.page.click(button)
+        latest = f"cellwrightPage.jobs.latest('{verb}')"
+        self.until(f"({latest}?.id ?? '') !== '{before}' && ['done', 'failed', 'cancelled'].includes({latest}.state)", seconds)
+        job = self.look(latest)
+        assert job["state"] == "done", job
+        self.page.wait_for_timeout(100)
+        return job
+
+
+@contextmanager
+def visit(link: str, chromium: str, width: int = 1280, height: int = 720) -> Iterator[Visitor]:
+    """Open a link of `server`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        try:
+            visitor = Visitor(browser.new_page(viewport={"width": width, "height": height}))
+            visitor.page.goto(link)
+            visitor.until("globalThis.cellwrightPage?.project")
+            yield visitor
+        finally:
+            browser.close()
