@@ -54,7 +54,7 @@ export class Jobs extends EventTarget {
     job = this.jobs.get(job.id);
     if (job.state === "failed") toast(`${name} failed: ${problemOf(job)}`, "error");
     else if (job.state === "cancelled") toast(`${name} cancelled`);
-    else toast(job.text || `${name} done`);
+    else if (this.page.openPanel !== job.verb) toast(job.text || `${name} done`);
     this.dispatchEvent(new CustomEvent("change", { detail: job }));
     this.dispatchEvent(new CustomEvent("end", { detail: job }));
   }

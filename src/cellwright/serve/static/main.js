@@ -453,7 +453,11 @@ class Page extends EventTarget {
       byId(`panel-${TABS[i][0]}`).hidden = i !== index;
     });
     this.panels[TABS[index][0]].opened?.();
+    this.panels.measure?.showDock();
   }
+
+  /** The name of the panel that is open. */
+  get openPanel() { return TABS[this.tab][0]; }
 
   cycleMode() { this.panels.view.setMode({ outlines: "filled", filled: "off", off: "outlines" }[this.viewer.mode]); }
   cycleColour() { this.panels.view.setColourBy({ class: "score", score: "size", size: "id", id: "class" }[this.objects.colourBy]); }

@@ -40,16 +40,16 @@ export class MeasurePanel {
     new ResizeObserver(() => this.rows()).observe(this.scroller);
   }
 
-  opened() { if (this.page.info && !this.table) this.measure(); else this.showDock(); }
+  opened() { if (this.page.info && !this.table) this.measure(); }
 
   forget() {
     this.table = null;
     this.showDock();
-    if (this.page.tab === 4) this.measure();
+    if (this.page.openPanel === "measure") this.measure();
   }
 
   showDock() {
-    const visible = this.table !== null && this.page.tab === 4;
+    const visible = this.table !== null && this.page.openPanel === "measure";
     if (this.dock.hidden === visible) { this.dock.hidden = !visible; document.body.classList.toggle("docked", visible); }
   }
 
@@ -91,7 +91,9 @@ export class MeasurePanel {
       this.sorted.sort((a, b) => compare(values[a], values[b]) * (down ? -1 : 1));
     }
     const heads = [["id", "id"], ...this.table.columns.map((one) => [one.name, titleOf(one)])];
+    this.widths = heads.map(([, text], i) => (i ? Math.max(66, 22 + 6.6 * text.length) : 58));
     this.head.replaceChildren(...heads.map(([name, text]) => h("button", { class: "cell", type: "button", role: "columnheader", text: text + (column === name ? (down ? " ↓" : " ↑") : ""), title: text, on: { click: () => { this.order = { column: name, down: column === name && !down }; this.sort(); this.rows(); } } })));
+    [...this.head.children].forEach((cell, i) => { cell.style.width = `${this.widths[i]}px`; });
     this.visible = this.sorted;
     this.rows();
   }
@@ -107,6 +109,7 @@ export class MeasurePanel {
       const index = list[place], id = this.table.ids[index];
       const row = h("div", { class: "table-row", role: "row", "aria-selected": String(objects.selected.has(id)), on: { click: (event) => { objects.select([id], { toggle: event.ctrlKey || event.metaKey }); this.page.show(id); } } },
         h("span", { class: "cell", role: "gridcell", text: String(id) }), this.table.columns.map((column) => h("span", { class: "cell", role: "gridcell", text: typeof column.values[index] === "number" ? format.number(column.values[index]) : (column.values[index] ?? "") })));
+      [...row.children].forEach((cell, i) => { cell.style.width = `${this.widths[i]}px`; });
       row.style.top = `${place * ROW}px`;
       parts.push(row);
     }

@@ -1,6 +1,7 @@
 // Train: choose corrected images and a recipe, watch losses and metrics, compare the new model with the old one.
 
 import { button, field, format, h, select } from "./dom.js";
+import { post } from "./http.js";
 import { lineChart } from "./plots.js";
 
 export class TrainPanel {
@@ -14,12 +15,12 @@ export class TrainPanel {
     this.progress = h("div", { class: "job-panel" });
     this.losses = lineChart("Losses over steps", "loss");
     this.metrics = lineChart("Validation metrics over steps", "metric");
-    this.charts = h("div", { hidden: true }, h("h3", { text: "Loss" }), this.losses.canvas, h("h3", { text: "Held-out images" }), this.metrics.canvas);
+    this.charts = h("section", { hidden: true }, h("h3", { text: "Loss" }), this.losses.canvas, h("h3", { text: "Held-out images" }), this.metrics.canvas);
     this.outcome = h("div", { class: "outcome" });
     this.go = button({ symbol: "play", text: "Train", kind: "primary", id: "train", click: () => this.start() });
     host.append(h("section", {}, h("h3", { text: "Corrected images" }), this.list, h("p", { class: "hint", text: "Images count as corrected once they are edited or marked (Q). Some are held out to compare the new model with the old one." })),
       h("section", {}, h("div", { class: "pair" }, field("Recipe", this.recipe), field("Minutes", this.minutes)), field("Name of the new model", this.name), this.go, this.progress),
-      h("section", {}, this.charts), this.outcome);
+      this.charts, this.outcome);
     page.jobs.show("train", this.progress);
     page.jobs.addEventListener("change", (event) => { if (event.detail.verb === "train") this.show(event.detail); });
     page.jobs.addEventListener("end", (event) => { if (event.detail.verb === "train") page.loadProject(); });
@@ -54,6 +55,8 @@ export class TrainPanel {
     return this.page.jobs.start("train", parameters);
   }
 
+  trainOn(id) { return this.page.guard(() => post(`/api/jobs/${id}/resume`, { minutes: Number(this.minutes.value) })); }
+
   show(job) {
     const losses = {}, metrics = {};
     const put = (series, values, step) => { for (const [name, value] of Object.entries(values)) if (typeof value === "number") (series[name] ??= []).push([step, value]); };
@@ -65,11 +68,11 @@ export class TrainPanel {
     this.charts.hidden = !Object.keys(losses).length && !Object.keys(chosen).length;
     this.losses.set(losses);
     this.metrics.set(chosen);
-    this.outcome.replaceChildren(...(job.state === "done" && job.result ? this.compare(job.result) : []));
+    this.outcome.replaceChildren(...(job.state === "done" && job.result ? this.compare(job.result, job.id) : []));
   }
 
   /** Before and after on the held-out images, as numbers with bars. */
-  compare({ model, before, after, held_out: heldOut }) {
+  compare({ model, before, after, finished, held_out: heldOut }, id) {
     const parts = [h("p", {}, "New model ", h("strong", { text: model }), ", in the list under Predict.")];
     const names = Object.keys(after ?? {}).filter((name) => typeof after[name] === "number").sort((a, b) => rank(a) - rank(b)).slice(0, 8);
     if (names.length) {
@@ -78,6 +81,7 @@ export class TrainPanel {
         h("table", { class: "metrics" }, h("thead", {}, h("tr", {}, h("td"), head.map((text) => h("th", { text, scope: "col", class: "number" })))),
           h("tbody", {}, names.map((name) => h("tr", {}, h("th", { scope: "row", text: name }), cells(name).map((value) => h("td", {}, bar(value), h("span", { text: format.number(value) }))))))));
     }
+    if (finished === false) parts.push(button({ text: "Train on", kind: "small", title: "Go on where the time ended, for as many minutes as are set above", click: () => this.trainOn(id) }));
     return [h("section", {}, parts)];
   }
 }
@@ -87,6 +91,6 @@ const rank = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.lengt
 
 export function bar(value) {
   const fill = h("span", { class: "bar" });
-  fill.style.width = `${Math.max(0, Math.min(1, value ?? 0)) * 46}px`;
-  return fill;
+  fill.style.width = `${Math.max(0, Math.min(1, value ?? 0)) * 100}%`;
+  return h("span", { class: "bar-box" }, fill);
 }

@@ -39,6 +39,7 @@ export class Viewer extends EventTarget {
     this.osd.canvas.append(this.labels, this.lines);
     this.osd.canvas.removeAttribute("tabindex");
     this.osd.addHandler("update-viewport", () => this.frame());
+    for (const name of ["zoom", "pan"]) this.osd.addHandler(name, ({ immediately }) => { if (!this.fitting && !immediately) this.fitted = false; });
     this.osd.addHandler("animation", () => { this.moving = performance.now(); });
     this.osd.addHandler("animation-finish", () => { this.moving = 0; this.invalidate(); });
     new ResizeObserver(() => this.resize()).observe(host);
@@ -115,8 +116,12 @@ export class Viewer extends EventTarget {
     const zoom = Math.min((clientWidth - left - margin) / width, (clientHeight - 2 * margin) / height);
     const x = Math.min((clientWidth - width * zoom) / 2, clientWidth - margin - width * zoom); // in the middle where the tools leave room
     const at = Math.max(x, left), y = (clientHeight - height * zoom) / 2;
+    this.fitted = true;
+    this.fitting = true;
     this.osd.viewport.fitBounds(new OSD.Rect(-at / zoom / width, -y / zoom / width, clientWidth / zoom / width, clientHeight / zoom / width), immediately);
+    this.fitting = false;
   }
+
   zoomBy(factor) { if (this.info) { this.osd.viewport.zoomBy(factor); this.osd.viewport.applyConstraints(); } }
   panBy(x, y) { // CSS pixels
     if (!this.info) return;
@@ -161,6 +166,7 @@ export class Viewer extends EventTarget {
     }
     this.drawn = "";
     this.invalidate();
+    if (this.fitted && this.info) requestAnimationFrame(() => this.fit(true)); // after OpenSeadragon's own resizing
   }
 
   /** Draw again a box of full pixels [y0, x0, y1, x1], or everything, in the next frame. */

@@ -1,0 +1,132 @@
+"""The story of the page in Chromium: images dropped, predicted, corrected, undone, redone, trained on, exported."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from browser import READY, Visitor, browser_or_skip, server, visit
+from drawn import run
+from scipy import ndimage
+
+from cellwright.data.synthetic import draw_field
+
+EDITS = 5
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    return browser_or_skip()
+
+
+def draw_images(folder: Path) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"field {k}.png" for k in range(3)]
+    for k, path in enumerate(paths):
+        cv2.imwrite(str(path), draw_field(k, (160, 200), 14)[0].data[:, :, ::-1])
+    return paths
+
+
+def middle(labels: np.ndarray, number: int) -> tuple[float, float]:
+    """A pixel well inside an object."""
+    inside = ndimage.distance_transform_edt(np.pad(labels == number, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+    return float(y) + 0.5, float(x) + 0.5
+
+
+def neighbours(labels: np.ndarray) -> tuple[int, int]:
+    """Two objects that lie close together."""
+    apart, (rows, columns) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    nearest = labels[rows, columns]
+    here, right = nearest[:, :-1], nearest[:, 1:]
+    far = np.where(here == right, np.inf, apart[:, :-1] + apart[:, 1:])
+    y, x = np.unravel_index(int(far.argmin()), far.shape)
+    return int(here[y, x]), int(right[y, x])
+
+
+def correct(visitor: Visitor) -> np.ndarray:
+    """Delete two objects, merge two, split one, draw one; returns the labels."""
+    labels = visitor.labels()
+    first, second, *others = sorted(visitor.objects(), key=lambda row: -row["area"])
+    visitor.press("x")
+    for row in others[-2:]:
+        visitor.click(middle(labels, row["id"]))
+    labels = visitor.labels()
+    pair = neighbours(labels)
+    visitor.press("m")
+    for number in pair:
+        visitor.click(middle(labels, number))
+    whole = next(row for row in (first, second) if row["id"] not in pair)
+    x = middle(labels, whole["id"])[1]
+    visitor.press("s")
+    visitor.drag([(whole["y0"] - 2, x), (whole["y1"] + 2, x)])
+    free = ndimage.distance_transform_edt(visitor.labels() == 0)
+    free[:12], free[-12:], free[:, :12], free[:, -12:] = 0, 0, 0, 0
+    y, x = np.unravel_index(int(free.argmax()), free.shape)
+    visitor.press("d")
+    visitor.drag([(y - 6, x - 6), (y - 6, x + 6), (y + 6, x + 6), (y + 6, x - 6), (y - 6, x - 6)])
+    return visitor.labels()
+
+
+def same_files(folder: Path, other: Path) -> None:
+    """The files of two exports hold the same; names of GeoJSON objects are drawn by lot."""
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if ".cellwright" not in path.parts)
+    assert names == sorted(path.relative_to(other) for path in other.rglob("*.*") if ".cellwright" not in path.parts)
+    assert names
+    for name in names:
+        if name.suffix == ".geojson":
+            mine, theirs = (json.loads((root / name).read_text()) for root in (folder, other))
+            assert [f["geometry"] for f in mine["features"]] == [f["geometry"] for f in theirs["features"]]
+        else:
+            assert (tifffile.imread(folder / name) == tifffile.imread(other / name)).all()
+
+
+def export(visitor: Visitor, project: Path, name: str) -> tuple[Path, str]:
+    """Export all images; returns the folder of the files, and the command that the page shows."""
+    visitor.page.select_option("#export-format", name)
+    job = visitor.job("export", "#export")
+    assert job["result"]["n_files"] == 3, job
+    return project / job["result"]["folder"], job["command"]
+
+
+def test_story(chromium: str, tmp_path: Path) -> None:
+    images = draw_images(tmp_path / "images")
+    project = tmp_path / "project"
+    with server("--out", project) as link, visit(link, chromium) as visitor:
+        visitor.drop(images)
+        visitor.until(f"({READY}) && cellwrightPage.images.images.length === 3")
+        visitor.page.select_option("#model", "classical")
+        visitor.job("predict", "#predict-all")
+        visitor.until("cellwrightPage.objects.count")
+        predicted = visitor.labels()
+        corrected = correct(visitor)
+        assert len(visitor.objects()) == len(np.unique(predicted)) - 1 - 2 - 1 + 1 + 1
+        visitor.press(*["Control+z"] * EDITS)
+        assert (visitor.labels() == predicted).all()
+        visitor.page.reload()
+        visitor.until(READY)
+        visitor.press(*["Control+Shift+z"] * EDITS)
+        assert (visitor.labels() == corrected).all()
+        visitor.press("Alt+6")
+        exported = [export(visitor, project, name) for name in ("geojson", "label_images")]
+        visitor.press("Alt+2")
+        visitor.page.select_option("#model", "classical")
+        visitor.job("predict", "#predict-one")
+        visitor.until("cellwrightPage.editor.undoName")
+        visitor.press("Control+z")
+        assert (visitor.labels() == corrected).all()
+        assert visitor.problems == []
+    for k, (folder, command) in enumerate(exported):
+        words = shlex.split(command)
+        words[words.index("--out") + 1] = str(tmp_path / f"export {k}")
+        assert run(*words[1:]) == 0
+        same_files(folder, tmp_path / f"export {k}")
+    (masks,) = exported[1][0].rglob("field?0*.tif")
+    assert (tifffile.imread(masks) == corrected).all()
+    run("predict", tmp_path / "images", "--model", "classical", "--save", "masks", "--out", tmp_path / "cli", "--quiet")
+    assert (tifffile.imread(tmp_path / "cli" / "field 0_masks.tif") == predicted).all()
