@@ -180,8 +180,8 @@ export class ImageList {
         const folder = await get(`/api/folders?path=${encodeURIComponent(where)}`);
         path.value = folder.path;
         facts.textContent = `${format.count(folder.n_images, "image")} here`;
-        const rows = folder.folders.map((name) => button({ symbol: "folder", text: name, kind: "row", click: () => show(`${folder.path}/${name}`) }));
-        if (folder.parent) rows.unshift(button({ symbol: "previous", text: "Up", kind: "row", click: () => show(folder.parent) }));
+        const rows = folder.folders.map((one) => button({ symbol: "folder", text: one.split("/").at(-1) || one, title: one, kind: "row", click: () => show(one) }));
+        if (folder.parent !== null) rows.unshift(button({ symbol: "previous", text: "Up", kind: "row", click: () => show(folder.parent) }));
         list.replaceChildren(...rows);
       } catch (error) {
         facts.textContent = error.message;
