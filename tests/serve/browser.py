@@ -151,7 +151,8 @@ def visit(link: str, chromium: str, width: int = 1280, height: int = 720) -> Ite
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         try:
-            visitor = Visitor(browser.new_page(viewport={"width": width, "height": height}))
+            context = browser.new_context(viewport={"width": width, "height": height})
+            visitor = Visitor(context.new_page())
             visitor.page.goto(link)
             visitor.until("globalThis.cellwrightPage?.project")
             yield visitor

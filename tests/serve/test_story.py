@@ -104,7 +104,14 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         visitor.job("predict", "#predict-all")
         visitor.until("cellwrightPage.objects.count")
         predicted = visitor.labels()
+        other = Visitor(visitor.page.context.new_page())
+        other.page.goto(visitor.page.url)
+        other.until(READY)
+        visitor.page.bring_to_front()
         corrected = correct(visitor)
+        other.until(f"cellwrightPage.editor.rev === {visitor.look('cellwrightPage.editor.rev')}")
+        assert other.objects() == visitor.objects()
+        other.page.close()
         assert len(visitor.objects()) == len(np.unique(predicted)) - 1 - 2 - 1 + 1 + 1
         visitor.press(*["Control+z"] * EDITS)
         assert (visitor.labels() == predicted).all()
@@ -114,10 +121,15 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         assert (visitor.labels() == corrected).all()
         visitor.press("Alt+6")
         exported = [export(visitor, project, name) for name in ("geojson", "label_images")]
-        visitor.press("Alt+2")
-        visitor.page.select_option("#model", "classical")
+        visitor.press(".", "q", "Alt+3")  # another corrected image, which is held out
+        visitor.until("cellwrightPage.panels.train.candidates.length === 2")
+        visitor.page.fill("#minutes", "0.02")
+        trained = visitor.job("train", "#train", 120)["result"]
+        assert trained["held_out"] and set(trained["before"]) == set(trained["after"])
+        visitor.press(",", "Alt+2")
+        visitor.page.select_option("#model", trained["model"])
         visitor.job("predict", "#predict-one")
-        visitor.until("cellwrightPage.editor.undoName")
+        visitor.until("cellwrightPage.editor.undoName?.includes('predict')")
         visitor.press("Control+z")
         assert (visitor.labels() == corrected).all()
         assert visitor.problems == []

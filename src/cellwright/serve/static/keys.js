@@ -39,10 +39,10 @@ function table(page) {
     ["View", "I", "Invert", (e) => e.key.toUpperCase() === "I", () => page.panels.view.invert()],
     ["View", "H", "Show or hide the channels one by one", (e) => e.key.toUpperCase() === "H", () => page.panels.view.cycleChannels()],
     ["Images", ". and ,", "Next, previous image", (e) => [".", ",", "PageDown", "PageUp"].includes(e.key), (e) => page.go(e.key === "." || e.key === "PageDown" ? 1 : -1)],
-    ["Images", "Q", "Mark the image as corrected", (e) => e.key.toUpperCase() === "Q", () => page.markCorrected()],
+    ["Objects", "Q", "Mark the image as corrected", (e) => e.key.toUpperCase() === "Q", () => page.markCorrected()],
     ["Images", "/", "Filter the list of images", (e) => e.key === "/", () => document.getElementById("image-filter").focus()],
-    ["Images", "P", "Predict this image", (e) => e.key.toUpperCase() === "P" && !e.shiftKey, () => page.panels.predict.start(false)],
-    ["Images", "Shift+P", "Predict all images", (e) => e.key.toUpperCase() === "P", () => page.panels.predict.start(true)],
+    ["Page", "P", "Predict this image", (e) => e.key.toUpperCase() === "P" && !e.shiftKey, () => page.panels.predict.start(false)],
+    ["Page", "Shift+P", "Predict all images", (e) => e.key.toUpperCase() === "P", () => page.panels.predict.start(true)],
     ["Page", "Alt+1 to Alt+6", "View, Predict, Train, Evaluate, Measure, Export", (e) => e.altKey && /^[1-6]$/.test(e.key), (e) => page.openTab(Number(e.key) - 1)],
     ["Page", "?", "This list", (e) => e.key === "?", () => help(page)],
   ];
@@ -62,13 +62,14 @@ export function bindKeys(page) {
     if (typing(element)) { if (event.key === "Escape") element.blur(); return; }
     if (ownKeys(element, event)) return;
     const plain = !control(event) && !event.altKey;
-    for (const [, keys, , test, action] of rows) {
+    for (const [group, keys, , test, action] of rows) {
       const modified = keys.startsWith("Ctrl") || keys.startsWith("Alt");
       if (modified === plain || !test(event)) continue;
       const global = keys === "?" || keys === "/" || keys.startsWith("Alt");
       if (!page.info && !global) return;
       event.preventDefault();
-      action(event);
+      if (page.opening && group !== "Images") page.opened.then(() => action(event)); // meant for the image that is being opened
+      else action(event);
       return;
     }
   });

@@ -89,9 +89,14 @@ class Page extends EventTarget {
     this.dispatchEvent(new Event("project"));
   }
 
-  async openImage(id) {
-    if (this.opening === id) return;
+  openImage(id) {
+    if (this.opening === id) return this.opened;
     this.opening = id;
+    this.opened = this.load(id);
+    return this.opened;
+  }
+
+  async load(id) {
     this.tools.cancel();
     try {
       const info = await get(`/api/images/${id}`);
@@ -162,7 +167,7 @@ class Page extends EventTarget {
   }
 
   go(direction) {
-    const visible = this.images.visible, at = visible.findIndex((image) => image.id === this.info?.id);
+    const visible = this.images.visible, at = visible.findIndex((image) => image.id === (this.opening ?? this.info?.id));
     const next = visible[at + direction];
     if (next) this.openImage(next.id);
     else toast(direction > 0 ? "This is the last image" : "This is the first image");
