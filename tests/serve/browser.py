@@ -136,7 +136,9 @@ class Visitor:
         before = self.look(f"cellwrightPage.jobs.latest('{verb}')?.id ?? ''")
         self.page.click(button)
         latest = f"cellwrightPage.jobs.latest('{verb}')"
-        self.until(f"({latest}?.id ?? '') !== '{before}' && ['done', 'failed', 'cancelled'].includes({latest}.state)", seconds)
+        self.until(
+            f"({latest}?.id ?? '') !== '{before}' && ['done', 'failed', 'cancelled'].includes({latest}.state)", seconds
+        )
         job = self.look(latest)
         assert job["state"] == "done", job
         self.page.wait_for_timeout(100)

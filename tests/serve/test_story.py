@@ -125,7 +125,8 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         visitor.until("cellwrightPage.panels.train.candidates.length === 2")
         visitor.page.fill("#minutes", "0.02")
         trained = visitor.job("train", "#train", 120)["result"]
-        assert trained["held_out"] and set(trained["before"]) == set(trained["after"])
+        assert trained["held_out"]
+        assert set(trained["before"]) == set(trained["after"])
         visitor.press(",", "Alt+2")
         visitor.page.select_option("#model", trained["model"])
         visitor.job("predict", "#predict-one")
