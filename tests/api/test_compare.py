@@ -12,11 +12,12 @@ import pytest
 from PIL import Image as Pillow
 from safetensors.numpy import save_file
 
-from cellwright.api.compare import ABSENT, ComparePlan, Comparison, differences, read_record, run
+from cellwright.api.compare import ABSENT, ComparePlan, Comparison, differences, run
 from cellwright.cli.app import main
 from cellwright.config import recipe as recipes
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
+from cellwright.report.run_record import read_record
 
 COLUMNS = ("step", "lr", "loss", "loss_mask", "step_s", "peak_memory_mb")
 

@@ -65,6 +65,7 @@ PICTURES = Pictures(
     sheet=lambda tiles, title: np.full((10 * len(tiles), len(title), 3), 7, np.uint8),
     plate=lambda tiles, title: np.full((10 * len(tiles), len(title), 3), 7, np.uint8),
     counts=lambda names, counts, classes: np.full((len(names), 10 * len(classes), 3), int(counts.sum()), np.uint8),
+    report=lambda folder, about_all: (about_all / "summary.csv").read_text(),
 )
 
 

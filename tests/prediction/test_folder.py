@@ -54,7 +54,7 @@ def test_the_folder_contains_the_documented_files(images, tmp_path):
     endings = ("_masks.tif", "_overlay.png", ".geojson", "_rois.zip", "_measurements.csv")
     outputs = [f"{stem}{ending}" for stem in ("a.png", "a.tif", "deep/b") for ending in endings]
     shared = ["contact_sheet.png", "failures.csv", "predictions.json", "recipe.yaml", "summary.csv"]
-    shared += ["counts.png", "measurements.csv", "measurements.parquet"]
+    shared += ["counts.png", "measurements.csv", "measurements.parquet", "report.html"]
     assert set(files_in(out)) == {*outputs, *shared}
     assert (out / "recipe.yaml").read_text() == "name: test\n"
     assert rows(out / "failures.csv") == []

@@ -287,6 +287,7 @@ def test_inputs_below_the_folder_stay(images, memory_path):
 
 def as_earlier(out: Path, *, is_finished: bool) -> None:
     """The folder as versions without claims wrote it."""
+    (out / "report.html").unlink(missing_ok=True)
     control = out / CONTROL
     record = {"schema_version": 1, "request": json.loads((control / "claim.json").read_text())["request"]}
     if is_finished:

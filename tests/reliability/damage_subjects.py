@@ -276,7 +276,7 @@ def _predict(folder: Path) -> object:
 
 def _read_record(folder: Path) -> object:
     """As ``compare`` reads a run."""
-    from cellwright.api.compare import read_record
+    from cellwright.report.run_record import read_record
 
     return read_record(folder)
 

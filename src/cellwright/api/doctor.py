@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from cellwright import __version__
 from cellwright.core.cache import cache_folder, code_folder
+from cellwright.core.versions import version_of
 
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
@@ -35,7 +36,7 @@ def facts(plan: DoctorPlan | None = None) -> list[tuple[str, str]]:
         ("cellwright", __version__),
         ("Python", platform.python_version()),
         ("system", platform.platform()),
-        *((name, _version(name) or "not installed") for name in PACKAGES),
+        *((name, version_of(name) or "not installed") for name in PACKAGES),
         ("CPU cores", str(cores)),
         *_cache(),
         *(_device() if plan is not None and plan.device else ()),
@@ -67,18 +68,11 @@ def extras() -> list[tuple[str, str]]:
             packages[match[2]].append(match[1])
     rows = []
     for extra, names in packages.items():
-        missing = [name for name in names if _version(name) is None]
-        versions = ", ".join(f"{name} {_version(name)}" for name in names)
+        missing = [name for name in names if version_of(name) is None]
+        versions = ", ".join(f"{name} {version_of(name)}" for name in names)
         how = f'pip install "cellwright[{extra}]"'
         rows.append((f"extra {extra}", f"missing {', '.join(missing)}: {how}" if missing else f"installed: {versions}"))
     return rows
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _device() -> list[tuple[str, str]]:

@@ -26,9 +26,11 @@ from cellwright.core.files import write_text
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
+from cellwright.core.result_folders import REPORT
 from cellwright.core.scores import check_threshold
 from cellwright.core.table import frame_csv
 from cellwright.core.text import count
+from cellwright.core.versions import versions
 from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.reading import Reading
 from cellwright.data.views import parse_views
@@ -185,7 +187,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
             if not plan.metrics:
                 predictor = source.filtered if isinstance(source, Model) else None
                 candidates = candidates_of(images, predictor, Reading.recorded(truth.info))
-            evaluations.append(_evaluate_images(name, images, candidates, plan, folder, screen))
+            evaluations.append(_evaluate_images(name, images, candidates, plan, folder, part, screen))
         comparison = _write_comparison(evaluations, plan, out) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison, failures)
 
@@ -302,14 +304,16 @@ def _evaluate_images(
     candidates: Sequence[Instances] | None,
     plan: EvaluatePlan,
     folder: Path,
+    part: Dataset,
     screen: ProgressReporter,
 ) -> Evaluation:
-    """Evaluate one prediction and write its folder. candidates: see `candidates_of`."""
+    """Evaluate one prediction and write its folder. candidates: see `candidates_of`. part: the ground truth."""
     from cellwright.evaluation.bootstrap import intervals
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.report import write_report
     from cellwright.report.error_picture import pictures_section, write_error_pictures
     from cellwright.report.evaluation_figures import figures_section, write_figures
+    from cellwright.report.evaluation_report import evaluation_page
 
     report = evaluate_images(images, plan.metrics or None, candidates, screen.track)
     report = dataclasses.replace(report, notes=(*_reliability_notes(report, plan.score), *report.notes))
@@ -318,8 +322,26 @@ def _evaluate_images(
     pictures = write_error_pictures(images, report, folder / "errors", n_pictures, screen)
     figures = write_figures(report, folder) if n_pictures else []
     sections = [*figures_section(figures, folder), *pictures_section(pictures, folder)]
-    write_report(report, folder, limits=limits, sections=sections)
+    write_report(report, folder, limits=limits, sections=sections, made_by=_made_by(name, plan, part))
+    write_text(folder / REPORT, evaluation_page(folder).html())
     return Evaluation(name, report, limits)
+
+
+def _made_by(name: str, plan: EvaluatePlan, truth: Dataset) -> dict[str, Any]:
+    """What reports say about what was evaluated, and how. No paths: names only."""
+    elsewhere = ("predictions", "data", "device", "out", "overwrite")
+    fields = [field for field in dataclasses.fields(plan) if field.name not in elsewhere]
+    chosen = {field.name: getattr(plan, field.name) for field in fields}
+    return {
+        "predictions": [name],
+        "data": plan.data.name,
+        "split": plan.split,
+        "classes": list(truth.class_names),
+        "sources": sorted({sample.source for sample in truth if sample.source})[:10],
+        "licence": truth.licence,
+        "options": plain({f.name: chosen[f.name] for f in fields if chosen[f.name] != f.default}),
+        "versions": versions(),
+    }
 
 
 def _reliability_notes(report: Report, score: float | None) -> list[str]:
@@ -348,6 +370,7 @@ def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out
     from cellwright.evaluation.bootstrap import compare
     from cellwright.evaluation.report import frame_markdown
     from cellwright.report.evaluation_figures import PR_CURVE, draw_pr_curves
+    from cellwright.report.evaluation_report import evaluation_page
 
     first, second = evaluations
     table = compare(first.report, second.report).rename(columns={"first": first.name, "second": second.name})
@@ -370,6 +393,7 @@ def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out
         parts += [f"- {note}" for note in evaluation.report.notes]
     write_text(out / "comparison.csv", frame_csv(table))
     write_text(out / MARKER, "\n\n".join(parts) + "\n")
+    write_text(out / REPORT, evaluation_page(out).html())
     return table
 
 

@@ -18,12 +18,14 @@ from cellwright.api.paths import LIST_FORMATS, HowToRead, content_of, is_model, 
 from cellwright.api.predict import files_written, pictures
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.events import plain
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.scores import ScoreThreshold
 from cellwright.core.text import count
+from cellwright.core.versions import versions
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
 from cellwright.data.formats.predictions import SEEN, images_in_conflict
 from cellwright.data.images.read import read_image
@@ -32,7 +34,7 @@ from cellwright.evaluation.pairing import partners, score_threshold_of, shown_id
 from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import Decay, FusionOptions, Method, mean_threshold
 from cellwright.prediction.fusion import fuse as fuse_image
-from cellwright.prediction.job import SAVES, Job, Save
+from cellwright.prediction.job import MADE_BY, SAVES, Job, Save
 from cellwright.prediction.options import PredictOptions, select
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.sources import Source, sources_of_dataset
@@ -516,8 +518,19 @@ def _job(plan: FusePlan, members: Members, threshold: ScoreThreshold) -> Job:
         made_by="the predictions",
         options=PredictOptions(threshold, resolve_overlaps=plan.resolve_overlaps),
         save=plan.save,
-        info={"fused": settings} | members.seen,
+        info={"fused": settings} | members.seen | {MADE_BY: _made_by(plan, members)},
     )
+
+
+def _made_by(plan: FusePlan, members: Members) -> dict[str, Any]:
+    """What reports say about how a fusion was made."""
+    elsewhere = ("predictions", "out", "overwrite", "device", "data")
+    fields = [field for field in dataclasses.fields(plan) if field.name not in elsewhere]
+    chosen = {field.name: getattr(plan, field.name) for field in fields}
+    chosen = {field.name: chosen[field.name] for field in fields if chosen[field.name] != field.default}
+    data = {} if plan.data is None else {"data": plan.data.name}
+    names = list(members.names)
+    return {"verb": "fuse", "predictions": names, "options": plain(chosen | data), "versions": versions()}
 
 
 def _image_to_draw_on(sample: Sample) -> tuple[Image, bool]:

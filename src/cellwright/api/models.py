@@ -14,10 +14,12 @@ import numpy as np
 from cellwright.api.inputs import ImageLike, as_image, is_list
 from cellwright.config.recipe import PredictConfig, Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
+from cellwright.core.events import plain
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.public import public
 from cellwright.core.scores import shown_score
+from cellwright.core.versions import versions
 from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
@@ -415,6 +417,34 @@ def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
         trained_on=tuple(seen.get("trained_on", ())),
         members=tuple(member.name for member in members),
     )
+
+
+def made_by(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What reports say about how a prediction was made: models, the chosen options by their names, and versions.
+
+    options: of the command; those of the model are added, unless they are its own.
+    """
+    from cellwright.prediction.predictor import Ensemble
+
+    now, own = model.options.as_values(), model.own_options.as_values()
+    chosen = {
+        name: now[name] for name in ("score", "min_area", "max_objects", "remove_border") if now[name] != own[name]
+    }
+    views = None if model.views == (model.tuned_on or {}).get("views") else model.views
+    chosen |= {"diameter": model.diameter, "views": views}
+    if isinstance(model.predictor, Ensemble):
+        fusion = model.predictor.options
+        chosen |= {"fuse": fusion.method, "weights": fusion.weights}
+    shown = {name: _single(value) for name, value in {**chosen, **options}.items()}
+    names = [Path(name).name or name for name in model.member_names]
+    known = {name: value for name, value in shown.items() if value not in (None, False, [])}
+    return {"verb": "predict", "model": names, "options": plain(known), "versions": versions()}
+
+
+def _single(value: Any) -> Any:
+    """A value that is the same for all classes, once."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return values[0] if len(values) > 0 and all(one == values[0] for one in values) else values
 
 
 def joined_seen(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

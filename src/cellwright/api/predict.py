@@ -22,6 +22,7 @@ from cellwright.api.models import (
     ensemble,
     identity_of,
     load_model,
+    made_by,
     resolve_device,
 )
 from cellwright.api.predict_tiles import (
@@ -55,7 +56,7 @@ from cellwright.data.views import parse_views
 from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.image_writer import Pictures
-from cellwright.prediction.job import FAILURES, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
+from cellwright.prediction.job import FAILURES, MADE_BY, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.run_folder import Opened, predict_into, predict_shard
 from cellwright.prediction.runners import Running
@@ -177,7 +178,7 @@ def run(
             source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
         )
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
-    job = dataclasses.replace(job, ring_px=plan.ring)
+    job = _with_options(job, model, plan.ring, plan.split)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     running = Running(plan.workers, plan.dask, shard_of(plan.shard))
     if plan.shard is not None:
@@ -358,7 +359,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         got, remedy = f"level {reading.level} in `reading`", "use predict_tiles, or predict arrays"
         raise UsageError("a level of a pyramid is predicted tile by tile", got=got, remedy=remedy)
     job = _job(model, sources, tuple(save), reading, recipe_yaml(members, fusion), members)
-    job = dataclasses.replace(job, ring_px=ring)
+    job = _with_options(job, model, ring, split)
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     if folder.is_new:
@@ -440,6 +441,12 @@ def _job(
     )
 
 
+def _with_options(job: Job, model: Model, ring: int | None, split: str | None) -> Job:
+    """The job with further options, and the record of how it is made."""
+    options = {**job.reading, "save": None if job.save == SAVES else list(job.save), "ring": ring, "split": split}
+    return dataclasses.replace(job, ring_px=ring, info={**job.info, MADE_BY: made_by(model, options)})
+
+
 def _passed_over(paths: Sequence[Path]) -> list[Note]:
     """Notes about images in the folders that are not read."""
     from cellwright.data.formats.label_files import labels_among
@@ -487,7 +494,15 @@ def pictures(class_names: Sequence[str]) -> Pictures:
         styles = class_styles(tuple(class_names)) if len(class_names) > 1 else ()
         return contact_sheet(tiles, title=title, styles=styles)
 
-    return Pictures(overlay=overlay, thumbnail=thumbnail, sheet=sheet, plate=draw_plate, counts=draw_counts)
+    return Pictures(
+        overlay=overlay, thumbnail=thumbnail, sheet=sheet, plate=draw_plate, counts=draw_counts, report=_report
+    )
+
+
+def _report(folder: Path, about_all: Path) -> str:
+    from cellwright.report.prediction_report import prediction_page
+
+    return prediction_page(folder, about_all).html()
 
 
 def files_written(out: Path, save: Sequence[Save]) -> str:

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.api.models import DEFAULT_MODEL, Model, ModelLike, as_model, ensemble, identity_of, resolve_device
+from cellwright.api.models import (
+    DEFAULT_MODEL,
+    Model,
+    ModelLike,
+    as_model,
+    ensemble,
+    identity_of,
+    made_by,
+    resolve_device,
+)
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.events import plain
@@ -88,6 +97,13 @@ class TileRequest:
     ring_px: int | None = None
     labels: LabelKind | None = None
     running: Running = dataclasses.field(default_factory=Running)
+
+    def chosen(self, where: _Where) -> dict[str, Any]:
+        """The options that were given, by their names."""
+        roi = [] if where.regions is None else where.regions.words
+        tissue = Path(self.tissue).name if self.tissue else None
+        options = {"channel": self.channel, "tile": self.core_px, "roi": roi, "tissue": tissue, "ring": self.ring_px}
+        return {**self.reading, **options, "labels": self.labels}
 
     def as_values(self, model: Model, where: _Where) -> dict[str, Any]:
         """What identifies the job besides the image, as JSON values."""
@@ -435,7 +451,15 @@ class _Parts:
             reporter.note(f"diameter {facts.diameter.px:.1f} px ({how})")
         reporter.note(f"{count(len(numbers), 'tile')} of up to {core} px")
         return JobFacts(
-            self.described, self.values, self.model.class_names, facts, grid, numbers, self.where.regions, tissue
+            self.described,
+            self.values,
+            self.model.class_names,
+            facts,
+            grid,
+            numbers,
+            self.where.regions,
+            tissue,
+            made_by=made_by(self.model, request.chosen(self.where)),
         )
 
     def work(self, job: JobFacts) -> TileWork:
@@ -527,7 +551,7 @@ def finish_job(
 ) -> JobReport:
     """Write the outputs of a job whose tiles are done or failed, and declare it complete."""
     failures = job.ledger(output.root).failures()
-    final, files, notes = finish(output, job, source, draw=_pictures, track=reporter.track)
+    final, files, notes = finish(output, job, source, draw=_pictures, report=_report, track=reporter.track)
     output.complete(files)
     for note in notes:
         reporter.note(note)
@@ -647,6 +671,12 @@ def _tissue_picture(source: ImageSource, job: JobFacts) -> np.ndarray:
 
     assert job.tissue is not None
     return draw_tissue(source, job.tissue, job.grid, job.tiles)
+
+
+def _report(folder: Path, outputs: Path) -> str:
+    from cellwright.report.job_report import job_page
+
+    return job_page(folder, outputs).html()
 
 
 def _pictures(

@@ -438,7 +438,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
             write_text(run.init_report, loaded.text())
         used = (time.monotonic() - started) / 60
         left = None if request.max_minutes is None else max(0.0, request.max_minutes - used)
-        with _drawing_curves(run):
+        with _reporting(run):
             result = loop.train(dataclasses.replace(training, run=run, verify=output.verify), max_minutes=left)
         if result.finished:
             output.complete()
@@ -578,9 +578,10 @@ def _init_fingerprint(recipe: Recipe) -> dict[str, str]:
 
 
 @contextmanager
-def _drawing_curves(run: RunFolder) -> Iterator[None]:
-    """Draw the curves at the end, also if the training diverged or was interrupted: they are most useful then."""
+def _reporting(run: RunFolder) -> Iterator[None]:
+    """Draw the curves and write the report at the end, also if the training diverged or was interrupted."""
     from cellwright.report.curves import draw_curves
+    from cellwright.report.run_report import run_page
 
     ended = False
     try:
@@ -590,6 +591,7 @@ def _drawing_curves(run: RunFolder) -> Iterator[None]:
         with nullcontext() if ended else suppress(CellwrightError):
             if run.log.is_file():
                 draw_curves(run.log, run.curves)
+                write_text(run.report, run_page(run.root).html())
 
 
 def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *, dry_run: bool) -> Repeats | None:

@@ -1,4 +1,4 @@
-"""``cellwright predict | fuse | tune | evaluate | export``: predictions and their evaluation."""
+"""``cellwright predict | fuse | tune | evaluate | measure | export | report``: predictions and their evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cellwright.api.export import ExportPlan
 from cellwright.api.fuse import FusePlan
 from cellwright.api.measure import MeasurePlan
 from cellwright.api.predict import PredictPlan
+from cellwright.api.report import ReportPlan
 from cellwright.api.tune import TunePlan
 from cellwright.cli.console import Common, Show
 from cellwright.core.text import count
@@ -160,3 +161,12 @@ def export(plan: ExportPlan, *, common: Common = PLAIN) -> int:
     values = {"out": [str(path) for path in exported.paths], "objects": exported.n_objects, "images": exported.n_images}
     screen.result("\n".join([*map(str, exported.paths[:SHOWN_PATHS]), exported.text]), values)
     return _skipped(screen, exported.failures, "exported")
+
+
+def report(plan: ReportPlan, *, common: Common = PLAIN) -> None:
+    """Show the path of the page."""
+    from cellwright.api.report import run
+
+    screen = common.screen(plan)
+    for path in run(plan, screen, dry_run=common.dry_run):
+        screen.result(f"report: {path}", {"out": str(path)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-JOB_FILE = "job.json"
+JOB_FILE, REPORT = "job.json", "report.html"
 TILE_JOB = "a tile job"
 # Files of a finished job, one of which is there even if the user removed others to save space.
 _OF_JOBS = frozenset({"tiles", "labels.tif", "labels.zarr", "objects.geojson.gz", ".cellwright"})

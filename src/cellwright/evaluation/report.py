@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,14 +135,20 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def write_report(
-    report: Report, folder: Path, *, limits: pd.DataFrame | None = None, sections: Sequence[str] = ()
+    report: Report,
+    folder: Path,
+    *,
+    limits: pd.DataFrame | None = None,
+    sections: Sequence[str] = (),
+    made_by: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write the five files of an evaluation folder, each completely or not at all, and return their paths.
 
     limits: the table of `bootstrap.intervals`, for metrics.json and the headline. sections: further Markdown for
-    report.md, placed after the worst images.
+    report.md, placed after the worst images. made_by: what was evaluated, and how, for metrics.json.
     """
-    write_json(folder / "metrics.json", metrics_json(report, limits))
+    content = metrics_json(report, limits) | ({} if made_by is None else {"made_by": dict(made_by)})
+    write_json(folder / "metrics.json", content)
     tables = {"per_image.csv": report.per_image, "per_class.csv": report.per_class, "objects.csv": report.objects}
     for name, table in tables.items():
         write_text(folder / name, frame_csv(table))

@@ -6,6 +6,7 @@
     measurements.csv   all objects             counts.png         the number of objects in each image
     measurements.parquet   the same, of several images, where pyarrow is installed
     wells.csv          one row per well        plate.png          one image per well; both if image names contain wells
+    report.html        all of this on one page
     <image id>...      files per image: see `ENDINGS`
 
 ``.cellwright/`` says which job this is (see `core.output_folder`). While it runs, it holds a record of each image that
@@ -35,6 +36,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.output_folder import OutputFolder
+from cellwright.core.result_folders import REPORT
 from cellwright.core.table import frame_csv, rows_csv
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS
@@ -318,7 +320,7 @@ class PredictionFolder:
     ) -> list[str]:
         """Write the files about all images; returns their names."""
         root, names, resume = self._output.root, self.job.class_names, self._existing.resume
-        possible = {PREDICTIONS, SUMMARY, FAILURES, RECIPE, CONTACT_SHEET, MEASUREMENTS, WELLS, COUNTS}
+        possible = {PREDICTIONS, SUMMARY, FAILURES, RECIPE, CONTACT_SHEET, MEASUREMENTS, WELLS, COUNTS, REPORT}
         possible.add(MEASUREMENTS_PARQUET)
         possible |= {self._plate_name(well.plate) for well in self._wells or ()}
         known = set() if resume is None else {*resume.files}
@@ -331,6 +333,7 @@ class PredictionFolder:
             write_text(staging / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
             self._write_overview(staging, done, rows)
             self._write_predictions(staging, records)
+            write_text(staging / REPORT, self.pictures.report(root, staging))
             files = {} if resume is None else resume.files
             written = {*self._ledger.move_in(ABOUT_ALL, staging, root, shown=self.out, known=files)}
         for name in (known & possible) - written:  # of a job that goes on

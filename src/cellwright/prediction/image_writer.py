@@ -40,7 +40,8 @@ class Pictures:
 
     overlay: an image and its objects -> uint8 RGB (H', W', 3). thumbnail: the same, with lines that remain visible when
     the picture is reduced. sheet: tiles (caption, RGB) and a title -> uint8 RGB. plate: (row, column) -> tile, and a
-    title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB.
+    title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB. report: the
+    folder, and where its files about all images are -> report.html.
     """
 
     overlay: Callable[[Image, Instances], np.ndarray]
@@ -48,6 +49,7 @@ class Pictures:
     sheet: Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
     plate: Callable[[Mapping[tuple[int, int], tuple[str, np.ndarray]], str], np.ndarray]
     counts: Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
+    report: Callable[[Path, Path], str]
 
 
 @dataclass(frozen=True)

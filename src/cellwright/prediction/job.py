@@ -28,6 +28,7 @@ PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
 MEASUREMENTS, MEASUREMENTS_PARQUET = "measurements.csv", "measurements.parquet"
 WELLS, COUNTS, PLATE = "wells.csv", "counts.png", "plate.png"
+MADE_BY = "made_by"  # in the info of predictions: models, chosen options, versions
 Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
 SAVES: tuple[Save, ...] = get_args(Save)
 # What follows the image's id in the name of each file.

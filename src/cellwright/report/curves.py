@@ -104,10 +104,8 @@ def draw_curves(log: Path, out: Path) -> list[Path]:
     evaluation) are not written. Returns the paths written.
     """
     curves = read_log(log)
-    overall = {name: values for name, values in curves.named("AP", "box_AP").items() if _OVERALL_AP.fullmatch(name)}
-    masks = {name: values for name, values in overall.items() if not name.startswith("box_")}
-    boxes = {name.removeprefix("box_"): values for name, values in overall.items() if name not in masks}
-    per_class = {name.removeprefix(_PER_CLASS): values for name, values in curves.named(_PER_CLASS).items()}
+    masks, boxes = overall_ap(curves)
+    per_class = per_class_ap(curves)
     losses = curves.named("loss")
     total, parts = losses.pop("loss", None), {name.removeprefix("loss_"): values for name, values in losses.items()}
     lr = curves.named("lr")
@@ -128,6 +126,18 @@ def draw_curves(log: Path, out: Path) -> list[Path]:
             written.append(out / f"{figure.name}.png")
             _plot(written[-1], curves.steps, figure)
     return written
+
+
+def overall_ap(curves: Curves) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Average precision over all classes by name, of masks and of boxes."""
+    overall = {name: values for name, values in curves.named("AP", "box_AP").items() if _OVERALL_AP.fullmatch(name)}
+    masks = {name: values for name, values in overall.items() if not name.startswith("box_")}
+    return masks, {name.removeprefix("box_"): values for name, values in overall.items() if name not in masks}
+
+
+def per_class_ap(curves: Curves) -> dict[str, np.ndarray]:
+    """AP@all of masks by class."""
+    return {name.removeprefix(_PER_CLASS): values for name, values in curves.named(_PER_CLASS).items()}
 
 
 def _times(curves: Curves) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,7 +50,7 @@ CORRECT = LineStyle("correct", LIGHT_GREY)
 INVOLVED = LineStyle("predictions involved in errors", WHITE, (2, 4))
 IGNORED = LineStyle("ignored region", GREY, (1, 4))
 # Drawn along the annotated outline ...
-TRUTH_STYLES: Mapping[str, LineStyle] = {
+TRUTH_STYLES: dict[str, LineStyle] = {
     "poorly_outlined": LineStyle("poorly outlined object", PURPLE, (4, 2)),
     "split": LineStyle("split object", GREEN, (12, 4)),
     "merged": LineStyle("merged object", ORANGE, DASH_DOT),
@@ -58,7 +58,7 @@ TRUTH_STYLES: Mapping[str, LineStyle] = {
     "missed": LineStyle("missed object", YELLOW),
 }
 # ... and along the predicted one.
-PREDICTED_STYLES: Mapping[str, LineStyle] = {
+PREDICTED_STYLES: dict[str, LineStyle] = {
     "duplicate": LineStyle("duplicate prediction", VERMILLION, (8, 2, 2, 2, 2, 2)),
     "spurious": LineStyle("spurious prediction", VERMILLION, DOTTED),
 }

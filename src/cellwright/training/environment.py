@@ -7,15 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cellwright.core.interrupts import Interrupted, SignalHandler, handle_signals
-
-_PACKAGES = ("cellwright", "torch", "torchvision", "numpy", "scipy", "opencv-python-headless", "safetensors")
+from cellwright.core.versions import PACKAGES, version_of
 
 
 def describe_environment(device: torch.device, threads: int | None, inputs: dict[str, str]) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def describe_environment(device: torch.device, threads: int | None, inputs: dict
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "git": git_state(Path(__file__).parent),
         "device": str(device),
         "gpu": gpu,
@@ -61,13 +59,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cellwright.core.errors import FormatError
 from cellwright.core.files import read_json, write_json
+from cellwright.core.result_folders import REPORT
 
 SCHEMA_VERSION = 1
 REPEATS = "repeat.json"  # the summary of several runs, in the folder that contains them
@@ -55,6 +56,11 @@ class RunFolder:
     def init_report(self) -> Path:
         """How each tensor of the network was initialised, if training started from given weights."""
         return self.root / "init_report.txt"
+
+    @property
+    def report(self) -> Path:
+        """The whole run on one page."""
+        return self.root / REPORT
 
     @property
     def metrics(self) -> Path:

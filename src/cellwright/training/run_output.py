@@ -23,7 +23,7 @@ from cellwright.training.run_folder import CURVES, REPEATS, SCHEMA_VERSION, RunF
 
 OTHER_RUN = "choose another `out`, or start from scratch with `overwrite=True`"
 _NAMES = re.compile(
-    r"(recipe\.yaml|environment\.json|inputs\.json|log\.csv|metrics\.json|init_report\.txt|DONE"
+    r"(recipe\.yaml|environment\.json|inputs\.json|log\.csv|metrics\.json|init_report\.txt|report\.html|DONE"
     r"|(model|checkpoints/step_\d{8,}/best_model)/(weights\.safetensors|model\.json|README\.md)"
     r"|checkpoints/step_\d{8,}/((weights|optimiser|averaged)\.safetensors|state\.json)"
     rf"|curves/({'|'.join(CURVES)})\.png|tensorboard/events\.out\.tfevents\.[^/]+)"

@@ -5,6 +5,7 @@ tiles/              one file per tile
 failures.csv        tiles that could not be predicted, and why
 labels.tif or labels.zarr, objects.csv.gz or objects.parquet, objects.geojson.gz, summary.csv, overview.png, density.png
 tissue.png          which tiles are skipped as background, if any
+report.html         what was found, on one page
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.progress import Track, no_progress
-from cellwright.core.result_folders import JOB_FILE
+from cellwright.core.result_folders import JOB_FILE, REPORT
 from cellwright.core.text import count, differences
 from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, OUTLINES, TABLE_CSV, TABLE_PARQUET
 from cellwright.data.identity import digest_of
@@ -65,7 +66,8 @@ class JobFacts:
 
     source: path, fingerprint, size, channels, pixel size. request: what identifies the job: digests and options.
     tiles: the numbers of the tiles to predict. regions: where objects are kept; None: everywhere. tissue: what tells
-    which of the other tiles are skipped; None: no tile is. key: what identifies the job in its tile files, a digest of
+    which of the other tiles are skipped; None: no tile is. made_by: the names of models, the chosen options and the
+    versions, which do not identify the job. key: what identifies the job in its tile files, a digest of the rest of
     what ``job.json`` says, whichever version wrote it.
     """
 
@@ -78,6 +80,7 @@ class JobFacts:
     regions: Regions | None = None
     tissue: Tissue | None = None
     key: str = ""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -117,6 +120,7 @@ class JobFacts:
             "tiles": None if is_all else list(self.tiles),
             "regions": None if self.regions is None else self.regions.to_dict(),
             "tissue": None if self.tissue is None else self.tissue.to_dict(),
+            **({"made_by": plain(dict(self.made_by))} if self.made_by else {}),
         }
 
     @staticmethod
@@ -145,6 +149,7 @@ class JobFacts:
                 None if content.get("regions") is None else Regions.from_dict(content["regions"]),
                 None if content.get("tissue") is None else Tissue.from_dict(content["tissue"]),
                 _key_of(content),
+                dict(content.get("made_by", {})),
             )
             if any(not 0 <= tile < len(grid) for tile in job.tiles):
                 raise ValueError("a tile is not in the grid")
@@ -157,8 +162,9 @@ class JobFacts:
 
 
 def _key_of(content: Mapping[str, Any]) -> str:
-    """The digest of all but the tiles: what a tile finds does not depend on the others."""
-    return digest_of(json.dumps({**content, "tiles": None}, sort_keys=True))
+    """The digest of all that decides what a tile finds, which does not depend on the other tiles."""
+    identifying = {name: value for name, value in content.items() if name != "made_by"}
+    return digest_of(json.dumps({**identifying, "tiles": None}, sort_keys=True))
 
 
 def _check_values(source: Mapping[str, Any], request: Mapping[str, Any]) -> None:
@@ -269,11 +275,12 @@ def finish(
     source: ImageSource,
     *,
     draw: Draw | None = None,
+    report: Callable[[Path, Path], str] | None = None,
     track: Track = no_progress,
 ) -> tuple[FinalTiles, Files, list[str]]:
     """Write the outputs of a job whose tiles are done or failed: the final tiles, all files of the job, and notes.
 
-    The options are those of the job's request.
+    The options are those of the job's request. report: the folder, and where the outputs are -> report.html.
     """
     options = dict(job.request.get("options", {}))
     root, ledger, records = output.root, job.ledger(output.root), Records(output.progress)
@@ -283,11 +290,13 @@ def finish(
     tiles = resolve(ledger, final, job.grid, source, **limits, track=track)
     with records.staging(ABOUT_ALL) as staging:
         _write_large(staging, job, tiles, source, options.get("labels"), track)
-        report = SeamReport.of(job.grid, tiles, job.regions)
-        write_text(staging / SUMMARY, _summary(job, tiles, report, failures))
+        seams = SeamReport.of(job.grid, tiles, job.regions)
+        write_text(staging / SUMMARY, _summary(job, tiles, seams, failures))
         write_text(staging / FAILURES, _failures_csv(failures))
         for name, picture in ({} if draw is None else draw(job, source, tiles, failures)).items():
             write_png(staging / name, picture)
+        if report is not None:
+            write_text(staging / REPORT, report(root, staging))
         claim = Claim.read(root)
         known = {} if claim is None else claim.files
         files: dict[str, FileIdentity | None] = {}
@@ -297,7 +306,7 @@ def finish(
     for name in known.keys() - files.keys() - {*others}:  # of a job that goes on
         if is_as_written(root, name, known[name]):
             remove_ours(root, name)
-    notes = summarise(tiles.notes, noun="tile") + report.warnings()
+    notes = summarise(tiles.notes, noun="tile") + seams.warnings()
     return tiles, dict.fromkeys(others) | files, notes
 
 

@@ -1,0 +1,153 @@
+"""What reports say about the objects of a prediction together: distributions and a table, by class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cellwright.core.table import from_csv_cell
+from cellwright.prediction.summaries import TABLE_ROWS
+from cellwright.report.page import Cell, Charts, Part, Table, Text
+from cellwright.report.svg import MAX_SERIES, histogram
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHAPES = {
+    "area": "area",
+    "equivalent_diameter": "equivalent diameter",
+    "circularity": "circularity",
+    "solidity": "solidity",
+    "eccentricity": "eccentricity",
+}
+_UNITS = {"um2": "µm²", "um": "µm", "px": "px"}
+_MEAN = "intensity_mean_"
+_MAX_CHANNELS = 3
+_DRAWN = ("area", "circularity")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Classes (N,) as text, and measurements (N,) float32 by what they are called, with units."""
+
+    classes: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def median_area(self) -> tuple[float | None, str]:
+        """The median area and its unit."""
+        name = next((name for name in self.values if name.startswith("area")), None)
+        if name is None or not len(self):
+            return None, "px"
+        return float(np.nanmedian(self.values[name])), name.rpartition(", ")[2]
+
+
+def read_objects(path: Path) -> Objects | None:
+    """The objects of a measurements.csv, which may be larger than memory; None if there is no table."""
+    import pandas as pd
+
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        columns = next(csv.reader(file), [])
+    chosen = chosen_columns(columns)
+    wanted = [name for name in columns if name == "class" or name in chosen]
+    kinds = {name: "str" if name == "class" else "float32" for name in wanted}
+    parts = pd.read_csv(path, usecols=wanted, dtype=kinds, chunksize=TABLE_ROWS, keep_default_na=False, na_values=[""])
+    return objects_of(parts)
+
+
+def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
+    """The columns that a report shows, and what it calls them: one of each measurement, in µm where there is that."""
+    chosen = {}
+    for short, shown in _SHAPES.items():
+        for suffix, unit in (("_um2", "um2"), ("_um", "um"), ("_px", "px"), ("", "")):
+            if short + suffix in columns:
+                chosen[short + suffix] = f"{shown}, {_UNITS[unit]}" if unit else shown
+    if "score" in columns:
+        chosen["score"] = "score"
+    means = [name for name in columns if name.startswith(_MEAN)][:_MAX_CHANNELS]
+    return chosen | {name: f"mean intensity, {from_csv_cell(name.removeprefix(_MEAN))}" for name in means}
+
+
+def objects_of(parts: Iterable[pd.DataFrame]) -> Objects:
+    """The objects of a table in parts. A measurement in µm that some objects lack is replaced by that in pixels."""
+    classes: list[np.ndarray] = []
+    values: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        names = chosen_columns(list(map(str, part.columns)))
+        classes.append(part["class"].map(str).map(from_csv_cell).to_numpy(object) if len(part) else np.zeros(0, object))
+        for name, shown in names.items():
+            values.setdefault(shown, []).append(part[name].to_numpy(np.float32))
+    joined = {name: np.concatenate(arrays) for name, arrays in values.items()}
+    for name in list(joined):
+        shape, _, unit = name.rpartition(", ")
+        if unit.startswith("µ") and f"{shape}, px" in joined:
+            is_known = bool(np.isfinite(joined[name]).all())
+            del joined[f"{shape}, px" if is_known else name]
+    return Objects(np.concatenate([*classes, np.zeros(0, object)]), _without_copies(joined))
+
+
+def _without_copies(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of a grey image that is stored as colours, one channel."""
+    channels = [name for name in values if name.startswith("mean intensity")]
+    if len(channels) < 2 or not all(np.array_equal(values[channels[0]], values[name]) for name in channels[1:]):
+        return values
+    kept = {name: array for name, array in values.items() if name not in channels}
+    return {**kept, "mean intensity": values[channels[0]]}
+
+
+def distributions(objects: Objects) -> list[Part]:
+    """Histograms, and a table with a row per measurement and class."""
+    if not len(objects):
+        return [Text("There are no objects to measure.")]
+    names, counts = np.unique(objects.classes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    classes = names[order].tolist()
+    masks = {name: objects.classes == name for name in classes}
+    drawn = [name for name in objects.values if name.startswith((*_DRAWN, "score", "mean intensity"))]
+    shown = classes[:MAX_SERIES]
+    charts = [
+        (_capitalised(name), histogram({key: objects.values[name][masks[key]] for key in shown}, name), "")
+        for name in drawn
+    ]
+    note = "Dashed lines are medians; the last bar counts all larger values."
+    note += f" The {len(shown)} most frequent of {len(classes)} classes." if len(classes) > len(shown) else ""
+    rows: list[Sequence[Cell]] = []
+    for name, values in objects.values.items():
+        for key in classes:
+            own = values[masks[key]]
+            own = own[np.isfinite(own)].astype(np.float64)
+            first = (name, key) if len(classes) > 1 else (name,)
+            rows.append((*first, len(own), *_statistics(own)))
+    columns = (
+        "measurement",
+        *(("class",) if len(classes) > 1 else ()),
+        "objects",
+        "mean",
+        "SD",
+        "5 %",
+        "median",
+        "95 %",
+    )
+    table = Table(columns, rows, n_text=len(columns) - 6, note="5 % and 95 %: percentiles. SD: standard deviation.")
+    return [Text(note), Charts(charts), table]
+
+
+def _statistics(values: np.ndarray) -> tuple[float | None, ...]:
+    if not len(values):
+        return (None,) * 5
+    low, middle, high = np.percentile(values, [5, 50, 95]).tolist()
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, low, middle, high
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,324 @@
+"""The report of an evaluation: metrics with intervals, errors by kind and in pictures, classes, images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.claim import Claim
+from cellwright.core.errors import CellwrightError, FormatError
+from cellwright.core.files import read_json
+from cellwright.core.text import count
+from cellwright.data.formats.paths import output_path
+from cellwright.report.error_picture import MARKS, PREDICTED_STYLES, TRUTH_STYLES
+from cellwright.report.evaluation_figures import CONFUSION, PR_CURVE
+from cellwright.report.page import (
+    Cell,
+    Charts,
+    Command,
+    Facts,
+    Notes,
+    Page,
+    Part,
+    Pictures,
+    Section,
+    Table,
+    Text,
+    decimals,
+    embedded,
+    joined,
+    listed_rows,
+)
+from cellwright.report.prediction_report import MAX_BARS, MAX_ROWS, read_rows, version_parts
+from cellwright.report.svg import Interval, Line, bars, histogram, intervals, line_chart, short
+
+MAX_PICTURES = 8
+_PICTURE_PX = 1000
+_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
+# What the most important metrics measure; docs/metrics.md defines them all.
+MEANINGS = {
+    "AP@all": "average precision of masks over IoU 0.5 to 0.95",
+    "AP50@all": "average precision at IoU 0.5",
+    "kaggle_score": "mean accuracy over IoU 0.5 to 0.95 (Data Science Bowl 2018)",
+    "accuracy@0.5": "matched / (matched + missed + wrong), at IoU 0.5",
+    "pq": "panoptic quality: how many are found, times how well they are outlined",
+    "aji": "aggregated Jaccard index: shared pixels / all pixels of objects",
+}
+_KINDS = {
+    "correct": "matched one to one at an IoU of at least 0.5",
+    "wrong_class": "matched, but with another class",
+    "merged": "several annotated objects in one prediction",
+    "split": "one annotated object in several predictions",
+    "poorly_outlined": "found, but with an IoU below 0.5",
+    "missed": "no prediction is meant for it",
+    "duplicate": "another prediction of an object that is found",
+    "spurious": "there is no object",
+    "ignored": "in a region that is not evaluated",
+}
+
+
+def evaluation_page(folder: Path) -> Page:
+    """The report of an evaluation folder of one prediction, or of two that are compared.
+
+    Raises `InputError` for a folder without the files of an evaluation, and `FormatError` for damaged ones.
+    """
+    if not (folder / "metrics.json").is_file() and (folder / "comparison.csv").is_file():
+        return _comparison_page(folder)
+    content = read_json(folder / "metrics.json")
+    try:
+        values = {str(name): _float(value) for name, value in content["values"].items()}
+        rows = read_rows(folder / "per_image.csv")
+        return _page(folder, content, values, rows)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        remedy = "evaluate again, with `overwrite=True`"
+        where = folder / "metrics.json"
+        raise FormatError("this evaluation is damaged", where=where, got=repr(error), remedy=remedy) from error
+
+
+def _page(
+    folder: Path, content: Mapping[str, Any], values: Mapping[str, float], rows: Sequence[Mapping[str, str]]
+) -> Page:
+    n_images, n_truth, n_predicted = (int(values[f"n_{name}"]) for name in ("images", "truth", "predicted"))
+    headline = [(name, values[name]) for name in ("AP@all", "AP50@all", "accuracy@0.5", "pq") if name in values]
+    figures: list[tuple[Cell, str]] = [
+        (n_images, "images"),
+        (n_truth, "annotated objects"),
+        (n_predicted, "predictions"),
+        *((decimals(value), name) for name, value in headline),
+    ]
+    about = content.get("made_by") or {}
+    names = joined(about.get("predictions", []))
+    title = f"{names}: {count(n_predicted, 'prediction')} against {count(n_truth, 'annotated object')}"
+    sections = [
+        Section("What to know before quoting a value", _notes(content)),
+        Section("Metrics", _metrics(content, values)),
+        Section("Errors by kind", _errors(content)),
+        Section("Errors in pictures", _pictures(folder, rows)),
+        Section("Images", _images(rows)),
+        Section("Classes", _classes(folder, content)),
+        Section("Data", _data(about, values)),
+        Section("How it was made", _how(folder, about)),
+    ]
+    return Page("Evaluation", title if names else title.partition(": ")[2], figures, sections)
+
+
+def _float(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _notes(content: Mapping[str, Any]) -> list[Part]:
+    lines = [str(note) for note in content.get("notes", [])]
+    return [Notes(lines)] if lines else [Text("There is nothing that needs a remark.")]
+
+
+def _metrics(content: Mapping[str, Any], values: Mapping[str, float]) -> list[Part]:
+    rows = [
+        Interval(str(row["metric"]), *(_float(row[key]) for key in ("value", "low", "high")))
+        for row in content.get("intervals_95", [])
+    ]
+    parts: list[Part] = []
+    charts = []
+    if rows:
+        charts.append(("Values with 95 % confidence intervals", intervals(rows), ""))
+    if curves := _threshold_lines(values):
+        chart = line_chart(curves, "IoU threshold", "value", y_range=(0, 1.02), marked=True)
+        charts.append(("How exact the outlines are", chart, "The same objects, matched at stricter IoU thresholds."))
+    if reliability := _reliability(content):
+        charts.append(reliability)
+    parts.append(Charts(charts))
+    if rows:
+        table = [
+            (row.name, MEANINGS.get(row.name, ""), *(decimals(value) for value in (row.value, row.low, row.high)))
+            for row in rows
+        ]
+        note = "95 % confidence intervals: percentile bootstrap over images, 1,000 resamples."
+        parts.append(Table(("metric", "what it is", "value", "from", "to"), table, n_text=2, note=note))
+    chosen = [f"{name}@{iou}" for iou in ("0.5", "0.75", "0.9") for name in ("precision", "recall", "f1", "accuracy")]
+    if all(name in values for name in chosen):
+        by_iou = [
+            (f"IoU {chosen[k].partition('@')[2]}", *(decimals(values[name]) for name in chosen[k : k + 4]))
+            for k in (0, 4, 8)
+        ]
+        note = "Means over the images where they are defined. All metrics: metrics.json."
+        parts.append(Table(("matched at", "precision", "recall", "F1", "accuracy"), by_iou, note=note))
+    return parts if charts else parts[1:]
+
+
+def _threshold_lines(values: Mapping[str, float]) -> dict[str, Line]:
+    lines = {}
+    for name in ("precision", "recall", "f1"):
+        ys = np.array([values.get(f"{name}@{iou:g}", np.nan) for iou in _THRESHOLDS])
+        if np.isfinite(ys).any():
+            lines["F1" if name == "f1" else name] = Line(np.array(_THRESHOLDS), ys)
+    return lines
+
+
+def _reliability(content: Mapping[str, Any]) -> tuple[str, Any, str] | None:
+    table = content.get("tables", {}).get("reliability", [])
+    rows = [(_float(row["mean_score"]), _float(row["mean_iou"])) for row in table if row.get("n")]
+    if len(rows) < 2:
+        return None
+    scores, ious = (np.array(column) for column in zip(*rows, strict=True))
+    chart = line_chart(
+        {"": Line(scores, ious)}, "mean score", "mean IoU", y_range=(0, 1.02), marked=True, diagonal=True
+    )
+    return "What scores mean", chart, "On the dotted line, a score is the expected IoU with the annotated object."
+
+
+def _errors(content: Mapping[str, Any]) -> list[Part]:
+    table = content.get("tables", {}).get("errors", [])
+    rows = [(str(row["kind"]), int(row["truth"]), int(row["predictions"])) for row in table]
+    rows = [row for row in rows if row[1] or row[2]]
+    if not rows:
+        return []
+    names = [kind.replace("_", " ") for kind, _, _ in rows]
+    groups = {"annotated objects": [row[1] for row in rows], "predictions": [row[2] for row in rows]}
+    totals = [max(sum(group), 1) for group in groups.values()]
+    shown = [
+        (name, _KINDS.get(row[0], ""), row[1], _percent(row[1], totals[0]), row[2], _percent(row[2], totals[1]))
+        for name, row in zip(names, rows, strict=True)
+    ]
+    columns = ("kind", "meaning", "annotated", "%", "predicted", "%")
+    return [Charts([("", bars(names, groups, "number"), "")]), Table(columns, shown, n_text=2)]
+
+
+def _percent(n: int, total: int) -> str:
+    return f"{100 * n / total:.1f}"
+
+
+def _pictures(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Part]:
+    """The pictures of the worst images."""
+    ranked = sorted(rows, key=lambda row: float(row.get("accuracy@0.5") or "inf"))
+    pairs = [(row, output_path(folder / "errors", row["image"], ".png")) for row in ranked if row["image"]]
+    present = [(row, path) for row, path in pairs if path.is_file()]
+    pictures = [embedded(path, _caption(row), longest_px=_PICTURE_PX) for row, path in present[:MAX_PICTURES]]
+    shown = [picture for picture in pictures if picture is not None]
+    if not shown:
+        return []
+    note = f"The {count(len(shown), 'image')} with the lowest accuracy, worst first"
+    note += f"; {len(present)} pictures are in errors/." if len(present) > len(shown) else "."
+    kinds = {kind: style.name.replace(" object", "") for kind, style in (TRUTH_STYLES | PREDICTED_STYLES).items()}
+    letters = joined(f"{MARKS[kind]} {name}" for kind, name in kinds.items())
+    return [Pictures(shown, note=f"{note} Letters: {letters}.", columns=2)]
+
+
+def _caption(row: Mapping[str, str]) -> str:
+    value = row.get("accuracy@0.5")
+    accuracy = f", accuracy@0.5 {float(value):.3f}" if value else ""
+    counts = f"{count(int(row['n_truth']), 'annotated object')}, {count(int(row['n_predicted']), 'prediction')}"
+    return f"{short(row['image'])}: {counts}{accuracy}"
+
+
+def _images(rows: Sequence[Mapping[str, str]]) -> list[Part]:
+    if not rows:
+        return []
+    ranked = sorted(rows, key=lambda row: float(row.get("accuracy@0.5") or "inf"))
+    wanted = ("accuracy@0.5", "pq", "aji", "errors_missed", "errors_merged", "errors_spurious")
+    names = [name for name in wanted if name in rows[0]]
+    table = [
+        (
+            row["image"],
+            int(row["n_truth"]),
+            int(row["n_predicted"]),
+            *(_count_or_metric(name, row[name]) for name in names),
+        )
+        for row in ranked
+    ]
+    shown, note = listed_rows(table, MAX_ROWS, "per_image.csv")
+    titles = [name.removeprefix("errors_") for name in names]
+    parts: list[Part] = [Table(("image", "annotated", "predicted", *titles), shown, note=note or "Worst images first.")]
+    values = np.array([float(row.get("accuracy@0.5") or "nan") for row in rows])
+    if len(rows) > 3 and np.isfinite(values).any():
+        parts.insert(0, Charts([("Accuracy at IoU 0.5 of each image", _spread(ranked, values), "")]))
+    return parts
+
+
+def _spread(ranked: Sequence[Mapping[str, str]], values: np.ndarray) -> Any:
+    if len(ranked) > MAX_BARS:
+        return histogram({"images": values}, "accuracy@0.5", "images")
+    each = [float(row.get("accuracy@0.5") or "nan") for row in ranked]
+    return bars([row["image"] for row in ranked], {"accuracy": each}, "accuracy@0.5", text=".2f")
+
+
+def _count_or_metric(name: str, text: str) -> Cell:
+    if not text:
+        return None
+    return int(float(text)) if name.startswith("errors_") else decimals(float(text))
+
+
+def _classes(folder: Path, content: Mapping[str, Any]) -> list[Part]:
+    parts: list[Part] = []
+    rows = content.get("per_class", [])
+    if len(rows) > 1:
+        names = ("AP@all", "AP50@all", "pooled_accuracy@0.5", "pooled_pq")
+        table = [
+            (str(row["class"]), row["n_truth"], row["n_predicted"], *(decimals(row.get(name)) for name in names))
+            for row in rows
+        ]
+        shown, note = listed_rows(table, MAX_ROWS, "per_class.csv")
+        columns = ("class", "annotated", "predicted", *(name.replace("pooled_", "") for name in names))
+        parts.append(Table(columns, shown, note=note))
+    figures = [(PR_CURVE, "Precision over recall")]
+    figures += [(CONFUSION, "Annotated and predicted classes")] if len(rows) > 1 else []
+    pictures = [embedded(folder / name, caption, longest_px=_PICTURE_PX) for name, caption in figures]
+    present = [picture for picture in pictures if picture is not None]
+    return [*parts, Pictures(present, columns=2)] if present else parts
+
+
+def _data(about: Mapping[str, Any], values: Mapping[str, float]) -> list[Part]:
+    facts: list[tuple[str, Cell]] = [
+        ("ground truth", str(about.get("data") or "")),
+        ("split", str(about.get("split") or "")),
+        ("classes", joined(about.get("classes") or [])),
+        ("sources", joined(about.get("sources") or [])),
+        ("licence of the data", str(about.get("licence") or "")),
+        ("images", int(values["n_images"])),
+        ("annotated objects", int(values["n_truth"])),
+        ("ignored regions", int(values.get("n_ignored", 0)) or None),
+    ]
+    return [Facts(facts)]
+
+
+def _how(folder: Path, about: Mapping[str, Any]) -> list[Part]:
+    request: Mapping[str, Any] = {}
+    with suppress(CellwrightError):
+        claim = Claim.read(folder)
+        request = {} if claim is None or claim.request is None else claim.request
+    command = about.get("options") or {}
+    words = [str(name) for name in about.get("predictions", [])] or ["PREDICTIONS"]
+    data = str(about.get("data") or "DATA")
+    shown = Command("evaluate", words, {"data": data, **command, "out": "EVALUATION"}, title="Command")
+    facts: list[tuple[str, Cell]] = [("digest of the ground truth", str(request.get("the ground truth", "")))]
+    return [Facts(facts), shown, *version_parts(about.get("versions"))]
+
+
+def _comparison_page(folder: Path) -> Page:
+    """The report of two predictions that are compared."""
+    rows = read_rows(folder / "comparison.csv")
+    columns = list(rows[0]) if rows else ["metric", "first", "second"]
+    first, second = columns[1:3]
+    table = [
+        (row["metric"], *(decimals(float(row[name])) if row[name] else "-" for name in columns[1:])) for row in rows
+    ]
+    titles = ("metric", first, second, "difference", "95 % CI from", "to", "p")[: len(columns)]
+    note = (
+        f"Difference: {second} - {first}, on the same images. 95 % confidence interval and p: paired percentile "
+        "bootstrap over images, 1,000 resamples; p is two-sided. If the interval includes 0, there is no evidence of a "
+        "difference."
+    )
+    picture = embedded(folder / PR_CURVE, "Precision over recall", longest_px=_PICTURE_PX)
+    parts: list[Part] = [Table(titles, table, note=note)]
+    parts += [] if picture is None else [Pictures([picture], columns=2)]
+    each = f"Each prediction has a report of its own, in the folders {first} and {second}."
+    about: Mapping[str, Any] = {}
+    with suppress(CellwrightError, AttributeError):
+        about = read_json(folder / first / "metrics.json").get("made_by") or {}
+    sections = [
+        Section("Metrics", parts),
+        Section("How it was made", [Text(each), *_how(folder, {**about, "predictions": [first, second]})]),
+    ]
+    return Page("Comparison", f"{second} compared with {first}", [], sections)

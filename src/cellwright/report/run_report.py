@@ -1,0 +1,246 @@
+"""The report of a training run, finished or not: recipe, data, curves, metrics, and what it takes to repeat it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellwright.core.errors import CellwrightError
+from cellwright.core.files import read_json, read_text
+from cellwright.data.identity import Identity
+from cellwright.evaluation.data import HEADLINE
+from cellwright.report.curves import overall_ap, per_class_ap
+from cellwright.report.evaluation_report import MEANINGS
+from cellwright.report.page import (
+    Cell,
+    Charts,
+    Command,
+    Facts,
+    Listing,
+    Notes,
+    Page,
+    Part,
+    Section,
+    Table,
+    Text,
+    decimals,
+    joined,
+)
+from cellwright.report.prediction_report import recipe_line, version_parts
+from cellwright.report.run_record import RunRecord, read_record
+from cellwright.report.svg import Line, line_chart
+from cellwright.training.run_folder import RunFolder
+
+# Keys of a recipe that describe a training best, with what a report calls them.
+_SETTINGS = (
+    ("model.kind", "model"),
+    ("model.init", "initial weights"),
+    ("model.backbone.depth", "backbone depth"),
+    ("model.encoder", "encoder"),
+    ("model.width", "width"),
+    ("model.target.kind", "target"),
+    ("conventions", "conventions"),
+    ("input.channels", "input channels"),
+    ("input.diameter_px", "objects are resized to a diameter of, px"),
+    ("input.short_side", "images are resized to a short side of, px"),
+    ("augment.crop_px", "crop, px"),
+    ("train.length", "length"),
+    ("train.batch_size", "images per step"),
+    ("train.optimiser", "optimiser"),
+    ("train.lr", "learning rate"),
+    ("train.schedule", "schedule"),
+    ("train.weight_decay", "weight decay"),
+    ("train.seed", "seed"),
+    ("evaluate.every", "evaluated every"),
+    ("evaluate.best_by", "best model by"),
+)
+
+
+def run_page(folder: Path) -> Page:
+    """The report of a run. Times and memory are not part of it, so that the same run gives the same bytes.
+
+    Raises `InputError` for a folder without a run, `FormatError` and `RecipeError` for damaged files.
+    """
+    record, paths = read_record(folder), RunFolder(folder)
+    identity = None
+    with suppress(CellwrightError):
+        identity = Identity.from_dict(read_json(paths.inputs), paths.inputs)
+    info: Mapping[str, Any] = {}
+    with suppress(CellwrightError):
+        info = read_json(paths.model / "model.json")
+    name = str(record.recipe.get("name") or "training")
+    state = ""
+    if not record.finished:
+        state = f"This run is not finished: {record.state}. The same command resumes it."
+        if record.diverged:
+            state = f"This run {record.state}: its loss or gradient was not a finite number, or too large."
+    sections = [
+        Section("Recipe", _recipe(record)),
+        Section("Data", _data(record, identity, info)),
+        Section("Curves", _curves(record)),
+        Section("Best model on the validation images", _metrics(record)),
+        Section("How it was made", _how(record, paths, info)),
+    ]
+    return Page("Training run", name, _figures(record, identity), sections, _first(record, "description"), state)
+
+
+def _first(record: RunRecord, key: str) -> str:
+    return str(record.recipe.get(key) or "")
+
+
+def _figures(record: RunRecord, identity: Identity | None) -> list[tuple[Cell, str]]:
+    figures: list[tuple[Cell, str]] = [(record.step, "steps")]
+    if identity is not None:
+        splits = Counter(sample.split or "train" for sample in identity.samples.values())
+        figures += [(n, f"{_split_name(split)} images") for split, n in splits.items()]
+    if record.parameters is not None:
+        millions = record.parameters / 1e6
+        figures.append((f"{millions:.2f} M" if millions >= 0.1 else record.parameters, "parameters"))
+    figures += [(decimals(value), f"{name}, validation") for name, value in _headline(record)[:2]]
+    return figures
+
+
+def _split_name(split: str) -> str:
+    return {"train": "training", "val": "validation"}.get(split, split)
+
+
+def _headline(record: RunRecord) -> list[tuple[str, float]]:
+    return [(name, record.best.metrics[name]) for name in HEADLINE if name in record.best.metrics]
+
+
+def _recipe(record: RunRecord) -> list[Part]:
+    def value_at(key: str) -> Cell:
+        value: Any = record.recipe
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            return joined(f"{name} {one}" for name, one in value.items() if one not in (None, [], {}))
+        if isinstance(value, list | tuple):
+            return joined(value)
+        return value if isinstance(value, int | float) or value is None else _without_folder(key, str(value))
+
+    facts: list[tuple[str, Cell]] = [("recipe", recipe_line(record.recipe))]
+    return [Facts([*facts, *((name, value_at(key)) for key, name in _SETTINGS)])]
+
+
+def _without_folder(key: str, text: str) -> str:
+    """A value without a path of this machine."""
+    return Path(text).name if key == "model.init" and "/" in text and ":" not in text else text
+
+
+def _data(record: RunRecord, identity: Identity | None, info: Mapping[str, Any]) -> list[Part]:
+    parts: list[Part] = []
+    if identity is not None:
+        splits = list(dict.fromkeys(sample.split for sample in identity.samples.values()))
+        rows: list[Sequence[Cell]] = []
+        for split in splits:
+            own = [sample for sample in identity.samples.values() if sample.split == split]
+            counts, empty = identity.counts(split), sum(not sample.classes for sample in own)
+            counts = counts if split is not None else Counter(_counted(own))
+            classes = [counts[name] for name in identity.classes]
+            rows.append((_split_name(split or "train"), len(own), empty, sum(classes), *classes))
+        classes = list(identity.classes)
+        columns = ("split", "images", "of them without objects", "objects", *(classes if len(classes) > 1 else ()))
+        rows = [row[: len(columns)] for row in rows]
+        parts.append(Table(columns, rows))
+        learned = identity.counts("train") if "train" in splits else Counter(_counted(identity.samples.values()))
+        missing = [name for name in identity.classes if not learned[name]]
+        if missing:
+            text = f"warning: no training image has an object of class {joined(missing)}: it cannot be learned"
+            parts.append(Notes([text]))
+    facts: list[tuple[str, Cell]] = [
+        ("licence of the data", str(info.get("data_licence") or "")),
+        ("channels", joined(info.get("channels") or [])),
+        ("pixel size, µm", joined(info.get("pixel_size_um") or [])),
+        ("digest of images and annotations", record.data),
+    ]
+    return [*parts, Facts(facts)]
+
+
+def _counted(samples: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for sample in samples:
+        total.update(sample.classes)
+    return total
+
+
+def _curves(record: RunRecord) -> list[Part]:
+    curves = record.curves
+    if not len(curves.steps):
+        return [Text("No step was done yet.")]
+
+    def lines(values: Mapping[str, np.ndarray]) -> dict[str, Line]:
+        return {name: Line(curves.steps, column) for name, column in values.items()}
+
+    losses = curves.named("loss")
+    total = {"training": losses.pop("loss")} if "loss" in losses else {}
+    total |= {"validation": curves.values["val_loss"]} if curves.named("val_loss") else {}
+    parts = {name.removeprefix("loss_").replace("_", " "): values for name, values in losses.items()}
+    masks, _ = overall_ap(curves)
+    shown = {name: values for name, values in masks.items() if name.startswith(("AP@all", "AP50@all", "AP75@all"))}
+    charts = []
+    if total:
+        charts.append(("Loss", line_chart(lines(total), "step", "loss"), ""))
+    if len(parts) > 1:
+        charts.append(("Parts of the loss", line_chart(lines(parts), "step", "loss"), ""))
+    if any(np.isfinite(values).sum() > 1 for values in shown.values()):
+        chart = line_chart(lines(shown), "step", "average precision", y_range=(0, 1.02), marked=True)
+        charts.append(("Average precision on the validation images", chart, ""))
+    classes = per_class_ap(curves)
+    if len(classes) > 1 and any(np.isfinite(values).sum() > 1 for values in classes.values()):
+        chart = line_chart(lines(classes), "step", "AP@all", y_range=(0, 1.02), marked=True)
+        charts.append(("Average precision of each class", chart, ""))
+    if rate := curves.named("lr"):
+        charts.append(("Learning rate", line_chart(lines(rate), "step", "learning rate"), ""))
+    text = "Lines are means over parts of the run; the bands around them hold all values. Times and memory: curves/."
+    return [Charts(charts), *([Text(text)] if len(curves.steps) > 300 else [])]
+
+
+def _metrics(record: RunRecord) -> list[Part]:
+    best = record.best
+    if not best.metrics:
+        text = "There are no validation images, so nothing is known about the quality of this model on other images."
+        return [Text(text)]
+    rows = [(name, MEANINGS.get(name, ""), decimals(value)) for name, value in _headline(record)]
+    others = [(name, decimals(value)) for name, value in best.metrics.items() if name not in HEADLINE]
+    chosen = f"Step {best.step:,}, chosen by {best.chosen_by}." if best.chosen_by else f"Step {best.step:,}."
+    note = (
+        "The best step was chosen on these images, so the values are optimistic; evaluate on a test split for a paper."
+    )
+    parts: list[Part] = [Text(chosen), Table(("metric", "what it is", "value"), rows, n_text=2, note=note)]
+    half = -(-len(others) // 2)
+    pairs = [
+        (*left, *(others[half + k] if half + k < len(others) else ("", ""))) for k, left in enumerate(others[:half])
+    ]
+    return (
+        [*parts, Table(("metric", "value", "metric", "value"), pairs, title="All metrics", n_text=4)]
+        if pairs
+        else parts
+    )
+
+
+def _how(record: RunRecord, paths: RunFolder, info: Mapping[str, Any]) -> list[Part]:
+    environment = record.environment
+    git = environment.get("git") or {}
+    facts: list[tuple[str, Cell]] = [
+        ("device", " ".join(filter(None, (str(environment.get("device", "")), str(environment.get("gpu") or ""))))),
+        ("threads", environment.get("threads")),
+        ("machine", str(environment.get("platform") or "")),
+        ("commit", (str(git.get("commit") or "") + (" with changes" if git.get("changed") else ""))),
+    ]
+    versions = {"python": environment.get("python"), **(environment.get("versions") or {})}
+    parts: list[Part] = [Facts(facts), *version_parts(versions)]
+    parts += [
+        Command("train", ["RUN/recipe.yaml"], {"data": "DATA", "out": "ANOTHER_RUN"}, title="The same training again"),
+        Command("evaluate", ["RUN"], {"data": "DATA", "split": "test", "out": "EVALUATION"}, title="Evaluation"),
+    ]
+    with suppress(CellwrightError):
+        if paths.init_report.is_file():
+            parts.append(Listing("How the initial weights were used", read_text(paths.init_report)))
+        parts.append(Listing("The whole recipe (recipe.yaml)", read_text(paths.recipe)))
+    return parts
