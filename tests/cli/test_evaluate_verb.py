@@ -46,7 +46,7 @@ def tuned(job: Path) -> Path:
 def test_files_of_an_evaluation(evaluated: Path) -> None:
     names = {path.name for path in evaluated.iterdir()}
     tables = {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv"}
-    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md", ".cellwright"}
+    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md", "report.html", ".cellwright"}
     objects = pd.read_csv(evaluated / "objects.csv")
     per_image = pd.read_csv(evaluated / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
     assert set(objects["image"]) <= set(per_image["image"])

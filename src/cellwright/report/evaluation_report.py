@@ -273,8 +273,8 @@ def _data(about: Mapping[str, Any], values: Mapping[str, float]) -> list[Part]:
     facts: list[tuple[str, Cell]] = [
         ("ground truth", str(about.get("data") or "")),
         ("split", str(about.get("split") or "")),
-        ("classes", joined(about.get("classes") or [])),
-        ("sources", joined(about.get("sources") or [])),
+        ("classes", joined(about.get("classes"))),
+        ("sources", joined(about.get("sources"))),
         ("licence of the data", str(about.get("licence") or "")),
         ("images", int(values["n_images"])),
         ("annotated objects", int(values["n_truth"])),

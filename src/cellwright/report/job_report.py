@@ -192,10 +192,10 @@ def _how(job: JobFacts) -> list[Part]:
     shown = {name: options.get(name) for name in _NAMED}
     reading: Any = shown.pop("reading") or {}
     facts: list[tuple[str, Cell]] = [
-        ("model", joined(about.get("model") or [])),
+        ("model", joined(about.get("model"))),
         ("digest of the model", str(job.request.get("the model", ""))),
-        ("channels of the image", joined(job.source.get("channels") or [])),
-        ("pixel size (y, x), µm", joined(job.source.get("pixel_size_um") or [])),
+        ("channels of the image", joined(job.source.get("channels"))),
+        ("pixel size (y, x), µm", joined(job.source.get("pixel_size_um"))),
         *option_facts(options, job.class_names),
         *((name, _word(value)) for name, value in shown.items() if value != "default"),
         *(

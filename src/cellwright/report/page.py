@@ -258,9 +258,15 @@ def listed_rows(rows: Sequence[Sequence[Cell]], most: int, rest: str) -> tuple[l
     return list(rows[:most]), note
 
 
-def joined(values: Iterable[object]) -> str:
-    """Values as a list in a sentence."""
-    return ", ".join(map(str, values))
+def joined(values: object) -> str:
+    """Values as a list in a sentence; a single value as it is, and nothing for None.
+
+    >>> joined(["a", 2]), joined(0.5), joined(None), joined("abc")
+    ('a, 2', '0.5', '', 'abc')
+    """
+    if values is None:
+        return ""
+    return str(values) if isinstance(values, str) or not isinstance(values, Iterable) else ", ".join(map(str, values))
 
 
 def _typed(word: object) -> str:

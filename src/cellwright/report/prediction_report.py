@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from yaml import YAMLError
 
 from cellwright.core.claim import Claim, is_as_written
 from cellwright.core.errors import CellwrightError, InputError
@@ -125,7 +126,7 @@ def _read(folder: Path, about_all: Path, *, is_new: bool) -> _Found:
     request = dict(claim.request or {}) if claim is not None else {}
     recipe_yaml = read_text(about_all / RECIPE) if (about_all / RECIPE).is_file() else ""
     recipe = {}
-    with suppress(CellwrightError):
+    with suppress(YAMLError):
         recipe = parse_yaml(recipe_yaml)
     return _Found(
         folder,

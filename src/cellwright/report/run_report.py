@@ -155,8 +155,8 @@ def _data(record: RunRecord, identity: Identity | None, info: Mapping[str, Any])
             parts.append(Notes([text]))
     facts: list[tuple[str, Cell]] = [
         ("licence of the data", str(info.get("data_licence") or "")),
-        ("channels", joined(info.get("channels") or [])),
-        ("pixel size, µm", joined(info.get("pixel_size_um") or [])),
+        ("channels", joined(info.get("channels"))),
+        ("pixel size, µm", joined(info.get("pixel_size_um"))),
         ("digest of images and annotations", record.data),
     ]
     return [*parts, Facts(facts)]
