@@ -12,6 +12,7 @@ from cellwright.core import coco
 from cellwright.core.errors import InputError
 from cellwright.core.masks import Index, MaskSet, SoftMasks
 from cellwright.core.masks import concat as concat_masks
+from cellwright.core.notebook import card, drawing
 from cellwright.core.public import public
 from cellwright.core.text import count
 
@@ -298,6 +299,19 @@ class Instances:
             names = ", ".join(list(self.columns)[:6]) + (", ..." if len(self.columns) > 6 else "")
             parts += [f"columns {names}"]
         return f"Instances({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """A card with a picture of the objects, for notebooks."""
+        rows = [("image", f"{self.image_hw[0]:,} x {self.image_hw[1]:,} px")]
+        if len(self):
+            scores = (
+                "none (ground truth)" if self.scores is None else _describe_scores(self.scores).removeprefix("scores ")
+            )
+            rows += [("classes", _describe_classes(self.class_ids)), ("scores", scores)]
+            rows += [("median area", f"{np.median(self.masks.areas):,.0f} px")]
+        rows += [("ignored", f"{int(self.ignore.sum()):,}")] if self.ignore.any() else []
+        rows += [("columns", ", ".join(list(self.columns)[:6]))] if self.columns else []
+        return card(f"Instances: {count(len(self), 'object')}", rows, drawing(self))
 
 
 _FIELDS = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import UsageError
 from cellwright.core.files import write_json, write_text
+from cellwright.core.notebook import bars, card
 from cellwright.core.public import public
 from cellwright.core.table import frame_csv, markdown_cell, markdown_table
 from cellwright.core.text import count
@@ -62,6 +63,17 @@ class Report:
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {markdown_cell(value)}" for name, value in self.headline())
         return f"Report: {self.counts}\n  {values}"
+
+    def _repr_html_(self) -> str:
+        """A card with the most important metrics as bars, for notebooks."""
+        rows = [("note", note) for note in self.notes[:5]]
+        errors = self.data.errors and _tables().extra_tables(self.data)["errors"]
+        if errors is not None and len(errors):
+            kinds = [(str(kind), int(n)) for kind, n in zip(errors["kind"], errors["truth"], strict=True)]
+            rows.insert(
+                0, ("annotated objects", ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in kinds if n))
+            )
+        return card(f"Report: {self.counts}", rows, bars(self.headline()))
 
     @property
     def counts(self) -> str:

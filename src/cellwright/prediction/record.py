@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cellwright.core.instances import Instances
+from cellwright.core.notebook import card, drawing
 from cellwright.core.notes import Note
 from cellwright.core.public import public
 from cellwright.core.text import count
@@ -60,6 +63,23 @@ class Prediction:
         return Prediction(instances, instances, model_cap=model_cap, diameter=diameter, views=views, notes=notes)
 
     def __repr__(self) -> str:
+        return f"Prediction({'; '.join(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        """A card with a picture of the objects, for notebooks."""
+        first, *others = self._facts()
+        scores, rows = self.instances.scores, []
+        if len(self.instances) and scores is not None:
+            areas = self.instances.masks.areas
+            rows += [
+                ("scores", f"{scores.min():.2f} to {scores.max():.2f}"),
+                ("median area", f"{np.median(areas):,.0f} px"),
+            ]
+        rows += [(name, text) for name, _, text in (fact.partition(": ") for fact in others)]
+        rows += [("note", note.text) for note in self.notes[:3]]
+        return card(f"Prediction: {first}", rows, drawing(self.instances))
+
+    def _facts(self) -> list[str]:
         height, width = self.instances.image_hw
         omitted = {
             "low score": self.n_low_score,
@@ -76,4 +96,4 @@ class Prediction:
             parts.append(f"diameter {self.diameter.px:.1f} px {'estimated' if self.diameter.estimated else 'given'}")
         if len(self.views) > 1:
             parts.append(count(len(self.views), "view"))
-        return f"Prediction({'; '.join(parts)})"
+        return parts

@@ -33,7 +33,7 @@ from cellwright.report.page import (
     joined,
     listed_rows,
 )
-from cellwright.report.prediction_report import MAX_BARS, MAX_ROWS, read_rows, version_parts
+from cellwright.report.prediction_report import MAX_BARS, read_rows, version_parts
 from cellwright.report.svg import Interval, Line, bars, histogram, intervals, line_chart, short
 
 MAX_PICTURES = 8
@@ -228,7 +228,7 @@ def _images(rows: Sequence[Mapping[str, str]]) -> list[Part]:
         )
         for row in ranked
     ]
-    shown, note = listed_rows(table, MAX_ROWS, "per_image.csv")
+    shown, note = listed_rows(table, "per_image.csv")
     titles = [name.removeprefix("errors_") for name in names]
     parts: list[Part] = [Table(("image", "annotated", "predicted", *titles), shown, note=note or "Worst images first.")]
     values = np.array([float(row.get("accuracy@0.5") or "nan") for row in rows])
@@ -259,7 +259,7 @@ def _classes(folder: Path, content: Mapping[str, Any]) -> list[Part]:
             (str(row["class"]), row["n_truth"], row["n_predicted"], *(decimals(row.get(name)) for name in names))
             for row in rows
         ]
-        shown, note = listed_rows(table, MAX_ROWS, "per_class.csv")
+        shown, note = listed_rows(table, "per_class.csv")
         columns = ("class", "annotated", "predicted", *(name.replace("pooled_", "") for name in names))
         parts.append(Table(columns, shown, note=note))
     figures = [(PR_CURVE, "Precision over recall")]

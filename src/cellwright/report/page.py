@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 PICTURE_PX = 600  # longer side of an embedded picture
-_JPEG_QUALITY = 82
+_JPEG_QUALITY, MAX_LISTED = 82, 40
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 Cell = str | int | float | None
@@ -252,10 +252,10 @@ def embedded_pixels(
     return Picture(caption, data, (rgb.shape[0], rgb.shape[1]))
 
 
-def listed_rows(rows: Sequence[Sequence[Cell]], most: int, rest: str) -> tuple[list[Sequence[Cell]], str]:
-    """The first rows of a table, and the sentence that says where the others are; "" if all are shown."""
-    note = f"The first {most} of {len(rows):,} rows; all are in {rest}." if len(rows) > most else ""
-    return list(rows[:most]), note
+def listed_rows(rows: Sequence[Sequence[Cell]], rest: str) -> tuple[list[Sequence[Cell]], str]:
+    """The first ``MAX_LISTED`` rows of a table, and a sentence that says where the others are; "" if all are shown."""
+    note = f"The first {MAX_LISTED} of {len(rows):,} rows; all are in {rest}." if len(rows) > MAX_LISTED else ""
+    return list(rows[:MAX_LISTED]), note
 
 
 def joined(values: object) -> str:

@@ -54,7 +54,7 @@ from cellwright.report.page import (
 )
 from cellwright.report.svg import bars, histogram, short
 
-MAX_PICTURES, MAX_ROWS, MAX_BARS = 12, 40, 16
+MAX_PICTURES, MAX_BARS = 12, 16
 _WIDE_PX = 1500
 _TEXT_COLUMNS = ("image", "diameter_from", "notes")
 
@@ -242,7 +242,7 @@ def grouped_notes(by_image: Mapping[str, str], most: int = 8) -> list[str]:
 def failure_table(failures: Sequence[Mapping[str, str]], rest: str, name: str = "image") -> Table:
     """What failed, and why."""
     columns = (name, "problem", "got", "fix")
-    rows, note = listed_rows([[row.get(column) or "" for column in columns] for row in failures], MAX_ROWS, rest)
+    rows, note = listed_rows([[row.get(column) or "" for column in columns] for row in failures], rest)
     return Table((name, "problem", "found", "what to do"), rows, title="What failed", note=note, n_text=4)
 
 
@@ -303,7 +303,7 @@ def _image_table(rows: Sequence[Mapping[str, Any]], counted: Sequence[str]) -> T
     objects = [name.removeprefix("objects_") for name in counted]
     columns = ("image", "size, px", *objects, "median area, px", "% in objects", "mean score")
     columns += ("diameter, px",) if has_diameter else ()
-    shown, note = listed_rows(table, MAX_ROWS, SUMMARY)
+    shown, note = listed_rows(table, SUMMARY)
     return Table(columns, shown, note=note)
 
 
@@ -317,7 +317,7 @@ def _wells(found: _Found) -> list[Part]:
     columns = [name for name in wanted if name in known]
     n_text = sum(name in ("plate", "well") for name in columns)
     table = [[row[name] if k < n_text else _number(row[name]) for k, name in enumerate(columns)] for row in rows]
-    shown, note = listed_rows(table, MAX_ROWS, WELLS)
+    shown, note = listed_rows(table, WELLS)
     titles = [name.replace("_px", ", px").replace("_um2", ", µm²").replace("_", " ") for name in columns]
     plates = sorted({found.about_all / PLATE, *found.about_all.glob(f"*_{PLATE}")})[:4]
     pictures = [embedded(plate, "", longest_px=_WIDE_PX) for plate in plates]
