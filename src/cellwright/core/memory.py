@@ -16,7 +16,7 @@ from pathlib import Path
 from cellwright.core.errors import InputError, UsageError
 
 # From glibc's <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 
 LIMIT_VARIABLE = "CELLWRIGHT_MEMORY_GB"
 """Environment variable: the memory to use, in GiB, in place of what the system says."""
@@ -174,3 +174,16 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_freed_memory_back() -> None:
+    """The opposite of `keep_freed_memory`, for a process that runs for days: large arrays return to the system at once,
+    and the threads share a few pools.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for name, value in ((_M_MMAP_MAX, 1 << 16), (_M_MMAP_THRESHOLD, 1 << 21), (_M_TRIM_THRESHOLD, 1 << 23)):
+        libc.mallopt(name, value)
+    libc.mallopt(_M_ARENA_MAX, 4)
+    return_freed_memory()

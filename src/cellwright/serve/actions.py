@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cellwright.core.errors import InputError, UsageError
+from cellwright.core.errors import UsageError
 from cellwright.core.text import count, listed
 from cellwright.serve import edits
-from cellwright.serve.annotation import Annotation, Applied, Change, Conflict, State
-from cellwright.serve.layer import Box, Row, is_hidden
+from cellwright.serve.annotation import Annotation, Applied, Change, Conflict
+from cellwright.serve.layer import Box, Row
 
 MAX_POINTS, MAX_IDS, MAX_REGIONS = 20_000, 1_000_000, 1_000
 MAX_BOX_PX = 1 << 26
@@ -412,17 +412,3 @@ def _read(context: _Context, box: Box) -> np.ndarray:
 
 def _shown_box(box: Box) -> str:
     return f"rows {box.y0} to {box.y1}, columns {box.x0} to {box.x1}"
-
-
-def shown_rows(annotation: Annotation, state: State | None = None) -> list[Row]:
-    """The objects that the limits leave in, by id."""
-    limits = annotation.state if state is None else state
-    table = annotation.table
-    rows = table.rows(table.columns()["id"].tolist())
-    return [row for row in rows if not is_hidden(row, limits.min_score, limits.min_area)]
-
-
-def require_image(known: bool, name: str) -> None:
-    """Raise `InputError` for an image that is not in the project."""
-    if not known:
-        raise InputError("there is no such image", got=name[:80], expected="an image of this project")

@@ -345,8 +345,7 @@ class Annotation:
     def _begin(self, start: Start) -> None:
         head = {"kind": "begin", "version": VERSION, "uid": self.uid, "image_hw": list(self.image_hw)}
         if start.source is None:
-            rows = start.table.rows(start.table.columns()["id"].tolist())
-            head |= {"rows": [[row.id, None, row] for row in rows]}
+            head |= {"rows": [[row.id, None, row] for row in start.table.all_rows()]}
         places = sorted(start.chunks)
         head |= {"name": start.name, "source": start.source, "chunks": places, "state": asdict(start.state)}
         self.journal.append(head, [start.chunks[place] for place in places])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import logging
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -74,6 +73,7 @@ def build_app(page: Page, access: Access) -> Any:
     app.add_exception_handler(TooLarge, _too_large)
     app.add_exception_handler(OSError, _trouble)
     app.add_exception_handler(MemoryError, _trouble)
+    app.add_exception_handler(Exception, _bug)
     return Guard(app, access)
 
 
@@ -219,19 +219,25 @@ def tile(
 
 @router.get("/api/images/{image_id}/labels/{level}/{row}/{column}")
 def labels(request: Request, image_id: str, level: int, row: int, column: int) -> Response:
-    with page_of(request).project.locked(image_id) as annotation:
+    page = page_of(request)
+    chunks = page.project.annotation(image_id).chunks
+    box = chunks.box_of(row, column, level) if 0 <= level < chunks.n_levels and min(row, column) >= 0 else None
+    if not box:
+        raise UsageError("there is no such tile", got=f"{level}, {row}, {column}", expected="a tile of the image")
+    is_left = level > 1
+    while is_left:
+        with page.project.locked(image_id) as annotation:
+            is_left = next(annotation.chunks.prepare(row, column, level), chunks) is None
+    with page.project.locked(image_id) as annotation:
         chunks = annotation.chunks
-        box = chunks.box_of(row, column, level) if 0 <= level < chunks.n_levels and min(row, column) >= 0 else None
-        if not box:
-            raise UsageError("there is no such tile", got=f"{level}, {row}, {column}", expected="a tile of the image")
         tag = f'"{annotation.uid}-{annotation.rev}"'
         headers = {"x-rev": str(annotation.rev), "etag": tag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        content = chunks.chunk(row, column, level).astype("<u4").tobytes()
-    headers |= {"x-rows": str(box.hw[0]), "x-columns": str(box.hw[1]), "content-encoding": "gzip"}
-    packed = gzip.compress(content, 1, mtime=0)
-    return Response(packed, media_type="application/octet-stream", headers=headers)
+        content = chunks.packed_chunk(row, column, level)
+    # What HTTP calls deflate is the format of zlib.
+    headers |= {"x-rows": str(box.hw[0]), "x-columns": str(box.hw[1]), "content-encoding": "deflate"}
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 @router.get("/api/images/{image_id}/objects")
@@ -361,3 +367,7 @@ async def _trouble(_: Request, error: Exception) -> Response:
     if known is None:
         raise error
     return _error(507, str(known))
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    return _error(500, f"this is a bug in cellwright: {type(error).__name__}: {error}"[:500])

@@ -21,13 +21,16 @@ from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
+from cellwright.core.memory import return_freed_memory
 from cellwright.serve.annotation import Frozen
-from cellwright.serve.layer import CHUNK
+from cellwright.serve.edits import Points, box_around, inside
+from cellwright.serve.layer import CHUNK, Box
 
 if TYPE_CHECKING:
     from cellwright.serve.project import ImageRecord, Project
 
 _IDLE_S, _LONGEST_S = 1.5, 30.0
+_REGION_PX, _LARGE_PX = 2048, 1 << 24
 _log = logging.getLogger(__name__)
 
 
@@ -130,6 +133,8 @@ class Corrected:
         from cellwright.data.formats import FORMATS, WriteOptions
 
         FORMATS["coco"].write(dataset, folder, WriteOptions())
+        if any(sample.image_hw[0] * sample.image_hw[1] > _LARGE_PX for sample in samples):
+            return_freed_memory()
         for name in dropped:
             (folder / f"{name}_masks.tif").unlink(missing_ok=True)
         project.save()
@@ -180,15 +185,24 @@ def instances_of(frozen: Frozen) -> Instances:
     masks, ids = concat(parts).union(together), np.unique(together)
     shown = ~np.isin(ids, frozen.hidden)
     class_ids = frozen.columns["class_id"][np.searchsorted(frozen.columns["id"], ids[shown])].astype(np.int64)
-    rings = [[[np.array([(x, y) for y, x in region])]] for region in frozen.state.regions]
-    regions = MaskSet.from_polygons(rings, hw) if rings else MaskSet.empty(hw)
-    regions = regions[regions.areas > 0]
+    regions = concat([MaskSet.empty(hw), *(part for region in frozen.state.regions for part in _filled(region, hw))])
     return Instances.from_masks(
         concat([masks[shown], regions]),
         ids=np.concatenate([ids[shown], np.arange(frozen.next_id, frozen.next_id + len(regions))]),
         class_ids=np.concatenate([class_ids, np.zeros(len(regions), np.int64)]),
         ignore=np.concatenate([np.zeros(len(class_ids), bool), np.ones(len(regions), bool)]),
     )
+
+
+def _filled(region: Points, hw: tuple[int, int]) -> Iterator[MaskSet]:
+    """The pixels of a region, in parts, for it may be most of a large image."""
+    around = box_around(region, 0).clipped(hw)
+    for y0 in range(around.y0, around.y1, _REGION_PX):
+        for x0 in range(around.x0, around.x1, _REGION_PX):
+            box = Box(y0, x0, min(y0 + _REGION_PX, around.y1), min(x0 + _REGION_PX, around.x1))
+            mask = inside(region, box)
+            if mask.any():
+                yield MaskSet.from_dense(mask[None]).shift(y0, x0, hw)
 
 
 def write_labels(path: Path, frozen: Frozen) -> None:

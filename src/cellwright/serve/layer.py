@@ -91,6 +91,27 @@ class Chunks:
         """The pixels of a chunk; do not change them."""
         return self._array((level, row, column))
 
+    def packed_chunk(self, row: int, column: int, level: int = 0) -> bytes:
+        """The pixels of a chunk as `packed` makes them."""
+        key = (level, row, column)
+        if key not in self._packed or key in self._unsaved:
+            if level == 0 and self.is_blank(row, column):
+                return packed(np.zeros(self.box_of(row, column).hw, np.uint32))
+            self._packed[key] = packed(self._array(key))
+            self._unsaved.discard(key)
+        return self._packed[key]
+
+    def prepare(self, row: int, column: int, level: int) -> Iterator[None]:
+        """Make what a chunk of a smaller level is made of, one chunk at a time: between them, the owner can unlock."""
+        for finer in range(1, level):
+            step = level - finer
+            height, width = self.level_hw(finer)
+            for i in range(row << step, min((row + 1) << step, -(-height // CHUNK))):
+                for j in range(column << step, min((column + 1) << step, -(-width // CHUNK))):
+                    if (finer, i, j) not in self._open and (finer, i, j) not in self._packed:
+                        self._array((finer, i, j))
+                        yield
+
     def read(self, box: Box) -> np.ndarray:
         """A copy of the pixels of a box inside the image."""
         pixels = np.empty(box.hw, np.uint32)
@@ -326,6 +347,12 @@ class Table:
     def rows(self, ids: Iterable[int]) -> list[Row]:
         """The rows of those ids that exist."""
         return [row for row in map(self.get, ids) if row is not None]
+
+    def all_rows(self) -> list[Row]:
+        """The rows of all objects, by id."""
+        values = [self.columns()[name].tolist() for name in _COLUMNS]
+        values[6] = [None if score != score else score for score in values[6]]  # NaN  # noqa: PLR0124
+        return [Row(*row) for row in zip(*values, strict=True)]
 
     def _place(self, number: int) -> int | None:
         ids = self._columns["id"]

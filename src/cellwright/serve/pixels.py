@@ -24,7 +24,7 @@ from cellwright.data.images.regions import ImageSource
 
 TILE = 512
 THUMBNAIL = 256
-BUDGET = 192 << 20
+BUDGET = 128 << 20
 _BINS = 256
 _PERCENTILES = (0.1, 99.8)
 _QUALITY = 90

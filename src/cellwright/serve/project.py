@@ -23,9 +23,11 @@ from typing import Any
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.core.files import is_hidden, read_json, stem_of, unreadable, write_json
+from cellwright.core.memory import return_freed_memory
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.result_folders import is_job_folder, kind_of_result
 from cellwright.data.formats.contract import DEFAULT_CLASS
+from cellwright.data.formats.tile_job import edited_labels
 from cellwright.data.images.names import is_image_name
 from cellwright.data.images.reading import Reading
 from cellwright.serve.annotation import Annotation, Start
@@ -39,6 +41,7 @@ IMAGES, EDITS, CORRECTED, PREDICTIONS = "images", "edits", "corrected", "predict
 _OPEN_ANNOTATIONS, _OPEN_PIXELS, _MOST_FOLDERS = 16, 32, 1000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 MAX_CLASSES = 1000
+LARGE_PX = 1 << 24  # what such an image needs for a moment is given back to the system
 
 
 @dataclass
@@ -148,6 +151,8 @@ class Project:
                 self._annotations[image_id] = opened
                 self._close_others(image_id)
         self.note_counts(record, opened)
+        if record.hw[0] * record.hw[1] > LARGE_PX:
+            return_freed_memory()
         return opened
 
     @contextmanager
@@ -380,7 +385,7 @@ class Project:
     def _start_from(self, reference: str, sample: str, record: ImageRecord, *, with_classes: bool = False) -> Start:
         source = (self.folder / reference).resolve()
         dataset = self._dataset_of(reference)
-        if is_job_folder(source) and record.hw is not None:
+        if is_job_folder(source) and record.hw is not None and edited_labels(source) is None:
             start = start_of_job(source, record.hw, dataset.class_names)
         else:
             start = start_of(dataset.sample(sample), dataset)

@@ -96,10 +96,10 @@ def _fill_rows(
     numbering: tuple[int, np.ndarray, set[int]],
 ) -> None:
     shift, visible, left_out = numbering
-    for row in annotation.table.rows(annotation.table.columns()["id"].tolist()):
+    for row in annotation.table.all_rows():
         if not row.manual:
             result.rows[row.id] = (row, None)
-    for row in start.table.rows(start.table.columns()["id"].tolist()):
+    for row in start.table.all_rows():
         if row.id not in left_out:
             number = row.id + shift
             y0, x0, y1, x1 = boxes[number]

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.errors import FormatError
+from cellwright.core.files import read_json
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.core.result_folders import is_job_folder
+from cellwright.core.result_folders import JOB_FILE, is_job_folder
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
 from cellwright.serve.annotation import Start, State
 from cellwright.serve.layer import Box, Chunks, Table, packed
 
+_JOB_COLUMNS = {
+    "id": "label",
+    "y0": "bbox_y0_px",
+    "x0": "bbox_x0_px",
+    "y1": "bbox_y1_px",
+    "x1": "bbox_x1_px",
+    "area": "area_px",
+    "score": "score",
+}
 # Larger label images are painted part by part.
 _WHOLE_PX = 1 << 26
 
@@ -120,29 +132,49 @@ def count_of(dataset: Dataset, sample: str, folder: Path) -> int:
 def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[str]) -> Start:
     """The objects of a tile job: its labels stay where they are, and are read chunk by chunk.
 
-    class_names: the class ids of the page are places among them.
+    What lies outside the regions that were predicted is a region that is not annotated. class_names: the class ids of
+    the page are places among them.
     """
     from cellwright.core.claim import Claim
     from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, read_table
 
     table = read_table(folder)
-    class_of = {name: k for k, name in enumerate(class_names)}
-    columns = {
-        "id": table["label"].to_numpy(np.int64),
-        "y0": table["bbox_y0_px"].to_numpy(np.int64),
-        "x0": table["bbox_x0_px"].to_numpy(np.int64),
-        "y1": table["bbox_y1_px"].to_numpy(np.int64),
-        "x1": table["bbox_x1_px"].to_numpy(np.int64),
-        "area": table["area_px"].to_numpy(np.int64),
-        "score": table["score"].to_numpy(np.float32),
-        "class_id": table["class"].map(class_of).to_numpy(np.int64),
-    }
     labels = next(folder / name for name in (LABELS_ZARR, LABELS_TIFF) if (folder / name).exists())
+    try:
+        columns = {name: table[column].to_numpy(np.float64) for name, column in _JOB_COLUMNS.items()}
+        columns["class_id"] = table["class"].map({name: k for k, name in enumerate(class_names)}).to_numpy(np.int64)
+        columns["manual"] = np.zeros(len(table), bool)
+        regions = _not_predicted(folder, image_hw)
+    except (KeyError, TypeError, ValueError) as error:
+        remedy = "write the outputs again: cellwright job finish"
+        raise FormatError("this job is damaged", where=folder, got=str(error)[:200], remedy=remedy) from error
     claim = Claim.read(folder)
     files = {} if claim is None else claim.files
     names = sorted(name for name in files if name.split("/")[0] == labels.name)
     source = f"{labels.name}:{hash_of([(name, getattr(files[name], 'digest', '')) for name in names])}"
-    return Start("predicted", Table(columns), State(), base=_reader(labels, image_hw), source=source)
+    start = Start("predicted", Table(columns), State(regions=regions), base=_reader(labels, image_hw), source=source)
+    note = "what lies outside the regions that were predicted is marked as not annotated"
+    return replace(start, message=note) if regions else start
+
+
+def _not_predicted(folder: Path, image_hw: tuple[int, int]) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """Outlines around what was not predicted; holes are joined to the outer line by a cut."""
+    import shapely
+
+    from cellwright.prediction.tiling.regions import Regions
+
+    stored = read_json(folder / JOB_FILE).get("regions")
+    if stored is None:
+        return ()
+    rest = shapely.box(0, 0, image_hw[1], image_hw[0]).difference(Regions.from_dict(stored).area)
+    outlines = []
+    for polygon in shapely.get_parts(rest):
+        if isinstance(polygon, shapely.Polygon):
+            points = shapely.get_coordinates(polygon.exterior).tolist()
+            for hole in polygon.interiors:
+                points += [*shapely.get_coordinates(hole).tolist(), points[0]]
+            outlines.append(tuple((float(y), float(x)) for x, y in points))
+    return tuple(outlines)
 
 
 def hash_of(value: Any) -> str:
@@ -154,27 +186,34 @@ def hash_of(value: Any) -> str:
 
 def _reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[int, int], np.ndarray]:
     """Reads chunks of a label image on disk."""
-    grid = Chunks(image_hw)
-    if labels.is_dir():
-        import zarr
-
-        from cellwright.data.formats.large_labels import level_of
-
-        array = level_of(zarr.open_group(labels, mode="r"))
-
-        def read(row: int, column: int) -> np.ndarray:
-            box = grid.box_of(row, column)
-            return np.asarray(array[box.y0 : box.y1, box.x0 : box.x1])
-
-        return read
-    import tifffile
     import zarr
 
-    store = tifffile.imread(labels, aszarr=True, key=0)
-    values: Any = zarr.open(store, mode="r")
+    from cellwright.data.formats.large_labels import level_of
 
-    def read_tiff(row: int, column: int) -> np.ndarray:
+    grid = Chunks(image_hw)
+    try:
+        if labels.is_dir():
+            values: Any = level_of(zarr.open_group(labels, mode="r"))
+        else:
+            import tifffile
+
+            values = zarr.open(tifffile.imread(labels, aszarr=True, key=0), mode="r")
+        if tuple(values.shape) != tuple(image_hw):
+            raise ValueError(f"{values.shape} instead of {image_hw}")
+    except Exception as error:  # on damaged files, readers raise whatever their codecs raise
+        raise _damaged(labels, error) from error
+
+    def read(row: int, column: int) -> np.ndarray:
         box = grid.box_of(row, column)
-        return np.asarray(values[box.y0 : box.y1, box.x0 : box.x1])
+        try:
+            return np.asarray(values[box.y0 : box.y1, box.x0 : box.x1])
+        except Exception as error:  # as above
+            raise _damaged(labels, error) from error
 
-    return read_tiff
+    return read
+
+
+def _damaged(labels: Path, error: Exception) -> FormatError:
+    got = f"{type(error).__name__}: {error}"[:200]
+    remedy = "write the outputs again: cellwright job finish"
+    return FormatError("this label image is damaged", where=labels, got=got, remedy=remedy)

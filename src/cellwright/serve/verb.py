@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from cellwright.core.errors import UsageError
+from cellwright.core.memory import give_freed_memory_back
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
@@ -156,5 +157,6 @@ def _serve(uvicorn: Any, app: Any, listening: socket.socket) -> None:
         ws="none",
     )
     sys.setswitchinterval(_SWITCH_S)
+    give_freed_memory_back()
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
