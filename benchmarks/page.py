@@ -132,6 +132,8 @@ def main() -> None:
         for thread in threads:
             thread.join()
         for name, values in (*times.items(), ("strokes", strokes)):
+            if not values:
+                continue
             print(shown(name, values))
     finally:
         server.terminate()

@@ -72,6 +72,7 @@ class Edit(BaseModel):
     min_score: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     min_area: int = Field(0, ge=0, lt=1 << 50)
     over: bool = False
+    accepted: bool = True
     shown: Shown | None = None
     client: str | None = Field(None, max_length=64)
     edit_id: str | None = Field(None, max_length=64)
@@ -369,9 +370,10 @@ def _filter(context: _Context) -> Change:
 
 
 def _accept(context: _Context) -> Change:
-    change = context.change("accept the objects of this image")
-    change.state = replace(context.annotation.state, accepted=True)
-    change.message = "accepted"
+    is_accepted = context.edit.accepted
+    change = context.change("accept the objects of this image" if is_accepted else "no longer accept this image")
+    change.state = replace(context.annotation.state, accepted=is_accepted)
+    change.message = "accepted" if is_accepted else "no longer accepted"
     return change
 
 

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
 from cellwright.core.files import place_error
 from cellwright.core.memory import memory_error
+from cellwright.core.notes import Note, summarise
 from cellwright.core.text import count
 from cellwright.serve import job_routes, uploads
 from cellwright.serve.actions import Edit, make
@@ -118,9 +119,11 @@ def add_class(request: Request, wanted: ClassRequest) -> Any:
 @router.post("/api/open")
 def open_path(request: Request, wanted: OpenRequest) -> Any:
     page = page_of(request)
-    new = page.project.add(page.project.allowed(wanted.path), below_roots=True)
+    notes: list[Note] = []
+    new = page.project.add(page.project.allowed(wanted.path), below_roots=True, notes=notes)
     page.events.publish({"kind": "project"})
-    return {"images": [_image_row(record) for record in new], "message": f"{count(len(new), 'new image')}"}
+    message = "; ".join([count(len(new), "new image"), *summarise(notes)])
+    return {"images": [_image_row(record) for record in new], "message": message}
 
 
 @router.get("/api/folders")

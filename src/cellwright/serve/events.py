@@ -17,7 +17,7 @@ class Events:
     """Hands each event to all subscribers. A tab that does not read is told to load everything again."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `close` is called by the handler of a signal, too
         self._tabs: set[tuple[asyncio.AbstractEventLoop, asyncio.Queue[dict[str, Any] | None]]] = set()
 
     def publish(self, event: dict[str, Any]) -> None:

@@ -22,10 +22,12 @@ from typing import Any
 
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
-from cellwright.core.files import is_hidden, read_json, stem_of, unreadable, write_json
+from cellwright.core.files import as_utf8, is_hidden, read_json, stem_of, unreadable, write_json
 from cellwright.core.memory import return_freed_memory
+from cellwright.core.notes import Note
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.result_folders import is_job_folder, kind_of_result
+from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.formats.tile_job import edited_labels
 from cellwright.data.images.names import is_image_name
@@ -188,16 +190,22 @@ class Project:
                 self._save()
             return self._classes.index(name)
 
-    def add(self, path: Path, *, below_roots: bool = False) -> list[ImageRecord]:
+    def add(self, path: Path, *, below_roots: bool = False, notes: list[Note] | None = None) -> list[ImageRecord]:
         """Add an image, a folder of images, a dataset, a prediction folder or a tile job.
 
-        below_roots: leave out images that links or records of a dataset refer to outside the opened folders. Returns
-        the images that are new. Raises what reading them raises.
+        below_roots: leave out images that links or records of a dataset refer to outside the opened folders. notes:
+        receives what was assumed and left out. Returns the images that are new. Raises what reading them raises.
         """
         path = path.resolve()
         dataset, is_annotated = _dataset_at(path)
+        n_all = len(dataset)
         if below_roots:
             dataset = dataset.with_samples([s for s in dataset if s.image_path and self._is_allowed(s.image_path)])
+        if notes is not None:
+            notes += dataset.notes
+            if len(dataset) < n_all:
+                text = f"{count(n_all - len(dataset), 'image')} outside the opened folders left out"
+                notes.append(Note("images outside the opened folders were left out", text))
         with self.lock:
             new = self._add_dataset(path, dataset, is_annotated=is_annotated)
             self._save()
@@ -538,11 +546,14 @@ def _images_at(sources: Sequence[Any]) -> Dataset:
     from cellwright.core.dataset import Loaded, Sample
     from cellwright.core.instances import Instances
 
-    samples = []
+    samples, notes = [], []
     for source in sources:
-        load = Loaded(Instances.empty((1, 1)))
-        samples.append(Sample(source.id, Path(source.path), (1, 1), load))
-    return Dataset(tuple(samples), (DEFAULT_CLASS,))
+        if as_utf8(source.path) != str(source.path):
+            text = f"{as_utf8(source.path.name)} was left out: its name is not UTF-8"
+            notes.append(Note("images were left out whose names are not UTF-8", text))
+        else:
+            samples.append(Sample(source.id, Path(source.path), (1, 1), Loaded(Instances.empty((1, 1)))))
+    return Dataset(tuple(samples), (DEFAULT_CLASS,), notes=tuple(notes))
 
 
 class Page:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError
+from cellwright.core.errors import CellwrightError, FormatError
 from cellwright.core.files import read_json
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
@@ -150,8 +150,9 @@ def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[
         raise FormatError("this job is damaged", where=folder, got=str(error)[:200], remedy=remedy) from error
     claim = Claim.read(folder)
     files = {} if claim is None else claim.files
-    names = sorted(name for name in files if name.split("/")[0] == labels.name)
-    source = f"{labels.name}:{hash_of([(name, getattr(files[name], 'digest', '')) for name in names])}"
+    written = sorted((name, getattr(files[name], "digest", "")) for name in files if name.split("/")[0] == labels.name)
+    state = labels.stat()
+    source = f"{labels.name}:{hash_of(written or (state.st_size, state.st_mtime_ns))}"
     start = Start("predicted", Table(columns), State(regions=regions), base=_reader(labels, image_hw), source=source)
     note = "what lies outside the regions that were predicted is marked as not annotated"
     return replace(start, message=note) if regions else start
@@ -186,29 +187,60 @@ def hash_of(value: Any) -> str:
 
 def _reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[int, int], np.ndarray]:
     """Reads chunks of a label image on disk."""
+    grid = Chunks(image_hw)
+    try:
+        read = (_zarr_reader if labels.is_dir() else _tiff_reader)(labels, image_hw)
+    except (CellwrightError, MemoryError):
+        raise
+    except Exception as error:  # on damaged files, readers raise whatever their codecs raise
+        raise _damaged(labels, error) from error
+
+    def chunk(row: int, column: int) -> np.ndarray:
+        try:
+            return read(grid.box_of(row, column))
+        except Exception as error:  # as above
+            raise _damaged(labels, error) from error
+
+    return chunk
+
+
+def _zarr_reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[Box], np.ndarray]:
     import zarr
 
     from cellwright.data.formats.large_labels import level_of
 
-    grid = Chunks(image_hw)
-    try:
-        if labels.is_dir():
-            values: Any = level_of(zarr.open_group(labels, mode="r"))
-        else:
-            import tifffile
+    values = level_of(zarr.open_group(labels, mode="r"))
+    if tuple(values.shape) != tuple(image_hw):
+        raise ValueError(f"{values.shape} instead of {image_hw}")
+    return lambda box: np.asarray(values[box.y0 : box.y1, box.x0 : box.x1])
 
-            values = zarr.open(tifffile.imread(labels, aszarr=True, key=0), mode="r")
-        if tuple(values.shape) != tuple(image_hw):
-            raise ValueError(f"{values.shape} instead of {image_hw}")
-    except Exception as error:  # on damaged files, readers raise whatever their codecs raise
-        raise _damaged(labels, error) from error
 
-    def read(row: int, column: int) -> np.ndarray:
-        box = grid.box_of(row, column)
-        try:
-            return np.asarray(values[box.y0 : box.y1, box.x0 : box.x1])
-        except Exception as error:  # as above
-            raise _damaged(labels, error) from error
+def _tiff_reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[Box], np.ndarray]:
+    """Of the tiled TIFFs that tile jobs write; the file is open only while it is read."""
+    from cellwright.data.images.tiff import open_tiff
+
+    with open_tiff(labels) as tif:
+        first: Any = tif.pages.first
+        if tuple(first.shape) != tuple(image_hw) or not first.is_tiled:
+            raise ValueError(f"{first.shape} instead of tiles of {image_hw}")
+
+    def read(box: Box) -> np.ndarray:
+        pixels = np.zeros(box.hw, np.uint32)
+        with open_tiff(labels) as tif:
+            page: Any = tif.pages.first
+            height, width = page.tilelength, page.tilewidth
+            per_row = -(-image_hw[1] // width)
+            for row in range(box.y0 // height, -(-box.y1 // height)):
+                for column in range(box.x0 // width, -(-box.x1 // width)):
+                    index = row * per_row + column
+                    if not page.databytecounts[index]:  # a tile of zeros need not be stored
+                        continue
+                    tif.filehandle.seek(page.dataoffsets[index])
+                    tile = page.decode(tif.filehandle.read(page.databytecounts[index]), index)[0]
+                    of_tile = Box(row * height, column * width, (row + 1) * height, (column + 1) * width)
+                    part = Box(max(of_tile.y0, box.y0), max(of_tile.x0, box.x0), *of_tile[2:]).clipped((box.y1, box.x1))
+                    pixels[part.within(box)] = tile.reshape(tile.shape[-3:-1])[part.within(of_tile)]
+        return pixels
 
     return read
 

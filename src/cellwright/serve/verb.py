@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from cellwright.core.errors import UsageError
 from cellwright.core.memory import give_freed_memory_back
+from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
@@ -85,8 +86,10 @@ def run(
     project = Project(folder, roots=[root])
     try:
         if plan.source is not None and plan.source.resolve() != project.folder:
-            new = project.add(plan.source)
-            screen.note(f"{count(len(new), 'new image')} from {plan.source}")
+            notes: list[Note] = []
+            new = project.add(plan.source, notes=notes)
+            for line in (f"{count(len(new), 'new image')} from {plan.source}", *summarise(notes)):
+                screen.note(line)
         page = Page(project)
         port = listening.getsockname()[1]
         access = _access(plan, port)
@@ -96,7 +99,7 @@ def run(
         host = f"[{shown}]" if ":" in shown else shown
         announce(f"http://{host}:{port}/?token={access.token}")
         screen.note("stop with Ctrl-C; everything is saved as you go")
-        _serve(uvicorn, app, listening)
+        _serve(uvicorn, app, listening, page.events.close)
     finally:
         listening.close()
         project.close()
@@ -145,7 +148,8 @@ def _listen(plan: ServePlan) -> socket.socket:
     )
 
 
-def _serve(uvicorn: Any, app: Any, listening: socket.socket) -> None:
+def _serve(uvicorn: Any, app: Any, listening: socket.socket, end: Callable[[], None]) -> None:
+    """Serve until interrupted. end: ends what never ends by itself, so that the server can stop at once."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -156,7 +160,15 @@ def _serve(uvicorn: Any, app: Any, listening: socket.socket) -> None:
         timeout_keep_alive=30,
         ws="none",
     )
+    server = uvicorn.Server(config)
+    stop = server.handle_exit
+
+    def handle_exit(number: int, frame: Any) -> None:
+        end()
+        stop(number, frame)
+
+    server.handle_exit = handle_exit
     sys.setswitchinterval(_SWITCH_S)
     give_freed_memory_back()
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
