@@ -58,7 +58,7 @@ def within(table: pd.DataFrame, gates: Sequence[Gate]) -> pd.DataFrame:
             numbers = [str(name) for name in table if table[name].dtype.kind in "iuf"]
             raise UsageError("no such measurement", where="`gate`", got=gate.column, expected=", ".join(numbers))
         low, high = -math.inf if gate.low is None else gate.low, math.inf if gate.high is None else gate.high
-        table = table[table[gate.column].between(low, high)]
+        table = table.loc[table[gate.column].between(low, high)]
     return table
 
 

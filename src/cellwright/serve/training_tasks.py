@@ -14,7 +14,7 @@ from cellwright.api.check import CheckPlan
 from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.train import TrainPlan
 from cellwright.api.tune import TunePlan
-from cellwright.core.errors import InputError, UsageError
+from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import read_json
 from cellwright.core.progress import ProgressReporter
 from cellwright.core.text import count
@@ -119,6 +119,7 @@ class TrainTask(Task):
                 samples = [dataclasses.replace(sample, split=None) for sample in samples]
                 reporter.note("one image leaves none to test the new model on; correct another one to see a comparison")
             write_dataset(part.named.with_samples(samples), data)
+            self._note_regions(part, train.plan, reporter)
         run = train.run(reporter)
         result: dict[str, Any] = {"model": place.folder.name, "finished": run.finished}
         result |= {"metrics": [list(one) for one in run.headline()]}
@@ -128,12 +129,23 @@ class TrainTask(Task):
             again = dataclasses.replace(step.plan, overwrite=step.plan.out.exists())
             try:
                 dataclasses.replace(step, plan=again).run(reporter)
-            except InputError as error:
+            except CellwrightError as error:
                 reporter.note(f"warning: no comparison on held-out images: {error.problem}")
             else:
                 result |= comparison_of(step.plan.out) | {"evaluation": place.job}
         ended = "trained" if run.finished else "the time is over; train on for more"
         return {"text": f"{ended}{_before_and_after(result.get('rows'))}", **result}
+
+
+    def _note_regions(self, part: Part, plan: TrainPlan, reporter: ProgressReporter) -> None:
+        """Say what becomes of regions that are not annotated, if the network cannot leave out exactly these."""
+        from cellwright.api.train import load_recipe
+        from cellwright.config.model_rcnn import RCNNConfig
+
+        is_boxes = isinstance(load_recipe(plan.recipe, plan.set, plan.init).model, RCNNConfig)
+        if is_boxes and any(sample.read_instances().ignore.any() for sample in part.named):
+            text = "this kind of network learns from boxes: what lies in the box around a region that is not annotated"
+            reporter.note(f"warning: {text} does not count; mark rectangles, or choose a U-Net recipe")
 
 
 class TuneTask(Task):
@@ -190,7 +202,7 @@ class EvaluateTask(Task):
         else:
             subject = predicted.folder_by_id or place.beside("predictions")
         shared = self.model_dump(exclude={"images", "model"})
-        return [Step("evaluate", EvaluatePlan((subject,), data=data, pictures=12, out=place.folder, **shared))]
+        return [Step("evaluate", EvaluatePlan((subject,), data=data, pictures=0, out=place.folder, **shared))]
 
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""
