@@ -69,7 +69,8 @@ class PredictWidget(QWidget):
     def __init__(self, napari_viewer: napari.Viewer) -> None:
         """napari_viewer: napari fills in a parameter of this name."""
         super().__init__()
-        self.viewer = viewer = napari_viewer
+        viewer: Any = napari_viewer
+        self.viewer = viewer
         self._worker: Any = None
         self.model = QComboBox()
         for name, text in NAMED_MODELS.items():
@@ -85,10 +86,16 @@ class PredictWidget(QWidget):
         models.addWidget(self.model, 1)
         models.addWidget(browse)
         self.channel = QComboBox()
-        self.diameter = _number(QDoubleSpinBox(), 0, 10_000, "estimated", "Median diameter of the objects, pixels, for models that use one")
-        self.score = _number(QDoubleSpinBox(), 0, 1, "default", "Omit objects with a lower score (default: the threshold of the model)")
+        self.diameter = _number(
+            QDoubleSpinBox(), 0, 10_000, "estimated", "Median diameter of the objects, pixels, for models that use one"
+        )
+        self.score = _number(
+            QDoubleSpinBox(), 0, 1, "default", "Omit objects with a lower score (default: the threshold of the model)"
+        )
         self.score.setSingleStep(0.05)
-        self.min_area = _number(QSpinBox(), 0, 1_000_000, "default", "Omit smaller objects, pixels (default: the limit of the model)")
+        self.min_area = _number(
+            QSpinBox(), 0, 1_000_000, "default", "Omit smaller objects, pixels (default: the limit of the model)"
+        )
         self.start = QPushButton("Predict")
         self.start.clicked.connect(self.predict)
         self.stop = QPushButton("Cancel")
@@ -125,7 +132,8 @@ class PredictWidget(QWidget):
         from napari.qt.threading import create_worker
 
         self.status.setText(f"predicting {request.name} ...")
-        worker = create_worker(request.run, _start_thread=False)
+        run: Any = request.run
+        worker: Any = create_worker(run, _start_thread=False)
         self._set_running(worker)
         worker.returned.connect(lambda result: self._done(worker, *result))
         worker.errored.connect(lambda error: self._failed(worker, error))
@@ -139,7 +147,7 @@ class PredictWidget(QWidget):
 
     def request(self) -> Request:
         """What the fields and the active layer ask for. Raises `UsageError` without an image layer."""
-        layer = self.viewer.layers.selection.active
+        layer: Any = self.viewer.layers.selection.active
         image, place = image_of(layer, self.viewer.dims.current_step)
         chosen = self.channel.currentText()
         return Request(
@@ -197,7 +205,7 @@ def image_of(layer: Any, step: tuple[int, ...]) -> tuple[Image, dict[str, Any]]:
     if not isinstance(layer, ImageLayer):
         got = "no layer" if layer is None else f"the layer {layer.name}, of another kind"
         raise UsageError("this is not an image", got=got, expected="an image layer, selected in the list of layers")
-    data = layer.data[0] if layer.multiscale else layer.data
+    data: Any = layer.data[0] if layer.multiscale else layer.data
     n_planes = data.ndim - (3 if layer.rgb else 2)
     plane = tuple(step[len(step) - layer.ndim :][:n_planes])
     pixels = np.asarray(data[plane])

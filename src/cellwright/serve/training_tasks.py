@@ -136,7 +136,6 @@ class TrainTask(Task):
         ended = "trained" if run.finished else "the time is over; train on for more"
         return {"text": f"{ended}{_before_and_after(result.get('rows'))}", **result}
 
-
     def _note_regions(self, part: Part, plan: TrainPlan, reporter: ProgressReporter) -> None:
         """Say what becomes of regions that are not annotated, if the network cannot leave out exactly these."""
         from cellwright.api.train import load_recipe
