@@ -171,6 +171,9 @@ def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
     assert hidden
     assert hidden.isdisjoint(learned.ids[~learned.ignore].tolist())
     assert learned.masks[learned.ignore].foreground()[:, 64:].mean() > 0.9
+    exported = do(page, "export", to="label_images", images=["field_1"])["result"]
+    labels = tifffile.imread(io.BytesIO(page.get(exported["download"]).content))
+    assert np.unique(labels)[1:].tolist() == sorted(objects(page, "field_1")["id"])
     models = {model["name"]: model for model in page.get("/api/models").json()["models"]}
     assert models["mine"]["after"] == result["after"]
     assert "mine" in [model["name"] for model in page.get("/api/project").json()["models"]]

@@ -22,6 +22,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
 
 RANKED = ("coco", "coco_results")
+KEEP_IGNORED = ("coco", "geojson", "imagej_roi")  # formats that tell ignored regions from objects
 FILES = (".json", ".zip", ".csv")  # other outputs are folders
 
 
@@ -72,18 +73,27 @@ class Exported:
 
 @dataclass(frozen=True, eq=False)
 class _CountedLoad:
-    """A `Sample.load` of the objects that reach a threshold; records, by sample, how many there are and how many do."""
+    """A `Sample.load` of the objects that reach a threshold; records, by sample, how many there are and how many do.
+
+    keeps_ignored: also ignored regions, which are not counted. n_regions: how many were omitted, by sample.
+    """
 
     load: Callable[[], Instances]
     sample_id: str
     threshold: ScoreThreshold
     counts: dict[str, tuple[int, int]]
+    keeps_ignored: bool
+    n_regions: dict[str, int]
 
     def __call__(self) -> Instances:
         instances = self.load()
-        kept = instances[reaches_threshold(instances.scores, instances.class_ids, self.threshold)]
-        self.counts[self.sample_id] = len(instances), len(kept)
-        return kept
+        reaches = reaches_threshold(instances.scores, instances.class_ids, self.threshold)
+        is_object = ~instances.ignore
+        self.counts[self.sample_id] = int(is_object.sum()), int((reaches & is_object).sum())
+        if self.keeps_ignored:
+            return instances[reaches]
+        self.n_regions[self.sample_id] = int(instances.ignore.sum())
+        return instances[reaches & is_object]
 
 
 def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Exported | None:
@@ -121,7 +131,9 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         screen.note(line)
     threshold = 0.0 if plan.to in RANKED else score_threshold_of(dataset)
     counts: dict[str, tuple[int, int]] = {}
-    loads = [_CountedLoad(sample.load, sample.id, threshold, counts) for sample in dataset]
+    n_regions: dict[str, int] = {}
+    keeps = plan.to in KEEP_IGNORED
+    loads = [_CountedLoad(sample.load, sample.id, threshold, counts, keeps, n_regions) for sample in dataset]
     samples = [dataclasses.replace(sample, load=load) for sample, load in zip(dataset, loads, strict=True)]
     counted = dataset.with_samples(samples)
     counted = counted if plan.to in RANKED else with_threshold(counted, 0.0)
@@ -133,6 +145,8 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     paths = write_once(output, write, str(plan.out), screen, dry_run=dry_run)
     if dry_run:
         return None
+    if omitted := sum(n_regions.values()):
+        screen.note(f"{count(omitted, 'ignored region')} omitted: {plan.to} has no place for them")
     n_objects = sum(kept for _, kept in counts.values())
     n_below = sum(n for n, _ in counts.values()) - n_objects
     return Exported(tuple(paths), plan.to, n_objects, len(counts), n_below, tuple(failures))

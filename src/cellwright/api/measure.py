@@ -149,10 +149,11 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset,
 
 
 def measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:
-    """The rows of one image, with the columns image, label, class and score first."""
+    """The rows of one image, with the columns image, label, class and score first; ignored regions are no objects."""
     from cellwright.measurement.table import measure_in_parts, measure_instances
 
     cells, names, size = sample.read_instances(), dataset.class_names, as_pixel_size(plan.pixel_size)
+    cells = cells[~cells.ignore]
     if sample.image_path is None:
         size = size or sample.pixel_size_um
         table = measure_instances(cells, class_names=names, pixel_size_um=size, ring_px=plan.ring)

@@ -32,11 +32,16 @@ def image_layers(image: Image, name: str, *, visible: bool = True) -> list[Layer
 
 
 def labels_layer(
-    objects: Instances, name: str, features: pd.DataFrame, pixel_size_um: tuple[float, float] | None, **look: Any
+    objects: Instances,
+    name: str,
+    features: pd.DataFrame,
+    pixel_size_um: tuple[float, float] | None = None,
+    *,
+    visible: bool = True,
 ) -> LayerData:
     """The objects as labels; ``features`` as `features_of` returns them."""
     labels = objects.masks.to_label_map(objects.ids).astype(np.int32)
-    return labels, {"name": name, "features": features, **_place(pixel_size_um), **look}, "labels"
+    return labels, {"name": name, "features": features, **_place(pixel_size_um), "visible": visible}, "labels"
 
 
 def features_of(table: pd.DataFrame) -> pd.DataFrame:

@@ -58,7 +58,7 @@ class Request:
         objects = prediction.instances
         table = measure(objects, self.image, class_names=model.class_names)
         name = f"{self.name} {Path(self.model).name}"
-        data, values, kind = labels_layer(objects, name, features_of(table), None)
+        data, values, kind = labels_layer(objects, name, features_of(table))
         notes = [count(len(objects), "object"), *(note.text for note in prediction.notes)]
         return (data, {**values, **self.place}, kind), "\n".join(notes)
 

@@ -162,7 +162,7 @@ def truth_part(project: ProjectFacts, ids: Sequence[str] | None) -> Part:
 def object_parts(project: ProjectFacts, ids: Sequence[str] | None) -> list[Part]:
     """The objects of all images that have some, or of those with these ids: corrected images first."""
     images = project.chosen(ids, lambda image: image.is_corrected or image.has_objects, "predicted or corrected")
-    corrected = corrected_part(project, images, load=_Objects)
+    corrected = corrected_part(project, images)
     return [*([] if corrected is None else [corrected]), *_parts_of(images, lambda image: image.objects)]
 
 
@@ -174,8 +174,10 @@ def predicted_part(project: ProjectFacts, ids: Sequence[str] | None) -> Part:
     return joined(_parts_of(as_predicted, lambda image: image.prediction), project.class_names, scored=True)
 
 
-def corrected_part(project: ProjectFacts, images: Sequence[ImageFacts], load: type[_Regions | _Objects]) -> Part | None:
-    """The corrected images among these, or None. load: what becomes of regions that are not annotated."""
+def corrected_part(
+    project: ProjectFacts, images: Sequence[ImageFacts], load: type[_Regions] | None = None
+) -> Part | None:
+    """The corrected images among these, or None. load: for those with regions that are not annotated."""
     wanted = {image.id for image in images if image.is_corrected}
     if not wanted:
         return None
@@ -183,9 +185,9 @@ def corrected_part(project: ProjectFacts, images: Sequence[ImageFacts], load: ty
     samples, changed = [], False
     for sample in dataset:
         if sample.id in wanted:
-            has_regions = bool(sample.read_instances().ignore.any())
-            samples.append(dataclasses.replace(sample, load=load(sample.load)) if has_regions else sample)
-            changed |= has_regions
+            if load is not None and sample.read_instances().ignore.any():
+                sample, changed = dataclasses.replace(sample, load=load(sample.load)), True  # noqa: PLW2901
+            samples.append(sample)
     if missing := wanted.difference(sample.id for sample in samples):
         remedy = "correct it again, or start the page again"
         raise InputError(
@@ -292,17 +294,6 @@ class _Regions:
             class_ids=np.concatenate([objects.class_ids, regions.class_ids]),
             ignore=np.arange(len(masks)) >= len(objects),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Objects:
-    """A `Sample.load` without regions that are not annotated."""
-
-    load: Callable[[], Instances]
-
-    def __call__(self) -> Instances:
-        instances = self.load()
-        return instances[~instances.ignore]
 
 
 @dataclass(frozen=True, eq=False)
