@@ -20,11 +20,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cellwright.core.errors import UsageError
-from cellwright.data.images.regions import ImageSource
+from cellwright.data.images.regions import CACHE_BYTES, ImageSource
 
 TILE = 512
 THUMBNAIL = 256
 BUDGET = 128 << 20
+# Smaller images may be decoded by all threads at once; of larger ones, two files.
+_SMALL, _WHOLE_FILES = 1 << 24, threading.BoundedSemaphore(2)
 _BINS = 256
 _PERCENTILES = (0.1, 99.8)
 _QUALITY = 90
@@ -87,7 +89,7 @@ class ChannelFacts:
 
 
 class Pixels:
-    """The pixels of one image; see the module."""
+    """The pixels of one image; see the module. n_bytes: what it keeps in memory, at most."""
 
     def __init__(self, source: ImageSource, kept: Kept) -> None:
         self.source, self._kept = source, kept
@@ -98,6 +100,10 @@ class Pixels:
         self._of_file = {0: 0} | {k: n for n, k in enumerate(map(_power, source.levels)) if k is not None}
         self._facts: tuple[ChannelFacts, ...] | None = None
         self._lock = threading.Lock()
+        height, width = source.image_hw
+        whole = height * width * len(source.channels) * source.dtype.itemsize
+        self._is_whole = source.tile_hw == source.image_hw and whole > _SMALL
+        self.n_bytes = whole if self._is_whole else min(whole, CACHE_BYTES)
 
     def level_hw(self, level: int) -> tuple[int, int]:
         """(height, width) of a level."""
@@ -180,11 +186,18 @@ class Pixels:
             of_file_h, of_file_w = self.source.levels[number].image_hw
             inner = (min(h, of_file_h - y0), min(w, of_file_w - x0))
             if min(inner) > 0:
-                pixels = self.source.read(y0, x0, *inner, level=number).data
+                pixels = self._decoded((y0, x0, *inner), number)
                 if inner == (h, w):
                     return pixels
                 return np.pad(pixels, ((0, h - inner[0]), (0, w - inner[1]), (0, 0)), mode="edge")
         return self._halved(level, row, column, (h, w))
+
+    def _decoded(self, window: tuple[int, int, int, int], number: int) -> np.ndarray:
+        """A window of a level of the file. Large files that are decoded as a whole are read few at a time."""
+        if not self._is_whole:
+            return self.source.read(*window, level=number).data
+        with _WHOLE_FILES:
+            return self.source.read(*window, level=number).data
 
     def _halved(self, level: int, row: int, column: int, hw: tuple[int, int]) -> np.ndarray:
         """A tile from four of the level before."""

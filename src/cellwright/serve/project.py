@@ -43,6 +43,7 @@ IMAGES, EDITS, CORRECTED, PREDICTIONS = "images", "edits", "corrected", "predict
 _OPEN_ANNOTATIONS, _OPEN_PIXELS, _MOST_FOLDERS = 16, 32, 1000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 MAX_CLASSES = 1000
+_PIXEL_BYTES = 1 << 29  # of decoded images
 LARGE_PX = 1 << 24  # what such an image needs for a moment is given back to the system
 
 
@@ -586,7 +587,9 @@ class Page:
         opened = Pixels(source, self.kept)
         with self._lock:
             self._pixels[image_id] = opened
-            while len(self._pixels) > _OPEN_PIXELS:
+            while len(self._pixels) > 1 and (
+                len(self._pixels) > _OPEN_PIXELS or sum(one.n_bytes for one in self._pixels.values()) > _PIXEL_BYTES
+            ):
                 self._pixels.popitem(last=False)
         return opened
 
