@@ -108,6 +108,7 @@ class Page extends EventTarget {
       this.objects = objects;
       this.info = info;
       this.marks = [];
+      this.setStatus("");
       this.readState(info);
       objects.load(table);
       objects.addEventListener("change", (event) => this.objectsChanged(event.detail));
@@ -421,7 +422,7 @@ class Page extends EventTarget {
     if (n && (tool.name === "select" || tool.name === "erase")) {
       parts.push(h("span", { class: "muted", text: `${n} selected` }));
       for (const [op, text] of Object.entries(WITH_SELECTION)) parts.push(button({ text, kind: "small", title: `${text} (${{ delete: "Delete", fill_holes: "F", smooth: "O" }[op]})`, click: () => this.onSelected(op) }));
-    } else parts.push(h("span", { class: "hint grow", text: tool.hint }));
+    } else parts.push(h("span", { class: "hint grow", text: tool.hint, title: tool.hint }));
     if (["outline", "brush"].includes(tool.name) || (n && tool.name === "select")) parts.push(this.classChoice());
     bar.replaceChildren(...parts);
   }

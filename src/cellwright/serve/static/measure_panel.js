@@ -91,7 +91,7 @@ export class MeasurePanel {
       this.sorted.sort((a, b) => compare(values[a], values[b]) * (down ? -1 : 1));
     }
     const heads = [["id", "id"], ...this.table.columns.map((one) => [one.name, titleOf(one)])];
-    this.widths = heads.map(([, text], i) => (i ? Math.max(66, 22 + 6.6 * text.length) : 58));
+    this.widths = heads.map(([, text], i) => (i ? Math.max(72, 26 + 7 * text.length) : 58));
     this.head.replaceChildren(...heads.map(([name, text]) => h("button", { class: "cell", type: "button", role: "columnheader", text: text + (column === name ? (down ? " ↓" : " ↑") : ""), title: text, on: { click: () => { this.order = { column: name, down: column === name && !down }; this.sort(); this.rows(); } } })));
     [...this.head.children].forEach((cell, i) => { cell.style.width = `${this.widths[i]}px`; });
     this.visible = this.sorted;

@@ -32,13 +32,13 @@ export function ticks(low, high, n = 4) {
 }
 
 export class Axes {
-  constructor(width, height, [xLow, xHigh], [yLow, yHigh]) {
-    Object.assign(this, { width, height, xLow, xHigh: xHigh === xLow ? xLow + 1 : xHigh, yLow, yHigh: yHigh === yLow ? yLow + 1 : yHigh });
+  constructor(width, height, [xLow, xHigh], [yLow, yHigh], top = TOP) {
+    Object.assign(this, { width, height, top, xLow, xHigh: xHigh === xLow ? xLow + 1 : xHigh, yLow, yHigh: yHigh === yLow ? yLow + 1 : yHigh });
   }
   x(value) { return LEFT + ((value - this.xLow) / (this.xHigh - this.xLow)) * (this.width - LEFT - RIGHT); }
-  y(value) { return this.height - BOTTOM - ((value - this.yLow) / (this.yHigh - this.yLow)) * (this.height - TOP - BOTTOM); }
+  y(value) { return this.height - BOTTOM - ((value - this.yLow) / (this.yHigh - this.yLow)) * (this.height - this.top - BOTTOM); }
   valueX(px) { return this.xLow + ((px - LEFT) / (this.width - LEFT - RIGHT)) * (this.xHigh - this.xLow); }
-  valueY(px) { return this.yLow + ((this.height - BOTTOM - px) / (this.height - TOP - BOTTOM)) * (this.yHigh - this.yLow); }
+  valueY(px) { return this.yLow + ((this.height - BOTTOM - px) / (this.height - this.top - BOTTOM)) * (this.yHigh - this.yLow); }
 
   draw(context, xTitle, yTitle) {
     context.clearRect(0, 0, this.width, this.height);
@@ -59,7 +59,7 @@ export class Axes {
     context.textAlign = "center";
     context.fillText(xTitle, (LEFT + this.width - RIGHT) / 2, this.height - 3);
     context.save();
-    context.translate(9, (TOP + this.height - BOTTOM) / 2);
+    context.translate(9, (this.top + this.height - BOTTOM) / 2);
     context.rotate(-Math.PI / 2);
     context.fillText(yTitle, 0, 0);
     context.restore();
@@ -81,21 +81,23 @@ export const extent = (values) => {
 export function lineChart(label, yTitle) {
   let series = {};
   const picture = plot((context, width, height) => {
-    const all = Object.values(series).flat();
-    const axes = new Axes(width, height, extent(all.map(([step]) => step)), [Math.min(0, extent(all.map(([, value]) => value))[0]), extent(all.map(([, value]) => value))[1]]);
+    const all = Object.values(series).flat(), [low, high] = extent(all.map(([, value]) => value));
+    const axes = new Axes(width, height, extent(all.map(([step]) => step)), [Math.min(0, low), high], 24);
     axes.draw(context, "step", yTitle);
+    let x = LEFT;
     Object.entries(series).forEach(([name, points], index) => {
       context.strokeStyle = context.fillStyle = CLASS_COLOURS[(index + 1) % CLASS_COLOURS.length];
       context.lineWidth = 1.75;
       context.setLineDash([[], [6, 3], [2, 3], [8, 3, 2, 3]][index % 4]);
       context.beginPath();
+      context.moveTo(x, 9);
+      context.lineTo(x + 16, 9); // in the legend
       points.forEach(([step, value], i) => (i ? context.lineTo(axes.x(step), axes.y(value)) : context.moveTo(axes.x(step), axes.y(value))));
       context.stroke();
       context.setLineDash([]);
       if (points.length === 1) context.fillRect(axes.x(points[0][0]) - 2, axes.y(points[0][1]) - 2, 4, 4);
-      context.textAlign = "right";
-      context.fillText(name, width - RIGHT, TOP + 4 + 13 * index);
-      context.textAlign = "left";
+      context.fillText(name, x + 19, 13);
+      x += 28 + context.measureText(name).width;
     });
   }, { label, kind: "chart" });
   return { canvas: picture.canvas, set(next) { series = next; picture.redraw(); } };

@@ -64,7 +64,7 @@ export class TrainPanel {
       if (event.kind === "step") put(losses, Object.keys(event.losses ?? {}).length > 3 ? { loss: event.loss } : { loss: event.loss, ...event.losses }, event.step);
       else put(metrics, event.metrics ?? {}, event.step);
     }
-    const chosen = Object.fromEntries(Object.entries(metrics).sort(([a], [b]) => rank(a) - rank(b)).slice(0, 4));
+    const chosen = Object.fromEntries(Object.entries(metrics).sort(([a], [b]) => rank(a) - rank(b)).slice(0, 3));
     this.charts.hidden = !Object.keys(losses).length && !Object.keys(chosen).length;
     this.losses.set(losses);
     this.metrics.set(chosen);
@@ -78,7 +78,7 @@ export class TrainPanel {
     if (names.length) {
       const head = before ? ["Before", "After"] : ["After"], cells = (name) => [...(before ? [before[name]] : []), after[name]];
       parts.push(h("h3", { text: `On ${format.count(heldOut?.length ?? 0, "held-out image")}` }),
-        h("table", { class: "metrics" }, h("thead", {}, h("tr", {}, h("td"), head.map((text) => h("th", { text, scope: "col", class: "number" })))),
+        h("table", { class: "metrics compared" }, h("thead", {}, h("tr", {}, h("td"), head.map((text) => h("th", { text, scope: "col", class: "number" })))),
           h("tbody", {}, names.map((name) => h("tr", {}, h("th", { scope: "row", text: name }), cells(name).map((value) => h("td", {}, bar(value), h("span", { text: format.number(value) }))))))));
     }
     if (finished === false) parts.push(button({ text: "Train on", kind: "small", title: "Go on where the time ended, for as many minutes as are set above", click: () => this.trainOn(id) }));
