@@ -14,10 +14,10 @@ from PIL import Image as Pillow
 HERE = Path(__file__).parent
 sys.path[:0] = map(str, (HERE.parents[1] / "src", HERE, HERE.parent / "cli"))
 
-from browser import READY, Visitor, browser_or_skip, server, visit
-from test_story import middle
+from browser import READY, Visitor, browser_or_skip, server, visit  # noqa: E402
+from test_story import middle  # noqa: E402
 
-from cellwright.data.synthetic import FieldLook, draw_field
+from cellwright.data.synthetic import FieldLook, draw_field  # noqa: E402
 
 
 def take(visitor: Visitor, folder: Path) -> Callable[[str], None]:
@@ -28,7 +28,8 @@ def take(visitor: Visitor, folder: Path) -> Callable[[str], None]:
         path = folder / f"page_{name}.png"
         visitor.page.screenshot(path=path)
         picture = Pillow.open(path).convert("RGB").resize((960, 540), Pillow.Resampling.LANCZOS)
-        picture.quantize(256, Pillow.Quantize.MAXCOVERAGE, kmeans=2, dither=Pillow.Dither.NONE).save(path, optimize=True)
+        picture = picture.quantize(256, Pillow.Quantize.MAXCOVERAGE, kmeans=2, dither=Pillow.Dither.NONE)
+        picture.save(path, optimize=True)
 
     return save
 

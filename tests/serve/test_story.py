@@ -73,6 +73,15 @@ def correct(visitor: Visitor) -> np.ndarray:
     return visitor.labels()
 
 
+def draw_with_keys(visitor: Visitor) -> None:
+    """Draw a triangle in the middle of the picture with the crosshair, and take it back."""
+    before = visitor.labels()
+    visitor.press("d", "k", "Enter", *["ArrowRight"] * 9, "Enter", *["ArrowDown"] * 9, "Enter", "Shift+Enter", "k")
+    assert (visitor.labels() != before).any()
+    visitor.press("Control+z")
+    assert (visitor.labels() == before).all()
+
+
 def same_files(folder: Path, other: Path) -> None:
     """The files of two exports hold the same; names of GeoJSON objects are drawn by lot."""
     names = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if ".cellwright" not in path.parts)
@@ -119,6 +128,7 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         visitor.until(READY)
         visitor.press(*["Control+Shift+z"] * EDITS)
         assert (visitor.labels() == corrected).all()
+        draw_with_keys(visitor)
         visitor.press("Alt+6")
         exported = [export(visitor, project, name) for name in ("geojson", "label_images")]
         visitor.press(".", "q", "Alt+3")  # another corrected image, which is held out
