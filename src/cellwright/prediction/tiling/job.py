@@ -247,7 +247,8 @@ def run_tiles(
     def description() -> str:
         if not area:
             return "predicting tiles"
-        return f"predicting tiles ({count(n_objects, 'object')}, {seconds_per_mpx():.1f} s per megapixel)"
+        where = "" if job.regions is None else " in and around the regions"
+        return f"predicting tiles ({count(n_objects, 'object')}{where}, {seconds_per_mpx():.1f} s per megapixel)"
 
     outcomes = running.outcomes(TileUnits(make_work, ledger), left)
     with closing(outcomes):
