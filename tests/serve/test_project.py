@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 import zlib
 from base64 import b64decode
@@ -187,3 +189,22 @@ def test_folders_that_can_be_opened(client: PageClient, tmp_path: Path) -> None:
     inside = client.get("/api/folders", params={"path": top["folders"][0]}).json()
     assert (inside["folders"], inside["n_images"], inside["parent"]) == ([str(tmp_path / "images" / "plate")], 4, "")
     assert client.get("/api/folders", params={"path": str(tmp_path)}).status_code == 422
+
+
+def test_after_a_kill_the_dataset_has_all_edits(images: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    with open_page(images, project) as client:
+        edit(client, "delete", ids=[3])
+        client.page.project.save_corrected()
+        edit(client, "delete", ids=[4])
+        edit(client, "delete", ids=[5], image="b")
+        shutil.copytree(project, tmp_path / "killed" / "project")  # as it is on the disk now
+        shutil.copytree(images, tmp_path / "killed" / "images")
+    (tmp_path / "killed" / "project" / ".cellwright" / "lock").unlink()
+    with open_page(None, tmp_path / "killed" / "project") as client:
+        dataset = cw.read_dataset(client.page.project.save_corrected())
+        for sample in dataset:
+            assert np.array_equal(sample.read_instances().to_label_map(), labels_of(client, sample.id))
+        assert [row["state"] for row in client.get("/api/project").json()["images"]] == ["corrected", "corrected"]
+    records = json.loads((project / "project.json").read_text())["images"]
+    assert [r["journal_bytes"] for r in records] == [(project / "edits" / f"{k}.journal").stat().st_size for k in "ab"]

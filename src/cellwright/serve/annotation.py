@@ -116,9 +116,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An annotation as it was at a revision. hidden: the ids of objects that the limits leave out, sorted."""
+    """An annotation as it was at a revision. hidden: the ids of objects that the limits leave out, sorted.
+
+    journal_bytes: the size of the journal then.
+    """
 
     rev: int
+    journal_bytes: int
     pixels: Snapshot
     columns: Mapping[str, np.ndarray]
     hidden: np.ndarray
@@ -178,7 +182,8 @@ class Annotation:
         with self.lock:
             columns = self.table.columns()
             hidden = np.array(sorted(self.hidden()), np.uint32)
-            return Frozen(self.rev, self.chunks.snapshot(), columns, hidden, self.state, self.table.next_id)
+            size = self.journal.n_bytes
+            return Frozen(self.rev, size, self.chunks.snapshot(), columns, hidden, self.state, self.table.next_id)
 
     def hidden(self) -> set[int]:
         """The ids of predicted objects that the limits leave out."""

@@ -116,6 +116,8 @@ class Corrected:
     def _write_images(self, changed: set[str], asked: set[str]) -> None:
         project = self._project
         folder = project.corrected
+        for image_id in sorted(changed):
+            self._refresh(image_id)
         before = _before(folder)
         wanted = [record for record in project.images if record.is_corrected or record.id in asked]
         dropped = [name for name in before if name not in {record.id for record in wanted}]
@@ -128,6 +130,7 @@ class Corrected:
             else:
                 samples.append(self._sample(record))
         if not samples and not before:
+            project.save()
             return
         dataset = Dataset(tuple(samples), project.classes, root=folder, info=_reading_of(wanted))
         from cellwright.data.formats import FORMATS, WriteOptions
@@ -139,8 +142,22 @@ class Corrected:
             (folder / f"{name}_masks.tif").unlink(missing_ok=True)
         project.save()
 
+    def _refresh(self, image_id: str) -> None:
+        """Whether an image is corrected, as its journal says: after a kill, the record of the project may be older."""
+        project = self._project
+        try:
+            record = project.image(image_id)
+            annotation = project.annotation(image_id)
+        except CellwrightError as error:  # it was removed, or cannot be read: the page says so when it is opened
+            _log.info("%s: %s", image_id, error)
+            return
+        project.note_counts(record, annotation)
+        if not record.is_corrected:
+            record.journal_bytes = annotation.journal.n_bytes
+
     def _sample(self, record: ImageRecord) -> Sample:
         frozen = self._project.annotation(record.id).snapshot()
+        record.journal_bytes = frozen.journal_bytes
         write_labels(self._project.corrected / f"{record.id}_masks.tif", frozen)
         path, hw = self._project.path_of(record), frozen.pixels.image_hw
         return Sample(record.id, path, hw, _Loaded(instances_of(frozen)), source="cellwright serve")

@@ -101,6 +101,11 @@ class Journal:
         self._end = offset + len(data)
         return offset
 
+    @property
+    def n_bytes(self) -> int:
+        """The size of the file."""
+        return self._end
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

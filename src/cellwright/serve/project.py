@@ -51,6 +51,7 @@ LARGE_PX = 1 << 24  # what such an image needs for a moment is given back to the
 class ImageRecord:
     """An image of a project. path: relative to the project. source: folder or file of the objects with which it begins,
     and ``sample`` its id there. prediction: the folder of the last prediction, whatever was corrected since.
+    journal_bytes: the size of its journal when ``corrected/`` was written; larger after a kill.
     """
 
     id: str
@@ -65,6 +66,7 @@ class ImageRecord:
     is_predicted: bool = False
     is_corrected: bool = False
     in_training: bool = False
+    journal_bytes: int = 0
     note: str = ""
 
     @property
@@ -103,6 +105,11 @@ class Project:
         self.roots = [self.folder, *(root.resolve() for root in roots)]
         self.corrected_dataset, self._is_closed = Corrected(self), False
         self._count_later(self.images)
+        for record in self.images:
+            record.in_training = False
+            journal = self._journal(record.id)
+            if journal.is_file() and journal.stat().st_size != record.journal_bytes:
+                self.corrected_dataset.schedule(record.id)
 
     # --- what is there
 
@@ -148,8 +155,7 @@ class Project:
                     return self._annotations[image_id]
             if record.hw is None:
                 raise InputError("this image cannot be read", where=record.name, got=record.note, remedy="see its note")
-            path = self.folder / EDITS / f"{image_id}.journal"
-            opened = Annotation(path, record.hw, lambda: self._start(record))
+            opened = Annotation(self._journal(image_id), record.hw, lambda: self._start(record))
             with self.lock:
                 self._annotations[image_id] = opened
                 self._close_others(image_id)
@@ -170,7 +176,7 @@ class Project:
 
     def is_changed(self, image_id: str) -> bool:
         """Whether the objects of an image are not those with which it began; also after an undo."""
-        if image_id not in self._annotations and not (self.folder / EDITS / f"{image_id}.journal").exists():
+        if image_id not in self._annotations and not self._journal(image_id).exists():
             return False
         with self.locked(image_id) as annotation:
             return annotation.rev > 0
@@ -225,7 +231,7 @@ class Project:
             if annotation is not None:
                 annotation.close()
             del self._images[image_id]
-            journal, number = self.folder / EDITS / f"{image_id}.journal", 1
+            journal, number = self._journal(image_id), 1
             while (aside := journal.with_suffix(f".removed{number}")).exists():
                 number += 1
             if journal.exists():
@@ -264,7 +270,7 @@ class Project:
     def _adopt(self, record: ImageRecord, dataset: Dataset, sample: str, source: str, numbers: Sequence[int]) -> None:
         with self.lock:
             self._datasets[source] = dataset
-            is_new = record.id not in self._annotations and not (self.folder / EDITS / f"{record.id}.journal").exists()
+            is_new = record.id not in self._annotations and not self._journal(record.id).exists()
             if is_new:
                 record.source, record.sample, record.is_predicted = source, sample, True
                 record.n_objects = None
@@ -333,7 +339,9 @@ class Project:
         self._is_closed = True
         self.corrected_dataset.close()
         with self.lock:
-            for annotation in self._annotations.values():
+            for image_id, annotation in self._annotations.items():
+                if not self.corrected_dataset.is_waiting(image_id):
+                    self._images[image_id].journal_bytes = annotation.journal.n_bytes
                 annotation.close()
             self._annotations.clear()
             try:
@@ -459,6 +467,9 @@ class Project:
             return Path(os.path.relpath(path.resolve(), self.folder)).as_posix()
         except ValueError:
             return str(path.resolve())
+
+    def _journal(self, image_id: str) -> Path:
+        return self.folder / EDITS / f"{image_id}.journal"
 
     def _new_id(self, name: str) -> str:
         base = _UNSAFE.sub("_", name).strip("._-")[:80] or "image"
