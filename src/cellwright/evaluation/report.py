@@ -67,7 +67,7 @@ class Report:
     def _repr_html_(self) -> str:
         """A card with the most important metrics as bars, for notebooks."""
         rows = [("note", note) for note in self.notes[:5]]
-        errors = self.data.errors and _tables().extra_tables(self.data)["errors"]
+        errors = self.tables.get("errors")
         if errors is not None and len(errors):
             kinds = [(str(kind), int(n)) for kind, n in zip(errors["kind"], errors["truth"], strict=True)]
             rows.insert(

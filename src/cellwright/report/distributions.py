@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,14 +28,19 @@ _UNITS = {"um2": "µm²", "um": "µm", "px": "px"}
 _MEAN = "intensity_mean_"
 _MAX_CHANNELS = 3
 _DRAWN = ("area", "circularity")
+MAX_OBJECTS = 200_000  # that are read; of more, every second, third, ... one
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Classes (N,) as text, and measurements (N,) float32 by what they are called, with units."""
+    """Classes (N,) as text, and measurements (N,) float32 by what they are called, with units.
+
+    step: every step-th object of the table is here.
+    """
 
     classes: np.ndarray
     values: dict[str, np.ndarray]
+    step: int = 1
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -50,19 +54,30 @@ class Objects:
         return float(np.nanmedian(self.values[name])), name.rpartition(", ")[2]
 
 
-def read_objects(path: Path) -> Objects | None:
-    """The objects of a measurements.csv, which may be larger than memory; None if there is no table."""
+def read_objects(path: Path, n_objects: int) -> Objects | None:
+    """Objects of a measurements.csv or a compressed one, which may be larger than memory; None if there is no table.
+
+    n_objects: their number, of which ``MAX_OBJECTS`` are kept.
+    """
     import pandas as pd
 
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        columns = next(csv.reader(file), [])
+    columns = [str(name) for name in pd.read_csv(path, nrows=0, dtype=str).columns]
     chosen = chosen_columns(columns)
     wanted = [name for name in columns if name == "class" or name in chosen]
-    kinds = {name: "str" if name == "class" else "float32" for name in wanted}
+    kinds: dict[Hashable, Any] = {name: "str" if name == "class" else "float32" for name in wanted}
     parts = pd.read_csv(path, usecols=wanted, dtype=kinds, chunksize=TABLE_ROWS, keep_default_na=False, na_values=[""])
-    return objects_of(parts)
+    return objects_of(parts, step_of(n_objects))
+
+
+def step_of(n_objects: int) -> int:
+    """Which part of so many objects is kept: every ...th.
+
+    >>> step_of(0), step_of(200_000), step_of(1_000_000)
+    (1, 1, 5)
+    """
+    return max(-(-n_objects // MAX_OBJECTS), 1)
 
 
 def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
@@ -78,22 +93,26 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     return chosen | {name: f"mean intensity, {from_csv_cell(name.removeprefix(_MEAN))}" for name in means}
 
 
-def objects_of(parts: Iterable[pd.DataFrame]) -> Objects:
-    """The objects of a table in parts. A measurement in µm that some objects lack is replaced by that in pixels."""
+def objects_of(parts: Iterable[pd.DataFrame], step: int = 1) -> Objects:
+    """Every step-th object of a table in parts. A measurement in µm that some objects lack is replaced by that in
+    pixels."""
     classes: list[np.ndarray] = []
     values: dict[str, list[np.ndarray]] = {}
-    for part in parts:
+    n_seen = 0
+    for whole in parts:
+        part = whole.iloc[-n_seen % step :: step]
+        n_seen += len(whole)
         names = chosen_columns(list(map(str, part.columns)))
         classes.append(part["class"].map(str).map(from_csv_cell).to_numpy(object) if len(part) else np.zeros(0, object))
         for name, shown in names.items():
-            values.setdefault(shown, []).append(part[name].to_numpy(np.float32))
+            values.setdefault(shown, []).append(part[name].to_numpy(np.float32, copy=True))
     joined = {name: np.concatenate(arrays) for name, arrays in values.items()}
     for name in list(joined):
         shape, _, unit = name.rpartition(", ")
         if unit.startswith("µ") and f"{shape}, px" in joined:
             is_known = bool(np.isfinite(joined[name]).all())
             del joined[f"{shape}, px" if is_known else name]
-    return Objects(np.concatenate([*classes, np.zeros(0, object)]), _without_copies(joined))
+    return Objects(np.concatenate([*classes, np.zeros(0, object)]), _without_copies(joined), step)
 
 
 def _without_copies(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -121,6 +140,7 @@ def distributions(objects: Objects) -> list[Part]:
     ]
     note = "Dashed lines are medians; the last bar counts all larger values."
     note += f" The {len(shown)} most frequent of {len(classes)} classes." if len(classes) > len(shown) else ""
+    note += f" Every {objects.step}th object was read for this." if objects.step > 1 else ""
     rows: list[Sequence[Cell]] = []
     for name, values in objects.values.items():
         for key in classes:

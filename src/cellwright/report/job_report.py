@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cellwright.core.errors import CellwrightError
 from cellwright.core.text import count
-from cellwright.data.formats.tile_job import TABLE_CSV, TABLE_PARQUET, read_table
+from cellwright.data.formats.tile_job import TABLE_CSV, TABLE_PARQUET
 from cellwright.prediction.tiling.job import DENSITY, FAILURES, OVERVIEW, SUMMARY, TISSUE, JobFacts
 from cellwright.prediction.tiling.seam_report import FAR_PX, NEAR_PX
-from cellwright.report.distributions import Objects, chosen_columns, distributions, objects_of
+from cellwright.report.distributions import Objects, chosen_columns, distributions, objects_of, read_objects, step_of
 from cellwright.report.page import (
     Cell,
     Command,
@@ -32,6 +31,7 @@ from cellwright.report.prediction_report import failure_table, option_facts, rea
 from cellwright.report.svg import short
 
 _WIDE_PX, _PICTURE_PX = 1400, 1000
+_BATCH_ROWS = 20_000
 _NAMED = ("reading", "channel", "tile", "roi", "tissue", "labels")
 
 
@@ -46,8 +46,8 @@ def job_page(folder: Path, about_all: Path | None = None) -> Page:
         return _unfinished_page(folder, job)
     (row,) = read_rows(outputs / SUMMARY)
     failures = read_rows(outputs / FAILURES) if (outputs / FAILURES).is_file() else []
-    objects = _read_objects(outputs)
     n_objects = int(row["objects"])
+    objects = _read_objects(outputs, n_objects)
     state = ""
     if failures:
         state = (
@@ -84,26 +84,19 @@ def _unfinished_page(folder: Path, job: JobFacts) -> Page:
     return Page("Prediction of a large image", short(job.name), figures, sections, state=state)
 
 
-def _read_objects(outputs: Path) -> Objects | None:
+def _read_objects(outputs: Path, n_objects: int) -> Objects | None:
+    """The objects of the table; None without one, or without the package that reads it."""
+    path = outputs / TABLE_PARQUET
+    if not path.is_file():
+        return read_objects(outputs / TABLE_CSV, n_objects)
     try:
-        names = _column_names(outputs)
-        return None if names is None else objects_of([read_table(outputs, ["class", *chosen_columns(names)])])
-    except CellwrightError:
-        return None  # a package is missing, and the objects are counted all the same
-
-
-def _column_names(outputs: Path) -> list[str] | None:
-    if (outputs / TABLE_PARQUET).is_file():
-        try:
-            import pyarrow.parquet as pq
-        except ImportError:
-            return None
-        return list(pq.read_schema(outputs / TABLE_PARQUET).names)
-    if (outputs / TABLE_CSV).is_file():
-        import pandas as pd
-
-        return list(map(str, pd.read_csv(outputs / TABLE_CSV, nrows=0).columns))
-    return None
+        import pyarrow.parquet as pq
+    except ImportError:
+        return None
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        columns = ["class", *chosen_columns(file.schema_arrow.names)]
+        parts = (batch.to_pandas() for batch in file.iter_batches(_BATCH_ROWS, columns=columns))
+        return objects_of(parts, step_of(n_objects))
 
 
 def _figures(job: JobFacts, n_objects: int, n_failed: int, objects: Objects | None) -> list[tuple[Cell, str]]:

@@ -124,6 +124,7 @@ def _read(folder: Path, about_all: Path, *, is_new: bool) -> _Found:
     with suppress(CellwrightError):
         claim = Claim.read(folder)
     request = dict(claim.request or {}) if claim is not None else {}
+    about = info.get("made_by")
     recipe_yaml = read_text(about_all / RECIPE) if (about_all / RECIPE).is_file() else ""
     recipe = {}
     with suppress(YAMLError):
@@ -134,11 +135,11 @@ def _read(folder: Path, about_all: Path, *, is_new: bool) -> _Found:
         rows,
         read_rows(about_all / FAILURES) if (about_all / FAILURES).is_file() else (),
         names,
-        info.get("made_by") if isinstance(info.get("made_by"), dict) else {},
+        about if isinstance(about, dict) else {},
         request,
         recipe_yaml,
         () if is_new or claim is None else _edited(folder, rows, claim),
-        read_objects(about_all / MEASUREMENTS),
+        read_objects(about_all / MEASUREMENTS, sum(row["objects"] for row in rows)),
         recipe if isinstance(recipe, dict) else {},
     )
 
@@ -285,9 +286,8 @@ def _counts(found: _Found) -> list[Part]:
         chart = bars([row["image"] for row in rows], groups, "objects", stacked=True)
         parts.append(Charts([("Objects per image", chart, "")]))
     elif len(rows) > MAX_BARS:
-        chart = histogram(
-            {"objects": np.array([row["objects"] for row in rows], float)}, "objects per image", whole=True
-        )
+        each = np.array([row["objects"] for row in rows], float)
+        chart = histogram({"images": each}, "objects per image", "images", whole=True)
         parts.append(Charts([("Objects per image", chart, "The dashed line is the median.")]))
     return [*parts, _image_table(rows, columns)]
 
