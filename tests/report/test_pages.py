@@ -117,12 +117,22 @@ def test_a_prediction_leaves_its_report_which_is_the_same_each_time(
     assert run("report", predicted, "--out", predicted / "report.html") == 2  # it belongs to the prediction
 
 
-def test_a_correction_is_said(tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    cv2.imwrite(str(tmp_path / "one.png"), np.pad(np.full((10, 10), 200, np.uint8), 27))
-    cw.predict_folder(tmp_path / "one.png", model=Blobs(), out=folder)
-    cw.save(cw.Instances.from_label_map(np.eye(64, dtype=int)), folder / "one_masks.tif")
-    assert "objects of 1 image (one) were corrected after the prediction" in prediction_page(folder).html()
+def test_corrected_objects_are_shown(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cw.predict_folder(images, model=Blobs(), out=out)
+    before = prediction_page(out)
+    masks = out / f"{NAMES[1]}_masks.tif"
+    labels = tifffile.imread(masks)
+    labels[labels > 2] = 0
+    tifffile.imwrite(masks, labels)
+    page = prediction_page(out)
+    assert (before.title, page.title) == ("12 objects in 3 images", "10 objects in 3 images")
+    tags = checked(page.html())
+    assert f"objects of 1 image ({NAMES[1]}) were corrected after the prediction" in tags.text
+    assert "2 objects, corrected" in tags.text
+    tifffile.imwrite(masks, np.full((64, 80), 9, np.uint32))
+    (out / f"{NAMES[1]}_rois.zip").write_bytes(b"damaged")
+    assert "corrections of 1 image (a &amp; &#34;b&#34;) are not shown: " in prediction_page(out).html()
 
 
 def test_a_prediction_without_objects_and_one_that_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

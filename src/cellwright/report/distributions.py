@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,12 @@ class Objects:
         return float(np.nanmedian(self.values[name])), name.rpartition(", ")[2]
 
 
-def read_objects(path: Path, n_objects: int) -> Objects | None:
+def read_objects(
+    path: Path, n_objects: int, instead: tuple[frozenset[str], Sequence[pd.DataFrame]] = (frozenset(), ())
+) -> Objects | None:
     """Objects of a measurements.csv or a compressed one, which may be larger than memory; None if there is no table.
 
-    n_objects: their number, of which ``MAX_OBJECTS`` are kept.
+    n_objects: their number, of which ``MAX_OBJECTS`` are kept. instead: images, and the tables that replace theirs.
     """
     import pandas as pd
 
@@ -65,10 +68,13 @@ def read_objects(path: Path, n_objects: int) -> Objects | None:
         return None
     columns = [str(name) for name in pd.read_csv(path, nrows=0, dtype=str).columns]
     chosen = chosen_columns(columns)
-    wanted = [name for name in columns if name == "class" or name in chosen]
-    kinds: dict[Hashable, Any] = {name: "str" if name == "class" else "float32" for name in wanted}
+    others, tables = instead
+    wanted = [name for name in columns if name == "class" or name in chosen or (others and name == "image")]
+    kinds: dict[Hashable, Any] = {name: "str" if name in ("class", "image") else "float32" for name in wanted}
     parts = pd.read_csv(path, usecols=wanted, dtype=kinds, chunksize=TABLE_ROWS, keep_default_na=False, na_values=[""])
-    return objects_of(parts, step_of(n_objects))
+    if others:
+        parts = (part[~part["image"].map(from_csv_cell).isin(others)] for part in parts)
+    return objects_of(chain(parts, tables), step_of(n_objects))
 
 
 def step_of(n_objects: int) -> int:
@@ -98,14 +104,16 @@ def objects_of(parts: Iterable[pd.DataFrame], step: int = 1) -> Objects:
     pixels."""
     classes: list[np.ndarray] = []
     values: dict[str, list[np.ndarray]] = {}
+    names: dict[str, str] = {}
     n_seen = 0
     for whole in parts:
         part = whole.iloc[-n_seen % step :: step]
         n_seen += len(whole)
-        names = chosen_columns(list(map(str, part.columns)))
+        names = names or chosen_columns(list(map(str, part.columns)))
         classes.append(part["class"].map(str).map(from_csv_cell).to_numpy(object) if len(part) else np.zeros(0, object))
         for name, shown in names.items():
-            values.setdefault(shown, []).append(part[name].to_numpy(np.float32, copy=True))
+            column = part[name].to_numpy(np.float32, copy=True) if name in part else np.full(len(part), np.nan, "f4")
+            values.setdefault(shown, []).append(column)
     joined = {name: np.concatenate(arrays) for name, arrays in values.items()}
     for name in list(joined):
         shape, _, unit = name.rpartition(", ")

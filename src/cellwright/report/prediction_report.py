@@ -33,6 +33,7 @@ from cellwright.prediction.job import (
     WELLS,
 )
 from cellwright.prediction.summaries import caption, evenly_chosen, notes_of
+from cellwright.report.corrected import Corrections
 from cellwright.report.distributions import Objects, distributions, read_objects
 from cellwright.report.page import (
     Cell,
@@ -43,12 +44,14 @@ from cellwright.report.page import (
     Notes,
     Page,
     Part,
+    Picture,
     Pictures,
     Section,
     Table,
     Text,
     decimals,
     embedded,
+    embedded_pixels,
     joined,
     listed_rows,
 )
@@ -71,7 +74,7 @@ class _Found:
     about: Mapping[str, Any]
     request: Mapping[str, Any]
     recipe_yaml: str
-    edited: Sequence[str] = ()
+    corrections: Corrections | None = None
     objects: Objects | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,7 +126,10 @@ def _read(folder: Path, about_all: Path, *, is_new: bool) -> _Found:
     claim = None
     with suppress(CellwrightError):
         claim = Claim.read(folder)
-    request = dict(claim.request or {}) if claim is not None else {}
+    is_changed = not is_new and claim is not None and _is_changed(folder, rows, claim)
+    corrections = Corrections.of(folder) if is_changed else None
+    if corrections is not None:
+        rows, names = [corrections.row(row) for row in rows], list(corrections.class_names)
     about = info.get("made_by")
     recipe_yaml = read_text(about_all / RECIPE) if (about_all / RECIPE).is_file() else ""
     recipe = {}
@@ -136,12 +142,18 @@ def _read(folder: Path, about_all: Path, *, is_new: bool) -> _Found:
         read_rows(about_all / FAILURES) if (about_all / FAILURES).is_file() else (),
         names,
         about if isinstance(about, dict) else {},
-        request,
+        dict(claim.request or {}) if claim is not None else {},
         recipe_yaml,
-        () if is_new or claim is None else _edited(folder, rows, claim),
-        read_objects(about_all / MEASUREMENTS, sum(row["objects"] for row in rows)),
+        corrections,
+        _objects(about_all / MEASUREMENTS, sum(row["objects"] for row in rows), corrections),
         recipe if isinstance(recipe, dict) else {},
     )
+
+
+def _objects(path: Path, n_objects: int, corrections: Corrections | None) -> Objects | None:
+    if corrections is None or not path.is_file():
+        return read_objects(path, n_objects)
+    return read_objects(path, n_objects, instead=(frozenset(corrections.samples), corrections.tables()))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -167,14 +179,11 @@ def _number(text: str) -> int | float | None:
         return float(text)
 
 
-def _edited(folder: Path, rows: Sequence[Mapping[str, Any]], claim: Claim) -> list[str]:
-    """The images of which a file was changed after it was written."""
-    edited = []
-    for row in rows:
-        names = (output_path(Path(), row["image"], ending).as_posix() for ending in EDITABLE.values())
-        if any(name in claim.files and not is_as_written(folder, name, claim.files[name]) for name in names):
-            edited.append(row["image"])
-    return edited
+def _is_changed(folder: Path, rows: Sequence[Mapping[str, Any]], claim: Claim) -> bool:
+    """Whether a file that can be corrected has other bytes than were written."""
+    endings = EDITABLE.values()
+    names = (output_path(Path(), row["image"], ending).as_posix() for row in rows for ending in endings)
+    return any(name in claim.files and not is_as_written(folder, name, claim.files[name]) for name in names)
 
 
 # --- the sections
@@ -201,12 +210,15 @@ def _figures(found: _Found) -> list[tuple[Cell, str]]:
 
 def _problems(found: _Found) -> list[Part]:
     lines = []
-    if found.edited:
-        lines.append(
-            f"warning: the objects of {count(len(found.edited), 'image')} ({listed(found.edited)}) were corrected "
-            "after the prediction. This report shows them as they were predicted; cellwright measure, evaluate and "
-            "export use the corrected ones"
-        )
+    if found.corrections is not None:
+        corrected, conflicts = list(found.corrections.samples), found.corrections.conflicts
+        if corrected:
+            images = f"{count(len(corrected), 'image')} ({listed(corrected)})"
+            lines.append(f"the objects of {images} were corrected after the prediction; the corrected ones are shown")
+        if conflicts:
+            images = f"{count(len(conflicts), 'image')} ({listed(list(conflicts))})"
+            reasons = joined(dict.fromkeys(conflicts.values()))
+            lines.append(f"warning: the corrections of {images} are not shown: {reasons}")
     lines += notes_of(found.rows) if found.rows else []
     lines += grouped_notes({row["image"]: row.get("notes") or "" for row in found.rows})
     parts: list[Part] = [Notes(lines)] if lines else []
@@ -253,20 +265,21 @@ def _pictures(found: _Found) -> list[Part]:
     overlays = [output_path(found.folder, row["image"], ENDINGS["overlay"]) for row in found.rows]
     present = [k for k, path in enumerate(overlays) if path.is_file()]
     chosen = [present[k] for k in evenly_chosen(len(present), MAX_PICTURES)]
-    pictures = [
-        embedded(overlays[k], caption({**found.rows[k], "image": short(found.rows[k]["image"])})) for k in chosen
-    ]
+    pictures = [_picture(found, found.rows[k], overlays[k]) for k in chosen]
     shown = [picture for picture in pictures if picture is not None]
     if shown:
-        is_all = len(shown) == len(found.rows)
-        note = (
-            ""
-            if is_all
-            else f"{len(shown)} of {count(len(found.rows), 'image')}, evenly chosen; all are in the folder."
-        )
+        note = f"{len(shown)} of {count(len(found.rows), 'image')}, evenly chosen; all are in the folder."
+        note = note if len(shown) < len(found.rows) else ""
         return [Pictures(shown, note=note)]
     sheet = embedded(found.about_all / CONTACT_SHEET, "Contact sheet", longest_px=_WIDE_PX)
     return [] if sheet is None else [Pictures([sheet], columns=1)]
+
+
+def _picture(found: _Found, row: Mapping[str, Any], overlay: Path) -> Picture | None:
+    text = caption({**row, "image": short(row["image"])})
+    if found.corrections is not None and row["image"] in found.corrections.samples:
+        return embedded_pixels(found.corrections.picture(row["image"]), f"{text}, corrected")
+    return embedded(overlay, text)
 
 
 def _counts(found: _Found) -> list[Part]:
@@ -274,15 +287,15 @@ def _counts(found: _Found) -> list[Part]:
     if not rows:
         return []
     columns = [f"objects_{name}" for name in classes] if len(classes) > 1 else ["objects"]
-    columns = [name for name in columns if name in rows[0]] or ["objects"]
+    columns = [name for name in columns if any(name in row for row in rows)] or ["objects"]
     parts: list[Part] = []
     if len(columns) > 1:
-        totals = [sum(row[name] or 0 for row in rows) for name in columns]
+        totals = [sum(row.get(name) or 0 for row in rows) for name in columns]
         share = [100 * n / max(found.n_objects, 1) for n in totals]
         table = [(name, n, f"{part:.1f}") for name, n, part in zip(classes, totals, share, strict=False)]
         parts.append(Table(("class", "objects", "% of all"), table, title="Objects per class"))
     if 1 < len(rows) <= MAX_BARS:
-        groups = {name.removeprefix("objects_"): [row[name] or 0 for row in rows] for name in columns}
+        groups = {name.removeprefix("objects_"): [row.get(name) or 0 for row in rows] for name in columns}
         chart = bars([row["image"] for row in rows], groups, "objects", stacked=True)
         parts.append(Charts([("Objects per image", chart, "")]))
     elif len(rows) > MAX_BARS:
@@ -297,7 +310,7 @@ def _image_table(rows: Sequence[Mapping[str, Any]], counted: Sequence[str]) -> T
     table: list[Sequence[Cell]] = []
     for row in rows:
         share = f"{100 * row['foreground_share']:.1f}"
-        sizes = (f"{row['height_px']} x {row['width_px']}", *(row[name] for name in counted))
+        sizes = (f"{row['height_px']} x {row['width_px']}", *(row.get(name, 0) for name in counted))
         more = (row["diameter_px"],) if has_diameter else ()
         table.append((row["image"], *sizes, row["median_area_px"], share, decimals(row["mean_score"]), *more))
     objects = [name.removeprefix("objects_") for name in counted]
