@@ -206,6 +206,8 @@ def test_a_tile_job(tmp_path: Path) -> None:
     assert run("report", out, "--out", tmp_path / "page.html") == 0
     assert (tmp_path / "page.html").read_text() == html
     assert str(tmp_path) not in html
+    tifffile.imwrite(out / "labels.tif", np.zeros((200, 260), np.uint32))
+    assert "The label image was corrected after the prediction" in checked(job_page(out).html()).text
     (out / "summary.csv").unlink()
     assert "This job is not finished" in checked(job_page(out).html()).text
 

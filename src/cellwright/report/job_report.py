@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.claim import Claim, is_as_written
 from cellwright.core.text import count
 from cellwright.data.formats.tile_job import TABLE_CSV, TABLE_PARQUET
 from cellwright.prediction.tiling.job import DENSITY, FAILURES, OVERVIEW, SUMMARY, TISSUE, JobFacts
@@ -31,6 +32,10 @@ from cellwright.report.prediction_report import failure_table, option_facts, rea
 from cellwright.report.svg import short
 
 _WIDE_PX, _PICTURE_PX = 1400, 1000
+_CORRECTED = (
+    "warning: the label image was corrected after the prediction. This report shows the objects as they were predicted; "
+    "cellwright measure, evaluate and export use the corrected ones"
+)
 _BATCH_ROWS = 20_000
 _NAMED = ("reading", "channel", "tile", "roi", "tissue", "labels")
 
@@ -54,7 +59,10 @@ def job_page(folder: Path, about_all: Path | None = None) -> Page:
             f"{count(len(failures), 'tile')} of {len(job.tiles):,} could not be predicted: no objects are known there."
         )
     sections = [
-        Section("What was assumed, and what failed", _problems(row, failures)),
+        Section(
+            "What was assumed, and what failed",
+            _problems(row, failures, is_corrected=about_all is None and _is_corrected(folder)),
+        ),
         Section("Pictures", _pictures(outputs, job)),
         Section("Measurements", [] if objects is None else _measurements(objects, outputs)),
         Section("Tiles", _tiles(job, row)),
@@ -120,8 +128,16 @@ def _figures(job: JobFacts, n_objects: int, n_failed: int, objects: Objects | No
     return [*figures, (n_failed, "tiles failed")] if n_failed else figures
 
 
-def _problems(row: Mapping[str, str], failures: Sequence[Mapping[str, str]]) -> list[Part]:
-    lines = [note for note in row.get("notes", "").split("; ") if note]
+def _is_corrected(folder: Path) -> bool:
+    """Whether the label image was changed after it was written."""
+    claim = Claim.read(folder)
+    labels = {name: one for name, one in claim.files.items() if name.startswith("labels.")} if claim is not None else {}
+    return any(not is_as_written(folder, name, one) for name, one in labels.items())
+
+
+def _problems(row: Mapping[str, str], failures: Sequence[Mapping[str, str]], *, is_corrected: bool) -> list[Part]:
+    lines = [_CORRECTED] if is_corrected else []
+    lines += [note for note in row.get("notes", "").split("; ") if note]
     if row.get("diameter_px"):
         lines.append(f"Objects have a diameter of {row['diameter_px']} px ({row['diameter_from']})")
     parts: list[Part] = [Notes(lines)] if lines else []
