@@ -33,8 +33,8 @@ from cellwright.report.svg import short
 
 _WIDE_PX, _PICTURE_PX = 1400, 1000
 _CORRECTED = (
-    "warning: the label image was corrected after the prediction. This report shows the objects as they were predicted; "
-    "cellwright measure, evaluate and export use the corrected ones"
+    "warning: the label image was corrected after the prediction. This report shows the objects as they were "
+    "predicted; cellwright measure, evaluate and export use the corrected ones"
 )
 _BATCH_ROWS = 20_000
 _NAMED = ("reading", "channel", "tile", "roi", "tissue", "labels")
