@@ -75,7 +75,7 @@ def wait_until(condition, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("kills", [10, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_kills_at_random_points(tmp_path: Path, kills: int) -> None:
     """With accumulation, Adam, averaging and patience; a kill may hit a step, an evaluation or a checkpoint."""
     tiny_train(tmp_path / "uninterrupted", draw_samples(tmp_path / "data"), long_config())

@@ -79,6 +79,7 @@ def test_files_that_a_power_cut_emptied(tmp_path: Path, samples: list[Sample], f
     assert [name for name, outcome in outcomes.items() if outcome == "error"] == [".cellwright/claim.json"]
 
 
+@pytest.mark.slow  # in every run, tests/reliability/test_kills.py kills the command at some of these operations
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_kills_at_file_operations(
