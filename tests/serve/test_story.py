@@ -82,6 +82,22 @@ def draw_with_keys(visitor: Visitor) -> None:
     assert (visitor.labels() == before).all()
 
 
+def look_around(visitor: Visitor) -> None:
+    """The slider hides objects at once; the table and the picture select the same object."""
+    rows = sorted(visitor.objects(), key=lambda row: row["score"])
+    limit = (rows[-2]["score"] + rows[-1]["score"]) / 2
+    visitor.page.fill("#score-slider", f"{limit:.2f}")
+    assert 0 < len(visitor.objects()) < len(rows)
+    visitor.page.fill("#score-slider", "0")
+    visitor.press("Alt+5")
+    visitor.until("cellwrightPage.panels.measure.table")
+    assert visitor.look("cellwrightPage.panels.measure.table.ids.length") == len(rows)
+    visitor.press("v")
+    visitor.click(middle(visitor.labels(), rows[0]["id"]))
+    assert visitor.page.inner_text(".table-row[aria-selected=true] .cell") == str(rows[0]["id"])
+    visitor.press("Escape", "Alt+2")
+
+
 def same_files(folder: Path, other: Path) -> None:
     """The files of two exports hold the same; names of GeoJSON objects are drawn by lot."""
     names = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if ".cellwright" not in path.parts)
@@ -113,6 +129,7 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         visitor.job("predict", "#predict-all")
         visitor.until("cellwrightPage.objects.count")
         predicted = visitor.labels()
+        look_around(visitor)
         other = Visitor(visitor.page.context.new_page())
         other.page.goto(visitor.page.url)
         other.until(READY)

@@ -1,6 +1,6 @@
 // The list of images: thumbnails, counts and states; filter and sort; files dropped onto the page; folders on the server.
 
-import { button, dialog, format, h, select, toast } from "./dom.js";
+import { button, dialog, format, h, icon, select, toast } from "./dom.js";
 import { get, post, remove, upload } from "./http.js";
 
 const STATES = { new: "New", predicted: "Predicted", corrected: "Corrected", training: "In training" };
@@ -77,7 +77,9 @@ export class ImageList {
       on: { click: () => this.page.openImage(image.id), keydown: (event) => this.key(event, image) } },
       h("img", { src: `/api/images/${image.id}/thumbnail?v=${encodeURIComponent(image.version ?? image.rev ?? "")}`, alt: "", loading: "lazy", width: 48, height: 48, draggable: false }),
       h("div", { class: "image-text" }, h("span", { class: "image-name", text: image.name }),
-        h("span", { class: "image-facts" }, h("span", { class: `state ${image.state}`, text: STATES[image.state] ?? image.state }), h("span", { text: count })), note));
+        h("span", { class: "image-facts" }, h("span", { class: `state ${image.state}`, text: STATES[image.state] ?? image.state }), h("span", { text: count })), note),
+      h("button", { class: "button bare remove", type: "button", tabIndex: -1, title: "Remove from the project (Delete)", "aria-label": `Remove ${image.name} from the project`,
+        on: { click: (event) => { event.stopPropagation(); this.takeOff(image); } } }, icon("close")));
     return card;
   }
 
@@ -92,8 +94,9 @@ export class ImageList {
   async takeOff(image) {
     const sure = await dialog("Remove from the project?", h("p", { text: `${image.name} leaves this project. Your file is not touched.` }), [{ text: "Keep", value: false }, { text: "Remove", value: true, primary: true }]);
     if (!sure) return;
-    await remove(`/api/images/${image.id}`);
+    await this.page.guard(() => remove(`/api/images/${image.id}`));
     await this.page.loadProject();
+    if (this.page.info?.id === image.id) await this.page.closeImage();
   }
 
   update(image) {

@@ -1,6 +1,6 @@
 // Jobs of the server: predictions, trainings, evaluations, measurements, exports. Started, followed, cancelled.
 
-import { button, h, toast } from "./dom.js";
+import { button, format, h, toast } from "./dom.js";
 import { get, post, remove } from "./http.js";
 
 const NAMES = { predict: "Prediction", train: "Training", evaluate: "Evaluation", suspects: "Search for suspects", measure: "Measurement", export: "Export", tune: "Tuning" };
@@ -81,7 +81,9 @@ export class Jobs extends EventTarget {
       if (job.state === "failed") parts.push(h("p", { class: "problem", text: problemOf(job) }));
       else if (job.text) parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? `Cancelled. ${job.text}` : job.text }));
       if ((job.state === "failed" || job.state === "cancelled") && verb === "train") parts.push(button({ text: "Resume", kind: "small", click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})) }));
-      for (const note of job.notes ?? []) if (note.startsWith("warning")) parts.push(h("p", { class: "problem", text: note }));
+      const notes = job.notes ?? [], told = notes.filter((note) => /^warning|assumed/.test(note));
+      parts.push(...told.map((note) => h("p", { class: "problem", text: note })));
+      if (notes.length > told.length) parts.push(h("details", { class: "command" }, h("summary", { text: format.count(notes.length, "note") }), h("ul", { class: "files" }, notes.map((text) => h("li", { text })))));
       if (job.command) parts.push(command(job.command));
       host.replaceChildren(...parts);
     };

@@ -117,6 +117,7 @@ class Page extends EventTarget {
       history.replaceState(null, "", `#${encodeURIComponent(id)}`);
       await this.editor.open({ ...info, rev: table.rev ?? info.rev });
       await this.viewer.open(info, objects, this.panels.view.showOf(info));
+      this.placed(); // the last image may have lain in the same place
       this.images.mark(id);
       this.dispatchEvent(new Event("image"));
       this.showImageState();
@@ -126,6 +127,14 @@ class Page extends EventTarget {
     } finally {
       if (this.opening === id) this.opening = null;
     }
+  }
+
+  /** After the open image was removed: show another one, or begin anew. */
+  async closeImage() {
+    this.info = null;
+    const [next] = this.images.visible;
+    if (next) await this.openImage(next.id);
+    else location.reload();
   }
 
   readState(values) {
@@ -175,7 +184,8 @@ class Page extends EventTarget {
   }
 
   async markCorrected() {
-    const answer = await this.edit({ op: "accept" });
+    const image = this.images.images.find((one) => one.id === this.info.id);
+    const answer = await this.edit({ op: "accept", accepted: image?.state !== "corrected" });
     if (answer) this.images.refresh(this.info.id);
   }
 

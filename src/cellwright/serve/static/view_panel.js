@@ -16,12 +16,14 @@ export class ViewPanel {
       button({ text, kind: "segment", pressed: name === "outlines", click: () => this.setMode(name) })));
     this.colourings = select(COLOURINGS, "class", (name) => this.setColourBy(name));
     this.legend = h("div", { class: "legend" });
+    this.notes = h("section", { hidden: true });
     host.append(h("section", {}, h("h3", { text: "Labels" }), this.modes,
       field("Opacity", slider({ min: 0.1, max: 1, step: 0.05, value: 1, input: (value) => page.viewer.setOpacity(value) })),
       field("Colour by", this.colourings), this.legend),
       h("section", {}, h("div", { class: "row" }, h("h3", { text: "Channels" }), h("span", { class: "grow" }),
         button({ text: "Auto", kind: "small", title: "Automatic contrast (A)", click: () => this.auto() }),
-        button({ text: "Invert", kind: "small", title: "Invert (I)", click: () => this.invert() })), this.channelHost));
+        button({ text: "Invert", kind: "small", title: "Invert (I)", click: () => this.invert() })), this.channelHost), this.notes);
+    page.addEventListener("image", () => this.showNotes());
     page.addEventListener("objects", (event) => { if (event.detail !== "select") this.showLegend(); });
     page.addEventListener("project", () => this.showLegend());
   }
@@ -47,6 +49,14 @@ export class ViewPanel {
 
   /** Channels that share one histogram: the three of a colour image, else each its own. */
   get groups() { return this.isColour ? [this.channels] : this.channels.map((channel) => [channel]); }
+
+  /** The size of the image, and what was assumed when it was read. */
+  showNotes() {
+    const { hw: [height, width], pixel_size_um: pixel, notes = [], channels } = this.page.info;
+    const size = `${width.toLocaleString("en")} x ${height.toLocaleString("en")} px, ${channels[0].dtype}${pixel ? `, ${format.number(pixel[1])} µm per pixel` : ""}`;
+    this.notes.hidden = false;
+    this.notes.replaceChildren(h("h3", { text: "Image" }), h("p", { class: "muted", text: size }), ...notes.map((text) => h("p", { class: "problem", text })));
+  }
 
   show() {
     return this.channels.filter((channel) => channel.on).map(({ index, colour, low, high, gamma, invert }) => ({ channel: index, colour, low, high, gamma, invert }));
