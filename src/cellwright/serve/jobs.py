@@ -379,6 +379,7 @@ class JobQueue:
         error = {key: last[key] for key in ("message", "details", "kind") if key in last} or None
         if last["event"] == "done":
             job.text, job.progress = str(last["result"]["text"]), 1.0
+            job.commands = last["result"].get("commands", job.commands)
         self._finish(job, last["event"], result=last.get("result"), error=error)
 
     def _take_event(self, job: Job, worker: WorkerProcess) -> dict[str, Any] | None:

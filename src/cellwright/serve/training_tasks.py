@@ -26,6 +26,7 @@ from cellwright.serve.facts import (
     truth_part,
     write_dataset,
 )
+from cellwright.serve.pacing import fitted
 from cellwright.serve.tables import comparison_of
 from cellwright.serve.task import Place, Step, Task
 
@@ -36,6 +37,7 @@ DATA = "data"
 class TrainTask(Task):
     """Train on corrected images, and compare the model before and after on held-out ones.
 
+    minutes: the schedule is made as long as fits, see `serve.pacing`.
     name: of the folder in ``runs/``; by default the id of the job. held_out: ids of the images to test on; by default,
     a fifth: those that were held out before, then others.
     """
@@ -120,10 +122,13 @@ class TrainTask(Task):
                 reporter.note("one image leaves none to test the new model on; correct another one to see a comparison")
             write_dataset(part.named.with_samples(samples), data)
             self._note_regions(part, train.plan, reporter)
+        trained, tested = splits_of(data / "dataset.json")
+        schedule = place.folder.with_name(f"{place.folder.name}_speed.json")
+        train = dataclasses.replace(train, plan=fitted(train.plan, len(trained), reporter, schedule))
         run = train.run(reporter)
         result: dict[str, Any] = {"model": place.folder.name, "finished": run.finished}
         result |= {"metrics": [list(one) for one in run.headline()]}
-        trained, tested = splits_of(data / "dataset.json")
+        result |= {"commands": [step.command for step in (train, *evaluate)]}
         result |= {"trained_on": sorted(trained), "held_out": sorted(tested)}
         for step in evaluate:
             again = dataclasses.replace(step.plan, overwrite=step.plan.out.exists())
