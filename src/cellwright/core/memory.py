@@ -143,9 +143,13 @@ def _number(text: str) -> int | None:
     return int(text) if text.strip().isdecimal() else None
 
 
-def return_freed_memory() -> None:
-    """Return the memory of freed arrays to the system, which `keep_freed_memory` keeps."""
-    gc.collect()
+def return_freed_memory(*, collect: bool = True) -> None:
+    """Return the memory of freed arrays to the system, which `keep_freed_memory` keeps.
+
+    collect: free what only refers to itself first, which takes a tenth of a second.
+    """
+    if collect:
+        gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

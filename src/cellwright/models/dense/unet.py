@@ -93,34 +93,40 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def maps_in_strips(self, images: Tensor) -> Tensor:
-        """The first result of `forward` outside training, to the bit, with a third of its memory.
+        """The first result of `forward` outside training, to the bit, with a quarter of its memory.
 
         Each stage runs in strips of rows, with the rows around them that its two convolutions see. Only its output is
-        kept whole.
+        kept whole, and not that of the finest encoder, which is the largest: it is computed again for the decoder.
         """
-        return self._stage(images.contiguous(memory_format=torch.channels_last), 0, self.maps[-1])
+        return self._stage(Rows.of(images.contiguous(memory_format=torch.channels_last)), 0, self.maps[-1])
 
-    def _stage(self, x: Tensor, level: int, then: nn.Module) -> Tensor:
-        """The decoder's output at a level, after ``then``, from the encoder's input there."""
-        height = x.shape[2]
+    def _stage(self, inputs: Rows, level: int, then: nn.Module) -> Tensor:
+        """The decoder's output at a level, after ``then``, from the encoder's input there, which is let go."""
+        x = inputs.take()
+        height, is_coarsest = x.shape[2], level == len(self.decoder)
         skip, pooled = Rows(height), Rows(height // 2)
-        is_coarsest = level == len(self.decoder)
         for y, end, top, bottom in _strips(height):
             strip = self.encoder[level](x[:, :, top:bottom])[:, :, y - top : end - top]
-            skip.put(y, strip)
+            if level > 0:
+                skip.put(y, strip)
             if not is_coarsest:
                 pooled.put(y // 2, F.max_pool2d(strip, 2))
         if is_coarsest:
-            return skip.all
-        del x
-        coarser = self._stage(pooled.all, level + 1, nn.Identity())
-        del pooled
+            return skip.take()
+        if level > 0:
+            del x
+        coarser = self._stage(pooled, level + 1, nn.Identity())
         upsample, block, out = self.upsample[-1 - level], self.decoder[-1 - level], Rows(height)
         for y, end, top, bottom in _strips(height):
             finer = upsample(coarser[:, :, top // 2 : bottom // 2])
-            strip = block(torch.cat([skip.all[:, :, top:bottom], finer], dim=1))
+            if level > 0:
+                own = skip.all[:, :, top:bottom]
+            else:
+                above, below = max(top - 2, 0), min(bottom + 2, height)
+                own = self.encoder[0](x[:, :, above:below])[:, :, top - above : bottom - above]
+            strip = block(torch.cat([own, finer], dim=1))
             out.put(y, then(strip[:, :, y - top : end - top]))
-        return out.all
+        return out.take()
 
 
 class Rows:
@@ -131,12 +137,25 @@ class Rows:
     def __init__(self, height: int) -> None:
         self._height = height
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> Rows:
+        """A whole tensor."""
+        rows = cls(tensor.shape[2])
+        rows.all = tensor
+        return rows
+
     def put(self, y: int, strip: Tensor) -> None:
         """Copy a strip to the rows from ``y`` on."""
         if not hasattr(self, "all"):
             n, channels, _, width = strip.shape
             self.all = torch.empty((n, channels, self._height, width), memory_format=torch.channels_last).to(strip)
         self.all[:, :, y : y + strip.shape[2]] = strip
+
+    def take(self) -> Tensor:
+        """The tensor, which is no longer kept here."""
+        tensor = self.all
+        del self.all
+        return tensor
 
 
 def _strips(height: int) -> Iterator[tuple[int, int, int, int]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cellwright.config.input import InputConfig
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
+from cellwright.core.memory import return_freed_memory
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.source import ImageSource
@@ -208,6 +209,7 @@ class DenseTiles(NetworkTiles):
         with torch.inference_mode():
             turned = torch.from_numpy(view.turn(padded))[None].to(self.predictor.device)
             maps = self.network.maps(turned)[0].cpu().numpy()
+        return_freed_memory(collect=False)  # decoding reuses what the network had
         return view.turn_maps_back(maps, self.network.target.channels)[:, :height, :width]
 
     def _in_output(
