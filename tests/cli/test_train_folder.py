@@ -130,3 +130,19 @@ def test_repeats_with_overwrite_go_on_after_the_seeds_that_are_done(
     assert "seed_1/, in place of the old run" in text
     assert train(data, tmp_path / "runs", *words, "--overwrite", "--dry-run") == 0
     assert "seed_0/, in place of the old run" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_first_model_stays(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A README of the user in the folder of a run that has not saved a model."""
+    assert train(data, tmp_path / "run", *STOP) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "model" / "README.md").write_text("the only copy")
+    assert train(data, tmp_path / "run", *STOP) == 2
+    printed = capsys.readouterr().err
+    assert "files that cellwright did not write" in printed
+    assert "README.md" in printed
+    assert (tmp_path / "run" / "model" / "README.md").read_text() == "the only copy"
+    (tmp_path / "run" / "model" / "README.md").unlink()
+    assert train(data, tmp_path / "run", *STOP) == 0

@@ -456,3 +456,24 @@ def test_unfinished_outputs_are_no_inputs(tmp_path: Path) -> None:
     for path in (out, out / "a.txt"):
         with pytest.raises(InputError, match="half replaced"):
             check_complete(path)
+
+
+def test_a_swap_goes_on_only_with_files_as_they_were_written(tmp_path: Path) -> None:
+    """A result that was interrupted while it was moved in: damaged files are made again, or named."""
+    out = tmp_path / "out"
+    new = out / ".cellwright" / "new"
+    new.mkdir(parents=True)
+    (new / "a.csv").write_bytes(b"aaa")
+    (out / "b.csv").write_bytes(b"bbb")
+    files = {"a.csv": FileIdentity.of(new / "a.csv"), "b.csv": FileIdentity.of(out / "b.csv")}
+    Claim("evaluate", {}, "swapping", files).write(out)
+    (out / "b.csv").write_bytes(b"b")
+    with pytest.raises(OutputError, match=r"damaged, or were changed since[\s\S]*b\.csv"):
+        OutputFolder(out, "evaluate")
+    assert (out / "b.csv").read_bytes() == b"b"
+    (out / "b.csv").write_bytes(b"bbb")
+    (new / "a.csv").write_bytes(b"")
+    folder = OutputFolder(out, "evaluate")
+    assert folder.is_complete
+    assert folder.missing == ["a.csv"]
+    assert not folder.answers({})

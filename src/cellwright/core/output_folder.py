@@ -122,6 +122,7 @@ class OutputFolder:
                 self._take_lock()
                 try:
                     self._look()
+                    self._check_swap()
                     self._finish_swap()
                     self._sweep()
                 finally:
@@ -420,6 +421,35 @@ class OutputFolder:
                 "the new result is complete, but files that cellwright did not write are in its place",
                 where=self.shown,
                 got=f"{count(len(in_way), 'file')} ({listed(in_way)})",
+                remedy="move them to another folder, and run the same command again",
+            )
+
+    def _check_swap(self) -> None:
+        """Look at the files of a result that another process began to move in, which may have ended by a power cut.
+
+        Damaged ones that are still in ``new/`` are removed, so that they are missing and made again. Raises
+        `OutputError` if one that was moved in is not as it was written: it may have been changed since.
+        """
+        swap, new = self.claim, self.path / CONTROL / NEW
+        if swap is None or swap.state != "swapping":
+            return
+        changed = []
+        for name, identity in swap.files.items():
+            if identity is None:
+                continue
+            if os.path.lexists(new / name):
+                if FileIdentity.of(new / name).digest == identity.digest:
+                    continue
+                self._check_way(swap)
+                remove(new / name)
+                remove_ours(self.path, name)  # of the old result
+            elif is_plain_file(self.path, name) and FileIdentity.of(self.path / name).digest != identity.digest:
+                changed.append(name)
+        if changed:
+            raise OutputError(
+                "this output was interrupted while it was moved in, and files of it are damaged, or were changed since",
+                where=self.shown,
+                got=f"{count(len(changed), 'file')} ({listed(changed)})",
                 remedy="move them to another folder, and run the same command again",
             )
 

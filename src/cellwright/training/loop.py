@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,13 @@ from torch import nn
 
 from cellwright.config.training import TrainConfig
 from cellwright.core.errors import InputError, RecipeError, did_you_mean
-from cellwright.core.files import write_text
+from cellwright.core.files import remove, temporary_path, write_text
 from cellwright.core.interrupts import Interrupted
+from cellwright.core.staging import check_way, identities_below
 from cellwright.core.text import count
 from cellwright.data.loader import WORKER_REMEDY, is_worker_failure
 from cellwright.models.contract import Network
-from cellwright.models.weights.model_folder import ModelInfo
+from cellwright.models.weights.model_folder import MODEL_FILES, ModelInfo
 from cellwright.models.weights.torch_io import save_model
 from cellwright.ops.batch import Batch
 from cellwright.training.checkpoint import Resumed, resume, save_checkpoint
@@ -250,12 +252,30 @@ def _evaluate_and_keep_best(
         if not metrics or is_better(name, metrics[name], position.best_metrics.get(name)):
             finite = {key: value for key, value in shown.items() if math.isfinite(value)}
             training.verify()
-            save_model(training.run.model, network.state_dict(), replace(training.info, metrics=finite))
+            info = replace(training.info, metrics=finite)
+            if position.best_step < 0:
+                _check_model_way(training.run, network, info)
+            save_model(training.run.model, network.state_dict(), info)
             position.best_step, position.best_metrics = position.step, metrics
     position.evaluated_step, position.metrics = position.step, metrics
     if metrics:
         recorder.evaluation(position.step, metrics, time.perf_counter() - started, shown)
     _write_metrics(training, position)
+
+
+def _check_model_way(run: RunFolder, network: Network, info: ModelInfo) -> None:
+    """Raise `OutputError` if files are in the place of the first model that this run did not write.
+
+    A run that was killed before it recorded its first model writes the same one again.
+    """
+    if not any(os.path.lexists(run.model / name) for name in MODEL_FILES):
+        return
+    staging = temporary_path(run.checkpoints / "first_model")
+    try:
+        save_model(staging, network.state_dict(), info)
+        check_way(run.model, identities_below(staging), {}, run.model)
+    finally:
+        remove(staging)
 
 
 def _write_metrics(training: Training, position: Position) -> None:

@@ -144,7 +144,8 @@ class RunOutput:
             run = RunFolder(output.root)
             if self._resume is None:  # what a run left that ended before its first checkpoint
                 for name in files_of(run):
-                    remove_ours(run.root, name)
+                    if not name.startswith("model/"):  # may be the user's; see `training.loop`
+                        remove_ours(run.root, name)
             write_text(run.recipe, recipe_yaml)
             write_json(run.environment, {"schema_version": SCHEMA_VERSION, **environment})
             if identity is not None:
