@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -237,12 +238,16 @@ def test_a_training_that_is_not_finished_or_diverged(tmp_path: Path) -> None:
     assert run("report", tmp_path / "stopped", "--out", tmp_path / "page.html") == 0
 
 
-def test_a_folder_that_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_result(predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("report", tmp_path, "--out", tmp_path / "page.html") == 2
     assert "there is no report on this" in capsys.readouterr().err
     write_json(tmp_path / "repeat.json", {"runs": []})
     assert run("report", tmp_path, "--out", tmp_path / "page.html") == 2
     assert "give one of the runs in it" in capsys.readouterr().err
+    shutil.copytree(predicted, tmp_path / "damaged")
+    (tmp_path / "damaged" / "summary.csv").write_bytes(b"image,objects\n\xff,x\n")
+    assert run("report", tmp_path / "damaged", "--out", tmp_path / "page.html") == 2
+    assert "damaged" in capsys.readouterr().err
     Claim("predict", {}, "writing").write(tmp_path / "begun")
     assert run("report", tmp_path / "begun", "--out", tmp_path / "page.html") == 2
     assert "not complete" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from cellwright.api.outputs import FileOutput, write_once
 from cellwright.api.tile_jobs import job_root
 from cellwright.core.claim import check_complete
-from cellwright.core.errors import InputError
+from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import write_text
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.result_folders import REPORT, TILE_JOB, kind_of_result
@@ -44,14 +44,18 @@ def run(plan: ReportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     `OutputError` if the output exists with other content.
     """
     output = FileOutput(plan.out, inputs=[plan.result], overwrite=plan.overwrite)
-    page = _page_of(plan.result)
-    return write_once(
-        output,
-        lambda folder: write_text(folder / plan.out.name, page.html()),
-        str(plan.out),
-        screen,
-        dry_run=dry_run,
-    )
+    try:
+        html = _page_of(plan.result).html()
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        # Of damaged tables, the packages that read them raise what they like.
+        got, remedy = f"{type(error).__name__}: {error}"[:200], "copy the folder again, or write it again"
+        problem = "files of this folder are damaged, or of another version"
+        raise FormatError(problem, where=plan.result, got=got, remedy=remedy) from error
+
+    def write(folder: Path) -> None:
+        write_text(folder / plan.out.name, html)
+
+    return write_once(output, write, str(plan.out), screen, dry_run=dry_run)
 
 
 def _page_of(folder: Path) -> Page:
