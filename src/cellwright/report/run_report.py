@@ -12,6 +12,7 @@ import numpy as np
 
 from cellwright.core.errors import CellwrightError
 from cellwright.core.files import read_json, read_text
+from cellwright.core.text import count
 from cellwright.data.identity import Identity
 from cellwright.evaluation.data import HEADLINE
 from cellwright.report.curves import overall_ap, per_class_ap
@@ -33,7 +34,7 @@ from cellwright.report.page import (
 )
 from cellwright.report.prediction_report import recipe_line, version_parts
 from cellwright.report.run_record import RunRecord, read_record
-from cellwright.report.svg import Line, line_chart
+from cellwright.report.svg import MAX_POINTS, Line, line_chart
 from cellwright.training.run_folder import RunFolder
 
 # Keys of a recipe that describe a training best, with what a report calls them.
@@ -198,7 +199,10 @@ def _curves(record: RunRecord) -> list[Part]:
     if rate := curves.named("lr"):
         charts.append(("Learning rate", line_chart(lines(rate), "step", "learning rate"), ""))
     text = "Lines are means over parts of the run; the bands around them hold all values. Times and memory: curves/."
-    return [Charts(charts), *([Text(text)] if len(curves.steps) > 300 else [])]
+    missing = int(curves.steps[-1]) - len(curves.steps)
+    gaps = f"warning: {count(missing, 'step')} of {int(curves.steps[-1]):,} are missing in log.csv, and in the curves"
+    notes: list[Part] = [Notes([gaps])] if missing > 0 else []
+    return [*notes, Charts(charts), *([Text(text)] if len(curves.steps) > MAX_POINTS else [])]
 
 
 def _metrics(record: RunRecord) -> list[Part]:
