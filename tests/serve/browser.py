@@ -27,8 +27,11 @@ _DROP = """files => {
   document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true}));
 }"""
 _LABELS = """async () => {
-  const {info} = cellwrightPage, answer = await fetch(`/api/images/${info.id}/labels/0/0/0`, {cache: "no-store"});
-  return Array.from(new Uint32Array(await answer.arrayBuffer()));
+  const answer = await fetch(`/api/images/${cellwrightPage.info.id}/labels/0/0/0`, {cache: "no-store"});
+  const bytes = new Uint8Array(await answer.arrayBuffer());
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
+  return btoa(text);
 }"""
 Point = tuple[float, float]
 
@@ -125,7 +128,8 @@ class Visitor:
     def labels(self) -> np.ndarray:
         """The label image (H, W) of the open image; at most one tile."""
         height, width = self.look("cellwrightPage.info.hw")
-        return np.array(self.look(f"({_LABELS})()"), np.uint32).reshape(height, width)
+        pixels = base64.b64decode(self.look(f"({_LABELS})()"))
+        return np.frombuffer(pixels, "<u4").reshape(height, width).copy()
 
     def objects(self) -> list[dict[str, Any]]:
         """The rows of the objects that are shown."""

@@ -54,6 +54,7 @@ export class Viewer extends EventTarget {
     this.osd.close();
     this.info = info;
     this.objects = objects;
+    this.painted = null;
     this.levels = info.levels.map((level) => ({ scale: level.scale, hw: level.hw }));
     this.tiles = new LabelTiles(info.id, this.levels, info.tile_px ?? 512, (box) => { this.invalidate(box); this.dispatchEvent(new Event("labels")); });
     this.tiles.rev = info.rev;
@@ -165,6 +166,7 @@ export class Viewer extends EventTarget {
       canvas.height = Math.max(1, Math.round(this.host.clientHeight * this.ratio));
     }
     this.drawn = "";
+    this.painted = null; // what the canvas shows: {zoom, x, y}
     this.invalidate();
     if (this.fitted && this.info) requestAnimationFrame(() => this.fit(true)); // after OpenSeadragon's own resizing
   }
@@ -189,29 +191,51 @@ export class Viewer extends EventTarget {
       const smooth = zoom * this.ratio < SMOOTH_BELOW;
       if (smooth !== this.smooth) { this.smooth = smooth; this.osd.drawer.setImageSmoothingEnabled(smooth); }
     }
-    if (moved || this.dirty) this.paintLabels(zoom, x, y, moved);
+    if (moved || this.dirty) this.paintLabels(zoom, x, y);
     this.drawn = placed;
     this.paintLines();
     if (moved) this.dispatchEvent(new Event("moved"));
   }
 
-  paintLabels(zoom, x, y, moved) {
-    const context = this.labels.getContext("2d"), dirty = moved ? true : this.dirty;
+  paintLabels(zoom, x, y) {
+    const context = this.labels.getContext("2d"), { width, height } = this.labels, { dirty, painted } = this;
     this.dirty = null;
     if (this.mode === "off" || !this.objects) {
-      context.clearRect(0, 0, this.labels.width, this.labels.height);
+      context.clearRect(0, 0, width, height);
+      this.painted = null;
       return;
     }
-    const start = performance.now(), side = this.objects.typicalSide * zoom * this.ratio, level = this.labelLevel(), { scale } = this.levels[level];
-    const view = { level, scale, k: (zoom * this.ratio) * scale, ox: x / scale, oy: y / scale, width: this.labels.width, height: this.labels.height, thick: side > 13, tiny: side < 6 };
-    const draw = (rect) => paint(context, this.tiles, this.objects, view, rect, this.mode, this.opacity);
-    if (dirty === true) this.tiles.keepOnly(draw([0, 0, view.width, view.height]));
-    else for (const [y0, x0, y1, x1] of dirty) {
-      const at = (value, origin, up) => Math[up ? "ceil" : "floor"]((value - origin) * zoom * this.ratio) + (up ? 4 : -4);
-      draw([at(x0 - scale, x, false), at(y0 - scale, y, false), at(x1 + scale, x, true), at(y1 + scale, y, true)]);
+    const start = performance.now(), pixel = zoom * this.ratio;
+    const shifts = painted?.zoom === zoom && dirty !== true;
+    const rectangles = shifts ? this.shift(context, x, y, pixel) : [[0, 0, width, height]];
+    if (!shifts) this.painted = { zoom, x, y };
+    const { x: left, y: top } = this.painted, level = this.labelLevel(), { scale } = this.levels[level], side = this.objects.typicalSide * pixel;
+    const view = { level, scale, k: pixel * scale, ox: left / scale, oy: top / scale, width, height, thick: side > 13, tiny: side < 6 };
+    if (shifts) for (const [y0, x0, y1, x1] of dirty ?? []) {
+      const at = (value, origin, up) => Math[up ? "ceil" : "floor"]((value - origin) * pixel) + (up ? 4 : -4);
+      rectangles.push([at(x0 - scale, left, false), at(y0 - scale, top, false), at(x1 + scale, left, true), at(y1 + scale, top, true)]);
     }
+    let seen;
+    for (const rectangle of rectangles) seen = paint(context, this.tiles, this.objects, view, rectangle, this.mode, this.opacity);
+    if (!shifts) this.tiles.keepOnly(seen);
     this.timings.push(performance.now() - start);
     if (this.timings.length > 240) this.timings.shift();
+  }
+
+  /** The picture moved without zooming: move what is drawn by whole pixels; returns the strips that are to be drawn. */
+  shift(context, x, y, pixel) {
+    const { painted } = this, { width, height } = this.labels;
+    const dx = Math.round((painted.x - x) * pixel), dy = Math.round((painted.y - y) * pixel);
+    if (!dx && !dy) return [];
+    painted.x -= dx / pixel;
+    painted.y -= dy / pixel;
+    context.globalCompositeOperation = "copy";
+    context.drawImage(this.labels, dx, dy);
+    context.globalCompositeOperation = "source-over";
+    const strips = [];
+    if (dx) strips.push(dx > 0 ? [0, 0, dx, height] : [width + dx, 0, width, height]);
+    if (dy) strips.push(dy > 0 ? [0, 0, width, dy] : [0, height + dy, width, height]);
+    return strips;
   }
 
   paintLines() {
@@ -222,6 +246,6 @@ export class Viewer extends EventTarget {
     for (const painter of this.painters) painter(context, this);
   }
 
-  setMode(mode) { this.mode = mode; this.invalidate(); }
+  setMode(mode) { this.mode = mode; this.painted = null; this.invalidate(); }
   setOpacity(value) { this.opacity = value; this.invalidate(); }
 }
