@@ -131,7 +131,19 @@ def test_counts_have_the_right_number() -> None:
     "module", ["cellwright", "cellwright.cli.app", "cellwright.core.masks", "cellwright.config.recipe"]
 )
 def test_light_imports_load_nothing_heavy(module: str) -> None:
-    heavy = "torch", "torchvision", "numba", "cv2", "scipy", "pandas", "matplotlib", "skimage", "shapely"
+    heavy = (
+        "torch",
+        "torchvision",
+        "numba",
+        "cv2",
+        "scipy",
+        "pandas",
+        "matplotlib",
+        "skimage",
+        "shapely",
+        "fastapi",
+        "napari",
+    )
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

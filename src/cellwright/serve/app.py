@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from cellwright.core.text import count
 from cellwright.serve import job_routes, uploads
 from cellwright.serve.actions import Edit, make
 from cellwright.serve.annotation import Annotation, Applied, Conflict
-from cellwright.serve.layer import columns_of
+from cellwright.serve.layer import columns_of, packed
 from cellwright.serve.pixels import TILE, parse_shown
 from cellwright.serve.project import ImageRecord, Page
 from cellwright.serve.security import Access, Guard, TooLarge
@@ -298,8 +297,7 @@ def _answer(annotation: Annotation, applied: Applied) -> dict[str, Any]:
 
 
 def _box(annotation: Annotation, box: Any) -> dict[str, Any]:
-    pixels = zlib.compress(np.ascontiguousarray(annotation.chunks.read(box), "<u4"), 1)
-    labels_text = base64.b64encode(pixels).decode()
+    labels_text = base64.b64encode(packed(annotation.chunks.read(box))).decode()
     return {"y0": box.y0, "x0": box.x0, "h": box.hw[0], "w": box.hw[1], "labels": labels_text}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -82,8 +83,9 @@ def split(labels: np.ndarray, number: int, line: Points, new: Sequence[int] | in
     first = new if isinstance(new, int) else new[0]
     mask = labels == number
     cut = mask & stroke(line, 0.5, Box(0, 0, *labels.shape))
-    parts, n = ndimage.label(mask & ~cut)
-    touched = np.unique(parts[ndimage.binary_dilation(cut, np.ones((3, 3), bool))])
+    parts, n = _parts(mask & ~cut)
+    around: Any = ndimage.binary_dilation(cut, np.ones((3, 3), bool))
+    touched = np.unique(parts[around])
     sizes = np.bincount(parts.ravel(), minlength=n + 1)
     least = max(_SPECK_PX, _SPECK_SHARE * int(mask.sum()))
     large = [int(k) for k in touched if k and sizes[k] >= least]
@@ -92,8 +94,8 @@ def split(labels: np.ndarray, number: int, line: Points, new: Sequence[int] | in
     seeds = np.where(np.isin(parts, large), parts, 0)
     # Parts that the line did not reach stay with the number of the object; cut pixels and specks join a part.
     loose = mask & (seeds == 0) & np.isin(parts, [0, *(int(k) for k in touched)])
-    nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
-    joined = np.where(loose, seeds[tuple(nearest)], seeds)
+    nearest: Any = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
+    joined = np.where(loose, seeds[nearest[0], nearest[1]], seeds)
     result = labels.copy()
     by_size = sorted(large, key=lambda k: (-sizes[k], k))
     for k, part in enumerate(by_size[1:]):
@@ -140,9 +142,15 @@ def majority(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 def n_parts(mask: np.ndarray) -> int:
     """The number of separate parts of a mask, whose pixels touch by sides or corners."""
+    return _parts(mask, np.ones((3, 3), bool))[1]
+
+
+def _parts(mask: np.ndarray, structure: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """The numbered parts of a mask, whose pixels touch by sides or as ``structure`` says, and their number."""
     from scipy import ndimage
 
-    return int(ndimage.label(mask, np.ones((3, 3), bool))[1])
+    labelled: Any = ndimage.label(mask, structure)
+    return labelled[0], int(labelled[1])
 
 
 def warm_up() -> None:

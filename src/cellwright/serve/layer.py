@@ -249,7 +249,7 @@ class Snapshot:
 
 def packed(pixels: np.ndarray) -> bytes:
     """Label pixels as bytes; labels have long runs, so the fastest compression is enough."""
-    return zlib.compress(np.ascontiguousarray(pixels, _TYPE), 1)
+    return zlib.compress(np.ascontiguousarray(pixels, _TYPE).data, 1)
 
 
 def unpacked(data: bytes, hw: tuple[int, int]) -> np.ndarray:
@@ -350,7 +350,7 @@ class Table:
 
     def all_rows(self) -> list[Row]:
         """The rows of all objects, by id."""
-        values = [self.columns()[name].tolist() for name in _COLUMNS]
+        values: list[Any] = [self.columns()[name].tolist() for name in _COLUMNS]
         values[6] = [None if score != score else score for score in values[6]]  # NaN  # noqa: PLR0124
         return [Row(*row) for row in zip(*values, strict=True)]
 
@@ -360,9 +360,9 @@ class Table:
         return place if place < len(ids) and ids[place] == number else None
 
     def _row(self, place: int) -> Row:
-        values = [self._columns[name][place].item() for name in _COLUMNS]
-        score = None if np.isnan(values[6]) else values[6]
-        return Row(*values[:6], score, *values[7:])
+        values: Any = [self._columns[name][place].item() for name in _COLUMNS]
+        values[6] = None if np.isnan(values[6]) else values[6]
+        return Row(*values)
 
     def _fold(self) -> None:
         """Take the changed rows into the columns."""

@@ -35,15 +35,15 @@ _COLOURS = ("#0060ff", "#00ff60", "#ff3030", "#ffe000", "#ff00ff", "#00ffff")
 _RGB = {"R": "#ff0000", "G": "#00ff00", "B": "#0000ff"}
 
 
-class Channel(BaseModel):
+class Channel(BaseModel, frozen=True):
     """How a channel is shown: its values from ``low`` to ``high`` from black to the colour."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
     channel: int = Field(ge=0)
     colour: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$")
     low: float = Field(0.0, allow_inf_nan=False)
     high: float = Field(255.0, allow_inf_nan=False)
-    gamma: float = Field(1.0, ge=0.05, le=20)
+    gamma: float = Field(default=1.0, ge=0.05, le=20)
     invert: bool = False
 
 
@@ -152,7 +152,7 @@ class Pixels:
     def default(self) -> tuple[Channel, ...]:
         """How the image is shown at first."""
         return tuple(
-            Channel(channel=k, colour=facts.colour, low=facts.low, high=facts.high)
+            Channel(channel=k, colour=facts.colour, low=facts.low, high=facts.high, gamma=1.0)
             for k, facts in enumerate(self.facts())
         )
 

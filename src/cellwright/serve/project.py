@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cellwright.core.claim import Claim
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.core.files import as_utf8, is_hidden, read_json, stem_of, unreadable, write_json
@@ -197,14 +198,16 @@ class Project:
                 self._save()
             return self._classes.index(name)
 
-    def add(self, path: Path, *, below_roots: bool = False, notes: list[Note] | None = None) -> list[ImageRecord]:
+    def add(
+        self, what: Path | Found, *, below_roots: bool = False, notes: list[Note] | None = None
+    ) -> list[ImageRecord]:
         """Add an image, a folder of images, a dataset, a prediction folder or a tile job.
 
         below_roots: leave out images that links or records of a dataset refer to outside the opened folders. notes:
         receives what was assumed and left out. Returns the images that are new. Raises what reading them raises.
         """
-        path = path.resolve()
-        dataset, is_annotated = _dataset_at(path)
+        found = what if isinstance(what, Found) else find_source(what)
+        path, dataset, is_annotated = found.path, found.dataset, found.is_annotated
         n_all = len(dataset)
         if below_roots:
             dataset = dataset.with_samples([s for s in dataset if s.image_path and self._is_allowed(s.image_path)])
@@ -245,7 +248,7 @@ class Project:
         Objects that were drawn or changed by hand stay; the rest is replaced, as an edit that can be undone. Returns
         the ids of these images.
         """
-        dataset, _ = _dataset_at(prediction.resolve())
+        dataset = find_source(prediction).dataset
         source = self._reference(prediction)
         numbers = self._numbers_of(dataset.class_names)
         by_path = {os.path.realpath(s.image_path): s for s in dataset if s.image_path is not None}
@@ -420,7 +423,7 @@ class Project:
         with self.lock:
             dataset = self._datasets.get(reference)
         if dataset is None:
-            dataset = _dataset_at(source)[0]
+            dataset = find_source(source).dataset
             with self.lock:
                 self._datasets[reference] = dataset
         return dataset
@@ -535,23 +538,33 @@ def _record_of(values: Mapping[str, Any]) -> ImageRecord:
     return record
 
 
-def _dataset_at(path: Path) -> tuple[Dataset, bool]:
-    """What is at a path, and whether it has objects; images alone are a dataset without any."""
+@dataclass(frozen=True)
+class Found:
+    """What can be added to a project: images with their objects, or images alone."""
+
+    path: Path
+    dataset: Dataset
+    is_annotated: bool
+
+
+def find_source(path: Path) -> Found:
+    """What is at a path: images, a dataset, a prediction folder, or a tile job. Raises what reading it raises."""
     from cellwright.api.read import is_dataset, read_dataset
     from cellwright.prediction.sources import sources_of_paths
 
+    path = path.resolve()
     kind = kind_of_result(path) if path.is_dir() else None
     if kind not in (None, "a prediction folder", "a tile job"):
         raise UsageError(f"this is {kind}", where=path, expected="images, a dataset, or a prediction folder")
     if kind is not None or is_dataset(path):
-        return read_dataset(path), True
+        return Found(path, read_dataset(path), is_annotated=True)
     try:
         dataset = read_dataset(path) if path.is_dir() else None
     except CellwrightError:
         dataset = None
     if dataset is not None and dataset.info.get("format") != "image_folder":
-        return dataset, True
-    return _images_at(sources_of_paths([path])), False
+        return Found(path, dataset, is_annotated=True)
+    return Found(path, _images_at(sources_of_paths([path])), is_annotated=False)
 
 
 def _images_at(sources: Sequence[Any]) -> Dataset:
@@ -609,8 +622,16 @@ def default_folder(source: Path | None) -> Path:
     """The project for what is opened: itself if it is one, else a folder beside it."""
     if source is None:
         return Path("cellwright_project")
-    if (source / PROJECT_FILE).is_file():
+    if is_project(source):
         return source
     if not source.exists():
         raise InputError("there is no such file or folder", where=source, expected="a file or folder that exists")
     return source.parent / f"{stem_of(source) if source.is_file() else source.resolve().name}_project"
+
+
+def is_project(folder: Path) -> bool:
+    """Whether a folder is a project that was served before."""
+    with suppress(CellwrightError, OSError):
+        claim = Claim.read(folder)
+        return claim is not None and claim.verb == "serve"
+    return False

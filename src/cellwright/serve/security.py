@@ -61,6 +61,15 @@ class Access:
         return name in self.hosts or (self.any_address and _is_address(name))
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """An answer of the guard itself."""
+
+    status: int
+    text: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 class Guard:
     """The middleware; see the module."""
 
@@ -76,47 +85,47 @@ class Guard:
             return
         refusal = self._refusal(scope)
         if refusal is not None:
-            await _answer(send, *refusal)
+            await _answer(send, refusal)
             return
         limit = self._access.max_upload if scope["path"] == "/api/upload" else MAX_JSON
         declared = _header(scope, b"content-length")
         if declared is not None and (not declared.isdecimal() or int(declared) > limit):
-            await _answer(send, 413, f"this is too large: at most {limit} bytes")
+            await _answer(send, Refusal(413, f"this is too large: at most {limit} bytes"))
             return
         await self._app(scope, _limited(receive, limit), _with_headers(send))
 
-    def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | tuple[int, str] | None:
-        """The status and message of a request that is not answered."""
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        """Why a request is not passed on."""
         access, host = self._access, _header(scope, b"host") or ""
         if not access.is_served(host):
-            return 403, "this host is not served here; open the link that cellwright serve has printed"
+            return Refusal(403, "this host is not served here; open the link that cellwright serve has printed")
         site, origin = _header(scope, b"sec-fetch-site"), _header(scope, b"origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-            return 403, "requests from other sites are not answered"
+            return Refusal(403, "requests from other sites are not answered")
         is_visit = scope["path"] == "/" and scope["method"] in _SAFE
         if site not in (None, "same-origin", "none") and not is_visit:
-            return 403, "requests from other sites are not answered"
+            return Refusal(403, "requests from other sites are not answered")
         if is_visit and b"token=" in scope.get("query_string", b""):
             return self._exchange(scope)
         if not hmac.compare_digest(_cookie(scope, access.cookie).encode(), access.session.encode()):
-            return 401, "open the link with the token that cellwright serve has printed"
+            return Refusal(401, "open the link with the token that cellwright serve has printed")
         if scope["method"] not in _SAFE:
             if origin is None:
-                return 403, "a request that changes something needs the header Origin"
+                return Refusal(403, "a request that changes something needs the header Origin")
             kind = (_header(scope, b"content-type") or "").split(";")[0].strip().lower()
             if scope["path"] != "/api/upload" and scope["method"] != "DELETE" and kind != "application/json":
-                return 415, "send JSON, with the header Content-Type: application/json"
+                return Refusal(415, "send JSON, with the header Content-Type: application/json")
         return None
 
-    def _exchange(self, scope: Scope) -> tuple[int, str, dict[str, str]] | tuple[int, str]:
+    def _exchange(self, scope: Scope) -> Refusal:
         try:
             given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=50).get("token", [""])[0]
         except ValueError:
             given = ""
         if not hmac.compare_digest(given.encode(), self._access.token.encode()):
-            return 401, "this token is not valid; open the link that cellwright serve has printed last"
+            return Refusal(401, "this token is not valid; open the link that cellwright serve has printed last")
         cookie = f"{self._access.cookie}={self._access.session}; HttpOnly; SameSite=Strict; Path=/"
-        return 303, "", {"set-cookie": cookie, "location": "/"}
+        return Refusal(303, "", {"set-cookie": cookie, "location": "/"})
 
 
 def _split_host(host: str) -> tuple[str | None, int]:
@@ -185,13 +194,13 @@ def _with_headers(send: Any) -> Callable[[Any], Any]:
     return with_headers
 
 
-async def _answer(send: Any, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-    body = b"" if status == 303 else json.dumps({"error": {"message": text}}).encode()
-    all_headers = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+async def _answer(send: Any, refusal: Refusal) -> None:
+    body = json.dumps({"error": {"message": refusal.text}}).encode() if refusal.text else b""
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
     start = {
         "type": "http.response.start",
-        "status": status,
-        "headers": [(key.encode(), value.encode()) for key, value in all_headers.items()],
+        "status": refusal.status,
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
     }
     await _with_headers(send)(start)
     await send({"type": "http.response.body", "body": body})

@@ -140,9 +140,10 @@ def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[
 
     table = read_table(folder)
     labels = next(folder / name for name in (LABELS_ZARR, LABELS_TIFF) if (folder / name).exists())
+    class_of = {name: k for k, name in enumerate(class_names)}
     try:
         columns = {name: table[column].to_numpy(np.float64) for name, column in _JOB_COLUMNS.items()}
-        columns["class_id"] = table["class"].map({name: k for k, name in enumerate(class_names)}).to_numpy(np.int64)
+        columns["class_id"] = np.array([class_of[name] for name in table["class"].tolist()], np.int64)
         columns["manual"] = np.zeros(len(table), bool)
         regions = _not_predicted(folder, image_hw)
     except (KeyError, TypeError, ValueError) as error:

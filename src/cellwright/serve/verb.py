@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,20 +74,20 @@ def run(
         raise UsageError("the page needs other packages", got=f"no {error.name}", remedy=remedy) from error
     from cellwright.serve.app import build_app
     from cellwright.serve.edits import warm_up
-    from cellwright.serve.project import PROJECT_FILE, Page, Project, default_folder
+    from cellwright.serve.project import Page, Project, default_folder, find_source, is_project
 
     folder = default_folder(plan.source) if plan.out is None else plan.out
-    is_new = not (folder / PROJECT_FILE).is_file()
+    is_new = not is_project(folder)
+    opens = plan.source is not None and plan.source.resolve() != folder.resolve()
+    found = find_source(plan.source) if opens and plan.source is not None else None
     screen.note(f"project: {folder}/ ({'new' if is_new else 'as it was left'})")
     if dry_run:
         return None
     root = Path() if plan.source is None else plan.source if plan.source.is_dir() else plan.source.parent
-    listening = _listen(plan)
-    project = Project(folder, roots=[root])
-    try:
-        if plan.source is not None and plan.source.resolve() != project.folder:
+    with _listen(plan) as listening, closing(Project(folder, roots=[root])) as project:
+        if found is not None:
             notes: list[Note] = []
-            new = project.add(plan.source, notes=notes)
+            new = project.add(found, notes=notes)
             for line in (f"{count(len(new), 'new image')} from {plan.source}", *summarise(notes)):
                 screen.note(line)
         page = Page(project)
@@ -100,10 +100,7 @@ def run(
         announce(f"http://{host}:{port}/?token={access.token}")
         screen.note("stop with Ctrl-C; everything is saved as you go")
         _serve(uvicorn, app, listening, page.events.close)
-    finally:
-        listening.close()
-        project.close()
-    images = project.images
+        images = project.images
     return Served(project.folder, len(images), sum(record.is_corrected for record in images))
 
 

@@ -1,0 +1,117 @@
+"""``cellwright serve`` on the command line, and its events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn import run
+
+from cellwright.serve.events import Events
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((40, 50), np.uint8))
+    return tmp_path / "images"
+
+
+def test_without_the_extra_it_says_what_to_install(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert run("serve", images) == 2
+    assert 'pip install "cellwright[serve]"' in capsys.readouterr().err
+    assert [path.name for path in images.parent.iterdir()] == ["images"]
+
+
+def test_a_dry_run_names_the_project_and_writes_nothing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", images, "--dry-run") == 0
+    assert f"project: {images}_project/ (new)" in capsys.readouterr().err
+    assert [path.name for path in images.parent.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("given", ["nothing", "file", "foreign", "run", "damaged"])
+def test_what_cannot_be_served_is_refused(images: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words: list[object] = [images, "--out", images.parent / "out"]
+    (images.parent / "out").mkdir()
+    (images.parent / "out" / "mine.txt").write_text("mine")
+    expected = "not empty and not an output"
+    if given == "nothing":
+        words, expected = [images / "nothing"], "there is no such file"
+    elif given == "file":
+        (images / "notes.txt").write_text("text")
+        words, expected = [images / "notes.txt"], "not an image"
+    elif given == "run":
+        for name in ("recipe.yaml", "log.csv"):
+            (images / name).touch()
+        words, expected = [images], "this is a run"
+    elif given == "damaged":
+        from cellwright.serve.project import Project
+
+        project = Project(images.parent / "out" / "project")
+        project.close()
+        (images.parent / "out" / "project" / "project.json").write_text("{")
+        words, expected = [images.parent / "out" / "project"], "JSON"
+    assert run("serve", *words) == 2
+    assert expected in capsys.readouterr().err
+    names = {path.name for path in images.parent.iterdir()} | {path.name for path in (images.parent / "out").iterdir()}
+    assert names - {"project"} == {"images", "out", "mine.txt"}
+
+
+def test_a_port_that_is_in_use_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run("serve", images, "--port", taken.getsockname()[1]) == 2
+    assert "choose another --port" in capsys.readouterr().err
+
+
+def test_a_project_is_served_once(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    from page_client import open_page
+
+    with open_page(images, tmp_path / "images_project"):
+        assert run("serve", images) == 2
+        assert "in use by cellwright serve" in capsys.readouterr().err
+    records = json.loads((tmp_path / "images_project" / "project.json").read_text())["images"]
+    assert [record["path"] for record in records] == ["../images/a.png"]
+
+
+def test_events_reach_all_tabs_and_a_tab_that_is_behind_loads_again() -> None:
+    events = Events()
+
+    async def read(n: int, wait: float) -> list[str]:
+        stream = events.stream()
+        seen = [(await anext(stream)).decode()]
+        await asyncio.sleep(wait)
+        seen += [(await anext(stream)).decode() for _ in range(n)]
+        events.close()
+        async for _ in stream:  # it ends
+            pass
+        return [json.loads(text.removeprefix("data: "))["kind"] for text in seen]
+
+    async def both() -> list[list[str]]:
+        tabs = asyncio.gather(read(2, 0), read(2, 0))
+        await asyncio.sleep(0.02)
+        sender = threading.Thread(target=lambda: [events.publish({"kind": kind}) for kind in ("edit", "job")])
+        sender.start()
+        return await tabs
+
+    assert asyncio.run(both()) == [["hello", "edit", "job"]] * 2
+
+    async def behind() -> list[str]:
+        tab = asyncio.ensure_future(read(2, 0.1))
+        await asyncio.sleep(0.02)
+        for k in range(300):
+            events.publish({"kind": f"edit {k}"})
+        return await tab
+
+    assert asyncio.run(behind()) == ["hello", "reload", "edit 257"]
