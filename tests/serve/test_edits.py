@@ -311,3 +311,6 @@ def test_an_edit_of_what_another_window_has_changed_is_refused(tmp_path: Path) -
     rev = make(annotation, Edit(op="accept", edit_id="x"), CLASSES).rev
     assert make(annotation, Edit(op="accept", edit_id="x"), CLASSES).rev == rev == annotation.rev
     annotation.close()
+    annotation = Annotation(tmp_path / "a.journal", HW, lambda: start)
+    assert make(annotation, Edit(op="accept", edit_id="x"), CLASSES).rev == rev  # sent again after the server ended
+    annotation.close()

@@ -208,3 +208,26 @@ def test_after_a_kill_the_dataset_has_all_edits(images: Path, tmp_path: Path) ->
         assert [row["state"] for row in client.get("/api/project").json()["images"]] == ["corrected", "corrected"]
     records = json.loads((project / "project.json").read_text())["images"]
     assert [r["journal_bytes"] for r in records] == [(project / "edits" / f"{k}.journal").stat().st_size for k in "ab"]
+
+
+def test_an_image_that_is_replaced_is_shown_as_it_is_now(client: PageClient, images: Path) -> None:
+    first = client.get("/api/images/a/tiles/0/0/0").content
+    pixels = tifffile.imread(images / "a.tif")
+    tifffile.imwrite(images / "a.tif", 255 - pixels, photometric="rgb", compression="zlib")
+    assert client.get("/api/images/a/tiles/0/0/0").content != first
+    tifffile.imwrite(images / "a.tif", pixels[:100], photometric="rgb")
+    answer = client.get("/api/images/a/tiles/0/0/0")
+    assert answer.status_code == 422
+    assert "another size than before" in answer.text
+    (images / "a.tif").unlink()
+    assert client.get("/api/images/a").status_code == 422
+
+
+def test_a_prediction_of_another_size_is_refused(client: PageClient, images: Path, tmp_path: Path) -> None:
+    edit(client, "delete", ids=[3])
+    pixels = tifffile.imread(images / "a.tif")
+    tifffile.imwrite(images / "a.tif", pixels[:300], photometric="rgb")
+    (images / "a_masks.tif").unlink()
+    cw.predict_folder(images / "a.tif", model=Squares(), out=tmp_path / "pred", save=["masks"])
+    with pytest.raises(cw.InputError, match="of another size"):
+        client.page.project.adopt(tmp_path / "pred")

@@ -224,6 +224,8 @@ class Annotation:
                     "boxes": [list(box) for box, _, _ in change.pixels],
                     "rows": [[number, *pair] for number, pair in change.rows.items()],
                 }
+                if edit_id:
+                    head["edit_id"] = edit_id
                 if change.state is not None:
                     head["state"] = [asdict(before), asdict(change.state)]
                 blobs = [packed(old ^ new) for _, old, new in change.pixels]
@@ -382,6 +384,8 @@ class Annotation:
                     entries[self.rev] = _Entry(self.rev, str(head["name"]), record.offset, *kind)
                     self._done.append(entries[self.rev])
                     self._undone.clear()
+                    if "edit_id" in head:
+                        self._edit_ids.append((str(head["edit_id"]), Applied(self.rev, (), {}, "", reload=True)))
                 else:
                     self._replay_turn(entries[int(head["of"])], head["kind"])
             except (KeyError, ValueError, TypeError, IndexError) as error:

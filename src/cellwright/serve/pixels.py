@@ -89,10 +89,13 @@ class ChannelFacts:
 
 
 class Pixels:
-    """The pixels of one image; see the module. n_bytes: what it keeps in memory, at most."""
+    """The pixels of one image; see the module.
 
-    def __init__(self, source: ImageSource, kept: Kept) -> None:
-        self.source, self._kept = source, kept
+    n_bytes: what it keeps in memory, at most. state: of the file when it was opened.
+    """
+
+    def __init__(self, source: ImageSource, kept: Kept, state: tuple[int, int] | None = None) -> None:
+        self.source, self._kept, self.state = source, kept, state
         self.version = hashlib.blake2b(source.fingerprint().encode(), digest_size=8).hexdigest()
         self.n_levels = 1
         while max(self.level_hw(self.n_levels - 1)) > TILE:

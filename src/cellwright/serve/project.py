@@ -33,6 +33,7 @@ from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.formats.tile_job import edited_labels
 from cellwright.data.images.names import is_image_name
 from cellwright.data.images.reading import Reading
+from cellwright.data.images.regions import state_of
 from cellwright.serve.annotation import Annotation, Start
 from cellwright.serve.corrected import Corrected
 from cellwright.serve.events import Events
@@ -405,6 +406,14 @@ class Project:
     def _start_from(self, reference: str, sample: str, record: ImageRecord, *, with_classes: bool = False) -> Start:
         source = (self.folder / reference).resolve()
         dataset = self._dataset_of(reference)
+        if record.hw is not None and dataset.sample(sample).image_hw != record.hw:
+            raise InputError(
+                "these objects are of an image of another size",
+                where=source,
+                got=" x ".join(map(str, dataset.sample(sample).image_hw)),
+                expected=f"{record.hw[0]} x {record.hw[1]}, as {record.name}",
+                remedy="predict the image at its full size",
+            )
         if is_job_folder(source) and record.hw is not None and edited_labels(source) is None:
             start = start_of_job(source, record.hw, dataset.class_names)
         else:
@@ -595,11 +604,13 @@ class Page:
     def pixels(self, image_id: str) -> Pixels:
         """The pixels of an image, opened when first asked for. Raises what opening it raises."""
         record = self.project.image(image_id)
+        path = self.project.path_of(record)
+        state = state_of(path)
         with self._lock:
-            if image_id in self._pixels:
+            if image_id in self._pixels and self._pixels[image_id].state == state:
                 self._pixels.move_to_end(image_id)
                 return self._pixels[image_id]
-        source = Reading.recorded(record.reading).open(self.project.path_of(record))
+        source = Reading.recorded(record.reading).open(path)
         if source.image_hw != record.hw and record.hw is not None:
             raise InputError(
                 "this image has another size than before",
@@ -608,7 +619,7 @@ class Page:
                 expected=f"{record.hw[0]} x {record.hw[1]}",
                 remedy="put the image back as it was",
             )
-        opened = Pixels(source, self.kept)
+        opened = Pixels(source, self.kept, state)
         with self._lock:
             self._pixels[image_id] = opened
             while len(self._pixels) > 1 and (
