@@ -10,16 +10,18 @@ const MOST_LISTED = 200;
 export class EvaluatePanel {
   constructor(page, host) {
     this.page = page;
-    this.kinds = new Set(Object.keys(KINDS));
+    this.known = {}; // the job that is shown, by verb
     this.model = select([["", "Predictions as they are stored"]], "");
     this.progress = h("div", { class: "job-panel" });
+    this.searching = h("div", { class: "job-panel" });
     this.outcome = h("div", { class: "outcome" });
     this.suspects = h("div", { class: "outcome" });
     host.append(h("section", {}, field("Evaluate", this.model),
       h("div", { class: "pair" }, button({ symbol: "play", text: "Evaluate", kind: "primary", id: "evaluate", title: "Compare with the corrected images", click: () => this.start() }),
-        button({ text: "Find suspects", title: "Annotations that look wrong: missing, merged, shifted", click: () => page.jobs.start("suspects", { images: null }) })), this.progress,
+        button({ text: "Find suspects", title: "Annotations that look wrong: missing, merged, shifted", click: () => page.jobs.start("suspects", { images: null }) })), this.progress, this.searching,
       h("p", { class: "hint", text: "Corrected images are the annotations. Click an error to go there and fix the annotation." })), this.outcome, this.suspects);
     page.jobs.show("evaluate", this.progress);
+    page.jobs.show("suspects", this.searching);
     page.jobs.addEventListener("end", (event) => this.ended(event.detail));
     page.addEventListener("project", () => {
       const chosen = this.model.value, names = page.models.map((model) => model.name);
@@ -28,10 +30,19 @@ export class EvaluatePanel {
     });
   }
 
+  /** What was found last, in an earlier visit. */
+  opened() {
+    for (const verb of ["evaluate", "suspects"]) {
+      const job = this.page.jobs.latest(verb);
+      if (job && this.known[verb] !== job.id) this.ended(job);
+    }
+  }
+
   start() { return this.page.jobs.start("evaluate", { images: null, model: this.model.value || null }); }
 
   async ended(job) {
     if (job.state !== "done") return;
+    this.known[job.verb] = job.id;
     if (job.verb === "suspects") this.showErrors(this.suspects, "Suspects", job.result?.suspects ?? []);
     if (job.verb !== "evaluate") return;
     const report = await this.page.guard(() => get(`/api/evaluations/${job.result?.evaluation ?? job.id}`));
@@ -64,12 +75,12 @@ export class EvaluatePanel {
     const kinds = [...new Set(errors.map((error) => error.kind))], shown = new Set(kinds), list = h("div", { class: "error-list" });
     const render = () => {
       const rows = errors.filter((error) => shown.has(error.kind));
-      list.replaceChildren(...rows.slice(0, MOST_LISTED).map((error) => button({ text: `${KINDS[error.kind] ?? error.kind} · ${this.nameOf(error.image)}${error.why ? ` · ${error.why}` : ""}`, kind: "row", click: () => this.goTo(error, errors) })));
+      list.replaceChildren(...rows.slice(0, MOST_LISTED).map((error) => button({ text: `${titleOf(error.kind)} · ${this.nameOf(error.image)}`, title: error.why, kind: "row", click: () => this.goTo(error, errors) })));
       if (rows.length > MOST_LISTED) list.append(h("p", { class: "muted", text: `and ${rows.length - MOST_LISTED} more` }));
       if (!rows.length) list.append(h("p", { class: "muted", text: "None." }));
     };
     const chips = kinds.map((kind) => {
-      const chip = button({ text: `${KINDS[kind] ?? kind} ${errors.filter((error) => error.kind === kind).length}`, kind: "chip", pressed: true, click: () => {
+      const chip = button({ text: `${titleOf(kind)} ${errors.filter((error) => error.kind === kind).length}`, kind: "chip", pressed: true, click: () => {
         if (shown.has(kind)) shown.delete(kind); else shown.add(kind);
         chip.setAttribute("aria-pressed", String(shown.has(kind)));
         render();
@@ -85,9 +96,12 @@ export class EvaluatePanel {
     const id = this.idOf(error.image);
     if (page.info?.id !== id) await page.openImage(id);
     if (page.info?.id !== id) { toast(`${this.nameOf(error.image)} is not in this project`); return; }
-    page.marks = errors.filter((other) => other.image === error.image).map((other) => ({ box: other.box, text: KINDS[other.kind] ?? other.kind }));
+    page.marks = errors.filter((other) => other.image === error.image).map((other) => ({ box: other.box, text: titleOf(other.kind) }));
     page.viewer.goTo(error.box, { zoom: true });
     page.objects.select((error.ids ?? []).filter((id) => page.objects.has(id)));
+    page.setStatus(`${titleOf(error.kind)}${error.why ? `: ${error.why}` : ""}`);
     page.viewer.request();
   }
 }
+
+const titleOf = (kind) => KINDS[kind] ?? kind.charAt(0).toUpperCase() + kind.slice(1).replaceAll("_", " ");

@@ -18,6 +18,8 @@ export class Jobs extends EventTarget {
     try {
       const answer = await get("/api/jobs");
       for (const job of answer.jobs) this.update(job, true);
+      const train = this.latest("train"); // its curves: the list has the last points only
+      if (train) this.update(await get(`/api/jobs/${train.id}`), true);
     } catch (error) {
       console.warn(`jobs: ${error.message}`);
     }
