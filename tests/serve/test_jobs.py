@@ -23,6 +23,7 @@ from page_client import PageClient, open_page
 
 from cellwright.api.read import read_dataset
 from cellwright.cli.app import build_app
+from cellwright.core.errors import OutputError
 from cellwright.data.synthetic import draw_field
 from cellwright.serve.jobs import WorkerProcess
 
@@ -270,6 +271,15 @@ def test_bad_requests(one_page: PageClient, verb: str, parameters: dict[str, Any
     assert answer.status_code in (404, 422)
     assert message in answer.json()["error"]["message"]
     assert one_page.page.jobs.all() == []
+
+
+def test_a_job_that_cannot_be_stored_is_refused(one_page: PageClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any) -> None:
+        raise OutputError("the disk is full", where=path, remedy="make room")
+
+    monkeypatch.setattr("cellwright.serve.jobs.write_json", full)
+    answer = one_page.post("/api/jobs", json={"verb": "predict", "parameters": CLASSICAL})
+    assert (answer.status_code, one_page.page.jobs.all()) == (507, [])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 
-from cellwright.core.errors import CellwrightError, InputError, UsageError
+from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
 from cellwright.core.events import plain
 from cellwright.core.instances import Instances
 from cellwright.core.result_folders import kind_of_result
@@ -82,7 +82,7 @@ class PageProject:
             is_annotated=is_untouched and not is_result,
             has_objects=record.is_predicted or is_untouched or bool(record.n_objects),
             objects=source if is_untouched else None,
-            prediction=source if is_result else None,
+            prediction=None if record.prediction is None else (self.folder / record.prediction).resolve(),
             reading=record.reading,
         )
 
@@ -105,7 +105,8 @@ class PageProject:
 
     def set_training(self, ids: Sequence[str], *, is_on: bool) -> None:
         """See `JobProject`."""
-        self._project.set_training(ids, is_on=is_on)
+        there = {record.id for record in self._project.images}  # others were removed meanwhile
+        self._project.set_training([one for one in ids if one in there], is_on=is_on)
         self._page.events.publish({"kind": "project"})
 
 
@@ -248,8 +249,8 @@ def answered(work: Callable[[], Any], *, status: int = 200) -> Response:
 
 
 def failed(error: CellwrightError) -> Response:
-    """An error of the user as JSON: 404 for what does not exist, otherwise 422."""
-    status = 404 if error.problem.startswith("no such") else 422
+    """An error of the user as JSON: 404 for what does not exist, 507 for a full disk, otherwise 422."""
+    status = 404 if error.problem.startswith("no such") else 507 if isinstance(error, OutputError) else 422
     return JSONResponse({"error": {"message": str(error), "parts": plain(error.parts())}}, status)
 
 

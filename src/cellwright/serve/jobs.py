@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import CellwrightError, FormatError, UsageError
-from cellwright.core.events import plain
+from cellwright.core.errors import CellwrightError, FormatError, OutputError, UsageError
+from cellwright.core.events import emit, plain
 from cellwright.core.files import read_json, write_json
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
@@ -263,13 +264,8 @@ class JobQueue:
 
     def facts(self) -> ProjectFacts:
         """The project as it is."""
-        project, predicted = self.project, dict[str, Path]()
-        with self._lock:
-            for job in self._jobs.values():
-                if job.verb == "predict" and job.result is not None and "images" in job.result:
-                    predicted |= {one: Path(folder) for folder, ids in job.result["images"].items() for one in ids}
-        images = [replace(one, prediction=predicted.get(one.id, one.prediction)) for one in project.image_facts()]
-        return ProjectFacts(project.folder, project.corrected, project.class_names, tuple(images))
+        project = self.project
+        return ProjectFacts(project.folder, project.corrected, project.class_names, tuple(project.image_facts()))
 
     def submit(self, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """Check a job, and add it to the queue. Raises `CellwrightError` for one that cannot be done."""
@@ -287,7 +283,11 @@ class JobQueue:
                 )
             job.commands = [step.command for step in task.steps(place)]
             self._jobs[job.id] = job
-            self._save()
+            try:
+                self._save()
+            except BaseException:
+                del self._jobs[job.id]
+                raise
             self._changed.notify_all()
         self._tell(job)
         return job.to_json()
@@ -338,6 +338,10 @@ class JobQueue:
             except CellwrightError as error:
                 problem, *details = str(error).splitlines()
                 self._finish(job, "failed", error={"message": problem, "details": "\n".join(details)})
+            except Exception as error:  # noqa: BLE001 - the jobs after this one are still to be done
+                text = "".join(traceback.format_exception(error))
+                error_values = {"message": f"an error in cellwright: {error!r}", "details": text, "kind": "bug"}
+                self._finish(job, "failed", error=error_values)
 
     def _next(self) -> Job | None:
         """The next job, which is set to running; None if the server ends."""
@@ -347,7 +351,7 @@ class JobQueue:
                 if job is not None:
                     job.state, job.started, job.starts = "running", _now(), job.starts + 1
                     job.progress, job.text, job.result, job.error, job.ended = None, "", None, None, None
-                    self._save()
+                    self._try_to_save()
                     return job
                 self._changed.wait()
         return None
@@ -440,7 +444,7 @@ class JobQueue:
                 job.text = str(error["message"])
             elif state == "cancelled":
                 job.text = "cancelled"
-            self._save()
+            self._try_to_save()
             self._changed.notify_all()
         self._tell(job)
 
@@ -492,6 +496,13 @@ class JobQueue:
     def _save(self) -> None:
         jobs = [job.to_json() for job in self._jobs.values()]
         write_json(self._path, {"schema_version": SCHEMA_VERSION, "jobs": jobs})
+
+    def _try_to_save(self) -> None:
+        """Save the list; if the disk is full, jobs go on, and the list is saved with the next change."""
+        try:
+            self._save()
+        except OutputError as error:
+            emit("note", f"warning: the list of jobs could not be saved: {error}")
 
     def _tell(self, job: Job) -> None:
         with self._lock:

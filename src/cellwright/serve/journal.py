@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cellwright.core.errors import FormatError
-from cellwright.core.files import flush, output_error, write_bytes
+from cellwright.core.files import flush, output_error, unreadable, write_bytes
 from cellwright.core.text import count
 
 MARK = b"\x89CWEDIT\n"
@@ -38,6 +38,19 @@ class Record:
     head: dict[str, Any]
     blobs: tuple[bytes, ...]
     offset: int = -1
+
+
+def has_edits(path: Path) -> bool:
+    """Whether a journal has more than its first record; no more than the beginning of the file is read."""
+    try:
+        with path.open("rb") as file:
+            frame = file.read(_FRAME.size)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return len(frame) == _FRAME.size and size > _FRAME.size + _FRAME.unpack(frame)[1]
 
 
 class Journal:

@@ -37,6 +37,7 @@ from cellwright.data.images.regions import state_of
 from cellwright.serve.annotation import Annotation, Start
 from cellwright.serve.corrected import Corrected
 from cellwright.serve.events import Events
+from cellwright.serve.journal import has_edits
 from cellwright.serve.pixels import BUDGET, Kept, Pixels
 from cellwright.serve.starts import count_of, empty_start, start_of, start_of_job
 
@@ -178,10 +179,7 @@ class Project:
 
     def is_changed(self, image_id: str) -> bool:
         """Whether the objects of an image are not those with which it began; also after an undo."""
-        if image_id not in self._annotations and not self._journal(image_id).exists():
-            return False
-        with self.locked(image_id) as annotation:
-            return annotation.rev > 0
+        return has_edits(self._journal(image_id))
 
     # --- changing
 

@@ -36,6 +36,7 @@ class Step:
     def command(self) -> str:
         """The command line that does the same.
 
+        >>> from cellwright.api.predict import PredictPlan
         >>> Step("predict", PredictPlan((Path("my images"),), score=0.4, save=("masks",), out=Path("p"))).command
         "cellwright predict 'my images' --score 0.4 --save masks --out p"
         """
