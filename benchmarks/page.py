@@ -47,7 +47,7 @@ class Client:
     """A connection that stays open."""
 
     def __init__(self, host: str, cookie: str) -> None:
-        self._connection = HTTPConnection(host, timeout=60)
+        self._connection = HTTPConnection(host, timeout=600)
         self._headers = {"Cookie": cookie, "Origin": f"http://{host}", "Content-Type": "application/json"}
 
     def ask(self, path: str, body: object = None) -> tuple[float, bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 import sys
 import threading
@@ -98,6 +100,8 @@ def run(
         shown = "127.0.0.1" if plan.host in ("0.0.0.0", "::", *_LOOPBACK) else plan.host
         host = f"[{shown}]" if ":" in shown else shown
         announce(f"http://{host}:{port}/?token={access.token}")
+        if access.any_address:
+            screen.note(f"from other machines: http://{socket.gethostname()}:{port}/?token={access.token}")
         screen.note("stop with Ctrl-C; everything is saved as you go")
         _serve(uvicorn, app, listening, page.events.close)
         images = project.images
@@ -165,7 +169,14 @@ def _serve(uvicorn: Any, app: Any, listening: socket.socket, end: Callable[[], N
         stop(number, frame)
 
     server.handle_exit = handle_exit
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_showing)
     sys.setswitchinterval(_SWITCH_S)
     give_freed_memory_back()
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    """Whether a message of the server is about a fault, and not about requests that were cut off at its end."""
+    is_cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not is_cut and "graceful shutdown" not in record.getMessage()
