@@ -215,7 +215,12 @@ def test_a_tile_job(tmp_path: Path) -> None:
 
 def _run_folder(folder: Path, *, last: str = "0.5") -> Path:
     write_text(folder / "recipe.yaml", recipes.dump(recipes.load("synthetic/demo").resolved()))
-    environment = {"inputs": {"data": "d1"}, "device": "cpu", "versions": {"torch": "2.9", "timm": None}}
+    environment: dict[str, Any] = {
+        "inputs": {"data": "d1"},
+        "sources": ["our own", "a & b"],
+        "device": "cpu",
+        "versions": {"torch": "2.9", "timm": None},
+    }
     write_json(folder / "environment.json", environment)
     rows = [f"{k},0.01,{2 / (k + 1)},{1 / (k + 1)},{1 / (k + 1)},0.9" for k in range(400)]
     header = "step,lr,loss,loss_mask,loss_box,step_s"
@@ -230,6 +235,7 @@ def test_a_training_that_is_not_finished_or_diverged(tmp_path: Path) -> None:
         "Parts of the loss",
         "no validation images",
         "torch 2.9",
+        "own, a & b",
     ):
         assert text in tags.text, text
     assert "0.9" not in re.findall(r"step_s.{9}", tags.text)

@@ -423,7 +423,9 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     chosen = request.reading.to_dict()
     inputs = {"data": identity.digest, **({"reading": repr(chosen)} if chosen else {}), **_init_fingerprint(recipe)}
     recipe_yaml = recipes.dump(recipe)
-    environment = output.examine(recipe_yaml, describe_environment(device, recipe.train.threads, inputs), identity)
+    environment = describe_environment(device, recipe.train.threads, inputs)
+    environment["sources"] = sorted({sample.source for sample in request.dataset if sample.source})[:10]
+    environment = output.examine(recipe_yaml, environment, identity)
     if output.is_finished:
         screen.note(f"already complete: {request.out}/ has the finished run of this recipe and these data")
         return None if dry_run else read_run(request.out)

@@ -155,6 +155,7 @@ def _data(record: RunRecord, identity: Identity | None, info: Mapping[str, Any])
             text = f"warning: no training image has an object of class {joined(missing)}: it cannot be learned"
             parts.append(Notes([text]))
     facts: list[tuple[str, Cell]] = [
+        ("sources", joined(record.environment.get("sources"))),
         ("licence of the data", str(info.get("data_licence") or "")),
         ("channels", joined(info.get("channels"))),
         ("pixel size, µm", joined(info.get("pixel_size_um"))),
