@@ -19,6 +19,7 @@ import pytest
 import tifffile
 
 pytest.importorskip("fastapi")
+from drawn import run
 from page_client import PageClient, open_page
 
 from cellwright.api.read import read_dataset
@@ -107,8 +108,10 @@ def parsed(command: str) -> Any:
     return bound.arguments["plan"]
 
 
-def test_predict_measure_export(page: PageClient, tmp_path: Path) -> None:
+def test_predict_measure_export(page: PageClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = do(page, "predict", **CLASSICAL, min_area=20)
+    assert run(*shlex.split(job["command"])[1:]) == 0
+    assert "already complete" in capsys.readouterr().err
     assert sorted(next(iter(job["result"]["images"].values()))) == ["field_0", "field_1", "field_2"]
     plan = parsed(job["command"])
     assert (plan.model, plan.sources) == (("classical",), (tmp_path / "my images",))
