@@ -65,7 +65,7 @@ def server(*words: object) -> Iterator[str]:
             raise AssertionError("".join(printed))
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 class Visitor:

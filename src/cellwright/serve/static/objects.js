@@ -21,6 +21,7 @@ export class Objects extends EventTarget {
     this.hovered = 0;
     this.doomed = new Set(); // what a rectangle of the delete tool would remove
     this.capacity = 0;
+    this.nShown = 0;
     this.typicalSide = 20;
     this.reserve(1024);
   }
@@ -54,6 +55,7 @@ export class Objects extends EventTarget {
     this.ids = [];
     for (const name of COLUMNS) this[name] = [];
     this.flags.fill(0);
+    this.nShown = 0;
     this.selected.clear();
     this.hovered = 0;
     this.rev = table.rev;
@@ -82,7 +84,7 @@ export class Objects extends EventTarget {
       this.rows.delete(id);
       this.selected.delete(id);
       if (this.hovered === id) this.hovered = 0;
-      if (id < this.capacity) this.flags[id] = HIDDEN;
+      if (id < this.capacity) this.style(id);
     }
     if (changed) {
       this.put(changed);
@@ -125,8 +127,10 @@ export class Objects extends EventTarget {
     }
   }
 
+  /** Fill the entry of one object in the lookup table; keeps count of those shown. */
   style(id) {
-    const index = this.rows.get(id);
+    const index = this.rows.get(id), before = this.flags[id] & SHOWN;
+    this.nShown -= before;
     if (index === undefined) { this.flags[id] = HIDDEN; return; }
     let flags = HIDDEN;
     if (this.passes(index)) {
@@ -136,6 +140,7 @@ export class Objects extends EventTarget {
       if (this.hovered === id) flags |= HOVERED;
       if (this.doomed.has(id)) flags |= DOOMED;
     }
+    this.nShown += flags & SHOWN;
     this.flags[id] = flags;
     this.colours[id] = this.colourOf(index);
   }
@@ -163,11 +168,7 @@ export class Objects extends EventTarget {
     return ids;
   }
 
-  countShown() {
-    let n = 0;
-    for (const id of this.rows.keys()) n += this.flags[id] & SHOWN;
-    return n;
-  }
+  countShown() { return this.nShown; }
 
   setFilter(filter) {
     Object.assign(this.filter, filter);
