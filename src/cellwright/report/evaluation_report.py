@@ -99,7 +99,7 @@ def _page(
         Section("Errors by kind", _errors(content)),
         Section("Errors in pictures", _pictures(folder, rows)),
         Section("Images", _images(rows)),
-        Section("Classes", _classes(folder, content)),
+        Section("Precision, recall and classes", _classes(folder, content)),
         Section("Data", _data(about, values)),
         Section("How it was made", _how(folder, about)),
     ]

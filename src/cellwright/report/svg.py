@@ -21,6 +21,7 @@ WIDTH, HEIGHT = 420, 250
 MAX_POINTS = 300  # of a line; of more, means are drawn
 MAX_SERIES = 7
 _COLOURS: tuple[RGB, ...] = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
+_FILLS: tuple[RGB, ...] = (BLUE, ORANGE, GREEN, SKY_BLUE, VERMILLION, PURPLE, BLACK)  # dark and light in turn
 _DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 3", "4 4", "1 3")
 _GRID, _AXIS, _TEXT_PX = "#dde1e6", "#59626b", 7.6  # px per character, about
 _ROW_PX, _LONGEST_NAME = 19, 25
@@ -42,9 +43,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def colour(k: int) -> str:
+def colour(k: int, colours: Sequence[RGB] = _COLOURS) -> str:
     """The colour of the k-th series."""
-    return "#{:02x}{:02x}{:02x}".format(*_COLOURS[k % len(_COLOURS)])
+    return "#{:02x}{:02x}{:02x}".format(*colours[k % len(colours)])
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -208,7 +209,7 @@ def bars(
         for k in range(len(values)):
             size, place = table[k, row] * scale, y + (0 if stacked else k * bar) + 1
             rect = {"x": f"{start:.1f}", "y": f"{place:.1f}", "width": f"{size:.1f}", "height": f"{bar - 1:.1f}"}
-            parts.append(_tag("rect", {**rect, "fill": colour(k), "stroke": "#fff"}))
+            parts.append(_tag("rect", {**rect, "fill": colour(k, _FILLS), "stroke": "#fff"}))
             if not stacked:
                 parts.append(_text(start + size + 5, place + bar / 2, _value(table[k, row], text)))
             else:
@@ -290,7 +291,9 @@ def _legend(names: Sequence[str], left: float, *, filled: bool = False) -> list[
     for k, (name, x, row) in enumerate(_legend_places(names, WIDTH - left)):
         at, y = left + x, 11 + 17 * row
         if filled:
-            parts.append(_tag("rect", {"x": f"{at:.1f}", "y": y - 5, "width": 14, "height": 10, "fill": colour(k)}))
+            parts.append(
+                _tag("rect", {"x": f"{at:.1f}", "y": y - 5, "width": 14, "height": 10, "fill": colour(k, _FILLS)})
+            )
         else:
             parts.append(_path(np.array([at, at + 24]), np.array([y, y]), colour(k), _DASHES[k], 2.2))
         parts.append(_text(at + (19 if filled else 29), y, name))
