@@ -7,7 +7,8 @@ const ICONS = {
   select: "M5 3l11 7-5 1.2L8.4 16z",
   delete: "M4 5.5h12M8 5.5V4h4v1.5M5.5 5.5l.8 11h7.4l.8-11M8.5 8.5v5M11.5 8.5v5",
   outline: "M10 3.2c4.2 0 6.6 2.4 6.6 5.6 0 4.2-3.4 8-7.4 8-3.6 0-5.8-2.6-5.8-6 0-4.4 2.8-7.6 6.6-7.6z",
-  brush: "M16.8 3.2c-3 .8-6.4 4-8 6.8l1.6 1.6c2.8-1.6 6-5 6.4-8.4zM8 11c-2.2 0-3 1.4-3.2 3-.1 1-.8 1.8-1.8 2.2 3.4 1.2 6.8 0 6.8-3.4z",
+  brush:
+    "M16.8 3.2c-3 .8-6.4 4-8 6.8l1.6 1.6c2.8-1.6 6-5 6.4-8.4zM8 11c-2.2 0-3 1.4-3.2 3-.1 1-.8 1.8-1.8 2.2 3.4 1.2 6.8 0 6.8-3.4z",
   erase: "M11.5 3.5l5 5-7 7.5H6.2L3 12.6zM7.2 8.2l5 5M9.5 16H17",
   merge: "M7 5.2a4.8 4.8 0 1 0 0 9.6M13 5.2a4.8 4.8 0 1 1 0 9.6M7 10h6M10.8 7.8L13 10l-2.2 2.2",
   split: "M10 2.5v15M7.5 5.2a4.8 4.8 0 0 0 0 9.6zM12.5 5.2a4.8 4.8 0 0 1 0 9.6z",
@@ -70,7 +71,12 @@ export function button({ text, symbol, title, label, kind = "", click, disabled,
 
 /** A labelled control: `<label>` above or beside an input, select or a row of them. */
 export function field(text, control, { hint, inline = false } = {}) {
-  const label = h("label", { class: inline ? "field inline" : "field" }, h("span", { class: "field-name", text }), control);
+  const label = h(
+    "label",
+    { class: inline ? "field inline" : "field" },
+    h("span", { class: "field-name", text }),
+    control,
+  );
   if (hint) label.append(h("span", { class: "hint", text: hint }));
   return label;
 }
@@ -96,7 +102,11 @@ export function slider({ min, max, step, value, input, change, label, id }) {
 /** A message at the bottom of the picture; errors stay until closed, and are read out at once. */
 export function toast(message, kind = "info") {
   const host = document.getElementById("toasts");
-  const note = h("div", { class: `toast ${kind}`, role: kind === "error" ? "alert" : "status" }, h("span", { text: message }));
+  const note = h(
+    "div",
+    { class: `toast ${kind}`, role: kind === "error" ? "alert" : "status" },
+    h("span", { text: message }),
+  );
   const close = () => note.remove();
   note.append(button({ symbol: "close", kind: "bare", label: "Close this message", click: close }));
   if (kind !== "error") for (const old of host.querySelectorAll(".toast.info")) old.remove();
@@ -110,22 +120,48 @@ export function dialog(title, content, actions = [], kind = "") {
   return new Promise((resolve) => {
     const foot = h("div", { class: "dialog-foot" });
     const close = button({ symbol: "close", kind: "bare", label: "Close" });
-    const box = h("dialog", { class: `dialog ${kind}`, "aria-label": title },
-      h("div", { class: "dialog-head" }, h("h2", { text: title }), close), h("div", { class: "dialog-body" }, content), foot);
-    const done = (value) => { box.close(); box.remove(); resolve(value); };
+    const box = h(
+      "dialog",
+      { class: `dialog ${kind}`, "aria-label": title },
+      h("div", { class: "dialog-head" }, h("h2", { text: title }), close),
+      h("div", { class: "dialog-body" }, content),
+      foot,
+    );
+    const done = (value) => {
+      box.close();
+      box.remove();
+      resolve(value);
+    };
     close.addEventListener("click", () => done(null));
     for (const { text, value, primary } of actions)
-      foot.append(button({ text, kind: primary ? "primary" : "", click: () => done(typeof value === "function" ? value() : value) }));
+      foot.append(
+        button({
+          text,
+          kind: primary ? "primary" : "",
+          click: () => done(typeof value === "function" ? value() : value),
+        }),
+      );
     if (!actions.length) foot.remove();
-    box.addEventListener("cancel", (event) => { event.preventDefault(); done(null); });
-    box.addEventListener("click", (event) => { if (event.target === box) done(null); });
+    box.addEventListener("cancel", (event) => {
+      event.preventDefault();
+      done(null);
+    });
+    box.addEventListener("click", (event) => {
+      if (event.target === box) done(null);
+    });
     document.body.append(box);
     box.showModal();
   });
 }
 
 export const format = {
-  number: (value) => value === null || value === undefined || Number.isNaN(value) ? "" : Math.abs(value) >= 1000
-    ? Math.round(value).toLocaleString("en") : Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3))),
+  number: (value) =>
+    value === null || value === undefined || Number.isNaN(value)
+      ? ""
+      : Math.abs(value) >= 1000
+        ? Math.round(value).toLocaleString("en")
+        : Number.isInteger(value)
+          ? String(value)
+          : String(Number(value.toPrecision(3))),
   count: (n, noun) => `${n.toLocaleString("en")} ${n === 1 ? noun : noun + "s"}`,
 };

@@ -23,7 +23,8 @@ export class Editor extends EventTarget {
   }
 
   async loadHistory() {
-    const image = this.image, { undo, redo } = await get(`/api/images/${image}/history`);
+    const image = this.image,
+      { undo, redo } = await get(`/api/images/${image}/history`);
     if (image === this.image) this.setHistory(undo.at(-1) ?? null, redo.at(-1) ?? null);
   }
 
@@ -35,7 +36,8 @@ export class Editor extends EventTarget {
 
   /** Send one edit; resolves with the server's answer, or null if it was refused (the user has been told). */
   send(edit) {
-    const image = this.image, { score, area } = this.page.objects.filter;
+    const image = this.image,
+      { score, area } = this.page.objects.filter;
     this.pending++;
     this.dispatchEvent(new Event("saving"));
     const body = { ...edit, edit_id: crypto.randomUUID(), client: CLIENT, shown: { min_score: score, min_area: area } };
@@ -73,9 +75,12 @@ export class Editor extends EventTarget {
   }
 
   async apply(answer) {
-    const { page } = this, { viewer, objects } = page;
+    const { page } = this,
+      { viewer, objects } = page;
     if (answer.reload) return page.reload();
-    const boxes = await Promise.all((answer.boxes ?? []).map(async (box) => ({ ...box, labels: await unpackLabels(box.labels) })));
+    const boxes = await Promise.all(
+      (answer.boxes ?? []).map(async (box) => ({ ...box, labels: await unpackLabels(box.labels) })),
+    );
     this.rev = answer.rev;
     viewer.tiles.patch(boxes, answer.rev);
     if (answer.objects) objects.apply(answer.objects);
@@ -92,7 +97,10 @@ export class Editor extends EventTarget {
     if (event.client === CLIENT) return;
     await this.queue;
     if (event.image !== this.image || event.rev <= this.rev) return;
-    if (event.reload) { await this.page.reload(); return; }
+    if (event.reload) {
+      await this.page.reload();
+      return;
+    }
     this.rev = event.rev;
     this.page.viewer.tiles.stale(event.boxes, event.rev);
     if (event.objects) this.page.objects.apply(event.objects);
@@ -101,6 +109,10 @@ export class Editor extends EventTarget {
     await this.loadHistory();
   }
 
-  undo() { return this.undoName === null ? toast("Nothing to undo") : this.send({ op: "undo" }); }
-  redo() { return this.redoName === null ? toast("Nothing to redo") : this.send({ op: "redo" }); }
+  undo() {
+    return this.undoName === null ? toast("Nothing to undo") : this.send({ op: "undo" });
+  }
+  redo() {
+    return this.redoName === null ? toast("Nothing to redo") : this.send({ op: "redo" });
+  }
 }

@@ -4,7 +4,14 @@ import { button, field, format, h, select, toast } from "./dom.js";
 import { get } from "./http.js";
 import { bar } from "./train_panel.js";
 
-const KINDS = { missed: "Missed", extra: "Extra", merged: "Merged", split: "Split", poor: "Poor outline", class: "Wrong class" };
+const KINDS = {
+  missed: "Missed",
+  extra: "Extra",
+  merged: "Merged",
+  split: "Split",
+  poor: "Poor outline",
+  class: "Wrong class",
+};
 const MOST_LISTED = 200;
 
 export class EvaluatePanel {
@@ -16,16 +23,48 @@ export class EvaluatePanel {
     this.searching = h("div", { class: "job-panel" });
     this.outcome = h("div", { class: "outcome" });
     this.suspects = h("div", { class: "outcome" });
-    host.append(h("section", {}, field("Evaluate", this.model),
-      h("div", { class: "pair" }, button({ symbol: "play", text: "Evaluate", kind: "primary", id: "evaluate", title: "Compare with the corrected images", click: () => this.start() }),
-        button({ text: "Find suspects", title: "Annotations that look wrong: missing, merged, shifted", click: () => page.jobs.start("suspects", { images: null }) })), this.progress, this.searching,
-      h("p", { class: "hint", text: "Corrected images are the annotations. Click an error to go there and fix the annotation." })), this.outcome, this.suspects);
+    host.append(
+      h(
+        "section",
+        {},
+        field("Evaluate", this.model),
+        h(
+          "div",
+          { class: "pair" },
+          button({
+            symbol: "play",
+            text: "Evaluate",
+            kind: "primary",
+            id: "evaluate",
+            title: "Compare with the corrected images",
+            click: () => this.start(),
+          }),
+          button({
+            text: "Find suspects",
+            title: "Annotations that look wrong: missing, merged, shifted",
+            click: () => page.jobs.start("suspects", { images: null }),
+          }),
+        ),
+        this.progress,
+        this.searching,
+        h("p", {
+          class: "hint",
+          text: "Corrected images are the annotations. Click an error to go there and fix the annotation.",
+        }),
+      ),
+      this.outcome,
+      this.suspects,
+    );
     page.jobs.show("evaluate", this.progress);
     page.jobs.show("suspects", this.searching);
     page.jobs.addEventListener("end", (event) => this.ended(event.detail));
     page.addEventListener("project", () => {
-      const chosen = this.model.value, names = page.models.map((model) => model.name);
-      this.model.replaceChildren(h("option", { value: "", text: "Predictions as they are stored" }), ...names.map((name) => h("option", { value: name, text: `Model ${name}` })));
+      const chosen = this.model.value,
+        names = page.models.map((model) => model.name);
+      this.model.replaceChildren(
+        h("option", { value: "", text: "Predictions as they are stored" }),
+        ...names.map((name) => h("option", { value: name, text: `Model ${name}` })),
+      );
       this.model.value = names.includes(chosen) ? chosen : "";
     });
   }
@@ -38,7 +77,9 @@ export class EvaluatePanel {
     }
   }
 
-  start() { return this.page.jobs.start("evaluate", { images: null, model: this.model.value || null }); }
+  start() {
+    return this.page.jobs.start("evaluate", { images: null, model: this.model.value || null });
+  }
 
   async ended(job) {
     if (job.state !== "done") return;
@@ -51,14 +92,49 @@ export class EvaluatePanel {
 
   show(report) {
     const metrics = report.headline.filter(({ value }) => typeof value === "number");
-    const interval = ({ low, high }) => (typeof low === "number" ? `95 % interval ${format.number(low)} to ${format.number(high)}` : "");
-    const parts = [h("section", {}, h("h3", { text: "Metrics" }), h("table", { class: "metrics" }, h("tbody", {}, metrics.map((row) =>
-      h("tr", { title: interval(row) }, h("th", { scope: "row", text: row.metric }), h("td", {}, bar(row.value), h("span", { text: format.number(row.value) })))))),
-      report.notes?.map((text) => h("p", { class: "hint", text })))];
+    const interval = ({ low, high }) =>
+      typeof low === "number" ? `95 % interval ${format.number(low)} to ${format.number(high)}` : "";
+    const parts = [
+      h(
+        "section",
+        {},
+        h("h3", { text: "Metrics" }),
+        h(
+          "table",
+          { class: "metrics" },
+          h(
+            "tbody",
+            {},
+            metrics.map((row) =>
+              h(
+                "tr",
+                { title: interval(row) },
+                h("th", { scope: "row", text: row.metric }),
+                h("td", {}, bar(row.value), h("span", { text: format.number(row.value) })),
+              ),
+            ),
+          ),
+        ),
+        report.notes?.map((text) => h("p", { class: "hint", text })),
+      ),
+    ];
     if (report.images?.length) {
-      const key = "accuracy@0.5", worst = report.images.slice(0, 12); // the worst come first
-      parts.push(h("section", {}, h("h3", { text: `Worst images by ${key}` }), worst.map((row) => button({
-        text: `${this.nameOf(row.image)}  ${format.number(row[key])}`, kind: "row", click: () => this.page.openImage(this.idOf(row.image)) }))));
+      const key = "accuracy@0.5",
+        worst = report.images.slice(0, 12); // the worst come first
+      parts.push(
+        h(
+          "section",
+          {},
+          h("h3", { text: `Worst images by ${key}` }),
+          worst.map((row) =>
+            button({
+              text: `${this.nameOf(row.image)}  ${format.number(row[key])}`,
+              kind: "row",
+              click: () => this.page.openImage(this.idOf(row.image)),
+            }),
+          ),
+        ),
+      );
     }
     const errors = h("div");
     this.showErrors(errors, "Errors", report.errors ?? []);
@@ -66,37 +142,70 @@ export class EvaluatePanel {
   }
 
   /** Results name images by id, or as the files of the project name them. */
-  imageOf(key) { return this.page.images.images.find((image) => image.id === key || image.name === key); }
-  nameOf(key) { return this.imageOf(key)?.name ?? key; }
-  idOf(key) { return this.imageOf(key)?.id ?? key; }
+  imageOf(key) {
+    return this.page.images.images.find((image) => image.id === key || image.name === key);
+  }
+  nameOf(key) {
+    return this.imageOf(key)?.name ?? key;
+  }
+  idOf(key) {
+    return this.imageOf(key)?.id ?? key;
+  }
 
   /** Errors or suspects: chips by kind that filter, and a list that leads to each. */
   showErrors(host, title, errors) {
-    const kinds = [...new Set(errors.map((error) => error.kind))], shown = new Set(kinds), list = h("div", { class: "error-list" });
+    const kinds = [...new Set(errors.map((error) => error.kind))],
+      shown = new Set(kinds),
+      list = h("div", { class: "error-list" });
     const render = () => {
       const rows = errors.filter((error) => shown.has(error.kind));
-      list.replaceChildren(...rows.slice(0, MOST_LISTED).map((error) => button({ text: `${titleOf(error.kind)} · ${this.nameOf(error.image)}`, title: error.why, kind: "row", click: () => this.goTo(error, errors) })));
-      if (rows.length > MOST_LISTED) list.append(h("p", { class: "muted", text: `and ${rows.length - MOST_LISTED} more` }));
+      list.replaceChildren(
+        ...rows
+          .slice(0, MOST_LISTED)
+          .map((error) =>
+            button({
+              text: `${titleOf(error.kind)} · ${this.nameOf(error.image)}`,
+              title: error.why,
+              kind: "row",
+              click: () => this.goTo(error, errors),
+            }),
+          ),
+      );
+      if (rows.length > MOST_LISTED)
+        list.append(h("p", { class: "muted", text: `and ${rows.length - MOST_LISTED} more` }));
       if (!rows.length) list.append(h("p", { class: "muted", text: "None." }));
     };
     const chips = kinds.map((kind) => {
-      const chip = button({ text: `${titleOf(kind)} ${errors.filter((error) => error.kind === kind).length}`, kind: "chip", pressed: true, click: () => {
-        if (shown.has(kind)) shown.delete(kind); else shown.add(kind);
-        chip.setAttribute("aria-pressed", String(shown.has(kind)));
-        render();
-      } });
+      const chip = button({
+        text: `${titleOf(kind)} ${errors.filter((error) => error.kind === kind).length}`,
+        kind: "chip",
+        pressed: true,
+        click: () => {
+          if (shown.has(kind)) shown.delete(kind);
+          else shown.add(kind);
+          chip.setAttribute("aria-pressed", String(shown.has(kind)));
+          render();
+        },
+      });
       return chip;
     });
     render();
-    host.replaceChildren(h("section", {}, h("h3", { text: `${title} (${errors.length})` }), h("div", { class: "chips" }, chips), list));
+    host.replaceChildren(
+      h("section", {}, h("h3", { text: `${title} (${errors.length})` }), h("div", { class: "chips" }, chips), list),
+    );
   }
 
   async goTo(error, errors) {
     const { page } = this;
     const id = this.idOf(error.image);
     if (page.info?.id !== id) await page.openImage(id);
-    if (page.info?.id !== id) { toast(`${this.nameOf(error.image)} is not in this project`); return; }
-    page.marks = errors.filter((other) => other.image === error.image).map((other) => ({ box: other.box, text: titleOf(other.kind) }));
+    if (page.info?.id !== id) {
+      toast(`${this.nameOf(error.image)} is not in this project`);
+      return;
+    }
+    page.marks = errors
+      .filter((other) => other.image === error.image)
+      .map((other) => ({ box: other.box, text: titleOf(other.kind) }));
     page.viewer.goTo(error.box, { zoom: true });
     page.objects.select((error.ids ?? []).filter((id) => page.objects.has(id)));
     page.setStatus(`${titleOf(error.kind)}${error.why ? `: ${error.why}` : ""}`);

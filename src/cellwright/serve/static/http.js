@@ -41,14 +41,17 @@ async function send(method, url, { json, body, signal } = {}) {
 export const get = async (url, options) => (await send("GET", url, options)).json();
 export const post = async (url, json, options) => (await send("POST", url, { json, ...options })).json();
 export const remove = async (url) => (await send("DELETE", url)).json();
-export const upload = async (name, file) => (await send("POST", `/api/upload?name=${encodeURIComponent(name)}`, { body: file })).json();
+export const upload = async (name, file) =>
+  (await send("POST", `/api/upload?name=${encodeURIComponent(name)}`, { body: file })).json();
 
 /** A tile of the label layer: {rows, columns, data: Uint32Array}. */
 export async function labelTile(url, signal) {
   const response = await send("GET", url, { signal });
   const buffer = await response.arrayBuffer();
   return {
-    rows: Number(response.headers.get("X-Rows")), columns: Number(response.headers.get("X-Columns")), data: new Uint32Array(buffer),
+    rows: Number(response.headers.get("X-Rows")),
+    columns: Number(response.headers.get("X-Columns")),
+    data: new Uint32Array(buffer),
   };
 }
 

@@ -27,20 +27,75 @@ export class ImageList {
   build(host) {
     this.list = h("div", { class: "image-list", role: "listbox", "aria-label": "Images", tabIndex: -1 });
     this.total = h("span", { class: "muted" });
-    this.files = h("input", { type: "file", multiple: true, hidden: true, "aria-label": "Files to add", on: { change: () => this.add([...this.files.files].map((file) => [file.name, file])) } });
-    const filter = h("input", { type: "search", id: "image-filter", placeholder: "Filter by name", "aria-label": "Filter by name", on: { input: () => { this.text = filter.value.toLowerCase(); this.render(); } } });
-    const states = select([["all", "All states"], ...Object.entries(STATES)], "all", (value) => { this.state = value; this.render(); }, { "aria-label": "Show images in state" });
-    const sorts = select(Object.entries(SORTS).map(([key, [text]]) => [key, text]), "name", (value) => { this.sort = value; this.render(); }, { "aria-label": "Sort images" });
+    this.files = h("input", {
+      type: "file",
+      multiple: true,
+      hidden: true,
+      "aria-label": "Files to add",
+      on: { change: () => this.add([...this.files.files].map((file) => [file.name, file])) },
+    });
+    const filter = h("input", {
+      type: "search",
+      id: "image-filter",
+      placeholder: "Filter by name",
+      "aria-label": "Filter by name",
+      on: {
+        input: () => {
+          this.text = filter.value.toLowerCase();
+          this.render();
+        },
+      },
+    });
+    const states = select(
+      [["all", "All states"], ...Object.entries(STATES)],
+      "all",
+      (value) => {
+        this.state = value;
+        this.render();
+      },
+      { "aria-label": "Show images in state" },
+    );
+    const sorts = select(
+      Object.entries(SORTS).map(([key, [text]]) => [key, text]),
+      "name",
+      (value) => {
+        this.sort = value;
+        this.render();
+      },
+      { "aria-label": "Sort images" },
+    );
     host.append(
-      h("div", { class: "panel-head" }, h("h2", { text: "Images" }), this.total, h("span", { class: "grow" }),
-        button({ symbol: "upload", kind: "bare", title: "Add image files", label: "Add image files", click: () => this.files.click() }),
-        button({ symbol: "folder", kind: "bare", title: "Open a folder on this computer", label: "Open a folder", click: () => this.browse() })),
-      this.files, h("div", { class: "image-tools" }, filter, h("div", { class: "pair" }, states, sorts)), this.list);
+      h(
+        "div",
+        { class: "panel-head" },
+        h("h2", { text: "Images" }),
+        this.total,
+        h("span", { class: "grow" }),
+        button({
+          symbol: "upload",
+          kind: "bare",
+          title: "Add image files",
+          label: "Add image files",
+          click: () => this.files.click(),
+        }),
+        button({
+          symbol: "folder",
+          kind: "bare",
+          title: "Open a folder on this computer",
+          label: "Open a folder",
+          click: () => this.browse(),
+        }),
+      ),
+      this.files,
+      h("div", { class: "image-tools" }, filter, h("div", { class: "pair" }, states, sorts)),
+      this.list,
+    );
   }
 
   async load() {
     const first = await get(`/api/project?offset=0&limit=${PAGE}`);
-    const images = [...first.images], total = first.n_images ?? images.length;
+    const images = [...first.images],
+      total = first.n_images ?? images.length;
     while (images.length < total) {
       const more = await get(`/api/project?offset=${images.length}&limit=${PAGE}`);
       if (!more.images.length) break;
@@ -52,47 +107,113 @@ export class ImageList {
   }
 
   get visible() {
-    const images = this.images.filter((image) => (this.state === "all" || image.state === this.state) && image.name.toLowerCase().includes(this.text));
+    const images = this.images.filter(
+      (image) => (this.state === "all" || image.state === this.state) && image.name.toLowerCase().includes(this.text),
+    );
     return images.sort(SORTS[this.sort][1]);
   }
 
   render() {
     const visible = this.visible;
-    this.total.textContent = visible.length === this.images.length ? String(this.images.length) : `${visible.length} of ${this.images.length}`;
+    this.total.textContent =
+      visible.length === this.images.length ? String(this.images.length) : `${visible.length} of ${this.images.length}`;
     this.list.replaceChildren(...visible.map((image) => this.card(image)));
     if (!this.images.length) this.list.append(this.empty());
     else if (!visible.length) this.list.append(h("p", { class: "muted pad", text: "No image matches the filter." }));
   }
 
   empty() {
-    return h("div", { class: "empty" }, h("p", { text: "Drop images or folders anywhere on this page." }),
-      button({ symbol: "upload", text: "Choose files", click: () => this.files.click() }), button({ symbol: "folder", text: "Open a folder", click: () => this.browse() }));
+    return h(
+      "div",
+      { class: "empty" },
+      h("p", { text: "Drop images or folders anywhere on this page." }),
+      button({ symbol: "upload", text: "Choose files", click: () => this.files.click() }),
+      button({ symbol: "folder", text: "Open a folder", click: () => this.browse() }),
+    );
   }
 
   card(image) {
-    const current = image.id === this.page.info?.id, objects = image.n_objects;
+    const current = image.id === this.page.info?.id,
+      objects = image.n_objects;
     const count = objects === null || objects === undefined ? "" : format.count(objects, "object");
     const note = image.note ? h("span", { class: "note", text: image.note }) : null;
-    const card = h("div", { class: "image-card", role: "option", tabIndex: current ? 0 : -1, title: `${image.name}${image.note ? `\n${image.note}` : ""}`, "aria-selected": String(current), data: { id: image.id },
-      on: { click: () => this.page.openImage(image.id), keydown: (event) => this.key(event, image) } },
-      h("img", { src: `/api/images/${image.id}/thumbnail?v=${encodeURIComponent(image.version ?? image.rev ?? "")}`, alt: "", loading: "lazy", width: 48, height: 48, draggable: false }),
-      h("div", { class: "image-text" }, h("span", { class: "image-name", text: image.name }),
-        h("span", { class: "image-facts" }, h("span", { class: `state ${image.state}`, text: STATES[image.state] ?? image.state }), h("span", { text: count })), note),
-      h("button", { class: "button bare remove", type: "button", tabIndex: -1, title: "Remove from the project (Delete)", "aria-label": `Remove ${image.name} from the project`,
-        on: { click: (event) => { event.stopPropagation(); this.takeOff(image); } } }, icon("close")));
+    const card = h(
+      "div",
+      {
+        class: "image-card",
+        role: "option",
+        tabIndex: current ? 0 : -1,
+        title: `${image.name}${image.note ? `\n${image.note}` : ""}`,
+        "aria-selected": String(current),
+        data: { id: image.id },
+        on: { click: () => this.page.openImage(image.id), keydown: (event) => this.key(event, image) },
+      },
+      h("img", {
+        src: `/api/images/${image.id}/thumbnail?v=${encodeURIComponent(image.version ?? image.rev ?? "")}`,
+        alt: "",
+        loading: "lazy",
+        width: 48,
+        height: 48,
+        draggable: false,
+      }),
+      h(
+        "div",
+        { class: "image-text" },
+        h("span", { class: "image-name", text: image.name }),
+        h(
+          "span",
+          { class: "image-facts" },
+          h("span", { class: `state ${image.state}`, text: STATES[image.state] ?? image.state }),
+          h("span", { text: count }),
+        ),
+        note,
+      ),
+      h(
+        "button",
+        {
+          class: "button bare remove",
+          type: "button",
+          tabIndex: -1,
+          title: "Remove from the project (Delete)",
+          "aria-label": `Remove ${image.name} from the project`,
+          on: {
+            click: (event) => {
+              event.stopPropagation();
+              this.takeOff(image);
+            },
+          },
+        },
+        icon("close"),
+      ),
+    );
     return card;
   }
 
   key(event, image) {
-    const cards = [...this.list.querySelectorAll(".image-card")], at = cards.indexOf(event.currentTarget);
+    const cards = [...this.list.querySelectorAll(".image-card")],
+      at = cards.indexOf(event.currentTarget);
     const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (move) { event.preventDefault(); cards[at + move]?.focus(); }
-    else if (event.key === "Enter" || event.key === " ") { event.preventDefault(); this.page.openImage(image.id); }
-    else if (event.key === "Delete") { event.stopPropagation(); this.takeOff(image); }
+    if (move) {
+      event.preventDefault();
+      cards[at + move]?.focus();
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      this.page.openImage(image.id);
+    } else if (event.key === "Delete") {
+      event.stopPropagation();
+      this.takeOff(image);
+    }
   }
 
   async takeOff(image) {
-    const sure = await dialog("Remove from the project?", h("p", { text: `${image.name} leaves this project. Your file is not touched.` }), [{ text: "Keep", value: false }, { text: "Remove", value: true, primary: true }]);
+    const sure = await dialog(
+      "Remove from the project?",
+      h("p", { text: `${image.name} leaves this project. Your file is not touched.` }),
+      [
+        { text: "Keep", value: false },
+        { text: "Remove", value: true, primary: true },
+      ],
+    );
     if (!sure) return;
     await this.page.guard(() => remove(`/api/images/${image.id}`));
     await this.page.loadProject();
@@ -113,7 +234,9 @@ export class ImageList {
     this.refreshing = setTimeout(async () => {
       const place = this.images.findIndex((image) => image.id === id);
       if (place < 0) return;
-      const { images: [image] } = await get(`/api/project?offset=${place}&limit=1`);
+      const {
+        images: [image],
+      } = await get(`/api/project?offset=${place}&limit=1`);
       if (image?.id !== id) return;
       this.update(image);
       this.page.showImageState();
@@ -134,14 +257,24 @@ export class ImageList {
   acceptDrops() {
     let depth = 0;
     const shade = document.getElementById("drop");
-    document.addEventListener("dragenter", (event) => { if (event.dataTransfer?.types.includes("Files")) { depth++; shade.hidden = false; } });
-    document.addEventListener("dragleave", () => { depth = Math.max(0, depth - 1); if (!depth) shade.hidden = true; });
+    document.addEventListener("dragenter", (event) => {
+      if (event.dataTransfer?.types.includes("Files")) {
+        depth++;
+        shade.hidden = false;
+      }
+    });
+    document.addEventListener("dragleave", () => {
+      depth = Math.max(0, depth - 1);
+      if (!depth) shade.hidden = true;
+    });
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("drop", async (event) => {
       event.preventDefault();
       depth = 0;
       shade.hidden = true;
-      const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile()).filter(Boolean);
+      const entries = [...event.dataTransfer.items]
+        .map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile())
+        .filter(Boolean);
       const files = [];
       for (const entry of entries) await collect(entry, "", files);
       await this.add(files);
@@ -151,7 +284,10 @@ export class ImageList {
   /** Upload files [[name, File]], two at a time; what the server refuses is named. */
   async add(files) {
     if (!files.length) return;
-    const refused = [], added = [], todo = [...files], total = files.length;
+    const refused = [],
+      added = [],
+      todo = [...files],
+      total = files.length;
     const worker = async () => {
       for (let next = todo.shift(); next; next = todo.shift()) {
         const [name, file] = next;
@@ -166,7 +302,11 @@ export class ImageList {
     await Promise.all([worker(), worker()]);
     this.files.value = "";
     this.page.setStatus("");
-    if (refused.length) toast(refused.length > 3 ? `${refused.slice(0, 3).join("\n")}\nand ${refused.length - 3} more` : refused.join("\n"), "error");
+    if (refused.length)
+      toast(
+        refused.length > 3 ? `${refused.slice(0, 3).join("\n")}\nand ${refused.length - 3} more` : refused.join("\n"),
+        "error",
+      );
     if (!added.length) return;
     toast(`${format.count(added.length, "image")} added`);
     await this.page.loadProject();
@@ -177,14 +317,24 @@ export class ImageList {
 
   async browse() {
     const path = h("input", { type: "text", "aria-label": "Folder", spellcheck: false, class: "wide-input" });
-    const list = h("div", { class: "folder-list" }), facts = h("p", { class: "muted" });
+    const list = h("div", { class: "folder-list" }),
+      facts = h("p", { class: "muted" });
     const show = async (where) => {
       try {
         const folder = await get(`/api/folders?path=${encodeURIComponent(where)}`);
         path.value = folder.path;
         facts.textContent = `${format.count(folder.n_images, "image")} here`;
-        const rows = folder.folders.map((one) => button({ symbol: "folder", text: one.split("/").at(-1) || one, title: one, kind: "row", click: () => show(one) }));
-        if (folder.parent !== null) rows.unshift(button({ symbol: "previous", text: "Up", kind: "row", click: () => show(folder.parent) }));
+        const rows = folder.folders.map((one) =>
+          button({
+            symbol: "folder",
+            text: one.split("/").at(-1) || one,
+            title: one,
+            kind: "row",
+            click: () => show(one),
+          }),
+        );
+        if (folder.parent !== null)
+          rows.unshift(button({ symbol: "previous", text: "Up", kind: "row", click: () => show(folder.parent) }));
         list.replaceChildren(...rows);
       } catch (error) {
         facts.textContent = error.message;
@@ -192,7 +342,10 @@ export class ImageList {
     };
     path.addEventListener("change", () => show(path.value));
     show("");
-    const chosen = await dialog("Open a folder", h("div", {}, path, facts, list), [{ text: "Cancel", value: null }, { text: "Open", value: () => path.value, primary: true }]);
+    const chosen = await dialog("Open a folder", h("div", {}, path, facts, list), [
+      { text: "Cancel", value: null },
+      { text: "Open", value: () => path.value, primary: true },
+    ]);
     if (!chosen) return;
     try {
       await post("/api/open", { path: chosen });
@@ -212,7 +365,8 @@ async function collect(entry, folder, files) {
     if (!file.name.startsWith(".")) files.push([folder + file.name, file]);
   } else {
     const reader = entry.createReader();
-    for (;;) { // a reader returns at most 100 entries at a time
+    for (;;) {
+      // a reader returns at most 100 entries at a time
       const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
       if (!some.length) break;
       for (const child of some) await collect(child, `${folder}${entry.name}/`, files);

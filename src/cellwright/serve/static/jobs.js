@@ -3,7 +3,15 @@
 import { button, format, h, toast } from "./dom.js";
 import { get, post, remove } from "./http.js";
 
-const NAMES = { predict: "Prediction", train: "Training", evaluate: "Evaluation", suspects: "Search for suspects", measure: "Measurement", export: "Export", tune: "Tuning" };
+const NAMES = {
+  predict: "Prediction",
+  train: "Training",
+  evaluate: "Evaluation",
+  suspects: "Search for suspects",
+  measure: "Measurement",
+  export: "Export",
+  tune: "Tuning",
+};
 const ENDED = ["done", "failed", "cancelled"];
 
 /** Events: "change" ({detail: job}) whenever a job moves, "end" ({detail: job}) once when it ends. */
@@ -36,13 +44,18 @@ export class Jobs extends EventTarget {
     }
   }
 
-  cancel(id) { return this.page.guard(() => remove(`/api/jobs/${id}`)); }
+  cancel(id) {
+    return this.page.guard(() => remove(`/api/jobs/${id}`));
+  }
 
   /** Take the newest state of a job. The event stream sends the last step and the last validation only. */
   update(job, quiet = false) {
     if (!job?.id) return;
-    const before = this.jobs.get(job.id), ended = ENDED.includes(job.state) && !ENDED.includes(before?.state);
-    const known = new Map([...(before?.events ?? []), ...(job.events ?? [])].map((event) => [`${event.kind} ${event.step}`, event]));
+    const before = this.jobs.get(job.id),
+      ended = ENDED.includes(job.state) && !ENDED.includes(before?.state);
+    const known = new Map(
+      [...(before?.events ?? []), ...(job.events ?? [])].map((event) => [`${event.kind} ${event.step}`, event]),
+    );
     const now = { ...before, ...job, events: [...known.values()] };
     this.jobs.set(job.id, now);
     this.dispatchEvent(new CustomEvent("change", { detail: now }));
@@ -51,7 +64,8 @@ export class Jobs extends EventTarget {
   }
 
   async ended(job) {
-    const name = NAMES[job.verb] ?? job.verb, full = await this.page.guard(() => get(`/api/jobs/${job.id}`));
+    const name = NAMES[job.verb] ?? job.verb,
+      full = await this.page.guard(() => get(`/api/jobs/${job.id}`));
     if (full) this.jobs.set(job.id, full);
     job = this.jobs.get(job.id);
     if (job.state === "failed") toast(`${name} failed: ${problemOf(job)}`, "error");
@@ -61,15 +75,33 @@ export class Jobs extends EventTarget {
     this.dispatchEvent(new CustomEvent("end", { detail: job }));
   }
 
-  latest(verb) { return [...this.jobs.values()].filter((job) => job.verb === verb).at(-1) ?? null; }
-  get running() { return [...this.jobs.values()].filter((job) => !ENDED.includes(job.state)); }
+  latest(verb) {
+    return [...this.jobs.values()].filter((job) => job.verb === verb).at(-1) ?? null;
+  }
+  get running() {
+    return [...this.jobs.values()].filter((job) => !ENDED.includes(job.state));
+  }
 
   /** The line at the bottom of the page: what runs now. */
   bar() {
-    const host = document.getElementById("job"), job = this.running.find((one) => one.state === "running") ?? this.running[0];
-    if (!job) { host.replaceChildren(); return; }
-    host.replaceChildren(h("span", { text: `${NAMES[job.verb] ?? job.verb}${job.state === "queued" ? " waits" : ""}` }), meter(job), h("span", { class: "muted clip", text: job.text ?? "" }),
-      button({ symbol: "stop", kind: "bare small", label: "Cancel the job", title: "Cancel", click: () => this.cancel(job.id) }));
+    const host = document.getElementById("job"),
+      job = this.running.find((one) => one.state === "running") ?? this.running[0];
+    if (!job) {
+      host.replaceChildren();
+      return;
+    }
+    host.replaceChildren(
+      h("span", { text: `${NAMES[job.verb] ?? job.verb}${job.state === "queued" ? " waits" : ""}` }),
+      meter(job),
+      h("span", { class: "muted clip", text: job.text ?? "" }),
+      button({
+        symbol: "stop",
+        kind: "bare small",
+        label: "Cancel the job",
+        title: "Cancel",
+        click: () => this.cancel(job.id),
+      }),
+    );
   }
 
   /** Show the newest job of a verb in a panel: progress, outcome, and the command that does the same. */
@@ -79,17 +111,48 @@ export class Jobs extends EventTarget {
       if (!job) return;
       const over = ENDED.includes(job.state);
       const parts = [];
-      if (!over) parts.push(h("div", { class: "job-line" }, meter(job), button({ text: "Cancel", kind: "small", click: () => this.cancel(job.id) })));
+      if (!over)
+        parts.push(
+          h(
+            "div",
+            { class: "job-line" },
+            meter(job),
+            button({ text: "Cancel", kind: "small", click: () => this.cancel(job.id) }),
+          ),
+        );
       if (job.state === "failed") parts.push(h("p", { class: "problem", text: problemOf(job) }));
-      else if (job.text) parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? `Cancelled. ${job.text}` : job.text }));
-      if ((job.state === "failed" || job.state === "cancelled") && verb === "train") parts.push(button({ text: "Resume", kind: "small", click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})) }));
-      const notes = job.notes ?? [], told = notes.filter((note) => /^warning|assumed/.test(note));
+      else if (job.text)
+        parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? `Cancelled. ${job.text}` : job.text }));
+      if ((job.state === "failed" || job.state === "cancelled") && verb === "train")
+        parts.push(
+          button({
+            text: "Resume",
+            kind: "small",
+            click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})),
+          }),
+        );
+      const notes = job.notes ?? [],
+        told = notes.filter((note) => /^warning|assumed/.test(note));
       parts.push(...told.map((note) => h("p", { class: "problem", text: note })));
-      if (notes.length > told.length) parts.push(h("details", { class: "command" }, h("summary", { text: format.count(notes.length, "note") }), h("ul", { class: "files" }, notes.map((text) => h("li", { text })))));
+      if (notes.length > told.length)
+        parts.push(
+          h(
+            "details",
+            { class: "command" },
+            h("summary", { text: format.count(notes.length, "note") }),
+            h(
+              "ul",
+              { class: "files" },
+              notes.map((text) => h("li", { text })),
+            ),
+          ),
+        );
       if (job.command) parts.push(command(job.command));
       host.replaceChildren(...parts);
     };
-    this.addEventListener("change", (event) => { if (event.detail.verb === verb) render(); });
+    this.addEventListener("change", (event) => {
+      if (event.detail.verb === verb) render();
+    });
     render();
   }
 }
@@ -97,7 +160,9 @@ export class Jobs extends EventTarget {
 /** What went wrong, with the lines that say where and how to fix it. */
 function problemOf(job) {
   const { message, details } = job.error ?? {};
-  return [message ?? job.text ?? "no reason given", job.error?.kind === "bug" ? "" : details].filter(Boolean).join("\n");
+  return [message ?? job.text ?? "no reason given", job.error?.kind === "bug" ? "" : details]
+    .filter(Boolean)
+    .join("\n");
 }
 
 function meter(job) {
@@ -108,6 +173,16 @@ function meter(job) {
 
 /** The same as a command line, to learn from and to copy. */
 export function command(text) {
-  return h("details", { class: "command" }, h("summary", { text: "Same as on the command line" }),
-    h("pre", { tabIndex: 0, text }), button({ symbol: "copy", text: "Copy", kind: "small", click: () => navigator.clipboard?.writeText(text).then(() => toast("Copied")) }));
+  return h(
+    "details",
+    { class: "command" },
+    h("summary", { text: "Same as on the command line" }),
+    h("pre", { tabIndex: 0, text }),
+    button({
+      symbol: "copy",
+      text: "Copy",
+      kind: "small",
+      click: () => navigator.clipboard?.writeText(text).then(() => toast("Copied")),
+    }),
+  );
 }

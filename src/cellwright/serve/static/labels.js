@@ -19,11 +19,14 @@ export class LabelTiles {
     this.closed = false;
   }
 
-  key(level, row, column) { return `${level}/${row}/${column}`; }
+  key(level, row, column) {
+    return `${level}/${row}/${column}`;
+  }
 
   /** The tile if it is here; otherwise it is fetched, and `arrived` is called. */
   want(level, row, column) {
-    const key = this.key(level, row, column), tile = this.tiles.get(key);
+    const key = this.key(level, row, column),
+      tile = this.tiles.get(key);
     if (tile) {
       this.tiles.delete(key);
       this.tiles.set(key, tile); // the most recently used last
@@ -61,7 +64,10 @@ export class LabelTiles {
       const job = this.queue.pop(); // the last wanted first
       const abort = new AbortController();
       this.waiting.set(job.key, abort);
-      this.fetch(job, abort.signal).finally(() => { this.waiting.delete(job.key); this.pump(); });
+      this.fetch(job, abort.signal).finally(() => {
+        this.waiting.delete(job.key);
+        this.pump();
+      });
     }
   }
 
@@ -70,7 +76,8 @@ export class LabelTiles {
     try {
       const tile = await labelTile(`/api/images/${this.image}/labels/${level}/${row}/${column}?rev=${rev}`, signal);
       if (this.closed) return;
-      if (rev !== this.rev) { // edits came meanwhile: what was fetched may be older than they are
+      if (rev !== this.rev) {
+        // edits came meanwhile: what was fetched may be older than they are
         this.queue.push({ key, level, row, column });
         return;
       }
@@ -95,9 +102,12 @@ export class LabelTiles {
 
   patchTile(tile, { y0, x0, h, w, labels }) {
     const scale = this.levels[tile.level].scale;
-    const top = tile.row * this.tilePx, left = tile.column * this.tilePx;
-    const r0 = Math.max(Math.ceil(y0 / scale), top), r1 = Math.min(Math.ceil((y0 + h) / scale), top + tile.rows);
-    const c0 = Math.max(Math.ceil(x0 / scale), left), c1 = Math.min(Math.ceil((x0 + w) / scale), left + tile.columns);
+    const top = tile.row * this.tilePx,
+      left = tile.column * this.tilePx;
+    const r0 = Math.max(Math.ceil(y0 / scale), top),
+      r1 = Math.min(Math.ceil((y0 + h) / scale), top + tile.rows);
+    const c0 = Math.max(Math.ceil(x0 / scale), left),
+      c1 = Math.min(Math.ceil((x0 + w) / scale), left + tile.columns);
     for (let r = r0; r < r1; r++) {
       const source = (Math.round(r * scale) - y0) * w - x0;
       let target = (r - top) * tile.columns + c0 - left;
@@ -110,7 +120,8 @@ export class LabelTiles {
     this.rev = rev;
     for (const tile of this.tiles.values()) {
       const [y0, x0, y1, x1] = this.boxOf(tile.level, tile.row, tile.column);
-      tile.stale ||= !boxes || boxes.some((box) => box.y0 < y1 && box.x0 < x1 && box.y0 + box.h > y0 && box.x0 + box.w > x0);
+      tile.stale ||=
+        !boxes || boxes.some((box) => box.y0 < y1 && box.x0 < x1 && box.y0 + box.h > y0 && box.x0 + box.w > x0);
     }
   }
 
@@ -118,9 +129,11 @@ export class LabelTiles {
   at(y, x, finest = 0) {
     for (let level = finest; level < this.levels.length; level++) {
       const { scale, hw } = this.levels[level];
-      const r = Math.floor(y / scale), c = Math.floor(x / scale);
+      const r = Math.floor(y / scale),
+        c = Math.floor(x / scale);
       if (r < 0 || c < 0 || r >= hw[0] || c >= hw[1]) return 0;
-      const row = Math.floor(r / this.tilePx), column = Math.floor(c / this.tilePx);
+      const row = Math.floor(r / this.tilePx),
+        column = Math.floor(c / this.tilePx);
       const tile = this.tiles.get(this.key(level, row, column));
       if (tile) return tile.data[(r - row * this.tilePx) * tile.columns + c - column * this.tilePx] ?? 0;
     }

@@ -18,8 +18,14 @@ import { Viewer } from "./viewer.js";
 import { CLASS_COLOURS } from "./colours.js";
 
 const byId = (id) => document.getElementById(id);
-const TABS = [["view", "View", ViewPanel], ["predict", "Predict", PredictPanel], ["train", "Train", TrainPanel],
-  ["evaluate", "Evaluate", EvaluatePanel], ["measure", "Measure", MeasurePanel], ["export", "Export", ExportPanel]];
+const TABS = [
+  ["view", "View", ViewPanel],
+  ["predict", "Predict", PredictPanel],
+  ["train", "Train", TrainPanel],
+  ["evaluate", "Evaluate", EvaluatePanel],
+  ["measure", "Measure", MeasurePanel],
+  ["export", "Export", ExportPanel],
+];
 const WITH_SELECTION = { delete: "Delete", fill_holes: "Fill holes", smooth: "Smooth" };
 const NICE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000];
 
@@ -42,7 +48,10 @@ class Page extends EventTarget {
     this.buildTabs();
     this.buildBar();
     this.buildTools();
-    this.viewer.painters.unshift((context) => { this.paintRegions(context); this.paintMarks(context); });
+    this.viewer.painters.unshift((context) => {
+      this.paintRegions(context);
+      this.paintMarks(context);
+    });
     this.viewer.addEventListener("moved", () => this.placed());
     this.editor.addEventListener("history", () => this.showHistory());
     this.editor.addEventListener("saving", () => this.showSaving());
@@ -51,9 +60,16 @@ class Page extends EventTarget {
 
   async start() {
     await this.loadProject();
-    events((event) => this.follow(event), (lost) => this.connection(lost));
-    globalThis.addEventListener("beforeunload", (event) => { if (this.editor.pending) event.preventDefault(); });
-    const first = this.images.visible.find((image) => `#${image.id}` === decodeURIComponent(location.hash)) ?? this.images.visible[0];
+    events(
+      (event) => this.follow(event),
+      (lost) => this.connection(lost),
+    );
+    globalThis.addEventListener("beforeunload", (event) => {
+      if (this.editor.pending) event.preventDefault();
+    });
+    const first =
+      this.images.visible.find((image) => `#${image.id}` === decodeURIComponent(location.hash)) ??
+      this.images.visible[0];
     if (first) await this.openImage(first.id);
     this.jobs.load();
   }
@@ -156,7 +172,8 @@ class Page extends EventTarget {
   /** Fetch the objects and labels of the open image anew. */
   async reload() {
     if (!this.info) return;
-    const id = this.info.id, [info, table] = await Promise.all([get(`/api/images/${id}`), get(`/api/images/${id}/objects`)]);
+    const id = this.info.id,
+      [info, table] = await Promise.all([get(`/api/images/${id}`), get(`/api/images/${id}/objects`)]);
     if (this.info.id !== id) return;
     this.editor.rev = table.rev;
     this.readState(info);
@@ -177,7 +194,8 @@ class Page extends EventTarget {
   }
 
   go(direction) {
-    const visible = this.images.visible, at = visible.findIndex((image) => image.id === (this.opening ?? this.info?.id));
+    const visible = this.images.visible,
+      at = visible.findIndex((image) => image.id === (this.opening ?? this.info?.id));
     const next = visible[at + direction];
     if (next) this.openImage(next.id);
     else toast(direction > 0 ? "This is the last image" : "This is the first image");
@@ -200,8 +218,12 @@ class Page extends EventTarget {
 
   // ---- objects ----------------------------------------------------------------------------------------------------
 
-  edit(edit) { return this.editor.send(edit); }
-  get currentClass() { return this.classIndex < this.classes.length ? this.classIndex : 0; }
+  edit(edit) {
+    return this.editor.send(edit);
+  }
+  get currentClass() {
+    return this.classIndex < this.classes.length ? this.classIndex : 0;
+  }
 
   onSelected(op) {
     const ids = [...this.objects.selected];
@@ -219,9 +241,20 @@ class Page extends EventTarget {
   }
 
   async addClass() {
-    const name = h("input", { type: "text", "aria-label": "Name of the new class", class: "wide-input", maxLength: 60 });
-    const chosen = await dialog("New class", field("Name", name), [{ text: "Cancel", value: null }, { text: "Add", value: () => name.value.trim(), primary: true }]);
-    if (!chosen) { this.showTool(); return; }
+    const name = h("input", {
+      type: "text",
+      "aria-label": "Name of the new class",
+      class: "wide-input",
+      maxLength: 60,
+    });
+    const chosen = await dialog("New class", field("Name", name), [
+      { text: "Cancel", value: null },
+      { text: "Add", value: () => name.value.trim(), primary: true },
+    ]);
+    if (!chosen) {
+      this.showTool();
+      return;
+    }
     await this.guard(async () => {
       await post("/api/classes", { name: chosen });
       await this.loadProject();
@@ -233,11 +266,16 @@ class Page extends EventTarget {
 
   /** Select the next object in reading order among those shown. */
   step(direction) {
-    const objects = this.objects, ids = objects.shown();
+    const objects = this.objects,
+      ids = objects.shown();
     if (!ids.length) return;
-    const place = (id) => { const i = objects.rows.get(id); return Math.floor(objects.y0[i] / 64) * 1e6 + objects.x0[i]; };
+    const place = (id) => {
+      const i = objects.rows.get(id);
+      return Math.floor(objects.y0[i] / 64) * 1e6 + objects.x0[i];
+    };
     ids.sort((a, b) => place(a) - place(b));
-    const [current] = objects.selected, at = ids.indexOf(current);
+    const [current] = objects.selected,
+      at = ids.indexOf(current);
     const id = ids[(at + direction + ids.length) % ids.length] ?? ids[0];
     objects.select([id]);
     this.show(id);
@@ -252,40 +290,52 @@ class Page extends EventTarget {
   zoomToSelected() {
     const rows = [...this.objects.selected].map((id) => this.objects.row(id));
     if (!rows.length) return;
-    const least = (name) => Math.min(...rows.map((row) => row[name])), most = (name) => Math.max(...rows.map((row) => row[name]));
+    const least = (name) => Math.min(...rows.map((row) => row[name])),
+      most = (name) => Math.max(...rows.map((row) => row[name]));
     this.viewer.goTo([least("y0"), least("x0"), most("y1"), most("x1")], { zoom: true });
   }
 
   escape() {
     if (this.tools.cancel()) return;
     if (this.tools.cross) this.tools.toggleCross();
-    else if (this.marks.length) { this.marks = []; this.viewer.request(); }
-    else if (this.objects.selected.size) this.objects.select([]);
+    else if (this.marks.length) {
+      this.marks = [];
+      this.viewer.request();
+    } else if (this.objects.selected.size) this.objects.select([]);
     else this.tools.use("select");
   }
 
   describe(row) {
-    const score = row.score === null ? "drawn by hand" : `score ${row.score.toFixed(2)}${row.origin === "manual" ? ", corrected" : ""}`;
+    const score =
+      row.score === null
+        ? "drawn by hand"
+        : `score ${row.score.toFixed(2)}${row.origin === "manual" ? ", corrected" : ""}`;
     return `Object ${row.id} · ${this.classes[row.class] ?? ""} · ${score} · ${format.number(row.area)} px`;
   }
 
   hover(id, at, event) {
     this.objects.hover(id);
-    const tip = byId("tip"), row = id ? this.objects.row(id) : null;
+    const tip = byId("tip"),
+      row = id ? this.objects.row(id) : null;
     tip.hidden = !row || !event;
     if (row && event) {
       tip.textContent = this.describe(row);
       const box = this.viewer.host.getBoundingClientRect();
-      const x = Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 6), y = event.clientY - box.top + 18;
+      const x = Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 6),
+        y = event.clientY - box.top + 18;
       tip.style.transform = `translate(${Math.max(4, x)}px, ${y + 34 > box.height ? y - 48 : y}px)`;
     }
-    const [height, width] = this.info.hw, inside = at && at[0] >= 0 && at[1] >= 0 && at[0] < height && at[1] < width;
+    const [height, width] = this.info.hw,
+      inside = at && at[0] >= 0 && at[1] >= 0 && at[0] < height && at[1] < width;
     byId("at").textContent = inside ? `y ${Math.floor(at[0])}  x ${Math.floor(at[1])}` : "";
   }
 
   objectsChanged(what) {
-    const { objects } = this, total = objects.count, shown = objects.countShown();
-    byId("counts").textContent = `${shown === total ? format.count(total, "object") : `${format.number(shown)} of ${format.count(total, "object")}`}${objects.selected.size ? `, ${objects.selected.size} selected` : ""}`;
+    const { objects } = this,
+      total = objects.count,
+      shown = objects.countShown();
+    byId("counts").textContent =
+      `${shown === total ? format.count(total, "object") : `${format.number(shown)} of ${format.count(total, "object")}`}${objects.selected.size ? `, ${objects.selected.size} selected` : ""}`;
     if (what === "edit" && this.info) this.images.refresh(this.info.id);
     this.showTool();
     this.dispatchEvent(new CustomEvent("objects", { detail: what }));
@@ -295,7 +345,8 @@ class Page extends EventTarget {
     return this.regions.findIndex((region) => {
       let inside = false;
       for (let i = 0, j = region.length - 1; i < region.length; j = i++) {
-        const [ay, ax] = region[i], [by, bx] = region[j];
+        const [ay, ax] = region[i],
+          [by, bx] = region[j];
         if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) inside = !inside;
       }
       return inside;
@@ -311,12 +362,18 @@ class Page extends EventTarget {
   // ---- what is shown ------------------------------------------------------------------------------------------------
 
   placed() {
-    const { zoom } = this.viewer.place, pixel = this.info.pixel_size_um?.[1];
+    const { zoom } = this.viewer.place,
+      pixel = this.info.pixel_size_um?.[1];
     byId("zoom").textContent = `${zoom >= 0.1 ? Math.round(zoom * 100) : (zoom * 100).toFixed(1)} %`;
-    const unit = pixel ?? 1, longest = 160 / zoom * unit;
+    const unit = pixel ?? 1,
+      longest = (160 / zoom) * unit;
     let nice = NICE.findLast((n) => n <= longest) ?? longest;
     let text = pixel ? (nice >= 1000 ? `${nice / 1000} mm` : `${nice} µm`) : `${nice} px`;
-    if (nice === longest) { const power = 10 ** Math.floor(Math.log10(longest)); nice = power; text = pixel ? `${Number(power.toPrecision(1))} µm` : `${Number(power.toPrecision(1))} px`; }
+    if (nice === longest) {
+      const power = 10 ** Math.floor(Math.log10(longest));
+      nice = power;
+      text = pixel ? `${Number(power.toPrecision(1))} µm` : `${Number(power.toPrecision(1))} px`;
+    }
     byId("scale-bar").style.width = `${(nice / unit) * zoom}px`;
     byId("scale-text").textContent = text;
     byId("scale").hidden = false;
@@ -328,20 +385,37 @@ class Page extends EventTarget {
     context.save();
     for (const region of this.regions) {
       const points = region.map((point) => this.viewer.screenOf(point));
-      const trace = (c) => { c.beginPath(); points.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y))); c.closePath(); };
+      const trace = (c) => {
+        c.beginPath();
+        points.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y)));
+        c.closePath();
+      };
       context.save();
       trace(context);
       context.fillStyle = "rgba(20,22,26,.35)";
       context.fill();
       context.clip();
-      const xs = points.map(([x]) => x), ys = points.map(([, y]) => y), bottom = Math.max(...ys), top = Math.min(...ys);
+      const xs = points.map(([x]) => x),
+        ys = points.map(([, y]) => y),
+        bottom = Math.max(...ys),
+        top = Math.min(...ys);
       context.strokeStyle = "rgba(255,255,255,.35)";
       context.lineWidth = 1;
       context.beginPath();
-      for (let x = Math.min(...xs) - (bottom - top); x < Math.max(...xs); x += 9) { context.moveTo(x, bottom); context.lineTo(x + bottom - top, top); }
+      for (let x = Math.min(...xs) - (bottom - top); x < Math.max(...xs); x += 9) {
+        context.moveTo(x, bottom);
+        context.lineTo(x + bottom - top, top);
+      }
       context.stroke();
       context.restore();
-      twice(context, (c) => { trace(c); c.stroke(); }, [2, 4]);
+      twice(
+        context,
+        (c) => {
+          trace(c);
+          c.stroke();
+        },
+        [2, 4],
+      );
       context.font = "600 12px system-ui, sans-serif";
       context.fillStyle = "#fff";
       context.fillText("not annotated", Math.min(...xs) + 6, top + 16);
@@ -351,7 +425,8 @@ class Page extends EventTarget {
 
   paintMarks(context) {
     for (const { box, text } of this.marks) {
-      const [x0, y0] = this.viewer.screenOf(box), [x1, y1] = this.viewer.screenOf(box.slice(2));
+      const [x0, y0] = this.viewer.screenOf(box),
+        [x1, y1] = this.viewer.screenOf(box.slice(2));
       twice(context, (c) => c.strokeRect(x0 - 5, y0 - 5, x1 - x0 + 10, y1 - y0 + 10), [6, 4]);
       context.font = "600 12px system-ui, sans-serif";
       context.fillStyle = "rgba(0,0,0,.75)";
@@ -367,7 +442,9 @@ class Page extends EventTarget {
     this.dispatchEvent(new Event("states"));
   }
 
-  setStatus(text) { byId("status").textContent = text; }
+  setStatus(text) {
+    byId("status").textContent = text;
+  }
 
   showSaving() {
     const saved = byId("saved");
@@ -387,24 +464,85 @@ class Page extends EventTarget {
 
   buildBar() {
     byId("step").append(
-      button({ symbol: "previous", kind: "bare", title: "Previous image (,)", label: "Previous image", click: () => this.go(-1) }), h("h1", { id: "image-name" }),
-      button({ symbol: "next", kind: "bare", title: "Next image (.)", label: "Next image", click: () => this.go(1) }));
-    this.undoButton = button({ symbol: "undo", kind: "bare", label: "Undo", disabled: true, click: () => this.editor.undo() });
-    this.redoButton = button({ symbol: "redo", kind: "bare", label: "Redo", disabled: true, click: () => this.editor.redo() });
-    byId("actions").append(h("span", { id: "saved", class: "saved", role: "status" }), this.undoButton, this.redoButton,
-      button({ id: "mark", symbol: "check", text: "Corrected", kind: "bare", pressed: false, title: "Mark this image as corrected (Q)", click: () => this.info && this.markCorrected() }),
-      button({ symbol: "help", kind: "bare", title: "Keys (?)", label: "Keys", click: () => help(this) }));
+      button({
+        symbol: "previous",
+        kind: "bare",
+        title: "Previous image (,)",
+        label: "Previous image",
+        click: () => this.go(-1),
+      }),
+      h("h1", { id: "image-name" }),
+      button({ symbol: "next", kind: "bare", title: "Next image (.)", label: "Next image", click: () => this.go(1) }),
+    );
+    this.undoButton = button({
+      symbol: "undo",
+      kind: "bare",
+      label: "Undo",
+      disabled: true,
+      click: () => this.editor.undo(),
+    });
+    this.redoButton = button({
+      symbol: "redo",
+      kind: "bare",
+      label: "Redo",
+      disabled: true,
+      click: () => this.editor.redo(),
+    });
+    byId("actions").append(
+      h("span", { id: "saved", class: "saved", role: "status" }),
+      this.undoButton,
+      this.redoButton,
+      button({
+        id: "mark",
+        symbol: "check",
+        text: "Corrected",
+        kind: "bare",
+        pressed: false,
+        title: "Mark this image as corrected (Q)",
+        click: () => this.info && this.markCorrected(),
+      }),
+      button({ symbol: "help", kind: "bare", title: "Keys (?)", label: "Keys", click: () => help(this) }),
+    );
     byId("zoomers").append(
-      button({ symbol: "minus", kind: "bare", title: "Zoom out (-)", label: "Zoom out", click: () => this.viewer.zoomBy(1 / 1.4) }), h("span", { id: "zoom" }),
-      button({ symbol: "plus", kind: "bare", title: "Zoom in (+)", label: "Zoom in", click: () => this.viewer.zoomBy(1.4) }),
-      button({ symbol: "fit", kind: "bare", title: "Whole image (0)", label: "Whole image", click: () => this.viewer.fit() }));
+      button({
+        symbol: "minus",
+        kind: "bare",
+        title: "Zoom out (-)",
+        label: "Zoom out",
+        click: () => this.viewer.zoomBy(1 / 1.4),
+      }),
+      h("span", { id: "zoom" }),
+      button({
+        symbol: "plus",
+        kind: "bare",
+        title: "Zoom in (+)",
+        label: "Zoom in",
+        click: () => this.viewer.zoomBy(1.4),
+      }),
+      button({
+        symbol: "fit",
+        kind: "bare",
+        title: "Whole image (0)",
+        label: "Whole image",
+        click: () => this.viewer.fit(),
+      }),
+    );
   }
 
   buildTools() {
     const rail = byId("tools");
     for (const tool of TOOLS) {
       if (tool.name === "line") continue; // started from the predict panel, or by its key
-      rail.append(button({ symbol: tool.name, kind: "tool", title: `${tool.title} (${tool.key})`, label: tool.title, pressed: false, click: () => this.tools.use(tool.name) }));
+      rail.append(
+        button({
+          symbol: tool.name,
+          kind: "tool",
+          title: `${tool.title} (${tool.key})`,
+          label: tool.title,
+          pressed: false,
+          click: () => this.tools.use(tool.name),
+        }),
+      );
       rail.lastChild.dataset.tool = tool.name;
     }
     this.tools.addEventListener("change", () => this.showTool());
@@ -413,8 +551,12 @@ class Page extends EventTarget {
 
   /** The bar above the picture: what the tool does and its options, and what can be done with the selection. */
   showTool() {
-    const { tools } = this, tool = tools.tool, bar = byId("tool-bar"), n = this.objects.selected.size;
-    for (const element of byId("tools").children) element.setAttribute("aria-pressed", String(element.dataset.tool === tool.name));
+    const { tools } = this,
+      tool = tools.tool,
+      bar = byId("tool-bar"),
+      n = this.objects.selected.size;
+    for (const element of byId("tools").children)
+      element.setAttribute("aria-pressed", String(element.dataset.tool === tool.name));
     const state = `${tool.name} ${n} ${this.classIndex} ${this.classes}`;
     if (state === this.toolState) {
       const size = byId("brush-size");
@@ -424,37 +566,107 @@ class Page extends EventTarget {
     }
     this.toolState = state;
     const parts = [h("strong", { text: tool.title })];
-    if (tools.sized) parts.push(h("label", { class: "inline" }, h("span", { text: "Size" }), slider({ id: "brush-size", min: Math.log(0.5), max: Math.log(200), step: 0.01, value: Math.log(tools.radius), label: "Brush size", input: (value) => tools.setRadius(Math.exp(value)) }), h("span", { id: "brush-px", class: "fixed", text: `${format.number(2 * tools.radius)} px` })));
+    if (tools.sized)
+      parts.push(
+        h(
+          "label",
+          { class: "inline" },
+          h("span", { text: "Size" }),
+          slider({
+            id: "brush-size",
+            min: Math.log(0.5),
+            max: Math.log(200),
+            step: 0.01,
+            value: Math.log(tools.radius),
+            label: "Brush size",
+            input: (value) => tools.setRadius(Math.exp(value)),
+          }),
+          h("span", { id: "brush-px", class: "fixed", text: `${format.number(2 * tools.radius)} px` }),
+        ),
+      );
     if (tool.name === "brush") {
-      const over = h("input", { type: "checkbox", checked: tools.over, on: { change: () => { tools.over = over.checked; } } });
-      parts.push(h("label", { class: "inline", title: "Paint over neighbours instead of beside them" }, over, h("span", { text: "Over neighbours" })));
+      const over = h("input", {
+        type: "checkbox",
+        checked: tools.over,
+        on: {
+          change: () => {
+            tools.over = over.checked;
+          },
+        },
+      });
+      parts.push(
+        h(
+          "label",
+          { class: "inline", title: "Paint over neighbours instead of beside them" },
+          over,
+          h("span", { text: "Over neighbours" }),
+        ),
+      );
     }
     if (n && (tool.name === "select" || tool.name === "erase")) {
       parts.push(h("span", { class: "muted", text: `${n} selected` }));
-      for (const [op, text] of Object.entries(WITH_SELECTION)) parts.push(button({ text, kind: "small", title: `${text} (${{ delete: "Delete", fill_holes: "F", smooth: "O" }[op]})`, click: () => this.onSelected(op) }));
+      for (const [op, text] of Object.entries(WITH_SELECTION))
+        parts.push(
+          button({
+            text,
+            kind: "small",
+            title: `${text} (${{ delete: "Delete", fill_holes: "F", smooth: "O" }[op]})`,
+            click: () => this.onSelected(op),
+          }),
+        );
     } else parts.push(h("span", { class: "hint grow", text: tool.hint, title: tool.hint }));
     if (["outline", "brush"].includes(tool.name) || (n && tool.name === "select")) parts.push(this.classChoice());
     bar.replaceChildren(...parts);
   }
 
   classChoice() {
-    const options = (this.classes ?? []).map((name, index) => [String(index), `${index < 9 ? `${index + 1}  ` : ""}${name}`]);
+    const options = (this.classes ?? []).map((name, index) => [
+      String(index),
+      `${index < 9 ? `${index + 1}  ` : ""}${name}`,
+    ]);
     const swatch = h("span", { class: "swatch" });
     swatch.style.background = CLASS_COLOURS[this.classIndex % CLASS_COLOURS.length];
-    const choice = select([...options, ["add", "New class..."]], String(this.classIndex), (value) => (value === "add" ? this.addClass() : this.chooseClass(Number(value))), { "aria-label": "Class" });
+    const choice = select(
+      [...options, ["add", "New class..."]],
+      String(this.classIndex),
+      (value) => (value === "add" ? this.addClass() : this.chooseClass(Number(value))),
+      { "aria-label": "Class" },
+    );
     return h("label", { class: "inline" }, h("span", { text: "Class" }), swatch, choice);
   }
 
   buildTabs() {
-    const bar = byId("tabs"), body = byId("panel");
+    const bar = byId("tabs"),
+      body = byId("panel");
     this.tabButtons = TABS.map(([name, text, Panel], index) => {
-      const content = h("div", { class: "panel-body", role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
+      const content = h("div", {
+        class: "panel-body",
+        role: "tabpanel",
+        id: `panel-${name}`,
+        "aria-labelledby": `tab-${name}`,
+        hidden: true,
+      });
       body.append(content);
       this.panels[name] = new Panel(this, content);
-      const tab = h("button", { class: "tab", type: "button", role: "tab", id: `tab-${name}`, text, title: `${text} (Alt+${index + 1})`, "aria-controls": `panel-${name}`, on: {
-        click: () => this.openTab(index),
-        keydown: (event) => { const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key]; if (step) { this.openTab((index + step + TABS.length) % TABS.length); this.tabButtons[this.tab].focus(); } },
-      } });
+      const tab = h("button", {
+        class: "tab",
+        type: "button",
+        role: "tab",
+        id: `tab-${name}`,
+        text,
+        title: `${text} (Alt+${index + 1})`,
+        "aria-controls": `panel-${name}`,
+        on: {
+          click: () => this.openTab(index),
+          keydown: (event) => {
+            const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+            if (step) {
+              this.openTab((index + step + TABS.length) % TABS.length);
+              this.tabButtons[this.tab].focus();
+            }
+          },
+        },
+      });
       bar.append(tab);
       return tab;
     });
@@ -473,10 +685,16 @@ class Page extends EventTarget {
   }
 
   /** The name of the panel that is open. */
-  get openPanel() { return TABS[this.tab][0]; }
+  get openPanel() {
+    return TABS[this.tab][0];
+  }
 
-  cycleMode() { this.panels.view.setMode({ outlines: "filled", filled: "off", off: "outlines" }[this.viewer.mode]); }
-  cycleColour() { this.panels.view.setColourBy({ class: "score", score: "size", size: "id", id: "class" }[this.objects.colourBy]); }
+  cycleMode() {
+    this.panels.view.setMode({ outlines: "filled", filled: "off", off: "outlines" }[this.viewer.mode]);
+  }
+  cycleColour() {
+    this.panels.view.setColourBy({ class: "score", score: "size", size: "id", id: "class" }[this.objects.colourBy]);
+  }
 }
 
 const page = new Page();

@@ -2,7 +2,12 @@
 
 import { CLASS_PACKED, ID_PACKED, RAMP, cssOf } from "./colours.js";
 
-export const HIDDEN = 0, SHOWN = 1, MANUAL = 2, SELECTED = 4, HOVERED = 8, DOOMED = 16;
+export const HIDDEN = 0,
+  SHOWN = 1,
+  MANUAL = 2,
+  SELECTED = 4,
+  HOVERED = 8,
+  DOOMED = 16;
 const LARGEST_ID = 1 << 26;
 const COLUMNS = ["y0", "x0", "y1", "x1", "area", "score", "class", "origin"];
 
@@ -31,15 +36,25 @@ export class Objects extends EventTarget {
     if (id > LARGEST_ID) throw new Error(`Object ${id}: the page shows ids up to ${LARGEST_ID.toLocaleString("en")}`);
     let capacity = Math.max(this.capacity, 1024);
     while (capacity <= id) capacity *= 2;
-    const grow = (kind, old) => { const larger = new kind(capacity); if (old) larger.set(old); return larger; };
+    const grow = (kind, old) => {
+      const larger = new kind(capacity);
+      if (old) larger.set(old);
+      return larger;
+    };
     this.flags = grow(Uint8Array, this.flags);
     this.colours = grow(Uint32Array, this.colours);
     this.capacity = capacity;
   }
 
-  get count() { return this.rows.size; }
-  has(id) { return this.rows.has(id); }
-  isShown(id) { return id < this.capacity && (this.flags[id] & SHOWN) !== 0; }
+  get count() {
+    return this.rows.size;
+  }
+  has(id) {
+    return this.rows.has(id);
+  }
+  isShown(id) {
+    return id < this.capacity && (this.flags[id] & SHOWN) !== 0;
+  }
 
   row(id) {
     const index = this.rows.get(id);
@@ -104,7 +119,11 @@ export class Objects extends EventTarget {
 
   passes(index) {
     const score = this.score[index];
-    if (this.origin[index] !== "manual" && ((score !== null && score < this.filter.score) || this.area[index] < this.filter.area)) return false;
+    if (
+      this.origin[index] !== "manual" &&
+      ((score !== null && score < this.filter.score) || this.area[index] < this.filter.area)
+    )
+      return false;
     const id = this.ids[index];
     return this.gates.every((gate) => gate.keep.has(id));
   }
@@ -122,16 +141,22 @@ export class Objects extends EventTarget {
         const place = (Math.log(this.area[index] + 1) - low) / Math.max(high - low, 1e-6);
         return RAMP[Math.round(255 * Math.min(1, Math.max(0, place)))];
       }
-      case "id": return ID_PACKED[(Math.imul(this.ids[index], 2654435761) >>> 16) % ID_PACKED.length];
-      default: return CLASS_PACKED[(this.class[index] ?? 0) % CLASS_PACKED.length];
+      case "id":
+        return ID_PACKED[(Math.imul(this.ids[index], 2654435761) >>> 16) % ID_PACKED.length];
+      default:
+        return CLASS_PACKED[(this.class[index] ?? 0) % CLASS_PACKED.length];
     }
   }
 
   /** Fill the entry of one object in the lookup table; keeps count of those shown. */
   style(id) {
-    const index = this.rows.get(id), before = this.flags[id] & SHOWN;
+    const index = this.rows.get(id),
+      before = this.flags[id] & SHOWN;
     this.nShown -= before;
-    if (index === undefined) { this.flags[id] = HIDDEN; return; }
+    if (index === undefined) {
+      this.flags[id] = HIDDEN;
+      return;
+    }
     let flags = HIDDEN;
     if (this.passes(index)) {
       flags = SHOWN;
@@ -147,16 +172,23 @@ export class Objects extends EventTarget {
 
   /** Fill the whole lookup table: after a filter, a gate or another colouring. */
   restyle() {
-    let smallest = Infinity, largest = 0, low = 1, high = 0;
+    let smallest = Infinity,
+      largest = 0,
+      low = 1,
+      high = 0;
     for (const index of this.rows.values()) {
-      const area = this.area[index], score = this.score[index];
+      const area = this.area[index],
+        score = this.score[index];
       if (area < smallest) smallest = area;
       if (area > largest) largest = area;
       if (score !== null && score < low) low = score;
       if (score !== null && score > high) high = score;
     }
     this.areaRange = [Math.log(smallest + 1), Math.log(largest + 1)];
-    const areas = [...this.rows.values()].slice(0, 5000).map((index) => this.area[index]).sort((a, b) => a - b);
+    const areas = [...this.rows.values()]
+      .slice(0, 5000)
+      .map((index) => this.area[index])
+      .sort((a, b) => a - b);
     this.typicalSide = Math.sqrt(areas[areas.length >> 1] ?? 400);
     this.scoreRange = high >= low ? [low, high] : [0, 1];
     for (const id of this.rows.keys()) this.style(id);
@@ -168,7 +200,9 @@ export class Objects extends EventTarget {
     return ids;
   }
 
-  countShown() { return this.nShown; }
+  countShown() {
+    return this.nShown;
+  }
 
   setFilter(filter) {
     Object.assign(this.filter, filter);
@@ -221,7 +255,9 @@ export class Objects extends EventTarget {
       if (!id || index === undefined) continue;
       this.style(id);
       const [y0, x0, y1, x1] = [this.y0[index], this.x0[index], this.y1[index], this.x1[index]];
-      box = box ? [Math.min(box[0], y0), Math.min(box[1], x0), Math.max(box[2], y1), Math.max(box[3], x1)] : [y0, x0, y1, x1];
+      box = box
+        ? [Math.min(box[0], y0), Math.min(box[1], x0), Math.max(box[2], y1), Math.max(box[3], x1)]
+        : [y0, x0, y1, x1];
     }
     if (box) this.dispatchEvent(new CustomEvent("draw", { detail: box }));
   }
@@ -230,12 +266,17 @@ export class Objects extends EventTarget {
   inside([y0, x0, y1, x1]) {
     const ids = [];
     for (const [id, i] of this.rows) {
-      const y = (this.y0[i] + this.y1[i]) / 2, x = (this.x0[i] + this.x1[i]) / 2;
+      const y = (this.y0[i] + this.y1[i]) / 2,
+        x = (this.x0[i] + this.x1[i]) / 2;
       if (y >= y0 && y <= y1 && x >= x0 && x <= x1 && this.flags[id] & SHOWN) ids.push(id);
     }
     return ids;
   }
 
-  css(id) { return cssOf(this.colours[id]); }
-  changed(what) { this.dispatchEvent(new CustomEvent("change", { detail: what })); }
+  css(id) {
+    return cssOf(this.colours[id]);
+  }
+  changed(what) {
+    this.dispatchEvent(new CustomEvent("change", { detail: what }));
+  }
 }

@@ -8,15 +8,63 @@ const boxOf = ([ay, ax], [by, bx]) => [Math.min(ay, by), Math.min(ax, bx), Math.
 
 /** `drags`: a pressed pointer belongs to the tool; otherwise dragging moves the picture. */
 export const TOOLS = [
-  { name: "select", key: "V", title: "Select", drags: false, hint: "Click an object; Shift-click adds, Shift-drag selects a rectangle. Drag moves the picture." },
-  { name: "delete", key: "X", title: "Delete", drags: true, hint: "Click an object, or drag a rectangle around several." },
-  { name: "outline", key: "D", title: "Draw outline", drags: true, hint: "Draw around a new object, or click its corners; Enter closes." },
-  { name: "brush", key: "B", title: "Brush", drags: true, hint: "Start on an object to extend it, beside objects for a new one. Wheel sets the size." },
-  { name: "erase", key: "E", title: "Eraser", drags: true, hint: "Erase pixels of the selected objects, or of all where none is selected. Wheel sets the size." },
+  {
+    name: "select",
+    key: "V",
+    title: "Select",
+    drags: false,
+    hint: "Click an object; Shift-click adds, Shift-drag selects a rectangle. Drag moves the picture.",
+  },
+  {
+    name: "delete",
+    key: "X",
+    title: "Delete",
+    drags: true,
+    hint: "Click an object, or drag a rectangle around several.",
+  },
+  {
+    name: "outline",
+    key: "D",
+    title: "Draw outline",
+    drags: true,
+    hint: "Draw around a new object, or click its corners; Enter closes.",
+  },
+  {
+    name: "brush",
+    key: "B",
+    title: "Brush",
+    drags: true,
+    hint: "Start on an object to extend it, beside objects for a new one. Wheel sets the size.",
+  },
+  {
+    name: "erase",
+    key: "E",
+    title: "Eraser",
+    drags: true,
+    hint: "Erase pixels of the selected objects, or of all where none is selected. Wheel sets the size.",
+  },
   { name: "merge", key: "M", title: "Merge", drags: true, hint: "Click two objects to make them one." },
-  { name: "split", key: "S", title: "Split", drags: true, hint: "Draw a line across an object, or click its two ends." },
-  { name: "region", key: "R", title: "Not annotated", drags: true, hint: "Draw around a region that training and evaluation should ignore; click one to remove it." },
-  { name: "line", key: "J", title: "Measure diameter", drags: true, hint: "Drag a line over one typical object: its length becomes the diameter." },
+  {
+    name: "split",
+    key: "S",
+    title: "Split",
+    drags: true,
+    hint: "Draw a line across an object, or click its two ends.",
+  },
+  {
+    name: "region",
+    key: "R",
+    title: "Not annotated",
+    drags: true,
+    hint: "Draw around a region that training and evaluation should ignore; click one to remove it.",
+  },
+  {
+    name: "line",
+    key: "J",
+    title: "Measure diameter",
+    drags: true,
+    hint: "Drag a line over one typical object: its length becomes the diameter.",
+  },
 ];
 
 export class Tools extends EventTarget {
@@ -29,20 +77,27 @@ export class Tools extends EventTarget {
     this.over = false; // whether the brush paints over other objects
     this.cross = null; // crosshair [y, x]
     this.reset();
-    const host = this.viewer.host, options = { capture: true };
+    const host = this.viewer.host,
+      options = { capture: true };
     host.addEventListener("pointerdown", (event) => this.down(event), options);
     host.addEventListener("pointermove", (event) => this.move(event), options);
     host.addEventListener("pointerup", (event) => this.up(event), options);
     host.addEventListener("pointercancel", () => this.cancel(), options);
     host.addEventListener("pointerleave", () => this.leave());
-    host.addEventListener("dblclick", () => { if (this.points.length > 2) this.finish(); });
+    host.addEventListener("dblclick", () => {
+      if (this.points.length > 2) this.finish();
+    });
     host.addEventListener("contextmenu", (event) => event.preventDefault());
     host.addEventListener("wheel", (event) => this.wheel(event), { capture: true, passive: false });
     this.viewer.painters.push((context) => this.paint(context));
   }
 
-  get tool() { return TOOLS.find((tool) => tool.name === this.name); }
-  get sized() { return this.name === "brush" || this.name === "erase"; }
+  get tool() {
+    return TOOLS.find((tool) => tool.name === this.name);
+  }
+  get sized() {
+    return this.name === "brush" || this.name === "erase";
+  }
 
   reset() {
     this.press = null; // {start, last, moved, screen}
@@ -82,7 +137,9 @@ export class Tools extends EventTarget {
     const pans = event.button === 1 || event.button === 2 || (event.button === 0 && this.space);
     const selects = this.name === "select" && event.shiftKey && event.button === 0;
     if (!pans && !selects && !(this.tool.drags && event.button === 0 && event.isPrimary)) {
-      this.press = event.isPrimary ? { start: this.viewer.imageOf(event), screen: [event.clientX, event.clientY], watched: true } : null;
+      this.press = event.isPrimary
+        ? { start: this.viewer.imageOf(event), screen: [event.clientX, event.clientY], watched: true }
+        : null;
       return; // OpenSeadragon's
     }
     event.stopPropagation();
@@ -98,7 +155,8 @@ export class Tools extends EventTarget {
     this.pointer = event;
     const at = (this.at = this.viewer.imageOf(event));
     if (!this.press || this.press.watched) {
-      if (this.press && Math.hypot(event.clientX - this.press.screen[0], event.clientY - this.press.screen[1]) > 4) this.press.moved = true;
+      if (this.press && Math.hypot(event.clientX - this.press.screen[0], event.clientY - this.press.screen[1]) > 4)
+        this.press.moved = true;
       this.hover(at);
       return;
     }
@@ -151,20 +209,26 @@ export class Tools extends EventTarget {
 
   begin(at, event) {
     switch (this.name) {
-      case "brush": case "erase":
+      case "brush":
+      case "erase":
         this.points = [at];
         this.target = this.strokeTarget(at, event);
         break;
-      case "outline": case "region": case "split":
+      case "outline":
+      case "region":
+      case "split":
         if (this.points.length < 1) this.points = [at];
         this.free = this.points.length === 1; // a line drawn in one go; otherwise a corner is added when released
         break;
-      case "line": this.points = [at, at]; break;
+      case "line":
+        this.points = [at, at];
+        break;
     }
   }
 
   strokeTarget(at, event) {
-    if (this.name === "erase" || event?.altKey) return { op: "erase", id: this.page.objects.selected.size === 1 ? [...this.page.objects.selected][0] : null };
+    if (this.name === "erase" || event?.altKey)
+      return { op: "erase", id: this.page.objects.selected.size === 1 ? [...this.page.objects.selected][0] : null };
     const id = this.viewer.idAt(at);
     return { op: "brush", id: id || null, colour: id ? this.page.objects.css(id) : null };
   }
@@ -188,41 +252,65 @@ export class Tools extends EventTarget {
       const ids = this.page.objects.inside(box ?? boxOf(press.start, at));
       if (press.selects) return this.page.objects.select(ids, { add: true });
       this.page.objects.doom([]);
-      if (ids.length) this.page.edit({ op: "delete_rect", box: box.map((v, i) => (i < 2 ? Math.floor(v) : Math.ceil(v))), shown_ids: ids });
+      if (ids.length)
+        this.page.edit({
+          op: "delete_rect",
+          box: box.map((v, i) => (i < 2 ? Math.floor(v) : Math.ceil(v))),
+          shown_ids: ids,
+        });
       return undefined;
     }
     switch (this.name) {
-      case "brush": case "erase": return this.stroke();
-      case "outline": case "region": case "split":
+      case "brush":
+      case "erase":
+        return this.stroke();
+      case "outline":
+      case "region":
+      case "split":
         if (press.moved && this.free && this.points.length > 2) return this.finish();
-        if (this.points.length === 1 && this.free && distance(this.points[0], press.start) === 0) return this.click(press.start, event, true);
+        if (this.points.length === 1 && this.free && distance(this.points[0], press.start) === 0)
+          return this.click(press.start, event, true);
         return this.click(at, event);
-      case "line": return this.measure();
-      default: return this.click(press.start, event);
+      case "line":
+        return this.measure();
+      default:
+        return this.click(press.start, event);
     }
   }
 
   /** A click, or Enter at the crosshair. `placed`: the point is already in `points`. */
   click(at, event, placed = false) {
-    const { objects } = this.page, id = this.viewer.idAt(at);
+    const { objects } = this.page,
+      id = this.viewer.idAt(at);
     switch (this.name) {
       case "select":
         objects.select(id ? [id] : [], { toggle: event?.shiftKey || event?.ctrlKey || event?.metaKey });
         break;
-      case "delete": if (id) this.page.edit({ op: "delete", ids: [id] }); break;
-      case "merge": this.mergeClick(id); break;
-      case "brush": case "erase":
+      case "delete":
+        if (id) this.page.edit({ op: "delete", ids: [id] });
+        break;
+      case "merge":
+        this.mergeClick(id);
+        break;
+      case "brush":
+      case "erase":
         this.points = [at];
         this.target = this.strokeTarget(at, event);
         this.stroke();
         break;
       case "region": {
         const index = this.points.length <= 1 ? this.page.regionAt(at) : -1;
-        if (index >= 0) { this.reset(); this.page.edit({ op: "unignore", index }); break; }
+        if (index >= 0) {
+          this.reset();
+          this.page.edit({ op: "unignore", index });
+          break;
+        }
         this.corner(at, placed);
         break;
       }
-      case "outline": this.corner(at, placed); break;
+      case "outline":
+        this.corner(at, placed);
+        break;
       case "split":
         if (!placed) this.points.push(at);
         if (this.points.length === 2) this.finish();
@@ -250,12 +338,16 @@ export class Tools extends EventTarget {
     } else if (id !== this.first) {
       const ids = [this.first, id];
       this.first = 0;
-      this.page.edit({ op: "merge", ids }).then((answer) => { if (answer) this.page.objects.select([]); });
+      this.page.edit({ op: "merge", ids }).then((answer) => {
+        if (answer) this.page.objects.select([]);
+      });
     }
   }
 
   stroke() {
-    const { target } = this, path = rounded(this.points), radius = Math.round(this.radius * 4) / 4;
+    const { target } = this,
+      path = rounded(this.points),
+      radius = Math.round(this.radius * 4) / 4;
     if (!path.length) return;
     this.points = [];
     const drawn = { path, radius, erases: target.op === "erase", colour: target.colour };
@@ -270,7 +362,8 @@ export class Tools extends EventTarget {
   }
 
   finish() {
-    const points = rounded(this.points), name = this.name;
+    const points = rounded(this.points),
+      name = this.name;
     this.reset();
     this.viewer.request();
     if (name === "split" && points.length > 1) return this.split(points);
@@ -281,9 +374,11 @@ export class Tools extends EventTarget {
   }
 
   split(line) {
-    const { objects } = this.page, counts = new Map();
+    const { objects } = this.page,
+      counts = new Map();
     for (let i = 1; i < line.length; i++) {
-      const [a, b] = [line[i - 1], line[i]], n = Math.ceil(distance(a, b)) + 1;
+      const [a, b] = [line[i - 1], line[i]],
+        n = Math.ceil(distance(a, b)) + 1;
       for (let k = 0; k <= n; k++) {
         const id = this.viewer.idAt([a[0] + ((b[0] - a[0]) * k) / n, a[1] + ((b[1] - a[1]) * k) / n]);
         if (id) counts.set(id, (counts.get(id) ?? 0) + 1);
@@ -306,7 +401,8 @@ export class Tools extends EventTarget {
   toggleCross() {
     if (this.cross) this.cross = null;
     else {
-      const { zoom, x, y } = this.viewer.place, { clientWidth, clientHeight } = this.viewer.host;
+      const { zoom, x, y } = this.viewer.place,
+        { clientWidth, clientHeight } = this.viewer.host;
       this.cross = [y + clientHeight / 2 / zoom, x + clientWidth / 2 / zoom];
     }
     this.hover(this.cross);
@@ -314,8 +410,12 @@ export class Tools extends EventTarget {
   }
 
   moveCross(dy, dx, far) {
-    const step = Math.max(1, Math.round((far ? 32 : 4) / this.viewer.place.zoom)), [height, width] = this.page.info.hw;
-    this.cross = [Math.min(height - 0.5, Math.max(0.5, this.cross[0] + dy * step)), Math.min(width - 0.5, Math.max(0.5, this.cross[1] + dx * step))];
+    const step = Math.max(1, Math.round((far ? 32 : 4) / this.viewer.place.zoom)),
+      [height, width] = this.page.info.hw;
+    this.cross = [
+      Math.min(height - 0.5, Math.max(0.5, this.cross[0] + dy * step)),
+      Math.min(width - 0.5, Math.max(0.5, this.cross[1] + dx * step)),
+    ];
     this.viewer.goTo([this.cross[0], this.cross[1], this.cross[0], this.cross[1]]);
     this.at = this.cross;
     this.hover(this.cross);
@@ -330,37 +430,75 @@ export class Tools extends EventTarget {
 
   paint(context) {
     if (!this.page.info) return;
-    const { viewer } = this, { zoom } = viewer.place;
+    const { viewer } = this,
+      { zoom } = viewer.place;
     for (const stroke of this.strokes) paintStroke(context, viewer, stroke, zoom);
     if (this.sized && this.points.length)
-      paintStroke(context, viewer, { path: this.points, radius: this.radius, erases: this.target.op === "erase", colour: this.target.colour }, zoom);
+      paintStroke(
+        context,
+        viewer,
+        { path: this.points, radius: this.radius, erases: this.target.op === "erase", colour: this.target.colour },
+        zoom,
+      );
     else if (this.points.length) this.paintPoints(context);
     if (this.rectangle) {
-      const [x0, y0] = viewer.screenOf(this.rectangle), [x1, y1] = viewer.screenOf(this.rectangle.slice(2));
+      const [x0, y0] = viewer.screenOf(this.rectangle),
+        [x1, y1] = viewer.screenOf(this.rectangle.slice(2));
       twice(context, (c) => c.strokeRect(x0, y0, x1 - x0, y1 - y0), [5, 4]);
     }
     const cursor = this.cross ?? this.at;
     if (this.sized && cursor) {
       const [x, y] = viewer.screenOf(cursor);
-      twice(context, (c) => { c.beginPath(); c.arc(x, y, this.radius * zoom, 0, 7); c.stroke(); });
+      twice(context, (c) => {
+        c.beginPath();
+        c.arc(x, y, this.radius * zoom, 0, 7);
+        c.stroke();
+      });
     }
     if (this.cross) {
       const [x, y] = viewer.screenOf(this.cross);
-      twice(context, (c) => { c.beginPath(); c.moveTo(x - 14, y); c.lineTo(x - 3, y); c.moveTo(x + 3, y); c.lineTo(x + 14, y); c.moveTo(x, y - 14); c.lineTo(x, y - 3); c.moveTo(x, y + 3); c.lineTo(x, y + 14); c.stroke(); });
+      twice(context, (c) => {
+        c.beginPath();
+        c.moveTo(x - 14, y);
+        c.lineTo(x - 3, y);
+        c.moveTo(x + 3, y);
+        c.lineTo(x + 14, y);
+        c.moveTo(x, y - 14);
+        c.lineTo(x, y - 3);
+        c.moveTo(x, y + 3);
+        c.lineTo(x, y + 14);
+        c.stroke();
+      });
     }
   }
 
   paintPoints(context) {
-    const { viewer } = this, closes = this.name === "outline" || this.name === "region";
+    const { viewer } = this,
+      closes = this.name === "outline" || this.name === "region";
     const points = this.points.map((point) => viewer.screenOf(point));
     const next = this.cross ?? this.at;
     if (next && !(this.press && this.free)) points.push(viewer.screenOf(next));
-    const trace = (c) => { c.beginPath(); points.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y))); if (closes) c.closePath(); };
-    if (closes) { context.fillStyle = "rgba(255,255,255,.14)"; trace(context); context.fill(); }
-    twice(context, (c) => { trace(c); c.stroke(); });
-    for (const [x, y] of this.free && this.press ? [] : points) { context.fillStyle = "#fff"; context.fillRect(x - 2.5, y - 2.5, 5, 5); }
+    const trace = (c) => {
+      c.beginPath();
+      points.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y)));
+      if (closes) c.closePath();
+    };
+    if (closes) {
+      context.fillStyle = "rgba(255,255,255,.14)";
+      trace(context);
+      context.fill();
+    }
+    twice(context, (c) => {
+      trace(c);
+      c.stroke();
+    });
+    for (const [x, y] of this.free && this.press ? [] : points) {
+      context.fillStyle = "#fff";
+      context.fillRect(x - 2.5, y - 2.5, 5, 5);
+    }
     if (this.name === "line" && this.points.length === 2) {
-      const [x, y] = points[1], text = `${distance(this.points[0], this.points[1]).toFixed(1)} px`;
+      const [x, y] = points[1],
+        text = `${distance(this.points[0], this.points[1]).toFixed(1)} px`;
       context.font = "12px system-ui, sans-serif";
       context.fillStyle = "rgba(0,0,0,.75)";
       context.fillRect(x + 10, y - 20, context.measureText(text).width + 10, 18);
@@ -390,7 +528,14 @@ function paintStroke(context, viewer, { path, radius, erases, colour }, zoom) {
   context.lineWidth = Math.max(1, 2 * radius * zoom);
   context.strokeStyle = erases ? "#101216" : (colour ?? "#56b4e9");
   context.beginPath();
-  path.forEach((point, i) => { const [x, y] = viewer.screenOf(point); if (i) context.lineTo(x, y); else { context.moveTo(x, y); context.lineTo(x + 0.01, y); } });
+  path.forEach((point, i) => {
+    const [x, y] = viewer.screenOf(point);
+    if (i) context.lineTo(x, y);
+    else {
+      context.moveTo(x, y);
+      context.lineTo(x + 0.01, y);
+    }
+  });
   context.stroke();
   context.globalAlpha = 1;
 }
