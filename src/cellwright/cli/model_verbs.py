@@ -10,6 +10,7 @@ from cellwright.api.import_model import ImportPlan
 from cellwright.api.inspect_model import InspectPlan
 from cellwright.api.train import TrainPlan
 from cellwright.cli.console import Common
+from cellwright.core.result_folders import REPORT
 from cellwright.core.text import count
 
 PLAIN = Common()
@@ -27,8 +28,8 @@ def demo(plan: DemoPlan = DEMO, *, common: Common = PLAIN) -> None:
         return
     if done.report is not None:
         screen.table("on validation images", ("metric", "value"), done.report.headline())
-    sheet = done.predictions / "contact_sheet.png"
-    screen.result(f"predictions: {done.predictions}; see {sheet}", {"out": str(done.predictions)})
+    page = done.predictions / REPORT
+    screen.result(f"predictions: {done.predictions}; see {page}", {"out": str(done.predictions)})
 
 
 def doctor(plan: DoctorPlan = DOCTOR, *, common: Common = PLAIN) -> None:

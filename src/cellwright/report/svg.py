@@ -319,7 +319,7 @@ def short(name: str) -> str:
     """A name that fits, with its beginning and its end.
 
     >>> short("field_1"), short("0123456789abcdefghijklmnopqrstuvwxyz")
-    ('field_1', '012345678…klmnopqrstuvwxyz')
+    ('field_1', '012345678…lmnopqrstuvwxyz')
     """
     name = printable(str(name))
     return name if len(name) <= _LONGEST_NAME else f"{name[:9]}…{name[-(_LONGEST_NAME - 10) :]}"
