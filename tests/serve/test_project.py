@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import threading
 import time
 import zlib
 from base64 import b64decode
@@ -22,6 +24,7 @@ pytest.importorskip("fastapi")
 from page_client import PageClient, open_page
 
 import cellwright as cw
+from cellwright.serve.actions import Edit, make
 
 
 @pytest.fixture
@@ -231,3 +234,36 @@ def test_a_prediction_of_another_size_is_refused(client: PageClient, images: Pat
     cw.predict_folder(images / "a.tif", model=Squares(), out=tmp_path / "pred", save=["masks"])
     with pytest.raises(cw.InputError, match="of another size"):
         client.page.project.adopt(tmp_path / "pred")
+
+
+def test_threads_that_edit_images_that_are_closed_and_opened_again_lose_nothing(
+    client: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cellwright.serve.project._OPEN_ANNOTATIONS", 1)
+    project, revs = client.page.project, {"a": 0, "b": 0}
+    counted = threading.Lock()
+
+    def draw(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(25):
+            image, y, x = rng.choice("ab"), rng.uniform(0, 560), rng.uniform(0, 660)
+            outline = [(y, x), (y, x + 30), (y + 30, x + 30)]
+            with project.locked(image) as annotation:
+                before = annotation.rev
+                make(annotation, Edit(op="draw", outline=outline), project.classes)
+                with counted:
+                    revs[image] += annotation.rev - before
+                project.edited(image, annotation)
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    dataset = {sample.id: sample for sample in cw.read_dataset(project.save_corrected())}
+    for image, rev in revs.items():
+        labels = labels_of(client, image)
+        assert client.get(f"/api/images/{image}").json()["rev"] == rev > 10
+        objects = client.get(f"/api/images/{image}/objects").json()
+        assert objects["area"] == np.bincount(labels.ravel())[objects["id"]].tolist()
+        assert np.array_equal(dataset[image].read_instances().to_label_map(), labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _JOB_COLUMNS = {
     "score": "score",
 }
 # Larger label images are painted part by part.
-_WHOLE_PX = 1 << 26
+_WHOLE_PX, _THREADS = 1 << 26, 2
 
 
 def empty_start() -> Start:
@@ -97,23 +98,30 @@ def _painted(masks: MaskSet, ids: np.ndarray) -> tuple[dict[tuple[int, int], byt
     height, width = masks.image_hw
     whole = masks.to_label_map(ids) if height * width <= _WHOLE_PX and len(masks) else None
     x0, y0, x1, y1 = masks.boxes.T
-    for row, column in grid:
-        box = grid.box_of(row, column)
+
+    def paint(place: tuple[int, int]) -> tuple[bytes, np.ndarray, MaskSet] | None:
+        box = grid.box_of(*place)
         if whole is not None:
             pixels = whole[box.y0 : box.y1, box.x0 : box.x1]
         else:
             meets = np.flatnonzero((x0 < box.x1) & (box.x0 < x1) & (y0 < box.y1) & (box.y0 < y1))
             if not meets.size:
-                continue
+                return None
             pixels = masks[meets].window(box.y0, box.x0, box.y1, box.x1).to_label_map(ids[meets])
-        if not pixels.any():
-            continue
-        chunks[row, column] = packed(pixels)
         parts, numbers = MaskSet.from_label_map(pixels)
-        for number, part, area in zip(numbers.tolist(), parts.boxes.tolist(), parts.areas.tolist(), strict=True):
-            of_part = Box(part[1] + box.y0, part[0] + box.x0, part[3] + box.y0, part[2] + box.x0)
-            boxes[number] = of_part if number not in boxes else boxes[number].united(of_part)
-            areas[number] = areas.get(number, 0) + area
+        return (packed(pixels), numbers, parts) if len(parts) else None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        places = list(grid)
+        for place, done in zip(places, threads.map(paint, places), strict=True):
+            if done is None:
+                continue
+            chunks[place], numbers, parts = done
+            box = grid.box_of(*place)
+            for number, part, area in zip(numbers.tolist(), parts.boxes.tolist(), parts.areas.tolist(), strict=True):
+                of_part = Box(part[1] + box.y0, part[0] + box.x0, part[3] + box.y0, part[2] + box.x0)
+                boxes[number] = of_part if number not in boxes else boxes[number].united(of_part)
+                areas[number] = areas.get(number, 0) + area
     return chunks, boxes, areas
 
 
