@@ -131,6 +131,10 @@ class Visitor:
         pixels = base64.b64decode(self.look(f"({_LABELS})()"))
         return np.frombuffer(pixels, "<u4").reshape(height, width).copy()
 
+    def drawn(self) -> str:
+        """The pixels of the label layer on the screen."""
+        return self.look("cellwrightPage.viewer.labels.toDataURL()")
+
     def objects(self) -> list[dict[str, Any]]:
         """The rows of the objects that are shown."""
         return self.look("cellwrightPage.objects.shown().map((id) => cellwrightPage.objects.row(id))")

@@ -138,6 +138,10 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         other.until(f"cellwrightPage.editor.rev === {visitor.look('cellwrightPage.editor.rev')}")
         assert other.objects() == visitor.objects()
         other.page.close()
+        in_parts = visitor.drawn()
+        visitor.look("cellwrightPage.viewer.invalidate()")
+        visitor.saved()
+        assert visitor.drawn() == in_parts  # an edit draws the changed boxes only
         assert len(visitor.objects()) == len(np.unique(predicted)) - 1 - 2 - 1 + 1 + 1
         visitor.press(*["Control+z"] * EDITS)
         assert (visitor.labels() == predicted).all()

@@ -103,7 +103,7 @@ export class Objects extends EventTarget {
     }
     if (changed) {
       this.put(changed);
-      for (const id of changed.id) this.style(id);
+      this.restyleSome(changed.id); // also where no pixel changed: another class, or drawn by hand from now on
     }
     if (this.ids.length > 2 * this.rows.size + 1024) this.compact();
     this.changed("edit");
