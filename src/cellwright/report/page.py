@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cellwright.core.text import printable
+from cellwright.core.versions import version_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -176,11 +177,9 @@ class Page:
 
     def html(self) -> str:
         """The page as one file."""
-        from cellwright import __version__
-
         sections = [Section(one.title, [part for part in one.parts if part is not None]) for one in self.sections]
         shown = [section for section in sections if section.parts]
-        return _template().render(page=self, sections=shown, version=__version__)
+        return _template().render(page=self, sections=shown, version=version_of("cellwright") or "")
 
 
 @cache
