@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, FormatError, OutputError, UsageError
@@ -119,13 +119,15 @@ class Job:
 
 
 class WorkerProcess:
-    """The worker as the server sees it, see `serve.worker`."""
+    """The worker as the server sees it, see `serve.worker`. arguments: of Python, that start it."""
+
+    arguments: ClassVar[tuple[str, ...]] = ("-m", "cellwright.serve.worker")
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cellwright.serve.worker"],
+            [sys.executable, *self.arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
