@@ -225,6 +225,7 @@ def test_cancel_kill_and_queue(page: PageClient, tmp_path: Path) -> None:
     assert states(page)[1:] == [("train-1", "cancelled"), (waiting["id"], "done"), ("predict-3", "cancelled")]
     steps = max(event["step"] for event in page.page.jobs.get("train-1")["events"])
 
+    assert page.post("/api/jobs/train-1/resume", json={"name": "other"}).status_code == 422
     page.post("/api/jobs/train-1/resume", json={})
     wait_for_step(page, "train-1", steps + 2)
     assert any("resuming from step" in note for note in page.page.jobs.get("train-1")["notes"])

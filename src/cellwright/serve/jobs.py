@@ -39,6 +39,7 @@ SCHEMA_VERSION = 1
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 MAX_EVENTS = 600  # of a job; then every second step is dropped
 MAX_NOTES = 100
+RESUMED_WITH = ("minutes", "device")  # parameters that may change when a job goes on
 MAX_STARTS = 3  # of a job that ends with the server every time
 TOLD_EVERY_S = 0.25
 CANCEL_S = 20.0  # then the worker is killed
@@ -295,7 +296,13 @@ class JobQueue:
         return job.to_json()
 
     def resume(self, job_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Put a job that failed, was cancelled, or ran out of time into the queue again. parameters: to change."""
+        """Put a job that failed, was cancelled, or ran out of time into the queue again, where it goes on.
+
+        parameters: to change, of `RESUMED_WITH`; with others it would be another job.
+        """
+        if others := sorted(set(parameters) - {*RESUMED_WITH}):
+            expected = " or ".join(RESUMED_WITH)
+            raise UsageError("a job goes on with its own parameters", got=", ".join(others), expected=expected)
         with self._changed:
             job = self._job(job_id)
             if job.is_open:
