@@ -1,7 +1,7 @@
 // Edits of the open image: sent one after the other, applied as the changed boxes that come back.
 
 import { toast } from "./dom.js";
-import { CLIENT, get, post, unpackLabels } from "./http.js";
+import { CLIENT, get, lot, post, unpackLabels } from "./http.js";
 
 const PAUSES = [300, 1000, 3000]; // milliseconds before an edit without an answer is sent again
 
@@ -40,7 +40,7 @@ export class Editor extends EventTarget {
       { score, area } = this.page.objects.filter;
     this.pending++;
     this.dispatchEvent(new Event("saving"));
-    const body = { ...edit, edit_id: crypto.randomUUID(), client: CLIENT, shown: { min_score: score, min_area: area } };
+    const body = { ...edit, edit_id: lot(), client: CLIENT, shown: { min_score: score, min_area: area } };
     const result = this.queue.then(async () => {
       try {
         const answer = await this.insist(`/api/images/${image}/edits`, { ...body, rev: this.rev });

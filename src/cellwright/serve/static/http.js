@@ -1,6 +1,10 @@
 // Requests to the server. Every answer that is no success becomes an Error with the server's own message.
 
-export const CLIENT = crypto.randomUUID();
+/** 32 random hexadecimal digits. (`crypto.randomUUID` is missing on pages of other machines without encryption.) */
+export const lot = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+export const CLIENT = lot(); // which tab this is
 
 export class RequestError extends Error {
   constructor(status, message, body) {
