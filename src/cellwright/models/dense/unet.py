@@ -107,23 +107,23 @@ class UNet(nn.Module):
         skip, pooled = Rows(height), Rows(height // 2)
         for y, end, top, bottom in _strips(height):
             strip = self.encoder[level](x[:, :, top:bottom])[:, :, y - top : end - top]
-            if level > 0:
+            if level > 0 or is_coarsest:
                 skip.put(y, strip)
             if not is_coarsest:
                 pooled.put(y // 2, F.max_pool2d(strip, 2))
         if is_coarsest:
             return skip.take()
-        if level > 0:
-            del x
+        finest = x if level == 0 else None
+        del x
         coarser = self._stage(pooled, level + 1, nn.Identity())
         upsample, block, out = self.upsample[-1 - level], self.decoder[-1 - level], Rows(height)
         for y, end, top, bottom in _strips(height):
             finer = upsample(coarser[:, :, top // 2 : bottom // 2])
-            if level > 0:
+            if finest is None:
                 own = skip.all[:, :, top:bottom]
             else:
                 above, below = max(top - 2, 0), min(bottom + 2, height)
-                own = self.encoder[0](x[:, :, above:below])[:, :, top - above : bottom - above]
+                own = self.encoder[0](finest[:, :, above:below])[:, :, top - above : bottom - above]
             strip = block(torch.cat([own, finer], dim=1))
             out.put(y, then(strip[:, :, y - top : end - top]))
         return out.take()
