@@ -7,11 +7,13 @@ import json
 import socket
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from drawn import run
 
 from cellwright.serve.events import Events
@@ -115,3 +117,34 @@ def test_events_reach_all_tabs_and_a_tab_that_is_behind_loads_again() -> None:
         return await tab
 
     assert asyncio.run(behind()) == ["hello", "reload", "edit 257"]
+
+
+def test_a_plane_of_a_stack_is_chosen_for_the_project(tmp_path: Path) -> None:
+    from cellwright.data.images.reading import Reading
+    from cellwright.serve.project import Page, Project, find_source
+
+    planes = np.stack([np.full((40, 50), value, np.uint8) for value in (10, 20, 30)])
+    tifffile.imwrite(tmp_path / "a.tif", planes, imagej=True, metadata={"axes": "ZYX"})
+    for part, state in ((Reading(), "several images or planes"), (Reading(z="max"), "")):
+        with closing(Project(tmp_path / f"project {part.z}")) as project:
+            project.add(find_source(tmp_path / "a.tif", part))
+            (record,) = project.images
+            assert state in record.note
+            if not state:
+                assert np.unique(Page(project).pixels("a").raw(0, 0, 0)).tolist() == [30]
+
+
+def test_annotations_that_are_not_read_are_named(tmp_path: Path) -> None:
+    from cellwright.serve.project import find_source
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a", "b"):
+        cv2.imwrite(str(folder / f"{name}.png"), np.zeros((40, 50), np.uint8))
+    (folder / "a.json").write_text('{"shapes": [{"label": "cell", "points": [[1, 2]]}], "imagePath": "a.png"}')
+    cv2.imwrite(str(folder / "b_masks.png"), np.eye(40, dtype=np.uint8))
+    found = find_source(folder)
+    assert not found.is_annotated
+    assert [note.text for note in found.dataset.notes] == [
+        "no annotations were read, only images: several formats match"
+    ]

@@ -272,7 +272,8 @@ def _table(dtype: str, channel: Channel) -> np.ndarray:
 
 def _curve(values: np.ndarray, channel: Channel) -> np.ndarray:
     span = channel.high - channel.low
-    share = (values - channel.low) / span if span > 0 else (values > channel.low).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a file with values near the largest float
+        share = (values - channel.low) / span if span > 0 else (values > channel.low).astype(np.float32)
     share = np.clip(np.nan_to_num(share, nan=0.0), 0, 1)
     if channel.gamma != 1:
         share = share**channel.gamma

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -554,8 +554,20 @@ class Found:
     is_annotated: bool
 
 
-def find_source(path: Path) -> Found:
-    """What is at a path: images, a dataset, a prediction folder, or a tile job. Raises what reading it raises."""
+def find_source(path: Path, reading: Reading | None = None) -> Found:
+    """What is at a path: images, a dataset, a prediction folder, or a tile job. Raises what reading it raises.
+
+    reading: which part of each file is meant, in place of what the dataset records.
+    """
+    found = _found_at(path)
+    return found if reading is None else replace(found, dataset=_read_as(found.dataset, reading))
+
+
+def _read_as(dataset: Dataset, reading: Reading) -> Dataset:
+    return reading.over(Reading.recorded(dataset.info)).recorded_in(dataset)
+
+
+def _found_at(path: Path) -> Found:
     from cellwright.api.read import is_dataset, read_dataset
     from cellwright.prediction.sources import sources_of_paths
 
@@ -565,13 +577,18 @@ def find_source(path: Path) -> Found:
         raise UsageError(f"this is {kind}", where=path, expected="images, a dataset, or a prediction folder")
     if kind is not None or is_dataset(path):
         return Found(path, read_dataset(path), is_annotated=True)
+    notes: tuple[Note, ...] = ()
     try:
         dataset = read_dataset(path) if path.is_dir() else None
-    except CellwrightError:
+    except CellwrightError as error:
         dataset = None
+        if "no annotations" not in error.problem:
+            text = f"no annotations were read, only images: {error.problem}"
+            notes = (Note("annotations were not read", text, path.name),)
     if dataset is not None and dataset.info.get("format") != "image_folder":
         return Found(path, dataset, is_annotated=True)
-    return Found(path, _images_at(sources_of_paths([path])), is_annotated=False)
+    images = _images_at(sources_of_paths([path]))
+    return Found(path, replace(images, notes=(*notes, *images.notes)), is_annotated=False)
 
 
 def _images_at(sources: Sequence[Any]) -> Dataset:

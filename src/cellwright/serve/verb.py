@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from cellwright.api.shared_options import Planes, Series, TimePoint
 from cellwright.core.errors import UsageError
 from cellwright.core.memory import give_freed_memory_back
 from cellwright.core.notes import Note, summarise
@@ -43,6 +44,9 @@ class ServePlan:
     """Port to listen on; 0 takes 8765, or any free one if that is in use."""
     allow_remote: Annotated[bool, Parameter(negative=())] = False
     """Let other machines connect to `host`. The link is not encrypted: use it in a network that you trust."""
+    z: Planes = None
+    t: TimePoint = None
+    series: Series = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def run(
     except ImportError as error:
         remedy = 'pip install "cellwright[serve]"'
         raise UsageError("the page needs other packages", got=f"no {error.name}", remedy=remedy) from error
+    from cellwright.data.images.reading import Reading
     from cellwright.serve.app import build_app
     from cellwright.serve.edits import warm_up
     from cellwright.serve.project import Page, Project, default_folder, find_source, is_project
@@ -81,7 +86,8 @@ def run(
     folder = default_folder(plan.source) if plan.out is None else plan.out
     is_new = not is_project(folder)
     opens = plan.source is not None and plan.source.resolve() != folder.resolve()
-    found = find_source(plan.source) if opens and plan.source is not None else None
+    part = Reading(z=plan.z, t=plan.t, series=plan.series)
+    found = find_source(plan.source, part) if opens and plan.source is not None else None
     screen.note(f"project: {folder}/ ({'new' if is_new else 'as it was left'})")
     if dry_run:
         return None
