@@ -17,10 +17,11 @@ HOST = "http://127.0.0.1:8765"
 
 
 class PageClient(TestClient):
-    """The client of a page that was opened by its link."""
+    """The client of a page that was opened by its link. tokens: those that were announced since."""
 
     page: Page
     access: Access
+    tokens: list[str]
 
 
 @contextmanager
@@ -33,10 +34,11 @@ def open_page(source: Path | None, out: Path, *, worker: Any = None, **access: i
     try:
         if source is not None:
             project.add(source)
-        page, granted = Page(project), Access(8765, **access)
+        tokens: list[str] = []
+        page, granted = Page(project), Access(8765, announce=tokens.append, **access)
         page.start_worker = worker or page.start_worker
         with PageClient(build_app(page, granted), base_url=HOST, headers={"origin": HOST}) as client:
-            client.page, client.access = page, granted
+            client.page, client.access, client.tokens = page, granted, tokens
             client.get(f"/?token={granted.token}")
             yield client
     finally:

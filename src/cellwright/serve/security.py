@@ -1,6 +1,7 @@
 """Who may talk to the page: one middleware in front of all routes.
 
-- The token of the printed link is exchanged for a cookie (HttpOnly, SameSite=Strict); nothing is answered without it.
+- The token of the printed link is exchanged for a cookie (HttpOnly, SameSite=Strict); nothing is answered without it. A
+  token is good for one exchange; the next is announced then, for another browser.
 - The header Host must be an address that is served: pages of other sites that resolve their name to this machine (DNS
   rebinding) are refused. So are requests that another site starts (Origin, Sec-Fetch-Site); there is no CORS.
 - Bodies are limited in size before they are read; answers carry a content-security policy and the like.
@@ -38,7 +39,8 @@ _SAFE = ("GET", "HEAD")
 class Access:
     """What is served, and to whom. hosts: names and addresses besides those of the machine itself.
 
-    any_address: a request may name any numeric address; for servers that listen on all of them.
+    any_address: a request may name any numeric address; for servers that listen on all of them. announce: called with
+    the next token when one was exchanged.
     """
 
     port: int
@@ -47,6 +49,7 @@ class Access:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     session: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     max_upload: int = 4 << 30
+    announce: Callable[[str], object] = lambda _: None
 
     @property
     def cookie(self) -> str:
@@ -74,7 +77,7 @@ class Guard:
     """The middleware; see the module."""
 
     def __init__(self, app: Any, access: Access) -> None:
-        self._app, self._access = app, access
+        self._app, self._access, self._token = app, access, access.token
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -107,7 +110,7 @@ class Guard:
             return Refusal(403, "requests from other sites are not answered")
         if is_visit and b"token=" in scope.get("query_string", b""):
             return self._exchange(scope)
-        if not hmac.compare_digest(_cookie(scope, access.cookie).encode(), access.session.encode()):
+        if not self._is_known(scope):
             return Refusal(401, "open the link with the token that cellwright serve has printed")
         if scope["method"] not in _SAFE:
             if origin is None:
@@ -117,13 +120,21 @@ class Guard:
                 return Refusal(415, "send JSON, with the header Content-Type: application/json")
         return None
 
+    def _is_known(self, scope: Scope) -> bool:
+        """Whether a request has the cookie."""
+        return hmac.compare_digest(_cookie(scope, self._access.cookie).encode(), self._access.session.encode())
+
     def _exchange(self, scope: Scope) -> Refusal:
         try:
             given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=50).get("token", [""])[0]
         except ValueError:
             given = ""
-        if not hmac.compare_digest(given.encode(), self._access.token.encode()):
-            return Refusal(401, "this token is not valid; open the link that cellwright serve has printed last")
+        if self._is_known(scope):
+            return Refusal(303, "", {"location": "/"})
+        if not hmac.compare_digest(given.encode(), self._token.encode()):
+            return Refusal(401, "this link was used, or is of another start; open the last that the terminal shows")
+        self._token = secrets.token_urlsafe(32)
+        self._access.announce(self._token)
         cookie = f"{self._access.cookie}={self._access.session}; HttpOnly; SameSite=Strict; Path=/"
         return Refusal(303, "", {"set-cookie": cookie, "location": "/"})
 

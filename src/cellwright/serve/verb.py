@@ -100,12 +100,12 @@ def run(
                 screen.note(line)
         page = Page(project)
         port = listening.getsockname()[1]
-        access = _access(plan, port)
+        shown = "127.0.0.1" if plan.host in ("0.0.0.0", "::", *_LOOPBACK) else plan.host
+        page_url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
+        access = _access(plan, port, lambda token: screen.note(f"for another browser: {page_url}?token={token}"))
         threading.Thread(target=warm_up, name="cellwright warm up", daemon=True).start()
         app = build_app(page, access)
-        shown = "127.0.0.1" if plan.host in ("0.0.0.0", "::", *_LOOPBACK) else plan.host
-        host = f"[{shown}]" if ":" in shown else shown
-        announce(f"http://{host}:{port}/?token={access.token}")
+        announce(f"{page_url}?token={access.token}")
         if access.any_address:
             screen.note(f"from other machines: http://{socket.gethostname()}:{port}/?token={access.token}")
         screen.note("stop with Ctrl-C; everything is saved as you go")
@@ -125,13 +125,13 @@ def _check(plan: ServePlan) -> None:
         )
 
 
-def _access(plan: ServePlan, port: int) -> Any:
+def _access(plan: ServePlan, port: int, announce: Callable[[str], object]) -> Any:
     from cellwright.serve.security import Access
 
     hosts = {"127.0.0.1", "localhost", "::1"}
     if plan.allow_remote:
         hosts |= {plan.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
-    return Access(port, frozenset(hosts), any_address=plan.host in ("0.0.0.0", "::"))
+    return Access(port, frozenset(hosts), any_address=plan.host in ("0.0.0.0", "::"), announce=announce)
 
 
 def _listen(plan: ServePlan) -> socket.socket:
