@@ -98,6 +98,27 @@ def look_around(visitor: Visitor) -> None:
     visitor.press("Escape", "Alt+2")
 
 
+def add_class(visitor: Visitor) -> None:
+    """A new class without the mouse: the dialog begins in its field, and Enter adds."""
+    visitor.press("v")
+    row = visitor.objects()[0]
+    visitor.click(middle(visitor.labels(), row["id"]))
+    visitor.page.select_option("#tool-bar select", "add")
+    visitor.page.keyboard.type("mitotic")
+    visitor.page.keyboard.press("Enter")
+    visitor.until(f"cellwrightPage.classes[cellwrightPage.objects.row({row['id']}).class] === 'mitotic'")
+
+
+def fail_for_one(visitor: Visitor, path: Path) -> None:
+    """An image that cannot be predicted without more words is named, beside those that were predicted."""
+    tifffile.imwrite(path, np.zeros((2, 64, 64), np.uint16), metadata={"axes": "CYX"})
+    visitor.drop([path])
+    visitor.until("cellwrightPage.images.images.length === 4")
+    visitor.page.select_option("#model", "classical")
+    visitor.job("predict", "#predict-all")
+    assert "several channels" in visitor.page.inner_text("#panel-predict .problem")
+
+
 def same_files(folder: Path, other: Path) -> None:
     """The files of two exports hold the same; names of GeoJSON objects are drawn by lot."""
     names = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if ".cellwright" not in path.parts)
@@ -164,6 +185,8 @@ def test_story(chromium: str, tmp_path: Path) -> None:
         visitor.until("cellwrightPage.editor.undoName?.includes('predict')")
         visitor.press("Control+z")
         assert (visitor.labels() == corrected).all()
+        add_class(visitor)
+        fail_for_one(visitor, tmp_path / "two.tif")
         assert visitor.problems == []
     for k, (folder, command) in enumerate(exported):
         words = shlex.split(command)

@@ -330,7 +330,9 @@ def _set_class(context: _Context) -> Change:
     for row in rows:
         if row.class_id != class_id:
             change.rows[row.id] = (row, row._replace(class_id=class_id, manual=True))
-    change.message = f"{count(len(change.rows), 'object')} now {context.class_names[class_id]}"
+    if change.rows:
+        verb = "is" if len(change.rows) == 1 else "are"
+        change.message = f"{count(len(change.rows), 'object')} {verb} now {context.class_names[class_id]}"
     return change
 
 

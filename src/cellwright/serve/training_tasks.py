@@ -138,7 +138,7 @@ class TrainTask(Task):
                 reporter.note(f"warning: no comparison on held-out images: {error.problem}")
             else:
                 result |= comparison_of(step.plan.out) | {"evaluation": place.job}
-        ended = "trained" if run.finished else "the time is over; train on for more"
+        ended = "Trained" if run.finished else "Trained until the time ran out"
         return {"text": f"{ended}{_before_and_after(result.get('rows'))}", **result}
 
     def _note_regions(self, part: Part, plan: TrainPlan, reporter: ProgressReporter) -> None:

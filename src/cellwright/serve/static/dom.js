@@ -149,8 +149,15 @@ export function dialog(title, content, actions = [], kind = "") {
     box.addEventListener("click", (event) => {
       if (event.target === box) done(null);
     });
+    const first = box.querySelector(".dialog-body input");
+    first?.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.isComposing || first.dataset.enter) return;
+      event.preventDefault();
+      foot.querySelector(".primary")?.click();
+    });
     document.body.append(box);
     box.showModal();
+    first?.focus();
   });
 }
 

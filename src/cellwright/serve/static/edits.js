@@ -45,7 +45,7 @@ export class Editor extends EventTarget {
       try {
         const answer = await this.insist(`/api/images/${image}/edits`, { ...body, rev: this.rev });
         if (image === this.image) await this.apply(answer);
-        if (answer.message) toast(answer.message);
+        if (answer.message) toast(answer.message.charAt(0).toUpperCase() + answer.message.slice(1));
         return answer;
       } catch (error) {
         if (error.status === 409 && error.body?.boxes && image === this.image) await this.apply(error.body);

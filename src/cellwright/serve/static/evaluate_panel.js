@@ -18,7 +18,7 @@ export class EvaluatePanel {
   constructor(page, host) {
     this.page = page;
     this.known = {}; // the job that is shown, by verb
-    this.model = select([["", "Predictions as they are stored"]], "");
+    this.model = select([["", "Stored predictions"]], "");
     this.progress = h("div", { class: "job-panel" });
     this.searching = h("div", { class: "job-panel" });
     this.outcome = h("div", { class: "outcome" });
@@ -49,7 +49,7 @@ export class EvaluatePanel {
         this.searching,
         h("p", {
           class: "hint",
-          text: "Corrected images are the annotations. Click an error to go there and fix the annotation.",
+          text: "The corrected images serve as annotations. Click an error to go to it and fix the annotation.",
         }),
       ),
       this.outcome,
@@ -62,7 +62,7 @@ export class EvaluatePanel {
       const chosen = this.model.value,
         names = page.models.map((model) => model.name);
       this.model.replaceChildren(
-        h("option", { value: "", text: "Predictions as they are stored" }),
+        h("option", { value: "", text: "Stored predictions" }),
         ...names.map((name) => h("option", { value: name, text: `Model ${name}` })),
       );
       this.model.value = names.includes(chosen) ? chosen : "";
@@ -115,7 +115,7 @@ export class EvaluatePanel {
             ),
           ),
         ),
-        report.notes?.map((text) => h("p", { class: "hint", text })),
+        report.notes?.map((text) => h("p", { class: text.startsWith("warning") ? "problem" : "hint", text })),
       ),
     ];
     if (report.images?.length) {

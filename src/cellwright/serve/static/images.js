@@ -316,9 +316,15 @@ export class ImageList {
   }
 
   async browse() {
-    const path = h("input", { type: "text", "aria-label": "Folder", spellcheck: false, class: "wide-input" });
+    const path = h("input", {
+      type: "text",
+      "aria-label": "Folder",
+      spellcheck: false,
+      class: "wide-input",
+      data: { enter: "shows" },
+    });
     const list = h("div", { class: "folder-list" }),
-      facts = h("p", { class: "muted" });
+      facts = h("p", { class: "facts muted" });
     const show = async (where) => {
       try {
         const folder = await get(`/api/folders?path=${encodeURIComponent(where)}`);

@@ -70,6 +70,8 @@ export class Jobs extends EventTarget {
     job = this.jobs.get(job.id);
     if (job.state === "failed") toast(`${name} failed: ${problemOf(job)}`, "error");
     else if (job.state === "cancelled") toast(`${name} cancelled`);
+    else if (job.result?.failures?.length)
+      toast(`${job.text || name}; failed for some images:\n${job.result.failures.join("\n")}`, "error");
     else if (this.page.openPanel !== job.verb) toast(job.text || `${name} done`);
     this.dispatchEvent(new CustomEvent("change", { detail: job }));
     this.dispatchEvent(new CustomEvent("end", { detail: job }));
@@ -122,7 +124,7 @@ export class Jobs extends EventTarget {
         );
       if (job.state === "failed") parts.push(h("p", { class: "problem", text: problemOf(job) }));
       else if (job.text)
-        parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? `Cancelled. ${job.text}` : job.text }));
+        parts.push(h("p", { class: "muted", text: job.state === "cancelled" ? "Cancelled" : job.text }));
       if ((job.state === "failed" || job.state === "cancelled") && verb === "train")
         parts.push(
           button({
@@ -131,6 +133,7 @@ export class Jobs extends EventTarget {
             click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})),
           }),
         );
+      parts.push(...(job.result?.failures ?? []).map((text) => h("p", { class: "problem", text: `Failed: ${text}` })));
       const notes = job.notes ?? [],
         told = notes.filter((note) => /^warning|assumed/.test(note));
       parts.push(...told.map((note) => h("p", { class: "problem", text: note })));

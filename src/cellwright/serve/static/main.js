@@ -178,7 +178,7 @@ class Page extends EventTarget {
     this.editor.rev = table.rev;
     this.readState(info);
     this.objects.load(table);
-    this.viewer.tiles.stale(null, table.rev);
+    this.viewer.tiles?.stale(null, table.rev);
     this.viewer.invalidate();
     await this.editor.loadHistory();
   }

@@ -228,7 +228,7 @@ export class MeasurePanel {
   objectsChanged(what) {
     if (!this.table || this.dock.hidden) return;
     if (what === "edit") {
-      this.facts.textContent = "Objects have changed since they were measured: measure again.";
+      this.facts.textContent = "The objects have changed since they were measured. Measure again.";
     }
     if (what === "select") {
       const [id] = this.page.objects.selected,

@@ -188,6 +188,7 @@ export function histogram(brushed) {
   let from = null;
   canvas.addEventListener("pointerdown", (event) => {
     if (axes) {
+      event.preventDefault(); // no text is selected
       canvas.setPointerCapture(event.pointerId);
       from = event.offsetX;
     }
@@ -247,6 +248,7 @@ export function scatter(brushed) {
   const { canvas } = picture;
   canvas.addEventListener("pointerdown", (event) => {
     if (axes) {
+      event.preventDefault(); // no text is selected
       canvas.setPointerCapture(event.pointerId);
       from = [event.offsetX, event.offsetY];
     }

@@ -81,7 +81,7 @@ export class PredictPanel {
               click: () => page.info && page.tools.use("line"),
             }),
           ),
-          { hint: "pixels; estimated for every image where empty" },
+          { hint: "In pixels; if empty, estimated for each image" },
         ),
         field("Views", this.views),
         field("Keep images corrected by hand as they are", this.keep, { inline: true }),
@@ -114,7 +114,7 @@ export class PredictPanel {
         h("div", { class: "row" }, this.shownText, h("span", { class: "grow" }), this.apply),
         h("p", {
           class: "hint",
-          text: "Acts on what the model found, without predicting again. Objects drawn by hand are always shown.",
+          text: "The sliders filter what the model found, without predicting again. Objects drawn by hand are always shown.",
         }),
       ),
     );

@@ -194,9 +194,9 @@ export class TrainPanel {
     if (finished === false)
       parts.push(
         button({
-          text: "Train on",
+          text: "Train longer",
           kind: "small",
-          title: "Go on where the time ended, for as many minutes as are set above",
+          title: "Continue where training stopped, for the minutes set above",
           click: () => this.trainOn(id),
         }),
       );
