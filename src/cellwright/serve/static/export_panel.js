@@ -77,7 +77,8 @@ export class ExportPanel {
   }
 
   explain() {
-    this.what.textContent = this.formats.find((one) => one.name === this.to.value)?.what ?? "";
+    const what = this.formats.find((one) => one.name === this.to.value)?.what ?? "";
+    this.what.textContent = what.charAt(0).toUpperCase() + what.slice(1);
   }
   gates() {
     this.gateField.hidden = !this.page.panels.measure?.gates.length;

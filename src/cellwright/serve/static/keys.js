@@ -33,7 +33,7 @@ function table(page) {
       () => tools.toggleCross(),
     ],
     ["Tools", "Enter", "Close the outline or line", (e) => e.key === "Enter", (e) => tools.enter(e)],
-    ["Tools", "Esc", "Stop what was begun; then select nothing", (e) => e.key === "Escape", () => page.escape()],
+    ["Tools", "Esc", "Cancel the current action; then clear the selection", (e) => e.key === "Escape", () => page.escape()],
     [
       "Objects",
       "Delete",
