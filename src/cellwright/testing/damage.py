@@ -104,6 +104,8 @@ def _damage_in_png(data: bytes, rng: np.random.Generator) -> bytes:
         length = int.from_bytes(data[at : at + 4], "big")
         chunks.append(data[at + 4 : at + 8 + length])
         at += 12 + length
+    if not chunks:  # of a file that was cut before
+        return damage(data, rng)
     k = int(rng.integers(len(chunks)))
     kind, content = chunks[k][:4], chunks[k][4:]
     pixels = None

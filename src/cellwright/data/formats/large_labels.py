@@ -12,6 +12,7 @@ import numpy as np
 from cellwright.core.errors import CellwrightError, FormatError, InputError, UsageError
 from cellwright.core.files import unreadable
 from cellwright.core.masks import MaskSet, concat
+from cellwright.core.memory import available_bytes
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.planes import check_stored
 from cellwright.data.images.tiff import open_tiff
@@ -19,6 +20,8 @@ from cellwright.data.images.tiff import open_tiff
 LARGE_PX = 40_000_000
 # Zarr is read in parts of this size, many chunks at once.
 _PART_HW = (2048, 8192)
+# With so much memory, no part of a label image that is as it should be lacks any.
+_MUCH_MEMORY = 1 << 31
 _AGAIN = "save it again, in the program that wrote it"
 Part = tuple[int, int, np.ndarray]
 """y0, x0 and the labels (h, w) there."""
@@ -36,10 +39,14 @@ def read_large_labels(path: Path, image_hw: tuple[int, int], track: Track = no_p
             masks, values = MaskSet.from_label_map(block)
             parts.append(masks.shift(y0, x0, image_hw))
             labels.append(values)
-    except (CellwrightError, MemoryError):
+    except CellwrightError:
         raise
     except OSError as error:
         raise unreadable(path, error, "label image") from error
+    except MemoryError as error:
+        if available_bytes() < _MUCH_MEMORY:
+            raise
+        raise _damaged(path, error) from error  # a part claims to be larger than any is
     except Exception as error:  # on damaged files, decoders raise whatever their codecs raise
         raise _damaged(path, error) from error
     together = np.concatenate(labels)

@@ -119,10 +119,10 @@ class _Record:
                 tuple(map(str, options.get("roi") or ())),
                 None if content.get("tissue") is None else _name_of_tissue(str(content["tissue"]["word"])),
             )
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, UsageError) as error:
             where, remedy = folder / JOB_FILE, "start the job again in another folder"
             raise FormatError(
-                "the record of this job is damaged", where=where, got=str(error), remedy=remedy
+                "the record of this job is damaged", where=where, got=str(error).replace("\n", ";")[:300], remedy=remedy
             ) from error
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.files import atomic_path
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
@@ -67,8 +67,11 @@ class FinalTiles:
             yield tile, self.objects(k)
 
     def objects(self, k: int) -> Instances:
-        """The objects of the k-th tile of the job."""
+        """The objects of the k-th tile of the job. Raises `FormatError` if their number is another than was counted."""
+        path = self.ledger.path(self.ledger.tiles[k])
         objects = self.ledger.read(self.ledger.tiles[k]).stored.objects
+        if len(objects) != (n := self.first_ids[k + 1] - self.first_ids[k]):
+            raise FormatError("this file of a tile does not fit to its job", where=path, got=len(objects), expected=n)
         return replace(objects, ids=np.arange(self.first_ids[k], self.first_ids[k + 1]))
 
 
