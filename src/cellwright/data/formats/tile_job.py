@@ -205,6 +205,8 @@ class _LoadJob:
             if not ((own_scores >= 0) & (own_scores <= 1)).all():
                 raise ValueError("a score is not between 0 and 1")
             boxes = read_table(self.folder, _SIDES).to_numpy(np.float64) if len(table) else np.zeros((0, 4))
+            if not (np.abs(boxes) <= MAX_SIDE).all():
+                raise ValueError("a box is not a box of pixels")
         except (TypeError, ValueError, OverflowError) as error:
             raise _damaged_table(self.folder, error) from error
         needed = float(box_areas(boxes).sum()) * _BYTES_PER_BOX_PX + len(table) * _BYTES_PER_OBJECT

@@ -82,7 +82,7 @@ export class Editor extends EventTarget {
       (answer.boxes ?? []).map(async (box) => ({ ...box, labels: await unpackLabels(box.labels) })),
     );
     this.rev = answer.rev;
-    viewer.tiles.patch(boxes, answer.rev);
+    viewer.tiles?.patch(boxes, answer.rev);
     if (answer.objects) objects.apply(answer.objects);
     page.setState(answer.state);
     for (const box of boxes) viewer.invalidate([box.y0, box.x0, box.y0 + box.h, box.x0 + box.w]);
@@ -102,7 +102,7 @@ export class Editor extends EventTarget {
       return;
     }
     this.rev = event.rev;
-    this.page.viewer.tiles.stale(event.boxes, event.rev);
+    this.page.viewer.tiles?.stale(event.boxes, event.rev);
     if (event.objects) this.page.objects.apply(event.objects);
     this.page.setState(event.state);
     this.page.viewer.invalidate();
