@@ -12,6 +12,7 @@ import shapely
 import tifffile
 
 pytest.importorskip("fastapi")
+from drawn import run
 from page_client import open_page
 from test_project import edit, labels_of
 
@@ -19,6 +20,7 @@ import cellwright as cw
 from cellwright.core.claim import Claim
 from cellwright.core.file_identity import FileIdentity
 from cellwright.data.synthetic import draw_field
+from cellwright.serve.starts import start_of_job
 
 HW = (600, 700)
 
@@ -51,7 +53,7 @@ def test_a_tile_job_is_corrected_where_it_lies(tmp_path: Path) -> None:
     before, expected = (job / "labels.tif").read_bytes(), tifffile.imread(job / "labels.tif")
     with open_page(job, project) as client:
         facts = client.get("/api/images/field").json()
-        assert "outside the regions" in facts["notes"][0]
+        assert "not predicted is marked" in facts["notes"][0]
         assert np.array_equal(labels_of(client, "field"), expected)
         assert np.array_equal(labels_of(client, "field", level=1), expected[::2, ::2])
         objects = client.get("/api/images/field/objects").json()
@@ -101,3 +103,24 @@ def test_a_damaged_job_is_named(tmp_path: Path) -> None:
     with open_page(job, tmp_path / "other") as client:
         answer = client.get("/api/images/field/objects")
         assert (answer.status_code, "the table of objects is damaged" in answer.text) == (422, True)
+
+
+def test_a_tile_that_failed_is_not_annotated(tmp_path: Path) -> None:
+    """Nothing was found there, which is not to be learned as background."""
+    image, job = tmp_path / "field.tif", tmp_path / "job"
+    pixels = draw_field(4, (700, 800), 224)[0].data
+    tifffile.imwrite(image, pixels, tile=(64, 64), photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(image) as tif:
+        page = tif.pages.first
+        start, size = page.dataoffsets[-1], page.databytecounts[-1]
+    content = bytearray(image.read_bytes())
+    content[start : start + size - 2] = bytes(size - 2)
+    image.write_bytes(content)
+    words = ("--diameter=24", "--tile=160", "--labels=tiff", "--roi=0,0,160,160,690,790,10,10", "--out", job, "--quiet")
+    assert run("predict", image, *words) == 3
+    n_failed = len(pd.read_csv(job / "failures.csv"))
+    regions = start_of_job(job, (700, 800), ["nucleus"]).state.regions
+    area = shapely.union_all([shapely.Polygon([(x, y) for y, x in region]) for region in regions])
+    assert n_failed > 0
+    assert area.contains(shapely.Point(795, 695))
+    assert not area.intersects(shapely.box(0, 0, 100, 100))

@@ -13,22 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cellwright.core.geometry import Window
+
 CHUNK = 512
 _OPEN_BYTES = 64 << 20
 _TYPE = np.dtype("<u4")
 
 
-class Box(NamedTuple):
-    """Rows y0 to y1 and columns x0 to x1 of an image, half open."""
+class Box(Window):
+    """A window with what edits need; it is false if it is empty."""
 
-    y0: int
-    x0: int
-    y1: int
-    x1: int
-
-    @property
-    def hw(self) -> tuple[int, int]:
-        return self.y1 - self.y0, self.x1 - self.x0
+    __slots__ = ()
 
     def __bool__(self) -> bool:
         return self.y1 > self.y0 and self.x1 > self.x0

@@ -140,8 +140,8 @@ def count_of(dataset: Dataset, sample: str, folder: Path) -> int:
 def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[str]) -> Start:
     """The objects of a tile job: its labels stay where they are, and are read chunk by chunk.
 
-    What lies outside the regions that were predicted is a region that is not annotated. class_names: the class ids of
-    the page are places among them.
+    What was not predicted, outside of regions and in tiles that failed, is a region that is not annotated. class_names:
+    the class ids of the page are places among them.
     """
     from cellwright.core.claim import Claim
     from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, read_table
@@ -163,7 +163,7 @@ def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[
     state = labels.stat()
     source = f"{labels.name}:{hash_of(written or (state.st_size, state.st_mtime_ns))}"
     start = Start("predicted", Table(columns), State(regions=regions), base=_reader(labels, image_hw), source=source)
-    note = "what lies outside the regions that were predicted is marked as not annotated"
+    note = "what was not predicted is marked as not annotated"
     return replace(start, message=note) if regions else start
 
 
@@ -171,12 +171,20 @@ def _not_predicted(folder: Path, image_hw: tuple[int, int]) -> tuple[tuple[tuple
     """Outlines around what was not predicted; holes are joined to the outer line by a cut."""
     import shapely
 
+    from cellwright.prediction.tiling.job import JobFacts
     from cellwright.prediction.tiling.regions import Regions
 
-    stored = read_json(folder / JOB_FILE).get("regions")
-    if stored is None:
+    stored, parts = read_json(folder / JOB_FILE).get("regions"), list[Any]()
+    if stored is not None:
+        parts.append(shapely.box(0, 0, image_hw[1], image_hw[0]).difference(Regions.from_dict(stored).area))
+    if any((folder / "tiles").glob("*.failed.json")):
+        job = JobFacts.read(folder)
+        for failure in job.ledger(folder).failures():
+            y0, x0, y1, x1 = job.grid.source_window(job.grid[failure.tile].core)
+            parts.append(shapely.box(x0, y0, x1, y1))
+    if not parts:
         return ()
-    rest = shapely.box(0, 0, image_hw[1], image_hw[0]).difference(Regions.from_dict(stored).area)
+    rest = shapely.union_all(parts)
     outlines = []
     for polygon in shapely.get_parts(rest):
         if isinstance(polygon, shapely.Polygon):
