@@ -108,7 +108,7 @@ export function toast(message, kind = "info") {
     h("span", { text: message }),
   );
   const close = () => note.remove();
-  note.append(button({ symbol: "close", kind: "bare", label: "Close this message", click: close }));
+  if (kind === "error") note.append(button({ symbol: "close", kind: "bare", label: "Close this message", click: close }));
   if (kind !== "error") for (const old of host.querySelectorAll(".toast.info")) old.remove();
   while (host.children.length > 2) host.firstChild.remove();
   host.append(note);

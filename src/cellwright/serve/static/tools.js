@@ -76,13 +76,21 @@ export class Tools extends EventTarget {
     this.radius = 6;
     this.over = false; // whether the brush paints over other objects
     this.cross = null; // crosshair [y, x]
+    this.fingers = new Map(); // id -> the last event of each finger on the picture
     this.reset();
     const host = this.viewer.host,
       options = { capture: true };
     host.addEventListener("pointerdown", (event) => this.down(event), options);
     host.addEventListener("pointermove", (event) => this.move(event), options);
     host.addEventListener("pointerup", (event) => this.up(event), options);
-    host.addEventListener("pointercancel", () => this.cancel(), options);
+    host.addEventListener(
+      "pointercancel",
+      (event) => {
+        this.fingers.delete(event.pointerId);
+        this.cancel();
+      },
+      options,
+    );
     host.addEventListener("pointerleave", () => this.leave());
     host.addEventListener("dblclick", () => {
       if (this.points.length > 2) this.finish();
@@ -134,6 +142,15 @@ export class Tools extends EventTarget {
   down(event) {
     if (!this.page.info || !event.target.closest(".openseadragon-canvas")) return;
     this.viewer.host.focus({ preventScroll: true });
+    const touch = event.pointerType === "touch";
+    if (touch) this.fingers.set(event.pointerId, event);
+    if (this.press && !this.press.watched) {
+      // Another pointer while the tool works: a second finger, or the palm beside a pen.
+      event.stopPropagation();
+      event.preventDefault();
+      if (touch && this.press.touch) this.pinch(event);
+      return;
+    }
     const pans = event.button === 1 || event.button === 2 || (event.button === 0 && this.space);
     const selects = this.name === "select" && event.shiftKey && event.button === 0;
     if (!pans && !selects && !(this.tool.drags && event.button === 0 && event.isPrimary)) {
@@ -146,12 +163,42 @@ export class Tools extends EventTarget {
     event.preventDefault();
     this.viewer.host.setPointerCapture(event.pointerId);
     const at = this.viewer.imageOf(event);
-    this.press = { start: at, screen: [event.clientX, event.clientY], pans, selects, event };
+    const { pointerId: pointer } = event;
+    this.press = { start: at, screen: [event.clientX, event.clientY], pans, selects, pointer, touch };
+    this.press.before = this.points.slice();
     if (!pans) this.begin(at, event);
+  }
+
+  /** A second finger: both move and zoom the picture, and what the first one began is dropped. */
+  pinch(event) {
+    const { before } = this.press;
+    this.viewer.host.setPointerCapture(event.pointerId);
+    this.points = before ?? [];
+    this.rectangle = null;
+    this.page.objects.doom([]);
+    this.press = { pinches: true, touch: true, ...this.spread() };
+    this.viewer.request();
+  }
+
+  /** The middle of two fingers, and how far they are apart. */
+  spread() {
+    const [a, b] = this.fingers.values();
+    const apart = Math.max(Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY), 1);
+    return { x: (a.clientX + b.clientX) / 2, y: (a.clientY + b.clientY) / 2, apart };
   }
 
   move(event) {
     if (!this.page.info) return;
+    if (this.fingers.has(event.pointerId)) this.fingers.set(event.pointerId, event);
+    if (this.press && !this.press.watched && this.press.pointer !== event.pointerId) {
+      event.stopPropagation();
+      if (this.press.pinches && this.fingers.size > 1) {
+        const now = this.spread();
+        this.viewer.pinch(this.press, now);
+        Object.assign(this.press, now);
+      }
+      return;
+    }
     this.pointer = event;
     const at = (this.at = this.viewer.imageOf(event));
     if (!this.press || this.press.watched) {
@@ -175,7 +222,13 @@ export class Tools extends EventTarget {
 
   up(event) {
     const press = this.press;
+    this.fingers.delete(event.pointerId);
     if (!press) return;
+    if (!press.watched && press.pointer !== event.pointerId) {
+      event.stopPropagation();
+      if (press.pinches && !this.fingers.size) this.press = null;
+      return;
+    }
     this.press = null;
     if (press.watched) {
       if (!press.moved && event.button === 0) this.click(press.start, event);
@@ -305,11 +358,11 @@ export class Tools extends EventTarget {
           this.page.edit({ op: "unignore", index });
           break;
         }
-        this.corner(at, placed);
+        this.corner(at, placed, event);
         break;
       }
       case "outline":
-        this.corner(at, placed);
+        this.corner(at, placed, event);
         break;
       case "split":
         if (!placed) this.points.push(at);
@@ -323,8 +376,8 @@ export class Tools extends EventTarget {
     this.viewer.request();
   }
 
-  corner(at, placed) {
-    const close = 9 / this.viewer.place.zoom;
+  corner(at, placed, event) {
+    const close = (event?.pointerType === "touch" ? 22 : 9) / this.viewer.place.zoom;
     if (this.points.length > 2 && distance(this.points[0], at) < close) return this.finish();
     if (!placed) this.points.push(at);
     return undefined;

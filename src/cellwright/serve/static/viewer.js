@@ -162,21 +162,19 @@ export class Viewer extends EventTarget {
     return [(column - x) * zoom, (row - y) * zoom];
   }
 
-  /** The whole image, beside the tools. */
+  /** The whole image. */
   fit(immediately = false) {
     if (!this.info) return;
     const [height, width] = this.info.hw,
       { clientWidth, clientHeight } = this.host,
-      left = 58,
       margin = 14;
-    const zoom = Math.min((clientWidth - left - margin) / width, (clientHeight - 2 * margin) / height);
-    const x = Math.min((clientWidth - width * zoom) / 2, clientWidth - margin - width * zoom); // in the middle where the tools leave room
-    const at = Math.max(x, left),
+    const zoom = Math.min((clientWidth - 2 * margin) / width, (clientHeight - 2 * margin) / height);
+    const x = (clientWidth - width * zoom) / 2,
       y = (clientHeight - height * zoom) / 2;
     this.fitted = true;
     this.fitting = true;
     this.osd.viewport.fitBounds(
-      new OSD.Rect(-at / zoom / width, -y / zoom / width, clientWidth / zoom / width, clientHeight / zoom / width),
+      new OSD.Rect(-x / zoom / width, -y / zoom / width, clientWidth / zoom / width, clientHeight / zoom / width),
       immediately,
     );
     this.fitting = false;
@@ -193,6 +191,17 @@ export class Viewer extends EventTarget {
     if (!this.info) return;
     this.osd.viewport.panBy(this.osd.viewport.deltaPointsFromPixels(new OSD.Point(x, y)));
     this.osd.viewport.applyConstraints();
+  }
+
+  /** Two fingers moved: `from` and `to` are {x, y, apart}, in the window. */
+  pinch(from, to) {
+    const box = this.host.getBoundingClientRect(),
+      { viewport } = this.osd;
+    this.fitted = false;
+    viewport.panBy(viewport.deltaPointsFromPixels(new OSD.Point(from.x - to.x, from.y - to.y), true), true);
+    const middle = viewport.pointFromPixel(new OSD.Point(to.x - box.left, to.y - box.top), true);
+    viewport.zoomBy(to.apart / from.apart, middle, true);
+    viewport.applyConstraints(true);
   }
 
   /** Zoom to a box [y0, x0, y1, x1] with room around it, or only move there if it is visible at this zoom. */
