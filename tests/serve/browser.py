@@ -66,6 +66,7 @@ def server(*words: object) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate(timeout=60)
+    assert process.returncode == 143  # as every command that SIGTERM ends
 
 
 class Visitor:

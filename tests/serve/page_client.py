@@ -25,7 +25,7 @@ class PageClient(TestClient):
 
 
 @contextmanager
-def open_page(source: Path | None, out: Path, *, worker: Any = None, **access: int) -> Iterator[PageClient]:
+def open_page(source: Path | None, out: Path, *, worker: Any = None, **access: Any) -> Iterator[PageClient]:
     """Serve a folder of images, a dataset, a prediction folder or nothing, as the project ``out``.
 
     worker: starts the worker of the jobs, see `JobQueue`.

@@ -24,9 +24,12 @@ from page_client import PageClient, open_page
 
 from cellwright.api.read import read_dataset
 from cellwright.cli.app import build_app
-from cellwright.core.errors import OutputError
+from cellwright.core.errors import OutputError, UsageError
 from cellwright.data.synthetic import draw_field
+from cellwright.serve.facts import ImageFacts, ProjectFacts
 from cellwright.serve.jobs import WorkerProcess
+from cellwright.serve.object_tasks import PredictTask
+from cellwright.serve.task import Place
 
 CLASSICAL = {"model": ["classical"]}
 TINY = [
@@ -148,6 +151,7 @@ def test_predict_measure_export(page: PageClient, tmp_path: Path, capsys: pytest
 
     measured = do(page, "measure")["result"]
     rows = (tmp_path / "project" / measured["table"]).read_text().splitlines()
+    assert {row.split(",")[0] for row in rows[1:]} == {"field 0", "field 1", "field 2"}
     assert len(rows) == 1 + measured["n_objects"] == 1 + sum(len(objects(page, f"field_{k}")["id"]) for k in range(3))
 
     smallest, *_, largest = sorted(columns["area_px"]["values"])
@@ -159,10 +163,47 @@ def test_predict_measure_export(page: PageClient, tmp_path: Path, capsys: pytest
 
     everything = do(page, "export", to="geojson")["result"]
     with zipfile.ZipFile(io.BytesIO(page.get(everything["download"]).content)) as packed:
-        assert sorted(packed.namelist()) == ["field_0.geojson", "field_1.geojson", "field_2.geojson"]
-        features = json.loads(packed.read("field_2.geojson"))["features"]
+        assert sorted(packed.namelist()) == ["field 0.geojson", "field 1.geojson", "field 2.geojson"]
+        features = json.loads(packed.read("field 2.geojson"))["features"]
     assert len(features) == len(objects(page, "field_2")["id"])
     assert page.get("/api/formats").json()[0]["name"] == "label_images"
+    check_report(page, job, tmp_path)
+
+
+def check_report(page: PageClient, job: dict[str, Any], tmp_path: Path) -> None:
+    """The report of a job is shown as a document that can do nothing, and no file outside of the project is."""
+    (report,) = job["result"]["reports"]
+    assert report["what"] == "prediction"
+    answer = page.get(report["url"])
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "<script" not in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert {"default-src 'none'", "sandbox", "form-action 'none'"} <= {one.strip() for one in policy.split(";")}
+    assert "script-src" not in policy
+    assert "allow" not in policy
+    url = report["url"].rpartition("/")[0]
+    assert [page.get(f"{url}/{other}").status_code for other in (1, -1, "..")] == [404, 404, 404]
+    (tmp_path / "secret.html").write_text("secret")
+    file = tmp_path / "project" / report["file"]
+    file.unlink()
+    assert page.get(report["url"]).status_code == 404
+    file.symlink_to(tmp_path / "secret.html")
+    assert page.get(report["url"]).status_code == 404
+
+
+def test_a_channel_by_its_number_is_the_same_in_all_images(tmp_path: Path) -> None:
+    channels = {"a": ("DAPI", "GFP"), "b": ("GFP", "DAPI"), "c": ("GFP", "DAPI"), "d": ("grey",)}
+    images = tuple(
+        ImageFacts(k, tmp_path / f"{k}.tif", (9, 9), name=k, channels=names) for k, names in channels.items()
+    )
+    for image in images:
+        image.path.touch()
+    place = Place(ProjectFacts(tmp_path, tmp_path, ("cell",), images), tmp_path / "predictions/p", "p")
+    with pytest.raises(UsageError, match="channel 1 is not the same in all images") as caught:
+        PredictTask(channel=("1",)).steps(place)
+    assert "DAPI in c, GFP in a" in str(caught.value)
+    for task in (PredictTask(channel=("DAPI",)), PredictTask(channel=("1",), images=("b", "c", "d"))):
+        assert task.steps(place)
 
 
 def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import time
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -25,6 +27,7 @@ from page_client import PageClient, open_page
 
 import cellwright as cw
 from cellwright.serve.actions import Edit, make
+from cellwright.serve.project import Project
 
 
 @pytest.fixture
@@ -192,6 +195,16 @@ def test_folders_that_can_be_opened(client: PageClient, tmp_path: Path) -> None:
     inside = client.get("/api/folders", params={"path": top["folders"][0]}).json()
     assert (inside["folders"], inside["n_images"], inside["parent"]) == ([str(tmp_path / "images" / "plate")], 4, "")
     assert client.get("/api/folders", params={"path": str(tmp_path)}).status_code == 422
+
+
+def test_files_have_the_names_of_the_images_where_these_are_clear(tmp_path: Path) -> None:
+    with closing(Project(tmp_path / "project")) as project:
+        for name in ("1/field 1", "2/field 1", "2/field 2"):
+            path = tmp_path / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), np.zeros((9, 9), np.uint8))
+            project.add(path)
+        assert project.file_names() == {"field_1": "field_1", "field_1-2": "field_1-2", "field_2": "field 2"}
 
 
 def test_after_a_kill_the_dataset_has_all_edits(images: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ PNG = cv2.imencode(".png", np.full((40, 50), 90, np.uint8))[1].tobytes()
 def client(tmp_path: Path) -> Iterator[PageClient]:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(PNG)
-    with open_page(tmp_path / "images", tmp_path / "project", max_upload=100_000) as client:
+    hosts = frozenset({"127.0.0.1", "lab.example"})
+    with open_page(tmp_path / "images", tmp_path / "project", max_upload=100_000, hosts=hosts) as client:
         yield client
 
 
@@ -76,6 +77,9 @@ def test_headers_of_every_answer(client: PageClient) -> None:
         assert "frame-ancestors 'none'" in policy
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
         assert not [name for name in headers if name.startswith("access-control")]
+        assert headers["cross-origin-opener-policy"] == "same-origin"
+    for address, is_sent in (("http://lab.example:8765/", False), ("https://lab.example:8765/", True)):
+        assert ("cross-origin-opener-policy" in client.get(address).headers) == is_sent, address
     preflight = client.options("/api/project", headers={"access-control-request-method": "POST"})
     assert preflight.status_code in (405, 415)
     assert "access-control-allow-origin" not in preflight.headers

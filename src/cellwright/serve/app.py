@@ -316,6 +316,7 @@ def _image_row(record: ImageRecord) -> dict[str, Any]:
         "name": record.name,
         "hw": None if record.hw is None else list(record.hw),
         "state": record.state,
+        "channels": record.channels,
         "n_objects": record.n_objects,
         "note": record.note,
     }

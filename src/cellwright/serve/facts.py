@@ -17,6 +17,7 @@ from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
+from cellwright.core.result_folders import is_job_folder
 from cellwright.core.text import count
 
 MOSTLY = 0.5  # an object with a larger share of its pixels in regions that are not annotated is left out with them
@@ -24,7 +25,8 @@ MOSTLY = 0.5  # an object with a larger share of its pixels in regions that are 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image of a project.
+    """An image of a project. name: of the user's file where no other image has it, else the id; for files that are
+    written. channels: their names, or none where they are not known.
 
     is_corrected: its objects are those of ``corrected/``. objects: otherwise, where they are as the page shows them, or
     None if they have to be written first; is_annotated: these are annotations. has_objects: whether there are any, or a
@@ -40,6 +42,8 @@ class ImageFacts:
     objects: Path | None = None
     prediction: Path | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    channels: tuple[str, ...] = ()
 
     @property
     def is_truth(self) -> bool:
@@ -57,7 +61,8 @@ class ImageFacts:
         """Of what `to_json` returned."""
         paths = {name: None if values[name] is None else Path(values[name]) for name in _PATHS}
         height, width = values["hw"]
-        return ImageFacts(**{**values, **paths, "hw": (height, width)})
+        channels = tuple(values["channels"])
+        return ImageFacts(**{**values, **paths, "hw": (height, width), "channels": channels})
 
 
 _PATHS = ("path", "objects", "prediction")
@@ -140,6 +145,18 @@ class Part:
     def as_read(self) -> Dataset:
         """As it is read from the folder that `written` returns."""
         return self.named if self.folder is None else self.dataset
+
+    def with_names(self, project: ProjectFacts) -> Part:
+        """The part with the names of the user's files, for what is written for the user; the labels of a tile job stay
+        where they are.
+        """
+        names = {image.id: image.name or image.id for image in project.images}
+        wanted = [names[named.id] for named in self.named]
+        if self.folder is not None and ([own.id for own in self.dataset] == wanted or is_job_folder(self.folder)):
+            return self
+        samples = [dataclasses.replace(sample, id=name) for sample, name in zip(self.shown, wanted, strict=True)]
+        renamed = self.shown.with_samples(samples)
+        return Part(renamed, renamed, None)
 
     def written(self, folder: Path) -> Path:
         """The folder to read them from; ``folder`` is written if there is none yet."""

@@ -23,6 +23,7 @@ from cellwright.serve.corrected import instances_of
 from cellwright.serve.facts import ImageFacts
 from cellwright.serve.jobs import JobQueue, WorkerProcess
 from cellwright.serve.object_tasks import FILES_FOLDER, exported_files
+from cellwright.serve.security import REPORT_POLICY
 from cellwright.serve.tables import evaluation_of, measurements_of
 from cellwright.serve.task import EVALUATIONS, model_names
 
@@ -67,9 +68,10 @@ class PageProject:
 
     def image_facts(self) -> list[ImageFacts]:
         """See `JobProject`."""
-        return [self._facts_of(record) for record in self._project.images if record.hw is not None]
+        names = self._project.file_names()
+        return [self._facts_of(record, names[record.id]) for record in self._project.images if record.hw is not None]
 
-    def _facts_of(self, record: ImageRecord) -> ImageFacts:
+    def _facts_of(self, record: ImageRecord, name: str) -> ImageFacts:
         source = None if record.source is None else (self.folder / record.source).resolve()
         is_result = source is not None and kind_of_result(source) is not None
         is_untouched = source is not None and not self._project.is_changed(record.id)
@@ -84,6 +86,8 @@ class PageProject:
             objects=source if is_untouched else None,
             prediction=None if record.prediction is None else (self.folder / record.prediction).resolve(),
             reading=record.reading,
+            name=name,
+            channels=tuple(record.channels),
         )
 
     def objects(self, image_id: str) -> Instances:
@@ -133,6 +137,7 @@ def job_router() -> APIRouter:
     router.add_api_route("/images/{image_id}/measurements", measurements, methods=["GET"])
     router.add_api_route("/evaluations/{job_id}", evaluation, methods=["GET"])
     router.add_api_route("/exports/{job_id}", download, methods=["GET"])
+    router.add_api_route("/reports/{job_id}/{number}", report, methods=["GET"])
     router.add_api_route("/models", models, methods=["GET"])
     router.add_api_route("/formats", formats, methods=["GET"])
     return router
@@ -203,6 +208,21 @@ def download(request: Request, job_id: str) -> Response:
     jobs = jobs_of(request)
     try:
         return _download(jobs.project.folder / "exports" / jobs.get(job_id)["id"] / FILES_FOLDER, job_id)
+    except CellwrightError as error:
+        return failed(error)
+
+
+def report(request: Request, job_id: str, number: int) -> Response:
+    """A page that a job has left, as a document that can do nothing."""
+    jobs = jobs_of(request)
+    try:
+        reports = jobs.get(job_id)["result"] or {}
+        place = reports.get("reports", [])[number : number + 1] if number >= 0 else []
+        path = (jobs.project.folder / place[0]["file"]).resolve() if place else None
+        if path is None or not path.is_file() or not path.is_relative_to(jobs.project.folder.resolve()):
+            raise InputError("no such report in this project", got=ascii(job_id)[:80], expected="one that is there")
+        headers = {"content-security-policy": REPORT_POLICY}
+        return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
     except CellwrightError as error:
         return failed(error)
 

@@ -28,10 +28,11 @@ from cellwright.core.errors import CellwrightError, FormatError, OutputError, Us
 from cellwright.core.events import emit, plain
 from cellwright.core.files import read_json, write_json
 from cellwright.core.instances import Instances
+from cellwright.core.result_folders import REPORT
 from cellwright.core.text import count
 from cellwright.serve.facts import ImageFacts, ProjectFacts, write_dataset
 from cellwright.serve.object_tasks import ExportTask, MeasureTask, PredictTask
-from cellwright.serve.task import Place, Task, model_names
+from cellwright.serve.task import EVALUATIONS, Place, Task, model_names, relative
 from cellwright.serve.tasks import TASKS, parse_task
 from cellwright.serve.training_tasks import TrainTask
 
@@ -393,6 +394,7 @@ class JobQueue:
         if last["event"] == "done":
             job.text, job.progress = str(last["result"]["text"]), 1.0
             job.commands = last["result"].get("commands", job.commands)
+            last["result"]["reports"] = _reports_of(job, last["result"], self.project.folder)
         self._finish(job, last["event"], result=last.get("result"), error=error)
 
     def _take_event(self, job: Job, worker: WorkerProcess) -> dict[str, Any] | None:
@@ -517,6 +519,20 @@ class JobQueue:
         with self._lock:
             values = job.to_json(events=False)
         self._publish({"kind": "job", "job": values})
+
+
+def _reports_of(job: Job, result: dict[str, Any], project: Path) -> list[dict[str, str]]:
+    """The pages that a job has left. file: in the project."""
+    folders = [("prediction", Path(one)) for one in result.get("predictions", [])]
+    if job.verb == "train":
+        folders.append(("training", project / "runs" / str(result["model"])))
+    if "evaluation" in result:
+        folders.append(("comparison" if job.verb == "train" else "evaluation", project / EVALUATIONS / job.id))
+    there = [(what, folder / REPORT) for what, folder in folders if (folder / REPORT).is_file()]
+    return [
+        {"what": what, "file": relative(path, project), "url": f"/api/reports/{job.id}/{k}"}
+        for k, (what, path) in enumerate(there)
+    ]
 
 
 def _record(job: Job, event: dict[str, Any]) -> None:

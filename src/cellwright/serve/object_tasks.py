@@ -76,6 +76,7 @@ class PredictTask(Task):
     def steps(self, place: Place) -> list[Step]:
         """One command for all images; a command of its own for each large one, which is predicted tile by tile."""
         images = self.chosen(place.project)
+        self._check_channels(images)
         large = [image for image in images if math.prod(image.hw) > LARGE_PX] if len(images) > 1 else []
         others = [image for image in images if image not in large]
         shared = self.model_dump(exclude={"images", "keep", "model"})
@@ -87,6 +88,18 @@ class PredictTask(Task):
             out = place.folder.with_name(f"{place.folder.name}_large_{k}")
             steps.append(Step("predict", PredictPlan((image.path,), out=out, **shared)))
         return steps
+
+    def _check_channels(self, images: Sequence[ImageFacts]) -> None:
+        """A number must mean the same channel in all images. Where a name is missing, only that image fails."""
+        for word in self.channel:
+            if not word.isdecimal():
+                continue
+            several = [image for image in images if len(image.channels) > 1 and word not in image.channels]
+            named = {image.channels[int(word)]: image for image in several if int(word) < len(image.channels)}
+            if len(named) > 1:
+                got = ", ".join(f"{name} in {image.name or image.id}" for name, image in sorted(named.items())[:5])
+                remedy = "choose a channel by its name, or predict these images one by one"
+                raise UsageError(f"channel {word} is not the same in all images", got=got, remedy=remedy)
 
     def _sources(self, place: Place, images: Sequence[ImageFacts]) -> tuple[Path, ...]:
         """Files and whole folders, or, where names would collide, the dataset that `run` writes."""
@@ -151,7 +164,7 @@ class MeasureTask(Task):
 
     def _parts(self, place: Place) -> dict[str, Part]:
         """The objects by the name of their table."""
-        parts = object_parts(place.project, self.images)
+        parts = [part.with_names(place.project) for part in object_parts(place.project, self.images)]
         names = ["measurements"] if len(parts) == 1 else [f"part_{k}" for k in range(1, len(parts) + 1)]
         return dict(zip(names, parts, strict=True))
 
@@ -225,7 +238,8 @@ class ExportTask(Task):
         return files / FILE_NAMES[self.to] if self.to in FILE_NAMES else files
 
     def _part(self, place: Place) -> Part:
-        return joined(object_parts(place.project, self.images), place.project.class_names)
+        part = joined(object_parts(place.project, self.images), place.project.class_names)
+        return part.with_names(place.project)
 
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""

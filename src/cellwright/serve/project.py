@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -69,6 +69,7 @@ class ImageRecord:
     is_predicted: bool = False
     is_corrected: bool = False
     in_training: bool = False
+    channels: list[str] = field(default_factory=list)
     journal_bytes: int = 0
     note: str = ""
 
@@ -138,6 +139,14 @@ class Project:
         if record is None:
             raise UsageError("there is no such image", got=ascii(image_id)[:80], expected="an image of this project")
         return record
+
+    def file_names(self) -> dict[str, str]:
+        """How files about each image are named, by id: as the user's file, if no other image has that name."""
+        images = self.images
+        n_of = Counter(record.name.lower() for record in images)
+        names = {record.id: record.name if n_of[record.name.lower()] == 1 else record.id for record in images}
+        is_clear = len({name.lower() for name in names.values()}) == len(names)
+        return names if is_clear else {image_id: image_id for image_id in names}
 
     def path_of(self, record: ImageRecord) -> Path:
         """The file of an image."""
@@ -467,7 +476,7 @@ class Project:
         """Note the size of an image, or why it cannot be read."""
         try:
             source = Reading.recorded(record.reading).open(self.path_of(record))
-            record.hw = source.image_hw
+            record.hw, record.channels = source.image_hw, list(source.channels)
         except CellwrightError as error:
             record.hw, record.note = None, str(error.args[0] if error.args else error)[:500]
 

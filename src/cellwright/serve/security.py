@@ -13,7 +13,7 @@ import hmac
 import ipaddress
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -28,9 +28,15 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+# Browsers take it from encrypted connections and from this machine, and log an error for any other.
+OPENER = ("cross-origin-opener-policy", "same-origin")
+# Of a report: its own style and pictures, and no script, form or origin, whatever is in the file.
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'; sandbox"
+)
 MAX_JSON = 16 << 20
 _SAFE = ("GET", "HEAD")
 
@@ -86,6 +92,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        send = _with_headers(send, HEADERS | dict([OPENER]) if _is_trustworthy(scope) else HEADERS)
         refusal = self._refusal(scope)
         if refusal is not None:
             await _answer(send, refusal)
@@ -95,7 +102,7 @@ class Guard:
         if declared is not None and (not declared.isdecimal() or int(declared) > limit):
             await _answer(send, Refusal(413, f"this is too large: at most {limit} bytes"))
             return
-        await self._app(scope, _limited(receive, limit), _with_headers(send))
+        await self._app(scope, _limited(receive, limit), send)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Why a request is not passed on."""
@@ -151,6 +158,14 @@ def _split_host(host: str) -> tuple[str | None, int]:
     return name.lower(), int(port)
 
 
+def _is_trustworthy(scope: Scope) -> bool:
+    """Whether browsers take the connection for one that nobody can listen to: encrypted, or to this machine."""
+    name, _ = _split_host(_header(scope, b"host") or "")
+    if scope.get("scheme") == "https" or name == "localhost":
+        return True
+    return name is not None and _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -192,11 +207,11 @@ def _limited(receive: Any, limit: int) -> Callable[[], Any]:
     return limited
 
 
-def _with_headers(send: Any) -> Callable[[Any], Any]:
+def _with_headers(send: Any, headers: Mapping[str, str]) -> Callable[[Any], Any]:
     async def with_headers(message: Any) -> None:
         if message["type"] == "http.response.start":
             names = {key.lower() for key, _ in message["headers"]}
-            more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in names]
+            more = [(k.encode(), v.encode()) for k, v in headers.items() if k.encode() not in names]
             if b"cache-control" not in names:
                 more.append((b"cache-control", b"no-store"))
             message = {**message, "headers": [*message["headers"], *more]}
@@ -213,5 +228,5 @@ async def _answer(send: Any, refusal: Refusal) -> None:
         "status": refusal.status,
         "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
     }
-    await _with_headers(send)(start)
+    await send(start)
     await send({"type": "http.response.body", "body": body})

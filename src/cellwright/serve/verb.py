@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from cyclopts import Parameter
 
 from cellwright.api.shared_options import Planes, Series, TimePoint
 from cellwright.core.errors import UsageError
+from cellwright.core.interrupts import Interrupted
 from cellwright.core.memory import give_freed_memory_back
 from cellwright.core.notes import Note, summarise
 from cellwright.core.progress import SILENT, ProgressReporter
@@ -69,7 +71,8 @@ def run(
 
     announce: called with the link once it can be opened.
 
-    Raises `UsageError` for an address that other machines reach without ``allow_remote``, or if the extra is missing.
+    Raises `UsageError` for an address that other machines reach without ``allow_remote``, or if the extra is missing;
+    `Interrupted` after SIGTERM or SIGHUP, when all is saved.
     """
     _check(plan)
     try:
@@ -156,7 +159,10 @@ def _listen(plan: ServePlan) -> socket.socket:
 
 
 def _serve(uvicorn: Any, app: Any, listening: socket.socket, end: Callable[[], None]) -> None:
-    """Serve until interrupted. end: ends what never ends by itself, so that the server can stop at once."""
+    """Serve until interrupted. end: ends what never ends by itself, so that the server can stop at once.
+
+    Ctrl-C is how a server is meant to end; other signals raise `Interrupted`, as in every command.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -170,7 +176,10 @@ def _serve(uvicorn: Any, app: Any, listening: socket.socket, end: Callable[[], N
     server = uvicorn.Server(config)
     stop = server.handle_exit
 
+    received: list[int] = []
+
     def handle_exit(number: int, frame: Any) -> None:
+        received.append(number)
         end()
         stop(number, frame)
 
@@ -178,8 +187,25 @@ def _serve(uvicorn: Any, app: Any, listening: socket.socket, end: Callable[[], N
     logging.getLogger("uvicorn.error").addFilter(_is_worth_showing)
     sys.setswitchinterval(_SWITCH_S)
     give_freed_memory_back()
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), _on_hangup(handle_exit):
         server.run(sockets=[listening])
+    if received and received[0] != signal.SIGINT:
+        raise Interrupted(received[0])
+
+
+@contextmanager
+def _on_hangup(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let a closed terminal end the server as the signals do that uvicorn handles; not after nohup, or on Windows."""
+    number = getattr(signal, "SIGHUP", None)
+    is_main = threading.current_thread() is threading.main_thread()
+    if number is None or not is_main or (before := signal.getsignal(number)) is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:

@@ -150,6 +150,22 @@ export class Jobs extends EventTarget {
             ),
           ),
         );
+      const reports = over ? (job.result?.reports ?? []) : [];
+      if (reports.length)
+        parts.push(
+          h(
+            "p",
+            { class: "reports" },
+            reports.map(({ what, url }, index) =>
+              h("a", {
+                href: url,
+                target: "_blank",
+                rel: "noopener",
+                text: `Report of the ${what}${reports.filter((one) => one.what === what).length > 1 ? ` ${index + 1}` : ""}`,
+              }),
+            ),
+          ),
+        );
       if (job.command) parts.push(command(job.command));
       host.replaceChildren(...parts);
     };

@@ -21,8 +21,9 @@ export class PredictPanel {
       null,
       { id: "model" },
     );
-    this.channel = select([["", "Automatic"]], "");
+    this.channel = select([["", "Automatic"]], "", () => this.showChannels());
     this.channelField = field("Channel", this.channel);
+    this.without = h("p", { class: "problem", hidden: true });
     this.diameter = h("input", {
       type: "number",
       min: 1,
@@ -67,6 +68,7 @@ export class PredictPanel {
         h("h3", { text: "Model" }),
         field("Model", this.model),
         this.channelField,
+        this.without,
         field(
           "Diameter",
           h(
@@ -122,7 +124,10 @@ export class PredictPanel {
     page.jobs.addEventListener("end", (event) => {
       if (event.detail.verb === "predict") this.ended();
     });
-    page.addEventListener("project", () => this.showModels());
+    page.addEventListener("project", () => {
+      this.showModels();
+      this.showChannels();
+    });
     page.addEventListener("image", () => this.showImage());
     page.addEventListener("objects", (event) => {
       if (event.detail === "load") this.limits();
@@ -149,6 +154,20 @@ export class PredictPanel {
     this.channel.value = names.includes(chosen) ? chosen : "";
     const colours = names.length === 3 && ["r", "red"].includes(names[0].toLowerCase());
     this.channelField.hidden = names.length < 2 || colours;
+    this.showChannels();
+  }
+
+  /** Images that lack the chosen channel, which "All images" would fail for. One without a name may be any. */
+  showChannels() {
+    const wanted = this.channel.value.toLowerCase(),
+      { images } = this.page.images;
+    const without = images.filter(
+      ({ channels = [] }) => channels.length > 1 && !channels.some((name) => name.toLowerCase() === wanted),
+    );
+    this.without.hidden = !wanted || this.channelField.hidden || !without.length;
+    const names = without.slice(0, 5).map((image) => image.name);
+    if (without.length > names.length) names.push(`and ${without.length - names.length} more`);
+    this.without.textContent = `Not in ${format.count(without.length, "image")}: ${names.join(", ")}. "All images" leaves ${without.length === 1 ? "it" : "them"} out, and says so.`;
   }
 
   /** Sliders cover what this image has. Areas are on a logarithmic scale. */
