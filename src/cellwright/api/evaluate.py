@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from cyclopts import Parameter
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from cellwright.evaluation.report import Report
 
 MARKER = "report.md"
+MOST_CHANGES = 6  # images of two predictions that are drawn side by side
 # What evaluations of earlier versions without a record consist of.
 _EARLIER = (
     "metrics.json", "per_image.csv", "per_class.csv", "objects.csv", "comparison.csv", "pr_curve.png", "confusion.png",
@@ -176,7 +178,7 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     if dry_run:
         return None
     names = short_names(plan.predictions)
-    evaluations = []
+    evaluations, evaluated_images = [], []
     with output.write(request) as out:
         for source, name in zip(sources, names, strict=True):
             folder = out if len(names) == 1 else out / name
@@ -188,7 +190,8 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
                 predictor = source.filtered if isinstance(source, Model) else None
                 candidates = candidates_of(images, predictor, Reading.recorded(truth.info))
             evaluations.append(_evaluate_images(name, images, candidates, plan, folder, part, screen))
-        comparison = _write_comparison(evaluations, plan, out) if len(evaluations) == 2 else None
+            evaluated_images.append(images)
+        comparison = _write_comparison(evaluations, evaluated_images, plan, out) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison, failures)
 
 
@@ -365,10 +368,13 @@ def _p_note(n_images: int) -> str | None:
     return f"n = {count(n_images, 'image')} is too small for a p value, which needs at least {MIN_IMAGES}"
 
 
-def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out: Path) -> pd.DataFrame:
-    """Write comparison.csv, pr_curve.png and report.md for two predictions to ``out``; returns the table."""
+def _write_comparison(
+    evaluations: Sequence[Evaluation], images: Sequence[PairedImages], plan: EvaluatePlan, out: Path
+) -> pd.DataFrame:
+    """Write comparison.csv, pictures, and report.md for two predictions to ``out``; returns the table."""
     from cellwright.evaluation.bootstrap import compare
     from cellwright.evaluation.report import frame_markdown
+    from cellwright.report.change_picture import write_changes
     from cellwright.report.evaluation_figures import PR_CURVE, draw_pr_curves
     from cellwright.report.evaluation_report import evaluation_page
 
@@ -387,6 +393,11 @@ def _write_comparison(evaluations: Sequence[Evaluation], plan: EvaluatePlan, out
     if plan.pictures != 0 and all(report.data.masks is not None and report["n_truth"] for _, report in reports):
         draw_pr_curves(reports, out / PR_CURVE)
         parts.append(f"![precision over recall]({PR_CURVE})")
+    n_pictures = min(MOST_CHANGES, n_images if plan.pictures == "all" else plan.pictures)
+    names = [evaluation.name for evaluation in evaluations]
+    changes = write_changes(images, [report for _, report in reports], names, out, n_pictures)
+    if changes:
+        parts += ["## Where they differ most", *(f"![{change.image}]({quote(change.picture)})" for change in changes)]
     for evaluation in evaluations:
         name = evaluation.name
         parts += [f"## {name}", f"Full report: [{name}/report.md]({name}/report.md)"]

@@ -78,14 +78,19 @@ def draw_overlay(
 
 
 def draw_picture(
-    image: Image, instances: Instances, *, class_names: Sequence[str] | None = None, caption: str = ""
+    image: Image,
+    instances: Instances,
+    *,
+    class_names: Sequence[str] | None = None,
+    caption: str = "",
+    side_px: int = SHOWN_PX,
 ) -> np.ndarray:
     """The picture to show of an image and its objects, uint8 RGB: `draw_overlay` with a scale bar and a caption.
 
-    A small image is enlarged by a whole factor. The scale bar needs the image's pixel size. Raises as `draw_overlay`.
+    A small image is enlarged by a whole factor to about ``side_px``. The scale bar needs the image's pixel size. Raises as `draw_overlay`.
     """
     _check_sizes(image, instances)
-    factor = enlargement(image.image_hw)
+    factor = enlargement(image.image_hw, side_px)
     styles = class_styles(_names(instances, class_names))
     canvas = enlarged(to_display_rgb(image), factor)
     masks = enlarged_masks(instances.masks, factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,6 +76,42 @@ MARKS = {
 INVOLVED_KINDS = ("merged", "split", "poorly_outlined", "wrong_class")
 
 
+@dataclass(frozen=True, eq=False)
+class ImageErrors:
+    """The annotated and the predicted objects of an image or a part of it, and the kind of error of each."""
+
+    truth: Instances
+    truth_kinds: np.ndarray
+    predicted: Instances
+    predicted_kinds: np.ndarray
+
+    @staticmethod
+    def of(images: PairedImages, report: Report, k: int) -> ImageErrors:
+        """Those of image ``k``; the report has errors by kind."""
+        predicted = images.predicted[k].read_instances()
+        predicted = predicted[np.isin(predicted.ids, report.data.pairs[k].predicted.ids)]
+        of_truth, of_predicted = report.data.errors[k]
+        return ImageErrors(images.truth[k].read_instances(), of_truth.kind, predicted, of_predicted.kind)
+
+    def within(self, window: Window) -> ImageErrors:
+        """The objects that reach a window, cut off there."""
+        truth = _part(self.truth, self.truth_kinds, window)
+        predicted = _part(self.predicted, self.predicted_kinds, window)
+        return ImageErrors(*truth, *predicted)
+
+    def draw(self, image: Image | None, caption: str, *, side_px: int = SIDE_PX) -> np.ndarray:
+        """See `draw_errors`; image: None draws on black."""
+        return draw_errors(
+            Image.from_array(np.zeros(self.truth.image_hw, np.uint8)) if image is None else image,
+            self.truth,
+            self.predicted,
+            truth_kinds=self.truth_kinds,
+            predicted_kinds=self.predicted_kinds,
+            caption=caption,
+            side_px=side_px,
+        )
+
+
 def draw_errors(
     image: Image,
     truth: Instances,
@@ -83,12 +120,13 @@ def draw_errors(
     truth_kinds: np.ndarray,
     predicted_kinds: np.ndarray,
     caption: str = "",
+    side_px: int = SIDE_PX,
 ) -> np.ndarray:
     """An image with the errors of its predictions, uint8 RGB, with a caption and a legend below that counts them.
 
     truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` determines them. Correct objects are shown
-    by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor. Raises `InputError`
-    if sizes do not match.
+    by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor to about ``side_px``.
+    Raises `InputError` if sizes do not match.
     """
     for name, objects, kinds in (("truth", truth, truth_kinds), ("predicted", predicted, predicted_kinds)):
         if objects.image_hw != image.image_hw:
@@ -97,7 +135,7 @@ def draw_errors(
             )
         if len(objects) != len(kinds):
             raise InputError(f"`{name}_kinds` has the wrong length", got=len(kinds), expected=len(objects))
-    factor = enlargement(image.image_hw, SIDE_PX)
+    factor = enlargement(image.image_hw, side_px)
     grey = cv2.cvtColor(to_display_rgb(image), cv2.COLOR_RGB2GRAY)
     canvas = enlarged(np.repeat((DIMMED * grey).astype(np.uint8)[:, :, None], 3, axis=2), factor)
     errors = [(kind, style, truth.masks[truth_kinds == kind]) for kind, style in TRUTH_STYLES.items()]
@@ -141,26 +179,14 @@ def write_error_pictures(
     order = report.worst_images(n_images).index.tolist()
     paths, n_black = [], 0
     for k in screen.track(order, "drawing errors", len(order)):
-        truth, predicted = images.truth[k].read_instances(), images.predicted[k].read_instances()
-        predicted = predicted[np.isin(predicted.ids, data.pairs[k].predicted.ids)]
-        of_truth, of_predicted = data.errors[k][0].kind, data.errors[k][1].kind
-        caption, window = _caption(report, k), None
-        if math.prod(truth.image_hw) > LARGE_PX:
-            window = _worst_window(truth, of_truth, predicted, of_predicted)
-            (truth, of_truth), (predicted, of_predicted) = (
-                _part(objects, kinds, window) for objects, kinds in ((truth, of_truth), (predicted, of_predicted))
-            )
+        errors, caption, window = ImageErrors.of(images, report, k), _caption(report, k), None
+        if math.prod(errors.truth.image_hw) > LARGE_PX:
+            window = _worst_window(errors)
+            errors = errors.within(window)
             caption += f"; {window.hw[0]} x {window.hw[1]} px from y {window.y0}, x {window.x0}"
-        image = _readable_image(window, images.truth[k], images.predicted[k])
+        image = readable_image(window, images.truth[k], images.predicted[k])
         n_black += image is None
-        picture = draw_errors(
-            Image.from_array(np.zeros(truth.image_hw, np.uint8)) if image is None else image,
-            truth,
-            predicted,
-            truth_kinds=of_truth,
-            predicted_kinds=of_predicted,
-            caption=caption,
-        )
+        picture = errors.draw(image, caption)
         path = output_path(folder, images.truth[k].id, ".png")
         write_png(path, picture)
         paths.append(path)
@@ -187,15 +213,13 @@ def pictures_section(paths: Sequence[Path], folder: Path) -> list[str]:
     return ["## Errors, worst images first", *(f"![{name}]({quote(name)})" for name in names)]
 
 
-def _worst_window(
-    truth: Instances, truth_kinds: np.ndarray, predicted: Instances, predicted_kinds: np.ndarray
-) -> Window:
+def _worst_window(errors: ImageErrors) -> Window:
     """The part of a large image in which most objects have errors."""
-    height, width = truth.image_hw
+    height, width = errors.truth.image_hw
     n_errors = np.zeros((-(-height // PART_PX), -(-width // PART_PX)), np.int64)
     wrong = (
-        truth.masks.boxes[np.isin(truth_kinds, list(TRUTH_STYLES))],
-        predicted.masks.boxes[np.isin(predicted_kinds, list(PREDICTED_STYLES))],
+        errors.truth.masks.boxes[np.isin(errors.truth_kinds, list(TRUTH_STYLES))],
+        errors.predicted.masks.boxes[np.isin(errors.predicted_kinds, list(PREDICTED_STYLES))],
     )
     for boxes in wrong:
         np.add.at(n_errors, (boxes[:, 1] // PART_PX, boxes[:, 0] // PART_PX), 1)
@@ -212,7 +236,7 @@ def _part(objects: Instances, kinds: np.ndarray, window: Window) -> tuple[Instan
     return part, kinds[inside]
 
 
-def _readable_image(window: Window | None, *samples: Sample) -> Image | None:
+def readable_image(window: Window | None, *samples: Sample) -> Image | None:
     """The image of the first sample that has it, or a part of it; None if there is none or it cannot be shown (such as
     a stack).
     """

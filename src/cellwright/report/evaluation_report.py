@@ -14,6 +14,7 @@ from cellwright.core.errors import CellwrightError, FormatError
 from cellwright.core.files import read_json
 from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
+from cellwright.report.change_picture import CHANGES
 from cellwright.report.error_picture import MARKS, PREDICTED_STYLES, TRUTH_STYLES
 from cellwright.report.evaluation_figures import CONFUSION, PR_CURVE
 from cellwright.report.page import (
@@ -37,7 +38,7 @@ from cellwright.report.prediction_report import MAX_BARS, read_rows, version_par
 from cellwright.report.svg import Interval, Line, bars, histogram, intervals, line_chart, short
 
 MAX_PICTURES = 8
-_PICTURE_PX = 1000
+_PICTURE_PX, _WIDE_PX = 1000, 1600
 _THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 # What the most important metrics measure; docs/metrics.md defines them all.
 MEANINGS = {
@@ -201,9 +202,30 @@ def _pictures(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Part]:
         return []
     note = f"The {count(len(shown), 'image')} with the lowest accuracy, worst first"
     note += f"; {len(present)} pictures are in errors/." if len(present) > len(shown) else "."
+    return [Pictures(shown, note=f"{note} {_letters()}", columns=2)]
+
+
+def change_pictures(folder: Path) -> Pictures | None:
+    """The pictures of where two predictions differ, in the folder of their comparison; None if there are none."""
+    table = folder / f"{CHANGES}.csv"
+    rows = read_rows(table) if table.is_file() else []
+    shown = []
+    for row in rows:
+        values = " → ".join(decimals(float(row[name] or "nan")) for name in ("first", "second"))
+        size = f"{int(row['y1']) - int(row['y0'])} x {int(row['x1']) - int(row['x0'])} px"
+        text = f"{short(row['image'])}: accuracy@0.5 {values}; the part shown is {size} from y {row['y0']}, x {row['x0']}"
+        shown.append(embedded(folder / row["picture"], text, longest_px=_WIDE_PX))
+    present = [picture for picture in shown if picture is not None]
+    if not present:
+        return None
+    note = f"The {count(len(present), 'image')} in which most objects changed, in the part with most of these objects."
+    return Pictures(present, note=f"{note} {_letters()}", columns=1)
+
+
+def _letters() -> str:
+    """What the letters in pictures of errors mean."""
     kinds = {kind: style.name.replace(" object", "") for kind, style in (TRUTH_STYLES | PREDICTED_STYLES).items()}
-    letters = joined(f"{MARKS[kind]} {name}" for kind, name in kinds.items())
-    return [Pictures(shown, note=f"{note} Letters: {letters}.", columns=2)]
+    return f"Letters: {joined(f'{MARKS[kind]} {name}' for kind, name in kinds.items())}."
 
 
 def _caption(row: Mapping[str, str]) -> str:
@@ -312,6 +334,7 @@ def _comparison_page(folder: Path) -> Page:
     )
     picture = embedded(folder / PR_CURVE, "Precision over recall", longest_px=_PICTURE_PX)
     parts: list[Part] = [Table(titles, table, note=note)]
+    changed = change_pictures(folder)
     parts += [] if picture is None else [Pictures([picture], columns=2)]
     each = f"Each prediction has a report of its own, in the folders {first} and {second}."
     about: Mapping[str, Any] = {}
@@ -319,6 +342,7 @@ def _comparison_page(folder: Path) -> Page:
         about = read_json(folder / first / "metrics.json").get("made_by") or {}
     sections = [
         Section("Metrics", parts),
+        Section("Where they differ most", [] if changed is None else [changed]),
         Section("How it was made", [Text(each), *_how(folder, {**about, "predictions": [first, second]})]),
     ]
     return Page("Comparison", f"{second} compared with {first}", [], sections)
