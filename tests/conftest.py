@@ -72,6 +72,21 @@ def real_charts(blank_charts: Callable[..., object], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("matplotlib.figure.Figure.draw", blank_charts)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_closing_evaluation() -> Callable[..., object]:
+    """Trainings end without the evaluation for their report; returns what it is. See `closing_evaluation`."""
+    from cellwright.api import train
+
+    close, train._close = train._close, lambda *arguments: None
+    return close
+
+
+@pytest.fixture
+def closing_evaluation(no_closing_evaluation: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end with the evaluation for their report."""
+    monkeypatch.setattr("cellwright.api.train._close", no_closing_evaluation)
+
+
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of `workers` and of Dask are forked off one that has imported what they need; they are else the same.

@@ -19,6 +19,7 @@ import cellwright as cw
 from cellwright.config import recipe as recipes
 from cellwright.core.claim import Claim
 from cellwright.core.files import write_json, write_text
+from cellwright.data.synthetic import write_demo_dataset
 from cellwright.report.job_report import job_page
 from cellwright.report.page import MAX_LISTED, Command, Page, Section, Table
 from cellwright.report.prediction_report import MAX_PICTURES, prediction_page
@@ -242,6 +243,29 @@ def test_a_training_that_is_not_finished_or_diverged(tmp_path: Path) -> None:
     diverged = checked(run_page(_run_folder(tmp_path / "diverged", last="nan")).html())
     assert "This run diverged at step 400" in diverged.text
     assert run("report", tmp_path / "stopped", "--out", tmp_path / "page.html") == 0
+
+
+def test_a_training_shows_the_errors_of_its_best_model_and_what_it_changed(
+    tmp_path: Path, closing_evaluation: None
+) -> None:
+    data = write_demo_dataset(tmp_path / "data", splits=(("train", 1), ("val", 2)), image_hw=(64, 64), n_objects=4)
+    small = ["model.backbone.width=8", "model.fpn.channels=16", "augment.crop_px=64", "train.batch_size=1"]
+    plan = {"data": data, "set": [*small, "train.length=1 step", "train.warmup=null"], "device": "cpu"}
+    first = cw.train("synthetic/demo", out=tmp_path / "first", **plan)
+    tags = checked((first.folder / "report.html").read_text())
+    for text in ("95 % confidence intervals", "matched at", "Objects per image", "Letters: P poorly outlined"):
+        assert text in tags.text, text
+    assert "Before and after" not in tags.text
+    assert len(tags.references) == 2  # both validation images
+    second = cw.train("synthetic/demo", out=tmp_path / "second", init=str(first.folder), **plan)
+    validation = second.folder / "validation"
+    rows = (validation / "comparison.csv").read_text().splitlines()
+    assert rows[0].startswith("metric,before,after,difference")
+    values = dict(row.split(",")[::2][:2] for row in rows[1:])  # metric: after
+    assert float(values["accuracy@0.5"]) == pytest.approx(second.metrics["accuracy@0.5"])
+    assert "Before: the model that training started from." in (second.folder / "report.html").read_text()
+    files = getattr(Claim.read(second.folder), "files", {})
+    assert {f"validation/{name}" for name in ("metrics.json", "comparison.csv", "per_image.csv")} <= set(files)
 
 
 def test_a_folder_that_is_no_result(predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,8 +219,8 @@ def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
     assert [event["kind"] for event in job["events"]].count("validation") == 1
     assert job["events"][-1]["metrics"]
     assert "accuracy@0.5" in result["after"]
-    train, evaluate = (parsed(line) for line in job["command"].splitlines())
-    assert (train.recipe, train.max_minutes, evaluate.split) == ("synthetic/demo", 1, "val")
+    (train,) = (parsed(line) for line in job["command"].splitlines())
+    assert (train.recipe, train.max_minutes) == ("synthetic/demo", 1)
     data = read_dataset(tmp_path / "project/runs/mine_data")
     assert {sample.id: sample.split for sample in data} == {"field_0": "train", "field_1": "train", "field_2": "val"}
     # What is not annotated does not count: the objects in it are left out, and the region itself is ignored.
@@ -242,6 +242,12 @@ def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
     evaluated = do(page, "evaluate")
     shown = page.get(f"/api/evaluations/{evaluated['id']}").json()
     assert {row["image"]: row["n_extra"] for row in shown["images"]} == {"field_0": 1, "field_1": 0, "field_2": 1}
+    (worst, *_) = evaluated["result"]["pictures"]
+    assert worst["image"] == shown["images"][0]["image"]
+    drawn = page.get(f"/api/jobs/{evaluated['id']}/pictures/0?px=64")
+    assert drawn.headers["content-type"] in ("image/png", "image/jpeg")
+    assert max(cv2.imdecode(np.frombuffer(drawn.content, np.uint8), cv2.IMREAD_COLOR).shape) == 64
+    assert page.get(f"/api/jobs/{evaluated['id']}/pictures/9").status_code == 404
     (extra,) = page.get(f"/api/evaluations/{evaluated['id']}?image=field_0").json()["errors"]
     assert (extra["kind"], extra["ids"]) == ("extra", [])
 

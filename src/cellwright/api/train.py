@@ -234,10 +234,13 @@ def train(  # noqa: PLR0913 - the options of the command
     return run
 
 
-def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
+def run(
+    plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False, is_reported: bool = True
+) -> Run | Repeats | None:
     """Carry out a plan. Returns the run, all runs with ``repeat``, or None after a dry run.
 
-    Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
+    is_reported: whether the best model is evaluated once more at the end, for the report. Raises what `train` raises,
+    and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
     """
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
@@ -253,6 +256,7 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         device=plan.device,
         overwrite=plan.overwrite,
         inputs=(plan.data,),
+        is_reported=is_reported,
     )
     if plan.repeat is not None:
         return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
@@ -290,7 +294,8 @@ class _Request:
     """One training run with its recipe and data; ``identity`` is that of the data, if known already.
 
     reading: which part of each image file is used. survey: what the training images are like. notes: what was assumed
-    about the data, one sentence each. inputs: further files and folders that are read.
+    about the data, one sentence each. inputs: further files and folders that are read. is_reported: whether the best
+    model is evaluated once more at the end, for the report.
     """
 
     recipe: Recipe
@@ -304,6 +309,7 @@ class _Request:
     identity: Identity | None = None
     notes: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
+    is_reported: bool = True
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes >= 0:  # True for NaN
@@ -440,8 +446,13 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
             write_text(run.init_report, loaded.text())
         used = (time.monotonic() - started) / 60
         left = None if request.max_minutes is None else max(0.0, request.max_minutes - used)
+        n_closing = 1 + (_start_of(request) is not None) if request.is_reported and request.validation else 0
+        training = dataclasses.replace(training, run=run, n_closing=n_closing, verify=output.verify)
         with _reporting(run):
-            result = loop.train(dataclasses.replace(training, run=run, verify=output.verify), max_minutes=left)
+            result = loop.train(training, max_minutes=left)
+            if n_closing and result.best_step >= 0:
+                output.verify()
+                _close(request, run, result.best_step, device, screen)
         if result.finished:
             output.complete()
         else:
@@ -449,6 +460,33 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     metrics = {name: value for name, value in result.best_metrics.items() if math.isfinite(value)}
     is_aside = output.replaces and not result.finished
     return Run(run.root if is_aside else request.out, metrics, result.finished)
+
+
+def _start_of(request: _Request) -> str | None:
+    """The model that training starts from, if it is one of ours, with which the best one can be compared."""
+    return None if _info_of_init(request.init) is None else request.init
+
+
+def _close(request: _Request, run: RunFolder, step: int, device: torch.device, screen: ProgressReporter) -> None:
+    """Evaluate the best model for the report; a problem is no reason for a training to fail."""
+    from cellwright.api.closing_evaluation import write_validation
+
+    validation = request.validation
+    assert validation is not None
+    and_start = " and the one that training started from" if _start_of(request) is not None else ""
+    screen.note(f"evaluating the best model{and_start} for the report")
+    try:
+        write_validation(
+            run,
+            request.reading.recorded_in(validation),
+            step=step,
+            start=_start_of(request),
+            metrics=tuple(dict.fromkeys((*request.recipe.evaluate.metrics, "errors"))),
+            device=device,
+            screen=screen,
+        )
+    except CellwrightError as error:
+        screen.note(f"warning: the report has no pictures of the validation images: {error.problem}")
 
 
 def _what_is_written(request: _Request, output: RunOutput, loaded: LoadReport | None) -> list[str]:

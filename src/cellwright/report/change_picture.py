@@ -13,11 +13,14 @@ from cellwright.core.files import write_png, write_text
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.table import rows_csv
+from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
 from cellwright.evaluation.pairing import PairedImages
 from cellwright.evaluation.report import Report
-from cellwright.report.draw import draw_picture
-from cellwright.report.error_picture import PREDICTED_STYLES, ImageErrors, readable_image
+from cellwright.report.colours import LineStyle
+from cellwright.report.draw import draw_enlarged
+from cellwright.report.error_picture import PREDICTED_STYLES, ImageErrors, counted, readable_image
+from cellwright.report.legend import legend_strip, text_size
 
 CHANGES = "changes"  # the folder of the pictures; with .csv, the table that lists them
 _PANEL_PX, _GAP_PX = 640, 12
@@ -126,17 +129,31 @@ def _origins(length: int, side: int) -> list[int]:
 def _draw(
     sides: Sequence[ImageErrors], image: Image | None, names: Sequence[str], class_names: Sequence[str]
 ) -> np.ndarray:
-    """Annotations, first and second prediction of a part of an image, side by side, uint8 RGB."""
+    """Annotations, first and second prediction of a part of an image, side by side with one legend, uint8 RGB."""
     truth = sides[0].truth[sides[0].truth_kinds != "ignored"]
     shown = Image.from_array(np.zeros(truth.image_hw, np.uint8)) if image is None else image
-    panels = [draw_picture(shown, truth, class_names=class_names, caption="annotations", side_px=_PANEL_PX)]
-    for side, name in zip(sides, names, strict=True):
-        n = int((side.truth_kinds == "correct").sum())
-        panels.append(side.draw(image, f"{name}: {n:,} of {len(truth):,} correct", side_px=_PANEL_PX))
-    height = max(len(panel) for panel in panels)
-    parts = []
-    for panel in panels:
-        filled = np.full((height, panel.shape[1] + (_GAP_PX if parts else 0), 3), 255, np.uint8)
-        filled[: len(panel), filled.shape[1] - panel.shape[1] :] = panel
-        parts.append(filled)
-    return np.concatenate(parts, axis=1)
+    panels = [draw_enlarged(shown, truth, class_names=class_names, side_px=_PANEL_PX)]
+    panels += [side.draw(image, side_px=_PANEL_PX) for side in sides]
+    width = sum(panel.shape[1] for panel in panels) + _GAP_PX * (len(panels) - 1)
+    heads = [f"{count(len(truth), 'annotated object')}", *names]
+    size = text_size(width)
+    headed = [
+        np.concatenate([legend_strip(panel.shape[1], [], caption=head, size=size), panel])
+        for head, panel in zip(heads, panels, strict=True)
+    ]
+    gap = np.full((len(headed[0]), _GAP_PX, 3), 255, np.uint8)
+    picture = np.concatenate([headed[0], gap, headed[1], gap, headed[2]], axis=1)
+    return np.concatenate([picture, legend_strip(width, _legend(sides))])
+
+
+def _legend(sides: Sequence[ImageErrors]) -> list[LineStyle]:
+    """The styles with the numbers of objects of both predictions: "M merged object (3 to 1)"."""
+    styles = []
+    for (kind, style, first), (_, _, second) in zip(*(side.layers() for side in sides), strict=True):
+        numbers = [len(first), len(second)]
+        if kind == "correct":  # annotated objects, as those of errors
+            numbers = [int((side.truth_kinds == kind).sum()) for side in sides]
+        if any(numbers):
+            same = numbers[0] == numbers[1]
+            styles.append(counted(kind, style, f"{numbers[0]:,}" if same else f"{numbers[0]:,} to {numbers[1]:,}"))
+    return styles

@@ -78,17 +78,23 @@ def draw_overlay(
 
 
 def draw_picture(
-    image: Image,
-    instances: Instances,
-    *,
-    class_names: Sequence[str] | None = None,
-    caption: str = "",
-    side_px: int = SHOWN_PX,
+    image: Image, instances: Instances, *, class_names: Sequence[str] | None = None, caption: str = ""
 ) -> np.ndarray:
     """The picture to show of an image and its objects, uint8 RGB: `draw_overlay` with a scale bar and a caption.
 
-    A small image is enlarged by a whole factor to about ``side_px``. The scale bar needs the image's pixel size. Raises as `draw_overlay`.
+    A small image is enlarged by a whole factor. The scale bar needs the image's pixel size. Raises as `draw_overlay`.
     """
+    styles = class_styles(_names(instances, class_names))
+    canvas = draw_enlarged(image, instances, class_names=class_names)
+    counts = np.bincount(instances.class_ids, minlength=len(styles))
+    legend = legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist()), caption=caption)
+    return np.concatenate([canvas, legend])
+
+
+def draw_enlarged(
+    image: Image, instances: Instances, *, class_names: Sequence[str] | None = None, side_px: int = SHOWN_PX
+) -> np.ndarray:
+    """`draw_picture` without legend and caption; enlarged to about ``side_px``."""
     _check_sizes(image, instances)
     factor = enlargement(image.image_hw, side_px)
     styles = class_styles(_names(instances, class_names))
@@ -100,9 +106,7 @@ def draw_picture(
     )
     if image.pixel_size_um is not None:
         draw_scale_bar(canvas, image.pixel_size_um[1] / factor)
-    counts = np.bincount(instances.class_ids, minlength=len(styles))
-    legend = legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist()), caption=caption)
-    return np.concatenate([canvas, legend])
+    return canvas
 
 
 def enlargement(image_hw: tuple[int, int], shown_px: int = SHOWN_PX) -> int:

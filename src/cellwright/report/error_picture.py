@@ -17,6 +17,7 @@ from cellwright.core.files import write_png
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
@@ -44,7 +45,7 @@ GREY = (160, 160, 160)
 LIGHT_GREY = (210, 210, 210)
 SIDE_PX = 1800  # images are enlarged by a whole factor to about this size, so that line patterns are visible
 # Of an image with more pixels, a part of this side is drawn.
-LARGE_PX, PART_PX = 40_000_000, 2048
+LARGE_PX, PART_PX = 9_000_000, 2048
 DIMMED = 0.55  # the image is shown in grey with this share of its brightness, so that the lines stand out
 
 CORRECT = LineStyle("correct", LIGHT_GREY)
@@ -99,17 +100,48 @@ class ImageErrors:
         predicted = _part(self.predicted, self.predicted_kinds, window)
         return ImageErrors(*truth, *predicted)
 
-    def draw(self, image: Image | None, caption: str, *, side_px: int = SIDE_PX) -> np.ndarray:
-        """See `draw_errors`; image: None draws on black."""
-        return draw_errors(
-            Image.from_array(np.zeros(self.truth.image_hw, np.uint8)) if image is None else image,
-            self.truth,
-            self.predicted,
-            truth_kinds=self.truth_kinds,
-            predicted_kinds=self.predicted_kinds,
-            caption=caption,
-            side_px=side_px,
-        )
+    def check(self, image: Image) -> None:
+        """Raise `InputError` if objects and image differ in size, or kinds and objects in number."""
+        sides = (("truth", self.truth, self.truth_kinds), ("predicted", self.predicted, self.predicted_kinds))
+        for name, objects, kinds in sides:
+            if objects.image_hw != image.image_hw:
+                problem = f"`{name}` and `image` differ in size"
+                raise InputError(problem, where=image.path, got=objects.image_hw, expected=image.image_hw)
+            if len(objects) != len(kinds):
+                raise InputError(f"`{name}_kinds` has the wrong length", got=len(kinds), expected=len(objects))
+
+    def layers(self) -> list[tuple[str, LineStyle, MaskSet]]:
+        """The masks of every kind with their style, from below."""
+        truth, predicted = self.truth.masks, self.predicted.masks
+        return [
+            ("ignored", IGNORED, truth[self.truth_kinds == "ignored"]),
+            ("correct", CORRECT, predicted[self.predicted_kinds == "correct"]),
+            ("involved", INVOLVED, predicted[np.isin(self.predicted_kinds, INVOLVED_KINDS)]),
+            *((kind, style, truth[self.truth_kinds == kind]) for kind, style in TRUTH_STYLES.items()),
+            *((kind, style, predicted[self.predicted_kinds == kind]) for kind, style in PREDICTED_STYLES.items()),
+        ]
+
+    def draw(self, image: Image | None, *, side_px: int = SIDE_PX) -> np.ndarray:
+        """The picture without its legend, see `draw_errors`; image: None draws on black."""
+        image = Image.from_array(np.zeros(self.truth.image_hw, np.uint8)) if image is None else image
+        self.check(image)
+        factor = enlargement(image.image_hw, side_px)
+        grey = cv2.cvtColor(to_display_rgb(image), cv2.COLOR_RGB2GRAY)
+        canvas = enlarged(np.repeat((DIMMED * grey).astype(np.uint8)[:, :, None], 3, axis=2), factor)
+        masks = self.truth.masks if len(self.truth) else self.predicted.masks
+        thick = max(line_width(enlarged_masks(masks, factor)), 2)
+        layers = self.layers()
+        lines = [
+            (enlarged_masks(masks, factor), style, thick if kind in MARKS else max(thick // 2, 1))
+            for kind, style, masks in layers
+        ]
+        draw_outlines(canvas, lines)
+        for kind, _, masks in layers:
+            if kind in MARKS:
+                draw_marks(canvas, masks.boxes * factor, MARKS[kind])
+        if image.pixel_size_um is not None:
+            draw_scale_bar(canvas, image.pixel_size_um[1] / factor)
+        return canvas
 
 
 def draw_errors(
@@ -120,49 +152,23 @@ def draw_errors(
     truth_kinds: np.ndarray,
     predicted_kinds: np.ndarray,
     caption: str = "",
-    side_px: int = SIDE_PX,
 ) -> np.ndarray:
     """An image with the errors of its predictions, uint8 RGB, with a caption and a legend below that counts them.
 
     truth_kinds: (N,) str, predicted_kinds: (M,) str, as `classify_objects` determines them. Correct objects are shown
-    by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor to about ``side_px``.
-    Raises `InputError` if sizes do not match.
+    by their predictions. The image is dimmed and grey; a small one is enlarged by a whole factor. Raises `InputError`
+    if sizes do not match.
     """
-    for name, objects, kinds in (("truth", truth, truth_kinds), ("predicted", predicted, predicted_kinds)):
-        if objects.image_hw != image.image_hw:
-            raise InputError(
-                f"`{name}` and `image` differ in size", where=image.path, got=objects.image_hw, expected=image.image_hw
-            )
-        if len(objects) != len(kinds):
-            raise InputError(f"`{name}_kinds` has the wrong length", got=len(kinds), expected=len(objects))
-    factor = enlargement(image.image_hw, side_px)
-    grey = cv2.cvtColor(to_display_rgb(image), cv2.COLOR_RGB2GRAY)
-    canvas = enlarged(np.repeat((DIMMED * grey).astype(np.uint8)[:, :, None], 3, axis=2), factor)
-    errors = [(kind, style, truth.masks[truth_kinds == kind]) for kind, style in TRUTH_STYLES.items()]
-    errors += [(kind, style, predicted.masks[predicted_kinds == kind]) for kind, style in PREDICTED_STYLES.items()]
-    others = [
-        (IGNORED, truth.masks[truth_kinds == "ignored"]),
-        (CORRECT, predicted.masks[predicted_kinds == "correct"]),
-        (INVOLVED, predicted.masks[np.isin(predicted_kinds, INVOLVED_KINDS)]),
-    ]
-    thick = max(line_width(enlarged_masks(truth.masks if len(truth) else predicted.masks, factor)), 2)
-    draw_outlines(
-        canvas,
-        [(enlarged_masks(masks, factor), style, max(thick // 2, 1)) for style, masks in others]
-        + [(enlarged_masks(masks, factor), style, thick) for _, style, masks in errors],
-    )
-    for kind, _, masks in errors:
-        draw_marks(canvas, masks.boxes * factor, MARKS[kind])
-    if image.pixel_size_um is not None:
-        draw_scale_bar(canvas, image.pixel_size_um[1] / factor)
-    styles = [_counted(style, len(masks)) for style, masks in others if len(masks) or style is CORRECT]
-    styles += [_counted(style, len(masks), MARKS[kind]) for kind, style, masks in errors if len(masks)]
+    errors = ImageErrors(truth, truth_kinds, predicted, predicted_kinds)
+    canvas = errors.draw(image)
+    numbers = [(kind, style, len(masks)) for kind, style, masks in errors.layers()]
+    styles = [counted(kind, style, f"{n:,}") for kind, style, n in numbers if n or kind == "correct"]
     return np.concatenate([canvas, legend_strip(canvas.shape[1], styles, caption=caption)])
 
 
-def _counted(style: LineStyle, n: int, mark: str = "") -> LineStyle:
-    """The entry of a kind in the legend: ``"M merged object (3)"``."""
-    return LineStyle(f"{mark} {style.name} ({n:,})".strip(), style.colour, style.pattern)
+def counted(kind: str, style: LineStyle, numbers: str) -> LineStyle:
+    """The entry of a kind in a legend: ``"M merged object (3)"``."""
+    return LineStyle(f"{MARKS.get(kind, '')} {style.name} ({numbers})".strip(), style.colour, style.pattern)
 
 
 def write_error_pictures(
@@ -186,7 +192,14 @@ def write_error_pictures(
             caption += f"; {window.hw[0]} x {window.hw[1]} px from y {window.y0}, x {window.x0}"
         image = readable_image(window, images.truth[k], images.predicted[k])
         n_black += image is None
-        picture = errors.draw(image, caption)
+        picture = draw_errors(
+            Image.from_array(np.zeros(errors.truth.image_hw, np.uint8)) if image is None else image,
+            errors.truth,
+            errors.predicted,
+            truth_kinds=errors.truth_kinds,
+            predicted_kinds=errors.predicted_kinds,
+            caption=caption,
+        )
         path = output_path(folder, images.truth[k].id, ".png")
         write_png(path, picture)
         paths.append(path)

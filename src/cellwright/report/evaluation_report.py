@@ -71,9 +71,7 @@ def evaluation_page(folder: Path) -> Page:
         return _comparison_page(folder)
     content = read_json(folder / "metrics.json")
     try:
-        values = {str(name): _float(value) for name, value in content["values"].items()}
-        rows = read_rows(folder / "per_image.csv")
-        return _page(folder, content, values, rows)
+        return _page(folder, content, values_of(content), read_rows(folder / "per_image.csv"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         remedy = "evaluate again, with `overwrite=True`"
         where = folder / "metrics.json"
@@ -96,15 +94,20 @@ def _page(
     title = f"{names}: {count(n_predicted, 'prediction')} against {count(n_truth, 'annotated object')}"
     sections = [
         Section("What to know before quoting a value", _notes(content)),
-        Section("Metrics", _metrics(content, values)),
-        Section("Errors by kind", _errors(content)),
-        Section("Errors in pictures", _pictures(folder, rows)),
+        Section("Metrics", metric_parts(content, values)),
+        Section("Errors by kind", error_parts(content)),
+        Section("Errors in pictures", error_pictures(folder, rows)),
         Section("Images", _images(rows)),
         Section("Precision, recall and classes", _classes(folder, content)),
         Section("Data", _data(about, values)),
         Section("How it was made", _how(folder, about)),
     ]
     return Page("Evaluation", title if names else title.partition(": ")[2], figures, sections)
+
+
+def values_of(content: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics in a metrics.json; undefined ones are NaN."""
+    return {str(name): _float(value) for name, value in content["values"].items()}
 
 
 def _float(value: Any) -> float:
@@ -116,7 +119,8 @@ def _notes(content: Mapping[str, Any]) -> list[Part]:
     return [Notes(lines)] if lines else [Text("There is nothing that needs a remark.")]
 
 
-def _metrics(content: Mapping[str, Any], values: Mapping[str, float]) -> list[Part]:
+def metric_parts(content: Mapping[str, Any], values: Mapping[str, float]) -> list[Part]:
+    """The metrics of an evaluation with their intervals, as charts and tables."""
     rows = [
         Interval(str(row["metric"]), *(_float(row[key]) for key in ("value", "low", "high")))
         for row in content.get("intervals_95", [])
@@ -170,7 +174,8 @@ def _reliability(content: Mapping[str, Any]) -> tuple[str, Any, str] | None:
     return "What scores mean", chart, "On the dotted line, a score is the expected IoU with the annotated object."
 
 
-def _errors(content: Mapping[str, Any]) -> list[Part]:
+def error_parts(content: Mapping[str, Any]) -> list[Part]:
+    """The errors of an evaluation by kind, as a chart and a table."""
     table = content.get("tables", {}).get("errors", [])
     rows = [(str(row["kind"]), int(row["truth"]), int(row["predictions"])) for row in table]
     rows = [row for row in rows if row[1] or row[2]]
@@ -191,8 +196,8 @@ def _percent(n: int, total: int) -> str:
     return f"{100 * n / total:.1f}"
 
 
-def _pictures(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Part]:
-    """The pictures of the worst images."""
+def error_pictures(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Part]:
+    """The pictures of the worst images in the folder of an evaluation. rows: those of per_image.csv."""
     ranked = sorted(rows, key=lambda row: float(row.get("accuracy@0.5") or "inf"))
     pairs = [(row, output_path(folder / "errors", row["image"], ".png")) for row in ranked if row["image"]]
     present = [(row, path) for row, path in pairs if path.is_file()]
@@ -213,7 +218,8 @@ def change_pictures(folder: Path) -> Pictures | None:
     for row in rows:
         values = " → ".join(decimals(float(row[name] or "nan")) for name in ("first", "second"))
         size = f"{int(row['y1']) - int(row['y0'])} x {int(row['x1']) - int(row['x0'])} px"
-        text = f"{short(row['image'])}: accuracy@0.5 {values}; the part shown is {size} from y {row['y0']}, x {row['x0']}"
+        place = f"shown: {size} from y {row['y0']}, x {row['x0']}"
+        text = f"{short(row['image'])}: accuracy@0.5 of the whole image {values}; {place}"
         shown.append(embedded(folder / row["picture"], text, longest_px=_WIDE_PX))
     present = [picture for picture in shown if picture is not None]
     if not present:
@@ -318,22 +324,29 @@ def _how(folder: Path, about: Mapping[str, Any]) -> list[Part]:
     return [Facts(facts), shown, *version_parts(about.get("versions"))]
 
 
-def _comparison_page(folder: Path) -> Page:
-    """The report of two predictions that are compared."""
+def comparison_table(folder: Path) -> tuple[Table, tuple[str, str]]:
+    """The metrics of two predictions side by side, and their names."""
     rows = read_rows(folder / "comparison.csv")
     columns = list(rows[0]) if rows else ["metric", "first", "second"]
     first, second = columns[1:3]
-    table = [
-        (row["metric"], *(decimals(float(row[name])) if row[name] else "-" for name in columns[1:])) for row in rows
-    ]
-    titles = ("metric", first, second, "difference", "95 % CI from", "to", "p")[: len(columns)]
+    table = [(row["metric"], *(decimals(float(row[name] or "nan")) for name in columns[1:])) for row in rows]
+    titles = ["metric", first, second, "difference", "95 % CI from", "to", "p"][: len(columns)]
     note = (
-        f"Difference: {second} - {first}, on the same images. 95 % confidence interval and p: paired percentile "
-        "bootstrap over images, 1,000 resamples; p is two-sided. If the interval includes 0, there is no evidence of a "
-        "difference."
+        f"Difference: {second} minus {first}, on the same images. 95 % confidence interval (CI): paired percentile "
+        "bootstrap over images, 1,000 resamples. If it includes 0, there is no evidence of a difference."
     )
+    if all(row.get("p") for row in rows):
+        note += " p is two-sided."
+    elif titles[-1] == "p":  # too few images
+        titles, table = titles[:-1], [row[:-1] for row in table]
+    return Table(titles, table, note=note), (first, second)
+
+
+def _comparison_page(folder: Path) -> Page:
+    """The report of two predictions that are compared."""
+    table, (first, second) = comparison_table(folder)
     picture = embedded(folder / PR_CURVE, "Precision over recall", longest_px=_PICTURE_PX)
-    parts: list[Part] = [Table(titles, table, note=note)]
+    parts: list[Part] = [table]
     changed = change_pictures(folder)
     parts += [] if picture is None else [Pictures([picture], columns=2)]
     each = f"Each prediction has a report of its own, in the folders {first} and {second}."

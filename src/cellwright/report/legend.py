@@ -26,12 +26,12 @@ def text_size(width: int) -> int:
     return max(_SMALLEST_PX, round(width * 0.015))
 
 
-def legend_strip(width: int, styles: Sequence[LineStyle], *, caption: str = "") -> np.ndarray:
+def legend_strip(width: int, styles: Sequence[LineStyle], *, caption: str = "", size: int | None = None) -> np.ndarray:
     """A white strip (h, width, 3) uint8 with a sample of every line style and its name, in as many rows as needed.
 
-    caption: text in a row of its own above the samples.
+    caption: text in a row of its own above the samples. size: of the font; None: for a picture of this width.
     """
-    size = text_size(width)
+    size = text_size(width) if size is None else size
     font, row_px, gap = ImageFont.load_default(size), round(1.7 * size), size
     margin, sample_px, space = size // 2, round(2.6 * size), size // 2
     entries, x, row = [], margin, 1 if caption else 0

@@ -16,7 +16,15 @@ from cellwright.core.text import count
 from cellwright.data.identity import Identity
 from cellwright.evaluation.data import HEADLINE
 from cellwright.report.curves import overall_ap, per_class_ap
-from cellwright.report.evaluation_report import MEANINGS
+from cellwright.report.evaluation_report import (
+    MEANINGS,
+    change_pictures,
+    comparison_table,
+    error_parts,
+    error_pictures,
+    metric_parts,
+    values_of,
+)
 from cellwright.report.page import (
     Cell,
     Charts,
@@ -32,9 +40,9 @@ from cellwright.report.page import (
     decimals,
     joined,
 )
-from cellwright.report.prediction_report import recipe_line, version_parts
+from cellwright.report.prediction_report import MAX_BARS, read_rows, recipe_line, version_parts
 from cellwright.report.run_record import RunRecord, read_record
-from cellwright.report.svg import MAX_POINTS, Line, line_chart
+from cellwright.report.svg import MAX_POINTS, Line, bars, histogram, line_chart
 from cellwright.training.run_folder import RunFolder
 
 # Keys of a recipe that describe a training best, with what a report calls them.
@@ -80,11 +88,14 @@ def run_page(folder: Path) -> Page:
         state = f"This run is not finished: {record.state}. The same command resumes it."
         if record.diverged:
             state = f"This run {record.state}: its loss or gradient was not a finite number, or too large."
+    validation = _validation(record, paths)
     sections = [
-        Section("Recipe", _recipe(record)),
-        Section("Data", _data(record, identity, info)),
+        Section("Best model on the validation images", _metrics(record, validation)),
+        Section("Before and after training", _before_and_after(paths, validation)),
+        Section("Errors on the validation images", _errors(paths, validation)),
         Section("Curves", _curves(record)),
-        Section("Best model on the validation images", _metrics(record)),
+        Section("Data", _data(record, identity, info)),
+        Section("Recipe", _recipe(record)),
         Section("How it was made", _how(record, paths, info)),
     ]
     return Page("Training run", name, _figures(record, identity), sections, _first(record, "description"), state)
@@ -149,6 +160,7 @@ def _data(record: RunRecord, identity: Identity | None, info: Mapping[str, Any])
         columns = ("split", "images", "of them without objects", "objects", *(classes if len(classes) > 1 else ()))
         rows = [row[: len(columns)] for row in rows]
         parts.append(Table(columns, rows))
+        parts += _per_image(identity)
         learned = identity.counts("train") if "train" in splits else Counter(_counted(identity.samples.values()))
         missing = [name for name in identity.classes if not learned[name]]
         if missing:
@@ -162,6 +174,24 @@ def _data(record: RunRecord, identity: Identity | None, info: Mapping[str, Any])
         ("digest of images and annotations", record.data),
     ]
     return [*parts, Facts(facts)]
+
+
+def _per_image(identity: Identity) -> list[Part]:
+    """How many objects the images have, by split; and of each class, if there are several."""
+    samples = identity.samples
+    groups: dict[str, list[int]] = {}
+    for sample in samples.values():
+        groups.setdefault(_split_name(sample.split or "train"), []).append(sum(sample.classes.values()))
+    charts = []
+    if len(samples) > MAX_BARS:
+        values = {name: np.array(each, float) for name, each in groups.items()}
+        chart = histogram(values, "objects per image", "images", whole=True)
+        charts.append(("Objects per image", chart, "The dashed lines are the medians."))
+    elif len(samples) > 1:
+        named = [f"{name} ({_split_name(sample.split or 'train')})" for name, sample in samples.items()]
+        by_class = {name: [sample.classes.get(name, 0) for sample in samples.values()] for name in identity.classes}
+        charts.append(("Objects per image", bars(named, by_class, "objects", stacked=True), ""))
+    return [Charts(charts)] if charts else []
 
 
 def _counted(samples: Any) -> dict[str, int]:
@@ -206,18 +236,55 @@ def _curves(record: RunRecord) -> list[Part]:
     return [*notes, Charts(charts), *([Text(text)] if len(curves.steps) > MAX_POINTS else [])]
 
 
-def _metrics(record: RunRecord) -> list[Part]:
+def _validation(record: RunRecord, paths: RunFolder) -> Mapping[str, Any]:
+    """The metrics.json of the evaluation at the end; empty if there is none, or if it is of an earlier model."""
+    path = paths.validation / "metrics.json"
+    with suppress(CellwrightError, AttributeError):
+        content = read_json(path) if path.is_file() else {}
+        if content.get("made_by", {}).get("step") == record.best.step:
+            return content
+    return {}
+
+
+def _before_and_after(paths: RunFolder, validation: Mapping[str, Any]) -> list[Part]:
+    """The model that training started from, compared with the best one."""
+    if not validation or not (paths.validation / "comparison.csv").is_file():
+        return []
+    table, _ = comparison_table(paths.validation)
+    text = "Before: the model that training started from. After: the best model of this run. Both on the same images."
+    warnings = [str(line) for line in validation["made_by"].get("warnings_before", [])]
+    changed = change_pictures(paths.validation)
+    notes = [Notes(warnings)] if warnings else []
+    return [Text(text), *notes, table, *([] if changed is None else [changed])]
+
+
+def _errors(paths: RunFolder, validation: Mapping[str, Any]) -> list[Part]:
+    if not validation:
+        return []
+    return [*error_parts(validation), *error_pictures(paths.validation, read_rows(paths.validation / "per_image.csv"))]
+
+
+def _metrics(record: RunRecord, validation: Mapping[str, Any]) -> list[Part]:
     best = record.best
     if not best.metrics:
         text = "There are no validation images, so nothing is known about the quality of this model on other images."
         return [Text(text)]
     rows = [(name, MEANINGS.get(name, ""), decimals(value)) for name, value in _headline(record)]
-    others = [(name, decimals(value)) for name, value in best.metrics.items() if name not in HEADLINE]
-    chosen = f"Step {best.step:,}, chosen by {best.chosen_by}." if best.chosen_by else f"Step {best.step:,}."
+    of_classes = [name for name in best.metrics if "/" in name]
+    has_one_class = len({name.partition("/")[2] for name in of_classes}) < 2  # the same values again
+    hidden = {*HEADLINE, *(of_classes if has_one_class else ())}
+    others = [(name, decimals(value)) for name, value in best.metrics.items() if name not in hidden]
+    by = f" by {best.chosen_by}" if best.chosen_by else ""
+    chosen = f"The best model{by} is that of step {best.step:,}."
     note = (
-        "The best step was chosen on these images, so the values are optimistic; evaluate on a test split for a paper."
+        "It was chosen on these images, so the values are optimistic; for a publication, evaluate it on a separate "
+        "test split."
     )
     parts: list[Part] = [Text(chosen), Table(("metric", "what it is", "value"), rows, n_text=2, note=note)]
+    if validation:
+        notes = [str(line) for line in validation.get("notes", [])]
+        parts = [Text(f"{chosen} {note}"), *([Notes(notes)] if notes else [])]
+        parts += metric_parts(validation, values_of(validation))
     half = -(-len(others) // 2)
     pairs = [
         (*left, *(others[half + k] if half + k < len(others) else ("", ""))) for k, left in enumerate(others[:half])

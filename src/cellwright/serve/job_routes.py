@@ -134,6 +134,7 @@ def job_router() -> APIRouter:
     router.add_api_route("/jobs/{job_id}", show, methods=["GET"])
     router.add_api_route("/jobs/{job_id}", cancel, methods=["DELETE"])
     router.add_api_route("/jobs/{job_id}/resume", resume, methods=["POST"])
+    router.add_api_route("/jobs/{job_id}/pictures/{number}", picture, methods=["GET"])
     router.add_api_route("/images/{image_id}/measurements", measurements, methods=["GET"])
     router.add_api_route("/evaluations/{job_id}", evaluation, methods=["GET"])
     router.add_api_route("/exports/{job_id}", download, methods=["GET"])
@@ -180,6 +181,26 @@ def cancel(request: Request, job_id: str) -> Response:
 def resume(request: Request, job_id: str, body: dict[str, Any]) -> Response:
     """Go on with a job that failed, was cancelled or ran out of time; the body has parameters to change."""
     return answered(lambda: jobs_of(request).resume(job_id, body))
+
+
+def picture(request: Request, job_id: str, number: int, px: int = 1600) -> Response:
+    """A picture of a result, by its place in ``result.pictures``; px: its longer side, at most."""
+    from cellwright.report.page import embedded
+
+    jobs = jobs_of(request)
+    try:
+        pictures = (jobs.get(job_id)["result"] or {}).get("pictures", [])
+        if not 0 <= number < len(pictures):
+            raise InputError("no such picture", got=number, expected=f"one of {len(pictures)}")
+        folder = jobs.project.folder.resolve()
+        path = (folder / pictures[number]["file"]).resolve()
+        shown = embedded(path, longest_px=min(max(px, 16), 4096)) if path.is_relative_to(folder) else None
+        if shown is None:
+            raise InputError("no such picture", got=pictures[number]["file"], remedy="run the job again")
+    except CellwrightError as error:
+        return failed(error)
+    kind = shown.uri.partition(":")[2].partition(";")[0]
+    return Response(shown.data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
 
 
 def measurements(request: Request, image_id: str) -> Response:

@@ -31,14 +31,16 @@ _LENGTH = "train.length"
 
 
 def fitted_steps(left_s: float, step_s: float, evaluate_s: float) -> int:
-    """How many steps fit into a time, with an evaluation in the middle and one at the end.
+    """How many steps fit into a time, with an evaluation in the middle and three at the end.
+
+    Those at the end are of the last model, and for the report of the best one and the one that training started from.
 
     >>> fitted_steps(left_s=300, step_s=0.5, evaluate_s=5)
-    520
+    500
     >>> fitted_steps(left_s=1, step_s=0.5, evaluate_s=5)
     10
     """
-    return max(int((RESERVE * left_s - 2 * evaluate_s) / max(step_s, 1e-6)), FEWEST)
+    return max(int((RESERVE * left_s - 4 * evaluate_s) / max(step_s, 1e-6)), FEWEST)
 
 
 def fitted(plan: TrainPlan, n_samples: int, reporter: ProgressReporter, notes: Path) -> TrainPlan:
@@ -79,7 +81,7 @@ def _probe(plan: TrainPlan, folder: Path, reporter: ProgressReporter) -> tuple[f
     short = ("train.warmup=null", *(f"train.{key}={steps}" for key in ("length", "evaluate_every", "checkpoint_every")))
     shutil.rmtree(folder, ignore_errors=True)  # of a probe that was killed
     reporter.note("measuring how long a step takes")
-    run(dataclasses.replace(plan, set=(*plan.set, *short), max_minutes=None, out=folder))
+    run(dataclasses.replace(plan, set=(*plan.set, *short), max_minutes=None, out=folder), is_reported=False)
     with (folder / "log.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     shutil.rmtree(folder)

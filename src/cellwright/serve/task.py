@@ -65,11 +65,6 @@ class Place:
     folder: Path
     job: str
 
-    @property
-    def evaluation(self) -> Path:
-        """The folder of an evaluation."""
-        return self.project.folder / EVALUATIONS / self.job
-
     def beside(self, what: str) -> Path:
         """A folder for what a step reads, beside the folder of the task, which a step writes."""
         return self.folder.with_name(f"{self.folder.name}_{what}")

@@ -14,10 +14,13 @@ from cellwright.api.check import CheckPlan
 from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.train import TrainPlan
 from cellwright.api.tune import TunePlan
-from cellwright.core.errors import CellwrightError, UsageError
+from cellwright.core.errors import UsageError
+from cellwright.core.events import plain
 from cellwright.core.files import read_json
 from cellwright.core.progress import ProgressReporter
 from cellwright.core.text import count
+from cellwright.data.formats.paths import output_path
+from cellwright.report.change_picture import CHANGES
 from cellwright.serve.facts import (
     ImageFacts,
     Part,
@@ -27,9 +30,11 @@ from cellwright.serve.facts import (
     write_dataset,
 )
 from cellwright.serve.pacing import fitted
-from cellwright.serve.tables import comparison_of
-from cellwright.serve.task import Place, Step, Task
+from cellwright.serve.tables import comparison_of, read_table
+from cellwright.serve.task import Place, Step, Task, relative
+from cellwright.training.run_folder import RunFolder
 
+PICTURES = 6  # of the worst images, that an evaluation draws
 HELD_OUT = 0.2  # share of the corrected images on which a new model is tested
 DATA = "data"
 
@@ -61,7 +66,7 @@ class TrainTask(Task):
         return project.chosen(self.images, lambda image: image.is_truth, "corrected")
 
     def steps(self, place: Place) -> list[Step]:
-        """The training, and the evaluation on held-out images if there are any."""
+        """The training, which ends with an evaluation on held-out images if there are any."""
         from cellwright.api.train import load_recipe
 
         images = self.chosen(place.project)
@@ -69,9 +74,9 @@ class TrainTask(Task):
         if fixed:
             raise UsageError("this key cannot be set here", where="`set`", got=fixed[0], remedy="use `init`")
         init = None if self.init is None else place.model(self.init)
-        recipe = place.recipe(self.recipe)
-        started_from = getattr(load_recipe(recipe, self.set, init).model, "init", None)
-        data, run = place.beside(DATA), place.folder
+        recipe, data = place.recipe(self.recipe), place.beside(DATA)
+        load_recipe(recipe, self.set, init)
+        self._held_out(place, images)
         train = TrainPlan(
             recipe,
             data=data,
@@ -80,14 +85,9 @@ class TrainTask(Task):
             set=self.set,
             max_minutes=self.minutes,
             device=self.device,
-            out=run,
+            out=place.folder,
         )
-        steps = [Step("train", train)]
-        if self._held_out(place, images):
-            before = [] if started_from is None or not _is_model(started_from) else [Path(started_from)]
-            plan = EvaluatePlan((*before, run), data=data, split="val", pictures=0, out=place.evaluation)
-            steps.append(Step("evaluate", dataclasses.replace(plan, device=self.device)))
-        return steps
+        return [Step("train", train)]
 
     def _held_out(self, place: Place, images: Sequence[ImageFacts]) -> set[str]:
         """The names of the images to test on; none if there is only one image."""
@@ -110,7 +110,7 @@ class TrainTask(Task):
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""
         images, data = self.chosen(place.project), place.beside(DATA)
-        train, *evaluate = self.steps(place)
+        (train,) = self.steps(place)
         if not (data / "dataset.json").is_file():  # a training that goes on keeps its images
             part, held_out = truth_part(place.project, self.images), self._held_out(place, images)
             samples = [dataclasses.replace(s, split="val" if s.id in held_out else "train") for s in part.named]
@@ -128,18 +128,25 @@ class TrainTask(Task):
         run = train.run(reporter)
         result: dict[str, Any] = {"model": place.folder.name, "finished": run.finished}
         result |= {"metrics": [list(one) for one in run.headline()]}
-        result |= {"commands": [step.command for step in (train, *evaluate)]}
+        result |= {"commands": [train.command]}
         result |= {"trained_on": sorted(trained), "held_out": sorted(tested)}
-        for step in evaluate:
-            again = dataclasses.replace(step.plan, overwrite=step.plan.out.exists())
-            try:
-                dataclasses.replace(step, plan=again).run(reporter)
-            except CellwrightError as error:
-                reporter.note(f"warning: no comparison on held-out images: {error.problem}")
-            else:
-                result |= comparison_of(step.plan.out) | {"evaluation": place.job}
+        result |= self._comparison(place)
         ended = "Trained" if run.finished else "Trained until the time ran out"
         return {"text": f"{ended}{_before_and_after(result.get('rows'))}", **result}
+
+    def _comparison(self, place: Place) -> dict[str, Any]:
+        """The metrics before and after on held-out images, and the pictures of what has changed."""
+        folder = RunFolder(place.folder).validation
+        if not (folder / "metrics.json").is_file():
+            return {}
+        table = folder / f"{CHANGES}.csv"
+        rows = plain(read_table(table).to_dict("records")) if table.is_file() else []
+        pictures = [
+            {"image": row["image"], "file": relative(folder / row["picture"], place.project.folder)}
+            | {"box": [row[key] for key in ("y0", "x0", "y1", "x1")], "before": row["first"], "after": row["second"]}
+            for row in rows
+        ]
+        return comparison_of(folder) | {"pictures": pictures}
 
     def _note_regions(self, part: Part, plan: TrainPlan, reporter: ProgressReporter) -> None:
         """Say what becomes of regions that are not annotated, if the network cannot leave out exactly these."""
@@ -206,7 +213,8 @@ class EvaluateTask(Task):
         else:
             subject = predicted.folder_by_id or place.beside("predictions")
         shared = self.model_dump(exclude={"images", "model"})
-        return [Step("evaluate", EvaluatePlan((subject,), data=data, pictures=0, out=place.folder, **shared))]
+        plan = EvaluatePlan((subject,), data=data, pictures=PICTURES, out=place.folder, **shared)
+        return [Step("evaluate", plan)]
 
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
         """See `Task`."""
@@ -219,7 +227,15 @@ class EvaluateTask(Task):
         summary = read_json(place.folder / "metrics.json")
         headline = summary["intervals_95"]
         text = ", ".join(f"{row['metric']} {row['value']:.3f}" for row in headline[:3] if row["value"] is not None)
-        return {"text": text, "evaluation": place.folder.name, "headline": headline, "notes": summary["notes"]}
+        result = {"text": text, "evaluation": place.folder.name, "headline": headline, "notes": summary["notes"]}
+        return result | {"pictures": self._pictures(place)}
+
+    def _pictures(self, place: Place) -> list[dict[str, Any]]:
+        """The pictures of the worst images, worst first."""
+        table = read_table(place.folder / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
+        drawn = [(name, output_path(place.folder / "errors", name, ".png")) for name in table["image"]]
+        folder = place.project.folder
+        return [{"image": name, "file": relative(path, folder)} for name, path in drawn if path.is_file()]
 
 
 class SuspectsTask(Task):
@@ -279,13 +295,6 @@ def splits_of(dataset: Path) -> tuple[set[str], set[str]]:
 def _in_mixed_order(name: str) -> bytes:
     """A key that puts names in an order which has nothing to do with the names, and is always the same."""
     return hashlib.sha256(name.encode()).digest()
-
-
-def _is_model(name: str) -> bool:
-    """Whether training started from a model of ours, with which the new one can be compared."""
-    from cellwright.api.paths import is_model
-
-    return is_model(Path(name))
 
 
 def _before_and_after(rows: list[dict[str, Any]] | None) -> str:

@@ -70,6 +70,7 @@ class Training:
         validation: the evaluation; None if there are no validation images, in which case the last model is the best.
         reporter: shows progress.
         device: where to train.
+        n_closing: evaluations that follow within the time limit, after the one at the end of `train`.
         verify: raises `OutputError` if the folder of the run is no longer there; called before anything is written.
     """
 
@@ -81,6 +82,7 @@ class Training:
     validation: Validation | None = None
     reporter: Reporter = field(default_factory=SilentReporter)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    n_closing: int = 0
     verify: Callable[[], None] = lambda: None
 
     def save_checkpoint(self, state: TrainState) -> None:
@@ -156,7 +158,7 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
         n_due = partial(timeline.n_due, every=config.evaluate_every)
         recorder = Recorder(log, reporter, timeline.total_steps, n_due, training.device)
         estimate = partial(_expected_evaluation_s, training, state)
-        budget = Budget(max_minutes, recorder.pace, estimate, time.monotonic)
+        budget = Budget(max_minutes, recorder.pace, estimate, time.monotonic, 1 + training.n_closing)
         try:
             _run_steps(training, state, timeline, recorder, interruption, budget)
         except KeyboardInterrupt:

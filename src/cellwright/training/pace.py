@@ -38,23 +38,30 @@ class Pace:
 
 
 class Budget:
-    """The time limit of one call, in which the evaluation at its end takes place too.
+    """The time limit of one call, in which the evaluations at its end take place too.
 
     minutes: None for no limit. estimate: seconds that an evaluation will take, asked for once if none is known.
+    n_last: how many evaluations there are at the end.
     """
 
     def __init__(
-        self, minutes: float | None, pace: Pace, estimate: Callable[[], float], clock: Callable[[], float]
+        self,
+        minutes: float | None,
+        pace: Pace,
+        estimate: Callable[[], float],
+        clock: Callable[[], float],
+        n_last: int = 1,
     ) -> None:
-        self._pace, self._estimate, self._clock = pace, estimate, clock
+        self._pace, self._estimate, self._clock, self._n_last = pace, estimate, clock, n_last
         self._deadline = math.inf if minutes is None else clock() + 60 * minutes
 
     def is_spent(self) -> bool:
-        """Whether another step and an evaluation would take longer than what is left."""
+        """Whether another step and the evaluations would take longer than what is left."""
         if math.isinf(self._deadline):
             return False
         if self._clock() >= self._deadline:
             return True
         if self._pace.evaluation_s is None:
             self._pace.evaluation_s = self._estimate()
-        return self._clock() + (self._pace.step_s or 0.0) + _MARGIN * self._pace.evaluation_s >= self._deadline
+        left_s = (self._pace.step_s or 0.0) + self._n_last * _MARGIN * self._pace.evaluation_s
+        return self._clock() + left_s >= self._deadline

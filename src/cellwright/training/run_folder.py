@@ -68,6 +68,11 @@ class RunFolder:
         return self.root / "metrics.json"
 
     @property
+    def validation(self) -> Path:
+        """The evaluation of the best model on the validation images, with pictures."""
+        return self.root / "validation"
+
+    @property
     def checkpoints(self) -> Path:
         """Training states to resume from."""
         return self.root / "checkpoints"

@@ -26,6 +26,8 @@ _NAMES = re.compile(
     r"(recipe\.yaml|environment\.json|inputs\.json|log\.csv|metrics\.json|init_report\.txt|report\.html|DONE"
     r"|(model|checkpoints/step_\d{8,}/best_model)/(weights\.safetensors|model\.json|README\.md)"
     r"|checkpoints/step_\d{8,}/((weights|optimiser|averaged)\.safetensors|state\.json)"
+    r"|validation/((metrics\.json|report\.md|(per_image|per_class|objects|comparison|changes)\.csv)"
+    r"|(errors|changes)/.+\.png)"
     rf"|curves/({'|'.join(CURVES)})\.png|tensorboard/events\.out\.tfevents\.[^/]+)"
 )
 # Files of a finished run without which it is not usable; the last checkpoint is enough to make them again.

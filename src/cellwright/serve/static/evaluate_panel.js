@@ -1,7 +1,8 @@
 // Evaluate: predictions against the corrected annotations. Errors by kind lead to their place in the picture.
 
-import { button, field, format, h, select, toast } from "./dom.js";
+import { button, field, format, h, select } from "./dom.js";
 import { get } from "./http.js";
+import { goToPlace, nameOf, pictureList } from "./pictures.js";
 import { bar } from "./train_panel.js";
 
 const KINDS = {
@@ -87,10 +88,10 @@ export class EvaluatePanel {
     if (job.verb === "suspects") this.showErrors(this.suspects, "Suspects", job.result?.suspects ?? []);
     if (job.verb !== "evaluate") return;
     const report = await this.page.guard(() => get(`/api/evaluations/${job.result?.evaluation ?? job.id}`));
-    if (report) this.show(report);
+    if (report) this.show(report, job);
   }
 
-  show(report) {
+  show(report, job) {
     const metrics = report.headline.filter(({ value }) => typeof value === "number");
     const interval = ({ low, high }) =>
       typeof low === "number" ? `95 % interval ${format.number(low)} to ${format.number(high)}` : "";
@@ -126,13 +127,16 @@ export class EvaluatePanel {
           "section",
           {},
           h("h3", { text: `Worst images by ${key}` }),
-          worst.map((row) =>
-            button({
-              text: `${this.nameOf(row.image)}  ${format.number(row[key])}`,
-              kind: "row",
-              click: () => this.page.openImage(this.idOf(row.image)),
-            }),
-          ),
+          this.pictures(job, report, key),
+          worst
+            .filter((row) => !job.result?.pictures?.some((one) => one.image === row.image))
+            .map((row) =>
+              button({
+                text: `${nameOf(this.page, row.image)}  ${format.number(row[key])}`,
+                kind: "row",
+                click: () => goToPlace(this.page, row.image),
+              }),
+            ),
         ),
       );
     }
@@ -141,15 +145,25 @@ export class EvaluatePanel {
     this.outcome.replaceChildren(...parts, errors);
   }
 
-  /** Results name images by id, or as the files of the project name them. */
-  imageOf(key) {
-    return this.page.images.images.find((image) => image.id === key || image.name === key);
+  /** The worst images with their errors; each leads to the image, where the errors are marked. */
+  pictures(job, report, key) {
+    const values = new Map(report.images.map((row) => [row.image, row[key]]));
+    const rows = (job.result?.pictures ?? []).map(({ image }) => ({
+      text: `${nameOf(this.page, image)}  ${format.number(values.get(image))}`,
+      go: async () => {
+        if (!(await goToPlace(this.page, image))) return;
+        this.mark(image, report.errors);
+        this.page.viewer.request();
+      },
+    }));
+    return pictureList(job.id, rows);
   }
-  nameOf(key) {
-    return this.imageOf(key)?.name ?? key;
-  }
-  idOf(key) {
-    return this.imageOf(key)?.id ?? key;
+
+  /** The errors of an image are marked in it. */
+  mark(image, errors) {
+    this.page.marks = errors
+      .filter((error) => error.image === image)
+      .map((error) => ({ box: error.box, text: titleOf(error.kind) }));
   }
 
   /** Errors or suspects: chips by kind that filter, and a list that leads to each. */
@@ -164,7 +178,7 @@ export class EvaluatePanel {
           .slice(0, MOST_LISTED)
           .map((error) =>
             button({
-              text: `${titleOf(error.kind)} · ${this.nameOf(error.image)}`,
+              text: `${titleOf(error.kind)} · ${nameOf(this.page, error.image)}`,
               title: error.why,
               kind: "row",
               click: () => this.goTo(error, errors),
@@ -197,16 +211,8 @@ export class EvaluatePanel {
 
   async goTo(error, errors) {
     const { page } = this;
-    const id = this.idOf(error.image);
-    if (page.info?.id !== id) await page.openImage(id);
-    if (page.info?.id !== id) {
-      toast(`${this.nameOf(error.image)} is not in this project`);
-      return;
-    }
-    page.marks = errors
-      .filter((other) => other.image === error.image)
-      .map((other) => ({ box: other.box, text: titleOf(other.kind) }));
-    page.viewer.goTo(error.box, { zoom: true });
+    if (!(await goToPlace(page, error.image, error.box))) return;
+    this.mark(error.image, errors);
     page.objects.select((error.ids ?? []).filter((id) => page.objects.has(id)));
     page.setStatus(`${titleOf(error.kind)}${error.why ? `: ${error.why}` : ""}`);
     page.viewer.request();

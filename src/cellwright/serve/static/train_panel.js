@@ -2,6 +2,7 @@
 
 import { button, field, format, h, select } from "./dom.js";
 import { post } from "./http.js";
+import { goToPlace, nameOf, pictureList } from "./pictures.js";
 import { lineChart } from "./plots.js";
 
 export class TrainPanel {
@@ -151,8 +152,8 @@ export class TrainPanel {
     this.outcome.replaceChildren(...(job.state === "done" && job.result ? this.compare(job.result, job.id) : []));
   }
 
-  /** Before and after on the held-out images, as numbers with bars. */
-  compare({ model, before, after, finished, held_out: heldOut }, id) {
+  /** Before and after on the held-out images, as numbers with bars and in pictures. */
+  compare({ model, before, after, finished, held_out: heldOut, pictures }, id) {
     const parts = [h("p", {}, "New model ", h("strong", { text: model }), ", in the list under Predict.")];
     const names = Object.keys(after ?? {})
       .filter((name) => typeof after[name] === "number")
@@ -189,6 +190,18 @@ export class TrainPanel {
             ),
           ),
         ),
+      );
+    }
+    if (pictures?.length) {
+      const { page } = this,
+        rows = pictures.map((one) => ({
+          text: `${nameOf(page, one.image)}  ${format.number(one.before)} → ${format.number(one.after)}`,
+          go: () => goToPlace(page, one.image, one.box),
+        }));
+      parts.push(
+        h("h3", { text: "Where the models differ most" }),
+        h("p", { class: "hint", text: "Annotations, before, after. The numbers are accuracy@0.5 of the image." }),
+        ...pictureList(id, rows),
       );
     }
     if (finished === false)
