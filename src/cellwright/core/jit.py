@@ -20,11 +20,11 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLoca
 from cellwright.core.cache import code_folder
 
 
-def njit(*, cache: Literal[True], nogil: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator as numba's ``njit(cache=True)``."""
+def njit(*, cache: Literal[True]) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator as numba's ``njit(cache=True, nogil=True)``: other threads go on while a kernel runs."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher: Any = numba.njit(nogil=nogil)(function)
+        dispatcher: Any = numba.njit(nogil=True)(function)
         with suppress(RuntimeError):  # no place for a cache: compiled in each process
             dispatcher._cache = _Cache(function)
         return dispatcher
@@ -88,7 +88,7 @@ class _Cache(FunctionCache):
 
 @functools.cache
 def _digest_of_kernels() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__}, nogil".encode())
     for path in sorted(Path(__file__).parents[1].rglob("*_kernels.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -402,6 +402,34 @@ class SoftMasks:
         return f"SoftMasks({count(len(self), 'mask')}, {self.image_hw[0]} x {self.image_hw[1]} px)"
 
 
+def label_extents(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The labels (N,) int64 of a label array, ascending, their boxes (N, 4) int32 and numbers of pixels (N,) int64.
+
+    What `MaskSet.from_label_map` gives, without the masks. Raises `InputError` as it does.
+
+    >>> label_extents(np.array([[0, 7, 7], [0, 0, 2]]))
+    (array([2, 7]), array([[2, 1, 3, 2],
+           [1, 0, 3, 1]], dtype=int32), array([1, 2]))
+    """
+    dense, values = _compact(labels)
+    boxes, counts = _kernels().label_extents(dense, values.size)
+    present = np.flatnonzero(counts)
+    return values[present - 1], boxes[present], counts[present]
+
+
+def join_extents(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `label_extents`, of all parts of an image, whose boxes are those in the whole image."""
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros((0, 4), np.int32), np.zeros(0, np.int64)
+    labels, boxes, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    values, group = np.unique(labels, return_inverse=True)
+    sums = np.zeros(values.size, np.int64)
+    np.add.at(sums, group, counts)
+    return values, _united_boxes(group, values.size, boxes), sums
+
+
 def concat(parts: Sequence[MaskSet]) -> MaskSet:
     """All masks of several sets of the same image, in order. Raises `InputError` if the image sizes differ."""
     sizes = {part.image_hw for part in parts}
@@ -519,6 +547,9 @@ def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A table with one entry of 24 bytes per possible label is cheap.
     if largest <= min(labels.size // 8 + 65_536, 2**31 - 1):
         return np.ascontiguousarray(labels, np.int32), np.arange(1, largest + 1)
-    values, dense = np.unique(labels, return_inverse=True)
-    dense = dense.reshape(labels.shape).astype(np.int32) + (values[0] != 0)
-    return np.ascontiguousarray(dense), values[values > 0].astype(np.int64)
+    # Labels have long runs, so only the first pixel of each is looked up.
+    flat = labels.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    values, index = np.unique(flat[starts], return_inverse=True)
+    dense = np.repeat((index + (values[0] != 0)).astype(np.int32), np.diff(starts, append=flat.size))
+    return dense.reshape(labels.shape), values[values > 0].astype(np.int64)

@@ -7,7 +7,7 @@ import numpy as np
 from cellwright.core.jit import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def weigh_rows(pixels, first, weights):
     """(H, M) float32 to (n, M): row i is the sum of ``weights[i]`` (n, K) times the rows from ``first[i]`` on."""
     n, taps = weights.shape

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,12 +15,16 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, FormatError
 from cellwright.core.files import read_json
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
+from cellwright.core.masks import MaskSet, join_extents, label_extents
+from cellwright.core.progress import Track, no_progress
 from cellwright.core.result_folders import JOB_FILE, is_job_folder
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
 from cellwright.serve.annotation import Start, State
-from cellwright.serve.layer import Box, Chunks, Table, packed
+from cellwright.serve.layer import CHUNK, Box, Chunks, Table, packed
+
+if TYPE_CHECKING:
+    from cellwright.data.formats.large_labels import LargeLabels
 
 _JOB_COLUMNS = {
     "id": "label",
@@ -30,8 +35,7 @@ _JOB_COLUMNS = {
     "area": "area_px",
     "score": "score",
 }
-# Larger label images are painted part by part.
-_WHOLE_PX, _THREADS = 1 << 26, 2
+_THREADS = 2
 
 
 def empty_start() -> Start:
@@ -39,12 +43,27 @@ def empty_start() -> Start:
     return Start("new", Table(), State())
 
 
-def start_of(sample: Sample, dataset: Dataset) -> Start:
+def start_of(sample: Sample, dataset: Dataset, track: Track = no_progress) -> Start:
     """All objects of an image, candidates below the score threshold too; where they overlap, the best is on top."""
-    return start_from(sample.read_instances(), recorded_threshold(dataset.info))
+    labels = _large_labels(sample)
+    if labels is not None:
+        with suppress(OverflowError):
+            chunks, numbers, boxes, areas = _packed(labels.bands(CHUNK), labels.image_hw, track)
+            return Start("predicted", _table(numbers, boxes, areas), State(), chunks)
+    return start_from(sample.read_instances(), recorded_threshold(dataset.info), track)
 
 
-def start_from(instances: Instances, threshold: ScoreThreshold) -> Start:
+def _large_labels(sample: Sample) -> LargeLabels | None:
+    """The labels of an image, if its objects are those of a large label image and have nothing but their pixels."""
+    from cellwright.data.formats.label_images import LoadLabels
+    from cellwright.data.formats.large_labels import LargeLabels
+
+    if isinstance(sample.load, LargeLabels):
+        return sample.load
+    return sample.load.large() if isinstance(sample.load, LoadLabels) else None
+
+
+def start_from(instances: Instances, threshold: ScoreThreshold, track: Track = no_progress) -> Start:
     """The objects of an image with their scores; ignored ones become regions that are not annotated.
 
     The page has one limit for all classes, the lowest; what is above it and below the limit of its class is left out.
@@ -61,68 +80,80 @@ def start_from(instances: Instances, threshold: ScoreThreshold) -> Start:
     chosen = instances[~instances.ignore & (instances.masks.areas > 0)].by_score()
     if len(chosen) and int(chosen.ids.max()) >= 1 << 32:
         chosen = _renumbered(chosen)
-    chunks, boxes, areas = _painted(chosen.masks, chosen.ids)
-    seen = np.array([number in areas for number in chosen.ids.tolist()], bool)
-    n_covered = int((~seen).sum())
-    chosen = chosen[seen]
-    order = [boxes[number] for number in chosen.ids.tolist()]
-    sides = np.array(order, np.int64).reshape(-1, 4)
-    scores = np.full(len(chosen), np.nan, np.float32) if chosen.scores is None else chosen.scores
-    columns = {
-        "id": chosen.ids,
-        "y0": sides[:, 0],
-        "x0": sides[:, 1],
-        "y1": sides[:, 2],
-        "x1": sides[:, 3],
-        "area": np.array([areas[number] for number in chosen.ids.tolist()], np.int64),
-        "score": scores,
-        "class_id": chosen.class_ids,
-        "manual": np.isnan(scores),
-    }
+    bands = _painted(chosen.masks, chosen.ids)
+    chunks, numbers, boxes, areas = _packed(bands, chosen.image_hw, track)
+    order = np.argsort(chosen.ids)
+    rows = order[np.searchsorted(chosen.ids[order], numbers)]
+    scores = None if chosen.scores is None else chosen.scores[rows]
+    table = _table(numbers, boxes, areas, chosen.class_ids[rows], scores)
+    n_covered = len(chosen) - len(numbers)
     message = (
         f"{count(n_covered, 'candidate')} not shown: others with a higher score cover all of it" if n_covered else ""
     )
-    return Start("predicted", Table(columns), State(min_score=min_score, regions=regions), chunks, message=message)
+    return Start("predicted", table, State(min_score=min_score, regions=regions), chunks, message=message)
+
+
+def _table(
+    numbers: np.ndarray,
+    boxes: np.ndarray,
+    areas: np.ndarray,
+    class_ids: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
+) -> Table:
+    """The objects with these ids, boxes x0, y0, x1, y1 and areas; by default of the first class, without scores."""
+    own_scores = np.full(len(numbers), np.nan, np.float32) if scores is None else scores
+    columns = {
+        "id": numbers,
+        "y0": boxes[:, 1],
+        "x0": boxes[:, 0],
+        "y1": boxes[:, 3],
+        "x1": boxes[:, 2],
+        "area": areas,
+        "score": own_scores,
+        "class_id": np.zeros(len(numbers), np.int64) if class_ids is None else class_ids,
+        "manual": np.isnan(own_scores),
+    }
+    return Table(columns)
 
 
 def _renumbered(instances: Instances) -> Instances:
     return Instances.from_masks(instances.masks, class_ids=instances.class_ids, scores=instances.scores)
 
 
-def _painted(masks: MaskSet, ids: np.ndarray) -> tuple[dict[tuple[int, int], bytes], dict[int, Box], dict[int, int]]:
-    """The packed chunks of the label image, and the visible box and area of each object that has a visible pixel."""
-    grid = Chunks(masks.image_hw)
-    chunks: dict[tuple[int, int], bytes] = {}
-    boxes: dict[int, Box] = {}
-    areas: dict[int, int] = {}
+def _painted(masks: MaskSet, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """The label image in bands as high as a chunk; where masks overlap, the first is on top."""
     height, width = masks.image_hw
-    whole = masks.to_label_map(ids) if height * width <= _WHOLE_PX and len(masks) else None
-    x0, y0, x1, y1 = masks.boxes.T
+    for top in range(0, height, CHUNK):
+        bottom = min(top + CHUNK, height)
+        meets = np.flatnonzero((masks.boxes[:, 1] < bottom) & (masks.boxes[:, 3] > top))
+        yield masks[meets].window(top, 0, bottom, width).to_label_map(ids[meets])
 
-    def paint(place: tuple[int, int]) -> tuple[bytes, np.ndarray, MaskSet] | None:
-        box = grid.box_of(*place)
-        if whole is not None:
-            pixels = whole[box.y0 : box.y1, box.x0 : box.x1]
-        else:
-            meets = np.flatnonzero((x0 < box.x1) & (box.x0 < x1) & (y0 < box.y1) & (box.y0 < y1))
-            if not meets.size:
-                return None
-            pixels = masks[meets].window(box.y0, box.x0, box.y1, box.x1).to_label_map(ids[meets])
-        parts, numbers = MaskSet.from_label_map(pixels)
-        return (packed(pixels), numbers, parts) if len(parts) else None
+
+def _packed(
+    bands: Iterator[np.ndarray], image_hw: tuple[int, int], track: Track
+) -> tuple[dict[tuple[int, int], bytes], np.ndarray, np.ndarray, np.ndarray]:
+    """The packed chunks of a label image that comes in bands as high as a chunk; and its `label_extents`.
+
+    Raises `OverflowError` for an id that needs more than 32 bits.
+    """
+    grid = Chunks(image_hw)
+    chunks: dict[tuple[int, int], bytes] = {}
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    n_bands, n_columns = (-(-side // CHUNK) for side in image_hw)
+
+    def pack(pixels: np.ndarray) -> bytes | None:
+        return packed(pixels) if pixels.any() else None
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        places = list(grid)
-        for place, done in zip(places, threads.map(paint, places), strict=True):
-            if done is None:
-                continue
-            chunks[place], numbers, parts = done
-            box = grid.box_of(*place)
-            for number, part, area in zip(numbers.tolist(), parts.boxes.tolist(), parts.areas.tolist(), strict=True):
-                of_part = Box(part[1] + box.y0, part[0] + box.x0, part[3] + box.y0, part[2] + box.x0)
-                boxes[number] = of_part if number not in boxes else boxes[number].united(of_part)
-                areas[number] = areas.get(number, 0) + area
-    return chunks, boxes, areas
+        for row, band in enumerate(track(bands, "opening", n_bands)):
+            numbers, boxes, areas = label_extents(band)
+            if numbers.size and numbers[-1] >= 1 << 32:
+                raise OverflowError("an id does not fit into the pixels of the page")
+            places = [(row, column) for column in range(n_columns)]
+            made = threads.map(pack, (band[:, CHUNK * column : CHUNK * (column + 1)] for column in range(n_columns)))
+            parts.append((numbers, boxes + np.array([0, grid.box_of(row, 0).y0] * 2, np.int32), areas))
+            chunks.update((place, data) for place, data in zip(places, made, strict=True) if data is not None)
+    return chunks, *join_extents(parts)
 
 
 def count_of(dataset: Dataset, sample: str, folder: Path) -> int:
@@ -131,6 +162,8 @@ def count_of(dataset: Dataset, sample: str, folder: Path) -> int:
 
     if is_job_folder(folder):
         return len(read_table(folder, ["label"]))
+    if (labels := _large_labels(dataset.sample(sample))) is not None:
+        return labels.count()
     instances = dataset.sample(sample).read_instances()
     threshold = recorded_threshold(dataset.info)
     shown = reaches_threshold(instances.scores, instances.class_ids, threshold)
@@ -234,6 +267,7 @@ def _zarr_reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[Box], np.
 
 def _tiff_reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[Box], np.ndarray]:
     """Of the tiled TIFFs that tile jobs write; the file is open only while it is read."""
+    from cellwright.data.formats.large_labels import tile_labels
     from cellwright.data.images.tiff import open_tiff
 
     with open_tiff(labels) as tif:
@@ -250,13 +284,12 @@ def _tiff_reader(labels: Path, image_hw: tuple[int, int]) -> Callable[[Box], np.
             for row in range(box.y0 // height, -(-box.y1 // height)):
                 for column in range(box.x0 // width, -(-box.x1 // width)):
                     index = row * per_row + column
-                    if not page.databytecounts[index]:  # a tile of zeros need not be stored
+                    tile = tile_labels(tif, page, index)
+                    if tile is None:
                         continue
-                    tif.filehandle.seek(page.dataoffsets[index])
-                    tile = page.decode(tif.filehandle.read(page.databytecounts[index]), index)[0]
                     of_tile = Box(row * height, column * width, (row + 1) * height, (column + 1) * width)
                     part = Box(max(of_tile.y0, box.y0), max(of_tile.x0, box.x0), *of_tile[2:]).clipped((box.y1, box.x1))
-                    pixels[part.within(box)] = tile.reshape(tile.shape[-3:-1])[part.within(of_tile)]
+                    pixels[part.within(box)] = tile[part.within(of_tile)]
         return pixels
 
     return read

@@ -39,7 +39,7 @@ from cellwright.data.formats.label_pairs import (
     label_stem,
     role_of,
 )
-from cellwright.data.formats.large_labels import large_label_hw, read_centre, read_large_labels
+from cellwright.data.formats.large_labels import LargeLabels, large_label_hw, read_centre
 from cellwright.data.formats.paths import (
     ImageFinder,
     copy_image,
@@ -267,10 +267,14 @@ class LoadLabels:
     image_hw: tuple[int, int]
     meaning: Meaning
 
+    def large(self) -> LargeLabels | None:
+        """The labels, if they are object ids and too many to be read at once."""
+        is_large = self.meaning == Meaning() and large_label_hw(self.path) == self.image_hw
+        return LargeLabels(self.path, self.image_hw) if is_large else None
+
     def __call__(self) -> Instances:
-        if self.meaning == Meaning() and large_label_hw(self.path) == self.image_hw:
-            masks, ids = read_large_labels(self.path, self.image_hw)
-            return Instances.from_masks(masks, ids=ids)
+        if (large := self.large()) is not None:
+            return large()
         raster = read_labels(self.path)
         if raster.values.shape != self.image_hw:
             raise FormatError(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError
 from cellwright.core.files import stem_of
-from cellwright.core.instances import Instances
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
-from cellwright.data.formats.large_labels import read_large_labels
+from cellwright.data.formats.large_labels import LargeLabels
 from cellwright.data.formats.paths import ImageFinder
 from cellwright.data.images.read import image_hw_of
 from cellwright.data.images.zarr import is_label_zarr, is_zarr
@@ -34,19 +32,7 @@ class LabelZarr(Format):
         own = inside.parent if inside.name == "labels" and is_zarr(inside.parent) else None
         finder = ImageFinder(options, path.parent)
         image = finder.find(path, stem_of(path), image_hw, None if options.images is not None else own)
-        load = _LoadLabels(path, image_hw)
+        load = LargeLabels(path, image_hw)
         sample = Sample(stem_of(path), image.path, image_hw, load, pixel_size_um=image.pixel_size_um, source=self.name)
         names = options.name_classes([DEFAULT_CLASS], path)
         return Dataset((sample,), names, root=path.parent, info={"format": self.name}, notes=finder.notes)
-
-
-@dataclass(frozen=True)
-class _LoadLabels:
-    """A `Sample.load` for the objects of a label image."""
-
-    path: Path
-    image_hw: tuple[int, int]
-
-    def __call__(self) -> Instances:
-        masks, ids = read_large_labels(self.path, self.image_hw)
-        return Instances.from_masks(masks, ids=ids)

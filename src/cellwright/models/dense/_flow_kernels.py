@@ -16,7 +16,7 @@ _BATCH = 256  # pixels that are followed together
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def heat_flows(labels, boxes, flows):
     """Write the unit heat gradient of every object k >= 1 (box ``boxes[k]``) into ``flows`` (2, H, W)."""
     longest = 0
@@ -49,7 +49,7 @@ def heat_flows(labels, boxes, flows):
                     flows[1, y0 + y - 1, x0 + x - 1] = dx / norm
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _cut(labels, k, x0, y0, height, width, share):
     """Fill ``share`` with 1/9 in object k and 0 around it; return the pixel nearest to its mean, and its area.
 
@@ -74,7 +74,7 @@ def _cut(labels, k, x0, y0, height, width, share):
     return source, area
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _diffuse(heat, sums, share, source, width, steps):
     """Add 1 at the source and replace each pixel by its share of the sum over its 3 x 3 window; repeat ``steps`` times.
 
@@ -92,7 +92,7 @@ def _diffuse(heat, sums, share, source, width, steps):
             out[i] = part[i] * (above[i] + here[i] + below[i])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _unreached(heat, share):
     for i in range(heat.size):
         if share[i] > 0 and heat[i] == 0:
@@ -103,7 +103,7 @@ def _unreached(heat, share):
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def masked_field(flow_y, flow_x, body, threshold):
     """The flow (H, W, 2) float32, zero outside the body, and the body pixels (P,) int64."""
     height, width = body.shape
@@ -119,7 +119,7 @@ def masked_field(flow_y, flow_x, body, threshold):
     return field, pixels[:n].copy()
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def follow(field, pixels, steps, tolerance):
     """Displacements (P, 2) float32 (y, x) after ``steps`` unit Euler steps in the bilinear field; the steps computed.
 
@@ -168,7 +168,7 @@ def follow(field, pixels, steps, tolerance):
     return moves, taken
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _step(field, rows, columns, ys, xs):
     """One Euler step of positions (N,), counted from rows and columns (N,); in place, clamped to the image."""
     height, width = field.shape[:2]
@@ -192,7 +192,7 @@ def _step(field, rows, columns, ys, xs):
         xs[i] = min(max(x + (w0 + fy * (w1 - w0)), low), high)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def sinks(moves, pixels, height, width, reach):
     """Labels (H, W) int32, one per sink: pixels whose displacements lead to the same peak of the histogram of ends.
 
@@ -226,7 +226,7 @@ def sinks(moves, pixels, height, width, reach):
     return labels
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _window_sums(counts, reach):
     """Sums (H, W) int32 over windows of side ``2 * reach + 1`` of a histogram, and its non-empty cells (M,) int64."""
     height, width = counts.shape
@@ -245,7 +245,7 @@ def _window_sums(counts, reach):
     return sums, filled[:n].copy()
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def agreement(labels, largest, flows, flow_y, flow_x, body):
     """Per label (largest + 1,): sum of squared differences between two fields, sum of body, and number of pixels."""
     errors, bodies, counts = np.zeros(largest + 1), np.zeros(largest + 1), np.zeros(largest + 1, np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from cellwright.core.jit import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def root_of(parent, at):
     """Root of ``at`` in a union-find forest; halves the path."""
     while parent[at] != at:
@@ -19,7 +19,7 @@ def root_of(parent, at):
     return at
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _join(parent, a, b):
     """Join two trees under the lower root, so that a root is the first pixel of its component in C order."""
     a, b = root_of(parent, a), root_of(parent, b)
@@ -29,7 +29,7 @@ def _join(parent, a, b):
         parent[a] = b
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def connected_components(labels):
     """8-connected components of equal labels, (H, W) int32 1..K in C order of their first pixels, and K."""
     height, width = labels.shape
@@ -64,7 +64,7 @@ def connected_components(labels):
     return components, n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def fill_holes(labels, boxes, areas, body, threshold, share):
     """Fill the holes of every object k (box ``boxes[k]``) that contain no other object; in place.
 
@@ -97,7 +97,7 @@ def fill_holes(labels, boxes, areas, body, threshold, share):
                     labels[y0 + stack[i] // width, x0 + stack[i] % width] = k
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def cut_outlines(labels, largest, body, share):
     """Labels (H, W) int32 without the pixels whose body is below ``share`` of the maximum over their object."""
     height, width = labels.shape
@@ -116,7 +116,7 @@ def cut_outlines(labels, largest, body, share):
     return cut
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _flood(visited, stack, start, height, width):
     """Visit the 4-connected region of ``start``; returns its size n, and leaves its pixels in ``stack[:n]``."""
     stack[0] = start
@@ -145,7 +145,7 @@ def _flood(visited, stack, start, height, width):
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def relabel(labels, keep):
     """Renumber the labels (H, W) that ``keep`` selects as 1..N, set the others to 0, in place; returns N."""
     new = np.zeros(keep.size, np.int32)
@@ -162,7 +162,7 @@ def relabel(labels, keep):
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def means_inside(labels, largest, values):
     """Mean (largest,) float64 of ``values`` over the pixels of each label 1..largest; no label may be empty."""
     sums, counts = np.zeros(largest + 1), np.zeros(largest + 1, np.int64)
@@ -176,7 +176,7 @@ def means_inside(labels, largest, values):
     return sums[1:] / counts[1:]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def two_nearest(labels, reach):
     """Distances (2, H, W) float32, px, from every pixel to the nearest and the second nearest object.
 
@@ -206,7 +206,7 @@ def two_nearest(labels, reach):
     return nearest
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _two_in_columns(labels):
     """The two nearest objects of each pixel within its column, (H, W, 2) int32 (0 for none), and their distances, px.
 
@@ -230,7 +230,7 @@ def _two_in_columns(labels):
     return names, steps
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _keep_two(names, distances, name, distance):
     """Insert an object into the two nearest (nearest first, no object twice); in place."""
     if name == names[0]:

@@ -15,7 +15,7 @@ _FREE, _SEED, _OUTSIDE = 253, 254, 255  # states of a pixel; a value below 8 is 
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def depths(components, n):
     """Distance (H, W) float32, px, from every pixel of a component to the nearest pixel outside it, and its maximum.
 
@@ -62,7 +62,7 @@ def depths(components, n):
     return depth, deepest
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _envelope(squares, first, last, centres, starts):
     """The parabolas ``squares[q] + (x - q)^2``, q from first to last, on the lower envelope, and where they start."""
     at = 0
@@ -76,7 +76,7 @@ def _envelope(squares, first, last, centres, starts):
         centres[at], starts[at], starts[at + 1] = q, cut, np.inf
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _crossing(squares, p, q):
     return (squares[q] + q * q - squares[p] - p * p) / (2.0 * (q - p))
 
@@ -84,7 +84,7 @@ def _crossing(squares, p, q):
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def flood(cost, seeds, mask):
     """Labels (H, W) int32 of the mask: seeds grown in the order of (cost, time of entry); 8-connected.
 
@@ -142,7 +142,7 @@ def flood(cost, seeds, mask):
     return _labels_of(state, seeds, steps, stack)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _padded(cost, seeds, mask):
     """Flat states and costs with a border of 1 px (so that no bounds need checking), the lowest cost, and a scale.
 
@@ -162,7 +162,7 @@ def _padded(cost, seeds, mask):
     return state, costs, lowest, (_BUCKETS - 1) / (highest - lowest) if highest > lowest else 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _bucket_starts(state, costs, lowest, scale):
     """Start of each bucket, (_BUCKETS + 1,) int64, with room for all pixels of the mask."""
     starts = np.zeros(_BUCKETS + 1, np.int64)
@@ -174,7 +174,7 @@ def _bucket_starts(state, costs, lowest, scale):
     return starts
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _labels_of(state, seeds, steps, stack):
     """Labels (H, W) int32: every pixel is traced back to a seed or to a pixel that has a label."""
     height, width = seeds.shape
@@ -195,7 +195,7 @@ def _labels_of(state, seeds, steps, stack):
     return labels.reshape(height + 2, width + 2)[1:-1, 1:-1].copy()
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _open(state, at, steps):
     for step in steps:
         if state[at + step] == _FREE:
@@ -203,7 +203,7 @@ def _open(state, at, steps):
     return False
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _enter(costs, ages, size, cost, age):
     """Push an entry onto the heap, lowest (cost, age) first; returns the new size."""
     slot = size
@@ -217,7 +217,7 @@ def _enter(costs, ages, size, cost, age):
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _drop_first(costs, ages, size):
     """Pop the first entry of the heap; returns the new size."""
     size -= 1

@@ -7,7 +7,7 @@ import numpy as np
 from cellwright.core.jit import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def anchors(boxes, offsets, crops):
     """(N, 2) int64 (y, x): the pixel of each mask nearest to its mean position, the first in C order among equals.
 
@@ -47,7 +47,7 @@ def anchors(boxes, offsets, crops):
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def keep_greedily(order, starts, others, blocks_owned, owned):
     """Which nodes (N,) bool to keep: in ``order``, each that no kept neighbour blocks.
 
@@ -64,7 +64,7 @@ def keep_greedily(order, starts, others, blocks_owned, owned):
     return keep
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def clear_shared(offsets, crops, boxes, i, j, other_offsets, other_crops, other_boxes):
     """Set the pixels of masks i (P,) that masks j (P,) of another set have too to 0, in place."""
     for p in range(i.size):
