@@ -20,6 +20,7 @@ from cellwright.data.formats.label_kinds import Meaning
 from cellwright.data.formats.large_labels import LargeLabels
 from cellwright.prediction.tiling.label_writers import write_label_zarr
 from cellwright.serve.layer import Chunks
+from cellwright.serve.project import Project
 from cellwright.serve.starts import count_of, start_of
 
 TIFFS: dict[str, dict[str, Any]] = {
@@ -78,3 +79,24 @@ def test_large_label_images_begin_as_small_ones(
         for place, data in start.chunks.items():
             chunks.put_packed(*place, data)
         assert np.array_equal(chunks.read(chunks.box_of(0, 0).united(chunks.box_of(3, 3))), labels)
+
+
+def test_all_windows_are_told_how_much_of_a_large_image_is_open(
+    labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(labels.shape, np.uint8))
+    tifffile.imwrite(tmp_path / "a_masks.tif", labels[:, ::-1].astype(np.uint16))
+    for module, name in (("serve.project", "LARGE_PX"), ("data.formats.large_labels", "LARGE_PX")):
+        monkeypatch.setattr(f"cellwright.{module}.{name}", 1000)
+    monkeypatch.setattr("cellwright.serve.project._TELL_S", 0)
+    project = Project(tmp_path / "project")
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(project.events, "publish", told.append)
+    try:
+        project.add(tmp_path)
+        table = project.annotation("a").table
+    finally:
+        project.close()
+    assert len(table) == project.image("a").n_objects > 1000
+    opening = [event["done"] for event in told if event["kind"] == "opening"]
+    assert opening == [0, 0.25, 0.5, 0.75]

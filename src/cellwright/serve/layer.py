@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 
 from cellwright.core.geometry import Window
@@ -243,14 +244,21 @@ class Snapshot:
 
 
 def packed(pixels: np.ndarray) -> bytes:
-    """Label pixels as bytes; labels have long runs, so the fastest compression is enough."""
-    return zlib.compress(np.ascontiguousarray(pixels, _TYPE).data, 1)
+    """Label pixels as bytes in the format of zlib; labels have long runs, so fast compression is enough."""
+    data = np.ascontiguousarray(pixels, _TYPE).reshape(-1).view(np.uint8)
+    return imagecodecs.zlibng_encode(data, level=2) if imagecodecs.ZLIBNG.available else zlib.compress(data, 1)
 
 
 def unpacked(data: bytes, hw: tuple[int, int]) -> np.ndarray:
     """Label pixels (h, w) uint32. Raises `ValueError` if there are more or fewer."""
-    stream = zlib.decompressobj()
-    raw = stream.decompress(data, hw[0] * hw[1] * 4 + 1)
+    n_bytes = hw[0] * hw[1] * _TYPE.itemsize
+    if imagecodecs.DEFLATE.available and n_bytes:
+        try:
+            raw = imagecodecs.deflate_decode(data, out=n_bytes)
+        except imagecodecs.DeflateError as error:
+            raise ValueError(f"damaged pixels ({error})") from error
+    else:
+        raw = zlib.decompressobj().decompress(data, n_bytes + 1)
     return np.frombuffer(raw, _TYPE).reshape(hw).astype(np.uint32)
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cellwright.core.claim import Claim
 from cellwright.core.dataset import Dataset
@@ -27,6 +28,7 @@ from cellwright.core.files import as_utf8, is_hidden, read_json, stem_of, unread
 from cellwright.core.memory import return_freed_memory
 from cellwright.core.notes import Note
 from cellwright.core.output_folder import OutputFolder
+from cellwright.core.progress import Track, no_progress
 from cellwright.core.result_folders import is_job_folder, kind_of_result
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
@@ -48,6 +50,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 MAX_CLASSES = 1000
 _PIXEL_BYTES = 1 << 29  # of decoded images
 LARGE_PX = 1 << 24  # what such an image needs for a moment is given back to the system
+_TELL_S = 0.3  # between events that tell how much of an image is open
+T = TypeVar("T")
 
 
 @dataclass
@@ -160,8 +164,7 @@ class Project:
             if found is not None:
                 self._annotations.move_to_end(image_id)
                 return found
-            opening = self._opening.setdefault(image_id, threading.Lock())
-        with opening:
+        with self._opening_of(image_id):
             with self.lock:
                 if image_id in self._annotations:
                     return self._annotations[image_id]
@@ -175,6 +178,11 @@ class Project:
         if record.hw[0] * record.hw[1] > LARGE_PX:
             return_freed_memory()
         return opened
+
+    def _opening_of(self, image_id: str) -> threading.Lock:
+        """Held while an image is opened."""
+        with self.lock:
+            return self._opening.setdefault(image_id, threading.Lock())
 
     @contextmanager
     def locked(self, image_id: str) -> Iterator[Annotation]:
@@ -303,15 +311,29 @@ class Project:
             threading.Thread(target=self._count, args=(waiting,), name="cellwright count", daemon=True).start()
 
     def _count(self, records: Sequence[ImageRecord]) -> None:
-        for k, record in enumerate(records, 1):
+        for k, record in enumerate(sorted(records, key=_n_px), 1):
             if self._is_closed or record.source is None:
                 return
             with suppress(CellwrightError, OSError):
                 dataset = self._dataset_of(record.source)
-                n_objects = count_of(dataset, str(record.sample), (self.folder / record.source).resolve())
+                source = (self.folder / record.source).resolve()
+                n_objects = count_of(dataset, str(record.sample), source, self._until_opened(record))
                 record.n_objects = n_objects if record.n_objects is None else record.n_objects
             if k % 20 == 0 or k == len(records):
                 self.events.publish({"kind": "project"})
+
+    def _until_opened(self, record: ImageRecord) -> Track:
+        """A `Track` that waits while an image is opened, and ends when its objects have been counted there."""
+
+        def track(items: Iterable[T], _: object, total: int | None = None) -> Iterator[T]:
+            for item in items:
+                with self._opening_of(record.id):
+                    pass
+                if self._is_closed or record.n_objects is not None:
+                    return
+                yield item
+
+        return track
 
     def set_training(self, ids: Iterable[str], *, is_on: bool = True) -> None:
         """Mark images as in training, or not."""
@@ -410,6 +432,21 @@ class Project:
             return empty_start()
         return self._start_from(record.source, str(record.sample), record, with_classes=True)
 
+    def _told(self, record: ImageRecord) -> Track:
+        """A `Track` that tells all windows how much of an image has been opened, if it is a large one."""
+        if record.hw is None or record.hw[0] * record.hw[1] <= LARGE_PX:
+            return no_progress
+
+        def track(items: Iterable[T], _: object, total: int | None = None) -> Iterator[T]:
+            event, told = {"kind": "opening", "image": record.id, "name": record.name}, 0.0
+            for k, item in enumerate(items):
+                if total and time.monotonic() > told + _TELL_S:
+                    self.events.publish({**event, "done": k / total})
+                    told = time.monotonic()
+                yield item
+
+        return track
+
     def _start_from(self, reference: str, sample: str, record: ImageRecord, *, with_classes: bool = False) -> Start:
         source = (self.folder / reference).resolve()
         dataset = self._dataset_of(reference)
@@ -424,7 +461,7 @@ class Project:
         if is_job_folder(source) and record.hw is not None and edited_labels(source) is None:
             start = start_of_job(source, record.hw, dataset.class_names)
         else:
-            start = start_of(dataset.sample(sample), dataset)
+            start = start_of(dataset.sample(sample), dataset, self._told(record))
         return start.with_classes(self._numbers_of(dataset.class_names)) if with_classes else start
 
     def _dataset_of(self, reference: str) -> Dataset:
@@ -543,6 +580,10 @@ class Project:
             "images": [asdict(record) for record in self._images.values()],
         }
         write_json(self.folder / PROJECT_FILE, content)
+
+
+def _n_px(record: ImageRecord) -> int:
+    return 0 if record.hw is None else record.hw[0] * record.hw[1]
 
 
 def _record_of(values: Mapping[str, Any]) -> ImageRecord:

@@ -20,8 +20,9 @@ from cellwright.core.progress import Track, no_progress
 from cellwright.core.result_folders import JOB_FILE, is_job_folder
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
 from cellwright.core.text import count
+from cellwright.serve import layer
 from cellwright.serve.annotation import Start, State
-from cellwright.serve.layer import CHUNK, Box, Chunks, Table, packed
+from cellwright.serve.layer import Box, Chunks, Table, packed
 
 if TYPE_CHECKING:
     from cellwright.data.formats.large_labels import LargeLabels
@@ -48,7 +49,7 @@ def start_of(sample: Sample, dataset: Dataset, track: Track = no_progress) -> St
     labels = _large_labels(sample)
     if labels is not None:
         with suppress(OverflowError):
-            chunks, numbers, boxes, areas = _packed(labels.bands(CHUNK), labels.image_hw, track)
+            chunks, numbers, boxes, areas = _packed(labels.bands(layer.CHUNK), labels.image_hw, track)
             return Start("predicted", _table(numbers, boxes, areas), State(), chunks)
     return start_from(sample.read_instances(), recorded_threshold(dataset.info), track)
 
@@ -123,8 +124,8 @@ def _renumbered(instances: Instances) -> Instances:
 def _painted(masks: MaskSet, ids: np.ndarray) -> Iterator[np.ndarray]:
     """The label image in bands as high as a chunk; where masks overlap, the first is on top."""
     height, width = masks.image_hw
-    for top in range(0, height, CHUNK):
-        bottom = min(top + CHUNK, height)
+    for top in range(0, height, layer.CHUNK):
+        bottom = min(top + layer.CHUNK, height)
         meets = np.flatnonzero((masks.boxes[:, 1] < bottom) & (masks.boxes[:, 3] > top))
         yield masks[meets].window(top, 0, bottom, width).to_label_map(ids[meets])
 
@@ -136,10 +137,10 @@ def _packed(
 
     Raises `OverflowError` for an id that needs more than 32 bits.
     """
-    grid = Chunks(image_hw)
     chunks: dict[tuple[int, int], bytes] = {}
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    n_bands, n_columns = (-(-side // CHUNK) for side in image_hw)
+    side = layer.CHUNK
+    n_bands, n_columns = -(-image_hw[0] // side), -(-image_hw[1] // side)
 
     def pack(pixels: np.ndarray) -> bytes | None:
         return packed(pixels) if pixels.any() else None
@@ -150,20 +151,20 @@ def _packed(
             if numbers.size and numbers[-1] >= 1 << 32:
                 raise OverflowError("an id does not fit into the pixels of the page")
             places = [(row, column) for column in range(n_columns)]
-            made = threads.map(pack, (band[:, CHUNK * column : CHUNK * (column + 1)] for column in range(n_columns)))
-            parts.append((numbers, boxes + np.array([0, grid.box_of(row, 0).y0] * 2, np.int32), areas))
+            made = threads.map(pack, (band[:, side * column : side * (column + 1)] for column in range(n_columns)))
+            parts.append((numbers, boxes + np.array([0, row * side] * 2, np.int32), areas))
             chunks.update((place, data) for place, data in zip(places, made, strict=True) if data is not None)
     return chunks, *join_extents(parts)
 
 
-def count_of(dataset: Dataset, sample: str, folder: Path) -> int:
-    """The number of objects that are shown at first."""
+def count_of(dataset: Dataset, sample: str, folder: Path, track: Track = no_progress) -> int:
+    """The number of objects that are shown at first. track: around the reading of a large label image."""
     from cellwright.data.formats.tile_job import read_table
 
     if is_job_folder(folder):
         return len(read_table(folder, ["label"]))
     if (labels := _large_labels(dataset.sample(sample))) is not None:
-        return labels.count()
+        return labels.count(track)
     instances = dataset.sample(sample).read_instances()
     threshold = recorded_threshold(dataset.info)
     shown = reaches_threshold(instances.scores, instances.class_ids, threshold)

@@ -51,9 +51,10 @@ class LargeLabels:
         for _, _, band in _checked(self.path, _bands(self.path, self.image_hw, height)):
             yield band
 
-    def count(self) -> int:
+    def count(self, track: Track = no_progress) -> int:
         """The number of objects."""
-        return len(join_extents([label_extents(band) for band in self.bands(_BAND_PX)])[0])
+        bands = track(self.bands(_BAND_PX), f"reading {self.path.name}")
+        return len(join_extents([label_extents(band) for band in bands])[0])
 
 
 def read_large_labels(path: Path, image_hw: tuple[int, int], track: Track = no_progress) -> tuple[MaskSet, np.ndarray]:

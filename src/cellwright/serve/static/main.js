@@ -139,6 +139,7 @@ class Page extends EventTarget {
       this.showImageState();
       this.objectsChanged("load");
     } catch (error) {
+      if (this.opening === id) this.setStatus("");
       toast(error.message, "error");
     } finally {
       if (this.opening === id) this.opening = null;
@@ -186,6 +187,8 @@ class Page extends EventTarget {
   async follow(event) {
     if (event.kind === "edit") {
       if (this.info && event.image === this.info.id) await this.editor.follow(event);
+    } else if (event.kind === "opening") {
+      if (this.opening === event.image) this.setStatus(`Opening ${event.name}: ${Math.floor(100 * event.done)} %`);
     } else if (event.kind === "job") this.jobs.update(event.job);
     else if (event.kind === "project") {
       clearTimeout(this.projectTimer);
