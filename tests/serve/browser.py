@@ -19,13 +19,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 READY = "globalThis.cellwrightPage?.info && cellwrightPage.viewer.tiles?.tiles.size"
-_DROP = """files => {
-  const carried = new DataTransfer();
-  for (const [name, text] of files)
-    carried.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name));
-  document.body.dispatchEvent(new DragEvent("dragenter", {dataTransfer: carried, bubbles: true}));
-  document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true}));
-}"""
+# As `blank_charts` and `no_waiting_for_the_disk` of conftest.py.
+QUICK_WORKER = """
+import os
+from matplotlib.figure import Figure
+from cellwright.serve import worker
+Figure.draw, os.fsync = lambda figure, renderer: None, lambda descriptor: None
+worker.main()
+"""
+QUICK_SERVER = f"""
+import os, runpy
+from cellwright.serve.jobs import WorkerProcess
+WorkerProcess.arguments = ("-c", {QUICK_WORKER!r})
+os.fsync = lambda descriptor: None
+runpy.run_module("cellwright", run_name="__main__", alter_sys=True)
+"""
 _LABELS = """async () => {
   const answer = await fetch(`/api/images/${cellwrightPage.info.id}/labels/0/0/0`, {cache: "no-store"});
   const bytes = new Uint8Array(await answer.arrayBuffer());
@@ -47,11 +55,12 @@ def browser_or_skip() -> str:
 
 
 @contextmanager
-def server(*words: object) -> Iterator[str]:
-    """``cellwright serve words...``; yields the link that it prints."""
-    command = [sys.executable, "-m", "cellwright", "serve", *map(str, words)]
+def server(*words: object, folder: Path | None = None) -> Iterator[str]:
+    """``cellwright serve words...`` in a folder; yields the link that it prints."""
+    command = [sys.executable, "-c", QUICK_SERVER, "serve", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=folder)
     try:
         printed: list[str] = []
         assert process.stdout is not None
@@ -74,6 +83,7 @@ class Visitor:
 
     def __init__(self, page: Any) -> None:
         self.page = page
+        self.chrome = page.context.new_cdp_session(page)
         self.problems: list[str] = []
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
@@ -91,13 +101,24 @@ class Visitor:
 
     def saved(self) -> None:
         """Wait until all edits are answered and drawn."""
-        self.page.wait_for_timeout(30)
-        self.until("!cellwrightPage.editor.pending && !cellwrightPage.viewer.dirty")
+        self.until("!cellwrightPage.opening && !cellwrightPage.editor.pending && !cellwrightPage.viewer.dirty")
 
     def drop(self, paths: Sequence[Path]) -> None:
-        """Drop files onto the page."""
-        files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in paths]
-        self.page.evaluate(_DROP, files)
+        """Drop files or folders onto the page, as they come from the desktop."""
+        carried = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.chrome.send("Input.dispatchDragEvent", {"type": kind, "x": 400, "y": 300, "data": carried})
+
+    def touch(self, *moments: Sequence[Point]) -> None:
+        """Put fingers (x, y) on the window, move them from moment to moment, and lift them all."""
+        n = 0
+        for fingers in moments:
+            kind = "touchMove" if len(fingers) == n else "touchStart"
+            points = [{"x": x, "y": y, "id": k} for k, (x, y) in enumerate(fingers)]
+            self.chrome.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+            n = len(fingers)
+        self.chrome.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        self.saved()
 
     def place(self, point: Point) -> Point:
         """Where a pixel (y, x) of the image is in the window (x, y)."""
@@ -150,7 +171,6 @@ class Visitor:
         )
         job = self.look(latest)
         assert job["state"] == "done", job
-        self.page.wait_for_timeout(100)
         return job
 
 

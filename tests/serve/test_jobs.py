@@ -19,6 +19,7 @@ import pytest
 import tifffile
 
 pytest.importorskip("fastapi")
+from browser import QUICK_WORKER
 from drawn import run
 from page_client import PageClient, open_page
 
@@ -39,20 +40,10 @@ TINY = [
 TRAIN = {"recipe": "synthetic/demo", "device": "cpu"}
 
 
-# As `blank_charts` and `no_waiting_for_the_disk` of conftest.py.
-QUICK = """
-import os
-from matplotlib.figure import Figure
-from cellwright.serve import worker
-Figure.draw, os.fsync = lambda figure, renderer: None, lambda descriptor: None
-worker.main()
-"""
-
-
 class Shared(WorkerProcess):
     """A worker that outlives a page."""
 
-    arguments = ("-c", QUICK)
+    arguments = ("-c", QUICK_WORKER)
 
     def end(self, wait_s: float = 0.0) -> None:
         if not self.is_alive:

@@ -25,6 +25,7 @@ from cellwright.core.files import place_error
 from cellwright.core.memory import memory_error
 from cellwright.core.notes import Note, summarise
 from cellwright.core.text import count
+from cellwright.data.images.names import IMAGE_SUFFIXES
 from cellwright.serve import job_routes, uploads
 from cellwright.serve.actions import Edit, make
 from cellwright.serve.annotation import Annotation, Applied, Conflict
@@ -103,6 +104,7 @@ def project(request: Request, offset: Small = 0, limit: Annotated[int, Query(ge=
         "models": job_routes.list_models(page.project.folder, page.jobs),
         "n_images": len(images),
         "images": [_image_row(record) for record in images[offset : offset + limit]],
+        "image_suffixes": sorted(IMAGE_SUFFIXES),
         "problem": page.project.corrected_dataset.error,
     }
 

@@ -141,7 +141,8 @@ export class EvaluatePanel {
       );
     }
     const errors = h("div");
-    this.showErrors(errors, "Errors", report.errors ?? []);
+    this.errors = report.errors ?? [];
+    this.showErrors(errors, "Errors", this.errors);
     this.outcome.replaceChildren(...parts, errors);
   }
 

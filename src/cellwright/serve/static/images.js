@@ -281,9 +281,18 @@ export class ImageList {
     });
   }
 
-  /** Upload files [[name, File]], two at a time; what the server refuses is named. */
-  async add(files) {
-    if (!files.length) return;
+  /** Upload files [[name, File]], two at a time; what the server refuses is named. Of folders, only images count. */
+  async add(dropped) {
+    const suffixes = this.page.project?.image_suffixes ?? [""];
+    const files = named(
+      dropped.filter(([name]) => !name.includes("/") || suffixes.some((end) => name.toLowerCase().endsWith(end))),
+    );
+    const others = dropped.length - files.length,
+      left = others ? `${format.count(others, "other file")} left out` : "";
+    if (!files.length) {
+      if (left) toast(`No image in this folder; ${left}`);
+      return;
+    }
     const refused = [],
       added = [],
       todo = [...files],
@@ -308,7 +317,7 @@ export class ImageList {
         "error",
       );
     if (!added.length) return;
-    toast(`${format.count(added.length, "image")} added`);
+    toast([`${format.count(added.length, "image")} added`, left].filter(Boolean).join("; "));
     await this.page.loadProject();
     if (this.page.info || !this.visible.length) return;
     await this.page.openImage(this.visible[0].id);
@@ -329,7 +338,8 @@ export class ImageList {
       try {
         const folder = await get(`/api/folders?path=${encodeURIComponent(where)}`);
         path.value = folder.path;
-        facts.textContent = `${format.count(folder.n_images, "image")} here`;
+        const below = folder.folders.length && folder.path ? "; those in the folders below are opened too" : "";
+        facts.textContent = `${format.count(folder.n_images, "image")} here${below}`;
         const rows = folder.folders.map((one) =>
           button({
             symbol: "folder",
@@ -354,13 +364,27 @@ export class ImageList {
     ]);
     if (!chosen) return;
     try {
-      await post("/api/open", { path: chosen });
+      const { message } = await post("/api/open", { path: chosen });
+      toast(message);
       await this.page.loadProject();
       if (!this.page.info && this.visible.length) await this.page.openImage(this.visible[0].id);
     } catch (error) {
       toast(error.message, "error");
     }
   }
+}
+
+/** Files under the names that they get: without their folders, except where two files have the same name. */
+function named(files) {
+  const forms = [
+    (parts) => parts.at(-1),
+    (parts) => parts.slice(1).join("_") || parts[0],
+    (parts) => parts.join("_"),
+  ].map((form) => files.map(([name]) => form(name.split("/"))));
+  return files.map(([, file], i) => {
+    const form = forms.find((names) => names.indexOf(names[i]) === names.lastIndexOf(names[i])) ?? forms[2];
+    return [form[i], file];
+  });
 }
 
 /** The files of a dropped file or folder, with their paths in it. */

@@ -130,7 +130,8 @@ export class Jobs extends EventTarget {
           button({
             text: "Resume",
             kind: "small",
-            click: () => this.page.guard(() => post(`/api/jobs/${job.id}/resume`, {})),
+            title: "Continue where training stopped, for the minutes set above",
+            click: () => this.page.panels.train.trainOn(job.id),
           }),
         );
       parts.push(...(job.result?.failures ?? []).map((text) => h("p", { class: "problem", text: `Failed: ${text}` })));

@@ -71,6 +71,9 @@ export class TrainPanel {
   }
   opened() {
     this.showImages();
+    const minutes = this.page.jobs.latest("train")?.parameters?.minutes;
+    if (minutes && !this.asked) this.minutes.value = minutes; // of the training that may go on
+    this.asked = true;
   }
 
   showImages() {
