@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from cellwright.serve.app import build_app
@@ -43,3 +46,22 @@ def open_page(source: Path | None, out: Path, *, worker: Any = None, **access: A
             yield client
     finally:
         project.close()
+
+
+@contextmanager
+def serve(out: Path, root: Path, worker: Any) -> Iterator[str]:
+    """Serve an empty project to browsers, from a thread of this process; yields the link. root: may be opened."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, closing(Project(out, roots=[root])) as project:
+        port = listening.getsockname()[1]
+        page, access = Page(project), Access(port)
+        page.start_worker = worker
+        config = uvicorn.Config(build_app(page, access), log_config=None, access_log=False, ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}/?token={access.token}"
+        finally:
+            page.events.close()
+            server.should_exit = True
+            thread.join()

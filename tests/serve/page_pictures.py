@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = map(str, (HERE.parents[1] / "src", HERE, HERE.parent / "cli"))
 
 from browser import READY, Visitor, browser_or_skip, server, visit  # noqa: E402
-from test_story import middle  # noqa: E402
+from story import middle  # noqa: E402
 
 from cellwright.data.synthetic import FieldLook, draw_field  # noqa: E402
 

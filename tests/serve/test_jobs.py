@@ -19,9 +19,10 @@ import pytest
 import tifffile
 
 pytest.importorskip("fastapi")
-from browser import QUICK_WORKER
+from browser import browser_or_skip
 from drawn import run
 from page_client import PageClient, open_page
+from story import tell
 
 from cellwright.api.read import read_dataset
 from cellwright.cli.app import build_app
@@ -40,10 +41,20 @@ TINY = [
 TRAIN = {"recipe": "synthetic/demo", "device": "cpu"}
 
 
+# As `blank_charts` and `no_waiting_for_the_disk` of conftest.py.
+QUICK = """
+import os
+from matplotlib.figure import Figure
+from cellwright.serve import worker
+Figure.draw, os.fsync = lambda figure, renderer: None, lambda descriptor: None
+worker.main()
+"""
+
+
 class Shared(WorkerProcess):
     """A worker that outlives a page."""
 
-    arguments = ("-c", QUICK_WORKER)
+    arguments = ("-c", QUICK)
 
     def end(self, wait_s: float = 0.0) -> None:
         if not self.is_alive:
@@ -244,6 +255,11 @@ def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
 
     suspects = do(page, "suspects", images=["field_0"])["result"]["suspects"]
     assert all(row["image"] == "field_0" and len(row["box"]) == 4 for row in suspects)
+
+
+def test_the_story_in_the_browser(worker: Any, tmp_path: Path) -> None:
+    """Here, as it uses the same worker: to start one takes longer than the story."""
+    tell(tmp_path, browser_or_skip(), worker)
 
 
 def test_cancel_kill_and_queue(page: PageClient, tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import sys
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import cv2
@@ -16,7 +19,10 @@ import pytest
 import tifffile
 from drawn import run
 
+from cellwright.cli.app import main
+from cellwright.core.interrupts import CommandSignals, handle_signals
 from cellwright.serve.events import Events
+from cellwright.serve.project import Project
 
 
 @pytest.fixture
@@ -85,6 +91,37 @@ def test_a_project_is_served_once(images: Path, tmp_path: Path, capsys: pytest.C
         assert "in use by cellwright serve" in capsys.readouterr().err
     records = json.loads((tmp_path / "images_project" / "project.json").read_text())["images"]
     assert [record["path"] for record in records] == ["../images/a.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0), (signal.SIGHUP, 129)])
+def test_signals_end_the_server_as_they_end_other_commands(images: Path, number: int, code: int) -> None:
+    """Ctrl-C is how it is meant to end; whatever ends it, the project is saved and free."""
+    pytest.importorskip("fastapi")
+    port = free_port()
+
+    def send() -> None:
+        for _ in range(500):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)) as page:
+                page.sendall(b"GET / HTTP/1.0\r\n\r\n")  # answered once it serves
+                if page.recv(1):
+                    break
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    sender, signals = threading.Thread(target=send), CommandSignals()
+    with handle_signals(signals), pytest.raises(SystemExit) as ended:
+        sender.start()
+        main(["serve", str(images), "--port", str(port)], signals)
+    sender.join()
+    assert (ended.value.code or 0) == code
+    with closing(Project(images.parent / "images_project")) as project:
+        assert [record.id for record in project.images] == ["a"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
 
 
 def test_events_reach_all_tabs_and_a_tab_that_is_behind_loads_again() -> None:

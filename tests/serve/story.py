@@ -1,6 +1,6 @@
 """The story of the page in Chromium: images dropped, predicted, gated, corrected, exported, evaluated, trained on.
 
-One server, one worker and one browser do all of it, as starting them takes longer than what they do.
+One server, one worker and one browser do all of it, as starting them takes longer than what they do. See `test_jobs`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from browser import READY, Visitor, browser_or_skip, server, visit
+from browser import READY, Visitor, visit
 from drawn import run
+from page_client import serve
 from scipy import ndimage
 
 from cellwright.data.synthetic import draw_field
@@ -31,11 +32,6 @@ COVERED = f"""(() => {{
   }}
   return [...met];
 }})()"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    return browser_or_skip()
 
 
 def draw_images(folder: Path) -> list[Path]:
@@ -291,10 +287,11 @@ def correct_beside_another_tab(visitor: Visitor) -> np.ndarray:
     return corrected
 
 
-def test_story(chromium: str, tmp_path: Path) -> None:
+def tell(tmp_path: Path, chromium: str, worker: Any) -> None:
+    """The whole story. worker: see `JobQueue`."""
     images = draw_images(tmp_path / "images")
     project = tmp_path / "project"
-    with server("--out", project, folder=tmp_path) as link, visit(link, chromium) as visitor:
+    with serve(project, tmp_path, worker) as link, visit(link, chromium) as visitor:
         visitor.drop([tmp_path / "images"])
         visitor.until(f"({READY}) && cellwrightPage.images.images.length === {len(images)}")
         visitor.page.select_option("#model", "classical")
