@@ -268,12 +268,26 @@ def test_a_training_shows_the_errors_of_its_best_model_and_what_it_changed(
     assert {f"validation/{name}" for name in ("metrics.json", "comparison.csv", "per_image.csv")} <= set(files)
 
 
+def test_runs_with_several_seeds(tmp_path: Path) -> None:
+    for seed, value in enumerate((0.4, 0.6)):
+        folder = _run_folder(tmp_path / f"seed_{seed}")
+        (folder / "DONE").write_text("400 of 400 steps\n")
+        best = {"step": 400, "chosen_by": "pq", "metrics": {"pq": value, "sq": 0.5}}
+        write_json(folder / "metrics.json", {"schema_version": 1, "step": 400, "metrics": {}, "best": best})
+    runs = [{"seed": seed, "folder": f"seed_{seed}"} for seed in range(3)]
+    write_json(tmp_path / "repeat.json", {"runs": runs})
+    assert run("report", tmp_path, "--out", tmp_path / "page.html") == 0
+    tags = checked((tmp_path / "page.html").read_text())
+    for text in ("2 of 3 runs are finished", "0.500 ± 0.141", "panoptic quality", "--repeat 3", "own, a & b"):
+        assert text in tags.text, text
+
+
 def test_a_folder_that_is_no_result(predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("report", tmp_path, "--out", tmp_path / "page.html") == 2
     assert "there is no report on this" in capsys.readouterr().err
     write_json(tmp_path / "repeat.json", {"runs": []})
     assert run("report", tmp_path, "--out", tmp_path / "page.html") == 2
-    assert "give one of the runs in it" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     shutil.copytree(predicted, tmp_path / "damaged")
     (tmp_path / "damaged" / "summary.csv").write_bytes(b"image,objects\n\xff,x\n")
     assert run("report", tmp_path / "damaged", "--out", tmp_path / "page.html") == 2

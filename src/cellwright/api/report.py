@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ReportPlan:
-    """Write one HTML page about a run, a prediction or an evaluation."""
+    """Write one HTML page about a training run, a prediction or an evaluation."""
 
     result: Path
-    """The folder of a run, a prediction, a large image predicted tile by tile, or an evaluation."""
+    """The folder of a run or of repeated runs, a prediction, a large image predicted tile by tile, or an evaluation."""
     _: KW_ONLY
     out: Path = Path(REPORT)
     """HTML file to write; it contains all its pictures."""
@@ -60,6 +60,10 @@ def run(plan: ReportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
 
 def _page_of(folder: Path) -> Page:
     """The report of a folder, by what it is."""
+    if (folder / REPEATS).is_file():
+        from cellwright.report.repeats_report import repeats_page
+
+        return repeats_page(folder)
     kind = kind_of_result(folder) if folder.is_dir() else None
     if kind == TILE_JOB:
         from cellwright.report.job_report import job_page
@@ -70,11 +74,9 @@ def _page_of(folder: Path) -> Page:
     if kind != "a run":
         check_complete(folder)
     if made is None:
-        is_several = (folder / REPEATS).is_file()
-        got = "several runs that differ in their seed" if is_several else kind
-        got = got or ("a folder without such files" if folder.is_dir() else "no folder")
+        got = kind or ("a folder without such files" if folder.is_dir() else "no folder")
         expected = "the folder of a training run, a prediction or an evaluation"
-        remedy = "give one of the runs in it" if is_several else "give the `out` of one of these"
+        remedy = "give the `out` of one of these"
         raise InputError("there is no report on this", where=folder, got=got, expected=expected, remedy=remedy)
     return made(folder)
 

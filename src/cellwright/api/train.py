@@ -31,6 +31,7 @@ from cellwright.core.files import write_json, write_text
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter, Track
 from cellwright.core.public import public
+from cellwright.core.result_folders import REPORT
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.formats.predictions import as_annotations
@@ -692,3 +693,8 @@ def _write_repeats(repeats: Repeats, seeds: Sequence[int]) -> None:
     ]
     content = {"schema_version": SCHEMA_VERSION, "finished": repeats.finished, "runs": runs}
     write_json(repeats.summary, {**content, "metrics": repeats.metrics()})
+    if repeats.runs:
+        from cellwright.report.repeats_report import repeats_page
+
+        with suppress(CellwrightError):  # such as a run that is no longer there
+            write_text(repeats.folder / REPORT, repeats_page(repeats.folder).html())

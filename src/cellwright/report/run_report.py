@@ -76,12 +76,7 @@ def run_page(folder: Path) -> Page:
     Raises `InputError` for a folder without a run, `FormatError` and `RecipeError` for damaged files.
     """
     record, paths = read_record(folder), RunFolder(folder)
-    identity = None
-    with suppress(CellwrightError):
-        identity = Identity.from_dict(read_json(paths.inputs), paths.inputs)
-    info: Mapping[str, Any] = {}
-    with suppress(CellwrightError):
-        info = read_json(paths.model / "model.json")
+    identity = _identity(paths)
     name = str(record.recipe.get("name") or "training")
     state = ""
     if not record.finished:
@@ -94,9 +89,9 @@ def run_page(folder: Path) -> Page:
         Section("Before and after training", _before_and_after(paths, validation)),
         Section("Errors on the validation images", _errors(paths, validation)),
         Section("Curves", _curves(record)),
-        Section("Data", _data(record, identity, info)),
-        Section("Recipe", _recipe(record)),
-        Section("How it was made", _how(record, paths, info)),
+        Section("Data", data_parts(record)),
+        Section("Recipe", recipe_parts(record)),
+        Section("How it was made", _how(record, paths)),
     ]
     return Page("Training run", name, _figures(record, identity), sections, _first(record, "description"), state)
 
@@ -125,7 +120,9 @@ def _headline(record: RunRecord) -> list[tuple[str, float]]:
     return [(name, record.best.metrics[name]) for name in HEADLINE if name in record.best.metrics]
 
 
-def _recipe(record: RunRecord) -> list[Part]:
+def recipe_parts(record: RunRecord) -> list[Part]:
+    """The most important settings of the recipe of a run."""
+
     def value_at(key: str) -> Cell:
         value: Any = record.recipe
         for part in key.split("."):
@@ -145,8 +142,20 @@ def _without_folder(key: str, text: str) -> str:
     return Path(text).name if key == "model.init" and "/" in text and ":" not in text else text
 
 
-def _data(record: RunRecord, identity: Identity | None, info: Mapping[str, Any]) -> list[Part]:
-    parts: list[Part] = []
+def _identity(paths: RunFolder) -> Identity | None:
+    """The content of the images of a run; None if it was not recorded."""
+    with suppress(CellwrightError):
+        return Identity.from_dict(read_json(paths.inputs), paths.inputs)
+    return None
+
+
+def data_parts(record: RunRecord) -> list[Part]:
+    """The images and objects that a run was trained and validated on."""
+    paths = RunFolder(record.folder)
+    identity, parts = _identity(paths), list[Part]()
+    info: Mapping[str, Any] = {}
+    with suppress(CellwrightError):
+        info = read_json(paths.model / "model.json")
     if identity is not None:
         splits = list(dict.fromkeys(sample.split for sample in identity.samples.values()))
         rows: list[Sequence[Cell]] = []
@@ -296,7 +305,8 @@ def _metrics(record: RunRecord, validation: Mapping[str, Any]) -> list[Part]:
     )
 
 
-def _how(record: RunRecord, paths: RunFolder, info: Mapping[str, Any]) -> list[Part]:
+def version_facts(record: RunRecord) -> list[Part]:
+    """The machine and the versions of a run."""
     environment = record.environment
     git = environment.get("git") or {}
     facts: list[tuple[str, Cell]] = [
@@ -306,7 +316,11 @@ def _how(record: RunRecord, paths: RunFolder, info: Mapping[str, Any]) -> list[P
         ("commit", (str(git.get("commit") or "") + (" with changes" if git.get("changed") else ""))),
     ]
     versions = {"python": environment.get("python"), **(environment.get("versions") or {})}
-    parts: list[Part] = [Facts(facts), *version_parts(versions)]
+    return [Facts(facts), *version_parts(versions)]
+
+
+def _how(record: RunRecord, paths: RunFolder) -> list[Part]:
+    parts = version_facts(record)
     parts += [
         Command("train", ["RUN/recipe.yaml"], {"data": "DATA", "out": "ANOTHER_RUN"}, title="The same training again"),
         Command("evaluate", ["RUN"], {"data": "DATA", "split": "test", "out": "EVALUATION"}, title="Evaluation"),

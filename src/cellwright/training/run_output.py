@@ -17,6 +17,7 @@ from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.file_identity import digest_of
 from cellwright.core.files import output_error, read_json, read_text, write_json, write_text
 from cellwright.core.output_folder import OutputFolder
+from cellwright.core.result_folders import REPORT
 from cellwright.core.text import listed
 from cellwright.data.identity import Identity
 from cellwright.training.run_folder import CURVES, REPEATS, SCHEMA_VERSION, RunFolder
@@ -203,7 +204,7 @@ class RepeatsOutput:
 
     def complete(self) -> None:
         """Declare that all runs are finished."""
-        self._output.complete([REPEATS])
+        self._output.complete([name for name in (REPEATS, REPORT) if (self._output.root / name).is_file()])
 
 
 def files_of(run: RunFolder) -> list[str]:

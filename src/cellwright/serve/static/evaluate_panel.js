@@ -157,7 +157,7 @@ export class EvaluatePanel {
         this.page.viewer.request();
       },
     }));
-    return pictureList(job.id, rows);
+    return pictureList(job.id, rows, "two");
   }
 
   /** The errors of an image are marked in it. */

@@ -11,22 +11,22 @@ export function nameOf(page, key) {
   return imageOf(page, key)?.name ?? key;
 }
 
-/** Open an image that a result is about, at a box (y0, x0, y1, x1); whether it is there. */
-export async function goToPlace(page, key, box) {
+/** Open an image that a result is about, at a box (y0, x0, y1, x1); whether it is there. margin: around the box. */
+export async function goToPlace(page, key, box, margin) {
   const id = imageOf(page, key)?.id ?? key;
   if (page.info?.id !== id) await page.openImage(id);
   if (page.info?.id !== id) {
     toast(`${nameOf(page, key)} is not in this project`);
     return false;
   }
-  if (box) page.viewer.goTo(box, { zoom: true });
+  if (box) page.viewer.goTo(box, { zoom: true, margin });
   return true;
 }
 
 /** The pictures of a job. rows: `{text, go}` of each; `go` leads to the place. */
-export function pictureList(job, rows) {
+export function pictureList(job, rows, kind = "") {
   const url = (number, px) => `/api/jobs/${job}/pictures/${number}?px=${px}`;
-  return rows.map(({ text, go }, number) => {
+  const figures = rows.map(({ text, go }, number) => {
     const open = async () => {
       const large = h("img", { class: "figure", src: url(number, 1600), alt: text });
       const action = { text: "Go to this image", value: "go", primary: true };
@@ -43,4 +43,5 @@ export function pictureList(job, rows) {
       h("figcaption", {}, button({ text, kind: "row", title: "Go to this image", click: go })),
     );
   });
+  return h("div", { class: `thumbnails ${kind}` }, figures);
 }

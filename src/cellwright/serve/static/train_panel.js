@@ -199,12 +199,12 @@ export class TrainPanel {
       const { page } = this,
         rows = pictures.map((one) => ({
           text: `${nameOf(page, one.image)}  ${format.number(one.before)} → ${format.number(one.after)}`,
-          go: () => goToPlace(page, one.image, one.box),
+          go: () => goToPlace(page, one.image, one.box, 0.1),
         }));
       parts.push(
         h("h3", { text: "Where the models differ most" }),
         h("p", { class: "hint", text: "Annotations, before, after. The numbers are accuracy@0.5 of the image." }),
-        ...pictureList(id, rows),
+        pictureList(id, rows),
       );
     }
     if (finished === false)

@@ -205,12 +205,12 @@ export class Viewer extends EventTarget {
   }
 
   /** Zoom to a box [y0, x0, y1, x1] with room around it, or only move there if it is visible at this zoom. */
-  goTo([y0, x0, y1, x1], { zoom = false } = {}) {
+  goTo([y0, x0, y1, x1], { zoom = false, margin = 1.2 } = {}) {
     const width = this.info.hw[1],
       side = Math.max(y1 - y0, x1 - x0, 8),
       viewport = this.osd.viewport;
     if (zoom) {
-      const room = Math.max(side * 1.2, 48);
+      const room = Math.max(side * margin, 48);
       viewport.fitBounds(
         new OSD.Rect(
           (x0 - room) / width,
