@@ -164,8 +164,8 @@ def test_at_most_some_images_are_shown(tmp_path: Path) -> None:
     cw.predict_folder(folder, model=Blobs(), out=tmp_path / "out", save=["overlay"])
     tags = checked((tmp_path / "out" / "report.html").read_text())
     assert len(tags.references) == MAX_PICTURES
-    assert f"{MAX_PICTURES} of 50 images, evenly chosen" in tags.text
-    assert f"The first {MAX_LISTED} of 50 rows; all are in summary.csv." in tags.text
+    assert f"{MAX_PICTURES} of 50 images, evenly spaced" in tags.text
+    assert f"The first {MAX_LISTED} of 50 rows; summary.csv has them all." in tags.text
     assert "Measurements were not written" in tags.text
 
 
@@ -253,7 +253,7 @@ def test_a_training_shows_the_errors_of_its_best_model_and_what_it_changed(
     plan = {"data": data, "set": [*small, "train.length=1 step", "train.warmup=null"], "device": "cpu"}
     first = cw.train("synthetic/demo", out=tmp_path / "first", **plan)
     tags = checked((first.folder / "report.html").read_text())
-    for text in ("95 % confidence intervals", "matched at", "Objects per image", "Letters: P poorly outlined"):
+    for text in ("95 % confidence intervals", "matching threshold", "Objects per image", "Letters: P poorly outlined"):
         assert text in tags.text, text
     assert "Before and after" not in tags.text
     assert len(tags.references) == 2  # both validation images

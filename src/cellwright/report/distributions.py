@@ -146,9 +146,9 @@ def distributions(objects: Objects) -> list[Part]:
         (_capitalised(name), histogram({key: objects.values[name][masks[key]] for key in shown}, name), "")
         for name in drawn
     ]
-    note = "Dashed lines are medians; the last bar counts all larger values."
+    note = "Dashed lines are medians; the last bar includes all larger values."
     note += f" The {len(shown)} most frequent of {len(classes)} classes." if len(classes) > len(shown) else ""
-    note += f" Every {objects.step}th object was read for this." if objects.step > 1 else ""
+    note += f" One in {objects.step} objects was used." if objects.step > 1 else ""
     rows: list[Sequence[Cell]] = []
     for name, values in objects.values.items():
         for key in classes:

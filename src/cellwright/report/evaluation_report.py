@@ -45,9 +45,9 @@ MEANINGS = {
     "AP@all": "average precision of masks over IoU 0.5 to 0.95",
     "AP50@all": "average precision at IoU 0.5",
     "kaggle_score": "mean accuracy over IoU 0.5 to 0.95 (Data Science Bowl 2018)",
-    "accuracy@0.5": "matched / (matched + missed + wrong), at IoU 0.5",
-    "pq": "panoptic quality: how many are found, times how well they are outlined",
-    "aji": "aggregated Jaccard index: shared pixels / all pixels of objects",
+    "accuracy@0.5": "matched / (matched + missed + unmatched predictions), at IoU 0.5",
+    "pq": "panoptic quality: F1 at IoU 0.5, times the mean IoU of the matched objects",
+    "aji": "aggregated Jaccard index: pixels in both / pixels in either, over all objects",
 }
 _KINDS = {
     "correct": "matched one to one at an IoU of at least 0.5",
@@ -55,9 +55,9 @@ _KINDS = {
     "merged": "several annotated objects in one prediction",
     "split": "one annotated object in several predictions",
     "poorly_outlined": "found, but with an IoU below 0.5",
-    "missed": "no prediction is meant for it",
-    "duplicate": "another prediction of an object that is found",
-    "spurious": "there is no object",
+    "missed": "no prediction corresponds to it",
+    "duplicate": "a further prediction of an object that was found already",
+    "spurious": "no annotated object corresponds to it",
     "ignored": "in a region that is not evaluated",
 }
 
@@ -93,7 +93,7 @@ def _page(
     names = joined(about.get("predictions", []))
     title = f"{names}: {count(n_predicted, 'prediction')} against {count(n_truth, 'annotated object')}"
     sections = [
-        Section("What to know before quoting a value", _notes(content)),
+        Section("Before you quote a value", _notes(content)),
         Section("Metrics", metric_parts(content, values)),
         Section("Errors by kind", error_parts(content)),
         Section("Errors in pictures", error_pictures(folder, rows)),
@@ -116,7 +116,7 @@ def _float(value: Any) -> float:
 
 def _notes(content: Mapping[str, Any]) -> list[Part]:
     lines = [str(note) for note in content.get("notes", [])]
-    return [Notes(lines)] if lines else [Text("There is nothing that needs a remark.")]
+    return [Notes(lines)] if lines else [Text("There is nothing to watch out for.")]
 
 
 def metric_parts(content: Mapping[str, Any], values: Mapping[str, float]) -> list[Part]:
@@ -128,10 +128,12 @@ def metric_parts(content: Mapping[str, Any], values: Mapping[str, float]) -> lis
     parts: list[Part] = []
     charts = []
     if rows:
-        charts.append(("Values with 95 % confidence intervals", intervals(rows), ""))
+        charts.append(("Metrics with 95 % confidence intervals", intervals(rows), ""))
     if curves := _threshold_lines(values):
         chart = line_chart(curves, "IoU threshold", "value", y_range=(0, 1.02), marked=True)
-        charts.append(("How exact the outlines are", chart, "The same objects, matched at stricter IoU thresholds."))
+        charts.append(
+            ("How accurate the outlines are", chart, "The same objects, matched at increasingly strict IoU thresholds.")
+        )
     if reliability := _reliability(content):
         charts.append(reliability)
     parts.append(Charts(charts))
@@ -140,16 +142,16 @@ def metric_parts(content: Mapping[str, Any], values: Mapping[str, float]) -> lis
             (row.name, MEANINGS.get(row.name, ""), *(decimals(value) for value in (row.value, row.low, row.high)))
             for row in rows
         ]
-        note = "95 % confidence intervals: percentile bootstrap over images, 1,000 resamples."
-        parts.append(Table(("metric", "what it is", "value", "from", "to"), table, n_text=2, note=note))
+        note = "95 % confidence intervals (CI): percentile bootstrap over images, 1,000 resamples."
+        parts.append(Table(("metric", "definition", "value", "95 % CI from", "to"), table, n_text=2, note=note))
     chosen = [f"{name}@{iou}" for iou in ("0.5", "0.75", "0.9") for name in ("precision", "recall", "f1", "accuracy")]
     if all(name in values for name in chosen):
         by_iou = [
             (f"IoU {chosen[k].partition('@')[2]}", *(decimals(values[name]) for name in chosen[k : k + 4]))
             for k in (0, 4, 8)
         ]
-        note = "Means over the images where they are defined. All metrics: metrics.json."
-        parts.append(Table(("matched at", "precision", "recall", "F1", "accuracy"), by_iou, note=note))
+        note = "Means over the images for which they are defined. All metrics are in metrics.json."
+        parts.append(Table(("matching threshold", "precision", "recall", "F1", "accuracy"), by_iou, note=note))
     return parts if charts else parts[1:]
 
 
@@ -171,7 +173,7 @@ def _reliability(content: Mapping[str, Any]) -> tuple[str, Any, str] | None:
     chart = line_chart(
         {"": Line(scores, ious)}, "mean score", "mean IoU", y_range=(0, 1.02), marked=True, diagonal=True
     )
-    return "What scores mean", chart, "On the dotted line, a score is the expected IoU with the annotated object."
+    return "What the scores mean", chart, "On the dotted line, a score equals the mean IoU with the annotated objects."
 
 
 def error_parts(content: Mapping[str, Any]) -> list[Part]:
@@ -205,7 +207,8 @@ def error_pictures(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Part
     shown = [picture for picture in pictures if picture is not None]
     if not shown:
         return []
-    note = f"The {count(len(shown), 'image')} with the lowest accuracy, worst first"
+    what = "image" if len(shown) == 1 else f"{len(shown)} images"
+    note = f"The {what} with the lowest accuracy, worst first"
     note += f"; {len(present)} pictures are in errors/." if len(present) > len(shown) else "."
     return [Pictures(shown, note=f"{note} {_letters()}", columns=2)]
 
@@ -224,7 +227,8 @@ def change_pictures(folder: Path) -> Pictures | None:
     present = [picture for picture in shown if picture is not None]
     if not present:
         return None
-    note = f"The {count(len(present), 'image')} in which most objects changed, in the part with most of these objects."
+    what = "image" if len(present) == 1 else f"{len(present)} images"
+    note = f"The {what} in which the most objects changed; of each, the part with most of these changes."
     return Pictures(present, note=f"{note} {_letters()}", columns=1)
 
 
@@ -261,7 +265,7 @@ def _images(rows: Sequence[Mapping[str, str]]) -> list[Part]:
     parts: list[Part] = [Table(("image", "annotated", "predicted", *titles), shown, note=note or "Worst images first.")]
     values = np.array([float(row.get("accuracy@0.5") or "nan") for row in rows])
     if len(rows) > 3 and np.isfinite(values).any():
-        parts.insert(0, Charts([("Accuracy at IoU 0.5 of each image", _spread(ranked, values), "")]))
+        parts.insert(0, Charts([("Accuracy of each image at IoU 0.5", _spread(ranked, values), "")]))
     return parts
 
 
@@ -349,7 +353,7 @@ def _comparison_page(folder: Path) -> Page:
     parts: list[Part] = [table]
     changed = change_pictures(folder)
     parts += [] if picture is None else [Pictures([picture], columns=2)]
-    each = f"Each prediction has a report of its own, in the folders {first} and {second}."
+    each = f"Each prediction has its own report, in the folders {first} and {second}."
     about: Mapping[str, Any] = {}
     with suppress(CellwrightError, AttributeError):
         about = read_json(folder / first / "metrics.json").get("made_by") or {}

@@ -55,12 +55,11 @@ def job_page(folder: Path, about_all: Path | None = None) -> Page:
     objects = _read_objects(outputs, n_objects)
     state = ""
     if failures:
-        state = (
-            f"{count(len(failures), 'tile')} of {len(job.tiles):,} could not be predicted: no objects are known there."
-        )
+        n = f"{count(len(failures), 'tile')} of {len(job.tiles):,}"
+        state = f"{n} could not be predicted; their objects are missing here."
     sections = [
         Section(
-            "What was assumed, and what failed",
+            "Assumptions and failures",
             _problems(row, failures, is_corrected=about_all is None and _is_corrected(folder)),
         ),
         Section("Pictures", _pictures(outputs, job)),
@@ -86,9 +85,11 @@ def _unfinished_page(folder: Path, job: JobFacts) -> Page:
     figures: list[tuple[Cell, str]] = [(done, "tiles done"), (n_left, "tiles left"), (len(failures), "tiles failed")]
     reasons = Counter(failure.problem for failure in failures)
     rows = [(problem, n) for problem, n in reasons.items()]
-    problems: list[Part] = [Table(("what failed", "tiles"), rows)] if rows else [Text("No tile has failed so far.")]
-    state = "This job is not finished, and its objects are not counted yet. The same command goes on."
-    sections = [Section("What failed", problems), Section("How it was made", _how(job))]
+    problems: list[Part] = [Table(("problem", "tiles"), rows)] if rows else [Text("No tile has failed so far.")]
+    state = (
+        "This job is not finished, and its objects have not been counted yet. Run the same command again to resume it."
+    )
+    sections = [Section("Failures", problems), Section("How it was made", _how(job))]
     return Page("Prediction of a large image", short(job.name), figures, sections, state=state)
 
 
@@ -139,21 +140,21 @@ def _problems(row: Mapping[str, str], failures: Sequence[Mapping[str, str]], *, 
     lines = [_CORRECTED] if is_corrected else []
     lines += [note for note in row.get("notes", "").split("; ") if note]
     if row.get("diameter_px"):
-        lines.append(f"Objects have a diameter of {row['diameter_px']} px ({row['diameter_from']})")
+        lines.append(f"Object diameter: {row['diameter_px']} px ({row['diameter_from']})")
     parts: list[Part] = [Notes(lines)] if lines else []
     if failures:
         return [*parts, failure_table(failures, FAILURES, "tile")]
     return [
         *parts,
-        Text("No tile failed." if lines else "No tile failed, and nothing had to be assumed about the image."),
+        Text("No tile failed." if lines else "No tile failed, and no assumption about the image was needed."),
     ]
 
 
 def _pictures(outputs: Path, job: JobFacts) -> list[Part]:
     whole = embedded(
-        outputs / OVERVIEW, "The whole image, reduced, with the outlines of all objects", longest_px=_WIDE_PX
+        outputs / OVERVIEW, "The whole image at reduced size, with the outlines of all objects", longest_px=_WIDE_PX
     )
-    texts = {DENSITY: "Number of objects per area", TISSUE: "Where tissue was found; tiles that were skipped are dark"}
+    texts = {DENSITY: "Object density", TISSUE: "The tissue that was found; skipped tiles are dark"}
     others = [embedded(outputs / name, text, longest_px=_PICTURE_PX) for name, text in texts.items()]
     present = [picture for picture in others if picture is not None]
     parts: list[Part] = [] if whole is None else [Pictures([whole], columns=1)]
@@ -162,29 +163,32 @@ def _pictures(outputs: Path, job: JobFacts) -> list[Part]:
 
 def _measurements(objects: Objects, outputs: Path) -> list[Part]:
     table = TABLE_PARQUET if (outputs / TABLE_PARQUET).is_file() else TABLE_CSV
-    return [*distributions(objects), Text(f"All measurements of every object: {table}.")]
+    return [*distributions(objects), Text(f"All measurements of each object are in {table}.")]
 
 
 def _tiles(job: JobFacts, row: Mapping[str, str]) -> list[Part]:
     """The grid, and whether seams show."""
     facts: list[tuple[str, Cell]] = [
         ("tiles predicted", int(row["tiles"])),
-        ("tiles skipped, without tissue or regions", int(row["tiles_skipped"]) or None),
+        ("tiles skipped (no tissue, or outside the regions)", int(row["tiles_skipped"]) or None),
         ("tiles failed", int(row["tiles_failed"]) or None),
-        ("side of a tile, and overlap, px of the network", f"{job.grid.core_px:,}, {job.grid.halo_px:,}"),
-        ("scale of the network", row.get("network_scale", "")),
-        ("copies in overlaps that were dropped", int(row["copies_dropped"])),
-        ("objects that only a neighbour of their tile found", int(row["objects_without_owner"])),
+        ("tile side and overlap, in network pixels", f"{job.grid.core_px:,}, {job.grid.halo_px:,}"),
+        ("network pixels per image pixel", row.get("network_scale", "")),
+        ("duplicates in overlaps, removed", int(row["copies_dropped"])),
+        ("objects found only by a neighbouring tile", int(row["objects_without_owner"])),
     ]
     ratios = [
         (name, row.get(key) or None)
         for key, name in (
-            ("seam_density_ratio", f"objects per area within {NEAR_PX} px of seams / up to {FAR_PX} px away"),
-            ("seam_size_ratio", "median area of the same"),
+            ("seam_density_ratio", f"density within {NEAR_PX} px of a seam, relative to up to {FAR_PX} px away"),
+            ("seam_size_ratio", "median area, likewise"),
         )
     ]
-    note = "If tiles fit without seams, both ratios are 1 but for chance. Empty: too few objects to tell."
-    return [Facts(facts), Table(("seams", "ratio"), [(name, _ratio(text)) for name, text in ratios], note=note)]
+    note = "Both ratios are 1, apart from chance, if the seams have no effect. A dash: too few objects to tell."
+    return [
+        Facts(facts),
+        Table(("seams between tiles", "ratio"), [(name, _ratio(text)) for name, text in ratios], note=note),
+    ]
 
 
 def _ratio(text: str | None) -> Cell:
@@ -202,7 +206,7 @@ def _how(job: JobFacts) -> list[Part]:
     reading: Any = shown.pop("reading") or {}
     facts: list[tuple[str, Cell]] = [
         ("model", joined(about.get("model"))),
-        ("digest of the model", str(job.request.get("the model", ""))),
+        ("model digest", str(job.request.get("the model", ""))),
         ("channels of the image", joined(job.source.get("channels"))),
         ("pixel size (y, x), µm", joined(job.source.get("pixel_size_um"))),
         *option_facts(options, job.class_names),

@@ -253,7 +253,7 @@ def embedded_pixels(
 
 def listed_rows(rows: Sequence[Sequence[Cell]], rest: str) -> tuple[list[Sequence[Cell]], str]:
     """The first ``MAX_LISTED`` rows of a table, and a sentence that says where the others are; "" if all are shown."""
-    note = f"The first {MAX_LISTED} of {len(rows):,} rows; all are in {rest}." if len(rows) > MAX_LISTED else ""
+    note = f"The first {MAX_LISTED} of {len(rows):,} rows; {rest} has them all." if len(rows) > MAX_LISTED else ""
     return list(rows[:MAX_LISTED]), note
 
 

@@ -93,7 +93,7 @@ def prediction_page(folder: Path, about_all: Path | None = None) -> Page:
     is_fused = found.about.get("verb") == "fuse" or "fuse" in found.recipe
     title = f"{count(found.n_objects, 'object')} in {count(len(found.rows), 'image')}"
     sections = [
-        Section("What was assumed, and what failed", _problems(found)),
+        Section("Assumptions and failures", _problems(found)),
         Section("Pictures", _pictures(found)),
         Section("Counts", _counts(found)),
         Section("Wells", _wells(found)),
@@ -200,7 +200,7 @@ def _figures(found: _Found) -> list[tuple[Cell, str]]:
         each = [row["objects"] for row in found.rows]
         figures.append((float(np.median(each)), f"objects per image, median ({min(each):,} to {max(each):,})"))
         figures.append(
-            (f"{100 * np.mean([row['foreground_share'] for row in found.rows]):.1f} %", "of pixels in objects")
+            (f"{100 * np.mean([row['foreground_share'] for row in found.rows]):.1f} %", "of the area in objects")
         )
     if found.objects is not None and len(found.objects):
         area, unit = found.objects.median_area
@@ -214,7 +214,9 @@ def _problems(found: _Found) -> list[Part]:
         corrected, conflicts = list(found.corrections.samples), found.corrections.conflicts
         if corrected:
             images = f"{count(len(corrected), 'image')} ({listed(corrected)})"
-            lines.append(f"the objects of {images} were corrected after the prediction; the corrected ones are shown")
+            lines.append(
+                f"the objects of {images} were corrected after the prediction; this report shows the corrected ones"
+            )
         if conflicts:
             images = f"{count(len(conflicts), 'image')} ({listed(list(conflicts))})"
             reasons = joined(dict.fromkeys(conflicts.values()))
@@ -225,7 +227,7 @@ def _problems(found: _Found) -> list[Part]:
     if found.failures:
         parts.append(failure_table(found.failures, FAILURES))
     elif not lines:
-        parts.append(Text("No image failed, and nothing had to be assumed about the images."))
+        parts.append(Text("No image failed, and no assumption about the images was needed."))
     else:
         parts.append(Text("No image failed."))
     omitted = [
@@ -233,12 +235,12 @@ def _problems(found: _Found) -> list[Part]:
         for what, name in (
             ("score below the threshold", "left_out_low_score"),
             ("smaller than the minimum area", "left_out_small"),
-            ("at the border of the image", "left_out_border"),
-            ("more than the maximum number of objects", "left_out_max_objects"),
+            ("touching the image border", "left_out_border"),
+            ("beyond the maximum number of objects", "left_out_max_objects"),
         )
     ]
     rows = [(what, n) for what, n in omitted if n]
-    return [*parts, Table(("objects that were omitted", "number"), rows)] if rows else parts
+    return [*parts, Table(("omitted objects", "number"), rows)] if rows else parts
 
 
 def grouped_notes(by_image: Mapping[str, str], most: int = 8) -> list[str]:
@@ -256,7 +258,7 @@ def failure_table(failures: Sequence[Mapping[str, str]], rest: str, name: str = 
     """What failed, and why."""
     columns = (name, "problem", "got", "fix")
     rows, note = listed_rows([[row.get(column) or "" for column in columns] for row in failures], rest)
-    return Table((name, "problem", "found", "what to do"), rows, title="What failed", note=note, n_text=4)
+    return Table((name, "problem", "found", "what to do"), rows, title="Failures", note=note, n_text=4)
 
 
 def _pictures(found: _Found) -> list[Part]:
@@ -268,9 +270,9 @@ def _pictures(found: _Found) -> list[Part]:
     pictures = [_picture(found, found.rows[k], overlays[k]) for k in chosen]
     shown = [picture for picture in pictures if picture is not None]
     if shown:
-        note = f"{len(shown)} of {count(len(found.rows), 'image')}, evenly chosen; all are in the folder."
+        note = f"{len(shown)} of {count(len(found.rows), 'image')}, evenly spaced; the folder has them all."
         note = note if len(shown) < len(found.rows) else ""
-        return [Pictures(shown, note=note)]
+        return [Pictures(shown, note=note, columns=3 if len(shown) > 4 else 2)]
     sheet = embedded(found.about_all / CONTACT_SHEET, "Contact sheet", longest_px=_WIDE_PX)
     return [] if sheet is None else [Pictures([sheet], columns=1)]
 
@@ -314,7 +316,7 @@ def _image_table(rows: Sequence[Mapping[str, Any]], counted: Sequence[str]) -> T
         more = (row["diameter_px"],) if has_diameter else ()
         table.append((row["image"], *sizes, row["median_area_px"], share, decimals(row["mean_score"]), *more))
     objects = [name.removeprefix("objects_") for name in counted]
-    columns = ("image", "size, px", *objects, "median area, px", "% in objects", "mean score")
+    columns = ("image", "size, px", *objects, "median area, px", "% of area in objects", "mean score")
     columns += ("diameter, px",) if has_diameter else ()
     shown, note = listed_rows(table, SUMMARY)
     return Table(columns, shown, note=note)
@@ -341,7 +343,7 @@ def _wells(found: _Found) -> list[Part]:
 def _measurements(found: _Found) -> list[Part]:
     if found.objects is None:
         return [Text("Measurements were not written with this prediction.")] if found.rows else []
-    return [*distributions(found.objects), Text(f"All measurements of every object: {MEASUREMENTS}.")]
+    return [*distributions(found.objects), Text(f"All measurements of each object are in {MEASUREMENTS}.")]
 
 
 def _how(found: _Found) -> list[Part]:
@@ -351,7 +353,7 @@ def _how(found: _Found) -> list[Part]:
     facts = [
         ("model", joined(names)),
         ("recipe", recipe_line(found.recipe)),
-        ("digest of the model", str(found.request.get("model", ""))),
+        ("model digest", str(found.request.get("model", ""))),
         *option_facts(options, found.class_names),
         *((name.replace("_", " "), _shown(value)) for name, value in reading.items()),
     ]
@@ -363,7 +365,7 @@ def _how(found: _Found) -> list[Part]:
     parts: list[Part] = [Facts(facts), command]
     parts += version_parts(about.get("versions"))
     if found.recipe_yaml:
-        parts.append(Listing(f"The whole recipe ({RECIPE})", found.recipe_yaml))
+        parts.append(Listing(f"The complete recipe ({RECIPE})", found.recipe_yaml))
     return parts
 
 
@@ -387,11 +389,11 @@ def option_facts(options: Mapping[str, Any], class_names: Sequence[str]) -> list
         ("score threshold", by_class(options.get("score"), ".3g")),
         ("minimum area, px", by_class(options.get("min_area"), "g")),
         ("maximum number of objects", options.get("max_objects")),
-        ("objects at the border", "omitted" if options.get("remove_border") else ""),
+        ("objects touching the border", "omitted" if options.get("remove_border") else ""),
         ("scores", "calibrated: the expected IoU with the true outline" if options.get("calibration") else ""),
         ("diameter, px", options.get("diameter")),
         ("views (test-time augmentation)", _shown(options.get("views"))),
-        ("ring for the background, px", options.get("ring")),
+        ("background ring, px", options.get("ring")),
     ]
 
 

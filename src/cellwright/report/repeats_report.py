@@ -57,7 +57,7 @@ def _mean_and_spread(each: Sequence[float]) -> str:
 
 def _metrics(values: Mapping[str, list[float]], names: Sequence[str]) -> list[Part]:
     if not values:
-        return [Text("There are no validation images, so nothing is known about the quality of these models.")]
+        return [Text("There are no validation images, so it is not known how well these models work on other images.")]
 
     def row(name: str, each: Sequence[float]) -> list[Cell]:
         spread = decimals(stdev(each)) if len(each) > 1 else None
@@ -68,10 +68,10 @@ def _metrics(values: Mapping[str, list[float]], names: Sequence[str]) -> list[Pa
     others = [[name, *row(name, each)] for name, each in values.items() if name not in HEADLINE and "/" not in name]
     note = (
         f"Mean and sample standard deviation (n - 1) over {count(len(names), 'run')} that differ only in the seed: the "
-        "spread is that of the training, not of the images. Each best model was chosen on these images, so the values "
-        "are optimistic."
+        "spread is due to training, not to the choice of images. The best model of each run was chosen on these "
+        "images, so the values are optimistic."
     )
-    parts: list[Part] = [Table(("metric", "what it is", *columns), main, n_text=2, note=note)] if main else []
+    parts: list[Part] = [Table(("metric", "definition", *columns), main, n_text=2, note=note)] if main else []
     return [*parts, *([Table(("metric", *columns), others, title="Other metrics")] if others else [])]
 
 
@@ -89,7 +89,7 @@ def _curves(runs: Mapping[str, RunRecord]) -> list[Part]:
         }
         if lines:
             charts.append((title, line_chart(lines, "step", label, y_range=y_range, marked=column != "loss"), ""))
-    return [Charts(charts)] if charts else [Text("No step was done yet.")]
+    return [Charts(charts)] if charts else [Text("No training step has been completed yet.")]
 
 
 def _logged(run: RunRecord, column: str) -> bool:
@@ -98,6 +98,6 @@ def _logged(run: RunRecord, column: str) -> bool:
 
 def _how(first: RunRecord, planned: int) -> list[Part]:
     again = {"data": "DATA", "repeat": planned, "out": "OTHER_RUNS"}
-    text = "Each run has a report of its own in its folder, with curves, errors in pictures and the whole recipe."
-    title = "The same trainings again"
+    text = "Each run has its own report in its folder, with its curves, errors in pictures and the complete recipe."
+    title = "To repeat the runs"
     return [Text(text), *version_facts(first), Command("train", ["RUN/recipe.yaml"], again, title=title)]

@@ -55,8 +55,8 @@ _SETTINGS = (
     ("model.target.kind", "target"),
     ("conventions", "conventions"),
     ("input.channels", "input channels"),
-    ("input.diameter_px", "objects are resized to a diameter of, px"),
-    ("input.short_side", "images are resized to a short side of, px"),
+    ("input.diameter_px", "object diameter after resizing, px"),
+    ("input.short_side", "shorter image side after resizing, px"),
     ("augment.crop_px", "crop, px"),
     ("train.length", "length"),
     ("train.batch_size", "images per step"),
@@ -65,8 +65,8 @@ _SETTINGS = (
     ("train.schedule", "schedule"),
     ("train.weight_decay", "weight decay"),
     ("train.seed", "seed"),
-    ("evaluate.every", "evaluated every"),
-    ("evaluate.best_by", "best model by"),
+    ("evaluate.every", "evaluation every"),
+    ("evaluate.best_by", "best model chosen by"),
 )
 
 
@@ -166,14 +166,14 @@ def data_parts(record: RunRecord) -> list[Part]:
             classes = [counts[name] for name in identity.classes]
             rows.append((_split_name(split or "train"), len(own), empty, sum(classes), *classes))
         classes = list(identity.classes)
-        columns = ("split", "images", "of them without objects", "objects", *(classes if len(classes) > 1 else ()))
+        columns = ("split", "images", "images without objects", "objects", *(classes if len(classes) > 1 else ()))
         rows = [row[: len(columns)] for row in rows]
         parts.append(Table(columns, rows))
         parts += _per_image(identity)
         learned = identity.counts("train") if "train" in splits else Counter(_counted(identity.samples.values()))
         missing = [name for name in identity.classes if not learned[name]]
         if missing:
-            text = f"warning: no training image has an object of class {joined(missing)}: it cannot be learned"
+            text = f"warning: no training image has an object of class {joined(missing)}: the model cannot learn it"
             parts.append(Notes([text]))
     facts: list[tuple[str, Cell]] = [
         ("sources", joined(record.environment.get("sources"))),
@@ -213,7 +213,7 @@ def _counted(samples: Any) -> dict[str, int]:
 def _curves(record: RunRecord) -> list[Part]:
     curves = record.curves
     if not len(curves.steps):
-        return [Text("No step was done yet.")]
+        return [Text("No training step has been completed yet.")]
 
     def lines(values: Mapping[str, np.ndarray]) -> dict[str, Line]:
         return {name: Line(curves.steps, column) for name, column in values.items()}
@@ -238,7 +238,7 @@ def _curves(record: RunRecord) -> list[Part]:
         charts.append(("Average precision of each class", chart, ""))
     if rate := curves.named("lr"):
         charts.append(("Learning rate", line_chart(lines(rate), "step", "learning rate"), ""))
-    text = "Lines are means over parts of the run; the bands around them hold all values. Times and memory: curves/."
+    text = "Lines are means over consecutive steps; the bands around them span all values. For time and memory, see curves/."
     missing = int(curves.steps[-1]) - len(curves.steps)
     gaps = f"warning: {count(missing, 'step')} of {int(curves.steps[-1]):,} are missing in log.csv, and in the curves"
     notes: list[Part] = [Notes([gaps])] if missing > 0 else []
@@ -260,7 +260,7 @@ def _before_and_after(paths: RunFolder, validation: Mapping[str, Any]) -> list[P
     if not validation or not (paths.validation / "comparison.csv").is_file():
         return []
     table, _ = comparison_table(paths.validation)
-    text = "Before: the model that training started from. After: the best model of this run. Both on the same images."
+    text = "Before: the model that training started from. After: the best model of this run, on the same images."
     warnings = [str(line) for line in validation["made_by"].get("warnings_before", [])]
     changed = change_pictures(paths.validation)
     notes = [Notes(warnings)] if warnings else []
@@ -276,7 +276,7 @@ def _errors(paths: RunFolder, validation: Mapping[str, Any]) -> list[Part]:
 def _metrics(record: RunRecord, validation: Mapping[str, Any]) -> list[Part]:
     best = record.best
     if not best.metrics:
-        text = "There are no validation images, so nothing is known about the quality of this model on other images."
+        text = "There are no validation images, so it is not known how well this model works on other images."
         return [Text(text)]
     rows = [(name, MEANINGS.get(name, ""), decimals(value)) for name, value in _headline(record)]
     of_classes = [name for name in best.metrics if "/" in name]
@@ -289,7 +289,7 @@ def _metrics(record: RunRecord, validation: Mapping[str, Any]) -> list[Part]:
         "It was chosen on these images, so the values are optimistic; for a publication, evaluate it on a separate "
         "test split."
     )
-    parts: list[Part] = [Text(chosen), Table(("metric", "what it is", "value"), rows, n_text=2, note=note)]
+    parts: list[Part] = [Text(chosen), Table(("metric", "definition", "value"), rows, n_text=2, note=note)]
     if validation:
         notes = [str(line) for line in validation.get("notes", [])]
         parts = [Text(f"{chosen} {note}"), *([Notes(notes)] if notes else [])]
@@ -322,11 +322,13 @@ def version_facts(record: RunRecord) -> list[Part]:
 def _how(record: RunRecord, paths: RunFolder) -> list[Part]:
     parts = version_facts(record)
     parts += [
-        Command("train", ["RUN/recipe.yaml"], {"data": "DATA", "out": "ANOTHER_RUN"}, title="The same training again"),
-        Command("evaluate", ["RUN"], {"data": "DATA", "split": "test", "out": "EVALUATION"}, title="Evaluation"),
+        Command("train", ["RUN/recipe.yaml"], {"data": "DATA", "out": "ANOTHER_RUN"}, title="To repeat the training"),
+        Command(
+            "evaluate", ["RUN"], {"data": "DATA", "split": "test", "out": "EVALUATION"}, title="To evaluate the model"
+        ),
     ]
     with suppress(CellwrightError):
         if paths.init_report.is_file():
-            parts.append(Listing("How the initial weights were used", read_text(paths.init_report)))
-        parts.append(Listing("The whole recipe (recipe.yaml)", read_text(paths.recipe)))
+            parts.append(Listing("How the initial weights were loaded", read_text(paths.init_report)))
+        parts.append(Listing("The complete recipe (recipe.yaml)", read_text(paths.recipe)))
     return parts

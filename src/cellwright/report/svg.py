@@ -277,7 +277,9 @@ def _axes(
     for tick in nice_ticks(*x_range, 6):
         x = float(frame.x(tick))
         parts.append(_path(np.array([x, x]), np.array([frame.bottom, frame.bottom + 4]), _AXIS, "", 1))
-        parts.append(_text(x, frame.bottom + 14, _tick(tick), anchor="middle"))
+        text = _tick(tick)
+        centre = min(x, WIDTH - _TEXT_PX * len(text) / 2)  # the last one is not cut off at the edge
+        parts.append(_text(centre, frame.bottom + 14, text, anchor="middle"))
     corner_x, corner_y = np.array([left, left, frame.right]), np.array([top, frame.bottom, frame.bottom])
     parts.append(_path(corner_x, corner_y, _AXIS, "", 1))
     parts.append(_text((left + frame.right) / 2, HEIGHT - 9, x_label, anchor="middle"))
