@@ -238,7 +238,7 @@ def _curves(record: RunRecord) -> list[Part]:
         charts.append(("Average precision of each class", chart, ""))
     if rate := curves.named("lr"):
         charts.append(("Learning rate", line_chart(lines(rate), "step", "learning rate"), ""))
-    text = "Lines are means over consecutive steps; the bands around them span all values. For time and memory, see curves/."
+    text = "Lines are means over consecutive steps; the bands span all values. Time and memory: see curves/."
     missing = int(curves.steps[-1]) - len(curves.steps)
     gaps = f"warning: {count(missing, 'step')} of {int(curves.steps[-1]):,} are missing in log.csv, and in the curves"
     notes: list[Part] = [Notes([gaps])] if missing > 0 else []
