@@ -202,7 +202,7 @@ def test_a_tile_job(tmp_path: Path) -> None:
     cw.predict_tiles(tmp_path / "large.tif", model=model, out=out, tile=128, labels="tiff")
     html = (out / "report.html").read_text()
     tags = checked(html)
-    for text in ("30 objects in large.tif", "0.1 x 0.13", "median area, µm²", "objects per area within 20 px of seams"):
+    for text in ("30 objects in large.tif", "0.1 x 0.13", "median area, µm²", "density within 20 px of a seam"):
         assert text in tags.text, text
     assert "cellwright predict large.tif --model Blobs --score 0.2 --tile 128 --labels tiff --out JOB" in tags.text
     assert run("report", out, "--out", tmp_path / "page.html") == 0
