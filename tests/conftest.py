@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from blank_charts import blank_charts
+
 # The same examples in every run, so that a change is judged and not a draw: HYPOTHESIS_PROFILE=random draws new ones.
 settings.register_profile("fixed", derandomize=True, database=None)
 settings.register_profile("random", derandomize=False)
@@ -105,18 +107,16 @@ def no_waiting_for_the_disk() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def blank_charts() -> Callable[..., object]:
-    """Charts stay blank, which saves two seconds per training; returns how they are drawn. See `real_charts`."""
-    from matplotlib.figure import Figure
-
-    draw, Figure.draw = Figure.draw, lambda figure, renderer: None
-    return draw
+def charts() -> dict[str, Callable[..., object]]:
+    """Charts stay blank; returns how they are drawn. See `real_charts`."""
+    return blank_charts()
 
 
 @pytest.fixture
-def real_charts(blank_charts: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def real_charts(charts: dict[str, Callable[..., object]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts are drawn, for tests of what they show."""
-    monkeypatch.setattr("matplotlib.figure.Figure.draw", blank_charts)
+    for name, draw in charts.items():
+        monkeypatch.setattr(name, draw)
 
 
 @pytest.fixture(autouse=True, scope="session")

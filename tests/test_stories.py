@@ -29,6 +29,10 @@ SHORT_RCNN = (
     "--set=train.checkpoint_every=2 steps",
     "--set=augment.crop_px=96",
     "--set=model.box_head.score_threshold=0.0",
+    "--set=model.backbone.width=8",
+    "--set=model.fpn.channels=16",
+    "--set=model.rpn.post_nms_test=300",
+    "--set=model.box_head.detections_per_image=100",
 )
 
 
@@ -81,7 +85,6 @@ def write_two_channels(path: Path, seed: int) -> Instances:
     return truth
 
 
-@pytest.mark.usefixtures("real_charts")
 def test_the_biologist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     for k, name in enumerate(("A01", "A02", "B01", "B02")):
@@ -140,7 +143,6 @@ def test_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert {sample.split for sample in dataset} == {"train", "val", "test"}
 
 
-@pytest.mark.usefixtures("real_charts")
 def test_the_engineer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("images", "tool_a", "tool_b"):

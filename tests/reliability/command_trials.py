@@ -16,15 +16,15 @@ def prepare(root: str) -> None:
 
     From then on charts are blank, and the demo uses a fast model and small images, which saves most of the time.
     """
-    from matplotlib.figure import Figure
     from skimage import data
 
+    from blank_charts import blank_charts
     from cellwright.api import demo
     from cellwright.data import synthetic
 
     workshop.make(root)
     os.chdir(root)
-    Figure.draw = lambda figure, renderer: None
+    blank_charts()
     for name in ("cell", "coins"):
         small = getattr(data, name)()[100:150, 100:150]
         setattr(data, name, lambda small=small: small)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from tiny_run import draw_samples, long_config, tiny_config, tiny_train, weight_sum
+from tiny_run import (
+    draw_samples,
+    forked,
+    kill_again_and_again,
+    long_config,
+    n_lines,
+    tiny_config,
+    tiny_train,
+    weight_sum,
+)
 
 from cellwright.config.input import DataConfig
 from cellwright.core import interrupts
 
-PROGRAM = Path(__file__).with_name("tiny_run.py")
-STEPS = 90
+STEPS = 40
 
 
 def bits(run: Path) -> dict[str, bytes]:
@@ -43,35 +49,26 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     return folder / "run", folder / "data"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_killed_run_with_loader_processes_resumes(tmp_path: Path, uninterrupted: tuple[Path, Path]) -> None:
-    (expected, data), workers, kill_after = uninterrupted, 2, 29
-    run = tmp_path / "run"
-    command = [sys.executable, str(PROGRAM), str(run), str(data), str(workers), str(STEPS)]
-    killed = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (expected, data), workers, kill_after = uninterrupted, 2, 15
+    run, config = tmp_path / "run", tiny_config(length=f"{STEPS} steps", ema_decay=0.9)
+    killed = forked(lambda: tiny_train(run, draw_samples(data), config, data=DataConfig(workers=workers)))
     # The exact moment does not matter.
-    wait_until(lambda: (run / "log.csv").exists() and (run / "log.csv").read_text().count("\n") > kill_after, killed)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert killed.stderr is not None
-    killed.stderr.close()
+    until = time.monotonic() + 60
+    while n_lines(run / "log.csv") <= kill_after:
+        assert os.waitpid(killed, os.WNOHANG) == (0, 0)
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    os.kill(killed, signal.SIGKILL)
+    _, status = os.waitpid(killed, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     assert not (run / "DONE").exists()
-    again = tiny_train(
-        run, draw_samples(data), tiny_config(length=f"{STEPS} steps", ema_decay=0.9), data=DataConfig(workers=workers)
-    )
+    again = tiny_train(run, draw_samples(data), config, data=DataConfig(workers=workers))
     assert again.finished
     assert bits(run) == bits(expected)
     assert losses(run) == losses(expected)
     assert [int(row[0]) for row in losses(run)] == list(range(1, STEPS + 1))
-
-
-def wait_until(condition, process: subprocess.Popen[bytes]) -> None:
-    """Wait until ``condition()`` is true while ``process`` runs."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -79,15 +76,11 @@ def wait_until(condition, process: subprocess.Popen[bytes]) -> None:
 def test_kills_at_random_points(tmp_path: Path, kills: int) -> None:
     """With accumulation, Adam, averaging and patience; a kill may hit a step, an evaluation or a checkpoint."""
     tiny_train(tmp_path / "uninterrupted", draw_samples(tmp_path / "data"), long_config())
-    command = [sys.executable, str(PROGRAM), str(tmp_path / "run"), str(tmp_path / "data"), str(kills)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    ends = [line.rpartition(" ")[2] for line in done.stdout.splitlines()]
-    assert ends == [str(int(signal.SIGKILL))] * kills + ["0"], done.stdout + done.stderr
+    ends = kill_again_and_again(tmp_path / "run", tmp_path / "data", kills)
+    assert ends == [-signal.SIGKILL] * kills + [0]
     assert bits(tmp_path / "run") == bits(tmp_path / "uninterrupted")
     assert losses(tmp_path / "run") == losses(tmp_path / "uninterrupted")
-    assert [int(row[0]) for row in losses(tmp_path / "run")] == list(range(1, 201))
+    assert [int(row[0]) for row in losses(tmp_path / "run")] == list(range(1, 101))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,12 @@
-"""A very small training: drawn images and a tiny network, with the real loader and loop.
-
-Tests import it. `test_resume.py` also runs it as a program, in order to kill it: ``python tiny_run.py RUN DATA WORKERS
-STEPS`` trains once, and ``python tiny_run.py RUN DATA KILLS`` kills itself at that many random points.
-"""
+"""A very small training: drawn images and a tiny network, with the real loader and loop."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -181,16 +177,25 @@ def tiny_train(
     return result
 
 
-def run_to_kill(root: Path, data: Path, workers: int, steps: int) -> None:
-    """The training that `test_resume.py` starts in its own process."""
-    config = tiny_config(length=f"{steps} steps", ema_decay=0.9)
-    tiny_train(root, draw_samples(data), config, data=DataConfig(workers=workers))
+def forked(function: Callable[[], object]) -> int:
+    """Call ``function`` in a child that can be killed; its process id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
 
 
 def long_config() -> TrainConfig:
-    """Two hundred steps with every feature that keeps a state."""
+    """A hundred steps with every feature that keeps a state."""
     return tiny_config(
-        length="200 steps",
+        length="100 steps",
         accumulate=2,
         optimiser="adam",
         lr=0.005,
@@ -208,29 +213,20 @@ def n_lines(log: Path) -> int:
     return 0
 
 
-def kill_again_and_again(root: Path, data: Path, kills: int) -> None:
-    """Train in a child process, kill it at a random point, resume in another one; the last one may finish."""
+def kill_again_and_again(root: Path, data: Path, kills: int) -> list[int]:
+    """Train in a child process, kill it at a random point, resume in another one; the last one may finish.
+
+    Returns how each ended: the exit code, or the signal as a negative number.
+    """
     samples, config, rng = draw_samples(data), long_config(), random.Random(3)
-    # The first step of a process takes seconds to import modules; do that once for all children.
-    tiny_train(root.with_name("warm"), samples, config, max_minutes=1e-9)
-    log = root / "log.csv"
-    for point in [*sorted(rng.uniform(0, 195) for _ in range(kills)), None]:
-        child = os.fork()
-        if child == 0:
-            tiny_train(root, samples, config)
-            os._exit(0)
+    log, ends = root / "log.csv", []
+    for point in [*sorted(rng.uniform(0, 95) for _ in range(kills)), None]:
+        child = forked(lambda: tiny_train(root, samples, config))
         while point is not None and n_lines(log) <= point:
             time.sleep(0.001)
         if point is not None:
             time.sleep(rng.uniform(0, 0.03))  # hits a step, an evaluation, or the writing of a checkpoint
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        print(f"kill after {point}, rows {n_lines(log) - 1}, status {status}", flush=True)
-
-
-if __name__ == "__main__":
-    run, drawn, *numbers = sys.argv[1:]
-    if len(numbers) == 1:
-        kill_again_and_again(Path(run), Path(drawn), int(numbers[0]))
-    else:
-        run_to_kill(Path(run), Path(drawn), int(numbers[0]), int(numbers[1]))
+        ends.append(os.waitstatus_to_exitcode(status))
+    return ends

@@ -12,6 +12,7 @@ from detectron2_fixture import (
     OUTPUT_HW,
     Fixture,
     build,
+    check_losses,
     check_losses_and_gradients,
     read_fixture,
     unmatched,
@@ -139,8 +140,18 @@ def test_mask_targets_from_layers(fixture: Fixture) -> None:
     assert np.array_equal(ours.bool().numpy(), fixture.mask_targets("all_bitmask"))
 
 
+def build_for_all_samples(fixture: Fixture) -> MaskRCNN:
+    return build(fixture, config(anchors_per_image=65536, regions_per_image=16384, region_fraction=0.5))
+
+
+@torch.no_grad()
+def test_losses(fixture: Fixture) -> None:
+    check_losses(fixture, "all_bitmask", build_for_all_samples(fixture).losses(fixture.batch))
+
+
+@pytest.mark.slow  # those of the network with a pyramid are checked always
 def test_losses_and_gradients(fixture: Fixture) -> None:
-    network = build(fixture, config(anchors_per_image=65536, regions_per_image=16384, region_fraction=0.5))
+    network = build_for_all_samples(fixture)
     check_losses_and_gradients(network, fixture, "all_bitmask", network.losses(fixture.batch))
 
 

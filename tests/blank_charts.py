@@ -1,0 +1,29 @@
+"""Charts that stay blank, which saves seconds per training; tests of charts draw them, see `real_charts`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+def blank_charts() -> dict[str, Callable[..., object]]:
+    """Have charts stay blank in this process; returns what `monkeypatch` sets to draw them."""
+    from matplotlib.figure import Figure
+
+    from cellwright.report import curves
+
+    drawn = {"matplotlib.figure.Figure.draw": Figure.draw, "cellwright.report.curves._plot": curves._plot}
+    Figure.draw = lambda figure, renderer: None
+    curves._plot = _write_blank
+    return drawn
+
+
+def _write_blank(path: Path, *_: object) -> None:
+    import cv2
+
+    from cellwright.core.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        Path(temporary).write_bytes(cv2.imencode(".png", np.full((8, 12), 255, np.uint8))[1].tobytes())
