@@ -23,11 +23,15 @@ from cellwright.data.synthetic import draw_field
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
 HW = (128, 160)
-SHORT_UNET = ("--set=train.length=2 steps", "--set=train.warmup=1 step", "--set=train.evaluate_every=2 steps")
+SHORT_UNET = (
+    "--set=train.length=2 steps",
+    "--set=train.warmup=1 step",
+    "--set=train.evaluate_every=2 steps",
+    "--set=augment.crop_px=96",
+)
 SHORT_RCNN = (
     *SHORT_UNET,
     "--set=train.checkpoint_every=2 steps",
-    "--set=augment.crop_px=96",
     "--set=model.box_head.score_threshold=0.0",
     "--set=model.backbone.width=8",
     "--set=model.fpn.channels=16",

@@ -26,11 +26,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pyte
     words = ["predict", "field.tif", "--tile=128", "--diameter=24", "--labels=tiff", "--quiet"]
     killed: list[int] = []
     with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        auto_restart=False,  # the other worker does the rest
-        dashboard_address=None,
-        local_directory=tmp_path / "scratch",
+        n_workers=2, processes=True, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path / "scratch"
     ) as cluster:
         monkeypatch.chdir(tmp_path)  # the workers are elsewhere, where relative paths would not be found
         pids = distributed.Client(cluster).run(os.getpid)
