@@ -23,6 +23,9 @@ from cellwright.data.synthetic import draw_field
 
 EDITS = 5
 HOST = "cellwrightPage.viewer.host.getBoundingClientRect()"
+# The names of files that are dropped in folders.
+NAMED = """import("/static/images.js").then(({named}) =>
+  named(["p/y.png", "p/b/x.png", "p/c/x.png", "p/z.png", "q/z.png"].map((name) => [name, null])).map(([name]) => name))"""
 # What the pointer meets over the picture instead of the picture.
 COVERED = f"""(() => {{
   const {{left, top, right, bottom}} = {HOST}, met = new Set();
@@ -165,6 +168,30 @@ def paint(visitor: Visitor) -> None:
     visitor.until("!cellwrightPage.viewer.osd.isAnimating?.() && !cellwrightPage.viewer.moving")
 
 
+def see_the_focus(visitor: Visitor) -> None:
+    """Whatever has the focus has a ring whose contrast with what was there is at least 3:1 (AA)."""
+    visitor.look("cellwrightPage.viewer.osd.viewport.zoomTo(3, null, true)")
+    visitor.press("Alt+1")
+    for name in ("#picture", ".segment[aria-pressed=true]", ".segment[aria-pressed=false]", ".tool[aria-pressed=true]"):
+        one = visitor.page.locator(name).first
+        box = one.bounding_box()
+        assert box is not None
+        clip = {"x": box["x"] - 4, "y": box["y"] - 4, "width": box["width"] + 8, "height": box["height"] + 8}
+        lights = []
+        for focus in (False, True):
+            visitor.look("document.activeElement?.blur()")
+            if focus:
+                one.evaluate("(element) => element.focus({focusVisible: true})")
+            picture = cv2.imdecode(np.frombuffer(visitor.page.screenshot(clip=clip), np.uint8), cv2.IMREAD_COLOR)
+            part = picture / 255
+            linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+            lights.append(linear @ [0.0722, 0.7152, 0.2126] + 0.05)
+        contrast = np.maximum(*lights) / np.minimum(*lights)
+        inside = 2 * (box["width"] + box["height"] - 12)  # a ring of one pixel within the element
+        assert (contrast >= 3).sum() > inside, name
+    visitor.press("0", "Escape")
+
+
 def train(visitor: Visitor) -> dict[str, Any]:
     """Start a training, cancel it after some steps, and resume it; returns the result."""
     latest = "cellwrightPage.jobs.latest('train')"
@@ -292,8 +319,11 @@ def tell(tmp_path: Path, chromium: str, worker: Any) -> None:
     images = draw_images(tmp_path / "images")
     project = tmp_path / "project"
     with serve(project, tmp_path, worker) as link, visit(link, chromium) as visitor:
+        (tmp_path / "images" / "notes.txt").touch()
         visitor.drop([tmp_path / "images"])
         visitor.until(f"({READY}) && cellwrightPage.images.images.length === {len(images)}")
+        assert "3 images added; 1 other file left out" in visitor.page.inner_text("#toasts")
+        assert visitor.look(NAMED) == ["y.png", "b_x.png", "c_x.png", "p_z.png", "q_z.png"]
         visitor.page.select_option("#model", "classical")
         visitor.job("predict", "#predict-all")
         visitor.until("cellwrightPage.objects.count")
@@ -304,6 +334,7 @@ def tell(tmp_path: Path, chromium: str, worker: Any) -> None:
         undo_and_redo(visitor, predicted, corrected)
         draw_with_keys(visitor)
         paint(visitor)
+        see_the_focus(visitor)
         visitor.press("Alt+6")
         exported = [export(visitor, project, name) for name in ("geojson", "label_images")]
         evaluate(visitor)

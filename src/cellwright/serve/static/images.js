@@ -375,7 +375,7 @@ export class ImageList {
 }
 
 /** Files under the names that they get: without their folders, except where two files have the same name. */
-function named(files) {
+export function named(files) {
   const forms = [
     (parts) => parts.at(-1),
     (parts) => parts.slice(1).join("_") || parts[0],

@@ -113,7 +113,7 @@ function table(page) {
     [
       "View",
       "Space + drag",
-      "Move the picture with any tool (or the middle button)",
+      "Move the picture with any tool (or the middle button, or two fingers)",
       (e) => e.key === " ",
       () => {
         tools.space = true;

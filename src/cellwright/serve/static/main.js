@@ -71,6 +71,7 @@ class Page extends EventTarget {
       this.images.visible.find((image) => `#${image.id}` === decodeURIComponent(location.hash)) ??
       this.images.visible[0];
     if (first) await this.openImage(first.id);
+    if (first && this.images.images.every((image) => image.state === "new")) this.openTab(1); // the next step
     this.jobs.load();
   }
 

@@ -19,7 +19,7 @@ export class TrainPanel {
       id: "minutes",
       "aria-label": "Minutes",
     });
-    this.name = h("input", { type: "text", value: "", placeholder: "named by date", spellcheck: false, maxLength: 60 });
+    this.name = h("input", { type: "text", value: "", placeholder: "numbered: train-1", spellcheck: false, maxLength: 60 });
     this.progress = h("div", { class: "job-panel" });
     this.losses = lineChart("Losses over steps", "loss");
     this.metrics = lineChart("Validation metrics over steps", "metric");
