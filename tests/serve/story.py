@@ -24,8 +24,10 @@ from cellwright.data.synthetic import draw_field
 EDITS = 5
 HOST = "cellwrightPage.viewer.host.getBoundingClientRect()"
 # The names of files that are dropped in folders.
-NAMED = """import("/static/images.js").then(({named}) =>
-  named(["p/y.png", "p/b/x.png", "p/c/x.png", "p/z.png", "q/z.png"].map((name) => [name, null])).map(([name]) => name))"""
+NAMED = """import("/static/images.js").then(({named}) => {
+  const files = ["p/y.png", "p/b/x.png", "p/c/x.png", "p/z.png", "q/z.png"].map((name) => [name, null]);
+  return named(files).map(([name]) => name);
+})"""
 # What the pointer meets over the picture instead of the picture.
 COVERED = f"""(() => {{
   const {{left, top, right, bottom}} = {HOST}, met = new Set();
