@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -87,6 +88,11 @@ def memory_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def shown(name: str, seconds: list[float]) -> str:
     ms = np.array(seconds) * 1000
     return (
@@ -115,7 +121,8 @@ def main() -> None:
         cookie = (connection.getresponse().getheader("set-cookie") or "").split(";")[0]
         seconds, answer = Client(host, cookie).ask("/api/images/a")
         facts = json.loads(answer)
-        print(f"opened in {seconds:.1f} s, {memory_mb(server.pid):.0f} MB")
+        print(f"opened in {seconds:.1f} s, {cpu_s(server.pid):.1f} s of CPU, {memory_mb(server.pid):.0f} MB")
+        before_s = cpu_s(server.pid)
         times: dict[str, list[float]] = {"tiles": [], "labels": []}
         strokes: list[float] = []
         end = time.monotonic() + args.seconds
@@ -131,6 +138,7 @@ def main() -> None:
             print(f"memory {memory_mb(server.pid):.0f} MB")
         for thread in threads:
             thread.join()
+        print(f"{cpu_s(server.pid) - before_s:.1f} s of CPU")
         for name, values in (*times.items(), ("strokes", strokes)):
             if not values:
                 continue

@@ -177,6 +177,13 @@ class Annotation:
             names = [[entry.name for entry in entries[-_REMEMBERED:]] for entries in (self._done, self._undone)]
             return {"undo": names[0], "redo": names[1]}
 
+    def next_steps(self) -> dict[str, str | None]:
+        """The names of what is undone and redone next."""
+        return {
+            "undo": self._done[-1].name if self._done else None,
+            "redo": self._undone[-1].name if self._undone else None,
+        }
+
     def snapshot(self) -> Frozen:
         """All as it is now, for threads that do not lock."""
         with self.lock:

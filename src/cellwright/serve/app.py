@@ -271,7 +271,8 @@ def edit(request: Request, image_id: str, wanted: Edit) -> Response:
         answer = _answer(annotation, applied)
         if annotation.rev != before:
             page.project.edited(image_id, annotation)
-            page.events.publish({"kind": "edit", "image": image_id, "client": wanted.client, **answer})
+            places = [{name: box[name] for name in ("y0", "x0", "h", "w")} for box in answer["boxes"]]
+            page.events.publish({"kind": "edit", "image": image_id, "client": wanted.client, **answer, "boxes": places})
     return _json(answer)
 
 
@@ -284,6 +285,7 @@ def _answer(annotation: Annotation, applied: Applied) -> dict[str, Any]:
         "boxes": [_box(annotation, box) for box in applied.boxes],
         "objects": {"changed": _columns(columns_of(rows)), "removed": removed},
         "message": applied.message,
+        **annotation.next_steps(),
     }
     if applied.reload:
         answer["reload"] = True

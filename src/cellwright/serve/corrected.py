@@ -226,24 +226,16 @@ def write_labels(path: Path, frozen: Frozen) -> None:
     """Write the label image, uint32, without the objects that are hidden; chunk by chunk."""
     import tifffile
 
-    def tiles() -> Iterator[np.ndarray]:
-        for _, pixels in frozen.pixels:
-            tile = np.zeros((CHUNK, CHUNK), np.uint32)
-            if pixels is not None:
-                tile[: pixels.shape[0], : pixels.shape[1]] = pixels
-                if frozen.hidden.size:
-                    tile[np.isin(tile, frozen.hidden)] = 0
-            yield tile
-
     height, width = frozen.pixels.image_hw
     with atomic_path(path) as temporary:
         tifffile.imwrite(
             temporary,
-            tiles(),
+            frozen.pixels.packed(frozen.hidden),  # zlib, as in the file
             shape=(height, width),
             dtype=np.uint32,
             tile=(CHUNK, CHUNK),
             compression="zlib",
+            byteorder="<",
             photometric="minisblack",
             metadata=None,
             bigtiff=height * width * 4 > 1 << 31,

@@ -242,6 +242,27 @@ class Snapshot:
             else:
                 yield box, np.ascontiguousarray(self._base(row, column), np.uint32)
 
+    def packed(self, hidden: np.ndarray) -> Iterator[bytes]:
+        """Each chunk as `packed` makes it, padded to its full size with background; without some objects."""
+        blank = packed(np.zeros((CHUNK, CHUNK), np.uint32))
+        for row, column in self._grid:
+            box, part = self._grid.box_of(row, column), self._parts.get((row, column))
+            if isinstance(part, bytes) and box.hw == (CHUNK, CHUNK) and not hidden.size:
+                yield part
+                continue
+            if isinstance(part, bytes):
+                part = unpacked(part, box.hw)
+            elif part is None and self._base is not None:
+                part = self._base(row, column)
+            if part is None:
+                yield blank
+                continue
+            tile = np.zeros((CHUNK, CHUNK), np.uint32)
+            tile[: box.hw[0], : box.hw[1]] = part
+            if hidden.size:
+                tile[np.isin(tile, hidden)] = 0
+            yield packed(tile)
+
 
 def packed(pixels: np.ndarray) -> bytes:
     """Label pixels as bytes in the format of zlib; labels have long runs, so fast compression is enough."""

@@ -243,11 +243,10 @@ def parse_shown(text: str) -> tuple[Channel, ...]:
 
 
 def rendered(raw: np.ndarray, channels: Sequence[Channel]) -> np.ndarray:
-    """Values (h, w, C) as RGB (h, w, 3) uint8: the sum of the channels in their colours."""
+    """Values (h, w, C) as RGB (h, w, 3) uint8, or (h, w) where it is grey: the sum of the channels in their colours."""
     known = [channel for channel in channels if channel.channel < raw.shape[2]]
     if len(known) == 1 and known[0].colour.lower() == "#ffffff":
-        grey = _shade(raw[:, :, known[0].channel], known[0])
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return _shade(raw[:, :, known[0].channel], known[0])
     total = np.zeros((*raw.shape[:2], 3), np.uint16)
     for channel in known:
         shade = _shade(raw[:, :, channel.channel], channel)
@@ -293,8 +292,9 @@ def _channel_facts(name: str, values: np.ndarray, colour: str, *, is_plain: bool
     return ChannelFacts(name, values.dtype.name, histogram.tolist(), edges, low, high, colour)
 
 
-def _jpeg(rgb: np.ndarray) -> bytes:
+def _jpeg(picture: np.ndarray) -> bytes:
+    """A picture, RGB (h, w, 3) or grey (h, w)."""
     import cv2
 
-    ordered = np.ascontiguousarray(rgb[:, :, ::-1])
+    ordered = np.ascontiguousarray(picture if picture.ndim == 2 else picture[:, :, ::-1])
     return cv2.imencode(".jpg", ordered, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
