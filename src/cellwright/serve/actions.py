@@ -241,13 +241,15 @@ def _paint(context: _Context, box: Box, where: np.ndarray, number: int | None, n
     new = edits.painted(old, where, new_number, context.free(old, number))
     change.set_pixels(box, old, new)
     if not change.pixels:
-        change.message = "all of this belongs to other objects already" if where.any() else "this covers no pixel"
+        change.message = (
+            "all these pixels belong to other objects" if where.any() else "this does not cover any pixel"
+        )
         return change
     if number is None:
         class_id = context.class_of(context.edit.class_id)
         change.drawn[new_number] = Row(new_number, 0, 0, 0, 0, 0, None, class_id, True)
         if (parts := edits.n_parts(new == new_number)) > 1:
-            change.message = f"the new object has {parts} separate parts: other objects lie between"
+            change.message = f"the new object has {parts} separate parts, because other objects lie between them"
     return change
 
 
@@ -341,7 +343,7 @@ def _ignore_region(context: _Context) -> Change:
     state, outline = context.annotation.state, context.edit.outline or []
     box = context.box(edits.box_around(outline, 0))
     if not edits.inside(outline, box).any():
-        raise UsageError("this outline is around no pixel", expected="an outline around a part of the image")
+        raise UsageError("this outline does not contain any pixel", expected="an outline around part of the image")
     if len(state.regions) >= MAX_REGIONS:
         raise UsageError("too many regions", got=len(state.regions), expected=f"at most {MAX_REGIONS} of an image")
     change = context.change("mark a region as not annotated")

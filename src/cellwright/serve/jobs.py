@@ -227,7 +227,7 @@ class JobQueue:
         with self._lock:
             for job in self._jobs.values():
                 if job.state == "running":  # when the server ended
-                    job.state, job.text = "queued", "goes on where it was interrupted"
+                    job.state, job.text = "queued", "resuming where it was interrupted"
                     if job.starts >= MAX_STARTS:
                         message = f"was interrupted by the end of the server {count(job.starts, 'time')}"
                         self._finish(job, "failed", error={"message": message, "details": ""})

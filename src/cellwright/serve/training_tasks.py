@@ -115,11 +115,13 @@ class TrainTask(Task):
             part, held_out = truth_part(place.project, self.images), self._held_out(place, images)
             samples = [dataclasses.replace(s, split="val" if s.id in held_out else "train") for s in part.named]
             if held_out & earlier_splits(place.project.folder, place.folder.name)[0]:
-                text = "the held-out images were used for an earlier training, so the comparison may be too good"
+                text = "the held-out images were used in an earlier training, so the comparison may be optimistic"
                 reporter.note(f"warning: {text}; correct another image, which will be held out")
             if not held_out:
                 samples = [dataclasses.replace(sample, split=None) for sample in samples]
-                reporter.note("one image leaves none to test the new model on; correct another one to see a comparison")
+                reporter.note(
+                    "there is no image left to test the new model on; correct another one to compare it with the old model"
+                )
             write_dataset(part.named.with_samples(samples), data)
             self._note_regions(part, train.plan, reporter)
         trained, tested = splits_of(data / "dataset.json")
@@ -156,7 +158,7 @@ class TrainTask(Task):
         is_boxes = isinstance(load_recipe(plan.recipe, plan.set, plan.init).model, RCNNConfig)
         if is_boxes and any(sample.read_instances().ignore.any() for sample in part.named):
             text = "this kind of network learns from boxes: what lies in the box around a region that is not annotated"
-            reporter.note(f"warning: {text} does not count; mark rectangles, or choose a U-Net recipe")
+            reporter.note(f"warning: {text} is ignored too; mark rectangles, or choose a U-Net recipe")
 
 
 class TuneTask(Task):

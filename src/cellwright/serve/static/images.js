@@ -208,9 +208,9 @@ export class ImageList {
   async takeOff(image) {
     const sure = await dialog(
       "Remove from the project?",
-      h("p", { text: `${image.name} leaves this project. Your file is not touched.` }),
+      h("p", { text: `${image.name} will be removed from this project. The file itself is kept.` }),
       [
-        { text: "Keep", value: false },
+        { text: "Cancel", value: false },
         { text: "Remove", value: true, primary: true },
       ],
     );

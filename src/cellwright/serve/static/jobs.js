@@ -72,7 +72,7 @@ export class Jobs extends EventTarget {
     else if (job.state === "cancelled") toast(`${name} cancelled`);
     else if (job.result?.failures?.length)
       toast(`${job.text || name}; failed for some images:\n${job.result.failures.join("\n")}`, "error");
-    else if (this.page.openPanel !== job.verb) toast(job.text || `${name} done`);
+    else if (this.page.openPanel !== job.verb) toast(job.text || `${name} finished`);
     this.dispatchEvent(new CustomEvent("change", { detail: job }));
     this.dispatchEvent(new CustomEvent("end", { detail: job }));
   }
@@ -93,7 +93,7 @@ export class Jobs extends EventTarget {
       return;
     }
     host.replaceChildren(
-      h("span", { text: `${NAMES[job.verb] ?? job.verb}${job.state === "queued" ? " waits" : ""}` }),
+      h("span", { text: `${NAMES[job.verb] ?? job.verb}${job.state === "queued" ? " (queued)" : ""}` }),
       meter(job),
       h("span", { class: "muted clip", text: job.text ?? "" }),
       button({
@@ -196,7 +196,7 @@ export function command(text) {
   return h(
     "details",
     { class: "command" },
-    h("summary", { text: "Same as on the command line" }),
+    h("summary", { text: "Equivalent command line" }),
     h("pre", { tabIndex: 0, text }),
     button({
       symbol: "copy",

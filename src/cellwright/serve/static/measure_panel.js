@@ -336,7 +336,7 @@ export class MeasurePanel {
       ),
     );
     if (this.ranges)
-      rows.push(button({ text: "Gate by the rectangle", kind: "small", click: () => this.gateRanges() }));
+      rows.push(button({ text: "Use the rectangle as gates", kind: "small", click: () => this.gateRanges() }));
     if (!rows.length) rows.push(h("p", { class: "muted", text: "None" }));
     this.gateHost.replaceChildren(...rows);
   }

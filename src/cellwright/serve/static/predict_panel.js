@@ -39,7 +39,7 @@ export class PredictPanel {
       max: 1,
       step: 0.01,
       value: 0,
-      label: "Smallest score",
+      label: "Minimum score",
       id: "score-slider",
       input: () => this.filter(),
     });
@@ -48,7 +48,7 @@ export class PredictPanel {
       max: 1,
       step: 0.005,
       value: 0,
-      label: "Smallest area",
+      label: "Minimum area",
       id: "area-slider",
       input: () => this.filter(),
     });
@@ -58,7 +58,7 @@ export class PredictPanel {
     this.apply = button({
       text: "Apply",
       kind: "small",
-      title: "What is hidden now stays out of exports, measurements and training",
+      title: "Leave the hidden objects out of exports, measurements and training too",
       click: () => this.accept(),
     });
     host.append(
@@ -83,7 +83,7 @@ export class PredictPanel {
               click: () => page.info && page.tools.use("line"),
             }),
           ),
-          { hint: "In pixels; if empty, estimated for each image" },
+          { hint: "In pixels; estimated for each image if empty" },
         ),
         field("Views", this.views),
         field("Keep images corrected by hand as they are", this.keep, { inline: true }),
@@ -110,9 +110,9 @@ export class PredictPanel {
       h(
         "section",
         {},
-        h("h3", { text: "Which objects are shown" }),
-        h("div", { class: "slider-row" }, h("span", { text: "Score at least" }), this.score, this.scoreText),
-        h("div", { class: "slider-row" }, h("span", { text: "Area at least" }), this.area, this.areaText),
+        h("h3", { text: "Objects shown" }),
+        h("div", { class: "slider-row" }, h("span", { text: "Minimum score" }), this.score, this.scoreText),
+        h("div", { class: "slider-row" }, h("span", { text: "Minimum area" }), this.area, this.areaText),
         h("div", { class: "row" }, this.shownText, h("span", { class: "grow" }), this.apply),
         h("p", {
           class: "hint",

@@ -27,21 +27,21 @@ export const TOOLS = [
     key: "D",
     title: "Draw outline",
     drags: true,
-    hint: "Draw around a new object, or click its corners; Enter closes.",
+    hint: "Draw around a new object, or click its corners; Enter closes the outline.",
   },
   {
     name: "brush",
     key: "B",
     title: "Brush",
     drags: true,
-    hint: "Start on an object to extend it, beside objects for a new one. Wheel sets the size.",
+    hint: "Start on an object to extend it, or elsewhere to paint a new one. The wheel sets the size.",
   },
   {
     name: "erase",
     key: "E",
     title: "Eraser",
     drags: true,
-    hint: "Erase pixels of the selected objects, or of all where none is selected. Wheel sets the size.",
+    hint: "Erases the selected objects, or any object if none is selected. The wheel sets the size.",
   },
   { name: "merge", key: "M", title: "Merge", drags: true, hint: "Click two objects to make them one." },
   {
@@ -439,7 +439,7 @@ export class Tools extends EventTarget {
     }
     const most = [...counts].sort((a, b) => b[1] - a[1])[0]?.[0];
     const chosen = objects.selected.size === 1 ? [...objects.selected][0] : most;
-    if (!chosen || !counts.has(chosen)) return toast("The line crosses no object");
+    if (!chosen || !counts.has(chosen)) return toast("The line does not cross an object");
     return this.page.edit({ op: "split", id: chosen, line });
   }
 

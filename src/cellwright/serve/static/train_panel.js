@@ -41,7 +41,7 @@ export class TrainPanel {
         this.list,
         h("p", {
           class: "hint",
-          text: "Images count as corrected once they are edited or marked (Q). Some are held out to compare the new model with the old one.",
+          text: "An image counts as corrected once you have edited or marked it (Q). Some are held out, to compare the new model with the old one.",
         }),
       ),
       h(
@@ -106,7 +106,7 @@ export class TrainPanel {
       rows.push(
         h("p", {
           class: "muted",
-          text: "None yet. Correct some images first; a handful with a hundred objects is a good start.",
+          text: "None yet. Correct some images first: a few images with about a hundred objects are a good start.",
         }),
       );
     this.list.replaceChildren(...rows);
@@ -157,7 +157,7 @@ export class TrainPanel {
 
   /** Before and after on the held-out images, as numbers with bars and in pictures. */
   compare({ model, before, after, finished, held_out: heldOut, pictures }, id) {
-    const parts = [h("p", {}, "New model ", h("strong", { text: model }), ", in the list under Predict.")];
+    const parts = [h("p", {}, "New model ", h("strong", { text: model }), ": choose it under Predict.")];
     const names = Object.keys(after ?? {})
       .filter((name) => typeof after[name] === "number")
       .sort((a, b) => rank(a) - rank(b))
