@@ -241,9 +241,7 @@ def _paint(context: _Context, box: Box, where: np.ndarray, number: int | None, n
     new = edits.painted(old, where, new_number, context.free(old, number))
     change.set_pixels(box, old, new)
     if not change.pixels:
-        change.message = (
-            "all these pixels belong to other objects" if where.any() else "this does not cover any pixel"
-        )
+        change.message = "all these pixels belong to other objects" if where.any() else "this does not cover any pixel"
         return change
     if number is None:
         class_id = context.class_of(context.edit.class_id)

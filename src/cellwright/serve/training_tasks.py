@@ -120,7 +120,7 @@ class TrainTask(Task):
             if not held_out:
                 samples = [dataclasses.replace(sample, split=None) for sample in samples]
                 reporter.note(
-                    "there is no image left to test the new model on; correct another one to compare it with the old model"
+                    "no image is left to test the new model on; correct another one to compare it with the old model"
                 )
             write_dataset(part.named.with_samples(samples), data)
             self._note_regions(part, train.plan, reporter)
