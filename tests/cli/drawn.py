@@ -19,6 +19,8 @@ TINY = (
     "--set=augment.crop_px=96",
     "--set=model.backbone.width=8",
     "--set=model.fpn.channels=16",
+    "--set=model.rpn.post_nms_test=200",
+    "--set=model.box_head.detections_per_image=100",
 )
 
 
