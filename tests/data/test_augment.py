@@ -158,7 +158,7 @@ def test_objects_below_the_visible_share_are_dropped_and_ignored_regions_are_kep
     masks, _ = MaskSet.from_label_map(labels_map)
     instances = Instances.from_masks(masks, class_ids=np.array([0, 1, 2]), ignore=np.array([False, False, True]))
     out = warp_labels(Labels.from_instances(instances), Geometry((0, 0, 10, 10), (10, 10)), 0.25)
-    assert out.class_ids.tolist() == [0, 2]
+    assert out.class_ids.tolist() == [0, 0]
     assert out.ignore.tolist() == [False, True]
     assert out.boxes.tolist() == [[8, 0, 10, 2], [9, 7, 10, 9]]
     assert np.count_nonzero(out.layers[0, 4:6]) == 0

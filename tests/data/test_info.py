@@ -27,31 +27,32 @@ def test_objects_with_known_properties(tmp_path: Path) -> None:
     first = dataclasses.replace(drawn_sample(tmp_path, "a", instances, 0), split="train", pixel_size_um=(0.5, 0.5))
     second = dataclasses.replace(drawn_sample(tmp_path, "b", Instances.empty(HW), 1), split="val", group="g")
     info = describe_dataset(Dataset((first, second), ("x", "y")))
-    assert (info.n_images, info.n_objects, info.n_images_without_objects) == (2, 6, 1)
+    assert (info.n_images, info.n_objects, info.n_images_without_objects) == (2, 5, 1)
     assert (info.n_ignored, info.n_empty_masks, info.n_groups) == (1, 0, 1)
-    assert info.by_class == {"x": 5, "y": 1}
-    assert info.splits["train"].by_class == {"x": 5, "y": 1}
+    assert info.by_class == {"x": 4, "y": 1}
+    assert info.splits["train"].by_class == {"x": 4, "y": 1}
+    assert info.ignored_share == pytest.approx(16 / 10_000)
     assert (info.splits["val"].n_images, info.splits["val"].n_objects) == (1, 0)
     assert info.n_overlapping == 2
-    assert info.touching_share == pytest.approx(4 / 6)
-    assert info.foreground_share == pytest.approx((6 * 16 - 4) / (2 * 50 * 100))
+    assert info.touching_share == pytest.approx(4 / 5)
+    assert info.foreground_share == pytest.approx((5 * 16 - 4) / (2 * 50 * 100 - 16))
     assert info.diameter_px is not None
     assert info.diameter_um is not None
     assert info.diameter_px.percentiles[2] == pytest.approx(np.sqrt(64 / np.pi))
     assert info.diameter_um.percentiles[2] == pytest.approx(np.sqrt(64 / np.pi) / 2)
     assert info.objects_per_megapixel is not None
-    assert info.objects_per_megapixel.greatest == pytest.approx(6 / 0.005)
+    assert info.objects_per_megapixel.greatest == pytest.approx(5 / (0.005 - 16e-6))
     assert info.image_sizes == {"50 x 100": 2}
     assert info.pixel_types == {"8 bit, 3 channels": 2}
-    assert json.loads(json.dumps(info.to_dict()))["splits"]["train"]["n_objects"] == 6
-    assert ("split train", "1 image, 6 objects (x 5, y 1)") in info.rows()
+    assert json.loads(json.dumps(info.to_dict()))["splits"]["train"]["n_objects"] == 5
+    assert ("split train", "1 image, 5 objects (x 4, y 1)") in info.rows()
 
 
 def test_datasets_without_objects_or_with_empty_masks_have_no_quantiles() -> None:
     info = describe_dataset(counted_dataset([[0], [0]]))
     assert info.diameter_px is None
     assert info.touching_share is None
-    assert dict(info.rows())["objects"] == "0 (0 ignored, 0 empty)"
+    assert dict(info.rows())["objects"] == "0 (0 empty)"
     empty = Instances.from_masks(MaskSet.from_dense(np.zeros((1, *HW), bool)))
     info = describe_dataset(Dataset((Sample("a", None, HW, Loaded(empty)),), ("x",)))
     assert (info.n_empty_masks, info.diameter_px) == (1, None)

@@ -217,7 +217,7 @@ def test_ignored_regions_are_kept_and_dropped_objects_are_removed() -> None:
     label_map[0:4, 4:14] = 3  # partly visible, and ignored
     label_map[36:40, 4:14] = 4  # partly visible, and not ignored
     labels = labels_of(label_map, np.array([False, False, True, False]))
-    labels = dataclasses.replace(labels, class_ids=np.array([5, 6, 7, 8]))
+    labels = dataclasses.replace(labels, class_ids=np.array([5, 6, 8, 7]))
     out = warp_labels(labels, Geometry((0, 0, 40, 40), (40, 40), affine=Affine(rotation_deg=45)), 0.9)
     assert out.class_ids.tolist() == [5, 7]
     assert out.ignore.tolist() == [False, True]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cellwright.core.ignored import resolve_ignored
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 
@@ -52,4 +53,4 @@ def draw_pair(
         class_ids=labels[filled],
         scores=None if scores is None else scores[filled],
     )
-    return truth, predicted
+    return resolve_ignored(truth), predicted

@@ -12,16 +12,29 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cellwright.core.ignored import ignored_region, resolve_ignored
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.masks import concat as concat_masks
 from cellwright.evaluation.coco import CAPS, RECALL_POINTS, CocoResult, coco_result, size_thirds
 from cellwright.evaluation.matching import PairOptions, pair_image
 
 Pair = tuple[Instances, Instances]
 
 
+def as_crowds(truth: Instances, n_classes: int) -> Instances:
+    """The objects as they count, with what is ignored as one crowd for each class."""
+    truth = resolve_ignored(truth)
+    objects, region = truth[~truth.ignore], ignored_region(truth)
+    classes = np.repeat(np.arange(n_classes), len(region))
+    masks = concat_masks([objects.masks, *[region] * n_classes])
+    class_ids = np.append(objects.class_ids, classes)
+    return Instances.from_masks(masks, class_ids=class_ids, ignore=np.arange(len(masks)) >= len(objects))
+
+
 def reference(pairs: Sequence[Pair], kind: str, n_classes: int, ours: CocoResult) -> COCOeval:
     """The evaluation of the same objects by the COCO API, in the same size bands."""
+    pairs = [(as_crowds(truth, n_classes), predicted) for truth, predicted in pairs]
     truth, results = COCO(), []
     truth.dataset = {
         "images": [{"id": i + 1, "height": t.image_hw[0], "width": t.image_hw[1]} for i, (t, _) in enumerate(pairs)],
@@ -60,6 +73,8 @@ def result(pairs: Sequence[Pair], kind: str, n_classes: int) -> CocoResult:
 
 
 def assert_equal(pairs: Sequence[Pair], kind: str, n_classes: int) -> None:
+    if kind == "box":  # for which a crowd of the API is its box
+        pairs = [(replace(truth, ignore=np.zeros_like(truth.ignore)), predicted) for truth, predicted in pairs]
     ours = result(pairs, kind, n_classes)
     theirs = reference(pairs, kind, n_classes, ours).eval
     for mine, name in ((ours.precision, "precision"), (ours.recall, "recall")):

@@ -45,8 +45,7 @@ def test_pairs_equal_dense_counting(draw: Callable[..., Pair], seed: int) -> Non
     pairs = pair_image(truth, predicted, "a", PairOptions(foreground=True))
     np.testing.assert_array_equal(dense(pairs, pairs.iou), dense_iou(truth.masks, predicted.masks))
     for class_id in (ALL_CLASSES, 0, 1, 2):
-        of_class = (truth.class_ids == class_id) | (class_id == ALL_CLASSES)
-        crowd = truth.masks.to_dense()[truth.ignore & of_class].any(0)
+        crowd = truth.masks.to_dense()[truth.ignore].any(0)
         planes = [
             side.masks[keep & ((side.class_ids == class_id) | (class_id == ALL_CLASSES))].to_dense().any(0) & ~crowd
             for side, keep in ((truth, ~truth.ignore), (predicted, np.ones(len(predicted), bool)))
@@ -134,9 +133,10 @@ def test_ignored_regions_excuse_predictions_inside_them(boxes: Callable[..., Ins
     assert one_to_one(pairs, 0.5).predicted.tolist() == [1]
 
 
-def test_a_matched_object_in_an_ignored_region_counts(boxes: Callable[..., Instances]) -> None:
-    truth = boxes((0, 0, 30, 30), (5, 5, 15, 15), ignore=np.array([True, False]))
-    pairs = pair_image(truth, boxes((5, 5, 15, 15)), "a", PairOptions()).without_ignored()
+def test_an_object_counts_unless_most_of_it_is_in_an_ignored_region(boxes: Callable[..., Instances]) -> None:
+    truth = boxes((0, 0, 30, 30), (5, 5, 15, 15), (26, 0, 36, 10), ignore=np.array([True, False, False]))
+    pairs = pair_image(truth, boxes((5, 5, 15, 15), (26, 0, 36, 10)), "a", PairOptions()).without_ignored()
+    assert (pairs.truth.ids.tolist(), pairs.predicted.ids.tolist()) == ([3], [2])
     assert one_to_one(pairs, 0.5).iou.tolist() == [1.0]
 
 

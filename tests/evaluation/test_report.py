@@ -74,7 +74,8 @@ def test_classes_and_objects(report: Report) -> None:
     assert report.per_class["n_truth"].sum() == report["n_truth"]
     truth = report.objects[report.objects["side"] == "truth"]
     assert (truth["kind"] == "missed").sum() == report["errors_missed"] == report.per_image["errors_missed"].sum()
-    assert len(report.objects) - len(truth) == report["n_predicted"]
+    counted = report.objects[report.objects.kind != "ignored"]
+    assert (counted.side == "prediction").sum() == report["n_predicted"]
     matched = truth[truth["kind"] == "correct"]
     assert (matched["partner_id"] > 0).all()
     assert (matched["iou"] >= 0.5).all()
@@ -84,7 +85,10 @@ def test_a_class_has_the_metrics_of_its_objects_alone(
     fields: tuple[list[Instances], list[Instances]], report: Report
 ) -> None:
     alone = [
-        [replace(s, class_ids=0 * s.class_ids) for s in (cells[cells.class_ids == 1] for cells in side)]
+        [
+            replace(s, class_ids=0 * s.class_ids)
+            for s in (cells[(cells.class_ids == 1) | cells.ignore] for cells in side)
+        ]
         for side in fields
     ]
     of_class = evaluate_pairs(*alone)

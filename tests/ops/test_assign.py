@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def test_no_boxes_and_no_objects() -> None:
     assert (ours.labels == BACKGROUND).all()
     assert (ours.objects == 0).all()
     assert len(assign(none, boxes, foreground_iou=0.5, background_iou=0.5, keep_best=False).labels) == 0
-    assert not inside_ignored(boxes, none, 0.5).any()
+    assert not inside_ignored(boxes, None, 0.5).any()
 
 
 def test_an_object_that_overlaps_no_box_gets_none() -> None:
@@ -67,10 +68,21 @@ def test_an_object_that_overlaps_no_box_gets_none() -> None:
     assert ours.labels.tolist() == [FOREGROUND, BACKGROUND]
 
 
-def test_ignored_share_refers_to_the_box() -> None:
-    region = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
-    boxes = torch.tensor([[10.0, 10.0, 20.0, 20.0], [95.0, 0.0, 105.0, 10.0], [96.0, 0.0, 106.0, 10.0]])
-    assert inside_ignored(boxes, region, 0.5).tolist() == [True, True, False]
+def test_ignored_share_counts_the_pixels_of_the_region_in_the_box() -> None:
+    rng = np.random.default_rng(3)
+    region = torch.from_numpy(rng.random((40, 60)) < 0.5)
+    corners = torch.from_numpy(rng.uniform(-10, 65, (300, 2, 2)).astype(np.float32))
+    boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+    shares = []
+    for x0, y0, x1, y1 in boxes.tolist():  # the overlap of the box with every pixel
+        wide = (np.minimum(np.arange(60) + 1, x1) - np.maximum(np.arange(60), x0)).clip(0)
+        high = (np.minimum(np.arange(40) + 1, y1) - np.maximum(np.arange(40), y0)).clip(0)
+        overlap = high[:, None] * wide
+        shares.append((overlap * region.numpy()).sum() / max(overlap.sum(), 1e-9))
+    ours = inside_ignored(boxes, region, 0.5)
+    decided = np.abs(np.array(shares) - 0.5) > 1e-6
+    assert 0.2 < ours.float().mean() < 0.8
+    assert (ours.numpy() == (np.array(shares) >= 0.5))[decided].all()
 
 
 def test_sampling_is_seeded_and_limited() -> None:

@@ -22,7 +22,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
 
 RANKED = ("coco", "coco_results")
-KEEP_IGNORED = ("coco", "geojson", "imagej_roi")  # formats that tell ignored regions from objects
+KEEP_IGNORED = ("coco", "geojson", "imagej_roi", "label_images")  # formats that tell ignored regions from objects
 FILES = (".json", ".zip", ".csv")  # other outputs are folders
 
 

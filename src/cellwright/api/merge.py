@@ -15,6 +15,7 @@ from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import FormatError, UsageError
 from cellwright.core.files import read_text
+from cellwright.core.ignored import counted_objects
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.safe_yaml import parse_yaml
@@ -120,7 +121,8 @@ def _class_table(dataset: Dataset) -> Table:
     splits = (*dataset.splits, *((None,) if any(sample.split is None for sample in dataset) else ()))
     counts = {split: np.zeros(len(dataset.class_names), np.int64) for split in splits}
     for sample in dataset:
-        counts[sample.split] += np.bincount(sample.read_instances().class_ids, minlength=len(dataset.class_names))
+        class_ids = counted_objects(sample.read_instances()).class_ids
+        counts[sample.split] += np.bincount(class_ids, minlength=len(dataset.class_names))
     rows = [
         (name, *(int(counts[split][k]) for split in splits), int(sum(counts[split][k] for split in splits)))
         for k, name in enumerate(dataset.class_names)

@@ -169,7 +169,7 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
         outline_px = max(round(1.5 / scale), 1)
         overlay = draw_overlay(image, cells, class_names=dataset.class_names, outline_px=outline_px, legend=False)
         size_wh = max(round(overlay.shape[1] * scale), 1), max(round(overlay.shape[0] * scale), 1)
-        caption = sample.id if has_only_images else f"{sample.id}: {count(len(cells), 'object')}"
+        caption = sample.id if has_only_images else f"{sample.id}: {count(int((~cells.ignore).sum()), 'object')}"
         tiles.append((caption, cv2.resize(overlay, size_wh, interpolation=cv2.INTER_AREA)))
     title = ", ".join([f"{len(picked)} of {count(len(dataset), 'image')}", *colours])
     styles = class_styles(dataset.class_names) if len(dataset.class_names) > 1 else ()

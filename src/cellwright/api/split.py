@@ -13,6 +13,7 @@ from cellwright.api.read import DATASET_FILE, is_dataset, read_annotations, read
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import OutputError, UsageError
+from cellwright.core.ignored import counted_objects
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 
@@ -135,5 +136,5 @@ def _table(folder: Path, title: str) -> Table:
     dataset, rows = read_dataset(folder), []
     for name in dataset.splits:
         part = dataset.with_split(name)
-        rows.append((name, len(part), sum(len(sample.read_instances()) for sample in part)))
+        rows.append((name, len(part), sum(len(counted_objects(sample.read_instances())) for sample in part)))
     return Table(title, ("split", "images", "objects"), rows)

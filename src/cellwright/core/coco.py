@@ -48,7 +48,12 @@ def decode(
     """
     category_of = [_category(annotation, k, source) for k, annotation in enumerate(annotations)]
     class_of = _class_ids(category_of, categories)
-    kept = [annotation for annotation, category in zip(annotations, category_of, strict=True) if category in class_of]
+    pairs = [
+        (annotation, class_of.get(category, 0), _is_crowd(annotation, source))
+        for annotation, category in zip(annotations, category_of, strict=True)
+    ]
+    pairs = [pair for pair, category in zip(pairs, category_of, strict=True) if category in class_of or pair[2]]
+    kept = [annotation for annotation, _, _ in pairs]
     if scored is None:
         scored = any("score" in annotation for annotation in kept)
     masks = _masks(kept, image_hw, source)
@@ -57,9 +62,9 @@ def decode(
         masks=masks,
         ids=_ids(kept),
         boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
-        class_ids=np.array([class_of[category] for category in category_of if category in class_of], np.int64),
+        class_ids=np.array([class_id for _, class_id, _ in pairs], np.int64),
         scores=np.array([_score(annotation, source) for annotation in kept], np.float32) if scored else None,
-        ignore=np.array([_is_crowd(annotation, source) for annotation in kept], bool),
+        ignore=np.array([is_ignored for _, _, is_ignored in pairs], bool),
         columns={} if scored else _recorded_areas(kept, masks),
     )
 

@@ -31,7 +31,8 @@ class Instances:
     masks: `MaskSet` of N masks.
     class_ids: (N,) int64, 0..K-1.
     scores: (N,) float32 in [0, 1], or None for ground truth.
-    ignore: (N,) bool, regions such as COCO's crowds, which evaluation neither rewards nor penalises.
+    ignore: (N,) bool, regions that are not annotated, such as COCO's crowds. They are no objects and, whatever their
+        class, neither train a model nor count in an evaluation; see `cellwright.core.ignored`.
     soft_masks: `SoftMasks` of N objects, or None. class_probs: (N, K) float32, or None.
     columns: named measurements, each (N,).
 
@@ -194,7 +195,7 @@ class Instances:
             ``ignore``), ``area`` and ``id`` are used if present.
         image_hw: (H, W).
         categories: the ``"categories"`` list of the file or a list of category ids, in the order of the class ids; or a
-            dictionary from category id to class id. Annotations of other categories are omitted. By default, the
+            dictionary from category id to class id. Objects of other categories are omitted. By default, the
             categories of ``annotations`` in ascending order.
         scored: True for predictions (every annotation must have a score), False for ground truth (scores are not
             read). By default, objects are predictions if any annotation has a score.

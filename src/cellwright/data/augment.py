@@ -55,7 +55,7 @@ def augment(
         ``config.min_visible`` of the area or no pixel remains are dropped; ignored regions are kept if a pixel remains.
     """
     frame = frame or Frame()
-    geometry = draw_geometry((image.shape[0], image.shape[1]), config, rng, frame)
+    geometry = draw_geometry((image.shape[0], image.shape[1]), config, rng, frame, counted=labels.counted_pixels())
     colour = draw_colour(config, rng)
     labels = warp_labels(labels, geometry, config.min_visible)
     pixels = warp_image(image, geometry, rule=frame.rule, fill=frame.fill)
@@ -63,9 +63,17 @@ def augment(
 
 
 def draw_geometry(
-    image_hw: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, frame: Frame | None = None
+    image_hw: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    frame: Frame | None = None,
+    *,
+    counted: np.ndarray | None = None,
 ) -> Geometry:
     """Draw crop, size, mirroring, rotation, shear, shift and elastic deformation for an image of size ``image_hw``.
+
+    counted: the pixels (H, W) bool that are annotated. Every crop then contains one of them, drawn at random, so places
+    with many are drawn more often than places with few. None: every crop is as likely.
 
     The same random numbers are drawn for every ``config``, so that disabling one change does not affect the others.
     """
@@ -77,13 +85,18 @@ def draw_geometry(
     scale = low * (high / low) ** draws[0] if log_uniform else low + draws[0] * (high - low)
     scale *= frame.scale
     window, sizes = [], []
+    wanted, again = _wanted_pixel(counted, draws)
     resized_hw = _resized_hw(cut_hw, draws[8], config, frame)
     for axis in (0, 1):
         cut, resized = cut_hw[axis], resized_hw[axis] * scale
         shown = cut if config.crop_px is None else min(cut, max(1, round(config.crop_px * cut / resized)))
         # A window that is not limited by the image gives exactly the size of the crop, without rounding twice.
         full = config.crop_px is not None and shown == round(config.crop_px * cut / resized)
-        start = _start(draws[6 + axis], image_hw[axis] - cut) + _start(draws[1 + axis], cut - shown)
+        if wanted is None:
+            start = _start(draws[6 + axis], image_hw[axis] - cut) + _start(draws[1 + axis], cut - shown)
+        else:
+            outer = _start_around(draws[6 + axis], wanted[axis], cut, image_hw[axis])
+            start = outer + _start_around(again[axis], wanted[axis] - outer, shown, cut)
         window.append((start, start + shown))
         sizes.append(config.crop_px if full and config.crop_px is not None else max(1, round(resized * shown / cut)))
     turns = int(draws[5] * 4) if config.quarter_turns else 0
@@ -118,6 +131,25 @@ def _resized_hw(hw: tuple[int, int], draw: float, config: AugmentConfig, frame: 
         return network_hw(hw, frame.input, frame.rule)
     short_side = config.short_sides_px[int(draw * len(config.short_sides_px))]
     return resize_hw(hw, short_side, config.max_side_px, frame.rule)
+
+
+def _wanted_pixel(counted: np.ndarray | None, draws: np.ndarray) -> tuple[tuple[int, int] | None, np.ndarray]:
+    """A pixel that the crop contains, one of those that count, and two more draws; None if any crop will do.
+
+    Made from ``draws`` [1] and [2], which place the crop otherwise.
+    """
+    rng = np.random.default_rng((draws[1:3] * 2**53).astype(np.uint64))
+    choices = np.zeros(0, np.int64) if counted is None else np.flatnonzero(counted)
+    if counted is None or not len(choices):
+        return None, np.zeros(2)
+    y, x = divmod(int(choices[rng.integers(len(choices))]), counted.shape[1])
+    return (y, x), rng.random(2)
+
+
+def _start_around(draw: float, position: int, side: int, length: int) -> int:
+    """A start of an interval of ``side`` pixels inside ``length`` that contains ``position``, all equally likely."""
+    first = max(0, position - side + 1)
+    return first + _start(draw, min(position, length - side) - first)
 
 
 def _start(draw: float, last: int) -> int:

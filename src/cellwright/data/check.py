@@ -12,6 +12,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, InputError
+from cellwright.core.ignored import annotated_px, counted_objects
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
@@ -59,7 +60,7 @@ def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Findi
             findings.append(_from_error(error, sample, dataset.root))
             all_read = False
             continue
-        n_objects += len(instances)
+        n_objects += len(counted_objects(instances))
         findings += _check_objects(sample, instances, dataset)
     if all_read and not n_objects:
         findings.append(_no_objects(dataset))
@@ -71,7 +72,7 @@ def check_dataset(dataset: Dataset, *, track: Track = no_progress) -> list[Findi
 
 def require_objects(dataset: Dataset) -> None:
     """Raise `InputError` if no sample has an object. Reads samples until one has."""
-    if not any(len(sample.read_instances()) for sample in dataset):
+    if not any(len(counted_objects(sample.read_instances())) for sample in dataset):
         finding = _no_objects(dataset)
         raise InputError(
             finding.what, where=finding.where, got=f"{count(len(dataset), 'image')}, 0 objects", remedy=finding.remedy
@@ -155,8 +156,22 @@ def _check_values(values: dict[str, ImageValues]) -> Iterator[Finding]:
         yield Finding("note", dark[0], what, "check their exposure; " + remedy)
 
 
+def _check_regions(where: str, instances: Instances) -> Iterator[Finding]:
+    if not instances.ignore.any():
+        return
+    if not annotated_px(instances):
+        what = "no pixel of this image is annotated, so it counts neither in training nor in evaluation"
+        yield Finding("warning", where, what, "remove it, or make its regions that are not annotated smaller")
+    inside = np.setdiff1d(instances.ids[~instances.ignore], counted_objects(instances).ids)
+    if inside.size:
+        what = f"{_objects(inside)} mostly in regions that are not annotated, which do not count"
+        yield Finding("note", where, what, "no action needed, unless they were annotated: then make the region smaller")
+
+
 def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> Iterator[Finding]:
     where = sample.id
+    yield from _check_regions(where, instances)
+    instances = instances[~instances.ignore]
     if not len(instances):
         yield Finding(
             "note", where, "no objects in this image", "correct for a background image; otherwise add its masks"
@@ -171,7 +186,6 @@ def _check_objects(sample: Sample, instances: Instances, dataset: Dataset) -> It
         if chosen.any():
             yield Finding("warning", where, f"{_objects(instances.ids[chosen])} {what}", remedy)
     scattered = instances.ids[[_lies_in_far_parts(instances.masks.crop(k)) for k in range(len(instances))]]
-    scattered = np.setdiff1d(scattered, instances.ids[instances.ignore])
     if scattered.size:
         what = f"{_objects(scattered)} in separate parts that are far apart"
         yield Finding("warning", where, what, "give each part its own number if they are different objects")

@@ -10,6 +10,7 @@ from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import DataConfig, InputConfig
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
+from cellwright.core.ignored import counted_objects
 from cellwright.core.image import Image
 from cellwright.data.augment import Frame
 from cellwright.data.images.channels import choose_channels
@@ -107,9 +108,9 @@ def padding_pixel(decoded: Decoded, input_config: InputConfig) -> tuple[float, .
 
 def trained_classes(sample: Sample, data_config: DataConfig) -> np.ndarray:
     """Class ids (n,) int64 of the objects of a sample that are training targets, after the filters of the recipe."""
-    instances = sample.read_instances()
+    instances = counted_objects(sample.read_instances())
     fits = filter_areas(instances.masks.areas, data_config.min_area_px, data_config.max_area_px)
-    return instances.class_ids[fits & ~instances.ignore]
+    return instances.class_ids[fits]
 
 
 class DecodeCache:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.ignored import annotated_px, counted_objects
 from cellwright.core.instances import Instances
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
@@ -68,6 +69,7 @@ class DatasetInfo:
     n_objects: int
     n_images_without_objects: int
     n_ignored: int
+    ignored_share: float
     n_empty_masks: int
     by_class: dict[str, int]
     splits: dict[str, SplitInfo]
@@ -91,7 +93,8 @@ class DatasetInfo:
         share = "-" if self.touching_share is None else f"{self.touching_share:.1%}"
         rows = [
             ("images", f"{self.n_images} ({self.n_images_without_objects} without objects)"),
-            ("objects", f"{self.n_objects} ({self.n_ignored} ignored, {self.n_empty_masks} empty)"),
+            ("objects", f"{self.n_objects} ({self.n_empty_masks} empty)"),
+            ("not annotated", f"{self.ignored_share:.1%} of the pixels" if self.n_ignored else "-"),
             *((f"class {name}", _with_share(n, self.n_objects)) for name, n in self.by_class.items()),
             *((f"split {name}", _split_row(split)) for name, split in self.splits.items()),
             ("groups", str(self.n_groups) if self.n_groups else "-"),
@@ -117,7 +120,8 @@ def describe_dataset(dataset: Dataset, *, track: Track = no_progress) -> Dataset
     names = dataset.class_names
     by_class = sum((part.by_class for part in measured), np.zeros(len(names), np.int64))
     counts = np.array([part.n_objects for part in measured], np.int64)
-    megapixels = np.array([sample.image_hw[0] * sample.image_hw[1] / 1e6 for sample in dataset])
+    megapixels = np.array([part.annotated_px / 1e6 for part in measured])
+    all_px = sum(sample.image_hw[0] * sample.image_hw[1] for sample in dataset)
     n_objects = int(counts.sum())
     n_touching = sum(part.n_touching for part in measured)
     return DatasetInfo(
@@ -125,6 +129,7 @@ def describe_dataset(dataset: Dataset, *, track: Track = no_progress) -> Dataset
         n_objects=n_objects,
         n_images_without_objects=int((counts == 0).sum()),
         n_ignored=sum(part.n_ignored for part in measured),
+        ignored_share=1 - 1e6 * float(megapixels.sum()) / max(all_px, 1),
         n_empty_masks=sum(part.n_empty for part in measured),
         by_class=dict(zip(names, by_class.tolist(), strict=True)),
         splits=_splits(dataset, measured),
@@ -132,7 +137,7 @@ def describe_dataset(dataset: Dataset, *, track: Track = no_progress) -> Dataset
         diameter_px=Quantiles.of(_joined([part.diameters_px for part in measured])),
         diameter_um=Quantiles.of(_joined([part.diameters_um for part in measured])),
         objects_per_image=Quantiles.of(counts),
-        objects_per_megapixel=Quantiles.of(counts / megapixels),
+        objects_per_megapixel=Quantiles.of(counts[megapixels > 0] / megapixels[megapixels > 0]),
         foreground_share=sum(part.foreground_px for part in measured) / 1e6 / max(float(megapixels.sum()), 1e-6),
         n_overlapping=sum(part.n_overlapping for part in measured),
         touching_share=n_touching / n_objects if n_objects else None,
@@ -148,6 +153,7 @@ class _SampleCounts:
     n_objects: int
     by_class: np.ndarray
     n_ignored: int
+    annotated_px: int
     n_empty: int
     diameters_px: np.ndarray
     diameters_um: np.ndarray
@@ -158,7 +164,8 @@ class _SampleCounts:
 
 
 def _measure(sample: Sample, n_classes: int, series: int | str | None) -> _SampleCounts:
-    instances = sample.read_instances()
+    everything = sample.read_instances()
+    instances = counted_objects(everything)
     areas = instances.masks.areas
     diameters = np.sqrt(4 * areas[areas > 0] / np.pi)
     micron = np.sqrt(sample.pixel_size_um[0] * sample.pixel_size_um[1]) if sample.pixel_size_um else None
@@ -167,7 +174,8 @@ def _measure(sample: Sample, n_classes: int, series: int | str | None) -> _Sampl
     return _SampleCounts(
         n_objects=len(instances),
         by_class=np.bincount(instances.class_ids, minlength=n_classes)[:n_classes],
-        n_ignored=int(instances.ignore.sum()),
+        n_ignored=int(everything.ignore.sum()),
+        annotated_px=annotated_px(everything),
         n_empty=int((areas == 0).sum()),
         diameters_px=diameters,
         diameters_um=diameters * micron if micron is not None else np.zeros(0),

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from cellwright.core.ignored import ignored_region, resolve_ignored
 from cellwright.core.instances import Instances
+from cellwright.core.masks import concat
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Labels:
         layer_of: (N,) int64, the layer of each object.
         boxes: (N, 4) float32 tight x0, y0, x1, y1 in pixels, half open.
         class_ids: (N,) int64, 0..K-1.
-        ignore: (N,) bool, crowd regions, which are not training targets.
+        ignore: (N,) bool, what is not annotated: neither object nor background.
         areas: (N,) int64, number of pixels of each object in ``layers``, at least 1.
     """
 
@@ -44,20 +46,30 @@ class Labels:
     def from_instances(instances: Instances, *, min_area_px: int = 1, max_area_px: int | None = None) -> Labels:
         """The label layers of ``instances``, without the objects outside the area limits (in pixels).
 
-        Ignored regions are kept, whatever their area. Without objects there is one layer of zeros, and N = 0.
+        What is not annotated (see `resolve_ignored`) is one object, the last, whatever its area; it covers no other
+        object, and what is annotated in it has no influence. Without objects there is one layer of zeros, and N = 0.
         """
-        areas = instances.masks.areas
-        fits = filter_areas(areas, min_area_px, max_area_px)
-        chosen = instances[fits | (instances.ignore & (areas > 0))]
-        layers, layer_of = chosen.masks.to_layers()
+        resolved = resolve_ignored(instances)
+        fits = filter_areas(resolved.masks.areas, min_area_px, max_area_px)
+        chosen, region = resolved[fits & ~resolved.ignore], ignored_region(resolved)
+        region = region[region.areas > 0]
+        masks = concat([chosen.masks, region])
+        layers, layer_of = masks.to_layers()
         return Labels(
             layers=np.ascontiguousarray(layers, dtype=np.int32),
             layer_of=layer_of.astype(np.int64),
-            boxes=chosen.masks.boxes.astype(np.float32),
-            class_ids=chosen.class_ids,
-            ignore=chosen.ignore,
-            areas=chosen.masks.areas,
+            boxes=masks.boxes.astype(np.float32),
+            class_ids=np.append(chosen.class_ids, np.zeros(len(region), np.int64)),
+            ignore=np.arange(len(masks)) >= len(chosen),
+            areas=masks.areas,
         )
+
+    def counted_pixels(self) -> np.ndarray | None:
+        """The pixels (H, W) bool that are annotated; None if all are."""
+        if not self.ignore.any():
+            return None
+        ignored = np.concatenate([[False], self.ignore])
+        return ~np.any([ignored[layer] for layer in self.layers], axis=0)
 
 
 def filter_areas(areas: np.ndarray, min_area_px: int, max_area_px: int | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from cellwright.data.images.reading import Reading
 
 @dataclass(frozen=True, eq=False)
 class RenumberedClasses:
-    """A `Sample.load` that replaces class ids and omits the objects of classes without a new id.
+    """A `Sample.load` that replaces class ids and omits the objects of classes without a new id, but no ignored region.
 
     new_ids: (K,) int64, the new id of each old class, or -1.
     """
@@ -28,9 +28,9 @@ class RenumberedClasses:
 
     def __call__(self) -> Instances:
         instances = self.load()
-        kept = instances[self.new_ids[instances.class_ids] >= 0]
+        kept = instances[(self.new_ids[instances.class_ids] >= 0) | instances.ignore]
         # The probabilities are those of the old classes.
-        return dataclasses.replace(kept, class_ids=self.new_ids[kept.class_ids], class_probs=None)
+        return dataclasses.replace(kept, class_ids=self.new_ids[kept.class_ids].clip(0), class_probs=None)
 
 
 def map_classes(dataset: Dataset, new_name: Mapping[str, str | None], class_names: Sequence[str]) -> Dataset:

@@ -17,6 +17,7 @@ import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import UsageError
+from cellwright.core.ignored import annotated_px, counted_objects
 from cellwright.core.image import Image
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
@@ -164,9 +165,10 @@ def _features(samples: Iterable[Sample], n: int, n_classes: int) -> np.ndarray:
     """Features (N, F) to balance between the parts: indicators of density bins, and objects per class."""
     counts, density = np.zeros((n, n_classes)), np.zeros(n)
     for k, sample in enumerate(samples):
-        class_ids = sample.read_instances().class_ids
+        instances = sample.read_instances()
+        class_ids = counted_objects(instances).class_ids
         counts[k] = np.bincount(class_ids, minlength=n_classes)[:n_classes]
-        density[k] = len(class_ids) / (sample.image_hw[0] * sample.image_hw[1])
+        density[k] = len(class_ids) / max(annotated_px(instances), 1)
     ranks = np.argsort(np.argsort(density, kind="stable"), kind="stable")
     bins = ranks * min(N_DENSITY_BINS, max(n, 1)) // max(n, 1)
     return np.concatenate([np.eye(N_DENSITY_BINS)[bins], counts], axis=1)

@@ -35,6 +35,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import write_text
+from cellwright.core.ignored import counted_objects
 from cellwright.core.image import Image
 from cellwright.core.masks import MaskSet
 from cellwright.core.progress import Track, no_progress
@@ -122,7 +123,8 @@ def _measure(sample: Sample, reading: Reading) -> _Measured | None:
         cells = sample.read_instances()
     except CellwrightError:
         return None
-    kept = cells[(cells.masks.areas > 0) & ~cells.ignore]
+    cells = counted_objects(cells)
+    kept = cells[cells.masks.areas > 0]
     if not len(kept):
         return None
     return _Measured(sample.id, kept.ids, *measure_sample(kept.masks, _image_of(sample, kept.image_hw, reading)))

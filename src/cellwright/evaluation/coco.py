@@ -94,7 +94,7 @@ def coco_result(
 
     images: predictions must have scores. kind: "mask", or "box" (needs pairs made with ``PairOptions(boxes=True)``).
     coco_ids: of the images, by which predictions with equal scores are ordered; None: in the order given. Without
-    images or objects, all results are NaN. Ignored objects are COCO's crowd.
+    images or objects, all results are NaN. Ignored regions are COCO's crowds, of every class.
     """
     bands = {"any": ALL_SIZES, **COCO_BANDS, **size_thirds(images)}
     limits = np.array(list(bands.values()))
@@ -142,7 +142,7 @@ def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[Rank
     overlaps, predicted_sizes = _overlaps_and_sizes(pairs, kind)
     counted = ~truth.ignore & (truth.sizes >= limits[:, :1]) & (truth.sizes <= limits[:, 1:])
     outside = (predicted_sizes < limits[:, :1]) | (predicted_sizes > limits[:, 1:])
-    keep = truth.class_ids[overlaps.truth] == predicted.class_ids[overlaps.predicted]
+    keep = truth.ignore[overlaps.truth] | (truth.class_ids[overlaps.truth] == predicted.class_ids[overlaps.predicted])
     keep &= overlaps.value >= IOU_THRESHOLDS[0]
     truth_index, predicted_index, iou = overlaps.truth[keep], overlaps.predicted[keep], overlaps.value[keep]
     by_prediction = np.argsort(predicted_index, kind="stable")

@@ -14,6 +14,7 @@ import numpy as np
 
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.geometry import overlapping_pairs
+from cellwright.core.ignored import ignored_region, pixels_inside, resolve_ignored
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.scores import ScoreThreshold, reaches_threshold
@@ -95,11 +96,13 @@ class ImagePairs:
     """Everything the metrics need to know about one image.
 
     shared: number of shared pixels (int64, above 0) of each pair of an annotated and a predicted object.
-    ignored_px: (P,) int64, pixels of each prediction inside ignored regions, summed over these regions.
+    truth: as `resolve_ignored` gives it; ignored regions are of every class.
+    ignored_px: (P,) int64, pixels of each prediction inside ignored regions.
     foreground: class id (`ALL_CLASSES` for all) -> pixels in the union of the annotated masks, of the predicted masks,
-    and in both, excluding pixels in ignored regions of that class. Empty if not requested.
-    boxes: box IoU as defined by COCO, or None. boundary: boundary IoU of every pair that shares pixels of the inner
-    bands of width ``boundary_px``, or None. repeats: shared pixels of pairs of predictions, or None.
+    and in both, excluding pixels in ignored regions. Empty if not requested.
+    boxes: box IoU, for ignored regions as in `coco_iou`, or None. boundary: boundary IoU of every pair that shares
+    pixels of the inner bands of width ``boundary_px``, or None. repeats: shared pixels of pairs of predictions, or
+    None.
     """
 
     image_id: str
@@ -122,12 +125,9 @@ class ImagePairs:
 
     @property
     def coco_iou(self) -> Overlaps:
-        """IoU of every pair as defined by COCO: for an ignored region, the union is the prediction's own area."""
-        own = self.predicted.areas[self.shared.predicted]
-        union = self.truth.areas[self.shared.truth] + own - self.shared.value
-        return replace(
-            self.shared, value=self.shared.value / np.where(self.truth.ignore[self.shared.truth], own, union)
-        )
+        """IoU of every pair; for an ignored region, the share of the prediction that is in any, as COCO defines it."""
+        share = self.ignored_px[self.shared.predicted] / self.predicted.areas[self.shared.predicted]
+        return replace(self.shared, value=np.where(self.truth.ignore[self.shared.truth], share, self.iou))
 
     def select(self, truth: np.ndarray, predicted: np.ndarray) -> ImagePairs:
         """The same image with a subset of the objects (bool masks). The foreground counts do not change."""
@@ -144,9 +144,10 @@ class ImagePairs:
         )
 
     def of_class(self, class_id: int) -> ImagePairs:
-        """Only the annotated and predicted objects of one class."""
+        """Only the annotated and predicted objects of one class, and all ignored regions."""
         foreground = {ALL_CLASSES: self.foreground[class_id]} if class_id in self.foreground else {}
-        kept = self.select(self.truth.class_ids == class_id, self.predicted.class_ids == class_id)
+        of_truth = (self.truth.class_ids == class_id) | self.truth.ignore
+        kept = self.select(of_truth, self.predicted.class_ids == class_id)
         return replace(kept, foreground=foreground)
 
     def above(self, score_threshold: ScoreThreshold) -> ImagePairs:
@@ -190,22 +191,24 @@ def pair_image(truth: Instances, predicted: Instances, image_id: str, options: P
             expected=f"{truth.image_hw[0]} x {truth.image_hw[1]} (height x width)",
             remedy="predict at the size of the annotated image, or use the annotations of the image predicted on",
         )
+    truth = resolve_ignored(truth)
     facts = ObjectFacts.of(truth), ObjectFacts.of(predicted)
     shared = Overlaps(*truth.masks.intersections(predicted.masks))
-    ignored = truth.ignore[shared.truth]
-    ignored_px = np.bincount(shared.predicted[ignored], shared.value[ignored], minlength=len(predicted))
-    return ImagePairs(
+    ignored_px = np.zeros(len(predicted), np.int64)
+    if truth.ignore.any():
+        ignored_px = pixels_inside(predicted.masks, ignored_region(truth).foreground())
+    pairs = ImagePairs(
         image_id,
         truth.image_hw,
         *facts,
         shared,
-        ignored_px.astype(np.int64),
+        ignored_px,
         _foregrounds(truth, _above(predicted, options.score_threshold)) if options.foreground else {},
-        boxes=_box_pairs(*facts) if options.boxes else None,
         boundary=_boundary_pairs(truth, predicted, options.boundary_px) if options.boundary_px is not None else None,
         boundary_px=options.boundary_px,
         repeats=Overlaps(*predicted.masks.intersections(predicted.masks)) if options.repeats else None,
     )
+    return replace(pairs, boxes=_box_pairs(pairs)) if options.boxes else pairs
 
 
 def one_to_one(pairs: ImagePairs, threshold: float, *, strict: bool = False) -> Matching:
@@ -266,15 +269,19 @@ def _unrivalled(pairs: ImagePairs, good: np.ndarray) -> np.ndarray:
     return good & (n_truth[pairs.shared.truth] == 1) & (n_predicted[pairs.shared.predicted] == 1)
 
 
-def _box_pairs(truth: ObjectFacts, predicted: ObjectFacts) -> Overlaps:
-    """IoU of overlapping boxes; for an ignored region, the union is the prediction's own area."""
+def _box_pairs(pairs: ImagePairs) -> Overlaps:
+    """IoU of overlapping boxes; an ignored region is its pixels, not its box, which may be most of the image."""
+    truth, predicted, masks = pairs.truth, pairs.predicted, pairs.coco_iou
     i, j = overlapping_pairs(truth.boxes, predicted.boxes)
+    i, j = i[~truth.ignore[i]], j[~truth.ignore[i]]
     a, b = truth.boxes[i], predicted.boxes[j]
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     inter = sides.prod(1)
-    own = (b[:, 2:] - b[:, :2]).prod(1)
-    union = np.where(truth.ignore[i], own, (a[:, 2:] - a[:, :2]).prod(1) + own - inter)
-    return Overlaps(i, j, inter / union)
+    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inter
+    excused = truth.ignore[masks.truth]
+    i, j = np.append(i, masks.truth[excused]), np.append(j, masks.predicted[excused])
+    order = np.lexsort((j, i))
+    return Overlaps(i[order], j[order], np.append(inter / union, masks.value[excused])[order])
 
 
 def _boundary_pairs(truth: Instances, predicted: Instances, distance: int) -> Overlaps:
@@ -298,6 +305,7 @@ def _above(predicted: Instances, score_threshold: ScoreThreshold) -> Instances:
 def _foregrounds(truth: Instances, predicted: Instances) -> dict[int, tuple[int, int, int]]:
     """Pixels in the union of annotated masks, of predicted masks, and in both; for all classes and for each class."""
     classes = np.union1d(truth.class_ids, predicted.class_ids)
+    counted = ~ignored_region(truth).foreground().astype(bool) if truth.ignore.any() else None
     result = {}
     for class_id in (ALL_CLASSES, *map(int, classes)):
         if class_id != ALL_CLASSES and len(classes) == 1:
@@ -305,9 +313,7 @@ def _foregrounds(truth: Instances, predicted: Instances) -> dict[int, tuple[int,
             break
         of_class = [(side.class_ids == class_id) | (class_id == ALL_CLASSES) for side in (truth, predicted)]
         planes = [truth.masks[of_class[0] & ~truth.ignore].foreground(), predicted.masks[of_class[1]].foreground()]
-        ignored = of_class[0] & truth.ignore
-        if ignored.any():
-            counted = ~truth.masks[ignored].foreground()
+        if counted is not None:
             planes = [plane & counted for plane in planes]
         both = np.count_nonzero(planes[0] & planes[1])
         result[class_id] = (np.count_nonzero(planes[0]), np.count_nonzero(planes[1]), both)

@@ -177,7 +177,7 @@ def pair_datasets(
         )
     return PairedImages(
         name=name,
-        predicted=tuple(sample for sample in paired if sample is not None),
+        predicted=_objects_only([sample for sample in paired if sample is not None]),
         truth=part.samples,
         class_names=part.class_names,
         score_threshold=score_threshold_of(predicted),
@@ -214,12 +214,28 @@ def pair_in_order(
         class_names = datasets[0].class_names if datasets else _class_numbers([*chain(*lists)])
     return PairedImages(
         name="predictions",
-        predicted=_samples(predicted, image_ids),
+        predicted=_objects_only(_samples(predicted, image_ids)),
         truth=_samples(truth, image_ids),
         class_names=tuple(class_names),
         score_threshold=score_threshold_of(predicted) if isinstance(predicted, Dataset) else 0.0,
         seen=predicted.info if isinstance(predicted, Dataset) else {},
     )
+
+
+def _objects_only(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Predictions without ignored regions, which are no objects: only those of the ground truth decide what counts."""
+    return tuple(dataclasses.replace(sample, load=_Objects(sample.load)) for sample in samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Objects:
+    """A `Sample.load` without ignored regions."""
+
+    load: Callable[[], Instances]
+
+    def __call__(self) -> Instances:
+        objects = self.load()
+        return objects[~objects.ignore] if objects.ignore.any() else objects
 
 
 def _class_numbers(images: Sequence[Instances]) -> list[str]:

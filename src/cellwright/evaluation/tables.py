@@ -36,7 +36,7 @@ def per_image(data: EvaluationData) -> pd.DataFrame:
     for k, (pairs, scores) in enumerate(zip(data.pairs, data.scores, strict=True)):
         half = scores.counts[0]
         row: dict[str, object] = {"image": pairs.image_id, "n_truth": half.tp + half.fn}
-        row |= {"n_predicted": len(pairs.predicted), "n_ignored": int(pairs.truth.ignore.sum())}
+        row |= {"n_predicted": half.tp + half.fp, "n_ignored": int(pairs.truth.ignore.sum())}
         row |= {"tp@0.5": half.tp, "fp@0.5": half.fp, "fn@0.5": half.fn, **scores.values()}
         if data.errors:
             row |= {f"errors_{kind}": n for kind, n in count_errors(*data.errors[k]).items()}
@@ -51,7 +51,7 @@ def per_class(data: EvaluationData) -> pd.DataFrame:
     for k, name in enumerate(data.class_names):
         counted = [pairs.truth.class_ids[~pairs.truth.ignore] for pairs in data.pairs]
         row: dict[str, object] = {"class": name, "n_truth": sum(int((ids == k).sum()) for ids in counted)}
-        row["n_predicted"] = sum(int((pairs.predicted.class_ids == k).sum()) for pairs in data.pairs)
+        row["n_predicted"] = sum(int((pairs.without_ignored().predicted.class_ids == k).sum()) for pairs in data.pairs)
         if "coco" in data.groups:
             for prefix, result in (("", data.masks), ("box_", data.boxes)):
                 row |= {prefix + name: value for name, value in ap_values(result, class_id=k).items()}

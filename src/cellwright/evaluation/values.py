@@ -27,7 +27,7 @@ def all_values(data: EvaluationData) -> tuple[dict[str, float], dict[str, str]]:
     values: dict[str, float] = {
         "n_images": len(data.pairs),
         "n_truth": sum(int((~pairs.truth.ignore).sum()) for pairs in data.pairs),
-        "n_predicted": sum(len(pairs.predicted) for pairs in data.pairs),
+        "n_predicted": sum(len(pairs.without_ignored().predicted) for pairs in data.pairs),
     }
     if "coco" in data.groups:
         for prefix, result in (("", data.masks), ("box_", data.boxes)):

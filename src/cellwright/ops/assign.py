@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cellwright.ops.boxes import box_areas, box_iou, intersection_areas
+from cellwright.ops.boxes import box_iou
 
 FOREGROUND, BACKGROUND, UNUSED = 1, 0, -1
 
@@ -85,13 +85,42 @@ def assign(
     return Assignment(labels, index)
 
 
-def inside_ignored(boxes: Tensor, ignored: Tensor, min_ioa: float) -> Tensor:
-    """BoolTensor[N]: boxes with at least ``min_ioa`` of their area inside one of the ignored boxes FloatTensor[G,4]."""
-    result = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for part, members in _chunks(boxes, ignored):
-        shared = intersection_areas(ignored[members], boxes[part]).amax(dim=0)
-        result[part] = (shared > 0) & (shared >= min_ioa * box_areas(boxes[part]))
-    return result
+def inside_ignored(boxes: Tensor, ignored: Tensor | None, min_share: float) -> Tensor:
+    """Which boxes lie with at least ``min_share`` of their area in pixels that are not annotated.
+
+    Args:
+        boxes: FloatTensor[N,4] px. What lies outside the image does not count as area.
+        ignored: BoolTensor[h,w], see `Batch.ignored_pixels`; None: no pixel.
+
+    Returns:
+        BoolTensor[N].
+
+    >>> region = torch.zeros(10, 10, dtype=torch.bool)
+    >>> region[:, 6:] = True
+    >>> inside_ignored(torch.tensor([[2.0, 2, 10, 10], [2, 2, 9, 9], [8, 2, 14, 4]]), region, 0.5).tolist()
+    [True, False, True]
+    """
+    if ignored is None or not len(boxes):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    # Sums over all pixels above and to the left are linear between the corners of a pixel: this is exact.
+    exact = torch.device("cpu") if boxes.device.type == "mps" else boxes.device  # which has no float64
+    height, width = ignored.shape
+    sums = torch.zeros((height + 1, width + 1), dtype=torch.float64, device=exact)
+    sums[1:, 1:] = ignored.to(exact, torch.float64).cumsum(0).cumsum(1)
+    limits = torch.tensor([width, height, width, height], dtype=torch.float64, device=exact)
+    x0, y0, x1, y1 = torch.minimum(boxes.to(exact, torch.float64).clamp(min=0), limits).unbind(1)
+    inside = _sum_at(sums, y1, x1) - _sum_at(sums, y0, x1) - _sum_at(sums, y1, x0) + _sum_at(sums, y0, x0)
+    areas = (x1 - x0) * (y1 - y0)
+    return ((areas > 0) & (inside >= min_share * areas)).to(boxes.device)
+
+
+def _sum_at(sums: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The bilinear value of ``sums`` [h+1,w+1] at positions [N] within it."""
+    low_y, low_x = (at.floor().long().clamp(max=side - 2) for at, side in zip((y, x), sums.shape, strict=True))
+    down, right = y - low_y, x - low_x
+    above = sums[low_y, low_x] * (1 - right) + sums[low_y, low_x + 1] * right
+    below = sums[low_y + 1, low_x] * (1 - right) + sums[low_y + 1, low_x + 1] * right
+    return above * (1 - down) + below * down
 
 
 def sample(labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ class Batch:
         image_hws: unpadded (height, width) of each image, px; ``h <= H`` and ``w <= W``.
         boxes: per image FloatTensor[N,4], ``x0 y0 x1 y1`` half open, px, inside the unpadded image.
         class_ids: per image LongTensor[N], 0..K-1, without background.
-        ignore: per image BoolTensor[N]; true for crowd regions, which are neither object nor background.
+        ignore: per image BoolTensor[N]; true for regions that are not annotated, neither object nor background.
         layers: per image label layers IntTensor[L,h,w], L >= 1: object k has the value k + 1, and 0 is background. L is
             1 unless objects overlap.
         layer_of: per image LongTensor[N], the layer that holds object k.
@@ -69,6 +69,14 @@ class Batch:
             layers=moved(self.layers),
             layer_of=moved(self.layer_of),
         )
+
+    def ignored_pixels(self, image: int) -> Tensor | None:
+        """BoolTensor[h,w], the pixels of an image that are not annotated; None if there are none."""
+        ignore = self.ignore[image]
+        if not ignore.any():
+            return None
+        values = torch.cat([ignore.new_zeros(1), ignore])
+        return values[self.layers[image].long()].any(dim=0)
 
     def generator(self) -> torch.Generator:
         """A new CPU generator with this batch's seed, so that the same batch always draws the same samples."""

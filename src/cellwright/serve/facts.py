@@ -16,11 +16,8 @@ import numpy as np
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet, concat
 from cellwright.core.result_folders import is_job_folder
 from cellwright.core.text import count
-
-MOSTLY = 0.5  # an object with a larger share of its pixels in regions that are not annotated is left out with them
 
 
 @dataclass(frozen=True)
@@ -166,12 +163,9 @@ class Part:
 
 
 def truth_part(project: ProjectFacts, ids: Sequence[str] | None) -> Part:
-    """The images that can be learned from, or those of them with these ids: corrected, or annotated from the start.
-
-    Regions that are not annotated are left out of training and evaluation, with the objects that are mostly in them.
-    """
+    """The images that can be learned from, or those of them with these ids: corrected, or annotated from the start."""
     images = project.chosen(ids, lambda image: image.is_truth, "corrected")
-    corrected = corrected_part(project, images, load=_Regions)
+    corrected = corrected_part(project, images)
     parts = [*([] if corrected is None else [corrected]), *_parts_of(images, lambda image: image.objects)]
     return joined(parts, project.class_names)
 
@@ -191,26 +185,19 @@ def predicted_part(project: ProjectFacts, ids: Sequence[str] | None) -> Part:
     return joined(_parts_of(as_predicted, lambda image: image.prediction), project.class_names, scored=True)
 
 
-def corrected_part(
-    project: ProjectFacts, images: Sequence[ImageFacts], load: type[_Regions] | None = None
-) -> Part | None:
-    """The corrected images among these, or None. load: for those with regions that are not annotated."""
+def corrected_part(project: ProjectFacts, images: Sequence[ImageFacts]) -> Part | None:
+    """The corrected images among these, or None."""
     wanted = {image.id for image in images if image.is_corrected}
     if not wanted:
         return None
     dataset = _read(project.corrected)
-    samples, changed = [], False
-    for sample in dataset:
-        if sample.id in wanted:
-            if load is not None and sample.read_instances().ignore.any():
-                sample, changed = dataclasses.replace(sample, load=load(sample.load)), True  # noqa: PLW2901
-            samples.append(sample)
+    samples = [sample for sample in dataset if sample.id in wanted]
     if missing := wanted.difference(sample.id for sample in samples):
         remedy = "correct it again, or start the page again"
         raise InputError(
             "a corrected image is not in the dataset", where=project.corrected, got=min(missing), remedy=remedy
         )
-    is_whole = len(samples) == len(dataset) and not changed
+    is_whole = len(samples) == len(dataset)
     dataset = dataset.with_samples(samples)
     return Part(dataset, dataset, project.corrected if is_whole else None)
 
@@ -282,35 +269,6 @@ def _read(folder: Path) -> Dataset:
     from cellwright.data.formats import ReadOptions, read_dataset
 
     return read_dataset(folder, ReadOptions(require_images=False, no_objects=True))
-
-
-@dataclass(frozen=True, eq=False)
-class _Regions:
-    """A `Sample.load` in which objects that lie mostly in regions that are not annotated are left out with these, and
-    the regions do not cover the other objects.
-    """
-
-    load: Callable[[], Instances]
-
-    def __call__(self) -> Instances:
-        instances = self.load()
-        regions, objects = instances[instances.ignore], instances[~instances.ignore]
-        hidden = regions.masks.foreground()
-        k, _, shared = objects.masks.intersections(MaskSet.from_dense(hidden[None]))
-        hidden_px = np.bincount(k, shared, minlength=len(objects))
-        objects = objects[hidden_px <= MOSTLY * objects.masks.areas]
-        covered = objects.masks.foreground().astype(bool)
-        boxes = regions.masks.boxes
-        crops = [
-            regions.masks.crop(i).astype(bool) & ~covered[y0:y1, x0:x1] for i, (x0, y0, x1, y1) in enumerate(boxes)
-        ]
-        masks = concat([objects.masks, MaskSet.from_crops(boxes, crops, instances.image_hw)])
-        return Instances.from_masks(
-            masks,
-            ids=np.concatenate([objects.ids, regions.ids]),
-            class_ids=np.concatenate([objects.class_ids, regions.class_ids]),
-            ignore=np.arange(len(masks)) >= len(objects),
-        )
 
 
 @dataclass(frozen=True, eq=False)

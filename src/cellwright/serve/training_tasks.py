@@ -123,7 +123,6 @@ class TrainTask(Task):
                     "no image is left to test the new model on; correct another one to compare it with the old model"
                 )
             write_dataset(part.named.with_samples(samples), data)
-            self._note_regions(part, train.plan, reporter)
         trained, tested = splits_of(data / "dataset.json")
         schedule = place.folder.with_name(f"{place.folder.name}_speed.json")
         train = dataclasses.replace(train, plan=fitted(train.plan, len(trained), reporter, schedule))
@@ -149,16 +148,6 @@ class TrainTask(Task):
             for row in rows
         ]
         return comparison_of(folder) | {"pictures": pictures}
-
-    def _note_regions(self, part: Part, plan: TrainPlan, reporter: ProgressReporter) -> None:
-        """Say what becomes of regions that are not annotated, if the network cannot leave out exactly these."""
-        from cellwright.api.train import load_recipe
-        from cellwright.config.model_rcnn import RCNNConfig
-
-        is_boxes = isinstance(load_recipe(plan.recipe, plan.set, plan.init).model, RCNNConfig)
-        if is_boxes and any(sample.read_instances().ignore.any() for sample in part.named):
-            text = "this kind of network learns from boxes: what lies in the box around a region that is not annotated"
-            reporter.note(f"warning: {text} is ignored too; mark rectangles, or choose a U-Net recipe")
 
 
 class TuneTask(Task):

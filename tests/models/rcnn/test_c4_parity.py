@@ -128,7 +128,7 @@ def test_whole_flow(network: MaskRCNN, fixture: Fixture) -> None:
 def test_anchor_targets(network: MaskRCNN, fixture: Fixture, image: int) -> None:
     (anchors,) = network.rpn.anchors_of([torch.zeros(1, 1, 16, 20)])
     batch = fixture.batch
-    labels, matched = network.rpn.anchor_targets(anchors, batch.boxes[image], batch.ignore[image])
+    labels, matched = network.rpn.anchor_targets(anchors, batch, image)
     assert np.array_equal(labels.numpy(), fixture.targets[f"all_bitmask/anchor_labels_{image}"])
     expected = fixture.targets[f"all_bitmask/anchor_pos_gt_boxes_{image}"]
     assert np.array_equal(matched[labels == FOREGROUND].numpy(), expected)

@@ -135,7 +135,7 @@ def test_whole_flow(network: MaskRCNN, fixture: Fixture) -> None:
 def test_anchor_targets(network: MaskRCNN, fixture: Fixture, image: int) -> None:
     anchors = torch.cat(network.rpn.anchors_of([torch.zeros(1, 1, 64 >> i, 80 >> i) for i in range(5)]))
     batch = fixture.batch
-    labels, matched = network.rpn.anchor_targets(anchors, batch.boxes[image], batch.ignore[image])
+    labels, matched = network.rpn.anchor_targets(anchors, batch, image)
     assert np.array_equal(labels.numpy(), fixture.targets[f"all_bitmask/anchor_labels_{image}"])
     expected = fixture.targets[f"all_bitmask/anchor_pos_gt_boxes_{image}"]
     assert np.array_equal(matched[labels == FOREGROUND].numpy(), expected)

@@ -100,7 +100,7 @@ def test_the_seed_determines_the_sample() -> None:
 
 
 def test_anchors_on_ignored_objects_are_not_used() -> None:
-    """Anchors on ignored objects are neither positive nor negative."""
+    """Anchors on pixels that are not annotated are no background; those on objects count."""
     network = small({"box_head": {"samples_per_image": 4096}, "rpn": {"samples_per_image": 65536}}).eval()
     masks = squares()
     ignored = batch_of([masks], [[False, False, False, False, True, True]])
@@ -108,8 +108,8 @@ def test_anchors_on_ignored_objects_are_not_used() -> None:
     without = batch_of([masks[:4]])
     features = network.features(ignored.images)
     anchors = torch.cat(network.rpn.anchors_of(features))
-    labels, _ = network.rpn.anchor_targets(anchors, ignored.boxes[0], ignored.ignore[0])
-    labels_without, _ = network.rpn.anchor_targets(anchors, without.boxes[0], without.ignore[0])
+    labels, _ = network.rpn.anchor_targets(anchors, ignored, 0)
+    labels_without, _ = network.rpn.anchor_targets(anchors, without, 0)
     unused = labels != labels_without
     assert unused.any()
     assert (labels[unused] == -1).all()

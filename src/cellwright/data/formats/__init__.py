@@ -33,6 +33,7 @@ from cellwright.data.formats.npy_stacks import NpyStacks
 from cellwright.data.formats.orientation import follow_orientation
 from cellwright.data.formats.paths import first_files, unannotated_note, walk
 from cellwright.data.formats.predictions import Predictions
+from cellwright.data.formats.regions import with_ignore_masks
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
 from cellwright.data.formats.tile_job import TileJob
 from cellwright.data.formats.voc import Voc
@@ -175,6 +176,7 @@ def read_dataset(
     if format is None and reader.name == "image_folder" and not options.no_objects:
         raise no_annotations(path)
     dataset = follow_orientation(reader.read(path, options), quiet=is_own_folder(path))
+    dataset = with_ignore_masks(dataset, path, quiet=is_own_folder(path))
     others = [] if format is None else _other_formats_note(reader, path)
     return dataclasses.replace(dataset, notes=(*dataset.notes, *_passed_over(dataset, path), *others))
 

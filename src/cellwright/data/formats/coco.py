@@ -1,6 +1,6 @@
 """COCO instances JSON, which is also the format of cellwright's own datasets: ``DATASET/dataset.json``.
 
-Reads compressed and uncompressed RLE, polygons, crowds (they become ``ignore``), annotations as a list or as a mapping
+Reads compressed and uncompressed RLE, polygons, crowds (they become ``ignore``), ``info.regions``, annotations as a list or as a mapping
 (LIVECell), and images in any of COCO's usual places. Classes are the categories in ascending order of their ids.
 
 A ``dataset.json`` has these fields beyond COCO's: ``schema_version``, ``kind`` ("truth" or "predictions") and
@@ -41,6 +41,7 @@ from cellwright.data.formats.coco_quirks import check, grouping_categories
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.paths import absolute_note, annotated_hw, copy_image, folded, output_path
+from cellwright.data.formats.regions import WithRegions, coco_regions, region_of
 from cellwright.data.merge import keep_classes, merge_datasets
 
 SCHEMA_VERSION = 1
@@ -222,6 +223,7 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     series = options.series if options.series is not None else _info(index).get("series")
     crowds_are_objects = index.facts is not None and index.facts.crowds_are_objects
     samples, ids = [], _sample_ids(index)
+    regions = coco_regions(_info(index), index.images, json_path)
     for k, image in enumerate(options.track(index.images, "reading images", total=len(index.images))):
         image_hw = _image_hw(image, paths[k], json_path, check=check_sizes, series=series)
         pixel_size = image.get("pixel_size_um")
@@ -235,7 +237,7 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
                 id=ids[k],
                 image_path=paths[k],
                 image_hw=image_hw,
-                load=load,
+                load=WithRegions(load, tuple(region_of(r, image_hw) for r in regions[k])) if k in regions else load,
                 image_id=number if isinstance(number, int) else None,
                 split=image.get("split") if isinstance(image.get("split"), str) else None,
                 group=image.get("group"),
@@ -245,6 +247,8 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
         )
     id_of = {category["name"]: category["id"] for category in categories}
     info = {k: v for k, v in _info(index).items() if k not in ("format", "category_ids")}
+    if isinstance(info.get("regions"), list):  # the samples have them
+        del info["regions"]
     info |= {"format": Coco.name, "category_ids": [id_of[name] for name in class_names]}
     _check_recorded_threshold(info, len(categories), json_path)
     return Dataset(tuple(samples), class_names, root or json_path.parent, _licence(index), info, tuple(notes))

@@ -5,7 +5,7 @@ and measurements of QuPath 0.2 to 0.6. `cellwright.data.formats.qupath` tells ob
 
 Writes ``id``, a UUID made from sample and object id (so that exporting again gives the same ids), ``objectType``
 detection, ``name`` (the id of the object), ``classification``, ``measurements`` (the columns and the score, never NaN),
-and ``metadata`` for crowd regions. Every polygon is valid; holes and multiple parts are kept. A member ``cellwright``
+and regions that are not annotated as annotations of the class Ignore*. Every polygon is valid; holes and multiple parts are kept. A member ``cellwright``
 next to the features, which QuPath ignores, stores the name and size of the image.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import write_json
+from cellwright.core.ignored import with_regions
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
@@ -46,13 +47,22 @@ from cellwright.data.formats.paths import (
     root_of,
     split_ids,
 )
-from cellwright.data.formats.qupath import IGNORED_CLASS, MEMBER, Feature, begins_with_features, read_features
+from cellwright.data.formats.qupath import (
+    ANNOTATED_CLASSES,
+    IGNORED_CLASS,
+    MEMBER,
+    Content,
+    Feature,
+    begins_with_features,
+    read_features,
+)
 
 SCORE = "score"
 _MAX_COLUMNS = 2000
 
 # The palette of Okabe and Ito, distinguishable with any kind of colour vision.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66))
+_GREY = (180, 180, 180)  # that of QuPath for Ignore*
 
 
 class GeoJson(Format):
@@ -84,7 +94,7 @@ class GeoJson(Format):
         regions, has_nuclei = [], False
         for file in options.track(files, "reading outlines", len(files)):
             content = read_features(file, nucleus=options.nucleus)
-            found.update(feature.class_name for feature in content.objects)
+            found.update(feature.object_class for feature in content.objects)
             notes += with_where(content.notes, file.relative_to(root).as_posix())
             regions.append([_region(feature) for feature in content.regions])
             has_nuclei = has_nuclei or content.has_nuclei
@@ -175,6 +185,14 @@ class LoadFeatures:
 
     def __call__(self) -> Instances:
         content = read_features(self.path, nucleus=self.nucleus)
+        bounds = [feature for feature in content.regions if feature.class_name in ANNOTATED_CLASSES]
+        instances = self._instances(content)
+        if not bounds:
+            return instances
+        annotated = MaskSet.from_polygons([_checked_polygons(f, self.image_hw) for f in bounds], self.image_hw)
+        return with_regions(instances, MaskSet.empty(self.image_hw), annotated)
+
+    def _instances(self, content: Content) -> Instances:
         if not content.objects:
             return Instances.empty(self.image_hw, scored=content.scored)
         kept = [(feature, self._class_id(feature)) for feature in content.objects]
@@ -198,9 +216,9 @@ class LoadFeatures:
         return without_empty(replace(instances, columns=columns), self.path)
 
     def _class_id(self, feature: Feature) -> int | None:
-        """The class id of an object; 0 for ignored regions without a class of their own; None if it is not wanted."""
-        name = feature.class_name or self.unclassified
-        if name == IGNORED_CLASS and name not in self.class_names:
+        """The class id of an object; 0 for ignored regions without a wanted class; None if an object is not wanted."""
+        name = feature.object_class or self.unclassified
+        if feature.is_ignored and name not in self.class_names:
             return 0
         return self.class_names.index(name) if name in self.class_names else None
 
@@ -249,7 +267,9 @@ def _feature(
         "measurements": measurements,
     }
     if instances.ignore[k]:
-        properties["metadata"] = {"ignore": "true"}
+        properties["objectType"] = "annotation"
+        properties["classification"] = {"name": IGNORED_CLASS, "color": list(_GREY)}
+        properties["metadata"] = {"ignore": "true", "class": class_names[class_id]}
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"cellwright:{sample_id}:{number}")),

@@ -50,6 +50,8 @@ from cellwright.data.formats.paths import (
     split_ids,
     walk,
 )
+from cellwright.data.formats.regions import write_ignore_mask
+from cellwright.data.images.names import IGNORE_MASK
 from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
 _ONE_CLASS = re.compile(r"class\d+")  # the label maps of `class_masks`
@@ -60,8 +62,8 @@ _MAX_DECODED = 4  # how many files with arbitrary names `sniff` decodes
 class LabelImages(Format):
     name = "label_images"
     description = (
-        "images and label TIFF/PNG (_masks, images/ + masks/, Cellpose _seg.npy); loses classes, scores, "
-        "ignore flags, overlaps"
+        "images and label TIFF/PNG (_masks, images/ + masks/, Cellpose _seg.npy) with ignore masks; loses classes, "
+        "scores, overlaps"
     )
 
     def sniff(self, path: Path) -> bool:
@@ -86,14 +88,18 @@ class LabelImages(Format):
         """Write ``out/<sample id>_masks.tif``, uint32, with the ids as labels; and the image next to it if
         ``copy_images`` is set.
 
-        Overlapping objects are flattened, with a warning (see `flat_labels`). Classes, scores and ignore flags are
-        lost.
+        Ignored regions are written to ``out/<sample id>_ignore.png``. Overlapping objects are flattened, with a warning
+        (see `flat_labels`). Classes and scores are lost.
         """
         written: list[Path] = []
         for sample in options.track(dataset, "writing label images", len(dataset)):
             target = output_path(out, sample.id, "_masks.tif")
-            write_label_map(target, flat_labels(sample.read_instances(), sample.id))
+            instances = sample.read_instances()
+            write_label_map(target, flat_labels(instances[~instances.ignore], sample.id))
             written.append(target)
+            if instances.ignore.any():
+                written.append(output_path(out, sample.id, IGNORE_MASK))
+                write_ignore_mask(written[-1], instances)
             if options.copy_images:
                 written += copy_image(sample, output_path(out, sample.id, ""))
         return written

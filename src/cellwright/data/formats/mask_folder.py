@@ -30,7 +30,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
 from cellwright.data.formats.paths import SPLITS, copy_image, masked_hw, split_ids
-from cellwright.data.images.read import image_hw_of, is_image_name
+from cellwright.data.images.read import image_hw_of, is_image_name, is_own_output
 
 # With fewer masks, starting threads costs more than it saves.
 MIN_MASKS_PER_THREAD = 64
@@ -237,7 +237,11 @@ def _check_masks(folder: Path) -> None:
 
 def _only_image(folder: Path) -> Path:
     entries = sorted((folder / "images").iterdir())
-    images = [e for e in entries if is_image_name(e.name) and not e.name.startswith(".") and e.is_file()]
+    images = [
+        e
+        for e in entries
+        if is_image_name(e.name) and not is_own_output(e.name) and not e.name.startswith(".") and e.is_file()
+    ]
     if len(images) != 1:
         raise FormatError(
             "a sample must have exactly one image",

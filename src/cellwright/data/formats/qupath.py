@@ -27,6 +27,8 @@ MAX_PARTS = 10
 # An empty rectangle this many times larger than the detections of its file is a region.
 LARGE = 10
 REGION_CLASS, IGNORED_CLASS = "Region*", "Ignore*"  # two of QuPath's default classes
+# Outside of the annotations of this class, nothing is annotated. QuPath's own classes that are no objects end with *.
+ANNOTATED_CLASSES = ("Annotated", "Annotated*")
 # Up to version 0.2, QuPath wrote the type of an object as the id of its feature.
 OLD_TYPES = {
     "PathAnnotationObject": "annotation",
@@ -55,9 +57,19 @@ class Feature:
 
     @property
     def is_ignored(self) -> bool:
-        """Whether evaluation neither rewards nor penalises it."""
+        """Whether it is a region that is not annotated."""
+        return self.class_name == IGNORED_CLASS or self._metadata.get("ignore") == "true"
+
+    @property
+    def object_class(self) -> str | None:
+        """The class, of an ignored region that cellwright wrote the one that it had."""
+        name = self._metadata.get("class")
+        return name if self.class_name == IGNORED_CLASS and isinstance(name, str) else self.class_name
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
         metadata = self.properties.get("metadata")
-        return self.class_name == IGNORED_CLASS or (isinstance(metadata, dict) and metadata.get("ignore") == "true")
+        return metadata if isinstance(metadata, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -261,8 +273,8 @@ def _is_side(value: object) -> bool:
 
 
 def _regions(features: Sequence[Feature], path: Path) -> list[Feature]:
-    """The annotations that are regions: those of the class Region*, those that contain detections, and rectangles that
-    contain several objects or are much larger than the detections. Other annotations are cells drawn by hand.
+    """The annotations that are regions: those of the classes Region* and Annotated, those that contain detections, and
+    rectangles that contain several objects or are much larger than the detections. Others are cells drawn by hand.
 
     `FormatError` if every one of several annotations contains exactly one detection: either could be the cells.
     """
@@ -278,7 +290,7 @@ def _regions(features: Sequence[Feature], path: Path) -> list[Feature]:
         if feature.kind != "annotation" or feature.class_name == IGNORED_CLASS or not len(corners[k]):
             continue
         n_detections = int(points_inside(corners[k], centres_detected).sum())
-        is_region = n_detections > 0 or feature.class_name == REGION_CLASS
+        is_region = n_detections > 0 or feature.class_name in (REGION_CLASS, *ANNOTATED_CLASSES)
         if not is_region and len(feature.polygons) == 1 and _is_rectangle(corners[k]):
             # The rectangle contains its own centre too.
             is_region = boxes[k] > large or int(points_inside(corners[k], centres).sum()) > 2
@@ -387,15 +399,20 @@ def _notes_about(
         notes.append(
             Note("tiles and TMA cores are not objects", f"{_listed(containers)} not read: they are not objects")
         )
-    if regions:
-        text = f"{count(len(regions), 'annotation')} read as a region that was annotated, not as an object"
+    bounds = sum(feature.class_name in ANNOTATED_CLASSES for feature in regions)
+    if bounds:
+        text = f"{count(bounds, 'annotation')} of the class Annotated: what lies outside is not annotated"
+        notes.append(Note("only regions of the class Annotated are annotated", text))
+    if len(regions) > bounds:
+        text = f"{count(len(regions) - bounds, 'annotation')} read as a region, not as an object, in an image that is "
+        text += "annotated everywhere; the class Annotated says that what lies outside is not"
         notes.append(Note("annotations that contain objects were read as regions", text))
-    drawn = sum(feature.kind == "annotation" for feature in objects)
+    drawn = sum(feature.kind == "annotation" and not feature.is_ignored for feature in objects)
     if 0 < drawn < len(objects) and any(feature.kind in ("detection", "cell") for feature in objects):
         text = f"{count(drawn, 'annotation')} beside {count(len(objects) - drawn, 'detection')} read as objects too"
         notes.append(Note("annotations that contain no detection were read as objects", text))
     ignored = sum(feature.class_name == IGNORED_CLASS for feature in objects)
     if ignored:
-        text = f"{count(ignored, 'object')} of class {IGNORED_CLASS} read as regions that evaluation ignores"
-        notes.append(Note("objects of the class Ignore* are ignored", text))
+        text = f"{count(ignored, 'object')} of class {IGNORED_CLASS} read as regions that are not annotated"
+        notes.append(Note("objects of the class Ignore* are not annotated", text))
     return notes

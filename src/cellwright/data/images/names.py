@@ -10,7 +10,8 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf2", ".tf8"})
 IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
 
 # Files that cellwright writes beside images; they are never used as input images.
-OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png", "_plate.png")
+IGNORE_MASK = "_ignore.png"  # x_ignore.png beside x.tif: where the image is not annotated
+OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png", "_plate.png", IGNORE_MASK)
 OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_curve.png", "confusion.png"})
 
 

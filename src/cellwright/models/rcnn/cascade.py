@@ -68,23 +68,23 @@ def relabel_regions(
 ) -> list[Regions]:
     """The regions of a later stage: the refined boxes, assigned to the objects again; none is sampled or added.
 
-    Boxes without area or inside ignored regions are omitted. ``boxes``: per image FloatTensor[R,4] px; in an image
-    without objects, all are background.
+    Boxes without area are omitted, and background inside regions that are not annotated. ``boxes``: per image
+    FloatTensor[R,4] px; in an image without objects, all are background.
     """
     regions = []
     for image, refined in enumerate(boxes):
-        ignore = batch.ignore[image]
-        usable = large_enough(refined, 0.0) & ~inside_ignored(refined, batch.boxes[image][ignore], ignore_ioa)
-        kept = refined[usable]
+        kept = refined[large_enough(refined, 0.0)]
         assignment = assign(
             kept,
-            batch.boxes[image][~ignore],
+            batch.boxes[image][~batch.ignore[image]],
             foreground_iou=foreground_iou,
             background_iou=foreground_iou,
             keep_best=False,
         )
         foreground = assignment.labels == FOREGROUND
-        regions.append(labelled(kept, foreground, assignment.objects, batch, image, n_classes))
+        used = foreground | ~inside_ignored(kept, batch.ignored_pixels(image), ignore_ioa)
+        objects = assignment.objects[used]
+        regions.append(labelled(kept[used], foreground[used], objects, batch, image, n_classes))
     return regions
 
 

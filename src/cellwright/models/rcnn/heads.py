@@ -25,7 +25,7 @@ from cellwright.core.candidates import STEPS
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
 from cellwright.models.rcnn.losses import box_loss, class_loss
 from cellwright.models.rcnn.regions import Detections, Regions
-from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
+from cellwright.ops.assign import BACKGROUND, FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import Extent, clip_boxes, decode_boxes, encode_boxes, large_enough
 from cellwright.ops.nms import grouped_nms
@@ -81,16 +81,15 @@ def sample_regions(
 
     Args:
         proposals: per image FloatTensor[N,4] px.
-        batch: its objects. Ignored ones are not targets, and regions inside them are not drawn.
+        batch: its objects. Ignored ones are not targets.
         n_classes: K, the class of background.
         config: IoU thresholds and the size of the sample; those of the first stage in a cascade.
-        ignore_ioa: regions with at least this part of their area inside an ignored object are not drawn.
+        ignore_ioa: background with at least this share of its area in pixels that are not annotated is not drawn.
         generator: on the CPU.
     """
     regions = []
     for image, proposed in enumerate(proposals):
-        ignore = batch.ignore[image]
-        objects = batch.boxes[image][~ignore]
+        objects = batch.boxes[image][~batch.ignore[image]]
         candidates = torch.cat([proposed, objects])
         assignment = assign(
             candidates,
@@ -99,8 +98,8 @@ def sample_regions(
             background_iou=config.background_iou,
             keep_best=False,
         )
-        ignored = inside_ignored(candidates, batch.boxes[image][ignore], ignore_ioa)
-        labels = assignment.labels.masked_fill(ignored, UNUSED)
+        unknown = inside_ignored(candidates, batch.ignored_pixels(image), ignore_ioa)
+        labels = assignment.labels.masked_fill(unknown & (assignment.labels == BACKGROUND), UNUSED)
         drawn = sample(labels, config.samples_per_image, config.positive_fraction, generator)
         foreground = labels[drawn] == FOREGROUND
         regions.append(labelled(candidates[drawn], foreground, assignment.objects[drawn], batch, image, n_classes))
@@ -241,6 +240,27 @@ def mask_coverage(regions: Sequence[Regions], batch: Batch, side: int, *, aligne
         layer_of = batch.layer_of[image][region.objects]
         coverage.append(sample_mask_targets(layers, layer_of, values, region.boxes, side, aligned=aligned))
     return torch.cat(coverage)
+
+
+@torch.no_grad()
+def counted_cells(regions: Sequence[Regions], batch: Batch, side: int, *, aligned: bool) -> Tensor | None:
+    """BoolTensor[R,side,side]: the cells of foreground regions that are mostly annotated; None if everything is.
+
+    Arguments as in `mask_coverage`.
+    """
+    pixels = [batch.ignored_pixels(image) for image in range(len(regions))]
+    if all(of_image is None for of_image in pixels):
+        return None
+    cells = []
+    for region, ignored in zip(regions, pixels, strict=True):
+        boxes = region.boxes
+        if ignored is None:
+            cells.append(torch.ones((len(boxes), side, side), dtype=torch.bool, device=boxes.device))
+            continue
+        layer_of, values = torch.zeros_like(region.objects), torch.ones_like(region.objects, dtype=torch.int32)
+        layers = ignored.to(torch.int32)[None]
+        cells.append(sample_mask_targets(layers, layer_of, values, boxes, side, aligned=aligned) < 0.5)
+    return torch.cat(cells)
 
 
 def mask_targets(coverage: Tensor, config: MaskHeadConfig | CoarseMaskConfig) -> Tensor:

@@ -50,7 +50,7 @@ def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: i
     return smooth_l1_sum(per_box[foreground, column], targets[foreground], beta) / max(len(class_ids), 1)
 
 
-def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
     """Mean binary cross-entropy over the cells of the masks of the boxes' own classes (He et al. 2017); 0 for P = 0.
 
     Args:
@@ -58,8 +58,11 @@ def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor) -> Tensor:
             points (PointRend): [P,K,N] with targets [P,N].
         class_ids: LongTensor[P], 0..K-1.
         targets: FloatTensor[P,M,M] in [0, 1].
+        counted: BoolTensor[P,M,M], the cells that count; None: all.
     """
     chosen = of_class(logits, class_ids)
+    if counted is not None:
+        chosen, targets = chosen[counted], targets[counted]
     return F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum") / max(targets.numel(), 1)
 
 

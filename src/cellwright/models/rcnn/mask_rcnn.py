@@ -36,6 +36,7 @@ from cellwright.models.rcnn.fpn import FPN
 from cellwright.models.rcnn.heads import (
     BoxHead,
     MaskHead,
+    counted_cells,
     mask_coverage,
     mask_targets,
     rank_candidates,
@@ -154,9 +155,11 @@ class MaskRCNN(nn.Module):
         """The loss ``mask`` of the foreground regions; ``boxes`` holds no others."""
         config, regions = self.config.mask_head, boxes.regions
         logits = self.mask_head(self.mask_features(source, boxes))
-        coverage = mask_coverage(regions, batch, logits.shape[-1], aligned=decided(config.target_aligned))
+        side, aligned = logits.shape[-1], decided(config.target_aligned)
+        targets = mask_targets(mask_coverage(regions, batch, side, aligned=aligned), config)
+        counted = counted_cells(regions, batch, side, aligned=aligned)
         class_ids = torch.cat([region.class_ids for region in regions])
-        return {"mask": config.weight * mask_loss(logits, class_ids, mask_targets(coverage, config))}
+        return {"mask": config.weight * mask_loss(logits, class_ids, targets, counted)}
 
     def mask_features(self, source: RegionFeatures, boxes: BoxOutputs) -> Tensor:
         """The mask head's input for the foreground regions of a training step: FloatTensor[R,C,M,M]."""

@@ -22,7 +22,7 @@ from cellwright.core.instances import Instances
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
 from cellwright.models.rcnn.cascade import CascadeMaskRCNN
 from cellwright.models.rcnn.fpn import FPN
-from cellwright.models.rcnn.heads import BoxHead, MaskHead, mask_coverage, mask_targets
+from cellwright.models.rcnn.heads import BoxHead, MaskHead, counted_cells, mask_coverage, mask_targets
 from cellwright.models.rcnn.losses import mask_loss, of_class
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.regions import BoxOutputs, Detections, RegionFeatures, Regions
@@ -65,13 +65,15 @@ class MaskScoringRCNN(MaskRCNN):
         config, regions = self.config.mask_head, boxes.regions
         pooled = self.mask_features(source, boxes)
         logits = self.mask_head(pooled)
-        coverage = mask_coverage(regions, batch, logits.shape[-1], aligned=decided(config.target_aligned))
+        side, aligned = logits.shape[-1], decided(config.target_aligned)
+        coverage = mask_coverage(regions, batch, side, aligned=aligned)
+        counted = counted_cells(regions, batch, side, aligned=aligned)
         class_ids = torch.cat([region.class_ids for region in regions])
         own = of_class(logits, class_ids)
         quality = of_class(self.mask_scoring(pooled, own), class_ids)
         return {
-            "mask": config.weight * mask_loss(logits, class_ids, mask_targets(coverage, config)),
-            "mask_quality": self.scoring.weight * quality_loss(quality, own, coverage, regions, batch),
+            "mask": config.weight * mask_loss(logits, class_ids, mask_targets(coverage, config), counted),
+            "mask_quality": self.scoring.weight * quality_loss(quality, own, coverage, regions, batch, counted),
         }
 
     def masks(self, source: RegionFeatures, detections: Detections) -> tuple[Detections, Tensor]:
@@ -129,7 +131,14 @@ class MaskScoring(nn.Module):
         return self.quality(hidden)
 
 
-def quality_loss(quality: Tensor, logits: Tensor, coverage: Tensor, regions: Sequence[Regions], batch: Batch) -> Tensor:
+def quality_loss(
+    quality: Tensor,
+    logits: Tensor,
+    coverage: Tensor,
+    regions: Sequence[Regions],
+    batch: Batch,
+    counted: Tensor | None = None,
+) -> Tensor:
     """Mean squared error of the predicted quality, the target being `mask_ious`; 0 for P = 0.
 
     Args:
@@ -138,13 +147,16 @@ def quality_loss(quality: Tensor, logits: Tensor, coverage: Tensor, regions: Seq
         coverage: FloatTensor[P,M,M] in [0, 1], how much of each cell the object covers.
         regions: foreground only.
         batch: its label layers hold the objects.
+        counted: BoolTensor[P,M,M], the cells that are annotated; None: all.
     """
-    ious = mask_ious(logits, coverage, regions, batch)
+    ious = mask_ious(logits, coverage, regions, batch, counted)
     return (quality.to(ious.dtype) - ious).square().sum() / max(len(ious), 1)
 
 
 @torch.no_grad()
-def mask_ious(logits: Tensor, coverage: Tensor, regions: Sequence[Regions], batch: Batch) -> Tensor:
+def mask_ious(
+    logits: Tensor, coverage: Tensor, regions: Sequence[Regions], batch: Batch, counted: Tensor | None = None
+) -> Tensor:
     """FloatTensor[P] in [0, 1]: IoU of each region's mask (probability > .5) with its full object.
 
     The mask ends at the region's box, but the object may not: its part outside the box counts as missed. The area of
@@ -152,6 +164,8 @@ def mask_ious(logits: Tensor, coverage: Tensor, regions: Sequence[Regions], batc
     cells has IoU 0. Arguments as in `quality_loss`.
     """
     masks = (logits > 0).to(coverage.dtype)
+    if counted is not None:
+        masks = masks * counted
     boxes = torch.cat([region.boxes for region in regions])
     cell_px = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) / masks.shape[-1] ** 2
     predicted = masks.sum(dim=(1, 2)) * cell_px

@@ -19,7 +19,7 @@ from cellwright.config.model_rcnn import CoarseMaskConfig, PointHeadConfig, Poin
 from cellwright.config.section import decided
 from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
 from cellwright.models.rcnn.fpn import FPN
-from cellwright.models.rcnn.heads import BoxHead, mask_coverage, mask_targets
+from cellwright.models.rcnn.heads import BoxHead, counted_cells, mask_coverage, mask_targets
 from cellwright.models.rcnn.losses import mask_loss, of_class
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.regions import BoxOutputs, Detections, RegionFeatures, Regions
@@ -75,12 +75,14 @@ class PointRend(MaskRCNN):
         config, head, fine = self.config.mask_head, self.point_head, source.maps[0]
         boxes = [region.boxes for region in regions]
         coarse = self.mask_head(sample_grid(fine, boxes, config.resolution, self.fine_stride))
-        coverage = mask_coverage(regions, batch, coarse.shape[-1], aligned=decided(config.target_aligned))
+        side, aligned = coarse.shape[-1], decided(config.target_aligned)
+        targets = mask_targets(mask_coverage(regions, batch, side, aligned=aligned), config)
+        counted = counted_cells(regions, batch, side, aligned=aligned)
         class_ids = torch.cat([region.class_ids for region in regions])
         points = draw_points(of_class(coarse, class_ids), head.config, generator)
         point = loss_at_points(coarse, head, fine, regions, batch, points, self.fine_stride)
         return {
-            "mask": config.weight * mask_loss(coarse, class_ids, mask_targets(coverage, config)),
+            "mask": config.weight * mask_loss(coarse, class_ids, targets, counted),
             "point": head.config.weight * point,
         }
 
@@ -203,12 +205,22 @@ def loss_at_points(
     """
     boxes = [region.boxes for region in regions]
     logits = head(_fine_at(fine, boxes, points, stride), sample_masks(coarse, points))
-    labels = []
+    labels, known = [], []
     places = points_in_boxes(points, torch.cat(boxes)).split([len(own) for own in boxes])
     for image, (region, place) in enumerate(zip(regions, places, strict=True)):
         layers, layer_of = batch.layers[image], batch.layer_of[image][region.objects]
         labels.append(sample_labels(layers, layer_of, (region.objects + 1).to(layers.dtype), place))
-    return mask_loss(logits, torch.cat([region.class_ids for region in regions]), torch.cat(labels))
+        ignored = batch.ignored_pixels(image)
+        if ignored is None:
+            known.append(None)
+        else:
+            values = torch.ones_like(region.objects, dtype=torch.int32)
+            known.append(sample_labels(ignored.to(torch.int32)[None], torch.zeros_like(layer_of), values, place) < 0.5)
+    counted = None
+    if any(part is not None for part in known):
+        parts = zip(known, labels, strict=True)
+        counted = torch.cat([torch.ones_like(own, dtype=torch.bool) if part is None else part for part, own in parts])
+    return mask_loss(logits, torch.cat([region.class_ids for region in regions]), torch.cat(labels), counted)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.section import decided
 from cellwright.models.layers import ConvNorm, init_normal
 from cellwright.models.rcnn.losses import objectness_loss, smooth_l1_sum
-from cellwright.ops.assign import FOREGROUND, UNUSED, assign, inside_ignored, sample
+from cellwright.ops.assign import BACKGROUND, FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
 from cellwright.ops.boxes import (
     Extent,
@@ -140,7 +140,7 @@ class RPN(nn.Module):
         config = self.config
         logits, deltas, labels, targets = [], [], [], []
         for image in range(len(batch)):
-            label, matched = self.anchor_targets(scores.anchors, batch.boxes[image], batch.ignore[image])
+            label, matched = self.anchor_targets(scores.anchors, batch, image)
             drawn = sample(label, config.samples_per_image, config.positive_fraction, generator)
             positive = drawn[label[drawn] == FOREGROUND]
             logits.append(scores.logits[image, drawn])
@@ -156,13 +156,12 @@ class RPN(nn.Module):
         return {"rpn_class": config.class_weight * class_loss, "rpn_box": config.box_weight * box_loss}
 
     @torch.no_grad()
-    def anchor_targets(self, anchors: Tensor, boxes: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor]:
+    def anchor_targets(self, anchors: Tensor, batch: Batch, image: int) -> tuple[Tensor, Tensor]:
         """Labels Int8Tensor[N] (see ``ops.assign``) and the box FloatTensor[N,4] of each anchor's best object.
 
-        ``boxes``: FloatTensor[G,4] of one image; ``ignore``: BoolTensor[G]. Anchors inside ignored regions are neither
-        positive nor negative. Without objects, the boxes are all 0.
+        Anchors inside regions that are not annotated are no background. Without objects, the boxes are all 0.
         """
-        objects = boxes[~ignore]
+        objects = batch.boxes[image][~batch.ignore[image]]
         assignment = assign(
             anchors,
             objects,
@@ -170,9 +169,10 @@ class RPN(nn.Module):
             background_iou=self.config.background_iou,
             keep_best=True,
         )
-        ignored = inside_ignored(anchors, boxes[ignore], self.ignore_ioa)
+        unknown = inside_ignored(anchors, batch.ignored_pixels(image), self.ignore_ioa)
+        unknown &= assignment.labels == BACKGROUND
         matched = objects[assignment.objects] if len(objects) else torch.zeros_like(anchors)
-        return assignment.labels.masked_fill(ignored, UNUSED), matched
+        return assignment.labels.masked_fill(unknown, UNUSED), matched
 
 
 def _best_of_each_level(logits: Tensor, per_level: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
