@@ -39,7 +39,10 @@ def test_measure_and_label_images_have_objects_only(
     assert run("export", dataset, "--to", "label_images", "--out", tmp_path / "labels") == 0
     out, err = capsys.readouterr()
     assert "with 2 objects in 1 image" in out
-    assert "1 ignored region omitted: label_images has no place for them" in err
+    assert "omitted" not in err
+    assert (tmp_path / "labels/a_ignore.png").is_file()
+    assert run("export", dataset, "--to", "yolo_seg", "--out", tmp_path / "lines") == 0
+    assert "1 ignored region omitted: yolo_seg has no place for them" in capsys.readouterr().err
     assert np.unique(tifffile.imread(tmp_path / "labels/a_masks.tif")).tolist() == [0, 1, 2]
 
 

@@ -27,6 +27,7 @@ from story import tell
 from cellwright.api.read import read_dataset
 from cellwright.cli.app import build_app
 from cellwright.core.errors import OutputError, UsageError
+from cellwright.core.ignored import counted_objects
 from cellwright.data.synthetic import draw_field
 from cellwright.serve.facts import ImageFacts, ProjectFacts
 from cellwright.serve.jobs import WorkerProcess
@@ -225,13 +226,15 @@ def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
     assert (train.recipe, train.max_minutes) == ("synthetic/demo", 1)
     data = read_dataset(tmp_path / "project/runs/mine_data")
     assert {sample.id: sample.split for sample in data} == {"field_0": "train", "field_1": "train", "field_2": "val"}
-    # What is not annotated does not count: the objects in it are left out, and the region itself is ignored.
+    # The predicted objects in the region stay in the data, but do not count.
     learned = data.sample("field_1").read_instances()
-    assert hidden
-    assert hidden.isdisjoint(learned.ids[~learned.ignore].tolist())
-    assert learned.masks[learned.ignore].foreground()[:, 64:].mean() > 0.9
+    assert hidden <= {*learned.ids.tolist()}
+    assert hidden.isdisjoint(counted_objects(learned).ids.tolist())
+    assert learned.masks[learned.ignore].foreground()[:, 64:].all()
     exported = do(page, "export", to="label_images", images=["field_1"])["result"]
-    labels = tifffile.imread(io.BytesIO(page.get(exported["download"]).content))
+    with zipfile.ZipFile(io.BytesIO(page.get(exported["download"]).content)) as packed:
+        assert sorted(packed.namelist()) == ["field_1_ignore.png", "field_1_masks.tif"]
+        labels = tifffile.imread(io.BytesIO(packed.read("field_1_masks.tif")))
     assert np.unique(labels)[1:].tolist() == sorted(objects(page, "field_1")["id"])
     models = {model["name"]: model for model in page.get("/api/models").json()["models"]}
     assert models["mine"]["after"] == result["after"]

@@ -40,7 +40,8 @@ class Carries:
         them.
     ids: the ids of the objects. If False, they must be 1..N after reading, in each image or, if ``numbered_through``,
         in the whole dataset.
-    scores, ignore: the scores and the ignore flags (crowd regions).
+    scores: the scores of predictions.
+    ignore: regions that are not annotated, as objects with an ignore flag. If False, the suite writes none.
     overlaps: pixels shared by several objects. If False, they must go to the object with the higher score, with a
         warning, or writing must raise `OutputError`.
     names: the sample ids to write, for a format that only stores some, such as ("01/t000", "01/t001", "01/t002");
@@ -300,7 +301,8 @@ class _Suite:
     ) -> Instances:
         scored = scored or not self.carries.ground_truth
         n_classes = len(self._class_names)
-        return draw_objects(seed, n=n, image_hw=image_hw, overlaps=overlaps, scored=scored, n_classes=n_classes)
+        drawn = draw_objects(seed, n=n, image_hw=image_hw, overlaps=overlaps, scored=scored, n_classes=n_classes)
+        return drawn if self.carries.ignore else replace(drawn, ignore=np.zeros(len(drawn), bool))
 
     def _empty(self) -> Instances:
         return Instances.empty((20, 31), scored=not self.carries.ground_truth)

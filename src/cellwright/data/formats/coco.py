@@ -1,7 +1,8 @@
 """COCO instances JSON, which is also the format of cellwright's own datasets: ``DATASET/dataset.json``.
 
-Reads compressed and uncompressed RLE, polygons, crowds (they become ``ignore``), ``info.regions``, annotations as a list or as a mapping
-(LIVECell), and images in any of COCO's usual places. Classes are the categories in ascending order of their ids.
+Reads compressed and uncompressed RLE, polygons, crowds (they become ``ignore``), ``info.regions``, annotations as a
+list or as a mapping (LIVECell), and images in any of COCO's usual places. Classes are the categories in ascending order
+of their ids.
 
 A ``dataset.json`` has these fields beyond COCO's: ``schema_version``, ``kind`` ("truth" or "predictions") and
 ``licence``; per image ``sample_id``, ``split``, ``group``, ``source`` and ``pixel_size_um``; per annotation
