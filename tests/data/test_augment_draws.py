@@ -252,20 +252,13 @@ def test_crops_are_drawn_where_the_image_is_annotated(config: AugmentConfig) -> 
     n_in = []
     for seed in range(300):
         y0, x0, y1, x1 = draw_geometry(counted.shape, config, np.random.default_rng(seed), counted=counted).window
-        assert (0 <= y0 < y1 <= 90) and (0 <= x0 < x1 <= 120)
+        assert 0 <= y0 < y1 <= 90
+        assert 0 <= x0 < x1 <= 120
         assert (y1 - y0, x1 - x0) == (16, 16)
         n_in.append(int(counted[y0:y1, x0:x1].sum()))
         assert n_in[-1]
     at_first = sum(n > 20 for n in n_in)
     assert 0.6 < at_first / 300 < 0.9  # 5 of 6, less those that show a corner of the first place
-    everywhere = np.ones_like(counted)
-    windows = {
-        draw_geometry(counted.shape, config, np.random.default_rng(seed), counted=c).window
-        for seed in range(60)
-        for c in (everywhere,)
-    }
-    assert min(w[0] for w in windows) < 10
-    assert max(w[3] for w in windows) > 110
     nothing = np.zeros_like(counted)  # then any crop is as good as another
     geometries = [draw_geometry(counted.shape, config, np.random.default_rng(7), counted=c) for c in (None, nothing)]
     assert geometries[0] == geometries[1]

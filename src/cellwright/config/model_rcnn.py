@@ -153,7 +153,7 @@ class RegionConfig(Section):
     )
     ignore_ioa: Fraction = Field(
         default=0.5,
-        description="Anchors and boxes with at least this share of their area in an ignored region are not used.",
+        description="Boxes with at least this share of their area in pixels that are not annotated are no background.",
     )
     chunk: Positive = Field(default=1000, description="Boxes per pass through a head at inference; limits memory.")
 

@@ -11,6 +11,7 @@ RGB = tuple[int, int, int]
 
 BLACK: RGB = (0, 0, 0)
 WHITE: RGB = (255, 255, 255)
+GREY: RGB = (160, 160, 160)
 ORANGE: RGB = (230, 159, 0)
 SKY_BLUE: RGB = (86, 180, 233)
 GREEN: RGB = (0, 158, 115)

@@ -16,11 +16,13 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.ignored import ignored_region
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.report.colours import (
     BLACK,
+    GREY,
     WHITE,
     LineStyle,
     class_styles,
@@ -32,6 +34,7 @@ from cellwright.report.legend import draw_labels, draw_scale_bar, legend_strip, 
 # its right side, which is inside the object in the outlines of `MaskSet.to_polygons`.
 _STEP_XY = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 _INSIDE_XY = np.array([[0, 0], [-1, 0], [-1, -1], [0, -1]])
+NOT_ANNOTATED = LineStyle("not annotated", GREY, (1, 4))  # the outline of what is hatched
 HALO = 0.3  # share of the brightness that is left beside a line
 SHOWN_PX = 1000  # about the size at which pictures are looked at
 _LARGEST_FACTOR = 4  # by which a small image is enlarged
@@ -56,15 +59,17 @@ def draw_overlay(
     differ in size, `UsageError` if a class has no name.
     """
     _check_sizes(image, instances)
+    region, instances = ignored_region(instances), instances[~instances.ignore]
     styles = class_styles(_names(instances, class_names))
     canvas = to_display_rgb(image).copy()
+    hatch(canvas, region)
     of_class = [instances.class_ids == class_id for class_id in range(len(styles))]
     if fill_alpha > 0:
         for chosen, style in zip(of_class, styles, strict=True):
             _fill(canvas, instances.masks[chosen], style, fill_alpha)
     outline_px = line_width(instances.masks) if outline_px is None else outline_px
     layers = [(instances.masks[chosen], style, outline_px) for chosen, style in zip(of_class, styles, strict=True)]
-    draw_outlines(canvas, layers)
+    draw_outlines(canvas, [(region, NOT_ANNOTATED, outline_px), *layers])
     if show_boxes:
         for chosen, style in zip(of_class, styles, strict=True):
             _draw_boxes(canvas, instances.boxes_xyxy[chosen], style)
@@ -74,7 +79,7 @@ def draw_overlay(
     if not legend:
         return canvas
     counts = np.bincount(instances.class_ids, minlength=len(styles))
-    return np.concatenate([canvas, legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist()))])
+    return np.concatenate([canvas, legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist(), region))])
 
 
 def draw_picture(
@@ -84,10 +89,11 @@ def draw_picture(
 
     A small image is enlarged by a whole factor. The scale bar needs the image's pixel size. Raises as `draw_overlay`.
     """
-    styles = class_styles(_names(instances, class_names))
     canvas = draw_enlarged(image, instances, class_names=class_names)
-    counts = np.bincount(instances.class_ids, minlength=len(styles))
-    legend = legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist()), caption=caption)
+    region, objects = ignored_region(instances), instances[~instances.ignore]
+    styles = class_styles(_names(objects, class_names))
+    counts = np.bincount(objects.class_ids, minlength=len(styles))
+    legend = legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist(), region), caption=caption)
     return np.concatenate([canvas, legend])
 
 
@@ -97,13 +103,14 @@ def draw_enlarged(
     """`draw_picture` without legend and caption; enlarged to about ``side_px``."""
     _check_sizes(image, instances)
     factor = enlargement(image.image_hw, side_px)
+    region, instances = enlarged_masks(ignored_region(instances), factor), instances[~instances.ignore]
     styles = class_styles(_names(instances, class_names))
     canvas = enlarged(to_display_rgb(image), factor)
     masks = enlarged_masks(instances.masks, factor)
     px = line_width(masks)
-    draw_outlines(
-        canvas, [(masks[instances.class_ids == class_id], style, px) for class_id, style in enumerate(styles)]
-    )
+    hatch(canvas, region)
+    layers = [(masks[instances.class_ids == class_id], style, px) for class_id, style in enumerate(styles)]
+    draw_outlines(canvas, [(region, NOT_ANNOTATED, px), *layers])
     if image.pixel_size_um is not None:
         draw_scale_bar(canvas, image.pixel_size_um[1] / factor)
     return canvas
@@ -154,6 +161,17 @@ def draw_outlines(canvas: np.ndarray, layers: Sequence[tuple[MaskSet, LineStyle,
     canvas[halo > 0] = np.round(HALO * canvas[halo > 0]).astype(np.uint8)
     for y, x, px, colour in lines:
         canvas[_widened(canvas.shape[:2], y, x, px) > 0] = colour
+
+
+def hatch(canvas: np.ndarray, region: MaskSet) -> None:
+    """Darken a region of an RGB canvas (H, W, 3) uint8, which is modified, in diagonal stripes."""
+    height, width = canvas.shape[:2]
+    period = max(round(max(height, width) / 60), 8)
+    for k, (x0, y0, x1, y1) in enumerate(region.boxes.tolist()):
+        y, x = np.ogrid[y0:y1, x0:x1]
+        part, inside = canvas[y0:y1, x0:x1], region.crop(k).astype(bool)
+        for share, chosen in ((0.75, inside), (0.6, inside & ((x + y) % period < period // 3))):
+            part[chosen] = np.round(share * part[chosen]).astype(np.uint8)
 
 
 def halo_width(line_px: int) -> int:
@@ -260,6 +278,7 @@ def _draw_boxes(canvas: np.ndarray, boxes: np.ndarray, style: LineStyle) -> None
         cv2.rectangle(canvas, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), style.colour, 1)
 
 
-def _with_counts(styles: Sequence[LineStyle], counts: Sequence[int]) -> list[LineStyle]:
+def _with_counts(styles: Sequence[LineStyle], counts: Sequence[int], region: MaskSet) -> list[LineStyle]:
     pairs = zip(styles, counts, strict=True)
-    return [LineStyle(f"{style.name} ({count:,})", style.colour, style.pattern) for style, count in pairs]
+    counted = [LineStyle(f"{style.name} ({count:,})", style.colour, style.pattern) for style, count in pairs]
+    return [*counted, NOT_ANNOTATED] if len(region) else counted

@@ -29,6 +29,7 @@ from cellwright.report.colours import (
     DASH_DOT,
     DOTTED,
     GREEN,
+    GREY,
     ORANGE,
     PURPLE,
     SKY_BLUE,
@@ -41,7 +42,6 @@ from cellwright.report.display import to_display_rgb
 from cellwright.report.draw import draw_outlines, enlarged, enlarged_masks, enlargement, line_width
 from cellwright.report.legend import draw_marks, draw_scale_bar, legend_strip
 
-GREY = (160, 160, 160)
 LIGHT_GREY = (210, 210, 210)
 SIDE_PX = 1800  # images are enlarged by a whole factor to about this size, so that line patterns are visible
 # Of an image with more pixels, a part of this side is drawn.
