@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from drawn import run
 
+import cellwright as cw
 from cellwright.api.read import read_dataset
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.instances import Instances
@@ -34,6 +35,9 @@ def test_measure_and_label_images_have_objects_only(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("measure", dataset, "--out", tmp_path / "table.csv") == 0
+    (cells,) = (sample.read_instances() for sample in read_dataset(dataset))
+    assert cw.measure(cells).index.tolist() == [1, 2]
+    assert np.unique(tifffile.imread(cw.save(cells, tmp_path / "saved.tif"))).tolist() == [0, 1, 2]
     rows = (tmp_path / "table.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows[1:]] == ["1", "2"]
     assert run("export", dataset, "--to", "label_images", "--out", tmp_path / "labels") == 0

@@ -244,5 +244,6 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
         images = [select_channels(of_cells, channel) for of_cells in images if of_cells is not None]
     size = as_pixel_size(pixel_size)
     pairs = zip(instances, images, strict=True)
+    pairs = ((objects[~objects.ignore], of_cells) for objects, of_cells in pairs)  # regions are no objects
     tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size, ring_px=ring) for pair in pairs]
     return tables[0] if single else tables

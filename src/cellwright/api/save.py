@@ -45,7 +45,8 @@ def save(
         class_names: names of the classes 0..K-1; None calls a single class "cell", several "class0", "class1", ...
 
     Returns:
-        The path. Where objects overlap, a label image shows the one with the highest score.
+        The path. Where objects overlap, a label image shows the one with the highest score. Regions that are not
+        annotated are not in label images and tables.
 
     Raises:
         UsageError: an unsupported suffix or type, or a picture without an image.
@@ -65,6 +66,8 @@ def save(
     instances, path = as_instances(cells), Path(path)
     picture = None if image is None else as_image(image)
     names = _class_names(instances, class_names)
+    if path.suffix.lower() in (".tif", ".tiff", ".csv"):
+        instances = instances[~instances.ignore]
     match path.suffix.lower():
         case ".tif" | ".tiff":
             if picture is not None and picture.image_hw != instances.image_hw:

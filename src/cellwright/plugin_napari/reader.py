@@ -62,6 +62,7 @@ def _sample_layers(sample: Sample, dataset: Dataset, *, visible: bool) -> list[L
     from cellwright.data.images.reading import Reading
 
     objects = sample.read_instances()
+    objects = objects[~objects.ignore]
     layers: list[LayerData] = []
     size_um = sample.pixel_size_um
     if sample.image_path is not None and math.prod(sample.image_hw) <= LARGE_PX:

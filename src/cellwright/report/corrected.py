@@ -56,7 +56,7 @@ class Corrections:
             known[f"objects_{self.class_names[0]}"] = known["objects"]  # of a single class until now
         if row["image"] not in self.samples:
             return known
-        objects = self.samples[row["image"]].read_instances()
+        objects = self._objects(row["image"])
         n, scores = len(objects), objects.scores
         counts = np.bincount(objects.class_ids, minlength=len(self.class_names)).tolist()
         if len(self.class_names) > 1:
@@ -72,10 +72,14 @@ class Corrections:
         """The measurements of the corrected images; intensities where the image is there."""
         tables = []
         for sample in self.samples.values():
-            objects, image = sample.read_instances(), self._image(sample, chosen=False)
+            objects, image = self._objects(sample.id), self._image(sample, chosen=False)
             size = sample.pixel_size_um
             tables.append(measure_instances(objects, image, class_names=self.class_names, pixel_size_um=size))
         return tables
+
+    def _objects(self, image_id: str) -> Instances:
+        objects = self.samples[image_id].read_instances()
+        return objects[~objects.ignore]
 
     def picture(self, image_id: str) -> np.ndarray:
         """A picture of a corrected image, uint8 RGB, on black if the image is missing."""

@@ -74,7 +74,7 @@ def start_from(instances: Instances, threshold: ScoreThreshold, track: Track = n
         reported = reaches_threshold(instances.scores, instances.class_ids, threshold)
         instances = instances[reported | (instances.scores < np.float32(min_score))]
     regions = tuple(
-        tuple((float(y), float(x)) for x, y in polygon[0])
+        _outline([[*ring.tolist(), ring[0].tolist()] for ring in polygon])
         for of_object in instances.masks[instances.ignore].to_polygons()
         for polygon in of_object
     )
@@ -202,7 +202,7 @@ def start_of_job(folder: Path, image_hw: tuple[int, int], class_names: Sequence[
 
 
 def _not_predicted(folder: Path, image_hw: tuple[int, int]) -> tuple[tuple[tuple[float, float], ...], ...]:
-    """Outlines around what was not predicted; holes are joined to the outer line by a cut."""
+    """Outlines around what was not predicted."""
     import shapely
 
     from cellwright.prediction.tiling.job import JobFacts
@@ -222,11 +222,17 @@ def _not_predicted(folder: Path, image_hw: tuple[int, int]) -> tuple[tuple[tuple
     outlines = []
     for polygon in shapely.get_parts(rest):
         if isinstance(polygon, shapely.Polygon):
-            points = shapely.get_coordinates(polygon.exterior).tolist()
-            for hole in polygon.interiors:
-                points += [*shapely.get_coordinates(hole).tolist(), points[0]]
-            outlines.append(tuple((float(y), float(x)) for x, y in points))
+            rings = [polygon.exterior, *polygon.interiors]
+            outlines.append(_outline([shapely.get_coordinates(ring).tolist() for ring in rings]))
     return tuple(outlines)
+
+
+def _outline(rings: Sequence[list[list[float]]]) -> tuple[tuple[float, float], ...]:
+    """One outline of y, x from closed rings of x, y; holes are joined to the first, the outer one, by cuts."""
+    points = list(rings[0])
+    for hole in rings[1:]:
+        points += [*hole, points[0]]
+    return tuple((float(y), float(x)) for x, y in points)
 
 
 def hash_of(value: Any) -> str:

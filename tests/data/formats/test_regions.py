@@ -165,3 +165,15 @@ def test_a_region_stays_when_its_class_is_omitted(image: Path, tmp_path: Path) -
         out.mkdir()
         FORMATS[name].write(dataset, out, WriteOptions(copy_images=True))
         assert np.array_equal(ignored(out, class_names=("y",)), REGION)
+
+
+def test_the_page_begins_with_the_same_region(image: Path) -> None:
+    """The outline of a region with holes, filled again."""
+    starts = pytest.importorskip("cellwright.serve.starts")
+    region = np.ones(HW, bool)  # outside of two boxes, one of them with a part that is not annotated
+    region[3:20, 5:30] = region[25:40, 20:60] = False
+    region[30:34, 30:40] = True
+    (sample,) = drawn(image, region)
+    start = starts.start_from(sample.read_instances(), 0.0)
+    rings = [[[[(x, y) for y, x in outline]]] for outline in start.state.regions]
+    assert np.array_equal(MaskSet.from_polygons(rings, HW).foreground(), region)
