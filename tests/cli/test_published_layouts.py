@@ -130,7 +130,7 @@ def test_monusac(tmp_path, capsys):
         (folder / name / f"{name}_{k}.svs.tif").rename(folder / name / f"{name}_{k}.svs")
     found = converted(folder, tmp_path / "out")
     assert found == {f"{name}/{name}_{k}": (None, ["Epithelial", "Lymphocyte"]) for k in (1, 2)}
-    assert "2 outlines of class Ambiguous read as regions that evaluation ignores" in capsys.readouterr().err
+    assert "2 outlines of class Ambiguous read as regions that are not annotated" in capsys.readouterr().err
 
 
 def test_matlab_7_3(tmp_path, capsys, monkeypatch):

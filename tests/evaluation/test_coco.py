@@ -9,27 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from drawn_pairs import as_crowds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cellwright.core.ignored import ignored_region, resolve_ignored
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.core.masks import concat as concat_masks
 from cellwright.evaluation.coco import CAPS, RECALL_POINTS, CocoResult, coco_result, size_thirds
 from cellwright.evaluation.matching import PairOptions, pair_image
 
 Pair = tuple[Instances, Instances]
-
-
-def as_crowds(truth: Instances, n_classes: int) -> Instances:
-    """The objects as they count, with what is ignored as one crowd for each class."""
-    truth = resolve_ignored(truth)
-    objects, region = truth[~truth.ignore], ignored_region(truth)
-    classes = np.repeat(np.arange(n_classes), len(region))
-    masks = concat_masks([objects.masks, *[region] * n_classes])
-    class_ids = np.append(objects.class_ids, classes)
-    return Instances.from_masks(masks, class_ids=class_ids, ignore=np.arange(len(masks)) >= len(objects))
 
 
 def reference(pairs: Sequence[Pair], kind: str, n_classes: int, ours: CocoResult) -> COCOeval:

@@ -115,7 +115,7 @@ def check(facts: Facts, path: Path, *, scored: bool) -> list[Note]:
         notes.append(_note("iscrowd was disregarded", path, text))
     elif facts.n_crowds:
         n_objects = count(facts.n, "object")
-        text = f"{facts.n_crowds} of {n_objects} are crowd regions (iscrowd), which do not count in evaluation"
+        text = f"{facts.n_crowds} of {n_objects} are crowd regions (iscrowd), which are not annotated"
         notes.append(_note("some objects are crowd regions", path, text))
     if facts.n_rectangles >= _MANY and facts.n_rectangles == facts.n_polygons and not facts.n_runs:
         text = f"all {count(facts.n_polygons, 'outline')} are upright rectangles: are they boxes?"

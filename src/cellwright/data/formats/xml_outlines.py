@@ -72,7 +72,7 @@ class XmlOutlines(Format):
             images.append((image, (microns, microns) if microns else image.pixel_size_um))
         names = options.select_classes(sorted(class_names), path)
         if n_ambiguous:
-            text = f"{count(n_ambiguous, 'outline')} of class {AMBIGUOUS} read as regions that evaluation ignores"
+            text = f"{count(n_ambiguous, 'outline')} of class {AMBIGUOUS} read as regions that are not annotated"
             notes.append(Note("outlines of the class Ambiguous are ignored", text))
         places = split_ids([file.relative_to(root).with_name(stem_of(file)).as_posix() for file in files], root.name)
         samples = []
