@@ -176,7 +176,8 @@ class _TalliedLoad:
         n = len(instances)
         if instances.scores is None:
             instances = instances[instances.masks.areas > 0]
-        self.tally.by_class[self.sample_id] = np.bincount(instances.class_ids, minlength=self.n_classes).tolist()
+        class_ids = instances.class_ids[~instances.ignore]
+        self.tally.by_class[self.sample_id] = np.bincount(class_ids, minlength=self.n_classes).tolist()
         self.tally.omitted[self.sample_id] = n - len(instances)
         return instances
 
