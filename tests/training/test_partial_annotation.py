@@ -42,6 +42,5 @@ def test_twenty_nuclei_in_a_corner_do_not_unlearn_the_rest(tmp_path: Path) -> No
         return float(cw.evaluate(model.predict(tmp_path / "a.tif"), other_half)["accuracy@0.5"])
 
     before, region, naive = accuracy(None, ""), accuracy(in_part, "region"), accuracy(objects, "naive")
-    print(before, region, naive)
     assert region >= before - 0.02
     assert naive < region - 0.2
