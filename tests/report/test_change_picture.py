@@ -7,9 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tifffile
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.files import write_png
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.evaluate import evaluate_images
@@ -28,12 +28,13 @@ def squares(*places: tuple[int, int]) -> Instances:
 
 
 def test_the_part_with_most_changes_of_the_images_that_differ_most(tmp_path: Path) -> None:
-    image = tmp_path / "a.png"
-    write_png(image, np.full(HW, 90, np.uint8))
+    image = tmp_path / "a.tif"
+    noise = np.random.default_rng(0).integers(0, 255, (2, *HW), np.uint8)
+    tifffile.imwrite(image, noise, metadata={"axes": "ZYX"}, imagej=True)
     far, near = (20, 30), [(250, 340), (270, 360), (250, 370)]
-    truth = Dataset(
-        tuple(Sample(name, image, HW, Loaded(squares(far, *near))) for name in ("same", "few", "many")), ("cell",)
-    )
+    names = ("same", "few", "many")
+    samples = [Sample(name, image, HW, Loaded(squares(far, *near))) for name in names]
+    truth = Dataset(tuple(samples), ("cell",), info={"z": 1})
 
     def predicted(**objects: Instances) -> PairedImages:
         samples = [Sample(name, image, HW, Loaded(own)) for name, own in objects.items()]
@@ -56,6 +57,7 @@ def test_the_part_with_most_changes_of_the_images_that_differ_most(tmp_path: Pat
     drawn = cv2.imread(str(tmp_path / "eval" / many.picture))
     side = (drawn.shape[1] - 24) // 3
     assert side % (many.x1 - many.x0) == 0  # three panels, enlarged by a whole factor
+    assert drawn[100:400, :side].max(axis=(0, 2)).min() > 50  # the plane of the stack that was chosen, not black
     shown = change_pictures(tmp_path / "eval")
     assert shown is not None
     assert "many: accuracy@0.5 of the whole image 0.250 → 1.000" in shown.pictures[0].caption

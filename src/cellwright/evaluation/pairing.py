@@ -26,6 +26,7 @@ from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
 from cellwright.data.identity import annotation_digest
 from cellwright.data.images.read import IMAGE_SUFFIXES
+from cellwright.data.images.reading import Reading
 from cellwright.data.merge import class_advice, map_classes
 
 ONE_CLASS = "object"  # the class of all objects where classes are ignored
@@ -59,7 +60,7 @@ class PairedImages:
     name: of the prediction. score_threshold: predictions below it are used for AP and ranking only; one number, or one
     per class. notes: what a reader of the results should know. seen: ``trained_on`` and ``tuned_on`` of the model that
     predicted (see ``ModelInfo``), as far as they are known. predicted_format: the file format
-    of the predictions, "" if they come from no file.
+    of the predictions, "" if they come from no file. reading: which part of each image file the ground truth is about.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PairedImages:
     notes: tuple[str, ...] = ()
     seen: Mapping[str, Any] = field(default_factory=dict)
     predicted_format: str = ""
+    reading: Reading = Reading()  # noqa: RUF009 - frozen
 
     @property
     def coco_ids(self) -> list[int] | None:
@@ -184,6 +186,7 @@ def pair_datasets(
         notes=(*notes, *summarise((*predicted.notes, *truth.notes))),
         seen=predicted.info,
         predicted_format=str(predicted.info.get("format", "")),
+        reading=Reading.recorded(truth.info),
     )
 
 

@@ -63,7 +63,7 @@ def write_changes(
     for k in chosen:
         sides, sample = _errors(images, reports, k), images[0].truth[k]
         window = _window(*sides)
-        image = readable_image(window, sample, images[0].predicted[k])
+        image = readable_image(images[0], k, window)
         values = [float(column[k]) for column in accuracy]
         picture = _draw([side.within(window) for side in sides], image, names, images[0].class_names)
         path = output_path(folder / CHANGES, sample.id, ".png")

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
-from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.files import write_png
 from cellwright.core.geometry import Window
@@ -21,8 +20,6 @@ from cellwright.core.masks import MaskSet
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 from cellwright.data.formats.paths import output_path
-from cellwright.data.images.read import read_image
-from cellwright.data.images.source import open_image
 from cellwright.evaluation.pairing import PairedImages
 from cellwright.evaluation.report import Report
 from cellwright.report.colours import (
@@ -190,7 +187,7 @@ def write_error_pictures(
             window = _worst_window(errors)
             errors = errors.within(window)
             caption += f"; {window.hw[0]} x {window.hw[1]} px from y {window.y0}, x {window.x0}"
-        image = readable_image(window, images.truth[k], images.predicted[k])
+        image = readable_image(images, k, window)
         n_black += image is None
         picture = draw_errors(
             Image.from_array(np.zeros(errors.truth.image_hw, np.uint8)) if image is None else image,
@@ -249,20 +246,19 @@ def _part(objects: Instances, kinds: np.ndarray, window: Window) -> tuple[Instan
     return part, kinds[inside]
 
 
-def readable_image(window: Window | None, *samples: Sample) -> Image | None:
-    """The image of the first sample that has it, or a part of it; None if there is none or it cannot be shown (such as
-    a stack).
-    """
-    for sample in samples:
+def readable_image(images: PairedImages, k: int, window: Window | None) -> Image | None:
+    """Image ``k`` as the annotations or else the predictions have it, or a part of it; None if it cannot be read."""
+    reading = images.reading
+    for sample in (images.truth[k], images.predicted[k]):
         if sample.image_path is not None and sample.image_path.exists():
             try:
                 if window is not None:
-                    source = open_image(sample.image_path)
+                    source = reading.open(sample.image_path, chosen=bool(reading.channels))
                     if source.image_hw == sample.image_hw:
                         return source.read(window.y0, window.x0, *window.hw)
                     continue
-                image = read_image(sample.image_path)
-            except InputError:  # such as a stack, or channels without names
+                image = reading.chosen(sample.image_path)
+            except InputError:  # such as a stack of which no plane was chosen
                 continue
             if image.image_hw == sample.image_hw:
                 return image
