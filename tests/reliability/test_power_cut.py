@@ -81,7 +81,8 @@ def cut(trials: Trials, points: int, *, every_damage: bool) -> None:
             continue
         shutil.rmtree(state, ignore_errors=True)
         trials.folder.rename(state)
-        for k, file in enumerate(at_risk(state, before)):
+        files = at_risk(state, before)
+        for k, file in enumerate(files if every_damage else files[::2]):
             # The claim is on the disk, with its folder, before anything else is written.
             possible = [kind for kind in DAMAGES if (file.name, kind) != ("claim.json", "lost")]
             kinds = possible if every_damage else [possible[k % len(possible)]]

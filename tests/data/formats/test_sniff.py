@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,14 @@ def test_formats_are_detected(tmp_path: Path) -> None:
         assert sniff(tmp_path / name).name == expected, name
 
 
-def test_published_datasets_are_detected(vrdl_root: Path, dsb_root: Path) -> None:
+def test_published_datasets_are_detected(vrdl_root: Path, dsb_root: Path, tmp_path: Path) -> None:
     assert sniff(vrdl_root / "train").name == sniff(dsb_root).name == "mask_folder"
-    with pytest.raises(InputError, match="6 images and nothing else"):
-        read_dataset(vrdl_root / "test")
-    test = read_dataset(vrdl_root / "test", ReadOptions(no_objects=True))
-    assert len(test) == 6
+    for path in sorted((vrdl_root / "test").glob("*.png"))[:2]:
+        shutil.copy(path, tmp_path)
+    with pytest.raises(InputError, match="2 images and nothing else"):
+        read_dataset(tmp_path)
+    test = read_dataset(tmp_path, ReadOptions(no_objects=True))
+    assert len(test) == 2
     assert all(len(sample.read_instances()) == 0 for sample in test)
     assert test[0].id == "TCGA-50-5931-01Z-00-DX1"
 
