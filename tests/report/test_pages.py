@@ -187,7 +187,9 @@ def test_an_evaluation_and_a_comparison(predicted: Path, tmp_path: Path) -> None
     assert run("report", tmp_path / "eval", "--out", tmp_path / "page.html") == 0
     assert (tmp_path / "page.html").read_text() == html
     assert run("evaluate", other, predicted, "--data", predicted, "--pictures", "0", "--out", tmp_path / "two") == 0
-    assert "out compared with other" in checked((tmp_path / "two" / "report.html").read_text()).text
+    both = checked((tmp_path / "two" / "report.html").read_text()).text
+    assert "out compared with other" in both
+    assert both.count("the same to the pixel") == 1  # a note on both predictions
     assert "1.000" in checked((tmp_path / "two" / "out" / "report.html").read_text()).text
 
 

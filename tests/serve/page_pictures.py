@@ -74,7 +74,9 @@ def main(folder: Path) -> None:
             visitor.until("cellwrightPage.panels.train.candidates.length === 2")
             visitor.page.fill("#minutes", "0.7")
             visitor.job("train", "#train", 300)
-            visitor.page.evaluate("document.querySelector('#panel-train .outcome').scrollIntoView({block: 'end'})")
+            for _ in range(2):  # pictures are loaded once they are near
+                visitor.page.evaluate("document.querySelector('#panel-train .outcome').scrollIntoView({block: 'end'})")
+                visitor.page.wait_for_timeout(1200)
             save("train")
             visitor.press("Alt+5", "l", "c", "c")
             visitor.until("cellwrightPage.panels.measure.table")

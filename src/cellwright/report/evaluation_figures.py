@@ -53,7 +53,7 @@ def draw_pr_curves(reports: Sequence[tuple[str, Report]], path: Path) -> Path:
         reached = precision > 0  # a recall that is never reached has precision 0
         axes.plot(RECALL_POINTS[reached], precision[reached], form.style, color=form.colour, label=label, linewidth=2)
         if len(names) == 1 and k < len(reports):
-            _mark_threshold(axes, reports[k][1], form)
+            _mark_threshold(axes, reports[k][1], form, is_named=k == 0)
     if len(lines) > _MAX_LINES:
         title += f", first {_MAX_LINES} of {len(lines)} lines"
     axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", title=title, aspect="equal")
@@ -113,12 +113,14 @@ def _precision(report: Report, iou: float, class_id: int | None = None) -> np.nd
     return table[:, ~np.isnan(table).any(0)].mean(1) if class_id is None else table[:, class_id]
 
 
-def _mark_threshold(axes: Axes, report: Report, form: LineFormat) -> None:
+def _mark_threshold(axes: Axes, report: Report, form: LineFormat, *, is_named: bool) -> None:
     recall, precision = report["pooled_recall@0.5"], report["pooled_precision@0.5"]
     if np.isfinite(precision) and np.isfinite(recall):
         axes.plot(
             recall, precision, form.marker, color=form.colour, markersize=9, markeredgecolor="black", clip_on=False
         )
+        if not is_named:  # the texts of several would lie on each other
+            return
         is_right = recall > 0.6  # where the text would leave the axes
         axes.annotate(
             "at the score threshold",

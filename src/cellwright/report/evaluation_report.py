@@ -354,12 +354,36 @@ def _comparison_page(folder: Path) -> Page:
     changed = change_pictures(folder)
     parts += [] if picture is None else [Pictures([picture], columns=2)]
     each = f"Each prediction has its own report, in the folders {first} and {second}."
-    about: Mapping[str, Any] = {}
-    with suppress(CellwrightError, AttributeError):
-        about = read_json(folder / first / "metrics.json").get("made_by") or {}
+    contents = [_content(folder / name) for name in (first, second)]
+    about: Mapping[str, Any] = contents[0].get("made_by") or {}
+    values = contents[0].get("values") or {}
+    figures = [(values.get(f"n_{key}"), name) for key, name in (("images", "images"), ("truth", "annotated objects"))]
+    notes = _shared_notes(
+        [(name, content.get("notes") or []) for name, content in zip((first, second), contents, strict=True)]
+    )
     sections = [
+        Section("Before you quote a value", [Notes(notes)] if notes else []),
         Section("Metrics", parts),
         Section("Where they differ most", [] if changed is None else [changed]),
         Section("How it was made", [Text(each), *_how(folder, {**about, "predictions": [first, second]})]),
     ]
-    return Page("Comparison", f"{second} compared with {first}", [], sections)
+    known = [(int(n), name) for n, name in figures if n is not None]
+    return Page("Comparison", f"{second} compared with {first}", known, sections)
+
+
+def _content(folder: Path) -> Mapping[str, Any]:
+    """The metrics.json of an evaluation; empty if it cannot be read."""
+    with suppress(CellwrightError):
+        content = read_json(folder / "metrics.json")
+        return content if isinstance(content, Mapping) else {}
+    return {}
+
+
+def _shared_notes(notes: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """The notes on two predictions: those on both once, the others with the name of the prediction."""
+    lines: dict[str, None] = {}
+    for k, (name, own) in enumerate(notes):
+        for note in map(str, own):
+            is_shared, warning = note in notes[1 - k][1], "warning: " * note.startswith("warning: ")
+            lines[note if is_shared else f"{warning}for {name}: {note.removeprefix('warning: ')}"] = None
+    return list(lines)

@@ -272,7 +272,7 @@ def _pictures(found: _Found) -> list[Part]:
     if shown:
         note = f"{len(shown)} of {count(len(found.rows), 'image')}, evenly spaced; the folder has them all."
         note = note if len(shown) < len(found.rows) else ""
-        return [Pictures(shown, note=note, columns=3 if len(shown) > 4 else 2)]
+        return [Pictures(shown, note=note, columns=2 if len(shown) in (1, 2, 4) else 3)]
     sheet = embedded(found.about_all / CONTACT_SHEET, "Contact sheet", longest_px=_WIDE_PX)
     return [] if sheet is None else [Pictures([sheet], columns=1)]
 
