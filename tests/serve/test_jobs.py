@@ -233,8 +233,8 @@ def test_train_tune_evaluate_suspects(page: PageClient, tmp_path: Path) -> None:
     assert learned.masks[learned.ignore].foreground()[:, 64:].all()
     exported = do(page, "export", to="label_images", images=["field_1"])["result"]
     with zipfile.ZipFile(io.BytesIO(page.get(exported["download"]).content)) as packed:
-        assert sorted(packed.namelist()) == ["field_1_ignore.png", "field_1_masks.tif"]
-        labels = tifffile.imread(io.BytesIO(packed.read("field_1_masks.tif")))
+        assert sorted(packed.namelist()) == ["field 1_ignore.png", "field 1_masks.tif"]
+        labels = tifffile.imread(io.BytesIO(packed.read("field 1_masks.tif")))
     assert np.unique(labels)[1:].tolist() == sorted(objects(page, "field_1")["id"])
     models = {model["name"]: model for model in page.get("/api/models").json()["models"]}
     assert models["mine"]["after"] == result["after"]
