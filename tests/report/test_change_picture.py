@@ -55,6 +55,7 @@ def test_the_part_with_most_changes_of_the_images_that_differ_most(tmp_path: Pat
     with (tmp_path / "eval" / "changes.csv").open(newline="") as file:
         assert [row["picture"] for row in csv.DictReader(file)] == ["changes/many.png", "changes/few.png"]
     drawn = cv2.imread(str(tmp_path / "eval" / many.picture))
+    assert drawn is not None
     side = (drawn.shape[1] - 24) // 3
     assert side % (many.x1 - many.x0) == 0  # three panels, enlarged by a whole factor
     assert drawn[100:400, :side].max(axis=(0, 2)).min() > 50  # the plane of the stack that was chosen, not black

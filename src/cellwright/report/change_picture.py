@@ -64,11 +64,11 @@ def write_changes(
         sides, sample = _errors(images, reports, k), images[0].truth[k]
         window = _window(*sides)
         image = readable_image(images[0], k, window)
-        values = [float(column[k]) for column in accuracy]
+        first, second = (float(column[k]) for column in accuracy)
         picture = _draw([side.within(window) for side in sides], image, names, images[0].class_names)
         path = output_path(folder / CHANGES, sample.id, ".png")
         write_png(path, picture)
-        changes.append(Change(sample.id, path.relative_to(folder).as_posix(), *values, *window))
+        changes.append(Change(sample.id, path.relative_to(folder).as_posix(), first, second, *window))
     if changes:
         columns = [field.name for field in fields(Change)]
         write_text(folder / f"{CHANGES}.csv", rows_csv([columns, *map(astuple, changes)]))
@@ -98,7 +98,8 @@ def _alone(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
         return boxes
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return boxes[~(high > low).all(axis=2).any(axis=1)]
+    overlaps = (high[..., 0] > low[..., 0]) & (high[..., 1] > low[..., 1])
+    return boxes[~overlaps.any(1)]
 
 
 def _window(first: ImageErrors, second: ImageErrors) -> Window:
