@@ -74,7 +74,7 @@ def start_from(instances: Instances, threshold: ScoreThreshold, track: Track = n
         reported = reaches_threshold(instances.scores, instances.class_ids, threshold)
         instances = instances[reported | (instances.scores < np.float32(min_score))]
     regions = tuple(
-        _outline([[*ring.tolist(), ring[0].tolist()] for ring in polygon])
+        _outline([[*ring, ring[0]] for ring in polygon])
         for of_object in instances.masks[instances.ignore].to_polygons()
         for polygon in of_object
     )
@@ -227,7 +227,7 @@ def _not_predicted(folder: Path, image_hw: tuple[int, int]) -> tuple[tuple[tuple
     return tuple(outlines)
 
 
-def _outline(rings: Sequence[list[list[float]]]) -> tuple[tuple[float, float], ...]:
+def _outline(rings: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[float, float], ...]:
     """One outline of y, x from closed rings of x, y; holes are joined to the first, the outer one, by cuts."""
     points = list(rings[0])
     for hole in rings[1:]:

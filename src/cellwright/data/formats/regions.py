@@ -184,12 +184,18 @@ def _mask_beside(sample: Sample, folders: dict[Path, frozenset[str]]) -> Path | 
         if not isinstance(file, Path):
             continue
         if file.parent not in folders:
-            listed = file.parent.iterdir() if file.parent.is_dir() else ()
-            folders[file.parent] = frozenset(entry.name for entry in listed if entry.name.endswith(IGNORE_MASK))
+            folders[file.parent] = _ignore_masks_in(file.parent)
         for stem in stems:
             if stem + IGNORE_MASK in folders[file.parent]:
                 return file.parent / (stem + IGNORE_MASK)
     return None
+
+
+def _ignore_masks_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in folder.iterdir() if entry.name.endswith(IGNORE_MASK))
+    except OSError:  # reported when the images are read
+        return frozenset()
 
 
 def write_ignore_mask(path: Path, instances: Instances) -> None:
