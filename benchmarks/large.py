@@ -250,7 +250,7 @@ def same_bytes(side: int, options: Sequence[str]) -> dict[str, bool]:
 
 
 def finish(args: argparse.Namespace) -> None:
-    """Time and memory of finishing alone, on tiles of drawn objects."""
+    """CPU time, s, and memory of finishing alone, on tiles of drawn objects."""
     rows = []
     for n_objects in args.objects:
         code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import large; large.finish_synthetic({n_objects})"
@@ -304,19 +304,19 @@ def finish_synthetic(n_objects: int) -> None:
         moved = replace(objects, image_hw=hw, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32))
         ledger.write(tile.index, replace(one, stored=replace(one.stored, objects=moved)))
     times = {"before, GB": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}"}
-    start = time.perf_counter()
+    start, began = time.process_time(), time.perf_counter()
     tiles = resolve(ledger, final, grid, None)
-    times["seams s"] = f"{time.perf_counter() - start:.1f}"
+    times["seams"] = f"{time.process_time() - start:.1f}"
     steps = {
         "table": lambda: write_objects_table(root / "objects.parquet", tiles, ["nucleus"]),
         "outlines": lambda: write_outlines(root / "o.geojson.gz", tiles, ["nucleus"], image_name="x", sample_id="x"),
         "labels": lambda: write_label_tiff(root / "labels.tif", hw, LabelPainter(tiles)),
     }
     for name, step in steps.items():
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        times[f"{name} s"] = f"{time.perf_counter() - start:.1f}"
-    times["objects written"] = tiles.n_objects
+        times[name] = f"{time.process_time() - start:.1f}"
+    times |= {"wall": f"{time.perf_counter() - began:.1f}", "objects written": tiles.n_objects}
     times["GeoJSON, GB"] = f"{(root / 'o.geojson.gz').stat().st_size / 1e9:.2f}"
     shutil.rmtree(root)
     print(json.dumps(times))
@@ -326,18 +326,19 @@ def finish_synthetic(n_objects: int) -> None:
 
 
 def peers(args: argparse.Namespace) -> None:
-    """The same mosaic, one thread each, in one run; `nuclei.py` must have trained the others in ``--folder``."""
+    """The same mosaic, one thread each, in one run; `nuclei.py` must have trained the others in ``--folder``.
+
+    Cellpose and we get the diameter of the nuclei, which StarDist does not need.
+    """
     path = write_mosaic(args)
     job = OUT / "peers_ours"
-    runs = {"cellwright `nuclei`, --tile 1024": measured(predict(path, job, "--tile=1024", "--overwrite"))}
-    labels = {"cellwright `nuclei`, --tile 1024": tifffile.imread(job / "labels.tif")}
-    lines = {"cellwright `nuclei`, --tile 1024": seams_of(job)}
-    for who, title in (
-        ("stardist", "StarDist 0.9, `predict_instances_big`"),
-        ("cellpose", "Cellpose 3.1, `tile=True`"),
-    ):
+    ours, options = "cellwright `nuclei`, `--tile 1024`", ("--tile=1024", f"--diameter={args.diameter}", "--overwrite")
+    runs = {ours: measured(predict(path, job, *options))}
+    labels, lines = {ours: tifffile.imread(job / "labels.tif")}, {ours: seams_of(job)}
+    for who, title in PEERS.items():
         out = OUT / f"peers_{who}.tif"
-        runs[title] = measured([peer_python(who), HERE / "large_peer.py", who, args.folder, path, out])
+        words = [peer_python(who), HERE / "large_peer.py", who, args.folder, path, out, args.diameter]
+        runs[title] = measured(words)
         labels[title] = tifffile.imread(out)
         lines[title] = json.loads(out.with_suffix(".json").read_text())
     rows = [
@@ -386,6 +387,7 @@ def main() -> None:
         stage.add_argument("--data", type=Path, default=Path("work/vrdl"))
         stage.add_argument("--side", type=int, default=2048 if name == "mosaic" else 4096)
         stage.add_argument("--model", default="nuclei")
+        stage.add_argument("--diameter", type=float, default=18.5, help="of the nuclei, for `peers`, px")
         stage.add_argument("--folder", type=Path, default=Path("work/bench/nuclei"), help="of nuclei.py")
     stage = stages.add_parser("slide")
     stage.add_argument("--sides", type=int, nargs="+", default=[2000, 5000, 10000])

@@ -13,7 +13,8 @@ BLOCK_PX, OVERLAP_PX, CONTEXT_PX = 1024, 128, 96
 
 
 def main() -> None:
-    who, folder, image, out = sys.argv[1], Path(sys.argv[2]), tifffile.imread(sys.argv[3]), Path(sys.argv[4])
+    who, folder, diameter_px = sys.argv[1], Path(sys.argv[2]), float(sys.argv[5])
+    image, out = tifffile.imread(sys.argv[3]), Path(sys.argv[4])
     lines: dict[str, list[int]] = {"rows": [], "columns": []}
     if who == "stardist":
         from stardist.models import StarDist2D  # type: ignore[import-not-found]
@@ -29,7 +30,7 @@ def main() -> None:
     else:
         from nuclei_cellpose import load
 
-        labels = load(folder, folder / "cellpose")[0](image)
+        labels = load(folder, folder / "cellpose")[0](image, diameter_px=diameter_px)
     tifffile.imwrite(out, np.asarray(labels, np.int32), compression="zlib")
     out.with_suffix(".json").write_text(json.dumps(lines))
 

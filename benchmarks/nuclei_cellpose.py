@@ -114,8 +114,9 @@ def load(folder: Path, out: Path) -> tuple[Segment, dict[str, Any]]:
         write_json(out / "thresholds.json", tuned(model, size, read_split(folder, "val")))
     thresholds = json.loads((out / "thresholds.json").read_text())
 
-    def segment(image: np.ndarray) -> np.ndarray:
-        return model.eval(image, channel_axis=2, diameter=diameter_of(size, image), **thresholds)[0]
+    def segment(image: np.ndarray, diameter_px: float | None = None) -> np.ndarray:
+        diameter = diameter_of(size, image) if diameter_px is None else diameter_px
+        return model.eval(image, channel_axis=2, diameter=diameter, **thresholds)[0]
 
     return segment, thresholds
 
