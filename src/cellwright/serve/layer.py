@@ -266,8 +266,8 @@ class Snapshot:
 
 def packed(pixels: np.ndarray) -> bytes:
     """Label pixels as bytes in the format of zlib; labels have long runs, so fast compression is enough."""
-    data = np.ascontiguousarray(pixels, _TYPE).reshape(-1).view(np.uint8)
-    return imagecodecs.zlibng_encode(data, level=2) if imagecodecs.ZLIBNG.available else zlib.compress(data, 1)
+    data = np.ascontiguousarray(pixels, _TYPE).tobytes()
+    return bytes(imagecodecs.zlibng_encode(data, level=2)) if imagecodecs.ZLIBNG.available else zlib.compress(data, 1)
 
 
 def unpacked(data: bytes, hw: tuple[int, int]) -> np.ndarray:

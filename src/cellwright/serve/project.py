@@ -28,7 +28,7 @@ from cellwright.core.files import as_utf8, is_hidden, read_json, stem_of, unread
 from cellwright.core.memory import return_freed_memory
 from cellwright.core.notes import Note
 from cellwright.core.output_folder import OutputFolder
-from cellwright.core.progress import Track, no_progress
+from cellwright.core.progress import Description, Track, no_progress
 from cellwright.core.result_folders import is_job_folder, kind_of_result
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS
@@ -325,7 +325,7 @@ class Project:
     def _until_opened(self, record: ImageRecord) -> Track:
         """A `Track` that waits while an image is opened, and ends when its objects have been counted there."""
 
-        def track(items: Iterable[T], _: object, total: int | None = None) -> Iterator[T]:
+        def track(items: Iterable[T], description: Description, total: int | None = None) -> Iterator[T]:
             for item in items:
                 with self._opening_of(record.id):
                     pass
@@ -437,7 +437,7 @@ class Project:
         if record.hw is None or record.hw[0] * record.hw[1] <= LARGE_PX:
             return no_progress
 
-        def track(items: Iterable[T], _: object, total: int | None = None) -> Iterator[T]:
+        def track(items: Iterable[T], description: Description, total: int | None = None) -> Iterator[T]:
             event, told = {"kind": "opening", "image": record.id, "name": record.name}, 0.0
             for k, item in enumerate(items):
                 if total and time.monotonic() > told + _TELL_S:
