@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cellwright.api.fuse import fuse
     from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
+    from cellwright.api.plan_recipe import PlannedRecipe, plan
     from cellwright.api.predict import predict_folder
     from cellwright.api.predict_tiles import predict_tiles
     from cellwright.api.read import open_image, read_dataset, read_image, read_instances
@@ -64,6 +65,7 @@ __all__ = [
     "Model",
     "ModelError",
     "OutputError",
+    "PlannedRecipe",
     "Prediction",
     "ReadOptions",
     "Reading",
@@ -83,6 +85,7 @@ __all__ = [
     "load_model",
     "measure",
     "open_image",
+    "plan",
     "predict_folder",
     "predict_tiles",
     "read_dataset",
@@ -108,6 +111,7 @@ _HOMES = {
     "Model": "api.models",
     "ModelError": "core.errors",
     "OutputError": "core.errors",
+    "PlannedRecipe": "api.plan_recipe",
     "Prediction": "prediction.record",
     "ReadOptions": "data.formats.contract",
     "Reading": "data.images.reading",
@@ -127,6 +131,7 @@ _HOMES = {
     "load_model": "api.models",
     "measure": "api.measure",
     "open_image": "api.read",
+    "plan": "api.plan_recipe",
     "predict_folder": "api.predict",
     "predict_tiles": "api.predict_tiles",
     "read_dataset": "api.read",

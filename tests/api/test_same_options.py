@@ -12,6 +12,7 @@ import cellwright as cw
 from cellwright.api.evaluate import EvaluatePlan
 from cellwright.api.fuse import FusePlan
 from cellwright.api.measure import MeasurePlan
+from cellwright.api.plan_recipe import RecipePlan
 from cellwright.api.predict import PredictPlan
 from cellwright.api.train import TrainPlan
 from cellwright.api.tune import TunePlan
@@ -65,6 +66,10 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["out", "overwrite"], FILES),
         **dict.fromkeys(["z", "t", "series", "prefer", "format"], READ),
     },
+    "plan": {
+        **dict.fromkeys(["out", "overwrite"], "PlannedRecipe.save"),
+        **dict.fromkeys(["format", "z", "t", "series"], READ),
+    },
     "train": {"repeat": ONE_RUN, **dict.fromkeys(["format", "z", "t", "series"], READ)},
     "tune": dict.fromkeys(["format", "z", "t", "series"], READ),
 }
@@ -85,6 +90,7 @@ PAIRS = [
     ("fuse", FusePlan, cw.fuse),
     ("evaluate", EvaluatePlan, cw.evaluate),
     ("measure", MeasurePlan, cw.measure),
+    ("plan", RecipePlan, cw.plan),
     ("train", TrainPlan, cw.train),
     ("tune", TunePlan, cw.tune),
 ]

@@ -27,6 +27,7 @@ REQUESTS = {
     "export": (("export", "DATA", "--to", "coco", "--out", "OUT"), "annotations.json"),
     "model export": (("model", "export", "nuclei", "--to", "half", "--out", "OUT"), "model.json"),
     "recipes copy": (("recipes", "copy", "vrdl_nuclei/quick", "--out", "OUT/quick.yaml"), "quick.yaml"),
+    "plan": (("plan", "DATA", "--init", "none", "--out", "OUT/recipe.yaml"), "recipe.yaml"),
     "demo": (("demo", "--out", "OUT"), "predictions/predictions.json"),
 }
 

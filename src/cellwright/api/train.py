@@ -235,13 +235,10 @@ def train(  # noqa: PLR0913 - the options of the command
     return run
 
 
-def run(
-    plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False, is_reported: bool = True
-) -> Run | Repeats | None:
+def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
     """Carry out a plan. Returns the run, all runs with ``repeat``, or None after a dry run.
 
-    is_reported: whether the best model is evaluated once more at the end, for the report. Raises what `train` raises,
-    and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
+    Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
     """
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
@@ -257,11 +254,19 @@ def run(
         device=plan.device,
         overwrite=plan.overwrite,
         inputs=(plan.data,),
-        is_reported=is_reported,
     )
     if plan.repeat is not None:
         return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
     return _train(request, screen, dry_run=dry_run)
+
+
+def train_briefly(
+    recipe: Recipe, dataset: Dataset, channel: tuple[str | int, ...] = (), *, device: str, out: Path
+) -> Path:
+    """Train without the evaluation for the report, to measure the time of a step; returns the log."""
+    request = _request(recipe.resolved(), dataset, channel)
+    _train(dataclasses.replace(request, out=out, device=device, is_reported=False), SILENT)
+    return RunFolder(out).log
 
 
 def read_run(folder: Path) -> Run:

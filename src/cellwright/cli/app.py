@@ -36,6 +36,7 @@ VERBS = {
         "Segment three example images, or train and evaluate a small model on synthetic images.",
     ),
     "doctor": ("model_verbs:doctor", "Show versions, bundled models and installed extras; on request, the device."),
+    "plan": ("model_verbs:plan", "Write a recipe fitted to a dataset, with the reason of each choice."),
     "train": ("model_verbs:train", "Train a model, or resume an interrupted run."),
     "tune": (
         "result_verbs:tune",

@@ -1,4 +1,4 @@
-"""``cellwright demo``, ``doctor``, ``train``, ``compare`` and ``cellwright model ...``."""
+"""``cellwright demo``, ``doctor``, ``plan``, ``train``, ``compare`` and ``cellwright model ...``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cellwright.api.doctor import DoctorPlan
 from cellwright.api.export_model import ExportModelPlan
 from cellwright.api.import_model import ImportPlan
 from cellwright.api.inspect_model import InspectPlan
+from cellwright.api.plan_recipe import RecipePlan
 from cellwright.api.train import TrainPlan
 from cellwright.cli.console import Common
 from cellwright.core.result_folders import REPORT
@@ -40,6 +41,21 @@ def doctor(plan: DoctorPlan = DOCTOR, *, common: Common = PLAIN) -> None:
     screen.table("", ("what", "found"), facts(plan))
     if not plan.device:
         screen.note("to see the GPU, or why there is none: cellwright doctor --device")
+
+
+def plan(plan: RecipePlan, *, common: Common = PLAIN) -> None:
+    """Show each choice with its reason, what could not be known, and how to train."""
+    from cellwright.api.plan_recipe import run
+
+    screen = common.screen(plan)
+    if (planned := run(plan, screen, dry_run=common.dry_run)) is None:
+        return
+    rows = [(choice.name, choice.value, choice.why) for choice in planned.choices]
+    screen.table("", ("what", "choice", "why"), rows)
+    for line in planned.unknown:
+        screen.note(f"not known: {line}")
+    values = {"out": str(plan.out), "unknown": list(planned.unknown)}
+    screen.result(f"recipe: {plan.out}; next: cellwright train {plan.out} --data {plan.dataset}", values)
 
 
 def train(plan: TrainPlan, *, common: Common = PLAIN) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cellwright.api.check import CheckPlan
 from cellwright.api.evaluate import EvaluatePlan
+from cellwright.api.pacing import fitted
 from cellwright.api.train import TrainPlan
 from cellwright.api.tune import TunePlan
 from cellwright.core.errors import UsageError
@@ -29,7 +30,6 @@ from cellwright.serve.facts import (
     truth_part,
     write_dataset,
 )
-from cellwright.serve.pacing import fitted
 from cellwright.serve.tables import comparison_of, read_table
 from cellwright.serve.task import Place, Step, Task, relative
 from cellwright.training.run_folder import RunFolder
@@ -42,7 +42,7 @@ DATA = "data"
 class TrainTask(Task):
     """Train on corrected images, and compare the model before and after on held-out ones.
 
-    minutes: the schedule is made as long as fits, see `serve.pacing`.
+    minutes: the schedule is made as long as fits, see `api.pacing`.
     name: of the folder in ``runs/``; by default the id of the job. held_out: ids of the images to test on; by default,
     a fifth: those that were held out before, then others.
     """

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+from cellwright.api import pacing
 from cellwright.api.train import TrainPlan, load_recipe
 from cellwright.core.progress import SILENT
-from cellwright.serve import pacing
 from cellwright.training.schedule import Timeline
 
 PLAN = TrainPlan("nuclei/finetune", data=Path("data"), max_minutes=5)
