@@ -32,6 +32,7 @@ from cellwright.api.recipe_choices import (
     outline,
 )
 from cellwright.api.recipe_facts import (
+    MAX_PIXEL_IMAGES,
     ObjectFacts,
     PixelFacts,
     evenly,
@@ -55,6 +56,7 @@ from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.public import public
 from cellwright.core.text import count
 from cellwright.data.formats.predictions import as_annotations
+from cellwright.data.identity import annotation_digest
 from cellwright.data.images.channels import RGB
 from cellwright.data.images.reading import Reading
 
@@ -329,13 +331,18 @@ def _trial_or_why_not(
 
 
 def _tried(dataset: Dataset, reading: Reading, objects: ObjectFacts, device: str, screen: ProgressReporter) -> Trial:
-    """Predict a window of a few training images with the bundled model, and compare it with the annotations."""
+    """Predict a window of a few training images with the bundled model, and compare it with the annotations.
+
+    Images that the model was trained on say little; they are taken only where there are no others.
+    """
     from cellwright.api.models import load_model
     from cellwright.evaluation.evaluate import evaluate_pairs
 
     model = load_model(BUNDLED, device=device)
     truth, predicted = [], []
-    samples = evenly(training_samples(dataset).samples, _TRIAL_IMAGES)
+    samples = evenly(training_samples(dataset).samples, MAX_PIXEL_IMAGES)
+    new = [s for s in samples if annotation_digest(s.read_instances(), s.id) not in model.trained_on]
+    samples = evenly(new or samples, _TRIAL_IMAGES)
     for sample in screen.track(samples, f"trying the model {BUNDLED}"):
         image, annotated = read_sample(sample, reading), sample.read_instances()
         masks = counted_objects(annotated).masks
@@ -350,7 +357,7 @@ def _tried(dataset: Dataset, reading: Reading, objects: ObjectFacts, device: str
         predicted.append(Instances.from_masks(found.masks, scores=found.scores))
     accuracy = float(evaluate_pairs(predicted, truth, metrics=["accuracy"])["accuracy@0.5"])
     n_objects = sum(len(counted_objects(cells)) for cells in truth)
-    return Trial(len(samples), n_objects, 0.0 if np.isnan(accuracy) else accuracy)
+    return Trial(len(samples), n_objects, 0.0 if np.isnan(accuracy) else accuracy, was_trained_on=not new)
 
 
 def _window(masks: MaskSet, side: int) -> tuple[int, int, int, int]:
@@ -382,6 +389,8 @@ def _unknown(objects: ObjectFacts, pixels: PixelFacts, plan: Outline, options: _
         lines.append(f"whether one network suits all kinds of images ({shown}); if not, train one for each")
     if options.minutes is None:
         lines.append("how long a step takes here, without a time (`minutes`)")
-    scaled = "resized to the size of their objects" if plan.has_own_scale else "taken at their own size"
-    lines.append(f"whether the images to predict are like these: they are {scaled}")
+    scaled = "resized until their objects have the expected size, which is estimated"
+    if not plan.has_own_scale:
+        scaled = "not resized by the size of their objects, so the magnification must be the same"
+    lines.append(f"whether the images to predict are like these; they are {scaled}")
     return lines

@@ -77,13 +77,15 @@ class Machine:
 class Trial:
     """What the bundled model found in some training images, compared with their annotations.
 
-    accuracy: @0.5. is_chosen: whether the user wants to start from it, whatever the accuracy.
+    accuracy: @0.5. is_chosen: whether the user wants to start from it, whatever the accuracy. was_trained_on: whether
+    these are images that it was trained on.
     """
 
     n_images: int
     n_objects: int
     accuracy: float
     is_chosen: bool = False
+    was_trained_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ def _start(objects: ObjectFacts, trial: Trial | str, plan: Outline) -> Choice:
         return Choice("starting weights", "none", trial, "model", {"init": None})
     tested = f"with the true size, nuclei has accuracy@0.5 {trial.accuracy:.2f} on {count(trial.n_images, 'image')}"
     tested += f" ({count(trial.n_objects, 'object')})"
+    tested += ", but was trained on them" if trial.was_trained_on else ""
     few = f", and {count(objects.n_images, 'image')} are few to start from nothing"
     if not plan.starts:
         why = f"{tested}: too little" + (few if objects.n_images < _FEW_IMAGES else "")
@@ -309,7 +312,7 @@ def _scales(objects: ObjectFacts, plan: Outline) -> Choice:
     elif spread > _SIZES_DIFFER:
         low, high, why = 0.5, 2.0, f"the medians of the images differ by a factor of {spread:.2g}"
     else:
-        low, high, why = 0.8, 1.25, f"the medians of the images differ by a factor of {spread:.2g} only"
+        low, high, why = 0.8, 1.25, f"the medians of the images differ by a factor of {spread:.2g}"
     return Choice("changes of size", f"{low:g} to {high:g}", why, "augment", {"scale_min": low, "scale_max": high})
 
 
