@@ -48,7 +48,7 @@ VERBS = {
     "measure": ("result_verbs:measure", "Measure size, shape and intensities of all objects in one table."),
     "export": ("result_verbs:export", "Write predictions in another format, for a submission or another tool."),
     "compare": ("model_verbs:compare", "Compare runs: their recipes, results and costs."),
-    "report": ("result_verbs:report", "Write one HTML page about a run, a prediction or an evaluation."),
+    "report": ("result_verbs:report", "Write one HTML page about a training run, a prediction or an evaluation."),
     "serve": ("serve_verbs:serve", "Look at images, correct objects, train and export on a local page."),
 }
 GROUPS = {
