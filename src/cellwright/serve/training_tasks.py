@@ -289,8 +289,14 @@ def _in_mixed_order(name: str) -> bytes:
 
 
 def _before_and_after(rows: list[dict[str, Any]] | None) -> str:
-    """``": accuracy@0.5 on held-out images 0.610 before, 0.740 after"``; empty without a comparison."""
+    """How the model changed; empty without a comparison.
+
+    >>> _before_and_after([{"metric": "aji", "before": 0.61, "after": 0.58}])
+    ': aji on held-out images 0.610 before, 0.580 after; the model before was better'
+    """
     if not rows:
         return ""
-    before = "" if rows[0].get("before") is None else f"{rows[0]['before']:.3f} before, "
-    return f": {rows[0]['metric']} on held-out images {before}{rows[0]['after']:.3f} after"
+    earlier, after = rows[0].get("before"), rows[0]["after"]
+    before = "" if earlier is None else f"{earlier:.3f} before, "
+    worse = "; the model before was better" if earlier is not None and after < earlier else ""
+    return f": {rows[0]['metric']} on held-out images {before}{after:.3f} after{worse}"

@@ -157,11 +157,15 @@ export class TrainPanel {
 
   /** Before and after on the held-out images, as numbers with bars and in pictures. */
   compare({ model, before, after, finished, held_out: heldOut, pictures }, id) {
-    const parts = [h("p", {}, "New model ", h("strong", { text: model }), ": choose it under Predict.")];
     const names = Object.keys(after ?? {})
       .filter((name) => typeof after[name] === "number")
       .sort((a, b) => rank(a) - rank(b))
       .slice(0, 8);
+    const isWorse = before && after[names[0]] < before[names[0]],
+      advice = isWorse
+        ? " is worse than the model before on the held-out images: train longer, or correct more images."
+        : ": choose it under Predict.";
+    const parts = [h("p", {}, "New model ", h("strong", { text: model }), advice)];
     if (names.length) {
       const head = before ? ["Before", "After"] : ["After"],
         cells = (name) => [...(before ? [before[name]] : []), after[name]];
