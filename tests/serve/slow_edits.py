@@ -98,10 +98,15 @@ def with_holes_filled(mask: np.ndarray) -> np.ndarray:
 
 
 def smoothed(mask: np.ndarray) -> np.ndarray:
-    """The majority of the 21 pixels within 2.5 of each pixel; beyond the border as at it."""
-    disk = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if dy * dy + dx * dx <= 6.25]
-    padded = np.pad(mask, 2, mode="edge")
+    """Where a mask has most of the weight around a pixel; beyond the border as at it. Parts that fall apart: None."""
+    weight = {
+        (dy, dx): round(1000 * math.exp(-(dy * dy + dx * dx) / 4.5)) for dy in range(-3, 4) for dx in range(-3, 4)
+    }
+    radius = math.sqrt(mask.sum() / math.pi)
+    least = sum(weight.values()) * (0.5 - 1.5 / (2 * math.sqrt(2 * math.pi) * radius))
+    padded = np.pad(mask, 3, mode="edge")
     result = np.zeros(mask.shape, bool)
     for y, x in np.ndindex(mask.shape):
-        result[y, x] = 2 * sum(padded[y + 2 + dy, x + 2 + dx] for dy, dx in disk) > len(disk)
+        result[y, x] = sum(w for (dy, dx), w in weight.items() if padded[y + 3 + dy, x + 3 + dx]) > least
     return result
+

@@ -301,7 +301,8 @@ def test_an_edit_of_what_another_window_has_changed_is_refused(tmp_path: Path) -
     start = start_from(drawn(1), 0.0)
     annotation = Annotation(tmp_path / "a.journal", HW, lambda: start)
     first, second = annotation.table.columns()["id"][:2].tolist()
-    make(annotation, Edit(op="smooth", ids=[first], rev=0), CLASSES)
+    erased = [(annotation.table.rows([first])[0].y0 + 1.5, annotation.table.rows([first])[0].x0 + 4.5)]
+    make(annotation, Edit(op="erase", path=erased, radius=6.0, rev=0), CLASSES)
     before = whole(annotation)
     for request in ({"op": "delete", "ids": [first]}, {"op": "undo"}, {"op": "merge", "ids": [second, first]}):
         with pytest.raises(Conflict):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+import numpy as np
 from cyclopts import Parameter
 
 from cellwright.api.inputs import ImageLike, ObjectsLike, as_images, as_instances_list
 from cellwright.api.outputs import FileOutput
 from cellwright.api.shared_options import FormatName
 from cellwright.core.dataset import Dataset, Sample
+from cellwright.core.distance import Distance
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.result_folders import is_job_folder
 from cellwright.core.table import frame_csv
 from cellwright.core.text import count
 from cellwright.data.formats.contract import Prefer
-from cellwright.data.images.calibration import as_pixel_size
+from cellwright.data.images.calibration import PixelSize, as_pixel_size
 from cellwright.data.images.channels import select_channels
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.tiff import Plane
@@ -28,7 +31,9 @@ from cellwright.data.images.tiff import Plane
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cellwright.core.image import Image
     from cellwright.data.images.channels import ChannelChoice
+    from cellwright.measurement.cells import CellPairs
 
 
 # Larger images are read part by part.
@@ -41,7 +46,7 @@ class MeasurePlan:
     """Measure size, shape and intensities of all objects in one table."""
 
     predictions: Path
-    """A prediction folder, a tile job, label images or anything else that `data convert` reads."""
+    """A prediction folder, a tile job, label images or anything else that `data convert` reads: with `nuclei` the cells."""
     _: KW_ONLY
     format: FormatName = None
     images: Path | None = None
@@ -50,6 +55,12 @@ class MeasurePlan:
     """Name or number of the channels to measure (default: all)."""
     ring: int | None = None
     """Measure the background of each channel in a ring of this width around each object, pixels."""
+    nuclei: Path | None = None
+    """The nuclei of the same images: nucleus, cell and cytoplasm in one table. A nucleus belongs to the cell that has
+    most of it, at least half."""
+    expand: str | None = None
+    """Measure cells too: the objects, which are nuclei, with the background within this distance, such as 5um or 8px
+    (default: as predicted)."""
     z: Plane | None = None
     """Plane of stacks, counted from 0, or max or mean (default: as predicted)."""
     t: int | None = None
@@ -98,7 +109,8 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         )
     if plan.ring is not None and plan.ring < 1:
         raise UsageError("invalid `ring`", got=plan.ring, expected="at least 1 pixel")
-    dataset, failures = _read_objects(plan, screen)
+    dataset, failures = _read_objects(plan, plan.predictions, screen)
+    cells = _CellPlan.of(plan, dataset, screen)
     missing = [sample for sample in dataset if sample.image_path is None]
     if missing and len(missing) == len(dataset) and (plan.ring is not None or plan.channel):
         got, remedy = f"{count(len(missing), 'image')} without a file", "name the folder of the images with `images`"
@@ -112,18 +124,24 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
         screen.note(f"the job has these measurements already: {plan.predictions}/objects.parquet or objects.csv.gz")
     if dry_run and not output.exists:
         return None
-    tables = [measure_sample(sample, dataset, plan) for sample in screen.track(dataset, "measuring", len(dataset))]
+    tables = [
+        measure_sample(sample, dataset, plan, cells) for sample in screen.track(dataset, "measuring", len(dataset))
+    ]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     with output.write() as folder:
         write_text(folder / plan.out.name, frame_csv(table, float_format="%.7g"))
+    for line in () if cells is None else cells.notes():
+        screen.note(line)
     if output.is_complete:
         screen.note(output.text)
     return None if dry_run else Measured(table, len(dataset), len(missing), failures)
 
 
-def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset, tuple[InputError, ...]]:
-    """The objects to measure, and why images were skipped."""
+def _read_objects(
+    plan: MeasurePlan, path: Path, screen: ProgressReporter
+) -> tuple[Dataset, tuple[InputError, ...]]:
+    """The objects at a path, and why images were skipped."""
     from cellwright.api.sources import find_images_option
     from cellwright.core.notes import summarise
     from cellwright.data.formats import ReadOptions
@@ -140,7 +158,7 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset,
         series=plan.series,
         track=screen.track,
     )
-    dataset, failures = without_conflicts(above_threshold(read(plan.predictions, options, format=plan.format)))
+    dataset, failures = without_conflicts(above_threshold(read(path, options, format=plan.format if path == plan.predictions else None)))
     if failures and not len(dataset):
         raise failures[0]
     for line in summarise(dataset.notes):
@@ -148,27 +166,128 @@ def _read_objects(plan: MeasurePlan, screen: ProgressReporter) -> tuple[Dataset,
     return dataset, tuple(failures)
 
 
-def measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan) -> pd.DataFrame:
+def measure_sample(
+    sample: Sample, dataset: Dataset, plan: MeasurePlan, cells: _CellPlan | None = None
+) -> pd.DataFrame:
     """The rows of one image, with the columns image, label, class and score first; ignored regions are no objects."""
-    from cellwright.measurement.table import measure_in_parts, measure_instances
+    from cellwright.measurement.cells import measure_pairs
 
-    cells, names, size = sample.read_instances(), dataset.class_names, as_pixel_size(plan.pixel_size)
-    cells = cells[~cells.ignore]
-    if sample.image_path is None:
-        size = size or sample.pixel_size_um
-        table = measure_instances(cells, class_names=names, pixel_size_um=size, ring_px=plan.ring)
+    objects = sample.read_instances()
+    objects = objects[~objects.ignore]
+    names = dataset.class_names if cells is None else cells.class_names
+    measure, size = _measure_of(sample, dataset, plan, names)
+    if cells is None:
+        table = measure(objects, plan.ring)
     else:
-        reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series).over(Reading.recorded(dataset.info))
-        if math.prod(sample.image_hw) > LARGE_PX:
-            source = reading.open(sample.image_path, chosen=bool(plan.channel))
-            table = measure_in_parts(cells, source, class_names=names, pixel_size_um=size, ring_px=plan.ring)
-        else:
-            image = reading.read(sample.image_path)
-            image = select_channels(image, plan.channel) if plan.channel else image
-            table = measure_instances(cells, image, class_names=names, pixel_size_um=size, ring_px=plan.ring)
+        pairs = cells.pairs(sample, objects, size)
+        table = measure_pairs(pairs, lambda one: measure(one, None), lambda one: measure(one, plan.ring))
     table = table.reset_index()
     table.insert(0, "image", [sample.id] * len(table))
     return table
+
+
+def _measure_of(
+    sample: Sample, dataset: Dataset, plan: MeasurePlan, names: Sequence[str]
+) -> tuple[Callable[[Instances, int | None], pd.DataFrame], PixelSize | None]:
+    """How objects of an image are measured, given the width of a ring; and the pixel size."""
+    from cellwright.measurement.table import measure_in_parts, measure_instances
+
+    size = as_pixel_size(plan.pixel_size)
+    given = {"class_names": names, "pixel_size_um": size}
+    if sample.image_path is None:
+        given["pixel_size_um"] = size = size or sample.pixel_size_um
+        return lambda cells, ring: measure_instances(cells, ring_px=ring, **given), size
+    reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series).over(Reading.recorded(dataset.info))
+    if math.prod(sample.image_hw) > LARGE_PX:
+        source = reading.open(sample.image_path, chosen=bool(plan.channel))
+        return lambda cells, ring: measure_in_parts(cells, source, ring_px=ring, **given), size or source.pixel_size_um
+    image = reading.read(sample.image_path)
+    image = select_channels(image, plan.channel) if plan.channel else image
+    return lambda cells, ring: measure_instances(cells, image, ring_px=ring, **given), size or image.pixel_size_um
+
+
+@dataclass(frozen=True, eq=False)
+class _CellPlan:
+    """Where cells and nuclei of each image come from.
+
+    nuclei: by the id of the sample of cells, if there are two sets; otherwise the objects are expanded. edited: cells
+    that were corrected in the prediction folder. class_names: of both. counts: of what users should know, so far.
+    """
+
+    class_names: tuple[str, ...]
+    expand: str | None = None
+    nuclei: Mapping[str, Sample] = field(default_factory=dict)
+    class_of_nuclei: tuple[int, ...] = ()
+    edited: Mapping[str, Instances] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(plan: MeasurePlan, dataset: Dataset, screen: ProgressReporter) -> _CellPlan | None:
+        """None if objects are measured alone. Raises `InputError` if the images of two sets are not the same."""
+        from cellwright.data.formats.predictions import edited_cells
+
+        if plan.nuclei is not None:
+            if plan.expand is not None:
+                raise UsageError("`nuclei` and `expand` exclude each other", remedy="omit one of them")
+            return _CellPlan._of_two(plan, plan.nuclei, dataset, screen)
+        if plan.expand is not None:
+            return _CellPlan(dataset.class_names, str(Distance.of(plan.expand)))
+        recorded = dataset.info.get("expand") if dataset.info.get("format") == "predictions" else None
+        if not isinstance(recorded, str):
+            return None
+        screen.note(f"cells: nuclei expanded by {Distance.of(recorded)}, as predicted")
+        found = {sample.id: edited_cells(plan.predictions, dataset, sample) for sample in dataset}
+        edited = {name: cells for name, cells in found.items() if cells is not None}
+        for file, _ in edited.values():
+            screen.note(f"{file.name} was edited, so its cells were measured")
+        cells = {name: cells for name, (_, cells) in edited.items()}
+        return _CellPlan(dataset.class_names, str(Distance.of(recorded)), edited=cells)
+
+    @staticmethod
+    def _of_two(plan: MeasurePlan, path: Path, cells: Dataset, screen: ProgressReporter) -> _CellPlan:
+        from cellwright.evaluation.pairing import only_pair, partners, shown_ids
+
+        nuclei, failures = _read_objects(plan, path, screen)
+        if failures:
+            raise failures[0]
+        nuclei, notes = only_pair(nuclei, cells)
+        for note in notes:
+            screen.note(note)
+        paired = partners(cells, nuclei)
+        for one, others, where, what in (
+            (paired, cells, path, "nuclei"),
+            (partners(nuclei, cells), nuclei, plan.predictions, "cells"),
+        ):
+            if missing := [sample.id for sample, other in zip(others, one, strict=True) if other is None]:
+                problem = f"{len(missing)} of {count(len(others), 'image')} have no {what}"
+                remedy = "give the nuclei and the cells of the same images, with the same names"
+                raise InputError(problem, where=where, got=f"none for {shown_ids(missing)}", remedy=remedy)
+        names = (*cells.class_names, *(name for name in nuclei.class_names if name not in cells.class_names))
+        of_cells = {sample.id: other for sample, other in zip(cells, paired, strict=True) if other is not None}
+        return _CellPlan(names, nuclei=of_cells, class_of_nuclei=tuple(map(names.index, nuclei.class_names)))
+
+    def pairs(self, sample: Sample, objects: Instances, pixel_size_um: PixelSize | None) -> CellPairs:
+        """Cells and nuclei of an image. objects: of the sample, without regions."""
+        from cellwright.measurement.cells import match, same_ids
+
+        if sample.id in self.nuclei:
+            nuclei = self.nuclei[sample.id].read_instances()
+            nuclei = nuclei[~nuclei.ignore]
+            nuclei = replace(nuclei, class_ids=np.array(self.class_of_nuclei, np.int64)[nuclei.class_ids])
+            pairs = match(nuclei, objects)
+        elif sample.id in self.edited:
+            pairs = match(objects, self.edited[sample.id])
+        else:
+            assert self.expand is not None
+            expanded = objects.expand(self.expand, pixel_size=pixel_size_um, where=sample.image_path or sample.id)
+            pairs = replace(same_ids(objects, expanded), is_matched=bool(self.edited))
+        for n, noun, text in pairs.odd:
+            self.counts[noun, text] = self.counts.get((noun, text), 0) + n
+        return pairs
+
+    def notes(self) -> list[str]:
+        """What was found in all images, a sentence each."""
+        return [f"{count(n, noun)} {text}" for (noun, text), n in self.counts.items() if n]
 
 
 @overload
@@ -180,6 +299,8 @@ def measure(
     class_names: Sequence[str] | None = None,
     pixel_size: float | Sequence[float] | None = None,
     ring: int | None = None,
+    nuclei: ObjectsLike | None = None,
+    expand: float | str | None = None,
 ) -> pd.DataFrame: ...
 @overload
 def measure(
@@ -190,8 +311,12 @@ def measure(
     class_names: Sequence[str] | None = None,
     pixel_size: float | Sequence[float] | None = None,
     ring: int | None = None,
+    nuclei: Iterable[ObjectsLike] | None = None,
+    expand: float | str | None = None,
 ) -> list[pd.DataFrame]: ...
-def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=None, ring=None):
+def measure(
+    cells, image=None, *, channel=None, class_names=None, pixel_size=None, ring=None, nuclei=None, expand=None
+):
     """Measure size, shape and, with an image, intensities of objects.
 
     Args:
@@ -204,6 +329,10 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
         pixel_size: microns per pixel, one number or (y, x); None takes that of the image.
         ring: width in pixels of a ring around each object, outside of all objects, in which the background of each
             channel is measured; None measures none.
+        nuclei: the nuclei of the cells, like ``cells``: both are measured, and the cytoplasm, which is the cell without
+            the nucleus. A nucleus belongs to the cell that has most of it, at least half.
+        expand: ``cells`` are nuclei, and the cells are these with the background within this distance, pixels or text
+            such as "5um"; see `Instances.expand`.
 
     Returns:
         A pandas table with one row per object and the ids of the objects as index "label"; for a list, a list of
@@ -212,6 +341,10 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
         eccentricity, orientation_deg, solidity, circularity; with an image intensity_{mean,min,max,std}_CHANNEL, with
         ``ring`` also ring_area_px and ring_mean_CHANNEL; with a pixel size area_um2 and equivalent_diameter_um.
         Definitions: `cellwright.measurement.table`. Without objects, the table has all columns and no rows.
+        With ``nuclei`` or ``expand`` these begin with nucleus_ and cell_, and there are the area and the intensities
+        of the cytoplasm, such as cytoplasm_intensity_mean_CHANNEL. With ``nuclei``, n_nuclei, nucleus_label (of the
+        largest one, 0 for none) and has_cell say what was found: several nuclei of a cell are measured together, a
+        nucleus without a cell has a row of its own, and what does not exist is NaN.
 
     Raises:
         InputError: image and objects differ in size or number, a class id without a name, or an array that is not a
@@ -228,6 +361,7 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
         >>> table.loc[7, ["centroid_y_px", "centroid_x_px"]].tolist()
         [14.0, 20.0]
     """
+    from cellwright.measurement.cells import measure_with_cells
     from cellwright.measurement.table import measure_instances
 
     instances, single = as_instances_list(cells)
@@ -243,7 +377,33 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
             raise UsageError("intensities need an image", got=f"`channel={channel!r}`", remedy="give it as `image`")
         images = [select_channels(of_cells, channel) for of_cells in images if of_cells is not None]
     size = as_pixel_size(pixel_size)
-    pairs = zip(instances, images, strict=True)
-    pairs = ((objects[~objects.ignore], of_cells) for objects, of_cells in pairs)  # regions are no objects
-    tables = [measure_instances(*pair, class_names=class_names, pixel_size_um=size, ring_px=ring) for pair in pairs]
+    instances = [objects[~objects.ignore] for objects in instances]  # regions are no objects
+    given = {"class_names": class_names, "pixel_size_um": size, "ring_px": ring}
+    if nuclei is None and expand is None:
+        tables = [measure_instances(*pair, **given) for pair in zip(instances, images, strict=True)]
+    else:
+        pairs = _pairs(instances, images, nuclei, expand, size)
+        tables = [measure_with_cells(*pair, **given) for pair in zip(pairs, images, strict=True)]
     return tables[0] if single else tables
+
+
+def _pairs(
+    cells: Sequence[Instances],
+    images: Sequence[Image | None],
+    nuclei: ObjectsLike | Iterable[ObjectsLike] | None,
+    expand: float | str | None,
+    pixel_size_um: PixelSize | None,
+) -> list[CellPairs]:
+    from cellwright.measurement.cells import match, same_ids
+
+    if nuclei is None:
+        assert expand is not None
+        sizes = [pixel_size_um or (None if image is None else image.pixel_size_um) for image in images]
+        return [same_ids(one, one.expand(expand, pixel_size=size)) for one, size in zip(cells, sizes, strict=True)]
+    if expand is not None:
+        raise UsageError("`nuclei` and `expand` exclude each other", remedy="omit one of them")
+    of_cells = as_instances_list(nuclei)[0]
+    if len(of_cells) != len(cells):
+        got, expected = f"nuclei of {count(len(of_cells), 'image')}", count(len(cells), "image")
+        raise InputError("nuclei and cells differ in number", got=got, expected=expected)
+    return [match(one[~one.ignore], other) for one, other in zip(of_cells, cells, strict=True)]

@@ -93,6 +93,8 @@ class Model:
         min_area: int | None = None,
         max_objects: int | None = None,
         remove_border: bool | None = None,
+        smooth: bool | None = None,
+        fill_holes: bool | None = None,
     ) -> Instances: ...
     @overload
     def predict(
@@ -106,6 +108,8 @@ class Model:
         min_area: int | None = None,
         max_objects: int | None = None,
         remove_border: bool | None = None,
+        smooth: bool | None = None,
+        fill_holes: bool | None = None,
     ) -> list[Instances]: ...
     def predict(
         self,
@@ -118,6 +122,8 @@ class Model:
         min_area=None,
         max_objects=None,
         remove_border=None,
+        smooth=None,
+        fill_holes=None,
     ):
         """The objects of an image, best first, with ids 1..N and scores in [0, 1]; a list of images gives a list.
 
@@ -135,6 +141,8 @@ class Model:
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.
             remove_border: omit objects that touch the border of the image, which may be cut off.
+            smooth, fill_holes: smooth the outlines of objects, and fill their holes; see `Instances.smooth`. For cells
+                around nuclei see `Instances.expand`.
 
         Returns:
             `Instances` of the image's size, or a list of them; an image without objects gives `Instances` of length 0.
@@ -161,6 +169,8 @@ class Model:
             min_area=min_area,
             max_objects=max_objects,
             remove_border=remove_border,
+            smooth=smooth,
+            fill_holes=fill_holes,
         )
         predictions = model.predictions(images, channel=channel)
         notes = [
@@ -203,12 +213,27 @@ class Model:
         min_area: int | None = None,
         max_objects: int | None = None,
         remove_border: bool | None = None,
+        smooth: bool | None = None,
+        fill_holes: bool | None = None,
+        expand: float | str | None = None,
     ) -> Model:
-        """The model with other options, for every prediction; None leaves an option as it is. See `predict`."""
+        """The model with other options, for every prediction; None leaves an option as it is. See `predict`.
+
+        expand: pixels, or text such as "5um": predictions also have ``cells``, the objects with the background within
+        this distance (see `Instances.expand`), and `predict_folder` writes them.
+
+        Example:
+            >>> import cellwright as cw, numpy as np
+            >>> image = np.zeros((40, 40), np.uint8)
+            >>> image[5:15, 5:15] = image[20:32, 18:30] = 200
+            >>> prediction = cw.load_model("classical").with_options(expand=3).predictions(image)
+            >>> prediction.cells.ids.tolist(), (prediction.cells.masks.areas > prediction.instances.masks.areas).all()
+            ([1, 2], np.True_)
+        """
         predictor = self.predictor if diameter is None else self.predictor.with_diameter(diameter)
         predictor = predictor if views is None else predictor.with_views(as_views(views))
         given = {"score_threshold": score, "min_area_px": min_area, "max_objects": max_objects}
-        given |= {"remove_border": remove_border}
+        given |= {"remove_border": remove_border, "smooth": smooth, "fill_holes": fill_holes, "expand": expand}
         changes = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(
             self,
@@ -403,7 +428,8 @@ def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
             )
     if len(members) == 1:
         return first
-    complete = [dataclasses.replace(member.options, score_threshold=0.0, max_objects=None) for member in members]
+    everything = {"score_threshold": 0.0, "max_objects": None, "expand": None}
+    complete = [dataclasses.replace(member.options, **everything) for member in members]
     predictors = [dataclasses.replace(m.filtered, options=o) for m, o in zip(members, complete, strict=True)]
     seen = joined_seen([member.seen for member in members])
     return Model(
@@ -427,9 +453,8 @@ def made_by(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     from cellwright.prediction.predictor import Ensemble
 
     now, own = model.options.as_values(), model.own_options.as_values()
-    chosen = {
-        name: now[name] for name in ("score", "min_area", "max_objects", "remove_border") if now[name] != own[name]
-    }
+    names = ("score", "min_area", "max_objects", "remove_border", "smooth", "fill_holes", "expand")
+    chosen = {name: now.get(name) for name in names if now.get(name) != own.get(name)}
     views = None if model.views == (model.tuned_on or {}).get("views") else model.views
     chosen |= {"diameter": model.diameter, "views": views}
     if isinstance(model.predictor, Ensemble):

@@ -39,6 +39,7 @@ from cellwright.api.read import is_dataset, of_split, read_dataset
 from cellwright.api.shared_options import PART, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
+from cellwright.core.distance import Distance
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -105,6 +106,13 @@ class PredictPlan:
     """Replace predictions that exist in the folder."""
     remove_border: Annotated[bool, Parameter(group=OBJECTS)] = False
     """Omit objects that touch the border of the image, which may be cut off."""
+    smooth: Annotated[bool, Parameter(group=OBJECTS)] = False
+    """Smooth the outlines of objects."""
+    fill_holes: Annotated[bool, Parameter(group=OBJECTS)] = False
+    """Fill the holes in objects."""
+    expand: Annotated[str | None, Parameter(group=OBJECTS)] = None
+    """Approximate cells: the nuclei with the background within this distance, such as 5um or 8px (also written:
+    x_cell_masks.tif, and nucleus, cell and cytoplasm of each object in one table)."""
     ring: Annotated[int | None, Parameter(group=OBJECTS)] = None
     """Measure the background of each channel in a ring of this width around each object, pixels."""
     z: Planes = None
@@ -165,6 +173,9 @@ def run(
         min_area=plan.min_area,
         max_objects=plan.max_objects,
         remove_border=plan.remove_border,
+        smooth=plan.smooth,
+        fill_holes=plan.fill_holes,
+        expand=plan.expand,
     )
     sources, recorded = find_sources(plan.sources, plan.split)
     part = {"z": plan.z, "t": plan.t, "series": plan.series, "pixel_size": plan.pixel_size, "level": plan.level}
@@ -197,6 +208,7 @@ def run(
     notes += model_notes(model, members, plan.views)
     if folder.is_new:
         check_choices(sources, model.predictor, reading)
+        check_expand(sources, model, reading)
     if (done := folder.describe()) is not None:
         reporter.note(done)
     if not folder.is_complete:
@@ -244,7 +256,7 @@ def _large(
             raise sources[0].error
         _refuse_several(asked[0] if asked else "tile", len(sources))
     why = " as requested"
-    is_shared = running != Running() and can_tile(model)
+    is_shared = running != Running() and can_tile(model) and plan.expand is None
     if core_px is None and not asked and not is_shared:
         try:
             source = reading.open(sources[0].path)
@@ -270,6 +282,27 @@ def _large(
     )
     path = sources[0].path
     return reading.open(path if plan.dask is None else path.resolve()), request, why
+
+
+def check_expand(sources: Sequence[Source], model: Model, reading: Reading) -> None:
+    """Raise `InputError` if cells by a distance in microns are wanted, and no image has a pixel size."""
+    if model.options.expand is None:
+        return
+    first: InputError | None = None
+    for source in sources:
+        try:
+            image = reading.open(source.path) if source.error is None else None
+        except (InputError, UsageError):
+            continue  # it fails by itself
+        if image is None:
+            continue
+        try:
+            Distance.of(model.options.expand).in_pixels(image.pixel_size_um, where=source.path)
+            return
+        except InputError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _refuse_several(option: str, n_images: int) -> NoReturn:
@@ -364,6 +397,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     if folder.is_new:
         check_choices(sources, model.predictor, reading)
+        check_expand(sources, model, reading)
     running = Running(workers, dask)
     report = predict_into(
         folder,
@@ -482,9 +516,9 @@ def pictures(class_names: Sequence[str]) -> Pictures:
     from cellwright.report.draw import contact_sheet, draw_overlay, draw_picture
     from cellwright.report.plate import draw_counts, draw_plate
 
-    def overlay(image: Image, instances: Instances) -> np.ndarray:
+    def overlay(image: Image, instances: Instances, cells: Instances | None) -> np.ndarray:
         caption = "" if image.path is None else Path(image.path).name
-        return draw_picture(image, instances, class_names=class_names, caption=caption)
+        return draw_picture(image, instances, class_names=class_names, caption=caption, cells=cells)
 
     def thumbnail(image: Image, instances: Instances) -> np.ndarray:
         outline_px = max(round(max(image.image_hw) / 400), 1)
@@ -505,7 +539,7 @@ def _report(folder: Path, about_all: Path) -> str:
     return prediction_page(folder, about_all).html()
 
 
-def files_written(out: Path, save: Sequence[Save]) -> str:
+def files_written(out: Path, save: Sequence[str]) -> str:
     """``"out/ (predictions.json, summary.csv, masks)"``."""
     return f"{out}/ ({', '.join((PREDICTIONS, SUMMARY, *save))})"
 
@@ -514,7 +548,8 @@ def _announcement(plan: PredictPlan, n_images: int) -> str:
     only = " (finds nuclei only)" if DEFAULT_MODEL in plan.model else ""
     views = "" if plan.views is None else f" in {count(len(parse_views(plan.views)), 'view')}"
     model = f"model {' + '.join(plan.model)}{only}{views}"
-    return f"{count(n_images, 'image')}, {model}: will write {files_written(plan.out, plan.save)}"
+    cells = ("cell_masks",) if plan.expand is not None and "masks" in plan.save else ()
+    return f"{count(n_images, 'image')}, {model}: will write {files_written(plan.out, (*plan.save, *cells))}"
 
 
 def model_notes(model: Model, members: Sequence[Model], views: str | None) -> list[str]:

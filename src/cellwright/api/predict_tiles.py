@@ -272,6 +272,11 @@ def run_job(
     why: why tiles are used, for the announcement. Raises `OutputError` for a folder with another job or other files,
     `UsageError` for a model that cannot predict tiles, and `InputError` for an image that cannot be used.
     """
+    if model.options.expand is not None:
+        remedy = "omit `expand`, then measure the job with it: cellwright measure JOB --expand 5um"
+        raise UsageError(
+            "cells are not expanded tile by tile", got=f"`expand={model.options.expand}`{why}", remedy=remedy
+        )
     tiles, seen = tiles_of(model), seen_source(source, model, request.channel)
     if request.running.shard is not None and overwrite:
         remedy = "remove the old result first, or choose another `out`"

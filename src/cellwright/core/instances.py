@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellwright.core import coco
+from cellwright.core import coco, morphology
+from cellwright.core.distance import Distance
 from cellwright.core.errors import InputError
 from cellwright.core.masks import Index, MaskSet, SoftMasks
 from cellwright.core.masks import concat as concat_masks
@@ -271,6 +272,65 @@ class Instances:
             **self.columns,
         }
         return pd.DataFrame(values, index=pd.Index(self.ids, name="label"))
+
+    # --- changes of the masks -----------------------------------------------------------------------------------
+
+    def expand(
+        self, distance: float | str, *, pixel_size: float | Sequence[float] | None = None, where: object = None
+    ) -> Instances:
+        """The objects with the background within a distance: cells, approximated from their nuclei.
+
+        Each pixel that is in no object goes to the nearest one, of equally near ones to that with the lowest id. So
+        objects keep their ids and all their pixels, and never merge. Ignored regions stay as they are.
+
+        distance: pixels, or text with a unit, such as "5um". pixel_size: microns per pixel, one number or (y, x), for
+        microns. where: the image, for error messages.
+
+        Columns are dropped, for they were measured before. Raises `UsageError` for an invalid distance, and
+        `InputError` for microns without a pixel size.
+
+        >>> nuclei = Instances.from_label_map(np.array([[0, 1, 0, 0, 0, 2, 0]]))
+        >>> nuclei.expand(2).to_label_map().tolist(), nuclei.expand("0.5um", pixel_size=0.5).to_label_map().tolist()
+        ([[1, 1, 1, 1, 2, 2, 2]], [[1, 1, 1, 0, 2, 2, 2]])
+        """
+        reach, spacing = Distance.of(distance, "distance").in_pixels(pixel_size, name="expand", where=where)
+        growing = np.flatnonzero(~self.ignore)
+        growing = growing[np.argsort(self.ids[growing], kind="stable")]
+        order = np.concatenate([growing, np.flatnonzero(self.ignore)])
+        parts = [morphology.expand(self.masks[growing], reach, spacing), self.masks[self.ignore]]
+        return self._with_masks(concat_masks(parts)[np.argsort(order, kind="stable")])
+
+    def smooth(self) -> Instances:
+        """The objects with smooth outlines; round ones keep their size, and parts that are connected stay so.
+
+        Pixels of other objects stay theirs. Columns are dropped.
+
+        >>> square = Instances.from_polygons([[(4, 4), (16, 4), (16, 16), (4, 16)]], (20, 20))
+        >>> square.masks.areas, square.smooth().masks.areas
+        (array([144]), array([140]))
+        """
+        return self._with_masks(morphology.smooth(self.masks))
+
+    def fill_holes(self) -> Instances:
+        """The objects with the background that they enclose; pixels of other objects stay theirs. Columns are dropped.
+
+        >>> ring = Instances.from_label_map(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
+        >>> ring.fill_holes().masks.areas
+        array([9])
+        """
+        return self._with_masks(morphology.fill_holes(self.masks))
+
+    def remove_border(self) -> Instances:
+        """The objects that do not touch the border of the image, where they may be cut off.
+
+        >>> Instances.from_label_map(np.array([[0, 0, 0, 3], [0, 7, 0, 3], [0, 0, 0, 0]])).remove_border().ids
+        array([7])
+        """
+        return self[~self.masks.touches_border]
+
+    def _with_masks(self, masks: MaskSet) -> Instances:
+        # Probabilities and measurements would no longer fit the masks.
+        return replace(self, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32), soft_masks=None, columns={})
 
     # --- access -------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ def pair_datasets(
     """
     part = truth if part is None else part
     predicted, truth, part, notes = _same_classes(predicted, truth, part, ignore_classes=ignore_classes)
-    predicted, renamed = _only_pair(predicted, truth)
+    predicted, renamed = only_pair(predicted, truth)
     notes += renamed
     paired = partners(part, predicted)
     missing = [sample.id for sample, partner in zip(part, paired, strict=True) if partner is None]
@@ -276,7 +276,7 @@ def _name(sample: Sample) -> str:
     return name.removesuffix(".ome") or name
 
 
-def _only_pair(predicted: Dataset, truth: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+def only_pair(predicted: Dataset, truth: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     """The prediction under the name of the ground truth, and a note, if both sides have one image of the same size."""
     if len(predicted) != 1 or len(truth) != 1 or partners(predicted, truth)[0] is not None:
         return predicted, ()

@@ -32,7 +32,7 @@ PART_PX = 2048
 _COMPILED_TYPES = (np.uint8, np.uint16, np.float32)
 _STATISTICS = ("mean", "min", "max", "std")
 # Columns that formats with outlines do not need.
-_POSITIONS = (
+POSITIONS = (
     "touches_border",
     "centroid_y_px",
     "centroid_x_px",
@@ -137,7 +137,7 @@ def measure_in_parts(
             .iloc[: len(own)]
             .copy()
         )
-        for name in _POSITIONS[1:]:
+        for name in POSITIONS[1:]:
             table[name] += y0 if "_y" in name else x0
         table["touches_border"] = cells.masks[own].touches_border
         tables.append(table)
@@ -262,9 +262,18 @@ def write_measurements(
     image: Image | None = None,
     class_names: Sequence[str] | None = None,
     ring_px: int | None = None,
+    expanded: Instances | None = None,
 ) -> None:
-    """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row."""
-    table = measure_instances(cells, image, class_names=class_names, ring_px=ring_px)
+    """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row.
+
+    expanded: the cells of the objects, which are nuclei, in the same order.
+    """
+    if expanded is None:
+        table = measure_instances(cells, image, class_names=class_names, ring_px=ring_px)
+    else:
+        from cellwright.measurement.cells import measure_with_cells, same_ids
+
+        table = measure_with_cells(same_ids(cells, expanded), image, class_names=class_names, ring_px=ring_px)
     write_text(path, table_csv(table, image_name))
 
 
@@ -273,7 +282,7 @@ def with_measurements(cells: Instances, image: Image | None = None) -> Instances
 
     Positions are omitted. Existing columns with the same names are replaced.
     """
-    table = measure_instances(cells, image).drop(columns=["class", "score", *_POSITIONS])
+    table = measure_instances(cells, image).drop(columns=["class", "score", *POSITIONS])
     measured = {str(name): table[name].to_numpy() for name in table}
     return dataclasses.replace(cells, columns=cells.columns | measured)
 

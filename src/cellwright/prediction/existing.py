@@ -199,7 +199,7 @@ def state_of(path: Path, identity: FileIdentity | None) -> Literal["as written",
 
 def names_of(job: Job, image_id: str) -> dict[str, str]:
     """The names of the files of an image, by kind."""
-    return {kind: output_path(Path(), image_id, ENDINGS[kind]).as_posix() for kind in job.save}
+    return {kind: output_path(Path(), image_id, ENDINGS[kind]).as_posix() for kind in job.kinds}
 
 
 def _names_left(job: Job, done: Mapping[str, Done]) -> list[str]:

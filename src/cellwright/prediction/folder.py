@@ -354,6 +354,7 @@ class PredictionFolder:
         )
         written = {record.sample.id: record.files for record in records}
         facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
+        facts |= {} if self.job.options.expand is None else {"expand": self.job.options.expand}
         info = facts | dict(self.job.reading) | dict(self.job.info)
         predictions = Dataset(samples, names, root=root, info=info)
         place = self._output.place(self._output.root)

@@ -19,9 +19,9 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
 from cellwright.data.formats import FORMATS
-from cellwright.data.formats.contract import Prefer, WriteOptions
+from cellwright.data.formats.contract import WriteOptions
 from cellwright.data.formats.paths import output_path, short_name
-from cellwright.data.formats.predictions import EDITABLE, written_digests
+from cellwright.data.formats.predictions import CELLS, EDITABLE, written_digests
 from cellwright.measurement.table import write_measurements
 from cellwright.prediction import writers
 from cellwright.prediction.existing import names_of, state_of
@@ -38,13 +38,13 @@ _TILE_PX = 480
 class Pictures:
     """How pictures are drawn; passed in, because `report` is above this package.
 
-    overlay: an image and its objects -> uint8 RGB (H', W', 3). thumbnail: the same, with lines that remain visible when
+    overlay: an image, its objects, and their cells or None -> uint8 RGB (H', W', 3). thumbnail: an image and its objects, with lines that remain visible when
     the picture is reduced. sheet: tiles (caption, RGB) and a title -> uint8 RGB. plate: (row, column) -> tile, and a
     title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB. report: the
     folder, and where its files about all images are -> report.html.
     """
 
-    overlay: Callable[[Image, Instances], np.ndarray]
+    overlay: Callable[[Image, Instances, Instances | None], np.ndarray]
     thumbnail: Callable[[Image, Instances], np.ndarray]
     sheet: Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
     plate: Callable[[Mapping[tuple[int, int], tuple[str, np.ndarray]], str], np.ndarray]
@@ -146,7 +146,7 @@ class ImageWriter:
         files = names_of(self.job, source.id)
         place.check()
         with place.while_it_stays(files.values()), ledger.staging(source.id) as staging:
-            self._write_files(staging, source, image, prediction.instances, seen, None if blank else image)
+            self._write_files(staging, source, image, prediction, seen, None if blank else image)
             if thumbnail:
                 picture = self.pictures.thumbnail(seen, prediction.instances)
                 write_png(ledger.path(source.id, ".png"), _shrunk(picture))
@@ -158,18 +158,21 @@ class ImageWriter:
         return ledger.record(source.id, done)
 
     def _write_files(
-        self, root: Path, source: Source, image: Image, instances: Instances, seen: Image, measured: Image | None
+        self, root: Path, source: Source, image: Image, prediction: Prediction, seen: Image, measured: Image | None
     ) -> None:
-        names = self.job.class_names
-        for kind in self.job.save:
+        names, instances, cells = self.job.class_names, prediction.instances, prediction.cells
+        for kind in self.job.kinds:
             path = output_path(root, source.id, ENDINGS[kind])
             match kind:
                 case "masks":
                     writers.write_labels(path, instances, image.pixel_size_um)
                 case "overlay":
-                    write_png(path, self.pictures.overlay(seen, instances))
+                    write_png(path, self.pictures.overlay(seen, instances, cells))
+                case "cell_masks" if cells is not None:
+                    writers.write_labels(path, cells, image.pixel_size_um)
                 case "geojson":
-                    writers.write_geojson(path, instances, measured, sample_id=source.id, class_names=names)
+                    named = {"sample_id": source.id, "class_names": names}
+                    writers.write_geojson(path, instances, measured, **named, cells=cells)
                 case "rois":
                     writers.write_rois(path, instances, measured, class_names=names)
                 case "measurements":
@@ -180,6 +183,7 @@ class ImageWriter:
                         image=measured,
                         class_names=names,
                         ring_px=self.job.ring_px,
+                        expanded=cells,
                     )
 
     def _write_record(
@@ -204,7 +208,7 @@ class ImageWriter:
             source="cellwright predict",
         )
         notes = [*notes, *_name_note(source.id)]
-        digests: dict[Prefer, str] = {kind: files[kind].digest for kind in EDITABLE if kind in files}
+        digests = {kind: files[kind].digest for kind in (*EDITABLE, CELLS) if kind in files}
         info = {
             "summary": summary_row(source.id, prediction, names, notes),
             "files": written_digests(prediction.instances, names, digests),

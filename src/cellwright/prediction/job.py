@@ -20,6 +20,7 @@ from cellwright.core.image import Image
 from cellwright.core.text import count, differences, listed
 from cellwright.data.formats.coco import PREDICTIONS_NAME
 from cellwright.data.formats.predictions import EDITABLE
+from cellwright.data.images.names import CELL_MASKS
 from cellwright.prediction.ledger import Done
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.sources import Source
@@ -33,6 +34,7 @@ Save = Literal["masks", "overlay", "geojson", "rois", "measurements"]
 SAVES: tuple[Save, ...] = get_args(Save)
 # What follows the image's id in the name of each file.
 ENDINGS: dict[str, str] = {**EDITABLE, "overlay": "_overlay.png", "measurements": "_measurements.csv"}
+ENDINGS["cell_masks"] = CELL_MASKS
 SeeImage = Callable[[Path], tuple[Image, Image]]
 """Reads an image as the job does: all channels, and those that the predictor sees."""
 
@@ -67,6 +69,12 @@ class Job:
             raise UsageError("unknown output in `save`", got=", ".join(unknown), expected=", ".join(SAVES))
         if self.ring_px is not None and self.ring_px < 1:
             raise UsageError("invalid `ring`", got=self.ring_px, expected="at least 1 pixel")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of files per image, see `ENDINGS`."""
+        has_cells = self.options.expand is not None and "masks" in self.save
+        return (*self.save, "cell_masks") if has_cells else self.save
 
     def request(self) -> dict[str, Any]:
         """What identifies the job, apart from the images: JSON values."""

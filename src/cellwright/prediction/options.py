@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core import morphology
+from cellwright.core.distance import Distance
 from cellwright.core.errors import UsageError
 from cellwright.core.events import plain
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
+from cellwright.core.masks import MaskSet, concat
 from cellwright.core.scores import Calibration, ScoreThreshold, reaches_threshold
 from cellwright.prediction.record import Prediction
 
 # What a user calls the options that are named otherwise here.
 _PARAMETERS = {"score_threshold": "score", "min_area_px": "min_area"}
+# Options that change the shapes of objects.
+_SHAPES = ("smooth", "fill_holes", "expand")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class PredictOptions:
     min_area_px: smaller objects are omitted, pixels of the image; one number, or one per class.
     max_objects: the largest number of objects per image, best first; None keeps all.
     remove_border: omit objects that touch the border of the image, which may be cut off.
+    smooth, fill_holes: smooth the outlines of objects, and fill their holes, before their area is compared.
+    expand: also give cells: the objects with the background within this distance, such as "8px" or "5um".
     resolve_overlaps: assign each shared pixel to the object with the higher score, so that no pixel is in two objects.
     calibration: maps the model's scores to the expected IoU; None leaves them as they are.
 
@@ -39,6 +45,9 @@ class PredictOptions:
     remove_border: bool = False
     resolve_overlaps: bool = False
     calibration: Calibration | None = None
+    smooth: bool = False
+    fill_holes: bool = False
+    expand: str | None = None
 
     def __post_init__(self) -> None:
         scores, areas = np.array(self.score_threshold, float), np.array(self.min_area_px)
@@ -50,10 +59,14 @@ class PredictOptions:
         for name, value, fits, expected in limits:
             if not fits:
                 raise UsageError(f"`{name}` is out of range", got=value, expected=expected)
+        if self.expand is not None:
+            object.__setattr__(self, "expand", str(Distance.of(self.expand)))  # frozen
 
     def as_values(self) -> dict[str, Any]:
         """The options as JSON values, under the names that users know."""
         values: dict[str, Any] = plain(asdict(self))
+        # Jobs of earlier versions do not have these.
+        values = {name: value for name, value in values.items() if value or name not in _SHAPES}
         return {_PARAMETERS.get(name, name): value for name, value in values.items()}
 
     def calibrated(self, objects: Instances) -> Instances:
@@ -71,8 +84,16 @@ class PredictOptions:
         return objects.masks.areas >= (limits[objects.class_ids] if limits.ndim else limits)
 
 
-def select(prediction: Prediction, options: PredictOptions) -> Prediction:
-    """Apply options to all candidates of a prediction; ids are numbered from 1."""
+def select(
+    prediction: Prediction,
+    options: PredictOptions,
+    pixel_size_um: tuple[float, float] | None = None,
+    where: object = None,
+) -> Prediction:
+    """Apply options to all candidates of a prediction; ids are numbered from 1.
+
+    pixel_size_um, where: of the image, for cells by a distance in microns, and for the error if it is not known.
+    """
     objects = prediction.candidates
     if objects.scores is None:
         raise UsageError(
@@ -86,10 +107,14 @@ def select(prediction: Prediction, options: PredictOptions) -> Prediction:
     if options.resolve_overlaps:
         kept = _without_overlaps(kept)
     pixels_resolved = pixels_before - int(kept.masks.areas[options.good(kept)].sum())
+    kept = _shaped(kept, options)
     kept = kept[options.large(kept)]
     n_large = int(options.good(kept).sum())
+    # Objects that are omitted because of the border or the limit still take the space around them.
+    cells = None if options.expand is None else _cells(kept[:n_large], options.expand, pixel_size_um, where)
     if options.remove_border:
-        kept = kept[~kept.masks.touches_border]
+        inside = ~kept.masks.touches_border
+        kept, cells = kept[inside], None if cells is None else cells[inside[:n_large]]
     n_left = int(options.good(kept).sum())
     n_over_cap = 0 if options.max_objects is None else max(n_left - options.max_objects, 0)
     candidates = kept[: options.max_objects]
@@ -97,6 +122,7 @@ def select(prediction: Prediction, options: PredictOptions) -> Prediction:
     return replace(
         prediction,
         instances=candidates[: n_left - n_over_cap],
+        cells=None if cells is None else replace(cells[: n_left - n_over_cap], ids=candidates.ids[: n_left - n_over_cap]),
         candidates=candidates,
         n_low_score=len(objects) - n_good,
         n_small=n_good - n_large,
@@ -109,6 +135,29 @@ def select(prediction: Prediction, options: PredictOptions) -> Prediction:
 def _scores(objects: Instances) -> np.ndarray:
     assert objects.scores is not None  # checked by `select`
     return objects.scores
+
+
+def _shaped(objects: Instances, options: PredictOptions) -> Instances:
+    """Objects, the good ones first, with the outlines that the options ask for; the others do not stand in their way."""
+    if not (options.smooth or options.fill_holes):
+        return objects
+    good = options.good(objects)
+    parts = [objects.masks[good], objects.masks[~good]]
+    if options.fill_holes:
+        parts = [morphology.fill_holes(masks) for masks in parts]
+    if options.smooth:
+        parts = [morphology.smooth(masks) for masks in parts]
+    masks = concat(parts)
+    return replace(objects, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32), soft_masks=None)
+
+
+def _cells(
+    nuclei: Instances, distance: str, pixel_size_um: tuple[float, float] | None, where: object
+) -> Instances:
+    """The cells of nuclei, best first: where distances are equal, the better one gets the pixel."""
+    reach, spacing = Distance.of(distance).in_pixels(pixel_size_um, where=where)
+    masks = morphology.expand(nuclei.masks, reach, spacing)
+    return replace(nuclei, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32), soft_masks=None, columns={})
 
 
 def _without_overlaps(objects: Instances) -> Instances:

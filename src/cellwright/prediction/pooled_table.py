@@ -20,6 +20,8 @@ NO_PARQUET = (
 )
 _TEXTS, _FLAGS = ("image", "class"), ("touches_border",)
 _INTEGERS = re.compile(r"label|area_px|ring_area_px|bbox_.*_px")
+# What columns begin with where nuclei and cells are measured together.
+_PART = re.compile(r"(nucleus|cell|cytoplasm)_")
 # Bytes of the CSV file that are converted at once.
 _BLOCK_BYTES = 8 << 20
 
@@ -76,6 +78,7 @@ def write_parquet(table: Path, out: Path) -> None:
 def _type_of(name: str) -> pa.DataType:
     import pyarrow as pa
 
+    name = _PART.sub("", name, count=1) if _PART.match(name) else name
     if name in _TEXTS:
         return pa.string()
     if name in _FLAGS:

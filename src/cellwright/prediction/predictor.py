@@ -164,7 +164,11 @@ class FilteredPredictor:
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: ids 1..N, with the numbers of omitted objects."""
-        return [select(prediction, self.options) for prediction in self.predictor.predict(images)]
+        predictions = self.predictor.predict(images)
+        return [
+            select(prediction, self.options, image.pixel_size_um, image.path)
+            for image, prediction in zip(images, predictions, strict=True)
+        ]
 
     def with_diameter(self, px: float) -> FilteredPredictor:
         """See `Predictor`."""

@@ -30,14 +30,26 @@ def write_labels(path: Path, instances: Instances, pixel_size_um: tuple[float, f
 
 
 def write_geojson(
-    path: Path, instances: Instances, image: Image | None, *, sample_id: str, class_names: Sequence[str]
+    path: Path,
+    instances: Instances,
+    image: Image | None,
+    *,
+    sample_id: str,
+    class_names: Sequence[str],
+    cells: Instances | None = None,
 ) -> None:
-    """Outlines for QuPath, with class, score and measurements."""
+    """Outlines for QuPath, with class, score and measurements; with ``cells`` those of cells with their nuclei."""
     from cellwright.data.formats.geojson import feature_collection
     from cellwright.measurement.table import with_measurements
 
-    measured = with_measurements(instances, image)
-    collection = feature_collection(measured, class_names, sample_id=sample_id, image_name=_file_name(image))
+    if cells is None:
+        measured = with_measurements(instances, image)
+    else:
+        from cellwright.measurement.cells import same_ids, with_cell_measurements
+
+        measured = with_cell_measurements(same_ids(instances, cells), image)
+    names = {"sample_id": sample_id, "image_name": _file_name(image)}
+    collection = feature_collection(measured, class_names, **names, cells=None if cells is None else cells.masks)
     write_json(path, collection, indent=None)
 
 

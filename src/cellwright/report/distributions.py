@@ -28,7 +28,7 @@ _SHAPES = {
 _UNITS = {"um2": "µm²", "um": "µm", "px": "px"}
 _MEAN = "intensity_mean_"
 _MAX_CHANNELS = 3
-_DRAWN = ("area", "circularity")
+_DRAWN = ("area", "circularity", "cell area", "cytoplasm")
 MAX_OBJECTS = 200_000  # that are read; of more, every second, third, ... one
 
 
@@ -89,14 +89,19 @@ def step_of(n_objects: int) -> int:
 def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     """The columns that a report shows, and what it calls them: one of each measurement, in µm where there is that."""
     chosen = {}
-    for short, shown in _SHAPES.items():
+    # Where nuclei were measured with their cells, they are the objects.
+    own = "nucleus_" if "nucleus_area_px" in columns else ""
+    shapes = {own + short: shown for short, shown in _SHAPES.items()} | {"cell_area": "cell area"}
+    for short, shown in shapes.items():
         for suffix, unit in (("_um2", "um2"), ("_um", "um"), ("_px", "px"), ("", "")):
             if short + suffix in columns:
                 chosen[short + suffix] = f"{shown}, {_UNITS[unit]}" if unit else shown
     if "score" in columns:
         chosen["score"] = "score"
-    means = [name for name in columns if name.startswith(_MEAN)][:_MAX_CHANNELS]
-    return chosen | {name: f"mean intensity, {from_csv_cell(name.removeprefix(_MEAN))}" for name in means}
+    for mean, shown in ((own + _MEAN, "mean intensity"), (f"cytoplasm_{_MEAN}", "cytoplasm, mean intensity")):
+        means = [name for name in columns if name.startswith(mean)][:_MAX_CHANNELS]
+        chosen |= {name: f"{shown}, {from_csv_cell(name.removeprefix(mean))}" for name in means}
+    return chosen
 
 
 def objects_of(parts: Iterable[pd.DataFrame], step: int = 1) -> Objects:

@@ -83,22 +83,36 @@ def draw_overlay(
 
 
 def draw_picture(
-    image: Image, instances: Instances, *, class_names: Sequence[str] | None = None, caption: str = ""
+    image: Image,
+    instances: Instances,
+    *,
+    class_names: Sequence[str] | None = None,
+    caption: str = "",
+    cells: Instances | None = None,
 ) -> np.ndarray:
     """The picture to show of an image and its objects, uint8 RGB: `draw_overlay` with a scale bar and a caption.
 
-    A small image is enlarged by a whole factor. The scale bar needs the image's pixel size. Raises as `draw_overlay`.
+    cells: of the objects, which are nuclei; they are outlined too. A small image is enlarged by a whole factor. The
+    scale bar needs the image's pixel size. Raises as `draw_overlay`.
     """
-    canvas = draw_enlarged(image, instances, class_names=class_names)
+    canvas = draw_enlarged(image, instances, class_names=class_names, cells=cells)
     region, objects = ignored_region(instances), instances[~instances.ignore]
     styles = class_styles(_names(objects, class_names))
     counts = np.bincount(objects.class_ids, minlength=len(styles))
-    legend = legend_strip(canvas.shape[1], _with_counts(styles, counts.tolist(), region), caption=caption)
+    shown = _with_counts(styles, counts.tolist(), region)
+    if cells is not None:
+        shown[len(styles) : len(styles)] = _with_counts([_cell_style(styles)], [len(cells)], MaskSet.empty((1, 1)))
+    legend = legend_strip(canvas.shape[1], shown, caption=caption)
     return np.concatenate([canvas, legend])
 
 
 def draw_enlarged(
-    image: Image, instances: Instances, *, class_names: Sequence[str] | None = None, side_px: int = SHOWN_PX
+    image: Image,
+    instances: Instances,
+    *,
+    class_names: Sequence[str] | None = None,
+    side_px: int = SHOWN_PX,
+    cells: Instances | None = None,
 ) -> np.ndarray:
     """`draw_picture` without legend and caption; enlarged to about ``side_px``."""
     _check_sizes(image, instances)
@@ -110,6 +124,8 @@ def draw_enlarged(
     px = line_width(masks)
     hatch(canvas, region)
     layers = [(masks[instances.class_ids == class_id], style, px) for class_id, style in enumerate(styles)]
+    if cells is not None:
+        layers.insert(0, (enlarged_masks(cells.masks, factor), _cell_style(styles), px))
     draw_outlines(canvas, [(region, NOT_ANNOTATED, px), *layers])
     if image.pixel_size_um is not None:
         draw_scale_bar(canvas, image.pixel_size_um[1] / factor)
@@ -248,6 +264,12 @@ def _resized_to_fit(rgb: np.ndarray, tile_px: int) -> Pillow.Image:
     # Enlarge without interpolation, so that one-pixel outlines stay sharp.
     resampling = Pillow.Resampling.NEAREST if scale >= 2 else Pillow.Resampling.LANCZOS
     return Pillow.fromarray(np.ascontiguousarray(rgb)).resize(size_wh, resampling)
+
+
+def _cell_style(styles: Sequence[LineStyle]) -> LineStyle:
+    """The style of the cells around nuclei of these styles."""
+    name = "cells" if all(style.name != "cells" for style in styles) else "whole cells"
+    return class_styles((*(style.name for style in styles), name))[-1]
 
 
 def _names(instances: Instances, class_names: Sequence[str] | None) -> tuple[str, ...]:

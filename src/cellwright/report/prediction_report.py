@@ -374,6 +374,9 @@ def recipe_line(recipe: Mapping[str, Any]) -> str:
     return ": ".join(str(recipe[key]) for key in ("name", "description") if recipe.get(key))
 
 
+_OUTLINES = {"smooth": "smoothed", "fill_holes": "holes filled"}
+
+
 def option_facts(options: Mapping[str, Any], class_names: Sequence[str]) -> list[tuple[str, Cell]]:
     """The options that decide which objects are kept, in words."""
 
@@ -390,6 +393,8 @@ def option_facts(options: Mapping[str, Any], class_names: Sequence[str]) -> list
         ("minimum area, px", by_class(options.get("min_area"), "g")),
         ("maximum number of objects", options.get("max_objects")),
         ("objects touching the border", "omitted" if options.get("remove_border") else ""),
+        ("outlines", joined(word for name, word in _OUTLINES.items() if options.get(name))),
+        ("cells", f"objects expanded by {options['expand']}" if options.get("expand") else ""),
         ("scores", "calibrated: the expected IoU with the true outline" if options.get("calibration") else ""),
         ("diameter, px", options.get("diameter")),
         ("views (test-time augmentation)", _shown(options.get("views"))),

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from cellwright.core.masks import MaskSet
+from cellwright.core.morphology import fill_mask, smooth_mask
 from cellwright.serve.layer import Box
 
 Points = Sequence[tuple[float, float]]
 # Parts below this share of an object, or this many pixels, are not split off: a drawn line cuts off specks.
 _SPECK_SHARE, _SPECK_PX = 0.01, 9
-# The disk by whose majority an outline is smoothed.
-_SMOOTH_RADIUS = 2.5
 
 
 def box_around(points: Points, margin: float) -> Box:
@@ -105,39 +104,15 @@ def split(labels: np.ndarray, number: int, line: Points, new: Sequence[int] | in
 
 def filled(labels: np.ndarray, number: int, free: np.ndarray) -> np.ndarray:
     """The free pixels that an object encloses become part of it."""
-    from scipy import ndimage
-
-    mask = labels == number
-    holes = ndimage.binary_fill_holes(mask) & ~mask
-    return painted(labels, holes, number, free)
+    return painted(labels, fill_mask(labels == number, free), number, free)
 
 
 def smoothed(labels: np.ndarray, number: int, free: np.ndarray) -> np.ndarray:
-    """A pixel belongs to the object if most of the disk around it does; pixels of other objects stay theirs.
-
-    An object that would vanish stays as it is.
-    """
+    """The object gets a smooth outline, see `smooth_mask`; pixels of other objects stay theirs."""
     mask = labels == number
-    votes, most = majority(mask)
-    smooth = votes * 2 > most
-    if not (smooth & (mask | free)).any():
-        return labels
+    smooth = smooth_mask(mask, free)
     result = np.where(mask & ~smooth, np.uint32(0), labels)
     return np.where(smooth & free, np.uint32(number), result)
-
-
-def majority(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """For each pixel how many pixels of the disk around it are in the mask, and the number of all.
-
-    Beyond the border, pixels are as at it.
-    """
-    import cv2
-
-    reach = int(_SMOOTH_RADIUS)
-    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    disk = (y * y + x * x <= _SMOOTH_RADIUS**2).astype(np.float32)
-    votes = cv2.filter2D(mask.astype(np.float32), -1, disk, borderType=cv2.BORDER_REPLICATE)
-    return np.rint(votes).astype(np.int32), int(disk.sum())
 
 
 def n_parts(mask: np.ndarray) -> int:

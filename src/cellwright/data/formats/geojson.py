@@ -4,7 +4,7 @@ Reads feature collections, bare lists, single features and bare geometries, also
 and measurements of QuPath 0.2 to 0.6. `cellwright.data.formats.qupath` tells objects from regions, tiles and points.
 
 Writes ``id``, a UUID made from sample and object id (so that exporting again gives the same ids), ``objectType``
-detection, ``name`` (the id of the object), ``classification``, and ``measurements`` (the columns and the score, never
+detection (cell, with ``nucleusGeometry``, where objects are the nuclei of cells), ``name`` (the id of the object), ``classification``, and ``measurements`` (the columns and the score, never
 NaN); regions that are not annotated are annotations of the class Ignore*. Every polygon is valid; holes and multiple
 parts are kept. A member ``cellwright`` next to the features, which QuPath ignores, stores the name and size of the
 image.
@@ -237,13 +237,29 @@ def _columns(measurements: Sequence[dict[str, float]], path: Path) -> dict[str, 
 
 
 def feature_collection(
-    instances: Instances, class_names: Sequence[str], *, sample_id: str, image_name: str | None
+    instances: Instances,
+    class_names: Sequence[str],
+    *,
+    sample_id: str,
+    image_name: str | None,
+    cells: MaskSet | None = None,
 ) -> dict[str, Any]:
-    """The GeoJSON of the objects of one image; objects without a pixel are dropped."""
+    """The GeoJSON of the objects of one image; objects without a pixel are dropped.
+
+    cells: the objects are the nuclei of these cells, in the same order.
+    """
+    outlines = instances.masks.to_polygons()
+    of_cells = [None] * len(outlines) if cells is None else cells.to_polygons()
     features = []
-    for k, polygons in enumerate(instances.masks.to_polygons()):
-        if polygons:
-            features.append(_feature(instances, k, class_names, polygons, sample_id))
+    for k, (polygons, cell) in enumerate(zip(outlines, of_cells, strict=True)):
+        if not polygons:
+            continue
+        feature = _feature(instances, k, class_names, polygons, sample_id)
+        if cell is not None and not instances.ignore[k]:
+            nucleus = feature["geometry"]
+            feature["properties"]["objectType"] = "cell"
+            feature = feature | {"geometry": _geometry(cell), "nucleusGeometry": nucleus}
+        features.append(feature)
     member = {"image": image_name, "image_hw": list(instances.image_hw), "scored": instances.scores is not None}
     return {"type": "FeatureCollection", MEMBER: member, "features": features}
 
@@ -252,8 +268,6 @@ def _feature(
     instances: Instances, k: int, class_names: Sequence[str], polygons: MultiPolygon, sample_id: str
 ) -> dict[str, Any]:
     number, class_id = int(instances.ids[k]), int(instances.class_ids[k])
-    closed = [[np.vstack([ring, ring[:1]]).tolist() for ring in rings] for rings in polygons]
-    one_part = len(closed) == 1
     measurements = {
         name: float(values[k])
         for name, values in instances.columns.items()
@@ -274,9 +288,13 @@ def _feature(
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"cellwright:{sample_id}:{number}")),
-        "geometry": {
-            "type": "Polygon" if one_part else "MultiPolygon",
-            "coordinates": closed[0] if one_part else closed,
-        },
+        "geometry": _geometry(polygons),
         "properties": properties,
     }
+
+
+def _geometry(polygons: MultiPolygon) -> dict[str, Any]:
+    closed = [[np.vstack([ring, ring[:1]]).tolist() for ring in rings] for rings in polygons]
+    if len(closed) == 1:
+        return {"type": "Polygon", "coordinates": closed[0]}
+    return {"type": "MultiPolygon", "coordinates": closed}

@@ -33,11 +33,13 @@ from cellwright.data.formats.contract import DEFAULT_CLASS, Format, Prefer, Read
 from cellwright.data.formats.label_kinds import facts_of
 from cellwright.data.formats.paths import output_path
 from cellwright.data.formats.qupath import IGNORED_CLASS, read_features
+from cellwright.data.images.names import CELL_MASKS
 
 # The files of an image that can be edited, and what follows the image's id in their names; those that say most about an
 # object first.
 EDITABLE: dict[Prefer, str] = {"geojson": ".geojson", "rois": "_rois.zip", "masks": "_masks.tif"}
 # A label image has no classes and no overlaps.
+CELLS = "cell_masks"  # the label image of the cells around the objects, which is no other version of them
 MOST_COMPLETE_FIRST: tuple[Prefer, ...] = ("geojson", "rois", "json", "masks")
 CONFLICT = "files of one image were edited differently"
 UNREADABLE = "an edited file cannot be read"
@@ -71,6 +73,8 @@ class Predictions(Format):
             samples.append(sample if load is None else replace(sample, load=load))
         samples = [_with_class_ids(sample, names) for sample in samples]
         info = {key: value for key, value in dataset.info.items() if key != WRITTEN} | {"format": self.name}
+        if isinstance(written, dict) and info.get("expand"):
+            info[CELLS] = {name: files.get(CELLS) for name, files in written.items() if isinstance(files, dict)}
         if len(names) > len(dataset.class_names):
             info.pop("category_ids", None)
             if isinstance(threshold, tuple):
@@ -79,12 +83,24 @@ class Predictions(Format):
         return named if options.class_names is None else _with_classes(named, options, path)
 
 
-def written_digests(instances: Instances, class_names: Sequence[str], files: Mapping[Prefer, str]) -> dict[str, str]:
+def written_digests(instances: Instances, class_names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
     """What `Predictions` needs to know later about the files just written for one image.
 
     instances: the objects in these files. files: digests of the files that were written (see `FileIdentity`).
     """
     return {"objects": _digest(instances, class_names), "labels": _digest(_as_labels(instances)), **files}
+
+
+def edited_cells(folder: Path, dataset: Dataset, sample: Sample) -> tuple[Path, Instances] | None:
+    """The cells of an image of a prediction folder, and their file, if that was edited after it was written.
+
+    dataset: as `Predictions` reads the folder.
+    """
+    file = output_path(folder, sample.id, CELL_MASKS)
+    written = dataset.info.get(CELLS, {}).get(sample.id)
+    if written is None or not file.is_file() or FileIdentity.of(file).digest == written:
+        return None
+    return file, _LoadLabels(file, sample.image_hw)()
 
 
 def is_correction(folder: Path, record: Dataset, kind: Prefer) -> bool:
@@ -104,7 +120,7 @@ def as_annotations(dataset: Dataset) -> Dataset:
         return dataset
     threshold = recorded_threshold(dataset.info)
     samples = [replace(sample, load=_LoadReported(sample.load, threshold)) for sample in dataset]
-    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", *SEEN)}
+    info = {key: value for key, value in dataset.info.items() if key not in ("score_threshold", "expand", CELLS, *SEEN)}
     dataset = replace(dataset, samples=tuple(samples), info=info)
     if not np.any(threshold):
         return dataset  # of a tile job, which has no others
@@ -168,9 +184,12 @@ class _Image:
             case "geojson":
                 unclassified = names[0] if len(names) == 1 else DEFAULT_CLASS
                 features = read_features(file)
+                # Of cells, the nuclei are what was predicted.
+                nucleus = features.has_nuclei
+                features = read_features(file, nucleus=True) if nucleus else features
                 found = [feature.class_name or unclassified for feature in features.objects]
                 names = list(dict.fromkeys([*names, *(name for name in found if name != IGNORED_CLASS)]))
-                load = geojson.LoadFeatures(file, self.sample.image_hw, tuple(names), unclassified)
+                load = geojson.LoadFeatures(file, self.sample.image_hw, tuple(names), unclassified, nucleus)
                 notes = features.notes
             case "rois":
                 unclassified = names[0] if len(names) == 1 else DEFAULT_CLASS

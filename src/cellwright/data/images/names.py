@@ -11,6 +11,7 @@ IMAGE_SUFFIXES = TIFF_SUFFIXES | RASTER_SUFFIXES
 
 # Files that cellwright writes beside images; they are never used as input images.
 IGNORE_MASK = "_ignore.png"  # x_ignore.png beside x.tif: where the image is not annotated
+CELL_MASKS = "_cell_masks.tif"  # the cells of the nuclei in x_masks.tif
 OUTPUT_ENDINGS = ("_masks.tif", "_overlay.png", "_plate.png", IGNORE_MASK)
 OUTPUT_NAMES = frozenset({"contact_sheet.png", "counts.png", "plate.png", "pr_curve.png", "confusion.png"})
 

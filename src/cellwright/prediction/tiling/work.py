@@ -10,6 +10,7 @@ import numpy as np
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.morphology import SMOOTH_REACH
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.text import count
@@ -82,7 +83,9 @@ class TileWork:
             tile = grid[index]
             found = self._selected(tile)
             stored = stored_objects(self._in_source(found, tile), grid, tile)
-            cut = _is_cut(stored.objects.masks, tile, grid.source_hw) & stored.owned
+            # Outlines near the edge of the output are smoothed as if nothing were beyond it.
+            margin = SMOOTH_REACH if self.options.smooth else 0
+            cut = _is_cut(stored.objects.masks, tile, grid.source_hw, margin) & stored.owned
             if not cut.any() or grid.halo_px >= MAX_HALO_FACTOR * self.grid.halo_px:
                 break
             grid = replace(grid, halo_px=2 * grid.halo_px)
@@ -130,13 +133,13 @@ def shifted(masks: MaskSet, dy: int, dx: int, image_hw: tuple[int, int]) -> Mask
     return MaskSet(image_hw, moved.astype(np.int32), masks.offsets, masks.crops)
 
 
-def _is_cut(masks: MaskSet, tile: Tile, source_hw: tuple[int, int]) -> np.ndarray:
-    """Which masks (N,) bool reach an edge of the tile's output that is not the edge of the image."""
+def _is_cut(masks: MaskSet, tile: Tile, source_hw: tuple[int, int], margin: int = 0) -> np.ndarray:
+    """Which masks (N,) bool reach an edge of the tile's output, or ``margin`` px from it, that is not the image's."""
     x0, y0, x1, y1 = masks.boxes.T
     (top, left, bottom, right), (height, width) = tile.output, source_hw
     return (
-        ((y0 == top) & (top > 0))
-        | ((x0 == left) & (left > 0))
-        | ((y1 == bottom) & (bottom < height))
-        | ((x1 == right) & (right < width))
+        ((y0 <= top + margin) & (top > 0))
+        | ((x0 <= left + margin) & (left > 0))
+        | ((y1 >= bottom - margin) & (bottom < height))
+        | ((x1 >= right - margin) & (right < width))
     )
