@@ -21,7 +21,7 @@ def test_no_file_over_800_lines() -> None:
 
 
 # Public functions whose parameters are the options of a verb (tests/api/test_same_options.py).
-VERBS = ("evaluate", "fuse", "predict_folder", "predict_tiles", "read_dataset", "train", "tune")
+VERBS = ("evaluate", "fuse", "predict_folder", "predict_tiles", "read_dataset", "train", "tune", "with_options")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))

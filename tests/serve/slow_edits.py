@@ -109,4 +109,3 @@ def smoothed(mask: np.ndarray) -> np.ndarray:
     for y, x in np.ndindex(mask.shape):
         result[y, x] = sum(w for (dy, dx), w in weight.items() if padded[y + 3 + dy, x + 3 + dx]) > least
     return result
-

@@ -46,7 +46,8 @@ class MeasurePlan:
     """Measure size, shape and intensities of all objects in one table."""
 
     predictions: Path
-    """A prediction folder, a tile job, label images or anything else that `data convert` reads: with `nuclei` the cells."""
+    """A prediction folder, a tile job, label images or anything else that `data convert` reads; the cells, if there are
+    `nuclei`."""
     _: KW_ONLY
     format: FormatName = None
     images: Path | None = None
@@ -138,9 +139,7 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     return None if dry_run else Measured(table, len(dataset), len(missing), failures)
 
 
-def _read_objects(
-    plan: MeasurePlan, path: Path, screen: ProgressReporter
-) -> tuple[Dataset, tuple[InputError, ...]]:
+def _read_objects(plan: MeasurePlan, path: Path, screen: ProgressReporter) -> tuple[Dataset, tuple[InputError, ...]]:
     """The objects at a path, and why images were skipped."""
     from cellwright.api.sources import find_images_option
     from cellwright.core.notes import summarise
@@ -154,11 +153,13 @@ def _read_objects(
         images=images,
         require_images=False,
         prefer=plan.prefer,
-        no_objects=True,
+        no_objects=path == plan.predictions,
         series=plan.series,
         track=screen.track,
     )
-    dataset, failures = without_conflicts(above_threshold(read(path, options, format=plan.format if path == plan.predictions else None)))
+    dataset, failures = without_conflicts(
+        above_threshold(read(path, options, format=plan.format if path == plan.predictions else None))
+    )
     if failures and not len(dataset):
         raise failures[0]
     for line in summarise(dataset.notes):
@@ -166,9 +167,7 @@ def _read_objects(
     return dataset, tuple(failures)
 
 
-def measure_sample(
-    sample: Sample, dataset: Dataset, plan: MeasurePlan, cells: _CellPlan | None = None
-) -> pd.DataFrame:
+def measure_sample(sample: Sample, dataset: Dataset, plan: MeasurePlan, cells: _CellPlan | None = None) -> pd.DataFrame:
     """The rows of one image, with the columns image, label, class and score first; ignored regions are no objects."""
     from cellwright.measurement.cells import measure_pairs
 
@@ -211,21 +210,21 @@ class _CellPlan:
     """Where cells and nuclei of each image come from.
 
     nuclei: by the id of the sample of cells, if there are two sets; otherwise the objects are expanded. edited: cells
-    that were corrected in the prediction folder. class_names: of both. counts: of what users should know, so far.
+    that were corrected in the prediction folder. written: those that were not, nor were their nuclei. class_names: of
+    both. counts: of what users should know, so far.
     """
 
     class_names: tuple[str, ...]
     expand: str | None = None
     nuclei: Mapping[str, Sample] = field(default_factory=dict)
     class_of_nuclei: tuple[int, ...] = ()
-    edited: Mapping[str, Instances] = field(default_factory=dict)
+    edited: frozenset[str] = frozenset()
+    written: Mapping[str, Callable[[], Instances]] = field(default_factory=dict)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @staticmethod
     def of(plan: MeasurePlan, dataset: Dataset, screen: ProgressReporter) -> _CellPlan | None:
         """None if objects are measured alone. Raises `InputError` if the images of two sets are not the same."""
-        from cellwright.data.formats.predictions import edited_cells
-
         if plan.nuclei is not None:
             if plan.expand is not None:
                 raise UsageError("`nuclei` and `expand` exclude each other", remedy="omit one of them")
@@ -236,12 +235,19 @@ class _CellPlan:
         if not isinstance(recorded, str):
             return None
         screen.note(f"cells: nuclei expanded by {Distance.of(recorded)}, as predicted")
-        found = {sample.id: edited_cells(plan.predictions, dataset, sample) for sample in dataset}
-        edited = {name: cells for name, cells in found.items() if cells is not None}
-        for file, _ in edited.values():
-            screen.note(f"{file.name} was edited, so its cells were measured")
-        cells = {name: cells for name, (_, cells) in edited.items()}
-        return _CellPlan(dataset.class_names, str(Distance.of(recorded)), edited=cells)
+        return _CellPlan._of_folder(plan.predictions, dataset, str(Distance.of(recorded)), screen)
+
+    @staticmethod
+    def _of_folder(folder: Path, dataset: Dataset, expand: str, screen: ProgressReporter) -> _CellPlan:
+        from cellwright.data.formats.predictions import EDITED, CellFile
+
+        edited_nuclei = {note.where for note in dataset.notes if note.kind == EDITED}
+        files = {sample.id: CellFile.of(folder, dataset, sample) for sample in dataset}
+        edited = {name: file for name, file in files.items() if file is not None and file.is_edited}
+        for file in edited.values():
+            screen.note(f"{file.path.name} was edited, so its cells were measured")
+        kept = {name: file for name, file in files.items() if file is not None and name not in edited_nuclei}
+        return _CellPlan(dataset.class_names, expand, edited=frozenset(edited), written=kept | edited)
 
     @staticmethod
     def _of_two(plan: MeasurePlan, path: Path, cells: Dataset, screen: ProgressReporter) -> _CellPlan:
@@ -268,7 +274,7 @@ class _CellPlan:
 
     def pairs(self, sample: Sample, objects: Instances, pixel_size_um: PixelSize | None) -> CellPairs:
         """Cells and nuclei of an image. objects: of the sample, without regions."""
-        from cellwright.measurement.cells import match, same_ids
+        from cellwright.measurement.cells import match, same_ids, with_ids
 
         if sample.id in self.nuclei:
             nuclei = self.nuclei[sample.id].read_instances()
@@ -276,10 +282,12 @@ class _CellPlan:
             nuclei = replace(nuclei, class_ids=np.array(self.class_of_nuclei, np.int64)[nuclei.class_ids])
             pairs = match(nuclei, objects)
         elif sample.id in self.edited:
-            pairs = match(objects, self.edited[sample.id])
+            pairs = match(objects, self.written[sample.id]())
         else:
             assert self.expand is not None
-            expanded = objects.expand(self.expand, pixel_size=pixel_size_um, where=sample.image_path or sample.id)
+            expanded = with_ids(objects, self.written[sample.id]()) if sample.id in self.written else None
+            if expanded is None:
+                expanded = objects.expand(self.expand, pixel_size=pixel_size_um, where=sample.image_path or sample.id)
             pairs = replace(same_ids(objects, expanded), is_matched=bool(self.edited))
         for n, noun, text in pairs.odd:
             self.counts[noun, text] = self.counts.get((noun, text), 0) + n
@@ -314,9 +322,7 @@ def measure(
     nuclei: Iterable[ObjectsLike] | None = None,
     expand: float | str | None = None,
 ) -> list[pd.DataFrame]: ...
-def measure(
-    cells, image=None, *, channel=None, class_names=None, pixel_size=None, ring=None, nuclei=None, expand=None
-):
+def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=None, ring=None, nuclei=None, expand=None):
     """Measure size, shape and, with an image, intensities of objects.
 
     Args:

@@ -93,8 +93,6 @@ class Model:
         min_area: int | None = None,
         max_objects: int | None = None,
         remove_border: bool | None = None,
-        smooth: bool | None = None,
-        fill_holes: bool | None = None,
     ) -> Instances: ...
     @overload
     def predict(
@@ -108,8 +106,6 @@ class Model:
         min_area: int | None = None,
         max_objects: int | None = None,
         remove_border: bool | None = None,
-        smooth: bool | None = None,
-        fill_holes: bool | None = None,
     ) -> list[Instances]: ...
     def predict(
         self,
@@ -122,8 +118,6 @@ class Model:
         min_area=None,
         max_objects=None,
         remove_border=None,
-        smooth=None,
-        fill_holes=None,
     ):
         """The objects of an image, best first, with ids 1..N and scores in [0, 1]; a list of images gives a list.
 
@@ -141,8 +135,6 @@ class Model:
             min_area: omit smaller objects, px of the image; None takes the model's own limit.
             max_objects: largest number of objects per image, best first; None keeps all.
             remove_border: omit objects that touch the border of the image, which may be cut off.
-            smooth, fill_holes: smooth the outlines of objects, and fill their holes; see `Instances.smooth`. For cells
-                around nuclei see `Instances.expand`.
 
         Returns:
             `Instances` of the image's size, or a list of them; an image without objects gives `Instances` of length 0.
@@ -169,8 +161,6 @@ class Model:
             min_area=min_area,
             max_objects=max_objects,
             remove_border=remove_border,
-            smooth=smooth,
-            fill_holes=fill_holes,
         )
         predictions = model.predictions(images, channel=channel)
         notes = [
@@ -204,7 +194,7 @@ class Model:
         predictions = [_predict_one(predictor, as_image(image), channel) for image in images]
         return predictions if several else predictions[0]
 
-    def with_options(
+    def with_options(  # noqa: PLR0913 - the options of the command
         self,
         *,
         diameter: float | None = None,
@@ -219,6 +209,8 @@ class Model:
     ) -> Model:
         """The model with other options, for every prediction; None leaves an option as it is. See `predict`.
 
+        smooth, fill_holes: smooth the outlines of objects, and fill their holes, before small ones are omitted; see
+        `Instances.smooth` and `Instances.fill_holes`.
         expand: pixels, or text such as "5um": predictions also have ``cells``, the objects with the background within
         this distance (see `Instances.expand`), and `predict_folder` writes them.
 

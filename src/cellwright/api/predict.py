@@ -166,17 +166,7 @@ def run(
     """
     members = [load_model(name, device=plan.device) for name in plan.model]
     fusion = FusionOptions(plan.fuse, weights=plan.weights)
-    model = ensemble(members, fusion).with_options(
-        diameter=plan.diameter,
-        views=plan.views,
-        score=plan.score,
-        min_area=plan.min_area,
-        max_objects=plan.max_objects,
-        remove_border=plan.remove_border,
-        smooth=plan.smooth,
-        fill_holes=plan.fill_holes,
-        expand=plan.expand,
-    )
+    model = _with_options_of(plan, ensemble(members, fusion))
     sources, recorded = find_sources(plan.sources, plan.split)
     part = {"z": plan.z, "t": plan.t, "series": plan.series, "pixel_size": plan.pixel_size, "level": plan.level}
     reading = Reading(plan.channel, **part).over(recorded)
@@ -225,6 +215,20 @@ def run(
     for note in report.notes:
         reporter.note(note)
     return report
+
+
+def _with_options_of(plan: PredictPlan, model: Model) -> Model:
+    return model.with_options(
+        diameter=plan.diameter,
+        views=plan.views,
+        score=plan.score,
+        min_area=plan.min_area,
+        max_objects=plan.max_objects,
+        remove_border=plan.remove_border,
+        smooth=plan.smooth,
+        fill_holes=plan.fill_holes,
+        expand=plan.expand,
+    )
 
 
 def _check_shard(plan: PredictPlan) -> None:

@@ -273,10 +273,9 @@ def run_job(
     `UsageError` for a model that cannot predict tiles, and `InputError` for an image that cannot be used.
     """
     if model.options.expand is not None:
-        remedy = "omit `expand`, then measure the job with it: cellwright measure JOB --expand 5um"
-        raise UsageError(
-            "cells are not expanded tile by tile", got=f"`expand={model.options.expand}`{why}", remedy=remedy
-        )
+        remedy = "omit `expand`, and give it to `cellwright measure` for the finished job, which makes the same table"
+        got = f"`expand={model.options.expand}`, and {count(1, 'image')} tile by tile{why}"
+        raise UsageError("cells are not expanded tile by tile", got=got, remedy=remedy)
     tiles, seen = tiles_of(model), seen_source(source, model, request.channel)
     if request.running.shard is not None and overwrite:
         remedy = "remove the old result first, or choose another `out`"

@@ -189,7 +189,7 @@ def _grown(masks: MaskSet, dy: int, dx: int) -> np.ndarray:
     """The boxes (N, 4) of the masks, grown inside the image; those of empty masks stay empty."""
     height, width = masks.image_hw
     filled = masks.boxes[:, 2:3] > masks.boxes[:, :1]
-    grown = np.clip(masks.boxes.astype(np.int64) + [-dx, -dy, dx, dy], 0, [width, height, width, height])
+    grown = np.clip(masks.boxes.astype(np.int64) + np.array([-dx, -dy, dx, dy]), 0, [width, height, width, height])
     return np.where(filled, grown, 0)
 
 

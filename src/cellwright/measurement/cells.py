@@ -12,8 +12,8 @@ import numpy as np
 
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet
-from cellwright.measurement.table import measure_instances
+from cellwright.core.masks import MaskSet, concat
+from cellwright.measurement.table import POSITIONS, measure_instances
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +56,18 @@ def same_ids(nuclei: Instances, cells: Instances) -> CellPairs:
     """The pairs of nuclei and the cells that were made from them, in the same order."""
     n = len(nuclei)
     return CellPairs(nuclei, cells, np.ones(n, np.int64), nuclei.ids, np.ones(n, bool), is_matched=False)
+
+
+def with_ids(nuclei: Instances, cells: Instances) -> Instances | None:
+    """The cells of the same ids as the nuclei, in their order; None if there are others.
+
+    cells: from a label image, in which a cell lost what it shares with another: its own nucleus belongs to it.
+    """
+    if not np.isin(cells.ids, nuclei.ids).all():
+        return None
+    masks = concat([nuclei.masks, cells.masks]).union(np.concatenate([nuclei.ids, cells.ids]))
+    masks = masks[np.argsort(np.argsort(nuclei.ids, kind="stable"), kind="stable")]
+    return replace(nuclei, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32), soft_masks=None, columns={})
 
 
 def match(nuclei: Instances, cells: Instances) -> CellPairs:
@@ -157,17 +169,13 @@ def measure_with_cells(
     """`measure_pairs` in an image; a ring is measured around the cells."""
 
     def measure(objects: Instances, ring: int | None = None) -> pd.DataFrame:
-        return measure_instances(
-            objects, image, class_names=class_names, pixel_size_um=pixel_size_um, ring_px=ring
-        )
+        return measure_instances(objects, image, class_names=class_names, pixel_size_um=pixel_size_um, ring_px=ring)
 
     return measure_pairs(pairs, measure, lambda cells: measure(cells, ring_px))
 
 
 def with_cell_measurements(pairs: CellPairs, image: Image | None = None) -> Instances:
     """The nuclei with the measurements of `measure_with_cells` as ``columns``; positions are omitted."""
-    from cellwright.measurement.table import POSITIONS
-
     table = measure_with_cells(pairs, image)
     omitted = {"class", "score", *(f"{part}_{name}" for part in ("nucleus", "cell") for name in POSITIONS)}
     measured = {str(name): table[name].to_numpy() for name in table if name not in omitted}

@@ -262,18 +262,9 @@ def write_measurements(
     image: Image | None = None,
     class_names: Sequence[str] | None = None,
     ring_px: int | None = None,
-    expanded: Instances | None = None,
 ) -> None:
-    """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row.
-
-    expanded: the cells of the objects, which are nuclei, in the same order.
-    """
-    if expanded is None:
-        table = measure_instances(cells, image, class_names=class_names, ring_px=ring_px)
-    else:
-        from cellwright.measurement.cells import measure_with_cells, same_ids
-
-        table = measure_with_cells(same_ids(cells, expanded), image, class_names=class_names, ring_px=ring_px)
+    """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row."""
+    table = measure_instances(cells, image, class_names=class_names, ring_px=ring_px)
     write_text(path, table_csv(table, image_name))
 
 

@@ -14,7 +14,7 @@ from cellwright.core.claim import CLAIM, CONTROL, Claim, remove_ours
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import CellwrightError, OutputError
 from cellwright.core.file_identity import FileIdentity
-from cellwright.core.files import write_png
+from cellwright.core.files import write_png, write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
@@ -22,7 +22,8 @@ from cellwright.data.formats import FORMATS
 from cellwright.data.formats.contract import WriteOptions
 from cellwright.data.formats.paths import output_path, short_name
 from cellwright.data.formats.predictions import CELLS, EDITABLE, written_digests
-from cellwright.measurement.table import write_measurements
+from cellwright.measurement.cells import measure_with_cells, same_ids
+from cellwright.measurement.table import table_csv, write_measurements
 from cellwright.prediction import writers
 from cellwright.prediction.existing import names_of, state_of
 from cellwright.prediction.job import ENDINGS, Job, digest_of_pixels
@@ -38,8 +39,8 @@ _TILE_PX = 480
 class Pictures:
     """How pictures are drawn; passed in, because `report` is above this package.
 
-    overlay: an image, its objects, and their cells or None -> uint8 RGB (H', W', 3). thumbnail: an image and its objects, with lines that remain visible when
-    the picture is reduced. sheet: tiles (caption, RGB) and a title -> uint8 RGB. plate: (row, column) -> tile, and a
+    overlay: an image, its objects, and their cells or None -> uint8 RGB (H', W', 3). thumbnail: an image and its
+    objects, with lines that remain visible when the picture is reduced. sheet: tiles (caption, RGB) and a title -> uint8 RGB. plate: (row, column) -> tile, and a
     title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB. report: the
     folder, and where its files about all images are -> report.html.
     """
@@ -176,15 +177,12 @@ class ImageWriter:
                 case "rois":
                     writers.write_rois(path, instances, measured, class_names=names)
                 case "measurements":
-                    write_measurements(
-                        instances,
-                        path,
-                        image_name=source.id,
-                        image=measured,
-                        class_names=names,
-                        ring_px=self.job.ring_px,
-                        expanded=cells,
-                    )
+                    given = {"class_names": names, "ring_px": self.job.ring_px}
+                    if cells is None:
+                        write_measurements(instances, path, image_name=source.id, image=measured, **given)
+                    else:
+                        table = measure_with_cells(same_ids(instances, cells), measured, **given)
+                        write_text(path, table_csv(table, source.id))
 
     def _write_record(
         self,

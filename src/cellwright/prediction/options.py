@@ -122,7 +122,9 @@ def select(
     return replace(
         prediction,
         instances=candidates[: n_left - n_over_cap],
-        cells=None if cells is None else replace(cells[: n_left - n_over_cap], ids=candidates.ids[: n_left - n_over_cap]),
+        cells=None
+        if cells is None
+        else replace(cells[: n_left - n_over_cap], ids=candidates.ids[: n_left - n_over_cap]),
         candidates=candidates,
         n_low_score=len(objects) - n_good,
         n_small=n_good - n_large,
@@ -138,7 +140,7 @@ def _scores(objects: Instances) -> np.ndarray:
 
 
 def _shaped(objects: Instances, options: PredictOptions) -> Instances:
-    """Objects, the good ones first, with the outlines that the options ask for; the others do not stand in their way."""
+    """Objects, the good ones first, with the outlines that the options ask for; the others are not in their way."""
     if not (options.smooth or options.fill_holes):
         return objects
     good = options.good(objects)
@@ -151,9 +153,7 @@ def _shaped(objects: Instances, options: PredictOptions) -> Instances:
     return replace(objects, masks=masks, boxes_xyxy=masks.boxes.astype(np.float32), soft_masks=None)
 
 
-def _cells(
-    nuclei: Instances, distance: str, pixel_size_um: tuple[float, float] | None, where: object
-) -> Instances:
+def _cells(nuclei: Instances, distance: str, pixel_size_um: tuple[float, float] | None, where: object) -> Instances:
     """The cells of nuclei, best first: where distances are equal, the better one gets the pixel."""
     reach, spacing = Distance.of(distance).in_pixels(pixel_size_um, where=where)
     masks = morphology.expand(nuclei.masks, reach, spacing)

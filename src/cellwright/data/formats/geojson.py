@@ -4,8 +4,9 @@ Reads feature collections, bare lists, single features and bare geometries, also
 and measurements of QuPath 0.2 to 0.6. `cellwright.data.formats.qupath` tells objects from regions, tiles and points.
 
 Writes ``id``, a UUID made from sample and object id (so that exporting again gives the same ids), ``objectType``
-detection (cell, with ``nucleusGeometry``, where objects are the nuclei of cells), ``name`` (the id of the object), ``classification``, and ``measurements`` (the columns and the score, never
-NaN); regions that are not annotated are annotations of the class Ignore*. Every polygon is valid; holes and multiple
+detection (or cell, with ``nucleusGeometry``, for nuclei with their cells), ``name`` (the id of the object),
+``classification``, and ``measurements`` (the columns and the score, never NaN); regions that are not annotated are
+annotations of the class Ignore*. Every polygon is valid; holes and multiple
 parts are kept. A member ``cellwright`` next to the features, which QuPath ignores, stores the name and size of the
 image.
 """

@@ -22,6 +22,7 @@ from cellwright.core.errors import InputError
 from cellwright.core.files import plain_suffix
 from cellwright.data.formats.label_io import LABEL_SUFFIXES
 from cellwright.data.formats.paths import SPLITS, images_named, stem_of
+from cellwright.data.images.names import CELL_MASKS
 from cellwright.data.images.read import IMAGE_SUFFIXES, is_image_name, is_own_output
 
 CELLPOSE = "_seg.npy"
@@ -77,6 +78,10 @@ def label_stem(file: Path) -> str | None:
     """The stem of the image that a file with the name of a label file belongs to, else None."""
     if file.name.endswith(CELLPOSE) and file.name != CELLPOSE:
         return file.name[: -len(CELLPOSE)]
+    if file.name.endswith(CELL_MASKS):
+        stem = file.name.removesuffix(CELL_MASKS)
+        if images_named(file.parent, stem) and not images_named(file.parent, f"{stem}_cell"):
+            return stem
     match = _STRONG.fullmatch(stem_of(file.name))
     return match[1] if match and _may_be_labels(file, lossy=True) else None
 
@@ -108,6 +113,8 @@ def find_pairs(
         placed = ((file.parent, _place(file, root)) for file in files)
         folders = {folder for folder, place in placed if place is not None and place.role == "image"}
         files = list(dict.fromkeys([*files, *(file for folder in sorted(folders) for file in others(folder))]))
+    cells = _cells_of_nuclei(files)
+    files = [file for file in files if file not in cells]
     placed = [(file, _place(file, root)) for file in files]
     in_folders = _Folders([(file, place) for file, place in placed if place is not None])
     pairs, unread = in_folders.pairs()
@@ -119,7 +126,15 @@ def find_pairs(
     if not pairs:
         return LabelLayout()
     bare = _bare(files, root, pairs, {*unread, *second, *third})
-    return LabelLayout(tuple(sorted(pairs, key=lambda pair: pair.name)), (*unread, *second, *third), tuple(bare))
+    unread += [*second, *third, *sorted(cells)]
+    return LabelLayout(tuple(sorted(pairs, key=lambda pair: pair.name)), tuple(unread), tuple(bare))
+
+
+def _cells_of_nuclei(files: Sequence[Path]) -> set[Path]:
+    """The label images of cells that were made from nuclei, whose own label image is beside them."""
+    known = set(files)
+    named = [file for file in files if file.name.endswith(CELL_MASKS)]
+    return {file for file in named if file.with_name(file.name.removesuffix(CELL_MASKS) + "_masks.tif") in known}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ EDITABLE: dict[Prefer, str] = {"geojson": ".geojson", "rois": "_rois.zip", "mask
 # A label image has no classes and no overlaps.
 CELLS = "cell_masks"  # the label image of the cells around the objects, which is no other version of them
 MOST_COMPLETE_FIRST: tuple[Prefer, ...] = ("geojson", "rois", "json", "masks")
+EDITED = "edited files were read"
 CONFLICT = "files of one image were edited differently"
 UNREADABLE = "an edited file cannot be read"
 # What the model was trained and tuned on, in the info of predictions.
@@ -91,16 +92,26 @@ def written_digests(instances: Instances, class_names: Sequence[str], files: Map
     return {"objects": _digest(instances, class_names), "labels": _digest(_as_labels(instances)), **files}
 
 
-def edited_cells(folder: Path, dataset: Dataset, sample: Sample) -> tuple[Path, Instances] | None:
-    """The cells of an image of a prediction folder, and their file, if that was edited after it was written.
+@dataclass(frozen=True)
+class CellFile:
+    """The label image of the cells of an image; calling it gives them. is_edited: whether it was changed since."""
 
-    dataset: as `Predictions` reads the folder.
-    """
-    file = output_path(folder, sample.id, CELL_MASKS)
-    written = dataset.info.get(CELLS, {}).get(sample.id)
-    if written is None or not file.is_file() or FileIdentity.of(file).digest == written:
-        return None
-    return file, _LoadLabels(file, sample.image_hw)()
+    path: Path
+    image_hw: tuple[int, int]
+    is_edited: bool
+
+    @staticmethod
+    def of(folder: Path, dataset: Dataset, sample: Sample) -> CellFile | None:
+        """That in a prediction folder, if there is one. dataset: as `Predictions` reads the folder."""
+        path = output_path(folder, sample.id, CELL_MASKS)
+        written = dataset.info.get(CELLS, {}).get(sample.id)
+        if written is None or not path.is_file():
+            return None
+        return CellFile(path, sample.image_hw, FileIdentity.of(path).digest != written)
+
+    def __call__(self) -> Instances:
+        """Raises `InputError` for a file that cannot be read."""
+        return _LoadLabels(self.path, self.image_hw)()
 
 
 def is_correction(folder: Path, record: Dataset, kind: Prefer) -> bool:
@@ -227,7 +238,7 @@ def _choose(image: _Image, prefer: Prefer | None) -> tuple[Callable[[], Instance
 
 def _note(image: _Image, kind: Prefer, *, is_edited: bool) -> Note:
     why = "was edited, so its objects were read" if is_edited else f'was read, as `prefer="{kind}"` says'
-    return Note("edited files were read", f"{image.name(kind)} {why}")
+    return Note(EDITED, f"{image.name(kind)} {why}")
 
 
 def _edited(image: _Image) -> dict[Prefer, _Versions]:
