@@ -40,9 +40,9 @@ class Pictures:
     """How pictures are drawn; passed in, because `report` is above this package.
 
     overlay: an image, its objects, and their cells or None -> uint8 RGB (H', W', 3). thumbnail: an image and its
-    objects, with lines that remain visible when the picture is reduced. sheet: tiles (caption, RGB) and a title ->
-    uint8 RGB. plate: (row, column) -> tile, and a title -> uint8 RGB. counts: names of images, objects by class (N, K), class names -> uint8 RGB. report: the
-    folder, and where its files about all images are -> report.html.
+    objects, with lines that remain visible when the picture is reduced -> uint8 RGB. sheet: tiles (caption, RGB) and a
+    title -> uint8 RGB. plate: (row, column) -> tile, and a title -> uint8 RGB. counts: names of images, objects by
+    class (N, K), class names -> uint8 RGB. report: the folder, and where its files about all images are -> report.html.
     """
 
     overlay: Callable[[Image, Instances, Instances | None], np.ndarray]
