@@ -147,3 +147,35 @@ def test_calibrated_scores_are_shown_and_thresholded():
 def test_invalid_calibrations(scores, values):
     with pytest.raises(UsageError, match="invalid calibration"):
         Calibration(scores, values)
+
+
+def test_cells_do_not_grow_where_nuclei_were_omitted_but_where_their_score_is_low_they_do():
+    labels = np.zeros((9, 31), int)
+    labels[4, 0:2], labels[4, 8:10], labels[4, 18:20], labels[4, 26:28] = 1, 2, 3, 4
+    nuclei = Instances.from_label_map(labels, scores=[0.9, 0.8, 0.7, 0.2])
+    options = PredictOptions(score_threshold=0.5, remove_border=True, max_objects=1, expand="20")
+    prediction = select(nuclei, options)
+    assert prediction.cells is not None
+    np.testing.assert_array_equal(prediction.cells.ids, prediction.instances.ids)
+    # From half way to the nucleus at the border to half way to the one over the limit; a tie goes to the higher score.
+    assert prediction.cells.boxes_xyxy[:, [0, 2]].tolist() == [[5, 14]]
+    alone = select(nuclei[[2, 3]], PredictOptions(score_threshold=0.5, expand="20")).cells
+    assert alone is not None
+    assert alone.boxes_xyxy.tolist() == [[0, 0, 31, 9]]
+    assert select(nuclei, PredictOptions()).cells is None
+    with pytest.raises(UsageError, match="invalid `expand`"):
+        PredictOptions(expand="far")
+
+
+def test_holes_are_filled_and_outlines_smoothed_before_small_objects_are_omitted():
+    dense = np.zeros((2, 24, 40), bool)
+    dense[0, 4:20, 4:20], dense[0, 9:15, 9:15], dense[0, 12, 20:24] = True, False, True
+    dense[1, 4:8, 30:34] = True
+    objects = Instances.from_masks(MaskSet.from_dense(dense), scores=[0.9, 0.8])
+    filled = select(objects, PredictOptions(min_area_px=257, fill_holes=True))
+    assert filled.instances.masks.areas.tolist() == [260]
+    both = select(objects, PredictOptions(fill_holes=True, smooth=True)).instances
+    assert both.masks.areas.tolist() == [255, 16]  # without its corners and most of the spike
+    np.testing.assert_array_equal(both.boxes_xyxy, both.masks.boxes)
+    # What identifies a job is as in earlier versions unless the options are used.
+    assert not {"smooth", "fill_holes", "expand"} & PredictOptions().as_values().keys()
