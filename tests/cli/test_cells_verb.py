@@ -65,6 +65,8 @@ def test_qupath_gets_cells_with_a_nucleus_and_their_measurements(pred, capsys):
     dataset = cw.read_dataset(pred)
     assert [note.text for note in dataset.notes] == ["a.geojson was edited, so its objects were read"]
     after = dataset.sample("a").read_instances()
+    assert run("report", pred, "--out", pred.parent / "report.html") == 0
+    assert "cell area" in (pred.parent / "report.html").read_text()
     kept = before[np.isin(before.ids, after.ids)]
     assert len(after) == len(features["features"])
     assert kept.masks == after[np.argsort(after.ids)].masks

@@ -60,7 +60,7 @@ def squares(image_hw) -> Instances:
 
 
 PICTURES = Pictures(
-    overlay=lambda image, cells: np.full((*image.image_hw, 3), len(cells), np.uint8),
+    overlay=lambda image, objects, _: np.full((*image.image_hw, 3), len(objects), np.uint8),
     thumbnail=lambda image, cells: np.full((*image.image_hw, 3), 100 + len(cells), np.uint8),
     sheet=lambda tiles, title: np.full((10 * len(tiles), len(title), 3), 7, np.uint8),
     plate=lambda tiles, title: np.full((10 * len(tiles), len(title), 3), 7, np.uint8),

@@ -19,6 +19,7 @@ from cellwright.data.formats.contract import ReadOptions
 from cellwright.data.formats.predictions import images_in_conflict, without_conflicts
 from cellwright.data.images.reading import Reading
 from cellwright.evaluation.pairing import above_threshold
+from cellwright.measurement.cells import measure_with_cells, same_ids
 from cellwright.measurement.table import measure_instances
 from cellwright.report.draw import draw_picture
 
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 class Corrections:
     """The corrected objects of a prediction folder. samples: the images with corrections, by id.
 
-    conflicts: images that cannot be read, and why. class_names: with those that corrections added.
+    conflicts: images that cannot be read, and why. class_names: with those that corrections added. expand: the distance
+    by which cells were made of the objects, which are nuclei; None for objects alone.
     """
 
     samples: Mapping[str, Sample]
     conflicts: Mapping[str, str]
     class_names: tuple[str, ...]
     reading: Reading
+    expand: str | None = None
 
     @staticmethod
     def of(folder: Path) -> Corrections:
@@ -47,7 +50,9 @@ class Corrections:
         edited = {note.where for note in dataset.notes} - failing
         readable, _ = without_conflicts(above_threshold(dataset))
         samples = {sample.id: sample for sample in readable if sample.id in edited}
-        return Corrections(samples, conflicts, dataset.class_names, Reading.recorded(dataset.info))
+        expand = dataset.info.get("expand")
+        expand = expand if isinstance(expand, str) else None
+        return Corrections(samples, conflicts, dataset.class_names, Reading.recorded(dataset.info), expand)
 
     def row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of summary.csv with the numbers of the corrected objects; of other images as it is."""
@@ -73,9 +78,18 @@ class Corrections:
         tables = []
         for sample in self.samples.values():
             objects, image = self._objects(sample.id), self._image(sample, chosen=False)
-            size = sample.pixel_size_um
-            tables.append(measure_instances(objects, image, class_names=self.class_names, pixel_size_um=size))
+            given = {"class_names": self.class_names, "pixel_size_um": sample.pixel_size_um}
+            cells = self._cells(sample, objects)
+            if cells is None:
+                tables.append(measure_instances(objects, image, **given))
+            else:
+                tables.append(measure_with_cells(same_ids(objects, cells), image, **given))
         return tables
+
+    def _cells(self, sample: Sample, objects: Instances) -> Instances | None:
+        if self.expand is None:
+            return None
+        return objects.expand(self.expand, pixel_size=sample.pixel_size_um, where=sample.id)
 
     def _objects(self, image_id: str) -> Instances:
         objects = self.samples[image_id].read_instances()
@@ -87,7 +101,8 @@ class Corrections:
         image = self._image(sample, chosen=True)
         drawn_on = Image.from_array(np.zeros(sample.image_hw, np.uint8)) if image is None else image
         objects: Instances = sample.read_instances()
-        return draw_picture(drawn_on, objects, class_names=self.class_names)
+        cells = self._cells(sample, objects[~objects.ignore])
+        return draw_picture(drawn_on, objects, class_names=self.class_names, cells=cells)
 
     def _image(self, sample: Sample, *, chosen: bool) -> Image | None:
         if sample.image_path is None or not sample.image_path.is_file():

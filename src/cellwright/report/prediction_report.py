@@ -329,6 +329,7 @@ def _wells(found: _Found) -> list[Part]:
     rows = read_rows(path)
     known = [*(rows[0] if rows else {})]
     wanted = ("plate", "well", "images", "objects", "objects_per_image", "mean_area_um2", "mean_area_px")
+    wanted += ("mean_nucleus_area_um2", "mean_nucleus_area_px", "mean_cell_area_um2", "mean_cell_area_px")
     columns = [name for name in wanted if name in known]
     n_text = sum(name in ("plate", "well") for name in columns)
     table = [[row[name] if k < n_text else _number(row[name]) for k, name in enumerate(columns)] for row in rows]
