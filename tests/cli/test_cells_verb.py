@@ -48,6 +48,9 @@ def test_the_table_and_the_files_have_nuclei_and_cells_under_one_id(made, tmp_pa
     assert run("measure", made / "pred", "--out", tmp_path / "again.csv") == 0
     assert "cells: nuclei expanded by 2um, as predicted" in capsys.readouterr().err
     assert (tmp_path / "again.csv").read_text() == (made / "pred" / "measurements.csv").read_text()
+    assert run("measure", made / "pred", "--expand", "0", "--out", tmp_path / "alone.csv") == 0
+    alone = pd.read_csv(tmp_path / "alone.csv", index_col=["image", "label"])
+    np.testing.assert_array_equal(alone["area_px"], table["nucleus_area_px"])
     assert "cell area" in (made / "pred" / "report.html").read_text()
 
 

@@ -61,7 +61,7 @@ class MeasurePlan:
     most of it, at least half."""
     expand: str | None = None
     """Measure cells too: the objects, which are nuclei, with the background within this distance, such as 5um or 8px
-    (default: as predicted)."""
+    (default: as predicted; 0: the objects alone)."""
     z: Plane | None = None
     """Plane of stacks, counted from 0, or max or mean (default: as predicted)."""
     t: int | None = None
@@ -230,7 +230,8 @@ class _CellPlan:
                 raise UsageError("`nuclei` and `expand` exclude each other", remedy="omit one of them")
             return _CellPlan._of_two(plan, plan.nuclei, dataset, screen)
         if plan.expand is not None:
-            return _CellPlan(dataset.class_names, str(Distance.of(plan.expand)))
+            distance = Distance.of(plan.expand)
+            return _CellPlan(dataset.class_names, str(distance)) if distance.value else None
         recorded = dataset.info.get("expand") if dataset.info.get("format") == "predictions" else None
         if not isinstance(recorded, str):
             return None
@@ -338,7 +339,7 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
         nuclei: the nuclei of the cells, like ``cells``: both are measured, and the cytoplasm, which is the cell without
             the nucleus. A nucleus belongs to the cell that has most of it, at least half.
         expand: ``cells`` are nuclei, and the cells are these with the background within this distance, pixels or text
-            such as "5um"; see `Instances.expand`.
+            such as "5um"; see `Instances.expand`. None and 0 measure ``cells`` alone.
 
     Returns:
         A pandas table with one row per object and the ids of the objects as index "label"; for a list, a list of
@@ -385,7 +386,7 @@ def measure(cells, image=None, *, channel=None, class_names=None, pixel_size=Non
     size = as_pixel_size(pixel_size)
     instances = [objects[~objects.ignore] for objects in instances]  # regions are no objects
     given = {"class_names": class_names, "pixel_size_um": size, "ring_px": ring}
-    if nuclei is None and expand is None:
+    if nuclei is None and (expand is None or not Distance.of(expand).value):
         tables = [measure_instances(*pair, **given) for pair in zip(instances, images, strict=True)]
     else:
         pairs = _pairs(instances, images, nuclei, expand, size)

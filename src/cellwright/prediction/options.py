@@ -32,7 +32,8 @@ class PredictOptions:
     max_objects: the largest number of objects per image, best first; None keeps all.
     remove_border: omit objects that touch the border of the image, which may be cut off.
     smooth, fill_holes: smooth the outlines of objects, and fill their holes, before their area is compared.
-    expand: also give cells: the objects with the background within this distance, such as "8px" or "5um".
+    expand: also give cells: the objects with the background within this distance, such as "8px" or "5um"; 0 and
+        None do not.
     resolve_overlaps: assign each shared pixel to the object with the higher score, so that no pixel is in two objects.
     calibration: maps the model's scores to the expected IoU; None leaves them as they are.
 
@@ -60,7 +61,8 @@ class PredictOptions:
             if not fits:
                 raise UsageError(f"`{name}` is out of range", got=value, expected=expected)
         if self.expand is not None:
-            object.__setattr__(self, "expand", str(Distance.of(self.expand)))  # frozen
+            distance = Distance.of(self.expand)
+            object.__setattr__(self, "expand", str(distance) if distance.value else None)  # frozen
 
     def as_values(self) -> dict[str, Any]:
         """The options as JSON values, under the names that users know."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cellwright.api.export import ExportPlan
 from cellwright.api.measure import LARGE_PX, MeasurePlan
 from cellwright.api.predict import PredictPlan
-from cellwright.core.claim import CONTROL, files_below
+from cellwright.core.claim import CONTROL, Claim, files_below
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.files import write_text
@@ -154,6 +154,13 @@ class PredictTask(Task):
         }
 
 
+def _alone(folder: Path) -> str | None:
+    """The option to measure objects alone, as the page does everywhere, where a prediction has cells around them."""
+    claim = Claim.read(folder)
+    options = {} if claim is None or claim.request is None else claim.request.get("options")
+    return "0" if isinstance(options, Mapping) and options.get("expand") else None
+
+
 class MeasureTask(Task):
     """Measure all objects of the images in one table."""
 
@@ -174,11 +181,10 @@ class MeasureTask(Task):
         return [
             Step(
                 "measure",
-                MeasurePlan(
-                    part.folder or place.folder / f"{name}_objects", out=place.folder / f"{name}.csv", **shared
-                ),
+                MeasurePlan(folder, expand=_alone(folder), out=place.folder / f"{name}.csv", **shared),
             )
             for name, part in self._parts(place).items()
+            for folder in (part.folder or place.folder / f"{name}_objects",)
         ]
 
     def run(self, place: Place, reporter: ProgressReporter) -> dict[str, Any]:
@@ -218,7 +224,9 @@ class ExportTask(Task):
         steps = []
         folder = self._part(place).folder or place.folder / "objects"
         if self.gate or self.to == MEASUREMENTS:
-            steps.append(Step("measure", MeasurePlan(folder, out=place.folder / "measurements.csv")))
+            steps.append(
+                Step("measure", MeasurePlan(folder, expand=_alone(folder), out=place.folder / "measurements.csv"))
+            )
         folder = place.folder / "selected" if self.gate else folder
         if self.to != MEASUREMENTS:
             steps.append(Step("export", ExportPlan(folder, to=self.to, out=self._out(place, folder))))
