@@ -463,7 +463,10 @@ class _Parts:
             numbers,
             self.where.regions,
             tissue,
-            made_by=made_by(self.model, request.chosen(self.where)),
+            made_by={
+                **made_by(self.model, request.chosen(self.where)),
+                "calibrated": self.model.options.calibration is not None,
+            },
         )
 
     def work(self, job: JobFacts) -> TileWork:

@@ -20,6 +20,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.views import View
 from cellwright.models.contract import Segmenter
+from cellwright.prediction.doubt import doubts
 from cellwright.prediction.fusion import FusionOptions, fuse
 from cellwright.prediction.options import PredictOptions, select
 from cellwright.prediction.record import Prediction
@@ -165,10 +166,15 @@ class FilteredPredictor:
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: ids 1..N, with the numbers of omitted objects."""
         predictions = self.predictor.predict(images)
-        return [
-            select(prediction, self.options, image.pixel_size_um, image.path)
-            for image, prediction in zip(images, predictions, strict=True)
-        ]
+        return [self._selected(image, prediction) for image, prediction in zip(images, predictions, strict=True)]
+
+    def _selected(self, image: Image, prediction: Prediction) -> Prediction:
+        """The objects that are kept, and a note if there is a reason to doubt them."""
+        selected = select(prediction, self.options, image.pixel_size_um, image.path)
+        scores = selected.instances.scores
+        if self.options.calibration is None or scores is None:
+            return selected
+        return replace(selected, notes=(*selected.notes, *doubts(scores)))
 
     def with_diameter(self, px: float) -> FilteredPredictor:
         """See `Predictor`."""

@@ -37,6 +37,7 @@ from cellwright.prediction.tiling.tile_file import TileRecord
 from cellwright.prediction.tiling.work import measured, shifted
 
 LABEL = "label"
+SCORE_STEP = 0.001
 # Final tiles that are kept in memory while labels are painted.
 _KEPT_TILES = 32
 
@@ -46,7 +47,8 @@ class FinalTiles:
     """The final objects of all tiles: ids 1..N without gaps, in the order of tiles.
 
     first_ids: (tiles + 1,) the id of the first object of each tile. reach: (tiles, 4) y0, x0, y1, x1 of all objects of
-    each tile; empty windows for tiles without any. notes: of all tiles, with the tile as ``where``.
+    each tile; empty windows for tiles without any. notes: of all tiles, with the tile as ``where``. score_counts: the
+    number of objects with each score, in steps of `SCORE_STEP` from 0 to 1.
     """
 
     ledger: Ledger
@@ -54,6 +56,7 @@ class FinalTiles:
     reach: np.ndarray
     n_copies: int
     n_adopted: int
+    score_counts: np.ndarray
     notes: tuple[Note, ...] = ()
 
     @property
@@ -109,6 +112,7 @@ def resolve(
     seams = Seams(grid, load)
     lowest = _lowest_score(seams, regions, max_objects) if max_objects is not None else None
     counts, reach = np.zeros(len(tiles), np.int64), np.zeros((len(tiles), 4), np.int64)
+    score_counts = np.zeros(round(1 / SCORE_STEP) + 1, np.int64)
     n_left = 0 if max_objects is None else max_objects
     for tile, found in track(_in_regions(seams, regions), "resolving seams", len(grid)):
         if tile not in position:
@@ -121,12 +125,15 @@ def resolve(
         objects = objects if source is None else _measured_again(objects, source, ring_px)
         final.write(tile, TileRecord(TileObjects(objects, np.ones(len(objects), bool))))
         counts[k] = len(objects)
+        if objects.scores is not None:
+            steps = np.rint(objects.scores / SCORE_STEP).astype(np.int64)
+            score_counts += np.bincount(steps, minlength=len(score_counts))
         if len(objects):
             boxes = objects.masks.boxes
             reach[k] = (boxes[:, 1].min(), boxes[:, 0].min(), boxes[:, 3].max(), boxes[:, 2].max())
     first_ids = np.concatenate([[1], 1 + np.cumsum(counts)])
     of_tiles = tuple(note for tile in sorted(notes) for note in notes[tile])
-    return FinalTiles(final, first_ids, reach, seams.n_copies, seams.n_adopted, of_tiles)
+    return FinalTiles(final, first_ids, reach, seams.n_copies, seams.n_adopted, score_counts, of_tiles)
 
 
 def _in_regions(seams: Seams, regions: Regions | None) -> Iterator[tuple[int, Instances]]:

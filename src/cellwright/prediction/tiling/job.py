@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +37,20 @@ from cellwright.core.text import count, differences
 from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, OUTLINES, TABLE_CSV, TABLE_PARQUET
 from cellwright.data.identity import digest_of
 from cellwright.data.images.source import ImageSource
+from cellwright.prediction.doubt import doubts
 from cellwright.prediction.ledger import ABOUT_ALL
 from cellwright.prediction.ledger import Ledger as Records
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.runners import Running
 from cellwright.prediction.tiling.facts import ImageFacts
-from cellwright.prediction.tiling.finish import FinalTiles, LabelPainter, resolve, write_objects_table, write_outlines
+from cellwright.prediction.tiling.finish import (
+    SCORE_STEP,
+    FinalTiles,
+    LabelPainter,
+    resolve,
+    write_objects_table,
+    write_outlines,
+)
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.label_writers import write_label_tiff, write_label_zarr
 from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
@@ -289,6 +297,9 @@ def finish(
     limits = {"ring_px": options.get("ring"), "max_objects": options.get("max_objects"), "regions": job.regions}
     final = job.ledger(output.progress / "final")
     tiles = resolve(ledger, final, job.grid, source, **limits, track=track)
+    if job.made_by.get("calibrated"):
+        doubt = doubts(np.arange(len(tiles.score_counts)) * SCORE_STEP, tiles.score_counts)
+        tiles = replace(tiles, notes=(*tiles.notes, *doubt))
     with records.staging(ABOUT_ALL) as staging:
         _write_large(staging, job, tiles, source, options.get("labels"), track)
         seams = SeamReport.of(job.grid, tiles, job.regions)

@@ -1,0 +1,48 @@
+"""Images whose objects are unlike those of the training are said; ordinary ones are not."""
+
+import csv
+
+import numpy as np
+import pytest
+from drawn import run
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from skimage import data
+
+import cellwright as cw
+from cellwright.data.synthetic import draw_field
+from cellwright.prediction.doubt import DOUBTFUL, LEAST_OBJECT, LEAST_OBJECTS, LEAST_SCORE, doubts
+
+
+@given(arrays(np.float64, st.integers(0, 40), elements=st.floats(0, 1)))
+def test_the_median_of_the_objects_decides(scores):
+    counted = np.sort(scores[scores >= LEAST_OBJECT])
+    lower_median = counted[(len(counted) - 1) // 2] if len(counted) else 1.0
+    assert bool(doubts(scores)) == (len(counted) >= LEAST_OBJECTS and lower_median < LEAST_SCORE)
+
+
+@given(arrays(np.int64, 101, elements=st.integers(0, 5)))
+def test_counts_are_objects(counts):
+    scores = np.linspace(0, 1, 101)
+    assert doubts(scores, counts) == doubts(np.repeat(scores, counts))
+
+
+@pytest.mark.parametrize("tile", ["none", "400"])
+def test_immunohistochemistry_is_flagged(tmp_path, capsys, tile):
+    """The bundled model was not trained on it, and takes specks for nuclei."""
+    image = tmp_path / "ihc.png"
+    Image.fromarray(data.immunohistochemistry()[:384, :384]).save(image)
+    assert run("predict", image, "--out", tmp_path / "out", "--tile", tile) == 0
+    assert DOUBTFUL in capsys.readouterr().err
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert DOUBTFUL in row["notes"]
+
+
+def test_an_ordinary_image_is_not_flagged():
+    image, truth = draw_field(0, (200, 200), 40)
+    prediction = cw.load_model("nuclei").predictions(image)
+    assert len(prediction.instances) > len(truth) / 2
+    assert DOUBTFUL not in {note.kind for note in prediction.notes}
