@@ -27,15 +27,13 @@ def ellipse(rng: np.random.Generator, centre: np.ndarray, radius: float) -> list
 
 
 def write_files(folder: Path) -> tuple[Path, Path]:
-    """Polygons with recorded areas, a crowd of each class beside the objects, fractional scores, ties."""
+    """Polygons with recorded areas, a crowd region, two classes with gaps in their ids, fractional scores, ties."""
     rng = np.random.default_rng(5)
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     truth["categories"] = [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]
     results = []
     for image_id in (4, 9, 11):
         truth["images"].append({"id": image_id, "file_name": f"{image_id}.png", "height": HW[0], "width": HW[1]})
-        y, x = np.ogrid[: HW[0], : HW[1]]
-        region = (y - rng.uniform(0, HW[0])) ** 2 + (x - rng.uniform(0, HW[1])) ** 2 < 60**2
         for _ in range(25):
             centre, radius = rng.uniform((5, 5), (195, 145)), rng.choice([rng.uniform(3, 20), rng.uniform(20, 90)])
             polygon = ellipse(rng, centre, radius)
@@ -43,10 +41,15 @@ def write_files(folder: Path) -> tuple[Path, Path]:
             x0, y0, x1, y1 = (int(v) for v in masks.boxes[0])
             category = int(rng.choice([3, 7]))
             common = {"image_id": image_id, "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-            region &= ~masks.foreground().astype(bool)
+            crowd = int(rng.random() < 0.08)
+            segmentation: Any = [polygon]
+            if crowd:
+                segmentation = {"size": list(HW), "counts": masks.to_rle_counts()[0]}
             number = len(truth["annotations"]) + 1
             area = float(masks.areas[0]) * 1.07 + 0.5  # like the area of a polygon: not the number of pixels
-            truth["annotations"].append({**common, "id": number, "area": area, "iscrowd": 0, "segmentation": [polygon]})
+            truth["annotations"].append(
+                {**common, "id": number, "area": area, "iscrowd": crowd, "segmentation": segmentation}
+            )
             for _ in range(rng.integers(0, 3)):
                 moved = MaskSet.from_coco_polygons([[ellipse(rng, centre + rng.normal(0, 2, 2), radius)]], HW)
                 results.append(
@@ -57,13 +60,6 @@ def write_files(folder: Path) -> tuple[Path, Path]:
                         "segmentation": moved.to_rle()[0],
                     }
                 )
-        crowd = MaskSet.from_dense(region[None])
-        x0, y0, x1, y1 = crowd.boxes[0].tolist()
-        common = {"image_id": image_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(region.sum()), "iscrowd": 1}
-        common["segmentation"] = {"size": list(HW), "counts": crowd.to_rle_counts()[0]}
-        for category in (3, 7):
-            number = len(truth["annotations"]) + 1
-            truth["annotations"].append({**common, "id": number, "category_id": category})
     (folder / "truth.json").write_text(json.dumps(truth))
     (folder / "results.json").write_text(json.dumps(results))
     return folder / "truth.json", folder / "results.json"

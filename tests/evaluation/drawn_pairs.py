@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cellwright.core.ignored import ignored_region, resolve_ignored
 from cellwright.core.instances import Instances
-from cellwright.core.masks import MaskSet, concat
+from cellwright.core.masks import MaskSet
 
 Draw = Callable[..., tuple[Instances, Instances]]
 
@@ -53,14 +52,4 @@ def draw_pair(
         class_ids=labels[filled],
         scores=None if scores is None else scores[filled],
     )
-    return resolve_ignored(truth), predicted
-
-
-def as_crowds(truth: Instances, n_classes: int) -> Instances:
-    """The objects as they count, with what is ignored as one crowd for each class."""
-    truth = resolve_ignored(truth)
-    objects, region = truth[~truth.ignore], ignored_region(truth)
-    classes = np.repeat(np.arange(n_classes), len(region))
-    masks = concat([objects.masks, *[region] * n_classes])
-    class_ids = np.append(objects.class_ids, classes)
-    return Instances.from_masks(masks, class_ids=class_ids, ignore=np.arange(len(masks)) >= len(objects))
+    return truth, predicted

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn_pairs import as_crowds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -23,7 +22,6 @@ Pair = tuple[Instances, Instances]
 
 def reference(pairs: Sequence[Pair], kind: str, n_classes: int, ours: CocoResult) -> COCOeval:
     """The evaluation of the same objects by the COCO API, in the same size bands."""
-    pairs = [(as_crowds(truth, n_classes), predicted) for truth, predicted in pairs]
     truth, results = COCO(), []
     truth.dataset = {
         "images": [{"id": i + 1, "height": t.image_hw[0], "width": t.image_hw[1]} for i, (t, _) in enumerate(pairs)],
@@ -62,8 +60,6 @@ def result(pairs: Sequence[Pair], kind: str, n_classes: int) -> CocoResult:
 
 
 def assert_equal(pairs: Sequence[Pair], kind: str, n_classes: int) -> None:
-    if kind == "box":  # for which a crowd of the API is its box
-        pairs = [(replace(truth, ignore=np.zeros_like(truth.ignore)), predicted) for truth, predicted in pairs]
     ours = result(pairs, kind, n_classes)
     theirs = reference(pairs, kind, n_classes, ours).eval
     for mine, name in ((ours.precision, "precision"), (ours.recall, "recall")):

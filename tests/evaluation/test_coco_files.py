@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_pairs import as_crowds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -30,8 +29,7 @@ def write_files(folder: Path, draw: Draw, seed: int) -> tuple[Path, Path]:
     ids = rng.permutation(200)[:n_images].tolist()
     truth: dict[str, Any] = {"images": [], "annotations": [], "results": []}
     for image_id in ids:
-        drawn, predicted = draw(rng, n_truth=int(rng.integers(0, 20)), n_classes=n_classes)
-        sides = as_crowds(drawn, n_classes), predicted
+        sides = draw(rng, n_truth=int(rng.integers(0, 20)), n_classes=n_classes)
         height, width = sides[0].image_hw
         truth["images"].append({"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width})
         for records, side in zip((truth["annotations"], truth["results"]), sides, strict=True):

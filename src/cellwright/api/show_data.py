@@ -121,7 +121,9 @@ def _region_picture(plan: ShowPlan, dataset: Dataset) -> np.ndarray:
     cells = sample.read_instances()
     masks = cells.masks.window(*window)
     inside = masks.areas > 0
-    objects = Instances.from_masks(masks[inside], ids=cells.ids[inside], class_ids=cells.class_ids[inside])
+    objects = Instances.from_masks(
+        masks[inside], ids=cells.ids[inside], class_ids=cells.class_ids[inside], ignore=cells.ignore[inside]
+    )
     caption = f"{sample.id}: {window.hw[0]} x {window.hw[1]} px from y {y0}, x {x0}"
     picture = draw_picture(image, objects, class_names=dataset.class_names, caption=caption)
     if plan.cores:

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.masks import MaskSet, concat
 
@@ -42,14 +43,15 @@ def decode(
 ) -> Decoded:
     """Decode the annotations of one image; `Instances.from_coco` documents the arguments.
 
-    An annotation whose mask has no pixel is kept with an empty mask. Boxes are those of ``bbox``, or tight boxes of the
+    A crowd of an unwanted category is not annotated for the others either: it becomes a region of no class. An
+    annotation whose mask has no pixel is kept with an empty mask. Boxes are those of ``bbox``, or tight boxes of the
     masks where it is missing. Ids are ``object_id`` if all annotations have one, else ``id``, else 1..N; they must be
     distinct and positive to be used.
     """
     category_of = [_category(annotation, k, source) for k, annotation in enumerate(annotations)]
     class_of = _class_ids(category_of, categories)
     pairs = [
-        (annotation, class_of.get(category, 0), _is_crowd(annotation, source))
+        (annotation, class_of.get(category, NO_CLASS), _is_crowd(annotation, source))
         for annotation, category in zip(annotations, category_of, strict=True)
     ]
     pairs = [pair for pair, category in zip(pairs, category_of, strict=True) if category in class_of or pair[2]]

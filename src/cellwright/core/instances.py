@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellwright.core import coco, morphology
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.distance import Distance
 from cellwright.core.errors import InputError
 from cellwright.core.masks import Index, MaskSet, SoftMasks
@@ -30,10 +31,10 @@ class Instances:
     ids: (N,) int64, positive and unique; an object keeps its id in every file that is written.
     boxes_xyxy: (N, 4) float32, absolute pixels, half open; the boxes of a detector, or the tight boxes of the masks.
     masks: `MaskSet` of N masks.
-    class_ids: (N,) int64, 0..K-1.
+    class_ids: (N,) int64, 0..K-1; `NO_CLASS`, -1, for ignored regions that are not annotated for any class.
     scores: (N,) float32 in [0, 1], or None for ground truth.
-    ignore: (N,) bool, regions that are not annotated, such as COCO's crowds. They are no objects and, whatever their
-        class, neither train a model nor count in an evaluation; see `cellwright.core.ignored`.
+    ignore: (N,) bool, regions that are not annotated, and COCO's crowds, which have a class. They are no objects and,
+        whatever their class, neither train a model nor count in an evaluation; see `cellwright.core.ignored`.
     soft_masks: `SoftMasks` of N objects, or None. class_probs: (N, K) float32, or None.
     columns: named measurements, each (N,).
 
@@ -80,10 +81,10 @@ class Instances:
                 got=f"{count(n, 'object')}, lowest id {self.ids.min()}",
                 remedy="number the objects from 1",
             )
-        if n and self.class_ids.min() < 0:
-            raise InputError(
-                "class ids must not be negative", got=int(self.class_ids.min()), remedy="number the classes from 0"
-            )
+        lowest = np.where(self.ignore, NO_CLASS, 0)
+        if (self.class_ids < lowest).any():
+            got, remedy = int(self.class_ids[self.class_ids < lowest][0]), "number the classes from 0"
+            raise InputError("class ids must not be negative, except -1 for ignored regions", got=got, remedy=remedy)
         if self.scores is not None and n and not ((self.scores >= 0) & (self.scores <= 1)).all():
             invalid = self.scores[~((self.scores >= 0) & (self.scores <= 1))][0]
             raise InputError("scores must be in [0, 1]", got=invalid, remedy="rescale the scores first")
@@ -196,8 +197,8 @@ class Instances:
             ``ignore``), ``area`` and ``id`` are used if present.
         image_hw: (H, W).
         categories: the ``"categories"`` list of the file or a list of category ids, in the order of the class ids; or a
-            dictionary from category id to class id. Objects of other categories are omitted. By default, the
-            categories of ``annotations`` in ascending order.
+            dictionary from category id to class id. Objects of other categories are omitted, and crowds of them become
+            regions of no class. By default, the categories of ``annotations`` in ascending order.
         scored: True for predictions (every annotation must have a score), False for ground truth (scores are not
             read). By default, objects are predictions if any annotation has a score.
         source: the file, for error messages.
@@ -247,8 +248,8 @@ class Instances:
     def to_dataframe(self) -> pd.DataFrame:
         """A pandas table with one row per object and the ids as index, named "label".
 
-        Columns: class_id, score (NaN for ground truth), ignore, the box x0, y0, x1, y1 in pixels, area_px, and then
-        ``columns``. Without objects the table has no rows.
+        Columns: class_id (-1 for a region of no class), score (NaN for ground truth), ignore, the box x0, y0, x1, y1 in
+        pixels, area_px, and then ``columns``. Without objects the table has no rows.
 
         >>> cells = Instances.from_label_map(np.array([[0, 7, 7], [0, 0, 2]]), scores=[0.5, 0.9])
         >>> cells.to_dataframe()  # doctest: +NORMALIZE_WHITESPACE
@@ -386,8 +387,10 @@ _PER_OBJECT = ("ids", "boxes_xyxy", "masks", "class_ids", "scores", "ignore", "s
 
 
 def _describe_classes(class_ids: np.ndarray) -> str:
-    """``"class 0"``, ``"classes 0, 2"``, ``"12 classes"``."""
-    values = np.unique(class_ids).tolist()
+    """``"class 0"``, ``"classes 0, 2"``, ``"12 classes"``; ``"no class"`` where there are only regions of none."""
+    values = np.unique(class_ids[class_ids >= 0]).tolist()
+    if not values:
+        return "no class"
     if len(values) == 1:
         return f"class {values[0]}"
     return f"classes {', '.join(map(str, values))}" if len(values) <= 5 else count(len(values), "class")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import values_of_class
 from cellwright.core.errors import UsageError
 
 ScoreThreshold = float | tuple[float, ...]
@@ -51,8 +52,8 @@ def recorded_threshold(info: Mapping[str, Any]) -> ScoreThreshold:
 def reaches_threshold(scores: np.ndarray | None, class_ids: np.ndarray, threshold: ScoreThreshold) -> np.ndarray:
     """Which objects (N,) bool have a score of at least the threshold of their class; all of them if scores is None.
 
-    Compared in float32, the type of scores, so that a score equal to the threshold reaches it. `UsageError` if a class
-    has no threshold.
+    Compared in float32, the type of scores, so that a score equal to the threshold reaches it. Regions of no class
+    always reach it. `UsageError` if a class has no threshold.
 
     >>> reaches_threshold(np.array([0.3, 0.3, 0.7]), np.array([0, 1, 1]), (0.2, 0.5))
     array([ True, False,  True])
@@ -63,7 +64,7 @@ def reaches_threshold(scores: np.ndarray | None, class_ids: np.ndarray, threshol
         raise UsageError("a class has no score threshold", got=got, expected="one threshold, or one per class")
     if scores is None:
         return np.ones(len(class_ids), bool)
-    return scores.astype(np.float32) >= (limits[class_ids] if limits.ndim else limits)
+    return scores.astype(np.float32) >= (values_of_class(class_ids, limits, 0) if limits.ndim else limits)
 
 
 @dataclass(frozen=True)

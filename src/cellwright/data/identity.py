@@ -133,7 +133,7 @@ def digest_of_files(paths: Iterable[Path]) -> str:
 
 def _of_sample(sample: Sample, image: FileIdentity, class_names: Sequence[str]) -> SampleIdentity:
     instances = sample.read_instances()
-    counts = np.bincount(instances.class_ids, minlength=len(class_names))
+    counts = np.bincount(instances.class_ids[~instances.ignore], minlength=len(class_names))
     classes = {name: int(n) for name, n in zip(class_names, counts, strict=True) if n}
     annotation = annotation_digest(instances, sample.id)
     return SampleIdentity(image, digest_of_objects(instances), classes, sample.split, annotation)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS, values_of_class
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.instances import Instances
@@ -18,9 +19,10 @@ from cellwright.data.images.reading import Reading
 
 @dataclass(frozen=True, eq=False)
 class RenumberedClasses:
-    """A `Sample.load` that replaces class ids and omits the objects of classes without a new id, but no ignored region.
+    """A `Sample.load` that replaces class ids and omits the objects of classes without a new id.
 
-    new_ids: (K,) int64, the new id of each old class, or -1.
+    A crowd of such a class is not annotated for the others either: it becomes a region of no class.
+    new_ids: (K,) int64, the new id of each old class, or `NO_CLASS`.
     """
 
     load: Callable[[], Instances]
@@ -28,9 +30,12 @@ class RenumberedClasses:
 
     def __call__(self) -> Instances:
         instances = self.load()
-        kept = instances[(self.new_ids[instances.class_ids] >= 0) | instances.ignore]
+        new_ids = values_of_class(instances.class_ids, self.new_ids, NO_CLASS)
         # The probabilities are those of the old classes.
-        return dataclasses.replace(kept, class_ids=self.new_ids[kept.class_ids].clip(0), class_probs=None)
+        renumbered = dataclasses.replace(
+            instances, class_ids=np.where(instances.ignore, new_ids, new_ids.clip(0)), class_probs=None
+        )
+        return renumbered[(new_ids >= 0) | instances.ignore]
 
 
 def map_classes(dataset: Dataset, new_name: Mapping[str, str | None], class_names: Sequence[str]) -> Dataset:
@@ -48,7 +53,7 @@ def map_classes(dataset: Dataset, new_name: Mapping[str, str | None], class_name
                 "no such class", where=dataset.root, got=repr(name), remedy=did_you_mean(name, dataset.class_names)
             )
     names = list(class_names)
-    new_ids = np.full(len(dataset.class_names), -1, np.int64)
+    new_ids = np.full(len(dataset.class_names), NO_CLASS, np.int64)
     for old, name in enumerate(dataset.class_names):
         new = new_name.get(name, name)
         if new is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.evaluation.matching import ImagePairs, ObjectFacts, Overlaps
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -94,7 +95,7 @@ def coco_result(
 
     images: predictions must have scores. kind: "mask", or "box" (needs pairs made with ``PairOptions(boxes=True)``).
     coco_ids: of the images, by which predictions with equal scores are ordered; None: in the order given. Without
-    images or objects, all results are NaN. Ignored regions are COCO's crowds, of every class.
+    images or objects, all results are NaN. Ignored objects are COCO's crowds; those of no class are of every class.
     """
     bands = {"any": ALL_SIZES, **COCO_BANDS, **size_thirds(images)}
     limits = np.array(list(bands.values()))
@@ -104,7 +105,7 @@ def coco_result(
     n_truth = np.zeros((len(images), n_classes, len(bands)), np.int64)
     for i, (_, counted) in enumerate(matched):
         for a in range(len(bands)):
-            n_truth[i, :, a] = np.bincount(images[i].truth.class_ids[counted[a]], minlength=n_classes)[:n_classes]
+            n_truth[i, :, a] = np.bincount(images[i].coco.truth.class_ids[counted[a]], minlength=n_classes)[:n_classes]
     caps = np.array(list(CAPS.values()))
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_POINTS), n_classes, len(bands), len(caps)), np.nan)
     recall = np.full((len(IOU_THRESHOLDS), n_classes, len(bands), len(caps)), np.nan)
@@ -127,7 +128,7 @@ def ranked(predictions: RankedPredictions, class_id: int) -> np.ndarray:
 
 def size_thirds(images: Sequence[ImagePairs]) -> dict[str, tuple[float, float]]:
     """Three size bands with about a third of the objects each; as in COCO, a limit belongs to both adjacent bands."""
-    sizes = [pairs.truth.sizes[~pairs.truth.ignore] for pairs in images]
+    sizes = [pairs.coco.truth.sizes[~pairs.coco.truth.ignore] for pairs in images]
     sizes = np.concatenate(sizes) if sizes else np.zeros(0)
     lower, upper = np.quantile(sizes, [1 / 3, 2 / 3]) if len(sizes) else (0.0, 0.0)
     limits = (0.0, float(lower)), (float(lower), float(upper)), (float(upper), ALL_SIZES[1])
@@ -136,13 +137,14 @@ def size_thirds(images: Sequence[ImagePairs]) -> dict[str, tuple[float, float]]:
 
 def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[RankedPredictions, np.ndarray]:
     """The predictions of one image, and which annotated objects (A, G) bool count in each size band."""
-    truth, predicted = pairs.truth, pairs.predicted
+    truth, predicted = pairs.coco.truth, pairs.predicted
     if predicted.scores is None:
         raise ValueError("coco_result needs predictions with scores")
     overlaps, predicted_sizes = _overlaps_and_sizes(pairs, kind)
     counted = ~truth.ignore & (truth.sizes >= limits[:, :1]) & (truth.sizes <= limits[:, 1:])
     outside = (predicted_sizes < limits[:, :1]) | (predicted_sizes > limits[:, 1:])
-    keep = truth.ignore[overlaps.truth] | (truth.class_ids[overlaps.truth] == predicted.class_ids[overlaps.predicted])
+    own_class = truth.class_ids[overlaps.truth]
+    keep = (own_class == NO_CLASS) | (own_class == predicted.class_ids[overlaps.predicted])
     keep &= overlaps.value >= IOU_THRESHOLDS[0]
     truth_index, predicted_index, iou = overlaps.truth[keep], overlaps.predicted[keep], overlaps.value[keep]
     by_prediction = np.argsort(predicted_index, kind="stable")
@@ -165,11 +167,11 @@ def _match_image(pairs: ImagePairs, kind: str, limits: np.ndarray) -> tuple[Rank
 
 def _overlaps_and_sizes(pairs: ImagePairs, kind: str) -> tuple[Overlaps, np.ndarray]:
     if kind == "mask":
-        return pairs.coco_iou, pairs.predicted.sizes
-    if pairs.boxes is None:
+        return pairs.coco.masks, pairs.predicted.sizes
+    if pairs.coco.boxes is None:
         raise ValueError("box AP needs pairs made with PairOptions(boxes=True)")
     boxes = pairs.predicted.boxes
-    return pairs.boxes, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return pairs.coco.boxes, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _class_ranks(predicted: ObjectFacts, order: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.geometry import overlapping_pairs
 from cellwright.core.ignored import ignored_region, pixels_inside, resolve_ignored
@@ -92,6 +93,27 @@ class PairOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class CocoPairs:
+    """The annotated objects of one image as COCO's average precision counts them, and their overlaps.
+
+    truth: in the order of `ImagePairs.truth`. Ignored objects of a class are crowds, and objects in them count. What
+    has no class is not annotated for any class, as in `resolve_ignored`.
+    masks: IoU of every pair that shares pixels. For a crowd it is the share of the prediction that is in the crowd; for
+    what has no class, the share that is in all regions of no class.
+    boxes: the same of the boxes, with the box of a crowd, but the pixels of regions of no class; None if not requested.
+    """
+
+    truth: ObjectFacts
+    masks: Overlaps
+    boxes: Overlaps | None
+
+    def select(self, truth: np.ndarray, predicted: np.ndarray) -> CocoPairs:
+        """The same for a subset of the objects (bool masks)."""
+        boxes = self.boxes and self.boxes.select(truth, predicted)
+        return CocoPairs(self.truth[truth], self.masks.select(truth, predicted), boxes)
+
+
+@dataclass(frozen=True, eq=False)
 class ImagePairs:
     """Everything the metrics need to know about one image.
 
@@ -100,9 +122,8 @@ class ImagePairs:
     ignored_px: (P,) int64, pixels of each prediction inside ignored regions.
     foreground: class id (`ALL_CLASSES` for all) -> pixels in the union of the annotated masks, of the predicted masks,
     and in both, excluding pixels in ignored regions. Empty if not requested.
-    boxes: box IoU, for ignored regions as in `coco_iou`, or None. boundary: boundary IoU of every pair that shares
-    pixels of the inner bands of width ``boundary_px``, or None. repeats: shared pixels of pairs of predictions, or
-    None.
+    coco: the same for average precision. boundary: boundary IoU of every pair that shares pixels of the inner bands of
+    width ``boundary_px``, or None. repeats: shared pixels of pairs of predictions, or None.
     """
 
     image_id: str
@@ -112,7 +133,7 @@ class ImagePairs:
     shared: Overlaps
     ignored_px: np.ndarray
     foreground: dict[int, tuple[int, int, int]]
-    boxes: Overlaps | None = None
+    coco: CocoPairs
     boundary: Overlaps | None = None
     boundary_px: int | None = None
     repeats: Overlaps | None = None
@@ -123,24 +144,17 @@ class ImagePairs:
         union = self.truth.areas[self.shared.truth] + self.predicted.areas[self.shared.predicted] - self.shared.value
         return self.shared.value / union
 
-    @property
-    def coco_iou(self) -> Overlaps:
-        """IoU of every pair; for an ignored region, the share of the prediction that is in any, as COCO defines it."""
-        share = self.ignored_px[self.shared.predicted] / self.predicted.areas[self.shared.predicted]
-        return replace(self.shared, value=np.where(self.truth.ignore[self.shared.truth], share, self.iou))
-
     def select(self, truth: np.ndarray, predicted: np.ndarray) -> ImagePairs:
         """The same image with a subset of the objects (bool masks). The foreground counts do not change."""
-        parts = {name: getattr(self, name) for name in ("boxes", "boundary")}
-        parts = {name: value and value.select(truth, predicted) for name, value in parts.items()}
         return replace(
             self,
             truth=self.truth[truth],
             predicted=self.predicted[predicted],
             shared=self.shared.select(truth, predicted),
             ignored_px=self.ignored_px[predicted],
+            coco=self.coco.select(truth, predicted),
+            boundary=self.boundary and self.boundary.select(truth, predicted),
             repeats=self.repeats and self.repeats.select(predicted, predicted),
-            **parts,
         )
 
     def of_class(self, class_id: int) -> ImagePairs:
@@ -191,24 +205,24 @@ def pair_image(truth: Instances, predicted: Instances, image_id: str, options: P
             expected=f"{truth.image_hw[0]} x {truth.image_hw[1]} (height x width)",
             remedy="predict at the size of the annotated image, or use the annotations of the image predicted on",
         )
-    truth = resolve_ignored(truth)
+    given, truth = truth, resolve_ignored(truth)
     facts = ObjectFacts.of(truth), ObjectFacts.of(predicted)
     shared = Overlaps(*truth.masks.intersections(predicted.masks))
     ignored_px = np.zeros(len(predicted), np.int64)
     if truth.ignore.any():
         ignored_px = pixels_inside(predicted.masks, ignored_region(truth).foreground())
-    pairs = ImagePairs(
+    return ImagePairs(
         image_id,
         truth.image_hw,
         *facts,
         shared,
         ignored_px,
         _foregrounds(truth, _above(predicted, options.score_threshold)) if options.foreground else {},
+        _coco_pairs(given, predicted, shared, boxes=options.boxes),
         boundary=_boundary_pairs(truth, predicted, options.boundary_px) if options.boundary_px is not None else None,
         boundary_px=options.boundary_px,
         repeats=Overlaps(*predicted.masks.intersections(predicted.masks)) if options.repeats else None,
     )
-    return replace(pairs, boxes=_box_pairs(pairs)) if options.boxes else pairs
 
 
 def one_to_one(pairs: ImagePairs, threshold: float, *, strict: bool = False) -> Matching:
@@ -269,19 +283,39 @@ def _unrivalled(pairs: ImagePairs, good: np.ndarray) -> np.ndarray:
     return good & (n_truth[pairs.shared.truth] == 1) & (n_predicted[pairs.shared.predicted] == 1)
 
 
-def _box_pairs(pairs: ImagePairs) -> Overlaps:
-    """IoU of overlapping boxes; an ignored region is its pixels, not its box, which may be most of the image."""
-    truth, predicted, masks = pairs.truth, pairs.predicted, pairs.coco_iou
+def _coco_pairs(truth: Instances, predicted: Instances, shared: Overlaps, *, boxes: bool) -> CocoPairs:
+    """truth: as annotated. shared: shared pixels as in `ImagePairs`, where only crowds make a difference."""
+    has_crowds = bool((truth.ignore & (truth.class_ids != NO_CLASS)).any())
+    truth = resolve_ignored(truth, crowds=False)
+    if has_crowds:
+        shared = Overlaps(*truth.masks.intersections(predicted.masks))
+    facts, areas = ObjectFacts.of(truth), predicted.masks.areas
+    i, j, inter = shared.truth, shared.predicted, shared.value
+    union = np.where(truth.ignore[i], areas[j], facts.areas[i] + areas[j] - inter)
+    is_region = truth.class_ids == NO_CLASS
+    if is_region.any():
+        inside = pixels_inside(predicted.masks, truth.masks[is_region].foreground())
+        inter = np.where(is_region[i], inside[j], inter)
+    masks = Overlaps(i, j, inter / union)
+    return CocoPairs(facts, masks, _box_pairs(facts, ObjectFacts.of(predicted), masks) if boxes else None)
+
+
+def _box_pairs(truth: ObjectFacts, predicted: ObjectFacts, masks: Overlaps) -> Overlaps:
+    """IoU of overlapping boxes; for a crowd, the union is the box of the prediction.
+
+    A region of no class is its pixels, as in ``masks``: its box may be most of the image.
+    """
+    is_region = truth.class_ids == NO_CLASS
     i, j = overlapping_pairs(truth.boxes, predicted.boxes)
-    i, j = i[~truth.ignore[i]], j[~truth.ignore[i]]
+    i, j = i[~is_region[i]], j[~is_region[i]]
     a, b = truth.boxes[i], predicted.boxes[j]
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    inter = sides.prod(1)
-    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inter
-    excused = truth.ignore[masks.truth]
-    i, j = np.append(i, masks.truth[excused]), np.append(j, masks.predicted[excused])
+    inter, own = sides.prod(1), (b[:, 2:] - b[:, :2]).prod(1)
+    union = np.where(truth.ignore[i], own, (a[:, 2:] - a[:, :2]).prod(1) + own - inter)
+    of_region = is_region[masks.truth]
+    i, j = np.append(i, masks.truth[of_region]), np.append(j, masks.predicted[of_region])
     order = np.lexsort((j, i))
-    return Overlaps(i[order], j[order], np.append(inter / union, masks.value[excused])[order])
+    return Overlaps(i[order], j[order], np.append(inter / union, masks.value[of_region])[order])
 
 
 def _boundary_pairs(truth: Instances, predicted: Instances, distance: int) -> Overlaps:
@@ -304,7 +338,7 @@ def _above(predicted: Instances, score_threshold: ScoreThreshold) -> Instances:
 
 def _foregrounds(truth: Instances, predicted: Instances) -> dict[int, tuple[int, int, int]]:
     """Pixels in the union of annotated masks, of predicted masks, and in both; for all classes and for each class."""
-    classes = np.union1d(truth.class_ids, predicted.class_ids)
+    classes = np.union1d(truth.class_ids[~truth.ignore], predicted.class_ids[~predicted.ignore])
     counted = ~ignored_region(truth).foreground().astype(bool) if truth.ignore.any() else None
     result = {}
     for class_id in (ALL_CLASSES, *map(int, classes)):

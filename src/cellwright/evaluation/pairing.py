@@ -19,6 +19,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import plain_suffix, stem_of
+from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
 from cellwright.core.scores import ScoreThreshold, reaches_threshold, recorded_threshold
@@ -237,8 +238,7 @@ class _Objects:
     load: Callable[[], Instances]
 
     def __call__(self) -> Instances:
-        objects = self.load()
-        return objects[~objects.ignore] if objects.ignore.any() else objects
+        return objects_only(self.load())
 
 
 def _class_numbers(images: Sequence[Instances]) -> list[str]:
@@ -403,13 +403,14 @@ def _in_one_class(samples: Sequence[Sample], threshold: ScoreThreshold = 0.0) ->
 
 @dataclass(frozen=True, eq=False)
 class _LoadInOneClass:
-    """A `Sample.load` that returns the objects with class id 0."""
+    """A `Sample.load` that returns all objects with class id 0."""
 
     load: Callable[[], Instances]
 
     def __call__(self) -> Instances:
         instances = self.load()
-        return dataclasses.replace(instances, class_ids=np.zeros(len(instances), np.int64), class_probs=None)
+        class_ids = np.minimum(instances.class_ids, 0)  # of no class stays so
+        return dataclasses.replace(instances, class_ids=class_ids, class_probs=None)
 
 
 def seen_warnings(images: PairedImages) -> list[str]:

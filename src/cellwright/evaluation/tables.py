@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from cellwright.core.class_ids import values_of_class
 from cellwright.evaluation.data import EvaluationData
 from cellwright.evaluation.errors_by_kind import PREDICTED_KINDS, TRUTH_KINDS, ErrorKinds, count_errors
 from cellwright.evaluation.lost_recall import CAUSES
@@ -122,7 +123,7 @@ def _object_rows(
         "image": pairs.image_id,
         "side": side,
         "id": own.ids,
-        "class": np.array(class_names, dtype=object)[own.class_ids],
+        "class": values_of_class(own.class_ids, class_names, ""),
         "score": np.full(len(own), np.nan) if own.scores is None else own.scores,
         "kind": kinds.kind.astype(object),
         "partner_id": partner,

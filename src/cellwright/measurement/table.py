@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from cellwright.core.class_ids import values_of_class
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_text
 from cellwright.core.image import Image
@@ -285,7 +286,7 @@ def _classes(cells: Instances, class_names: Sequence[str] | None) -> np.ndarray:
     if highest >= len(class_names):
         expected = f"0 to {len(class_names) - 1} ({', '.join(class_names)})"
         raise InputError("an object has a class id without a name", got=highest, expected=expected)
-    return np.array(class_names, object)[cells.class_ids]
+    return values_of_class(cells.class_ids, class_names, "")
 
 
 def _kernels() -> Any:

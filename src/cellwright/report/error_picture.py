@@ -242,7 +242,9 @@ def _part(objects: Instances, kinds: np.ndarray, window: Window) -> tuple[Instan
     """The objects that reach a window, cut off there, and their kinds."""
     masks = objects.masks.window(*window)
     inside = masks.areas > 0
-    part = Instances.from_masks(masks[inside], ids=objects.ids[inside], class_ids=objects.class_ids[inside])
+    part = Instances.from_masks(
+        masks[inside], ids=objects.ids[inside], class_ids=objects.class_ids[inside], ignore=objects.ignore[inside]
+    )
     return part, kinds[inside]
 
 

@@ -1,6 +1,6 @@
 """``corrected/``: what was corrected on the page as a dataset, which every command reads.
 
-`dataset.json` has the objects with their classes, and the regions that were not annotated as ignored objects; beside it
+`dataset.json` has the objects with their classes, and the regions that were not annotated in its `info`; beside it
 lies a label image for each image. Both are written in the background, shortly after the last edit.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import atomic_path
@@ -190,7 +191,7 @@ def _reading_of(records: Sequence[ImageRecord]) -> dict[str, object]:
 
 
 def instances_of(frozen: Frozen) -> Instances:
-    """The objects that are shown, as annotations; regions that are not annotated are ignored objects."""
+    """The objects that are shown, as annotations; and the regions that are not annotated, of no class."""
     hw = frozen.pixels.image_hw
     parts, numbers = [MaskSet.empty(hw)], [np.zeros(0, np.int64)]
     for box, pixels in frozen.pixels:
@@ -206,7 +207,7 @@ def instances_of(frozen: Frozen) -> Instances:
     return Instances.from_masks(
         concat([masks[shown], regions]),
         ids=np.concatenate([ids[shown], np.arange(frozen.next_id, frozen.next_id + len(regions))]),
-        class_ids=np.concatenate([class_ids, np.zeros(len(regions), np.int64)]),
+        class_ids=np.concatenate([class_ids, np.full(len(regions), NO_CLASS)]),
         ignore=np.concatenate([np.zeros(len(class_ids), bool), np.ones(len(regions), bool)]),
     )
 

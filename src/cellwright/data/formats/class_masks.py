@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import plain_suffix, stem_of
+from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
 from cellwright.core.masks import concat
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
@@ -84,11 +86,11 @@ class ClassMasks(Format):
         """Write ``out/<sample id>/classK.tif`` (uint32, zlib), and the image next to it if ``copy_images`` is set.
 
         An image without objects gets an empty ``class1.tif``. Overlaps between classes are kept; overlaps within a
-        class are flattened, with a warning. Scores, ignore flags and class names are lost.
+        class are flattened, with a warning. Scores, ignored regions and class names are lost.
         """
         written: list[Path] = []
         for sample in options.track(dataset, "writing class masks", len(dataset)):
-            instances = sample.read_instances()
+            instances = objects_only(sample.read_instances())
             if len(instances) and int(instances.class_ids.max()) >= len(dataset.class_names):
                 raise OutputError(
                     "an object has a class without a name",
@@ -159,11 +161,12 @@ class LoadClassMasks:
             return Instances.empty(self.image_hw)
         class_ids = np.concatenate([np.full(len(part), class_id, np.int64) for class_id, part in parts])
         labels = np.concatenate([part.ids for _, part in parts])
+        ignore = np.concatenate([part.ignore for _, part in parts])
         return Instances.from_masks(
             concat([part.masks for _, part in parts]),
-            class_ids=class_ids,
+            class_ids=np.where(ignore, NO_CLASS, class_ids),
             ids=unique_ids(labels, class_ids),
-            ignore=np.concatenate([part.ignore for _, part in parts]),
+            ignore=ignore,
         )
 
 

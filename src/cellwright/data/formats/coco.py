@@ -1,12 +1,12 @@
 """COCO instances JSON, which is also the format of cellwright's own datasets: ``DATASET/dataset.json``.
 
-Reads compressed and uncompressed RLE, polygons, crowds (they become ``ignore``), ``info.regions``, annotations as a
+Reads compressed and uncompressed RLE, polygons, crowds and ``info.regions`` (both become ``ignore``), annotations as a
 list or as a mapping (LIVECell), and images in any of COCO's usual places. Classes are the categories in ascending order
 of their ids.
 
 A ``dataset.json`` has these fields beyond COCO's: ``schema_version``, ``kind`` ("truth" or "predictions") and
 ``licence``; per image ``sample_id``, ``split``, ``group``, ``source`` and ``pixel_size_um``; per annotation
-``object_id``. Masks are compressed RLE, and image paths are relative to the JSON file. The ``predictions.json`` of a
+``object_id``; ``info.regions`` has the regions of no class. Masks are compressed RLE, and image paths are relative to the JSON file. The ``predictions.json`` of a
 prediction folder is the same format with scores.
 """
 
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.coco import whole
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
@@ -42,7 +43,7 @@ from cellwright.data.formats.coco_quirks import check, grouping_categories
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.image_folder import sample_ids
 from cellwright.data.formats.paths import absolute_note, annotated_hw, copy_image, folded, output_path
-from cellwright.data.formats.regions import WithRegions, coco_regions, region_of
+from cellwright.data.formats.regions import WithRegions, coco_regions, region_of, region_records
 from cellwright.data.merge import keep_classes, merge_datasets
 
 SCHEMA_VERSION = 1
@@ -381,14 +382,18 @@ class _AnnotationStream:
         self.scored = self._first is not None and self._first.scores is not None
 
     def write(self, file: BinaryIO, sections: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the spans (A, 2) and starts (I + 1,) of the annotations written, as in `CocoIndex`."""
+        """Returns the spans (A, 2) and starts (I + 1,) of the annotations written, as in `CocoIndex`.
+
+        ``info`` comes last in the file, and gets the regions of no class.
+        """
         file.write(b"{\n")
-        for name, value in sections.items():
-            file.write(_json_bytes(name) + b": " + _json_bytes(value) + b",\n")
+        for name in (name for name in sections if name != "info"):
+            file.write(_json_bytes(name) + b": " + _json_bytes(sections[name]) + b",\n")
         file.write(b'"categories": ' + _json_bytes(self._categories) + b",\n")
         file.write(b'"images": [\n' + b",\n".join(map(_json_bytes, self._images)) + b'\n],\n"annotations": [')
         spans: list[tuple[int, int]] = []
         starts, at, separator = [0], file.tell(), b"\n"
+        regions: list[dict[str, Any]] = []
         category_ids = [category["id"] for category in self._categories]
         samples = self._options.track(self._dataset.samples, "writing objects", total=len(self._dataset))
         for k, sample in enumerate(samples):
@@ -406,17 +411,22 @@ class _AnnotationStream:
                 at += len(separator)
                 spans.append((at, at + len(text)))
                 at, separator = at + len(text), b",\n"
+            regions += region_records(instances, self._images[k]["id"])
             starts.append(len(spans))
-        file.write(b"\n]\n}\n")
+        if regions:
+            sections["info"] = {**sections["info"], "regions": regions}
+        file.write(b'\n],\n"info": ' + _json_bytes(sections["info"]) + b"\n}\n")
         return np.array(spans, np.int64).reshape(-1, 2), np.array(starts, np.int64)
 
 
 def annotations_of(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """COCO annotations of the objects of one image, in order, with compressed RLE but without ``id``.
 
+    Regions of no class, and so of no category, are left out; see `region_records`.
     ``object_id`` stores the id of the object: COCO's ``id`` is unique in the file, ours in the image. Numbers are
     written such that reading gives the same float32.
     """
+    instances = instances[instances.class_ids != NO_CLASS]
     boxes = instances.boxes_xyxy.astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = [short_float(v) for v in instances.columns.get("area", instances.masks.areas)]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import atomic_path, first_bytes, plain_suffix, read_json
+from cellwright.core.ignored import objects_only
 from cellwright.data.formats.coco import (
     CocoLoader,
     annotations_of,
@@ -107,7 +108,7 @@ class CocoResults(Format):
 def _entries(dataset: Dataset, chosen: list[tuple[Sample, int]], options: WriteOptions) -> Iterator[dict[str, Any]]:
     category_ids = category_ids_of(dataset)
     for sample, number in options.track(chosen, "writing results", total=len(chosen)):
-        instances = sample.read_instances()
+        instances = objects_only(sample.read_instances())
         if instances.scores is None:
             raise UsageError(
                 "a list of results requires scores",

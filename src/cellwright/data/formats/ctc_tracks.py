@@ -17,6 +17,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, OutputError
 from cellwright.core.files import atomic_path, read_text, write_text
+from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
 from cellwright.core.text import count
 from cellwright.data.formats.contract import WriteOptions
@@ -66,7 +67,7 @@ def write_results(dataset: Dataset, out: Path, options: WriteOptions) -> list[Pa
     for table, (name, frames) in zip(tables, sequences, strict=True):
         for number, sample in frames:
             next(progress, None)
-            labels = flat_labels(table.numbered(sample.read_instances()), sample.id)
+            labels = flat_labels(table.numbered(objects_only(sample.read_instances())), sample.id)
             table.add(int(number), labels)
             written.append(output_path(out, f"{name}_RES/mask{number.zfill(digits)}", ".tif"))
             with atomic_path(written[-1]) as temporary:
@@ -149,7 +150,7 @@ class _Tracks:
         """Raise `OutputError` if the labels of a sequence do not fit into 16 bits; prepares `numbered`."""
         n_new, highest = 0, max(self.parents, default=0)
         for sample in samples:
-            ids = sample.read_instances().ids
+            ids = objects_only(sample.read_instances()).ids
             n_new += sum(number not in self.parents for number in ids.tolist())
         self.used = highest if self.is_linked else 0
         if self.used + n_new <= MAX_LABEL:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import write_json
@@ -218,10 +219,10 @@ class LoadFeatures:
         return without_empty(replace(instances, columns=columns), self.path)
 
     def _class_id(self, feature: Feature) -> int | None:
-        """The class id of an object; 0 for ignored regions without a wanted class; None if an object is not wanted."""
+        """The class id; `NO_CLASS` for ignored regions without a wanted class; None if an object is not wanted."""
         name = feature.object_class or self.unclassified
         if feature.is_ignored and name not in self.class_names:
-            return 0
+            return NO_CLASS
         return self.class_names.index(name) if name in self.class_names else None
 
 
@@ -276,16 +277,17 @@ def _feature(
     }
     if instances.scores is not None:
         measurements[SCORE] = float(instances.scores[k])
-    properties: dict[str, Any] = {
-        "objectType": "detection",
-        "name": str(number),
-        "classification": {"name": class_names[class_id], "color": list(_COLOURS[class_id % len(_COLOURS)])},
-        "measurements": measurements,
-    }
+    properties: dict[str, Any] = {"objectType": "detection", "name": str(number)}
     if instances.ignore[k]:
         properties["objectType"] = "annotation"
         properties["classification"] = {"name": IGNORED_CLASS, "color": list(_GREY)}
-        properties["metadata"] = {"ignore": "true", "class": class_names[class_id]}
+        properties["metadata"] = {"ignore": "true"}
+        if class_id != NO_CLASS:
+            properties["metadata"]["class"] = class_names[class_id]
+    else:
+        colour = list(_COLOURS[class_id % len(_COLOURS)])
+        properties["classification"] = {"name": class_names[class_id], "color": colour}
+    properties["measurements"] = measurements
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"cellwright:{sample_id}:{number}")),

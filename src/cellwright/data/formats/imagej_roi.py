@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import unreadable, write_bytes
@@ -97,7 +98,7 @@ class ImagejRois(Format):
         finder, images, found, notes = ImageFinder(options, root), [], Counter[str | None](), list[Note]()
         for source in options.track(sources, "reading ROIs", len(sources)):
             content = read_content(source.files)
-            found.update(_class_name(roi) for roi in content.rois)
+            found.update(_class_name(roi) for roi in content.rois if not is_region(roi))
             notes += with_where(content.notes, source.files[0].relative_to(root).as_posix())
             images.append(finder.find(source.files[0], Path(source.stem).name, content.recorded_hw))
         named = {name for name in found if name is not None}
@@ -383,6 +384,11 @@ def _class_name(roi: ImagejRoi) -> str | None:
     return _property(roi, "class") or (f"{_GROUP}{roi.group}" if roi.group else None)
 
 
+def is_region(roi: ImagejRoi) -> bool:
+    """Whether it is not annotated for any class: ignored, and without a class."""
+    return _property(roi, "ignore") == "true" and _class_name(roi) is None
+
+
 def _property(roi: ImagejRoi, key: str) -> str | None:
     """The text of a property. Ours are JSON strings, so that text in any script fits ImageJ's line format."""
     for line in roi.props.splitlines():
@@ -431,16 +437,18 @@ class LoadRois:
         entries, rois = content.entries, content.rois
         if not entries:
             return Instances.empty(self.image_hw, scored=content.scored)
-        names = [self.class_name(roi) for roi in rois]
-        kept = [k for k, name in enumerate(names) if name in self.class_names]
-        entries, rois, names = [entries[k] for k in kept], [rois[k] for k in kept], [names[k] for k in kept]
+        class_of = {name: k for k, name in enumerate(self.class_names)}
+        class_ids = [NO_CLASS if is_region(roi) else class_of.get(self.class_name(roi), NO_CLASS) for roi in rois]
+        ignore = [_property(roi, "ignore") == "true" for roi in rois]
+        kept = [k for k in range(len(rois)) if class_ids[k] != NO_CLASS or ignore[k]]
+        entries, rois = [entries[k] for k in kept], [rois[k] for k in kept]
         scores = [_score(roi) for roi in rois]
         instances = Instances.from_masks(
             self.masks(rois, entries),
-            class_ids=np.array([self.class_names.index(name) for name in names], np.int64),
+            class_ids=np.array([class_ids[k] for k in kept], np.int64),
             ids=ids_from_names([entry.name for entry in entries]),
             scores=None if None in scores else np.array(scores, np.float32),
-            ignore=np.array([_property(roi, "ignore") == "true" for roi in rois], bool),
+            ignore=np.array([ignore[k] for k in kept], bool),
         )
         return without_empty(instances, self.files[0])
 
@@ -531,8 +539,8 @@ def zip_bytes(instances: Instances, class_names: Sequence[str], *, image_name: s
                 continue
             class_id = int(instances.class_ids[k])
             roi = _roi_of(polygons, f"{int(instances.ids[k]):04d}")
-            roi.group = class_id + 1 if len(class_names) > 1 and class_id < 255 else 0
-            lines = [f"class: {json.dumps(class_names[class_id])}"]
+            roi.group = class_id + 1 if len(class_names) > 1 and class_id < 255 else 0  # 0 of no class
+            lines = [] if class_id == NO_CLASS else [f"class: {json.dumps(class_names[class_id])}"]
             if instances.scores is not None:
                 lines.append(f"score: {float(instances.scores[k]):.9g}")
             if instances.ignore[k]:

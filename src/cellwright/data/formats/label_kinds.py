@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
@@ -256,13 +257,13 @@ class Meaning:
 
 
 def _with_void(instances: Instances, void: np.ndarray, value: int) -> Instances:
-    """The objects and one ignored object for the void pixels, whose id is their value if that is free."""
+    """The objects and one region of no class for the void pixels, whose id is their value if that is free."""
     region = MaskSet.from_dense(void[None])
     highest = int(instances.ids.max(initial=0))
     own_id = value if value > 0 and value not in instances.ids else highest + 1
     return Instances.from_masks(
         concat([instances.masks, region]),
-        class_ids=np.append(instances.class_ids, 0),
+        class_ids=np.append(instances.class_ids, NO_CLASS),
         ids=np.append(instances.ids, own_id),
         ignore=np.append(instances.ignore, True),
     )

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import first_bytes, plain_suffix, read_json, stem_of
@@ -166,7 +167,7 @@ class LoadShapes:
         masks = MaskSet.from_polygons([[[ring] for ring in parts if len(ring)] for parts in rings], self.image_hw)
         if any(item.masks for item in objects):
             masks = concat([_with_masks(masks[[k]], item.masks) for k, item in enumerate(objects)])
-        class_ids = [0 if item.label == IGNORED else self.class_names.index(item.label) for item in objects]
+        class_ids = [NO_CLASS if item.label == IGNORED else self.class_names.index(item.label) for item in objects]
         instances = Instances.from_masks(
             masks,
             class_ids=np.array(class_ids, np.int64),

@@ -23,6 +23,7 @@ import numpy as np
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import atomic_path, plain_suffix
+from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
@@ -115,7 +116,7 @@ class MaskFolder(Format):
             with atomic_path(folder) as temporary:
                 _copy_image(sample, temporary / "images")
                 (temporary / "masks").mkdir(parents=True)
-                instances = sample.read_instances()
+                instances = objects_only(sample.read_instances())
                 canvas = np.zeros(sample.image_hw, np.uint8)
                 for i, number in enumerate(instances.ids.tolist()):
                     x0, y0, x1, y1 = instances.masks.boxes[i]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS, values_of_class
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import InputError
 from cellwright.core.file_identity import FileIdentity
@@ -34,6 +35,7 @@ from cellwright.data.formats.label_kinds import facts_of
 from cellwright.data.formats.paths import output_path
 from cellwright.data.formats.qupath import IGNORED_CLASS, read_features
 from cellwright.data.images.names import CELL_MASKS
+from cellwright.data.merge import RenumberedClasses
 
 # The files of an image that can be edited, and what follows the image's id in their names; those that say most about an
 # object first.
@@ -206,7 +208,8 @@ class _Image:
                 unclassified = names[0] if len(names) == 1 else DEFAULT_CLASS
                 rois = imagej_roi.LoadRois((file,), self.sample.image_hw, (), unclassified, self.class_names)
                 content = imagej_roi.read_content((file,))
-                names = list(dict.fromkeys([*names, *map(rois.class_name, content.rois)]))
+                with_class = [roi for roi in content.rois if not imagej_roi.is_region(roi)]
+                names = list(dict.fromkeys([*names, *map(rois.class_name, with_class)]))
                 load, notes = replace(rois, class_names=tuple(names)), tuple(content.notes)
             case _:
                 load, notes = _LoadLabels(file, self.sample.image_hw), ()
@@ -309,9 +312,10 @@ def _conflict(image: _Image, kinds: Sequence[Prefer]) -> InputError:
 def _digest(instances: Instances, class_names: Sequence[str] | None = None) -> str:
     """Identifies the objects that have a pixel, whatever their order and ids; with their classes if given."""
     masks = instances.masks
+    names = None if class_names is None else values_of_class(instances.class_ids, class_names, "")
     objects = []
     for k in np.flatnonzero(masks.areas > 0).tolist():
-        label = b"" if class_names is None else f"{class_names[instances.class_ids[k]]}|{instances.ignore[k]}".encode()
+        label = b"" if names is None else f"{names[k]}|{instances.ignore[k]}".encode()
         packed = np.packbits(masks.crop(k)).tobytes()
         objects.append(hashlib.blake2b(masks.boxes[k].astype("<i4").tobytes() + packed + label, digest_size=8).digest())
     whole = hashlib.blake2b(repr(tuple(map(int, instances.image_hw))).encode(), digest_size=16)
@@ -396,7 +400,7 @@ class _LoadEdited:
             ignore[~is_new] = predicted.ignore[partner[~is_new]]
         # An object that was moved to another class counts, whatever the threshold of that class.
         limits = np.asarray(self.threshold, np.float32)
-        known = class_ids < limits.size if limits.ndim else np.ones(len(class_ids), bool)
+        known = ~ignore & (class_ids < limits.size if limits.ndim else True)
         scores[known] = np.maximum(scores[known], limits[class_ids[known]] if limits.ndim else limits)
         return replace(instances, scores=scores, class_ids=class_ids, ignore=ignore, columns={})
 
@@ -434,34 +438,21 @@ class _Raise:
         raise self.error
 
 
-@dataclass(frozen=True, eq=False)
-class _LoadClasses:
-    """A `Sample.load` for the objects of some classes. class_of: (K,) new class id of each class, -1 for the others."""
-
-    load: Callable[[], Instances]
-    class_of: tuple[int, ...]
-
-    def __call__(self) -> Instances:
-        instances = self.load()
-        class_ids = np.array(self.class_of, np.int64)[instances.class_ids]
-        return replace(instances, class_ids=class_ids.clip(0), class_probs=None)[class_ids >= 0]
-
-
 def _with_class_ids(sample: Sample, names: Sequence[str]) -> Sample:
     """The sample with the class ids of ``names``; other images may have brought other new classes."""
     load = sample.load
     if not isinstance(load, _LoadEdited) or load.class_names == tuple(names[: len(load.class_names)]):
         return sample
-    return replace(sample, load=_LoadClasses(load, tuple(names.index(name) for name in load.class_names)))
+    return replace(sample, load=RenumberedClasses(load, np.array([names.index(name) for name in load.class_names])))
 
 
 def _with_classes(dataset: Dataset, options: ReadOptions, path: Path) -> Dataset:
     """Only the classes of ``options.class_names``, with their score thresholds."""
     names = options.select_classes(dataset.class_names, path)
-    class_of = tuple(names.index(name) if name in names else -1 for name in dataset.class_names)
+    new_ids = np.array([names.index(name) if name in names else NO_CLASS for name in dataset.class_names], np.int64)
     threshold = recorded_threshold(dataset.info)
     info: dict[str, Any] = {key: value for key, value in dataset.info.items() if key != "category_ids"}
     if isinstance(threshold, tuple):
         info["score_threshold"] = [threshold[dataset.class_names.index(name)] for name in names]
-    samples = [replace(sample, load=_LoadClasses(sample.load, class_of)) for sample in dataset]
+    samples = [replace(sample, load=RenumberedClasses(sample.load, new_ids)) for sample in dataset]
     return replace(dataset, samples=tuple(samples), class_names=names, info=info)

@@ -1,6 +1,8 @@
-"""Regions that are not annotated, as files beside or in the annotations give them; all become `Instances.ignore`.
+"""Regions that are not annotated, as files beside or in the annotations give them; all become
+`Instances.ignore`, of no class.
 
-- ``info.regions`` of a COCO file: a list of ``{"image_id", "kind": "ignore" or "annotated", "box" or "polygon"}``.
+- ``info.regions`` of a COCO file: a list of ``{"image_id", "kind": "ignore" or "annotated", "box" or "polygon"}``, where
+  cellwright adds the ``object_id``.
 - An ignore mask ``x_ignore.png`` beside the image ``x.tif`` or beside its label image, for every format: what is not 0
   is not annotated.
 
@@ -10,6 +12,7 @@ QuPath's classes Ignore* and Annotated are read by `geojson`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.coco import polygon_parts, whole
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError
@@ -36,10 +40,14 @@ KINDS = ("ignore", "annotated")
 
 @dataclass(frozen=True)
 class Region:
-    """An outline in pixels, of one or more polygons [exterior] of vertices (n, 2); inside is annotated, or ignored."""
+    """An outline in pixels, of one or more polygons [exterior] of vertices (n, 2); inside is annotated, or ignored.
+
+    number: the id that the object should have, if any.
+    """
 
     polygons: tuple[np.ndarray, ...]
     is_annotated: bool
+    number: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +66,8 @@ class WithRegions:
             )
             for wanted in (False, True)
         )
-        return with_regions(instances, ignored, annotated if len(annotated) else None)
+        ids = [region.number for region in self.regions if not region.is_annotated]
+        return with_regions(instances, ignored, annotated if len(annotated) else None, ids=ids)
 
 
 # --- info.regions of a COCO file ----------------------------------------------------------------------------------
@@ -122,7 +131,36 @@ def _region(record: Mapping[str, Any], image_hw: tuple[int, int], where: str) ->
         expected = "[[x, y], [x, y], ...], at least three vertices"
         raise FormatError("a polygon is malformed", where=f"{where}.polygon", got=str(polygon)[:60], expected=expected)
     rings = [checked_ring(part, image_hw, where) for part in parts]
-    return Region(tuple(ring for ring in rings if len(ring)), kind == "annotated")
+    number = whole(record.get("object_id"))
+    return Region(
+        tuple(ring for ring in rings if len(ring)),
+        kind == "annotated",
+        number if number is not None and number > 0 else None,
+    )
+
+
+def region_records(instances: Instances, image_id: int) -> list[dict[str, Any]]:
+    """The entries of ``info.regions`` for the regions of no class, along the edges of their pixels."""
+    regions = instances[(instances.class_ids == NO_CLASS) & (instances.masks.areas > 0)]
+    records = []
+    for k, number in enumerate(regions.ids.tolist()):
+        x0, y0 = regions.masks.boxes[k, :2].tolist()
+        rings = _rings_without_holes(regions.masks.crop(k).astype(bool))
+        polygon = [(ring + (x0, y0)).astype(np.int64).ravel().tolist() for ring in rings]
+        records.append({"image_id": image_id, "kind": "ignore", "object_id": number, "polygon": polygon})
+    return records
+
+
+def _rings_without_holes(mask: np.ndarray) -> list[np.ndarray]:
+    """Polygons (n, 2) that together are the mask (H, W). A part with a hole is cut in two along the top of the hole."""
+    (polygons,) = MaskSet.from_dense(mask[None]).to_polygons()
+    tops = [int(hole[:, 1].min()) for _, *holes in polygons for hole in holes]
+    if not tops:
+        return [ring for ring, *_ in polygons]
+    cuts, rings = [0, *sorted(set(tops)), len(mask)], []
+    for top, bottom in itertools.pairwise(cuts):
+        rings += [ring + (0, top) for ring in _rings_without_holes(mask[top:bottom])]
+    return rings
 
 
 def _pairs(part: Any) -> Any:

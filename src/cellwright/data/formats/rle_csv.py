@@ -26,6 +26,7 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, OutputError
 from cellwright.core.files import plain_suffix, stem_of, write_text
 from cellwright.core.geometry import MAX_SIDE
+from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 from cellwright.core.notes import Note
@@ -136,7 +137,7 @@ class RleCsv(_RunLengthTable):
     file_name = "annotations.csv"
 
     def rows_of(self, sample: Sample, class_names: Sequence[str]) -> list[Sequence[object]]:
-        instances = _with_pixels(sample.read_instances(), sample.id)
+        instances = _with_pixels(objects_only(sample.read_instances()), sample.id)
         height, width = sample.image_hw
         rows: list[Sequence[object]] = []
         for k, text in enumerate(encode(instances.masks, "row")):
@@ -162,7 +163,7 @@ class RleCsvSubmission(_RunLengthTable):
     file_name = "submission.csv"
 
     def rows_of(self, sample: Sample, class_names: Sequence[str]) -> list[Sequence[object]]:
-        masks = _disjoint(sample.read_instances(), sample.id)
+        masks = _disjoint(objects_only(sample.read_instances()), sample.id)
         return [(sample.id, text) for text in encode(masks, "row") or [""]]
 
 
@@ -176,7 +177,7 @@ class Dsb2018Csv(_RunLengthTable):
     file_name = "stage1_train_labels.csv"
 
     def rows_of(self, sample: Sample, class_names: Sequence[str]) -> list[Sequence[object]]:
-        masks = _with_pixels(sample.read_instances(), sample.id).masks
+        masks = _with_pixels(objects_only(sample.read_instances()), sample.id).masks
         return [(sample.id, text) for text in encode(masks, "column") or [""]]
 
 

@@ -111,13 +111,15 @@ class LoadVoc:
                 got=classes.shape,
                 expected=instances.image_hw,
             )
-        class_ids = np.zeros(len(instances), np.int64)
+        class_ids = instances.class_ids.copy()
         for k, (x0, y0, x1, y1) in enumerate(instances.masks.boxes.tolist()):
+            if instances.ignore[k]:
+                continue
             under = classes[y0:y1, x0:x1][instances.masks.crop(k) > 0]
             counts = [int((under == value).sum()) for value in self.values]
             if max(counts, default=0):
                 class_ids[k] = int(np.argmax(counts))
-            elif not instances.ignore[k]:
+            else:
                 where = f"{self.class_mask}, object {instances.ids[k]}"
                 raise FormatError("an object has no class", where=where, expected="a class under each object")
         return dataclasses.replace(instances, class_ids=class_ids)

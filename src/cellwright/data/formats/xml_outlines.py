@@ -19,6 +19,7 @@ from xml.parsers import expat
 
 import numpy as np
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError
 from cellwright.core.files import is_gzip, plain_suffix, read_plain, stem_of, unreadable
@@ -316,7 +317,7 @@ class LoadOutlines:
         numbers = np.array([outlines.numbers[k] for k in kept], np.int64)
         if np.unique(numbers).size < numbers.size or (numbers <= 0).any():
             numbers = np.arange(1, len(kept) + 1)
-        ids = {AMBIGUOUS: 0, **{name: k for k, name in enumerate(self.class_names)}}
+        ids = {AMBIGUOUS: NO_CLASS, **{name: k for k, name in enumerate(self.class_names)}}
         classes = np.array([ids[outlines.class_names[k]] for k in kept], np.int64)
         ignore = np.array([outlines.class_names[k] == AMBIGUOUS for k in kept], bool)
         instances = Instances.from_masks(masks, class_ids=classes, ids=numbers, ignore=ignore)

@@ -26,6 +26,7 @@ import yaml
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import first_bytes, read_text, walk, write_text
+from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note
@@ -114,7 +115,7 @@ class YoloSeg(Format):
         for sample in options.track(dataset, "writing labels", len(dataset)):
             folder = sample.split or ""
             target = output_path(out / _LABELS / folder, sample.id, ".txt")
-            write_text(target, "".join(_lines(without_empty(sample.read_instances(), sample.id))))
+            write_text(target, "".join(_lines(without_empty(objects_only(sample.read_instances()), sample.id))))
             written.append(target)
             if options.copy_images:
                 written += copy_image(sample, output_path(out / _IMAGES / folder, sample.id, ""))
