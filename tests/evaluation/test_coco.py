@@ -12,6 +12,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cellwright.core.class_ids import NO_CLASS
+from cellwright.core.ignored import pixels_inside, with_regions
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.coco import CAPS, RECALL_POINTS, CocoResult, coco_result, size_thirds
@@ -81,6 +83,43 @@ def test_equals_the_coco_api_beyond_the_cap(draw: Callable[..., Pair], kind: str
     assert_equal(pairs, kind, 1)
     ours = result(pairs, kind, 1)
     assert ours.ap(cap="100") < ours.ap(cap="all")
+
+
+@pytest.mark.parametrize("kind", ["mask", "box"])
+@pytest.mark.parametrize("seed", range(3))
+def test_beside_regions_of_no_class_all_is_as_in_the_coco_api(draw: Callable[..., Pair], kind: str, seed: int) -> None:
+    rng = np.random.default_rng([8, seed])
+    pairs, in_part = [], []
+    for n in rng.integers(10, 40, 4):
+        truth, predicted = draw(rng, n_truth=int(n))
+        region = np.ones(truth.image_hw, bool)  # its box is the whole image
+        region[20:120, 30:100] = region[60:150, 90:150] = False
+        inside = [pixels_inside(side.masks, region) for side in (truth, predicted)]
+        pairs.append((truth[inside[0] == 0], predicted[inside[1] == 0]))
+        kept = [(n == 0) | (n == side.masks.areas) for n, side in zip(inside, (truth, predicted), strict=True)]
+        in_part.append((with_regions(truth[kept[0]], MaskSet.from_dense(region[None])), predicted[kept[1]]))
+    ours = result(in_part, kind, 3)
+    assert sum(len(truth) for truth, _ in in_part) > sum(len(truth) + 1 for truth, _ in pairs)
+    theirs = reference(pairs, kind, 3, ours).eval
+    for mine, name in ((ours.precision, "precision"), (ours.recall, "recall")):
+        np.testing.assert_allclose(np.nan_to_num(mine, nan=-1), theirs[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["mask", "box"])
+def test_a_crowd_excuses_predictions_of_its_class_a_region_of_no_class_those_of_all(
+    boxes: Callable[..., Instances], kind: str
+) -> None:
+    predicted = boxes(
+        *((40, 40, 50, 50), (5, 5, 15, 15), (40, 0, 50, 10), (16, 5, 26, 15)), scores=np.array([0.8, 0.9, 0.7, 0.9])
+    )
+    predicted = replace(predicted, class_ids=np.array([0, 0, 1, 1]))
+    truth = boxes((40, 40, 50, 50), (40, 0, 50, 10), (0, 0, 30, 30), ignore=np.array([False, False, True]))
+    found = {}
+    for class_id in (0, 1, NO_CLASS):
+        annotated = replace(truth, class_ids=np.array([0, 1, class_id]))
+        ours = result([(annotated, predicted)], kind, 2)
+        found[class_id] = [round(ours.ap(class_id=k), 9) for k in (0, 1)]
+    assert found == {0: [1, 0.5], 1: [0.5, 1], NO_CLASS: [1, 1]}
 
 
 def test_named_metrics_are_those_of_summarize(draw: Callable[..., Pair]) -> None:

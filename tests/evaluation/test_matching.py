@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from cellwright.core.errors import InputError, UsageError
+from cellwright.core.ignored import resolve_ignored
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.evaluation.matching import (
@@ -42,6 +43,7 @@ def dense(pairs: ImagePairs, values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_pairs_equal_dense_counting(draw: Callable[..., Pair], seed: int) -> None:
     truth, predicted = draw(np.random.default_rng(seed), n_truth=15)
+    truth = resolve_ignored(truth)
     pairs = pair_image(truth, predicted, "a", PairOptions(foreground=True))
     np.testing.assert_array_equal(dense(pairs, pairs.iou), dense_iou(truth.masks, predicted.masks))
     for class_id in (ALL_CLASSES, 0, 1, 2):
@@ -58,6 +60,7 @@ def test_pairs_equal_dense_counting(draw: Callable[..., Pair], seed: int) -> Non
 @pytest.mark.parametrize("seed", range(5))
 def test_one_to_one_is_the_dense_assignment(draw: Callable[..., Pair], seed: int, threshold: float) -> None:
     truth, predicted = draw(np.random.default_rng([2, seed]), n_truth=25)
+    truth = resolve_ignored(truth)
     pairs = pair_image(truth, predicted, "a", PairOptions())
     iou = dense_iou(truth.masks, predicted.masks)
     cost = -(iou >= threshold).astype(float) - iou / (2 * min(iou.shape))

@@ -9,6 +9,7 @@ import pytest
 from drawn_pairs import disc, instances_of
 
 import cellwright as cw
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet, concat
 
@@ -29,7 +30,7 @@ def objects(seed: int, *, scored: bool, inside: bool) -> Instances:
 
 def together(*parts: Instances, region: bool = False) -> Instances:
     masks = [part.masks for part in parts] + [MaskSet.from_dense(REGION[None])] * region
-    class_ids = np.concatenate([*(part.class_ids for part in parts), np.zeros(int(region), np.int64)])
+    class_ids = np.concatenate([*(part.class_ids for part in parts), np.full(int(region), NO_CLASS)])
     scores = None if parts[0].scores is None else np.concatenate([p.scores for p in parts if p.scores is not None])
     n = sum(map(len, parts))
     joined = concat(masks)

@@ -39,11 +39,8 @@ def drawing(instances: Instances) -> str:
     height, width = instances.image_hw
     step = max(round(max(height, width) / PICTURE_PX), 1)
     canvas = np.full((-(-height // step), -(-width // step), 3), _BACKGROUND, np.uint8)
-    keys = (
-        instances.class_ids
-        if instances.class_ids.max(initial=0) > instances.class_ids.min(initial=0) >= 0
-        else instances.ids
-    )
+    instances = instances[~instances.ignore]
+    keys = instances.class_ids if len(np.unique(instances.class_ids)) > 1 else instances.ids
     for i in reversed(range(min(len(instances), MAX_DRAWN))):  # where masks overlap, the first is on top
         x0, y0, x1, y1 = instances.masks.boxes[i].tolist()
         if x1 <= x0 or y1 <= y0:

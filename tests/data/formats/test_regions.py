@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cellwright.core.class_ids import NO_CLASS
 from cellwright.core.dataset import Dataset, Loaded, Sample
 from cellwright.core.errors import FormatError
 from cellwright.core.ignored import with_regions
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import FORMATS, ReadOptions, WriteOptions, read_dataset
-from cellwright.data.merge import keep_classes
+from cellwright.data.formats.regions import WithRegions, region_of, region_records
+from cellwright.data.merge import keep_classes, map_classes
 
 HW = (48, 64)
 LABELS = np.zeros(HW, np.uint16)
@@ -112,7 +117,9 @@ def test_regions_in_the_info_of_a_coco_file(image: Path, tmp_path: Path, regions
     again = tmp_path / "again"
     again.mkdir()
     FORMATS["coco"].write(read_dataset(folder), again, WriteOptions(place=again))
-    assert "regions" not in json.loads((again / "dataset.json").read_text())["info"]
+    content = json.loads((again / "dataset.json").read_text())
+    assert {annotation["iscrowd"] for annotation in content["annotations"]} == {0}
+    assert {record["kind"] for record in content["info"]["regions"]} == {"ignore"}
     assert np.array_equal(ignored(again), wanted)
 
 
@@ -152,6 +159,54 @@ def test_an_ignore_mask_beside_image_or_masks(image: Path, place: str) -> None:
         read_dataset(root)[0].read_instances()
 
 
+@pytest.mark.parametrize("name", ["coco", "geojson", "imagej_roi"])
+def test_crowds_and_regions_of_no_class_stay_apart(image: Path, tmp_path: Path, name: str) -> None:
+    """They overlap; the region is of no class, and never of the last."""
+    crowd = np.zeros(HW, bool)
+    crowd[5:40, 20:50] = True
+    masks = MaskSet.from_dense(np.stack([REGION, LABELS == 3, crowd, LABELS == 8]))
+    instances = Instances.from_masks(
+        masks, class_ids=[NO_CLASS, 1, 0, 1], ids=[9, 3, 4, 8], ignore=[True, False, True, False]
+    )
+    dataset = Dataset((Sample("a", image, HW, Loaded(instances)),), ("x", "y"))
+    FORMATS[name].write(dataset, tmp_path / "out", WriteOptions(copy_images=True))
+    (sample,) = again = read_dataset(tmp_path / "out")
+    assert again.class_names == ("x", "y")
+    found = sample.read_instances()
+    found, expected = found[np.argsort(found.ids)], instances[np.argsort(instances.ids)]
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.class_ids.tolist() == expected.class_ids.tolist()
+    assert found.ignore.tolist() == expected.ignore.tolist()
+    assert found.masks == expected.masks
+    (kept,) = keep_classes(again, ["y"])
+    assert np.sort(kept.read_instances().class_ids).tolist() == [NO_CLASS, NO_CLASS, 0, 0]
+    (renamed,) = map_classes(again, {"x": "z"}, ["y", "z"])
+    assert np.sort(renamed.read_instances().class_ids).tolist() == [NO_CLASS, 0, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["class_masks", "yolo_seg", "rle_csv", "ctc"])
+def test_other_formats_get_the_objects_only(image: Path, tmp_path: Path, name: str) -> None:
+    dataset = drawn(image)
+    dataset = replace(dataset, samples=(replace(dataset[0], id="01/t000"),)) if name == "ctc" else dataset
+    FORMATS[name].write(dataset, tmp_path / "out", WriteOptions(copy_images=True))
+    (sample,) = read_dataset(tmp_path / "out", ReadOptions(require_images=False), format=name)
+    found = sample.read_instances()
+    assert (len(found), found.ignore.any()) == (2, False)
+    assert np.array_equal(found.masks.foreground(), LABELS > 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1), st.floats(0.2, 0.95))
+def test_polygons_along_pixel_edges_are_exactly_the_region(height: int, width: int, seed: int, share: float) -> None:
+    region = np.random.default_rng(seed).random((height, width)) < share
+    cells = with_regions(Instances.empty((height, width)), MaskSet.from_dense(region[None]))
+    records = region_records(cells, 1)
+    assert bool(records) == region.any()
+    for record in records:
+        load = WithRegions(lambda: Instances.empty((height, width)), (region_of(("here", record), (height, width)),))
+        assert load().masks == cells.masks
+
+
 def test_a_region_stays_when_its_class_is_omitted(image: Path, tmp_path: Path) -> None:
     instances = Instances.from_masks(
         MaskSet.from_dense(np.stack([LABELS == 3, LABELS == 8, REGION])), class_ids=[1, 1, 0], ids=[3, 8, 9],
@@ -159,7 +214,7 @@ def test_a_region_stays_when_its_class_is_omitted(image: Path, tmp_path: Path) -
     )  # fmt: skip
     dataset = Dataset((Sample("a", image, HW, Loaded(instances)),), ("x", "y"))
     kept = keep_classes(dataset, ["y"])[0].read_instances()
-    assert (kept.class_ids.tolist(), kept.ignore.tolist()) == ([0, 0, 0], [False, False, True])
+    assert (kept.class_ids.tolist(), kept.ignore.tolist()) == ([0, 0, NO_CLASS], [False, False, True])
     for name in ("coco", "geojson"):
         out = tmp_path / name
         out.mkdir()

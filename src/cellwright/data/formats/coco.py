@@ -6,8 +6,8 @@ of their ids.
 
 A ``dataset.json`` has these fields beyond COCO's: ``schema_version``, ``kind`` ("truth" or "predictions") and
 ``licence``; per image ``sample_id``, ``split``, ``group``, ``source`` and ``pixel_size_um``; per annotation
-``object_id``; ``info.regions`` has the regions of no class. Masks are compressed RLE, and image paths are relative to the JSON file. The ``predictions.json`` of a
-prediction folder is the same format with scores.
+``object_id``; ``info.regions`` has the regions of no class. Masks are compressed RLE, and image paths are relative to
+the JSON file. The ``predictions.json`` of a prediction folder is the same format with scores.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Coco(Format):
         stream = _AnnotationStream(dataset, images, categories, options)
         # The first sample determines the kind; a file without samples is ground truth.
         sections["kind"] = "predictions" if stream.scored else "truth"
-        with atomic_path(json_path) as temporary, temporary.open("wb") as file:
+        with atomic_path(json_path) as temporary, temporary.open("w+b") as file:
             spans, starts = stream.write(file, sections)
         index = CocoIndex(json_path, images, categories, sections, starts, spans, stream.scored)
         sidecar = [write_sidecar(index)] if json_path.name == DATASET_NAME else []
@@ -384,11 +384,10 @@ class _AnnotationStream:
     def write(self, file: BinaryIO, sections: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the spans (A, 2) and starts (I + 1,) of the annotations written, as in `CocoIndex`.
 
-        ``info`` comes last in the file, and gets the regions of no class.
+        ``sections["info"]`` gets the regions of no class.
         """
-        file.write(b"{\n")
-        for name in (name for name in sections if name != "info"):
-            file.write(_json_bytes(name) + b": " + _json_bytes(sections[name]) + b",\n")
+        start = _json_start(sections)
+        file.write(start)
         file.write(b'"categories": ' + _json_bytes(self._categories) + b",\n")
         file.write(b'"images": [\n' + b",\n".join(map(_json_bytes, self._images)) + b'\n],\n"annotations": [')
         spans: list[tuple[int, int]] = []
@@ -413,10 +412,31 @@ class _AnnotationStream:
                 at, separator = at + len(text), b",\n"
             regions += region_records(instances, self._images[k]["id"])
             starts.append(len(spans))
+        file.write(b"\n]\n}\n")
+        moved = 0
         if regions:
             sections["info"] = {**sections["info"], "regions": regions}
-        file.write(b'\n],\n"info": ' + _json_bytes(sections["info"]) + b"\n}\n")
-        return np.array(spans, np.int64).reshape(-1, 2), np.array(starts, np.int64)
+            moved = _replace_start(file, len(start), _json_start(sections))
+        return np.array(spans, np.int64).reshape(-1, 2) + moved, np.array(starts, np.int64)
+
+
+def _json_start(sections: dict[str, Any]) -> bytes:
+    return b"{\n" + b"".join(_json_bytes(k) + b": " + _json_bytes(v) + b",\n" for k, v in sections.items())
+
+
+def _replace_start(file: BinaryIO, length: int, start: bytes) -> int:
+    """Replace the first ``length`` bytes of a file by a longer start, and return by how much the rest moved."""
+    moved, end = len(start) - length, file.seek(0, os.SEEK_END)
+    while end > length:
+        begin = max(length, end - (1 << 24))
+        file.seek(begin)
+        block = file.read(end - begin)
+        file.seek(begin + moved)
+        file.write(block)
+        end = begin
+    file.seek(0)
+    file.write(start)
+    return moved
 
 
 def annotations_of(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

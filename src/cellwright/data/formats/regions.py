@@ -1,8 +1,8 @@
 """Regions that are not annotated, as files beside or in the annotations give them; all become
 `Instances.ignore`, of no class.
 
-- ``info.regions`` of a COCO file: a list of ``{"image_id", "kind": "ignore" or "annotated", "box" or "polygon"}``, where
-  cellwright adds the ``object_id``.
+- ``info.regions`` of a COCO file: a list of ``{"image_id", "kind": "ignore" or "annotated", "box" or "polygon"}``;
+  cellwright writes ``object_id`` too.
 - An ignore mask ``x_ignore.png`` beside the image ``x.tif`` or beside its label image, for every format: what is not 0
   is not annotated.
 
@@ -146,7 +146,7 @@ def region_records(instances: Instances, image_id: int) -> list[dict[str, Any]]:
     for k, number in enumerate(regions.ids.tolist()):
         x0, y0 = regions.masks.boxes[k, :2].tolist()
         rings = _rings_without_holes(regions.masks.crop(k).astype(bool))
-        polygon = [(ring + (x0, y0)).astype(np.int64).ravel().tolist() for ring in rings]
+        polygon = [(ring + np.array([x0, y0])).astype(np.int64).ravel().tolist() for ring in rings]
         records.append({"image_id": image_id, "kind": "ignore", "object_id": number, "polygon": polygon})
     return records
 
@@ -159,7 +159,7 @@ def _rings_without_holes(mask: np.ndarray) -> list[np.ndarray]:
         return [ring for ring, *_ in polygons]
     cuts, rings = [0, *sorted(set(tops)), len(mask)], []
     for top, bottom in itertools.pairwise(cuts):
-        rings += [ring + (0, top) for ring in _rings_without_holes(mask[top:bottom])]
+        rings += [ring + np.array([0, top]) for ring in _rings_without_holes(mask[top:bottom])]
     return rings
 
 
