@@ -21,7 +21,7 @@ class Labels:
             is 1 unless objects overlap.
         layer_of: (N,) int64, the layer of each object.
         boxes: (N, 4) float32 tight x0, y0, x1, y1 in pixels, half open.
-        class_ids: (N,) int64, 0..K-1.
+        class_ids: (N,) int64, 0..K-1; 0 for what is ignored.
         ignore: (N,) bool, what is not annotated: neither object nor background.
         areas: (N,) int64, number of pixels of each object in ``layers``, at least 1.
     """

@@ -278,7 +278,7 @@ def read(folder, features):
 def test_containers_are_not_cells(features, n_objects, n_regions, tmp_path):
     dataset = read(tmp_path, features)
     assert len(dataset[0].read_instances()) == n_objects
-    regions = dataset.info.get("regions", {}).get("x", [])
+    regions = dataset.info.get("qupath_regions", {}).get("x", [])
     assert len(regions) == n_regions
     assert all(region["polygons"] for region in regions)
     assert len(dataset.notes) == (n_regions > 0) + any("Tile" in str(f) or "tile" in str(f) for f in features)
@@ -304,7 +304,7 @@ def test_an_empty_rectangle_beside_detections_is_a_region_if_it_is_large(tmp_pat
     rectangles = [feature({"type": "Polygon", "coordinates": ring}, **ANNOTATION) for ring in (large, small)]
     dataset = read(tmp_path, [feature(polygon(9, 9), **DETECTION), *rectangles])
     assert dataset[0].read_instances().masks.boxes[:, 0].tolist() == [6, 50]
-    assert [len(region["polygons"]) for region in dataset.info["regions"]["x"]] == [1]
+    assert [len(region["polygons"]) for region in dataset.info["qupath_regions"]["x"]] == [1]
 
 
 def test_annotations_beside_detections_are_read_and_said(tmp_path):
@@ -338,7 +338,7 @@ def test_objects_of_the_class_ignore_are_ignored(tmp_path):
         ],
     )
     cells = dataset[0].read_instances()
-    assert (dataset.class_names, cells.ignore.tolist(), cells.class_ids.tolist()) == (("A",), [False, True], [0, 0])
+    assert (dataset.class_names, cells.ignore.tolist(), cells.class_ids.tolist()) == (("A",), [False, True], [0, -1])
 
 
 def in_plane(x, z, t=0):

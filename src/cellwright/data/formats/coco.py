@@ -249,8 +249,9 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
         )
     id_of = {category["name"]: category["id"] for category in categories}
     info = {k: v for k, v in _info(index).items() if k not in ("format", "category_ids")}
-    if isinstance(info.get("regions"), list):  # the samples have them
-        del info["regions"]
+    recorded = info.pop("regions", None)  # the samples have them
+    if recorded is not None and not isinstance(recorded, list):  # those of QuPath, as earlier versions wrote them
+        info["qupath_regions"] = recorded
     info |= {"format": Coco.name, "category_ids": [id_of[name] for name in class_names]}
     _check_recorded_threshold(info, len(categories), json_path)
     return Dataset(tuple(samples), class_names, root or json_path.parent, _licence(index), info, tuple(notes))

@@ -88,8 +88,8 @@ class GeoJson(Format):
         """Every GeoJSON at or below ``path``. Ids are the names of the objects if these are whole numbers, else 1..N.
 
         The image of ``x.geojson`` is ``x.tif`` (or .png ...) next to it, or in ``images/`` next to its folder. With
-        ``options.nucleus``, the objects are the nuclei of QuPath's cells. Regions are in ``info["regions"]``: for each
-        sample with regions, a list of ``{"class", "polygons"}``.
+        ``options.nucleus``, the objects are the nuclei of QuPath's cells. Regions are in
+        ``info["qupath_regions"]``: for each sample with regions, a list of ``{"class", "polygons"}``.
         """
         root = root_of(path)
         files = annotation_files(path, self.sniff, "GeoJSON files")
@@ -114,7 +114,7 @@ class GeoJson(Format):
             size_um = image.pixel_size_um
             samples.append(Sample(sample_id, image.path, image.image_hw, load, None, split, None, size_um, self.name))
         of_samples = {sample.id: entries for sample, entries in zip(samples, regions, strict=True) if entries}
-        info = {"format": self.name} | ({"regions": of_samples} if of_samples else {})
+        info = {"format": self.name} | ({"qupath_regions": of_samples} if of_samples else {})
         return Dataset(tuple(samples), class_names, root, info=info, notes=(*finder.notes, *notes, *class_notes))
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
