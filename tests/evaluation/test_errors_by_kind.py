@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from cellwright.core.ignored import resolve_ignored
 from cellwright.core.instances import Instances
 from cellwright.evaluation.errors_by_kind import (
     PREDICTED_KINDS,
@@ -111,4 +112,4 @@ def test_every_object_has_one_kind_and_the_counts_add_up(
         assert (sides[0].kind == kind).sum() == (sides[1].kind == kind).sum()
     counts = count_errors(*sides)
     lost = sum(counts[kind] for kind in ("missed", "merged", "split", "poorly_outlined", "wrong_class"))
-    assert lost + (sides[0].kind == "correct").sum() == (~truth.ignore).sum()
+    assert lost + (sides[0].kind == "correct").sum() == (~resolve_ignored(truth).ignore).sum()

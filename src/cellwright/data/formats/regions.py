@@ -154,9 +154,9 @@ def region_records(instances: Instances, image_id: int) -> list[dict[str, Any]]:
 def _rings_without_holes(mask: np.ndarray) -> list[np.ndarray]:
     """Polygons (n, 2) that together are the mask (H, W). A part with a hole is cut in two along the top of the hole."""
     (polygons,) = MaskSet.from_dense(mask[None]).to_polygons()
-    tops = [int(hole[:, 1].min()) for _, *holes in polygons for hole in holes]
+    tops = [int(np.asarray(hole)[:, 1].min()) for _, *holes in polygons for hole in holes]
     if not tops:
-        return [ring for ring, *_ in polygons]
+        return [np.asarray(ring) for ring, *_ in polygons]
     cuts, rings = [0, *sorted(set(tops)), len(mask)], []
     for top, bottom in itertools.pairwise(cuts):
         rings += [ring + np.array([0, top]) for ring in _rings_without_holes(mask[top:bottom])]
