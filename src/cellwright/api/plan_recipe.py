@@ -54,7 +54,7 @@ from cellwright.core.memory import available_bytes
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.public import public
-from cellwright.core.text import count
+from cellwright.core.text import count, listed
 from cellwright.data.formats.predictions import as_annotations
 from cellwright.data.identity import annotation_digest
 from cellwright.data.images.channels import RGB
@@ -378,6 +378,8 @@ def _unknown(objects: ObjectFacts, pixels: PixelFacts, plan: Outline, options: _
         lines.append("how good the model will be, without validation images; choose some with: cellwright data split")
     if objects.n_objects < _FEW_OBJECTS:
         lines.append(f"whether {count(objects.n_objects, 'object')} show all sizes and shapes; annotate more")
+    if missing := [name for name in objects.class_names if name not in objects.class_diameter_px]:
+        lines.append(f"what {listed(missing)} looks like, without a training image that shows it")
     if objects.n_measured < objects.n_images:
         lines.append(
             f"the objects of {count(objects.n_images - objects.n_measured, 'image')}: the others were measured"

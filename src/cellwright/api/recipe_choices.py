@@ -28,6 +28,7 @@ _MANY_OVERLAP, _OTHER_SIZE = 0.05, 2.5
 # --- size: a U-Net of depth 4 draws outlines of objects from 12 px well, and sees enough around objects up to 36 px;
 # larger ones only cost time. An R-CNN pools boxes from maps with a stride of 4 px: boxes need two cells, 8 px.
 _UNET_PX, _RCNN_LEAST_PX, _RCNN_MEDIAN_PX, _MOST_REDUCED, _MOST_ENLARGED = (12, 36), 8, 64, 0.1, 4
+_LEAST_DIAMETER_PX = 4  # that a recipe may have
 # The median sizes of the images may differ by this factor before each image is resized to its own objects, whose size
 # must be estimated in new images, which can go wrong. One network at one scale does well on VRDL, with a factor of 2.4.
 _SIZES_DIFFER = 3.0
@@ -200,7 +201,8 @@ def _size(objects: ObjectFacts, plan: Outline) -> Choice:
         return Choice("size", f"diameter {NUCLEI_PX} px", why, "input", {"diameter_px": NUCLEI_PX})
     if plan.has_own_scale:
         why = f"{measured}, {alike}: too different for one scale, so each image is resized to its own objects"
-        return Choice("size", f"diameter {plan.median_px:g} px", why, "input", {"diameter_px": plan.median_px})
+        diameter = max(plan.median_px, _LEAST_DIAMETER_PX)
+        return Choice("size", f"diameter {diameter:g} px", why, "input", {"diameter_px": diameter})
     scale = round(plan.scale, 2)
     fits = "fit the network as they are" if scale == 1 else "get a size that suits the network"
     return Choice("size", f"scale {scale:g}", f"{measured}, {alike}: objects {fits}", "input", {"scale": scale})
@@ -324,7 +326,7 @@ def _colours(pixels: PixelFacts) -> Choice:
         case "fluorescence":
             why, keys = f"objects are brighter than a dark background ({seen}): exposure and noise vary", _FLUORESCENCE
         case "stained":
-            why, keys = f"coloured on a bright background ({seen}): stain and scanner vary a little", _STAINED
+            why, keys = f"coloured, and not on a dark background ({seen}): stain and scanner vary a little", _STAINED
         case _:
             why = f"grey, neither dark nor coloured ({seen}): which parts are bright and dark says what is inside"
             keys = _TRANSMITTED
