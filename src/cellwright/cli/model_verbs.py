@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from cellwright.api.compare import ComparePlan
 from cellwright.api.demo import DemoPlan
 from cellwright.api.doctor import DoctorPlan
@@ -55,7 +57,11 @@ def plan(plan: RecipePlan, *, common: Common = PLAIN) -> None:
     for line in planned.unknown:
         screen.note(f"not known: {line}")
     values = {"out": str(plan.out), "unknown": list(planned.unknown)}
-    screen.result(f"recipe: {plan.out}; next: cellwright train {plan.out} --data {plan.dataset}", values)
+    words = ["cellwright", "train", str(plan.out), "--data", str(plan.dataset)]
+    for name in ("format", "z", "t", "series", "device"):  # what is not in the recipe
+        if (value := getattr(plan, name)) not in (None, "auto"):
+            words += [f"--{name}", str(value)]
+    screen.result(f"recipe: {plan.out}; next: {shlex.join(words)}", values)
 
 
 def train(plan: TrainPlan, *, common: Common = PLAIN) -> None:
