@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cellwright.core.ignored import with_regions
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.notes import Note, with_where
-from cellwright.core.polygons import MultiPolygon
+from cellwright.core.polygons import MultiPolygon, trace_crop
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.outlines import (
     check_outlines,
@@ -250,20 +250,25 @@ def feature_collection(
 
     cells: the objects are the nuclei of these cells, in the same order.
     """
-    outlines = instances.masks.to_polygons()
-    of_cells = [None] * len(outlines) if cells is None else cells.to_polygons()
-    features = []
-    for k, (polygons, cell) in enumerate(zip(outlines, of_cells, strict=True)):
+    member = {"image": image_name, "image_hw": list(instances.image_hw), "scored": instances.scores is not None}
+    objects = list(features(instances, class_names, sample_id=sample_id, cells=cells))
+    return {"type": "FeatureCollection", MEMBER: member, "features": objects}
+
+
+def features(
+    instances: Instances, class_names: Sequence[str], *, sample_id: str, cells: MaskSet | None = None
+) -> Iterator[dict[str, Any]]:
+    """The features of a `feature_collection`, made one by one."""
+    for k, box in enumerate(instances.masks.boxes):
+        polygons = trace_crop(instances.masks.crop(k), box)
         if not polygons:
             continue
         feature = _feature(instances, k, class_names, polygons, sample_id)
-        if cell is not None and not instances.ignore[k]:
-            nucleus = feature["geometry"]
+        if cells is not None and not instances.ignore[k]:
+            nucleus, cell = feature["geometry"], trace_crop(cells.crop(k), cells.boxes[k])
             feature["properties"]["objectType"] = "cell"
             feature = feature | {"geometry": _geometry(cell), "nucleusGeometry": nucleus}
-        features.append(feature)
-    member = {"image": image_name, "image_hw": list(instances.image_hw), "scored": instances.scores is not None}
-    return {"type": "FeatureCollection", MEMBER: member, "features": features}
+        yield feature
 
 
 def _feature(

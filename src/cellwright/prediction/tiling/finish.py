@@ -27,7 +27,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, with_where
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.table import frame_csv
-from cellwright.data.formats.geojson import MEMBER, feature_collection
+from cellwright.data.formats.geojson import MEMBER, features
 from cellwright.data.images.source import ImageSource
 from cellwright.prediction.tiling.grid import Grid
 from cellwright.prediction.tiling.ledger import Ledger
@@ -268,8 +268,7 @@ def write_outlines(
         file.write(f'{{"type": "FeatureCollection", "{MEMBER}": {json.dumps(head)}, "features": ['.encode())
         separator = b"\n"
         for _, objects in track(final, "writing outlines", len(final.ledger.tiles)):
-            collection = feature_collection(objects, class_names, sample_id=sample_id, image_name=image_name)
-            for feature in collection["features"]:
+            for feature in features(objects, class_names, sample_id=sample_id):
                 if downsample != (1.0, 1.0):
                     feature["geometry"]["coordinates"] = _scaled(feature["geometry"]["coordinates"], downsample)
                 file.write(separator + json.dumps(feature, separators=(",", ":"), allow_nan=False).encode())
