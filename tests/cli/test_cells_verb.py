@@ -63,11 +63,22 @@ def test_qupath_gets_cells_with_a_nucleus_and_their_measurements(pred, capsys):
         assert feature["properties"]["measurements"]["cytoplasm_area_px"] > 0
     path.write_text(json.dumps(features, indent=1))  # saved again: no edit
     before = cw.read_dataset(pred).sample("a").read_instances()
+    out = pred.parent / "t.csv"
+    assert run("measure", pred, "--out", out) == 0
+    assert "edited" not in capsys.readouterr().err
+    cell = features["features"][0]["geometry"]
+    features["features"][0]["geometry"] = features["features"][0]["nucleusGeometry"]
+    path.write_text(json.dumps(features))
+    assert run("measure", pred, "--out", out, "--overwrite") == 0
+    assert "warning: the cells in a.geojson were edited, but not measured" in capsys.readouterr().err
+    features["features"][0]["geometry"] = cell
     del features["features"][0]
     path.write_text(json.dumps(features))
     dataset = cw.read_dataset(pred)
     assert [note.text for note in dataset.notes] == ["a.geojson was edited, so its objects were read"]
     after = dataset.sample("a").read_instances()
+    assert run("measure", pred, "--out", out, "--overwrite") == 0
+    assert "nuclei were edited, so their cells were made again: a\n" in capsys.readouterr().err
     assert run("report", pred, "--out", pred.parent / "report.html") == 0
     assert "cell area" in (pred.parent / "report.html").read_text()
     kept = before[np.isin(before.ids, after.ids)]

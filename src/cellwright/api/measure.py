@@ -21,7 +21,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.result_folders import is_job_folder
 from cellwright.core.table import frame_csv
-from cellwright.core.text import count
+from cellwright.core.text import count, listed
 from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.calibration import PixelSize, as_pixel_size
 from cellwright.data.images.channels import select_channels
@@ -247,6 +247,12 @@ class _CellPlan:
         edited = {name: file for name, file in files.items() if file is not None and file.is_edited}
         for file in edited.values():
             screen.note(f"{file.path.name} was edited, so its cells were measured")
+        if again := sorted({sample.id for sample in dataset} & edited_nuclei - edited.keys()):
+            screen.note(f"nuclei were edited, so their cells were made again: {listed(again)}")
+        for name, file in files.items():
+            if file is not None and file.other is not None and name not in edited_nuclei:
+                text = f"the cells in {file.other.name} were edited, but not measured: {file.path.name} was read"
+                screen.note(f"warning: {text}; edit the cells there")
         kept = {name: file for name, file in files.items() if file is not None and name not in edited_nuclei}
         return _CellPlan(dataset.class_names, expand, edited=frozenset(edited), written=kept | edited)
 

@@ -77,7 +77,7 @@ class Predictions(Format):
         samples = [_with_class_ids(sample, names) for sample in samples]
         info = {key: value for key, value in dataset.info.items() if key != WRITTEN} | {"format": self.name}
         if isinstance(written, dict) and info.get("expand"):
-            info[CELLS] = {name: files.get(CELLS) for name, files in written.items() if isinstance(files, dict)}
+            info[CELLS] = {name: files for name, files in written.items() if isinstance(files, dict) and CELLS in files}
         if len(names) > len(dataset.class_names):
             info.pop("category_ids", None)
             if isinstance(threshold, tuple):
@@ -96,20 +96,34 @@ def written_digests(instances: Instances, class_names: Sequence[str], files: Map
 
 @dataclass(frozen=True)
 class CellFile:
-    """The label image of the cells of an image; calling it gives them. is_edited: whether it was changed since."""
+    """The label image of the cells of an image; calling it gives them.
+
+    is_edited: whether it was changed since. other: the outlines in which the cells, too, are others now.
+    """
 
     path: Path
     image_hw: tuple[int, int]
     is_edited: bool
+    other: Path | None = None
 
     @staticmethod
     def of(folder: Path, dataset: Dataset, sample: Sample) -> CellFile | None:
         """That in a prediction folder, if there is one. dataset: as `Predictions` reads the folder."""
-        path = output_path(folder, sample.id, CELL_MASKS)
+        path, outlines = (output_path(folder, sample.id, ending) for ending in (CELL_MASKS, EDITABLE["geojson"]))
         written = dataset.info.get(CELLS, {}).get(sample.id)
         if written is None or not path.is_file():
             return None
-        return CellFile(path, sample.image_hw, FileIdentity.of(path).digest != written)
+        file = CellFile(path, sample.image_hw, FileIdentity.of(path).digest != written[CELLS])
+        is_same = not outlines.is_file() or FileIdentity.of(outlines).digest == written.get("geojson")
+        return file if is_same or file._has(outlines, dataset.class_names) else replace(file, other=outlines)
+
+    def _has(self, outlines: Path, class_names: tuple[str, ...]) -> bool:
+        """Whether these are the cells in a GeoJSON."""
+        try:
+            cells = geojson.LoadFeatures(outlines, self.image_hw, class_names, class_names[0])()
+        except InputError:
+            return True  # reading its nuclei says what is wrong
+        return _digest(_as_labels(cells)) == _digest(_as_labels(self()))
 
     def __call__(self) -> Instances:
         """Raises `InputError` for a file that cannot be read."""
