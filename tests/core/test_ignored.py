@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cellwright.core.class_ids import NO_CLASS
+from cellwright.core.dataset import Dataset, Loaded, Sample
+from cellwright.core.errors import InputError
 from cellwright.core.ignored import annotated_px, counted_objects, resolve_ignored, with_regions
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+from cellwright.core.scores import reaches_threshold
+from cellwright.data.merge import keep_classes
+from cellwright.evaluation.pairing import without_classes
+from cellwright.measurement.table import measure_instances
 
 
 def drawn(seed: int) -> Instances:
@@ -46,3 +53,19 @@ def test_regions_are_added_once() -> None:
     assert (added.ids.tolist(), added.ignore.tolist()) == ([7, 8, 9], [False, True, True])
     assert np.array_equal(added.masks[added.ignore].foreground(), region | ~annotated)
     assert with_regions(added, MaskSet.from_dense(region[None])) is added
+
+
+def test_no_class_is_never_the_last_class() -> None:
+    masks = drawn(0).masks[:3]
+    with pytest.raises(InputError, match="except -1 for ignored regions"):
+        Instances.from_masks(masks, class_ids=[0, NO_CLASS, 1])
+    with pytest.raises(InputError, match="must not be negative"):
+        Instances.from_masks(masks, class_ids=[0, -2, 1], ignore=[True, True, True])
+    cells = Instances.from_masks(masks, class_ids=[0, NO_CLASS, 1], ignore=[False, True, False], scores=[0.5, 0.5, 0.5])
+    assert repr(cells).startswith("Instances(3 objects, 40 x 50 px, classes 0, 1, score 0.5, 1 ignored")
+    assert reaches_threshold(cells.scores, cells.class_ids, (0.4, 0.6)).tolist() == [True, True, False]
+    assert measure_instances(cells, class_names=("a", "b"))["class"].tolist() == ["a", "", "b"]
+    dataset = Dataset((Sample("a", None, cells.image_hw, Loaded(cells)),), ("a", "b"))
+    assert without_classes(dataset)[0].read_instances().class_ids.tolist() == [0, NO_CLASS, 0]
+    assert keep_classes(dataset, ["b", "a"])[0].read_instances().class_ids.tolist() == [1, NO_CLASS, 0]
+    assert not counted_objects(cells).ignore.any()
