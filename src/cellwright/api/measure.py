@@ -286,6 +286,10 @@ class _CellPlan:
         if sample.id in self.nuclei:
             nuclei = self.nuclei[sample.id].read_instances()
             nuclei = nuclei[~nuclei.ignore]
+            if nuclei.image_hw != objects.image_hw:
+                got, expected = (f"{one[0]} x {one[1]} (height x width)" for one in (nuclei.image_hw, objects.image_hw))
+                problem = "nuclei and cells are of images of different sizes"
+                raise InputError(problem, where=sample.id, got=f"nuclei of {got}", expected=expected)
             nuclei = replace(nuclei, class_ids=np.array(self.class_of_nuclei, np.int64)[nuclei.class_ids])
             pairs = match(nuclei, objects)
         elif sample.id in self.edited:
