@@ -127,7 +127,7 @@ def test_files_beside_images_are_annotations_of_one_image(made, tmp_path, capsys
 
 def test_microns_without_a_pixel_size_and_tiles_are_refused_with_what_to_do(made, tmp_path, capsys):
     image = tmp_path / "plain.tif"
-    tifffile.imwrite(image, draw_field(0, (300, 400), 40)[0].data)
+    tifffile.imwrite(image, draw_field(0, (150, 250), 18)[0].data)
     words = ("predict", image, "--model", "classical", "--out", tmp_path / "pred")
     assert run(*words, "--expand", "2um") == 2
     assert "give the microns per pixel as --pixel-size" in capsys.readouterr().err
