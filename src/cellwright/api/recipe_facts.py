@@ -215,7 +215,7 @@ def pixel_facts(dataset: Dataset, reading: Reading, track: Track = no_progress) 
     that cannot be read.
     """
     training = training_samples(dataset)
-    modalities: Counter[str] = Counter()
+    modalities: Counter[Modality] = Counter()
     channels: dict[tuple[str, ...], Sample] = {}
     seen = []
     for sample in track(evenly(training.samples, MAX_PIXEL_IMAGES), "looking at images"):
@@ -231,7 +231,7 @@ def pixel_facts(dataset: Dataset, reading: Reading, track: Track = no_progress) 
     return PixelFacts(
         channels=next(iter(channels)),
         modality=modality,
-        modalities=dict(modalities.most_common()),
+        modalities=dict[str, int](modalities.most_common()),
         is_colour=any(look.is_colour for look in seen),
         dtypes=tuple(sorted({look.dtype for look in seen})),
         mean=_rounded(means.mean(axis=0)) if is_plain else (),
