@@ -36,8 +36,10 @@ NUCLEI_PX = 24  # what the bundled model was trained on
 # --- starting weights: accuracy@0.5 of the bundled model on training images, with the true size given. With few images,
 # less will do: trained on one image from scratch, a flow U-Net reached .34, on four .63 (docs/recipes.md).
 _GOOD_START, _FAIR_START, _FEW_IMAGES = 0.5, 0.2, 4
-# --- crop: ten objects across, and three times the longest ones, so that most are whole.
-_ACROSS, _LONGEST, _CROP_PX, _STEP_PX = 10, 3, (128, 512), 32
+# --- crop: ten objects across, and three times the longest ones, so that most are whole. On a CPU, more steps teach
+# more than larger crops: 256 px, as in the shipped recipes.
+_ACROSS, _LONGEST, _LEAST_CROP_PX, _STEP_PX = 10, 3, 128, 32
+_MOST_CROP_PX = {"cpu": 256, "gpu": 512}
 # --- batch: so many pixels per step as in the shipped recipes for CPUs, more on a GPU. Training took at most 2.8 kB per
 # pixel with the networks below; freed memory that is kept adds half, and half of the memory is left to others.
 _STEP_PIXELS, _GPU_FACTOR, _BYTES_PER_PIXEL, _MEMORY_SHARE = 2 * 256**2, 4, 4200, 0.5
@@ -138,7 +140,7 @@ def choices(
     channel: Sequence[str | int] = (),
 ) -> list[Choice]:
     """All choices but the length. channel: those that the user chose."""
-    crop = _crop_px(objects, plan)
+    crop = _crop_px(objects, plan, machine)
     batch, crop = _batch(crop, machine)
     dense = (
         [_target(objects, plan)] if plan.family == "unet" else [*_anchors(objects, plan), _caps(objects, plan, crop)]
@@ -291,9 +293,10 @@ def _start(objects: ObjectFacts, trial: Trial | str, plan: Outline) -> Choice:
     return Choice("starting weights", "nuclei", why, "model", {"init": "nuclei"} | fresh)
 
 
-def _crop_px(objects: ObjectFacts, plan: Outline) -> int:
+def _crop_px(objects: ObjectFacts, plan: Outline, machine: Machine) -> int:
     wanted = max(_ACROSS * plan.median_px, _LONGEST * objects.length_px[2] * plan.scale)
-    side = min(max(wanted, _CROP_PX[0]), _CROP_PX[1], max(objects.short_side_px * plan.scale, 64))
+    most = _MOST_CROP_PX["gpu" if machine.is_gpu else "cpu"]
+    side = min(max(wanted, _LEAST_CROP_PX), most, max(objects.short_side_px * plan.scale, 64))
     return math.ceil(side / _STEP_PX) * _STEP_PX
 
 
@@ -336,8 +339,8 @@ def _colours(pixels: PixelFacts) -> Choice:
 def _batch(crop: int, machine: Machine) -> tuple[int, int]:
     """Crops per step, and the side of the crop, which is halved where not even one fits."""
     fitting = _fitting_pixels(machine)
-    while crop**2 > fitting and crop > _CROP_PX[0]:
-        crop = max(math.ceil(crop / 2 / _STEP_PX) * _STEP_PX, _CROP_PX[0])
+    while crop**2 > fitting and crop > _LEAST_CROP_PX:
+        crop = max(math.ceil(crop / 2 / _STEP_PX) * _STEP_PX, _LEAST_CROP_PX)
     return max(min(_wanted_batch(crop, machine), int(fitting / crop**2)), 1), crop
 
 
