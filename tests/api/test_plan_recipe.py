@@ -70,7 +70,7 @@ def test_touching_round_objects(write) -> None:
     result = planned(write([TOUCHING] * 4))
     recipe = result.recipe
     assert (recipe.model.kind, recipe.model.target.kind, recipe.model.init) == ("unet", "flow", None)
-    assert (recipe.input.scale, recipe.input.diameter_px, recipe.input.channels) == (1, None, 1)
+    assert (recipe.input.scale, recipe.input.diameter_px, recipe.input.channels) == (1, None, 3)
     assert recipe.input.normalise == "percentile"
     assert (recipe.augment.invert, recipe.augment.hue, recipe.augment.gamma) == (0, 0, 0.5)  # fluorescence
     assert 140 <= recipe.augment.crop_px <= 160
@@ -167,7 +167,7 @@ def test_what_the_images_look_like_decides_their_changes(write) -> None:
     phase = (120 + inside.any(axis=0) * rng.normal(0, 40, HW)).clip(0, 255).astype(np.uint8)
     grey = planned(write([inside] * 2, pixels=[phase] * 2))
     assert grey.recipe.input.normalise == "percentile"
-    assert (grey.recipe.augment.invert, grey.recipe.augment.gamma) == (0, 0.3)
+    assert (grey.recipe.augment.invert, grey.recipe.augment.noise, grey.recipe.augment.hue) == (0, 0, 0)
     mixed = planned(
         write(
             [truth.masks.to_dense(), inside], pixels=[image.data, np.where(inside.any(axis=0), 200, 9).astype(np.uint8)]

@@ -170,7 +170,7 @@ def plan(
         >>> data = write_demo_dataset(folder, splits=(("train", 1),), image_hw=(96, 96), look=look)
         >>> planned = cw.plan(data, init="none", device="cpu")
         >>> planned.recipe.model.kind, planned.recipe.input.channels
-        ('unet', 1)
+        ('unet', 3)
         >>> planned.save(folder / "recipe.yaml").name
         'recipe.yaml'
     """

@@ -81,14 +81,13 @@ class PixelFacts:
     """What the training images look like.
 
     channels: their names, as the network sees them. modality: of most images; modalities: number of images of each.
-    is_colour: whether any is coloured. dtypes: their pixel types. mean, std: of red, green and blue as shares of full
+    dtypes: their pixel types. mean, std: of red, green and blue as shares of full
     range, of 8-bit colour images; else (). notes: what was assumed about the images.
     """
 
     channels: tuple[str, ...]
     modality: Modality
     modalities: dict[str, int]
-    is_colour: bool
     dtypes: tuple[str, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -232,7 +231,6 @@ def pixel_facts(dataset: Dataset, reading: Reading, track: Track = no_progress) 
         channels=next(iter(channels)),
         modality=modality,
         modalities=dict[str, int](modalities.most_common()),
-        is_colour=any(look.is_colour for look in seen),
         dtypes=tuple(sorted({look.dtype for look in seen})),
         mean=_rounded(means.mean(axis=0)) if is_plain else (),
         std=_rounded(np.sqrt((stds**2 + (means - means.mean(axis=0)) ** 2).mean(axis=0))) if is_plain else (),
@@ -266,7 +264,6 @@ class _Look:
     """What one image looks like; mean and std (3,) of an RGB image, else empty."""
 
     modality: Modality
-    is_colour: bool
     dtype: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -296,7 +293,7 @@ def _look(image: Image, everything: Instances) -> _Look:
     full = 255.0 if image.data.dtype == np.uint8 else 0.0
     mean = tuple((data.mean(axis=(0, 1)) / full).tolist()) if is_rgb and full else ()
     std = tuple((data.std(axis=(0, 1)) / full).tolist()) if is_rgb and full else ()
-    return _Look(modality, is_colour, str(image.data.dtype), mean, std, image.notes)
+    return _Look(modality, str(image.data.dtype), mean, std, image.notes)
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
