@@ -38,7 +38,9 @@ def test_an_ensemble_equals_the_fused_results_of_its_members(pair: tuple[Model, 
     both = ensemble(pair, options)
     predicted = both.predict(image)
     alone = [
-        dataclasses.replace(member, options=dataclasses.replace(member.options, score_threshold=0.0)).predict(image)
+        dataclasses.replace(member, options=dataclasses.replace(member.options, score_threshold=0.0))
+        .predictions(image)
+        .instances
         for member in pair
     ]
     assert len(alone[1]) < len(alone[0])
