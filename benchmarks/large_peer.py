@@ -19,8 +19,9 @@ def main() -> None:
     if who == "stardist":
         from stardist.models import StarDist2D  # type: ignore[import-not-found]
 
-        from nuclei_stardist import prepared
+        from nuclei_stardist import load, prepared
 
+        load(folder, folder / "stardist")  # tunes the thresholds on val, if that has not been done
         model = StarDist2D(None, name="model", basedir=str(folder / "stardist"))
         labels = model.predict_instances_big(
             prepared(image), axes="YXC", block_size=BLOCK_PX, min_overlap=OVERLAP_PX, context=CONTEXT_PX
@@ -28,9 +29,9 @@ def main() -> None:
         steps = BLOCK_PX - OVERLAP_PX - 2 * CONTEXT_PX
         lines = {name: list(range(steps, image.shape[0], steps)) for name in lines}
     else:
-        from nuclei_cellpose import load
+        from nuclei_cellpose import load as load_cellpose
 
-        labels = load(folder, folder / "cellpose")[0](image, diameter_px=diameter_px)
+        labels = load_cellpose(folder, folder / "cellpose")[0](image, diameter_px=diameter_px)
     tifffile.imwrite(out, np.asarray(labels, np.int32), compression="zlib")
     out.with_suffix(".json").write_text(json.dumps(lines))
 
