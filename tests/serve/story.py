@@ -91,6 +91,8 @@ def correct(visitor: Visitor) -> np.ndarray:
 def draw_with_keys(visitor: Visitor) -> None:
     """Draw a triangle in the middle of the picture with the crosshair, and take it back."""
     before = visitor.labels()
+    visitor.press("0")  # the crosshair begins in the middle of what is seen, which undo has moved
+    visitor.until("!cellwrightPage.viewer.moving")
     visitor.press("d", "k", "Enter", *["ArrowRight"] * 9, "Enter", *["ArrowDown"] * 9, "Enter", "Shift+Enter", "k")
     assert (visitor.labels() != before).any()
     visitor.press("Control+z")
