@@ -38,6 +38,12 @@ COVERED = f"""(() => {{
   return [...met];
 }})()"""
 
+# The picture is where it is moving to.
+AT_REST = """() => {
+  const view = cellwrightPage.viewer.osd.viewport, now = view.getCenter(true), then = view.getCenter(false);
+  return Math.hypot(now.x - then.x, now.y - then.y) + Math.abs(view.getZoom(true) - view.getZoom(false)) < 1e-9;
+}"""
+
 
 def draw_images(folder: Path) -> list[Path]:
     folder.mkdir()
@@ -92,7 +98,7 @@ def draw_with_keys(visitor: Visitor) -> None:
     """Draw a triangle in the middle of the picture with the crosshair, and take it back."""
     before = visitor.labels()
     visitor.press("0")  # the crosshair begins in the middle of what is seen, which undo has moved
-    visitor.until("!cellwrightPage.viewer.moving")
+    visitor.until(f"({AT_REST})()")
     visitor.press("d", "k", "Enter", *["ArrowRight"] * 9, "Enter", *["ArrowDown"] * 9, "Enter", "Shift+Enter", "k")
     assert (visitor.labels() != before).any()
     visitor.press("Control+z")
@@ -103,7 +109,12 @@ def gate(visitor: Visitor, project: Path) -> None:
     """Sliders hide objects at once; a range of the histogram is a filter of the export; the table leads to objects."""
     rows = sorted(visitor.objects(), key=lambda row: row["score"])
     limit = (rows[-2]["score"] + rows[-1]["score"]) / 2
-    visitor.page.fill("#score-slider", f"{limit:.2f}")
+    visitor.saved()
+    for _ in range(5):  # the end of the prediction, which sets the slider, may still be on its way
+        visitor.page.fill("#score-slider", f"{limit:.2f}")
+        if 0 < len(visitor.objects()) < len(rows):
+            break
+        visitor.page.wait_for_timeout(200)
     assert 0 < len(visitor.objects()) < len(rows)
     visitor.page.fill("#score-slider", "0")
     visitor.press("Alt+5")
