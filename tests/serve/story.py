@@ -108,13 +108,9 @@ def draw_with_keys(visitor: Visitor) -> None:
 def gate(visitor: Visitor, project: Path) -> None:
     """Sliders hide objects at once; a range of the histogram is a filter of the export; the table leads to objects."""
     rows = sorted(visitor.objects(), key=lambda row: row["score"])
-    limit = (rows[-2]["score"] + rows[-1]["score"]) / 2
-    visitor.saved()
-    for _ in range(5):  # the end of the prediction, which sets the slider, may still be on its way
-        visitor.page.fill("#score-slider", f"{limit:.2f}")
-        if 0 < len(visitor.objects()) < len(rows):
-            break
-        visitor.page.wait_for_timeout(200)
+    scores = np.array([row["score"] for row in rows])
+    limit = scores[np.diff(scores).argmax() :][:2].mean()  # in the widest gap: the slider has two decimals
+    visitor.page.fill("#score-slider", f"{limit:.2f}")
     assert 0 < len(visitor.objects()) < len(rows)
     visitor.page.fill("#score-slider", "0")
     visitor.press("Alt+5")
