@@ -39,6 +39,8 @@ def test_immunohistochemistry_is_flagged(tmp_path, capsys, tile):
     with (tmp_path / "out" / "summary.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert DOUBTFUL in row["notes"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "; look at the picture, then try <code>diameter</code>" in page  # one note, whole
 
 
 def test_an_ordinary_image_is_not_flagged():

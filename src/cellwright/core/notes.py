@@ -50,6 +50,28 @@ def summarise(notes: Iterable[Note], *, details: str = "", noun: str = "image") 
     return lines
 
 
+# Between the notes of one image in a cell of a table; a note may have semicolons of its own.
+_BETWEEN = " | "
+
+
+def joined(notes: Iterable[Note]) -> str:
+    """The texts of the notes about one image in one line, each once; `separate` takes them apart.
+
+    >>> joined([Note("kind", "one; choose"), Note("kind", "another"), Note("kind", "another")])
+    'one; choose | another'
+    """
+    return _BETWEEN.join(dict.fromkeys(note.text for note in notes))
+
+
+def separate(text: str) -> list[str]:
+    """The texts that `joined` has put together.
+
+    >>> separate("one; choose | another"), separate("")
+    (['one; choose', 'another'], [])
+    """
+    return [note for note in text.split(_BETWEEN) if note]
+
+
 def with_where(notes: Sequence[Note], where: str) -> tuple[Note, ...]:
     """The notes, with ``where`` set in those that have none.
 

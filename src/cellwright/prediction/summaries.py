@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellwright.core.notes import Note
+from cellwright.core.notes import Note, joined
 from cellwright.core.table import from_csv_cell
 from cellwright.core.text import count
 from cellwright.prediction.diameter import Diameter
@@ -110,7 +110,7 @@ def summary_row(
         # A label image has one object per pixel: the pixels that lower scores lose there.
         "overlap_pixels_lost_in_label_image": int(instances.masks.areas.sum()) - covered,
     }
-    return row | _diameter_columns(prediction.diameter) | {"notes": "; ".join(note.text for note in notes)}
+    return row | _diameter_columns(prediction.diameter) | {"notes": joined(notes)}
 
 
 def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cellwright.core.claim import Claim, is_as_written
+from cellwright.core.notes import separate
 from cellwright.core.text import count
 from cellwright.data.formats.tile_job import TABLE_CSV, TABLE_PARQUET
 from cellwright.prediction.tiling.job import DENSITY, FAILURES, OVERVIEW, SUMMARY, TISSUE, JobFacts
@@ -138,7 +139,7 @@ def _is_corrected(folder: Path) -> bool:
 
 def _problems(row: Mapping[str, str], failures: Sequence[Mapping[str, str]], *, is_corrected: bool) -> list[Part]:
     lines = [_CORRECTED] if is_corrected else []
-    lines += [note for note in row.get("notes", "").split("; ") if note]
+    lines += separate(row.get("notes", ""))
     if row.get("diameter_px"):
         lines.append(f"Object diameter: {row['diameter_px']} px ({row['diameter_from']})")
     parts: list[Part] = [Notes(lines)] if lines else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cellwright.core.text import printable
 from cellwright.core.versions import version_of
@@ -187,8 +188,17 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"cell": cell, "safe_text": lambda text: printable(str(text))}
+    made.filters |= {"cell": cell, "safe_text": lambda text: printable(str(text)), "with_names": _with_names}
     return made.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _with_names(text: str) -> Markup:
+    """Text in which names of parameters, in backticks, are set as code.
+
+    >>> _with_names("choose <one> with `channel`")
+    Markup('choose &lt;one&gt; with <code>channel</code>')
+    """
+    return Markup(re.sub(r"`([\w.=]+)`", r"<code>\1</code>", str(escape(printable(text)))))
 
 
 def cell(value: Cell) -> str:

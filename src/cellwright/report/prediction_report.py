@@ -15,6 +15,7 @@ from yaml import YAMLError
 from cellwright.core.claim import Claim, is_as_written
 from cellwright.core.errors import CellwrightError, InputError
 from cellwright.core.files import read_text
+from cellwright.core.notes import separate
 from cellwright.core.safe_yaml import parse_yaml
 from cellwright.core.table import from_csv_cell
 from cellwright.core.text import count, listed
@@ -247,7 +248,7 @@ def grouped_notes(by_image: Mapping[str, str], most: int = 8) -> list[str]:
     """Notes of images: each text once, with the images that it is about."""
     images: dict[str, list[str]] = {}
     for image, notes in by_image.items():
-        for note in filter(None, notes.split("; ")):
+        for note in separate(notes):
             images.setdefault(note, []).append(image)
     lines = [f"{text} ({count(len(names), 'image')}: {listed(names)})" for text, names in images.items()]
     rest = [f"{len(lines) - most} further notes: see {SUMMARY}"] if len(lines) > most else []

@@ -29,7 +29,7 @@ from cellwright.core.events import emit, plain
 from cellwright.core.file_identity import FileIdentity
 from cellwright.core.files import read_json, sweep, write_json, write_png, write_text
 from cellwright.core.instances import Instances
-from cellwright.core.notes import summarise
+from cellwright.core.notes import joined, summarise
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.progress import Track, no_progress
 from cellwright.core.result_folders import JOB_FILE, REPORT
@@ -355,7 +355,7 @@ def _summary(job: JobFacts, tiles: FinalTiles, report: SeamReport, failures: Seq
         "diameter_px": None if diameter is None or diameter.px is None else round(float(diameter.px), 2),
         "diameter_from": None if diameter is None else "estimated" if diameter.estimated else "given",
         "network_scale": round(job.grid.scale_yx[0], 4),
-        "notes": "; ".join(dict.fromkeys(note.text for note in (*job.facts.notes, *tiles.notes))),
+        "notes": joined((*job.facts.notes, *tiles.notes)),
     }
     return _csv([row])
 
