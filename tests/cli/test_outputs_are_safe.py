@@ -137,6 +137,20 @@ def test_inputs_are_not_replaced(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert contents(tmp_path) == before
 
 
+def test_the_suffix_says_what_is_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, suffix in (
+        (("measure", folder / "pred", "--out", tmp_path / "x.xlsx"), ".csv"),
+        (("data", "check", folder / "source", "--out", tmp_path / "x.txt"), ".csv"),
+        (("data", "show", folder / "source", "--out", tmp_path / "x.jpg"), ".png"),
+        (("report", folder / "pred", "--out", tmp_path / "x.pdf"), ".html"),
+        (("plan", folder / "source", "--out", tmp_path / "x.json"), ".yaml"),
+        (("recipes", "copy", "nuclei/finetune", "--out", tmp_path / "x"), ".yaml"),
+    ):
+        assert run(*words, "--quiet") == 2, words
+        assert f"expected: a name that ends in {suffix}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_outputs_that_are_links(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")

@@ -11,7 +11,6 @@ from cyclopts import Parameter
 from cellwright.api.outputs import FileOutput
 from cellwright.api.read import of_split, read_annotations
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
-from cellwright.core.errors import UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
 
 if TYPE_CHECKING:
@@ -109,9 +108,8 @@ def _output(plan: CheckPlan) -> FileOutput | None:
     """Where suspects are written; None if they are not."""
     if plan.out is None:
         return None
-    if plan.out.suffix.lower() != ".csv":
-        raise UsageError("suspects are written as a table", where="`out`", got=plan.out.name, expected="a .csv file")
-    return FileOutput(plan.out, plan.out.with_suffix(".png"), inputs=(plan.dataset,), overwrite=plan.overwrite)
+    sheet = plan.out.with_suffix(".png")
+    return FileOutput(plan.out, sheet, inputs=(plan.dataset,), overwrite=plan.overwrite, suffixes=(".csv",))
 
 
 def suspect_findings(suspects: list[Suspect]) -> list[Finding]:

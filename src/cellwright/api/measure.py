@@ -103,11 +103,7 @@ def run(plan: MeasurePlan, screen: ProgressReporter = SILENT, *, dry_run: bool =
     from cellwright.core.files import write_text
 
     inputs = [path for path in (plan.predictions, plan.images) if path is not None]
-    output = FileOutput(plan.out, inputs=inputs, overwrite=plan.overwrite)
-    if plan.out.suffix.lower() != ".csv":
-        raise UsageError(
-            "measurements are written as a table", where="`out`", got=plan.out.name, expected="a .csv file"
-        )
+    output = FileOutput(plan.out, inputs=inputs, overwrite=plan.overwrite, suffixes=(".csv",))
     if plan.ring is not None and plan.ring < 1:
         raise UsageError("invalid `ring`", got=plan.ring, expected="at least 1 pixel")
     dataset, failures = _read_objects(plan, plan.predictions, screen)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cellwright.core.claim import CONTROL, Claim, claim_above, files_below
-from cellwright.core.errors import FormatError, OutputError
+from cellwright.core.errors import FormatError, OutputError, UsageError
 from cellwright.core.files import output_error, read_json, remove, sweep, temporary_path
 from cellwright.core.output_folder import OTHER, OutputFolder
 from cellwright.core.progress import ProgressReporter
@@ -103,15 +103,19 @@ class FolderOutput:
 class FileOutput:
     """A file that a verb writes, or several in one folder: `paths`.
 
-    inputs: files that the command reads. ``place``: the folder. ``exists``: there is one that may not be replaced by
+    inputs: files that the command reads. suffixes: what the name of the first file may end in; (): anything. ``place``:
+    the folder. ``exists``: there is one that may not be replaced by
     another. ``is_complete``: that is the result of this command.
 
-    Raises `OutputError` for a folder of this name, and for a file that is an input or part of the output of a command
-    that writes a folder.
+    Raises `UsageError` for another suffix, `OutputError` for a folder of this name, and for a file that is an input or
+    part of the output of a command that writes a folder.
     """
 
-    def __init__(self, *out: Path, inputs: Iterable[Path | str], overwrite: bool) -> None:
+    def __init__(self, *out: Path, inputs: Iterable[Path | str], overwrite: bool, suffixes: Sequence[str] = ()) -> None:
         self.out = out[0]
+        if suffixes and self.out.suffix.lower() not in suffixes:
+            expected = f"a name that ends in {suffixes[0]}"
+            raise UsageError("the output has another format", where="`out`", got=self.out.name, expected=expected)
         self.is_complete = False
         try:
             self._targets = {path.name: path.resolve() for path in out}  # where links lead

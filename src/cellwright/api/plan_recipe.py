@@ -188,7 +188,8 @@ def run(plan: RecipePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         plan.dataset, dataclasses.replace(reading_of(plan), channel=()), screen, format=plan.format
     )
     training_samples(dataset)
-    output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite)
+    suffixes = (".yaml", ".yml")
+    output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite, suffixes=suffixes)
     planned = []
 
     def write(folder: Path) -> None:

@@ -53,7 +53,7 @@ def copy(plan: CopyPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     recipe = load(plan.recipe)
     target = plan.out or Path(f"{plan.recipe.rsplit('/', 1)[-1]}.yaml")
-    output = FileOutput(target, inputs=(plan.recipe,), overwrite=plan.overwrite)
+    output = FileOutput(target, inputs=(plan.recipe,), overwrite=plan.overwrite, suffixes=(".yaml", ".yml"))
 
     def write(folder: Path) -> None:
         write_text(folder / target.name, dump(recipe))

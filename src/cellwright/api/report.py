@@ -43,7 +43,7 @@ def run(plan: ReportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     `InputError` for a folder that is none of these or is not complete, `FormatError` for damaged files, and
     `OutputError` if the output exists with other content.
     """
-    output = FileOutput(plan.out, inputs=[plan.result], overwrite=plan.overwrite)
+    output = FileOutput(plan.out, inputs=[plan.result], overwrite=plan.overwrite, suffixes=(".html", ".htm"))
     try:
         html = _page_of(plan.result).html()
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:

@@ -75,7 +75,7 @@ def run(plan: ShowPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     if plan.augment is not None and plan.variants < 1:
         raise UsageError("there is nothing to draw", got=f"`variants={plan.variants}`", expected="at least 1")
     _check_region(plan)
-    output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite)
+    output = FileOutput(plan.out, inputs=(plan.dataset,), overwrite=plan.overwrite, suffixes=(".png",))
     recipe = None if plan.augment is None else load(plan.augment)
     dataset = of_split(
         read_annotations(plan.dataset, reading_of(plan), screen, format=plan.format, no_objects=True), plan.split
