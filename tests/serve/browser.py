@@ -26,6 +26,12 @@ _LABELS = """async () => {
   for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
   return btoa(text);
 }"""
+_AT_REST = """() => {
+  const {viewport, container} = cellwrightPage.viewer.osd, size = viewport.getContainerSize();
+  const now = viewport.getCenter(true), then = viewport.getCenter(false);
+  const moves = Math.hypot(now.x - then.x, now.y - then.y) + Math.abs(viewport.getZoom(true) - viewport.getZoom(false));
+  return moves < 1e-9 && size.x === container.clientWidth && size.y === container.clientHeight;
+}"""
 Point = tuple[float, float]
 
 
@@ -103,16 +109,24 @@ class Visitor:
         self.chrome.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         self.saved()
 
+    def at_rest(self) -> None:
+        """Wait until the picture is where it moves to, and has the size that panels beside it leave."""
+        self.until(f"({_AT_REST})()")
+
     def place(self, point: Point) -> Point:
-        """Where a pixel (y, x) of the image is in the window (x, y)."""
+        """Where a pixel (y, x) of the image is in the window (x, y), once the picture rests."""
+        self.at_rest()
         y, x = point
         left, top = self.look("(({left, top}) => [left, top])(cellwrightPage.viewer.host.getBoundingClientRect())")
         dx, dy = self.look(f"cellwrightPage.viewer.screenOf([{y}, {x}])")
         return left + dx, top + dy
 
     def click(self, point: Point) -> None:
-        """Click a pixel (y, x) of the image."""
-        self.page.mouse.click(*self.place(point))
+        """Click a pixel (y, x) of the image, which is in sight."""
+        x, y = self.place(point)
+        on = self.look(f"document.elementFromPoint({x}, {y})?.closest('.openseadragon-canvas') !== null")
+        assert on, (point, x, y)
+        self.page.mouse.click(x, y)
         self.saved()
 
     def drag(self, points: Sequence[Point]) -> None:

@@ -38,12 +38,6 @@ COVERED = f"""(() => {{
   return [...met];
 }})()"""
 
-# The picture is where it is moving to.
-AT_REST = """() => {
-  const view = cellwrightPage.viewer.osd.viewport, now = view.getCenter(true), then = view.getCenter(false);
-  return Math.hypot(now.x - then.x, now.y - then.y) + Math.abs(view.getZoom(true) - view.getZoom(false)) < 1e-9;
-}"""
-
 
 def draw_images(folder: Path) -> list[Path]:
     folder.mkdir()
@@ -98,7 +92,7 @@ def draw_with_keys(visitor: Visitor) -> None:
     """Draw a triangle in the middle of the picture with the crosshair, and take it back."""
     before = visitor.labels()
     visitor.press("0")  # the crosshair begins in the middle of what is seen, which undo has moved
-    visitor.until(f"({AT_REST})()")
+    visitor.at_rest()
     visitor.press("d", "k", "Enter", *["ArrowRight"] * 9, "Enter", *["ArrowDown"] * 9, "Enter", "Shift+Enter", "k")
     assert (visitor.labels() != before).any()
     visitor.press("Control+z")
@@ -176,7 +170,7 @@ def paint(visitor: Visitor) -> None:
     assert visitor.look("cellwrightPage.viewer.place.zoom") == pytest.approx(2 * zoom, rel=0.1)
     visitor.press(*["Control+z"] * 3, "0")
     assert (visitor.labels() == before).all()
-    visitor.until("!cellwrightPage.viewer.osd.isAnimating?.() && !cellwrightPage.viewer.moving")
+    visitor.at_rest()
 
 
 def see_the_focus(visitor: Visitor) -> None:
@@ -230,7 +224,7 @@ def evaluate(visitor: Visitor) -> None:
     visitor.until("cellwrightPage.marks.length")
     error = visitor.look("cellwrightPage.panels.evaluate.errors[0]")
     assert visitor.look("cellwrightPage.info.id") == error["image"]
-    visitor.until("!cellwrightPage.viewer.moving")
+    visitor.at_rest()
     y0, x0, y1, x1 = error["box"]
     (left, top), (right, bottom) = (
         visitor.look(f"cellwrightPage.viewer.screenOf([{y}, {x}])") for y, x in ((y0, x0), (y1, x1))
