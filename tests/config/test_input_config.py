@@ -79,3 +79,5 @@ def test_stain_augmentation_needs_light_intensities() -> None:
     assert Recipe.model_validate(values).augment.stain == 0.1
     with pytest.raises(ValidationError, match=r"augment.stain \(0.1\).*input.normalise"):
         Recipe.model_validate(values | {"input": {"normalise": "percentile"}})
+    together = {"normalise": "percentile", "percentiles_of": "image"}
+    assert Recipe.model_validate(values | {"input": together}).augment.stain == 0.1

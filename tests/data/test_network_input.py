@@ -48,6 +48,14 @@ def test_percentiles_become_0_and_1_and_a_constant_image_becomes_0() -> None:
     assert flat.dtype == np.float32
 
 
+def test_percentiles_of_all_channels_together_keep_the_colours() -> None:
+    config = InputConfig(normalise="percentile", percentiles=(10, 90), percentiles_of="image")
+    pixels = RNG.normal((50, 90, 200), 9, (40, 40, 3)).astype(np.float32)
+    low, high = np.percentile(pixels, (10, 90))
+    got = to_network(Image.from_array(pixels), config)
+    np.testing.assert_allclose(got, (pixels.transpose(2, 0, 1) - low) / (high - low), atol=1e-5)
+
+
 def test_channels_are_converted_or_refused() -> None:
     config, grey = InputConfig(), RGB8[:, :, :1]
     rgba = np.concatenate([RGB8, grey], axis=2)

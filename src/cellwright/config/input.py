@@ -25,7 +25,7 @@ class InputConfig(Section):
     colour_order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of three colour channels.")
     normalise: Literal["fixed", "percentile"] = Field(
         default="percentile",
-        description="percentile: each channel's own range, once per image; fixed: (x / full_range - mean) / std, the "
+        description="percentile: the range of each image or of its channels; fixed: (x / full_range - mean) / std, the "
         "default where one of these is given.",
     )
     full_range: float | None = Field(
@@ -41,6 +41,11 @@ class InputConfig(Section):
     )
     percentiles: tuple[float, float] = Field(
         default=(1.0, 99.8), description="percentile: the percentiles that become 0 and 1, %."
+    )
+    percentiles_of: Literal["channel", "image"] = Field(
+        default="channel",
+        description="percentile: channel takes those of each channel, for images of several signals; image takes those "
+        "of all channels together, which keeps the colours of a stain.",
     )
     short_side: int | None = Field(
         default=None, ge=16, le=16384, description="Resize the short side to this, px. null: use scale instead."

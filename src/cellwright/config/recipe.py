@@ -83,10 +83,11 @@ class Recipe(Section):
                 f"augment.crop_px ({crop}) must be above {stride} (2 to the power of model.depth), or train.batch_size "
                 "above 1: batch_norm needs more than one value per channel"
             )
-        if self.input.normalise == "percentile" and (self.augment.stain or self.augment.stain_shift):
+        own_ranges = self.input.normalise == "percentile" and self.input.percentiles_of == "channel"
+        if own_ranges and (self.augment.stain or self.augment.stain_shift):
             raise ValueError(
                 f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need light "
-                "intensities: set input.normalise to fixed, or both to 0"
+                "intensities: set input.percentiles_of to image, input.normalise to fixed, or both to 0"
             )
         return self
 

@@ -245,10 +245,13 @@ def normalised(hwc: np.ndarray, config: InputConfig, limits: Limits | None = Non
     """
     chw = np.ascontiguousarray(hwc.transpose(2, 0, 1)).astype(np.float32)
     if config.normalise == "percentile":
-        if limits is None:
-            low, high = np.percentile(chw.reshape(len(chw), -1), config.percentiles, axis=1).astype(np.float32)
-        else:
+        if limits is not None:
             low, high = np.asarray(limits, np.float32).T
+        elif config.percentiles_of == "image":
+            ends = np.percentile(chw, config.percentiles).astype(np.float32)
+            low, high = np.repeat(ends[:, None], len(chw), axis=1)
+        else:
+            low, high = np.percentile(chw.reshape(len(chw), -1), config.percentiles, axis=1).astype(np.float32)
         span = np.where(high > low, high - low, np.float32(np.inf))
         return (chw - low[:, None, None]) / span[:, None, None]
     full = config.full_range or dtype_scale(hwc.dtype)

@@ -132,10 +132,11 @@ def find_facts(
     facts, notes = ImageFacts(source.image_hw, source.image_hw), tuple[Note, ...]()
     if config.normalise == "percentile":
         percents = (*config.percentiles, 0, 100)
-        values = values_of(source, lambda region: network_channels(region, config), percents, track=track)
+        together = config.percentiles if config.percentiles_of == "image" else ()
+        values = values_of(source, lambda region: network_channels(region, config), percents, together, track=track)
         lows, highs = zip(*((p[2], p[3]) for p in values.percentiles), strict=True)
         rounding = is_rounding(source.dtype, min(lows), max(highs))
-        facts = replace(facts, limits=tuple((p[0], p[1]) for p in values.percentiles))
+        facts = replace(facts, limits=tuple(values.pooled or (p[0], p[1]) for p in values.percentiles))
     else:
         values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
