@@ -38,6 +38,9 @@ class ExportModelPlan:
     to: str
     """onnx: the parts of the network, each compared with PyTorch; needs pip install "cellwright[onnx]".
     half: a model folder with weights in float16."""
+    pruned_to: int | None = None
+    """Keep only so many levels of a U-Net with nested skips (model.skips), 1 to its depth: smaller, faster, less
+    accurate. What tune found is left out."""
     out: Path = Path("work/exported_model")
     """Folder to write. For onnx it contains one file per part, and export.json, which says how to run them."""
     overwrite: bool = False
@@ -83,6 +86,8 @@ def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
     require_tools()
     output = _output(plan, MANIFEST, "*.onnx")
     network, info = load_network(plan.model)
+    if plan.pruned_to is not None:
+        network, info = _pruned(network, info, plan.pruned_to)
     graphs, rules = graphs_of(network), rules_of(network)
     if not output.exists:
         screen.note(f"will write {plan.out}/: {MANIFEST} and {count(len(graphs), 'part')} of the network as ONNX")
@@ -107,13 +112,17 @@ def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
 
 def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
     from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, model_folder, read_model_info
-    from cellwright.models.weights.torch_io import in_half_precision, read_weights, save_model
+    from cellwright.models.weights.torch_io import in_half_precision, load_network, read_weights, save_model
 
     if plan.out.resolve() == model_folder(plan.model).resolve():
         remedy = "choose another `out`"
         raise UsageError("the output folder is the model itself", where=plan.out, remedy=remedy)
     output = _output(plan, INFO, WEIGHTS, CARD)
-    info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
+    if plan.pruned_to is None:
+        info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
+    else:
+        network, info = _pruned(*load_network(plan.model), plan.pruned_to)
+        half = in_half_precision(network.state_dict())
     if not output.exists:
         screen.note(f"will write {plan.out}/: the model with weights in half precision")
     if dry_run:
@@ -126,6 +135,19 @@ def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) 
     row = (WEIGHTS, len(half), sum(tensor.numel() for tensor in half.values()), f"{size / 1e6:.2f}")
     table = Table("weights in half precision", ("file", "tensors", "parameters", "size (MB)"), [row])
     return Exported(plan.out, dataclasses.asdict(info), table, f"model: {plan.out}")
+
+
+def _pruned(network: Network, info: ModelInfo, depth: int) -> tuple[Network, ModelInfo]:
+    """A network that is pruned to a depth, and its ``model.json`` without what holds for the whole network."""
+    from cellwright.models.contract import Prunes
+    from cellwright.prediction.predictor import refuse_pruning
+
+    if not isinstance(network, Prunes):
+        refuse_pruning(type(network).__name__)
+    text = f"{info.recipe.get('description', '')} Pruned to depth {depth}.".strip()
+    recipe = {**info.recipe, "description": text, "model": {**info.recipe["model"], "depth": depth}}
+    whole = {"thresholds": {}, "calibration": None, "tuned_on": None, "metrics": {}}
+    return network.pruned(depth), dataclasses.replace(info, recipe=recipe, **whole)
 
 
 def _output(plan: ExportModelPlan, marker: str, *names: str) -> FolderOutput:

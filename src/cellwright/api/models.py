@@ -54,7 +54,7 @@ class Model:
     name: as given to `load_model`. class_names: one per class id. recipe: resolved; None for a `Segmenter` of your own.
     predictor: predicts all objects. options: which of them are kept; `cellwright tune` sets those of a tuned model.
     tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views: as given
-    to `with_options`, and the views of a tuned model. trained_on: digests of its training images, as far as known.
+    to `with_options`, and the views of a tuned model; pruned_to likewise. trained_on: digests of its training images, as far as known.
     own: the options before `with_options` changed them; None if it did not. members: names of the models of an
     ensemble.
 
@@ -80,6 +80,7 @@ class Model:
     trained_on: tuple[str, ...] = ()
     own: PredictOptions | None = None
     members: tuple[str, ...] = ()
+    pruned_to: int | None = None
 
     @overload
     def predict(
@@ -206,6 +207,7 @@ class Model:
         smooth: bool | None = None,
         fill_holes: bool | None = None,
         expand: float | str | None = None,
+        pruned_to: int | None = None,
     ) -> Model:
         """The model with other options, for every prediction; None leaves an option as it is. See `predict`.
 
@@ -213,6 +215,7 @@ class Model:
         `Instances.smooth` and `Instances.fill_holes`.
         expand: pixels, or text such as "5um": predictions also have ``cells``, the objects with the background within
         this distance (see `Instances.expand`), and `predict_folder` writes them.
+        pruned_to: use only so many levels of a U-Net with nested skips, 1 to its depth: faster, less accurate.
 
         Example:
             >>> import cellwright as cw, numpy as np
@@ -224,6 +227,7 @@ class Model:
         """
         predictor = self.predictor if diameter is None else self.predictor.with_diameter(diameter)
         predictor = predictor if views is None else predictor.with_views(as_views(views))
+        predictor = predictor if pruned_to is None else predictor.with_pruned_to(pruned_to)
         given = {"score_threshold": score, "min_area_px": min_area, "max_objects": max_objects}
         given |= {"remove_border": remove_border, "smooth": smooth, "fill_holes": fill_holes, "expand": expand}
         changes = {name: value for name, value in given.items() if value is not None}
@@ -234,6 +238,7 @@ class Model:
             own=self.own_options,
             diameter=self.diameter if diameter is None else diameter,
             views=self.views if views is None else views if isinstance(views, str) else repr(list(views)),
+            pruned_to=self.pruned_to if pruned_to is None else pruned_to,
         )
 
     @property
@@ -287,6 +292,7 @@ class Model:
             parts.append(f"score {shown_score(score)}")
         parts += [] if self.diameter is None else [f"diameter={self.diameter:g}"]
         parts += [] if self.views is None else [f"views={self.views!r}"]
+        parts += [] if self.pruned_to is None else [f"pruned_to={self.pruned_to}"]
         if self.tuned_on is not None:
             parts.append(f"tuned on split {self.tuned_on.get('split')} for {self.tuned_on.get('metric')}")
         return f"Model({', '.join(parts)})"
@@ -448,7 +454,7 @@ def made_by(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     names = ("score", "min_area", "max_objects", "remove_border", "smooth", "fill_holes", "expand")
     chosen = {name: now.get(name) for name in names if now.get(name) != own.get(name)}
     views = None if model.views == (model.tuned_on or {}).get("views") else model.views
-    chosen |= {"diameter": model.diameter, "views": views}
+    chosen |= {"diameter": model.diameter, "views": views, "pruned_to": model.pruned_to}
     if isinstance(model.predictor, Ensemble):
         fusion = model.predictor.options
         chosen |= {"fuse": fusion.method, "weights": fusion.weights}

@@ -135,6 +135,8 @@ class PredictPlan:
     """Only this split of a dataset."""
     device: Annotated[str, Parameter(group=RUNNING)] = "auto"
     """auto, cpu, cuda:N or mps."""
+    pruned_to: Annotated[int | None, Parameter(group=RUNNING)] = None
+    """Use only so many levels of a U-Net with nested skips (model.skips), 1 to its depth: faster, less accurate."""
     fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False
     """Stop at the first image that fails, instead of recording it in failures.csv."""
     workers: Annotated[int, Parameter(group=RUNNING)] = 1
@@ -228,6 +230,7 @@ def _with_options_of(plan: PredictPlan, model: Model) -> Model:
         smooth=plan.smooth,
         fill_holes=plan.fill_holes,
         expand=plan.expand,
+        pruned_to=plan.pruned_to,
     )
 
 
@@ -472,7 +475,7 @@ def _job(
         model=identity_of(members),
         options=model.options,
         reading=reading.to_dict(),
-        predicting={"diameter": model.diameter, "views": model.views},
+        predicting={"diameter": model.diameter, "views": model.views, "pruned_to": model.pruned_to},
         save=save,
         info=model.seen,
         own=model.own_options,
@@ -565,6 +568,8 @@ def model_notes(model: Model, members: Sequence[Model], views: str | None) -> li
             notes.append(f"uses the views {model.views}, with which the model was tuned")
         if views not in (None, model.tuned_on.get("views")):
             notes.append(f"the model was tuned with other views than {views}: its thresholds and scores may not fit")
+        if model.pruned_to is not None:
+            notes.append("the model was tuned with all levels of its network: its thresholds and scores may not fit")
     uncalibrated = [member.name for member in members if member.options.calibration is None]
     if uncalibrated and len(members) > 1:
         notes.append(

@@ -110,6 +110,7 @@ class TileRequest:
         options = model.options.as_values() | {
             "diameter": model.diameter,
             "views": model.views,
+            "pruned_to": model.pruned_to,
             "reading": dict(self.reading),
             "channel": [] if self.channel is None else self.channel,
             "tile": self.core_px,

@@ -78,7 +78,13 @@ class UNetConfig(Section):
         default="plain", description="plain: blocks as in the paper; residual: with shortcuts."
     )
     norm: Literal["none", "batch_norm"] = Field(default="batch_norm", description="Normalisation of the convolutions.")
-    deep_supervision: bool = Field(default=False, description="Coarser decoder stages predict the maps too.")
+    skips: Literal["plain", "nested"] = Field(
+        default="plain", description="plain: as in the paper; nested: U-Net++ (Zhou et al. 2018), which can be pruned."
+    )
+    deep_supervision: bool = Field(
+        default=False,
+        description="In training, coarser decoder stages predict the maps too; with nested skips, all columns.",
+    )
     target: Annotated[SemanticTarget | WatershedTarget | FlowTarget, Field(discriminator="kind")] = Field(
         default=FlowTarget(), description="What the maps mean, and how they are decoded into objects."
     )

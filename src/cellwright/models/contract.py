@@ -1,7 +1,7 @@
 """The protocols that models of every family implement.
 
 `Segmenter` is the public protocol: images in, objects out. `Network` is a trainable module: a batch becomes losses, and
-padded image tensors become objects. A network may also support test-time augmentation (`DetectsViews`) and report what
+padded image tensors become objects. A network may also support test-time augmentation (`DetectsViews`), be pruned (`Prunes`) and report what
 happened to its candidates (`Explains`). Importing this module does not import torch.
 """
 
@@ -115,6 +115,18 @@ class DetectsViews(Protocol):
 
         Returns:
             ``Instances`` sorted by descending score; an empty result is valid.
+        """
+        ...
+
+
+@runtime_checkable
+class Prunes(Protocol):
+    """A network of which a part can be used, which is faster and less accurate."""
+
+    def pruned(self, depth: int) -> Network:
+        """The network without the levels below ``depth``; it shares its weights.
+
+        Raises `UsageError` if this network cannot be used so.
         """
         ...
 

@@ -70,6 +70,13 @@ class Predictor(Protocol):
         """
         ...
 
+    def with_pruned_to(self, depth: int) -> Predictor:
+        """This predictor with the part of its network that remains when it is pruned to ``depth``.
+
+        Raises `UsageError` if a network cannot be pruned, or not to this depth.
+        """
+        ...
+
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """What happened to the candidates that overlap boxes (N, 4): see ``Explains.candidates``.
 
@@ -122,6 +129,10 @@ class SegmenterPredictor:
             got=f"`views` for {type(self.segmenter).__name__}",
             remedy="omit `views`",
         )
+
+    def with_pruned_to(self, depth: int) -> SegmenterPredictor:
+        """Raises `UsageError`."""
+        refuse_pruning(type(self.segmenter).__name__)
 
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """Raises `UsageError`."""
@@ -184,6 +195,10 @@ class FilteredPredictor:
         """See `Predictor`."""
         return replace(self, predictor=self.predictor.with_views(views))
 
+    def with_pruned_to(self, depth: int) -> FilteredPredictor:
+        """See `Predictor`."""
+        return replace(self, predictor=self.predictor.with_pruned_to(depth))
+
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """See `Predictor`; the options are not applied."""
         return self.predictor.explain(image, near_xyxy)
@@ -237,6 +252,10 @@ class Ensemble:
         """See `Predictor`: for all members."""
         return replace(self, members=tuple(member.with_views(views) for member in self.members))
 
+    def with_pruned_to(self, depth: int) -> Ensemble:
+        """See `Predictor`: for all members."""
+        return replace(self, members=tuple(member.with_pruned_to(depth) for member in self.members))
+
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """Raises `UsageError`."""
         raise UsageError("only a single network reports its candidates", got="an ensemble", expected="one network")
@@ -259,3 +278,9 @@ def refuse_diameter(px: float) -> NoReturn:
         expected="a model whose recipe sets input.diameter_px, such as nuclei",
         remedy="omit `diameter`",
     )
+
+
+def refuse_pruning(got: str) -> NoReturn:
+    """Raise the error for a method that cannot be pruned."""
+    expected = "a U-Net that was trained with model.skips: nested and model.deep_supervision: true"
+    raise UsageError("this model cannot be pruned", got=got, expected=expected, remedy="omit `pruned_to`")

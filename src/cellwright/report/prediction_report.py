@@ -400,6 +400,7 @@ def option_facts(options: Mapping[str, Any], class_names: Sequence[str]) -> list
         ("scores", "calibrated: the expected IoU with the true outline" if options.get("calibration") else ""),
         ("diameter, px", options.get("diameter")),
         ("views (test-time augmentation)", _shown(options.get("views"))),
+        ("network pruned to depth", options.get("pruned_to")),
         ("background ring, px", options.get("ring")),
     ]
 

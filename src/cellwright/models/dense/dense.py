@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.config.model_dense import UNetConfig
+from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.memory import available_bytes
 from cellwright.data.views import View
 from cellwright.models.contract import RenderView
 from cellwright.models.dense.encoders import TimmUNet
 from cellwright.models.dense.losses import border_weights, focal_loss, masked_mean, soft_dice_loss
+from cellwright.models.dense.nested import NestedTimmUNet, NestedUNet
 from cellwright.models.dense.target import target_of
 from cellwright.models.dense.unet import UNet
 from cellwright.ops.batch import Batch
@@ -50,8 +52,7 @@ class DenseNetwork(nn.Module):
         super().__init__()
         self.config, self.target, self.n_classes = config, target_of(config.target), n_classes
         n_maps = len(self.target.channels) + (n_classes if n_classes > 1 else 0)
-        kind = UNet if config.encoder is None else TimmUNet
-        self.unet = kind(config, in_channels=in_channels, out_channels=n_maps)
+        self.unet = _unet_class(config)(config, in_channels=in_channels, out_channels=n_maps)
 
     @property
     def stride(self) -> int:
@@ -93,8 +94,10 @@ class DenseNetwork(nn.Module):
         maps, classes, counted, pixel_weights = self.targets(batch)
         stages = self.unet(batch.images)
         total: dict[str, Tensor] = {}
-        # Deep supervision: each coarser stage counts half as much as the one before; the weights sum to 1.
-        shares = [2.0**-level for level in range(len(stages))]
+        # Deep supervision: each coarser stage counts half as much as the one before, and the columns of nested skips,
+        # which are of one size, count the same; the weights sum to 1.
+        factor = 1.0 if self.config.skips == "nested" else 0.5
+        shares = [factor**level for level in range(len(stages))]
         for share, stage in zip(shares, stages, strict=True):
             full = F.interpolate(stage, maps.shape[2:], mode="bilinear") if stage.shape[2:] != maps.shape[2:] else stage
             for name, loss in self._stage_losses(full.float(), maps, classes, counted, pixel_weights).items():
@@ -164,6 +167,28 @@ class DenseNetwork(nn.Module):
 
     # --- inference ------------------------------------------------------------------------------------------------
 
+    def pruned(self, depth: int) -> DenseNetwork:
+        """The network of the levels 0 to ``depth`` alone, see `nested` and `Prunes`; it shares its weights."""
+        config = self.config
+        if config.skips != "nested" or not config.deep_supervision:
+            raise UsageError(
+                "this network cannot be pruned",
+                got=f"model.skips: {config.skips}, model.deep_supervision: {str(config.deep_supervision).lower()}",
+                expected="a U-Net that was trained with nested and true",
+                remedy="omit `pruned_to`",
+            )
+        if not 1 <= depth <= config.depth:
+            raise UsageError("invalid `pruned_to`", got=depth, expected=f"1 to {config.depth}, the depth of the network")
+        if depth == config.depth:
+            return self
+        config = config.model_copy(update={"depth": depth})
+        with torch.random.fork_rng(devices=[]):  # weights are drawn, and replaced
+            network = DenseNetwork(config, in_channels=self.unet.in_channels, n_classes=self.n_classes)
+        own = self.state_dict()
+        network.load_state_dict({name: own[name] for name in network.state_dict()}, assign=True)
+        device = next(iter(own.values())).device
+        return network.to(device).train(self.training)
+
     @torch.no_grad()
     def detect(
         self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
@@ -223,7 +248,7 @@ class DenseNetwork(nn.Module):
         return whole
 
     def _maps(self, images: Tensor) -> Tensor:
-        if isinstance(self.unet, UNet) and images.device.type == "cpu":
+        if isinstance(self.unet, UNet | NestedUNet) and images.device.type == "cpu":
             logits = self.unet.maps_in_strips(images).float()
         else:
             logits = self.unet(images)[0].float()
@@ -238,6 +263,12 @@ class DenseNetwork(nn.Module):
     def decode(self, maps: np.ndarray) -> Instances:
         """The objects of one image's maps (D, h, w) float32, or (D + K, h, w); see `Target.instances`."""
         return self.target.instances(maps)
+
+
+def _unet_class(config: UNetConfig) -> type[UNet | NestedUNet | TimmUNet]:
+    if config.skips == "nested":
+        return NestedUNet if config.encoder is None else NestedTimmUNet
+    return UNet if config.encoder is None else TimmUNet
 
 
 def first_of_layers(layers: np.ndarray) -> np.ndarray:

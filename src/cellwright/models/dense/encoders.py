@@ -46,32 +46,43 @@ class TimmUNet(nn.Module):
         self.reach_px: int | None = None  # not known: some encoders look at the whole image
         self.name = str(config.encoder).removeprefix("timm:")
         self.encoder = make_encoder(self.name, in_channels=in_channels, stride=self.stride)
-        skips = channels_of(self.encoder)
-        self.strides = tuple(skips)
+        channels = channels_of(self.encoder)
+        self.strides = tuple(channels)
         self.image: Block | None = None
-        if 1 not in skips:
+        if 1 not in channels:
             self.image = Block(config, in_channels, config.width)
-            skips[1] = config.width
-        coarser, self.upsample, self.decoder, maps = skips[self.stride], nn.ModuleList(), nn.ModuleList(), []
+            channels[1] = config.width
+        self.add_decoder(config, channels)
+        if self.image is not None:
+            init_kaiming(self.image)
+
+    def add_decoder(self, config: UNetConfig, channels: dict[int, int]) -> None:
+        """Create the decoder and the layers of the maps. channels: of the encoder's map of each stride."""
+        coarser, upsample, decoder, maps = channels[self.stride], nn.ModuleList(), nn.ModuleList(), []
         for stride in (2**level for level in reversed(range(config.depth))):
-            channels = config.width * stride
-            self.upsample.append(nn.ConvTranspose2d(coarser, channels, 2, 2))
-            self.decoder.append(Block(config, channels + skips.get(stride, 0), channels))
-            maps.append(nn.Conv2d(channels, out_channels, 1))
-            coarser = channels
+            own = config.width * stride
+            upsample.append(nn.ConvTranspose2d(coarser, own, 2, 2))
+            decoder.append(Block(config, own + channels.get(stride, 0), own))
+            maps.append(nn.Conv2d(own, self.out_channels, 1))
+            coarser = own
+        self.upsample, self.decoder = upsample, decoder
         self.maps = nn.ModuleList(maps if config.deep_supervision else maps[-1:])
-        for part in (self.image, self.upsample, self.decoder):
-            if part is not None:
-                init_kaiming(part)
+        for part in (upsample, decoder):
+            init_kaiming(part)
         for layer in maps:
             init_normal(layer, std=0.01)
 
+    def encode(self, images: Tensor) -> dict[int, Tensor]:
+        """FloatTensor[B,C,H,W] -> the encoder's maps by their stride s, FloatTensor[B,C_s,H/s,W/s]."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        encoded = dict(zip(self.strides, self.encoder(images), strict=True))
+        if self.image is not None:
+            encoded[1] = self.image(images)
+        return encoded
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """FloatTensor[B,C,H,W] -> the maps before any activation, FloatTensor[B,D,H,W] first, as in `unet.UNet`."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        skips = dict(zip(self.strides, self.encoder(images), strict=True))
-        if self.image is not None:
-            skips[1] = self.image(images)
+        skips = self.encode(images)
         x, stages, stride = skips.pop(self.stride), [], self.stride
         for upsample, block in zip(self.upsample, self.decoder, strict=True):
             stride //= 2
@@ -100,7 +111,7 @@ def make_encoder(name: str, *, in_channels: int, stride: int, pretrained: bool =
     strides = encoder.feature_info.reduction()
     # Of several maps with one stride, the last is the deepest.
     indices = {s: index for index, s in enumerate(strides) if s <= stride}
-    if stride not in indices or len(indices) < 2 or any(s & (s - 1) for s in indices):
+    if stride not in indices or len(strides) < 2 or any(s & (s - 1) for s in indices):
         raise RecipeError(
             "this encoder does not fit a U-Net of this depth",
             where=f"timm:{name}",

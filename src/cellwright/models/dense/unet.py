@@ -1,5 +1,5 @@
 """U-Net (Ronneberger et al. 2015): an encoder that halves the resolution, a decoder that doubles it, and skip
-connections.
+connections. `nested` has the U-Net with nested ones.
 
     width --------------------------------> width -> maps
       2 width -------------------> 2 width
@@ -105,7 +105,7 @@ class UNet(nn.Module):
         x = inputs.take()
         height, is_coarsest = x.shape[2], level == len(self.decoder)
         skip, pooled = Rows(height), Rows(height // 2)
-        for y, end, top, bottom in _strips(height):
+        for y, end, top, bottom in strips(height):
             strip = self.encoder[level](x[:, :, top:bottom])[:, :, y - top : end - top]
             if level > 0 or is_coarsest:
                 skip.put(y, strip)
@@ -117,7 +117,7 @@ class UNet(nn.Module):
         del x
         coarser = self._stage(pooled, level + 1, nn.Identity())
         upsample, block, out = self.upsample[-1 - level], self.decoder[-1 - level], Rows(height)
-        for y, end, top, bottom in _strips(height):
+        for y, end, top, bottom in strips(height):
             finer = upsample(coarser[:, :, top // 2 : bottom // 2])
             if finest is None:
                 own = skip.all[:, :, top:bottom]
@@ -135,7 +135,7 @@ class Rows:
     all: Tensor
 
     def __init__(self, height: int) -> None:
-        self._height = height
+        self.height = height
 
     @classmethod
     def of(cls, tensor: Tensor) -> Rows:
@@ -148,7 +148,7 @@ class Rows:
         """Copy a strip to the rows from ``y`` on."""
         if not hasattr(self, "all"):
             n, channels, _, width = strip.shape
-            self.all = torch.empty((n, channels, self._height, width), memory_format=torch.channels_last).to(strip)
+            self.all = torch.empty((n, channels, self.height, width), memory_format=torch.channels_last).to(strip)
         self.all[:, :, y : y + strip.shape[2]] = strip
 
     def take(self) -> Tensor:
@@ -158,11 +158,14 @@ class Rows:
         return tensor
 
 
-def _strips(height: int) -> Iterator[tuple[int, int, int, int]]:
-    """First and last row of each strip, then with the rows that two 3x3 convolutions see around it; all are even."""
+def strips(height: int, margin: int = 2) -> Iterator[tuple[int, int, int, int]]:
+    """First and last row of each strip, then with the rows that are seen around it; all are even.
+
+    margin: rows above and below, even; two 3x3 convolutions see 2.
+    """
     for y in range(0, height, STRIP_PX):
         end = min(y + STRIP_PX, height)
-        yield y, end, max(y - 2, 0), min(end + 2, height)
+        yield y, end, max(y - margin, 0), min(end + margin, height)
 
 
 def predict_maps(layers: nn.ModuleList, stages: list[Tensor], *, training: bool) -> list[Tensor]:

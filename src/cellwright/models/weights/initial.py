@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
+from cellwright.config.model_dense import UNetConfig
 from cellwright.core.errors import ModelError
-from cellwright.models.build import build_network
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.encoders import TimmUNet, published_weights
+from cellwright.models.dense.target import target_of
 from cellwright.models.weights.foreign import LoadReport, TensorRecord, load_foreign
 from cellwright.models.weights.model_folder import read_model_info, recipe_of
 from cellwright.models.weights.sources import find_weights, is_foreign
@@ -51,8 +52,7 @@ def _start_dense(network: DenseNetwork, init: str, fresh: Sequence[str]) -> Load
         expected = "nuclei, or a model or run folder of the dense family"
         raise ModelError("a U-Net cannot start from these weights", where="model.init", got=init, expected=expected)
     prefix = "unet.maps." if "maps" in fresh else None
-    if prefix is None:
-        _check_same_maps(network, init)
+    _check_same_kind(network, init, same_maps=prefix is None)
     kept = {name: tensor for name, tensor in network.state_dict().items() if prefix and name.startswith(prefix)}
     taken = {name: tensor for name, tensor in read_weights(init).items() if not (prefix and name.startswith(prefix))}
     remedy = None if prefix else "if only the maps differ, start them at random: set model.init_fresh=[maps]"
@@ -62,15 +62,25 @@ def _start_dense(network: DenseNetwork, init: str, fresh: Sequence[str]) -> Load
     return LoadReport(tuple(records))
 
 
-def _check_same_maps(network: DenseNetwork, init: str) -> None:
+def _check_same_kind(network: DenseNetwork, init: str, *, same_maps: bool) -> None:
     """Maps of two targets may have the same shape and different meanings."""
-    theirs = build_network(recipe_of(read_model_info(init), where=init), 1)
-    own = network.target.channels
-    if isinstance(theirs, DenseNetwork) and theirs.target.channels != own:
+    model = recipe_of(read_model_info(init), where=init).model
+    if not isinstance(model, UNetConfig):
+        return  # their tensors do not fit
+    if model.skips != network.config.skips:
+        raise ModelError(
+            "these weights are of a U-Net with other skip connections",
+            where=init,
+            got=f"model.skips: {model.skips}",
+            expected=network.config.skips,
+            remedy=f"set model.skips={model.skips}, or start from a model with {network.config.skips} skips",
+        )
+    theirs, own = target_of(model.target).channels, network.target.channels
+    if same_maps and theirs != own:
         raise ModelError(
             "these weights predict other maps",
             where=init,
-            got=", ".join(theirs.target.channels),
+            got=", ".join(theirs),
             expected=", ".join(own),
             remedy="start the last layers at random: set model.init_fresh=[maps]",
         )

@@ -22,10 +22,10 @@ from cellwright.core.notes import Note
 from cellwright.data.network_input import ResizeRule, resampled, rescale, resize_for_network, to_network
 from cellwright.data.value_range import TrainingValues, input_for
 from cellwright.data.views import PLAIN, View
-from cellwright.models.contract import DetectsViews, Explains, Network
+from cellwright.models.contract import DetectsViews, Explains, Network, Prunes
 from cellwright.ops.batch import stack_images
 from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
-from cellwright.prediction.predictor import refuse_diameter
+from cellwright.prediction.predictor import refuse_diameter, refuse_pruning
 from cellwright.prediction.record import Prediction
 
 SMALLER = "cut the image into parts that overlap by the size of an object, or reduce its size"
@@ -47,6 +47,7 @@ class NetworkPredictor:
     trained_channels: see `Predictor`.
     scale: pixels of the input per pixel of the training images; None if it is not known.
     pixel_size_um: of the training images, see `resampled`; None if it is not known.
+    pruned_to: the depth to which ``network`` was pruned; None if it was not.
     """
 
     network: Network
@@ -61,6 +62,7 @@ class NetworkPredictor:
     trained_channels: tuple[str, ...] = ()
     scale: float | None = None
     pixel_size_um: float | None = None
+    pruned_to: int | None = None
 
     @property
     def uses_diameter(self) -> bool:
@@ -112,6 +114,12 @@ class NetworkPredictor:
         for view in views:
             view.input_config(self.input_config)  # raises for a view that does not fit
         return replace(self, views=views)
+
+    def with_pruned_to(self, depth: int) -> NetworkPredictor:
+        """See `Predictor`."""
+        if not isinstance(self.network, Prunes):
+            refuse_pruning(type(self.network).__name__)
+        return replace(self, network=self.network.pruned(depth), pruned_to=depth)
 
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """See `Predictor`."""

@@ -122,4 +122,5 @@ def with_networks(predictor: Any, device: torch.device) -> Any:
             return predictor
         case _:
             network, _ = load_network(predictor.network.model)
-            return replace(predictor, network=network.to(device), device=device)
+            whole = replace(predictor, network=network.to(device), device=device)
+            return whole if predictor.pruned_to is None else whole.with_pruned_to(predictor.pruned_to)
