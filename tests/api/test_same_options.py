@@ -30,7 +30,7 @@ ARRAYS = "names for arrays, which have none"
 COMMAND_LINE_ONLY = {
     "predict_folder": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
-        **dict.fromkeys(["smooth", "fill_holes", "expand"], OPTIONS),
+        **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
         **dict.fromkeys(["tile", "level", "roi", "tissue", "labels"], JOBS),
         "shard": "for several commands at the same time; workers and dask are for one",
@@ -38,7 +38,7 @@ COMMAND_LINE_ONLY = {
     },
     "predict_tiles": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
-        **dict.fromkeys(["smooth", "fill_holes", "expand"], OPTIONS),
+        **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "level"], "open_image"),
         **dict.fromkeys(["sources", "split", "save", "fail_fast"], "for one image"),
         "device": LOADED,
@@ -51,6 +51,7 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["fuse", "weights"], "predict with each model, then fuse"),
         "ring": "measure(cells, image, ring=...)",
         **dict.fromkeys(["smooth", "fill_holes", "expand"], "methods of Instances; Model.with_options"),
+        "pruned_to": "Model.with_options",
     },
     "fuse": {
         **dict.fromkeys(["save", "out", "overwrite"], FILES),

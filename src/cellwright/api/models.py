@@ -53,10 +53,10 @@ class Model:
 
     name: as given to `load_model`. class_names: one per class id. recipe: resolved; None for a `Segmenter` of your own.
     predictor: predicts all objects. options: which of them are kept; `cellwright tune` sets those of a tuned model.
-    tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views: as given
-    to `with_options`, and the views of a tuned model; pruned_to likewise. trained_on: digests of its training images, as far as known.
-    own: the options before `with_options` changed them; None if it did not. members: names of the models of an
-    ensemble.
+    tuned_on: what a tuned model was tuned on (``ModelInfo.tuned_on``), None for other models. diameter, views,
+    pruned_to: as given to `with_options`, and the views of a tuned model. trained_on: digests of its training images,
+    as far as known. own: the options before `with_options` changed them; None if it did not. members: names of the
+    models of an ensemble.
 
     >>> import cellwright as cw, numpy as np
     >>> model = cw.load_model("classical")

@@ -1,8 +1,8 @@
 """The protocols that models of every family implement.
 
 `Segmenter` is the public protocol: images in, objects out. `Network` is a trainable module: a batch becomes losses, and
-padded image tensors become objects. A network may also support test-time augmentation (`DetectsViews`), be pruned (`Prunes`) and report what
-happened to its candidates (`Explains`). Importing this module does not import torch.
+padded image tensors become objects. A network may also support test-time augmentation (`DetectsViews`), be pruned
+(`Prunes`), and report what happened to its candidates (`Explains`). Importing this module does not import torch.
 """
 
 from __future__ import annotations

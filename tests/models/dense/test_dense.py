@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -113,6 +113,20 @@ def test_losses_fall_on_one_batch(name: str) -> None:
     assert set(losses) == expected[name]
     assert totals[-1] < 0.7 * totals[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in dense.parameters())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nested_columns_count_the_same_and_reach_every_node(name: str) -> None:
+    dense, batch = network(name, skips="nested", deep_supervision=True), batch_of(discs())
+    maps, classes, counted, _ = dense.targets(batch)
+    columns = dense.unet(batch.images)
+    assert [column.shape for column in columns] == [maps.shape] * 3
+    each = [dense._stage_losses(column, maps, classes, counted, None) for column in columns]
+    losses = dense.losses(batch)
+    for kind, loss in losses.items():
+        assert loss.item() == pytest.approx(np.mean([of_column[kind].item() for of_column in each]), rel=1e-5)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in dense.parameters())
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -275,9 +289,11 @@ def test_options_without_effect_are_rejected(option: dict[str, float], message: 
         Recipe.model_validate({"name": "idle", "model": {"kind": "unet", **option}})
 
 
-@pytest.mark.parametrize("hw", [(160, 416), (704, 240)])
-def test_maps_by_windows_equal_those_of_the_whole_image(hw: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = UNetConfig(width=8, depth=2)
+@pytest.mark.parametrize(("hw", "skips"), [((160, 416), "plain"), ((704, 240), "nested")])
+def test_maps_by_windows_equal_those_of_the_whole_image(
+    hw: tuple[int, int], skips: Literal["plain", "nested"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = UNetConfig(width=8, depth=2, skips=skips)
     network = DenseNetwork(config, in_channels=1, n_classes=2).eval()
     images = torch.rand((1, 1, *hw), generator=torch.Generator().manual_seed(0))
     whole = network.maps(images)
@@ -287,6 +303,6 @@ def test_maps_by_windows_equal_those_of_the_whole_image(hw: tuple[int, int], mon
     torch.testing.assert_close(network.maps(images), whole, atol=1e-6, rtol=0)
     # Memory does not grow with the image, however much there is.
     monkeypatch.setattr(dense, "available_bytes", lambda: 1 << 40)
-    monkeypatch.setattr(dense, "LARGEST_BYTES", int(dense.BYTES_PER_CHANNEL * config.width * 200**2))
+    monkeypatch.setattr(dense, "LARGEST_BYTES", int(network.bytes_of_channels * 200**2))
     assert network.window_side((200, 200)) is None
     assert network.window_side(hw) == 128

@@ -30,9 +30,9 @@ from cellwright.models.dense.target import target_of
 from cellwright.models.dense.unet import UNet
 from cellwright.ops.batch import Batch
 
-# Memory at the peak of prediction per pixel and channel of full resolution, as measured with the bundled model: maps of
-# all resolutions, and the decoder. Rather too low than too high.
-BYTES_PER_CHANNEL = 20.0
+# Memory at the peak of prediction per pixel and channel of full resolution, as measured: maps of all resolutions, and
+# the decoder. Rather too low than too high.
+BYTES_PER_CHANNEL = {"plain": 20.0, "nested": 32.0}
 # Memory of the maps and of decoding, bytes per pixel.
 DECODING_BYTES = 100
 # The U-Net may take this share of the memory there is, and so many bytes; else it sees windows of one of these sides,
@@ -72,12 +72,17 @@ class DenseNetwork(nn.Module):
         """
         return None if self.reach_px is None else DECODING_BYTES
 
+    @property
+    def bytes_of_channels(self) -> float:
+        """Memory of the U-Net at its peak in prediction, per pixel, where all of the image is in memory."""
+        return BYTES_PER_CHANNEL[self.config.skips] * self.config.width
+
     def window_side(self, image_hw: tuple[int, int]) -> int | None:
         """The side of the windows in which the U-Net runs so that it fits into memory; None: all at once."""
         reach, (height, width) = self.reach_px, image_hw
         if reach is None:
             return None
-        per_pixel = BYTES_PER_CHANNEL * self.config.width
+        per_pixel = self.bytes_of_channels
         budget = min(MEMORY_SHARE * available_bytes(), LARGEST_BYTES)
         if per_pixel * height * width <= budget:
             return None
@@ -178,7 +183,9 @@ class DenseNetwork(nn.Module):
                 remedy="omit `pruned_to`",
             )
         if not 1 <= depth <= config.depth:
-            raise UsageError("invalid `pruned_to`", got=depth, expected=f"1 to {config.depth}, the depth of the network")
+            raise UsageError(
+                "invalid `pruned_to`", got=depth, expected=f"1 to {config.depth}, the depth of the network"
+            )
         if depth == config.depth:
             return self
         config = config.model_copy(update={"depth": depth})

@@ -111,7 +111,7 @@ def make_encoder(name: str, *, in_channels: int, stride: int, pretrained: bool =
     strides = encoder.feature_info.reduction()
     # Of several maps with one stride, the last is the deepest.
     indices = {s: index for index, s in enumerate(strides) if s <= stride}
-    if stride not in indices or len(strides) < 2 or any(s & (s - 1) for s in indices):
+    if stride not in indices or len(set(strides)) < 2 or any(s & (s - 1) for s in indices):
         raise RecipeError(
             "this encoder does not fit a U-Net of this depth",
             where=f"timm:{name}",
