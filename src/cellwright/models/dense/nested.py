@@ -158,10 +158,10 @@ class NestedTimmUNet(TimmUNet):
 def map_layers(config: UNetConfig, out_channels: int) -> nn.ModuleDict:
     """The last layers, by the column whose node they see: of all columns with deep supervision, or of the last."""
     columns = range(1 if config.deep_supervision else config.depth, config.depth + 1)
-    layers = nn.ModuleDict({str(column): nn.Conv2d(config.width, out_channels, 1) for column in columns})
+    layers = {str(column): nn.Conv2d(config.width, out_channels, 1) for column in columns}
     for layer in layers.values():
         init_normal(layer, std=0.01)
-    return layers
+    return nn.ModuleDict(layers)
 
 
 def predict_columns(layers: nn.ModuleDict, columns: Sequence[Tensor], *, training: bool) -> list[Tensor]:
