@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from cellwright.config import conventions, recipe
 from cellwright.config.model_classical import ClassicalConfig
-from cellwright.config.model_dense import FlowTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_dense import FlowTarget, StarsTarget, UNetConfig, WatershedTarget
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, MaskScoringConfig, PointRendConfig
 from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
@@ -136,7 +136,7 @@ def frameworks() -> str:
 
 def dense() -> str:
     """Options of the U-Net and of all targets, each once."""
-    targets = [row for kind in (WatershedTarget, FlowTarget) for row in field_rows(kind, "target.", {})]
+    targets = [row for kind in (WatershedTarget, FlowTarget, StarsTarget) for row in field_rows(kind, "target.", {})]
     return table(OPTION, list(dict.fromkeys(field_rows(UNetConfig, "", {}) + targets)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cellwright.config.input import InputConfig
 from cellwright.core.errors import UsageError
 from cellwright.data.views import ORIENTATIONS, PLAIN, View, as_views, parse_views
-from cellwright.models.dense import flow
+from cellwright.models.dense import flow, stars
 from cellwright.models.dense.labels import connected_components
 
 EIGHT = [View(horizontal_flip=flip, quarter_turns=turns) for turns in range(4) for flip in (False, True)]
@@ -76,6 +76,17 @@ def test_flows_turn_as_vectors(view: View, image_hw: tuple[int, int]) -> None:
     assert untied.sum() > 0.9 * (labels > 0).sum()
     assert np.array_equal(turned[2], again[2])
     np.testing.assert_allclose(turned[:2, untied], again[:2, untied], atol=2e-4)
+
+
+@eight
+def test_rays_change_places(view: View) -> None:
+    """The encoder's maps of a turned image are the turned maps of the image."""
+    labels = discs((31, 40), seed=5)
+    names = stars.channels(12)
+    maps = stars.encode(labels, n_rays=12)
+    turned = view.turn_maps(maps, names)
+    np.testing.assert_allclose(turned, stars.encode(view.turn(labels), n_rays=12), atol=1e-5)
+    assert np.array_equal(view.turn_maps_back(turned, names), maps)
 
 
 def one_source(labels: np.ndarray) -> list[int]:

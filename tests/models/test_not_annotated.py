@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cellwright.config.model_dense import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, StarsTarget, UNetConfig, WatershedTarget
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.labels import Labels
@@ -54,7 +54,12 @@ def learned(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def network_of(kind: str) -> nn.Module:
-    targets = {"semantic": SemanticTarget(), "watershed": WatershedTarget(), "flow": FlowTarget()}
+    targets = {
+        "semantic": SemanticTarget(),
+        "watershed": WatershedTarget(),
+        "flow": FlowTarget(),
+        "stars": StarsTarget(),
+    }
     if kind not in targets:
         return suite.build(suite.CASES[kind].recipe()).eval()
     torch.manual_seed(0)
@@ -62,7 +67,7 @@ def network_of(kind: str) -> nn.Module:
     return DenseNetwork(config, in_channels=3, n_classes=2)
 
 
-KINDS = ["semantic", "watershed", "flow", "fpn_r18", "c4_r50", "cascade_r50", "pointrend_r50", "mask_scoring"]
+KINDS = ["semantic", "watershed", "flow", "stars", "fpn_r18", "c4_r50", "cascade_r50", "pointrend_r50", "mask_scoring"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

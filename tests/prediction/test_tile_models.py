@@ -14,10 +14,11 @@ import pytest
 import tifffile
 import torch
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from cellwright.api.models import Model, ensemble, load_model
 from cellwright.config.input import InputConfig
+from cellwright.config.model_dense import StarsTarget, UNetConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.dataset import Sample
 from cellwright.core.errors import FormatError, UsageError
@@ -31,6 +32,7 @@ from cellwright.data.survey import survey_images
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.data.views import PLAIN, View
 from cellwright.models.build import build_network
+from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.boxes import Extent
 from cellwright.prediction.backends.torch import NetworkPredictor
@@ -134,6 +136,32 @@ def test_rcnn(recipe: dict, scale: float, views: tuple[View, ...]) -> None:
     grid, tiles = tiled(predictor, image, 200)
     assert grid[1].window.hw[1] < grid.net_hw[1]
     check_same(whole.instances, tiles)
+
+
+class Discs(nn.Module):
+    """In place of a U-Net: a polygon of 6 px around every bright pixel."""
+
+    reach_px, stride = 4, 4
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        rays = torch.full_like(images[:, :1], 6 / RAY_UNIT_PX)
+        return [torch.cat([8 * images[:, :1] - 4, rays.expand(-1, 32, -1, -1)], dim=1)]
+
+
+@pytest.mark.parametrize("views", [PLAIN, (View(quarter_turns=1), View(scale=0.9))])
+def test_rays_are_as_long_in_tiles(views: tuple[View, ...]) -> None:
+    """At half the resolution, rays of 6 px are 12 px in the image, and 13.3 px in the smaller view."""
+    network = DenseNetwork(UNetConfig(width=4, depth=2, target=StarsTarget()), in_channels=3, n_classes=1)
+    network.unet = Discs()  # type: ignore[assignment]
+    predictor = NetworkPredictor(network, InputConfig(channels=3, scale=0.5), "torchvision").with_views(views)
+    y, x = np.mgrid[:90, :600]
+    spots = 250 * np.exp(-((y - 40 - 5 * np.sin(x / 31)) ** 2 + (x % 30 - 15) ** 2) / 60)
+    image = Image.from_array(spots.astype(np.uint8))
+    (whole,) = predictor.predict([image])
+    assert len(whole.instances) == 20
+    share_of_disc = np.median(whole.instances.masks.areas) / (np.pi * 12**2)
+    assert share_of_disc == pytest.approx(1.0 if views == PLAIN else 1.11, abs=0.03)
+    check_same(whole.instances, tiled(predictor, image, 64)[1])
 
 
 def test_a_short_side_needs_the_scale_of_training() -> None:

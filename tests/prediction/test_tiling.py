@@ -25,7 +25,7 @@ from cellwright.data.network_input import network_window, resize_antialiased, re
 from cellwright.data.resize import resized, resized_window
 from cellwright.data.synthetic import draw_field
 from cellwright.data.views import PLAIN, View
-from cellwright.models.dense import flow, semantic, watershed
+from cellwright.models.dense import flow, semantic, stars, watershed
 from cellwright.models.dense.labels import to_instances
 from cellwright.prediction.backends.torch_tiles import DenseTiles
 from cellwright.prediction.tiling.facts import ImageFacts
@@ -155,7 +155,7 @@ def test_objects_of_a_perfect_network_survive_every_grid(
     assert seams.n_adopted == 0
 
 
-@pytest.mark.parametrize("target", [flow, watershed, semantic])
+@pytest.mark.parametrize("target", [flow, watershed, semantic, stars])
 @pytest.mark.parametrize(("core_px", "offset"), [(96, (0, 0)), (128, (17, 5)), (160, (31, 40))])
 def test_decoders_find_the_same_objects_in_tiles(target, core_px: int, offset: tuple[int, int]) -> None:
     """On the same maps, noise included: the same pixels, and the same scores to the bit."""

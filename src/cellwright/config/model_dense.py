@@ -61,6 +61,23 @@ class FlowTarget(_Decoding):
     )
 
 
+class StarsTarget(Section):
+    """Star-convex polygons: a probability, and the distance to the outline along rays (Schmidt et al. 2018)."""
+
+    kind: Literal["stars"] = Field(default="stars", description="What the maps mean.")
+    n_rays: int = Field(
+        default=32, ge=4, le=256, multiple_of=4, description="Rays, and so vertices of a polygon; a multiple of 4."
+    )
+    probability_threshold: Fraction = Field(
+        default=0.5, description="Candidates have a higher probability (StarDist: prob_thresh)."
+    )
+    max_overlap: Fraction = Field(
+        default=0.4,
+        description="Largest share of the smaller of two polygons that both may have in common (StarDist: nms_thresh).",
+    )
+    min_area_px: int = Field(default=1, ge=1, description="Smaller objects are dropped, pixels of the image.")
+
+
 class UNetConfig(Section):
     """U-Net (Ronneberger et al. 2015) that predicts maps, from which a decoder derives objects."""
 
@@ -85,15 +102,20 @@ class UNetConfig(Section):
         default=False,
         description="In training, coarser decoder stages predict the maps too; with nested skips, all columns.",
     )
-    target: Annotated[SemanticTarget | WatershedTarget | FlowTarget, Field(discriminator="kind")] = Field(
+    target: Annotated[SemanticTarget | WatershedTarget | FlowTarget | StarsTarget, Field(discriminator="kind")] = Field(
         default=FlowTarget(), description="What the maps mean, and how they are decoded into objects."
     )
     cross_entropy_weight: float = Field(
-        default=1.0, ge=0, description="Weight of the cross-entropy of body and border."
+        default=1.0, ge=0, description="Weight of the cross-entropy of body, border and probability."
     )
     dice_weight: float = Field(default=1.0, ge=0, description="Weight of the soft Dice loss of body and border.")
     flow_weight: float = Field(default=5.0, ge=0, description="Weight of the squared error of the flows.")
     distance_weight: float = Field(default=1.0, ge=0, description="Weight of the absolute error of the distance map.")
+    ray_weight: float = Field(
+        default=0.2,
+        ge=0,
+        description="Weight of the absolute error of the rays, px; pixels count by their probability.",
+    )
     body_loss: Literal["cross_entropy", "focal"] = Field(
         default="cross_entropy", description="Pixel loss of body and border, times cross_entropy_weight."
     )
@@ -104,7 +126,10 @@ class UNetConfig(Section):
         default=None, description="Weight of foreground in the focal loss; background gets 1 - this. null: both 1."
     )
     border_weight: float = Field(
-        default=0.0, ge=0, le=1000, description="Extra weight of body pixels between two objects; 10 in the paper."
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="Extra weight of body (or probability) between two objects; 10 in the paper.",
     )
     border_sigma_px: float = Field(
         default=5.0,
@@ -127,4 +152,9 @@ class UNetConfig(Section):
             raise ValueError("focal_gamma and focal_alpha have no effect without body_loss: focal")
         if self.border_weight == 0 and self.border_sigma_px != 5.0:
             raise ValueError("border_sigma_px has no effect without border_weight, 10 in the paper")
+        has_stars = self.target.kind == "stars"
+        if has_stars and (self.body_loss != "cross_entropy" or self.dice_weight != 1.0):
+            raise ValueError("body_loss and dice_weight have no effect with target stars, which has no body")
+        if not has_stars and self.ray_weight != 0.2:
+            raise ValueError("ray_weight has no effect without target stars")
         return self

@@ -304,8 +304,8 @@ OTHER_NAMES = {
     "diameter": "input.diameter_px",
     "flow_threshold": "model.target.max_error",
     "cellprob_threshold": "model.target.body_threshold, a probability",
-    "prob_thresh": "predict.score_threshold",
-    "nms_thresh": "model.box_head.nms_iou",
+    "prob_thresh": "model.target.probability_threshold, or predict.score_threshold",
+    "nms_thresh": "model.target.max_overlap of target stars, or model.box_head.nms_iou",
     "amp": "train.precision",
     "mixed_precision": "train.precision",
 }

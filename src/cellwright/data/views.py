@@ -115,12 +115,18 @@ class View:
         return np.ascontiguousarray(turned[..., ::-1] if self.horizontal_flip else turned)
 
     def turn_maps(self, maps: np.ndarray, channels: Sequence[str]) -> np.ndarray:
-        """As `turn`, for a network's maps (D, H, W); channels flow_y and flow_x are rotated as vectors."""
+        """As `turn`, for a network's maps (D, H, W); flow_y and flow_x turn as a vector, ray_0 to ray_N change places.
+
+        Rays are lengths at N equal angles, from right, clockwise on the screen; N is a multiple of 4.
+        """
         turned = self.turn(maps)
         if "flow_y" in channels:
             y, x = channels.index("flow_y"), channels.index("flow_x")
             flow = turned[y].copy(), -turned[x] if self.horizontal_flip else turned[x].copy()
             turned[y], turned[x] = _rotated(*flow, self.quarter_turns)
+        if "ray_0" in channels:
+            own, rays = self._rays(channels)
+            turned[rays] = turned[own]
         return turned
 
     def turn_maps_back(self, maps: np.ndarray, channels: Sequence[str]) -> np.ndarray:
@@ -130,7 +136,17 @@ class View:
             y, x = channels.index("flow_y"), channels.index("flow_x")
             flow_y, flow_x = _rotated(turned[y].copy(), turned[x].copy(), -self.quarter_turns)
             turned[y], turned[x] = flow_y, -flow_x if self.horizontal_flip else flow_x
+        if "ray_0" in channels:
+            own, rays = self._rays(channels)
+            turned[own] = turned[rays]
         return turned
+
+    def _rays(self, channels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Indices (N,) of the channels of all rays, and of the rays into which each turns."""
+        own = np.array([channels.index(f"ray_{k}") for k in range(sum(name.startswith("ray_") for name in channels))])
+        n, k = len(own), np.arange(len(own))
+        turned = n // 2 - k if self.horizontal_flip else k
+        return own, own[(turned - self.quarter_turns * n // 4) % n]
 
     def turn_boxes(self, boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
         """Boxes (N, 4) ``x0 y0 x1 y1`` of an image of ``image_hw``, in the turned image."""

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 import cellwright as cw
-from cellwright.config.model_dense import FlowTarget, SemanticTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, StarsTarget, UNetConfig, WatershedTarget
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models.build import build_network
 from cellwright.models.dense import dense
-from cellwright.models.dense.dense import DenseNetwork, first_of_layers
+from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork, first_of_layers
 from cellwright.models.dense.losses import border_weights
 from cellwright.models.dense.target import target_of
 from cellwright.models.weights.initial import start_from
@@ -28,7 +28,12 @@ from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.models.weights.torch_io import read_weights, save_model
 from cellwright.ops.batch import Batch
 
-TARGETS = {"semantic": SemanticTarget(), "watershed": WatershedTarget(), "flow": FlowTarget()}
+TARGETS = {
+    "semantic": SemanticTarget(),
+    "watershed": WatershedTarget(),
+    "flow": FlowTarget(),
+    "stars": StarsTarget(n_rays=16),
+}
 
 
 def discs(apart_px: int = 17) -> np.ndarray:
@@ -73,9 +78,11 @@ class Oracle(nn.Module):
     def __init__(self, maps: Tensor, channels: tuple[str, ...]) -> None:
         super().__init__()
         self.logits = maps.clone()
-        self.logits[:, [not name.startswith("flow") for name in channels]] = torch.logit(
-            maps[:, [not name.startswith("flow") for name in channels]], eps=1e-6
-        )
+        for index, name in enumerate(channels):
+            if name.startswith("ray_"):
+                self.logits[:, index] /= RAY_UNIT_PX
+            elif not name.startswith("flow_"):
+                self.logits[:, index] = torch.logit(maps[:, index], eps=1e-6)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [self.logits]
@@ -110,7 +117,7 @@ def test_losses_fall_on_one_batch(name: str) -> None:
         optimiser.step()
         totals.append(total.item())
     expected = {"semantic": {"body"}, "watershed": {"body", "border", "distance"}, "flow": {"flow", "body"}}
-    assert set(losses) == expected[name]
+    assert set(losses) == (expected | {"stars": {"probability", "rays"}})[name]
     assert totals[-1] < 0.7 * totals[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in dense.parameters())
 

@@ -8,6 +8,7 @@ from torch import nn
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import UsageError
 from cellwright.models.build import build_network
+from cellwright.models.dense.dense import RAY_UNIT_PX
 from cellwright.models.export.networks import graphs_of, rules_of
 
 
@@ -20,6 +21,14 @@ def test_the_maps_are_named_in_order() -> None:
     assert rules["channels"] == ["body", "border", "distance", "class_0", "class_1"]
     assert rules["stride"] == 4
     assert len(rules["steps"]) == 3
+
+
+def test_rays_have_a_unit() -> None:
+    model = {"kind": "unet", "width": 4, "depth": 2, "target": {"kind": "stars", "n_rays": 8}}
+    network = build_network(Recipe.model_validate({"name": "t", "model": model}), 1)
+    rules = rules_of(network)
+    assert rules["channels"] == ["probability", *(f"ray_{k}" for k in range(8))]
+    assert f"times {RAY_UNIT_PX:g} px" in rules["steps"][1]
 
 
 def test_other_networks_are_rejected() -> None:

@@ -3,7 +3,8 @@
     images -> U-Net -> maps -> decoder -> objects
     objects -> encoder -> maps to learn
 
-What the maps are is decided by the target: `semantic`, `watershed` or `flow`, each an encoder and its inverse decoder.
+What the maps are is decided by the target: `semantic`, `watershed`, `flow` or `stars`, each an encoder and its inverse
+decoder.
 
 Shape shorthand: B images, D maps of the target, K classes.
 """
@@ -33,8 +34,10 @@ from cellwright.ops.batch import Batch
 # Memory at the peak of prediction per pixel and channel of full resolution, as measured: maps of all resolutions, and
 # the decoder. Rather too low than too high.
 BYTES_PER_CHANNEL = {"plain": 20.0, "nested": 32.0}
-# Memory of the maps and of decoding, bytes per pixel.
-DECODING_BYTES = 100
+# Memory of the maps and of decoding, bytes per pixel: with three maps, and for each more, before and after resizing.
+DECODING_BYTES, BYTES_PER_MAP = 100, 8
+# One unit of the network's output is so long a ray, px: it learns lengths as fast as it learns other maps then.
+RAY_UNIT_PX = 8.0
 # The U-Net may take this share of the memory there is, and so many bytes; else it sees windows of one of these sides,
 # px. An image of small objects, which is enlarged, needs no more memory than a large one then.
 MEMORY_SHARE, LARGEST_BYTES, WINDOW_SIDES = 0.6, 3 << 29, (2048, 1536, 1024, 512)
@@ -70,7 +73,12 @@ class DenseNetwork(nn.Module):
 
         That of the maps and of decoding: the U-Net itself can run window by window, see `maps`.
         """
-        return None if self.reach_px is None else DECODING_BYTES
+        return None if self.reach_px is None else DECODING_BYTES + self.bytes_of_maps
+
+    @property
+    def bytes_of_maps(self) -> float:
+        """Memory of the maps beyond the first three, per pixel: of rays and classes."""
+        return BYTES_PER_MAP * max(self.unet.out_channels - 3, 0)
 
     @property
     def bytes_of_channels(self) -> float:
@@ -92,7 +100,7 @@ class DenseNetwork(nn.Module):
     # --- training -------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted scalar losses by kind of map: ``body``, ``border``, ``distance``, ``flow`` and ``class``.
+        """Weighted scalar losses by kind of map: body, border, distance, flow, probability, rays and class.
 
         Pixels of ignored objects and of the padding do not count.
         """
@@ -121,14 +129,21 @@ class DenseNetwork(nn.Module):
                     losses["flow"] = losses.get("flow", 0.0) + loss
                 case "distance":
                     losses[name] = config.distance_weight * masked_mean((predicted.sigmoid() - target).abs(), counted)
+                case "ray_0":  # all rays at once; they are the last maps
+                    rays = slice(index, len(channels))
+                    error = (RAY_UNIT_PX * logits[:, rays] - maps[:, rays]).abs().mean(dim=1)
+                    weights = counted * maps[:, channels.index("probability")]
+                    losses["rays"] = config.ray_weight * masked_mean(error, weights)
+                case _ if name.startswith("ray_"):
+                    continue
                 case _:
                     entropy = self._entropy(predicted, target)
-                    if name == "body" and pixel_weights is not None:
+                    if name in ("body", "probability") and pixel_weights is not None:
                         entropy = entropy * pixel_weights
                     losses[name] = config.cross_entropy_weight * masked_mean(entropy, counted)
-                    losses[name] = losses[name] + config.dice_weight * soft_dice_loss(
-                        predicted.sigmoid(), target, counted
-                    )
+                    if name != "probability":
+                        dice = soft_dice_loss(predicted.sigmoid(), target, counted)
+                        losses[name] = losses[name] + config.dice_weight * dice
         if self.n_classes > 1:
             entropy = F.cross_entropy(logits[:, len(channels) :], classes.clamp(min=0), reduction="none")
             losses["class"] = masked_mean(entropy, counted * (classes >= 0))
@@ -229,7 +244,9 @@ class DenseNetwork(nn.Module):
             inside = of_image[:, : image_hw[0], : image_hw[1]]
             if image_hw != output_hw:
                 inside = F.interpolate(inside[None], output_hw, mode="bilinear", antialias=True)[0]
-            yield inside.cpu().numpy()
+            resized = inside.cpu().numpy()
+            self.target.stretch(resized, image_hw, output_hw)
+            yield resized
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
@@ -259,10 +276,13 @@ class DenseNetwork(nn.Module):
             logits = self.unet.maps_in_strips(images).float()
         else:
             logits = self.unet(images)[0].float()
-        parts = [
-            logits[:, index : index + 1] if name.startswith("flow_") else logits[:, index : index + 1].sigmoid()
-            for index, name in enumerate(self.target.channels)
-        ]
+        parts = []
+        for index, name in enumerate(self.target.channels):
+            part = logits[:, index : index + 1]
+            if name.startswith("ray_"):
+                parts.append(RAY_UNIT_PX * part)
+            else:
+                parts.append(part if name.startswith("flow_") else part.sigmoid())
         if self.n_classes > 1:
             parts.append(logits[:, len(parts) :].softmax(dim=1))
         return torch.cat(parts, dim=1)

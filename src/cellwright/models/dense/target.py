@@ -1,7 +1,7 @@
 """What the maps of a dense network mean: one entry per ``model.target.kind``. NumPy only.
 
-`semantic`, `watershed` and `flow` each contain an encoder (labels to training maps) and a decoder (maps to labels and
-scores). A `Target` bundles the two with the options of the recipe's ``model.target`` section.
+`semantic`, `watershed`, `flow` and `stars` each contain an encoder (labels to training maps) and a decoder (maps to
+labels and scores). A `Target` bundles the two with the options of the recipe's ``model.target`` section.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from cellwright.config.model_dense import FlowTarget, SemanticTarget, WatershedTarget
+from cellwright.config.model_dense import FlowTarget, SemanticTarget, StarsTarget, WatershedTarget
 from cellwright.core.instances import Instances
-from cellwright.models.dense import flow, semantic, watershed
+from cellwright.models.dense import flow, semantic, stars, watershed
 from cellwright.models.dense.labels import to_instances
 
 
@@ -23,7 +23,8 @@ class Target:
     """What a network learns, and how its output becomes objects.
 
     Attributes:
-        channels: names of the maps, in order. ``flow_y`` and ``flow_x`` are unbounded, all others lie in [0, 1].
+        channels: names of the maps, in order. ``flow_y``, ``flow_x`` and ``ray_K`` are unbounded, all others lie in
+            [0, 1]; rays are lengths in pixels of the maps.
         encode: labels (h, w) int, 0 for background -> maps (D, h, w) float32.
         decode: maps (D, h, w) float32 -> labels (h, w) int32, objects 1..N, and scores (N,) float32 in [0, 1].
     """
@@ -31,6 +32,18 @@ class Target:
     channels: tuple[str, ...]
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def stretch(self, maps: np.ndarray, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
+        """Adapt ``maps`` (D + K, h, w) that were resized, in place: rays are lengths in pixels of the maps.
+
+        from_hw and to_hw: the size before and after; for a window, those of the whole image.
+        """
+        rays = [index for index, name in enumerate(self.channels) if name.startswith("ray_")]
+        if rays and from_hw != to_hw:
+            growth = np.divide(to_hw, from_hw)
+            lengths = np.hypot(*(stars.directions(len(rays)) * growth).T).astype(np.float32)
+            for index, length in zip(rays, lengths, strict=True):
+                maps[index] *= length
 
     def instances(self, maps: np.ndarray) -> Instances:
         """The objects of one image, highest score first.
@@ -44,7 +57,7 @@ class Target:
         return to_instances(labels, scores, maps[depth:] if len(maps) > depth else None)
 
 
-def target_of(config: SemanticTarget | WatershedTarget | FlowTarget) -> Target:
+def target_of(config: SemanticTarget | WatershedTarget | FlowTarget | StarsTarget) -> Target:
     """The target of a recipe's ``model.target`` section, whose fields are the decoder's keyword arguments."""
     options = config.model_dump(exclude={"kind"})
     match config:
@@ -54,3 +67,7 @@ def target_of(config: SemanticTarget | WatershedTarget | FlowTarget) -> Target:
             return Target(watershed.CHANNELS, watershed.encode, partial(watershed.decode, **options))
         case FlowTarget():
             return Target(flow.CHANNELS, flow.encode, partial(flow.decode, **options))
+        case StarsTarget():
+            n_rays = options.pop("n_rays")
+            encode = partial(stars.encode, n_rays=n_rays)
+            return Target(stars.channels(n_rays), encode, partial(stars.decode, **options))

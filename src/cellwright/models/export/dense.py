@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork
 from cellwright.models.export.onnx import Axis, Graph
 
 
@@ -38,12 +38,14 @@ def graphs_of(network: DenseNetwork) -> list[Graph]:
 def rules_of(network: DenseNetwork) -> dict[str, Any]:
     """The names of the maps, in order, and the steps from an image to objects."""
     classes = [f"class_{index}" for index in range(network.n_classes)] if network.n_classes > 1 else []
+    rays = f", ray channels times {RAY_UNIT_PX:g} px" if "ray_0" in network.target.channels else ""
     return {
         "stride": network.stride,
         "channels": [*network.target.channels, *classes],
         "steps": [
             "pad images with zeros at the right and bottom to a multiple of stride, run maps, remove the padding",
-            "flow channels are used as they are; apply a sigmoid to every other map, and a softmax to the class maps",
+            f"flow channels are used as they are{rays}; apply a sigmoid to every other map, and a softmax to the class "
+            "maps",
             "convert the maps to objects as docs/models.md describes for this target",
         ],
     }

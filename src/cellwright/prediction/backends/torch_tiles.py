@@ -185,7 +185,7 @@ class DenseTiles(NetworkTiles):
     @property
     def bytes_per_px(self) -> float:
         """As measured on 2.4 megapixels at width 16, with plain skips."""
-        return 100 + 2.5 * self.network.bytes_of_channels
+        return 100 + 2.5 * self.network.bytes_of_channels + self.network.bytes_of_maps
 
     def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
         """All objects in a tile's output, in its pixels, best first."""
@@ -220,7 +220,9 @@ class DenseTiles(NetworkTiles):
         def read(part: Window) -> np.ndarray:
             return maps[:, part.y0 - window.y0 : part.y1 - window.y0, part.x0 - window.x0 : part.x1 - window.x0]
 
-        return np.ascontiguousarray(resized_window(read, net_hw, facts.source_hw, output))
+        resized = np.array(resized_window(read, net_hw, facts.source_hw, output), order="C")
+        self.network.target.stretch(resized, net_hw, facts.source_hw)
+        return resized
 
     @property
     def network(self) -> DenseNetwork:
