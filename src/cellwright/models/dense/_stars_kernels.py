@@ -13,6 +13,7 @@ import numpy as np
 from cellwright.core.jit import njit
 
 _TIE = 1e-9
+_LONGEST_PX = 4096.0
 _CELL_PX = 16  # polygons are looked up by the cells of this side that their boxes touch
 # Columns of the table of polygons: the centre, the first and last row and column, the area, and where its spans are.
 _Y, _X, _Y0, _X0, _Y1, _X1, _AREA, _START, _END = range(9)
@@ -79,15 +80,17 @@ def suppress(maps, order, image_hw, directions, max_overlap):
     newest = np.full((height // _CELL_PX + 1, width // _CELL_PX + 1), -1, np.int64)
     entries, n_entries = np.empty((256, 2), np.int64), 0
     compared = np.full(order.size, -1, np.int64)  # the last candidate that a polygon was compared with
-    scratch = np.empty((3, directions.shape[0]))
+    outline, crossings = np.empty((2, directions.shape[0])), np.empty((64, directions.shape[0]))
     n = 0
     for index in range(order.size):
         candidate = polygons[n]  # after those that remain, and so are its spans
         candidate[_Y], candidate[_X] = order[index] // width, order[index] % width
-        first, last = _outline(maps, order[index], directions, scratch)
+        first, last = _outline(maps, order[index], directions, outline)
+        while last - first >= crossings.shape[0]:
+            crossings = _longer(crossings)
         while starts[n] + (last - first + 1) * directions.shape[0] > spans.shape[0]:
             spans = _longer(spans)
-        _draw_spans(scratch, first, last, spans, candidate, starts[n])
+        _draw_spans(outline, first, last, crossings, spans, candidate, starts[n])
         if candidate[_AREA] == 0 or _overlaps(polygons, n, spans, newest, entries, compared, index, max_overlap):
             continue
         y0, x0, y1, x1 = _cells(candidate, newest.shape)
@@ -104,41 +107,42 @@ def suppress(maps, order, image_hw, directions, max_overlap):
 
 
 @njit(cache=True)
-def _outline(maps, at, directions, scratch):
-    """Write the vertices y and x of the polygon of pixel ``at``, relative to it, into ``scratch``; returns its rows.
+def _outline(maps, at, directions, outline):
+    """Write the vertices y and x of the polygon of pixel ``at``, relative to it, into ``outline``; returns its rows.
 
-    Rays follow the probability in ``maps`` (1 + N, H * W); a negative one counts as 0.
+    Rays follow the probability in ``maps`` (1 + N, H * W); a negative one counts as 0, and none is longer than
+    any object, so that a failed training does not fill the memory.
     """
-    ys, xs = scratch[0], scratch[1]
+    ys, xs = outline[0], outline[1]
     for k in range(ys.size):
-        length = max(float(maps[1 + k, at]), 0.0)
+        length = min(max(float(maps[1 + k, at]), 0.0), _LONGEST_PX)
         ys[k], xs[k] = length * directions[k, 0], length * directions[k, 1]
     return int(np.ceil(ys.min())), int(np.floor(ys.max()))
 
 
 @njit(cache=True)
-def _draw_spans(scratch, first, last, spans, polygon, start):
+def _draw_spans(outline, first, last, crossings, spans, polygon, start):
     """Write the spans of an outline into ``spans`` from ``start`` on, and its facts into the row ``polygon``.
 
     A pixel belongs to the polygon if its centre is inside or on a slanted edge. Spans of one row do not overlap.
+    ``crossings`` is scratch space, of at least as many rows.
     """
-    ys, xs, crossings = scratch[0], scratch[1], scratch[2]
+    ys, xs = outline[0], outline[1]
     n_rays, n, area, left, right = ys.size, start, 0, 0, -1
+    counts = np.zeros(max(last - first + 1, 0), np.int64)
+    for k in range(n_rays):
+        following = k + 1 if k + 1 < n_rays else 0
+        y0, x0, y1, x1 = ys[k], xs[k], ys[following], xs[following]
+        for row in range(int(np.ceil(min(y0, y1))), int(np.ceil(max(y0, y1)))):
+            x, at, in_row = x0 + (row - y0) / (y1 - y0) * (x1 - x0), counts[row - first], crossings[row - first]
+            while at > 0 and in_row[at - 1] > x:
+                in_row[at] = in_row[at - 1]
+                at -= 1
+            in_row[at] = x
+            counts[row - first] += 1
     for row in range(first, last + 1):
-        n_crossings = 0
-        for k in range(n_rays):
-            following = k + 1 if k + 1 < n_rays else 0
-            y0, x0, y1, x1 = ys[k], xs[k], ys[following], xs[following]
-            if (y0 <= row) != (y1 <= row):
-                x = x0 + (row - y0) / (y1 - y0) * (x1 - x0)
-                at = n_crossings
-                while at > 0 and crossings[at - 1] > x:
-                    crossings[at] = crossings[at - 1]
-                    at -= 1
-                crossings[at] = x
-                n_crossings += 1
-        for i in range(0, n_crossings - 1, 2):
-            begin, end = int(np.ceil(crossings[i])), int(np.floor(crossings[i + 1]))
+        for i in range(0, counts[row - first] - 1, 2):
+            begin, end = int(np.ceil(crossings[row - first, i])), int(np.floor(crossings[row - first, i + 1]))
             if n > start and spans[n - 1, 0] == row:
                 begin = max(begin, spans[n - 1, 2] + 1)
             if begin <= end:
