@@ -17,6 +17,7 @@ from cellwright.config.model_dense import UNetConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.data.images.source import open_image
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense import flow
@@ -26,6 +27,7 @@ from cellwright.prediction import diameter as module
 from cellwright.prediction.backends.torch import NetworkPredictor
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
+from cellwright.prediction.tiling.facts import find_facts
 
 NOMINAL_PX = 24.0
 CONFIG = InputConfig(normalise="percentile", percentiles=(0, 100), diameter_px=NOMINAL_PX)
@@ -129,7 +131,7 @@ def test_a_given_diameter_is_used() -> None:
     guessed, diameter = predict_one(guessing, image)
     assert diameter is not None
     assert diameter.px is not None
-    assert len(input_hws_of(guessing)) == 5, "three trials, one more, and the image"
+    assert len(input_hws_of(guessing)) == 4, "two sizes, the one that follows, and the image"
     told = predictor(diameter_px=diameter.px)
     instances, given = predict_one(told, image)
     assert given == replace(diameter, estimated=False)
@@ -189,6 +191,51 @@ def test_few_large_nuclei_outside_the_shared_window() -> None:
         np.repeat(pixels[None].astype(np.float32), 3, 0), NOMINAL_PX, predictor().detect_input
     )
     assert estimate.px == pytest.approx(80, rel=0.1)
+
+
+@pytest.mark.parametrize("size_px", [12, 24])
+def test_nuclei_in_a_corner_of_a_textured_image(size_px: int) -> None:
+    """What varies most shows no object: the search goes on elsewhere."""
+    image, truth, median_px = drawn(size_px)
+    pixels = np.full((900, 1000), 0.45, np.float32)
+    pixels[300:, 300:] = 0.45 * (np.indices((600, 700)).sum(axis=0) // 2 % 2)
+    nuclei = image.data[:240, :, 0] > 0
+    pixels[:240, : nuclei.shape[1]][nuclei] = 0.55
+    own = predictor()
+    estimate = module.estimate_diameter(np.repeat(pixels[None], 3, axis=0), NOMINAL_PX, own.detect_input)
+    assert estimate.px == pytest.approx(median_px, rel=0.12)
+    assert estimate.is_sure
+    assert len(truth) > 20
+    assert sum(height * width for height, width in input_hws_of(own)) < 6 * (module.WINDOW_SIDE_PX + 16) ** 2
+
+
+class Shrinking:
+    """In place of a network: at any size it finds pieces, half as wide as they should be, less and less surely."""
+
+    def __init__(self) -> None:
+        self.score = 0.8
+
+    def __call__(self, pixels: np.ndarray) -> Instances:
+        side = int(NOMINAL_PX / 2)
+        rows, columns = np.indices(pixels.shape[1:]) // side
+        labels = parts_of((rows % 2 == 0) & (columns % 2 == 0))
+        self.score *= 0.8
+        return Instances.from_label_map(labels, scores=np.full(labels.max(), self.score))
+
+
+def test_an_uncertain_estimate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that disagree are said, of whole images and of tiles, unless the diameter is given."""
+    image, _, median_px = drawn(24)
+    assert not predictor().predict([image])[0].notes
+    for px, notes in ((None, 1), (median_px, 0)):
+        own = predictor(diameter_px=px)
+        shrinking = Shrinking()
+        monkeypatch.setattr(NetworkPredictor, "detect_input", lambda _, pixels, found=shrinking: found(pixels))
+        (prediction,) = own.predict([image])
+        facts = find_facts(open_image(image), CONFIG, "torchvision", Shrinking(), diameter_px=px)
+        for said in (prediction.notes, facts.notes):
+            assert [note.kind for note in said] == [module.UNCERTAIN] * notes
+            assert all("give `diameter`" in note.text for note in said)
 
 
 def test_the_enlargement_of_an_image_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

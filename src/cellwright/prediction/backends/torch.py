@@ -24,7 +24,7 @@ from cellwright.data.value_range import TrainingValues, input_for
 from cellwright.data.views import PLAIN, View
 from cellwright.models.contract import DetectsViews, Explains, Network, Prunes
 from cellwright.ops.batch import stack_images
-from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
+from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
 from cellwright.prediction.predictor import refuse_diameter, refuse_pruning
 from cellwright.prediction.record import Prediction
 
@@ -173,23 +173,23 @@ class NetworkPredictor:
         notes = (*range_notes, *size_notes)
         if config.diameter_px is None:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
-        pixels, px, rounding, is_noise = to_network(image, config), self.diameter_px, False, False
-        if px is None:
+        pixels, rounding, estimate = to_network(image, config), False, Estimate(self.diameter_px)
+        estimated = self.diameter_px is None
+        if estimated:
             data = image.without_alpha().data
             rounding = config.normalise == "percentile" and is_rounding(data.dtype, data.min(), data.max())
             estimate = Estimate(None, rounding)
             if not rounding:
                 estimate = estimate_diameter(pixels, config.diameter_px, self.detect_input)
-            px, is_noise = estimate.px, estimate.is_noise
+        px, is_noise = estimate.px, estimate.is_noise
 
         def resize(view: View) -> np.ndarray:
             # A view at a larger scale is an image with smaller objects; the same limits apply.
             of_view = None if px is None else Diameter.of(px / view.scale, image.image_hw, config, estimated=False)
             return rescale(pixels, view.scale if of_view is None else of_view.scale)
 
-        estimated = self.diameter_px is None
         diameter = Diameter.of(px, image.image_hw, config, estimated=estimated, is_noise=is_noise)
-        return resize, diameter, (*notes, *noise_notes(is_noise=is_noise, rounding=rounding))
+        return resize, diameter, (*notes, *estimate_notes(estimate, rounding=rounding))
 
     def detect_input(self, pixels: np.ndarray) -> Instances:
         """The objects of one network input (C, h, w), at its own size."""

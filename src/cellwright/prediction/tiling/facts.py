@@ -19,7 +19,7 @@ from cellwright.data.images.pixels import finite_limits
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised, resampled
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
-from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, is_rounding, noise_notes
+from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
 from cellwright.prediction.tiling.statistics import FiniteSource, read_block, readable_blocks, values_of
 
 # Up to this size the diameter is estimated on the whole image, as for small ones; above it on several regions.
@@ -150,10 +150,9 @@ def find_facts(
     estimate, estimated = Estimate(diameter_px), diameter_px is None
     if estimated:
         estimate = Estimate(None, is_noise=True) if rounding else _estimate(source, facts, config, detect)
-    is_noise = estimate.is_noise
     # Tiles are enlarged one by one, so that the limit for whole images does not apply.
-    diameter = Diameter.of(estimate.px, (1, 1), config, estimated=estimated, is_noise=is_noise)
-    notes = (*notes, *noise_notes(is_noise=is_noise, rounding=rounding))
+    diameter = Diameter.of(estimate.px, (1, 1), config, estimated=estimated, is_noise=estimate.is_noise)
+    notes = (*notes, *estimate_notes(estimate, rounding=rounding))
     height, width = (max(1, int(side * diameter.scale + 0.5)) for side in source.image_hw)
     return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
 
@@ -161,19 +160,22 @@ def find_facts(
 def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect) -> Estimate:
     """The median diameter: of the whole image if it is small, else the median over several regions of it.
 
-    The image is noise only if all these regions are.
+    Regions with a sure estimate count if there are any. The estimate is sure if at least half of those with objects
+    are, and the image is noise only if all regions are.
     """
     assert config.diameter_px is not None
     height, width = source.image_hw
     is_small = height * width <= WHOLE_ESTIMATE_PX
     windows = [Window(0, 0, height, width)] if is_small else _varied_regions(source, config)
-    found, is_noise = [], []
+    estimates = []
     for window in windows:
         pixels = facts.normalised(read_block(source, window), config)
-        estimate = estimate_diameter(pixels, config.diameter_px, detect)
-        found += [] if estimate.px is None else [estimate.px]
-        is_noise.append(estimate.is_noise)
-    return Estimate(float(np.median(found)) if found else None, all(is_noise))
+        estimates.append(estimate_diameter(pixels, config.diameter_px, detect))
+    found = [estimate for estimate in estimates if estimate.px is not None]
+    sure = [estimate for estimate in found if estimate.is_sure]
+    px = float(np.median([estimate.px for estimate in sure or found])) if found else None
+    is_noise = all(estimate.is_noise for estimate in estimates)
+    return Estimate(px, is_noise=is_noise, is_sure=2 * len(sure) >= len(found))
 
 
 def _varied_regions(source: ImageSource, config: InputConfig) -> list[Window]:
