@@ -225,8 +225,9 @@ class _Searched:
         windows: list[Corners] = []
         look = _Look(())
         while not windows or (len(windows) < MAX_WINDOWS and look.n_good() < enough):
-            is_varied = near is None or (varied_first and not windows)
-            centre = None if is_varied else near.densest(side, windows)
+            centre = None
+            if near is not None and (windows or not varied_first):
+                centre = near.densest(side, windows)
             centre = self._most_varied(windows) if centre is None else centre
             if centre is None:
                 break
