@@ -1,10 +1,18 @@
 """The dataset of the bundled model `nuclei`: four sources whose licences let everyone use the weights, with splits.
 
-    python benchmarks/bundled.py --dsb dsb2018_stage1_train --packs FOLDER --out work/bundled
+    python benchmarks/bundled.py data --dsb dsb2018_stage1_train --packs FOLDER --out work/bundled
+    cellwright train nuclei/stained --data work/bundled/stained --out runs/stained
+    cellwright tune runs/stained --data work/bundled/stained --out work/tuned
+    cellwright model export work/tuned --to half --out work/half
+    python benchmarks/bundled.py release work/half --data work/bundled/stained --score .4 --out nuclei_stained
 
 FOLDER has ``nuinsseg_he`` (CC BY 4.0), ``tnbc_he`` (CC BY 4.0) and ``bitdepth_dapi`` (Apache-2.0), each with an
 ``index.csv`` that names the group of each image. Groups never part: organs of NuInsSeg and of the DAPI images, patients
-of TNBC. A fifth of the groups is test, a tenth val. The Data Science Bowl (CC0) keeps the split of the bundled model.
+of TNBC. A fifth of the groups is test, a tenth val. The Data Science Bowl (CC0) keeps the split of the first model.
+
+``stained`` and ``fluorescence`` in the output folder have the images on which the two networks of ``nuclei`` are
+trained: stained ones, and all others. ``release`` writes the folder of a bundled model: ``--score`` is the threshold of
+both, on the calibrated scores; the folder's README.md, the model card, is written by hand.
 """
 
 from __future__ import annotations
@@ -12,9 +20,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 
@@ -22,11 +31,16 @@ import numpy as np
 
 import cellwright as cw
 from cellwright.core.dataset import Dataset
+from cellwright.core.files import write_json
 from cellwright.data.formats import FORMATS, WriteOptions
+from cellwright.data.images.channels import is_stained
 from cellwright.data.merge import merge_datasets
+from cellwright.models.weights.model_folder import INFO, WEIGHTS, read_model_info
 
 GROUPS = {"nuinsseg_he": "organ", "tnbc_he": "patient", "bitdepth_dapi": "organ"}
 TEST, VAL = 0.2, 0.1
+LICENCES = {"dsb": "CC0-1.0", "nuinsseg_he": "CC-BY-4.0", "tnbc_he": "CC-BY-4.0", "bitdepth_dapi": "Apache-2.0"}
+MIN_AREA_PX = 8
 
 
 def groups_of(pack: Path) -> dict[str, str]:
@@ -49,7 +63,7 @@ def splits_of(groups: Mapping[str, str]) -> dict[str, str]:
 
 def dsb(folder: Path) -> Dataset:
     """The Data Science Bowl with the split of the bundled model."""
-    text = resources.files("cellwright").joinpath("weights/nuclei/split.json").read_text(encoding="utf-8")
+    text = resources.files("cellwright").joinpath("weights/nuclei_1/split.json").read_text(encoding="utf-8")
     split_of = {name: split for split in ("val", "test") for name in json.loads(text)[split]}
     dataset = cw.read_dataset(folder)
     samples = [replace(sample, split=split_of.get(sample.id, "train")) for sample in dataset]
@@ -68,17 +82,62 @@ def pack(folder: Path) -> Dataset:
     return replace(dataset.with_samples(samples), class_names=("nucleus",))
 
 
+def make_data(args: argparse.Namespace) -> None:
+    """Write the merged dataset and its two parts."""
+    merged = merge_datasets([dsb(args.dsb), *(pack(args.packs / name) for name in GROUPS)])
+    stained = {sample.id for sample in merged if is_stained(cw.read_image(sample.image_path))}
+    parts = {
+        "": merged.samples,
+        "stained": [sample for sample in merged if sample.id in stained],
+        "fluorescence": [sample for sample in merged if sample.id not in stained],
+    }
+    for name, samples in parts.items():
+        out = args.out / name
+        out.mkdir(parents=True, exist_ok=True)
+        FORMATS["coco"].write(merged.with_samples(samples), out, WriteOptions(place=out))
+    for (source, split), n in sorted(Counter((_source(s.id), str(s.split)) for s in merged).items()):
+        print(f"{source} {split}: {n}")
+
+
+def release(args: argparse.Namespace) -> None:
+    """Write the folder of a bundled model."""
+    info, dataset = read_model_info(args.model), cw.read_dataset(args.data)
+    sources = {_source(sample.id) for sample in dataset}
+    knots = info.calibration
+    assert knots is not None, "tune the model first"
+    raw = float(np.interp(args.score, knots["expected_iou"], knots["scores"]))
+    thresholds = {"score/nucleus": round(raw, 4), "min_area_px/nucleus": float(MIN_AREA_PX)}
+    licences = ", ".join(sorted({licence for name, licence in LICENCES.items() if name in sources}))
+    args.out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(args.model / WEIGHTS, args.out / WEIGHTS)
+    write_json(
+        args.out / INFO,
+        {"schema_version": 1, **asdict(replace(info, thresholds=thresholds, data_licence=licences))},
+    )
+    split = {part: sorted(s.id for s in dataset.with_split(part)) for part in ("train", "val", "test")}
+    write_json(args.out / "split.json", split)
+
+
+def _source(name: str) -> str:
+    return name.rpartition("/")[0] or "dsb"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dsb", type=Path, required=True)
-    parser.add_argument("--packs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("work/bundled"))
+    verbs = parser.add_subparsers(required=True)
+    making = verbs.add_parser("data")
+    making.add_argument("--dsb", type=Path, required=True)
+    making.add_argument("--packs", type=Path, required=True)
+    making.add_argument("--out", type=Path, default=Path("work/bundled"))
+    making.set_defaults(run=make_data)
+    releasing = verbs.add_parser("release")
+    releasing.add_argument("model", type=Path)
+    releasing.add_argument("--data", type=Path, required=True)
+    releasing.add_argument("--score", type=float, required=True)
+    releasing.add_argument("--out", type=Path, required=True)
+    releasing.set_defaults(run=release)
     args = parser.parse_args()
-    merged = merge_datasets([dsb(args.dsb), *(pack(args.packs / name) for name in GROUPS)])
-    args.out.mkdir(parents=True, exist_ok=True)
-    FORMATS["coco"].write(merged, args.out, WriteOptions(place=args.out))
-    for (source, split), n in sorted(Counter((s.id.rpartition("/")[0] or "dsb", str(s.split)) for s in merged).items()):
-        print(f"{source} {split}: {n}")
+    args.run(args)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ COMMANDS = {
     "export csv": (("export", "PRED", "--to", "rle_csv_submission", "--out", "OUT.csv"), None),
     "export zip": (("export", "PRED", "--to", "coco_results", "--out", "OUT.zip"), None),
     "recipes copy": (("recipes", "copy", "vrdl_nuclei/quick", "--out", "OUT.yaml"), None),
-    "model export": (("model", "export", "nuclei", "--to", "half", "--out", "OUT"), None),
+    "model export": (("model", "export", "nuclei@1", "--to", "half", "--out", "OUT"), None),
     "demo": (("demo", "--out", "OUT"), None),
 }
 

@@ -185,8 +185,8 @@ def test_errors_name_parameters_as_they_are_typed() -> None:
 
 
 def test_python_errors_name_no_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "out.json").write_text("mine")
-    assert run("recipes", "copy", "vrdl_nuclei/quick", "--out", tmp_path / "out.json") == 2
+    (tmp_path / "out.yaml").write_text("mine")
+    assert run("recipes", "copy", "vrdl_nuclei/quick", "--out", tmp_path / "out.yaml") == 2
     assert "use --overwrite, or choose another --out" in capsys.readouterr().err
 
 

@@ -51,11 +51,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundled(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of bundled models that contains ``nuclei``; the working folder is empty."""
+    """A folder with the two bundled models of ``nuclei``; the working folder is empty."""
     monkeypatch.setattr(model_folder, "BUNDLED_ROOT", tmp_path / "weights")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert run("model", "export", model.parent, "--to", "half", "--out", tmp_path / "weights" / "nuclei") == 0
+    for name in ("nuclei_1", "nuclei_stained"):
+        assert run("model", "export", model.parent, "--to", "half", "--out", tmp_path / "weights" / name) == 0
     return tmp_path / "weights"
 
 
@@ -69,16 +70,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_weights_are_float16_on_disk_and_float32_in_memory(bundled: Path, model: Path) -> None:
-    stored, before = load_file(bundled / "nuclei" / "weights.safetensors"), load_file(model / "weights.safetensors")
+    stored, before = (
+        load_file(bundled / "nuclei_1" / "weights.safetensors"),
+        load_file(model / "weights.safetensors"),
+    )
     counters = {name for name in stored if name.endswith("num_batches_tracked")}
     assert counters
     for name, tensor in stored.items():
         assert tensor.dtype == (torch.int64 if name in counters else torch.float16)
         torch.testing.assert_close(tensor.to(before[name].dtype), before[name], rtol=1e-3, atol=1e-7)
-    names = {path.name for path in (bundled / "nuclei").iterdir()} - {".cellwright"}
+    names = {path.name for path in (bundled / "nuclei_1").iterdir()} - {".cellwright"}
     assert names == {"weights.safetensors", "model.json", "README.md"}
-    assert (bundled / "nuclei" / "model.json").read_bytes() == (model / "model.json").read_bytes()
-    network, _ = load_network("nuclei")
+    assert (bundled / "nuclei_1" / "model.json").read_bytes() == (model / "model.json").read_bytes()
+    network, _ = load_network("nuclei-fluorescence")
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32, torch.int64}
 
 
@@ -128,7 +132,7 @@ def test_an_invalid_diameter_writes_nothing(bundled: Path, data: Path) -> None:
 
 def test_the_name_works_in_every_verb(bundled: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("model", "list") == 0
-    assert "nuclei only" in capsys.readouterr().out
+    assert "nuclei-stained" in capsys.readouterr().out
     assert run("model", "inspect", "nuclei", "--tensors") == 0
     assert "float16" in capsys.readouterr().out
     common = ["--data", data, "--quiet"]
@@ -137,30 +141,30 @@ def test_the_name_works_in_every_verb(bundled: Path, data: Path, capsys: pytest.
     tuned = json.loads(Path("tuned/model.json").read_text())
     assert tuned["tuned_on"]["split"] == "val"
     assert load_file("tuned/weights.safetensors")["unet.maps.0.weight"].dtype == torch.float16
-    assert json.loads((bundled / "nuclei" / "model.json").read_text())["tuned_on"] is None, (
+    assert json.loads((bundled / "nuclei_1" / "model.json").read_text())["tuned_on"] is None, (
         "the bundled model is not changed"
     )
 
 
 def test_training_starts_from_the_bundled_model(bundled: Path) -> None:
     recipe = Recipe.model_validate(RECIPE)
-    network, shipped = build_network(recipe, 1), load_file(bundled / "nuclei" / "weights.safetensors")
-    assert not start_from(network, "nuclei").fresh
+    network, shipped = build_network(recipe, 1), load_file(bundled / "nuclei_1" / "weights.safetensors")
+    assert not start_from(network, "nuclei-fluorescence").fresh
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, shipped[name].to(tensor.dtype)), name
     with pytest.raises(ModelError, match=r"unet\.maps\.0\.weight[\s\S]*model\.init_fresh=\[maps\]"):
-        start_from(build_network(recipe, 2), "nuclei")
+        start_from(build_network(recipe, 2), "nuclei-fluorescence")
     # Other weights under the same name make a different run.
-    started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": "nuclei"})})
+    started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": "nuclei-fluorescence"})})
     before = _init_fingerprint(started)
-    (bundled / "nuclei" / "weights.safetensors").write_bytes(b"others")
-    assert before["init"] != _init_fingerprint(started)["init"] != "nuclei"
+    (bundled / "nuclei_1" / "weights.safetensors").write_bytes(b"others")
+    assert before["init"] != _init_fingerprint(started)["init"] != "nuclei-fluorescence"
 
 
 def test_a_damaged_installation(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = bundled / "nuclei" / "weights.safetensors"
+    weights = bundled / "nuclei_1" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    for break_more in (weights.unlink, (bundled / "nuclei" / "model.json").unlink, lambda: None):
+    for break_more in (weights.unlink, (bundled / "nuclei_1" / "model.json").unlink, lambda: None):
         with pytest.raises(ModelError, match="reinstall cellwright"):
             cw.load_model("nuclei")
         break_more()
@@ -182,25 +186,38 @@ def test_the_wheel_contains_the_models() -> None:
     root = Path(__file__).parents[2]
     packed = {file.distribution_path for file in WheelBuilder(str(root)).recurse_included_files()}
     assert "cellwright/recipes/dsb2018/nuclei.yaml" in packed
-    for name in model_folder.BUNDLED:
-        for file in (model_folder.BUNDLED_ROOT / name).glob("*.*"):
-            assert f"cellwright/weights/{name}/{file.name}" in packed
-        assert f"cellwright/weights/{name}/weights.safetensors" in packed
+    for folder in model_folder.BUNDLED.values():
+        for file in (model_folder.BUNDLED_ROOT / folder).glob("*.*"):
+            assert f"cellwright/weights/{folder}/{file.name}" in packed
+        assert f"cellwright/weights/{folder}/weights.safetensors" in packed
 
 
 @pytest.mark.parametrize("name", model_folder.BUNDLED)
 def test_the_bundled_models(name: str) -> None:
-    folder = model_folder.BUNDLED_ROOT / name
-    assert (folder / "weights.safetensors").stat().st_size <= 8_000_000
+    folder = model_folder.bundled_model(name)
+    assert folder is not None
+    assert (folder / "weights.safetensors").stat().st_size <= 6_000_000
     assert {tensor.dtype for tensor in load_file(folder / "weights.safetensors").values()} <= {
         torch.float16,
         torch.int64,
     }
     network, info = load_network(name)
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
-    assert info.data_licence == "CC0-1.0"
+    licences, card = info.data_licence.split(", "), (folder / "README.md").read_text()
+    assert {*licences} <= {"CC0-1.0", "CC-BY-4.0", "Apache-2.0"}, "everyone may use the weights"
+    assert all(licence in card for licence in licences)
     split = json.loads((folder / "split.json").read_text())
-    assert len(info.trained_on) == 664 - len(split["val"]) - len(split["test"])
+    assert not {*split["val"]} & {*split["test"]}
+    assert len(info.trained_on) > 200
     assert not {*info.trained_on} & {*info.tuned_on["images"]}
-    assert "CC0-1.0" in (folder / "README.md").read_text()
-    assert NAMED_MODELS[name].endswith("finds nuclei only")
+    assert name in NAMED_MODELS
+
+
+def test_both_networks_of_nuclei_keep_the_same_objects() -> None:
+    """One threshold stands for both, on scores that are the expected IoU."""
+    first, second = (cw.load_model(name) for name in model_folder.CHOICES["nuclei"])
+    both = cw.load_model("nuclei")
+    assert first.options.score_threshold == pytest.approx(second.options.score_threshold, abs=1e-3)
+    assert both.options.score_threshold == first.options.score_threshold
+    assert both.options.min_area_px == first.options.min_area_px == second.options.min_area_px
+    assert both.is_calibrated

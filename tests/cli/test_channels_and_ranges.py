@@ -41,11 +41,11 @@ def write_channels(path: Path, planes: dict[str, np.ndarray]) -> None:
 @pytest.fixture(scope="module")
 def fixed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled network with fixed normalisation for 8-bit images like those of the case, from 13.8 to 154.4."""
-    info = read_model_info("nuclei")
+    info = read_model_info("nuclei-fluorescence")
     low, high = 13.8 / 255, 154.4 / 255
     scaled = {"normalise": "fixed", "mean": [low] * 3, "std": [high - low] * 3, "diameter_px": 24}
     info = dataclasses.replace(info, recipe=info.recipe | {"input": scaled}, channels=(), values=None)
-    return save_model(tmp_path_factory.mktemp("fixed") / "model", read_weights("nuclei"), info)
+    return save_model(tmp_path_factory.mktemp("fixed") / "model", read_weights("nuclei-fluorescence"), info)
 
 
 # Value ranges

@@ -25,7 +25,7 @@ REQUESTS = {
     "merge": (("data", "merge", "DATA", "--map", "cell=nucleus", "--out", "OUT"), "dataset.json"),
     "check": (("data", "check", "DATA", "--out", "OUT/suspects.csv"), "suspects.png"),
     "export": (("export", "DATA", "--to", "coco", "--out", "OUT"), "annotations.json"),
-    "model export": (("model", "export", "nuclei", "--to", "half", "--out", "OUT"), "model.json"),
+    "model export": (("model", "export", "nuclei@1", "--to", "half", "--out", "OUT"), "model.json"),
     "recipes copy": (("recipes", "copy", "vrdl_nuclei/quick", "--out", "OUT/quick.yaml"), "quick.yaml"),
     "plan": (("plan", "DATA", "--init", "none", "--out", "OUT/recipe.yaml"), "recipe.yaml"),
     "demo": (("demo", "--out", "OUT"), "predictions/predictions.json"),

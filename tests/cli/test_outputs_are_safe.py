@@ -96,7 +96,7 @@ def test_files_of_the_user_stay(folder: Path, tmp_path: Path, capsys: pytest.Cap
         ("data", "convert", folder / "source", "--out", project),
         ("export", folder / "pred", "--to", "geojson", "--out", project),
         ("tune", "nuclei", "--data", folder / "data", "--out", project),
-        ("model", "export", "nuclei", "--to", "half", "--out", project),
+        ("model", "export", "nuclei@1", "--to", "half", "--out", project),
         ("demo", "--out", project),
     ):
         assert run(*words, "--overwrite") == 2

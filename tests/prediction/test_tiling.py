@@ -317,7 +317,7 @@ def test_windows_of_the_network_input_are_those_of_the_whole(normalise: str, rul
 )
 def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | None, views: tuple[View, ...]) -> None:
     """Maps of tiles equal those of the whole image, and so do the objects, at scales below and above 1."""
-    predictor = load_model("nuclei", device="cpu").predictor
+    predictor = load_model("nuclei-fluorescence", device="cpu").predictor
     predictor = predictor if diameter is None else predictor.with_diameter(diameter)
     predictor = predictor.with_views(views)
     if diameter == 18:

@@ -32,6 +32,8 @@ _AT_REST = """() => {
   const moves = Math.hypot(now.x - then.x, now.y - then.y) + Math.abs(viewport.getZoom(true) - viewport.getZoom(false));
   return moves < 1e-9 && size.x === container.clientWidth && size.y === container.clientHeight;
 }"""
+# How long something may take on a busy machine before the test fails.
+_PATIENCE_S = 90
 Point = tuple[float, float]
 
 
@@ -81,7 +83,7 @@ class Visitor:
         """The value of an expression in the page."""
         return self.page.evaluate(expression)
 
-    def until(self, expression: str, seconds: float = 30) -> None:
+    def until(self, expression: str, seconds: float = _PATIENCE_S) -> None:
         """Wait until something is true. (Playwright's own function needs `eval`, which the page does not allow.)"""
         end = time.monotonic() + seconds
         while not self.page.evaluate(f"Boolean({expression})"):
@@ -158,7 +160,7 @@ class Visitor:
         """The rows of the objects that are shown."""
         return self.look("cellwrightPage.objects.shown().map((id) => cellwrightPage.objects.row(id))")
 
-    def job(self, verb: str, button: str, seconds: float = 60) -> dict[str, Any]:
+    def job(self, verb: str, button: str, seconds: float = 2 * _PATIENCE_S) -> dict[str, Any]:
         """Press a button that starts a job, and wait for its end."""
         before = self.look(f"cellwrightPage.jobs.latest('{verb}')?.id ?? ''")
         self.page.click(button)
@@ -180,6 +182,7 @@ def visit(link: str, chromium: str, width: int = 1280, height: int = 720) -> Ite
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         try:
             context = browser.new_context(viewport={"width": width, "height": height})
+            context.set_default_timeout(1000 * _PATIENCE_S)
             visitor = Visitor(context.new_page())
             visitor.page.goto(link)
             visitor.until("globalThis.cellwrightPage?.project")

@@ -202,13 +202,13 @@ def train(visitor: Visitor) -> dict[str, Any]:
     latest = "cellwrightPage.jobs.latest('train')"
     visitor.page.fill("#minutes", "0.9")
     visitor.page.click("#train")
-    visitor.until(f"{latest}?.events.length", 60)
+    visitor.until(f"{latest}?.events.length")
     visitor.page.click("#panel-train button:has-text('Cancel')")
-    visitor.until(f"{latest}.state === 'cancelled'", 60)
+    visitor.until(f"{latest}.state === 'cancelled'")
     steps = visitor.look(f"{latest}.events.at(-1).step")
-    visitor.page.fill("#minutes", "0.01")
+    visitor.page.fill("#minutes", "0.1")
     visitor.page.click("#panel-train button:has-text('Resume')")
-    visitor.until(f"{latest}.state === 'done'", 60)
+    visitor.until(f"{latest}.state === 'done'", 180)
     job = visitor.look(latest)
     assert job["events"][-1]["step"] > steps
     assert job["result"]["held_out"]

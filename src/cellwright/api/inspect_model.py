@@ -40,13 +40,15 @@ class InspectPlan:
 
 def run(plan: InspectPlan) -> list[Table]:
     """The content of a model folder, a run, a weight file or ``torchvision:NAME``. Raises `ModelError`."""
+    from cellwright.models.weights.model_folder import CHOICES
     from cellwright.models.weights.sources import is_foreign
 
-    if is_foreign(plan.model) and not Path(plan.model).is_dir():
-        tables = _foreign_tables(plan.model)
-    else:
-        tables = _model_tables(plan.model)
-    return tables if plan.tensors else tables[:-1]
+    shown = []
+    for model in CHOICES.get(plan.model, (plan.model,)):
+        is_file = is_foreign(model) and not Path(model).is_dir()
+        tables = _foreign_tables(model) if is_file else _model_tables(model)
+        shown += tables if plan.tensors else tables[:-1]
+    return shown
 
 
 def _model_tables(model: str) -> list[Table]:

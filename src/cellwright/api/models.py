@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 # Models that have a name; a folder with such a name is given as ./name.
 NAMED_MODELS = {
-    "nuclei": "flow U-Net, trained on DSB2018; fluorescence, H&E and bright-field images; finds nuclei only",
+    "nuclei": "finds nuclei: nuclei-stained for stained sections and smears, nuclei-fluorescence for other images",
+    "nuclei-fluorescence": "flow U-Net for nuclei in fluorescence and grey images; for now the same as nuclei@1",
+    "nuclei-stained": "flow U-Net for nuclei in H&E and other stains, in colour",
+    "nuclei@1": "the first version of nuclei, one network for all images",
     "classical": "threshold and watershed; needs no training; finds stained or bright objects such as nuclei",
 }
 DEFAULT_MODEL = "nuclei"
@@ -247,6 +250,11 @@ class Model:
         return self.options if self.own is None else self.own
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are the expected IoU."""
+        return self.filtered.is_calibrated
+
+    @property
     def member_names(self) -> tuple[str, ...]:
         """Names of the models of an ensemble, or its own."""
         return self.members or (self.name,)
@@ -340,7 +348,11 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
     from cellwright.data.value_range import TrainingValues
-    from cellwright.models.weights.model_folder import recipe_of
+    from cellwright.models.weights.model_folder import CHOICES, recipe_of
+
+    if str(name) in CHOICES:
+        other, stained = (load_model(member, device=device) for member in CHOICES[str(name)])
+        return _choice(str(name), other, stained)
     from cellwright.models.weights.torch_io import load_network
     from cellwright.prediction.backends.torch import NetworkPredictor
 
@@ -428,7 +440,9 @@ def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
         return first
     everything = {"score_threshold": 0.0, "max_objects": None, "expand": None}
     complete = [dataclasses.replace(member.options, **everything) for member in members]
-    predictors = [dataclasses.replace(m.filtered, options=o) for m, o in zip(members, complete, strict=True)]
+    predictors = [
+        dataclasses.replace(m.filtered, options=o, says_doubts=False) for m, o in zip(members, complete, strict=True)
+    ]
     seen = joined_seen([member.seen for member in members])
     return Model(
         name=" + ".join(member.name for member in members),
@@ -440,6 +454,23 @@ def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
         views=seen.get("tuned_on", {}).get("views"),
         trained_on=tuple(seen.get("trained_on", ())),
         members=tuple(member.name for member in members),
+    )
+
+
+def _choice(name: str, other: Model, stained: Model) -> Model:
+    """The model that predicts stained images with the second, other images with the first."""
+    from cellwright.prediction.options import PredictOptions
+    from cellwright.prediction.predictor import Choice
+
+    members = (other, stained)
+    options = tuple(PredictOptions(calibration=member.options.calibration) for member in members)
+    return dataclasses.replace(
+        other,
+        name=name,
+        predictor=Choice(other.predictor, stained.predictor, (other.name, stained.name), (options[0], options[1])),
+        options=dataclasses.replace(other.options, calibration=None),
+        tuned_on=_joined_tuning([member.tuned_on for member in members]),
+        trained_on=tuple(sorted({*other.trained_on, *stained.trained_on})),
     )
 
 
@@ -562,10 +593,11 @@ def _identity(model: Model) -> str:
     """Identifies the weights of a model: their hash, or a name if there are none."""
     import hashlib
 
-    from cellwright.models.weights.model_folder import WEIGHTS, model_folder
+    from cellwright.models.weights.model_folder import CHOICES, WEIGHTS, model_folder
     from cellwright.prediction.predictor import SegmenterPredictor
 
     if isinstance(model.predictor, SegmenterPredictor):
         segmenter = type(model.predictor.segmenter)
         return model.name if model.recipe is not None else f"{segmenter.__module__}.{segmenter.__qualname__}"
-    return hashlib.sha256((model_folder(model.name) / WEIGHTS).read_bytes()).hexdigest()
+    folders = map(model_folder, CHOICES.get(model.name, (model.name,)))
+    return hashlib.sha256(b"".join((folder / WEIGHTS).read_bytes() for folder in folders)).hexdigest()

@@ -116,8 +116,10 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def content_of(path: Path) -> str:
     """Identifies a model or predictions by their content: all files that are not hidden, except pictures and lists."""
-    from cellwright.models.weights.model_folder import model_folder
+    from cellwright.models.weights.model_folder import CHOICES, model_folder
 
+    if str(path) in CHOICES and is_model(path):
+        return " ".join(content_of(Path(network)) for network in CHOICES[str(path)])
     if is_model(path):
         path = path if str(path) == "classical" else model_folder(path)
     if not path.is_dir():

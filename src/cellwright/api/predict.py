@@ -505,16 +505,25 @@ def _passed_over(paths: Sequence[Path]) -> list[Note]:
 
 def recipe_yaml(members: Sequence[Model], fusion: FusionOptions) -> str:
     """The content of ``recipe.yaml``: how members are fused and the recipe of each; of one member its own recipe."""
-    own = [
-        yaml.safe_dump({"segmenter": identity_of([member])}) if member.recipe is None else recipes.dump(member.recipe)
-        for member in members
-    ]
+    own = [_own_recipe(member) for member in members]
     if len(members) == 1:
         return own[0]
     # The names of models without absolute paths, which files never contain.
     names = [Path(member.name).name if Path(member.name).is_absolute() else member.name for member in members]
     models = [{"name": name, "recipe": parse_yaml(text)} for name, text in zip(names, own, strict=True)]
     return yaml.safe_dump({"fuse": fusion.as_values(len(members)), "models": models}, sort_keys=False)
+
+
+def _own_recipe(member: Model) -> str:
+    """The recipe of one model; of a choice of networks, the recipes of both by their names."""
+    from cellwright.models.weights.model_folder import CHOICES, read_model_info
+
+    if member.recipe is None:
+        return yaml.safe_dump({"segmenter": identity_of([member])})
+    if member.name in CHOICES:
+        networks = {name: read_model_info(name).recipe for name in CHOICES[member.name]}
+        return yaml.safe_dump({"name": member.name, "networks": networks}, sort_keys=False)
+    return recipes.dump(member.recipe)
 
 
 def pictures(class_names: Sequence[str]) -> Pictures:
@@ -552,7 +561,9 @@ def files_written(out: Path, save: Sequence[str]) -> str:
 
 
 def _announcement(plan: PredictPlan, n_images: int) -> str:
-    only = " (finds nuclei only)" if DEFAULT_MODEL in plan.model else ""
+    from cellwright.models.weights.model_folder import finds_nuclei
+
+    only = " (finds nuclei only)" if any(map(finds_nuclei, plan.model)) else ""
     views = "" if plan.views is None else f" in {count(len(parse_views(plan.views)), 'view')}"
     model = f"model {' + '.join(plan.model)}{only}{views}"
     cells = ("cell_masks",) if plan.expand is not None and "masks" in plan.save else ()
@@ -570,7 +581,7 @@ def model_notes(model: Model, members: Sequence[Model], views: str | None) -> li
             notes.append(f"the model was tuned with other views than {views}: its thresholds and scores may not fit")
         if model.pruned_to is not None:
             notes.append("the model was tuned with all levels of its network: its thresholds and scores may not fit")
-    uncalibrated = [member.name for member in members if member.options.calibration is None]
+    uncalibrated = [member.name for member in members if not member.is_calibrated]
     if uncalibrated and len(members) > 1:
         notes.append(
             f"scores that are not calibrated are compared as they are: {', '.join(uncalibrated)} (cellwright tune "
@@ -589,6 +600,6 @@ def _limits_note(model: Model) -> str:
         limit = f"a score of at least {shown_score(score)}" + (f" and {count(area, 'pixel')} or more" if area else "")
         limits.append(limit if len(model.class_names) == 1 else f"{limit} ({name})")
     meaning = ""
-    if model.options.calibration is not None:
+    if model.is_calibrated:
         meaning = "; a score is the expected overlap with the true outline (IoU)"
     return f"keeps objects with {', '.join(limits)}{meaning}; change with `score`"

@@ -42,7 +42,7 @@ from cellwright.data.images.source import ImageSource, RegionSource, open_image
 from cellwright.prediction.existing import ours
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import Ensemble
+from cellwright.prediction.predictor import Choice, Ensemble
 from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import seen_by
 from cellwright.prediction.tiling.facts import ImageFacts, found_finite
@@ -123,6 +123,8 @@ class TileRequest:
         if isinstance(model.predictor, Ensemble):
             members = tuple(getattr(member, "options", None) for member in model.predictor.members)
             options["fuse"] = model.predictor.options.as_values(len(members))
+        if isinstance(model.predictor, Choice):
+            members = model.predictor.options
         known = (self.identity, model.class_names, calibration)
         weights = digest_of(repr((*known, members) if members else known))
         return {"kind": "tiles", "the model": weights, "options": plain(options)}
@@ -466,7 +468,7 @@ class _Parts:
             tissue,
             made_by={
                 **made_by(self.model, request.chosen(self.where)),
-                "calibrated": self.model.options.calibration is not None,
+                "calibrated": self.model.is_calibrated,
             },
         )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
+from cellwright.api.bundled_choice import network_for
 from cellwright.api.models import Model, load_model, resolve_device
 from cellwright.api.paths import is_model_folder
 from cellwright.api.read import read_annotations
@@ -371,13 +372,40 @@ class _Request:
 
 def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str | int, ...] = ()) -> _Request:
     """The request with what the dataset records and what its images decide: channels, and the range of their values."""
-    dataset, notes = _with_class_of_init(recipe, dataset)
     reading = Reading(channel or recipe.input.channel).over(Reading.recorded(dataset.info))
+    recipe, notes = _with_input_of_init(recipe, _training_part(dataset), reading)
+    dataset, of_class = _with_class_of_init(recipe, dataset)
+    notes += of_class
     recipe = with_channel(recipe, reading.channels)
     survey = survey_images(_training_part(dataset).samples, recipe.input, reading)
     recipe = recipe.model_copy(update={"input": survey.config})
     reading = dataclasses.replace(reading, channel=survey.config.channel)
     return _Request(recipe, dataset, reading, survey, notes=tuple(notes))
+
+
+def _with_input_of_init(recipe: Recipe, training: Dataset, reading: Reading) -> tuple[Recipe, list[str]]:
+    """The recipe with the network that `network_for` chooses to start from, and the kind of percentiles that it saw.
+
+    The notes say what was chosen, and how the recipe's own input differs from that of the initial weights.
+    """
+    init, notes = getattr(recipe.model, "init", None), []
+    if init is not None:
+        network, note = network_for(init, training.samples, reading)
+        notes = [note] if note else []
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": network})})
+    info = _info_of_init(getattr(recipe.model, "init", None))
+    theirs = {} if info is None else dict(info.normalisation)
+    theirs["percentiles_of"] = theirs.get("percentiles_of") or "channel"
+    kind = recipe.input.percentiles_of or theirs["percentiles_of"]
+    recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"percentiles_of": kind})})
+    own = recipe.input.model_dump()
+    keys = ("normalise", "colour_order", *(("percentiles_of",) if own["normalise"] == "percentile" else ()))
+    differing = [key for key in keys if info is not None and theirs.get(key, own[key]) != own[key]]
+    notes += [
+        f"warning: the initial weights saw images with input.{key} {theirs[key]}, this recipe has {own[key]}"
+        for key in differing
+    ]
+    return recipe, notes
 
 
 def _with_class_of_init(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cyclopts import Parameter
 
+from cellwright.api.bundled_choice import network_for
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.api.paths import content_of
@@ -87,7 +88,7 @@ def run(plan: TunePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = Fa
     a folder, `InputError` if the classes of model and dataset differ, `OutputError` if ``plan.out`` exists.
     """
     dataset = read_annotations(plan.data, reading_of(plan), screen, format=plan.format)
-    return _tune(plan, dataset, screen, dry_run=dry_run)
+    return _tune(_with_one_network(plan, dataset, screen), dataset, screen, dry_run=dry_run)
 
 
 def tune(  # noqa: PLR0913 - the options of the command
@@ -140,7 +141,7 @@ def tune(  # noqa: PLR0913 - the options of the command
     where = dataset.root or Path("the dataset")
     plan = TunePlan(Path(model), data=where, split=split, metric=metric, views=views, device=device, out=Path(out))
     plan = dataclasses.replace(plan, channel=Reading(channel).channels, overwrite=overwrite)
-    _tune(plan, Reading(channel).recorded_in(dataset), SILENT)
+    _tune(_with_one_network(plan, dataset, SILENT), Reading(channel).recorded_in(dataset), SILENT)
     return load_model(plan.out, device=device)
 
 
@@ -184,6 +185,16 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
     for name in tuning.untuned:
         screen.note(f"no objects of class {name} on this split: the threshold of the recipe is kept")
     return TuneResult(plan.out, tuning)
+
+
+def _with_one_network(plan: TunePlan, dataset: Dataset, screen: ProgressReporter) -> TunePlan:
+    """The plan for one network, where its name stands for two; a note says which one the images chose."""
+    reading = reading_of(plan).over(Reading.recorded(dataset.info))
+    samples = [sample for sample in dataset if sample.split == plan.split]
+    network, note = network_for(str(plan.model), samples or dataset.samples, reading)
+    if note:
+        screen.note(note)
+    return dataclasses.replace(plan, model=Path(network))
 
 
 def _request(plan: TunePlan, model: Model, dataset: Dataset, screen: ProgressReporter) -> dict[str, Any]:

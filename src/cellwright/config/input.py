@@ -42,10 +42,10 @@ class InputConfig(Section):
     percentiles: tuple[float, float] = Field(
         default=(1.0, 99.8), description="percentile: the percentiles that become 0 and 1, %."
     )
-    percentiles_of: Literal["channel", "image"] = Field(
-        default="channel",
+    percentiles_of: Literal["channel", "image"] | None = Field(
+        default=None,
         description="percentile: channel takes those of each channel, for images of several signals; image takes those "
-        "of all channels together, which keeps the colours of a stain.",
+        "of all channels together, which keeps the colours of a stain. null: as the initial weights, else channel.",
     )
     short_side: int | None = Field(
         default=None, ge=16, le=16384, description="Resize the short side to this, px. null: use scale instead."

@@ -83,7 +83,7 @@ class Recipe(Section):
                 f"augment.crop_px ({crop}) must be above {stride} (2 to the power of model.depth), or train.batch_size "
                 "above 1: batch_norm needs more than one value per channel"
             )
-        own_ranges = self.input.normalise == "percentile" and self.input.percentiles_of == "channel"
+        own_ranges = self.input.normalise == "percentile" and self.input.percentiles_of != "image"
         if own_ranges and (self.augment.stain or self.augment.stain_shift):
             raise ValueError(
                 f"augment.stain ({self.augment.stain}) and augment.stain_shift ({self.augment.stain_shift}) need light "

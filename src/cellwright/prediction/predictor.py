@@ -4,6 +4,7 @@ protocol.
 NetworkPredictor    a trained network with the input of its recipe (`prediction/backends/torch.py`)
 SegmenterPredictor  any other method, such as the classical one or a model of the user's own
 Ensemble            several predictors whose objects are fused
+Choice              two predictors, of which the colours of an image choose one
 FilteredPredictor   one of these with the options that decide which of its objects are kept
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.data.images.channels import is_stained
 from cellwright.data.views import View
 from cellwright.models.contract import Segmenter
 from cellwright.prediction.doubt import doubts
@@ -149,10 +151,20 @@ class SegmenterPredictor:
 
 @dataclass(frozen=True, eq=False)
 class FilteredPredictor:
-    """A predictor with the options that decide which of its objects are kept."""
+    """A predictor with the options that decide which of its objects are kept.
+
+    says_doubts: whether predictions of calibrated scores say which images to doubt.
+    """
 
     predictor: Predictor
     options: PredictOptions = field(default_factory=PredictOptions)
+    says_doubts: bool = True
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are the expected IoU."""
+        options = self.predictor.options if isinstance(self.predictor, Choice) else (self.options,)
+        return all(one.calibration is not None for one in options)
 
     @property
     def uses_diameter(self) -> bool:
@@ -183,7 +195,7 @@ class FilteredPredictor:
         """The objects that are kept, and a note if there is a reason to doubt them."""
         selected = select(prediction, self.options, image.pixel_size_um, image.path)
         scores = selected.instances.scores
-        if self.options.calibration is None or scores is None:
+        if not (self.says_doubts and self.is_calibrated) or scores is None:
             return selected
         return replace(selected, notes=(*selected.notes, *doubts(scores)))
 
@@ -268,6 +280,74 @@ class Ensemble:
             views=tuple(dict.fromkeys(view for prediction in of_members for view in prediction.views)),
             notes=tuple(dict.fromkeys(note for prediction in of_members for note in prediction.notes)),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Two networks of which each image gets one: ``stained`` for stained cells and tissue in transmitted light, as
+    `is_stained` tells, ``other`` for all other images.
+
+    names: of the two, as recorded in ``Prediction.network``. options: of the two; their calibrations make the scores
+    comparable, and nothing is omitted.
+    """
+
+    other: Predictor
+    stained: Predictor
+    names: tuple[str, str]
+    options: tuple[PredictOptions, PredictOptions]
+
+    explains = False
+
+    @property
+    def members(self) -> tuple[Predictor, Predictor]:
+        """Both, ``other`` first."""
+        return self.other, self.stained
+
+    @property
+    def uses_diameter(self) -> bool:
+        """See `Predictor`."""
+        return all(member.uses_diameter for member in self.members)
+
+    @property
+    def n_channels(self) -> int | None:
+        """See `Predictor`."""
+        return self.other.n_channels
+
+    @property
+    def trained_channels(self) -> tuple[str, ...]:
+        """See `Predictor`."""
+        return self.other.trained_channels
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """See `Predictor`: scores are calibrated."""
+        chosen = [int(is_stained(image)) for image in images]
+        found = []
+        for image, k in zip(images, chosen, strict=True):
+            (prediction,) = self.members[k].predict([image])
+            found.append(replace(self.calibrated(prediction, k), network=self.names[k]))
+        return found
+
+    def calibrated(self, prediction: Prediction, k: int) -> Prediction:
+        """All objects of the network ``k``, with calibrated scores."""
+        calibrated = self.options[k].calibrated(prediction.candidates)
+        return replace(prediction, instances=calibrated, candidates=calibrated)
+
+    def with_diameter(self, px: float) -> Choice:
+        """See `Predictor`."""
+        return replace(self, other=self.other.with_diameter(px), stained=self.stained.with_diameter(px))
+
+    def with_pruned_to(self, depth: int) -> Choice:
+        """See `Predictor`."""
+        return replace(self, other=self.other.with_pruned_to(depth), stained=self.stained.with_pruned_to(depth))
+
+    def with_views(self, views: tuple[View, ...]) -> Choice:
+        """See `Predictor`."""
+        return replace(self, other=self.other.with_views(views), stained=self.stained.with_views(views))
+
+    def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
+        """Raises `UsageError`."""
+        expected = " or ".join(self.names)
+        raise UsageError("only a single network reports its candidates", got="two networks", expected=expected)
 
 
 def refuse_diameter(px: float) -> NoReturn:

@@ -32,6 +32,7 @@ class Prediction:
     diameter: the object diameter by which the image was resized; None for models that do not use one.
     views: the views of test-time augmentation; empty for methods without views.
     notes: what was assumed about the image.
+    network: the name of the network that was chosen for the image; empty for models that are one network.
 
     >>> from cellwright import Instances, MaskSet
     >>> masks, _ = MaskSet.from_label_map(np.array([[1, 1, 0, 2], [1, 1, 0, 2]]))
@@ -51,6 +52,7 @@ class Prediction:
     views: tuple[View, ...] = ()
     notes: tuple[Note, ...] = ()
     cells: Instances | None = None
+    network: str = ""
 
     @staticmethod
     def of(
@@ -98,4 +100,6 @@ class Prediction:
             parts.append(f"diameter {self.diameter.px:.1f} px {'estimated' if self.diameter.estimated else 'given'}")
         if len(self.views) > 1:
             parts.append(count(len(self.views), "view"))
+        if self.network:
+            parts.append(f"network: {self.network}")
         return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -110,7 +111,8 @@ def summary_row(
         # A label image has one object per pixel: the pixels that lower scores lose there.
         "overlap_pixels_lost_in_label_image": int(instances.masks.areas.sum()) - covered,
     }
-    return row | _diameter_columns(prediction.diameter) | {"notes": joined(notes)}
+    how = {"network": prediction.network or None} | _diameter_columns(prediction.diameter)
+    return row | how | {"notes": joined(notes)}
 
 
 def _diameter_columns(diameter: Diameter | None) -> dict[str, Any]:
@@ -144,6 +146,9 @@ def notes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"objects overlap in {count(len(lost), 'image')}: in the label images, {count(sum(lost), 'pixel')} went to "
             f"the object with the higher score; {PREDICTIONS} keeps them all"
         )
+    networks = Counter(row["network"] for row in rows if row.get("network"))
+    chosen = [f"{name} for {count(n, 'image')}" for name, n in sorted(networks.items())]
+    notes += ["network, chosen by the colours of each image: " + ", ".join(chosen)] if chosen else []
     return notes + _diameter_notes(rows)
 
 

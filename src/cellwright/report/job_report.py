@@ -140,6 +140,8 @@ def _is_corrected(folder: Path) -> bool:
 def _problems(row: Mapping[str, str], failures: Sequence[Mapping[str, str]], *, is_corrected: bool) -> list[Part]:
     lines = [_CORRECTED] if is_corrected else []
     lines += separate(row.get("notes", ""))
+    if row.get("network"):
+        lines.append(f"Network, chosen by the colours of the image: {row['network']}")
     if row.get("diameter_px"):
         lines.append(f"Object diameter: {row['diameter_px']} px ({row['diameter_from']})")
     parts: list[Part] = [Notes(lines)] if lines else []

@@ -60,7 +60,7 @@ from cellwright.report.svg import bars, histogram, short
 
 MAX_PICTURES, MAX_BARS = 12, 16
 _WIDE_PX = 1500
-_TEXT_COLUMNS = ("image", "diameter_from", "notes")
+_TEXT_COLUMNS = ("image", "network", "diameter_from", "notes")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from cellwright.models.dense.target import target_of
 from cellwright.models.weights.model_folder import read_arrays, read_model_info, recipe_of
 
-info, arrays = read_model_info("nuclei"), read_arrays("nuclei")
+info, arrays = read_model_info("nuclei@1"), read_arrays("nuclei@1")
 target = target_of(recipe_of(info).model.target)
 labels = np.zeros((40, 40), np.int32)
 labels[5:20, 5:20], labels[20:35, 5:20] = 1, 2
@@ -29,7 +29,7 @@ print([name for name in sys.modules if name.split(".")[0] in ("torch", "torchvis
 def test_a_bundled_model_is_read_and_maps_are_decoded_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
     counts, modules = done.stdout.splitlines()
-    assert counts == f"{len(read_arrays('nuclei'))} 2"
+    assert counts == f"{len(read_arrays('nuclei@1'))} 2"
     assert modules == "[]"
 
 

@@ -26,8 +26,10 @@ from cellwright.core.scores import shown_score
 
 SCHEMA_VERSION = 1
 MODEL_FILES = WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
-BUNDLED = ("nuclei",)
-"""Names of the bundled pretrained models, the folders of the package's ``weights/``."""
+BUNDLED = {"nuclei-fluorescence": "nuclei_1", "nuclei-stained": "nuclei_stained", "nuclei@1": "nuclei_1"}
+"""Names of the bundled pretrained models, and their folders in the package's ``weights/``."""
+CHOICES = {"nuclei": ("nuclei-fluorescence", "nuclei-stained")}
+"""Names that stand for two bundled models: for stained sections the second, for all other images the first."""
 BUNDLED_ROOT = Path(__file__).parents[2] / "weights"
 _REINSTALL = "reinstall cellwright, or name another model: a model folder or a run"
 
@@ -93,7 +95,12 @@ class _TunedOn:
 
 def bundled_model(name: Path | str) -> Path | None:
     """The folder of the bundled pretrained model of this name; None for any other name. It is only read."""
-    return BUNDLED_ROOT / str(name) if str(name) in BUNDLED else None
+    return BUNDLED_ROOT / BUNDLED[str(name)] if str(name) in BUNDLED else None
+
+
+def finds_nuclei(name: Path | str) -> bool:
+    """Whether this is the name of a bundled model, all of which find nuclei and nothing else."""
+    return str(name) in BUNDLED or str(name) in CHOICES
 
 
 def model_folder(path: Path | str) -> Path:
@@ -102,6 +109,12 @@ def model_folder(path: Path | str) -> Path:
     Raises:
         ModelError: there is no model.
     """
+    if str(path) in CHOICES:
+        raise ModelError(
+            f"{path} is two models, of which each image gets one",
+            expected=" or ".join(CHOICES[str(path)]),
+            remedy="name one of the two here",
+        )
     bundled = bundled_model(path)
     path = Path(path)
     for folder in (path, path / "model") if bundled is None else (bundled,):
@@ -200,7 +213,7 @@ def _first_error(error: ValidationError) -> str:
 def read_arrays(folder: Path | str) -> dict[str, np.ndarray]:
     """The tensors of a model folder, a run or a bundled model by name, in the precision in which they are stored.
 
-    >>> arrays = read_arrays("nuclei")
+    >>> arrays = read_arrays("nuclei@1")
     >>> arrays["unet.maps.0.weight"].shape, arrays["unet.maps.0.weight"].dtype
     ((3, 16, 1, 1), dtype('float16'))
 

@@ -352,6 +352,7 @@ def _summary(job: JobFacts, tiles: FinalTiles, report: SeamReport, failures: Seq
         "copies_dropped": tiles.n_copies,
         "objects_without_owner": tiles.n_adopted,
         **report.columns(),
+        "network": job.facts.method.get("network"),
         "diameter_px": None if diameter is None or diameter.px is None else round(float(diameter.px), 2),
         "diameter_from": None if diameter is None else "estimated" if diameter.estimated else "given",
         "network_scale": round(job.grid.scale_yx[0], 4),

@@ -15,6 +15,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
+from cellwright.data.images.channels import is_stained
 from cellwright.data.images.source import ImageSource
 from cellwright.models.classical import (
     WHITE_PERCENT,
@@ -26,12 +27,12 @@ from cellwright.models.classical import (
 )
 from cellwright.prediction.fusion import fuse
 from cellwright.prediction.options import PredictOptions, select
-from cellwright.prediction.predictor import Ensemble, SegmenterPredictor
+from cellwright.prediction.predictor import Choice, Ensemble, SegmenterPredictor
 from cellwright.prediction.record import Prediction
 from cellwright.prediction.tiling.cut import cut_to
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid, Tile, aligned_window
-from cellwright.prediction.tiling.statistics import blocks, read_block, values_of
+from cellwright.prediction.tiling.statistics import blocks, read_block, readable_blocks, values_of
 from cellwright.prediction.tiling.work import TileModel
 
 # The classical method: how far the surroundings count, in diameters, and the largest object with its neighbours.
@@ -161,6 +162,54 @@ class EnsembleTiles:
             objects = member.objects(source, own, of_member)
             found.append(select(Prediction.of(objects), options).instances)
         return fuse(found, self.ensemble.options)
+
+
+@dataclass(frozen=True)
+class ChoiceTiles:
+    """Two networks, of which the image gets one; the facts say which."""
+
+    choice: Choice
+    members: tuple[TileModel, TileModel]
+
+    @property
+    def bytes_per_px(self) -> float:
+        """That of the larger one."""
+        return max(member.bytes_per_px for member in self.members)
+
+    @property
+    def whole_bytes_per_px(self) -> float:
+        """See `bytes_per_px`."""
+        return max(member.whole_bytes_per_px for member in self.members)
+
+    def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
+        """Those of the network that the colours choose: a slide with stained regions has others that are only glass."""
+        try:
+            shown = (region.read() for region in _regions(source)[0])
+        except InputError:  # what can be decoded is smaller than a region
+            shown = (block for _, block in readable_blocks(source))
+        names, k = self.choice.names, int(any(map(is_stained, shown)))
+        return replace(self.members[k].facts(source, track=track), method={"network": names[k]})
+
+    def grid(self, facts: ImageFacts, core_px: int) -> Grid:
+        """See `TileModel`."""
+        return self._chosen(facts)[1].grid(facts, core_px)
+
+    def covering(self, facts: ImageFacts, core: Window, output: Window) -> Tile:
+        """See `TileModel`."""
+        return self._chosen(facts)[1].covering(facts, core, output)
+
+    def objects(self, source: ImageSource, facts: ImageFacts, tile: Tile) -> Instances:
+        """See `TileModel`; scores are calibrated."""
+        k, member = self._chosen(facts)
+        return self.choice.options[k].calibrated(member.objects(source, facts, tile))
+
+    def _chosen(self, facts: ImageFacts) -> tuple[int, TileModel]:
+        name = facts.method.get("network")
+        if name not in self.choice.names:
+            remedy, expected = "start the job again in another folder", " or ".join(self.choice.names)
+            raise FormatError("the facts of this image are damaged", got=name, expected=expected, remedy=remedy)
+        k = self.choice.names.index(name)
+        return k, self.members[k]
 
 
 def classical_facts(facts: ImageFacts) -> ClassicalFacts:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cellwright.core.errors import UsageError
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.predictor import Ensemble, FilteredPredictor, Predictor, SegmenterPredictor
-from cellwright.prediction.tiling.methods import ClassicalTiles, EnsembleTiles, SegmenterTiles
+from cellwright.prediction.predictor import Choice, Ensemble, FilteredPredictor, Predictor, SegmenterPredictor
+from cellwright.prediction.tiling.methods import ChoiceTiles, ClassicalTiles, EnsembleTiles, SegmenterTiles
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,8 @@ def tile_model(predictor: Predictor) -> TileModel:
         return ClassicalTiles(segmenter) if isinstance(segmenter, ClassicalSegmenter) else SegmenterTiles(predictor)
     if isinstance(predictor, Ensemble):
         return _ensemble_tiles(predictor)
+    if isinstance(predictor, Choice):
+        return ChoiceTiles(predictor, (tile_model(predictor.other), tile_model(predictor.stained)))
     raise UsageError(
         "this model cannot predict images tile by tile",
         got=type(getattr(predictor, "network", predictor)).__name__,
@@ -53,6 +55,8 @@ def device_of(predictor: Any) -> str:
         return next((device for one in predictor.members if (device := device_of(one)) != "cpu"), "cpu")
     if isinstance(predictor, FilteredPredictor):
         return device_of(predictor.predictor)
+    if isinstance(predictor, Choice):
+        return device_of(predictor.other)
     return str(getattr(predictor, "device", "cpu"))
 
 
@@ -102,6 +106,11 @@ def without_networks(predictor: Any, names: Iterator[str]) -> Any:
             return replace(predictor, members=tuple(without_networks(one, names) for one in predictor.members))
         case FilteredPredictor():
             return replace(predictor, predictor=without_networks(predictor.predictor, names))
+        case Choice():
+            next(names)
+            own = iter(predictor.names)
+            other, stained = [without_networks(one, own) for one in predictor.members]
+            return replace(predictor, other=other, stained=stained)
         case SegmenterPredictor():
             next(names)
             return predictor
@@ -118,6 +127,9 @@ def with_networks(predictor: Any, device: torch.device) -> Any:
             return replace(predictor, members=tuple(with_networks(one, device) for one in predictor.members))
         case FilteredPredictor():
             return replace(predictor, predictor=with_networks(predictor.predictor, device))
+        case Choice():
+            other, stained = [with_networks(one, device) for one in predictor.members]
+            return replace(predictor, other=other, stained=stained)
         case SegmenterPredictor():
             return predictor
         case _:
