@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import cellwright as cw
-from cellwright.prediction.doubt import LEAST_OBJECT, LEAST_OBJECTS, LEAST_SCORE
+from cellwright.prediction.doubt import FEW, LEAST_OBJECT, LEAST_OF_FEW, LEAST_SCORE
 from tables import markdown
 
 CLOSE = 1.25  # an estimated diameter within this factor of the true median is right
@@ -40,7 +40,9 @@ def main() -> None:
         prediction = model.predictions(sample.image_path)
         scores = prediction.instances.scores
         scores = scores[scores >= LEAST_OBJECT]
-        median = float(np.median(scores)) if len(scores) >= LEAST_OBJECTS else 1.0
+        median = float(np.median(scores)) if len(scores) else 1.0
+        if len(scores) < FEW:
+            median += LEAST_SCORE - LEAST_OF_FEW  # as if the limit were the same
         true_px = float(np.median(2 * np.sqrt(truth.masks.areas / np.pi)))
         px = None if prediction.diameter is None else prediction.diameter.px
         is_close = px is not None and 1 / CLOSE < px / true_px < CLOSE

@@ -13,14 +13,15 @@ from skimage import data
 
 import cellwright as cw
 from cellwright.data.synthetic import draw_field
-from cellwright.prediction.doubt import DOUBTFUL, LEAST_OBJECT, LEAST_OBJECTS, LEAST_SCORE, doubts
+from cellwright.prediction.doubt import DOUBTFUL, FEW, LEAST_OBJECT, LEAST_OF_FEW, LEAST_SCORE, doubts
 
 
 @given(arrays(np.float64, st.integers(0, 40), elements=st.floats(0, 1)))
 def test_the_median_of_the_objects_decides(scores):
     counted = np.sort(scores[scores >= LEAST_OBJECT])
     lower_median = counted[(len(counted) - 1) // 2] if len(counted) else 1.0
-    assert bool(doubts(scores)) == (len(counted) >= LEAST_OBJECTS and lower_median < LEAST_SCORE)
+    least = LEAST_OF_FEW if len(counted) < FEW else LEAST_SCORE
+    assert bool(doubts(scores)) == (len(counted) > 0 and lower_median < least)
 
 
 @given(arrays(np.int64, 101, elements=st.integers(0, 5)))

@@ -11,9 +11,8 @@ import numpy as np
 
 from cellwright.core.notes import Note
 
-LEAST_SCORE = 0.6
-# Fewer objects say little, and below this expected IoU an object is hardly one.
-LEAST_OBJECTS, LEAST_OBJECT = 5, 0.3
+# A few objects say less than many, and below this expected IoU an object is hardly one.
+LEAST_SCORE, LEAST_OF_FEW, FEW, LEAST_OBJECT = 0.6, 0.55, 5, 0.3
 DOUBTFUL = "the objects are unlike those that the model was trained on"
 REMEDY = "look at the picture, then try `diameter` or `channel`, or fine-tune the model (recipe nuclei/finetune)"
 
@@ -32,10 +31,11 @@ def doubts(scores: np.ndarray, counts: np.ndarray | None = None) -> tuple[Note, 
     order = np.argsort(scores)
     order = order[(scores[order] >= LEAST_OBJECT) & (counts[order] > 0)]
     below = np.cumsum(counts[order])
-    if not len(order) or below[-1] < LEAST_OBJECTS:
+    if not len(order):
         return ()
     median = float(scores[order][np.searchsorted(below, (below[-1] + 1) // 2)])
-    if median >= LEAST_SCORE:
+    least = LEAST_OF_FEW if below[-1] < FEW else LEAST_SCORE
+    if median >= least:
         return ()
-    text = f"{DOUBTFUL}: their median expected IoU is {median:.2f}, below {LEAST_SCORE}; {REMEDY}"
+    text = f"{DOUBTFUL}: their median expected IoU is {median:.2f}, below {least}; {REMEDY}"
     return (Note(DOUBTFUL, text),)
