@@ -108,7 +108,9 @@ class UNetConfig(Section):
     cross_entropy_weight: float = Field(
         default=1.0, ge=0, description="Weight of the cross-entropy of body, border and probability."
     )
-    dice_weight: float = Field(default=1.0, ge=0, description="Weight of the soft Dice loss of body and border.")
+    dice_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the soft Dice loss of body, border and probability."
+    )
     flow_weight: float = Field(default=5.0, ge=0, description="Weight of the squared error of the flows.")
     distance_weight: float = Field(default=1.0, ge=0, description="Weight of the absolute error of the distance map.")
     ray_weight: float = Field(
@@ -153,8 +155,8 @@ class UNetConfig(Section):
         if self.border_weight == 0 and self.border_sigma_px != 5.0:
             raise ValueError("border_sigma_px has no effect without border_weight, 10 in the paper")
         has_stars = self.target.kind == "stars"
-        if has_stars and (self.body_loss != "cross_entropy" or self.dice_weight != 1.0):
-            raise ValueError("body_loss and dice_weight have no effect with target stars, which has no body")
+        if has_stars and self.body_loss != "cross_entropy":
+            raise ValueError("body_loss has no effect with target stars, which has no body")
         if not has_stars and self.ray_weight != 0.2:
             raise ValueError("ray_weight has no effect without target stars")
         return self

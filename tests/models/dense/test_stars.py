@@ -165,7 +165,7 @@ def test_bad_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         StarsTarget(n_rays=30)
     with pytest.raises(ValueError, match="no effect with target stars"):
-        UNetConfig(target=StarsTarget(), dice_weight=0.5)
+        UNetConfig(target=StarsTarget(), body_loss="focal")
     with pytest.raises(ValueError, match="no effect without target stars"):
         UNetConfig(ray_weight=1.0)
 

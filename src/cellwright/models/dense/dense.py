@@ -141,9 +141,8 @@ class DenseNetwork(nn.Module):
                     if name in ("body", "probability") and pixel_weights is not None:
                         entropy = entropy * pixel_weights
                     losses[name] = config.cross_entropy_weight * masked_mean(entropy, counted)
-                    if name != "probability":
-                        dice = soft_dice_loss(predicted.sigmoid(), target, counted)
-                        losses[name] = losses[name] + config.dice_weight * dice
+                    dice = soft_dice_loss(predicted.sigmoid(), target, counted)
+                    losses[name] = losses[name] + config.dice_weight * dice
         if self.n_classes > 1:
             entropy = F.cross_entropy(logits[:, len(channels) :], classes.clamp(min=0), reduction="none")
             losses["class"] = masked_mean(entropy, counted * (classes >= 0))
