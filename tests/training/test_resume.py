@@ -127,7 +127,7 @@ def test_ctrl_c_after_a_step_or_during_evaluation(tmp_path: Path, changes: dict[
     assert losses(tmp_path / "run") == losses(tmp_path / "uninterrupted")
 
 
-def test_a_second_ctrl_c_stops_at_once_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_stops_at_once_without_another_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "_SAME_S", 0)  # else signals at the same time count as one
     samples = draw_samples(tmp_path / "data")
 
@@ -139,7 +139,28 @@ def test_a_second_ctrl_c_stops_at_once_without_a_checkpoint(tmp_path: Path, monk
 
     with pytest.raises(KeyboardInterrupt):
         tiny_train(tmp_path / "run", samples, tiny_config(), evaluate=evaluate)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",  # saved before the evaluation
+    ]
+
+
+def test_what_ends_an_evaluation_loses_no_step(tmp_path: Path) -> None:
+    """Compiled code turns the exception of a signal into a SystemError."""
+    samples, config = draw_samples(tmp_path / "data"), tiny_config()
+    tiny_train(tmp_path / "uninterrupted", samples, config)
+
+    def evaluate(network):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise SystemError("a result with an exception set") from error
+
+    with pytest.raises(interrupts.Interrupted, match="SIGTERM"):
+        tiny_train(tmp_path / "run", samples, config, evaluate=evaluate)
+    assert (tmp_path / "run" / "checkpoints" / "step_00000006").is_dir()
+    assert tiny_train(tmp_path / "run", samples, config).finished
+    assert bits(tmp_path / "run") == bits(tmp_path / "uninterrupted")
 
 
 def test_max_minutes_ends_a_call_and_the_next_call_resumes(tmp_path: Path) -> None:

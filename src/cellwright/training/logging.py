@@ -160,8 +160,11 @@ class StepLog:
             self._tensorboard.add(self._step, values)
 
     def flush(self) -> None:
-        """Write the open row, and have everything on the disk."""
+        """Write the open row, which stays open, and have everything on the disk."""
+        row = self._open_row
         self._write_open_row()
+        if row is not None:
+            self._open_row, self._on_disk = dict(row), row
         if self._file.closed:  # it could not be written again, which was told
             return
         try:

@@ -166,11 +166,13 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
                 recorder.flush()
                 training.save_checkpoint(state)
             raise
-        except RuntimeError as error:  # may come in the middle of a step, so the state is not saved
-            if not is_worker_failure(error):
-                raise
-            if interruption.received is not None:  # the signal was meant for all processes
+        except (RuntimeError, SystemError) as error:  # may come in the middle of a step, so the state is not saved
+            is_of_worker = is_worker_failure(error)
+            # The signal was meant for all processes; in compiled code, it becomes a SystemError.
+            if interruption.received is not None and (is_of_worker or isinstance(error, SystemError)):
                 raise Interrupted(interruption.received) from error
+            if not is_of_worker:
+                raise
             raise InputError("a loading process ended", got=str(error).splitlines()[0], remedy=WORKER_REMEDY) from error
     position, total_steps = state.position, timeline.total_steps
     finished = position.step >= total_steps or is_out_of_patience(position, config)
@@ -189,7 +191,10 @@ def _run_steps(
     interruption: Interruption,
     budget: Budget,
 ) -> None:
-    """Take steps; after a step, evaluate and then save a checkpoint with the result, whenever either is due."""
+    """Take steps; after a step, evaluate and then save a checkpoint with the result, whenever either is due.
+
+    A checkpoint is saved before the evaluation too, which may take as long as many steps.
+    """
     config, position = training.config, state.position
     # Batches are numbered separately from steps, because a step takes ``accumulate`` of them.
     batches = training.loader.batches(position.step * config.accumulate, timeline.total_steps * config.accumulate)
@@ -200,6 +205,9 @@ def _run_steps(
         last = position.step >= timeline.total_steps or out_of_time
         due = timeline.is_due(position.step, config.evaluate_every)
         if last or due:
+            if training.validation is not None and position.step not in (0, position.evaluated_step):
+                recorder.flush()
+                training.save_checkpoint(state)
             _evaluate_and_keep_best(training, state, recorder, interruption, due=due)
             # After an evaluation there may be no time for another step and the evaluation of that.
             last = last or (position.step > first and budget.is_spent())
