@@ -127,7 +127,9 @@ def test_ctrl_c_after_a_step_or_during_evaluation(tmp_path: Path, changes: dict[
     assert losses(tmp_path / "run") == losses(tmp_path / "uninterrupted")
 
 
-def test_a_second_ctrl_c_stops_at_once_without_another_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_stops_at_once_without_another_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(interrupts, "_SAME_S", 0)  # else signals at the same time count as one
     samples = draw_samples(tmp_path / "data")
 
