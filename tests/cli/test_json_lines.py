@@ -86,13 +86,13 @@ def test_every_line_is_strict_json(name: str, folder: Path, tmp_path: Path, capf
 
 
 def test_an_error_has_the_parts_of_its_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "out.json").write_text("mine")
+    (tmp_path / "out.yaml").write_text("mine")
     assert run("export", tmp_path, "--to", "coc", "--out", tmp_path / "out.json", "--log-format", "json") == 2
     (error,) = events(capsys.readouterr().out)
     assert error["kind"] == "UsageError"
     assert (error["problem"], error["got"]) == ("unknown export format", "coc")
     assert error["fix"] == "did you mean 'coco'?"
-    assert run("recipes", "copy", "vrdl_nuclei/quick", "--out", tmp_path / "out.json", JSON) == 2
+    assert run("recipes", "copy", "vrdl_nuclei/quick", "--out", tmp_path / "out.yaml", JSON) == 2
     (error,) = events(capsys.readouterr().out)
     assert "--overwrite" in error["fix"]
     assert "`" not in error["text"]

@@ -115,7 +115,8 @@ class FileOutput:
         self.out = out[0]
         if suffixes and self.out.suffix.lower() not in suffixes:
             expected = f"a name that ends in {suffixes[0]}"
-            raise UsageError("the output has another format", where="`out`", got=self.out.name, expected=expected)
+            got, remedy = self.out.name, "choose another `out`"
+            raise UsageError("the output has another format", where="`out`", got=got, expected=expected, remedy=remedy)
         self.is_complete = False
         try:
             self._targets = {path.name: path.resolve() for path in out}  # where links lead

@@ -138,7 +138,7 @@ def estimate_diameter(pixels: np.ndarray, nominal_px: float, detect: Detect) -> 
     best = _best(common, others)
     px = best.median_px()
     if px is None or (px < SMALL_PX and best.median_score() < LEAST_SCORE):
-        return Estimate(None)
+        return Estimate(None, is_noise=all(trial.is_noise() for trial in best.trials))
     first_px, agree = px, True
     for step in range(MAX_STEPS):
         look = image.look(px, best, enough=ENOUGH)

@@ -193,7 +193,8 @@ def _run_steps(
 ) -> None:
     """Take steps; after a step, evaluate and then save a checkpoint with the result, whenever either is due.
 
-    A checkpoint is saved before the evaluation too, which may take as long as many steps.
+    A checkpoint is saved before a scheduled evaluation too, which may take as long as many steps, and which a resumed
+    run repeats.
     """
     config, position = training.config, state.position
     # Batches are numbered separately from steps, because a step takes ``accumulate`` of them.
@@ -205,7 +206,7 @@ def _run_steps(
         last = position.step >= timeline.total_steps or out_of_time
         due = timeline.is_due(position.step, config.evaluate_every)
         if last or due:
-            if training.validation is not None and position.step not in (0, position.evaluated_step):
+            if due and training.validation is not None and position.step not in (0, position.evaluated_step):
                 recorder.flush()
                 training.save_checkpoint(state)
             _evaluate_and_keep_best(training, state, recorder, interruption, due=due)
