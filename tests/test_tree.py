@@ -149,12 +149,23 @@ def test_light_imports_load_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_no_path_of_a_machine_and_no_host_in_the_tree() -> None:
+def tracked_files() -> list[str]:
+    """The files in git; skips the test outside a checkout."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_only_weights_are_large_files() -> None:
+    large = [name for name in tracked_files() if (ROOT / name).stat().st_size > 1_000_000]
+    assert [name for name in large if not name.endswith("weights.safetensors")] == []
+    assert all((ROOT / name).stat().st_size < 6_000_000 for name in large)
+
+
+def test_no_path_of_a_machine_and_no_host_in_the_tree() -> None:
     hosts = "pypi" + ".org", "files.python" + "hosted"
-    for name in filter(None, listed.stdout.split("\0")):
+    for name in tracked_files():
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".yaml", ".lock", ".json", "") and path.is_file():
             text = path.read_text(errors="ignore")
