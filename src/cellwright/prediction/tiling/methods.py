@@ -117,8 +117,24 @@ class SegmenterTiles(_Windows):
         return cut_to(found.instances, tile.window, tile.output)
 
 
+class _Several:
+    """Several models, which are applied one after the other."""
+
+    members: tuple[TileModel, ...]
+
+    @property
+    def bytes_per_px(self) -> float:
+        """That of the largest."""
+        return max(member.bytes_per_px for member in self.members)
+
+    @property
+    def whole_bytes_per_px(self) -> float:
+        """See `bytes_per_px`."""
+        return max(member.whole_bytes_per_px for member in self.members)
+
+
 @dataclass(frozen=True)
-class EnsembleTiles:
+class EnsembleTiles(_Several):
     """Several models whose objects are fused in each tile; the tiles are those of the first.
 
     options: which objects of each member count.
@@ -127,16 +143,6 @@ class EnsembleTiles:
     ensemble: Ensemble
     members: tuple[TileModel, ...]
     options: tuple[PredictOptions, ...]
-
-    @property
-    def bytes_per_px(self) -> float:
-        """That of the largest: they are applied one after the other."""
-        return max(member.bytes_per_px for member in self.members)
-
-    @property
-    def whole_bytes_per_px(self) -> float:
-        """See `bytes_per_px`."""
-        return max(member.whole_bytes_per_px for member in self.members)
 
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """Those of the first member, with those of the others."""
@@ -165,21 +171,11 @@ class EnsembleTiles:
 
 
 @dataclass(frozen=True)
-class ChoiceTiles:
+class ChoiceTiles(_Several):
     """Two networks, of which the image gets one; the facts say which."""
 
     choice: Choice
-    members: tuple[TileModel, TileModel]
-
-    @property
-    def bytes_per_px(self) -> float:
-        """That of the larger one."""
-        return max(member.bytes_per_px for member in self.members)
-
-    @property
-    def whole_bytes_per_px(self) -> float:
-        """See `bytes_per_px`."""
-        return max(member.whole_bytes_per_px for member in self.members)
+    members: tuple[TileModel, ...]
 
     def facts(self, source: ImageSource, *, track: Track = no_progress) -> ImageFacts:
         """Those of the network that the colours choose: a slide with stained regions has others that are only glass."""
