@@ -55,6 +55,7 @@ def reduced(name: str) -> Recipe:
         for key in ("short_side", "max_side", "max_side_px", "crop_px", "crop_source_px"):
             if values[section].get(key) is not None:
                 values[section][key] = max(values[section][key] // SHRINK, 64)
+    values["train"]["precision"] = "float32"  # whatever this machine would choose
     values["augment"]["short_sides_px"] = [side // SHRINK for side in values["augment"]["short_sides_px"]]
     return recipes.from_dict(values, name)
 

@@ -173,6 +173,25 @@ def test_inputs_and_other_folders_are_never_touched(tmp_path: Path) -> None:
         RunOutput(tmp_path / "run", overwrite=True, inputs=[start]).examine("b: 2\n", ENVIRONMENT, None)
 
 
+def test_a_run_that_moves_to_other_hardware_says_so(tmp_path: Path) -> None:
+    modern = {**ENVIRONMENT, "device": "cpu", "processor": "AVX512", "precision": "bf16"}
+    older = {**modern, "processor": "AVX2", "precision": "float32"}
+    run = begin(tmp_path / "run", environment=modern)
+    output = RunOutput(run.root)
+    assert output.examine("a: 1\n", modern, None)["precision"] == "bf16"
+    assert output.moved is None
+    output = RunOutput(run.root)
+    environment = output.examine("a: 1\n", older, None)
+    assert (environment["precision"], environment["began_in"]) == ("float32", "bf16")
+    assert output.moved == "AVX2 instead of AVX512, float32 instead of bf16"
+    begin(tmp_path / "run", environment=older)
+    output = RunOutput(run.root)
+    gpu = {**modern, "device": "cuda:0", "gpu": "X"}
+    environment = output.examine("a: 1\n", gpu, None)
+    assert (environment["precision"], environment["began_in"]) == ("float32", "bf16")  # float32 is fast everywhere
+    assert output.moved == "cuda:0 instead of cpu, AVX512 instead of AVX2"
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_runs_of_earlier_versions(tmp_path: Path, finished: bool) -> None:
     run = begin(tmp_path / "run", "a: 1\nlr: 0.1\n", finish=finished)

@@ -46,7 +46,7 @@ def make_state(network: nn.Module, config: TrainConfig, scaler: torch.amp.GradSc
 
 
 def test_accumulated_batches_make_one_step_on_their_mean_loss() -> None:
-    config = TrainConfig(accumulate=3, weight_decay=0, momentum=0, clip_norm=None)
+    config = TrainConfig(precision="float32", accumulate=3, weight_decay=0, momentum=0, clip_norm=None)
     batches = [make_batch(seed) for seed in range(3)]
     network, other = Line(), Line()
     outcome = take_step(make_state(network, config), batches, config, lr=0.1)
@@ -62,7 +62,7 @@ def test_accumulated_batches_make_one_step_on_their_mean_loss() -> None:
 
 
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
-    config = TrainConfig(accumulate=2)
+    config = TrainConfig(precision="float32", accumulate=2)
     network, good, bad = Line(), make_batch(0), make_batch(1)
     bad.images[0, 0, 0, 0] = math.nan
     state, before = make_state(network, config), [p.clone() for p in network.parameters()]
@@ -82,7 +82,7 @@ def test_optimisers_match_those_of_torch() -> None:
     }
     for name, reference in references.items():
         config = TrainConfig(
-            optimiser=name, momentum=0.8, beta2=0.99, weight_decay=0.01, decay_norms_and_biases=True, clip_norm=None
+            precision="float32", optimiser=name, momentum=0.8, beta2=0.99, weight_decay=0.01, decay_norms_and_biases=True, clip_norm=None
         )  # type: ignore[arg-type]
         network, other = Line(), Line()
         state, optimiser = make_state(network, config), reference(other.parameters())
@@ -97,7 +97,7 @@ def test_optimisers_match_those_of_torch() -> None:
 
 def test_a_loss_scaler_changes_no_step_and_its_state_is_saved(tmp_path) -> None:
     """fp16 on CUDA needs a scaler; the scaler for the CPU does the same arithmetic."""
-    config = TrainConfig(clip_norm=0.5)
+    config = TrainConfig(precision="float32", clip_norm=0.5)
     plain, scaled = make_state(Line(), config), make_state(Line(), config, torch.amp.GradScaler("cpu", init_scale=256))
     for seed in range(3):
         outcomes = [take_step(state, [make_batch(seed)], config, lr=0.1) for state in (plain, scaled)]
@@ -116,7 +116,7 @@ def test_a_loss_scaler_changes_no_step_and_its_state_is_saved(tmp_path) -> None:
 
 
 def test_an_overflow_skips_the_step_and_lowers_the_loss_scale() -> None:
-    config = TrainConfig()
+    config = TrainConfig(precision="float32")
     state = make_state(Line(loss_factor=1e37), config, torch.amp.GradScaler("cpu", init_scale=2**10))
     assert state.scaler is not None
     before = [p.clone() for p in state.network.parameters()]

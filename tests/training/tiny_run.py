@@ -121,6 +121,7 @@ def tiny_config(**changes: object) -> TrainConfig:
         "evaluate_every": "6 steps",
         "best_metric": "score",
         "threads": 1,
+        "precision": "float32",
     }
     return TrainConfig(**{**defaults, **changes})
 

@@ -7,7 +7,6 @@ in `recipe_facts`, and the rules are in `recipe_choices`.
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -290,24 +289,15 @@ def _fitted(
 
 
 def _machine(device: str) -> Machine:
-    """The memory of the device, and whether it computes fast in bf16."""
+    """The memory of the device."""
     from cellwright.api.models import resolve_device
 
     chosen = resolve_device(device)
     if chosen.type == "cuda":
         import torch
 
-        return Machine(float(torch.cuda.mem_get_info(chosen)[0]), True, torch.cuda.is_bf16_supported())
-    return Machine(float(available_bytes()), False, chosen.type == "cpu" and _has_bf16())
-
-
-def _has_bf16() -> bool:
-    """Whether the processor has instructions for bf16, on Linux; without them, bf16 is slower than float32."""
-    try:
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        return False
-    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
+        return Machine(float(torch.cuda.mem_get_info(chosen)[0]), is_gpu=True)
+    return Machine(float(available_bytes()), is_gpu=False)
 
 
 # --- starting weights ---------------------------------------------------------------------------------------------

@@ -70,11 +70,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the recipe will be trained. memory_bytes: that can be used. has_bf16: whether bf16 is fast."""
+    """Where the recipe will be trained. memory_bytes: that can be used."""
 
     memory_bytes: float
     is_gpu: bool
-    has_bf16: bool
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def choices(
         _scales(objects, plan),
         _colours(pixels),
         _batch_choice(batch, crop, machine),
-        _optimiser(plan, machine),
+        _optimiser(plan),
     ]
 
 
@@ -354,8 +353,7 @@ def _batch_choice(batch: int, crop: int, machine: Machine) -> Choice:
     return Choice("images per step", str(batch), why, "train", {"batch_size": batch})
 
 
-def _optimiser(plan: Outline, machine: Machine) -> Choice:
-    is_bf16 = machine.has_bf16 and plan.family == "unet"
+def _optimiser(plan: Outline) -> Choice:
     lr = 5e-4 if plan.starts else 1e-3
     keys = {
         "optimiser": "adamw",
@@ -363,13 +361,11 @@ def _optimiser(plan: Outline, machine: Machine) -> Choice:
         "weight_decay": 0.05,
         "schedule": {"kind": "cosine"},
         "warmup": "5%",
-        "precision": "bf16" if is_bf16 else "float32",
         "evaluate_every": "50%",
         "checkpoint_every": "25%",
         "best_metric": "accuracy@0.5" if plan.family == "unet" else "AP@all",
     }
-    why = "as in the shipped recipes" + (", and bf16 is fast here" if is_bf16 else "")
-    return Choice("optimiser", f"AdamW {lr:g}", why, "train", keys)
+    return Choice("optimiser", f"AdamW {lr:g}", "as in the shipped recipes", "train", keys)
 
 
 def length_choice(plan: Outline, steps: int | None, pace: str) -> Choice:

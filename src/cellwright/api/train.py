@@ -365,7 +365,7 @@ class _Request:
         lines = [
             f"recipe {recipe.name}: {recipe.description}",
             f"{count(len(self.training), 'training image')}, {n_validation}; {train.length} with "
-            f"{count(train.batch_size * train.accumulate, 'image')} per step",
+            f"{count(train.batch_size * train.accumulate, 'image')} per step, {train.precision}",
         ]
         return [*lines, *self.notes, *init_warnings(recipe), *summarise(self.survey.notes)]
 
@@ -454,6 +454,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     """Check the request, say what will be done, and train; None after a dry run, which writes nothing."""
     from cellwright.training import loop
     from cellwright.training.environment import describe_environment
+    from cellwright.training.precision import precision_for
 
     started = time.monotonic()
     recipe, output = request.recipe, request.output()
@@ -463,12 +464,13 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     chosen = request.reading.to_dict()
     inputs = {"data": identity.digest, **({"reading": repr(chosen)} if chosen else {}), **_init_fingerprint(recipe)}
     recipe_yaml = recipes.dump(recipe)
-    environment = describe_environment(device, recipe.train.threads, inputs)
+    environment = describe_environment(device, recipe.train.threads, inputs, precision_for(recipe, device))
     environment["sources"] = sorted({sample.source for sample in request.dataset if sample.source})[:10]
     environment = output.examine(recipe_yaml, environment, identity)
     if output.is_finished:
         screen.note(f"already complete: {request.out}/ has the finished run of this recipe and these data")
         return None if dry_run else read_run(request.out)
+    request = _with_train(request, precision=environment["precision"])
     info = _model_info(request, environment, identity)
     training, loaded = _prepare(request, device, info, screen)
     for line in (*request.describe(), *_class_warnings(request, identity), *_what_is_written(request, output, loaded)):
@@ -530,6 +532,11 @@ def _what_is_written(request: _Request, output: RunOutput, loaded: LoadReport | 
         lines.append(f"initial weights: {request.init}: {loaded.headline}; details in {details}")
     if output.discarded is not None:
         lines.append(f"the unfinished run in {output.recorded.root} is begun again: {output.discarded}")
+    if output.moved is not None:
+        lines.append(
+            f"this run is resumed on other hardware ({output.moved}), so it will not end exactly as it would have on the "
+            "first"
+        )
     once = ", in place of the old run once the new one is finished" if output.replaces else ""
     return [*lines, f"will write {request.out}/{once}"]
 
@@ -710,9 +717,14 @@ def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *,
 
 
 def _with_seed(request: _Request, seed: int) -> _Request:
+    return dataclasses.replace(_with_train(request, seed=seed), out=request.out / f"seed_{seed}")
+
+
+def _with_train(request: _Request, **changes: object) -> _Request:
+    """The request with other values in the section ``train`` of its recipe."""
     recipe = request.recipe
-    seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-    return dataclasses.replace(request, recipe=seeded, out=request.out / f"seed_{seed}")
+    changed = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+    return dataclasses.replace(request, recipe=changed)
 
 
 def _write_repeats(repeats: Repeats, seeds: Sequence[int]) -> None:

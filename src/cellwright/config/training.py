@@ -145,9 +145,10 @@ class TrainConfig(Section):
     max_gradient_norm: float = Field(
         default=1e6, gt=0, description="A larger gradient norm (before clipping) ends training as diverged."
     )
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32",
-        description="Precision of the forward pass (autocast); fp16 scales the losses and needs CUDA.",
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Precision of the forward pass (autocast). auto: bf16 for U-Nets where the device computes it fast, "
+        "else float32. fp16 scales the losses and needs CUDA.",
     )
     compile: bool = Field(
         default=False,

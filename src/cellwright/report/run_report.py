@@ -312,11 +312,18 @@ def version_facts(record: RunRecord) -> list[Part]:
     facts: list[tuple[str, Cell]] = [
         ("device", " ".join(filter(None, (str(environment.get("device", "")), str(environment.get("gpu") or ""))))),
         ("threads", environment.get("threads")),
+        ("precision", _precision(environment)),
         ("machine", str(environment.get("platform") or "")),
         ("commit", (str(git.get("commit") or "") + (" with changes" if git.get("changed") else ""))),
     ]
     versions = {"python": environment.get("python"), **(environment.get("versions") or {})}
     return [Facts(facts), *version_parts(versions)]
+
+
+def _precision(environment: Mapping[str, Any]) -> str:
+    """The precision of the forward pass, and the one that the run began in if it was resumed in another."""
+    began_in = environment.get("began_in")
+    return str(environment.get("precision") or "") + (f" (began in {began_in})" if began_in else "")
 
 
 def _how(record: RunRecord, paths: RunFolder) -> list[Part]:

@@ -16,13 +16,16 @@ from cellwright.core.interrupts import Interrupted, SignalHandler, handle_signal
 from cellwright.core.versions import PACKAGES, version_of
 
 
-def describe_environment(device: torch.device, threads: int | None, inputs: dict[str, str]) -> dict[str, Any]:
+def describe_environment(
+    device: torch.device, threads: int | None, inputs: dict[str, str], precision: str = "float32"
+) -> dict[str, Any]:
     """The content of ``environment.json`` as plain JSON values, without any path of this machine.
 
     Args:
         device: the device that the run trains on.
         threads: the number of CPU threads; None records torch's default.
         inputs: fingerprints (such as hashes) of the data and the initial weights, by name.
+        precision: the precision of the forward pass, as `precision_for` gives it.
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -33,6 +36,8 @@ def describe_environment(device: torch.device, threads: int | None, inputs: dict
         "git": git_state(Path(__file__).parent),
         "device": str(device),
         "gpu": gpu,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "precision": precision,
         "threads": threads if threads is not None else torch.get_num_threads(),
         "inputs": inputs,
     }

@@ -55,6 +55,7 @@ class RunOutput:
         self._request: dict[str, Any] = {}
         self.is_finished = False
         self.discarded: str | None = None
+        self.moved: str | None = None
 
     @property
     def recorded(self) -> RunFolder:
@@ -76,7 +77,8 @@ class RunOutput:
     def examine(self, recipe_yaml: str, environment: dict[str, Any], identity: Identity | None) -> dict[str, Any]:
         """Decide how to go on; returns the environment to record.
 
-        Sets ``is_finished``, and ``discarded``: how an unfinished run that was to replace the old one differs.
+        Sets ``is_finished``; ``discarded``: how an unfinished run that was to replace the old one differs; and
+        ``moved``: how the hardware differs from that of a run that is resumed, which then rounds differently.
 
         Args:
             recipe_yaml: the text of the resolved recipe.
@@ -95,9 +97,7 @@ class RunOutput:
             if different is None:
                 self._resume = found
                 self.is_finished = not self._overwrite and found.state == "complete" and self._is_whole(found)
-                # A run keeps its number of threads, because another number rounds differently.
-                threads = _environment_of(run).get("threads")
-                environment = {**environment, "threads": threads} if type(threads) is int else environment
+                environment, self.moved = _continued(environment, _environment_of(run))
             elif not self._overwrite:
                 raise different
             else:
@@ -240,6 +240,33 @@ def _environment_of(run: RunFolder) -> Mapping[str, Any]:
         content = read_json(run.environment)
         return content if isinstance(content, Mapping) else {}
     return {}
+
+
+def _continued(now: dict[str, Any], before: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The environment ``now`` of a run that goes on, and what differs from ``before`` in a way that changes rounding.
+
+    A run keeps its number of threads, because another number rounds differently, and float32. What began in another
+    precision goes on in that of this machine, which may be many times slower otherwise; ``began_in`` records it.
+    """
+    now, precision = dict(now), before.get("precision")
+    if type(before.get("threads")) is int:
+        now["threads"] = before["threads"]
+    if precision == "float32":
+        now["precision"] = precision
+    began_in = before.get("began_in", precision)
+    if began_in is not None and began_in != now.get("precision"):
+        now["began_in"] = began_in
+    differing = [
+        f"{now[key]} instead of {before[key]}"
+        for key in ("device", "gpu", "processor", "precision")
+        if isinstance(before.get(key), str) and now.get(key) is not None and _kind(now[key]) != _kind(before[key])
+    ]
+    return now, ", ".join(differing) or None
+
+
+def _kind(value: str) -> str:
+    """A device without its number."""
+    return value.partition(":")[0]
 
 
 def _inputs_of(claim: Claim, run: RunFolder) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from cellwright.ops.batch import Batch
 from cellwright.training.optimiser import clip_gradients, set_learning_rate
 from cellwright.training.state import TrainState
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,13 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, n_batches: i
 
 
 def losses_of(network: Network, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """The losses of a batch, computed in the precision of the recipe; they depend on weights and batch alone."""
+    """The losses of a batch, which depend on weights and batch alone.
+
+    They are computed in ``config.precision``, which is that of the device by now (`precision_for`), not ``auto``.
+    """
     # Layers that draw from torch's global generator (dropout) then depend on the step alone, too.
     torch.manual_seed(batch.seed)
-    dtype = _AUTOCAST.get(config.precision)
+    dtype = _AUTOCAST[config.precision]
     with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
         return network.losses(batch)
 
