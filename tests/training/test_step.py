@@ -82,7 +82,13 @@ def test_optimisers_match_those_of_torch() -> None:
     }
     for name, reference in references.items():
         config = TrainConfig(
-            precision="float32", optimiser=name, momentum=0.8, beta2=0.99, weight_decay=0.01, decay_norms_and_biases=True, clip_norm=None
+            precision="float32",
+            optimiser=name,
+            momentum=0.8,
+            beta2=0.99,
+            weight_decay=0.01,
+            decay_norms_and_biases=True,
+            clip_norm=None,
         )  # type: ignore[arg-type]
         network, other = Line(), Line()
         state, optimiser = make_state(network, config), reference(other.parameters())

@@ -7,6 +7,7 @@ in `recipe_facts`, and the rules are in `recipe_choices`.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path

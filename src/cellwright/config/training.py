@@ -147,8 +147,8 @@ class TrainConfig(Section):
     )
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Precision of the forward pass (autocast). auto: bf16 for U-Nets where the device computes it fast, "
-        "else float32. fp16 scales the losses and needs CUDA.",
+        description="Precision of the forward pass (autocast). auto: bf16 for U-Nets where it is fast, else float32. "
+        "fp16 scales the losses and needs CUDA.",
     )
     compile: bool = Field(
         default=False,
