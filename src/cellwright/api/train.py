@@ -470,7 +470,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     if output.is_finished:
         screen.note(f"already complete: {request.out}/ has the finished run of this recipe and these data")
         return None if dry_run else read_run(request.out)
-    request = _with_train(request, precision=environment["precision"])
+    request = _with_train(request, {"precision": environment["precision"]})
     info = _model_info(request, environment, identity)
     training, loaded = _prepare(request, device, info, screen)
     for line in (*request.describe(), *_class_warnings(request, identity), *_what_is_written(request, output, loaded)):
@@ -534,7 +534,7 @@ def _what_is_written(request: _Request, output: RunOutput, loaded: LoadReport | 
         lines.append(f"the unfinished run in {output.recorded.root} is begun again: {output.discarded}")
     if output.moved is not None:
         lines.append(
-            f"this run is resumed on other hardware ({output.moved}): it will not end exactly as it would have on the first"
+            f"this run is resumed on other hardware ({output.moved}): it will not end exactly as on the first"
         )
     once = ", in place of the old run once the new one is finished" if output.replaces else ""
     return [*lines, f"will write {request.out}/{once}"]
@@ -716,10 +716,10 @@ def _train_repeats(request: _Request, planned: int, screen: ProgressReporter, *,
 
 
 def _with_seed(request: _Request, seed: int) -> _Request:
-    return dataclasses.replace(_with_train(request, seed=seed), out=request.out / f"seed_{seed}")
+    return dataclasses.replace(_with_train(request, {"seed": seed}), out=request.out / f"seed_{seed}")
 
 
-def _with_train(request: _Request, **changes: object) -> _Request:
+def _with_train(request: _Request, changes: dict[str, object]) -> _Request:
     """The request with other values in the section ``train`` of its recipe."""
     recipe = request.recipe
     changed = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
