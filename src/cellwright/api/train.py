@@ -533,9 +533,7 @@ def _what_is_written(request: _Request, output: RunOutput, loaded: LoadReport | 
     if output.discarded is not None:
         lines.append(f"the unfinished run in {output.recorded.root} is begun again: {output.discarded}")
     if output.moved is not None:
-        lines.append(
-            f"this run is resumed on other hardware ({output.moved}): it will not end exactly as on the first"
-        )
+        lines.append(f"this run is resumed on other hardware ({output.moved}): it will not end exactly as on the first")
     once = ", in place of the old run once the new one is finished" if output.replaces else ""
     return [*lines, f"will write {request.out}/{once}"]
 
