@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel
 
@@ -21,7 +20,7 @@ from cellwright.config.model_classical import ClassicalConfig
 from cellwright.config.model_dense import FlowTarget, StarsTarget, UNetConfig, WatershedTarget
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, MaskScoringConfig, PointRendConfig
 from cellwright.config.recipe import Recipe
-from cellwright.models.build import build_network
+from cellwright.models.build import network_without_weights
 
 HERE = Path(__file__).parent
 PARTS = ("backbone", "fpn", "rpn", "box_head", "mask_head", "point_head")
@@ -103,8 +102,7 @@ def layouts() -> dict[str, tuple[Recipe, int]]:
 
 def counts(recipe: Recipe, n_classes: int) -> dict[str, int]:
     """Number of parameters per part, in total and trained; tensors and values in a file of weights."""
-    with torch.device("meta"):
-        network = build_network(recipe, n_classes)
+    network = network_without_weights(recipe, n_classes)
     sizes = dict.fromkeys((*PARTS, "mask_scoring"), 0)
     for name, parameter in network.named_parameters():
         sizes[name.partition(".")[0]] += parameter.numel()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
 import shutil
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +22,11 @@ from blank_charts import blank_charts
 settings.register_profile("fixed", derandomize=True, database=None)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+# Temporary folders are in memory where there is room: the tests write, rename and remove very many small files.
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # What takes long starts first, or one process would run it at the end while the others wait.
 LONGEST = (
@@ -107,6 +113,25 @@ def no_waiting_for_the_disk() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def options_are_resolved_once() -> None:
+    """The annotations of the options, which are the same in each of the commands that one process runs."""
+    import pydantic
+    from cyclopts import field_info
+
+    field_info.get_type_hints = functools.cache(field_info.get_type_hints)
+    plain, cached = pydantic.TypeAdapter, functools.cache(pydantic.TypeAdapter)
+
+    class Adapter(plain):
+        def __new__(cls, annotation: Any, **options: Any) -> Any:
+            try:
+                return cached(annotation, **options)
+            except TypeError:  # it cannot be hashed
+                return plain(annotation, **options)
+
+    pydantic.TypeAdapter = Adapter
+
+
+@pytest.fixture(autouse=True, scope="session")
 def charts() -> dict[str, Callable[..., object]]:
     """Charts stay blank; returns how they are drawn. See `real_charts`."""
     return blank_charts()
@@ -145,14 +170,6 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "cellwright.api.predict", "cellwright.report.overview", "distributed"])
     monkeypatch.setattr("cellwright.prediction.runners.multiprocessing.get_context", lambda method: context)
-
-
-@pytest.fixture
-def memory_path() -> Iterator[Path]:
-    """A folder in memory where there is one: copying it back after each kill is faster than on a disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

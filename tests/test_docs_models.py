@@ -20,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import (
 )
 
 from cellwright.config.recipe import Recipe
-from cellwright.models.build import build_network
+from cellwright.models.build import network_without_weights
 from cellwright.models.rcnn.c4 import C4MaskRCNN
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.mask_scoring import MaskScoringRCNN
@@ -73,8 +73,9 @@ def test_examples_print_the_output_shown() -> None:
 
 
 def _built(recipe: Recipe, n_classes: int) -> MaskRCNN:
-    with torch.device("meta"):
-        return build_network(recipe, n_classes)
+    network = network_without_weights(recipe, n_classes)
+    assert isinstance(network, MaskRCNN)
+    return network
 
 
 def _names_and_shapes(network: torch.nn.Module) -> dict[str, Shape]:

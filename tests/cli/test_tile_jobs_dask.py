@@ -23,7 +23,7 @@ HW = (192, 256)
 @pytest.mark.filterwarnings("ignore")  # those of the cluster
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "field.tif", draw_field(4, HW, 25)[0].data, tile=(64, 64), photometric="rgb")
-    words = ["predict", "field.tif", "--tile=128", "--diameter=24", "--labels=tiff", "--quiet"]
+    words = ["predict", "field.tif", "--model=nuclei@1", "--tile=128", "--diameter=24", "--labels=tiff", "--quiet"]
     killed: list[int] = []
     with distributed.LocalCluster(
         n_workers=2, processes=True, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path / "scratch"

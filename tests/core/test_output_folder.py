@@ -109,9 +109,9 @@ def test_an_error_leaves_the_old_result_or_nothing(tmp_path: Path) -> None:
 
 
 @needs_fork
-def test_a_kill_anywhere_is_finished_by_the_next_command(memory_path: Path) -> None:
+def test_a_kill_anywhere_is_finished_by_the_next_command(tmp_path: Path) -> None:
     """Of the first result, and of one that replaces another; in between, the folder has only files of ours."""
-    out = memory_path / "out"
+    out = tmp_path / "out"
     for _ in every_kill(out, lambda: build(out, FIRST, OLD)):
         assert contents(out) in ({}, OLD) or Claim.read(out).state == "swapping"
         build(out, FIRST, OLD)
@@ -280,8 +280,8 @@ def test_a_job_writes_in_place_and_replaces_only_when_complete(tmp_path: Path) -
 
 
 @needs_fork
-def test_a_killed_job_goes_on_where_it_was(memory_path: Path) -> None:
-    out, images = memory_path / "out", {"a": "1", "b": "2", "c": "3"}
+def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
+    out, images = tmp_path / "out", {"a": "1", "b": "2", "c": "3"}
     resumed = set()
     for _ in every_kill(out, lambda: job(out, FIRST, images)):
         resumed.add(job(out, FIRST, images))
@@ -399,11 +399,11 @@ def as_tree(names: Mapping[str, str]) -> dict[str, str]:
 @given(users=CONTENTS, old=CONTENTS, edited=CONTENTS, new=CONTENTS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_file_of_others_is_ever_removed(
-    users: dict[str, str], old: dict[str, str], edited: dict[str, str], new: dict[str, str], memory_path: Path
+    users: dict[str, str], old: dict[str, str], edited: dict[str, str], new: dict[str, str], tmp_path: Path
 ) -> None:
     """Files are there first, then our result, then they are edited, then it is replaced, then an unfinished job is."""
-    shutil.rmtree(memory_path / "out", ignore_errors=True)
-    out, users, old, new = memory_path / "out", as_tree(users), as_tree(old), as_tree(new)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    out, users, old, new = tmp_path / "out", as_tree(users), as_tree(old), as_tree(new)
     write(out, users)
     try:
         build(out, FIRST, old)

@@ -25,8 +25,8 @@ CONTROL = ".cellwright"
 
 
 @pytest.fixture
-def images(memory_path) -> Path:
-    return draw_images(memory_path / "images")
+def images(tmp_path) -> Path:
+    return draw_images(tmp_path / "images")
 
 
 def job_of(images: Path, **changes):
@@ -64,8 +64,8 @@ def failed_once(images: Path, out: Path) -> None:
 # --- kills and power cuts
 
 
-def test_a_killed_job_ends_in_the_same_files(images, memory_path):
-    job, whole, out = job_of(images), memory_path / "whole", memory_path / "out"
+def test_a_killed_job_ends_in_the_same_files(images, tmp_path):
+    job, whole, out = job_of(images), tmp_path / "whole", tmp_path / "out"
     run(job, whole)
     for _ in every_kill(out, lambda: run(job, out), step=23):
         assert run(job, out).n_images == 3
@@ -73,10 +73,10 @@ def test_a_killed_job_ends_in_the_same_files(images, memory_path):
         assert not [name for name in every_file(out) if "partial" in name]
 
 
-def test_a_file_that_the_user_puts_where_a_killed_job_would_write_is_never_replaced(images, memory_path):
-    job, out = job_of(images), memory_path / "out"
-    run(job, memory_path / "whole")
-    names = [name for name in files_in(memory_path / "whole") if not (out / name).exists()]
+def test_a_file_that_the_user_puts_where_a_killed_job_would_write_is_never_replaced(images, tmp_path):
+    job, out = job_of(images), tmp_path / "out"
+    run(job, tmp_path / "whole")
+    names = [name for name in files_in(tmp_path / "whole") if not (out / name).exists()]
     n_refused = 0
     for at in every_kill(out, lambda: run(job, out), step=29):
         free = [name for name in names if not (out / name).exists()]
@@ -90,16 +90,16 @@ def test_a_file_that_the_user_puts_where_a_killed_job_would_write_is_never_repla
         assert mine.read_bytes() == b"drawn by hand"
         mine.unlink()
         run(job, out)
-        assert content(out) == content(memory_path / "whole")
+        assert content(out) == content(tmp_path / "whole")
         n_refused += 1
     assert n_refused > 3
 
 
-def test_a_killed_replacement_leaves_the_old_result_or_the_new_one(images, memory_path):
-    old, new, out = job_of(images), job_of(images, options=PredictOptions(0.5)), memory_path / "out"
-    run(new, memory_path / "whole")
+def test_a_killed_replacement_leaves_the_old_result_or_the_new_one(images, tmp_path):
+    old, new, out = job_of(images), job_of(images, options=PredictOptions(0.5)), tmp_path / "out"
+    run(new, tmp_path / "whole")
     run(old, out)
-    both = content(out), content(memory_path / "whole")
+    both = content(out), content(tmp_path / "whole")
     for _ in every_kill(out, lambda: run(new, out, overwrite=True), step=31):
         try:
             assert cw.read_dataset(out, require_images=False)
@@ -110,19 +110,19 @@ def test_a_killed_replacement_leaves_the_old_result_or_the_new_one(images, memor
         assert not [name for name in every_file(out) if "partial" in name or "/new/" in name]
 
 
-def test_a_killed_fusion_ends_in_the_same_files(images, memory_path):
+def test_a_killed_fusion_ends_in_the_same_files(images, tmp_path):
     for name in ("A", "B"):
-        run(job_of(images / "a.png", save=("masks",)), memory_path / name)
-    out = memory_path / "out"
-    plan = fuse.FusePlan((memory_path / "A", memory_path / "B"), save=("masks",), out=out)
-    fuse.run(replace(plan, out=memory_path / "whole"))
+        run(job_of(images / "a.png", save=("masks",)), tmp_path / name)
+    out = tmp_path / "out"
+    plan = fuse.FusePlan((tmp_path / "A", tmp_path / "B"), save=("masks",), out=out)
+    fuse.run(replace(plan, out=tmp_path / "whole"))
     for _ in every_kill(out, lambda: fuse.run(plan), step=13):
         fuse.run(plan)
-        assert content(out) == content(memory_path / "whole")
+        assert content(out) == content(tmp_path / "whole")
 
 
-def test_an_interrupted_replacement_is_resumed_and_a_failed_one_changes_nothing(images, memory_path):
-    old, new, out = job_of(images), job_of(images, options=PredictOptions(0.5)), memory_path / "out"
+def test_an_interrupted_replacement_is_resumed_and_a_failed_one_changes_nothing(images, tmp_path):
+    old, new, out = job_of(images), job_of(images, options=PredictOptions(0.5)), tmp_path / "out"
     run(old, out)
     before = content(out)
     with pytest.raises(KeyboardInterrupt):
@@ -135,13 +135,13 @@ def test_an_interrupted_replacement_is_resumed_and_a_failed_one_changes_nothing(
     assert run(new, out).n_resumed == 3
 
 
-def test_a_file_emptied_by_a_power_cut_is_never_a_result(images, memory_path):
-    job, whole, out = job_of(images), memory_path / "whole", memory_path / "out"
+def test_a_file_emptied_by_a_power_cut_is_never_a_result(images, tmp_path):
+    job, whole, out = job_of(images), tmp_path / "whole", tmp_path / "out"
     run(job, whole)
     for prepare in (half_done, lambda images, out: run(job_of(images), out)):
-        prepare(images, memory_path / "before")
-        for name in every_file(memory_path / "before"):
-            shutil.copytree(memory_path / "before", out)
+        prepare(images, tmp_path / "before")
+        for name in every_file(tmp_path / "before"):
+            shutil.copytree(tmp_path / "before", out)
             (out / name).write_bytes(b"")
             try:
                 run(job, out)
@@ -150,11 +150,11 @@ def test_a_file_emptied_by_a_power_cut_is_never_a_result(images, memory_path):
             else:
                 assert content(out) == content(whole), name
             shutil.rmtree(out)
-        shutil.rmtree(memory_path / "before")
+        shutil.rmtree(tmp_path / "before")
 
 
-def test_a_finished_job_with_an_emptied_file_is_made_again_on_request(images, memory_path):
-    job, out = job_of(images), memory_path / "out"
+def test_a_finished_job_with_an_emptied_file_is_made_again_on_request(images, tmp_path):
+    job, out = job_of(images), tmp_path / "out"
     run(job, out)
     before = content(out)
     (out / "deep" / "b_masks.tif").write_bytes(b"")
@@ -165,14 +165,14 @@ def test_a_finished_job_with_an_emptied_file_is_made_again_on_request(images, me
 
 
 @pytest.mark.parametrize("what", ["moved", "removed"])
-def test_a_folder_that_vanishes_while_it_is_written_is_an_error(images, memory_path, what):
-    job, out = job_of(images), memory_path / "out"
+def test_a_folder_that_vanishes_while_it_is_written_is_an_error(images, tmp_path, what):
+    job, out = job_of(images), tmp_path / "out"
 
     class Vanishing(Squares):
         def predict(self, images):
             if len(self.names) == 2:
                 wait_for(out, 2)
-                out.rename(memory_path / "elsewhere") if what == "moved" else shutil.rmtree(out)
+                out.rename(tmp_path / "elsewhere") if what == "moved" else shutil.rmtree(out)
             return super().predict(images)
 
     with pytest.raises(OutputError, match="moved or removed while it was written"):
@@ -180,11 +180,11 @@ def test_a_folder_that_vanishes_while_it_is_written_is_an_error(images, memory_p
     assert not out.exists()
     assert run(job, out).n_images == 3
     if what == "moved":
-        assert run(job, memory_path / "elsewhere").n_resumed == 2
+        assert run(job, tmp_path / "elsewhere").n_resumed == 2
 
 
-def test_a_record_that_vanishes_is_an_error_and_no_shorter_result(images, memory_path):
-    job, out = job_of(images), memory_path / "out"
+def test_a_record_that_vanishes_is_an_error_and_no_shorter_result(images, tmp_path):
+    job, out = job_of(images), tmp_path / "out"
 
     class Removing(Squares):
         def predict(self, images):
@@ -208,20 +208,20 @@ def correct(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_a_corrected_file_is_not_replaced(images, memory_path):
-    job, out = job_of(images), memory_path / "out"
+def test_a_corrected_file_is_not_replaced(images, tmp_path):
+    job, out = job_of(images), tmp_path / "out"
     run(job, out)
     corrected = correct(out / "a.png_masks.tif")
     with pytest.raises(OutputError, match=r"changed after they were written[\s\S]*1 file \(a.png_masks.tif\)"):
         run(job, out, overwrite=True)
     assert (out / "a.png_masks.tif").read_bytes() == corrected
     assert run(job, out).n_images == 3, "it is still complete"
-    (out / "a.png_masks.tif").rename(memory_path / "mine.tif")
+    (out / "a.png_masks.tif").rename(tmp_path / "mine.tif")
     run(job, out, overwrite=True)
 
 
-def test_corrections_are_kept_while_failed_images_are_tried_again(images, memory_path):
-    out = memory_path / "out"
+def test_corrections_are_kept_while_failed_images_are_tried_again(images, tmp_path):
+    out = tmp_path / "out"
     failed_once(images, out)
     corrected = correct(out / "a.png_masks.tif")
     assert run(job_of(images), out).n_resumed == 2
@@ -233,21 +233,21 @@ def test_corrections_are_kept_while_failed_images_are_tried_again(images, memory
 
 
 @pytest.mark.parametrize("name", ["a.png_measurements.csv", "summary.csv", "a.png_masks.tif"])
-def test_other_changed_files_are_named_and_not_written_over(images, memory_path, name):
+def test_other_changed_files_are_named_and_not_written_over(images, tmp_path, name):
     """A table with a further column; a label image that can no longer be read."""
-    out = memory_path / "out"
+    out = tmp_path / "out"
     failed_once(images, out)
     path = out / name
     path.write_bytes(path.read_bytes()[:-40] + b"mine")
     with pytest.raises(OutputError, match=rf"changed after they were written[\s\S]*1 file \({name}\)"):
         run(job_of(images), out)
     assert path.read_bytes().endswith(b"mine")
-    path.rename(memory_path / "mine")
+    path.rename(tmp_path / "mine")
     assert run(job_of(images), out).n_images == 3
 
 
-def test_a_file_that_the_user_made_for_a_failed_image_is_not_written_over(images, memory_path):
-    out = memory_path / "out"
+def test_a_file_that_the_user_made_for_a_failed_image_is_not_written_over(images, tmp_path):
+    out = tmp_path / "out"
     failed_once(images, out)
     (out / "a.tif_masks.tif").write_bytes(b"drawn by hand")
     with pytest.raises(OutputError, match=r"did not write[\s\S]*1 file \(a.tif_masks.tif\)"):
@@ -255,9 +255,9 @@ def test_a_file_that_the_user_made_for_a_failed_image_is_not_written_over(images
     assert (out / "a.tif_masks.tif").read_bytes() == b"drawn by hand"
 
 
-def test_only_our_files_are_replaced(images, memory_path):
+def test_only_our_files_are_replaced(images, tmp_path):
     """Also below the folder, through links, and under the names of files that this job would have written."""
-    out, mine = memory_path / "out", memory_path / "mine"
+    out, mine = tmp_path / "out", tmp_path / "mine"
     run(job_of(images), out)
     mine.mkdir()
     (mine / "b_masks.tif").write_bytes(b"mine")
@@ -272,8 +272,8 @@ def test_only_our_files_are_replaced(images, memory_path):
     assert not (out / "a.png_masks.tif").exists()
 
 
-def test_inputs_below_the_folder_stay(images, memory_path):
-    out = memory_path / "out"
+def test_inputs_below_the_folder_stay(images, tmp_path):
+    out = tmp_path / "out"
     run(job_of(images), out)
     shutil.copytree(images, out / "raw")
     run(job_of(out / "raw"), out, overwrite=True)
@@ -300,8 +300,8 @@ def as_earlier(out: Path, *, is_finished: bool) -> None:
     shutil.rmtree(control)
 
 
-def test_a_finished_folder_of_an_earlier_version(images, memory_path):
-    job, out = job_of(images), memory_path / "out"
+def test_a_finished_folder_of_an_earlier_version(images, tmp_path):
+    job, out = job_of(images), tmp_path / "out"
     run(job, out)
     as_earlier(out, is_finished=True)
     assert run(job, out).n_resumed == 3
@@ -319,19 +319,19 @@ def test_a_finished_folder_of_an_earlier_version(images, memory_path):
     assert ".job.json" not in files_in(out)
 
 
-def test_an_unfinished_folder_of_an_earlier_version(images, memory_path):
-    job, out = job_of(images), memory_path / "out"
+def test_an_unfinished_folder_of_an_earlier_version(images, tmp_path):
+    job, out = job_of(images), tmp_path / "out"
     half_done(images, out)
     as_earlier(out, is_finished=False)
     with pytest.raises(OutputError, match="unfinished predictions of an earlier version"):
         run(job, out)
     run(job, out, overwrite=True)
-    run(job, memory_path / "whole")
-    assert content(out) == content(memory_path / "whole")
+    run(job, tmp_path / "whole")
+    assert content(out) == content(tmp_path / "whole")
 
 
-def test_a_predictions_file_of_another_program_is_not_ours(images, memory_path):
-    out = memory_path / "out"
+def test_a_predictions_file_of_another_program_is_not_ours(images, tmp_path):
+    out = tmp_path / "out"
     out.mkdir()
     (out / "predictions.json").write_text('{"images": [], "annotations": [], "info": {}}')
     for overwrite in (False, True):

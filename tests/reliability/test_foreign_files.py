@@ -107,13 +107,11 @@ def commands() -> dict[str, Command]:
 
 
 @pytest.mark.parametrize("name", commands())
-def test_no_file_of_the_user_is_lost(name: str, warm: Warm, workshop: Path, memory_path: Path) -> None:
-    check(commands()[name], N_FOLDERS, warm, workshop, memory_path)
+def test_no_file_of_the_user_is_lost(name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    check(commands()[name], N_FOLDERS, warm, workshop, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", commands())
-def test_no_file_of_the_user_is_lost_from_many_folders(
-    name: str, warm: Warm, workshop: Path, memory_path: Path
-) -> None:
-    check(commands()[name], N_SLOW_FOLDERS, warm, workshop, memory_path)
+def test_no_file_of_the_user_is_lost_from_many_folders(name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    check(commands()[name], N_SLOW_FOLDERS, warm, workshop, tmp_path)

@@ -49,24 +49,22 @@ def sweep(trials: Trials, row: str, n_points: int | None) -> None:
 
 
 @pytest.mark.parametrize(("name", "overwrite"), NAMES, ids=IDS)
-def test_killed_at_a_file_operation(name: str, overwrite: bool, warm: Warm, workshop: Path, memory_path: Path) -> None:
+def test_killed_at_a_file_operation(name: str, overwrite: bool, warm: Warm, workshop: Path, tmp_path: Path) -> None:
     command = (OVERWRITE if overwrite else COMMANDS)[name]
-    sweep(trials_of(command, warm, workshop, memory_path), "killed at a file operation", N_POINTS)
+    sweep(trials_of(command, warm, workshop, tmp_path), "killed at a file operation", N_POINTS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "overwrite"), NAMES, ids=IDS)
-def test_killed_at_every_file_operation(
-    name: str, overwrite: bool, warm: Warm, workshop: Path, memory_path: Path
-) -> None:
+def test_killed_at_every_file_operation(name: str, overwrite: bool, warm: Warm, workshop: Path, tmp_path: Path) -> None:
     command = (OVERWRITE if overwrite else COMMANDS)[name]
-    sweep(trials_of(command, warm, workshop, memory_path), "killed at a file operation", None)
+    sweep(trials_of(command, warm, workshop, tmp_path), "killed at a file operation", None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
-def test_killed_at_a_random_time(name: str, warm: Warm, workshop: Path, memory_path: Path) -> None:
-    trials = trials_of(COMMANDS[name], warm, workshop, memory_path)
+def test_killed_at_a_random_time(name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    trials = trials_of(COMMANDS[name], warm, workshop, tmp_path)
     expected = trials.expected()
     trials.begin()
     _, end = trials.run()

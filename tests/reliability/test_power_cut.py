@@ -101,11 +101,11 @@ def cut(trials: Trials, points: int, *, every_damage: bool) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_power_cut(name: str, warm: Warm, workshop: Path, memory_path: Path) -> None:
-    cut(trials_of(COMMANDS[name], warm, workshop, memory_path), N_POINTS, every_damage=False)
+def test_a_power_cut(name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    cut(trials_of(COMMANDS[name], warm, workshop, tmp_path), N_POINTS, every_damage=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_many_power_cuts(name: str, warm: Warm, workshop: Path, memory_path: Path) -> None:
-    cut(trials_of(COMMANDS[name], warm, workshop, memory_path), N_SLOW_POINTS, every_damage=True)
+def test_many_power_cuts(name: str, warm: Warm, workshop: Path, tmp_path: Path) -> None:
+    cut(trials_of(COMMANDS[name], warm, workshop, tmp_path), N_SLOW_POINTS, every_damage=True)

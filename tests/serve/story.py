@@ -206,7 +206,7 @@ def train(visitor: Visitor) -> dict[str, Any]:
     visitor.page.click("#panel-train button:has-text('Cancel')")
     visitor.until(f"{latest}.state === 'cancelled'")
     steps = visitor.look(f"{latest}.events.at(-1).step")
-    visitor.page.fill("#minutes", "0.1")
+    visitor.page.fill("#minutes", "0.02")
     visitor.page.click("#panel-train button:has-text('Resume')")
     visitor.until(f"{latest}.state === 'done'", 180)
     job = visitor.look(latest)

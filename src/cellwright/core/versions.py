@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -11,6 +12,7 @@ PACKAGES = ("cellwright", "torch", "torchvision", "numpy", "scipy", "opencv-pyth
 _MAIN = ("cellwright", "torch", "numpy", "scipy", "opencv-python-headless")
 
 
+@functools.cache
 def version_of(package: str) -> str | None:
     """The version of an installed package, or None."""
     try:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cellwright.config.conventions import CONVENTIONS, Conventions
 from cellwright.config.model_dense import UNetConfig
@@ -33,14 +37,26 @@ def build_network(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
         UsageError: ``model.encoder`` needs the extra ``timm``, which is not installed.
         InputError: the weights need more memory than there is.
     """
-    check_memory(weight_bytes(network_without_weights(recipe, n_classes)), "the network of this recipe", remedy=SMALLER)
+    _check_memory(network_without_weights(recipe, n_classes))
     return _build(recipe, n_classes)
+
+
+def network_to_fill(recipe: Recipe, n_classes: int, check: Callable[[nn.Module], object]) -> MaskRCNN | DenseNetwork:
+    """A network whose weights are loaded next: their values are arbitrary. Raises as `build_network`.
+
+    check: called with `network_without_weights` before memory is allocated for what the recipe claims.
+    """
+    shapes = network_without_weights(recipe, n_classes)
+    check(shapes)
+    _check_memory(shapes)
+    with _NoRandomWeights():
+        return _build(recipe, n_classes)
 
 
 def network_without_weights(recipe: Recipe, n_classes: int) -> nn.Module:
     """The network with weights that have a shape but no values and take no memory. Raises as `build_network`."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoRandomWeights():
             return _build(recipe, n_classes)
     except CellwrightError:
         raise
@@ -51,6 +67,22 @@ def network_without_weights(recipe: Recipe, n_classes: int) -> nn.Module:
             got=f"{type(error).__name__}: {error}"[:300],
             remedy="check the numbers in its section model",
         ) from error
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Layers are made without drawing their weights, which takes most of the time."""
+
+    _DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _check_memory(network: nn.Module) -> None:
+    check_memory(weight_bytes(network), "the network of this recipe", remedy=SMALLER)
 
 
 def weight_bytes(network: nn.Module) -> int:

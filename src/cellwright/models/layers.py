@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 from cellwright.config.model_rcnn import BackboneConfig
 
@@ -26,6 +25,8 @@ def make_norm(name: NormName, channels: int, eps: float = 1e-5) -> nn.Module:
         case "batch_norm":
             return nn.BatchNorm2d(channels, eps=eps)
         case "frozen_batch_norm":
+            from torchvision.ops import FrozenBatchNorm2d  # takes two seconds, and dense networks do without
+
             return FrozenBatchNorm2d(channels, eps=eps)
         case "group_norm":
             return nn.GroupNorm(channels // 8 if channels % 32 else 32, channels, eps=eps)
@@ -107,6 +108,8 @@ class DeformConvNorm(ConvNorm):
         init_normal(self.offset, std=0.0)
 
     def convolve(self, x: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d
+
         # Positions need more precision than 16-bit floats offer, and the CPU kernel does not support bfloat16: under
         # autocast, all of this runs in the type of the weights.
         with torch.autocast(x.device.type, enabled=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, max_iou: float) -> Tensor:
@@ -23,6 +22,8 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, max_iou: float) -
     >>> grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), max_iou=0.5).tolist()
     [0, 2]
     """
+    from torchvision.ops import nms  # takes two seconds, and dense networks do without
+
     # Group by group instead of shifting coordinates, since shifts of thousands of pixels make the IoU less precise.
     order = torch.argsort(scores, descending=True, stable=True)
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)

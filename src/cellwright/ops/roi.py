@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 # Maximum number of values in memory in the target sampler; four gathers of this size stay below 100 MB.
 _CHUNK_VALUES = 1_000_000
@@ -68,6 +67,8 @@ def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: 
     Returns:
         FloatTensor[R,C,M,M], image by image; R may be 0.
     """
+    from torchvision.ops import roi_align  # takes two seconds, and dense networks do without
+
     image = torch.cat([per_image.new_full((len(per_image), 1), i) for i, per_image in enumerate(boxes)])
     stacked = torch.cat(list(boxes))
     rois = torch.cat([image, stacked], dim=1).to(features[0].dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def describe_environment(
     }
 
 
+@functools.cache
 def git_state(folder: Path) -> dict[str, Any] | None:
     """``{"commit": hash, "changed": bool}`` of the git checkout that contains ``folder``, or None without one."""
     commit = _git(folder, "rev-parse", "HEAD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path
 from cellwright.core.text import count
-from cellwright.models.build import build_network, network_without_weights
+from cellwright.models.build import network_to_fill
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.weights.model_folder import (
@@ -113,9 +114,8 @@ def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRC
     """
     path, info = model_folder(folder), read_model_info(folder, kind=kind)
     recipe, weights = recipe_of(info, where=path / INFO), read_weights(folder)
-    # Compared before memory is allocated for what the recipe claims.
-    check_fit(network_without_weights(recipe, len(info.class_names)), weights, where=path / WEIGHTS)
-    network = build_network(recipe, len(info.class_names))
+    check = partial(check_fit, weights=weights, where=path / WEIGHTS)
+    network = network_to_fill(recipe, len(info.class_names), check)
     network.load_state_dict(weights, strict=True)
     network.eval()
     return network, info
