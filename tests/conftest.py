@@ -30,16 +30,25 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
 
 # What takes long starts first, or one process would run it at the end while the others wait.
 LONGEST = (
-    "reliability",  # all its files share the workshop
-    "serve/test_story.py",
-    "cli/test_tile_jobs_dask.py",
-    "test_submissions.py",
-    "test_stories.py",
-    "training/test_resume.py",
-    "cli/test_many_images.py",
-    "cli/test_signals.py",
-    "cli/test_tile_jobs.py",
+    "tests/reliability",
+    "tests/serve/test_jobs.py",
+    "tests with forked workers",
+    "tests/cli/test_channels_and_ranges.py",
+    "tests/models/rcnn/test_torchvision_parity.py",
+    "tests/test_stories.py",
+    "tests/test_submissions.py",
+    "tests/training/test_resume.py",
+    "tests/cli/test_evaluate_verb.py",
+    "tests/cli/test_tile_jobs.py",
+    "tests/cli/test_signals.py",
 )
+# Files that one process runs, as they share what takes long to make: the workshop, and a server of forks.
+TOGETHER = {
+    "tests/reliability": ("tests/reliability/",),
+    "tests with forked workers": (
+        "tests/cli/test_tile_jobs_dask.py", "tests/cli/test_many_images.py", "tests/prediction/test_runners.py",
+    ),
+}  # fmt: skip
 
 REPOSITORY = Path(__file__).parents[1]
 UNPACKED = REPOSITORY / ".cache" / "real"
@@ -47,7 +56,7 @@ UNPACKED = REPOSITORY / ".cache" / "real"
 
 def _rank(file: str) -> int:
     """The lower, the earlier a file is run; see `LONGEST`."""
-    return next((rank for rank, long in enumerate(LONGEST) if file == f"tests/{long}"), len(LONGEST))
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 def _shared() -> Path:
@@ -90,13 +99,13 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Like ``--dist loadfile``, with the longest files first, and one process for all that needs the workshop."""
+    """Like ``--dist loadfile``, with the longest files first, and files of `TOGETHER` in one process."""
     from xdist.scheduler import LoadFileScheduling
 
     class LongestFirst(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "tests/reliability" if file.startswith("tests/reliability/") else file
+            return next((unit for unit, files in TOGETHER.items() if file.startswith(files)), file)
 
         def _assign_work_unit(self, node: object) -> None:
             first = min(self.workqueue, key=_rank)

@@ -16,6 +16,7 @@ def prepare(root: str) -> None:
 
     From then on charts are blank, and the demo uses a fast model and small images, which saves most of the time.
     """
+    import torchvision.ops  # noqa: F401 - here once, or in each child that imports weights
     from skimage import data
 
     from blank_charts import blank_charts

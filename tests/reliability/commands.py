@@ -111,16 +111,18 @@ class Trials:
         arguments = {"words": self.words, "place": str(self.folder), "at": at, "after_s": after_s}
         return self.warm.call("command_trials:run_command", self._child, memory=None, seconds=120, **arguments)
 
-    def n_operations(self) -> int:
-        """How many file operations the command has."""
+    def counted(self) -> tuple[int, dict[str, bytes]]:
+        """How many file operations an uninterrupted command has, and what it makes."""
         self.begin()
         (n,), end = self.run(at=0)
-        assert end.status == 0, self.printed
-        return n
+        return n, self._finished(end)
 
     def finish(self) -> dict[str, bytes]:
         """Run the command, which must succeed and leave nothing else; returns `contents`."""
         _, end = self.run()
+        return self._finished(end)
+
+    def _finished(self, end: End) -> dict[str, bytes]:
         if end.status != 0:
             raise AssertionError(f"exit code {end.status}: {self.printed}")
         if left := self.leftovers():

@@ -33,7 +33,7 @@ def go_on(trials: Trials, expected: dict[str, bytes], old: dict[str, bytes]) -> 
 
 
 def sweep(trials: Trials, row: str, n_points: int | None) -> None:
-    n_operations, expected = trials.n_operations(), trials.expected()
+    n_operations, expected = trials.counted()
     trials.begin()
     old, points, bad = trials.contents(), chosen(n_operations, n_points), []
     for at in points:

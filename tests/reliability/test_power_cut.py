@@ -69,7 +69,7 @@ def at_risk(state: Path, before: dict[str, int]) -> list[Path]:
 
 
 def cut(trials: Trials, points: int, *, every_damage: bool) -> None:
-    n_operations, expected = trials.n_operations(), trials.expected()
+    n_operations, expected = trials.counted()
     state = trials.folder.with_name("state")
     n, bad = 0, []
     for at in chosen(n_operations, points + 1)[1:]:

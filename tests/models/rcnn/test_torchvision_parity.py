@@ -28,6 +28,7 @@ LOSS_NAMES = {
     "rpn_box": "loss_rpn_box_reg",
 }
 EVERYTHING = 1 << 20  # lifts a sampler's cap
+N_DETECTIONS = 30  # per image, of 120 proposals: most of the time is spent on what is pooled
 # v2: batch norm in the pyramid and the heads, two RPN convolutions, a 4 conv + 1 fc box head (Li et al. 2021).
 V2 = {
     "fpn": {"norm": "batch_norm"},
@@ -108,10 +109,11 @@ def theirs(images: list[Tensor], version: str) -> nn.Module:
         min_size=160,
         max_size=256,
         box_score_thresh=0.0,
+        box_detections_per_img=N_DETECTIONS,
         rpn_pre_nms_top_n_test=300,
-        rpn_post_nms_top_n_test=300,
+        rpn_post_nms_top_n_test=120,
         rpn_pre_nms_top_n_train=200,
-        rpn_post_nms_top_n_train=100,
+        rpn_post_nms_top_n_train=60,
         rpn_batch_size_per_image=EVERYTHING,
         box_batch_size_per_image=EVERYTHING,
         rpn_positive_fraction=0.5,
@@ -125,7 +127,7 @@ def theirs(images: list[Tensor], version: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def ours(theirs: nn.Module, version: str) -> MaskRCNN:
-    counts = {"pre_nms_test": 300, "post_nms_test": 300, "pre_nms_train": 200, "post_nms_train": 100}
+    counts = {"pre_nms_test": 300, "post_nms_test": 120, "pre_nms_train": 200, "post_nms_train": 60}
     sections = VERSIONS[version]
     config = MaskRCNNConfig.model_validate(
         sections
@@ -134,10 +136,11 @@ def ours(theirs: nn.Module, version: str) -> MaskRCNN:
             "box_head": {
                 **sections.get("box_head", {}),
                 "score_threshold": 0.0,
+                "detections_per_image": N_DETECTIONS,
                 "samples_per_image": EVERYTHING,
                 "positive_fraction": 0.5,
             },
-            "roi": {"chunk": 170},  # so that chunked and whole heads are compared too
+            "roi": {"chunk": 50},  # so that chunked and whole heads are compared too
         }
     )
     network = build_mask_rcnn(config, TORCHVISION, in_channels=3, n_classes=N_CLASSES)
@@ -173,9 +176,9 @@ def test_detections(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) -> 
     detected = ours.boxes(features, ours.proposals(features, image_hws), image_hws)
     probs = ours.masks_for(features, [f.boxes for f in detected], [f.class_ids for f in detected])
     for own, mask, other in zip(detected, probs, expected, strict=True):
-        assert len(own.boxes) == len(other["boxes"]) == 100
+        assert len(own.boxes) == len(other["boxes"]) == N_DETECTIONS
         partner = partners(own, other)
-        assert partner.unique().numel() == 100
+        assert partner.unique().numel() == N_DETECTIONS
         assert (own.boxes - other["boxes"][partner]).abs().max() < 1e-2
         assert (own.scores - other["scores"][partner]).abs().max() < 1e-4
         assert (mask - other["masks"][partner, 0]).abs().max() < 1e-3
@@ -206,7 +209,7 @@ def test_pasted_pixels(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) 
     assert len(detected) == visible.sum()
     assert partner.unique().numel() == len(detected)
     differing = detected.masks.to_dense().astype(bool) != pixels[visible][partner].numpy()
-    assert differing.sum() <= 20
+    assert differing.sum() <= 6
     assert pixels.sum() > 5_000
 
 
