@@ -88,7 +88,7 @@ def rescale(layer: nn.Module, inputs: object, output: Tensor, *, goal: float) ->
 
 @pytest.fixture(scope="module")
 def images() -> list[Tensor]:
-    return [picture(160, 256, seed=1), picture(150, 240, seed=2)]
+    return [picture(96, 160, seed=1), picture(90, 150, seed=2)]
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
@@ -106,8 +106,8 @@ def theirs(images: list[Tensor], version: str) -> nn.Module:
         weights=None,
         weights_backbone=None,
         num_classes=N_CLASSES + 1,
-        min_size=160,
-        max_size=256,
+        min_size=96,
+        max_size=160,
         box_score_thresh=0.0,
         box_detections_per_img=N_DETECTIONS,
         rpn_pre_nms_top_n_test=300,
@@ -194,8 +194,8 @@ def partners(own: Detections, other: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def test_pasted_pixels(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) -> None:
-    """The image is 110 x 176 and enlarged for the network, so boxes and masks are scaled back."""
-    picture_hw = (110, 176)
+    """The image is 66 x 110 and enlarged for the network, so boxes and masks are scaled back."""
+    picture_hw = (66, 110)
     small = nn.functional.interpolate(images[0][None], picture_hw, mode="bilinear")[0]
     theirs.eval()
     ours.eval()
@@ -210,7 +210,7 @@ def test_pasted_pixels(theirs: nn.Module, ours: MaskRCNN, images: list[Tensor]) 
     assert partner.unique().numel() == len(detected)
     differing = detected.masks.to_dense().astype(bool) != pixels[visible][partner].numpy()
     assert differing.sum() <= 6
-    assert pixels.sum() > 5_000
+    assert pixels.sum() > 1_000
 
 
 @pytest.fixture(scope="module")
