@@ -43,6 +43,7 @@ from cellwright.training.optimiser import build_optimiser
 from cellwright.training.pace import Budget
 from cellwright.training.run_folder import Best, RunFolder, write_metrics
 from cellwright.training.schedule import Timeline, learning_rate
+from cellwright.training.slow_steps import Setting, StepWatch
 from cellwright.training.state import Position, TrainState, check_finite
 from cellwright.training.step import diverged, take_step
 from cellwright.training.validation import Validation, count_patience, is_better, is_out_of_patience
@@ -199,7 +200,7 @@ def _run_steps(
     config, position = training.config, state.position
     # Batches are numbered separately from steps, because a step takes ``accumulate`` of them.
     batches = training.loader.batches(position.step * config.accumulate, timeline.total_steps * config.accumulate)
-    first = position.step
+    first, watch = position.step, _watch(training, state)
     while True:
         # Every call takes at least one step, so that repeated short calls reach the end.
         out_of_time = position.step > first and budget.is_spent()
@@ -222,10 +223,19 @@ def _run_steps(
         with interruption.allowed():
             step_batches = [batch.to(training.device) for batch in itertools.islice(batches, config.accumulate)]
         data_s = time.perf_counter() - started
-        outcome = take_step(state, step_batches, config, learning_rate(config, position.step, timeline))
+        with watch.step():
+            outcome = take_step(state, step_batches, config, learning_rate(config, position.step, timeline))
         recorder.step(outcome, sum(map(len, step_batches)), data_s, time.perf_counter() - started)
         if outcome.problem is not None:
             raise diverged(outcome, config)
+
+
+def _watch(training: Training, state: TrainState) -> StepWatch:
+    """Warns of slow steps on a CPU; hooks of a compiled backbone would compile it again."""
+    config, threads = training.config, state.position.threads
+    is_watched = training.device.type == "cpu" and not config.compile
+    setting = Setting.of(config.precision, threads, training.device) if is_watched else None
+    return StepWatch(state.network, setting, training.reporter.note)
 
 
 def _expected_evaluation_s(training: Training, state: TrainState) -> float:
