@@ -32,7 +32,9 @@ def test_steps_ten_times_slower_than_their_arithmetic_are_told_once() -> None:
     assert warnings([4.9] * 5) == []
     assert warnings([30, 4, 30, 30, 4]) == []  # not in a row
     (text,) = warnings([1, 1, 6, 5.5, 7, 6, 6, 6])
-    assert text.startswith("warning: a step takes 5.5 s, but its arithmetic should take about 0.5 s on this machine; no ")
+    assert text.startswith(
+        "warning: a step takes 5.5 s, but its arithmetic should take about 0.5 s on this machine; no "
+    )
     assert warnings([0.9] * 5, expected_s=0.01) == []  # short anyway
     assert warnings([100] * 5, None) == []
 

@@ -122,7 +122,9 @@ def likely_cause(setting: Setting, recent: Sequence[Usage]) -> str:
     if setting.is_slow_bf16:
         return "this processor has no instructions for bf16: train with train.precision=auto"
     if setting.threads > setting.cores:
-        return f"{setting.threads} threads share {count(setting.cores, 'core')}: train with train.threads={setting.cores}"
+        return (
+            f"{setting.threads} threads share {count(setting.cores, 'core')}: train with train.threads={setting.cores}"
+        )
     if sum(used.faults for used in recent) > _FAULTS_PER_S * wall_s:
         return "memory is short, and data are read back from the disk: lower train.batch_size or augment.crop_px"
     if share < _BUSY:
