@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -52,9 +53,17 @@ def test_formats_are_detected(tmp_path: Path) -> None:
 
 
 def test_published_datasets_are_detected(vrdl_root: Path, dsb_root: Path, tmp_path: Path) -> None:
-    assert sniff(vrdl_root / "train").name == sniff(dsb_root).name == "mask_folder"
-    for path in sorted((vrdl_root / "test").glob("*.png"))[:2]:
-        shutil.copy(path, tmp_path)
+    for name, root in (("vrdl", vrdl_root / "train"), ("dsb", dsb_root)):
+        some = tmp_path / name  # of 24 and 670 folders with 44,000 files
+        some.mkdir()
+        for folder in sorted(path for path in root.iterdir() if path.is_dir())[:6]:
+            (some / folder.name).symlink_to(folder, target_is_directory=True)
+        assert sniff(some).name == "mask_folder"
+    tmp_path = tmp_path / "test"
+    tmp_path.mkdir()
+    whole, other = sorted((vrdl_root / "test").glob("*.png"))[:2]
+    shutil.copy(whole, tmp_path)
+    cv2.imwrite(str(tmp_path / other.name), cv2.imread(str(other))[:200, :200])
     with pytest.raises(InputError, match="2 images and nothing else"):
         read_dataset(tmp_path)
     test = read_dataset(tmp_path, ReadOptions(no_objects=True))
