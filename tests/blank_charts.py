@@ -12,11 +12,16 @@ def blank_charts() -> dict[str, Callable[..., object]]:
     """Have charts stay blank in this process; returns what `monkeypatch` sets to draw them."""
     from matplotlib.figure import Figure
 
-    from cellwright.report import curves
+    from cellwright.report import curves, plate
 
-    drawn = {"matplotlib.figure.Figure.draw": Figure.draw, "cellwright.report.curves._plot": curves._plot}
+    drawn = {
+        "matplotlib.figure.Figure.draw": Figure.draw,
+        "cellwright.report.curves._plot": curves._plot,
+        "cellwright.report.plate.draw_counts": plate.draw_counts,
+    }
     Figure.draw = lambda figure, renderer: None
     curves._plot = _write_blank
+    plate.draw_counts = lambda names, counts, class_names: np.full((8, 12, 3), 255, np.uint8)
     return drawn
 
 
