@@ -24,7 +24,7 @@ from cellwright.models.dense import flow
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.labels import connected_components
 from cellwright.prediction import diameter as module
-from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.prediction.backends.torch import TorchPredictor
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 from cellwright.prediction.tiling.facts import find_facts
@@ -70,18 +70,18 @@ class NearSighted(nn.Module):
         return maps
 
 
-def predictor(**changes: object) -> NetworkPredictor:
+def predictor(**changes: object) -> TorchPredictor:
     network = DenseNetwork(UNetConfig(width=4), in_channels=3, n_classes=1)
     network.unet = NearSighted()  # type: ignore[assignment]
-    return replace(NetworkPredictor(network, CONFIG), **changes)  # type: ignore[arg-type]
+    return replace(TorchPredictor(network, CONFIG), **changes)  # type: ignore[arg-type]
 
 
-def predict_one(own: NetworkPredictor, image: Image) -> tuple[Instances, Diameter | None]:
+def predict_one(own: TorchPredictor, image: Image) -> tuple[Instances, Diameter | None]:
     (prediction,) = own.predict([image])
     return prediction.instances, prediction.diameter
 
 
-def input_hws_of(own: NetworkPredictor) -> list[tuple[int, int]]:
+def input_hws_of(own: TorchPredictor) -> list[tuple[int, int]]:
     return own.network.unet.input_hws  # type: ignore[attr-defined]
 
 
@@ -230,7 +230,7 @@ def test_an_uncertain_estimate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for px, notes in ((None, 1), (median_px, 0)):
         own = predictor(diameter_px=px)
         shrinking = Shrinking()
-        monkeypatch.setattr(NetworkPredictor, "detect_input", lambda _, pixels, found=shrinking: found(pixels))
+        monkeypatch.setattr(TorchPredictor, "detect_input", lambda _, pixels, found=shrinking: found(pixels))
         (prediction,) = own.predict([image])
         facts = find_facts(open_image(image), CONFIG, "torchvision", Shrinking(), diameter_px=px)
         for said in (prediction.notes, facts.notes):

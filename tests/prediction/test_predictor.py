@@ -14,7 +14,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.views import PLAIN, parse_views
 from cellwright.models.contract import Network
-from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.prediction.backends.torch import TorchPredictor
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import FilteredPredictor, SegmenterPredictor
 
@@ -49,7 +49,7 @@ def pictures(*sizes):
 def test_images_are_resized_padded_to_the_stride_and_predicted_at_their_own_size():
     network = Bright()
     assert isinstance(network, Network)
-    predictor = NetworkPredictor(network, InputConfig(scale=0.5), batch_size=2)
+    predictor = TorchPredictor(network, InputConfig(scale=0.5), batch_size=2)
     predictions = predictor.predict(pictures((100, 60), (40, 80), (33, 33)))
     assert [prediction.instances.image_hw for prediction in predictions] == [(100, 60), (40, 80), (33, 33)]
     assert all(prediction.candidates is prediction.instances for prediction in predictions)
@@ -59,29 +59,29 @@ def test_images_are_resized_padded_to_the_stride_and_predicted_at_their_own_size
 
 
 def test_no_images_no_results():
-    assert NetworkPredictor(Bright(), InputConfig()).predict([]) == []
+    assert TorchPredictor(Bright(), InputConfig()).predict([]) == []
 
 
 def test_channels_that_do_not_fit_are_refused():
     two = Image(np.zeros((8, 8, 2), np.uint8), ("DAPI", "actin"))
     with pytest.raises(InputError, match="channels"):
-        NetworkPredictor(Bright(), InputConfig()).predict([two])
+        TorchPredictor(Bright(), InputConfig()).predict([two])
 
 
 def test_options_are_applied_and_omitted_objects_counted():
-    network = NetworkPredictor(Bright(), InputConfig(), model_cap=2)
+    network = TorchPredictor(Bright(), InputConfig(), model_cap=2)
     (prediction,) = FilteredPredictor(network, PredictOptions(score_threshold=0.5)).predict(pictures((20, 20)))
     assert (len(prediction.instances), prediction.n_low_score, prediction.model_cap) == (1, 1, 2)
     assert prediction.views == PLAIN
     assert repr(prediction) == (
         "Prediction(1 object in 20 x 20 px; omitted: 1 low score; the model's limit of 2 objects was reached)"
     )
-    (larger,) = NetworkPredictor(Bright(), InputConfig(), model_cap=3).predict(pictures((20, 20)))
+    (larger,) = TorchPredictor(Bright(), InputConfig(), model_cap=3).predict(pictures((20, 20)))
     assert larger.model_cap is None
 
 
 def test_a_network_without_views_says_so():
-    predictor = NetworkPredictor(Bright(), InputConfig())
+    predictor = TorchPredictor(Bright(), InputConfig())
     assert predictor.with_views(PLAIN).views == PLAIN
     with pytest.raises(UsageError, match="does not support test-time augmentation"):
         predictor.with_views(parse_views("flips"))

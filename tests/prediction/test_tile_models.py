@@ -32,10 +32,11 @@ from cellwright.data.survey import survey_images
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.data.views import PLAIN, View
 from cellwright.models.build import build_network
-from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.prediction import RAY_UNIT_PX
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.ops.boxes import Extent
-from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.prediction.backends.torch import TorchPredictor
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Predictor, SegmenterPredictor
@@ -129,7 +130,7 @@ C4 = {
 )
 def test_rcnn(recipe: dict, scale: float, views: tuple[View, ...]) -> None:
     config = InputConfig(channels=3, scale=scale)
-    predictor = NetworkPredictor(seeing_squares(recipe), config, "detectron2").with_views(views)
+    predictor = TorchPredictor(seeing_squares(recipe), config, "detectron2").with_views(views)
     image = squares((90, 1700), 68)
     (whole,) = predictor.predict([image])
     assert len(whole.instances) > 40
@@ -153,7 +154,7 @@ def test_rays_are_as_long_in_tiles(views: tuple[View, ...]) -> None:
     """At half the resolution, rays of 6 px are 12 px in the image, and 13.3 px in the smaller view."""
     network = DenseNetwork(UNetConfig(width=4, depth=2, target=StarsTarget()), in_channels=3, n_classes=1)
     network.unet = Discs()  # type: ignore[assignment]
-    predictor = NetworkPredictor(network, InputConfig(channels=3, scale=0.5), "torchvision").with_views(views)
+    predictor = TorchPredictor(network, InputConfig(channels=3, scale=0.5), "torchvision").with_views(views)
     y, x = np.mgrid[:90, :600]
     spots = 250 * np.exp(-((y - 40 - 5 * np.sin(x / 31)) ** 2 + (x % 30 - 15) ** 2) / 60)
     image = Image.from_array(spots.astype(np.uint8))
@@ -166,7 +167,7 @@ def test_rays_are_as_long_in_tiles(views: tuple[View, ...]) -> None:
 
 def test_a_short_side_needs_the_scale_of_training() -> None:
     network = seeing_squares(PYRAMID)
-    predictor = NetworkPredictor(network, InputConfig(short_side=45), "detectron2")
+    predictor = TorchPredictor(network, InputConfig(short_side=45), "detectron2")
     with pytest.raises(UsageError, match="scale"):
         tile_model(predictor)
     image = squares((90, 400), 15)
@@ -174,7 +175,7 @@ def test_a_short_side_needs_the_scale_of_training() -> None:
     grid, tiles = tiled(replace(predictor, scale=0.5), image, 300)
     assert grid.net_hw == (45, 200)
     assert tile_model(replace(predictor, scale=0.5)).whole_bytes_per_px == 0, "the size of the input does not grow"
-    assert tile_model(NetworkPredictor(network, InputConfig())).whole_bytes_per_px > 200
+    assert tile_model(TorchPredictor(network, InputConfig())).whole_bytes_per_px > 200
     check_same(whole.instances, tiles)
     (tall,) = replace(predictor, input_config=InputConfig(short_side=90)).predict([image])
     assert len(tall.instances) != 0
@@ -185,7 +186,7 @@ def test_a_short_side_needs_the_scale_of_training() -> None:
 def test_images_are_scaled_to_the_pixel_size_of_training() -> None:
     """As if the recipe had that scale, in tiles too."""
     network, image = seeing_squares(PYRAMID), replace(squares((90, 700), 25), pixel_size_um=(0.4, 0.4))
-    predictor = NetworkPredictor(network, InputConfig(), "detectron2", pixel_size_um=0.5)
+    predictor = TorchPredictor(network, InputConfig(), "detectron2", pixel_size_um=0.5)
     (whole,) = predictor.predict([image])
     (note,) = whole.notes
     assert "pixels of 0.4 um, where the training images have 0.5 um: scaled by 0.8" in note.text

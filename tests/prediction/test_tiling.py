@@ -27,9 +27,9 @@ from cellwright.data.synthetic import draw_field
 from cellwright.data.views import PLAIN, View
 from cellwright.models.dense import flow, semantic, stars, watershed
 from cellwright.models.dense.labels import to_instances
-from cellwright.prediction.backends.torch_tiles import DenseTiles
 from cellwright.prediction.tiling.facts import ImageFacts
 from cellwright.prediction.tiling.grid import Grid, Tile
+from cellwright.prediction.tiling.network_tiles import DenseTiles
 from cellwright.prediction.tiling.seams import Seams, TileObjects, anchors_of, stored_objects
 from cellwright.prediction.tiling.statistics import values_of
 from cellwright.prediction.tiling.tile_file import TileRecord, read_tile, write_tile

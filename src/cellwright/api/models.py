@@ -23,13 +23,11 @@ from cellwright.core.versions import versions
 from cellwright.data.views import View, as_views
 
 if TYPE_CHECKING:
-    import torch
-
     from cellwright.core.image import Image
     from cellwright.data.images.channels import ChannelChoice
-    from cellwright.data.value_range import TrainingValues
-    from cellwright.models.contract import Network, Segmenter
+    from cellwright.models.contract import Segmenter
     from cellwright.models.weights.model_folder import ModelInfo
+    from cellwright.prediction.backends.load import Backend
     from cellwright.prediction.fusion import FusionOptions
     from cellwright.prediction.options import PredictOptions
     from cellwright.prediction.predictor import FilteredPredictor, Predictor
@@ -315,7 +313,7 @@ def _predict_one(predictor: FilteredPredictor, image: Image, channel: ChannelCho
     return dataclasses.replace(prediction, notes=(*seen.notes, *prediction.notes))
 
 
-def load_model(name: str | Path, *, device: str = "auto") -> Model:
+def load_model(name: str | Path, *, device: str = "auto", backend: Backend = "auto") -> Model:
     """Load a model by name, from a model folder, or from a run (its best checkpoint).
 
     Nothing is downloaded, and nothing outside the model changes: `keep_freed_memory` makes prediction with large images
@@ -324,13 +322,14 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     Args:
         name: ``nuclei``, ``classical``, a model folder, or a run folder.
         device: ``auto`` (CUDA, then mps, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        backend: what runs a network: ``openvino`` (U-Nets on the CPU), ``torch``, or ``auto``: OpenVINO where it can.
 
     Returns:
         A `Model`, with the thresholds, calibration and views that `cellwright tune` found if it is a tuned model.
 
     Raises:
         ModelError: there is no such model, or its folder is damaged.
-        UsageError: ``device`` is not available on this machine.
+        UsageError: ``device`` or ``backend`` is not available on this machine, or does not support the network.
 
     Example:
         >>> import cellwright as cw
@@ -347,22 +346,17 @@ def load_model(name: str | Path, *, device: str = "auto") -> Model:
     if str(name) not in NAMED_MODELS and not Path(name).exists():
         remedy = did_you_mean(str(name), NAMED_MODELS)
         raise ModelError("no such model", got=str(name), expected="a name, a model folder, or a run", remedy=remedy)
-    from cellwright.data.value_range import TrainingValues
     from cellwright.models.weights.model_folder import CHOICES, recipe_of
+    from cellwright.prediction.backends.load import load_predictor
+    from cellwright.prediction.options import PredictOptions
 
     if str(name) in CHOICES:
-        other, stained = (load_model(member, device=device) for member in CHOICES[str(name)])
+        other, stained = (load_model(member, device=device, backend=backend) for member in CHOICES[str(name)])
         return _choice(str(name), other, stained)
-    from cellwright.models.weights.torch_io import load_network
-    from cellwright.prediction.backends.torch import NetworkPredictor
-
-    network, info = load_network(name)
-    training = None if info.values is None else TrainingValues.from_dict(info.values, name)
-    facts = {"training": training, "trained_channels": info.channels, "scale": info.scale}
-    model = network_model(str(name), network, recipe_of(info), info.class_names, resolve_device(device), **facts)
-    assert isinstance(model.predictor, NetworkPredictor)
-    predictor = dataclasses.replace(model.predictor, pixel_size_um=info.pixel_size_um)
-    model = dataclasses.replace(model, predictor=predictor)
+    predictor, info = load_predictor(name, backend=backend, device=device)
+    recipe = recipe_of(info)
+    options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
+    model = Model(str(name), info.class_names, recipe, predictor, options)
     model = model.with_options(views=(info.tuned_on or {}).get("views"))
     options = _tuned_options(model.options, info, name)
     return dataclasses.replace(model, options=options, own=None, tuned_on=info.tuned_on, trained_on=info.trained_on)
@@ -389,30 +383,6 @@ def classical_model(recipe: Recipe) -> Model:
     predictor = SegmenterPredictor(ClassicalSegmenter(recipe.model))
     options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
     return Model("classical", ("nucleus",), recipe, predictor, options)
-
-
-def network_model(
-    name: str,
-    network: Network,
-    recipe: Recipe,
-    class_names: Sequence[str],
-    device: torch.device,
-    *,
-    training: TrainingValues | None = None,
-    trained_channels: tuple[str, ...] = (),
-    scale: float | None = None,
-) -> Model:
-    """A network, trained or in training, as a model; the network is moved to ``device``.
-
-    training, trained_channels, scale: what is known about its training images, see `NetworkPredictor`.
-    """
-    from cellwright.prediction.backends.torch import network_predictor
-    from cellwright.prediction.options import PredictOptions
-
-    options = PredictOptions(recipe.predict.score_threshold, recipe.predict.min_area_px)
-    facts = {"training": training, "trained_channels": trained_channels, "scale": scale}
-    predictor = network_predictor(network, recipe, device, **facts)
-    return Model(name, tuple(class_names), recipe, predictor, options)
 
 
 def ensemble(members: Sequence[Model], options: FusionOptions) -> Model:
@@ -479,6 +449,7 @@ def made_by(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
 
     options: of the command; those of the model are added, unless they are its own.
     """
+    from cellwright.prediction.backends.load import backend_of
     from cellwright.prediction.predictor import Ensemble
 
     now, own = model.options.as_values(), model.own_options.as_values()
@@ -492,7 +463,9 @@ def made_by(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     shown = {name: _single(value) for name, value in {**chosen, **options}.items()}
     names = [Path(name).name or name for name in model.member_names]
     known = {name: value for name, value in shown.items() if value not in (None, False, [])}
-    return {"verb": "predict", "model": names, "options": plain(known), "versions": versions()}
+    backend = backend_of(model.predictor)
+    ran = {} if backend is None else {"backend": backend}
+    return {"verb": "predict", "model": names, "options": plain(known), **ran, "versions": versions()}
 
 
 def _single(value: Any) -> Any:
@@ -566,22 +539,6 @@ def _kind(recipe: Recipe) -> str:
     target = getattr(model, "target", None)
     text = model.kind if target is None else f"{model.kind} ({target.kind})"
     return text + ("" if recipe.input.diameter_px is None else f", objects resized to {recipe.input.diameter_px:g} px")
-
-
-def resolve_device(device: str) -> torch.device:
-    """The torch device; ``auto`` tries CUDA, then mps, then the CPU. `UsageError` if it is not available."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        remedy = 'use `device="cpu"`; cellwright doctor shows why there is no GPU'
-        raise UsageError("this device is not available", got=f"{device}: {first}", remedy=remedy) from error
-    return chosen
 
 
 def identity_of(members: Sequence[Model]) -> str:

@@ -291,7 +291,7 @@ def _fitted(
 
 def _machine(device: str) -> Machine:
     """The memory of the device."""
-    from cellwright.api.models import resolve_device
+    from cellwright.prediction.backends.torch import resolve_device
 
     chosen = resolve_device(device)
     if chosen.type == "cuda":

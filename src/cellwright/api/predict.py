@@ -23,7 +23,6 @@ from cellwright.api.models import (
     identity_of,
     load_model,
     made_by,
-    resolve_device,
 )
 from cellwright.api.predict_tiles import (
     MEMORY_SHARE,
@@ -54,6 +53,7 @@ from cellwright.data.images.passed_over import passed_over_note, results_note
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.source import ImageSource
 from cellwright.data.views import parse_views
+from cellwright.prediction.backends.load import Backend
 from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.image_writer import Pictures
@@ -135,6 +135,8 @@ class PredictPlan:
     """Only this split of a dataset."""
     device: Annotated[str, Parameter(group=RUNNING)] = "auto"
     """auto, cpu, cuda:N or mps."""
+    backend: Annotated[Backend, Parameter(group=RUNNING)] = "auto"
+    """What runs the network: openvino (U-Nets on the CPU), torch, or auto (OpenVINO where it can, else PyTorch)."""
     pruned_to: Annotated[int | None, Parameter(group=RUNNING)] = None
     """Use only so many levels of a U-Net with nested skips (model.skips), 1 to its depth: faster, less accurate."""
     fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False
@@ -166,7 +168,7 @@ def run(
     Raises `OutputError` if the folder cannot be written, `ModelError` for a model that cannot be loaded, `InputError`
     for a path without images, and `UsageError` for an option that is out of range or not supported by the model.
     """
-    members = [load_model(name, device=plan.device) for name in plan.model]
+    members = [load_model(name, device=plan.device, backend=plan.backend) for name in plan.model]
     fusion = FusionOptions(plan.fuse, weights=plan.weights)
     model = _with_options_of(plan, ensemble(members, fusion))
     sources, recorded = find_sources(plan.sources, plan.split)
@@ -439,10 +441,7 @@ class OpenModel:
         """The predictor, and how pictures are drawn."""
         if isinstance(self.predictor.predictor, SegmenterPredictor):  # which may do without torch
             return self.predictor, pictures(self.class_names)
-        import torch
-
-        torch.set_num_threads(self.threads)
-        return with_networks(self.predictor, resolve_device(self.device)), pictures(self.class_names)
+        return with_networks(self.predictor, self.device, self.threads), pictures(self.class_names)
 
 
 def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[Source], Reading]:

@@ -21,7 +21,6 @@ from cellwright.api.models import (
     ensemble,
     identity_of,
     made_by,
-    resolve_device,
 )
 from cellwright.api.tile_jobs import Job, n_objects_of, open_job
 from cellwright.core.errors import FormatError, UsageError
@@ -149,11 +148,7 @@ class OpenWork:
 
     def __call__(self) -> TileWork:
         """The work; loads the model."""
-        import torch
-
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        model = tile_model(with_networks(self.predictor, resolve_device(self.device)))
+        model = tile_model(with_networks(self.predictor, self.device, self.threads))
         return TileWork(model, self.source, self.seen, self.facts, self.grid, self.options, ring_px=self.ring_px)
 
 

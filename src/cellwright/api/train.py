@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from cellwright.api.bundled_choice import network_for
-from cellwright.api.models import Model, load_model, resolve_device
+from cellwright.api.models import Model, load_model
 from cellwright.api.paths import is_model_folder
 from cellwright.api.read import read_annotations
 from cellwright.api.shared_options import FormatName, Planes, Series, TimePoint
@@ -452,6 +452,7 @@ def _class_warnings(request: _Request, identity: Identity) -> list[str]:
 
 def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False) -> Run | None:
     """Check the request, say what will be done, and train; None after a dry run, which writes nothing."""
+    from cellwright.prediction.backends.torch import resolve_device
     from cellwright.training import loop
     from cellwright.training.environment import describe_environment
     from cellwright.training.precision import precision_for

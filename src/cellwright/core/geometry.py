@@ -7,6 +7,7 @@ Label 0 is background. Class ids are 0..K-1; only the box head has an additional
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,3 +102,13 @@ def overlapping_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndar
     i, j = _kernels.box_pairs(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64))
     order = np.lexsort((j, i))
     return i[order], j[order]
+
+
+def padded_hw(hws: Sequence[tuple[int, int]], stride: int) -> tuple[int, int]:
+    """The smallest (H, W) that holds images of all sizes (h, w), and whose sides are multiples of ``stride``.
+
+    >>> padded_hw([(60, 90), (64, 40)], 32)
+    (64, 96)
+    """
+    height, width = (-(-max(hw[axis] for hw in hws) // stride) * stride for axis in (0, 1))
+    return height, width

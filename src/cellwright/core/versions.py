@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-PACKAGES = ("cellwright", "torch", "torchvision", "numpy", "scipy", "opencv-python-headless", "safetensors")
+PACKAGES = ("cellwright", "torch", "torchvision", "openvino", "numpy", "scipy", "opencv-python-headless", "safetensors")
 # What decides the bits of a prediction or an evaluation.
-_MAIN = ("cellwright", "torch", "numpy", "scipy", "opencv-python-headless")
+_MAIN = ("cellwright", "torch", "openvino", "numpy", "scipy", "opencv-python-headless")
 
 
 @functools.cache

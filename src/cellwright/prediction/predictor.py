@@ -1,7 +1,7 @@
 """Predictors: images in, one `Prediction` per image out; networks, ensembles and `Segmenter` objects share one
 protocol.
 
-NetworkPredictor    a trained network with the input of its recipe (`prediction/backends/torch.py`)
+NetworkPredictor    a trained network with the input of its recipe (`prediction/network.py`)
 SegmenterPredictor  any other method, such as the classical one or a model of the user's own
 Ensemble            several predictors whose objects are fused
 Choice              two predictors, of which the colours of an image choose one

@@ -210,6 +210,7 @@ def _how(job: JobFacts) -> list[Part]:
     facts: list[tuple[str, Cell]] = [
         ("model", joined(about.get("model"))),
         ("model digest", str(job.request.get("the model", ""))),
+        *([("network run with", str(about["backend"]))] if "backend" in about else []),
         ("channels of the image", joined(job.source.get("channels"))),
         ("pixel size (y, x), µm", joined(job.source.get("pixel_size_um"))),
         *option_facts(options, job.class_names),

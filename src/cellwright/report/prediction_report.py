@@ -356,6 +356,7 @@ def _how(found: _Found) -> list[Part]:
         ("model", joined(names)),
         ("recipe", recipe_line(found.recipe)),
         ("model digest", str(found.request.get("model", ""))),
+        *([("network run with", str(about["backend"]))] if "backend" in about else []),
         *option_facts(options, found.class_names),
         *((name.replace("_", " "), _shown(value)) for name, value in reading.items()),
     ]

@@ -19,9 +19,10 @@ from cellwright.core.errors import ModelError
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import write_demo_dataset
 from cellwright.models.build import build_network
-from cellwright.models.dense import dense
-from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork, first_of_layers
+from cellwright.models.dense import prediction
+from cellwright.models.dense.dense import DenseNetwork, first_of_layers
 from cellwright.models.dense.losses import border_weights
+from cellwright.models.dense.prediction import RAY_UNIT_PX
 from cellwright.models.dense.target import target_of
 from cellwright.models.weights.initial import start_from
 from cellwright.models.weights.model_folder import ModelInfo
@@ -304,12 +305,12 @@ def test_maps_by_windows_equal_those_of_the_whole_image(
     network = DenseNetwork(config, in_channels=1, n_classes=2).eval()
     images = torch.rand((1, 1, *hw), generator=torch.Generator().manual_seed(0))
     whole = network.maps(images)
-    monkeypatch.setattr(dense, "available_bytes", lambda: 1)
-    monkeypatch.setattr(dense, "WINDOW_SIDES", (256, 128))
+    monkeypatch.setattr(prediction, "available_bytes", lambda: 1)
+    monkeypatch.setattr(prediction, "WINDOW_SIDES", (256, 128))
     assert network.window_side(hw) == 128
-    torch.testing.assert_close(network.maps(images), whole, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(network.maps(images), whole, atol=1e-6, rtol=0)
     # Memory does not grow with the image, however much there is.
-    monkeypatch.setattr(dense, "available_bytes", lambda: 1 << 40)
-    monkeypatch.setattr(dense, "LARGEST_BYTES", int(network.bytes_of_channels * 200**2))
+    monkeypatch.setattr(prediction, "available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(prediction, "LARGEST_BYTES", int(network.bytes_of_channels * 200**2))
     assert network.window_side((200, 200)) is None
     assert network.window_side(hw) == 128

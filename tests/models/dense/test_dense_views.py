@@ -13,7 +13,8 @@ from cellwright.config.model_dense import FlowTarget, SemanticTarget, StarsTarge
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.views import PLAIN, View, parse_views
-from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.prediction import RAY_UNIT_PX
 from cellwright.models.dense.target import Target
 from cellwright.ops.batch import stack_images
 

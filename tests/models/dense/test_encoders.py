@@ -148,7 +148,7 @@ def test_trains_saves_loads_and_is_inspected(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", dense, recipe(**options))
     again, _ = load_network(folder)
     assert isinstance(again, DenseNetwork)
-    assert torch.equal(again.maps(batch.images), dense.eval().maps(batch.images))
+    assert np.array_equal(again.maps(batch.images), dense.eval().maps(batch.images))
     (instances,) = again.detect(batch.images[:1], [(64, 64)], [(64, 64)])
     assert instances.image_hw == (64, 64)
     (_, _, facts), (_, _, tensors) = run(InspectPlan(str(folder), tensors=True))

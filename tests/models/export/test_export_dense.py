@@ -8,7 +8,7 @@ from torch import nn
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import UsageError
 from cellwright.models.build import build_network
-from cellwright.models.dense.dense import RAY_UNIT_PX
+from cellwright.models.dense.prediction import RAY_UNIT_PX
 from cellwright.models.export.networks import graphs_of, rules_of
 
 

@@ -26,7 +26,7 @@ from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense.unet import UNet
 from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.models.weights.torch_io import save_model
-from cellwright.prediction.backends.torch import NetworkPredictor
+from cellwright.prediction.backends.torch import TorchPredictor
 from cellwright.prediction.fusion import FusionOptions
 from cellwright.prediction.predictor import Ensemble, SegmenterPredictor
 
@@ -49,10 +49,10 @@ class Spy(nn.Module):
         return [torch.full((len(images), 1, *images.shape[2:]), -9.0)]
 
 
-def spied(config: InputConfig, views: str, diameter_px: float | None = None) -> tuple[NetworkPredictor, Spy]:
+def spied(config: InputConfig, views: str, diameter_px: float | None = None) -> tuple[TorchPredictor, Spy]:
     network, spy = build_network(RECIPE, 1), Spy()
     network.unet = spy  # type: ignore[assignment]
-    return NetworkPredictor(network, config, diameter_px=diameter_px).with_views(parse_views(views)), spy
+    return TorchPredictor(network, config, diameter_px=diameter_px).with_views(parse_views(views)), spy
 
 
 def ramp(hw: tuple[int, int]) -> Image:

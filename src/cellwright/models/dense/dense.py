@@ -11,44 +11,25 @@ Shape shorthand: B images, D maps of the target, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellwright.config.model_dense import UNetConfig
-from cellwright.core.errors import UsageError
-from cellwright.core.instances import Instances
-from cellwright.core.memory import available_bytes
-from cellwright.data.views import View
-from cellwright.models.contract import RenderView
 from cellwright.models.dense.encoders import TimmUNet
 from cellwright.models.dense.losses import border_weights, focal_loss, masked_mean, soft_dice_loss
 from cellwright.models.dense.nested import NestedTimmUNet, NestedUNet
+from cellwright.models.dense.prediction import RAY_UNIT_PX, DensePrediction
 from cellwright.models.dense.target import target_of
 from cellwright.models.dense.unet import UNet
 from cellwright.ops.batch import Batch
 
-# Memory at the peak of prediction per pixel and channel of full resolution, as measured: maps of all resolutions, and
-# the decoder. Rather too low than too high.
-BYTES_PER_CHANNEL = {"plain": 20.0, "nested": 32.0}
-# Memory of the maps and of decoding, bytes per pixel: with three maps, and for each more, before and after resizing.
-DECODING_BYTES, BYTES_PER_MAP = 100, 8
-# One unit of the network's output is so long a ray, px: it learns lengths as fast as it learns other maps then.
-RAY_UNIT_PX = 8.0
-# The U-Net may take this share of the memory there is, and so many bytes; else it sees windows of one of these sides,
-# px. An image of small objects, which is enlarged, needs no more memory than a large one then.
-MEMORY_SHARE, LARGEST_BYTES, WINDOW_SIDES = 0.6, 3 << 29, (2048, 1536, 1024, 512)
 
-
-class DenseNetwork(nn.Module):
+class DenseNetwork(DensePrediction, nn.Module):
     """A `Network` (see ``models/contract.py``) made from the recipe's ``model`` section.
 
-    Attributes:
-        target: names of the maps, their encoder and decoder.
-        n_classes: K; with more than one, the U-Net predicts K class maps after those of the target.
+    Attributes: see `DensePrediction`.
     """
 
     def __init__(self, config: UNetConfig, *, in_channels: int, n_classes: int) -> None:
@@ -66,36 +47,6 @@ class DenseNetwork(nn.Module):
     def reach_px(self) -> int | None:
         """How far from a pixel of the maps the image can influence it, at most, px of the input; None: unknown."""
         return getattr(self.unet, "reach_px", None)
-
-    @property
-    def bytes_per_pixel(self) -> float | None:
-        """Memory that prediction takes at least at its peak, per pixel of the input; None with an encoder of timm.
-
-        That of the maps and of decoding: the U-Net itself can run window by window, see `maps`.
-        """
-        return None if self.reach_px is None else DECODING_BYTES + self.bytes_of_maps
-
-    @property
-    def bytes_of_maps(self) -> float:
-        """Memory of the maps beyond the first three, per pixel: of rays and classes."""
-        return BYTES_PER_MAP * max(self.unet.out_channels - 3, 0)
-
-    @property
-    def bytes_of_channels(self) -> float:
-        """Memory of the U-Net at its peak in prediction, per pixel, where all of the image is in memory."""
-        return BYTES_PER_CHANNEL[self.config.skips] * self.config.width
-
-    def window_side(self, image_hw: tuple[int, int]) -> int | None:
-        """The side of the windows in which the U-Net runs so that it fits into memory; None: all at once."""
-        reach, (height, width) = self.reach_px, image_hw
-        if reach is None:
-            return None
-        per_pixel = self.bytes_of_channels
-        budget = min(MEMORY_SHARE * available_bytes(), LARGEST_BYTES)
-        if per_pixel * height * width <= budget:
-            return None
-        fitting = [side for side in WINDOW_SIDES if per_pixel * (side + 2 * reach) ** 2 <= budget]
-        return max([*fitting, min(WINDOW_SIDES)])
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -186,23 +137,16 @@ class DenseNetwork(nn.Module):
 
     # --- inference ------------------------------------------------------------------------------------------------
 
+    @property
+    def sees_windows(self) -> bool:
+        """On a CPU."""
+        return next(self.unet.parameters(), torch.empty(0)).device.type == "cpu"
+
     def pruned(self, depth: int) -> DenseNetwork:
         """The network of the levels 0 to ``depth`` alone, see `nested` and `Prunes`; it shares its weights."""
-        config = self.config
-        if config.skips != "nested" or not config.deep_supervision:
-            raise UsageError(
-                "this network cannot be pruned",
-                got=f"model.skips: {config.skips}, model.deep_supervision: {str(config.deep_supervision).lower()}",
-                expected="a U-Net that was trained with nested and true",
-                remedy="omit `pruned_to`",
-            )
-        if not 1 <= depth <= config.depth:
-            raise UsageError(
-                "invalid `pruned_to`", got=depth, expected=f"1 to {config.depth}, the depth of the network"
-            )
-        if depth == config.depth:
+        config = self.pruned_config(depth)
+        if config == self.config:
             return self
-        config = config.model_copy(update={"depth": depth})
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and replaced
             network = DenseNetwork(config, in_channels=self.unet.in_channels, n_classes=self.n_classes)
         own = self.state_dict()
@@ -211,66 +155,8 @@ class DenseNetwork(nn.Module):
         return network.to(device).train(self.training)
 
     @torch.no_grad()
-    def detect(
-        self, images: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """The objects of each image at the resolution ``output_hws``, best first; see `Network.detect`."""
-        return [self.decode(maps) for maps in self.output_maps(self.maps(images), image_hws, output_hws)]
-
-    @torch.no_grad()
-    def detect_views(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> Instances:
-        """The objects of one image with test-time augmentation, best first; see `DetectsViews.detect_views`."""
-        return self.decode(self.mean_maps(views, render, output_hw))
-
-    @torch.no_grad()
-    def mean_maps(self, views: Sequence[View], render: RenderView, output_hw: tuple[int, int]) -> np.ndarray:
-        """The input of `decode`, averaged over views after their maps are turned back; flows turn as vectors."""
-        total = None
-        for view in views:
-            images, image_hw = render(view)
-            turned_back = view.turn_maps_back(self.maps(images)[0].cpu().numpy(), self.target.channels)
-            (maps,) = self.output_maps(torch.from_numpy(turned_back)[None], [image_hw], [output_hw])
-            total = maps if total is None else np.add(total, maps, out=total)
-        assert total is not None  # there is at least one view
-        return np.divide(total, np.float32(len(views)), out=total)
-
-    @torch.no_grad()
-    def output_maps(
-        self, maps: Tensor, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
-    ) -> Iterator[np.ndarray]:
-        """The input of `decode` for the `maps` of each image at ``output_hws``: (D, H, W) float32, or (D + K, H, W)."""
-        for of_image, image_hw, output_hw in zip(maps, image_hws, output_hws, strict=True):
-            inside = of_image[:, : image_hw[0], : image_hw[1]]
-            if image_hw != output_hw:
-                inside = F.interpolate(inside[None], output_hw, mode="bilinear", antialias=True)[0]
-            resized = inside.cpu().numpy()
-            self.target.stretch(resized, image_hw, output_hw)
-            yield resized
-
-    @torch.no_grad()
-    def maps(self, images: Tensor) -> Tensor:
-        """FloatTensor[B,C,H,W] -> FloatTensor[B,D,H,W] in the encoder's units, and K class probabilities if K > 1.
-
-        On a CPU, the U-Net sees a large image in windows that overlap by its reach; the maps are the same.
-        """
-        height, width = images.shape[2:]
-        side = self.window_side((height, width)) if images.device.type == "cpu" else None
-        if side is None or self.reach_px is None:
-            return self._maps(images)
-        margin = -(-self.reach_px // self.stride) * self.stride
-        whole: Tensor | None = None
-        for y in range(0, height, side):
-            for x in range(0, width, side):
-                top, left = max(y - margin, 0), max(x - margin, 0)
-                part = self._maps(images[:, :, top : y + side + margin, left : x + side + margin])
-                if whole is None:
-                    whole = part.new_empty((*part.shape[:2], height, width))
-                target = whole[:, :, y : y + side, x : x + side]
-                target.copy_(part[:, :, y - top : y - top + target.shape[2], x - left : x - left + target.shape[3]])
-        assert whole is not None
-        return whole
-
-    def _maps(self, images: Tensor) -> Tensor:
+    def compute(self, images: Tensor) -> np.ndarray:
+        """See `DensePrediction`; images FloatTensor[B,C,H,W] on the device of the network."""
         if isinstance(self.unet, UNet | NestedUNet) and images.device.type == "cpu":
             logits = self.unet.maps_in_strips(images).float()
         else:
@@ -284,11 +170,7 @@ class DenseNetwork(nn.Module):
                 parts.append(part if name.startswith("flow_") else part.sigmoid())
         if self.n_classes > 1:
             parts.append(logits[:, len(parts) :].softmax(dim=1))
-        return torch.cat(parts, dim=1)
-
-    def decode(self, maps: np.ndarray) -> Instances:
-        """The objects of one image's maps (D, h, w) float32, or (D + K, h, w); see `Target.instances`."""
-        return self.target.instances(maps)
+        return torch.cat(parts, dim=1).cpu().numpy()
 
 
 def _unet_class(config: UNetConfig) -> type[UNet | NestedUNet | TimmUNet]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cellwright.models.dense.dense import RAY_UNIT_PX, DenseNetwork
+from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.prediction import RAY_UNIT_PX
 from cellwright.models.export.onnx import Axis, Graph
 
 

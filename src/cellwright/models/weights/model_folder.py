@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cellwright.core.claim import check_complete
 from cellwright.core.errors import ModelError
 from cellwright.core.files import read_json, write_json, write_text
 from cellwright.core.scores import shown_score
+from cellwright.core.text import count
 
 SCHEMA_VERSION = 1
 MODEL_FILES = WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
@@ -233,6 +235,12 @@ def unreadable_weights(folder: Path | str, error: Exception) -> ModelError:
     return ModelError(
         "cannot read the weights of this model", where=model_folder(folder) / WEIGHTS, got=str(error), remedy=remedy
     )
+
+
+def misfit(problems: Sequence[str], *, where: object, remedy: str | None = None) -> ModelError:
+    """The error for weights whose names or shapes differ from those of the network; it lists the first five."""
+    problem = f"{count(len(problems), 'tensor')} of these weights and of the recipe's network do not match"
+    return ModelError(problem, where=where, got="; ".join(problems[:5]), remedy=remedy)
 
 
 def write_info(folder: Path, info: ModelInfo) -> None:

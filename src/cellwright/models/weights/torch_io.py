@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cellwright.core.errors import ModelError
 from cellwright.core.files import atomic_path
-from cellwright.core.text import count
 from cellwright.models.build import network_to_fill
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
@@ -20,6 +19,7 @@ from cellwright.models.weights.model_folder import (
     INFO,
     WEIGHTS,
     ModelInfo,
+    misfit,
     model_folder,
     read_model_info,
     recipe_of,
@@ -102,8 +102,7 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, where: objec
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        problem = f"{count(len(problems), 'tensor')} of these weights and of the recipe's network do not match"
-        raise ModelError(problem, where=where, got="; ".join(problems[:5]), remedy=remedy)
+        raise misfit(problems, where=where, remedy=remedy)
 
 
 def load_network(folder: Path | str, *, kind: str | None = None) -> tuple[MaskRCNN | DenseNetwork, ModelInfo]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import UsageError
 from cellwright.models.classical import ClassicalSegmenter
+from cellwright.models.dense.prediction import DensePrediction
+from cellwright.prediction.backends.load import backend_of, load_predictor
+from cellwright.prediction.network import NetworkPredictor
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Choice, Ensemble, FilteredPredictor, Predictor, SegmenterPredictor
 from cellwright.prediction.tiling.methods import ChoiceTiles, ClassicalTiles, EnsembleTiles, SegmenterTiles
+from cellwright.prediction.tiling.network_tiles import DenseTiles
 
 if TYPE_CHECKING:
-    import torch
-
-    from cellwright.prediction.backends.torch import NetworkPredictor
     from cellwright.prediction.tiling.work import TileModel
 
 AT_ONCE = 'use `tile="none"` with a smaller image'
@@ -23,17 +24,16 @@ AT_ONCE = 'use `tile="none"` with a smaller image'
 
 def tile_model(predictor: Predictor) -> TileModel:
     """What predicts tiles with a predictor. Raises `UsageError` for one that cannot, with the reason."""
-    from cellwright.models.dense.dense import DenseNetwork
-    from cellwright.models.rcnn.mask_rcnn import MaskRCNN
-    from cellwright.prediction.backends.torch import NetworkPredictor
-    from cellwright.prediction.backends.torch_tiles import DenseTiles, RCNNTiles
-
     if isinstance(predictor, NetworkPredictor):
         _check_scale(predictor)
-        if isinstance(predictor.network, DenseNetwork):
+        if isinstance(predictor.network, DensePrediction):
             return DenseTiles(predictor)
-        if isinstance(predictor.network, MaskRCNN):
-            return RCNNTiles(predictor)
+        if backend_of(predictor) == "torch":
+            from cellwright.models.rcnn.mask_rcnn import MaskRCNN
+            from cellwright.prediction.backends.rcnn_tiles import RCNNTiles
+
+            if isinstance(predictor.network, MaskRCNN):
+                return RCNNTiles(predictor)
     if isinstance(predictor, SegmenterPredictor):
         segmenter = predictor.segmenter
         return ClassicalTiles(segmenter) if isinstance(segmenter, ClassicalSegmenter) else SegmenterTiles(predictor)
@@ -91,9 +91,10 @@ def _check_scale(predictor: NetworkPredictor) -> None:
 
 @dataclass(frozen=True)
 class _Named:
-    """In place of a network that another process loads by the name of its model."""
+    """In place of a network that another process loads by the name of its model, with the same backend."""
 
     model: str
+    backend: Any
 
 
 def without_networks(predictor: Any, names: Iterator[str]) -> Any:
@@ -115,24 +116,23 @@ def without_networks(predictor: Any, names: Iterator[str]) -> Any:
             next(names)
             return predictor
         case _:
-            return replace(predictor, network=_Named(next(names)))
+            return replace(predictor, network=_Named(next(names), backend_of(predictor)))
 
 
-def with_networks(predictor: Any, device: torch.device) -> Any:
-    """The opposite of `without_networks`, on a device of this machine."""
-    from cellwright.models.weights.torch_io import load_network
-
+def with_networks(predictor: Any, device: str, threads: int | None = None) -> Any:
+    """The opposite of `without_networks`, on a device of this machine. threads: see `load_predictor`."""
     match predictor:
         case Ensemble():
-            return replace(predictor, members=tuple(with_networks(one, device) for one in predictor.members))
+            return replace(predictor, members=tuple(with_networks(one, device, threads) for one in predictor.members))
         case FilteredPredictor():
-            return replace(predictor, predictor=with_networks(predictor.predictor, device))
+            return replace(predictor, predictor=with_networks(predictor.predictor, device, threads))
         case Choice():
-            other, stained = [with_networks(one, device) for one in predictor.members]
+            other, stained = [with_networks(one, device, threads) for one in predictor.members]
             return replace(predictor, other=other, stained=stained)
         case SegmenterPredictor():
             return predictor
         case _:
-            network, _ = load_network(predictor.network.model)
-            whole = replace(predictor, network=network.to(device), device=device)
+            named = predictor.network
+            own, _ = load_predictor(named.model, backend=named.backend, device=device, threads=threads)
+            whole = replace(predictor, network=own.network, device=own.device)
             return whole if predictor.pruned_to is None else whole.with_pruned_to(predictor.pruned_to)

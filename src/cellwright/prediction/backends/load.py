@@ -1,0 +1,124 @@
+"""The predictor of a model folder, with the backend that runs its network: OpenVINO or PyTorch.
+
+`load_predictor` imports only the one that is used.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cellwright.config.model_dense import UNetConfig
+from cellwright.config.recipe import Recipe
+from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.needs_torch import require_torch, torch_is_installed
+from cellwright.data.value_range import TrainingValues
+from cellwright.models.dense import openvino_network
+from cellwright.models.weights.model_folder import (
+    INFO,
+    WEIGHTS,
+    ModelInfo,
+    misfit,
+    model_folder,
+    read_arrays,
+    read_model_info,
+    recipe_of,
+)
+from cellwright.prediction.network import NetworkPredictor, settings_of
+
+Backend = Literal["auto", "openvino", "torch"]
+# Files that say that a GPU may be there: of drivers for NVIDIA, on Linux and in WSL, and for AMD.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+
+def load_predictor(
+    name: Path | str, *, backend: Backend = "auto", device: str = "auto", threads: int | None = None
+) -> tuple[NetworkPredictor, ModelInfo]:
+    """The predictor of a model folder, a run or a bundled model, and its ``model.json``.
+
+    threads: of the processor; None: as the backend chooses.
+
+    Raises:
+        ModelError: there is no model, or its weights do not fit its recipe.
+        UsageError: ``backend`` or ``device`` is not available, or does not support the network.
+    """
+    info = read_model_info(name)
+    recipe = recipe_of(info, where=model_folder(name) / INFO)
+    facts = settings_of(recipe) | {
+        "training": None if info.values is None else TrainingValues.from_dict(info.values, name),
+        "trained_channels": info.channels,
+        "scale": info.scale,
+        "pixel_size_um": info.pixel_size_um,
+    }
+    if chosen_backend(recipe, backend, device) == "openvino":
+        return NetworkPredictor(_openvino_network(name, recipe, info, threads), **facts), info
+    import torch
+
+    from cellwright.models.weights.torch_io import load_network
+    from cellwright.prediction.backends.torch import TorchPredictor, resolve_device
+
+    chosen = resolve_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network, _ = load_network(name)
+    return TorchPredictor(network.to(chosen), device=chosen, **facts), info
+
+
+def chosen_backend(recipe: Recipe, backend: Backend = "auto", device: str = "auto") -> Literal["openvino", "torch"]:
+    """What runs a network. Raises `UsageError` if that is not available, or does not support the network."""
+    if backend not in get_args(Backend):
+        remedy = did_you_mean(backend, get_args(Backend))
+        raise UsageError("unknown `backend`", got=backend, expected=", ".join(get_args(Backend)), remedy=remedy)
+    problem = _openvino_problem(recipe, device)
+    if backend == "openvino" and problem is not None:
+        raise UsageError(f"OpenVINO cannot be used: {problem}", got='`backend="openvino"`', remedy="omit `backend`")
+    if backend == "openvino" or (backend == "auto" and problem is None and not (device == "auto" and _has_gpu())):
+        return "openvino"
+    require_torch("this model" if problem is None or backend == "torch" else f"this model ({problem})")
+    return "torch"
+
+
+def _openvino_problem(recipe: Recipe, device: str) -> str | None:
+    """Why OpenVINO cannot run a network on a device; None if it can."""
+    if not openvino_network.is_installed():
+        return "it is not installed"
+    if device not in ("auto", "cpu"):
+        return f'`device="{device}"` needs PyTorch'
+    if not isinstance(recipe.model, UNetConfig):
+        return "networks of the R-CNN family run in PyTorch"
+    if not openvino_network.supports(recipe.model):
+        return f"networks with an encoder of timm ({recipe.model.encoder}) run in PyTorch"
+    return None
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch finds a GPU; it is only imported where one may be."""
+    may_have = sys.platform in ("darwin", "win32") or any(Path(file).exists() for file in _GPU_FILES)
+    if not may_have or not torch_is_installed():
+        return False
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _openvino_network(
+    name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None
+) -> openvino_network.OpenVINONetwork:
+    assert isinstance(recipe.model, UNetConfig)  # checked by `chosen_backend`
+    arrays, sizes = read_arrays(name), {"in_channels": recipe.input.channels, "n_classes": len(info.class_names)}
+    if problems := openvino_network.differences(arrays, recipe.model, **sizes):
+        raise misfit(problems, where=model_folder(name) / WEIGHTS)
+    return openvino_network.OpenVINONetwork(recipe.model, arrays, **sizes, threads=threads)
+
+
+def backend_of(predictor: Any) -> str | None:
+    """Which backend a predictor uses: "openvino" or "torch", both joined by a plus in an ensemble, None without one."""
+    members = getattr(predictor, "members", None)
+    if members is not None:
+        backends = sorted({own for member in members if (own := backend_of(member)) is not None})
+        return " + ".join(backends) or None
+    if isinstance(predictor, NetworkPredictor):
+        return "openvino" if isinstance(predictor.network, openvino_network.OpenVINONetwork) else "torch"
+    inner = getattr(predictor, "predictor", None)
+    return None if inner is None else backend_of(inner)
