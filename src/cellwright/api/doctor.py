@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from cellwright import __version__
 from cellwright.core.cache import cache_folder, code_folder
+from cellwright.core.needs_torch import INSTALL, torch_is_installed
 from cellwright.core.versions import version_of
 
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
@@ -76,6 +77,8 @@ def extras() -> list[tuple[str, str]]:
 
 
 def _device() -> list[tuple[str, str]]:
+    if not torch_is_installed():
+        return [("GPU", f"none: PyTorch is not installed ({INSTALL})")]
     import torch
 
     rows = [("PyTorch threads", str(torch.get_num_threads()))]

@@ -14,6 +14,7 @@ from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.files import write_json
+from cellwright.core.needs_torch import require_torch
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
@@ -73,6 +74,7 @@ def run(plan: ExportModelPlan, screen: ProgressReporter = SILENT, *, dry_run: bo
     if str(plan.model) == "classical":
         remedy = "train a model first: cellwright train"
         raise UsageError("the classical method has no network to export", got="classical", remedy=remedy)
+    require_torch("exporting a model")
     if plan.to == "half":
         return _to_half(plan, screen, dry_run=dry_run)
     return _to_onnx(plan, screen, dry_run=dry_run)

@@ -17,6 +17,7 @@ from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import InputError, ModelError, RecipeError
 from cellwright.core.files import write_text
+from cellwright.core.needs_torch import require_torch
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
@@ -62,6 +63,7 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     Returns None after a dry run. Raises `ModelError` for a file that cannot be read or does not fit the recipe,
     `RecipeError`, `InputError` for the class names, and `OutputError`.
     """
+    require_torch("importing a model")
     import torch
 
     from cellwright import __version__

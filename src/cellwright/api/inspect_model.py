@@ -54,20 +54,19 @@ def run(plan: InspectPlan) -> list[Table]:
 def _model_tables(model: str) -> list[Table]:
     """What a model folder contains; its tensors come last."""
     from cellwright.models.weights.architecture import summary
-    from cellwright.models.weights.model_folder import read_model_info
-    from cellwright.models.weights.torch_io import read_weights
+    from cellwright.models.weights.model_folder import read_arrays, read_model_info
 
-    info, weights = read_model_info(model), read_weights(model)
+    info, weights = read_model_info(model), read_arrays(model)
     facts = [
         ("kind", info.kind),
-        ("network", summary({key: tuple(tensor.shape) for key, tensor in weights.items()})),
+        ("network", summary({key: array.shape for key, array in weights.items()})),
         ("classes", ", ".join(info.class_names)),
         ("recipe", info.recipe.get("name", "")),
         ("conventions", info.recipe.get("conventions", "")),
         ("licence of the training data", info.data_licence or "unknown"),
         *([("imported from", info.origin)] if info.origin else []),
         ("made by", f"cellwright {info.version}, code {info.git_hash or 'not recorded'}"),
-        ("parameters", f"{sum(tensor.numel() for tensor in weights.values()):,}, in {count(len(weights), 'tensor')}"),
+        ("parameters", f"{sum(array.size for array in weights.values()):,}, in {count(len(weights), 'tensor')}"),
         *info.metrics.items(),
         *_kept(info, model),
     ]
@@ -75,9 +74,7 @@ def _model_tables(model: str) -> list[Table]:
         facts.append(("trained on", f"{count(len(info.trained_on), 'image')}, which evaluation recognises"))
     if info.tuned_on is not None:
         facts.append(("tuned", f"on split {info.tuned_on['split']} for {info.tuned_on['metric']}"))
-    tensors = [
-        (key, "x".join(map(str, tensor.shape)), str(tensor.dtype).split(".")[-1]) for key, tensor in weights.items()
-    ]
+    tensors = [(key, "x".join(map(str, array.shape)), str(array.dtype)) for key, array in weights.items()]
     return [Table(model, ("what", "value"), facts), Table("tensors", ("name", "shape", "dtype"), tensors)]
 
 

@@ -51,6 +51,7 @@ from cellwright.core.ignored import counted_objects
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.core.memory import available_bytes
+from cellwright.core.needs_torch import require_torch
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.public import public
@@ -183,6 +184,7 @@ def run(plan: RecipePlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     """Carry out a plan and write the file; returns None after a dry run. Raises what `plan` raises, and `OutputError`
     if the file exists with other content.
     """
+    require_torch("planning a training")
     options = _Options(plan.minutes, plan.channel, plan.init, plan.device)
     dataset = read_annotations(
         plan.dataset, dataclasses.replace(reading_of(plan), channel=()), screen, format=plan.format

@@ -29,6 +29,7 @@ from cellwright.config.recipe import Recipe, with_channel
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import CellwrightError, InputError, RecipeError, UsageError
 from cellwright.core.files import write_json, write_text
+from cellwright.core.needs_torch import require_torch
 from cellwright.core.notes import summarise
 from cellwright.core.progress import SILENT, ProgressReporter, Track
 from cellwright.core.public import public
@@ -241,6 +242,7 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
 
     Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
     """
+    require_torch("training")
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
     request = _request(

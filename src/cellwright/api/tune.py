@@ -149,8 +149,7 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
     """See `run`. dataset: all splits, with the choice of channel."""
     from cellwright.evaluation.thresholds import check_metric
     from cellwright.evaluation.thresholds import tune as tune_pairs
-    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, model_folder, read_model_info
-    from cellwright.models.weights.torch_io import read_weights, save_model
+    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, copy_model, model_folder, read_model_info
 
     check_metric(plan.metric)
     if str(plan.model) == "classical":
@@ -181,7 +180,7 @@ def _tune(plan: TunePlan, dataset: Dataset, screen: ProgressReporter, *, dry_run
     tuning = tune_pairs(pairs, model.class_names, plan.metric)
     info = dataclasses.replace(read_model_info(plan.model), **_fields(tuning, plan, model.views, digests))
     with output.write(request) as folder:
-        save_model(folder, read_weights(plan.model), info)
+        copy_model(plan.model, folder, info)
     for name in tuning.untuned:
         screen.note(f"no objects of class {name} on this split: the threshold of the recipe is kept")
     return TuneResult(plan.out, tuning)

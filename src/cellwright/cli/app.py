@@ -27,6 +27,7 @@ from cellwright.core.errors import CellwrightError, UsageError
 from cellwright.core.files import place_error
 from cellwright.core.interrupts import CommandSignals, Interrupted
 from cellwright.core.memory import keep_freed_memory, memory_error
+from cellwright.core.needs_torch import torch_is_missing
 from cellwright.core.text import printable
 
 # Verb: (module and function of its handler, help). A module is imported when one of its verbs runs.
@@ -197,6 +198,10 @@ def _run(words: Sequence[str], options: dict[str, str]) -> int:
         if known is None:
             raise
         raise known from error
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("torch", "torchvision"):
+            raise
+        raise torch_is_missing("this command") from error
     return code if isinstance(code, int) else 0
 
 

@@ -40,6 +40,16 @@ def _check_ious(section: str, background: float, foreground: float) -> None:
 
 # --- backbone -----------------------------------------------------------------------------------------------------
 
+# Of a ResNet by its depth.
+BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+BOTTLENECK_FROM_DEPTH = 50
+
 
 class BackboneConfig(Section):
     """ResNet (He et al. 2016) or ResNeXt (Xie et al. 2017). The stages' outputs have a stride of 4, 8, 16 and 32 px.

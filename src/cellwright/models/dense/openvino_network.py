@@ -42,6 +42,11 @@ def is_installed() -> bool:
     return find_spec("openvino") is not None
 
 
+def warm_up() -> None:
+    """Import OpenVINO. Raises `ImportError` if it is not installed."""
+    _openvino()
+
+
 def supports(config: UNetConfig) -> bool:
     """Whether this module can build the network: all but those with an encoder of timm."""
     return config.encoder is None

@@ -9,18 +9,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellwright.config.model_rcnn import BackboneConfig
+from cellwright.config.model_rcnn import BLOCKS_PER_STAGE, BOTTLENECK_FROM_DEPTH, BackboneConfig
 from cellwright.config.section import decided
 from cellwright.models.layers import ConvNorm, DeformConvNorm, NormName, init_kaiming
-
-BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-BOTTLENECK_FROM_DEPTH = 50
 
 
 class BasicBlock(nn.Module):

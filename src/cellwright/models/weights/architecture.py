@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from cellwright.config.model_rcnn import BLOCKS_PER_STAGE, BOTTLENECK_FROM_DEPTH
 from cellwright.core.errors import ModelError
 from cellwright.core.text import count
-from cellwright.models.rcnn.resnet import BLOCKS_PER_STAGE, BOTTLENECK_FROM_DEPTH
 
 Shapes = Mapping[str, tuple[int, ...]]
 KINDS = {

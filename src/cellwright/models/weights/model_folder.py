@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from cellwright.config.recipe import Recipe
 from cellwright.core.claim import check_complete
 from cellwright.core.errors import ModelError
-from cellwright.core.files import read_json, write_json, write_text
+from cellwright.core.files import atomic_path, read_json, write_json, write_text
 from cellwright.core.scores import shown_score
 from cellwright.core.text import count
 
@@ -241,6 +241,13 @@ def misfit(problems: Sequence[str], *, where: object, remedy: str | None = None)
     """The error for weights whose names or shapes differ from those of the network; it lists the first five."""
     problem = f"{count(len(problems), 'tensor')} of these weights and of the recipe's network do not match"
     return ModelError(problem, where=where, got="; ".join(problems[:5]), remedy=remedy)
+
+
+def copy_model(source: Path | str, folder: Path, info: ModelInfo) -> None:
+    """Write a model folder with the weights of another model. Raises `OutputError`."""
+    with atomic_path(folder / WEIGHTS) as path:
+        path.write_bytes((model_folder(source) / WEIGHTS).read_bytes())
+    write_info(folder, info)
 
 
 def write_info(folder: Path, info: ModelInfo) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import InputError, UsageError
+from cellwright.data.value_range import TrainingValues
 from cellwright.models.contract import Network
 from cellwright.prediction.network import SMALLER, NetworkPredictor, settings_of
 
@@ -52,13 +52,21 @@ class TorchPredictor(NetworkPredictor):
         return torch.device(self.device).type == "cpu"
 
 
-def network_predictor(network: Network, recipe: Recipe, device: torch.device, **facts: Any) -> TorchPredictor:
-    """The predictor of a network that was built from a recipe; the network is moved to ``device``.
+def network_predictor(
+    network: Network,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    training: TrainingValues | None = None,
+    trained_channels: tuple[str, ...] = (),
+) -> TorchPredictor:
+    """The predictor of a network in training, which is built from ``recipe``; it is moved to ``device``.
 
-    facts: other fields, on its training images.
+    training, trained_channels: see `NetworkPredictor`.
     """
     network.to(device)
-    return TorchPredictor(network, device=device, **settings_of(recipe), **facts)
+    facts = settings_of(recipe) | {"training": training, "trained_channels": trained_channels}
+    return TorchPredictor(network, device=device, **facts)
 
 
 def resolve_device(device: str) -> torch.device:
