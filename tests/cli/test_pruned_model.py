@@ -96,7 +96,7 @@ def test_a_pruned_model_predicts_alike_everywhere(folder: Path, capsys: pytest.C
     tiled = cw.read_instances(folder / "tiles" / "labels.tif").masks
     assert np.array_equal(tiled.to_label_map() > 0, expected.masks.foreground())
     sent = pickle.dumps(without_networks(pruned.predictor, iter([str(folder / "model")])))
-    (elsewhere,) = with_networks(pickle.loads(sent), torch.device("cpu")).predict([cw.read_image(image)])
+    (elsewhere,) = with_networks(pickle.loads(sent), "cpu").predict([cw.read_image(image)])
     assert elsewhere.instances.masks == expected.masks
 
 

@@ -271,7 +271,7 @@ def test_ensemble(method: Method) -> None:
     if method == "wbf":  # as in another process
         sent = pickle.dumps(without_networks(predictor, iter(["Threshold", "nuclei"])))
         assert len(sent) < 10_000
-        predictor = with_networks(pickle.loads(sent), torch.device("cpu"))
+        predictor = with_networks(pickle.loads(sent), "cpu")
     (whole,) = predictor.predict([image])
     assert len(whole.instances) > 30
     _, tiles = tiled(predictor, image, 150)

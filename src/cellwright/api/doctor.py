@@ -15,7 +15,7 @@ from cellwright.core.cache import cache_folder, code_folder
 from cellwright.core.needs_torch import INSTALL, torch_is_installed
 from cellwright.core.versions import version_of
 
-PACKAGES = ("numpy", "scipy", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
+PACKAGES = ("numpy", "scipy", "openvino", "torch", "torchvision", "scikit-image", "opencv-python-headless", "numba")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
 
 

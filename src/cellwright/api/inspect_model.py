@@ -40,8 +40,7 @@ class InspectPlan:
 
 def run(plan: InspectPlan) -> list[Table]:
     """The content of a model folder, a run, a weight file or ``torchvision:NAME``. Raises `ModelError`."""
-    from cellwright.models.weights.model_folder import CHOICES
-    from cellwright.models.weights.sources import is_foreign
+    from cellwright.models.weights.model_folder import CHOICES, is_foreign
 
     shown = []
     for model in CHOICES.get(plan.model, (plan.model,)):

@@ -13,8 +13,8 @@ from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.encoders import TimmUNet, published_weights
 from cellwright.models.dense.target import target_of
 from cellwright.models.weights.foreign import LoadReport, TensorRecord, load_foreign
-from cellwright.models.weights.model_folder import read_model_info, recipe_of
-from cellwright.models.weights.sources import find_weights, is_foreign
+from cellwright.models.weights.model_folder import is_foreign, read_model_info, recipe_of
+from cellwright.models.weights.sources import find_weights
 from cellwright.models.weights.torch_io import load_weights, read_weights
 
 

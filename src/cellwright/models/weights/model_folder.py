@@ -32,6 +32,8 @@ BUNDLED = {"nuclei-fluorescence": "nuclei_1", "nuclei-stained": "nuclei_stained"
 """Names of the bundled pretrained models, and their folders in the package's ``weights/``."""
 CHOICES = {"nuclei": ("nuclei-fluorescence", "nuclei-stained")}
 """Names that stand for two bundled models: for stained sections the second, for all other images the first."""
+FOREIGN_FILES = (".pth", ".pt", ".pkl", ".safetensors")
+"""Endings of files of weights of other frameworks."""
 BUNDLED_ROOT = Path(__file__).parents[2] / "weights"
 _REINSTALL = "reinstall cellwright, or name another model: a model folder or a run"
 
@@ -98,6 +100,11 @@ class _TunedOn:
 def bundled_model(name: Path | str) -> Path | None:
     """The folder of the bundled pretrained model of this name; None for any other name. It is only read."""
     return BUNDLED_ROOT / BUNDLED[str(name)] if str(name) in BUNDLED else None
+
+
+def is_foreign(name: str) -> bool:
+    """Whether ``name`` stands for weights of another framework: ``torchvision:...``, ``detectron2:...``, or a file."""
+    return name.partition(":")[0] in ("torchvision", "detectron2") or Path(name).suffix in FOREIGN_FILES
 
 
 def finds_nuclei(name: Path | str) -> bool:

@@ -19,9 +19,9 @@ from cellwright.core.errors import ModelError
 from cellwright.core.unpickle import BROKEN, Refused, read_pickle
 from cellwright.models.weights import torchvision
 from cellwright.models.weights.foreign import Framework, framework_of
+from cellwright.models.weights.model_folder import FOREIGN_FILES
 from cellwright.models.weights.torch_file import read_torch_file
 
-FILES = (".pth", ".pt", ".pkl", ".safetensors")
 _DOWNLOAD_AGAIN = "download it again, and compare its size with the published one"
 _STATE_DICT = "give the file of a state dict, such as torch.save(model.state_dict(), file)"
 
@@ -35,11 +35,6 @@ class Weights:
     origin: str
 
 
-def is_foreign(name: str) -> bool:
-    """Whether ``name`` stands for weights of another framework: ``torchvision:...``, ``detectron2:...``, or a file."""
-    return name.partition(":")[0] in ("torchvision", "detectron2") or Path(name).suffix in FILES
-
-
 def find_weights(name: str) -> Weights:
     """The weights ``torchvision:NAME``, ``torchvision:FILE``, ``detectron2:FILE``, or a file without a prefix.
 
@@ -51,7 +46,7 @@ def find_weights(name: str) -> Weights:
     """
     scheme, colon, rest = name.partition(":")
     path = Path(rest if colon and scheme in ("torchvision", "detectron2") else name)
-    if scheme == "torchvision" and path.suffix not in FILES:
+    if scheme == "torchvision" and path.suffix not in FOREIGN_FILES:
         return Weights(torchvision.published_weights(rest), "torchvision", f"torchvision's {rest}")
     if scheme == "detectron2" and rest.startswith("//"):
         remedy = "download the file from Detectron2's model zoo, and give it as detectron2:FILE.pkl"
