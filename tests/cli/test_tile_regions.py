@@ -221,7 +221,7 @@ def test_fluorescence_and_fields_are_never_skipped(tmp_path: Path) -> None:
 
 def test_a_mask_says_where_tissue_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     slide = write_slide(tmp_path / "slide.tif")
-    words = ["predict", slide, "--tile=128", "--diameter=24", "--labels=tiff", "--out", tmp_path / "job"]
+    words = ["predict", slide, "--model=classical", "--tile=128", "--labels=tiff", "--out", tmp_path / "job"]
     mask = np.zeros((38, 51), np.uint8)
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     assert run(*words, "--tissue", tmp_path / "mask.png") == 2
