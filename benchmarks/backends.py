@@ -3,8 +3,8 @@
     python benchmarks/backends.py [--models nuclei@1 nuclei-stained] [--sides 256 512 1008] [--repeat 3]
 
 Each backend runs in its own process, with one thread. Seconds are CPU time: of the import, of loading the model with
-its first image (256 x 256), and the shortest of the repeats for each size, of one image of random numbers. Memory is the
-peak of the process up to that size.
+its first image (256 x 256), and the shortest of the repeats for each size, of one image of random numbers. Memory is
+the peak of the process up to that size.
 """
 
 from __future__ import annotations

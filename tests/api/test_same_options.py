@@ -34,20 +34,20 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
         **dict.fromkeys(["tile", "level", "roi", "tissue", "labels"], JOBS),
         "shard": "for several commands at the same time; workers and dask are for one",
-        "device": LOADED,
+        **dict.fromkeys(["device", "backend"], LOADED),
     },
     "predict_tiles": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "level"], "open_image"),
         **dict.fromkeys(["sources", "split", "save", "fail_fast"], "for one image"),
-        "device": LOADED,
+        **dict.fromkeys(["device", "backend"], LOADED),
     },
     "Model.predict": {
         **dict.fromkeys(["tile", "roi", "tissue", "labels", "workers", "shard", "dask"], JOBS),
         **dict.fromkeys(["save", "out", "overwrite", "fail_fast"], FILES),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "level", "split"], READ),
-        **dict.fromkeys(["model", "device"], LOADED),
+        **dict.fromkeys(["model", "device", "backend"], LOADED),
         **dict.fromkeys(["fuse", "weights"], "predict with each model, then fuse"),
         "ring": "measure(cells, image, ring=...)",
         **dict.fromkeys(["smooth", "fill_holes", "expand"], "methods of Instances; Model.with_options"),
@@ -125,6 +125,8 @@ def test_with_options_takes_what_predict_takes() -> None:
     options = inspect.signature(cw.Model.with_options).parameters.keys()
     assert inspect.signature(cw.Model.predict).parameters.keys() - options == {"images", "channel"}
     assert (
-        set(COMMAND_LINE_ONLY["predict_folder"]) - {"z", "t", "series", "pixel_size", "level", "device"} - set(FOR_JOBS)
+        set(COMMAND_LINE_ONLY["predict_folder"])
+        - {"z", "t", "series", "pixel_size", "level", "device", "backend"}
+        - set(FOR_JOBS)
         <= options
     )
