@@ -46,7 +46,7 @@ def tuned(job: Path) -> Path:
 def test_files_of_an_evaluation(evaluated: Path) -> None:
     names = {path.name for path in evaluated.iterdir()}
     tables = {"metrics.json", "per_image.csv", "per_class.csv", "objects.csv"}
-    assert names == {*tables, "pr_curve.png", "confusion.png", "errors", "report.md", "report.html", ".cellwright"}
+    assert names == {*tables, "pr_curve.png", "errors", "report.md", "report.html", ".cellwright"}
     objects = pd.read_csv(evaluated / "objects.csv")
     per_image = pd.read_csv(evaluated / "per_image.csv").sort_values("accuracy@0.5", kind="stable")
     assert set(objects["image"]) <= set(per_image["image"])
@@ -54,7 +54,7 @@ def test_files_of_an_evaluation(evaluated: Path) -> None:
     drawn = [f"errors/{name}.png" for name in per_image["image"][:2]]
     page = (evaluated / "report.md").read_text()
     links = [re.sub("%20", " ", link) for link in re.findall(r"!\[.*?\]\((.*?)\)", page)]
-    assert links == ["pr_curve.png", "confusion.png", *drawn]
+    assert links == ["pr_curve.png", *drawn]
     assert {path.name for path in (evaluated / "errors").iterdir()} == {Path(name).name for name in drawn}
     picture = cv2.imread(str(evaluated / drawn[0]))
     assert picture.shape[1] % 160 == 0

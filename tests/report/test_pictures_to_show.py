@@ -173,6 +173,10 @@ def test_figures_are_written_where_there_is_something_to_show(tmp_path: Path) ->
     predicted = scored(truth[:8], np.zeros(8, np.int64))
     report = evaluate_pairs([predicted], [truth])
     paths = write_figures(report, tmp_path)
+    assert [path.name for path in paths] == ["pr_curve.png"]  # with one class, there is nothing to confuse
+    classes = np.arange(12) % 2
+    two = evaluate_pairs([scored(truth[:8], classes[:8])], [replace(truth, class_ids=classes)], class_names=["a", "b"])
+    paths = write_figures(two, tmp_path)
     assert [path.name for path in paths] == ["pr_curve.png", "confusion.png"]
     for path in paths:
         with Pillow.open(path) as picture:
@@ -182,7 +186,7 @@ def test_figures_are_written_where_there_is_something_to_show(tmp_path: Path) ->
     several = draw_pr_curves([("one", report), ("two", report)], tmp_path / "both.png")
     assert several.stat().st_size > 5000
     unscored = evaluate_pairs([replace(predicted, scores=None)], [truth])
-    assert [path.name for path in write_figures(unscored, tmp_path / "b")] == ["confusion.png"]
+    assert write_figures(unscored, tmp_path / "b") == []
     assert write_figures(evaluate_pairs([predicted], [truth], metrics=["pq"]), tmp_path / "c") == []
     assert write_figures(evaluate_pairs([predicted[:0]], [truth[:0]]), tmp_path / "d") == []
     assert image.image_hw == (128, 160)

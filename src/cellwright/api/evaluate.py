@@ -17,7 +17,6 @@ from cellwright.api.inputs import OBJECT_TYPES, ObjectsLike, as_instances_list
 from cellwright.api.models import Model, load_model
 from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.api.paths import HowToRead, content_of, is_model, read_ground_truth, read_objects, short_names
-from cellwright.api.predict import model_notes
 from cellwright.api.read import is_label_image
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
 from cellwright.core.dataset import Dataset
@@ -235,6 +234,8 @@ def _open(path: Path, truth: Dataset, plan: EvaluatePlan, screen: ProgressReport
     from cellwright.evaluation.pairing import with_threshold
 
     if is_model(path):
+        from cellwright.api.predict import model_notes
+
         model = load_model(path, device=plan.device).with_options(views=plan.views, score=plan.score)
         for note in model_notes(model, [model], plan.views):
             screen.note(note)

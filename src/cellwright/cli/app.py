@@ -40,16 +40,16 @@ VERBS = {
     "plan": ("model_verbs:plan", "Write a recipe fitted to a dataset, with the reason of each choice."),
     "train": ("model_verbs:train", "Train a model, or resume an interrupted run."),
     "tune": (
-        "result_verbs:tune",
+        "tune_verb:tune",
         "Choose score thresholds and minimum areas per class, and calibrate scores, on a validation split.",
     ),
-    "predict": ("result_verbs:predict", "Segment images, or resume an interrupted prediction."),
-    "fuse": ("result_verbs:fuse", "Fuse several predictions of the same images (ensemble), or remove duplicates."),
-    "evaluate": ("result_verbs:evaluate", "Evaluate predictions against ground truth, or compare two predictions."),
-    "measure": ("result_verbs:measure", "Measure size, shape and intensities of all objects in one table."),
-    "export": ("result_verbs:export", "Write predictions in another format, for a submission or another tool."),
+    "predict": ("predict_verb:predict", "Segment images, or resume an interrupted prediction."),
+    "fuse": ("fuse_verb:fuse", "Fuse several predictions of the same images (ensemble), or remove duplicates."),
+    "evaluate": ("evaluate_verb:evaluate", "Evaluate predictions against ground truth, or compare two predictions."),
+    "measure": ("measure_verb:measure", "Measure size, shape and intensities of all objects in one table."),
+    "export": ("export_verb:export", "Write predictions in another format, for a submission or another tool."),
     "compare": ("model_verbs:compare", "Compare runs: their recipes, results and costs."),
-    "report": ("result_verbs:report", "Write one HTML page about a training run, a prediction or an evaluation."),
+    "report": ("report_verb:report", "Write one HTML page about a training run, a prediction or an evaluation."),
     "serve": ("serve_verbs:serve", "Look at images, correct objects, train and export on a local page."),
 }
 GROUPS = {

@@ -48,6 +48,9 @@ class Common:
         return Show(self.quiet, self.log_format, option_names(plan))
 
 
+PLAIN = Common()
+
+
 class Show:
     """Prints for one command: a `cellwright.core.progress.ProgressReporter`.
 

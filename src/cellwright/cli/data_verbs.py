@@ -9,10 +9,8 @@ from cellwright.api.merge import MergePlan
 from cellwright.api.recipes import CopyPlan
 from cellwright.api.show_data import ShowPlan
 from cellwright.api.split import SplitPlan
-from cellwright.cli.console import Common
+from cellwright.cli.console import PLAIN, Common
 from cellwright.core.text import count
-
-PLAIN = Common()
 
 
 def convert(plan: ConvertPlan, *, common: Common = PLAIN) -> int:

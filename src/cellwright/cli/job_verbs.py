@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from cellwright.api.job import FinishPlan, StatusPlan
-from cellwright.cli.console import Common
-
-PLAIN = Common()
+from cellwright.cli.console import PLAIN, Common
 
 
 def status(plan: StatusPlan, *, common: Common = PLAIN) -> int:
@@ -21,7 +19,7 @@ def status(plan: StatusPlan, *, common: Common = PLAIN) -> int:
 def finish(plan: FinishPlan, *, common: Common = PLAIN) -> int:
     """Show what was written; the exit code is 3 if tiles failed."""
     from cellwright.api import job
-    from cellwright.cli.result_verbs import job_written
+    from cellwright.cli.shown import job_written
 
     screen = common.screen(plan)
     report = job.finish(plan, screen, dry_run=common.dry_run)

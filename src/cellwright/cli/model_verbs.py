@@ -12,11 +12,10 @@ from cellwright.api.import_model import ImportPlan
 from cellwright.api.inspect_model import InspectPlan
 from cellwright.api.plan_recipe import RecipePlan
 from cellwright.api.train import TrainPlan
-from cellwright.cli.console import Common
+from cellwright.cli.console import PLAIN, Common
 from cellwright.core.result_folders import REPORT
 from cellwright.core.text import count
 
-PLAIN = Common()
 NO_METRICS = ("none: no objects to validate on", "-")
 HOW_TO_VALIDATE = "the last model was kept; to choose validation images: cellwright data split"
 DEMO, DOCTOR = DemoPlan(), DoctorPlan()

@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import CellwrightError, FormatError, InputError, OutputError
 from cellwright.core.memory import available_bytes, check_memory
 from cellwright.core.result_folders import TILE_JOB, kind_of_result
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Endings of two parts that count as one suffix.
 _TWO_PARTS = re.compile(
@@ -346,6 +347,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
     """Write greyscale (H, W) or RGB (H, W, 3) pixels, uint8 or uint16, as PNG, atomically."""
     import cv2
+    import numpy as np
 
     ordered = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]  # OpenCV expects blue first
     write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(ordered))[1].tobytes())

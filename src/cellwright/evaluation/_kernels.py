@@ -121,7 +121,10 @@ def resampled_ap(codes, image, weights, truth_per_image, recall_points):
                 reached[d] = tp / n_truth
                 exact[d] = tp / (fp + tp + 2.220446049250313e-16)
             _envelope(exact, reached, n, recall_points, row)
-            total += row.mean()
+            mean = 0.0
+            for r in range(row.size):
+                mean += row[r]
+            total += mean / row.size
         result[b] = total / n_thresholds
     return result
 
@@ -175,7 +178,9 @@ def heaviest_edges(start, columns, weight, n_columns):
     that compete for columns.
     """
     n_rows = start.size - 1
-    top = weight.max() if weight.size else 0.0
+    top = 0.0
+    for e in range(weight.size):
+        top = max(top, weight[e])
     row_potential, column_potential = np.zeros(n_rows), np.zeros(n_columns + n_rows)
     row_of = np.full(n_columns + n_rows, -1)
     edge_of = np.full(n_columns + n_rows, -1)  # the edge between a taken column and its row; -1 for "unmatched"

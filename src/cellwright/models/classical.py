@@ -13,9 +13,6 @@ from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
-from skimage.feature import peak_local_max
-from skimage.filters import threshold_otsu
-from skimage.segmentation import watershed
 
 from cellwright.config.model_classical import ClassicalConfig, SignalKind
 from cellwright.core.errors import InputError
@@ -142,6 +139,10 @@ class ClassicalSegmenter:
 
     def _separate(self, foreground: np.ndarray, diameter: float) -> np.ndarray:
         """Labels (H, W) int32, one per peak of the smoothed distance to the background."""
+        # Imported here: with SciPy behind them, they take longer than all else on a small image.
+        from skimage.feature import peak_local_max
+        from skimage.segmentation import watershed
+
         depth = cv2.GaussianBlur(_depth(foreground), (0, 0), 0.08 * diameter)
         distance = max(int(self.config.peak_distance * diameter), 2)
         peaks = peak_local_max(depth, min_distance=distance, threshold_abs=0.1, exclude_border=False)
@@ -226,6 +227,8 @@ class _Field:
 
     def otsu(self, of_region: Callable[[int], np.ndarray]) -> float | None:
         """Otsu's threshold of a map of all regions, or None if its values are all equal apart from rounding."""
+        from skimage.filters import threshold_otsu
+
         spans = [(float(part.min()), float(part.max())) for part in self.parts(of_region)]
         low, high = min(low for low, _ in spans), max(high for _, high in spans)
         if not high - low > 1e-5 * max(abs(low), abs(high)):

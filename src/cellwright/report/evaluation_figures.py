@@ -25,11 +25,14 @@ _MAX_CLASSES = 20  # in the confusion matrix
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
-    """Write pr_curve.png and confusion.png, as far as the report has what they show; returns the paths."""
+    """Write pr_curve.png and confusion.png, as far as the report has what they show; returns the paths.
+
+    Of one class, the confusion would show the numbers of the tables again.
+    """
     written = []
     if report.data.masks is not None and report["n_truth"] and report["n_predicted"]:
         written.append(draw_pr_curves([("", report)], folder / PR_CURVE))
-    if report.data.errors and report["n_truth"] and len(report.data.class_names) <= _MAX_CLASSES:
+    if report.data.errors and report["n_truth"] and 1 < len(report.data.class_names) <= _MAX_CLASSES:
         written.append(draw_confusion(report, folder / CONFUSION))
     return written
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cellwright.core._component_kernels import root_of
 from cellwright.core.jit import njit
-from cellwright.models.dense._label_kernels import root_of
 
 _BATCH = 256  # pixels that are followed together
 

@@ -55,9 +55,9 @@ def connected_components(labels: np.ndarray) -> tuple[np.ndarray, int]:
         components = np.empty(labels.shape, np.int32)
         n = ndimage.label(labels, np.ones((3, 3)), output=components)
         return components, int(n)  # type: ignore[arg-type]
-    from cellwright.models.dense import _label_kernels
+    from cellwright.core import _component_kernels
 
-    return _label_kernels.connected_components(labels)
+    return _component_kernels.connected_components(labels)
 
 
 def clean_objects(
