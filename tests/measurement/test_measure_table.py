@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.synthetic import FieldLook, draw_field
-from cellwright.measurement.table import measure_instances, table_csv
+from cellwright.measurement.table import measure_instances, table_csv, write_measurements
 
 # Random bits include overlaps, holes, disconnected parts, border pixels, 1-pixel and empty objects.
 dense_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).flatmap(
@@ -269,3 +270,14 @@ def test_rings_equal_distances_and_the_border_is_that_of_the_image(dense: np.nda
 def test_a_ring_below_1_is_refused() -> None:
     with pytest.raises(UsageError, match="invalid `ring`"):
         cw.measure(np.eye(4, dtype=int), np.eye(4), ring=0)
+
+
+def test_measurements_are_written_as_pandas_would(tmp_path: Path) -> None:
+    image, cells = draw_field(2, (90, 110), 9)
+    image = Image(image.data[:, :, :1].astype(np.float32) / 7, ("=DAPI",))
+    for objects, names in ((replace(cells, scores=None), ["-a, b"]), (cells[:0], None), (cells, ['"x"'])):
+        write_measurements(
+            objects, tmp_path / "a.csv", image_name="+plate, 1", image=image, class_names=names, ring_px=3
+        )
+        table = measure_instances(objects, image, class_names=names, ring_px=3)
+        assert (tmp_path / "a.csv").read_text() == table_csv(table, "+plate, 1")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 T = TypeVar("T")
@@ -78,6 +79,19 @@ def rows_csv(rows: Iterable[Sequence[object]]) -> str:
     """Rows, the first of which is the header, as CSV; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([csv_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def columns_csv(columns: Mapping[str, np.ndarray], float_format: str) -> str:
+    """Columns of one length as CSV, as `frame_csv` of a table of them, without pandas; NaN is an empty cell."""
+    texts = []
+    for values in columns.values():
+        cells: list[object] = values.tolist()
+        if values.dtype.kind == "f":
+            cells = ["" if value != value else float_format % value for value in cells]  # noqa: PLR0124 - NaN
+        texts.append(cells if values.dtype.kind in "biuf" else map(csv_cell, cells))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[csv_cell(name) for name in columns], *zip(*texts, strict=True)])
     return text.getvalue()
 
 

@@ -20,7 +20,7 @@ from cellwright.core.files import write_text
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
-from cellwright.core.table import frame_csv
+from cellwright.core.table import columns_csv, frame_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # The side of the parts in which large images are measured.
 PART_PX = 2048
+FLOATS = "%.7g"  # in CSV files
 # Pixel types that the kernels are compiled for; all others are converted to float64.
 _COMPILED_TYPES = (np.uint8, np.uint16, np.float32)
 _STATISTICS = ("mean", "min", "max", "std")
@@ -80,6 +81,19 @@ def measure_instances(
     """
     import pandas as pd
 
+    columns = _columns(cells, image, class_names=class_names, pixel_size_um=pixel_size_um, ring_px=ring_px)
+    return pd.DataFrame(columns, index=pd.Index(cells.ids, name="label"))
+
+
+def _columns(
+    cells: Instances,
+    image: Image | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    pixel_size_um: tuple[float, float] | None = None,
+    ring_px: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The columns of `measure_instances`, without pandas, which takes longer to import than all of this."""
     if image is not None and image.image_hw != cells.image_hw:
         raise InputError(
             "image and objects have different sizes",
@@ -97,7 +111,7 @@ def measure_instances(
         columns |= intensity_columns(cells.masks, image)
         if ring_px is not None:
             columns |= ring_columns(cells.masks, image, ring_px)
-    return pd.DataFrame(columns, index=pd.Index(cells.ids, name="label"))
+    return columns
 
 
 def measure_in_parts(
@@ -252,7 +266,7 @@ def table_csv(table: pd.DataFrame, image_name: str) -> str:
     """The table as CSV, with the columns image, label, class and score first; NaN is an empty cell."""
     listed = table.reset_index()
     listed.insert(0, "image", [image_name] * len(listed))
-    return frame_csv(listed, float_format="%.7g")
+    return frame_csv(listed, float_format=FLOATS)
 
 
 def write_measurements(
@@ -265,8 +279,9 @@ def write_measurements(
     ring_px: int | None = None,
 ) -> None:
     """Write `table_csv` of the measurements atomically; ``image_name`` is the first column of every row."""
-    table = measure_instances(cells, image, class_names=class_names, ring_px=ring_px)
-    write_text(path, table_csv(table, image_name))
+    columns = {"image": np.full(len(cells), image_name, object), "label": cells.ids}
+    columns |= _columns(cells, image, class_names=class_names, ring_px=ring_px)
+    write_text(path, columns_csv(columns, FLOATS))
 
 
 def with_measurements(cells: Instances, image: Image | None = None) -> Instances:
@@ -274,8 +289,8 @@ def with_measurements(cells: Instances, image: Image | None = None) -> Instances
 
     Positions are omitted. Existing columns with the same names are replaced.
     """
-    table = measure_instances(cells, image).drop(columns=["class", "score", *POSITIONS])
-    measured = {str(name): table[name].to_numpy() for name in table}
+    omitted = {"class", "score", *POSITIONS}
+    measured = {name: values for name, values in _columns(cells, image).items() if name not in omitted}
     return dataclasses.replace(cells, columns=cells.columns | measured)
 
 
