@@ -136,9 +136,15 @@ def take(index, boxes, offsets, flat):
     for k in range(index.size):
         starts[k + 1] = starts[k] + offsets[index[k] + 1] - offsets[index[k]]
     out = np.empty(starts[-1], np.uint8)
+    taken = np.empty((index.size, 4), boxes.dtype)
+    # Loops, because assigning a slice takes 2 s to compile.
     for k in range(index.size):
-        out[starts[k] : starts[k + 1]] = flat[offsets[index[k]] : offsets[index[k] + 1]]
-    return boxes[index], starts, out
+        for side in range(4):
+            taken[k, side] = boxes[index[k], side]
+        crop, copied = flat[offsets[index[k]] : offsets[index[k] + 1]], out[starts[k] : starts[k + 1]]
+        for at in range(crop.size):
+            copied[at] = crop[at]
+    return taken, starts, out
 
 
 @njit(cache=True)

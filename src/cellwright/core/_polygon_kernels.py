@@ -98,7 +98,8 @@ def _emit(ring, part, vertices, starts, owner, n_rings):
     if n_rings + 2 > starts.size:
         starts = np.concatenate((starts, np.zeros_like(starts)))
         owner = np.concatenate((owner, np.zeros_like(owner)))
-    vertices[at : at + ring.shape[0]] = ring
+    for k in range(ring.shape[0]):  # assigning a slice takes 2 s to compile
+        vertices[at + k, 0], vertices[at + k, 1] = ring[k, 0], ring[k, 1]
     owner[n_rings] = part
     starts[n_rings + 1] = at + ring.shape[0]
     return vertices, starts, owner, n_rings + 1

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 from cellwright.core.cache import code_folder
 
