@@ -31,6 +31,15 @@ def test_three_splits_with_similar_images_grouped(job: Path, tmp_path: Path) -> 
     assert run("data", "split", job / "data", "--folds", "2", "--test", "0.2", "--out", tmp_path / "no") == 2
 
 
+def test_a_group_too_large_for_a_split_is_said(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = ("data", "split", job / "data", "--val", "0.5", "--out")
+    assert run(*split, tmp_path / "most", "--group", "(field) [0-4]") == 0
+    err = capsys.readouterr().err
+    assert "val has 1 image, not about 3: 5 images of 6 are one group (the group field) and stay together" in err
+    assert run(*split, tmp_path / "pairs", "--group", "field [0-5]") == 0
+    assert "stay together" not in capsys.readouterr().err
+
+
 def test_merging_renames_combines_and_counts(job: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = tmp_path / "other"
     words = ["data", "convert", job / "source", "--classes", "nucleus", "--out", other, "--quiet"]

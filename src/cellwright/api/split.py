@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cellwright.core.errors import OutputError, UsageError
 from cellwright.core.ignored import counted_objects
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
+from cellwright.core.text import count
 
 
 @Parameter(name="*")
@@ -93,6 +95,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         parts = (split_dataset(dataset, plan.val, plan.seed, test=plan.test, track=screen.track),)
     else:
         parts = folds(dataset, plan.folds, plan.seed, track=screen.track)
+    _note_large_groups(plan, dataset, parts, screen)
     # What is there is compared before anything is written.
     for output, part in sorted(zip(outputs, parts, strict=True), key=lambda each: not each[0].exists):
         recorded = dataclasses.replace(part, info=part.info | ({SPLIT_BY: options} if plan.folds is None else {}))
@@ -110,6 +113,31 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     if dry_run:
         return []
     return [_table(target, "" if plan.folds is None else target.name) for target in targets]
+
+
+def _note_large_groups(
+    plan: SplitPlan, dataset: Dataset, parts: tuple[Dataset, ...], screen: ProgressReporter
+) -> None:
+    """Say which splits are much smaller or larger than asked for, because the images of a group stay together."""
+    movable = [sample for sample in dataset if sample.split != "test"]
+    groups = Counter(sample.group for sample in movable if sample.group is not None)
+    if not groups:
+        return
+    name, largest = groups.most_common(1)[0]
+    group = "images that look alike" if plan.alike else f"the group {name}"
+    remedy = "omit `alike`, or name the groups with `group`" if plan.alike else "use smaller groups"
+    asked = {"val": 1 / plan.folds} if plan.folds is not None else {"val": plan.val, "test": plan.test}
+    for k, part in enumerate(parts):
+        for split, share in asked.items():
+            got, expected = sum(sample.split == split for sample in part), share * len(movable)
+            kept = split == "test" and "test" in dataset.splits
+            if kept or abs(got - expected) <= max(expected / 2, 1):
+                continue
+            where = split if plan.folds is None else f"{split} of fold_{k}"
+            screen.note(
+                f"{where} has {count(got, 'image')}, not about {expected:.0f}: {count(largest, 'image')} of "
+                f"{len(movable)} are one group ({group}) and stay together; {remedy}"
+            )
 
 
 def _check_options(plan: SplitPlan) -> None:
