@@ -78,7 +78,10 @@ def test_all_pictures_or_none(job: Path) -> None:
     assert run("evaluate", "classical", *common, "--pictures", "0", "--out", job / "eval_none") == 0
     assert not (job / "eval_none" / "errors").exists()
     assert run("evaluate", "classical", *common, "--metrics", "pq", "--out", job / "eval_pq") == 0
-    assert not (job / "eval_pq" / "errors").exists()
+    # Pictures and kinds of objects do not depend on the metrics; only the values that were asked for are given.
+    assert len(list((job / "eval_pq" / "errors").iterdir())) == 6
+    assert set(pd.read_csv(job / "eval_pq" / "objects.csv")["side"]) == {"truth", "prediction"}
+    assert not any(name.startswith("errors") for name in pd.read_csv(job / "eval_pq" / "per_image.csv").columns)
 
 
 def test_two_predictions_are_compared(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

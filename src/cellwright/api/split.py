@@ -115,9 +115,7 @@ def run(plan: SplitPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
     return [_table(target, "" if plan.folds is None else target.name) for target in targets]
 
 
-def _note_large_groups(
-    plan: SplitPlan, dataset: Dataset, parts: tuple[Dataset, ...], screen: ProgressReporter
-) -> None:
+def _note_large_groups(plan: SplitPlan, dataset: Dataset, parts: tuple[Dataset, ...], screen: ProgressReporter) -> None:
     """Say which splits are much smaller or larger than asked for, because the images of a group stay together."""
     movable = [sample for sample in dataset if sample.split != "test"]
     groups = Counter(sample.group for sample in movable if sample.group is not None)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.scores import ScoreThreshold
@@ -45,7 +46,6 @@ class EvaluationData:
 
     all_pairs: with all predictions, for AP and ranking. pairs: with the predictions that reach the score threshold.
     groups: the metric groups requested. scores: the sums of each image. zero: the sums of no images.
-    errors: kinds of the annotated and the predicted objects; empty if not requested.
     masks, boxes: average precision, or None if not requested or without scores. lost: lost objects by cause, or None.
     score_threshold: that of ``pairs``.
     """
@@ -56,11 +56,15 @@ class EvaluationData:
     class_names: tuple[str, ...]
     scores: tuple[Scores, ...]
     zero: Scores
-    errors: tuple[tuple[ErrorKinds, ErrorKinds], ...]
     masks: CocoResult | None
     boxes: CocoResult | None
     lost: Counter[str] | None
     score_threshold: ScoreThreshold = 0.0
+
+    @cached_property
+    def errors(self) -> tuple[tuple[ErrorKinds, ErrorKinds], ...]:
+        """Kinds of the annotated and the predicted objects of each image, computed on first use."""
+        return tuple(classify_objects(pairs) for pairs in self.pairs)
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -115,7 +119,6 @@ def evaluation_data(
         class_names=class_names,
         scores=tuple(score_image(image, groups) for image in pairs),
         zero=no_scores(groups, options.boundary_px),
-        errors=tuple(classify_objects(image) for image in pairs) if "errors" in groups else (),
         masks=coco_result(all_pairs, "mask", len(class_names), coco_ids) if has_ap else None,
         boxes=coco_result(all_pairs, "box", len(class_names), coco_ids) if has_ap else None,
         lost=lost,

@@ -92,7 +92,7 @@ class Report:
 
     @cached_property
     def objects(self) -> pd.DataFrame:
-        """One row per annotated or predicted object, with its kind of error; empty without the "errors" metric."""
+        """One row per annotated or predicted object, with its kind of error."""
         return _tables().objects(self.data)
 
     @cached_property

@@ -39,7 +39,7 @@ def per_image(data: EvaluationData) -> pd.DataFrame:
         row: dict[str, object] = {"image": pairs.image_id, "n_truth": half.tp + half.fn}
         row |= {"n_predicted": half.tp + half.fp, "n_ignored": int(pairs.truth.ignore.sum())}
         row |= {"tp@0.5": half.tp, "fp@0.5": half.fp, "fn@0.5": half.fn, **scores.values()}
-        if data.errors:
+        if "errors" in data.groups:
             row |= {f"errors_{kind}": n for kind, n in count_errors(*data.errors[k]).items()}
         rows.append(row)
     columns = None if rows else ["image", "n_truth", "n_predicted", "n_ignored", "accuracy@0.5"]
@@ -62,9 +62,9 @@ def per_class(data: EvaluationData) -> pd.DataFrame:
 
 
 def objects(data: EvaluationData) -> pd.DataFrame:
-    """One row per object, annotated objects before predictions, image by image; empty without the "errors" metric."""
+    """One row per object, annotated objects before predictions, image by image."""
     frames = []
-    for pairs, (truth, predicted) in zip(data.pairs, data.errors, strict=bool(data.errors)):
+    for pairs, (truth, predicted) in zip(data.pairs, data.errors, strict=True):
         frames.append(_object_rows(pairs, "truth", (pairs.truth, pairs.predicted), truth, data.class_names))
         frames.append(_object_rows(pairs, "prediction", (pairs.predicted, pairs.truth), predicted, data.class_names))
     frames = [frame for frame in frames if len(frame)]
@@ -74,7 +74,7 @@ def objects(data: EvaluationData) -> pd.DataFrame:
 def extra_tables(data: EvaluationData) -> dict[str, pd.DataFrame]:
     """Errors by kind, confusion of classes, reliability and causes of lost recall, those that were requested."""
     tables = {}
-    if data.errors:
+    if "errors" in data.groups:
         sides = [np.concatenate([kinds[side].kind for kinds in data.errors]) for side in (0, 1)]
         names = list(dict.fromkeys((*TRUTH_KINDS, *PREDICTED_KINDS)))
         counts = [[int((side == name).sum()) for name in names] for side in sides]
@@ -94,7 +94,7 @@ def confusion(data: EvaluationData) -> pd.DataFrame:
     """Annotated objects by class (rows) and by the class of the prediction matched at IoU 0.5 (columns).
 
     The last column counts annotated objects, and the last row predictions, without a match. Ignored objects are left
-    out. Needs the "errors" metric.
+    out.
     """
     n = len(data.class_names)
     counts = np.zeros((n + 1, n + 1), np.int64)

@@ -51,11 +51,9 @@ def write_changes(
 ) -> list[Change]:
     """Draw the images in which two predictions differ most, and list them in ``changes.csv``, most different first.
 
-    images, reports, names: of the first and the second prediction. Nothing is written if the reports have no errors by
-    kind, or if no object has changed.
+    images, reports, names: of the first and the second prediction. Nothing is written if no
+    object has changed.
     """
-    if not all(report.data.errors for report in reports):
-        return []
     accuracy = [report.per_image["accuracy@0.5"].to_numpy() for report in reports]
     differing = [(len(_changed_yx(*_errors(images, reports, k))), k) for k in range(len(images[0].truth))]
     chosen = [k for n, k in sorted(differing, key=lambda pair: -pair[0]) if n][:n_images]

@@ -85,7 +85,7 @@ class ImageErrors:
 
     @staticmethod
     def of(images: PairedImages, report: Report, k: int) -> ImageErrors:
-        """Those of image ``k``; the report has errors by kind."""
+        """Those of image ``k``."""
         predicted = images.predicted[k].read_instances()
         predicted = predicted[np.isin(predicted.ids, report.data.pairs[k].predicted.ids)]
         of_truth, of_predicted = report.data.errors[k]
@@ -173,11 +173,10 @@ def write_error_pictures(
 ) -> list[Path]:
     """Draw the worst images (by accuracy@0.5) with their errors; returns the paths, worst first.
 
-    Nothing is drawn if the report has no errors by kind. Objects are drawn on black if their image cannot be read. Of a
+    Objects are drawn on black if their image cannot be read. Of a
     large image, the part with most errors is drawn.
     """
-    data = report.data
-    if not data.errors or n_images == 0:
+    if n_images == 0:
         return []
     order = report.worst_images(n_images).index.tolist()
     paths, n_black = [], 0

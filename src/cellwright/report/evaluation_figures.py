@@ -32,7 +32,7 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
     written = []
     if report.data.masks is not None and report["n_truth"] and report["n_predicted"]:
         written.append(draw_pr_curves([("", report)], folder / PR_CURVE))
-    if report.data.errors and report["n_truth"] and 1 < len(report.data.class_names) <= _MAX_CLASSES:
+    if "errors" in report.data.groups and report["n_truth"] and 1 < len(report.data.class_names) <= _MAX_CLASSES:
         written.append(draw_confusion(report, folder / CONFUSION))
     return written
 
