@@ -39,7 +39,7 @@ def per_image(data: EvaluationData) -> pd.DataFrame:
         row: dict[str, object] = {"image": pairs.image_id, "n_truth": half.tp + half.fn}
         row |= {"n_predicted": half.tp + half.fp, "n_ignored": int(pairs.truth.ignore.sum())}
         row |= {"tp@0.5": half.tp, "fp@0.5": half.fp, "fn@0.5": half.fn, **scores.values()}
-        if "errors" in data.groups:
+        if "errors" in data.groups and data.pairs:
             row |= {f"errors_{kind}": n for kind, n in count_errors(*data.errors[k]).items()}
         rows.append(row)
     columns = None if rows else ["image", "n_truth", "n_predicted", "n_ignored", "accuracy@0.5"]
@@ -74,7 +74,7 @@ def objects(data: EvaluationData) -> pd.DataFrame:
 def extra_tables(data: EvaluationData) -> dict[str, pd.DataFrame]:
     """Errors by kind, confusion of classes, reliability and causes of lost recall, those that were requested."""
     tables = {}
-    if "errors" in data.groups:
+    if "errors" in data.groups and data.pairs:
         sides = [np.concatenate([kinds[side].kind for kinds in data.errors]) for side in (0, 1)]
         names = list(dict.fromkeys((*TRUTH_KINDS, *PREDICTED_KINDS)))
         counts = [[int((side == name).sum()) for name in names] for side in sides]

@@ -36,7 +36,7 @@ def all_values(data: EvaluationData) -> tuple[dict[str, float], dict[str, str]]:
     values |= pooled(data.scores, data.zero)
     if len(data.class_names) > 1:
         values |= _class_means(data)
-    if "errors" in data.groups:
+    if "errors" in data.groups and data.pairs:
         counts = [count_errors(*kinds) for kinds in data.errors]
         values |= {f"errors_{kind}": sum(of_image[kind] for of_image in counts) for kind in counts[0]}
     if "ranking" in data.groups:
