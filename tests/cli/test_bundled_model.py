@@ -55,7 +55,7 @@ def bundled(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(model_folder, "BUNDLED_ROOT", tmp_path / "weights")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for name in ("nuclei_1", "nuclei_stained"):
+    for name in ("nuclei_fluorescence", "nuclei_stained"):
         assert run("model", "export", model.parent, "--to", "half", "--out", tmp_path / "weights" / name) == 0
     return tmp_path / "weights"
 
@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_are_float16_on_disk_and_float32_in_memory(bundled: Path, model: Path) -> None:
     stored, before = (
-        load_file(bundled / "nuclei_1" / "weights.safetensors"),
+        load_file(bundled / "nuclei_fluorescence" / "weights.safetensors"),
         load_file(model / "weights.safetensors"),
     )
     counters = {name for name in stored if name.endswith("num_batches_tracked")}
@@ -79,9 +79,9 @@ def test_weights_are_float16_on_disk_and_float32_in_memory(bundled: Path, model:
     for name, tensor in stored.items():
         assert tensor.dtype == (torch.int64 if name in counters else torch.float16)
         torch.testing.assert_close(tensor.to(before[name].dtype), before[name], rtol=1e-3, atol=1e-7)
-    names = {path.name for path in (bundled / "nuclei_1").iterdir()} - {".cellwright"}
+    names = {path.name for path in (bundled / "nuclei_fluorescence").iterdir()} - {".cellwright"}
     assert names == {"weights.safetensors", "model.json", "README.md"}
-    assert (bundled / "nuclei_1" / "model.json").read_bytes() == (model / "model.json").read_bytes()
+    assert (bundled / "nuclei_fluorescence" / "model.json").read_bytes() == (model / "model.json").read_bytes()
     network, _ = load_network("nuclei-fluorescence")
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32, torch.int64}
 
@@ -141,14 +141,14 @@ def test_the_name_works_in_every_verb(bundled: Path, data: Path, capsys: pytest.
     tuned = json.loads(Path("tuned/model.json").read_text())
     assert tuned["tuned_on"]["split"] == "val"
     assert load_file("tuned/weights.safetensors")["unet.maps.0.weight"].dtype == torch.float16
-    assert json.loads((bundled / "nuclei_1" / "model.json").read_text())["tuned_on"] is None, (
+    assert json.loads((bundled / "nuclei_fluorescence" / "model.json").read_text())["tuned_on"] is None, (
         "the bundled model is not changed"
     )
 
 
 def test_training_starts_from_the_bundled_model(bundled: Path) -> None:
     recipe = Recipe.model_validate(RECIPE)
-    network, shipped = build_network(recipe, 1), load_file(bundled / "nuclei_1" / "weights.safetensors")
+    network, shipped = build_network(recipe, 1), load_file(bundled / "nuclei_fluorescence" / "weights.safetensors")
     assert not start_from(network, "nuclei-fluorescence").fresh
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, shipped[name].to(tensor.dtype)), name
@@ -157,14 +157,14 @@ def test_training_starts_from_the_bundled_model(bundled: Path) -> None:
     # Other weights under the same name make a different run.
     started = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": "nuclei-fluorescence"})})
     before = _init_fingerprint(started)
-    (bundled / "nuclei_1" / "weights.safetensors").write_bytes(b"others")
+    (bundled / "nuclei_fluorescence" / "weights.safetensors").write_bytes(b"others")
     assert before["init"] != _init_fingerprint(started)["init"] != "nuclei-fluorescence"
 
 
 def test_a_damaged_installation(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = bundled / "nuclei_1" / "weights.safetensors"
+    weights = bundled / "nuclei_fluorescence" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    for break_more in (weights.unlink, (bundled / "nuclei_1" / "model.json").unlink, lambda: None):
+    for break_more in (weights.unlink, (bundled / "nuclei_fluorescence" / "model.json").unlink, lambda: None):
         with pytest.raises(ModelError, match="reinstall cellwright"):
             cw.load_model("nuclei")
         break_more()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Models that have a name; a folder with such a name is given as ./name.
 NAMED_MODELS = {
     "nuclei": "finds nuclei: nuclei-stained for stained sections and smears, nuclei-fluorescence for other images",
-    "nuclei-fluorescence": "flow U-Net for nuclei in fluorescence and grey images; for now the same as nuclei@1",
+    "nuclei-fluorescence": "flow U-Net for nuclei in fluorescence and grey images",
     "nuclei-stained": "flow U-Net for nuclei in H&E and other stains, in colour",
     "nuclei@1": "the first version of nuclei, one network for all images",
     "classical": "threshold and watershed; needs no training; finds stained or bright objects such as nuclei",

@@ -28,7 +28,7 @@ from cellwright.core.text import count
 
 SCHEMA_VERSION = 1
 MODEL_FILES = WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
-BUNDLED = {"nuclei-fluorescence": "nuclei_1", "nuclei-stained": "nuclei_stained", "nuclei@1": "nuclei_1"}
+BUNDLED = {"nuclei-fluorescence": "nuclei_fluorescence", "nuclei-stained": "nuclei_stained", "nuclei@1": "nuclei_1"}
 """Names of the bundled pretrained models, and their folders in the package's ``weights/``."""
 CHOICES = {"nuclei": ("nuclei-fluorescence", "nuclei-stained")}
 """Names that stand for two bundled models: for stained sections the second, for all other images the first."""
