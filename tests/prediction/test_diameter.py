@@ -17,6 +17,7 @@ from cellwright.config.model_dense import UNetConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
+from cellwright.core.masks import MaskSet
 from cellwright.data.images.source import open_image
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.models.classical import ClassicalSegmenter
@@ -291,6 +292,11 @@ def test_noise_is_told_from_faint_objects_by_the_pixels() -> None:
     objects = parts_of(ndimage.gaussian_filter(rng.normal(0, 1, noise.shape), 5) > 0.05) > 0
     assert module._skewness(rgb, NOMINAL_PX) < module.LEAST_SKEWNESS
     assert module._contrast(rgb, objects, NOMINAL_PX) < module.LEAST_CONTRAST
+    # Even outlines that follow the noise are not enough, as its brightness is distributed normally.
+    assert module._is_grey(rgb)
+    assert not module._is_grey(rgb * np.float32([[[1]], [[1.01]], [[1]]]))
+    assert module._kurtosis(rgb, NOMINAL_PX) < module.LEAST_KURTOSIS
+    assert module._kurtosis(rgb**3, NOMINAL_PX) > module.LEAST_KURTOSIS
     y, x = np.mgrid[:384, :384]
     discs = ((y % 32 - 16) ** 2 + (x % 32 - 16) ** 2) < 12**2
     grainy = (discs + rng.normal(0, 2, discs.shape)).astype(np.float32)
@@ -301,3 +307,21 @@ def test_noise_is_told_from_faint_objects_by_the_pixels() -> None:
     assert module.is_rounding(np.dtype(np.uint8), 118, 123)
     assert not module.is_rounding(np.dtype(np.uint8), 0, 29)
     assert not module.is_rounding(np.dtype(np.float32), 0, 1)
+
+
+def test_objects_with_clear_scores_are_not_noise() -> None:
+    """Objects that outline noise well, with the scores that a network gives there, and with clear ones."""
+    rng = np.random.default_rng(3)
+    plane = ndimage.gaussian_filter(rng.normal(0, 1, (256, 256)), 5).astype(np.float32)
+    pixels = np.repeat(plane[None] / plane.std(), 3, axis=0)
+    blurred = ndimage.gaussian_filter(rng.normal(0, 5, plane.shape), 5) / plane.std() / 5
+    masks, _ = MaskSet.from_label_map(ndimage.label(pixels[0] + blurred > 0.8)[0].astype(np.int32))
+    contrast = module._contrast(pixels, masks.to_label_map() > 0, NOMINAL_PX)
+    assert module.LEAST_CONTRAST < contrast < module.NORMAL_CONTRAST
+
+    def trial(score: float) -> module._Trial:
+        objects = Instances.from_masks(masks, scores=np.full(len(masks), score, np.float32))
+        return module._Trial(objects, 1.0, (0, 0, 256, 256), NOMINAL_PX, pixels)
+
+    assert trial(0.6).is_noise()
+    assert not trial(0.75).is_noise()
