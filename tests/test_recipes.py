@@ -70,6 +70,7 @@ def dataset_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Data
         "dsb2018": lambda root: write_mask_folder(root, alpha=True),
         "synthetic": write_mask_folder,
         "nuclei": write_mask_folder,
+        "cells": write_mask_folder,
         "vrdl_nuclei": write_mask_folder,
     }
 
