@@ -108,12 +108,17 @@ def release(args: argparse.Namespace) -> None:
     raw = float(np.interp(args.score, knots["expected_iou"], knots["scores"]))
     thresholds = {"score/nucleus": round(raw, 4), "min_area_px/nucleus": float(MIN_AREA_PX)}
     licences = ", ".join(sorted({licence for name, licence in LICENCES.items() if name in sources}))
+    # Grey images are of nuclei, whatever the channel is called; percentiles make the range of values irrelevant.
+    facts = {"values": None} | ({"channels": ("nuclei",)} if not info.channels else {})
     recipe = {**info.recipe, "model": {**info.recipe["model"], "init": None}}  # the card says what it started from
     args.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(args.model / WEIGHTS, args.out / WEIGHTS)
     write_json(
         args.out / INFO,
-        {"schema_version": 1, **asdict(replace(info, recipe=recipe, thresholds=thresholds, data_licence=licences))},
+        {
+            "schema_version": 1,
+            **asdict(replace(info, **facts, recipe=recipe, thresholds=thresholds, data_licence=licences)),
+        },
     )
     split = {part: sorted(s.id for s in dataset.with_split(part)) for part in ("train", "val", "test")}
     write_json(args.out / "split.json", split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -119,3 +120,31 @@ print(seen)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack for signals is that of Linux")
+def test_ctrl_c_after_a_network_is_gone() -> None:
+    """A signal is handled on the thread's own stack, not on one that OpenVINO has freed."""
+    code = """
+import ctypes, gc, signal, threading
+from cellwright.api.models import load_model
+from cellwright.models.dense.openvino_network import _SignalStack
+
+def stack():
+    state = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(state))
+    return state.pointer, state.flags, state.size
+
+import faulthandler, numpy
+faulthandler.enable()
+before, model = stack(), load_model("nuclei@1", device="cpu", backend="openvino")
+model.predict(numpy.zeros((32, 32), numpy.uint8), diameter=24)
+assert stack() == before, (stack(), before)
+del model
+threading.Thread(target=gc.collect).start()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -10,6 +10,7 @@ Shape shorthand: B images, C channels, D maps of the target, K classes.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +122,8 @@ class OpenVINONetwork(DensePrediction):
         how = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads is not None:
             how["INFERENCE_NUM_THREADS"] = threads
-        return openvino.Core().compile_model(model, "CPU", how)
+        with _signal_stack_kept():
+            return openvino.Core().compile_model(model, "CPU", how)
 
 
 def _threads_of_environment() -> int | None:
@@ -149,6 +151,27 @@ def _without_telemetry() -> Iterator[None]:
         yield
     finally:
         del sys.modules[name]
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Give this thread its stack for signals back: OpenVINO sets one of its own and may free it later, after which the
+    next Ctrl-C would end the process with a segmentation fault."""
+    if sys.platform != "linux":
+        yield
+        return
+    set_stack, before = ctypes.CDLL(None).sigaltstack, _SignalStack()
+    set_stack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        set_stack(ctypes.byref(before), None)
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
 def differences(arrays: Mapping[str, np.ndarray], config: UNetConfig, *, in_channels: int, n_classes: int) -> list[str]:
