@@ -311,7 +311,9 @@ class _Trial:
         if not n or _skewness(self.pixels, self.nominal_px) >= LEAST_SKEWNESS:
             return False
         score = float(np.median(self.scores[sized]))
-        if n < LEAST_OBJECTS or score >= CLEAR_SCORE:
+        if score >= CLEAR_SCORE:
+            return False
+        if n < LEAST_OBJECTS:
             return score < LEAST_SCORE_OF_FEW
         is_normal = _is_grey(self.pixels) and _kurtosis(self.pixels, self.nominal_px) < LEAST_KURTOSIS
         contrast = _contrast(self.pixels, self.objects.masks.to_label_map() > 0, self.nominal_px)
