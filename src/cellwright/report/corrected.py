@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,8 @@ from cellwright.data.images.reading import Reading
 from cellwright.evaluation.pairing import above_threshold
 from cellwright.measurement.cells import measure_with_cells, same_ids
 from cellwright.measurement.table import measure_instances
+from cellwright.report.distributions import Columns
 from cellwright.report.draw import draw_picture
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Corrections:
             "foreground_share": float(objects.masks.foreground().mean()),
         }
 
-    def tables(self) -> list[pd.DataFrame]:
+    def tables(self) -> list[Columns]:
         """The measurements of the corrected images; intensities where the image is there."""
         tables = []
         for sample in self.samples.values():
@@ -81,9 +79,10 @@ class Corrections:
             given = {"class_names": self.class_names, "pixel_size_um": sample.pixel_size_um}
             cells = self._cells(sample, objects)
             if cells is None:
-                tables.append(measure_instances(objects, image, **given))
+                table = measure_instances(objects, image, **given)
             else:
-                tables.append(measure_with_cells(same_ids(objects, cells), image, **given))
+                table = measure_with_cells(same_ids(objects, cells), image, **given)
+            tables.append({str(name): table[name].to_numpy() for name in table})
         return tables
 
     def _cells(self, sample: Sample, objects: Instances) -> Instances | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import csv
+import gzip
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias
 
 import numpy as np
 
+from cellwright.core.errors import FormatError
 from cellwright.core.table import from_csv_cell
+from cellwright.core.text import count
 from cellwright.prediction.summaries import TABLE_ROWS
 from cellwright.report.page import Cell, Charts, Part, Table, Text
 from cellwright.report.svg import MAX_SERIES, histogram
 
-if TYPE_CHECKING:
-    import pandas as pd
+Columns: TypeAlias = Mapping[str, np.ndarray]
+"""Columns (N,) of a table by name; numbers may be text, as in a CSV file."""
 
 _SHAPES = {
     "area": "area",
@@ -56,25 +60,42 @@ class Objects:
 
 
 def read_objects(
-    path: Path, n_objects: int, instead: tuple[frozenset[str], Sequence[pd.DataFrame]] = (frozenset(), ())
+    path: Path, n_objects: int, instead: tuple[frozenset[str], Sequence[Columns]] = (frozenset(), ())
 ) -> Objects | None:
     """Objects of a measurements.csv or a compressed one, which may be larger than memory; None if there is no table.
 
     n_objects: their number, of which ``MAX_OBJECTS`` are kept. instead: images, and the tables that replace theirs.
     """
-    import pandas as pd
-
     if not path.is_file():
         return None
-    columns = [str(name) for name in pd.read_csv(path, nrows=0, dtype=str).columns]
-    chosen = chosen_columns(columns)
     others, tables = instead
-    wanted = [name for name in columns if name == "class" or name in chosen or (others and name == "image")]
-    kinds: dict[Hashable, Any] = {name: "str" if name in ("class", "image") else "float32" for name in wanted}
-    parts = pd.read_csv(path, usecols=wanted, dtype=kinds, chunksize=TABLE_ROWS, keep_default_na=False, na_values=[""])
-    if others:
-        parts = (part[~part["image"].map(from_csv_cell).isin(others)] for part in parts)
-    return objects_of(chain(parts, tables), step_of(n_objects))
+    return objects_of(chain(_parts(path, others), tables), step_of(n_objects))
+
+
+def _parts(path: Path, others: frozenset[str]) -> Iterator[Columns]:
+    """The columns that are shown, as text, in parts. Not by pandas, whose import takes longer than the usual table."""
+    with (
+        gzip.open(path, "rt", newline="", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(newline="", encoding="utf-8") as file
+    ):
+        lines = csv.reader(file)
+        columns = next(lines, [])
+        shown = {"class", *chosen_columns(columns)}
+        wanted = [k for k, name in enumerate(columns) if name in shown]
+        while rows := list(islice(lines, TABLE_ROWS)):
+            if short := [row for row in rows if len(row) != len(columns)]:
+                raise FormatError(
+                    "a row of the table has another number of cells than its first row",
+                    where=path,
+                    got=f"{count(len(short[0]), 'cell')}: {','.join(short[0])[:60]}",
+                    expected=count(len(columns), "cell"),
+                    remedy="write the table again: run the command that made this folder with `overwrite`",
+                )
+            if others:
+                image = columns.index("image")
+                rows = [row for row in rows if from_csv_cell(row[image]) not in others]
+            yield {columns[k]: np.array([row[k] for row in rows], object) for k in wanted}
 
 
 def step_of(n_objects: int) -> int:
@@ -104,20 +125,21 @@ def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def objects_of(parts: Iterable[pd.DataFrame], step: int = 1) -> Objects:
+def objects_of(parts: Iterable[Columns], step: int = 1) -> Objects:
     """Every step-th object of a table in parts. A measurement in µm that some objects lack is replaced by that in
     pixels."""
     classes: list[np.ndarray] = []
     values: dict[str, list[np.ndarray]] = {}
     names: dict[str, str] = {}
     n_seen = 0
-    for whole in parts:
-        part = whole.iloc[-n_seen % step :: step]
-        n_seen += len(whole)
-        names = names or chosen_columns(list(map(str, part.columns)))
-        classes.append(part["class"].map(str).map(from_csv_cell).to_numpy(object) if len(part) else np.zeros(0, object))
+    for part in parts:
+        n, kept = len(part["class"]), slice(-n_seen % step, None, step)
+        n_seen += n
+        names = names or chosen_columns(list(part))
+        own = [from_csv_cell(str(name)) for name in part["class"][kept]]
+        classes.append(np.array(own, object))
         for name, shown in names.items():
-            column = part[name].to_numpy(np.float32, copy=True) if name in part else np.full(len(part), np.nan, "f4")
+            column = _numbers(part[name][kept]) if name in part else np.full(len(own), np.nan, np.float32)
             values.setdefault(shown, []).append(column)
     joined = {name: np.concatenate(arrays) for name, arrays in values.items()}
     for name in list(joined):
@@ -126,6 +148,13 @@ def objects_of(parts: Iterable[pd.DataFrame], step: int = 1) -> Objects:
             is_known = bool(np.isfinite(joined[name]).all())
             del joined[f"{shape}, px" if is_known else name]
     return Objects(np.concatenate([*classes, np.zeros(0, object)]), _without_copies(joined), step)
+
+
+def _numbers(column: np.ndarray) -> np.ndarray:
+    """Numbers or text as float32; empty text is NaN."""
+    if column.dtype == object:
+        return np.array([np.nan if value == "" else value for value in column], object).astype(np.float32)
+    return column.astype(np.float32)
 
 
 def _without_copies(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -105,8 +105,9 @@ def _read_objects(outputs: Path, n_objects: int) -> Objects | None:
         return None
     with pq.ParquetFile(path, pre_buffer=False) as file:
         columns = ["class", *chosen_columns(file.schema_arrow.names)]
-        parts = (batch.to_pandas() for batch in file.iter_batches(_BATCH_ROWS, columns=columns))
-        return objects_of(parts, step_of(n_objects))
+        parts = file.iter_batches(_BATCH_ROWS, columns=columns)
+        tables = ({name: part[name].to_numpy(zero_copy_only=False) for name in columns} for part in parts)
+        return objects_of(tables, step_of(n_objects))
 
 
 def _figures(job: JobFacts, n_objects: int, n_failed: int, objects: Objects | None) -> list[tuple[Cell, str]]:
