@@ -40,7 +40,7 @@ def measure(backend: str, name: str, sides: list[int], repeat: int, out: Path) -
         torch.set_num_threads(1)
         import cellwright.models.weights.torch_io  # noqa: F401 - counts as import
     else:
-        from cellwright.models.dense.openvino_network import warm_up
+        from cellwright.models.openvino_graph import warm_up
 
         warm_up()
     imported = time.process_time()

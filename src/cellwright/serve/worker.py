@@ -31,7 +31,7 @@ from cellwright.core.files import place_error
 from cellwright.core.interrupts import Interrupted, SignalHandler, handle_signals
 from cellwright.core.memory import keep_freed_memory, memory_error
 from cellwright.core.progress import Description
-from cellwright.models.dense import openvino_network
+from cellwright.models import openvino_graph
 from cellwright.serve.tasks import Order
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Worker:
     def _warm_up(self) -> None:
         """Import what takes seconds while nobody waits; a job that needs it fails with the reason if it cannot."""
         with suppress(ImportError):
-            openvino_network.warm_up()
+            openvino_graph.warm_up()
 
     def _listen(self, lines: TextIO) -> None:
         for line in lines:

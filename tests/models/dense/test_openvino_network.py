@@ -111,7 +111,7 @@ import sys
 seen = []
 watched = ("socket.connect", "socket.getaddrinfo", "os.fork", "subprocess.Popen", "os.posix_spawn")
 sys.addaudithook(lambda event, args: seen.append((event, args)) if event in watched else None)
-from cellwright.models.dense.openvino_network import warm_up
+from cellwright.models.openvino_graph import warm_up
 warm_up()
 assert "openvino" in sys.modules and "openvino_telemetry" not in sys.modules
 print(seen)
@@ -128,7 +128,7 @@ def test_ctrl_c_after_a_network_is_gone() -> None:
     code = """
 import ctypes, gc, signal, threading
 from cellwright.api.models import load_model
-from cellwright.models.dense.openvino_network import _SignalStack
+from cellwright.models.openvino_graph import _SignalStack
 
 def stack():
     state = _SignalStack()

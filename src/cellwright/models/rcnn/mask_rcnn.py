@@ -7,7 +7,8 @@
 
 `MaskRCNN.losses` is this pipeline in training, `MaskRCNN.detect` at inference. Variants are subclasses in their own
 files, each of which replaces one step: C4 the feature maps (`c4.py`), the cascade the box head (`cascade.py`),
-PointRend (`pointrend.py`) and mask scoring (`mask_scoring.py`) the masks.
+PointRend (`pointrend.py`) and mask scoring (`mask_scoring.py`) the masks. `openvino_rcnn.py` has the same steps, with
+layers that OpenVINO computes.
 
 Shape shorthand: B images, K classes, R regions, M side of a predicted mask. Boxes are ``x0 y0 x1 y1``, pixels of the
 network's input.
@@ -65,6 +66,7 @@ class MaskRCNN(nn.Module):
     """
 
     config: RCNNConfig
+    backend = "torch"  # what computes the layers
     stride = 32
     near: Window | None = None  # see `for_window`
 

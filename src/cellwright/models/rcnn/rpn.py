@@ -70,9 +70,11 @@ class RPNHead(nn.Module):
 class RPN(nn.Module):
     """Scores anchors, turns the best into proposals, and computes the losses of both."""
 
-    def __init__(self, config: RCNNConfig, conventions: Conventions, channels: int) -> None:
+    def __init__(
+        self, config: RCNNConfig, conventions: Conventions, channels: int, head: nn.Module | None = None
+    ) -> None:
         """``config``: the whole resolved ``model`` section, for its ``rpn``, ``anchors`` and ``roi.ignore_ioa``;
-        ``channels``: of the feature maps."""
+        ``channels``: of the feature maps; ``head``: what computes as `RPNHead` does, None for a new one."""
         super().__init__()
         anchors = config.anchors
         self.config, self.ignore_ioa, self.first_level = config.rpn, config.roi.ignore_ioa, config.first_level
@@ -83,7 +85,7 @@ class RPN(nn.Module):
         self.cells = tuple(
             cell_anchors(sizes, anchors.ratios, rounded=decided(anchors.rounded)) for sizes in anchors.sizes_px
         )
-        self.head = RPNHead(channels, max(map(len, self.cells)), config.rpn.convs)
+        self.head = RPNHead(channels, max(map(len, self.cells)), config.rpn.convs) if head is None else head
 
     def forward(self, features: Sequence[Tensor]) -> AnchorScores:
         """``features``: FloatTensor[B,C,H_l,W_l], one map per level of the anchors, finest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -91,15 +92,18 @@ def load_weights(
     network.load_state_dict(dict(weights), strict=True)
 
 
-def check_fit(network: nn.Module, weights: Mapping[str, Tensor], *, where: object, remedy: str | None = None) -> None:
-    """Raise `ModelError` if names or shapes differ from those of the network; the message lists the first five."""
+def check_fit(network: nn.Module, weights: Mapping[str, Any], *, where: object, remedy: str | None = None) -> None:
+    """Raise `ModelError` if names or shapes differ from those of the network; the message lists the first five.
+
+    weights: tensors or arrays.
+    """
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
     problems += [f"{name} is unknown" for name in weights if name not in own]
     problems += [
         f"{name} is {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the network"
         for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
+        if name in weights and tuple(weights[name].shape) != tuple(tensor.shape)
     ]
     if problems:
         raise misfit(problems, where=where, remedy=remedy)

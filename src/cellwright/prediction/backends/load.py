@@ -1,20 +1,25 @@
 """The predictor of a model folder, with the backend that runs its network: OpenVINO or PyTorch.
 
-`load_predictor` imports only the one that is used.
+`load_predictor` imports only what is used. OpenVINO runs U-Nets without PyTorch; of Mask R-CNN it runs the layers, and
+PyTorch the rest.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.needs_torch import require_torch, torch_is_installed
 from cellwright.data.value_range import TrainingValues
+from cellwright.models import openvino_graph
 from cellwright.models.dense import openvino_network
+from cellwright.models.rcnn.openvino_parts import why_not
 from cellwright.models.weights.model_folder import (
     INFO,
     WEIGHTS,
@@ -26,6 +31,9 @@ from cellwright.models.weights.model_folder import (
     recipe_of,
 )
 from cellwright.prediction.network import NetworkPredictor, settings_of
+
+if TYPE_CHECKING:
+    from cellwright.models.rcnn.openvino_rcnn import OpenVINOMaskRCNN
 
 Backend = Literal["auto", "openvino", "torch"]
 # Files that say that a GPU may be there: of drivers for NVIDIA, on Linux and in WSL, and for AMD.
@@ -51,16 +59,19 @@ def load_predictor(
         "scale": info.scale,
         "pixel_size_um": info.pixel_size_um,
     }
-    if chosen_backend(recipe, backend, device) == "openvino":
-        return NetworkPredictor(_openvino_network(name, recipe, info, threads), **facts), info
+    ran_with = chosen_backend(recipe, backend, device)
+    if ran_with == "openvino" and isinstance(recipe.model, UNetConfig):
+        return NetworkPredictor(_openvino_unet(name, recipe, info, threads), **facts), info
     import torch
 
     from cellwright.models.weights.torch_io import load_network
     from cellwright.prediction.backends.torch import TorchPredictor, resolve_device
 
-    chosen = resolve_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
+    if ran_with == "openvino":
+        return TorchPredictor(_openvino_rcnn(name, recipe, info, threads), device="cpu", **facts), info
+    chosen = resolve_device(device)
     network, _ = load_network(name)
     return TorchPredictor(network.to(chosen), device=chosen, **facts), info
 
@@ -74,6 +85,8 @@ def chosen_backend(recipe: Recipe, backend: Backend = "auto", device: str = "aut
     if backend == "openvino" and problem is not None:
         raise UsageError(f"OpenVINO cannot be used: {problem}", got='`backend="openvino"`', remedy="omit `backend`")
     if backend == "openvino" or (backend == "auto" and problem is None and not (device == "auto" and _has_gpu())):
+        if not isinstance(recipe.model, UNetConfig):
+            require_torch("this model (a network of the R-CNN family)")
         return "openvino"
     require_torch("this model" if problem is None or backend == "torch" else f"this model ({problem})")
     return "torch"
@@ -81,12 +94,13 @@ def chosen_backend(recipe: Recipe, backend: Backend = "auto", device: str = "aut
 
 def _openvino_problem(recipe: Recipe, device: str) -> str | None:
     """Why OpenVINO cannot run a network on a device; None if it can."""
-    if not openvino_network.is_installed():
+    if not openvino_graph.is_installed():
         return "it is not installed"
     if device not in ("auto", "cpu"):
         return f'`device="{device}"` needs PyTorch'
     if not isinstance(recipe.model, UNetConfig):
-        return "networks of the R-CNN family run in PyTorch"
+        reason = why_not(recipe.model)
+        return None if reason is None else f"networks {reason} run in PyTorch"
     if not openvino_network.supports(recipe.model):
         return f"networks with an encoder of timm ({recipe.model.encoder}) run in PyTorch"
     return None
@@ -102,7 +116,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def _openvino_network(
+def _openvino_unet(
     name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None
 ) -> openvino_network.OpenVINONetwork:
     assert isinstance(recipe.model, UNetConfig)  # checked by `chosen_backend`
@@ -112,6 +126,18 @@ def _openvino_network(
     return openvino_network.OpenVINONetwork(recipe.model, arrays, **sizes, threads=threads)
 
 
+def _openvino_rcnn(name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None) -> OpenVINOMaskRCNN:
+    from cellwright.models.build import network_without_weights
+    from cellwright.models.rcnn.openvino_rcnn import OpenVINOMaskRCNN
+    from cellwright.models.weights.torch_io import check_fit
+
+    assert isinstance(recipe.model, MaskRCNNConfig)  # checked by `chosen_backend`
+    arrays, n_classes = read_arrays(name), len(info.class_names)
+    check_fit(network_without_weights(recipe, n_classes), arrays, where=model_folder(name) / WEIGHTS)
+    sizes = {"in_channels": recipe.input.channels, "n_classes": n_classes}
+    return OpenVINOMaskRCNN(recipe.model, CONVENTIONS[recipe.conventions], arrays, **sizes, threads=threads)
+
+
 def backend_of(predictor: Any) -> str | None:
     """Which backend a predictor uses: "openvino" or "torch", both joined by a plus in an ensemble, None without one."""
     members = getattr(predictor, "members", None)
@@ -119,6 +145,6 @@ def backend_of(predictor: Any) -> str | None:
         backends = sorted({own for member in members if (own := backend_of(member)) is not None})
         return " + ".join(backends) or None
     if isinstance(predictor, NetworkPredictor):
-        return "openvino" if isinstance(predictor.network, openvino_network.OpenVINONetwork) else "torch"
+        return getattr(predictor.network, "backend", "torch")
     inner = getattr(predictor, "predictor", None)
     return None if inner is None else backend_of(inner)

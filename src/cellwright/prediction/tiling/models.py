@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import UsageError
+from cellwright.core.needs_torch import torch_is_installed
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense.prediction import DensePrediction
 from cellwright.prediction.backends.load import backend_of, load_predictor
@@ -28,7 +29,7 @@ def tile_model(predictor: Predictor) -> TileModel:
         _check_scale(predictor)
         if isinstance(predictor.network, DensePrediction):
             return DenseTiles(predictor)
-        if backend_of(predictor) == "torch":
+        if torch_is_installed():
             from cellwright.models.rcnn.mask_rcnn import MaskRCNN
             from cellwright.prediction.backends.rcnn_tiles import RCNNTiles
 
