@@ -322,7 +322,8 @@ def load_model(name: str | Path, *, device: str = "auto", backend: Backend = "au
     Args:
         name: ``nuclei``, ``classical``, a model folder, or a run folder.
         device: ``auto`` (CUDA, then mps, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        backend: what runs a network: ``openvino`` (U-Nets on the CPU), ``torch``, or ``auto``: OpenVINO where it can.
+        backend: what runs a network: ``openvino`` (on the CPU, U-Nets and the layers of Mask R-CNN), ``torch``, or
+            ``auto``: OpenVINO where it can.
 
     Returns:
         A `Model`, with the thresholds, calibration and views that `cellwright tune` found if it is a tuned model.

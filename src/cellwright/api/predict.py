@@ -136,7 +136,7 @@ class PredictPlan:
     device: Annotated[str, Parameter(group=RUNNING)] = "auto"
     """auto, cpu, cuda:N or mps."""
     backend: Annotated[Backend, Parameter(group=RUNNING)] = "auto"
-    """What runs the network: openvino (U-Nets on the CPU), torch, or auto (OpenVINO where it can, else PyTorch)."""
+    """What runs the network: openvino (U-Nets and Mask R-CNN, on the CPU), torch, or auto (OpenVINO where it can)."""
     pruned_to: Annotated[int | None, Parameter(group=RUNNING)] = None
     """Use only so many levels of a U-Net with nested skips (model.skips), 1 to its depth: faster, less accurate."""
     fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False
