@@ -30,7 +30,7 @@ ARRAYS = "names for arrays, which have none"
 COMMAND_LINE_ONLY = {
     "predict_folder": {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
-        **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to"], OPTIONS),
+        **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to", "no_candidates"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
         **dict.fromkeys(["tile", "level", "roi", "tissue", "labels"], JOBS),
         "shard": "for several commands at the same time; workers and dask are for one",
@@ -40,7 +40,7 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "level"], "open_image"),
-        **dict.fromkeys(["sources", "split", "save", "fail_fast"], "for one image"),
+        **dict.fromkeys(["sources", "split", "save", "fail_fast", "no_candidates"], "for one image"),
         **dict.fromkeys(["device", "backend"], LOADED),
     },
     "Model.predict": {
@@ -52,6 +52,7 @@ COMMAND_LINE_ONLY = {
         "ring": "measure(cells, image, ring=...)",
         **dict.fromkeys(["smooth", "fill_holes", "expand"], "methods of Instances; Model.with_options"),
         "pruned_to": "Model.with_options",
+        "no_candidates": "the result has none",
     },
     "fuse": {
         **dict.fromkeys(["save", "out", "overwrite"], FILES),

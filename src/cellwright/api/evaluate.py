@@ -19,6 +19,7 @@ from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.api.paths import HowToRead, content_of, is_model, read_ground_truth, read_objects, short_names
 from cellwright.api.read import is_label_image
 from cellwright.api.shared_options import Channel, FormatName, Planes, Series, TimePoint, reading_of
+from cellwright.core.candidates import missing_candidates
 from cellwright.core.dataset import Dataset
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.events import plain
@@ -165,7 +166,8 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_paired(path, one, truth, part, plan) for path, one in zip(plan.predictions, opened, strict=True)]
     evaluated, notes = find_part(plan.predictions, roi_words(plan.roi), [sample.image_hw for sample in part])
-    for line in summarise(notes):
+    missing = {missing_candidates(one.info) for one in opened if isinstance(one, Dataset)} - {None}
+    for line in (*summarise(notes), *missing):
         screen.note(line)
     request = _request(plan, part, screen)
     request["options"]["roi"] = [] if evaluated is None else evaluated.words

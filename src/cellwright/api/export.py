@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from cellwright.api.export_job import JOB_FORMATS, SPATIALDATA, check_job_export, export_job
 from cellwright.api.outputs import FileOutput, FolderOutput, write_once
 from cellwright.api.shared_options import FormatName
+from cellwright.core.candidates import missing_candidates
 from cellwright.core.errors import InputError, UsageError, did_you_mean
 from cellwright.core.instances import Instances
 from cellwright.core.notes import summarise
@@ -129,6 +130,8 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
         raise failures[0]
     for line in summarise(dataset.notes):
         screen.note(line)
+    if plan.to in RANKED and (missing := missing_candidates(dataset.info)) is not None:
+        screen.note(missing)
     threshold = 0.0 if plan.to in RANKED else score_threshold_of(dataset)
     counts: dict[str, tuple[int, int]] = {}
     n_regions: dict[str, int] = {}

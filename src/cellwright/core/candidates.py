@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +12,17 @@ from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 
 DROPPED_BY = "dropped_by"
+# In the info of predictions: False if they hold only the objects that reach the score threshold.
+CANDIDATES = "candidates"
 # The steps of a detector in order; each candidate stores the name of the step that removed it, or "kept".
 STEPS = ("threshold", "nms", "cap", "kept")
+
+
+def missing_candidates(info: Mapping[str, Any]) -> str | None:
+    """What to say of predictions without candidates where uncertain objects count; None if they have them."""
+    if info.get(CANDIDATES, True):
+        return None
+    return "the predictions hold no objects below their score threshold, which average precision needs too"
 
 
 def with_steps(candidates: Instances, steps: np.ndarray) -> Instances:

@@ -8,7 +8,7 @@ padded image tensors become objects. A network may also support test-time augmen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from cellwright.core.image import Image
 from cellwright.core.instances import Instances
@@ -16,6 +16,7 @@ from cellwright.core.public import public
 from cellwright.data.views import View
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 RenderView: TypeAlias = "Callable[[View], tuple[Tensor, tuple[int, int]]]"
 """A view's network input FloatTensor[1,C,H,W], normalised, padded right and below and then turned, so that the cells of
 the network lie on the same pixels in every orientation; and (h, w) before both."""
+
+
+Wanted: TypeAlias = Callable[["np.ndarray", "np.ndarray"], "np.ndarray"]
+"""Which objects (N,) bool, of these scores (N,) and class ids (N,), need masks."""
 
 
 @public
@@ -127,6 +132,18 @@ class Prunes(Protocol):
         """The network without the levels below ``depth``; it shares its weights.
 
         Raises `UsageError` if this network cannot be used so.
+        """
+        ...
+
+
+@runtime_checkable
+class SparesMasks(Protocol):
+    """A network, or a predictor with one, that computes only the masks that are needed: they take most of its time."""
+
+    def with_masks_of(self, wanted: Wanted) -> Any:
+        """The same with the same weights; objects that are not wanted may have no pixels.
+
+        A network that lowers scores by the quality of the masks asks about the scores before.
         """
         ...
 

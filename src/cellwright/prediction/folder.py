@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from cellwright.core.candidates import CANDIDATES
 from cellwright.core.claim import is_as_written, remove_ours
 from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import CellwrightError, OutputError
@@ -355,6 +356,7 @@ class PredictionFolder:
         written = {record.sample.id: record.files for record in records}
         facts = {"description": "predictions by cellwright", "score_threshold": threshold, WRITTEN: written}
         facts |= {} if self.job.options.expand is None else {"expand": self.job.options.expand}
+        facts |= {} if self.job.options.candidates else {CANDIDATES: False}
         info = facts | dict(self.job.reading) | dict(self.job.info)
         predictions = Dataset(samples, names, root=root, info=info)
         place = self._output.place(self._output.root)

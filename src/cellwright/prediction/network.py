@@ -27,7 +27,7 @@ from cellwright.core.notes import Note
 from cellwright.data.network_input import ResizeRule, resampled, rescale, resize_for_network, to_network
 from cellwright.data.value_range import TrainingValues, input_for
 from cellwright.data.views import PLAIN, View
-from cellwright.models.contract import DetectsViews, Explains, Prunes
+from cellwright.models.contract import DetectsViews, Explains, Prunes, SparesMasks, Wanted
 from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
 from cellwright.prediction.predictor import refuse_diameter, refuse_pruning
 from cellwright.prediction.record import Prediction
@@ -120,6 +120,12 @@ class NetworkPredictor:
         if not isinstance(self.network, Prunes):
             refuse_pruning(type(self.network).__name__)
         return replace(self, network=self.network.pruned(depth), pruned_to=depth)
+
+    def with_masks_of(self, wanted: Wanted) -> NetworkPredictor:
+        """See `SparesMasks`: of the network, if it can; test-time augmentation computes all masks."""
+        if not isinstance(self.network, SparesMasks):
+            return self
+        return replace(self, network=self.network.with_masks_of(wanted))
 
     def explain(self, image: Image, near_xyxy: np.ndarray) -> Instances:
         """See `Predictor`."""

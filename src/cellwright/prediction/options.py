@@ -32,6 +32,8 @@ class PredictOptions:
     max_objects: the largest number of objects per image, best first; None keeps all.
     remove_border: omit objects that touch the border of the image, which may be cut off.
     smooth, fill_holes: smooth the outlines of objects, and fill their holes, before their area is compared.
+    candidates: also return the objects below the score threshold, as candidates, which average precision uses; without,
+        an R-CNN computes no masks for them.
     expand: also give cells: the objects with the background within this distance, such as "8px" or "5um"; 0 and
         None do not.
     resolve_overlaps: assign each shared pixel to the object with the higher score, so that no pixel is in two objects.
@@ -49,6 +51,7 @@ class PredictOptions:
     smooth: bool = False
     fill_holes: bool = False
     expand: str | None = None
+    candidates: bool = True
 
     def __post_init__(self) -> None:
         scores, areas = np.array(self.score_threshold, float), np.array(self.min_area_px)
@@ -69,12 +72,19 @@ class PredictOptions:
         values: dict[str, Any] = plain(asdict(self))
         # Jobs of earlier versions do not have these.
         values = {name: value for name, value in values.items() if value or name not in _SHAPES}
+        if self.candidates:
+            del values["candidates"]
         return {_PARAMETERS.get(name, name): value for name, value in values.items()}
 
     def calibrated(self, objects: Instances) -> Instances:
         """The objects, best first, with calibrated scores."""
         ranked = objects.by_score()  # by the model's own scores: a calibration may tie some, but reorders none
         return ranked if self.calibration is None else replace(ranked, scores=self.calibration(_scores(ranked)))
+
+    def reaches(self, scores: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+        """Which objects (N,) bool with the model's own scores (N,) reach the score threshold of their class."""
+        calibrated = scores if self.calibration is None else self.calibration(scores)
+        return reaches_threshold(calibrated, class_ids, self.score_threshold)
 
     def good(self, objects: Instances) -> np.ndarray:
         """Which calibrated objects (N,) bool reach the score threshold of their class."""
@@ -121,13 +131,12 @@ def select(
     n_over_cap = 0 if options.max_objects is None else max(n_left - options.max_objects, 0)
     candidates = kept[: options.max_objects]
     candidates = replace(candidates, ids=np.arange(1, len(candidates) + 1))
+    instances = candidates[: n_left - n_over_cap]
     return replace(
         prediction,
-        instances=candidates[: n_left - n_over_cap],
-        cells=None
-        if cells is None
-        else replace(cells[: n_left - n_over_cap], ids=candidates.ids[: n_left - n_over_cap]),
-        candidates=candidates,
+        instances=instances,
+        cells=None if cells is None else replace(cells[: n_left - n_over_cap], ids=instances.ids),
+        candidates=candidates if options.candidates else instances,
         n_low_score=len(objects) - n_good,
         n_small=n_good - n_large,
         n_border=n_large - n_left,

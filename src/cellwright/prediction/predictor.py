@@ -21,7 +21,7 @@ from cellwright.core.image import Image
 from cellwright.core.instances import Instances
 from cellwright.data.images.channels import is_stained
 from cellwright.data.views import View
-from cellwright.models.contract import Segmenter
+from cellwright.models.contract import Segmenter, SparesMasks
 from cellwright.prediction.doubt import doubts
 from cellwright.prediction.fusion import FusionOptions, fuse
 from cellwright.prediction.options import PredictOptions, select
@@ -188,7 +188,10 @@ class FilteredPredictor:
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """See `Predictor`: ids 1..N, with the numbers of omitted objects."""
-        predictions = self.predictor.predict(images)
+        predictor = self.predictor
+        if not self.options.candidates and isinstance(predictor, SparesMasks):
+            predictor = predictor.with_masks_of(self.options.reaches)
+        predictions = predictor.predict(images)
         return [self._selected(image, prediction) for image, prediction in zip(images, predictions, strict=True)]
 
     def _selected(self, image: Image, prediction: Prediction) -> Prediction:

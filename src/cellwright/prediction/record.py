@@ -22,7 +22,7 @@ class Prediction:
 
     instances: the predicted objects, best first, ids 1..N.
     candidates: ``instances``, followed by the objects omitted only because of their score, with the ids that follow.
-        Average precision uses these uncertain objects too.
+        Average precision uses these uncertain objects too. Only ``instances`` if they were not asked for.
     cells: of `PredictOptions.expand`, the cell of each of the ``instances``, with the same ids; None without it.
     n_low_score, n_small, n_border, n_over_cap: numbers of objects omitted because of their score, their area, the
         border of the image, or the largest number of objects, in this order.

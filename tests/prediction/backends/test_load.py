@@ -121,3 +121,43 @@ def test_the_command_records_what_ran(tmp_path: Path) -> None:
         made_by = json.loads((tmp_path / backend / "predictions.json").read_text())["info"]["made_by"]
         assert made_by["backend"] == backend
         assert made_by["versions"]["openvino"]
+
+
+def test_masks_are_computed_of_the_objects_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = saved_rcnn(tmp_path)
+    image = draw_field(2, (90, 110), 14, FieldLook(stain="he"))[0]
+    for backend in ("openvino", "torch"):
+        model = load_model(name, device="cpu", backend=backend)
+        regions: list[int] = []
+        model.predictor.network.mask_head.register_forward_hook(lambda _, given, __, n=regions: n.append(len(given[0])))
+        everything = model.with_options(score=0.0).predictions(image)
+        assert sum(regions) >= len(everything.instances) > 10
+        score = float(np.median(everything.instances.scores))
+        regions.clear()
+        expected = model.with_options(score=score).predictions(image)
+        n_all = sum(regions)
+        regions.clear()
+        objects = model.predict(image, score=score)
+        assert 0 < len(objects) <= sum(regions) < n_all
+        assert objects.masks == expected.instances.masks
+        assert objects.ids.tolist() == expected.instances.ids.tolist()
+        own = model.with_options(score=score, candidates=False).predictions(image)
+        assert own.candidates is own.instances
+        assert own.n_low_score >= expected.n_low_score > 0
+        assert own.model_cap == expected.model_cap
+
+
+def test_average_precision_without_candidates_is_said_to_lack_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), draw_field(2, (90, 110), 14, FieldLook(stain="he"))[0].data)
+    shared = [tmp_path / "a.png", "--model", saved_rcnn(tmp_path), "--device", "cpu", "--save", "masks"]
+    scores = {}
+    for name, options in {"with": (), "without": ("--no-candidates",)}.items():
+        assert run("predict", *shared, "--score", 0.63, *options, "--out", tmp_path / name) == 0
+        written = json.loads((tmp_path / name / "predictions.json").read_text())
+        scores[name] = [one["score"] for one in written["annotations"]]
+        assert run("export", tmp_path / name, "--to", "coco_results", "--out", tmp_path / f"{name}.json") == 0
+        assert ("no objects below their score threshold" in capsys.readouterr().err) == (name == "without")
+    assert [score for score in scores["with"] if score >= 0.63] == scores["without"]
+    assert min(scores["with"]) < 0.63

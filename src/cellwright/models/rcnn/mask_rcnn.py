@@ -31,8 +31,9 @@ from cellwright.config.section import decided
 from cellwright.core.candidates import DROPPED_BY, STEPS
 from cellwright.core.geometry import Window
 from cellwright.core.instances import Instances, concat
+from cellwright.core.masks import MaskSet
 from cellwright.data.views import View
-from cellwright.models.contract import RenderView
+from cellwright.models.contract import RenderView, Wanted
 from cellwright.models.rcnn.fpn import FPN
 from cellwright.models.rcnn.heads import (
     BoxHead,
@@ -69,6 +70,7 @@ class MaskRCNN(nn.Module):
     backend = "torch"  # what computes the layers
     stride = 32
     near: Window | None = None  # see `for_window`
+    wanted: Wanted | None = None  # see `with_masks_of`
 
     def __init__(
         self, config: MaskRCNNConfig | CascadeConfig, conventions: Conventions, *, in_channels: int, n_classes: int
@@ -211,8 +213,19 @@ class MaskRCNN(nn.Module):
 
     def instances(self, source: RegionFeatures, detections: Detections, placement: Placement) -> Instances:
         """One image's detections with their masks, pasted where they belong."""
-        parts = self.masks_in_parts(source, detections)
-        return concat([self.place(part, probs, placement) for part, probs in parts])
+        is_wanted = self.is_wanted(detections)
+        parts = self.masks_in_parts(source, detections[is_wanted])
+        placed = [self.place(part, probs, placement) for part, probs in parts]
+        if not is_wanted.all():
+            placed.append(without_pixels(detections[~is_wanted], placement))
+        return concat(placed)
+
+    def is_wanted(self, detections: Detections) -> Tensor:
+        """BoolTensor[D]: the detections whose masks are computed, see `with_masks_of`."""
+        if self.wanted is None:
+            return torch.ones_like(detections.class_ids, dtype=torch.bool)
+        wanted = self.wanted(detections.scores.float().cpu().numpy(), detections.class_ids.cpu().numpy())
+        return torch.from_numpy(wanted).to(detections.class_ids.device)
 
     def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]:
         """One image's detections in order, ``roi.chunk`` at once, with their masks FloatTensor[D,M,M] in [0, 1].
@@ -256,6 +269,12 @@ class MaskRCNN(nn.Module):
         )
         rows = index.cpu().numpy()[visible]
         return replace(instances, columns={name: values[rows] for name, values in (columns or {}).items()})
+
+    def with_masks_of(self, wanted: Wanted) -> MaskRCNN:
+        """See ``SparesMasks.with_masks_of``."""
+        network = copy(self)
+        network.wanted = wanted
+        return network
 
     # --- windows of large images ----------------------------------------------------------------------------------
 
@@ -337,3 +356,12 @@ class MaskRCNN(nn.Module):
         (probs,) = self.masks_for(features, [candidates.boxes], [candidates.class_ids])
         steps = np.array(STEPS)[step[chosen].cpu().numpy()]
         return self.place(candidates, probs, placement, {DROPPED_BY: steps})
+
+
+def without_pixels(detections: Detections, placement: Placement) -> Instances:
+    """Detections whose masks are not computed."""
+    hw, n = placement.output_hw, len(detections.boxes)
+    masks = MaskSet.from_flat(hw, np.zeros((n, 4), np.int32), np.zeros(n + 1, np.int64), np.zeros(0, np.uint8))
+    scores, class_ids = detections.scores.float().cpu().numpy(), detections.class_ids.cpu().numpy()
+    boxes_xyxy = placement.boxes(detections.boxes).float().cpu().numpy()
+    return Instances.from_masks(masks, class_ids=class_ids, scores=scores, boxes_xyxy=boxes_xyxy)
