@@ -23,11 +23,14 @@ from numba.core.runtime.nrt import rtsys
 from cellwright.core.cache import code_folder
 
 
-def njit(*, cache: Literal[True]) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator as numba's ``njit(cache=True, nogil=True)``: other threads go on while a kernel runs."""
+def njit(*, cache: Literal[True], fused: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator as numba's ``njit(cache=True, nogil=True)``: other threads go on while a kernel runs.
+
+    fused: a product may be added without being rounded, which is faster and differs between processors.
+    """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher: Any = numba.njit(nogil=True)(function)
+        dispatcher: Any = numba.njit(nogil=True, fastmath={"contract"} if fused else False)(function)
         with suppress(RuntimeError):  # no place for a cache: compiled in each process
             dispatcher._cache = _Cache(function)
         return dispatcher

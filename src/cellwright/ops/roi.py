@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,8 @@ def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: 
     Returns:
         FloatTensor[R,C,M,M], image by image; R may be 0.
     """
+    if features[0].device.type == "cpu" and not torch.is_grad_enabled():
+        return _pooled_channels_last(features, boxes, resolution, pooling)
     from torchvision.ops import roi_align  # takes two seconds, and dense networks do without
 
     image = torch.cat([per_image.new_full((len(per_image), 1), i) for i, per_image in enumerate(boxes)])
@@ -80,6 +83,29 @@ def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: 
         pooled.append(roi_align(feature, rois[index], resolution, scale, pooling.sampling_ratio, pooling.aligned))
         members.append(index)
     return torch.cat(pooled)[torch.argsort(torch.cat(members))]
+
+
+def _pooled_channels_last(
+    features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: int, pooling: Pooling
+) -> Tensor:
+    """`pool_boxes` on the CPU without gradients, in a tenth of the time; channels are last in memory."""
+    from cellwright.ops._roi_kernels import pool
+
+    stacked = torch.cat(list(boxes)).float()
+    image = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
+    levels = box_levels(stacked, len(features), pooling).numpy()
+    pooled = np.empty((len(stacked), resolution, resolution, features[0].shape[1]), np.float32)
+    for level, feature in enumerate(features):
+        scale, shift = np.float32(1.0 / 2 ** (pooling.first_level + level)), np.float32(0.5 if pooling.aligned else 0.0)
+        for k in range(len(boxes)):
+            index = np.flatnonzero((levels == level) & (image == k))
+            if not len(index):
+                continue
+            part = np.empty((len(index), *pooled.shape[1:]), np.float32)
+            cells = feature[k].permute(1, 2, 0).float().contiguous().numpy()
+            pool(cells, stacked[index].numpy(), scale, pooling.sampling_ratio, shift, part)
+            pooled[index] = part
+    return torch.from_numpy(pooled).permute(0, 3, 1, 2).to(features[0].dtype)
 
 
 def sample_mask_targets(
