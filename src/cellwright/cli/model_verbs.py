@@ -7,7 +7,7 @@ import shlex
 from cellwright.api.compare import ComparePlan
 from cellwright.api.demo import DemoPlan
 from cellwright.api.doctor import DoctorPlan
-from cellwright.api.export_model import ExportModelPlan
+from cellwright.api.export_parts import ExportModelPlan
 from cellwright.api.import_model import ImportPlan
 from cellwright.api.inspect_model import InspectPlan
 from cellwright.api.plan_recipe import RecipePlan

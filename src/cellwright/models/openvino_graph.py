@@ -13,11 +13,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Lock
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from cellwright.core.files import output_error
 
 # Of `make_norm` in models/layers.py.
 NORM_EPS = 1e-5
@@ -63,18 +66,35 @@ class CompiledGraph:
 
     def _compile(self) -> None:
         assert self._build is not None  # dropped below only
-        openvino = _openvino()
-        results, parameter = self._build()
-        model = openvino.Model([openvino.opset13.result(node) for node in results], [parameter], "network")
-        threads = self._threads or _threads_of_environment()
-        # By default OpenVINO computes in bfloat16 where the processor has it, and ties threads to cores.
-        how = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
-        if threads is not None:
-            how["INFERENCE_NUM_THREADS"] = threads
+        self._compiled = compiled(_model_of(self._build()), self._threads)
         with _signal_stack_kept():
-            self._compiled = openvino.Core().compile_model(model, "CPU", how)
             self._request = self._compiled.create_infer_request()
         self._build = None
+
+
+def _model_of(nodes: Nodes) -> Any:
+    openvino = _openvino()
+    results, parameter = nodes
+    return openvino.Model([openvino.opset13.result(node) for node in results], [parameter], "network")
+
+
+def compiled(model: Any, threads: int | None = None) -> Any:
+    """OpenVINO's model, or the path of its file, compiled for the processor. threads: see `CompiledGraph`."""
+    threads = threads or _threads_of_environment()
+    # By default OpenVINO computes in bfloat16 where the processor has it, and ties threads to cores.
+    how = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+    if threads is not None:
+        how["INFERENCE_NUM_THREADS"] = threads
+    with _signal_stack_kept():
+        return _openvino().Core().compile_model(model, "CPU", how)
+
+
+def save(nodes: Nodes, path: Path) -> None:
+    """Write OpenVINO's files: ``path``, .xml, and the weights beside it, .bin, in float32. Raises `OutputError`."""
+    try:
+        _openvino().save_model(_model_of(nodes), path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise output_error(path, OSError(str(error).strip().splitlines()[-1])) from error
 
 
 class Layers:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellwright.api.export_model import ExportModelPlan, run
+from cellwright.api.export_model import run
+from cellwright.api.export_parts import ExportModelPlan
 from cellwright.config.conventions import TORCHVISION
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.config.recipe import Recipe

@@ -161,6 +161,10 @@ class DenseNetwork(DensePrediction, nn.Module):
             logits = self.unet.maps_in_strips(images).float()
         else:
             logits = self.unet(images)[0].float()
+        return self.activated(logits).cpu().numpy()
+
+    def activated(self, logits: Tensor) -> Tensor:
+        """FloatTensor[B,D+K,H,W] of the U-Net -> the maps in the units of the target, and class probabilities."""
         parts = []
         for index, name in enumerate(self.target.channels):
             part = logits[:, index : index + 1]
@@ -170,7 +174,7 @@ class DenseNetwork(DensePrediction, nn.Module):
                 parts.append(part if name.startswith("flow_") else part.sigmoid())
         if self.n_classes > 1:
             parts.append(logits[:, len(parts) :].softmax(dim=1))
-        return torch.cat(parts, dim=1).cpu().numpy()
+        return torch.cat(parts, dim=1)
 
 
 def _unet_class(config: UNetConfig) -> type[UNet | NestedUNet | TimmUNet]:

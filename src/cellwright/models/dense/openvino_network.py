@@ -57,7 +57,7 @@ class OpenVINONetwork(DensePrediction):
     ) -> None:
         self.config, self.target, self.n_classes = config, target_of(config.target), n_classes
         self.in_channels, self.threads, self._arrays = in_channels, threads, arrays
-        self._compiled = CompiledGraph(self._nodes, threads)
+        self._compiled = CompiledGraph(self.nodes, threads)
 
     @property
     def stride(self) -> int:
@@ -84,7 +84,8 @@ class OpenVINONetwork(DensePrediction):
         (maps,) = self._compiled(images, keep_memory=images.shape[0] * images.shape[2] * images.shape[3] <= KEPT_PX)
         return maps
 
-    def _nodes(self) -> Nodes:
+    def nodes(self) -> Nodes:
+        """The graph: images (B, C, H, W) -> `maps`."""
         graph = _Graph(self.config, self._arrays)
         images = graph.images(self.in_channels)
         return [graph.activated(graph.maps(images), self.target.channels, self.n_classes)], images

@@ -1,4 +1,4 @@
-"""The dense family as one graph: images to maps before any activation."""
+"""The dense family as one graph, images to maps, and what turns maps into objects: a program without cellwright."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from cellwright.models.dense.dense import DenseNetwork
-from cellwright.models.dense.prediction import RAY_UNIT_PX
 from cellwright.models.export.onnx import Axis, Graph
+from cellwright.models.export.program import rules_of_maps
 
 
-class _FullSizeMaps(nn.Module):
-    """The U-Net without the maps of coarser stages: FloatTensor[B,C,H,W] -> FloatTensor[B,D,H,W]."""
+class Maps(nn.Module):
+    """A dense network as a module: FloatTensor[B,C,H,W] -> FloatTensor[B,D+K,H,W], as `DensePrediction.maps`."""
 
     def __init__(self, network: DenseNetwork) -> None:
         super().__init__()
-        self.unet = network.unet
+        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.unet(images)[0]
+        return self.network.activated(self.network.unet(images)[0])
 
 
 def graphs_of(network: DenseNetwork) -> list[Graph]:
@@ -29,7 +29,7 @@ def graphs_of(network: DenseNetwork) -> list[Graph]:
     return [
         Graph(
             name="maps",
-            module=_FullSizeMaps(network),
+            module=Maps(network),
             inputs={"images": (Axis("batch"), unet.in_channels, *sides)},
             outputs={"maps": ("batch", unet.out_channels, "height", "width")},
         )
@@ -37,16 +37,5 @@ def graphs_of(network: DenseNetwork) -> list[Graph]:
 
 
 def rules_of(network: DenseNetwork) -> dict[str, Any]:
-    """The names of the maps, in order, and the steps from an image to objects."""
-    classes = [f"class_{index}" for index in range(network.n_classes)] if network.n_classes > 1 else []
-    rays = f", ray channels times {RAY_UNIT_PX:g} px" if "ray_0" in network.target.channels else ""
-    return {
-        "stride": network.stride,
-        "channels": [*network.target.channels, *classes],
-        "steps": [
-            "pad images with zeros at the right and bottom to a multiple of stride, run maps, remove the padding",
-            f"flow channels are used as they are{rays}; apply a sigmoid to every other map, and a softmax to the class "
-            "maps",
-            "convert the maps to objects as docs/models.md describes for this target",
-        ],
-    }
+    """See `rules_of_maps`."""
+    return rules_of_maps(network)

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from cellwright.core.errors import ModelError, UsageError
 from cellwright.core.files import write_bytes
+from cellwright.models.export.program import TOLERANCE
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 20
-TOLERANCE = 1e-4
-"""Largest difference allowed between ONNX Runtime and torch, relative to the largest value of the output."""
 
 
 @dataclass(frozen=True)
