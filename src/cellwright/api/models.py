@@ -163,7 +163,7 @@ class Model:
             min_area=min_area,
             max_objects=max_objects,
             remove_border=remove_border,
-            candidates=False,
+            no_candidates=True,
         )
         predictions = model.predictions(images, channel=channel)
         notes = [
@@ -210,7 +210,7 @@ class Model:
         fill_holes: bool | None = None,
         expand: float | str | None = None,
         pruned_to: int | None = None,
-        candidates: bool | None = None,
+        no_candidates: bool | None = None,
     ) -> Model:
         """The model with other options, for every prediction; None leaves an option as it is. See `predict`.
 
@@ -219,7 +219,7 @@ class Model:
         expand: pixels, or text such as "5um": predictions also have ``cells``, the objects with the background within
         this distance (see `Instances.expand`), and `predict_folder` writes them.
         pruned_to: use only so many levels of a U-Net with nested skips, 1 to its depth: faster, less accurate.
-        candidates: False: predictions have only the objects that reach the score threshold, and an R-CNN computes no
+        no_candidates: predictions have only the objects that reach the score threshold, and an R-CNN computes no
         other masks. Average precision needs the others too.
 
         Example:
@@ -235,7 +235,7 @@ class Model:
         predictor = predictor if pruned_to is None else predictor.with_pruned_to(pruned_to)
         given = {"score_threshold": score, "min_area_px": min_area, "max_objects": max_objects}
         given |= {"remove_border": remove_border, "smooth": smooth, "fill_holes": fill_holes, "expand": expand}
-        given |= {"candidates": candidates}
+        given |= {"candidates": None if no_candidates is None else not no_candidates}
         changes = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(
             self,

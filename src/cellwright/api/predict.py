@@ -236,7 +236,7 @@ def _with_options_of(plan: PredictPlan, model: Model) -> Model:
         smooth=plan.smooth,
         fill_holes=plan.fill_holes,
         expand=plan.expand,
-        candidates=not plan.no_candidates,
+        no_candidates=plan.no_candidates,
         pruned_to=plan.pruned_to,
     )
 

@@ -141,7 +141,7 @@ def test_masks_are_computed_of_the_objects_of_the_result(tmp_path: Path, monkeyp
         assert 0 < len(objects) <= sum(regions) < n_all
         assert objects.masks == expected.instances.masks
         assert objects.ids.tolist() == expected.instances.ids.tolist()
-        own = model.with_options(score=score, candidates=False).predictions(image)
+        own = model.with_options(score=score, no_candidates=True).predictions(image)
         assert own.candidates is own.instances
         assert own.n_low_score >= expected.n_low_score > 0
         assert own.model_cap == expected.model_cap
