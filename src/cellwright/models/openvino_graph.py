@@ -56,7 +56,7 @@ class CompiledGraph:
     def __call__(self, array: np.ndarray, *, keep_memory: bool = True) -> list[np.ndarray]:
         """The results for an array; what OpenVINO needed for it may be freed, which costs time the next time."""
         with self._lock:
-            if self._request is None:
+            if self._build is not None:
                 self._compile()
             self._request.infer({0: np.ascontiguousarray(array, np.float32)}, share_inputs=True)
             results = [np.array(self._request.get_output_tensor(k).data) for k in range(len(self._compiled.outputs))]
