@@ -1,4 +1,4 @@
-"""``model export``: a model for another runtime or program, or with weights in half precision."""
+"""``model export``: a model for another runtime or program, with weights in half precision, or prepared for int8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellwright.api.export_parts import MANIFEST, Exported, ExportModelPlan, head_of, network_of, output_of, pruned
+from cellwright.api.export_parts import (
+    MANIFEST,
+    Exported,
+    ExportModelPlan,
+    head_of,
+    model_output,
+    network_of,
+    output_of,
+    pruned,
+)
 from cellwright.api.outputs import FolderOutput
 from cellwright.core.errors import UsageError, did_you_mean
 from cellwright.core.files import write_json
@@ -18,7 +27,7 @@ from cellwright.core.text import count
 if TYPE_CHECKING:
     from cellwright.models.weights.model_folder import ModelInfo
 
-TARGETS = ("onnx", "openvino", "bioimageio", "half")
+TARGETS = ("onnx", "openvino", "bioimageio", "half", "int8")
 
 
 def run(plan: ExportModelPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Exported | None:
@@ -33,6 +42,12 @@ def run(plan: ExportModelPlan, screen: ProgressReporter = SILENT, *, dry_run: bo
     if str(plan.model) == "classical":
         remedy = "train a model first: cellwright train"
         raise UsageError("the classical method has no network to export", got="classical", remedy=remedy)
+    if plan.to == "int8":
+        from cellwright.api.export_int8 import run as to_int8
+
+        return to_int8(plan, screen, dry_run=dry_run)
+    if plan.data is not None or plan.split is not None or plan.channel:
+        raise UsageError("`data`, `split` and `channel` are for int8", got=f'`to="{plan.to}"`', remedy="omit them")
     match plan.to:
         case "openvino":
             return _to_openvino(plan, screen, dry_run=dry_run)
@@ -128,13 +143,10 @@ def _exported(
 
 
 def _to_half(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:
-    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, model_folder, read_model_info
+    from cellwright.models.weights.model_folder import WEIGHTS, read_model_info
     from cellwright.models.weights.torch_io import in_half_precision, load_network, read_weights, save_model
 
-    if plan.out.resolve() == model_folder(plan.model).resolve():
-        remedy = "choose another `out`"
-        raise UsageError("the output folder is the model itself", where=plan.out, remedy=remedy)
-    output = output_of(plan, INFO, WEIGHTS, CARD)
+    output = model_output(plan)
     if plan.pruned_to is None:
         info, half = read_model_info(plan.model), in_half_precision(read_weights(plan.model))
     else:

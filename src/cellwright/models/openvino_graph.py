@@ -115,8 +115,8 @@ class Layers:
     ) -> Any:
         """A `ConvNorm`, its batch norm folded in."""
         has_norm = f"{name}.norm.running_var" in self.arrays
-        weight, bias = self._folded(name, eps) if has_norm else self.own(f"{name}.conv")
-        x = self.convolution(x, weight, bias, stride, groups)
+        weight_bias = self._folded(name, eps) if has_norm else self.own(f"{name}.conv")
+        x = self.convolution(name, x, weight_bias, stride, groups)
         return self.op.relu(x) if relu else x
 
     def _folded(self, name: str, eps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -131,21 +131,34 @@ class Layers:
         """Weight and bias of a layer."""
         return self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"]
 
-    def convolution(self, x: Any, weight: np.ndarray, bias: np.ndarray, stride: int = 1, groups: int = 1) -> Any:
-        """Padded so that stride 1 keeps the size."""
+    def convolution(
+        self,
+        name: str,
+        x: Any,
+        weight_bias: tuple[np.ndarray, np.ndarray] | None = None,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> Any:
+        """Padded so that stride 1 keeps the size. weight_bias: None for those of the name."""
+        weight, bias = self.own(name) if weight_bias is None else weight_bias
         padding, strides = [(weight.shape[2] - 1) // 2] * 2, [stride] * 2
-        convolve = self.op.convolution
+        x, weight = self.operands(name, x, weight, 0)
         if groups > 1:
-            convolve, weight = self.op.group_convolution, weight.reshape(groups, -1, *weight.shape[1:])
-        return self.biased(convolve(x, constant(weight), strides, padding, padding, [1, 1]), bias)
+            parts = weight.reshape(groups, -1, *weight.shape[1:])
+            return self.biased(self.op.group_convolution(x, parts, strides, padding, padding, [1, 1]), bias)
+        return self.biased(self.op.convolution(x, weight, strides, padding, padding, [1, 1]), bias)
 
     def double_size(self, name: str, x: Any) -> Any:
         """A 2x2 transposed convolution with stride 2."""
         weight, bias = self.own(name)
-        return self.biased(
-            self.op.convolution_backprop_data(x, constant(weight), strides=[2, 2], pads_begin=[0, 0], pads_end=[0, 0]),
-            bias,
-        )
+        x, weight = self.operands(name, x, weight, 1)
+        doubled = self.op.convolution_backprop_data(x, weight, strides=[2, 2], pads_begin=[0, 0], pads_end=[0, 0])
+        return self.biased(doubled, bias)
+
+    def operands(self, name: str, x: Any, weight: np.ndarray, axis: int) -> tuple[Any, Any]:
+        """What a convolution multiplies: its input and its weight. axis: of the weight, that of the output channels."""
+        del name, axis
+        return x, constant(weight)
 
     def max_pool(self, x: Any, kernel: int, stride: int = 2) -> Any:
         """Padded as the convolutions are."""

@@ -1,21 +1,31 @@
-"""The U-Net of OpenVINO gives the maps of that of PyTorch, whatever the recipe and the size; nothing is sent."""
+"""The U-Net of OpenVINO gives the maps of that of PyTorch, whatever the recipe and the size; nothing is sent.
+
+In int8, the rounding is what it says, on every processor.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from drawn import run
 from torch import nn
 
+from cellwright.api.models import identity_of, load_model
 from cellwright.config.model_dense import FlowTarget, SemanticTarget, StarsTarget, UNetConfig, WatershedTarget
+from cellwright.core.errors import ModelError, UsageError
+from cellwright.core.files import read_json, write_png
+from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.models.dense.dense import DenseNetwork
-from cellwright.models.dense.openvino_network import OpenVINONetwork, differences
+from cellwright.models.dense.openvino_network import ObservedNetwork, OpenVINONetwork, differences
 from cellwright.models.dense.prediction import DensePrediction
+from cellwright.prediction.backends.load import backend_of
 
 NETWORKS: dict[str, tuple[UNetConfig, dict[str, int]]] = {
     "plain": (UNetConfig(width=4, depth=1, norm="none", target=FlowTarget()), {"in_channels": 3, "n_classes": 1}),
@@ -148,3 +158,126 @@ signal.raise_signal(signal.SIGINT)
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def in_int8(name: str, n: int = 1) -> tuple[OpenVINONetwork, OpenVINONetwork, dict[str, tuple[float, float]]]:
+    """A network in int8 and in float32, and the ranges, which were observed on ``n`` images."""
+    (config, sizes), (_, exact) = NETWORKS[name], both(name)
+    observed = ObservedNetwork(config, exact._arrays, **sizes)
+    for image in images_for(exact, n=n):
+        observed.maps(image[None])
+    ranges = observed.observed
+    return OpenVINONetwork(config, exact._arrays, **sizes, threads=1, ranges=ranges), exact, ranges
+
+
+def test_numbers_are_rounded_as_described() -> None:
+    """Against PyTorch, whose layers are given the rounded numbers."""
+    network, exact, ranges = in_int8("plain")
+    reference, _ = both("plain")
+
+    def round_input(name: str):
+        low, high = ranges[name]
+        step = max(high / 127, -low / 128) if low < 0 else high / 255
+        steps = (-128, 127) if low < 0 else (0, 255)
+        return lambda _, given: (torch.clamp(torch.round(given[0] / step), *steps) * step,)
+
+    layers = {name.removesuffix(".conv"): layer for name, layer in reference.named_modules()}
+    for name, layer in reference.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_pre_hook(round_input(name.removesuffix(".conv")))
+            axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+            most = layer.weight.abs().amax(dim=[k for k in range(4) if k != axis], keepdim=True)
+            layer.weight.data = torch.round(layer.weight / most * 63) * most / 63
+    assert set(ranges) <= set(layers)
+    images = images_for(network, n=1)
+    expected, maps, unrounded = reference.maps(torch.from_numpy(images)), network.maps(images), exact.maps(images)
+    off = np.abs(maps - expected)
+    assert np.quantile(off, 0.95) < 1e-3 * np.abs(expected).max(), "rounding of ties and of sums may differ"
+    assert off.mean() < 0.1 * np.abs(unrounded - expected).mean()
+
+
+@pytest.mark.parametrize("name", ["residual", "nested"])
+def test_maps_are_near_those_of_float32(name: str) -> None:
+    network, exact, ranges = in_int8(name, n=2)
+    images = images_for(network)
+    maps, expected = network.maps(images), exact.maps(images)
+    assert 0 < np.abs(maps - expected).mean() < 0.06 * expected.std()
+    assert all(low < high for low, high in ranges.values())
+    assert min(low for low, _ in ranges.values()) < 0, "what is upsampled has both signs"
+    assert not any(name.endswith("shortcut") for name in ranges), "it has the input of the first convolution"
+
+
+def test_a_window_has_the_bits_of_the_whole_image_in_int8() -> None:
+    network, _, _ = in_int8("residual")
+    images = images_for(network, (160, 200), 1)
+    whole, part = network.maps(images), network.maps(images[:, :, 16:160, 40:200])
+    assert np.array_equal(part[:, :, 48:, 48:], whole[:, :, 64:, 88:])
+    assert np.array_equal(network.maps(np.concatenate([images, images]))[1], whole[0])
+
+
+def test_all_processors_compute_the_same(tmp_path: Path) -> None:
+    """Without instructions for 8-bit numbers, OpenVINO adds products in 16 bits, where weights of 8 bits overflow."""
+    _, exact = both("residual")
+    inputs = {f"array {name}": array for name, array in exact._arrays.items()}
+    inputs |= {f"range {name}": np.array(ends) for name, ends in in_int8("residual")[2].items()}
+    # As large as the inputs may be, where sums are largest.
+    inputs["images"] = np.where(images_for(exact, (64, 64)) > 0.3, 5, 0).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    code = """
+import sys, numpy as np
+from cellwright.config.model_dense import UNetConfig, WatershedTarget
+from cellwright.models.dense.openvino_network import OpenVINONetwork
+config = UNetConfig(width=4, depth=3, style="residual", deep_supervision=True, target=WatershedTarget())
+given = np.load(sys.argv[1])
+arrays, ranges = ({name[6:]: given[name] for name in given if name.startswith(kind)} for kind in ("array ", "range "))
+network = OpenVINONetwork(config, arrays, in_channels=1, n_classes=3, threads=1, ranges=ranges)
+sys.stdout.buffer.write(network.maps(given["images"]).tobytes())
+"""
+    maps = []
+    for kind in ("AVX2", "ALL"):
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": kind}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "inputs.npz")],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        maps.append(np.frombuffer(done.stdout, np.float32))
+        assert len(maps[-1]), done.stderr.decode()
+    assert np.array_equal(*maps)
+
+
+def test_a_model_is_prepared_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = draw_field(2, (96, 112), 12, FieldLook(stain="fluorescence"))[0]
+    write_png(tmp_path / "images" / "a.png", image.data)
+    images, unprepared, model, out = (str(tmp_path / name) for name in ("images", "old", "new", "found"))
+    int8 = ("--backend", "openvino-int8")
+    assert run("model", "export", "nuclei@1", "--to", "half", "--out", unprepared) == 0
+    assert run("predict", images, "--model", unprepared, *int8, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "was not prepared for int8" in said
+    assert f"cellwright model export {unprepared} --to int8 --data" in said
+    assert run("model", "export", unprepared, "--to", "int8", "--out", model) == 2
+    assert "needs images" in capsys.readouterr().err
+    assert run("model", "export", unprepared, "--to", "int8", "--data", images, "--out", model) == 0
+    assert run("predict", images, "--model", model, *int8, "--out", out) == 0
+    assert read_json(Path(out) / "predictions.json")["info"]["made_by"]["backend"] == "openvino-int8"
+    exact, fast = (load_model(model, backend=own) for own in ("openvino", "openvino-int8"))  # type: ignore[arg-type]
+    found, expected = fast.predict(image), exact.predict(image)
+    assert len(found) == len(expected) > 8
+    assert 0 < (found.masks.foreground() != expected.masks.foreground()).mean() < 0.02
+    assert identity_of([exact]) != identity_of([fast]), "an interrupted job is not resumed with other numbers"
+
+
+def test_the_bundled_models_are_prepared() -> None:
+    fast, exact = (load_model("nuclei", device="cpu", backend=own) for own in ("openvino-int8", "openvino"))  # type: ignore[arg-type]
+    assert backend_of(fast.predictor) == "openvino-int8"
+    for stain in ("he", "fluorescence"):
+        image = draw_field(3, (90, 110), 12, FieldLook(stain=stain))[0]
+        found, expected = (model.with_options(diameter=20).predict(image) for model in (fast, exact))
+        assert abs(len(found) - len(expected)) <= 1, "one has a score at the threshold"
+        assert len(found) > 8
+    with pytest.raises(ModelError, match="not prepared for int8"):
+        load_model("nuclei@1", backend="openvino-int8")
+    with pytest.raises(UsageError, match="needs PyTorch"):
+        load_model("nuclei", device="cuda", backend="openvino-int8")

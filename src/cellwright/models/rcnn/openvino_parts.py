@@ -53,7 +53,7 @@ class Parts(Layers):
         x = feature = self.images(self.config.fpn.channels)
         for k in range(self.config.rpn.convs):
             x = self.conv_norm(f"rpn.head.convs.{k}", x, relu=True)
-        return [self.convolution(x, *self.own(f"rpn.head.{name}")) for name in ("objectness", "deltas")], feature
+        return [self.convolution(f"rpn.head.{name}", x) for name in ("objectness", "deltas")], feature
 
     def box_head(self) -> Nodes:
         """(R, C, M, M) -> class logits (R, K+1) and deltas (R, n_boxes*4); see `BoxHead`."""
@@ -73,7 +73,7 @@ class Parts(Layers):
         for k in range(config.convs):
             x = self.conv_norm(f"mask_head.convs.{k}", x, relu=True)
         x = self.op.relu(self.double_size("mask_head.upsample", x))
-        return [self.convolution(x, *self.own("mask_head.logits"))], pooled
+        return [self.convolution("mask_head.logits", x)], pooled
 
     def _backbone(self, images: Any) -> list[Any]:
         """See `ResNet`."""

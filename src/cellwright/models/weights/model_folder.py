@@ -59,6 +59,8 @@ class ModelInfo:
         values: the values of the training images (`TrainingValues.to_dict`), or None.
         scale: pixels of the network's input per pixel of the training images, their median; None if unknown, or if a
             diameter decides it.
+        int8_ranges: least and greatest number in the input of each convolution of a U-Net, by its name, as ``model
+            export --to int8`` found them; None if the model has only been used in float32.
         pixel_size_um: of the training images, if all have about the same; None if they differ, or if it is unknown.
         data_licence: licence of the training data; empty if unknown.
         origin: where imported weights are from (file and digest, without folders); empty if they were trained here.
@@ -78,6 +80,7 @@ class ModelInfo:
     channels: tuple[str, ...] = ()
     values: dict[str, Any] | None = None
     scale: float | None = None
+    int8_ranges: dict[str, tuple[float, float]] | None = None
     pixel_size_um: float | None = None
     data_licence: str = ""
     origin: str = ""

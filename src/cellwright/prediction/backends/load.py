@@ -14,7 +14,7 @@ from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_dense import UNetConfig
 from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.config.recipe import Recipe
-from cellwright.core.errors import UsageError, did_you_mean
+from cellwright.core.errors import ModelError, UsageError, did_you_mean
 from cellwright.core.needs_torch import require_torch, torch_is_installed
 from cellwright.data.value_range import TrainingValues
 from cellwright.models import openvino_graph
@@ -35,7 +35,7 @@ from cellwright.prediction.network import NetworkPredictor, settings_of
 if TYPE_CHECKING:
     from cellwright.models.rcnn.openvino_rcnn import OpenVINOMaskRCNN
 
-Backend = Literal["auto", "openvino", "torch"]
+Backend = Literal["auto", "openvino", "openvino-int8", "torch"]
 # Files that say that a GPU may be there: of drivers for NVIDIA, on Linux and in WSL, and for AMD.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
@@ -60,8 +60,9 @@ def load_predictor(
         "pixel_size_um": info.pixel_size_um,
     }
     ran_with = chosen_backend(recipe, backend, device)
-    if ran_with == "openvino" and isinstance(recipe.model, UNetConfig):
-        return NetworkPredictor(_openvino_unet(name, recipe, info, threads), **facts), info
+    if ran_with != "torch" and isinstance(recipe.model, UNetConfig):
+        ranges = _int8_ranges(name, info) if ran_with == "openvino-int8" else None
+        return NetworkPredictor(openvino_unet(name, recipe, info, threads=threads, ranges=ranges), **facts), info
     import torch
 
     from cellwright.models.weights.torch_io import load_network
@@ -76,14 +77,31 @@ def load_predictor(
     return TorchPredictor(network.to(chosen), device=chosen, **facts), info
 
 
-def chosen_backend(recipe: Recipe, backend: Backend = "auto", device: str = "auto") -> Literal["openvino", "torch"]:
+def _int8_ranges(name: Path | str, info: ModelInfo) -> openvino_network.Ranges:
+    if info.int8_ranges is None:
+        raise ModelError(
+            "this model was not prepared for int8",
+            where=model_folder(name) / INFO,
+            got="no int8_ranges",
+            remedy=f"cellwright model export {name} --to int8 --data TRAINING_IMAGES --out NEW_MODEL",
+        )
+    return info.int8_ranges
+
+
+def chosen_backend(
+    recipe: Recipe, backend: Backend = "auto", device: str = "auto"
+) -> Literal["openvino", "openvino-int8", "torch"]:
     """What runs a network. Raises `UsageError` if that is not available, or does not support the network."""
     if backend not in get_args(Backend):
         remedy = did_you_mean(backend, get_args(Backend))
         raise UsageError("unknown `backend`", got=backend, expected=", ".join(get_args(Backend)), remedy=remedy)
     problem = _openvino_problem(recipe, device)
-    if backend == "openvino" and problem is not None:
-        raise UsageError(f"OpenVINO cannot be used: {problem}", got='`backend="openvino"`', remedy="omit `backend`")
+    if backend == "openvino-int8" and problem is None and not isinstance(recipe.model, UNetConfig):
+        problem = "int8 is for U-Nets"
+    if backend.startswith("openvino") and problem is not None:
+        raise UsageError(f"OpenVINO cannot be used: {problem}", got=f'`backend="{backend}"`', remedy="omit `backend`")
+    if backend == "openvino-int8":
+        return backend
     if backend == "openvino" or (backend == "auto" and problem is None and not (device == "auto" and _has_gpu())):
         if not isinstance(recipe.model, UNetConfig):
             require_torch("this model (a network of the R-CNN family)")
@@ -116,14 +134,20 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def _openvino_unet(
-    name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None
+def openvino_unet(
+    name: Path | str,
+    recipe: Recipe,
+    info: ModelInfo,
+    *,
+    make: type[openvino_network.OpenVINONetwork] = openvino_network.OpenVINONetwork,
+    **how: Any,
 ) -> openvino_network.OpenVINONetwork:
+    """The U-Net of a model folder in OpenVINO. how: arguments of ``make``."""
     assert isinstance(recipe.model, UNetConfig)  # checked by `chosen_backend`
     arrays, sizes = read_arrays(name), {"in_channels": recipe.input.channels, "n_classes": len(info.class_names)}
     if problems := openvino_network.differences(arrays, recipe.model, **sizes):
         raise misfit(problems, where=model_folder(name) / WEIGHTS)
-    return openvino_network.OpenVINONetwork(recipe.model, arrays, **sizes, threads=threads)
+    return make(recipe.model, arrays, **sizes, **how)
 
 
 def _openvino_rcnn(name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None) -> OpenVINOMaskRCNN:
