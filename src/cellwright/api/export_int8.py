@@ -10,6 +10,7 @@ from cellwright.api.export_parts import Exported, ExportModelPlan, model_output
 from cellwright.api.models import load_model
 from cellwright.api.predict import find_sources
 from cellwright.api.read import is_dataset, read_dataset
+from cellwright.core.errors import UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count

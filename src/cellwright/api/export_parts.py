@@ -38,7 +38,7 @@ class ExportModelPlan:
     half: a model folder with weights in float16.
     int8: the model folder, prepared for prediction with the backend openvino-int8: U-Nets, about twice as fast."""
     data: Path | None = None
-    """int8: a dataset or a folder of images like those of the training, on up to 24 of which the network is observed."""
+    """int8: a dataset or a folder of images like those of the training; the network is observed on up to 24 of them."""
     split: str | None = None
     """int8: split of that dataset (default: train, where there is one)."""
     channel: Channel = ()

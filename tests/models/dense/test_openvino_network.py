@@ -256,7 +256,7 @@ def test_a_model_is_prepared_and_predicts(tmp_path: Path, capsys: pytest.Capture
     assert run("predict", images, "--model", unprepared, *int8, "--out", out) == 2
     said = capsys.readouterr().err
     assert "was not prepared for int8" in said
-    assert f"cellwright model export {unprepared} --to int8 --data" in said
+    assert "make a copy that is: cellwright model export" in said
     assert run("model", "export", unprepared, "--to", "int8", "--out", model) == 2
     assert "needs images" in capsys.readouterr().err
     assert run("model", "export", unprepared, "--to", "int8", "--data", images, "--out", model) == 0

@@ -83,7 +83,7 @@ def _int8_ranges(name: Path | str, info: ModelInfo) -> openvino_network.Ranges:
             "this model was not prepared for int8",
             where=model_folder(name) / INFO,
             got="no int8_ranges",
-            remedy=f"cellwright model export {name} --to int8 --data TRAINING_IMAGES --out NEW_MODEL",
+            remedy='make a copy that is: cellwright model export, with `to="int8"` and training images as `data`',
         )
     return info.int8_ranges
 
@@ -139,15 +139,16 @@ def openvino_unet(
     recipe: Recipe,
     info: ModelInfo,
     *,
+    threads: int | None = None,
+    ranges: openvino_network.Ranges | None = None,
     make: type[openvino_network.OpenVINONetwork] = openvino_network.OpenVINONetwork,
-    **how: Any,
 ) -> openvino_network.OpenVINONetwork:
-    """The U-Net of a model folder in OpenVINO. how: arguments of ``make``."""
+    """The U-Net of a model folder in OpenVINO."""
     assert isinstance(recipe.model, UNetConfig)  # checked by `chosen_backend`
     arrays, sizes = read_arrays(name), {"in_channels": recipe.input.channels, "n_classes": len(info.class_names)}
     if problems := openvino_network.differences(arrays, recipe.model, **sizes):
         raise misfit(problems, where=model_folder(name) / WEIGHTS)
-    return make(recipe.model, arrays, **sizes, **how)
+    return make(recipe.model, arrays, **sizes, threads=threads, ranges=ranges)
 
 
 def _openvino_rcnn(name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None) -> OpenVINOMaskRCNN:
