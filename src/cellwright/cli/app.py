@@ -93,7 +93,10 @@ GROUPS = {
                 "model_verbs:import_weights",
                 "Import weights from torchvision or Detectron2 as a model folder.",
             ),
-            "export": ("model_verbs:export", "Export a model for other programs (ONNX, OpenVINO, BioImage.IO), in half precision, or for int8."),
+            "export": (
+                "model_verbs:export",
+                "Export a model for other programs (ONNX, OpenVINO, BioImage.IO), in half precision, or for int8.",
+            ),
         },
     ),
 }
