@@ -17,7 +17,15 @@ from pydantic import BaseModel
 
 from cellwright.config import conventions, recipe
 from cellwright.config.model_classical import ClassicalConfig
-from cellwright.config.model_dense import FlowTarget, StarsTarget, UNetConfig, WatershedTarget
+from cellwright.config.model_dense import (
+    CellposeConfig,
+    CellposeTarget,
+    FlowTarget,
+    StarDistConfig,
+    StarsTarget,
+    UNetConfig,
+    WatershedTarget,
+)
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, MaskScoringConfig, PointRendConfig
 from cellwright.config.recipe import Recipe
 from cellwright.models.build import network_without_weights
@@ -138,10 +146,18 @@ def dense() -> str:
     return table(OPTION, list(dict.fromkeys(field_rows(UNetConfig, "", {}) + targets)))
 
 
+def own_rows(kind: Any) -> list[tuple[str, ...]]:
+    """Options of a dense network that ``unet`` does not have, or with another default."""
+    known = field_rows(UNetConfig, "", {})
+    return [row for row in field_rows(kind, "", {}) if row not in known]
+
+
 def with_tables(page: str) -> str:
     """The page with all tables regenerated."""
     kinds = (MaskRCNNConfig, C4Config, CascadeConfig, PointRendConfig)
     makers = {kind.model_fields["kind"].default: lambda kind=kind: options(kind) for kind in kinds}
+    makers["cellpose"] = lambda: table(OPTION, own_rows(CellposeConfig) + field_rows(CellposeTarget, "target.", {}))
+    makers["stardist"] = lambda: table(OPTION, own_rows(StarDistConfig))
     makers |= {"sizes": sizes, "frameworks": frameworks, "unet": dense}
     makers["checkpoints"] = lambda: f"```yaml\n{(HERE / 'checkpoints.yaml').read_text(encoding='utf-8')}```"
     makers["mask_scoring"] = lambda: table(OPTION, field_rows(MaskScoringConfig, "mask_scoring.", {}))

@@ -42,6 +42,8 @@ def run(plan: ExportModelPlan, screen: ProgressReporter = SILENT, *, dry_run: bo
     if str(plan.model) == "classical":
         remedy = "train a model first: cellwright train"
         raise UsageError("the classical method has no network to export", got="classical", remedy=remedy)
+    if plan.to != "half":
+        _refuse_imported(plan)
     if plan.to == "int8":
         from cellwright.api.export_int8 import run as to_int8
 
@@ -61,6 +63,20 @@ def run(plan: ExportModelPlan, screen: ProgressReporter = SILENT, *, dry_run: bo
             return _to_half(plan, screen, dry_run=dry_run)
     require_torch("exporting a model to ONNX")
     return _to_onnx(plan, screen, dry_run=dry_run)
+
+
+def _refuse_imported(plan: ExportModelPlan) -> None:
+    """Raise `UsageError` for networks of other tools, whose padding and tiles what is exported does not describe."""
+    from cellwright.models.weights.model_folder import read_model_info
+
+    kind = read_model_info(plan.model).kind
+    if kind in ("cellpose", "stardist"):
+        raise UsageError(
+            f"networks of {kind} cannot be exported to other programs yet",
+            got=f"model.kind: {kind}",
+            expected="a U-Net of cellwright, or a network of the R-CNN family",
+            remedy="the tool that it is from runs the original file",
+        )
 
 
 def _to_onnx(plan: ExportModelPlan, screen: ProgressReporter, *, dry_run: bool) -> Exported | None:

@@ -1,4 +1,4 @@
-"""``model import``: weights from torchvision or Detectron2 as a model folder."""
+"""``model import``: weights from torchvision, Detectron2, Cellpose or StarDist as a model folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from cellwright.api.outputs import FolderOutput, earlier_output
 from cellwright.config import recipe as recipes
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe
-from cellwright.core.errors import InputError, ModelError, RecipeError
+from cellwright.core.errors import InputError, ModelError, RecipeError, UsageError
 from cellwright.core.files import write_text
 from cellwright.core.needs_torch import require_torch
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.text import count
 
 if TYPE_CHECKING:
+    from cellwright.models.contract import Network
     from cellwright.models.weights.foreign import LoadReport
     from cellwright.models.weights.sources import Weights
 
@@ -31,17 +32,20 @@ REPORT = "import_report.txt"
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ImportPlan:
-    """Import weights from torchvision or Detectron2 as a model folder."""
+    """Import weights from torchvision, Detectron2, Cellpose or StarDist as a model folder."""
 
     source: str
-    """A .pth, .pkl or .safetensors file, or torchvision:NAME. No code in it is executed. Check its licence."""
+    """A file of weights (.pth, .pkl, .safetensors; Cellpose), the folder of a StarDist model, or torchvision:NAME. No
+    code in it is executed. Check its licence."""
     _: KW_ONLY
-    recipe: str
-    """A shipped recipe or a YAML file for the same network; `model inspect` lists its keys."""
+    recipe: str | None = None
+    """A shipped recipe or a YAML file for the same network; `model inspect` lists its keys. Omit it for Cellpose
+    and StarDist."""
     set: tuple[str, ...] = ()
     """Keys of the recipe to change, such as classes=80."""
     classes: tuple[str, ...] | None = None
-    """Class names in the order of the class ids, or a text file with one name per line; by default class_1, ..."""
+    """Class names in the order of the class ids, or a text file with one name per line; by default class_1, ... or
+    cell."""
     out: Path
     """Folder to write: the model, and import_report.txt with one line per tensor."""
     overwrite: bool = False
@@ -66,18 +70,19 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     require_torch("importing a model")
     import torch
 
-    from cellwright import __version__
     from cellwright.models.build import build_network
     from cellwright.models.weights.architecture import architecture, class_count
     from cellwright.models.weights.foreign import load_foreign, matched_names, shapes_of
-    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS, ModelInfo
+    from cellwright.models.weights.model_folder import CARD, INFO, WEIGHTS
+    from cellwright.models.weights.peers import is_peer
     from cellwright.models.weights.sources import find_weights
-    from cellwright.models.weights.torch_io import save_model
 
     earlier = earlier_output("model import", INFO, WEIGHTS, CARD, REPORT)
     output = FolderOutput(plan.out, "model import", inputs=(plan.source,), overwrite=plan.overwrite, earlier=earlier)
-    recipe = _recipe_of(plan)
     weights = find_weights(plan.source)
+    if is_peer(weights):
+        return _import_peer(plan, weights, output, screen, dry_run=dry_run)
+    recipe = _recipe_of(plan)
     shapes = shapes_of(weights.tensors, matched_names(weights.tensors, weights.framework, plan.source))
     if "kind" not in architecture(shapes, plan.source):
         init = _as_init(plan.source, weights)
@@ -105,23 +110,93 @@ def run(plan: ImportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
             f"note: {count(len(report.fresh), 'tensor')} initialised randomly ({parts}): train the model before you "
             'predict, or, if the file contains them, import with `set="model.init_fresh=[]"`'
         )
+    imported = Imported(plan.out, names, report)
+    _write(output, network, recipe, weights, imported)
+    if output.is_complete:
+        screen.note(output.text)
+    return imported
+
+
+def _import_peer(
+    plan: ImportPlan, weights: Weights, output: FolderOutput, screen: ProgressReporter, *, dry_run: bool
+) -> Imported | None:
+    """A network that brings its recipe along; see `run`."""
+    import torch
+
+    from cellwright.models.build import build_network
+    from cellwright.models.dense.dense import DenseNetwork
+    from cellwright.models.weights.peers import TITLES, load_peer, read_peer
+
+    title = TITLES[weights.framework]
+    if plan.recipe is not None:
+        remedy = 'omit `recipe`; change keys with `set`, such as `set="model.target.flow_threshold=0.6"`'
+        raise UsageError(f"weights of {title} bring their recipe along", got=f"`recipe={plan.recipe}`", remedy=remedy)
+    peer = read_peer(weights, plan.source)
+    recipe = recipes.from_dict(peer.values, plan.source, plan.set)
+    names = ("cell",) if plan.classes is None else _listed_names(plan.classes)
+    if len(names) != 1:
+        raise InputError("the class names do not fit these weights", got=count(len(names), "name"), expected="1 name")
+    torch.manual_seed(recipe.train.seed)
+    network = build_network(recipe, len(names))
+    assert isinstance(network, DenseNetwork)
+    imported = Imported(plan.out, names, load_peer(network, peer, where=plan.source))
+    if not output.exists:
+        screen.note(f"will write {plan.out}/: weights.safetensors, model.json, README.md, {REPORT}")
+    if dry_run:
+        return None
+    for note in notes_of(recipe):
+        screen.note(f"note: {note}")
+    _write(output, network, recipe, weights, imported, peer.channels)
+    if output.is_complete:
+        screen.note(output.text)
+    return imported
+
+
+def notes_of(recipe: Recipe) -> list[str]:
+    """What prediction with a network of another tool will assume about images."""
+    own, notes = recipe.input, []
+    if own.default_diameter_px is not None:
+        notes.append(
+            f"objects are taken to have a median diameter of {own.default_diameter_px:g} px, as in the training images "
+            "of this network, unless you give `diameter`"
+        )
+    return notes
+
+
+def _write(
+    output: FolderOutput,
+    network: Network,
+    recipe: Recipe,
+    weights: Weights,
+    imported: Imported,
+    channels: tuple[str, ...] = (),
+) -> None:
+    """The files of the model folder. channels: see `ModelInfo`."""
+    from cellwright import __version__
+    from cellwright.models.weights.model_folder import ModelInfo
+    from cellwright.models.weights.torch_io import save_model
+
     info = ModelInfo(
         kind=recipe.model.kind,
         recipe=recipe.to_dict(),
-        class_names=names,
+        class_names=imported.class_names,
         normalisation=recipe.input.model_dump(mode="json"),
+        channels=channels,
         origin=weights.origin,
         version=__version__,
     )
     with output.write() as folder:
-        write_text(folder / REPORT, f"{weights.origin} as recipe {recipe.name}\n{report.text()}")
+        write_text(folder / REPORT, f"{weights.origin} as recipe {recipe.name}\n{imported.report.text()}")
         save_model(folder, network.state_dict(), info)
-    if output.is_complete:
-        screen.note(output.text)
-    return Imported(plan.out, names, report)
 
 
 def _recipe_of(plan: ImportPlan) -> Recipe:
+    if plan.recipe is None:
+        raise UsageError(
+            "these weights need a recipe for the same network",
+            where=plan.source,
+            remedy="give `recipe`, a shipped recipe or a YAML file; cellwright model inspect lists its keys",
+        )
     recipe = recipes.load(plan.recipe, plan.set)
     if not isinstance(recipe.model, RCNNConfig):
         raise RecipeError(

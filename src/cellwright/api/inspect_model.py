@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
@@ -32,7 +31,8 @@ class InspectPlan:
     """Show what a model or weight file contains: the network, its classes, licence and thresholds."""
 
     model: str
-    """nuclei, a model folder, a run, a .pth, .pkl or .safetensors file, or torchvision:NAME."""
+    """nuclei, a model folder, a run, a file of weights (.pth, .pkl, .safetensors; Cellpose), the folder of a
+    StarDist model, or torchvision:NAME."""
     _: KW_ONLY
     tensors: bool = False
     """List all tensors, with their names and shapes."""
@@ -44,7 +44,7 @@ def run(plan: InspectPlan) -> list[Table]:
 
     shown = []
     for model in CHOICES.get(plan.model, (plan.model,)):
-        is_file = is_foreign(model) and not Path(model).is_dir()
+        is_file = is_foreign(model)
         tables = _foreign_tables(model) if is_file else _model_tables(model)
         shown += tables if plan.tensors else tables[:-1]
     return shown
@@ -98,9 +98,12 @@ def _foreign_tables(source: str) -> list[Table]:
     """Weights of another framework: the network, the keys of a recipe that fits, and what becomes of each tensor."""
     from cellwright.models.weights.architecture import architecture, class_count, summary
     from cellwright.models.weights.foreign import our_names, shapes_of, why_unused
+    from cellwright.models.weights.peers import is_peer
     from cellwright.models.weights.sources import find_weights
 
     weights = find_weights(source)
+    if is_peer(weights):
+        return _peer_tables(weights, source)
     names = our_names(weights.tensors, weights.framework)
     shapes = shapes_of(weights.tensors, {ours: theirs for theirs, ours in names.items() if ours is not None})
     built = architecture(shapes, source)
@@ -130,6 +133,37 @@ def _foreign_tables(source: str) -> list[Table]:
     return [
         Table(weights.origin, ("what", "value"), facts),
         Table("recipe keys that fit", ("key", "value", "known from"), keys),
+        Table("tensors", ("name in the file", "name in cellwright", "shape"), tensors),
+    ]
+
+
+def _peer_tables(weights: Weights, source: str) -> list[Table]:
+    """As `_foreign_tables`, of a network that brings its recipe along."""
+    from cellwright.models.weights.architecture import summary
+    from cellwright.models.weights.peers import TITLES, read_peer
+
+    peer = read_peer(weights, source)
+    shapes = {ours: tuple(tensor.shape) for ours, tensor in peer.tensors.items()}
+    facts = [
+        ("tensor names of", TITLES[weights.framework]),
+        ("network", summary(shapes)),
+        ("tensors", f"{len(weights.tensors)}: {len(shapes)} used, {len(peer.unused)} recorded in the recipe"),
+        ("numbers", f"{sum(math.prod(tensor.shape) for tensor in weights.tensors.values()):,}"),
+    ]
+    sections = [(name, section) for name, section in peer.values.items() if isinstance(section, Mapping)]
+    keys = [
+        (f"{name}.{key}", shown_value(value), f"the network of {TITLES[weights.framework]}")
+        for name, section in sections
+        for key, value in section.items()
+    ]
+    ours = {theirs: ours for ours, theirs in peer.theirs.items()}
+    tensors = [
+        (theirs, ours.get(theirs) or f"none: {peer.unused[theirs]}", "x".join(map(str, tensor.shape)))
+        for theirs, tensor in weights.tensors.items()
+    ]
+    return [
+        Table(weights.origin, ("what", "value"), facts),
+        Table("recipe keys, which import sets", ("key", "value", "known from"), keys),
         Table("tensors", ("name in the file", "name in cellwright", "shape"), tensors),
     ]
 

@@ -23,7 +23,7 @@ from cellwright.api.read import read_annotations
 from cellwright.api.shared_options import FormatName, Planes, Series, TimePoint
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import DenseConfig
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.recipe import Recipe, with_channel
 from cellwright.core.dataset import Dataset
@@ -559,7 +559,7 @@ def _prepare(
     network = build_network(recipe, len(class_names))
     check_training_memory(network)
     loaded = None
-    if isinstance(recipe.model, RCNNConfig | UNetConfig) and recipe.model.init is not None:
+    if isinstance(recipe.model, RCNNConfig | DenseConfig) and recipe.model.init is not None:
         loaded = start_from(network, recipe.model.init, fresh=recipe.model.init_fresh)
     validation, seen = request.validation, (request.survey.values, request.survey.channels)
     training = loop.Training(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from cellwright.config.section import Section
+
+Resampling: TypeAlias = Literal["antialiased", "linear"]
 
 
 class InputConfig(Section):
@@ -61,6 +63,20 @@ class InputConfig(Section):
         description="Resize each image until its objects have this median diameter, px. null: do not.",
     )
 
+    default_diameter_px: float | None = Field(
+        default=None,
+        gt=0,
+        description="Median diameter of the objects, px of the image, where none is given. null: it is estimated.",
+    )
+    resampling: Resampling = Field(
+        default="antialiased",
+        description="How images are resized to diameter_px. linear: without antialiasing, rounded down (Cellpose).",
+    )
+    missing_channels: Literal["refused", "zeros"] = Field(
+        default="refused",
+        description="zeros: channels that an image lacks are 0, as Cellpose's second one; two see the mean of RGB.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
@@ -102,6 +118,8 @@ class InputConfig(Section):
                 f"input.diameter_px ({self.diameter_px:g}) already sets the size: omit input.short_side "
                 f"({self.short_side}) and input.scale ({self.scale:g})"
             )
+        if self.diameter_px is None and self.default_diameter_px is not None:
+            raise ValueError("input.default_diameter_px has no effect without input.diameter_px")
         if self.colour_order == "bgr" and self.channels != 3:
             raise ValueError(f"input.colour_order bgr needs input.channels 3, got {self.channels}")
         return self

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from cellwright.config.conventions import CONVENTIONS, ConventionsName
 from cellwright.config.input import AugmentConfig, DataConfig, InputConfig
 from cellwright.config.model_classical import ClassicalConfig
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import CellposeConfig, StarDistConfig, UNetConfig
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig, RCNNConfig
 from cellwright.config.section import Section
 from cellwright.config.training import TrainConfig
@@ -27,7 +27,14 @@ SCHEMA_VERSION = 1
 # How much of an invalid recipe a message shows: problems, characters of a value, and of what is wrong with it.
 _N_PROBLEMS, _N_SHOWN, _N_MESSAGE = 20, 200, 600
 ModelConfig = Annotated[
-    MaskRCNNConfig | C4Config | CascadeConfig | PointRendConfig | UNetConfig | ClassicalConfig,
+    MaskRCNNConfig
+    | C4Config
+    | CascadeConfig
+    | PointRendConfig
+    | UNetConfig
+    | CellposeConfig
+    | StarDistConfig
+    | ClassicalConfig,
     Field(discriminator="kind"),
 ]
 
@@ -159,14 +166,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 remedy=f"extend {base['extends']} and copy the keys of {base_name}",
             )
         values = _merged(base, values)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(
-                "an override has no value", got=repr(override), expected="key=value, such as train.lr=2e-4"
-            )
-        values = _merged(values, _nested(key.strip().split("."), _scalar(value, override)))
-    return from_dict(values, place)
+    return from_dict(values, place, overrides)
 
 
 def parse(text: str, place: str) -> dict[str, Any]:
@@ -190,8 +190,15 @@ def parse(text: str, place: str) -> dict[str, Any]:
     return values
 
 
-def from_dict(values: Mapping[str, Any], place: str) -> Recipe:
-    """Validate plain values; ``place`` is their location in a `RecipeError`."""
+def from_dict(values: Mapping[str, Any], place: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate plain values with ``key.sub=value`` overrides; ``place`` is their location in a `RecipeError`."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(
+                "an override has no value", got=repr(override), expected="key=value, such as train.lr=2e-4"
+            )
+        values = _merged(values, _nested(key.strip().split("."), _scalar(value, override)))
     try:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:

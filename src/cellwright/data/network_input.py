@@ -7,6 +7,8 @@ What happens to the channels of an image (`network_channels`):
     R, G, B                   used; reversed if BGR               luma (BT.601)
     R, G, B, A or grey, A     alpha is dropped, then as above     alpha is dropped, then as above
     anything else             must have 3 channels                must have 1 channel, else `InputError`
+
+With ``input.missing_channels: zeros``, channels that an image lacks are zero instead.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 
 from cellwright.config.conventions import ResizeRule
-from cellwright.config.input import InputConfig
+from cellwright.config.input import InputConfig, Resampling
 from cellwright.core.errors import InputError
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
@@ -90,7 +92,8 @@ def network_window(
     if config.diameter_px is None and rule == "torchvision":
         return resized_window(pixels, image_hw, new_hw, window, antialias=False)
     if config.diameter_px is not None or config.normalise == "percentile":
-        return resized_window(pixels, image_hw, new_hw, window)
+        antialias = config.diameter_px is None or config.resampling == "antialiased"
+        return resized_window(pixels, image_hw, new_hw, window, antialias=antialias)
     dtypes: list[np.dtype] = []
 
     def channels(part: Window) -> np.ndarray:
@@ -167,12 +170,19 @@ def diameter_scale(diameter_px: float, config: InputConfig) -> float:
     return float(np.clip(config.diameter_px / diameter_px, 1 / 8, 8))
 
 
-def rescale(chw: np.ndarray, scale: float) -> np.ndarray:
-    """(C, H, W) float32 resized by ``scale``, antialiased if smaller; each side keeps at least one pixel."""
-    new_hw = max(1, int(chw.shape[1] * scale + 0.5)), max(1, int(chw.shape[2] * scale + 0.5))
+def scaled_hw(image_hw: tuple[int, ...], scale: float, resampling: Resampling) -> tuple[int, int]:
+    """(h, w) of an image of size ``image_hw`` that a diameter scales by ``scale``; each side has at least one pixel."""
+    rounding = 0.0 if resampling == "linear" else 0.5
+    height, width = (max(1, int(side * scale + rounding)) for side in image_hw)
+    return height, width
+
+
+def rescale(chw: np.ndarray, scale: float, resampling: Resampling = "antialiased") -> np.ndarray:
+    """(C, H, W) float32 resized by ``scale``, see `scaled_hw`; "antialiased" if it becomes smaller."""
+    new_hw = scaled_hw(chw.shape[1:], scale, resampling)
     if new_hw == chw.shape[1:]:
         return chw
-    return resized(chw, new_hw)
+    return resized(chw, new_hw, antialias=resampling == "antialiased")
 
 
 def resize_hw(image_hw: tuple[int, int], short_side: int, max_side: int | None, rule: ResizeRule) -> tuple[int, int]:
@@ -222,7 +232,9 @@ def network_channels(image: Image, config: InputConfig) -> np.ndarray:
     """
     opaque = image.without_alpha()
     data, names = opaque.data, opaque.channels
-    if data.shape[2] == 1 and config.channels == 3:
+    if config.missing_channels == "zeros" and data.shape[2] != config.channels:
+        data, names = _with_zeros(data, names, config.channels), ()
+    elif data.shape[2] == 1 and config.channels == 3:
         return np.repeat(data, 3, axis=2)
     if names == ("R", "G", "B") and config.channels == 1:
         grey = data.astype(np.float32) @ LUMA
@@ -236,6 +248,14 @@ def network_channels(image: Image, config: InputConfig) -> np.ndarray:
             remedy="choose one with `channel`, or use a model that was trained on such images",
         )
     return data[:, :, ::-1] if config.colour_order == "bgr" else data
+
+
+def _with_zeros(data: np.ndarray, names: tuple[str, ...], n_channels: int) -> np.ndarray:
+    """Pixels (H, W, C) with channels of zeros after their own; R, G and B that are too many become their mean."""
+    if names == ("R", "G", "B") and n_channels < len(names):
+        data = data.mean(axis=2, keepdims=True, dtype=np.float32)
+    beyond = np.zeros((*data.shape[:2], max(n_channels - data.shape[2], 0)), data.dtype)
+    return np.concatenate([data, beyond], axis=2)
 
 
 def normalised(hwc: np.ndarray, config: InputConfig, limits: Limits | None = None) -> np.ndarray:

@@ -46,9 +46,12 @@ def resized_window(
     return np.ascontiguousarray(resized.transpose(1, 0, 2))
 
 
-def resized(chw: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
+def resized(chw: np.ndarray, new_hw: tuple[int, int], *, antialias: bool = True) -> np.ndarray:
     """(C, H, W) float32 to (C, h, w): the window that is the whole image, see `resized_window`."""
-    return resized_window(lambda window: window.of(chw), (chw.shape[1], chw.shape[2]), new_hw, Window(0, 0, *new_hw))
+    whole = Window(0, 0, *new_hw)
+    return resized_window(
+        lambda window: window.of(chw), (chw.shape[1], chw.shape[2]), new_hw, whole, antialias=antialias
+    )
 
 
 def pillow_window(

@@ -10,12 +10,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from cellwright.config.conventions import CONVENTIONS, Conventions
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import CellposeConfig, StarDistConfig, UNetConfig
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig, RCNNConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import CellwrightError, RecipeError
 from cellwright.core.memory import check_memory
 from cellwright.models.dense.dense import DenseNetwork
+from cellwright.models.dense.tiled import TiledNetwork
 from cellwright.models.rcnn.c4 import C4MaskRCNN
 from cellwright.models.rcnn.cascade import CascadeMaskRCNN
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
@@ -100,8 +101,10 @@ def _build(recipe: Recipe, n_classes: int) -> MaskRCNN | DenseNetwork:
     match recipe.model:
         case MaskRCNNConfig() | C4Config() | CascadeConfig() | PointRendConfig() as config:
             network = build_mask_rcnn(config, conventions, in_channels=in_channels, n_classes=n_classes)
-        case UNetConfig() as config:
+        case UNetConfig() | StarDistConfig() as config:
             network = DenseNetwork(config, in_channels=in_channels, n_classes=n_classes)
+        case CellposeConfig() as config:
+            network = TiledNetwork(config, in_channels=in_channels, n_classes=n_classes)
         case other:
             raise RecipeError(
                 "this model kind has no network to build",

@@ -144,7 +144,8 @@ class NetworkPredictor:
         results = [Instances.empty(image.image_hw, scored=True) for image in images]
         if shown:
             stacked, input_hws = self.stack([inputs[k][0](View()) for k in shown])
-            detected = self.network.detect(stacked, input_hws, [images[k].image_hw for k in shown])
+            zooms = self._zooms([diameter for _, diameter, _ in inputs if diameter is None or not diameter.is_noise])
+            detected = self.network.detect(stacked, input_hws, [images[k].image_hw for k in shown], **zooms)
             for k, instances in zip(shown, detected, strict=True):
                 results[k] = instances
         facts = [(diameter, notes) for _, diameter, notes in inputs]
@@ -163,7 +164,15 @@ class NetworkPredictor:
                 resized[view.size] = resize(view)
             return self.turned(resized[view.size], view)
 
-        return self._prediction(self.network.detect_views(self.views, render, image.image_hw), diameter, notes)
+        zooms = self._zooms([diameter])
+        instances = self.network.detect_views(self.views, render, image.image_hw, **zooms)
+        return self._prediction(instances, diameter, notes)
+
+    def _zooms(self, diameters: Sequence[Diameter | None]) -> dict[str, list[float]]:
+        """Pixels of the image per pixel of the network's input, for a network whose decoder needs them; else {}."""
+        if not getattr(self.network, "needs_zooms", False):
+            return {}
+        return {"zooms": [1.0 if diameter is None else 1 / diameter.scale for diameter in diameters]}
 
     def _prediction(self, instances: Instances, diameter: Diameter | None, notes: tuple[Note, ...]) -> Prediction:
         reached = self.model_cap is not None and len(instances) >= self.model_cap
@@ -190,7 +199,7 @@ class NetworkPredictor:
         def resize(view: View) -> np.ndarray:
             # A view at a larger scale is an image with smaller objects; the same limits apply.
             of_view = None if px is None else Diameter.of(px / view.scale, image.image_hw, config, estimated=False)
-            return rescale(pixels, view.scale if of_view is None else of_view.scale)
+            return rescale(pixels, view.scale if of_view is None else of_view.scale, config.resampling)
 
         diameter = Diameter.of(px, image.image_hw, config, estimated=estimated, is_noise=is_noise)
         return resize, diameter, (*notes, *estimate_notes(estimate, rounding=rounding))
@@ -224,7 +233,8 @@ class NetworkPredictor:
 
     def _padded(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, list[tuple[int, int]]]:
         input_hws = [(pixels.shape[1], pixels.shape[2]) for pixels in inputs]
-        height, width = padded_hw(input_hws, self.network.stride)
+        multiple = getattr(self.network, "input_multiple_px", self.network.stride)
+        height, width = padded_hw(input_hws, multiple)
         per_pixel = getattr(self.network, "bytes_per_pixel", None)
         if per_pixel is not None and self.is_on_cpu:
             h, w = input_hws[0]
@@ -233,6 +243,9 @@ class NetworkPredictor:
         stacked = np.zeros((len(inputs), len(inputs[0]), height, width), np.float32)
         for target, pixels, (h, w) in zip(stacked, inputs, input_hws, strict=True):
             target[:, :h, :w] = pixels
+            if getattr(self.network, "pad_mode", "constant") == "reflect":
+                beyond = ((0, 0), (0, -h % multiple), (0, -w % multiple))
+                target[:, : h + beyond[1][1], : w + beyond[2][1]] = np.pad(pixels, beyond, mode="reflect")
         return stacked, input_hws
 
 
@@ -240,4 +253,5 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of a `NetworkPredictor` that follow from the recipe of its network."""
     cap = recipe.model.box_head.detections_per_image if isinstance(recipe.model, RCNNConfig) else None
     rule = CONVENTIONS[recipe.conventions].resize_rule
-    return {"input_config": recipe.input, "resize_rule": rule, "model_cap": cap}
+    given = recipe.input.default_diameter_px
+    return {"input_config": recipe.input, "resize_rule": rule, "model_cap": cap, "diameter_px": given}

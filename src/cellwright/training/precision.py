@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import DenseConfig
 from cellwright.config.recipe import Recipe
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -23,7 +23,7 @@ def precision_for(recipe: Recipe, device: torch.device) -> Precision:
     precision = recipe.train.precision
     if precision != "auto":
         return precision
-    return "bf16" if isinstance(recipe.model, UNetConfig) and is_bf16_fast(device) else "float32"
+    return "bf16" if isinstance(recipe.model, DenseConfig) and is_bf16_fast(device) else "float32"
 
 
 def is_bf16_fast(device: torch.device) -> bool:

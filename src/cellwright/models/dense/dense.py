@@ -3,8 +3,8 @@
     images -> U-Net -> maps -> decoder -> objects
     objects -> encoder -> maps to learn
 
-What the maps are is decided by the target: `semantic`, `watershed`, `flow` or `stars`, each an encoder and its inverse
-decoder.
+What the maps are is decided by the target: `semantic`, `watershed`, `flow`, `stars` or `cellpose`, each an encoder and
+its inverse decoder. The U-Net is our own, or has the layers of another tool's.
 
 Shape shorthand: B images, D maps of the target, K classes.
 """
@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import CellposeConfig, DenseConfig, StarDistConfig, UNetConfig
+from cellwright.models.dense.cellpose_network import CellposeUNet
 from cellwright.models.dense.encoders import TimmUNet
 from cellwright.models.dense.losses import border_weights, focal_loss, masked_mean, soft_dice_loss
 from cellwright.models.dense.nested import NestedTimmUNet, NestedUNet
-from cellwright.models.dense.prediction import RAY_UNIT_PX, DensePrediction
+from cellwright.models.dense.prediction import DensePrediction, linear_units
+from cellwright.models.dense.stardist_network import StarDistUNet
 from cellwright.models.dense.target import target_of
 from cellwright.models.dense.unet import UNet
 from cellwright.ops.batch import Batch
@@ -32,11 +34,11 @@ class DenseNetwork(DensePrediction, nn.Module):
     Attributes: see `DensePrediction`.
     """
 
-    def __init__(self, config: UNetConfig, *, in_channels: int, n_classes: int) -> None:
+    def __init__(self, config: DenseConfig, *, in_channels: int, n_classes: int) -> None:
         super().__init__()
         self.config, self.target, self.n_classes = config, target_of(config.target), n_classes
         n_maps = len(self.target.channels) + (n_classes if n_classes > 1 else 0)
-        self.unet = _unet_class(config)(config, in_channels=in_channels, out_channels=n_maps)
+        self.unet = _unet(config, in_channels=in_channels, out_channels=n_maps)
 
     @property
     def stride(self) -> int:
@@ -60,7 +62,7 @@ class DenseNetwork(DensePrediction, nn.Module):
         total: dict[str, Tensor] = {}
         # Deep supervision: each coarser stage counts half as much as the one before, and the columns of nested skips,
         # which are of one size, count the same; the weights sum to 1.
-        factor = 1.0 if self.config.skips == "nested" else 0.5
+        factor = 1.0 if getattr(self.config, "skips", "") == "nested" else 0.5
         shares = [factor**level for level in range(len(stages))]
         for share, stage in zip(shares, stages, strict=True):
             full = F.interpolate(stage, maps.shape[2:], mode="bilinear") if stage.shape[2:] != maps.shape[2:] else stage
@@ -74,22 +76,23 @@ class DenseNetwork(DensePrediction, nn.Module):
         config, channels, losses = self.config, self.target.channels, {}
         for index, name in enumerate(channels):
             predicted, target = logits[:, index], maps[:, index]
+            units = linear_units(config, name)
             match name:
                 case "flow_y" | "flow_x":
-                    loss = config.flow_weight * masked_mean((predicted - target) ** 2, counted)
+                    loss = config.flow_weight * masked_mean((predicted / units - target) ** 2, counted)
                     losses["flow"] = losses.get("flow", 0.0) + loss
                 case "distance":
                     losses[name] = config.distance_weight * masked_mean((predicted.sigmoid() - target).abs(), counted)
                 case "ray_0":  # all rays at once; they are the last maps
                     rays = slice(index, len(channels))
-                    error = (RAY_UNIT_PX * logits[:, rays] - maps[:, rays]).abs().mean(dim=1)
+                    error = (logits[:, rays] / units - maps[:, rays]).abs().mean(dim=1)
                     weights = counted * maps[:, channels.index("probability")]
                     losses["rays"] = config.ray_weight * masked_mean(error, weights)
                 case _ if name.startswith("ray_"):
                     continue
                 case _:
                     entropy = self._entropy(predicted, target)
-                    if name in ("body", "probability") and pixel_weights is not None:
+                    if name in ("body", "cellprob", "probability") and pixel_weights is not None:
                         entropy = entropy * pixel_weights
                     losses[name] = config.cross_entropy_weight * masked_mean(entropy, counted)
                     dice = soft_dice_loss(predicted.sigmoid(), target, counted)
@@ -167,20 +170,31 @@ class DenseNetwork(DensePrediction, nn.Module):
         """FloatTensor[B,D+K,H,W] of the U-Net -> the maps in the units of the target, and class probabilities."""
         parts = []
         for index, name in enumerate(self.target.channels):
-            part = logits[:, index : index + 1]
-            if name.startswith("ray_"):
-                parts.append(RAY_UNIT_PX * part)
-            else:
-                parts.append(part if name.startswith("flow_") else part.sigmoid())
+            part, units = logits[:, index : index + 1], linear_units(self.config, name)
+            parts.append(part.sigmoid() if units is None else part / units)
         if self.n_classes > 1:
             parts.append(logits[:, len(parts) :].softmax(dim=1))
         return torch.cat(parts, dim=1)
 
 
-def _unet_class(config: UNetConfig) -> type[UNet | NestedUNet | TimmUNet]:
-    if config.skips == "nested":
-        return NestedUNet if config.encoder is None else NestedTimmUNet
-    return UNet if config.encoder is None else TimmUNet
+def _unet(
+    config: DenseConfig, *, in_channels: int, out_channels: int
+) -> UNet | NestedUNet | TimmUNet | CellposeUNet | StarDistUNet:
+    sizes = {"in_channels": in_channels, "out_channels": out_channels}
+    match config:
+        case CellposeConfig():
+            return CellposeUNet(config, **sizes)
+        case StarDistConfig():
+            return StarDistUNet(config, **sizes)
+        case UNetConfig(skips="nested", encoder=None):
+            return NestedUNet(config, **sizes)
+        case UNetConfig(skips="nested"):
+            return NestedTimmUNet(config, **sizes)
+        case UNetConfig(encoder=None):
+            return UNet(config, **sizes)
+        case UNetConfig():
+            return TimmUNet(config, **sizes)
+    raise TypeError(type(config).__name__)
 
 
 def first_of_layers(layers: np.ndarray) -> np.ndarray:

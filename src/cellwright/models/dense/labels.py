@@ -6,13 +6,37 @@ Label maps are (H, W) integer arrays in which 0 is background. Pixels that share
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cellwright.core.errors import InputError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where maps lie, for decoders that depend on it.
+
+    origin_yx: of the maps in the image. image_hw: of the whole image. zoom: pixels of the image per pixel of the
+    network's input. padded_hw: of the whole image as the network sees it, at the scale of the image; None: not padded.
+    """
+
+    origin_yx: tuple[int, int]
+    image_hw: tuple[int, int]
+    zoom: float = 1.0
+    padded_hw: tuple[int, int] | None = None
+
+    @staticmethod
+    def whole(image_hw: tuple[int, ...], zoom: float = 1.0, padded_hw: tuple[int, int] | None = None) -> Place:
+        """That of maps of the whole image."""
+        return Place((0, 0), (image_hw[0], image_hw[1]), zoom, padded_hw)
+
+    @property
+    def area(self) -> int:
+        """Pixels of the whole image."""
+        return self.image_hw[0] * self.image_hw[1]
 
 
 def checked_labels(labels: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import DenseConfig, UNetConfig
 from cellwright.models.dense.prediction import RAY_UNIT_PX, DensePrediction
 from cellwright.models.dense.target import target_of
 from cellwright.models.openvino_graph import CompiledGraph, Layers, Nodes, constant
@@ -34,9 +34,9 @@ Shape = tuple[int, ...]
 Ranges = Mapping[str, Sequence[float]]
 
 
-def supports(config: UNetConfig) -> bool:
-    """Whether this module can build the network: all but those with an encoder of timm."""
-    return config.encoder is None
+def supports(config: DenseConfig) -> bool:
+    """Whether this module can build the network: all U-Nets of our own but those with an encoder of timm."""
+    return isinstance(config, UNetConfig) and config.encoder is None
 
 
 class OpenVINONetwork(DensePrediction):

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import DenseConfig, UNetConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.memory import available_bytes
 from cellwright.data.resize import resized
 from cellwright.data.views import View
+from cellwright.models.dense.labels import Place
 from cellwright.models.dense.target import Target
 
 # Memory at the peak of prediction per pixel and channel of full resolution, as measured: maps of all resolutions, and
@@ -30,9 +31,20 @@ BYTES_PER_CHANNEL = {"plain": 20.0, "nested": 32.0}
 DECODING_BYTES, BYTES_PER_MAP = 100, 8
 # One unit of the network's output is so long a ray, px: it learns lengths as fast as it learns other maps then.
 RAY_UNIT_PX = 8.0
+# Units of the output of Cellpose's network per unit of flow.
+CELLPOSE_FLOW = 5.0
 # The U-Net may take this share of the memory there is, and so many bytes; else it sees windows of one of these sides,
 # px. An image of small objects, which is enlarged, needs no more memory than a large one then.
 MEMORY_SHARE, LARGEST_BYTES, WINDOW_SIDES = 0.6, 3 << 29, (2048, 1536, 1024, 512)
+
+
+def linear_units(config: DenseConfig, channel: str) -> float | None:
+    """Units of the network's output per unit of a map; None for a map that is a probability, through a sigmoid."""
+    if channel.startswith("flow_"):
+        return CELLPOSE_FLOW if config.kind == "cellpose" else 1.0
+    if channel.startswith("ray_"):
+        return 1.0 if config.kind == "stardist" else 1 / RAY_UNIT_PX
+    return 1.0 if channel == "cellprob" else None
 
 
 class DensePrediction:
@@ -44,7 +56,7 @@ class DensePrediction:
         n_classes: K; with more than one, the U-Net predicts K class maps after those of the target.
     """
 
-    config: UNetConfig
+    config: DenseConfig
     target: Target
     n_classes: int
 
@@ -88,7 +100,22 @@ class DensePrediction:
     @property
     def bytes_of_channels(self) -> float:
         """Memory of the U-Net at its peak in prediction, per pixel, where all of the image is in memory."""
-        return BYTES_PER_CHANNEL[self.config.skips] * self.config.width
+        return BYTES_PER_CHANNEL[getattr(self.config, "skips", "plain")] * self.config.width
+
+    @property
+    def input_multiple_px(self) -> int:
+        """To a multiple of this, H and W are padded with zeros before the network sees an image, px."""
+        return self.stride
+
+    @property
+    def pad_mode(self) -> Literal["constant", "reflect"]:
+        """How images are padded, as in `numpy.pad`: with zeros, or by reflection, as StarDist does."""
+        return "reflect" if self.config.kind == "stardist" else "constant"
+
+    @property
+    def needs_zooms(self) -> bool:
+        """Whether `detect` and `detect_views` take ``zooms``."""
+        return self.target.needs_place
 
     def window_side(self, image_hw: tuple[int, int]) -> int | None:
         """The side of the windows in which the U-Net runs so that it fits into memory; None: all at once."""
@@ -102,11 +129,11 @@ class DensePrediction:
         fitting = [side for side in WINDOW_SIDES if per_pixel * (side + 2 * reach) ** 2 <= budget]
         return max([*fitting, min(WINDOW_SIDES)])
 
-    def maps(self, images: Any) -> np.ndarray:
+    def maps(self, images: Any, image_hws: Sequence[tuple[int, int]] = ()) -> np.ndarray:
         """(B, C, H, W) -> (B, D, H, W) float32 in the encoder's units, and K class probabilities if K > 1.
 
-        images: an array, or a tensor for a network of PyTorch. On a CPU, the U-Net sees a large image in windows that
-        overlap by its reach; the maps are the same.
+        images: an array, or a tensor for a network of PyTorch. image_hws: without padding; () if there is none. On a
+        CPU, the U-Net sees a large image in windows that overlap by its reach; the maps are the same.
         """
         height, width = images.shape[2:]
         side = self.window_side((height, width)) if self.sees_windows else None
@@ -126,14 +153,35 @@ class DensePrediction:
         return whole
 
     def detect(
-        self, images: Any, image_hws: Sequence[tuple[int, int]], output_hws: Sequence[tuple[int, int]]
+        self,
+        images: Any,
+        image_hws: Sequence[tuple[int, int]],
+        output_hws: Sequence[tuple[int, int]],
+        zooms: Sequence[float] = (),
     ) -> list[Instances]:
-        """The objects of each image at the resolution ``output_hws``, best first; see `Network.detect`."""
-        return [self.decode(maps) for maps in self.output_maps(self.maps(images), image_hws, output_hws)]
+        """The objects of each image at the resolution ``output_hws``, best first; see `Network.detect`.
 
-    def detect_views(self, views: Sequence[View], render: Any, output_hw: tuple[int, int]) -> Instances:
+        zooms: pixels of each image per pixel of the network's input; () if the decoder does not need them, or if all
+        are 1.
+        """
+        maps = self.output_maps(self.maps(images, image_hws), image_hws, output_hws)
+        sizes = zip(image_hws, output_hws, zooms or [1.0] * len(output_hws), strict=True)
+        places = [Place.whole(own, zoom, self.padded_hw(input_hw, own)) for input_hw, own, zoom in sizes]
+        return [self.decode(of_image, place) for of_image, place in zip(maps, places, strict=True)]
+
+    def padded_hw(self, input_hw: tuple[int, int], output_hw: tuple[int, int]) -> tuple[int, int]:
+        """The size to which the network pads its input, at the scale of the output."""
+        height, width = (
+            -(-side // self.stride) * self.stride * output // side
+            for side, output in zip(input_hw, output_hw, strict=True)
+        )
+        return height, width
+
+    def detect_views(
+        self, views: Sequence[View], render: Any, output_hw: tuple[int, int], zooms: Sequence[float] = (1.0,)
+    ) -> Instances:
         """The objects of one image with test-time augmentation, best first; see `DetectsViews.detect_views`."""
-        return self.decode(self.mean_maps(views, render, output_hw))
+        return self.decode(self.mean_maps(views, render, output_hw), Place.whole(output_hw, zooms[0], output_hw))
 
     def mean_maps(self, views: Sequence[View], render: Any, output_hw: tuple[int, int]) -> np.ndarray:
         """The input of `decode`, averaged over views after their maps are turned back; flows turn as vectors."""
@@ -152,21 +200,26 @@ class DensePrediction:
         """The input of `decode` for the `maps` of each image at ``output_hws``: (D, H, W) float32, or (D + K, H, W)."""
         for of_image, image_hw, output_hw in zip(maps, image_hws, output_hws, strict=True):
             inside = of_image[:, : image_hw[0], : image_hw[1]]
-            own = np.ascontiguousarray(inside if image_hw == output_hw else resized(inside, output_hw))
+            if image_hw != output_hw:
+                inside = resized(inside, output_hw, antialias=self.target.antialias)
+            own = np.ascontiguousarray(inside)
             self.target.stretch(own, image_hw, output_hw)
             yield own
 
-    def decode(self, maps: np.ndarray) -> Instances:
+    def decode(self, maps: np.ndarray, place: Place | None = None) -> Instances:
         """The objects of one image's maps (D, h, w) float32, or (D + K, h, w); see `Target.instances`."""
-        return self.target.instances(maps)
+        return self.target.instances(maps, place)
 
     def pruned_config(self, depth: int) -> UNetConfig:
         """The configuration of the levels 0 to ``depth`` alone. Raises `UsageError` where that is not possible."""
         config = self.config
-        if config.skips != "nested" or not config.deep_supervision:
+        if not isinstance(config, UNetConfig) or config.skips != "nested" or not config.deep_supervision:
+            got = f"model.kind: {config.kind}"
+            if isinstance(config, UNetConfig):
+                got = f"model.skips: {config.skips}, model.deep_supervision: {str(config.deep_supervision).lower()}"
             raise UsageError(
                 "this network cannot be pruned",
-                got=f"model.skips: {config.skips}, model.deep_supervision: {str(config.deep_supervision).lower()}",
+                got=got,
                 expected="a U-Net that was trained with nested and true",
                 remedy="omit `pruned_to`",
             )

@@ -9,11 +9,13 @@ cut: a star-convex polygon cannot follow them.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from cellwright.config.model_dense import StarsTarget
 from cellwright.core.errors import InputError
-from cellwright.models.dense.labels import checked_labels, checked_maps, connected_components
+from cellwright.models.dense.labels import Place, checked_labels, checked_maps, connected_components
 
 _DEFAULT = StarsTarget()
 
@@ -65,6 +67,10 @@ def decode(
     probability_threshold: float = _DEFAULT.probability_threshold,
     max_overlap: float = _DEFAULT.max_overlap,
     min_area_px: int = _DEFAULT.min_area_px,
+    overlap: Literal["pixels", "polygons"] = _DEFAULT.overlap,
+    grid: int = _DEFAULT.grid,
+    border_px: int = _DEFAULT.border_px,
+    place: Place | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores of predicted maps.
 
@@ -74,9 +80,14 @@ def decode(
     Args:
         maps: (1 + N, H, W) float32: probability, and N rays in px, at least 4.
         probability_threshold: candidates have a higher probability (StarDist's ``prob_thresh``).
-        max_overlap: largest share of the smaller of two polygons, in pixels, that both may have in common (StarDist's
-            ``nms_thresh``, for which StarDist computes areas from vertices that are rounded down).
+        max_overlap: largest share of the smaller of two polygons that both may have in common (StarDist's
+            ``nms_thresh``).
+        overlap: the share is one of pixels, or one of areas of polygons whose vertices are rounded down, as in
+            StarDist, which takes longer.
         min_area_px: objects of fewer pixels are dropped.
+        grid, border_px: candidates lie at multiples of ``grid`` in y and x, and at least this far from the edge of the
+            image (StarDist: 2 points of its grid), counted from the padding at the right and at the bottom.
+        place: where the maps lie; None: they are the whole image.
 
     Returns:
         Labels (H, W) int32, objects 1..N, best first, and scores (N,) float32 in [0, 1]: the probability of the pixel
@@ -103,8 +114,13 @@ def decode(
     maps = checked_maps(maps, channels(n_rays))
     probability, flat = maps[0].ravel(), maps.reshape(1 + n_rays, -1)
     candidates = np.flatnonzero(probability > probability_threshold)
+    if grid > 1 or border_px:
+        place = Place.whole(maps.shape[1:]) if place is None else place
+        candidates = candidates[_on_grid(candidates, maps.shape[2], grid, border_px, place)]
     # Ties in C order, which is the same in a window of the image.
     order = candidates[np.argsort(-probability[candidates], kind="stable")]
+    if overlap == "polygons":
+        order, max_overlap = order[_kept_polygons(flat[1:, order], order, maps.shape[2], max_overlap)], 1.0
     kept, spans, starts = _stars_kernels.suppress(flat, order, maps.shape[1:], directions(n_rays), max_overlap)
     labels = np.zeros(maps.shape[1:], np.int32)
     _stars_kernels.draw(order[kept], spans, starts, labels)
@@ -112,3 +128,44 @@ def decode(
     keep = areas >= max(min_area_px, 1)
     _label_kernels.relabel(labels, keep)
     return labels, probability[order[kept]][keep[1:]].clip(0, 1)
+
+
+def _on_grid(pixels: np.ndarray, width: int, grid: int, border_px: int, place: Place) -> np.ndarray:
+    """Which pixels (P,) of maps of this width may be candidates, (P,) bool."""
+    may_be = np.ones(len(pixels), bool)
+    sides = place.image_hw if place.padded_hw is None else place.padded_hw
+    for at, origin, side in zip((pixels // width, pixels % width), place.origin_yx, sides, strict=True):
+        position = at + origin
+        may_be &= (position % grid == 0) & (position >= border_px) & (position < side - border_px)
+    return may_be
+
+
+def _kept_polygons(rays: np.ndarray, pixels: np.ndarray, width: int, max_overlap: float) -> np.ndarray:
+    """Which of the polygons (N, P), best first, StarDist keeps, (P,) bool: vertices and areas as it computes them.
+
+    Its vertices are whole numbers, those of intersections too.
+    """
+    import shapely
+
+    centres = np.stack([pixels // width, pixels % width], axis=1).astype(np.float32)
+    along = (np.maximum(rays, np.float32(1e-3)).T[:, :, None] * directions(len(rays))).astype(np.float32)
+    vertices = np.trunc((along + centres[:, None]).astype(np.float64))
+    turned = np.roll(vertices, -1, axis=1)
+    areas = 0.5 * np.abs((vertices[..., 0] * turned[..., 1] - vertices[..., 1] * turned[..., 0]).sum(axis=1)) + 1e-10
+    polygons = shapely.polygons(vertices)
+    invalid = ~shapely.is_valid(polygons)
+    polygons[invalid] = shapely.make_valid(polygons[invalid])
+    tree, kept = shapely.STRtree(polygons), np.ones(len(polygons), bool)
+    for k in range(len(polygons)):
+        if not kept[k]:
+            continue
+        others = tree.query(polygons[k])
+        others = others[(others > k) & kept[others]]
+        common = shapely.transform(shapely.intersection(polygons[k], polygons[others]), _rounded)
+        kept[others[shapely.area(common) > max_overlap * np.minimum(areas[k], areas[others])]] = False
+    return kept
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """To the nearest whole numbers, halves away from 0."""
+    return np.trunc(values + np.copysign(0.5, values))

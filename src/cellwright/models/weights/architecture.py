@@ -54,6 +54,12 @@ def class_count(shapes: Shapes) -> int | None:
 
 def summary(shapes: Shapes) -> str:
     """A description such as "Mask R-CNN C4, ResNet-50, 80 classes"."""
+    if (last := shapes.get("unet.maps.conv.weight")) and "unet.decoder.0.styles.0.weight" in shapes:
+        channels = shapes["unet.encoder.0.convs.0.conv.weight"][1]
+        return f"U-Net of Cellpose 3, {count(channels, 'channel')}, {count(last[0], 'map')}"
+    if "unet.middle.0.weight" in shapes and (rays := shapes.get("unet.maps.1.weight")):
+        first = shapes.get("unet.shrink.0.0.weight", shapes.get("unet.encoder.0.0.weight", (0, 0)))
+        return f"U-Net of StarDist, {count(first[1], 'channel')}, {count(rays[0], 'ray')}"
     if maps := shapes.get("unet.maps.0.weight"):
         own = "unet.encoder.0.conv1.conv.weight" in shapes
         return f"U-Net{'' if own else ' with a timm encoder'}, {count(maps[0], 'map')}"

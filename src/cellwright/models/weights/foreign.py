@@ -25,7 +25,7 @@ from cellwright.models.weights.layout import Layout
 
 # --- names ----------------------------------------------------------------------------------------------------------
 
-Framework = Literal["cellwright", "detectron2", "torchvision", "caffe2"]
+Framework = Literal["cellwright", "detectron2", "torchvision", "caffe2", "cellpose", "stardist"]
 PARTS = ("backbone", "fpn", "rpn", "box_head", "mask_head", "point_head", "mask_scoring")
 CLASSES = "classes"
 """The name in ``model.init_fresh`` of all layers whose size depends on the number of classes."""

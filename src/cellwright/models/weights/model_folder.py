@@ -34,6 +34,8 @@ CHOICES = {"nuclei": ("nuclei-fluorescence", "nuclei-stained")}
 """Names that stand for two bundled models: for stained sections the second, for all other images the first."""
 FOREIGN_FILES = (".pth", ".pt", ".pkl", ".safetensors")
 """Endings of files of weights of other frameworks."""
+FRAMEWORKS = ("torchvision", "detectron2", "cellpose", "stardist")
+"""Prefixes of weights of other frameworks."""
 BUNDLED_ROOT = Path(__file__).parents[2] / "weights"
 _REINSTALL = "reinstall cellwright, or name another model: a model folder or a run"
 
@@ -106,8 +108,15 @@ def bundled_model(name: Path | str) -> Path | None:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether ``name`` stands for weights of another framework: ``torchvision:...``, ``detectron2:...``, or a file."""
-    return name.partition(":")[0] in ("torchvision", "detectron2") or Path(name).suffix in FOREIGN_FILES
+    """Whether ``name`` stands for weights of another framework: ``torchvision:...``, ``cellpose:...``, or a file."""
+    if name.partition(":")[0] in FRAMEWORKS or Path(name).suffix in FOREIGN_FILES:
+        return True
+    path = Path(name)
+    if finds_nuclei(name) or (path / INFO).exists() or (path / "model" / INFO).exists():
+        return False
+    return (
+        path.is_file() or (path / "config.json").is_file()
+    )  # Cellpose's files have no ending, StarDist's are a folder
 
 
 def finds_nuclei(name: Path | str) -> bool:

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from cellwright.core.errors import ModelError
 from cellwright.core.unpickle import BROKEN, Refused, read_pickle
-from cellwright.models.weights import torchvision
+from cellwright.models.weights import cellpose, stardist, torchvision
 from cellwright.models.weights.foreign import Framework, framework_of
-from cellwright.models.weights.model_folder import FOREIGN_FILES
+from cellwright.models.weights.model_folder import FOREIGN_FILES, FRAMEWORKS
 from cellwright.models.weights.torch_file import read_torch_file
 
 _DOWNLOAD_AGAIN = "download it again, and compare its size with the published one"
 _STATE_DICT = "give the file of a state dict, such as torch.save(model.state_dict(), file)"
+
+_STATED = {"torchvision": ("torchvision",), "detectron2": ("detectron2", "caffe2"), "cellpose": ("cellpose",)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Weights:
 
 
 def find_weights(name: str) -> Weights:
-    """The weights ``torchvision:NAME``, ``torchvision:FILE``, ``detectron2:FILE``, or a file without a prefix.
+    """The weights ``torchvision:NAME``, ``torchvision:FILE``, ``detectron2:FILE``, ``cellpose:FILE``,
+    ``stardist:FOLDER``, or a file or folder without a prefix.
 
     NAME is one of torchvision's (``resnet50``, ``maskrcnn_resnet50_fpn_v2``), or ``NAME:VERSION`` for a version other
     than its default; torchvision downloads it once. The prefix ``detectron2`` includes Caffe2 names.
@@ -45,24 +48,29 @@ def find_weights(name: str) -> Weights:
         ModelError: the file cannot be read, none of its tensors is known, or they are of another framework.
     """
     scheme, colon, rest = name.partition(":")
-    path = Path(rest if colon and scheme in ("torchvision", "detectron2") else name)
+    path = Path(rest if colon and scheme in FRAMEWORKS else name)
     if scheme == "torchvision" and path.suffix not in FOREIGN_FILES:
         return Weights(torchvision.published_weights(rest), "torchvision", f"torchvision's {rest}")
     if scheme == "detectron2" and rest.startswith("//"):
         remedy = "download the file from Detectron2's model zoo, and give it as detectron2:FILE.pkl"
         raise ModelError("Detectron2 weights must be a file", got=name, remedy=remedy)
+    if scheme == "stardist" or (not colon and stardist.is_folder(path)):
+        file = stardist.weights_file(path)
+        return Weights(
+            stardist.read_layers(file), "stardist", f"{path.name}/{file.name} (stardist, sha256 {_digest(file)})"
+        )
     tensors = read_foreign(path)
-    framework = framework_of(tensors)
+    framework = "cellpose" if cellpose.is_cellpose(list(tensors)) else framework_of(tensors)
     if framework is None:
         raise ModelError(
             "no tensor of these weights is known",
             where=path,
             got=f"{len(tensors)} tensors, such as {', '.join(sorted(tensors)[:3])}",
-            expected="a ResNet or a network of the R-CNN family of torchvision, Detectron2 or Caffe2",
+            expected="a ResNet, a network of the R-CNN family of torchvision, Detectron2 or Caffe2, or Cellpose 3",
         )
-    stated = {"torchvision": ("torchvision",), "detectron2": ("detectron2", "caffe2")}.get(scheme if colon else "")
+    stated = _STATED.get(scheme if colon else "")
     if stated is not None and framework not in stated:
-        remedy = f"write {framework}:{rest}" if framework == "torchvision" else f"write detectron2:{rest}"
+        remedy = f"write {'detectron2' if framework == 'caffe2' else framework}:{rest}"
         raise ModelError(
             f"these tensors do not have {scheme}'s names",
             where=path,

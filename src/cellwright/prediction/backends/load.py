@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cellwright.config.conventions import CONVENTIONS
-from cellwright.config.model_dense import UNetConfig
+from cellwright.config.model_dense import DenseConfig, UNetConfig
 from cellwright.config.model_rcnn import MaskRCNNConfig
 from cellwright.config.recipe import Recipe
 from cellwright.core.errors import ModelError, UsageError, did_you_mean
@@ -116,11 +116,13 @@ def _openvino_problem(recipe: Recipe, device: str) -> str | None:
         return "it is not installed"
     if device not in ("auto", "cpu"):
         return f'`device="{device}"` needs PyTorch'
-    if not isinstance(recipe.model, UNetConfig):
+    if not isinstance(recipe.model, DenseConfig):
         reason = why_not(recipe.model)
         return None if reason is None else f"networks {reason} run in PyTorch"
     if not openvino_network.supports(recipe.model):
-        return f"networks with an encoder of timm ({recipe.model.encoder}) run in PyTorch"
+        encoder = getattr(recipe.model, "encoder", None)
+        own = f"of the kind {recipe.model.kind}" if encoder is None else f"with an encoder of timm ({encoder})"
+        return f"networks {own} run in PyTorch"
     return None
 
 

@@ -17,7 +17,7 @@ from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.pixels import finite_limits
 from cellwright.data.images.source import ImageSource
-from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised, resampled
+from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised, resampled, scaled_hw
 from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
 from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
 from cellwright.prediction.tiling.statistics import FiniteSource, read_block, readable_blocks, values_of
@@ -153,8 +153,8 @@ def find_facts(
     # Tiles are enlarged one by one, so that the limit for whole images does not apply.
     diameter = Diameter.of(estimate.px, (1, 1), config, estimated=estimated, is_noise=estimate.is_noise)
     notes = (*notes, *estimate_notes(estimate, rounding=rounding))
-    height, width = (max(1, int(side * diameter.scale + 0.5)) for side in source.image_hw)
-    return replace(facts, net_hw=(height, width), diameter=diameter, notes=notes)
+    net_hw = scaled_hw(source.image_hw, diameter.scale, config.resampling)
+    return replace(facts, net_hw=net_hw, diameter=diameter, notes=notes)
 
 
 def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect) -> Estimate:

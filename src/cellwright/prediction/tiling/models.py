@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellwright.core.errors import UsageError
 from cellwright.core.needs_torch import torch_is_installed
+from cellwright.data.views import PLAIN
 from cellwright.models.classical import ClassicalSegmenter
 from cellwright.models.dense.prediction import DensePrediction
 from cellwright.prediction.backends.load import backend_of, load_predictor
@@ -15,7 +16,7 @@ from cellwright.prediction.network import NetworkPredictor
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.predictor import Choice, Ensemble, FilteredPredictor, Predictor, SegmenterPredictor
 from cellwright.prediction.tiling.methods import ChoiceTiles, ClassicalTiles, EnsembleTiles, SegmenterTiles
-from cellwright.prediction.tiling.network_tiles import DenseTiles
+from cellwright.prediction.tiling.network_tiles import DenseTiles, FixedTiles
 
 if TYPE_CHECKING:
     from cellwright.prediction.tiling.work import TileModel
@@ -28,7 +29,14 @@ def tile_model(predictor: Predictor) -> TileModel:
     if isinstance(predictor, NetworkPredictor):
         _check_scale(predictor)
         if isinstance(predictor.network, DensePrediction):
-            return DenseTiles(predictor)
+            is_tiled = hasattr(predictor.network, "region_maps")
+            if is_tiled and predictor.views != PLAIN:
+                raise UsageError(
+                    "views of this network cannot be predicted tile by tile: it has tiles of its own",
+                    got="`views`",
+                    remedy=f"omit `views`, or {AT_ONCE}",
+                )
+            return FixedTiles(predictor) if is_tiled else DenseTiles(predictor)
         if torch_is_installed():
             from cellwright.models.rcnn.mask_rcnn import MaskRCNN
             from cellwright.prediction.backends.rcnn_tiles import RCNNTiles

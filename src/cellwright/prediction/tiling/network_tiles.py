@@ -18,9 +18,10 @@ from cellwright.core.memory import return_freed_memory
 from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.source import ImageSource
-from cellwright.data.network_input import network_hw, network_window
+from cellwright.data.network_input import network_hw, network_window, scaled_hw
 from cellwright.data.resize import resized_window
-from cellwright.data.views import View
+from cellwright.data.views import PLAIN, View
+from cellwright.models.dense.labels import Place
 from cellwright.models.dense.prediction import DensePrediction
 from cellwright.prediction.diameter import Diameter
 from cellwright.prediction.network import NetworkPredictor
@@ -116,8 +117,7 @@ class NetworkTiles:
         px, scale = facts.diameter.px, view.scale
         if px is not None:
             scale = Diameter.of(px / view.scale, (1, 1), config, estimated=False).scale
-        height, width = (max(1, int(side * scale + 0.5)) for side in facts.source_hw)
-        return height, width
+        return scaled_hw(facts.source_hw, scale, self.config.resampling)
 
     def window(self, facts: ImageFacts, view: View, tile: Tile) -> Window:
         """What the network sees of a view for a tile, network px at the size of the view."""
@@ -183,18 +183,35 @@ class DenseTiles(NetworkTiles):
         total: np.ndarray | None = None
         input_of = self.inputs(source, facts, tile)
         for view in self.predictor.views:
-            window, pixels = input_of(view)
-            maps = self._in_output(self._maps(view, pixels), self.net_hw(facts, view), window, facts, tile.output)
+            window, maps = self._seen(source, facts, tile, view, input_of)
+            maps = self._in_output(maps, self.net_hw(facts, view), window, facts, tile.output)
             total = maps if total is None else np.add(total, maps, out=total)
         assert total is not None  # there is at least one view
         if len(self.predictor.views) > 1:
             total /= np.float32(len(self.predictor.views))
-        return self.network.decode(total)
+        zoom = 1.0 if facts.diameter is None else 1 / facts.diameter.scale
+        origin, padded_hw = (tile.output.y0, tile.output.x0), facts.source_hw
+        if self.predictor.views == PLAIN:
+            padded_hw = self.network.padded_hw(facts.net_hw, facts.source_hw)
+        return self.network.decode(total, Place(origin, facts.source_hw, zoom, padded_hw))
+
+    def _seen(
+        self,
+        source: ImageSource,
+        facts: ImageFacts,
+        tile: Tile,
+        view: View,
+        input_of: Callable[[View], tuple[Window, np.ndarray]],
+    ) -> tuple[Window, np.ndarray]:
+        """The window that the network sees for a tile, cut to the image, and its maps (D, h, w)."""
+        window, pixels = input_of(view)
+        return window, self._maps(view, pixels)
 
     def _maps(self, view: View, pixels: np.ndarray) -> np.ndarray:
-        """The maps (D, h, w) of a window that begins at a multiple of the stride; zeros beyond the image."""
+        """The maps (D, h, w) of a window that begins at a multiple of the stride; padding beyond the image."""
         stride, (height, width) = self.stride, pixels.shape[1:]
-        padded = np.pad(pixels, [(0, 0), (0, -height % stride), (0, -width % stride)])
+        beyond = [(0, 0), (0, -height % stride), (0, -width % stride)]
+        padded = np.pad(pixels, beyond, mode=self.network.pad_mode)
         with self.predictor.running([(height, width)]):
             maps = self.network.maps(self.predictor.as_input(view.turn(padded)[None]))[0]
         return_freed_memory(collect=False)  # decoding reuses what the network had
@@ -208,7 +225,8 @@ class DenseTiles(NetworkTiles):
         def read(part: Window) -> np.ndarray:
             return maps[:, part.y0 - window.y0 : part.y1 - window.y0, part.x0 - window.x0 : part.x1 - window.x0]
 
-        resized = np.array(resized_window(read, net_hw, facts.source_hw, output), order="C")
+        antialias = self.network.target.antialias
+        resized = np.array(resized_window(read, net_hw, facts.source_hw, output, antialias=antialias), order="C")
         self.network.target.stretch(resized, net_hw, facts.source_hw)
         return resized
 
@@ -218,3 +236,31 @@ class DenseTiles(NetworkTiles):
         network = self.predictor.network
         assert isinstance(network, DensePrediction)
         return network
+
+
+@dataclass(frozen=True, eq=False)
+class FixedTiles(DenseTiles):
+    """A dense network that is defined on tiles of its own, which lie as in the whole image: see `fixed_tiles`."""
+
+    # The tiles of the network are read beyond the window.
+    reach_px = 0
+    sees_the_field = False
+    # As measured for a network of 32 channels: 8 of its tiles, whatever the size of the window.
+    bytes_per_px = 200.0
+
+    def _seen(
+        self,
+        source: ImageSource,
+        facts: ImageFacts,
+        tile: Tile,
+        view: View,
+        input_of: Callable[[View], tuple[Window, np.ndarray]],
+    ) -> tuple[Window, np.ndarray]:
+        """See `DenseTiles`; views were refused."""
+        (height, width), window = facts.net_hw, tile.window
+        inside = Window(window.y0, window.x0, min(window.y1, height), min(window.x1, width))
+        with self.predictor.running([inside.hw]):
+            maps = self.predictor.network.region_maps(
+                lambda part: self.pixels(source, facts, facts.net_hw, part), facts.net_hw, inside
+            )
+        return inside, maps
