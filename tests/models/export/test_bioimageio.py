@@ -10,6 +10,7 @@ from cellwright.config.recipe import Recipe
 from cellwright.models.build import build_network
 from cellwright.models.export import bioimageio
 from cellwright.models.export.standalone import unet
+from cellwright.models.weights.model_folder import BUNDLED, model_folder
 
 NETWORKS = {
     "plain": {"target": {"kind": "watershed"}},
@@ -39,6 +40,14 @@ def test_authors_with_and_without_an_institute() -> None:
     card = "# Mine\n\n- author: A. B. (Institute, Town)\n- author: C. D. \n- classes: nucleus\n"
     assert bioimageio.from_card(card, "author") == ("A. B. (Institute, Town)", "C. D.")
     assert bioimageio.from_card(card, "licence of the weights") == ()
+
+
+@pytest.mark.parametrize("name", [*BUNDLED])
+def test_cards_of_bundled_models_name_what_a_package_needs(name: str) -> None:
+    card = (model_folder(name) / "README.md").read_text()
+    assert bioimageio.from_card(card, "author")
+    assert bioimageio.from_card(card, "licence of the weights") == ("BSD-3-Clause",)
+    assert len(bioimageio.cited(card)) == len(bioimageio.from_card(card, "cite")) > 0
 
 
 def test_fixed_normalisation_is_a_gain_and_an_offset() -> None:

@@ -77,6 +77,16 @@ def from_card(card: str, name: str) -> tuple[str, ...]:
     return tuple(re.findall(rf"^- {re.escape(name)}: *(.*\S)", card, re.MULTILINE))
 
 
+def cited(card: str) -> list[dict[str, str]]:
+    """What the lines ``- cite: text, doi 10.1000/1`` of a model card name.
+
+    >>> cited("- cite: A. B., 2020: the images, doi 10.1000/1")
+    [{'text': 'A. B., 2020: the images', 'doi': '10.1000/1'}]
+    """
+    found = (re.fullmatch(r"(.+?),? doi:? *(10\.\S+)", line) for line in from_card(card, "cite"))
+    return [{"text": match[1], "doi": match[2]} for match in found if match is not None]
+
+
 def not_expressed(info: ModelInfo, recipe: Recipe) -> list[str]:
     """What a user of the package must do, and the spec cannot say; for the terminal and the README."""
     config, lines = recipe.input, []
@@ -224,7 +234,7 @@ def description(folder: Path, network: DenseNetwork, info: ModelInfo, facts: Cre
         "documentation": README,
         "covers": [file(COVER)],
         "tags": _tags(recipe, info),
-        "cite": _papers(recipe.model),
+        "cite": [*_papers(recipe.model), *cited(facts.card)],
         "timestamp": facts.made.isoformat(),
         "inputs": [_input(network, info, recipe, file(INPUT))],
         "outputs": [_output(network, info, recipe, file(OUTPUT))],
