@@ -15,7 +15,7 @@ def pool(feature, boxes, scale, ratio, shift, pooled):
     the boxes, cells: .5 if they are aligned, else 0, and then sides are at least one cell.
     """
     height, width, channels = feature.shape
-    side, half = pooled.shape[1], np.float32(0.5)
+    side = pooled.shape[1]
     for r in range(pooled.shape[0]):
         x0, y0 = boxes[r, 0] * scale - shift, boxes[r, 1] * scale - shift
         w, h = boxes[r, 2] * scale - shift - x0, boxes[r, 3] * scale - shift - y0
@@ -31,8 +31,7 @@ def pool(feature, boxes, scale, ratio, shift, pooled):
                 for z in range(channels):
                     cell[z] = 0
                 for k in range(n_x * n_y):
-                    y = y0 + np.float32(i) * cell_h + (np.float32(k // n_x) + half) * cell_h / np.float32(n_y)
-                    x = x0 + np.float32(j) * cell_w + (np.float32(k % n_x) + half) * cell_w / np.float32(n_x)
+                    y, x = _sample(y0, i, cell_h, k // n_x, n_y), _sample(x0, j, cell_w, k % n_x, n_x)
                     if not (-1 <= y <= height and -1 <= x <= width):  # nor NaN
                         continue
                     y, x = max(y, np.float32(0)), max(x, np.float32(0))
@@ -48,3 +47,9 @@ def pool(feature, boxes, scale, ratio, shift, pooled):
                     a, b, c, d = high * before * share, high * after * share, low * before * share, low * after * share
                     for z in range(channels):
                         cell[z] += a * first[left, z] + b * first[right, z] + c * second[left, z] + d * second[right, z]
+
+
+@njit(cache=True)
+def _sample(start, cell, side, k, n):
+    """The position of sample k of n in a cell, rounded as torchvision does: where a map is steep, rounding shows."""
+    return start + np.float32(cell) * side + (np.float32(k) + np.float32(0.5)) * side / np.float32(n)
