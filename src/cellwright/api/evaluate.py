@@ -166,8 +166,8 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
     part = truth if plan.split is None else truth.with_split(plan.split)
     sources = [_paired(path, one, truth, part, plan) for path, one in zip(plan.predictions, opened, strict=True)]
     evaluated, notes = find_part(plan.predictions, roi_words(plan.roi), [sample.image_hw for sample in part])
-    missing = {missing_candidates(one.info) for one in opened if isinstance(one, Dataset)} - {None}
-    for line in (*summarise(notes), *missing):
+    missing = {missing_candidates(one.info) for one in opened if isinstance(one, Dataset)}
+    for line in (*summarise(notes), *filter(None, missing)):
         screen.note(line)
     request = _request(plan, part, screen)
     request["options"]["roi"] = [] if evaluated is None else evaluated.words

@@ -106,9 +106,9 @@ class Layers:
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.op, self.arrays = _openvino().opset13, arrays
 
-    def images(self, channels: int, hw: tuple[int, int] = (-1, -1)) -> Any:
+    def images(self, channels: int) -> Any:
         """The input of a graph, (B, C, H, W)."""
-        return self.op.parameter([-1, channels, *hw], _openvino().Type.f32, name="images")
+        return self.op.parameter([-1, channels, -1, -1], _openvino().Type.f32, name="images")
 
     def conv_norm(
         self, name: str, x: Any, *, stride: int = 1, groups: int = 1, eps: float = NORM_EPS, relu: bool

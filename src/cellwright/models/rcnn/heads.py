@@ -18,11 +18,12 @@ from cellwright.config.model_rcnn import (
     BoxHeadConfig,
     CascadeBoxHeadConfig,
     CoarseMaskConfig,
+    HeadNorm,
     MaskHeadConfig,
 )
 from cellwright.config.section import decided
 from cellwright.core.candidates import STEPS
-from cellwright.models.layers import ConvNorm, init_kaiming, init_normal
+from cellwright.models.layers import WinogradConvNorm, init_kaiming, init_normal
 from cellwright.models.rcnn.losses import box_loss, class_loss
 from cellwright.models.rcnn.regions import Detections, Regions
 from cellwright.ops.assign import BACKGROUND, FOREGROUND, UNUSED, assign, inside_ignored, sample
@@ -44,7 +45,7 @@ class BoxHead(nn.Module):
         conventions keep an unused one for background."""
         super().__init__()
         widths = [in_channels] + [config.conv_channels] * config.convs
-        self.convs = nn.Sequential(*(ConvNorm(a, b, 3, norm=config.norm, relu=True) for a, b in pairwise(widths)))
+        self.convs = _convs(config.norm, widths)
         widths = [widths[-1] * config.resolution**2] + [config.fc_channels] * config.fcs
         self.fcs = nn.ModuleList(_fully_connected(a, b) for a, b in pairwise(widths))
         self.class_logits = nn.Linear(widths[-1], n_classes + 1)
@@ -59,6 +60,10 @@ class BoxHead(nn.Module):
         for fc in self.fcs:
             hidden = F.relu(fc(hidden), inplace=True)
         return self.class_logits(hidden), self.deltas(hidden)
+
+
+def _convs(norm: HeadNorm, widths: Sequence[int]) -> nn.Sequential:
+    return nn.Sequential(*(WinogradConvNorm(a, b, 3, norm=norm, relu=True) for a, b in pairwise(widths)))
 
 
 def _fully_connected(in_channels: int, out_channels: int) -> nn.Linear:
@@ -213,7 +218,7 @@ class MaskHead(nn.Module):
         an unused one for background."""
         super().__init__()
         widths = [in_channels] + [config.channels] * config.convs
-        self.convs = nn.Sequential(*(ConvNorm(a, b, 3, norm=config.norm, relu=True) for a, b in pairwise(widths)))
+        self.convs = _convs(config.norm, widths)
         self.upsample = nn.ConvTranspose2d(widths[-1], config.channels, 2, 2)
         self.logits = nn.Conv2d(config.channels, 1 if config.class_agnostic else n_rows, 1)
         init_kaiming(self)

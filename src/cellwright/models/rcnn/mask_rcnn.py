@@ -56,6 +56,8 @@ from cellwright.ops.boxes import Extent, clip_boxes, large_enough
 from cellwright.ops.paste import paste_masks
 from cellwright.ops.placement import Placement
 
+MASKS_AT_ONCE = 64  # on the CPU
+
 
 class MaskRCNN(nn.Module):
     """A ``Network`` (see ``models/contract.py``); `build_network` makes one from a recipe.
@@ -230,10 +232,12 @@ class MaskRCNN(nn.Module):
     def masks_in_parts(self, source: RegionFeatures, detections: Detections) -> Iterator[tuple[Detections, Tensor]]:
         """One image's detections in order, ``roi.chunk`` at once, with their masks FloatTensor[D,M,M] in [0, 1].
 
-        Without detections, there is one empty part. A thousand PointRend masks take 200 MB, so a caller should not keep
-        them all.
+        On the CPU fewer at once are as fast. Without detections, there is one empty part. A thousand PointRend masks
+        take 200 MB, so a caller should not keep them all.
         """
-        for part in torch.arange(len(detections.boxes), device=detections.boxes.device).split(self.config.roi.chunk):
+        chunk, device = self.config.roi.chunk, detections.boxes.device
+        chunk = min(chunk, MASKS_AT_ONCE) if device.type == "cpu" else chunk
+        for part in torch.arange(len(detections.boxes), device=device).split(chunk):
             yield self.masks(source, detections[part])
 
     def masks(self, source: RegionFeatures, detections: Detections) -> tuple[Detections, Tensor]:

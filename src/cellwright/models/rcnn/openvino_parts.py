@@ -1,6 +1,7 @@
 """The convolutional parts of Mask R-CNN as OpenVINO's graphs, from the arrays of a model folder, without PyTorch.
 
-They equal the modules of `resnet`, `fpn`, `rpn` and `heads` to rounding. `openvino_rcnn` puts them into the network.
+They equal the modules of `resnet`, `fpn` and `heads` to rounding. `openvino_rcnn` puts them into the network, and says
+why they are not all. Maps have channels last in memory between the parts.
 
 Shape shorthand: B images, C channels, R regions, K classes, M side of pooled features.
 """
@@ -44,21 +45,15 @@ class Parts(Layers):
         self.config, self.in_channels = config, in_channels
 
     def trunk(self) -> Nodes:
-        """(B, C, H, W) -> the maps of the pyramid, finest first; see `MaskRCNN.features`."""
-        images = self.images(self.in_channels)
-        return self._pyramid(self._backbone(images)), images
-
-    def rpn_head(self) -> Nodes:
-        """A map (B, C, H, W) -> logits (B, A, H, W) and deltas (B, A*4, H, W); see `RPNHead`."""
-        x = feature = self.images(self.config.fpn.channels)
-        for k in range(self.config.rpn.convs):
-            x = self.conv_norm(f"rpn.head.convs.{k}", x, relu=True)
-        return [self.convolution(f"rpn.head.{name}", x) for name in ("objectness", "deltas")], feature
+        """(B, H, W, C) -> the maps of the pyramid (B, H, W, C), finest first; see `MaskRCNN.features`."""
+        images, x = self._channels_last(self.in_channels)
+        maps = self._pyramid(self._backbone(x))
+        return [self.op.transpose(own, np.array([0, 2, 3, 1], np.int64)) for own in maps], images
 
     def box_head(self) -> Nodes:
-        """(R, C, M, M) -> class logits (R, K+1) and deltas (R, n_boxes*4); see `BoxHead`."""
+        """(R, M, M, C) -> class logits (R, K+1) and deltas (R, n_boxes*4); see `BoxHead`."""
         config = self.config.box_head
-        x = pooled = self.images(self.config.fpn.channels, (config.resolution, config.resolution))
+        pooled, x = self._channels_last(self.config.fpn.channels, config.resolution)
         for k in range(config.convs):
             x = self.conv_norm(f"box_head.0.convs.{k}", x, relu=True)
         x = self.op.reshape(x, np.array([0, -1], np.int64), True)
@@ -66,14 +61,10 @@ class Parts(Layers):
             x = self.op.relu(self.linear(f"box_head.0.fcs.{k}", x))
         return [self.linear(f"box_head.0.{name}", x) for name in ("class_logits", "deltas")], pooled
 
-    def mask_head(self) -> Nodes:
-        """(R, C, M, M) -> logits (R, n_masks, 2M, 2M); see `MaskHead`."""
-        config = self.config.mask_head
-        x = pooled = self.images(self.config.fpn.channels, (config.resolution, config.resolution))
-        for k in range(config.convs):
-            x = self.conv_norm(f"mask_head.convs.{k}", x, relu=True)
-        x = self.op.relu(self.double_size("mask_head.upsample", x))
-        return [self.convolution("mask_head.logits", x)], pooled
+    def _channels_last(self, channels: int, side: int = -1) -> tuple[Any, Any]:
+        """An input (N, H, W, C), and the same with channels first."""
+        given = self.op.parameter([-1, side, side, channels], np.float32)
+        return given, self.op.transpose(given, np.array([0, 3, 1, 2], np.int64))
 
     def _backbone(self, images: Any) -> list[Any]:
         """See `ResNet`."""

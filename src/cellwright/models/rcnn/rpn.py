@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from cellwright.config.conventions import Conventions
 from cellwright.config.model_rcnn import RCNNConfig
 from cellwright.config.section import decided
-from cellwright.models.layers import ConvNorm, init_normal
+from cellwright.models.layers import WinogradConvNorm, init_normal
 from cellwright.models.rcnn.losses import objectness_loss, smooth_l1_sum
 from cellwright.ops.assign import BACKGROUND, FOREGROUND, UNUSED, assign, inside_ignored, sample
 from cellwright.ops.batch import Batch
@@ -54,7 +55,8 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, n_anchors: int, n_convs: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(ConvNorm(channels, channels, 3, norm="none", relu=True) for _ in range(n_convs)))
+        layers = (WinogradConvNorm(channels, channels, 3, norm="none", relu=True) for _ in range(n_convs))
+        self.convs = nn.Sequential(*layers)
         self.objectness = nn.Conv2d(channels, n_anchors, 1)
         self.deltas = nn.Conv2d(channels, n_anchors * 4, 1)
         for layer in self.modules():
@@ -70,9 +72,7 @@ class RPNHead(nn.Module):
 class RPN(nn.Module):
     """Scores anchors, turns the best into proposals, and computes the losses of both."""
 
-    def __init__(
-        self, config: RCNNConfig, conventions: Conventions, channels: int, head: nn.Module | None = None
-    ) -> None:
+    def __init__(self, config: RCNNConfig, conventions: Conventions, channels: int, head: Any = None) -> None:
         """``config``: the whole resolved ``model`` section, for its ``rpn``, ``anchors`` and ``roi.ignore_ioa``;
         ``channels``: of the feature maps; ``head``: what computes as `RPNHead` does, None for a new one."""
         super().__init__()
