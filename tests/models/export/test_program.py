@@ -11,11 +11,13 @@ from scipy import ndimage
 
 from cellwright.config.input import InputConfig
 from cellwright.config.model_dense import FlowTarget, SemanticTarget, WatershedTarget
+from cellwright.config.recipe import Recipe
 from cellwright.core.image import Image
 from cellwright.data.network_input import rescale, resize_for_network, to_network
 from cellwright.data.synthetic import FieldLook, draw_field
 from cellwright.models.dense import flow, semantic, watershed
 from cellwright.models.dense.target import target_of
+from cellwright.models.export.program import why_no_program
 from cellwright.models.export.standalone import decode as program
 
 FLOW = FlowTarget(body_threshold=0.3, outline_share=0.55, max_error=0.3, min_area_px=8)
@@ -80,3 +82,24 @@ def test_other_sizes_and_normalisation() -> None:
 def test_channels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="got 3 channels; the network takes 2"):
         program.normalised(IMAGE.data, InputConfig(channels=2).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({"diameter_px": 20}, None),
+        ({"diameter_px": 20, "resampling": "linear"}, "antialiasing"),
+        ({"diameter_px": 20, "missing_channels": "zeros"}, "channels that an image lacks"),
+    ],
+)
+def test_there_is_no_program_where_it_would_see_something_else(section: dict[str, Any], reason: str | None) -> None:
+    recipe = Recipe.model_validate({"name": "t", "input": section, "model": {"kind": "unet"}})
+    said = why_no_program(recipe)
+    assert said is None if reason is None else reason in (said or "")
+
+
+def test_a_diameter_that_is_not_given() -> None:
+    rules = InputConfig(diameter_px=20).model_dump(mode="json")
+    with pytest.raises(ValueError, match="needs `diameter_px`"):
+        program.network_hw((40, 60), rules, None, None)
+    assert program.network_hw((40, 60), rules | {"default_diameter_px": 40.0}, None, None) == [20, 30]

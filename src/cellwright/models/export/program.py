@@ -49,6 +49,10 @@ def why_no_program(recipe: Recipe) -> str | None:
     resizes = recipe.input.short_side is not None or recipe.input.scale != 1
     if resizes and CONVENTIONS[recipe.conventions].resize_rule == "detectron2":
         return "it does not resize images as Detectron2 does"
+    if recipe.input.diameter_px is not None and recipe.input.resampling != "antialiased":
+        return "it resizes images with antialiasing only"
+    if recipe.input.missing_channels != "refused":
+        return "it does not fill in channels that an image lacks"
     return None
 
 

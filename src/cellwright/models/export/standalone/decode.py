@@ -225,6 +225,7 @@ def normalised(image, rules):
 def network_hw(hw, rules, diameter_px, scale):
     """Size of the network's input for an image of size ``hw``."""
     if rules["diameter_px"]:
+        diameter_px = diameter_px or rules["default_diameter_px"]
         if diameter_px is None:
             raise ValueError("this network needs `diameter_px`, the median diameter of the objects, px of the image")
         largest = max((4096**2 / (hw[0] * hw[1])) ** 0.5, 1)  # no image is enlarged to more pixels
