@@ -125,7 +125,7 @@ def write_package(folder: Path, network: DenseNetwork, info: ModelInfo, facts: C
         np.save(data := BytesIO(), array)
         write_bytes(folder / name, data.getvalue())
     write_png(folder / COVER, cover(image, objects))
-    if network.config.encoder is None:
+    if _config(network).encoder is None:
         write_text(folder / ARCHITECTURE, architecture())
         torch.save(standalone_state(network), data := BytesIO())
         write_bytes(folder / STATE, data.getvalue())
@@ -145,7 +145,7 @@ def architecture() -> str:
 
 def standalone_options(network: DenseNetwork) -> dict[str, Any]:
     """The arguments with which `standalone.unet.UNet` is this network."""
-    config = network.config
+    config = _config(network)
     return {
         "in_channels": network.unet.in_channels,
         "channels": list(network.target.channels),
@@ -156,6 +156,11 @@ def standalone_options(network: DenseNetwork) -> dict[str, Any]:
         "batch_norm": config.norm == "batch_norm",
         "nested": config.skips == "nested",
     }
+
+
+def _config(network: DenseNetwork) -> UNetConfig:
+    assert isinstance(network.config, UNetConfig)  # networks of other tools are refused
+    return network.config
 
 
 def standalone_state(network: DenseNetwork) -> dict[str, torch.Tensor]:
@@ -370,7 +375,7 @@ The network converts an image to maps: {", ".join(network.target.channels)}. Obj
 
 {objects}
 
-In cellwright itself: `cellwright predict IMAGES --model FOLDER`.
+`cellwright predict` does all of this with the model from which this package was made.
 
 ## Validation
 
@@ -391,7 +396,7 @@ def _differences(network: DenseNetwork, recipe: Recipe) -> str:
             lines.append("cellwright takes the percentiles before it resizes the image, the package after it.")
         lines.append(
             "Where both percentiles are equal, as in an image of one value, cellwright's input is 0 throughout; the "
-            "package divides by 1e-10."
+            "package divides by a tiny number."
         )
     elif recipe.input.full_range is None:
         lines.append("cellwright finds out by the type and the values of an image which value is white.")

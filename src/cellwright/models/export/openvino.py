@@ -44,10 +44,10 @@ def model_of(name: Path | str) -> tuple[OpenVINONetwork, ModelInfo]:
         )
     if not openvino_graph.is_installed():
         raise UsageError("OpenVINO is not installed", remedy="pip install openvino")
-    arrays, sizes = read_arrays(name), {"in_channels": recipe.input.channels, "n_classes": len(info.class_names)}
-    if problems := openvino_network.differences(arrays, recipe.model, **sizes):
+    arrays, n_channels, n_classes = read_arrays(name), recipe.input.channels, len(info.class_names)
+    if problems := openvino_network.differences(arrays, recipe.model, in_channels=n_channels, n_classes=n_classes):
         raise misfit(problems, where=model_folder(name) / WEIGHTS)
-    return OpenVINONetwork(recipe.model, arrays, **sizes), info
+    return OpenVINONetwork(recipe.model, arrays, in_channels=n_channels, n_classes=n_classes), info
 
 
 def write_model(network: OpenVINONetwork, folder: Path) -> dict[str, Any]:
