@@ -65,7 +65,7 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["pictures", "out", "overwrite"], FILES),
         **dict.fromkeys(["format", "prediction_format", "z", "t", "series"], READ),
         "views": OPTIONS,
-        "device": LOADED,
+        **dict.fromkeys(["device", "backend"], LOADED),
     },
     "measure": {
         **dict.fromkeys(["out", "overwrite"], FILES),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,7 @@ from cellwright.core.versions import versions
 from cellwright.data.formats.contract import Prefer
 from cellwright.data.images.reading import Reading
 from cellwright.data.views import parse_views
+from cellwright.prediction.backends import Backend
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +94,8 @@ class EvaluatePlan:
     """Views for test-time augmentation, as for `predict`, for a model that predicts first."""
     device: str = "auto"
     """auto, cpu, cuda:N or mps, for a model that predicts first."""
+    backend: Backend = "auto"
+    """What runs its network, as for `predict`: openvino, openvino-int8, torch or auto."""
     out: Path = Path("work/evaluation")
     """Folder to write."""
     overwrite: bool = False
@@ -190,7 +193,8 @@ def run(plan: EvaluatePlan, screen: ProgressReporter = SILENT, *, dry_run: bool 
             if not plan.metrics:
                 predictor = source.filtered if isinstance(source, Model) else None
                 candidates = candidates_of(images, predictor, Reading.recorded(truth.info))
-            evaluations.append(_evaluate_images(name, images, candidates, plan, folder, part, screen))
+            about = _made_by(name, source, plan, part)
+            evaluations.append(_evaluate_images(name, images, candidates, plan, folder, about, screen))
             evaluated_images.append(images)
         comparison = _write_comparison(evaluations, evaluated_images, plan, out) if len(evaluations) == 2 else None
     return EvaluateResult(tuple(evaluations), comparison, failures)
@@ -238,7 +242,8 @@ def _open(path: Path, truth: Dataset, plan: EvaluatePlan, screen: ProgressReport
     if is_model(path):
         from cellwright.api.predict import model_notes
 
-        model = load_model(path, device=plan.device).with_options(views=plan.views, score=plan.score)
+        model = load_model(path, device=plan.device, backend=plan.backend)
+        model = model.with_options(views=plan.views, score=plan.score)
         for note in model_notes(model, [model], plan.views):
             screen.note(note)
         return model
@@ -310,10 +315,10 @@ def _evaluate_images(
     candidates: Sequence[Instances] | None,
     plan: EvaluatePlan,
     folder: Path,
-    part: Dataset,
+    about: Mapping[str, Any],
     screen: ProgressReporter,
 ) -> Evaluation:
-    """Evaluate one prediction and write its folder. candidates: see `candidates_of`. part: the ground truth."""
+    """Evaluate one prediction and write its folder. candidates: see `candidates_of`. about: see `_made_by`."""
     from cellwright.evaluation.bootstrap import intervals
     from cellwright.evaluation.evaluate import evaluate_images
     from cellwright.evaluation.report import write_report
@@ -328,14 +333,17 @@ def _evaluate_images(
     pictures = write_error_pictures(images, report, folder / "errors", n_pictures, screen)
     figures = write_figures(report, folder) if n_pictures else []
     sections = [*figures_section(figures, folder), *pictures_section(pictures, folder)]
-    write_report(report, folder, limits=limits, sections=sections, made_by=_made_by(name, plan, part))
+    write_report(report, folder, limits=limits, sections=sections, made_by=about)
     write_text(folder / REPORT, evaluation_page(folder).html())
     return Evaluation(name, report, limits)
 
 
-def _made_by(name: str, plan: EvaluatePlan, truth: Dataset) -> dict[str, Any]:
+def _made_by(name: str, source: Model | PairedImages, plan: EvaluatePlan, truth: Dataset) -> dict[str, Any]:
     """What reports say about what was evaluated, and how. No paths: names only."""
+    from cellwright.prediction.backends.load import backend_of
+
     elsewhere = ("predictions", "data", "device", "out", "overwrite")
+    ran_with = backend_of(source.predictor) if isinstance(source, Model) else None
     fields = [field for field in dataclasses.fields(plan) if field.name not in elsewhere]
     chosen = {field.name: getattr(plan, field.name) for field in fields}
     return {
@@ -346,6 +354,7 @@ def _made_by(name: str, plan: EvaluatePlan, truth: Dataset) -> dict[str, Any]:
         "sources": sorted({sample.source for sample in truth if sample.source})[:10],
         "licence": truth.licence,
         "options": plain({f.name: chosen[f.name] for f in fields if chosen[f.name] != f.default}),
+        **({} if ran_with is None else {"backend": ran_with}),
         "versions": versions(),
     }
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cellwright.data.images.channels import ChannelChoice
     from cellwright.models.contract import Segmenter
     from cellwright.models.weights.model_folder import ModelInfo
-    from cellwright.prediction.backends.load import Backend
+    from cellwright.prediction.backends import Backend
     from cellwright.prediction.fusion import FusionOptions
     from cellwright.prediction.options import PredictOptions
     from cellwright.prediction.predictor import FilteredPredictor, Predictor

@@ -53,7 +53,7 @@ from cellwright.data.images.passed_over import passed_over_note, results_note
 from cellwright.data.images.reading import Reading
 from cellwright.data.images.source import ImageSource
 from cellwright.data.views import parse_views
-from cellwright.prediction.backends.load import Backend
+from cellwright.prediction.backends import Backend
 from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.image_writer import Pictures

@@ -325,6 +325,8 @@ def _how(folder: Path, about: Mapping[str, Any]) -> list[Part]:
     data = str(about.get("data") or "DATA")
     shown = Command("evaluate", words, {"data": data, **command, "out": "EVALUATION"}, title="Command")
     facts: list[tuple[str, Cell]] = [("digest of the ground truth", str(request.get("the ground truth", "")))]
+    if "backend" in about:
+        facts.append(("network run with", str(about["backend"])))
     return [Facts(facts), shown, *version_parts(about.get("versions"))]
 
 

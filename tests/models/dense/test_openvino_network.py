@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from drawn import run
 from torch import nn
@@ -248,7 +249,7 @@ sys.stdout.buffer.write(network.maps(given["images"]).tobytes())
 
 
 def test_a_model_is_prepared_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = draw_field(2, (96, 112), 12, FieldLook(stain="fluorescence"))[0]
+    image, truth = draw_field(2, (96, 112), 12, FieldLook(stain="fluorescence"))
     write_png(tmp_path / "images" / "a.png", image.data)
     images, unprepared, model, out = (str(tmp_path / name) for name in ("images", "old", "new", "found"))
     int8 = ("--backend", "openvino-int8")
@@ -262,6 +263,12 @@ def test_a_model_is_prepared_and_predicts(tmp_path: Path, capsys: pytest.Capture
     assert run("model", "export", unprepared, "--to", "int8", "--data", images, "--out", model) == 0
     assert run("predict", images, "--model", model, *int8, "--out", out) == 0
     assert read_json(Path(out) / "predictions.json")["info"]["made_by"]["backend"] == "openvino-int8"
+    write_png(tmp_path / "data" / "a.png", image.data)
+    tifffile.imwrite(tmp_path / "data" / "a_masks.tif", truth.masks.to_label_map().astype(np.uint16))
+    words = ("--data", tmp_path / "data", "--pictures", 0, "--out", tmp_path / "evaluated")
+    assert run("evaluate", model, *int8, *words) == 0
+    assert read_json(tmp_path / "evaluated" / "metrics.json")["made_by"]["backend"] == "openvino-int8"
+    assert "openvino-int8" in (tmp_path / "evaluated" / "report.html").read_text()
     exact, fast = (load_model(model, backend=own) for own in ("openvino", "openvino-int8"))  # type: ignore[arg-type]
     found, expected = fast.predict(image), exact.predict(image)
     assert len(found) == len(expected) > 8

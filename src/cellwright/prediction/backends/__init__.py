@@ -1,0 +1,5 @@
+"""What runs a network; `load` chooses it."""
+
+from typing import Literal
+
+Backend = Literal["auto", "openvino", "openvino-int8", "torch"]

@@ -30,12 +30,12 @@ from cellwright.models.weights.model_folder import (
     read_model_info,
     recipe_of,
 )
+from cellwright.prediction.backends import Backend
 from cellwright.prediction.network import NetworkPredictor, settings_of
 
 if TYPE_CHECKING:
     from cellwright.models.rcnn.openvino_rcnn import OpenVINOMaskRCNN
 
-Backend = Literal["auto", "openvino", "openvino-int8", "torch"]
 # Files that say that a GPU may be there: of drivers for NVIDIA, on Linux and in WSL, and for AMD.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
