@@ -94,7 +94,7 @@ def _pooled_channels_last(
     stacked = torch.cat(list(boxes)).float()
     image = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
     levels = box_levels(stacked, len(features), pooling).numpy()
-    pooled = np.empty((len(stacked), resolution, resolution, features[0].shape[1]), np.float32)
+    pooled = np.zeros((len(stacked), resolution, resolution, features[0].shape[1]), np.float32)
     for level, feature in enumerate(features):
         scale, shift = np.float32(1.0 / 2 ** (pooling.first_level + level)), np.float32(0.5 if pooling.aligned else 0.0)
         for k in range(len(boxes)):
