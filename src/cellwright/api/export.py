@@ -24,6 +24,7 @@ from cellwright.data.formats.contract import Prefer
 
 RANKED = ("coco", "coco_results")
 KEEP_IGNORED = ("coco", "geojson", "imagej_roi", "label_images")  # formats that tell ignored regions from objects
+WITH_IMAGES = ("cellpose",)  # formats whose files are opened beside their images, which are copied
 FILES = (".json", ".zip", ".csv")  # other outputs are folders
 
 
@@ -140,7 +141,8 @@ def run(plan: ExportPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = 
     samples = [dataclasses.replace(sample, load=load) for sample, load in zip(dataset, loads, strict=True)]
     counted = dataset.with_samples(samples)
     counted = counted if plan.to in RANKED else with_threshold(counted, 0.0)
-    options = WriteOptions(image_ids=plan.image_ids, place=output.place, track=screen.track)
+    with_images = plan.to in WITH_IMAGES
+    options = WriteOptions(plan.image_ids, copy_images=with_images, place=output.place, track=screen.track)
 
     def write(folder: Path) -> None:
         writable[plan.to].write(counted, folder / plan.out.name if is_file else folder, options)

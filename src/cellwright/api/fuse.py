@@ -41,7 +41,7 @@ from cellwright.prediction.sources import Source, sources_of_dataset
 
 # Formats that name a class only if an object has it, and formats without class names.
 BY_OBJECTS = ("rle_csv", "xml_outlines", "imagej_roi", "geojson")
-NAMELESS = ("label_images", "mask_folder", "rle_csv")
+NAMELESS = ("label_images", "cellpose", "mask_folder", "rle_csv")
 MODEL = "model"  # the "format" in the info of a member that is a model
 METHODS = Group("Details of the methods", sort_key=1)
 INPUTS = Group("Which images and classes", sort_key=2)

@@ -5,7 +5,7 @@ The U-Net is our own, or has the layers of another tool's network, so that its w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -259,3 +259,6 @@ class StarDistConfig(DenseConfig):
         if self.target.kind != "stars":
             raise ValueError(f"the maps of model.kind stardist are rays: target stars, not {self.target.kind}")
         return self
+
+
+AnyDenseConfig: TypeAlias = UNetConfig | CellposeConfig | StarDistConfig

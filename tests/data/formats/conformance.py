@@ -17,6 +17,7 @@ CARRIES = {
     "mask_folder": Carries(classes=False, scores=False, ignore=False, nested_ids=False),
     "class_masks": Carries(class_names=False, scores=False, ignore=False, overlaps=False),
     "label_images": Carries(classes=False, scores=False, ignore=False, overlaps=False),
+    "cellpose": Carries(classes=False, scores=False, ignore=False, overlaps=False),
     "rle_csv": Carries(ignore=False, partial_files=True),
     "rle_csv_submission": Carries(**TABLE, overlaps=False),
     "dsb2018_csv": Carries(**TABLE),

@@ -71,7 +71,7 @@ def seg(labels):
 def test_layouts(image, labels, ids, tmp_path):
     save_image(tmp_path / image)
     save(tmp_path / labels, seg(LABELS.astype(np.uint16)) if labels.endswith("npy") else LABELS.astype(np.uint16))
-    assert sniff(tmp_path).name == "label_images"
+    assert sniff(tmp_path).name == ("cellpose" if labels == "x_seg.npy" else "label_images")
     dataset = LabelImages().read(tmp_path, ReadOptions())
     assert [sample.id for sample in dataset] == ids
     assert dataset[0].image_path == tmp_path / image

@@ -16,6 +16,7 @@ from cellwright.core.files import plain_suffix, require_regular
 from cellwright.core.notes import Note
 from cellwright.core.result_folders import kind_of_result
 from cellwright.core.text import count
+from cellwright.data.formats.cellpose_seg import CellposeSeg
 from cellwright.data.formats.class_masks import ClassMasks
 from cellwright.data.formats.coco import Coco, is_own_folder
 from cellwright.data.formats.coco_results import CocoResults
@@ -71,6 +72,7 @@ FORMATS: dict[str, Format] = {
     "voc": Voc(),
     "inst_maps": InstanceMaps(),
     "npy_stacks": NpyStacks(),
+    "cellpose": CellposeSeg(),
     "label_images": LabelImages(),
     "label_folder": LabelFolder(),
     "label_zarr": LabelZarr(),

@@ -82,7 +82,7 @@ class LabelImages(Format):
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every label image at or below ``path`` with its image; the labels are the ids, and there is one class."""
-        return _read(path, options)
+        return read_label_images(path, options)
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<sample id>_masks.tif``, uint32, with the ids as labels; and the image next to it if
@@ -123,7 +123,7 @@ class LabelFolder(Format):
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """As `LabelImages.read`."""
-        return _read(path, options)
+        return read_label_images(path, options)
 
 
 class NuInsSeg(Format):
@@ -140,7 +140,7 @@ class NuInsSeg(Format):
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """As `LabelImages.read`; the note says that binary masks and ROIs of the same objects are not read."""
-        dataset = _read(path, options)
+        dataset = read_label_images(path, options)
         text = "label masks/ was read; the binary masks, distance maps and ImageJ ROIs of the same nuclei were not"
         notes = tuple(note for note in dataset.notes if note.kind != _SEVERAL)
         note = Note("one of several kinds of annotations was read", text, str(path))
@@ -205,7 +205,8 @@ def _relative_stem(file: Path, root: Path) -> str:
     return (relative.with_suffix("") if is_gzip(file) else relative).with_suffix("").as_posix()
 
 
-def _read(path: Path, options: ReadOptions) -> Dataset:
+def read_label_images(path: Path, options: ReadOptions, name: str = "label_images") -> Dataset:
+    """The label images at or below ``path``, as `LabelImages.read`. name: of the format."""
     root, layout = root_of(path), _layout(path)
     meaning, notes = examine(_rasters(layout, options), options, path)
     names = options.name_classes(meaning.class_names or [DEFAULT_CLASS], path)
@@ -223,12 +224,12 @@ def _read(path: Path, options: ReadOptions) -> Dataset:
         else:
             image_hw = masked_hw(image_path, partial(_labels_hw, pair.labels), options.series)
         load = LoadLabels(pair.labels, image_hw, meaning)
-        samples.append(Sample(sample_id, image_path, image_hw, load, None, split, None, size_um, "label_images"))
+        samples.append(Sample(sample_id, image_path, image_hw, load, None, split, None, size_um, name))
     for (_, file), (sample_id, split) in zip(bare, places[len(layout.pairs) :], strict=True):
         image_hw = image_hw_of(file, options.series)
         samples.append(Sample(sample_id, file, image_hw, Loaded(Instances.empty(image_hw)), None, split))
     notes = (*notes, *finder.notes, *_layout_notes(layout, root, options))
-    return Dataset(tuple(samples), names, root, info={"format": "label_images"}, notes=notes)
+    return Dataset(tuple(samples), names, root, info={"format": name}, notes=notes)
 
 
 def _rasters(layout: LabelLayout, options: ReadOptions) -> Iterator[tuple[str, Raster]]:

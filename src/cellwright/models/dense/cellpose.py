@@ -120,7 +120,7 @@ def _without_small(labels: np.ndarray, min_size: int) -> tuple[np.ndarray, np.nd
     labels, order = _kept(labels, _sizes(labels) >= min_size)
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[box]
-        part[ndimage.binary_fill_holes(part == k)] = k
+        part[np.asarray(ndimage.binary_fill_holes(part == k), bool)] = k
     labels, again = _kept(labels, _sizes(labels) >= min_size)
     return labels, order[again]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cellwright.config.model_dense import CellposeConfig, DenseConfig, StarDistConfig, UNetConfig
+from cellwright.config.model_dense import AnyDenseConfig, CellposeConfig, StarDistConfig, UNetConfig
 from cellwright.models.dense.cellpose_network import CellposeUNet
 from cellwright.models.dense.encoders import TimmUNet
 from cellwright.models.dense.losses import border_weights, focal_loss, masked_mean, soft_dice_loss
@@ -34,7 +34,7 @@ class DenseNetwork(DensePrediction, nn.Module):
     Attributes: see `DensePrediction`.
     """
 
-    def __init__(self, config: DenseConfig, *, in_channels: int, n_classes: int) -> None:
+    def __init__(self, config: AnyDenseConfig, *, in_channels: int, n_classes: int) -> None:
         super().__init__()
         self.config, self.target, self.n_classes = config, target_of(config.target), n_classes
         n_maps = len(self.target.channels) + (n_classes if n_classes > 1 else 0)
@@ -79,13 +79,13 @@ class DenseNetwork(DensePrediction, nn.Module):
             units = linear_units(config, name)
             match name:
                 case "flow_y" | "flow_x":
-                    loss = config.flow_weight * masked_mean((predicted / units - target) ** 2, counted)
+                    loss = config.flow_weight * masked_mean((predicted / (units or 1) - target) ** 2, counted)
                     losses["flow"] = losses.get("flow", 0.0) + loss
                 case "distance":
                     losses[name] = config.distance_weight * masked_mean((predicted.sigmoid() - target).abs(), counted)
                 case "ray_0":  # all rays at once; they are the last maps
                     rays = slice(index, len(channels))
-                    error = (logits[:, rays] / units - maps[:, rays]).abs().mean(dim=1)
+                    error = (logits[:, rays] / (units or 1) - maps[:, rays]).abs().mean(dim=1)
                     weights = counted * maps[:, channels.index("probability")]
                     losses["rays"] = config.ray_weight * masked_mean(error, weights)
                 case _ if name.startswith("ray_"):
@@ -178,7 +178,7 @@ class DenseNetwork(DensePrediction, nn.Module):
 
 
 def _unet(
-    config: DenseConfig, *, in_channels: int, out_channels: int
+    config: AnyDenseConfig, *, in_channels: int, out_channels: int
 ) -> UNet | NestedUNet | TimmUNet | CellposeUNet | StarDistUNet:
     sizes = {"in_channels": in_channels, "out_channels": out_channels}
     match config:
@@ -194,7 +194,6 @@ def _unet(
             return UNet(config, **sizes)
         case UNetConfig():
             return TimmUNet(config, **sizes)
-    raise TypeError(type(config).__name__)
 
 
 def first_of_layers(layers: np.ndarray) -> np.ndarray:

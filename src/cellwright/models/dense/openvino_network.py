@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cellwright.config.model_dense import DenseConfig, UNetConfig
+from cellwright.config.model_dense import AnyDenseConfig, UNetConfig
 from cellwright.models.dense.prediction import RAY_UNIT_PX, DensePrediction
 from cellwright.models.dense.target import target_of
 from cellwright.models.openvino_graph import CompiledGraph, Layers, Nodes, constant
@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 Ranges = Mapping[str, Sequence[float]]
 
 
-def supports(config: DenseConfig) -> bool:
+def supports(config: AnyDenseConfig) -> bool:
     """Whether this module can build the network: all U-Nets of our own but those with an encoder of timm."""
     return isinstance(config, UNetConfig) and config.encoder is None
 
@@ -61,7 +61,8 @@ class OpenVINONetwork(DensePrediction):
         threads: int | None = None,
         ranges: Ranges | None = None,
     ) -> None:
-        self.config, self.target, self.n_classes = config, target_of(config.target), n_classes
+        self.config = self._unet = config
+        self.target, self.n_classes = target_of(config.target), n_classes
         self.in_channels, self.threads, self._arrays = in_channels, threads, arrays
         self.ranges, self.backend = ranges, "openvino" if ranges is None else "openvino-int8"
         self._compiled = CompiledGraph(self.nodes, threads)
@@ -69,7 +70,7 @@ class OpenVINONetwork(DensePrediction):
     @property
     def stride(self) -> int:
         """See `DensePrediction`."""
-        return 2**self.config.depth
+        return 2**self._unet.depth
 
     @property
     def reach_px(self) -> int:
@@ -79,7 +80,7 @@ class OpenVINONetwork(DensePrediction):
     @property
     def bytes_of_channels(self) -> float:
         """See `DensePrediction`."""
-        return BYTES_PER_CHANNEL[self.config.skips] * self.config.width
+        return BYTES_PER_CHANNEL[self._unet.skips] * self._unet.width
 
     def pruned(self, depth: int) -> OpenVINONetwork:
         """See `Prunes`; it shares its weights."""
@@ -93,7 +94,7 @@ class OpenVINONetwork(DensePrediction):
 
     def nodes(self) -> Nodes:
         """The graph: images (B, C, H, W) -> `maps`."""
-        graph = _Graph(self.config, self._arrays, self.ranges)
+        graph = _Graph(self._unet, self._arrays, self.ranges)
         images = graph.images(self.in_channels)
         return [graph.activated(graph.maps(images), self.target.channels, self.n_classes)], images
 
@@ -113,7 +114,7 @@ class ObservedNetwork(OpenVINONetwork):
 
     def nodes(self) -> Nodes:
         """The graph; after the maps, it returns the least and greatest number of each input."""
-        graph = _Graph(self.config, self._arrays)
+        graph = _Graph(self._unet, self._arrays)
         images = graph.images(self.in_channels)
         maps = graph.activated(graph.maps(images), self.target.channels, self.n_classes)
         self.observed, self._names = {}, list(graph.inputs)

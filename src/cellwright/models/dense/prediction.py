@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cellwright.config.model_dense import DenseConfig, UNetConfig
+from cellwright.config.model_dense import AnyDenseConfig, UNetConfig
 from cellwright.core.errors import UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.memory import available_bytes
@@ -38,7 +38,7 @@ CELLPOSE_FLOW = 5.0
 MEMORY_SHARE, LARGEST_BYTES, WINDOW_SIDES = 0.6, 3 << 29, (2048, 1536, 1024, 512)
 
 
-def linear_units(config: DenseConfig, channel: str) -> float | None:
+def linear_units(config: AnyDenseConfig, channel: str) -> float | None:
     """Units of the network's output per unit of a map; None for a map that is a probability, through a sigmoid."""
     if channel.startswith("flow_"):
         return CELLPOSE_FLOW if config.kind == "cellpose" else 1.0
@@ -56,7 +56,7 @@ class DensePrediction:
         n_classes: K; with more than one, the U-Net predicts K class maps after those of the target.
     """
 
-    config: DenseConfig
+    config: AnyDenseConfig
     target: Target
     n_classes: int
 

@@ -152,7 +152,7 @@ def _kept_polygons(rays: np.ndarray, pixels: np.ndarray, width: int, max_overlap
     vertices = np.trunc((along + centres[:, None]).astype(np.float64))
     turned = np.roll(vertices, -1, axis=1)
     areas = 0.5 * np.abs((vertices[..., 0] * turned[..., 1] - vertices[..., 1] * turned[..., 0]).sum(axis=1)) + 1e-10
-    polygons = shapely.polygons(vertices)
+    polygons: np.ndarray = np.asarray(shapely.polygons(vertices))
     invalid = ~shapely.is_valid(polygons)
     polygons[invalid] = shapely.make_valid(polygons[invalid])
     tree, kept = shapely.STRtree(polygons), np.ones(len(polygons), bool)

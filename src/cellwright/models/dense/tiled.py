@@ -17,7 +17,10 @@ from cellwright.models.dense.fixed_tiles import maps_of_region
 class TiledNetwork(DenseNetwork):
     """Its maps are those of `fixed_tiles`; in training it sees crops at once."""
 
-    input_multiple_px = 1
+    @property
+    def input_multiple_px(self) -> int:
+        """See `DensePrediction`; it pads images itself."""
+        return 1
 
     def maps(self, images: Any, image_hws: Sequence[tuple[int, int]] = ()) -> np.ndarray:
         """See `DensePrediction`; zeros beyond each image."""

@@ -72,7 +72,7 @@ def read_layers(path: Path) -> dict[str, Tensor]:
         if item.external or item.is_virtual or item.dtype.kind != "f":
             got = f"{name}, {item.dtype}"
             raise ModelError("this file contains more than weights", where=path, got=got, expected="arrays of numbers")
-        check_memory(item.size * 8, "the weights in this file", where=path)
+        check_memory((item.size or 0) * 8, "the weights in this file", where=path)
         array = np.asarray(item[()], np.float32)
         layer, _, leaf = name.removesuffix(":0").rpartition("/")
         # Kernels are (h, w, in, out) in Keras.
@@ -81,7 +81,8 @@ def read_layers(path: Path) -> dict[str, Tensor]:
 
     try:
         with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
+            is_inside = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
+            root: Any = file["model_weights"] if is_inside else file
             root.visititems(read)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ModelError(

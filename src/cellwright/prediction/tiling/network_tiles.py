@@ -242,11 +242,20 @@ class DenseTiles(NetworkTiles):
 class FixedTiles(DenseTiles):
     """A dense network that is defined on tiles of its own, which lie as in the whole image: see `fixed_tiles`."""
 
-    # The tiles of the network are read beyond the window.
-    reach_px = 0
-    sees_the_field = False
-    # As measured for a network of 32 channels: 8 of its tiles, whatever the size of the window.
-    bytes_per_px = 200.0
+    @property
+    def reach_px(self) -> int:
+        """0: the tiles of the network are read beyond the window."""
+        return 0
+
+    @property
+    def sees_the_field(self) -> bool:
+        """Its tiles are those of the whole image."""
+        return False
+
+    @property
+    def bytes_per_px(self) -> float:
+        """Of the maps and of decoding; the network sees a few tiles at once, whatever the size of the window."""
+        return 200.0
 
     def _seen(
         self,
