@@ -78,12 +78,12 @@ def test_pooling_equals_torchvision() -> None:
     expected = pooler({str(i): level for i, level in enumerate(maps)}, boxes, [(256, 320)] * 2)
     assert torch.equal(pool_boxes(maps, boxes, 7, pooling), expected)
     assert pool_boxes(maps, [boxes[1], boxes[1]], 7, pooling).shape == (0, 3, 7, 7)
-    with torch.no_grad():
+    with torch.inference_mode():
         assert pool_boxes(maps, [boxes[1], boxes[1]], 7, pooling).shape == (0, 3, 7, 7)
 
 
 @pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, False), (0, True)])
-def test_pooling_without_gradients_is_the_same(sampling_ratio: int, aligned: bool) -> None:
+def test_pooling_in_inference_mode_is_the_same(sampling_ratio: int, aligned: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn((2, 5, 64 >> level, 96 >> level), generator=generator) for level in range(3)]
     low = torch.rand((2, 60, 2), generator=generator) * 300 - 30
@@ -92,7 +92,7 @@ def test_pooling_without_gradients_is_the_same(sampling_ratio: int, aligned: boo
     sizes = {"canonical_box_px": 64, "canonical_level": 3, "first_level": 2}
     pooling = Pooling(sampling_ratio=sampling_ratio, aligned=aligned, level_rule="detectron2", **sizes)
     expected = pool_boxes(maps, boxes, 7, pooling)
-    with torch.no_grad():
+    with torch.inference_mode():
         pooled = pool_boxes(maps, boxes, 7, pooling)
     assert expected.std() > 0.1
     torch.testing.assert_close(pooled, expected, atol=5e-6, rtol=0)

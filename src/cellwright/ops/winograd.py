@@ -29,9 +29,9 @@ _TILES = 256
 def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `convolve_3x3` computes a convolution of FloatTensor[B,C,H,W] and is faster than PyTorch's.
 
-    That is on the CPU, without gradients, and with enough channels and cells; not where a graph is recorded.
+    That is on the CPU, in inference mode, and with enough channels and cells; not where a graph is recorded.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+    if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
         return False
