@@ -65,7 +65,7 @@ def trial(recipe: str, data: Path, n_steps: int) -> float:
     dataset = cw.read_dataset(data)
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        length = (f"train.length={n_steps} steps", f"train.evaluate_every={n_steps} steps")
+        length = (f"train.length={n_steps} steps", "train.warmup=null", f"train.evaluate_every={n_steps} steps")
         cw.train(
             recipe, dataset.with_samples(dataset.with_split("train").samples), out=Path(folder) / "run", set=length
         )
