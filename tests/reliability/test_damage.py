@@ -13,7 +13,7 @@ from warm_process import MEMORY_BYTES, End, Warm, output_of
 FORMATS = (
     "coco", "predictions", "coco_results", "mask_folder", "class_masks", "rle_csv", "rle_csv_submission", "dsb2018_csv",
     "nuinsseg", "ctc", "voc", "inst_maps", "npy_stacks", "label_images", "label_folder", "xml_outlines", "imagej_roi",
-    "geojson", "labelme", "yolo_seg", "image_folder", "tile_job", "label_zarr",
+    "geojson", "labelme", "yolo_seg", "image_folder", "tile_job", "label_zarr", "cellpose",
 )  # fmt: skip
 IMAGES = ("tif", "compressed tif", "tif of several images", "png", "jpg", "bmp", "webp")
 OWN = (

@@ -91,7 +91,7 @@ GROUPS = {
             ),
             "import": (
                 "model_verbs:import_weights",
-                "Import weights from torchvision or Detectron2 as a model folder.",
+                "Import weights from torchvision, Detectron2, Cellpose or StarDist as a model folder.",
             ),
             "export": (
                 "model_verbs:export",
