@@ -10,7 +10,7 @@ from cellwright.api.export_parts import Exported, ExportModelPlan, model_output
 from cellwright.api.models import load_model
 from cellwright.api.predict import find_sources
 from cellwright.api.read import is_dataset, read_dataset
-from cellwright.core.errors import UsageError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.progress import SILENT, ProgressReporter
 from cellwright.core.table import Table
 from cellwright.core.text import count
@@ -70,7 +70,8 @@ def observed_ranges(
 ) -> dict[str, tuple[float, float]]:
     """The least and greatest number that each convolution of a U-Net gets while it predicts images.
 
-    Raises `UsageError` for another network, and the error of an image that cannot be read.
+    Raises `UsageError` for another network, `InputError` if all images are blank, and the error of an image that cannot
+    be read.
     """
     info = read_model_info(model)
     recipe = recipe_of(info, where=model_folder(model) / INFO)
@@ -84,4 +85,8 @@ def observed_ranges(
         if source.error is not None:
             raise source.error
         predictor.predict([read_and_choose(source.path, predictor, reading)[1]])
+    low, high = next(iter(network.observed.values()), (0.0, 0.0))  # what the network sees of the images
+    if low == high:
+        remedy = "name images like those of the training, in which there are objects"
+        raise InputError("nothing could be observed: the images are blank, or there are none", remedy=remedy)
     return network.observed

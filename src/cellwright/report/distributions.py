@@ -80,10 +80,10 @@ def _parts(path: Path, others: frozenset[str]) -> Iterator[Columns]:
         else path.open(newline="", encoding="utf-8") as file
     ):
         lines = csv.reader(file)
-        columns = next(lines, [])
+        columns, filled = next(lines, []), (row for row in lines if row)  # some programs add empty lines
         shown = {"class", *chosen_columns(columns)}
         wanted = [k for k, name in enumerate(columns) if name in shown]
-        while rows := list(islice(lines, TABLE_ROWS)):
+        while rows := list(islice(filled, TABLE_ROWS)):
             if short := [row for row in rows if len(row) != len(columns)]:
                 raise FormatError(
                     "a row of the table has another number of cells than its first row",

@@ -260,6 +260,9 @@ def test_a_model_is_prepared_and_predicts(tmp_path: Path, capsys: pytest.Capture
     assert "make a copy that is: cellwright model export" in said
     assert run("model", "export", unprepared, "--to", "int8", "--out", model) == 2
     assert "needs images" in capsys.readouterr().err
+    write_png(tmp_path / "blank" / "a.png", 0 * image.data)
+    assert run("model", "export", unprepared, "--to", "int8", "--data", tmp_path / "blank", "--out", model) == 2
+    assert "the images are blank" in capsys.readouterr().err
     assert run("model", "export", unprepared, "--to", "int8", "--data", images, "--out", model) == 0
     assert run("predict", images, "--model", model, *int8, "--out", out) == 0
     assert read_json(Path(out) / "predictions.json")["info"]["made_by"]["backend"] == "openvino-int8"

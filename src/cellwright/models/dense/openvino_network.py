@@ -15,6 +15,7 @@ Shape shorthand: B images, C channels, D maps of the target, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -102,7 +103,10 @@ class OpenVINONetwork(DensePrediction):
 class ObservedNetwork(OpenVINONetwork):
     """The network in float32, which remembers the ranges of the numbers that its layers get."""
 
-    observed: dict[str, tuple[float, float]]
+    @cached_property
+    def observed(self) -> dict[str, tuple[float, float]]:
+        """Least and greatest number in the input of each layer so far, by its name."""
+        return {}
 
     def compute(self, images: np.ndarray) -> np.ndarray:
         """See `DensePrediction`."""
@@ -117,7 +121,7 @@ class ObservedNetwork(OpenVINONetwork):
         graph = _Graph(self._unet, self._arrays)
         images = graph.images(self.in_channels)
         maps = graph.activated(graph.maps(images), self.target.channels, self.n_classes)
-        self.observed, self._names = {}, list(graph.inputs)
+        self._names = list(graph.inputs)
         axes = np.arange(4)
         ends = [end(x, axes) for x in graph.inputs.values() for end in (graph.op.reduce_min, graph.op.reduce_max)]
         return [maps, *ends], images
