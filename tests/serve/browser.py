@@ -91,8 +91,11 @@ class Visitor:
             self.page.wait_for_timeout(20)
 
     def saved(self) -> None:
-        """Wait until all edits are answered and drawn."""
-        self.until("!cellwrightPage.opening && !cellwrightPage.editor.pending && !cellwrightPage.viewer.dirty")
+        """Wait until all edits are answered and drawn, and the labels are here that a click needs."""
+        self.until(
+            "!cellwrightPage.opening && !cellwrightPage.editor.pending && !cellwrightPage.viewer.dirty"
+            " && !cellwrightPage.viewer.tiles?.waiting.size && !cellwrightPage.viewer.tiles?.queue.length"
+        )
 
     def drop(self, paths: Sequence[Path]) -> None:
         """Drop files or folders onto the page, as they come from the desktop."""

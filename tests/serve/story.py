@@ -250,6 +250,7 @@ def add_class(visitor: Visitor) -> None:
     visitor.press("v")
     row = visitor.objects()[0]
     visitor.click(middle(visitor.labels(), row["id"]))
+    visitor.look("cellwrightPage.reload()")  # as the end of a job does, whenever it comes: the selection stays
     visitor.page.select_option("#tool-bar select", "add")
     visitor.page.keyboard.type("mitotic")
     visitor.page.keyboard.press("Enter")

@@ -125,7 +125,7 @@ export class LabelTiles {
     }
   }
 
-  /** The id at a full pixel, from the finest tile that is here; 0 outside and where nothing is here. */
+  /** The id at a full pixel, from the finest tile that is here; 0 outside and where nothing, or only older ids, are here. */
   at(y, x, finest = 0) {
     for (let level = finest; level < this.levels.length; level++) {
       const { scale, hw } = this.levels[level];
@@ -135,6 +135,7 @@ export class LabelTiles {
       const row = Math.floor(r / this.tilePx),
         column = Math.floor(c / this.tilePx);
       const tile = this.tiles.get(this.key(level, row, column));
+      if (tile?.stale) return 0;
       if (tile) return tile.data[(r - row * this.tilePx) * tile.columns + c - column * this.tilePx] ?? 0;
     }
     return 0;

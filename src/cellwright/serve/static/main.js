@@ -171,17 +171,19 @@ class Page extends EventTarget {
     this.viewer.request();
   }
 
-  /** Fetch the objects and labels of the open image anew. */
+  /** Fetch the objects and labels of the open image anew, unless what is here is as new: a selection then stays. */
   async reload() {
     if (!this.info) return;
     const id = this.info.id,
       [info, table] = await Promise.all([get(`/api/images/${id}`), get(`/api/images/${id}/objects`)]);
     if (this.info.id !== id) return;
-    this.editor.rev = table.rev;
-    this.readState(info);
-    this.objects.load(table);
-    this.viewer.tiles?.stale(null, table.rev);
-    this.viewer.invalidate();
+    if (table.rev > this.editor.rev) {
+      this.editor.rev = table.rev;
+      this.readState(info);
+      this.objects.load(table);
+      this.viewer.tiles?.stale(null, table.rev);
+      this.viewer.invalidate();
+    }
     await this.editor.loadHistory();
   }
 
