@@ -42,6 +42,7 @@ PUBLIC = [
     "WriteOptions",
     "evaluate",
     "fuse",
+    "join_planes",
     "keep_freed_memory",
     "load_model",
     "measure",

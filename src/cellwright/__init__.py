@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cellwright.api.evaluate import evaluate
     from cellwright.api.fuse import fuse
+    from cellwright.api.join_planes import join_planes
     from cellwright.api.measure import measure
     from cellwright.api.models import Model, load_model
     from cellwright.api.plan_recipe import PlannedRecipe, plan
@@ -81,6 +82,7 @@ __all__ = [
     "WriteOptions",
     "evaluate",
     "fuse",
+    "join_planes",
     "keep_freed_memory",
     "load_model",
     "measure",
@@ -127,6 +129,7 @@ _HOMES = {
     "WriteOptions": "data.formats.contract",
     "evaluate": "api.evaluate",
     "fuse": "api.fuse",
+    "join_planes": "api.join_planes",
     "keep_freed_memory": "core.memory",
     "load_model": "api.models",
     "measure": "api.measure",

@@ -40,7 +40,7 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size", "level"], "open_image"),
-        **dict.fromkeys(["sources", "split", "save", "fail_fast", "no_candidates"], "for one image"),
+        **dict.fromkeys(["sources", "split", "save", "fail_fast", "no_candidates", "stitch"], "for one image"),
         **dict.fromkeys(["device", "backend"], LOADED),
     },
     "Model.predict": {
@@ -50,6 +50,7 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["model", "device", "backend"], LOADED),
         **dict.fromkeys(["fuse", "weights"], "predict with each model, then fuse"),
         "ring": "measure(cells, image, ring=...)",
+        "stitch": "join_planes",
         **dict.fromkeys(["smooth", "fill_holes", "expand"], "methods of Instances; Model.with_options"),
         "pruned_to": "Model.with_options",
         "no_candidates": "the result has none",

@@ -38,6 +38,6 @@ def _looks_stained(sample: Sample, reading: Reading) -> bool | None:
     if sample.image_path is None:
         return None
     try:
-        return is_stained(reading.chosen(sample.image_path))
+        return is_stained(reading.of(sample).chosen(sample.image_path))
     except CellwrightError:
         return None  # whoever reads it for its pixels says why

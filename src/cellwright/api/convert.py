@@ -196,9 +196,9 @@ def _with_reading(dataset: Dataset, reading: Reading) -> Dataset:
     """The dataset that records the choice, which is tried on its first image."""
     dataset = reading.recorded_in(dataset)
     reading = Reading.recorded(dataset.info)
-    first = next((sample.image_path for sample in dataset if sample.image_path is not None), None)
-    if first is not None:
-        reading.check(first)
+    first = next((sample for sample in dataset if sample.image_path is not None), None)
+    if first is not None and first.image_path is not None:
+        reading.of(first).check(first.image_path)
     return dataset
 
 

@@ -84,7 +84,7 @@ def observed_ranges(
     for source in screen.track(sources, "observe", len(sources)):
         if source.error is not None:
             raise source.error
-        predictor.predict([read_and_choose(source.path, predictor, reading)[1]])
+        predictor.predict([read_and_choose(source, predictor, reading)[1]])
     low, high = next(iter(network.observed.values()), (0.0, 0.0))  # what the network sees of the images
     if low == high:
         remedy = "name images like those of the training, in which there are objects"

@@ -28,7 +28,7 @@ from cellwright.core.text import count
 from cellwright.core.versions import versions
 from cellwright.data.formats.contract import DEFAULT_CLASS, Prefer
 from cellwright.data.formats.predictions import SEEN, images_in_conflict
-from cellwright.data.images.read import read_image
+from cellwright.data.images.reading import Reading
 from cellwright.data.merge import class_advice
 from cellwright.evaluation.pairing import partners, score_threshold_of, shown_ids, with_class_names, without_classes
 from cellwright.prediction.folder import FolderReport, PredictionFolder
@@ -507,7 +507,15 @@ def _score_notes(names: Sequence[str], datasets: Sequence[Dataset]) -> tuple[str
 def _job(plan: FusePlan, members: Members, threshold: ScoreThreshold) -> Job:
     settings = {"members": list(members.names), **plan.options.as_values(len(members.names))}
     sources = [
-        Source(image.id, image.image_path or Path("no image", image.id), image.image_id, image.group, image.split)
+        Source(
+            image.id,
+            image.image_path or Path("no image", image.id),
+            image.image_id,
+            image.group,
+            image.split,
+            z=image.z,
+            t=image.t,
+        )
         for image in members.images
     ]
     return Job(
@@ -539,7 +547,7 @@ def _image_to_draw_on(sample: Sample) -> tuple[Image, bool]:
     if sample.image_path is None:
         return black, True
     try:
-        image = read_image(sample.image_path)
+        image = Reading().of(sample).read(sample.image_path)
     except (InputError, UsageError):
         return black, True
     return (image, False) if image.image_hw == tuple(sample.image_hw) else (black, True)

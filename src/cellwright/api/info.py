@@ -65,29 +65,30 @@ def _of_image(path: Path, reading: Reading, screen: ProgressReporter) -> Table:
     source = reading.open(path)
     for line in summarise(source.notes):
         screen.note(line)
-    return Table(path.name, ("what", "value"), [*describe_rows(source), _brightest([path], reading)])
+    return Table(path.name, ("what", "value"), [*describe_rows(source), _brightest([(path, reading)])])
 
 
 def _of_images(dataset: Dataset) -> list[tuple[str, str]]:
     """The channels of the first image, those that are used, and the values of a few images."""
     from cellwright.data.images.channels import numbered
 
-    reading, paths = Reading.recorded(dataset.info), [s.image_path for s in dataset if s.image_path is not None]
-    if not paths:
+    recorded = Reading.recorded(dataset.info)
+    images = [(s.image_path, recorded.of(s)) for s in dataset if s.image_path is not None]
+    if not images:
         return []
-    rows = []
-    channels = [name for name in reading.open(paths[0]).channels if name != "A"]
+    rows, (first, reading) = [], images[0]
+    channels = [name for name in reading.open(first).channels if name != "A"]
     if len(channels) > 1:
         rows.append(("channels", numbered(channels)))
     if reading.channels:
-        rows.append(("channel used", ", ".join(reading.open(paths[0], chosen=True).channels)))
-    return [*rows, _brightest(paths[:: max(len(paths) // SAMPLED, 1)][:SAMPLED], reading)]
+        rows.append(("channel used", ", ".join(reading.open(first, chosen=True).channels)))
+    return [*rows, _brightest(images[:: max(len(images) // SAMPLED, 1)][:SAMPLED])]
 
 
-def _brightest(paths: Sequence[Path], reading: Reading) -> tuple[str, str]:
+def _brightest(images: Sequence[tuple[Path, Reading]]) -> tuple[str, str]:
     from cellwright.data.value_range import ImageValues, depth_of
 
-    values = [ImageValues.of(_overview(reading.open(path, chosen=True)).without_alpha()) for path in paths]
+    values = [ImageValues.of(_overview(reading.open(path, chosen=True)).without_alpha()) for path, reading in images]
     bright = [image.bright for image in values]
     depth = depth_of(values)
     range_ = "" if depth is None else f", of 0 to {depth:g}"

@@ -192,7 +192,8 @@ def _measure_of(
     if sample.image_path is None:
         given["pixel_size_um"] = size = size or sample.pixel_size_um
         return lambda cells, ring: measure_instances(cells, ring_px=ring, **given), size
-    reading = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series).over(Reading.recorded(dataset.info))
+    chosen = Reading(plan.channel, z=plan.z, t=plan.t, series=plan.series)
+    reading = chosen.over(Reading.recorded(dataset.info)).of(sample)
     if math.prod(sample.image_hw) > LARGE_PX:
         source = reading.open(sample.image_path, chosen=bool(plan.channel))
         return lambda cells, ring: measure_in_parts(cells, source, ring_px=ring, **given), size or source.pixel_size_um

@@ -35,7 +35,7 @@ from cellwright.api.predict_tiles import (
     whole_bytes,
 )
 from cellwright.api.read import is_dataset, of_split, read_dataset
-from cellwright.api.shared_options import PART, Planes, Series, TimePoint
+from cellwright.api.shared_options import PART, EachPlane, EachTime, Series
 from cellwright.config import recipe as recipes
 from cellwright.core.dataset import Dataset
 from cellwright.core.distance import Distance
@@ -58,12 +58,15 @@ from cellwright.prediction.folder import FolderReport, PredictionFolder
 from cellwright.prediction.fusion import FusionOptions, Method
 from cellwright.prediction.image_writer import Pictures
 from cellwright.prediction.job import FAILURES, MADE_BY, PREDICTIONS, SAVES, SUMMARY, Job, Save, group_failures
+from cellwright.prediction.linking import check_iou
 from cellwright.prediction.predictor import SegmenterPredictor
 from cellwright.prediction.run_folder import Opened, predict_into, predict_shard
 from cellwright.prediction.runners import Running
 from cellwright.prediction.sources import (
     Source,
+    Stack,
     check_choices,
+    each_plane,
     naming_notes,
     read_and_choose,
     sources_of_dataset,
@@ -118,8 +121,11 @@ class PredictPlan:
     precision needs them."""
     ring: Annotated[int | None, Parameter(group=OBJECTS)] = None
     """Measure the background of each channel in a ring of this width around each object, pixels."""
-    z: Planes = None
-    t: TimePoint = None
+    z: EachPlane = None
+    t: EachTime = None
+    stitch: Annotated[float | None, Parameter(group=PART)] = None
+    """Join objects of consecutive planes, and link those of consecutive time points, from this overlap (IoU) on, such
+    as 0.25: one number through the stack (x_masks.tif, x_objects.csv), and tracks (x_tracks.csv, x_ctc)."""
     series: Series = None
     pixel_size: Annotated[tuple[float, ...] | None, Parameter(group=PART)] = None
     """Microns per pixel of the full size, one number or y,x (default: as the file says)."""
@@ -178,6 +184,7 @@ def run(
     sources, recorded = find_sources(plan.sources, plan.split)
     part = {"z": plan.z, "t": plan.t, "series": plan.series, "pixel_size": plan.pixel_size, "level": plan.level}
     reading = Reading(plan.channel, **part).over(recorded)
+    sources, stacks = _planes_to_predict(sources, reading, plan.stitch)
     if (large := _large(plan, sources, reading, model, members)) is not None:
         source, request, why = large
         given = {"save": plan.save != SAVES, "fail_fast": plan.fail_fast, "no_candidates": plan.no_candidates}
@@ -188,7 +195,7 @@ def run(
             source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
         )
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
-    job = _with_options(job, model, plan.ring, plan.split)
+    job = _with_options(job, model, plan.ring, plan.split, (stacks, plan.stitch))
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     running = Running(plan.workers, plan.dask, shard_of(plan.shard))
     if plan.shard is not None:
@@ -203,7 +210,7 @@ def run(
         joins=plan.shard is not None,
     )
     folder = open_folder()
-    notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)])
+    notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)]) + stacks_found(stacks, plan.stitch)
     notes += model_notes(model, members, plan.views)
     if folder.is_new:
         check_choices(sources, model.predictor, reading)
@@ -274,7 +281,7 @@ def _large(
     is_shared = running != Running() and can_tile(model) and plan.expand is None
     if core_px is None and not asked and not is_shared:
         try:
-            source = reading.open(sources[0].path)
+            source = reading.of(sources[0]).open(sources[0].path)
         except (InputError, UsageError):
             return None  # it fails like any other image
         if not can_tile(model):
@@ -287,7 +294,7 @@ def _large(
         identity_of(members),
         plan.device,
         plan.channel,
-        reading.to_dict(),
+        reading.of(sources[0]).to_dict(),
         core_px,
         roi_words(plan.roi),
         plan.tissue,
@@ -295,7 +302,7 @@ def _large(
         plan.labels,
         running,
     )
-    path = sources[0].path
+    path, reading = sources[0].path, reading.of(sources[0])
     return reading.open(path if plan.dask is None else path.resolve()), request, why
 
 
@@ -306,7 +313,7 @@ def check_expand(sources: Sequence[Source], model: Model, reading: Reading) -> N
     first: InputError | None = None
     for source in sources:
         try:
-            image = reading.open(source.path) if source.error is None else None
+            image = reading.of(source).open(source.path) if source.error is None else None
         except (InputError, UsageError):
             continue  # it fails by itself
         if image is None:
@@ -337,6 +344,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
     split: str | None = None,
     channel: ChannelChoice | None = None,
     reading: Reading | None = None,
+    stitch: float | None = None,
     save: Sequence[Save] = SAVES,
     ring: int | None = None,
     overwrite: bool = False,
@@ -360,7 +368,10 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         channel: name or index of the channel to use, where there are several ("DAPI|Hoechst": the first that exists),
             or a list for models that take several. None: as the dataset or the model records, or what leaves no doubt.
             All channels are measured.
-        reading: plane, time point and image of each file, and the pixel size.
+        reading: plane, time point and image of each file, and the pixel size. ``Reading(z="all")`` or
+            ``Reading(t="all")`` predict each plane or time point as an image.
+        stitch: join the objects of consecutive planes, and link those of consecutive time points, from this overlap
+            (IoU) on: one number through the stack, and tracks (see `join_planes`). None: they are not joined.
         save: files per image: "masks" (label image), "overlay" (picture), "geojson" (QuPath), "rois" (ImageJ) and
             "measurements" (CSV).
         ring: measure the background of each channel in a ring of this width around each object, pixels.
@@ -403,11 +414,12 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         paths = [images] if isinstance(images, str | Path) else images
         sources, recorded = find_sources([Path(path) for path in paths], split)
     reading = Reading(channel).over(reading or Reading()).over(recorded)
+    sources, stacks = _planes_to_predict(sources, reading, stitch)
     if reading.level is not None:
         got, remedy = f"level {reading.level} in `reading`", "use predict_tiles, or predict arrays"
         raise UsageError("a level of a pyramid is predicted tile by tile", got=got, remedy=remedy)
     job = _job(model, sources, tuple(save), reading, recipe_yaml(members, fusion), members)
-    job = _with_options(job, model, ring, split)
+    job = _with_options(job, model, ring, split, (stacks, stitch))
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     if folder.is_new:
@@ -487,10 +499,46 @@ def _job(
     )
 
 
-def _with_options(job: Job, model: Model, ring: int | None, split: str | None) -> Job:
-    """The job with further options, and the record of how it is made."""
+def _with_options(
+    job: Job,
+    model: Model,
+    ring: int | None,
+    split: str | None,
+    stacks: tuple[Sequence[Stack], float | None] = ((), None),
+) -> Job:
+    """The job with further options, and the record of how it is made. stacks: and the overlap that joins them."""
     options = {**job.reading, "save": None if job.save == SAVES else list(job.save), "ring": ring, "split": split}
-    return dataclasses.replace(job, ring_px=ring, info={**job.info, MADE_BY: made_by(model, options)})
+    info = {**job.info, MADE_BY: made_by(model, options | {"stitch": stacks[1]})}
+    return dataclasses.replace(job, ring_px=ring, info=info, stacks=tuple(stacks[0]), stitch=stacks[1])
+
+
+def _planes_to_predict(
+    sources: Sequence[Source], reading: Reading, stitch: float | None
+) -> tuple[list[Source], list[Stack]]:
+    """The sources with each plane and time point as one, and the stacks that they are from."""
+    if stitch is not None:
+        check_iou(stitch)
+        if not reading.takes_each:
+            got, expected = f"`stitch={stitch:g}`", '`z="all"`, `t="all"`, or both'
+            remedy = "predict each plane or time point, or omit `stitch`"
+            raise UsageError("there are no planes to join", got=got, expected=expected, remedy=remedy)
+    return each_plane(sources, reading)
+
+
+def stacks_found(stacks: Sequence[Stack], stitch: float | None) -> list[str]:
+    """What is predicted of stacks, and that their planes are not joined."""
+    if not stacks:
+        return []
+    sizes = [
+        " x ".join(count(len(axis), noun) for axis, noun in ((one.t, "time point"), (one.z, "plane")) if axis)
+        for one in stacks
+    ]
+    shown = list(dict.fromkeys(sizes))
+    text = f"{count(len(stacks), 'stack')} of {', '.join(shown[:3])}{', ...' if shown[3:] else ''}"
+    how = "; objects are joined from one to the next by overlap alone"
+    if stitch is None:
+        how = "; objects are not joined from one to the next (`stitch` joins them by overlap)"
+    return [f"{text}, each predicted as an image{how}"]
 
 
 def _passed_over(paths: Sequence[Path]) -> list[Note]:
@@ -536,6 +584,7 @@ def pictures(class_names: Sequence[str]) -> Pictures:
     from cellwright.report.colours import class_styles
     from cellwright.report.draw import contact_sheet, draw_overlay, draw_picture
     from cellwright.report.plate import draw_counts, draw_plate
+    from cellwright.report.stack_picture import draw_stack
 
     def overlay(image: Image, instances: Instances, cells: Instances | None) -> np.ndarray:
         caption = "" if image.path is None else Path(image.path).name
@@ -550,7 +599,13 @@ def pictures(class_names: Sequence[str]) -> Pictures:
         return contact_sheet(tiles, title=title, styles=styles)
 
     return Pictures(
-        overlay=overlay, thumbnail=thumbnail, sheet=sheet, plate=draw_plate, counts=draw_counts, report=_report
+        overlay=overlay,
+        thumbnail=thumbnail,
+        sheet=sheet,
+        plate=draw_plate,
+        counts=draw_counts,
+        report=_report,
+        stack=draw_stack,
     )
 
 

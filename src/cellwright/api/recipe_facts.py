@@ -243,7 +243,9 @@ def read_sample(sample: Sample, reading: Reading) -> Image:
     if sample.image_path is None:
         remedy = "use the dataset itself, not a file of results"
         raise InputError("this sample has no image to train on", where=sample.id, remedy=remedy)
-    return choose_channels(reading.read(sample.image_path), reading.channels, max(len(reading.channels), len(RGB)))
+    return choose_channels(
+        reading.of(sample).read(sample.image_path), reading.channels, max(len(reading.channels), len(RGB))
+    )
 
 
 def _check_channels(channels: dict[tuple[str, ...], Sample]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Protocol, TypeAlias
 from cyclopts import Group, Parameter
 
 from cellwright.data.images.reading import Reading
-from cellwright.data.images.tiff import Plane
+from cellwright.data.images.tiff import AnyPlane, AnyTime, Plane
 
 PART = Group("Which part of each file", sort_key=1)
 
@@ -25,6 +25,22 @@ Planes: TypeAlias = Annotated[
     Plane | None, Parameter(group=PART, help="Plane of a stack, counted from 0, or max or mean of all planes.")
 ]
 TimePoint: TypeAlias = Annotated[int | None, Parameter(group=PART, help="Time point, counted from 0.")]
+EachPlane: TypeAlias = Annotated[
+    AnyPlane | None,
+    Parameter(
+        group=PART,
+        help="Plane of a stack, counted from 0; max or mean of all planes; or all: each plane is predicted as an image "
+        "(stitch joins their objects).",
+    ),
+]
+EachTime: TypeAlias = Annotated[
+    AnyTime | None,
+    Parameter(
+        group=PART,
+        help="Time point, counted from 0; or all: each is predicted as an image (stitch links their objects to "
+        "tracks).",
+    ),
+]
 Series: TypeAlias = Annotated[
     str | None, Parameter(group=PART, help="Number or name of one image in a file of several.")
 ]

@@ -117,7 +117,8 @@ def _region_picture(plan: ShowPlan, dataset: Dataset) -> np.ndarray:
     window = Window(y0, x0, min(y0 + h, height), min(x0 + w, width))
     if min(window.hw) <= 0:
         raise UsageError("`roi` lies outside the image", got=f"{y0},{x0},{h},{w}", expected=f"{height} x {width} px")
-    image = Reading.recorded(dataset.info).open(_image_path(sample, dataset), chosen=True).read(y0, x0, *window.hw)
+    reading = Reading.recorded(dataset.info).of(sample)
+    image = reading.open(_image_path(sample, dataset), chosen=True).read(y0, x0, *window.hw)
     cells = sample.read_instances()
     masks = cells.masks.window(*window)
     inside = masks.areas > 0
@@ -165,7 +166,7 @@ def _image_sheet(plan: ShowPlan, dataset: Dataset, screen: ProgressReporter) -> 
         sample = dataset[k]
         cells = sample.read_instances()
         scale = min(TILE_PX / max(sample.image_hw), 1.0)
-        image = Reading.recorded(dataset.info).chosen(_image_path(sample, dataset))
+        image = Reading.recorded(dataset.info).of(sample).chosen(_image_path(sample, dataset))
         colours |= dict.fromkeys(channel_colours(image))
         # A line of one pixel would vanish when a large image shrinks to a tile.
         outline_px = max(round(1.5 / scale), 1)

@@ -32,6 +32,7 @@ class Sample:
     group: samples with the same group are always placed in the same split.
     pixel_size_um: (y, x) in microns, or None if unknown.
     source: the dataset or format that the sample comes from.
+    z, t: the plane and the time point of ``image_path`` that this image is, where each is an image by itself.
     pixels: reads the pixels (H, W, C) of an image that is not a file of its own; None otherwise. When the dataset is
         written, the image is written with it.
 
@@ -53,6 +54,8 @@ class Sample:
     pixel_size_um: tuple[float, float] | None = None
     source: str = ""
     pixels: Callable[[], np.ndarray] | None = None
+    z: int | None = None
+    t: int | None = None
 
     def read_instances(self) -> Instances:
         """Read and decode the objects; nothing is cached."""

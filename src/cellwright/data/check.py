@@ -102,7 +102,7 @@ def _check_image(
         )
         return
     try:
-        image = Reading.recorded(dataset.info).chosen(sample.image_path)
+        image = Reading.recorded(dataset.info).of(sample).chosen(sample.image_path)
     except CellwrightError as error:
         yield _from_error(error, sample, root)
         return

@@ -62,7 +62,7 @@ def decode_sample(
             where=sample.id,
             remedy="use the dataset itself, not a file of results",
         )
-    image = choose_channels(reading.read(sample.image_path), input_config.channel, input_config.channels)
+    image = choose_channels(reading.of(sample).read(sample.image_path), input_config.channel, input_config.channels)
     instances = sample.read_instances()
     if instances.image_hw != image.image_hw:
         raise InputError(

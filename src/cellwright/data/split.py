@@ -220,7 +220,7 @@ def group_alike(dataset: Dataset, track: Track = no_progress) -> Dataset:
         if sample.image_path is None:
             remedy = "use the dataset with its images, or set the groups by `group`, a pattern for sample ids"
             raise UsageError("a sample has no image to compare", where=sample.id, remedy=remedy)
-        image = reading.chosen(sample.image_path)
+        image = reading.of(sample).chosen(sample.image_path)
         features = _appearance(image)
         of_size.setdefault((*image.image_hw, len(features)), {})[k] = features
     samples, n_groups = list(dataset), 0

@@ -48,21 +48,21 @@ def survey_images(samples: Sequence[Sample], config: InputConfig, reading: Readi
 
     reading: the plane, time point and image of each file; the channels are those of ``config.channel``.
     """
-    paths = [(one.image_path, one.id, one.pixel_size_um) for one in samples if one.image_path is not None]
+    paths = [(one.image_path, one) for one in samples if one.image_path is not None]
     picked = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), MAX_IMAGES)).astype(int)).tolist()
     seen: dict[tuple[str, ...], None] = {}
     values, notes, sizes = [], [], []
     trained: tuple[str, ...] = ()
     for round_of in (picked, sorted(set(range(len(paths))) - set(picked))[: MAX_DEEP_IMAGES - len(picked)]):
         for k in round_of:
-            path, name, size = paths[k]
-            image = choose_channels(reading.read(path), config.channel, config.channels, trained=trained)
+            path, sample = paths[k]
+            image = choose_channels(reading.of(sample).read(path), config.channel, config.channels, trained=trained)
             image = image.without_alpha()
             values.append(ImageValues.of(image))
-            sizes.append(image.pixel_size_um or size)
+            sizes.append(image.pixel_size_um or sample.pixel_size_um)
             # A channel that is found by the name of the one that was assumed is no second assumption.
             assumed = [note for note in image.notes if note.kind != TRAINED_ON or image.n_channels > 1]
-            notes += [dataclasses.replace(note, where=name) for note in assumed]
+            notes += [dataclasses.replace(note, where=sample.id) for note in assumed]
             seen.setdefault(image.channels)
             # Images that are neither grey nor RGB have the same channels, in the same order, as the first of them.
             trained = trained or (() if _is_plain(image) else image.channels)

@@ -134,7 +134,7 @@ def _image_of(sample: Sample, image_hw: tuple[int, int], reading: Reading) -> Im
     if sample.image_path is None:
         return None
     try:
-        image = reading.chosen(sample.image_path)
+        image = reading.of(sample).chosen(sample.image_path)
     except CellwrightError:
         return None
     return image if image.image_hw == image_hw else None

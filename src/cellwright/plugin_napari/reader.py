@@ -66,7 +66,7 @@ def _sample_layers(sample: Sample, dataset: Dataset, *, visible: bool) -> list[L
     layers: list[LayerData] = []
     size_um = sample.pixel_size_um
     if sample.image_path is not None and math.prod(sample.image_hw) <= LARGE_PX:
-        image = Reading.recorded(dataset.info).read(sample.image_path)
+        image = Reading.recorded(dataset.info).of(sample).read(sample.image_path)
         size_um = image.pixel_size_um
         layers = image_layers(image, sample.id, visible=visible)
     elif sample.image_path is not None:

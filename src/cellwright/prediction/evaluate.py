@@ -88,7 +88,7 @@ def predict_images(
 def _predict(predictor: FilteredPredictor, source: Source, reading: Reading) -> Prediction:
     if source.error is not None:
         raise source.error
-    _, seen = read_and_choose(source.path, predictor, reading)
+    _, seen = read_and_choose(source, predictor, reading)
     (prediction,) = predictor.predict([seen])
     notes = [dataclasses.replace(note, where=source.id) for note in (*seen.notes, *prediction.notes)]
     return dataclasses.replace(prediction, notes=tuple(notes))
@@ -128,7 +128,7 @@ def _network_candidates(images: PairedImages, predictor: FilteredPredictor, read
     if not len(lost):
         return no_candidates(truth.image_hw)
     assert sample.image_path is not None, "it was predicted on"
-    image = seen_by(predictor, reading.read(sample.image_path), reading.channel)
+    image = seen_by(predictor, reading.of(sample).read(sample.image_path), reading.channel)
     return _with_options(predictor.explain(image, lost.masks.boxes), predictor)
 
 

@@ -5,6 +5,7 @@
     recipe.yaml        the resolved recipe     contact_sheet.png  up to 24 images with their objects, evenly chosen
     measurements.csv   all objects             counts.png         the number of objects in each image
     measurements.parquet   the same, of several images, where pyarrow is installed
+    stacks.csv         one row per stack whose planes were joined (see `prediction.stacks`, also for its other files)
     wells.csv          one row per well        plate.png          one image per well; both if image names contain wells
     report.html        all of this on one page
     <image id>...      files per image: see `ENDINGS`
@@ -38,6 +39,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.notes import Note, summarise
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.result_folders import REPORT
+from cellwright.core.scores import reaches_threshold
 from cellwright.core.table import frame_csv, rows_csv
 from cellwright.core.text import count, listed
 from cellwright.data.formats import FORMATS
@@ -63,8 +65,17 @@ from cellwright.prediction.job import (
     SeeImage,
 )
 from cellwright.prediction.ledger import ABOUT_ALL, Done, Ledger
-from cellwright.prediction.pooled_table import NO_PARQUET, can_write_parquet, pool_tables, write_parquet
+from cellwright.prediction.pooled_table import NO_PARQUET, PlaneOf, can_write_parquet, pool_tables, write_parquet
 from cellwright.prediction.record import Prediction
+from cellwright.prediction.stacks import (
+    STACK_COLUMNS,
+    STACKS,
+    StackReport,
+    not_joined,
+    stack_files,
+    stack_notes,
+    write_stack,
+)
 from cellwright.prediction.summaries import (
     Well,
     caption,
@@ -157,7 +168,9 @@ class PredictionFolder:
         self._output = OutputFolder(out, verb, same=("predict", "fuse"), earlier=earlier_claim)
         self._failures: dict[str, CellwrightError] = {}
         ids = [source.id for source in job.sources]
-        self._wells = wells_of(ids)
+        in_stack = {source: stack.id for stack in job.stacks for row in stack.numbers for source in row}
+        self._wells = wells_of([in_stack.get(k, name) for k, name in enumerate(ids)])
+        self._stack_reports: list[StackReport] = []
         self._on_sheet = set(evenly_chosen(len(ids), SHEET_TILES))
         # The first image of each well is on the picture of its plate.
         self._on_plate = set({well: k for k, well in reversed([*enumerate(self._wells or ())])}.values())
@@ -304,7 +317,13 @@ class PredictionFolder:
             n_resumed=self._n_resumed,
             n_objects=sum(row["objects"] for row in rows),
             failures=tuple(self._failures.items()),
-            notes=(*notes_of(rows), *self._well_notes(), *self._table_notes(), *summarise(notes, details=SUMMARY)),
+            notes=(
+                *notes_of(rows),
+                *stack_notes(self._stack_reports, self.job.stacks),
+                *self._well_notes(),
+                *self._table_notes(),
+                *summarise(notes, details=SUMMARY),
+            ),
         )
 
     def _remove_unfinished(self) -> None:
@@ -324,14 +343,21 @@ class PredictionFolder:
         possible = {PREDICTIONS, SUMMARY, FAILURES, RECIPE, CONTACT_SHEET, MEASUREMENTS, WELLS, COUNTS, REPORT}
         possible.add(MEASUREMENTS_PARQUET)
         possible |= {self._plate_name(well.plate) for well in self._wells or ()}
+        if self.job.stitch is not None:
+            possible |= {STACKS, *(name for stack in self.job.stacks for name in stack_files(stack))}
         known = set() if resume is None else {*resume.files}
         check_foreign(self._output, root, sorted(possible), known, self._ledger)
         columns = list(summary_row("", Prediction.of(Instances.empty((1, 1), scored=True)), names))
+        if self.job.stacks:
+            columns[1:1] = ["t", "z"]
+            sources = [self.job.sources[index] for index in done]
+            rows = [{"t": one.t, "z": one.z, **row} for one, row in zip(sources, rows, strict=True)]
         failures = [_failure_row(name, error) for name, error in self._failures.items()]
         with self.place().while_it_stays(possible), self._ledger.staging(ABOUT_ALL) as staging:
             write_text(staging / RECIPE, self.job.recipe_yaml)
             write_text(staging / SUMMARY, _csv(columns, rows))
             write_text(staging / FAILURES, _csv(["image", "problem", "where", "got", "fix"], failures))
+            self._write_stacks(staging, dict(zip(done, records, strict=True)))
             self._write_overview(staging, done, rows)
             self._write_predictions(staging, records)
             write_text(staging / REPORT, self.pictures.report(root, staging))
@@ -341,15 +367,41 @@ class PredictionFolder:
             remove_ours(root, name)
         return sorted(written)
 
+    def _write_stacks(self, root: Path, records: Mapping[int, _Record]) -> None:
+        """Join the planes of stacks. records: of the sources with a result, by number."""
+        job, iou = self.job, self.job.stitch
+        if iou is None or not job.stacks:
+            return
+
+        def read(number: int) -> Instances:
+            candidates = records[number].sample.read_instances()
+            return candidates[reaches_threshold(candidates.scores, candidates.class_ids, job.options.score_threshold)]
+
+        reports = []
+        for stack in job.stacks:
+            sources = [number for row in stack.numbers for number in row]
+            n_failed = sum(number not in records for number in sources)
+            if n_failed:
+                reports.append(not_joined(stack, iou, n_failed))
+                continue
+            pixel_size = records[sources[0]].sample.pixel_size_um
+            named = {"class_names": job.class_names, "pixel_size_um": pixel_size, "draw": self.pictures.stack}
+            reports.append(write_stack(root, stack, read, iou, **named))
+        self._stack_reports = reports
+        write_text(root / STACKS, _csv(STACK_COLUMNS, [report.row for report in reports]))
+
     def _write_predictions(self, root: Path, records: Sequence[_Record]) -> None:
         sources, names, threshold = self.job.sources, self.job.class_names, self.job.options.score_threshold
         numbers = {source.id: k + 1 if source.image_id is None else source.image_id for k, source in enumerate(sources)}
         paths = {source.id: source.path for source in sources}
+        planes = {source.id: (source.z, source.t) for source in sources}
         samples = tuple(
             replace(
                 sample,
                 image_id=numbers[sample.id],
                 image_path=paths[sample.id] if paths[sample.id].exists() else None,  # fused predictions may have none
+                z=planes[sample.id][0],
+                t=planes[sample.id][1],
             )
             for sample in (record.sample for record in records)
         )
@@ -393,7 +445,7 @@ class PredictionFolder:
         names, pooled = self.job.class_names, None
         if "measurements" in self.job.save:
             pooled = root / MEASUREMENTS
-            pool_tables([self._path(index, "measurements") for index in done], pooled)
+            pool_tables([self._path(index, "measurements") for index in done], pooled, self._planes_of(done))
             if self._has_parquet and can_write_parquet():
                 write_parquet(pooled, root / MEASUREMENTS_PARQUET)
         if len(rows) > 1:
@@ -405,6 +457,15 @@ class PredictionFolder:
             well_rows = well_table(wells, rows, pooled)
             write_text(root / WELLS, frame_csv(well_rows, float_format="%.7g"))
             self._write_plates(root, done, rows, wells)
+
+    def _planes_of(self, done: Sequence[int]) -> list[PlaneOf] | None:
+        """The plane of each source that is done, and its objects in its stack; None if there are no stacks."""
+        if not self.job.stacks:
+            return None
+        joined = {index: labels for report in self._stack_reports for index, labels in report.objects.items()}
+        sources = ((index, self.job.sources[index]) for index in done)
+        numbered = self.job.stitch is not None
+        return [PlaneOf(one.t, one.z, joined.get(index, {}) if numbered else None) for index, one in sources]
 
     def _write_plates(
         self, root: Path, done: Sequence[int], rows: Sequence[Mapping[str, Any]], wells: Sequence[Well]

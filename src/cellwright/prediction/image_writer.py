@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,6 +43,7 @@ class Pictures:
     objects, with lines that remain visible when the picture is reduced -> uint8 RGB. sheet: tiles (caption, RGB) and a
     title -> uint8 RGB. plate: (row, column) -> tile, and a title -> uint8 RGB. counts: names of images, objects by
     class (N, K), class names -> uint8 RGB. report: the folder, and where its files about all images are -> report.html.
+    stack: label images (caption, (H, W)) of planes, and a title -> uint8 RGB; None: there is no such picture.
     """
 
     overlay: Callable[[Image, Instances, Instances | None], np.ndarray]
@@ -51,6 +52,7 @@ class Pictures:
     plate: Callable[[Mapping[tuple[int, int], tuple[str, np.ndarray]], str], np.ndarray]
     counts: Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
     report: Callable[[Path, Path], str]
+    stack: Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ class UnderWay:
 
 @dataclass(frozen=True)
 class ImageWriter:
-    """Writes single images of a job."""
+    """Writes single images of a job. known: files of stacks, as they were when their first plane was written."""
 
     job: Job
     pictures: Pictures
     place: Place
+    known: dict[Path, FileIdentity] = field(default_factory=dict, compare=False)
 
     def write(
         self,
@@ -155,8 +158,16 @@ class ImageWriter:
             by_kind = {kind: identities[name] for kind, name in files.items()}
             self._write_record(source, number, image, prediction, [*seen.notes, *prediction.notes], by_kind)
         n_objects = len(prediction.instances)
-        done = Done(FileIdentity.of(source.path), digest_of_pixels(image, seen), n_objects, identities)
+        done = Done(self._identity(source), digest_of_pixels(image, seen), n_objects, identities)
         return ledger.record(source.id, done)
+
+    def _identity(self, source: Source) -> FileIdentity:
+        """Of the file, which is read once for all its planes."""
+        if source.z is None and source.t is None:
+            return FileIdentity.of(source.path)
+        if source.path not in self.known or not source.path.is_dir():
+            self.known[source.path] = FileIdentity.of(source.path, self.known.get(source.path))
+        return self.known[source.path]
 
     def _write_files(
         self, root: Path, source: Source, image: Image, prediction: Prediction, seen: Image, measured: Image | None
@@ -168,11 +179,11 @@ class ImageWriter:
                 case "masks":
                     writers.write_labels(path, instances, image.pixel_size_um)
                 case "overlay":
-                    write_png(path, self.pictures.overlay(seen, instances, cells))
+                    write_png(path, self.pictures.overlay(_named(seen, source), instances, cells))
                 case "cell_masks" if cells is not None:
                     writers.write_labels(path, cells, image.pixel_size_um)
                 case "geojson":
-                    named = {"sample_id": source.id, "class_names": names}
+                    named = {"sample_id": source.id, "class_names": names, "plane": (source.z or 0, source.t or 0)}
                     writers.write_geojson(path, instances, measured, **named, cells=cells)
                 case "rois":
                     writers.write_rois(path, instances, measured, class_names=names)
@@ -214,6 +225,12 @@ class ImageWriter:
         }
         record = Dataset((sample,), names, root=ledger.folder, info=info)
         FORMATS["coco"].write(record, ledger.path(source.id, ".json"), WriteOptions())
+
+
+def _named(image: Image, source: Source) -> Image:
+    """The image under the name of its file and plane, which pictures show."""
+    planes = "".join(f", {axis} {n}" for axis, n in (("t", source.t), ("z", source.z)) if n is not None)
+    return replace(image, path=f"{image.path}{planes}") if planes else image
 
 
 def _name_note(image_id: str) -> list[Note]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,7 +22,7 @@ from cellwright.data.formats.predictions import EDITABLE
 from cellwright.data.images.names import CELL_MASKS
 from cellwright.prediction.ledger import Done
 from cellwright.prediction.options import PredictOptions
-from cellwright.prediction.sources import Source
+from cellwright.prediction.sources import Source, Stack
 
 PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
@@ -35,7 +34,7 @@ SAVES: tuple[Save, ...] = get_args(Save)
 # What follows the image's id in the name of each file.
 ENDINGS: dict[str, str] = {**EDITABLE, "overlay": "_overlay.png", "measurements": "_measurements.csv"}
 ENDINGS["cell_masks"] = CELL_MASKS
-SeeImage = Callable[[Path], tuple[Image, Image]]
+SeeImage = Callable[[Source], tuple[Image, Image]]
 """Reads an image as the job does: all channels, and those that the predictor sees."""
 
 
@@ -47,6 +46,8 @@ class Job:
     images are read (channel, z, t, series, pixel size). predicting: further options of the predictor (diameter, views).
     save: the files per image. ring_px: width of the ring in which background is measured; None: it is not. info:
     further facts for predictions.json (JSON values), which do not identify the job.
+    stacks: the images of which planes or time points are sources. stitch: the overlap (IoU) from which objects of
+    consecutive ones are joined; None: they are not.
     made_by: what ``model`` identifies. own: options that were not chosen but are the model's own, for messages.
     """
 
@@ -62,6 +63,8 @@ class Job:
     info: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = "the model"
     own: PredictOptions | None = None
+    stacks: tuple[Stack, ...] = ()
+    stitch: float | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.save if name not in SAVES]
@@ -79,6 +82,7 @@ class Job:
     def request(self) -> dict[str, Any]:
         """What identifies the job, apart from the images: JSON values."""
         options = {**self.options.as_values(), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
+        options |= {} if self.stitch is None else {"stitch": self.stitch}
         return {
             "model": digest_of(repr((self.model, self.class_names))),
             "recipe": digest_of(self.recipe_yaml),
@@ -106,9 +110,12 @@ def changes(
     added = [name for name in sources if name not in done]
     if added and is_finished:
         found.append(f"the images: {count(len(added), 'image')} more ({listed(added)})")
-    present = {name: sources[name].path for name in done if name in sources}
-    files = {name: FileIdentity.of(path, done[name].file) for name, path in present.items()}
-    changed = [name for name, file in files.items() if file.digest != done[name].file.digest]
+    present = {name: sources[name] for name in done if name in sources}
+    files = {}
+    for name, source in present.items():  # many sources may be planes of one file, which is read once
+        if source.path not in files:
+            files[source.path] = FileIdentity.of(source.path, done[name].file)
+    changed = [name for name, source in present.items() if files[source.path].digest != done[name].file.digest]
     if changed:
         found.append(f"the content of {count(len(changed), 'image')} ({listed(changed)})")
     reading = differences(now["reading"], _options(request, "reading"))
@@ -138,17 +145,17 @@ def _named(job: Job) -> dict[str, str]:
 
 
 def _read_otherwise(
-    paths: Mapping[str, Path], done: Mapping[str, Done], see: SeeImage, *, strict: bool
-) -> dict[str, Path]:
+    sources: Mapping[str, Source], done: Mapping[str, Done], see: SeeImage, *, strict: bool
+) -> dict[str, Source]:
     """The images that now give other pixels; with ``strict``, also those that cannot be read so."""
 
-    def is_same(name: str, path: Path) -> bool:
+    def is_same(name: str, source: Source) -> bool:
         try:
-            return digest_of_pixels(*see(path)) == done[name].pixels
+            return digest_of_pixels(*see(source)) == done[name].pixels
         except (InputError, UsageError):
             return not strict
 
-    return {name: path for name, path in paths.items() if not is_same(name, path)}
+    return {name: source for name, source in sources.items() if not is_same(name, source)}
 
 
 def group_failures(failures: Sequence[tuple[str, Exception]]) -> list[str]:

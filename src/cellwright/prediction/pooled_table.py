@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,28 +20,49 @@ NO_PARQUET = (
     'measurements.parquet needs another package, so there is only measurements.csv: pip install "cellwright[pyarrow]"'
 )
 _TEXTS, _FLAGS = ("image", "class"), ("touches_border",)
-_INTEGERS = re.compile(r"label|area_px|ring_area_px|bbox_.*_px")
+_INTEGERS = re.compile(r"label|object|t|z|area_px|ring_area_px|bbox_.*_px")
 # What columns begin with where nuclei and cells are measured together.
 _PART = re.compile(r"(nucleus|cell|cytoplasm)_")
 # Bytes of the CSV file that are converted at once.
 _BLOCK_BYTES = 8 << 20
 
 
-def pool_tables(tables: Sequence[Path], out: Path) -> None:
+@dataclass(frozen=True)
+class PlaneOf:
+    """The time point and plane of an image of a stack; None where the stack is not taken apart, or there is no stack.
+
+    objects: the number of an object in the stack, by its label in the plane; None if planes are not joined.
+    """
+
+    t: int | None
+    z: int | None
+    objects: Mapping[int, int] | None = None
+
+    def columns(self, label: str) -> dict[str, object]:
+        """The cells that say where an object is."""
+        joined = {} if self.objects is None else {"object": self.objects.get(int(label), "")}
+        return {**joined, "t": "" if self.t is None else self.t, "z": "" if self.z is None else self.z}
+
+
+def pool_tables(tables: Sequence[Path], out: Path, planes: Sequence[PlaneOf] | None = None) -> None:
     """Join CSV tables to one, row by row, with their cells as they are.
 
-    Columns that a table lacks stay empty; new columns follow those before.
+    Columns that a table lacks stay empty; new columns follow those before. planes: of the image of each table, which
+    adds the columns object, t and z after the label.
     """
     columns: dict[str, None] = {}
+    if planes:
+        columns = dict.fromkeys(["image", "label", *planes[0].columns("0")])
     for table in tables:
         with table.open(newline="", encoding="utf-8") as file:
             columns |= dict.fromkeys(next(csv.reader(file), []))
     with atomic_path(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as joined:
         writer = csv.DictWriter(joined, list(columns), restval="", lineterminator="\n")
         writer.writeheader()
-        for table in tables:
+        for table, plane in zip(tables, planes or [None] * len(tables), strict=True):
             with table.open(newline="", encoding="utf-8") as file:
-                writer.writerows(csv.DictReader(file))
+                rows = csv.DictReader(file)
+                writer.writerows(rows if plane is None else (row | plane.columns(row["label"]) for row in rows))
 
 
 def can_write_parquet() -> bool:

@@ -93,7 +93,7 @@ class ImagePredictor:
         if source.error is not None:
             raise source.error
         trim_memory(KEPT_BYTES)
-        image, seen = read_and_choose(source.path, self.predictor, units.reading)
+        image, seen = read_and_choose(source, self.predictor, units.reading)
         (prediction,) = self.predictor.predict([seen])
         is_shown = number in units.shown
         store = partial(self.writer.write, source, number + 1, image, prediction, seen=seen, thumbnail=is_shown)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -25,6 +27,9 @@ from cellwright.data.images.reading import Reading
 from cellwright.data.network_input import network_channels
 from cellwright.prediction.predictor import Predictor, SegmenterPredictor
 
+if TYPE_CHECKING:
+    from cellwright.data.images.stack import StackFacts
+
 # Memory that an image takes besides a network, as measured with the classical method on images of 2,000 and 4,000 px:
 # bytes per pixel for objects, pictures and tables, and per byte of its values.
 WORK_BYTES_PER_PX, READ_BYTES = 40, 3
@@ -39,6 +44,7 @@ class Source:
     path: the file. It is opened only when it is processed, so that a damaged file does not stop the others.
     image_id: the COCO number; None takes the position. group, split: those of a dataset.
     error: why it cannot be read, where that is known before; raised when it is processed.
+    z, t: the plane and the time point of the file that it is, where each is an image by itself (see `each_plane`).
     """
 
     id: str
@@ -47,6 +53,91 @@ class Source:
     group: str | None = None
     split: str | None = None
     error: InputError | None = None
+    z: int | None = None
+    t: int | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """An image file of which each plane, each time point or both are sources.
+
+    id: ``<relative dir>/<stem>``, the beginning of the ids of its sources. numbers: of the sources, by time point and
+    plane (T, Z). z, t: their numbers in the file; None where that axis is not taken apart. z_step_um: distance of two
+    planes; None if unknown.
+    """
+
+    id: str
+    path: Path
+    numbers: tuple[tuple[int, ...], ...]
+    z: tuple[int, ...] | None
+    t: tuple[int, ...] | None
+    z_step_um: float | None = None
+
+
+def each_plane(sources: Sequence[Source], reading: Reading) -> tuple[list[Source], list[Stack]]:
+    """Each plane and each time point as a source, as ``reading`` says, and which stacks they are from.
+
+    An image of one plane stays as it is, and so does one that cannot be read, which fails by itself. The id of a plane
+    is that of its image with the numbers of time point and plane, such as ``cells_t02_z07``.
+
+    Raises the error of the first image if no image can be read, and `UsageError` where two sources have the same id.
+    """
+    if not reading.takes_each:
+        return list(sources), []
+    planes: list[Source] = []
+    stacks: list[Stack] = []
+    for source in sources:
+        facts = _facts(source, reading)
+        z = facts.z if facts is not None and reading.z == "all" and len(facts.z) > 1 else None
+        t = facts.t if facts is not None and reading.t == "all" and len(facts.t) > 1 else None
+        if facts is None or (z is None and t is None) or not (source.z is None and source.t is None):
+            planes.append(source)
+            continue
+        numbers = []
+        for time in t or (None,):
+            numbers.append(tuple(range(len(planes), len(planes) + len(z or (None,)))))
+            planes += [_plane(source, (time, t), (plane, z)) for plane in z or (None,)]
+        stacks.append(Stack(source.id, source.path, tuple(numbers), z, t, facts.z_step_um))
+    _check_ids(planes)
+    return planes, stacks
+
+
+def _facts(source: Source, reading: Reading) -> StackFacts | None:
+    try:
+        return reading.stack(source.path) if source.error is None else None
+    except (InputError, UsageError):
+        return None
+
+
+Numbered: TypeAlias = tuple[int | None, Sequence[int] | None]
+"""The number of a plane or time point, and those of all; None where the axis is not taken apart."""
+
+
+def _plane(source: Source, t: Numbered, z: Numbered) -> Source:
+    """One plane of a source."""
+    name = source.id
+    for letter, (number, every) in (("t", t), ("z", z)):
+        if number is not None and every is not None:
+            name += f"_{letter}{number:0{len(str(max(every)))}d}"
+    group = source.id if source.group is None else source.group  # the planes of a stack look alike
+    return dataclasses.replace(source, id=name, image_id=None, group=group, t=t[0], z=z[0])
+
+
+def _check_ids(sources: Sequence[Source]) -> None:
+    """Raise `UsageError` where two sources have the same id."""
+    known: dict[str, Source] = {}
+    for source in sources:
+        other = known.setdefault(source.id.lower(), source)
+        if other is not source:
+            raise _same_outputs([other, source])
+
+
+def _same_outputs(sources: Sequence[Source]) -> UsageError:
+    return UsageError(
+        "two images would write to the same output files",
+        got=", ".join(str(source.path) for source in sources[:2]),
+        remedy="predict on them separately, with different `out`, or rename one of them",
+    )
 
 
 def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
@@ -97,19 +188,29 @@ def sources_of_dataset(dataset: Dataset) -> list[Source]:
             raise InputError("a sample has no image file", where=f"{dataset.root}, sample {sample.id}", remedy=remedy)
         error = _not_utf8(sample.image_path)
         sources.append(
-            Source(as_utf8(sample.id), sample.image_path, sample.image_id, sample.group, sample.split, error)
+            Source(
+                as_utf8(sample.id),
+                sample.image_path,
+                sample.image_id,
+                sample.group,
+                sample.split,
+                error,
+                sample.z,
+                sample.t,
+            )
         )
     return sources
 
 
-def read_and_choose(path: Path, predictor: Predictor, reading: Reading) -> tuple[Image, Image]:
+def read_and_choose(source: Source, predictor: Predictor, reading: Reading) -> tuple[Image, Image]:
     """An image with all channels, and with those that the predictor sees.
 
     Raises `InputError`, before it is read, if there is not enough memory to predict on it.
     """
-    source = reading.open(path)
-    height, width = source.image_hw
-    bytes_per_px = WORK_BYTES_PER_PX + READ_BYTES * len(source.channels) * source.dtype.itemsize
+    path, reading = source.path, reading.of(source)
+    facts = reading.open(path)
+    height, width = facts.image_hw
+    bytes_per_px = WORK_BYTES_PER_PX + READ_BYTES * len(facts.channels) * facts.dtype.itemsize
     check_memory(
         float(height) * width * bytes_per_px,
         f"predicting this image of {height} x {width} pixels",
@@ -127,7 +228,7 @@ def check_choices(sources: Sequence[Source], predictor: Predictor, reading: Read
         if source.error is not None:
             return
         try:
-            facts = reading.open(source.path)
+            facts = reading.of(source).open(source.path)
             pixels = np.zeros((1, 1, len(facts.channels)), facts.dtype)
             seen = seen_by(predictor, Image(pixels, facts.channels, None, str(source.path)), reading.channel)
             _check_network(predictor, seen)
@@ -176,11 +277,7 @@ def _with_distinct_ids(named: list[tuple[Path, Source]]) -> list[Source]:
     counts = Counter(source.id.lower() for _, source in named)
     repeated = [source for _, source in named if counts[source.id.lower()] > 1]
     if repeated:
-        raise UsageError(
-            "two images would write to the same output files",
-            got=", ".join(str(source.path) for source in repeated[:2]),
-            remedy="predict on them separately, with different `out`, or rename one of them",
-        )
+        raise _same_outputs(repeated)
     return [source for _, source in named]
 
 

@@ -28,7 +28,7 @@ _ROWS, _COLUMNS = 16, 24  # of a 384-well plate
 TABLE_ROWS = 200_000
 _SEPARATORS = " _-./"
 # Measurements whose mean over the objects of a well means nothing.
-_POSITIONS = re.compile(r"(label|score|((nucleus|cell)_)?(bbox_.*|centroid_.*|orientation_deg))")
+_POSITIONS = re.compile(r"(label|object|t|z|score|((nucleus|cell)_)?(bbox_.*|centroid_.*|orientation_deg))")
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,12 @@ def write_geojson(
     sample_id: str,
     class_names: Sequence[str],
     cells: Instances | None = None,
+    plane: tuple[int, int] = (0, 0),
 ) -> None:
-    """Outlines for QuPath, with class, score and measurements; with ``cells`` those of cells with their nuclei."""
+    """Outlines for QuPath, with class, score and measurements; with ``cells`` those of cells with their nuclei.
+
+    plane: (z, t) of the image in its file.
+    """
     from cellwright.data.formats.geojson import feature_collection
     from cellwright.measurement.table import with_measurements
 
@@ -50,6 +54,10 @@ def write_geojson(
         measured = with_cell_measurements(same_ids(instances, cells), image)
     names = {"sample_id": sample_id, "image_name": _file_name(image)}
     collection = feature_collection(measured, class_names, **names, cells=None if cells is None else cells.masks)
+    if any(plane):
+        for feature in collection["features"]:
+            for name in {"geometry", "nucleusGeometry"} & feature.keys():
+                feature[name] = feature[name] | {"plane": {"c": -1, "z": plane[0], "t": plane[1]}}
     write_json(path, collection, indent=None)
 
 

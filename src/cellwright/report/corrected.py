@@ -107,7 +107,7 @@ class Corrections:
         if sample.image_path is None or not sample.image_path.is_file():
             return None
         with suppress(InputError, UsageError):
-            read = self.reading.chosen if chosen else self.reading.read
-            image = read(sample.image_path)
+            reading = self.reading.of(sample)
+            image = reading.chosen(sample.image_path) if chosen else reading.read(sample.image_path)
             return image if image.image_hw == tuple(sample.image_hw) else None
         return None

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.files import write_png
 from cellwright.core.geometry import Window
 from cellwright.core.image import Image
@@ -249,17 +249,17 @@ def _part(objects: Instances, kinds: np.ndarray, window: Window) -> tuple[Instan
 
 def readable_image(images: PairedImages, k: int, window: Window | None) -> Image | None:
     """Image ``k`` as the annotations or else the predictions have it, or a part of it; None if it cannot be read."""
-    reading = images.reading
     for sample in (images.truth[k], images.predicted[k]):
         if sample.image_path is not None and sample.image_path.exists():
             try:
+                reading = images.reading.of(sample)
                 if window is not None:
                     source = reading.open(sample.image_path, chosen=bool(reading.channels))
                     if source.image_hw == sample.image_hw:
                         return source.read(window.y0, window.x0, *window.hw)
                     continue
                 image = reading.chosen(sample.image_path)
-            except InputError:  # such as a stack of which no plane was chosen
+            except (InputError, UsageError):  # such as a stack of which no plane was chosen
                 continue
             if image.image_hw == sample.image_hw:
                 return image

@@ -33,6 +33,7 @@ from cellwright.prediction.job import (
     SUMMARY,
     WELLS,
 )
+from cellwright.prediction.stacks import PICTURE, STACKS
 from cellwright.prediction.summaries import caption, evenly_chosen, notes_of
 from cellwright.report.corrected import Corrections
 from cellwright.report.distributions import Objects, distributions, read_objects
@@ -59,6 +60,7 @@ from cellwright.report.page import (
 from cellwright.report.svg import bars, histogram, short
 
 MAX_PICTURES, MAX_BARS = 12, 16
+_STACK_PICTURES = 4
 _WIDE_PX = 1500
 _TEXT_COLUMNS = ("image", "network", "diameter_from", "notes")
 
@@ -96,6 +98,7 @@ def prediction_page(folder: Path, about_all: Path | None = None) -> Page:
     sections = [
         Section("Assumptions and failures", _problems(found)),
         Section("Pictures", _pictures(found)),
+        Section("Stacks", _stacks(found)),
         Section("Counts", _counts(found)),
         Section("Wells", _wells(found)),
         Section("Measurements", _measurements(found)),
@@ -283,6 +286,23 @@ def _picture(found: _Found, row: Mapping[str, Any], overlay: Path) -> Picture | 
     if found.corrections is not None and row["image"] in found.corrections.samples:
         return embedded_pixels(found.corrections.picture(row["image"]), f"{text}, corrected")
     return embedded(overlay, text)
+
+
+def _stacks(found: _Found) -> list[Part]:
+    """The stacks whose planes were joined."""
+    path = found.about_all / STACKS
+    rows = read_rows(path) if path.is_file() else []
+    if not rows:
+        return []
+    numbers = ("time_points", "planes", "objects_in_planes", "objects", "divisions")
+    titles = ("image", "time points", "planes", "objects in planes", "objects or tracks", "divisions", "notes")
+    table = [[row["image"], *(_number(row[name]) for name in numbers), row["notes"]] for row in rows]
+    shown, note = listed_rows(table, STACKS)
+    iou = next((row["stitch_iou"] for row in rows), "")
+    text = f"Objects of consecutive planes or time points are one object from an overlap (IoU) of {iou} on."
+    paths = (output_path(found.about_all, row["image"], PICTURE) for row in rows[:_STACK_PICTURES])
+    pictures = [picture for one in paths if (picture := embedded(one, "", longest_px=_WIDE_PX)) is not None]
+    return [Text(text), Table(titles, shown, note=note), *([Pictures(pictures, columns=1)] if pictures else [])]
 
 
 def _counts(found: _Found) -> list[Part]:

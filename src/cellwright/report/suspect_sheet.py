@@ -50,7 +50,7 @@ def draw_suspects(dataset: Dataset, suspects: Sequence[Suspect], track: Track = 
 
 def _picture(sample: Sample, cells: Instances, reading: Reading) -> np.ndarray:
     try:
-        picture = None if sample.image_path is None else to_display_rgb(reading.chosen(sample.image_path))
+        picture = None if sample.image_path is None else to_display_rgb(reading.of(sample).chosen(sample.image_path))
     except CellwrightError:  # reported by the findings of the same command
         picture = None
     if picture is None or picture.shape[:2] != cells.image_hw:

@@ -224,6 +224,7 @@ class Project:
         """
         found = what if isinstance(what, Found) else find_source(what)
         path, dataset, is_annotated = found.path, found.dataset, found.is_annotated
+        _refuse_planes(path, dataset)
         n_all = len(dataset)
         if below_roots:
             dataset = dataset.with_samples([s for s in dataset if s.image_path and self._is_allowed(s.image_path)])
@@ -265,6 +266,7 @@ class Project:
         the ids of these images.
         """
         dataset = find_source(prediction).dataset
+        _refuse_planes(prediction, dataset)
         source = self._reference(prediction)
         numbers = self._numbers_of(dataset.class_names)
         by_path = {os.path.realpath(s.image_path): s for s in dataset if s.image_path is not None}
@@ -580,6 +582,15 @@ class Project:
             "images": [asdict(record) for record in self._images.values()],
         }
         write_json(self.folder / PROJECT_FILE, content)
+
+
+def _refuse_planes(path: Path, dataset: Dataset) -> None:
+    """Raise `InputError` for images that are planes of stacks: on the page, a file is one image."""
+    planes = [sample.id for sample in dataset if sample.z is not None or sample.t is not None]
+    if planes:
+        got = f"{count(len(planes), 'plane')} of stacks, such as {planes[0]}"
+        remedy = "open them with napari, or save each plane as an image, and predict these"
+        raise InputError("the page shows files of one image", where=path, got=got, remedy=remedy)
 
 
 def _n_px(record: ImageRecord) -> int:

@@ -105,8 +105,9 @@ def test_a_stack_that_is_spread_over_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(tmp_path / "z1.ome.tif", z=z).data[:, :, 0], pages[1])
     with pytest.raises(UsageError, match=r"got: z = 0\n  expected: 1"):
         read_image(tmp_path / "z1.ome.tif", z=0)
-    with pytest.raises(InputError, match=r"in several files(.|\n)*z0\.ome\.tif, z2\.ome\.tif"):
-        read_image(tmp_path / "z1.ome.tif", z="max")
+    for z in ("max", "all"):
+        with pytest.raises(InputError, match=r"in several files(.|\n)*z0\.ome\.tif, z2\.ome\.tif"):
+            read_image(tmp_path / "z1.ome.tif", z=z)
 
 
 def test_planes_that_were_never_written_are_not_zeros(tmp_path: Path) -> None:

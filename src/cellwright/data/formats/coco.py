@@ -5,9 +5,10 @@ list or as a mapping (LIVECell), and images in any of COCO's usual places. Class
 of their ids.
 
 A ``dataset.json`` has these fields beyond COCO's: ``schema_version``, ``kind`` ("truth" or "predictions") and
-``licence``; per image ``sample_id``, ``split``, ``group``, ``source`` and ``pixel_size_um``; per annotation
-``object_id``; ``info.regions`` has the regions of no class. Masks are compressed RLE, and image paths are relative to
-the JSON file. The ``predictions.json`` of a prediction folder is the same format with scores.
+``licence``; per image ``sample_id``, ``split``, ``group``, ``source``, ``pixel_size_um``, and ``z`` and ``t`` where
+each plane or time point of a file is an image by itself; per annotation ``object_id``; ``info.regions`` has the regions
+of no class. Masks are compressed RLE, and image paths are relative to the JSON file. The ``predictions.json`` of a
+prediction folder is the same format with scores.
 """
 
 from __future__ import annotations
@@ -245,6 +246,8 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
                 group=image.get("group"),
                 pixel_size_um=(float(pixel_size[0]), float(pixel_size[1])) if pixel_size else None,
                 source=image.get("source", Coco.name),
+                z=_plane_of(image, "z", json_path) if is_ours else None,
+                t=_plane_of(image, "t", json_path) if is_ours else None,
             )
         )
     id_of = {category["name"]: category["id"] for category in categories}
@@ -348,6 +351,15 @@ def _plain_name(file_name: str) -> str:
     parts = file_name.rpartition("?d=")[2].replace("\\", "/").split("/")
     is_relative = parts[0] not in ("", "..") and ":" not in parts[0] and ".." not in parts
     return "/".join(part for part in parts if part not in ("", ".")) if is_relative else parts[-1]
+
+
+def _plane_of(image: dict[str, Any], axis: str, path: Path) -> int | None:
+    """The plane or time point of a file that an image is; None if it is the whole file."""
+    number = image.get(axis)
+    if number is None or (isinstance(number, int) and not isinstance(number, bool) and number >= 0):
+        return number
+    where, expected = f"{path}, image {image['file_name']}", "a number from 0, or none"
+    raise FormatError(f"invalid {axis}", where=where, got=repr(number)[:60], expected=expected)
 
 
 def _image_hw(
@@ -506,6 +518,8 @@ def _image_records(dataset: Dataset, json_path: Path, options: WriteOptions) -> 
             "pixel_size_um": list(sample.pixel_size_um) if sample.pixel_size_um else None,
             "source": sample.source or None,
             "has_image": None if target is not None else False,
+            "z": sample.z,
+            "t": sample.t,
         }
         records.append(record | {key: value for key, value in optional.items() if value is not None})
     return records, copies

@@ -585,10 +585,20 @@ def short_name(name: str) -> str:
 
 
 def copy_image(sample: Sample, target: Path) -> list[Path]:
-    """Copy a sample's image to ``target`` plus the suffix of the image; returns the paths written."""
+    """Copy a sample's image to ``target`` plus the suffix of the image; returns the paths written.
+
+    Raises `InputError` for an image that is several files, or one plane of a file.
+    """
     if sample.image_path is None:
         return []
     image = sample.image_path
+    if sample.z is not None or sample.t is not None:
+        raise InputError(
+            "an image that is one plane of a stack cannot be copied",
+            where=image,
+            got=f"sample {sample.id}",
+            remedy="save each plane as an image, and predict these, or leave the images where they are",
+        )
     suffix = Path(image.stem).suffix + image.suffix if is_gzip(image) else image.suffix
     target = target.with_name(target.name + suffix)
     if image.suffix.lower() in SEVERAL_FILES:

@@ -42,9 +42,14 @@ def microns_per(unit: str) -> float | None:
 def pixel_size(y: float | None, x: float | None) -> PixelSize | None:
     """Sizes in microns as (y, x), one for both where only one is known; None where they cannot be true."""
     known = [size for size in (y, x) if size is not None]
-    if not known or not all(math.isfinite(size) and SMALLEST_UM <= size <= LARGEST_UM for size in known):
+    if not known or not all(length(size) is not None for size in known):
         return None
     return (known[0], known[-1])
+
+
+def length(microns: float) -> float | None:
+    """The side of a pixel or the distance of two planes in microns; None where it cannot be true."""
+    return float(microns) if math.isfinite(microns) and SMALLEST_UM <= microns <= LARGEST_UM else None
 
 
 def size_from_tags(x_resolution: Any, y_resolution: Any, microns_per_unit: float) -> PixelSize | None:

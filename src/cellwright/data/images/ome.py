@@ -13,7 +13,7 @@ from pathlib import PurePath
 from xml.etree import ElementTree
 
 from cellwright.core.geometry import MAX_SIDE
-from cellwright.data.images.calibration import PixelSize, microns_per, pixel_size
+from cellwright.data.images.calibration import PixelSize, length, microns_per, pixel_size
 
 Index = tuple[int, int, int]
 """(t, c, z) of a plane."""
@@ -26,6 +26,7 @@ class OmeImage:
     channel_names: by the number of the channel. planes: page number in this file by (t, c, z).
     elsewhere: names of other files that hold planes of this image.
     unknown_size: why its pixel size is not known although one is stated, after "its pixel size is", else "".
+    z_step_um: distance of two planes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class OmeImage:
     sizes: Index
     elsewhere: tuple[str, ...] = ()
     unknown_size: str = ""
+    z_step_um: float | None = None
 
 
 def metadata_file(xml: str) -> str | None:
@@ -117,6 +119,7 @@ def _image(name: str, pixels: ElementTree.Element, is_here, n_pages: int) -> Ome
         (size["T"], size["C"], size["Z"]),
         tuple(elsewhere),
         unknown_size,
+        _length(pixels, "Z"),
     )
 
 
@@ -174,6 +177,15 @@ def _pixel_size(pixels: ElementTree.Element) -> tuple[PixelSize | None, str]:
     if stated and size_um is None and not unknown:
         unknown = f"stated as {' x '.join(stated)}, which cannot be true"
     return size_um, unknown
+
+
+def _length(pixels: ElementTree.Element, axis: str) -> float | None:
+    """The size along an axis in microns; None if it is not stated, has no unit of length, or cannot be true."""
+    size, microns = pixels.get(f"PhysicalSize{axis}"), microns_per(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    try:
+        return None if size is None or microns is None else length(float(size) * microns)
+    except ValueError:
+        return None
 
 
 def _tag(element: ElementTree.Element) -> str:

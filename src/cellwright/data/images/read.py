@@ -25,7 +25,7 @@ from cellwright.data.images.passed_over import passed_over_note, results_note
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource, parts_of_slides
 from cellwright.data.images.source import check_no_stack, open_image, read_whole
-from cellwright.data.images.tiff import Choice, Plane, damaged_image, read_tiff, read_tiff_header
+from cellwright.data.images.tiff import AnyPlane, AnyTime, Choice, damaged_image, read_tiff, read_tiff_header
 from cellwright.data.images.vendor import PLUGINS, read_vendor, read_vendor_header
 from cellwright.data.images.zarr import has_zarr, is_label_zarr, is_zarr, read_zarr_header
 
@@ -55,8 +55,8 @@ def read_image(
     path: Path | str,
     *,
     channel: ChannelChoice | None = None,
-    z: Plane | None = None,
-    t: int | None = None,
+    z: AnyPlane | None = None,
+    t: AnyTime | None = None,
     series: int | str | None = None,
     pixel_size: float | Sequence[float] | None = None,
     keep_channels: bool = False,

@@ -6,16 +6,26 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cellwright.core.dataset import Dataset
-from cellwright.core.errors import InputError
+from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import Image
 from cellwright.core.public import public
 from cellwright.data.images.channels import ChannelChoice, select_channels
 from cellwright.data.images.read import read_image
 from cellwright.data.images.source import ImageSource, open_image
-from cellwright.data.images.tiff import Plane
+from cellwright.data.images.stack import StackFacts, stack_facts
+from cellwright.data.images.tiff import AnyPlane, AnyTime, Choice
+
+
+class HasPlane(Protocol):
+    """An image that may be one plane of a file: a sample of a dataset, or a source of a job."""
+
+    @property
+    def z(self) -> int | None: ...
+    @property
+    def t(self) -> int | None: ...
 
 
 @public
@@ -25,7 +35,8 @@ class Reading:
 
     channel: the channels that a model sees: a name, a 0-based index, alternatives ("DAPI|Hoechst": the first that
         exists), or several of these. Empty or None takes what leaves no doubt.
-    z: 0-based plane of a z stack, or "max" or "mean" of all planes. t: 0-based time point.
+    z: 0-based plane of a z stack, "max" or "mean" of all planes, or "all": each plane by itself, in predictions.
+    t: 0-based time point, or "all": each by itself, in predictions.
     series: number or name of one image in a file of several.
     pixel_size: microns per pixel, one number or (y, x), in place of what the file says.
     level: a smaller copy in a pyramid; None or 0 for the full size, to which ``pixel_size`` belongs.
@@ -35,8 +46,8 @@ class Reading:
     """
 
     channel: ChannelChoice | None = ()
-    z: Plane | None = None
-    t: int | None = None
+    z: AnyPlane | None = None
+    t: AnyTime | None = None
     series: int | str | None = None
     pixel_size: float | Sequence[float] | None = None
     level: int | None = None
@@ -84,6 +95,29 @@ class Reading:
         """The choices as JSON values, for the ``info`` of a dataset; without what is not chosen."""
         values = dataclasses.asdict(self) | {"channel": list(self.channels)}
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+    @property
+    def takes_each(self) -> bool:
+        """Whether each plane or each time point is an image by itself."""
+        return "all" in (self.z, self.t)
+
+    def of(self, one: HasPlane) -> Reading:
+        """How one image is read: the plane and the time point that it is, where each is an image by itself.
+
+        Raises `UsageError` if another one was chosen than that from which its objects come.
+        """
+        for name in ("z", "t"):
+            own, chosen = getattr(one, name), getattr(self, name)
+            if own is not None and chosen not in (None, "all", own):
+                got, expected = f"{name} = {chosen} for an image that is {name} = {own}", f"{name} = {own}"
+                what = "each of these images is one plane of a stack"
+                raise UsageError(what, got=got, expected=expected, remedy=f"omit `{name}`")
+        z, t = (getattr(self, name) if getattr(one, name) is None else getattr(one, name) for name in ("z", "t"))
+        return dataclasses.replace(self, z=z, t=t)
+
+    def stack(self, path: Path | str) -> StackFacts:
+        """The planes and time points that an image file holds; raises what `stack_facts` raises."""
+        return stack_facts(Path(path), Choice(self.z, self.t, self.series, bool(self.channels)))
 
     def recorded_in(self, dataset: Dataset) -> Dataset:
         """The dataset, which records these choices in place of its own."""

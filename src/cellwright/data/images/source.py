@@ -23,7 +23,7 @@ from cellwright.data.images.plane_source import open_tiff_source, whole_source
 from cellwright.data.images.raster import RASTER_SUFFIXES, not_an_image, raster_header, read_raster
 from cellwright.data.images.regions import Facts, ImageSource, Level, RegionSource
 from cellwright.data.images.slide import SLIDE_SUFFIXES, SlideSource
-from cellwright.data.images.tiff import Choice, Plane
+from cellwright.data.images.tiff import AnyPlane, AnyTime, Choice
 from cellwright.data.images.vendor import PLUGINS, chosen_scene, read_vendor
 from cellwright.data.images.zarr import is_zarr, open_zarr_source
 
@@ -36,8 +36,8 @@ def open_image(
     what: Any,
     *,
     channel: ChannelChoice | None = None,
-    z: Plane | None = None,
-    t: int | None = None,
+    z: AnyPlane | None = None,
+    t: AnyTime | None = None,
     series: int | str | None = None,
     pixel_size: float | Sequence[float] | None = None,
     level: int | None = None,
@@ -137,5 +137,5 @@ def _with_channels(source: RegionSource, channel: ChannelChoice) -> RegionSource
 def check_no_stack(path: Path | None, choice: Choice) -> None:
     """Raise `UsageError` if a plane, time point or series is chosen of an image that is not a stack."""
     for name, value in (("z", choice.z), ("t", choice.t), ("series", choice.series)):
-        if value not in (None, 0, "0", "max", "mean"):
+        if value not in (None, 0, "0", "max", "mean", "all"):
             raise UsageError("this image is not a stack", where=path, got=f"{name} = {value}", remedy=f"omit `{name}`")

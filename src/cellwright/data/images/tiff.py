@@ -43,6 +43,10 @@ JPEG_CODECS = frozenset({6, 7, 33003, 33004, 33005, 33007, 34712, 50001, 50002})
 
 Plane: TypeAlias = int | Literal["max", "mean"]
 """A 0-based plane of a stack, or a projection of all planes."""
+AnyPlane: TypeAlias = int | Literal["max", "mean", "all"]
+"""The same, or every plane by itself."""
+AnyTime: TypeAlias = int | Literal["all"]
+"""A 0-based time point, or every one by itself."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Choice:
     channel: whether channels were chosen, so that a question about planes does not ask for them too.
     """
 
-    z: Plane | None = None
-    t: int | None = None
+    z: AnyPlane | None = None
+    t: AnyTime | None = None
     series: int | str | None = None
     channel: bool = False
 
@@ -145,7 +149,7 @@ class Chosen:
 
     def positions(self) -> list[dict[str, int]]:
         """The number of every plane along each axis."""
-        stack = "Q" if self.image.extent("Q") > 1 else "Z"
+        stack = self.image.stack_axis
         (t,) = self.planes.get("T", (0,))
         channels, numbers = self.planes.get("C", (0,)), self.planes.get(stack, (0,))
         return [{"Q": 0, "Z": 0, "T": t, "C": c, stack: z} for c in channels for z in numbers]
@@ -249,18 +253,21 @@ def _chosen_planes(image: TiffImage, choice: Choice, path: Path) -> dict[str, Se
     if image.extent("C") > 1 and not choice.channel and not _has_one_nuclear(image.channels):
         missing.append("`channel`")
     n_optional = len(missing)
-    stack = "Q" if image.extent("Q") > 1 else "Z"
-    for axis, name, chosen in ((stack, "z", choice.z), ("T", "t", choice.t)):
+    for axis, name, chosen in ((image.stack_axis, "z", choice.z), ("T", "t", choice.t)):
         numbers = image.numbers.get(axis, (0,))
+        if chosen in ("max", "mean", "all") and image.elsewhere and axis == "Z":
+            raise _spread(image, path)
         if chosen in ("max", "mean"):
-            if image.elsewhere and axis == "Z":
-                raise _spread(image, path)
             continue
-        if chosen is None and len(numbers) == 1:
+        if chosen in (None, "all") and len(numbers) == 1:
             continue
         if chosen is None:
             either = ', "max" or "mean"' if name == "z" else ""
-            missing.append(f"`{name}` ({_range(numbers)}{either})")
+            missing.append(f'`{name}` ({_range(numbers)}{either}; "all" predicts each)')
+        elif chosen == "all":
+            got, expected = f'{name} = "all"', f"one of {_range(numbers)} ({image.describe()})"
+            remedy = "predict them one by one, and give the predictions"
+            raise UsageError("one plane is read at a time", where=path, got=got, expected=expected, remedy=remedy)
         elif chosen not in numbers:
             expected = f"{_range(numbers)} ({image.describe()})"
             raise UsageError("no such plane", where=path, got=f"{name} = {chosen}", expected=expected)
@@ -416,7 +423,7 @@ def _converted(stored: np.ndarray, meaning: Meaning) -> np.ndarray:
     return stored
 
 
-def _projected(planes, choice: Plane | None) -> np.ndarray:
+def _projected(planes, choice: AnyPlane | None) -> np.ndarray:
     """One plane as it is; of several the largest values, or the means as float32."""
     first, n = next(planes), 1
     if choice == "mean":

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,7 +19,7 @@ from cellwright.core.errors import FormatError, InputError
 from cellwright.core.files import read_plain
 from cellwright.core.notes import Note
 from cellwright.core.text import count
-from cellwright.data.images.calibration import LARGEST_TAGGED_UM, PixelSize, microns_per, size_from_tags
+from cellwright.data.images.calibration import LARGEST_TAGGED_UM, PixelSize, length, microns_per, size_from_tags
 from cellwright.data.images.ome import OmeImage, metadata_file, ome_images, uuid_of
 from cellwright.data.images.planes import (
     PAGE_AXES,
@@ -51,6 +51,7 @@ class TiffImage:
     keyframe: the page whose tags say what the numbers mean. channels: names along C.
     elsewhere: other files that hold planes of this image. other_axes: axes that cannot be read, such as "H" (lifetime).
     reduced: makes smaller copies of the image that the file declares as such.
+    z_step_um: distance of two planes in microns; None if unknown.
     """
 
     name: str
@@ -67,6 +68,12 @@ class TiffImage:
     other_axes: str = ""
     notes: tuple[Note, ...] = ()
     reduced: Callable[[], Sequence[TiffImage]] = tuple
+    z_step_um: float | None = None
+
+    @property
+    def stack_axis(self) -> Literal["Q", "Z"]:
+        """The axis of the planes of a stack: unnamed pages are planes."""
+        return "Q" if self.extent("Q") > 1 else "Z"
 
     def extent(self, axis: str) -> int:
         """Number of planes along ``axis``."""
@@ -121,6 +128,15 @@ def tagged_pixel_size(tif: tifffile.TiffFile, keyframe: tifffile.TiffPage) -> Pi
     microns = {2: 25400.0, 3: 10000.0}.get(tag, microns if tif.is_imagej else None)
     size = None if microns is None else size_from_tags(*resolutions, microns)
     return size if size is not None and max(size) <= LARGEST_TAGGED_UM else None
+
+
+def _z_step(tif: tifffile.TiffFile) -> float | None:
+    """The distance of planes that ImageJ recorded, in microns."""
+    metadata = (tif.imagej_metadata or {}) if tif.is_imagej else {}
+    microns, spacing = microns_per(str(metadata.get("unit", ""))), metadata.get("spacing")
+    if microns is None or not isinstance(spacing, int | float):
+        return None
+    return length(abs(spacing) * microns)
 
 
 # --- OME-TIFF -------------------------------------------------------------------------------------------------------
@@ -179,6 +195,7 @@ def _ome_image(tif: tifffile.TiffFile, ome: OmeImage) -> TiffImage | None:
         _is_thumbnail(keyframe, ome.name),
         ome.elsewhere,
         notes=tuple(notes),
+        z_step_um=ome.z_step_um,
     )
 
 
@@ -234,6 +251,7 @@ def _from_series(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, number
             other_axes="".join(axes[k] for k in other),
             notes=notes,
             reduced=lambda: reduced(at_position),
+            z_step_um=_z_step(tif),
         )
 
     return [image(None)] if position is None else [image(k) for k in range(shape[position])]

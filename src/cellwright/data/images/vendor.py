@@ -15,6 +15,7 @@ import numpy as np
 
 from cellwright.core.errors import InputError, UsageError
 from cellwright.core.image import CHANNEL_NAMES, Image
+from cellwright.data.images.calibration import length
 from cellwright.data.images.planes import DecodedPlane
 from cellwright.data.images.slide import INSTALL_SLIDES, SLIDE_SUFFIXES, has_openslide
 from cellwright.data.images.tiff import Choice, Chosen, Meaning, TiffHeader, choose, read_chosen
@@ -75,7 +76,7 @@ def is_readable(name: str) -> bool:
 
 def read_vendor(path: Path, choice: Choice) -> Image:
     """The image with all channels. Raises as `read_tiff`, and `InputError` if bioio cannot read the file."""
-    return read_chosen(_scenes(path), choice, path, _meaning)
+    return read_chosen(scenes_of(path), choice, path, _meaning)
 
 
 def _meaning(image: TiffImage) -> Meaning:
@@ -84,18 +85,18 @@ def _meaning(image: TiffImage) -> Meaning:
 
 def chosen_scene(path: Path, choice: Choice) -> Chosen:
     """The scene and the planes that are meant; nothing is decoded yet."""
-    return choose(_scenes(path), choice, path, _meaning)
+    return choose(scenes_of(path), choice, path, _meaning)
 
 
 def read_vendor_header(path: Path, choice: Choice) -> TiffHeader:
     """The header of an image."""
     from cellwright.data.images.tiff import chosen_image
 
-    image, _ = chosen_image(_scenes(path), choice, path)
+    image, _ = chosen_image(scenes_of(path), choice, path)
     return TiffHeader(image.image_hw, image.extent("C") * image.samples, 8 * image.dtype.itemsize)
 
 
-def _scenes(path: Path) -> list[TiffImage]:
+def scenes_of(path: Path) -> list[TiffImage]:
     """The scenes of a file as images. Nothing is decoded yet."""
     plugin = PLUGINS[path.suffix.lower()]
     if not path.exists():
@@ -147,4 +148,5 @@ def _scene(opened: Any, scene: str) -> TiffImage:
         keyframe=None,  # type: ignore[arg-type] - no tags say what the numbers mean
         channels=names,
         pixel_size_um=(float(size.Y), float(size.X)) if size is not None and known else None,
+        z_step_um=length(float(size.Z)) if size is not None and size.Z else None,
     )

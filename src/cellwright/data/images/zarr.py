@@ -25,7 +25,7 @@ from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.images.array_source import array_source
-from cellwright.data.images.calibration import PixelSize, microns_per, pixel_size
+from cellwright.data.images.calibration import PixelSize, length, microns_per, pixel_size
 from cellwright.data.images.plane_source import PlaneSource
 from cellwright.data.images.planes import PlaneWindow, StoredPlane
 from cellwright.data.images.regions import RegionSource, file_fingerprint
@@ -84,7 +84,7 @@ def open_zarr_source(path: Path, choice: Choice) -> RegionSource:
     root = _open(path)
     if _is_array(root):
         for name, value in (("z", choice.z), ("t", choice.t), ("series", choice.series)):
-            if value not in (None, 0, "0", "max", "mean"):
+            if value not in (None, 0, "0", "max", "mean", "all"):
                 what, remedy = "this array is not a stack", f"omit `{name}`"
                 raise UsageError(what, where=path, got=f"{name} = {value}", remedy=remedy)
         check_chunks(root, path)
@@ -135,6 +135,12 @@ def _levels(root: Any, path: Path, choice: Choice) -> list[Chosen]:
     copies = sorted(chosen.image.reduced(), key=lambda copy: copy.image_hw, reverse=True)
     full = chosen.image
     return [chosen, *(replace(chosen, image=copy) for copy in copies if is_reduced(copy, full))]
+
+
+def zarr_images(path: Path, choice: Choice) -> tuple[list[TiffImage], Choice]:
+    """The images of a Zarr store, none of a plain array, and what remains to be chosen among them."""
+    root = _open(path)
+    return ([], choice) if _is_array(root) else _listed(root, path, choice)
 
 
 def _listed(root: Any, path: Path, choice: Choice) -> tuple[list[TiffImage], Choice]:
@@ -332,6 +338,7 @@ def _image(group: Any, multiscale: Mapping[str, Any], omero: Any, named: tuple[s
                 axis for axis, n in zip(axes.letters, array.shape, strict=True) if axis == "?" and n > 1
             ),
             notes=(*notes, *unit_note),
+            z_step_um=_z_step(multiscale, datasets[number], axes),
         )
 
     return replace(of_level(0), reduced=lambda: [of_level(number) for number in range(1, len(arrays))])
@@ -341,12 +348,7 @@ def _pixel_size(
     multiscale: Mapping[str, Any], dataset: Mapping[str, Any], axes: _Axes
 ) -> tuple[PixelSize | None, tuple[Note, ...]]:
     """(y, x) in microns, from the scales of a level and of all levels."""
-    scale = np.ones(len(axes.letters))
-    stated = False
-    for transform in (*dataset.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
-        if transform.get("type") == "scale" and len(transform.get("scale", ())) == len(scale):
-            scale = scale * np.asarray(transform["scale"], float)
-            stated = True
+    scale, stated = _scale(multiscale, dataset, len(axes.letters))
     units = [axes.units[axes.letters.index(axis)] for axis in "YX"]
     microns = [None if unit is None else microns_per(str(unit)) for unit in units]
     if stated and None in microns:
@@ -357,6 +359,26 @@ def _pixel_size(
         return None, ()
     y, x = (float(scale[axes.letters.index(axis)]) for axis in "YX")
     return pixel_size(y * microns[0], x * microns[1]), ()
+
+
+def _scale(multiscale: Mapping[str, Any], dataset: Mapping[str, Any], n_axes: int) -> tuple[np.ndarray, bool]:
+    """The scale of each axis (1 if none is stated), and whether one is stated."""
+    scale, stated = np.ones(n_axes), False
+    for transform in (*dataset.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
+        if transform.get("type") == "scale" and len(transform.get("scale", ())) == n_axes:
+            scale = scale * np.asarray(transform["scale"], float)
+            stated = True
+    return scale, stated
+
+
+def _z_step(multiscale: Mapping[str, Any], dataset: Mapping[str, Any], axes: _Axes) -> float | None:
+    """The distance of planes in microns; None if it is not known."""
+    if "Z" not in axes.letters:
+        return None
+    z = axes.letters.index("Z")
+    scale, stated = _scale(multiscale, dataset, len(axes.letters))
+    microns = microns_per(str(axes.units[z]))
+    return length(float(scale[z]) * microns) if stated and microns is not None else None
 
 
 def _channels(omero: Any, n: int, dtype: Any) -> tuple[tuple[str, ...], tuple[Note, ...]]:
