@@ -330,3 +330,14 @@ def test_other_commands_read_the_plane_of_each_image(stack: Path, tmp_path: Path
     assert run("export", out, "--to", "cellpose", "--out", tmp_path / "seg") == 2
     assert "one plane of a stack cannot be copied" in " ".join(capsys.readouterr().err.split())
     assert run("evaluate", out, "--data", out, "--z", "all", "--out", tmp_path / "no") == 2
+
+
+def test_the_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    section = guide[guide.index("### Stacks and time series") :]
+    code = section[section.index("```python") + len("```python") : section.index("```\n\n###")]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "guide.md", "exec"), {})
+    expected = [line.partition("  # ")[2] for line in code.splitlines() if line.startswith("print")]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert len(expected) == 2

@@ -30,15 +30,15 @@ def overlaps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def joined_directly(planes: np.ndarray, iou: float) -> np.ndarray:
     """Every pair is compared; an object before has one object after, and takes the best of those that have none."""
     joined, n_ids = [], 0
-    for plane in planes:
-        values = [value for value in np.unique(plane) if value]
-        plane = np.searchsorted([0, *values], plane)
+    for labels in planes:
+        values = [value for value in np.unique(labels) if value]
+        plane = np.searchsorted([0, *values], labels)
         numbers = dict.fromkeys(range(1, len(values) + 1), 0)
         if joined and values:
             table = overlaps(joined[-1], plane)
             wanted: dict[int, list[tuple[float, int]]] = {}
             for i, row in enumerate(table):
-                best = max(range(len(row)), key=lambda j: (row[j], -j))  # noqa: B023 - used at once
+                best = max(range(len(row)), key=lambda j: (row[j], -j))
                 if row[best] >= iou:
                     wanted.setdefault(best, []).append((-row[best], i))
             numbers |= {j + 1: min(choices)[1] + 1 for j, choices in wanted.items()}

@@ -528,7 +528,7 @@ def _planes_to_predict(
 def stacks_found(stacks: Sequence[Stack], stitch: float | None) -> list[str]:
     """What is predicted of stacks, and that their planes are not joined."""
     if not stacks:
-        return []
+        return [] if stitch is None else ["no image has several planes or time points to join"]
     sizes = [
         " x ".join(count(len(axis), noun) for axis, noun in ((one.t, "time point"), (one.z, "plane")) if axis)
         for one in stacks

@@ -220,7 +220,7 @@ def test_real_files_of_other_tools(readers_root: Path) -> None:
                 read_image(folder / "qupath/cells-2z.ome.tif", z=z).data[:, :, 0], tif.pages[z].asarray()
             )
     asked = {
-        "qupath/cells-2t.ome.tif": r"2 time points(.|\n)*`t` \(0 to 1\)",
+        "qupath/cells-2t.ome.tif": r"2 time points(.|\n)*`t` \(0 to 1; .all. predicts each\)",
         "galaxy/multiseries.ome.tiff": r"6 images \(0: Scan_20180705(.|\n)*`series` \(0 to 5, or a name\)",
         "galaxy/xyz_8bit__mitotic_plate_calibrated.tiff": r"6 planes(.|\n)*`z`",
     }

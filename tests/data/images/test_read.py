@@ -128,7 +128,7 @@ def test_rgb_tiff_in_either_layout(tmp_path: Path, planar: str) -> None:
 
 def test_a_time_series_needs_a_time_point(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "t.tif", np.zeros((3, 8, 9), np.uint8), imagej=True, metadata={"axes": "TYX"})
-    with pytest.raises(InputError, match=r"planes(.|\n)*choose `t` \(0 to 2\)"):
+    with pytest.raises(InputError, match=r"planes(.|\n)*choose `t` \(0 to 2; .all. predicts each\)"):
         read_image(tmp_path / "t.tif")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import drawn_images as drawn
@@ -45,7 +46,9 @@ def test_unnamed_pages_are_asked_for(tmp_path: Path, name: str) -> None:
         ),
     }
     writers[name](path)
-    with pytest.raises(InputError, match=r'3 unnamed pages, 20 x 30(.|\n)*`z` \(0 to 2, "max" or "mean"\)'):
+    with pytest.raises(
+        InputError, match=r'3 unnamed pages, 20 x 30(.|\n)*`z` \(0 to 2, "max" or "mean"; "all" predicts each\)'
+    ):
         read_image(path)
     for z in range(3):
         np.testing.assert_array_equal(pixels(path, z=z), STACK[z])
@@ -75,8 +78,9 @@ def test_all_choices_are_asked_for_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_image(path)
     assert "2 channels (0, 1), 3 planes, 2 time points" in str(caught.value)
-    assert 'choose `channel`, `z` (0 to 2, "max" or "mean") and `t` (0 to 1)' in str(caught.value)
-    with pytest.raises(InputError, match=r"choose `t` \(0 to 1\)$"):
+    z, t = '`z` (0 to 2, "max" or "mean"; "all" predicts each)', '`t` (0 to 1; "all" predicts each)'
+    assert f"choose `channel`, {z} and {t}" in str(caught.value)
+    with pytest.raises(InputError, match=rf"choose {re.escape(t)}$"):
         read_image(path, channel=0, z=1)
     image = read_image(path, z=1, t=1)
     np.testing.assert_array_equal(image.data, data[1, 1].transpose(1, 2, 0))
