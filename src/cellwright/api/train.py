@@ -21,6 +21,7 @@ from cellwright.api.models import Model, load_model
 from cellwright.api.paths import is_model_folder
 from cellwright.api.read import read_annotations
 from cellwright.api.shared_options import FormatName, Planes, Series, TimePoint
+from cellwright.api.train_devices import Job, follow, is_member, loader_of, team_of, threads_of
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
 from cellwright.config.model_dense import DenseConfig
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from cellwright.models.contract import Network
     from cellwright.models.weights.foreign import LoadReport
     from cellwright.models.weights.model_folder import ModelInfo
+    from cellwright.training.distributed import Team
     from cellwright.training.loop import Training
 
 
@@ -87,6 +89,8 @@ class TrainPlan:
     series: Series = None
     device: str = "auto"
     """auto, cpu, cuda:N or mps."""
+    devices: int | None = None
+    """Train on this many GPUs, or processes with device cpu, which share every batch (default: 1)."""
     out: Path | None = None
     """Run folder to write (default: runs/ and the name of the recipe)."""
     overwrite: bool = False
@@ -184,6 +188,7 @@ def train(  # noqa: PLR0913 - the options of the command
     set: Sequence[str] = (),  # noqa: A002 - the same name as on the command line
     max_minutes: float | None = None,
     device: str = "auto",
+    devices: int | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Train a model; a run at ``out`` with the same recipe and data is resumed, or returned if it is finished.
@@ -200,6 +205,8 @@ def train(  # noqa: PLR0913 - the options of the command
         set: keys of the recipe to change, such as ``["train.lr=2e-4", "train.length=500 steps"]``.
         max_minutes: save a checkpoint and stop after this time; the same call resumes the run.
         device: "auto", "cpu", "cuda:N" or "mps".
+        devices: train on this many GPUs, or processes with ``device="cpu"``, which share every batch. None: 1, or the
+            processes that torchrun has started, which all call this function and get the same run.
         overwrite: start from scratch if ``out`` contains a run.
 
     Returns:
@@ -229,10 +236,14 @@ def train(  # noqa: PLR0913 - the options of the command
         >>> run.model.class_names
         ('nucleus',)
     """
+    if is_member():
+        follow(device)
+        return read_run(Path(out))
     dataset = as_annotations(data) if isinstance(data, Dataset) else read_annotations(Path(data))
     request = _request(load_recipe(recipe, set, init), dataset, Reading(channel).channels)
     request = dataclasses.replace(request, out=Path(out), max_minutes=max_minutes, device=device, overwrite=overwrite)
-    run = _train(request, SILENT)
+    with team_of(device, devices) as team:
+        run = _train(dataclasses.replace(request, team=team), SILENT)
     assert run is not None  # not a dry run
     return run
 
@@ -240,9 +251,12 @@ def train(  # noqa: PLR0913 - the options of the command
 def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = False) -> Run | Repeats | None:
     """Carry out a plan. Returns the run, all runs with ``repeat``, or None after a dry run.
 
-    Raises what `train` raises, and `UsageError` for an invalid ``max_minutes`` or ``repeat``.
+    None also in processes that torchrun has started for other ranks than 0. Raises what `train` raises, and
+    `UsageError` for an invalid ``max_minutes`` or ``repeat``.
     """
     require_torch("training")
+    if is_member():
+        return follow(plan.device)
     recipe = load_recipe(plan.recipe, plan.set, plan.init)
     out = plan.out or Path("runs") / Path(plan.recipe).name.removesuffix(".yaml")
     request = _request(
@@ -258,9 +272,11 @@ def run(plan: TrainPlan, screen: ProgressReporter = SILENT, *, dry_run: bool = F
         overwrite=plan.overwrite,
         inputs=(plan.data,),
     )
-    if plan.repeat is not None:
-        return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
-    return _train(request, screen, dry_run=dry_run)
+    with team_of(plan.device, plan.devices) as team:
+        request = dataclasses.replace(request, team=team)
+        if plan.repeat is not None:
+            return _train_repeats(request, plan.repeat, screen, dry_run=dry_run)
+        return _train(request, screen, dry_run=dry_run)
 
 
 def train_briefly(
@@ -304,7 +320,7 @@ class _Request:
 
     reading: which part of each image file is used. survey: what the training images are like. notes: what was assumed
     about the data, one sentence each. inputs: further files and folders that are read. is_reported: whether the best
-    model is evaluated once more at the end, for the report.
+    model is evaluated once more at the end, for the report. team: the processes that train together; None: only this.
     """
 
     recipe: Recipe
@@ -319,6 +335,7 @@ class _Request:
     notes: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
     is_reported: bool = True
+    team: Team | None = None
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes >= 0:  # True for NaN
@@ -359,6 +376,11 @@ class _Request:
         """The weights that training starts from."""
         return getattr(self.recipe.model, "init", None)
 
+    @property
+    def shared(self) -> str:
+        """How many devices share a step, if they are several."""
+        return "" if self.team is None or self.team.place.n == 1 else f", on {self.team.place.n} devices"
+
     def describe(self) -> list[str]:
         """What will be read, done and written, and warnings, in a few lines."""
         recipe, train = self.recipe, self.recipe.train
@@ -367,7 +389,7 @@ class _Request:
         lines = [
             f"recipe {recipe.name}: {recipe.description}",
             f"{count(len(self.training), 'training image')}, {n_validation}; {train.length} with "
-            f"{count(train.batch_size * train.accumulate, 'image')} per step, {train.precision}",
+            f"{count(train.batch_size * train.accumulate, 'image')} per step, {train.precision}{self.shared}",
         ]
         return [*lines, *self.notes, *init_warnings(recipe), *summarise(self.survey.notes)]
 
@@ -456,18 +478,23 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     """Check the request, say what will be done, and train; None after a dry run, which writes nothing."""
     from cellwright.prediction.backends.torch import resolve_device
     from cellwright.training import loop
+    from cellwright.training.distributed import Team, check_share
     from cellwright.training.environment import describe_environment
     from cellwright.training.precision import precision_for
 
     started = time.monotonic()
     recipe, output = request.recipe, request.output()
     _check_classes(recipe, request.dataset)
-    device = resolve_device(request.device)
+    team = request.team or Team()
+    check_share(recipe.train.batch_size, team.place.n, compiles=recipe.train.compile)
+    device = resolve_device(request.device) if team.place.n == 1 else team.device
     identity = request.identify(output, screen.track)
     chosen = request.reading.to_dict()
     inputs = {"data": identity.digest, **({"reading": repr(chosen)} if chosen else {}), **_init_fingerprint(recipe)}
     recipe_yaml = recipes.dump(recipe)
-    environment = describe_environment(device, recipe.train.threads, inputs, precision_for(recipe, device))
+    environment = describe_environment(
+        device, threads_of(recipe, team), inputs, precision_for(recipe, device), team.place.n
+    )
     environment["sources"] = sorted({sample.source for sample in request.dataset if sample.source})[:10]
     environment = output.examine(recipe_yaml, environment, identity)
     if output.is_finished:
@@ -476,6 +503,7 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
     request = _with_train(request, {"precision": environment["precision"]})
     info = _model_info(request, environment, identity)
     training, loaded = _prepare(request, device, info, screen)
+    job = Job(request.recipe, request.training.samples, len(request.dataset.class_names), request.reading)
     for line in (*request.describe(), *_class_warnings(request, identity), *_what_is_written(request, output, loaded)):
         screen.note(line)
     if dry_run:
@@ -486,8 +514,12 @@ def _train(request: _Request, screen: ProgressReporter, *, dry_run: bool = False
         used = (time.monotonic() - started) / 60
         left = None if request.max_minutes is None else max(0.0, request.max_minutes - used)
         n_closing = 1 + (_start_of(request) is not None) if request.is_reported and request.validation else 0
-        training = dataclasses.replace(training, run=run, n_closing=n_closing, verify=output.verify)
+        threads = environment["threads"] if team.place.n > 1 or output.is_on_other_devices else None
+        changes = {"run": run, "n_closing": n_closing, "verify": output.verify, "team": team, "threads": threads}
+        training = dataclasses.replace(training, **changes)
         with _reporting(run):
+            team.start()
+            team.send(job)
             result = loop.train(training, max_minutes=left)
             if n_closing and result.best_step >= 0:
                 output.verify()
@@ -564,7 +596,7 @@ def _prepare(
     validation, seen = request.validation, (request.survey.values, request.survey.channels)
     training = loop.Training(
         network=network,
-        loader=_loader(recipe, request.training, network, request.reading),
+        loader=_loader(request, network),
         config=recipe.train,
         run=RunFolder(request.out),
         info=info,
@@ -580,22 +612,12 @@ def _prepare(
     return training, loaded
 
 
-def _loader(recipe: Recipe, training: Dataset, network: Network, reading: Reading) -> TrainingLoader:
+def _loader(request: _Request, network: Network) -> TrainingLoader:
     from cellwright.data.check import require_objects
-    from cellwright.data.loader import LoaderConfig, TrainingLoader
+    from cellwright.training.distributed import Team
 
-    require_objects(training)
-    config = LoaderConfig(
-        input=recipe.input,
-        augment=recipe.augment,
-        data=recipe.data,
-        resize_rule=CONVENTIONS[recipe.conventions].resize_rule,
-        stride=network.stride,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.train.seed,
-        reading=reading,
-    )
-    return TrainingLoader(training.samples, config)
+    require_objects(request.training)
+    return loader_of(request.recipe, request.training, network, request.reading, request.team or Team())
 
 
 def _model_info(request: _Request, environment: dict[str, Any], identity: Identity) -> ModelInfo:

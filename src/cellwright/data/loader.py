@@ -1,7 +1,8 @@
 """Training batches, as a pure function of the step number.
 
 The samples of a step and all random changes of them depend only on the seed, the step and the position in the batch.
-The number of worker processes, their scheduling, restarts and earlier training therefore do not change a batch.
+The number of worker processes, their scheduling, restarts and earlier training therefore do not change a batch. Where
+several processes train together, each has some positions of every batch, with the same images as in one process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -59,9 +60,10 @@ class LoaderConfig:
         data: filters, worker processes, cache.
         resize_rule: the framework whose resizing is used.
         stride: batches are padded to a multiple of it, in pixels.
-        batch_size: images per batch.
+        batch_size: images per batch, over all processes that train together.
         seed: of all random draws.
         reading: which part of each image file is used.
+        rank, n_ranks: this process of those that train together, which ``batch_size`` is a multiple of.
     """
 
     input: InputConfig
@@ -72,6 +74,14 @@ class LoaderConfig:
     batch_size: int
     seed: int
     reading: Reading = Reading()  # noqa: RUF009 - frozen
+    rank: int = 0
+    n_ranks: int = 1
+
+    @property
+    def positions(self) -> range:
+        """The positions of each batch that this process has."""
+        n_own = self.batch_size // self.n_ranks
+        return range(self.rank * n_own, (self.rank + 1) * n_own)
 
 
 class TrainingBatches(Dataset):
@@ -85,7 +95,7 @@ class TrainingBatches(Dataset):
         self.samples = tuple(samples)
         self.config = config
         self.order = SampleOrder(config.seed, len(self.samples), _repeat_factors(self.samples, config.data))
-        shares = max(1, config.data.workers)
+        shares = max(1, config.data.workers) * config.n_ranks
         self.cache = DecodeCache(config.data.cache_mb * 2**20 // shares)
 
     def __getitem__(self, step: int) -> Batch | bytes | CellwrightError:
@@ -98,16 +108,17 @@ class TrainingBatches(Dataset):
     def batch(self, step: int) -> Batch:
         """The batch of step ``step``. Raises `InputError` that names a sample that cannot be read."""
         config = self.config
-        images, labels = [], []
-        for position, index in enumerate(self.order.batch(step, config.batch_size)):
-            decoded = self._decoded(int(index))
+        images, labels, order = [], [], self.order.batch(step, config.batch_size)
+        for position in config.positions:
+            decoded = self._decoded(int(order[position]))
             frame = frame_of(decoded, config.input, config.resize_rule)
             rng = augment_rng(config.seed, step, position)
             pixels, objects = augment(decoded.pixels, decoded.labels, config.augment, rng, frame)
             images.append(torch.from_numpy(network_pixels(pixels, decoded, config.input)))
             labels.append(objects)
         seed = int(np.random.SeedSequence([_MODEL, config.seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        return collate(images, labels, stride=config.stride, seed=seed)
+        batch = collate(images, labels, stride=config.stride, seed=seed)
+        return replace(batch, first=config.positions.start)
 
     def _decoded(self, index: int) -> Decoded:
         decoded = self.cache.get(index)
@@ -163,11 +174,6 @@ class TrainingLoader:
     def n_samples(self) -> int:
         """Samples per epoch: the number of training images, or more with ``repeat_factor_threshold``."""
         return self._batches.order.n_samples
-
-    @property
-    def batch_size(self) -> int:
-        """Images per step."""
-        return self.config.batch_size
 
     def batches(self, first_step: int, total_steps: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to ``total_steps - 1``, in order.

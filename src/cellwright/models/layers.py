@@ -38,7 +38,12 @@ class ConvNorm(nn.Module):
 
     The convolution has a bias only if ``norm`` is "none". Odd kernels are padded so that stride 1 keeps H and W; a 2x2
     kernel has no padding.
+
+    Attributes:
+        normalises_nothing: whether the norm is called for B = 0 in training, too; see `share_batch_norm`.
     """
+
+    normalises_nothing = False
 
     def __init__(
         self,
@@ -62,12 +67,19 @@ class ConvNorm(nn.Module):
         x = self.convolve(x)
         # A head may get no regions (images without objects), which batch norm rejects.
         # `x.shape[0]` and not `len(x)`, which would fix the number of regions in an exported graph.
-        x = self.norm(x) if x.shape[0] else x
+        x = self.norm(x) if x.shape[0] or (self.training and self.normalises_nothing) else x
         return F.relu(x, inplace=True) if self.relu else x
 
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone."""
         return self.conv(x)
+
+
+def share_batch_norm(network: nn.Module) -> None:
+    """Prepare ``network`` for `Ranks.shared_batch_norm`: a head without regions still has to answer other ranks."""
+    for layer in network.modules():
+        if isinstance(layer, ConvNorm):
+            layer.normalises_nothing = isinstance(layer.norm, nn.BatchNorm2d)
 
 
 class WinogradConvNorm(ConvNorm):

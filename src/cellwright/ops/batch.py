@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from cellwright.ops.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Batch:
             1 unless objects overlap.
         layer_of: per image LongTensor[N], the layer that holds object k.
         seed: of all random draws inside the model; see `generator`.
+        first: the place of the first image in the whole batch, of which other processes may have the rest.
+        ranks: the processes that share the whole batch.
 
     Raises `ValueError` if shapes or lengths disagree.
     """
@@ -36,6 +41,8 @@ class Batch:
     layers: list[Tensor]
     layer_of: list[Tensor]
     seed: int
+    first: int = 0
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4:
@@ -78,9 +85,18 @@ class Batch:
         values = torch.cat([ignore.new_zeros(1), ignore])
         return values[self.layers[image].long()].any(dim=0)
 
-    def generator(self) -> torch.Generator:
-        """A new CPU generator with this batch's seed, so that the same batch always draws the same samples."""
-        return torch.Generator().manual_seed(self.seed)
+    def generator(self, image: int = 0) -> torch.Generator:
+        """A new CPU generator for an image, so that it always draws the same samples, whichever process has it."""
+        return torch.Generator().manual_seed(self.seed + self.first + image)
+
+    def generators(self) -> list[torch.Generator]:
+        """The `generator` of each image."""
+        return [self.generator(image) for image in range(len(self))]
+
+    def padded(self, height: int, width: int) -> Batch:
+        """The same batch with images of at least this size; see ``images``."""
+        below, right = max(height - self.images.shape[2], 0), max(width - self.images.shape[3], 0)
+        return replace(self, images=functional.pad(self.images, (0, right, 0, below))) if below or right else self
 
 
 def stack_images(images: Sequence[Tensor], stride: int) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -18,7 +18,7 @@ from cellwright.core.versions import PACKAGES, version_of
 
 
 def describe_environment(
-    device: torch.device, threads: int | None, inputs: dict[str, str], precision: str = "float32"
+    device: torch.device, threads: int | None, inputs: dict[str, str], precision: str = "float32", n_devices: int = 1
 ) -> dict[str, Any]:
     """The content of ``environment.json`` as plain JSON values, without any path of this machine.
 
@@ -27,6 +27,7 @@ def describe_environment(
         threads: the number of CPU threads; None records torch's default.
         inputs: fingerprints (such as hashes) of the data and the initial weights, by name.
         precision: the precision of the forward pass, as `precision_for` gives it.
+        n_devices: how many devices share every batch; ``device`` is that of the first process.
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -36,6 +37,7 @@ def describe_environment(
         "versions": {name: version_of(name) for name in PACKAGES},
         "git": git_state(Path(__file__).parent),
         "device": str(device),
+        "devices": n_devices,
         "gpu": gpu,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "precision": precision,

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cellwright.config.training import TrainConfig
 from cellwright.core.errors import InputError, RecipeError, did_you_mean
@@ -26,10 +26,12 @@ from cellwright.core.staging import check_way, identities_below
 from cellwright.core.text import count
 from cellwright.data.loader import WORKER_REMEDY, is_worker_failure
 from cellwright.models.contract import Network
+from cellwright.models.layers import share_batch_norm
 from cellwright.models.weights.model_folder import MODEL_FILES, ModelInfo
 from cellwright.models.weights.torch_io import save_model
 from cellwright.ops.batch import Batch
 from cellwright.training.checkpoint import Resumed, resume, save_checkpoint
+from cellwright.training.distributed import Team
 from cellwright.training.environment import Interruption, interruptible, reproducible
 from cellwright.training.logging import (
     Recorder,
@@ -72,6 +74,8 @@ class Training:
         reporter: shows progress.
         device: where to train.
         n_closing: evaluations that follow within the time limit, after the one at the end of `train`.
+        threads: CPU threads, in place of those of the checkpoint; None: as there, or as the recipe says.
+        team: the processes that train together; this one is rank 0, and the others are in `follow`.
         verify: raises `OutputError` if the folder of the run is no longer there; called before anything is written.
     """
 
@@ -84,6 +88,8 @@ class Training:
     reporter: Reporter = field(default_factory=SilentReporter)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     n_closing: int = 0
+    threads: int | None = None
+    team: Team = field(default_factory=Team)
     verify: Callable[[], None] = lambda: None
 
     def save_checkpoint(self, state: TrainState) -> None:
@@ -148,6 +154,8 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
     timeline = Timeline.of(config, training.loader.n_samples)
     state = TrainState.initial(training.network.to(training.device), config)
     resumed = resume(run.checkpoints, state, run.model)
+    if training.threads is not None:
+        state.position.threads = training.threads
     first = state.position.step
     with (
         reproducible(state.position.threads, deterministic=config.deterministic and training.device.type == "cpu"),
@@ -161,7 +169,9 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
         estimate = partial(_expected_evaluation_s, training, state)
         budget = Budget(max_minutes, recorder.pace, estimate, time.monotonic, 1 + training.n_closing)
         try:
+            _send_state(state, training.team)
             _run_steps(training, state, timeline, recorder, interruption, budget)
+            training.team.send(_STOP)
         except KeyboardInterrupt:
             if not interruption.hurried:
                 recorder.flush()
@@ -174,7 +184,7 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
                 raise Interrupted(interruption.received) from error
             if not is_of_worker:
                 raise
-            raise InputError("a loading process ended", got=str(error).splitlines()[0], remedy=WORKER_REMEDY) from error
+            raise _worker_error(error) from error
     position, total_steps = state.position, timeline.total_steps
     finished = position.step >= total_steps or is_out_of_patience(position, config)
     if finished:
@@ -182,6 +192,72 @@ def train(training: Training, *, max_minutes: float | None = None) -> TrainResul
         write_text(run.done, f"{position.step} of {total_steps} steps{reason}\n")
     best = position.best_metrics
     return TrainResult(position.step, total_steps, finished, position.metrics, position.best_step, best)
+
+
+def _worker_error(error: Exception) -> InputError:
+    return InputError("a loading process ended", got=str(error).splitlines()[0], remedy=WORKER_REMEDY)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+_STEP, _STOP = "step", "stop"  # what rank 0 sends
+
+
+def _send_state(state: TrainState, team: Team) -> None:
+    """Send members the weights and all else that a step depends on."""
+    if team.place.n == 1:
+        return
+    share_batch_norm(state.network)
+    scaler = None if state.scaler is None else state.scaler.state_dict()
+    content = state.network.state_dict(), state.optimiser.state_dict(), scaler, state.position
+    team.send(_to_cpu(content))
+
+
+def _to_cpu(content: Any) -> Any:
+    """Nested tuples, lists and dictionaries with all tensors on the CPU, as they can be sent."""
+    match content:
+        case Tensor():
+            return content.cpu()
+        case dict():
+            return {key: _to_cpu(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_to_cpu(value) for value in content]
+        case _:
+            return content
+
+
+def follow(network: Network, loader: Loader, config: TrainConfig, device: torch.device, team: Team) -> None:
+    """The part of a member in `train`: load this rank's images, and take the same steps, until rank 0 stops.
+
+    Rank 0 decides about everything, and sends the state before the first step, so nothing is read or written here.
+    """
+    config = config.model_copy(update={"ema_decay": None})  # only rank 0 evaluates
+    timeline = Timeline.of(config, loader.n_samples)
+    state = TrainState.initial(network.to(device), config)
+    share_batch_norm(state.network)
+    weights, optimiser, scaler, state.position = team.receive()
+    state.network.load_state_dict(weights)
+    state.optimiser.load_state_dict(optimiser)
+    if state.scaler is not None:
+        state.scaler.load_state_dict(scaler)
+    position, accumulate = state.position, config.accumulate
+    with reproducible(position.threads, deterministic=config.deterministic and device.type == "cpu"):
+        try:
+            batches = loader.batches(position.step * accumulate, timeline.total_steps * accumulate)
+            while True:
+                own = [
+                    batch.to(device) for batch in itertools.islice(batches, accumulate)
+                ]  # while rank 0 loads its own
+                if team.receive() == _STOP:
+                    return
+                take_step(state, team.share(own), config, learning_rate(config, position.step, timeline))
+        except RuntimeError as error:
+            if not is_worker_failure(error):
+                raise
+            raise _worker_error(error) from error
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def _run_steps(
@@ -197,7 +273,7 @@ def _run_steps(
     A checkpoint is saved before a scheduled evaluation too, which may take as long as many steps, and which a resumed
     run repeats.
     """
-    config, position = training.config, state.position
+    config, position, team = training.config, state.position, training.team
     # Batches are numbered separately from steps, because a step takes ``accumulate`` of them.
     batches = training.loader.batches(position.step * config.accumulate, timeline.total_steps * config.accumulate)
     first, watch = position.step, _watch(training, state)
@@ -224,16 +300,18 @@ def _run_steps(
             step_batches = [batch.to(training.device) for batch in itertools.islice(batches, config.accumulate)]
         data_s = time.perf_counter() - started
         with watch.step():
-            outcome = take_step(state, step_batches, config, learning_rate(config, position.step, timeline))
-        recorder.step(outcome, sum(map(len, step_batches)), data_s, time.perf_counter() - started)
+            team.send(_STEP)
+            outcome = take_step(state, team.share(step_batches), config, learning_rate(config, position.step, timeline))
+        n_images = team.place.n * sum(map(len, step_batches))
+        recorder.step(outcome, n_images, data_s, time.perf_counter() - started)
         if outcome.problem is not None:
             raise diverged(outcome, config)
 
 
 def _watch(training: Training, state: TrainState) -> StepWatch:
-    """Warns of slow steps on a CPU; hooks of a compiled backbone would compile it again."""
+    """Warns of slow steps on a CPU, of one process alone; hooks of a compiled backbone would compile it again."""
     config, threads = training.config, state.position.threads
-    is_watched = training.device.type == "cpu" and not config.compile
+    is_watched = training.device.type == "cpu" and not config.compile and training.team.place.n == 1
     setting = Setting.of(config.precision, threads, training.device) if is_watched else None
     return StepWatch(state.network, setting, training.reporter.note)
 

@@ -18,7 +18,7 @@ from cellwright.core.file_identity import digest_of
 from cellwright.core.files import output_error, read_json, read_text, write_json, write_text
 from cellwright.core.output_folder import OutputFolder
 from cellwright.core.result_folders import REPORT
-from cellwright.core.text import listed
+from cellwright.core.text import count, listed
 from cellwright.data.identity import Identity
 from cellwright.training.run_folder import CURVES, REPEATS, SCHEMA_VERSION, RunFolder
 
@@ -56,6 +56,7 @@ class RunOutput:
         self.is_finished = False
         self.discarded: str | None = None
         self.moved: str | None = None
+        self.is_on_other_devices = False
 
     @property
     def recorded(self) -> RunFolder:
@@ -77,8 +78,9 @@ class RunOutput:
     def examine(self, recipe_yaml: str, environment: dict[str, Any], identity: Identity | None) -> dict[str, Any]:
         """Decide how to go on; returns the environment to record.
 
-        Sets ``is_finished``; ``discarded``: how an unfinished run that was to replace the old one differs; and
-        ``moved``: how the hardware differs from that of a run that is resumed, which then rounds differently.
+        Sets ``is_finished``; ``discarded``: how an unfinished run that was to replace the old one differs;
+        ``moved``: how the hardware differs from that of a run that is resumed, which then rounds differently; and
+        ``is_on_other_devices``: whether their number does, so that the threads are not those from before.
 
         Args:
             recipe_yaml: the text of the resolved recipe.
@@ -97,7 +99,9 @@ class RunOutput:
             if different is None:
                 self._resume = found
                 self.is_finished = not self._overwrite and found.state == "complete" and self._is_whole(found)
-                environment, self.moved = _continued(environment, _environment_of(run))
+                before = _environment_of(run)
+                self.is_on_other_devices = before.get("devices", 1) != environment.get("devices", 1)
+                environment, self.moved = _continued(environment, before)
             elif not self._overwrite:
                 raise different
             else:
@@ -245,11 +249,13 @@ def _environment_of(run: RunFolder) -> Mapping[str, Any]:
 def _continued(now: dict[str, Any], before: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The environment ``now`` of a run that goes on, and what differs from ``before`` in a way that changes rounding.
 
-    A run keeps its number of threads, because another number rounds differently, and float32. What began in another
-    precision goes on in that of this machine, which may be many times slower otherwise; ``began_in`` records it.
+    A run keeps its number of threads on as many devices, because another number rounds differently, and float32. What
+    began in another precision goes on in that of this machine, which may be many times slower otherwise; ``began_in``
+    records it.
     """
     now, precision = dict(now), before.get("precision")
-    if type(before.get("threads")) is int:
+    devices = before.get("devices", 1), now.get("devices", 1)
+    if type(before.get("threads")) is int and devices[0] == devices[1]:
         now["threads"] = before["threads"]
     if precision == "float32":
         now["precision"] = precision
@@ -261,6 +267,8 @@ def _continued(now: dict[str, Any], before: Mapping[str, Any]) -> tuple[dict[str
         for key in ("device", "gpu", "processor", "precision")
         if isinstance(before.get(key), str) and now.get(key) is not None and _kind(now[key]) != _kind(before[key])
     ]
+    if devices[0] != devices[1]:
+        differing.append(f"{count(devices[1], 'device')} instead of {devices[0]}")
     return now, ", ".join(differing) or None
 
 

@@ -48,6 +48,9 @@ class StepOutcome:
 def take_step(state: TrainState, batches: Sequence[Batch], config: TrainConfig, lr: float) -> StepOutcome:
     """One optimiser step on the mean gradient of ``batches``; advances ``state`` by one step.
 
+    Where several processes share the batches, all of them take the same step; the losses and the gradient norm are
+    those of the whole batches.
+
     If the outcome has a problem (a loss or the gradient norm is not finite, or the norm exceeds
     ``config.max_gradient_norm``), no weight has changed and ``state`` has not advanced.
     """
@@ -60,6 +63,7 @@ def take_step(state: TrainState, batches: Sequence[Batch], config: TrainConfig, 
             losses[name] = losses.get(name, 0.0) + value
         if not all(math.isfinite(value) for value in losses.values()):
             return StepOutcome(step, lr, losses, math.nan, "a loss is not finite")
+    batches[0].ranks.sum_gradients(network.parameters())
     if scaler is not None:
         scaler.unscale_(optimiser)
     norm = float(clip_gradients(network.parameters(), config.clip_norm))
@@ -82,7 +86,8 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, n_batches: i
 
     Returns each loss divided by ``n_batches``.
     """
-    losses = losses_of(cast(Network, state.network), batch, config)
+    with batch.ranks.shared_batch_norm():
+        losses = losses_of(cast(Network, state.network), batch, config)
     stacked = torch.stack([loss.float() for loss in losses.values()]) / n_batches
     values = dict(zip(losses, stacked.detach().tolist(), strict=True))
     if all(math.isfinite(value) for value in values.values()):
@@ -97,7 +102,7 @@ def losses_of(network: Network, batch: Batch, config: TrainConfig) -> dict[str, 
     They are computed in ``config.precision``, which is that of the device by now (`precision_for`), not ``auto``.
     """
     # Layers that draw from torch's global generator (dropout) then depend on the step alone, too.
-    torch.manual_seed(batch.seed)
+    torch.manual_seed(batch.seed + batch.first)
     dtype = _AUTOCAST[config.precision]
     with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
         return network.losses(batch)

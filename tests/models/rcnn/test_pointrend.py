@@ -245,7 +245,7 @@ def test_training_reduces_the_point_loss() -> None:
         source = network.region_features(network.features(images))
     point_losses = []
     for _ in range(60):
-        losses = network.point_losses(source, regions, batch, batch.generator())
+        losses = network.point_losses(source, regions, batch, batch.generators())
         optimiser.zero_grad()
         (losses["mask"] + losses["point"]).backward()
         optimiser.step()

@@ -241,7 +241,7 @@ def test_losses_of_the_stored_sample(network: PointRend, fixture: Fixture, monke
         source = network.region_features(network.features(fixture.batch.images))
         losses, *_ = network.box_losses(source, fixture.regions("default_bitmask", "roi"), fixture.batch)
         regions = mask_regions(fixture, "default_bitmask")
-        losses |= network.point_losses(source, regions, fixture.batch, fixture.batch.generator())
+        losses |= network.point_losses(source, regions, fixture.batch, fixture.batch.generators())
     stored = fixture.losses["default_bitmask"]["losses"]
     assert losses["class"].item() == pytest.approx(stored["loss_cls"], rel=1e-4)
     assert losses["box"].item() == pytest.approx(stored["loss_box_reg"], rel=1e-4)

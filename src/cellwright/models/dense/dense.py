@@ -26,6 +26,7 @@ from cellwright.models.dense.stardist_network import StarDistUNet
 from cellwright.models.dense.target import target_of
 from cellwright.models.dense.unet import UNet
 from cellwright.ops.batch import Batch
+from cellwright.ops.ranks import ALONE, Ranks
 
 
 class DenseNetwork(DensePrediction, nn.Module):
@@ -66,12 +67,20 @@ class DenseNetwork(DensePrediction, nn.Module):
         shares = [factor**level for level in range(len(stages))]
         for share, stage in zip(shares, stages, strict=True):
             full = F.interpolate(stage, maps.shape[2:], mode="bilinear") if stage.shape[2:] != maps.shape[2:] else stage
-            for name, loss in self._stage_losses(full.float(), maps, classes, counted, pixel_weights).items():
+            for name, loss in self._stage_losses(
+                full.float(), maps, classes, counted, pixel_weights, batch.ranks
+            ).items():
                 total[name] = total.get(name, torch.zeros_like(loss)) + share / sum(shares) * loss
         return total
 
     def _stage_losses(
-        self, logits: Tensor, maps: Tensor, classes: Tensor, counted: Tensor, pixel_weights: Tensor | None
+        self,
+        logits: Tensor,
+        maps: Tensor,
+        classes: Tensor,
+        counted: Tensor,
+        pixel_weights: Tensor | None,
+        ranks: Ranks = ALONE,
     ) -> dict[str, Tensor]:
         config, channels, losses = self.config, self.target.channels, {}
         for index, name in enumerate(channels):
@@ -79,27 +88,28 @@ class DenseNetwork(DensePrediction, nn.Module):
             units = linear_units(config, name)
             match name:
                 case "flow_y" | "flow_x":
-                    loss = config.flow_weight * masked_mean((predicted / (units or 1) - target) ** 2, counted)
+                    loss = config.flow_weight * masked_mean((predicted / (units or 1) - target) ** 2, counted, ranks)
                     losses["flow"] = losses.get("flow", 0.0) + loss
                 case "distance":
-                    losses[name] = config.distance_weight * masked_mean((predicted.sigmoid() - target).abs(), counted)
+                    error = (predicted.sigmoid() - target).abs()
+                    losses[name] = config.distance_weight * masked_mean(error, counted, ranks)
                 case "ray_0":  # all rays at once; they are the last maps
                     rays = slice(index, len(channels))
                     error = (logits[:, rays] / (units or 1) - maps[:, rays]).abs().mean(dim=1)
                     weights = counted * maps[:, channels.index("probability")]
-                    losses["rays"] = config.ray_weight * masked_mean(error, weights)
+                    losses["rays"] = config.ray_weight * masked_mean(error, weights, ranks)
                 case _ if name.startswith("ray_"):
                     continue
                 case _:
                     entropy = self._entropy(predicted, target)
                     if name in ("body", "cellprob", "probability") and pixel_weights is not None:
                         entropy = entropy * pixel_weights
-                    losses[name] = config.cross_entropy_weight * masked_mean(entropy, counted)
-                    dice = soft_dice_loss(predicted.sigmoid(), target, counted)
+                    losses[name] = config.cross_entropy_weight * masked_mean(entropy, counted, ranks)
+                    dice = soft_dice_loss(predicted.sigmoid(), target, counted, ranks)
                     losses[name] = losses[name] + config.dice_weight * dice
         if self.n_classes > 1:
             entropy = F.cross_entropy(logits[:, len(channels) :], classes.clamp(min=0), reduction="none")
-            losses["class"] = masked_mean(entropy, counted * (classes >= 0))
+            losses["class"] = masked_mean(entropy, counted * (classes >= 0), ranks)
         return losses
 
     def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,19 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def masked_mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of FloatTensor[B,H,W] over the pixels where ``counted`` is 1; 0 if there are none."""
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+from cellwright.ops.ranks import ALONE, Ranks
 
 
-def soft_dice_loss(probs: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+def masked_mean(values: Tensor, counted: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Mean of FloatTensor[B,H,W] over the pixels of all ranks where ``counted`` is 1; 0 if there are none."""
+    return ranks.total((values * counted).sum()) / ranks.total(counted.sum()).clamp(min=1)
+
+
+def soft_dice_loss(probs: Tensor, targets: Tensor, counted: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """1 - (2 sum(p t) + 1) / (sum(p^2) + sum(t^2) + 1) over the counted pixels (Milletari et al. 2016).
 
-    All arguments are FloatTensor[B,H,W].
+    All arguments are FloatTensor[B,H,W]; the sums are over the images of all ranks.
     """
-    overlap = (probs * targets * counted).sum()
-    size = ((probs**2 + targets**2) * counted).sum()
+    overlap = ranks.total((probs * targets * counted).sum())
+    size = ranks.total(((probs**2 + targets**2) * counted).sum())
     return 1 - (2 * overlap + 1) / (size + 1)
 
 

@@ -80,7 +80,7 @@ def sample_regions(
     n_classes: int,
     config: AnyBoxHeadConfig,
     ignore_ioa: float,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> list[Regions]:
     """Draw each image's regions for the losses, foreground and background, from the proposals and the objects' boxes.
 
@@ -90,10 +90,10 @@ def sample_regions(
         n_classes: K, the class of background.
         config: IoU thresholds and the size of the sample; those of the first stage in a cascade.
         ignore_ioa: background with at least this share of its area in pixels that are not annotated is not drawn.
-        generator: on the CPU.
+        generators: on the CPU, one per image.
     """
     regions = []
-    for image, proposed in enumerate(proposals):
+    for image, (proposed, generator) in enumerate(zip(proposals, generators, strict=True)):
         objects = batch.boxes[image][~batch.ignore[image]]
         candidates = torch.cat([proposed, objects])
         assignment = assign(
@@ -145,8 +145,9 @@ def region_losses(
         targets.append(encode_boxes(matched, region.boxes, config.stage_delta_weights[stage]))
     class_ids, beta = torch.cat([region.class_ids for region in regions]), decided(config.smooth_l1_beta)
     return {
-        "class": config.class_weight * class_loss(class_logits, class_ids, class_weights),
-        "box": config.box_weight * box_loss(deltas, class_ids, torch.cat(targets), n_classes=n_classes, beta=beta),
+        "class": config.class_weight * class_loss(class_logits, class_ids, class_weights, batch.ranks),
+        "box": config.box_weight
+        * box_loss(deltas, class_ids, torch.cat(targets), n_classes=n_classes, beta=beta, ranks=batch.ranks),
     }
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cellwright.ops.ranks import ALONE, Ranks
+
 
 def smooth_l1_sum(predictions: Tensor, targets: Tensor, beta: float) -> Tensor:
     """Smooth L1 (Girshick 2015) summed over FloatTensor[P,4]: quadratic below ``beta``, linear above; 0: plain L1."""
@@ -22,19 +24,23 @@ def objectness_loss(logits: Tensor, labels: Tensor, normaliser: float) -> Tensor
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum") / normaliser
 
 
-def class_loss(logits: Tensor, class_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+def class_loss(logits: Tensor, class_ids: Tensor, weights: Tensor | None = None, ranks: Ranks = ALONE) -> Tensor:
     """Mean softmax cross-entropy of FloatTensor[S,K+1] with LongTensor[S], where K is background; 0 for S = 0.
 
-    ``weights``: FloatTensor[K+1]; the mean is then weighted by the class of each sample.
+    ``weights``: FloatTensor[K+1]; the mean is then weighted by the class of each sample. ``ranks``: the mean is over
+    the samples of all of them.
     """
     if weights is None:
-        return F.cross_entropy(logits, class_ids, reduction="sum") / max(len(class_ids), 1)
+        total = ranks.total(F.cross_entropy(logits, class_ids, reduction="sum"))
+        return total / max(ranks.count(len(class_ids)), 1)
     weights = weights.to(logits.dtype)
-    total = weights[class_ids].sum().clamp(min=torch.finfo(weights.dtype).tiny)
-    return F.cross_entropy(logits, class_ids, weight=weights, reduction="sum") / total
+    total = ranks.total(F.cross_entropy(logits, class_ids, weight=weights, reduction="sum"))
+    return total / ranks.total(weights[class_ids].sum()).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: int, beta: float) -> Tensor:
+def box_loss(
+    deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: int, beta: float, ranks: Ranks = ALONE
+) -> Tensor:
     """Smooth L1 of the deltas of foreground boxes, divided by the number of all S boxes (Girshick 2015, equation 1).
 
     Args:
@@ -43,14 +49,18 @@ def box_loss(deltas: Tensor, class_ids: Tensor, targets: Tensor, *, n_classes: i
         targets: FloatTensor[S,4]; rows of background are ignored.
         n_classes: K.
         beta: see `smooth_l1_sum`.
+        ranks: the processes that share the batch; S is the number of boxes of all of them.
     """
     foreground = torch.nonzero(class_ids < n_classes).squeeze(1)
     per_box = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
     column = class_ids[foreground] if per_box.shape[1] > 1 else torch.zeros_like(foreground)
-    return smooth_l1_sum(per_box[foreground, column], targets[foreground], beta) / max(len(class_ids), 1)
+    total = ranks.total(smooth_l1_sum(per_box[foreground, column], targets[foreground], beta))
+    return total / max(ranks.count(len(class_ids)), 1)
 
 
-def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
+def mask_loss(
+    logits: Tensor, class_ids: Tensor, targets: Tensor, counted: Tensor | None = None, ranks: Ranks = ALONE
+) -> Tensor:
     """Mean binary cross-entropy over the cells of the masks of the boxes' own classes (He et al. 2017); 0 for P = 0.
 
     Args:
@@ -59,11 +69,13 @@ def mask_loss(logits: Tensor, class_ids: Tensor, targets: Tensor, counted: Tenso
         class_ids: LongTensor[P], 0..K-1.
         targets: FloatTensor[P,M,M] in [0, 1].
         counted: BoolTensor[P,M,M], the cells that count; None: all.
+        ranks: the processes that share the batch; the mean is over the masks of all of them.
     """
     chosen = of_class(logits, class_ids)
     if counted is not None:
         chosen, targets = chosen[counted], targets[counted]
-    return F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum") / max(targets.numel(), 1)
+    total = ranks.total(F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum"))
+    return total / max(ranks.count(targets.numel()), 1)
 
 
 def of_class(values: Tensor, class_ids: Tensor) -> Tensor:

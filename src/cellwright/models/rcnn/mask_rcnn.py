@@ -96,17 +96,17 @@ class MaskRCNN(nn.Module):
         A cascade has ``class_stage0``, ``box_stage0`` and so on; mask scoring adds ``mask_quality``, PointRend
         ``point``.
         """
-        config, generator = self.config, batch.generator()
+        config, generators = self.config, batch.generators()
         features = self.features(batch.images)
 
         anchor_scores = self.rpn(features)
-        rpn_losses = self.rpn.losses(anchor_scores, batch, generator)
+        rpn_losses = self.rpn.losses(anchor_scores, batch, generators)
         proposals, _ = self.rpn.proposals(anchor_scores, batch.image_hws, training=True)
 
-        regions = sample_regions(proposals, batch, self.n_classes, config.box_head, config.roi.ignore_ioa, generator)
+        regions = sample_regions(proposals, batch, self.n_classes, config.box_head, config.roi.ignore_ioa, generators)
         source = self.region_features(features)
         box_losses, boxes = self.box_losses(source, regions, batch)
-        mask_losses = self.mask_losses(source, boxes.foreground(self.n_classes), batch, generator)
+        mask_losses = self.mask_losses(source, boxes.foreground(self.n_classes), batch, generators)
         return rpn_losses | box_losses | mask_losses
 
     @torch.no_grad()
@@ -156,16 +156,16 @@ class MaskRCNN(nn.Module):
         return region_losses(class_logits, deltas, regions, batch, config), BoxOutputs(regions, pooled, deltas)
 
     def mask_losses(
-        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generator: torch.Generator
+        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """The loss ``mask`` of the foreground regions; ``boxes`` holds no others."""
+        """The loss ``mask`` of the foreground regions; ``boxes`` holds no others. ``generators``: one per image."""
         config, regions = self.config.mask_head, boxes.regions
         logits = self.mask_head(self.mask_features(source, boxes))
         side, aligned = logits.shape[-1], decided(config.target_aligned)
         targets = mask_targets(mask_coverage(regions, batch, side, aligned=aligned), config)
         counted = counted_cells(regions, batch, side, aligned=aligned)
         class_ids = torch.cat([region.class_ids for region in regions])
-        return {"mask": config.weight * mask_loss(logits, class_ids, targets, counted)}
+        return {"mask": config.weight * mask_loss(logits, class_ids, targets, counted, batch.ranks)}
 
     def mask_features(self, source: RegionFeatures, boxes: BoxOutputs) -> Tensor:
         """The mask head's input for the foreground regions of a training step: FloatTensor[R,C,M,M]."""

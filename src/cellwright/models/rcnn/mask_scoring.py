@@ -59,7 +59,7 @@ class MaskScoringRCNN(MaskRCNN):
         self.mask_scoring = mask_scoring
 
     def mask_losses(
-        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generator: torch.Generator
+        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         """The losses ``mask`` and ``mask_quality`` of the foreground regions."""
         config, regions = self.config.mask_head, boxes.regions
@@ -71,8 +71,9 @@ class MaskScoringRCNN(MaskRCNN):
         class_ids = torch.cat([region.class_ids for region in regions])
         own = of_class(logits, class_ids)
         quality = of_class(self.mask_scoring(pooled, own), class_ids)
+        targets = mask_targets(coverage, config)
         return {
-            "mask": config.weight * mask_loss(logits, class_ids, mask_targets(coverage, config), counted),
+            "mask": config.weight * mask_loss(logits, class_ids, targets, counted, batch.ranks),
             "mask_quality": self.scoring.weight * quality_loss(quality, own, coverage, regions, batch, counted),
         }
 
@@ -150,7 +151,8 @@ def quality_loss(
         counted: BoolTensor[P,M,M], the cells that are annotated; None: all.
     """
     ious = mask_ious(logits, coverage, regions, batch, counted)
-    return (quality.to(ious.dtype) - ious).square().sum() / max(len(ious), 1)
+    total = batch.ranks.total((quality.to(ious.dtype) - ious).square().sum())
+    return total / max(batch.ranks.count(len(ious)), 1)
 
 
 @torch.no_grad()

@@ -63,13 +63,13 @@ class PointRend(MaskRCNN):
         """Of the finest map, px."""
 
     def mask_losses(
-        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generator: torch.Generator
+        self, source: RegionFeatures, boxes: BoxOutputs, batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         """The losses ``mask`` (coarse) and ``point`` of the foreground regions, at the boxes predicted for them."""
-        return self.point_losses(source, self._at_predicted_boxes(boxes), batch, generator)
+        return self.point_losses(source, self._at_predicted_boxes(boxes), batch, generators)
 
     def point_losses(
-        self, source: RegionFeatures, regions: Sequence[Regions], batch: Batch, generator: torch.Generator
+        self, source: RegionFeatures, regions: Sequence[Regions], batch: Batch, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
         """The same for given foreground regions, whose boxes may leave the image."""
         config, head, fine = self.config.mask_head, self.point_head, source.maps[0]
@@ -79,10 +79,12 @@ class PointRend(MaskRCNN):
         targets = mask_targets(mask_coverage(regions, batch, side, aligned=aligned), config)
         counted = counted_cells(regions, batch, side, aligned=aligned)
         class_ids = torch.cat([region.class_ids for region in regions])
-        points = draw_points(of_class(coarse, class_ids), head.config, generator)
+        of_images = of_class(coarse, class_ids).split([len(own) for own in boxes])
+        drawn = [draw_points(own, head.config, generator) for own, generator in zip(of_images, generators, strict=True)]
+        points = torch.cat(drawn)
         point = loss_at_points(coarse, head, fine, regions, batch, points, self.fine_stride)
         return {
-            "mask": config.weight * mask_loss(coarse, class_ids, targets, counted),
+            "mask": config.weight * mask_loss(coarse, class_ids, targets, counted, batch.ranks),
             "point": head.config.weight * point,
         }
 
@@ -220,7 +222,8 @@ def loss_at_points(
     if any(part is not None for part in known):
         parts = zip(known, labels, strict=True)
         counted = torch.cat([torch.ones_like(own, dtype=torch.bool) if part is None else part for part, own in parts])
-    return mask_loss(logits, torch.cat([region.class_ids for region in regions]), torch.cat(labels), counted)
+    class_ids = torch.cat([region.class_ids for region in regions])
+    return mask_loss(logits, class_ids, torch.cat(labels), counted, batch.ranks)
 
 
 @torch.no_grad()

@@ -137,11 +137,14 @@ class RPN(nn.Module):
             logits.append(score[best])
         return boxes, logits
 
-    def losses(self, scores: AnchorScores, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The weighted losses ``rpn_class`` (objectness) and ``rpn_box`` over a random sample of anchors."""
+    def losses(self, scores: AnchorScores, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """The weighted losses ``rpn_class`` (objectness) and ``rpn_box`` over a random sample of anchors.
+
+        ``generators``: on the CPU, one per image.
+        """
         config = self.config
         logits, deltas, labels, targets = [], [], [], []
-        for image in range(len(batch)):
+        for image, generator in enumerate(generators):
             label, matched = self.anchor_targets(scores.anchors, batch, image)
             drawn = sample(label, config.samples_per_image, config.positive_fraction, generator)
             positive = drawn[label[drawn] == FOREGROUND]
@@ -150,11 +153,12 @@ class RPN(nn.Module):
             deltas.append(scores.deltas[image, positive])
             targets.append(encode_boxes(matched[positive], scores.anchors[positive], _DELTA_WEIGHTS))
         if config.loss_normaliser == "sampled":
-            normaliser = max(sum(map(len, labels)), 1)
+            normaliser = max(batch.ranks.count(sum(map(len, labels))), 1)
         else:
-            normaliser = config.samples_per_image * len(batch)
-        class_loss = objectness_loss(torch.cat(logits), torch.cat(labels), normaliser)
-        box_loss = smooth_l1_sum(torch.cat(deltas), torch.cat(targets), decided(config.smooth_l1_beta)) / normaliser
+            normaliser = config.samples_per_image * batch.ranks.count(len(batch))
+        class_loss = batch.ranks.total(objectness_loss(torch.cat(logits), torch.cat(labels), normaliser))
+        of_boxes = smooth_l1_sum(torch.cat(deltas), torch.cat(targets), decided(config.smooth_l1_beta)) / normaliser
+        box_loss = batch.ranks.total(of_boxes)
         return {"rpn_class": config.class_weight * class_loss, "rpn_box": config.box_weight * box_loss}
 
     @torch.no_grad()
