@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed.distributed_c10d import FileStore, PrefixStore, _get_default_store
+from torch.distributed import FileStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from cellwright.core.errors import CellwrightError, InputError, RecipeError
