@@ -6,6 +6,7 @@
     python benchmarks/nuclei.py predict stardist
     python benchmarks/nuclei.py predict cellpose
     python benchmarks/nuclei.py predict ours [--model nuclei] [--tune]
+    python benchmarks/nuclei.py predict ours --model runs/fluorescence --stained runs/stained
     python benchmarks/nuclei.py evaluate [--split test]
 
 A finished stage is not repeated unless ``--again`` is given. Everything is written to ``work/bench/nuclei``; the
@@ -16,7 +17,9 @@ Core-minutes are the CPU time of the training process over all threads; every pr
 Steps, crops, augmentation and targets computed on the fly count; reading the images, the flows of Cellpose (computed
 once), its size model and the validation do not. StarDist and Cellpose tune their thresholds on val with their own
 functions (see `nuclei_stardist.py` and `nuclei_cellpose.py`); ours are tuned by ``cellwright tune`` with ``--tune``,
-and otherwise are those of the model card. Nothing is chosen on test.
+and otherwise are those of the model card. Nothing is chosen on test. ``--stained`` is a second network of ours for the
+images that show stained cells or tissue, as in ``nuclei``; the dataset then has the parts ``stained`` and
+``fluorescence`` that `bundled.py` writes.
 """
 
 from __future__ import annotations
@@ -161,43 +164,55 @@ def predict(args: argparse.Namespace) -> None:
 
 def tuning_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that our predictions depend on."""
-    return {"model": args.model, "here": args.tune}
+    return {"model": args.model, "stained": args.stained, "here": args.tune}
 
 
 def predict_ours(args: argparse.Namespace, path: Path) -> None:
-    """Predict with the command line; the time is measured separately, image by image, with the same model."""
-    data = read_json(args.folder / "data.json")["data"]
+    """Predict with the command line; the time is measured separately, image by image, with the same models."""
+    import cellwright as cw
+
+    data = Path(read_json(args.folder / "data.json")["data"])
     splits = read_json(path).get("splits", {})
-    out = path.parent
-    cellwright = str(Path(sys.executable).with_name("cellwright"))
-    model = str(out / "tuned") if args.tune else args.model
-    if args.tune and not splits:
-        command = [cellwright, "tune", args.model, "--data", data, "--split", "val", "--out", model, "--overwrite"]
-        subprocess.run(command, check=True)
-    command = [cellwright, "predict", data, "--split", args.split, "--model", model, "--save", "masks"]
-    subprocess.run([*command, "--device", "cpu", "--out", str(out / args.split), "--overwrite"], check=True)
-    splits[args.split] = time_ours(model, args.folder, args.split)
+    parts = {"": args.model} if args.stained is None else {"fluorescence": args.model, "stained": args.stained}
+    if args.tune:
+        tuned = {part: str(path.parent / f"tuned {part}".strip()) for part in parts}
+        if not splits:
+            for part, model in parts.items():
+                call_ours("tune", model, "--data", data / part, "--split", "val", "--out", tuned[part])
+        parts = tuned
+    seconds: dict[str, float] = {}
+    for part, model in parts.items():
+        out = path.parent / args.split / part
+        options = ("--split", args.split, "--model", model, "--save", "masks", "--device", "cpu", "--out", out)
+        call_ours("predict", data / part, *options)
+        ids = {file_name(sample.id) for sample in cw.read_dataset(data / part).with_split(args.split)}
+        seconds |= time_ours(model, args.folder, args.split, ids)
+    splits[args.split] = {"ids": list(seconds), "cpu_seconds": list(seconds.values())}
     write_json(path, {"tuned": tuning_of(args), "splits": splits})
 
 
-def time_ours(model: str, folder: Path, split: str) -> dict[str, Any]:
-    """CPU seconds of each image with one thread; as for the others, the first image of each size is run once before."""
-    import torch
+def call_ours(*words: object) -> None:
+    command = [str(Path(sys.executable).with_name("cellwright")), *map(str, words), "--overwrite"]
+    subprocess.run(command, check=True)
 
+
+def time_ours(model: str, folder: Path, split: str, ids: set[str]) -> dict[str, float]:
+    """CPU seconds of each image with one thread; as for the others, the first image of each size is run once before."""
     import cellwright as cw
     from nuclei_peer import read_split
 
-    torch.set_num_threads(1)
-    loaded, warm, seconds = cw.load_model(model, device="cpu"), set(), []
+    loaded, warm, seconds = cw.load_model(model, device="cpu"), set(), {}
     images = read_split(folder, split)
-    for image in images.images:
+    for name, image in zip(images.ids, images.images, strict=True):
+        if name not in ids:
+            continue
         if image.shape not in warm:
             loaded.predict(image)
             warm.add(image.shape)
         start = time.process_time()
         loaded.predict(image)
-        seconds.append(time.process_time() - start)
-    return {"ids": images.ids, "cpu_seconds": seconds}
+        seconds[name] = time.process_time() - start
+    return seconds
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -237,7 +252,8 @@ def evaluated(who: str, args: argparse.Namespace, ids: list[str]) -> Result:
     truth = {file_name(sample.id): sample for sample in cw.read_dataset(data).with_split(args.split)}
     out = args.folder / who / args.split
     if who == "ours":
-        ours = {file_name(sample.id): sample for sample in cw.read_dataset(out)}
+        parts = [out] if (out / "summary.csv").exists() else [out / "fluorescence", out / "stained"]
+        ours = {file_name(sample.id): sample for part in parts for sample in cw.read_dataset(part)}
         predictions = [ours[name].read_instances() for name in ids]
     else:
         labels = [tifffile.imread(out / f"{name}.tif") for name in ids]
@@ -341,6 +357,7 @@ def main() -> None:
     stage.add_argument("who", choices=sorted(TITLES))
     stage.add_argument("--split", default="test", choices=["val", "test"])
     stage.add_argument("--model", default="nuclei", help="ours: a name or a model folder")
+    stage.add_argument("--stained", help="ours: a second model folder, for images of stained cells and tissue")
     stage.add_argument("--tune", action="store_true", help="ours: tune a copy on val first")
     stage.add_argument("--again", action="store_true")
     stage = stages.add_parser("evaluate", help="evaluate all tools that have predicted")
