@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from drawn import run  # of tests/cli
+from drawn import draw_mask_folder, run  # of tests/cli
 
 from cellwright import read_instances
 from cellwright.config.model_dense import CellposeConfig, FlowTarget, UNetConfig
@@ -188,6 +188,19 @@ def test_the_import_names_every_tensor(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(ValueError, match="cellpose or flow"):
         CellposeConfig.model_validate({"target": {"kind": "stars"}})
     assert CellposeConfig(target=FlowTarget()).target.kind == "flow"
+
+
+def test_fine_tuning_at_another_diameter_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_mask_folder(tmp_path / "drawn", 2)
+    data = tmp_path / "data"
+    assert run("data", "convert", tmp_path / "drawn", "--out", data, "--quiet") == 0
+    words = ("cellpose/finetune", "--data", data, "--out", tmp_path / "run", "--dry-run")
+    seen = "the initial weights saw images with input.diameter_px 17.0, this recipe has 30.0"
+    for diameter, more, expected in ((30, (), False), (17, (), True), (17, ("--set", "input.diameter_px=17"), False)):
+        file = write_network(tmp_path / f"network_{diameter}", diam_mean=torch.tensor([float(diameter)]))
+        capsys.readouterr()
+        assert run("train", *words, "--init", f"cellpose:{file}", *more) == 0
+        assert (seen in " ".join(capsys.readouterr().err.split())) == expected
 
 
 def _state() -> dict[str, torch.Tensor]:

@@ -417,19 +417,36 @@ def _with_input_of_init(recipe: Recipe, training: Dataset, reading: Reading) -> 
         network, note = network_for(init, training.samples, reading)
         notes = [note] if note else []
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": network})})
-    info = _info_of_init(getattr(recipe.model, "init", None))
-    theirs = {} if info is None else dict(info.normalisation)
+    theirs = _input_of_init(getattr(recipe.model, "init", None))
+    known = bool(theirs)
     theirs["percentiles_of"] = theirs.get("percentiles_of") or "channel"
     kind = recipe.input.percentiles_of or theirs["percentiles_of"]
     recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"percentiles_of": kind})})
     own = recipe.input.model_dump()
-    keys = ("normalise", "colour_order", *(("percentiles_of",) if own["normalise"] == "percentile" else ()))
-    differing = [key for key in keys if info is not None and theirs.get(key, own[key]) != own[key]]
+    of_percentiles = ("percentiles", "percentiles_of") if own["normalise"] == "percentile" else ()
+    keys = ("normalise", "colour_order", "diameter_px", *of_percentiles)
+    differing = [key for key in keys if known and _plain(theirs.get(key, own[key])) != _plain(own[key])]
     notes += [
         f"warning: the initial weights saw images with input.{key} {theirs[key]}, this recipe has {own[key]}"
         for key in differing
     ]
     return recipe, notes
+
+
+def _input_of_init(init: str | None) -> dict[str, Any]:
+    """The section ``input`` of the recipe of the initial weights; empty where it is not known."""
+    if init is not None and init.partition(":")[0] in ("cellpose", "stardist"):
+        from cellwright.models.weights.peers import read_peer
+        from cellwright.models.weights.sources import find_weights
+
+        return dict(read_peer(find_weights(init), init).values["input"])
+    info = _info_of_init(init)
+    return {} if info is None else dict(info.normalisation)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_class_of_init(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, list[str]]:
