@@ -17,6 +17,7 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 
@@ -157,7 +158,7 @@ def run(words: list[str], cwd: Path, **variables: str) -> None:
 
 
 def predicts(scripts: Path, folder: Path) -> None:
-    draw_field(1, (64, 64), 5)[0].save(folder / "drawn.png")
+    cv2.imwrite(str(folder / "drawn.png"), draw_field(1, (64, 64), 5)[0].data[:, :, ::-1])
     run([str(scripts / "cellwright"), "predict", "drawn.png", "--out", "results"], folder)
     assert (folder / "results" / "drawn_masks.tif").is_file()
 

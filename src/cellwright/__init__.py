@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cellwright.models.contract import Segmenter
     from cellwright.prediction.record import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
