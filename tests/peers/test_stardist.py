@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from drawn import run  # of tests/cli
 
 from cellwright import read_instances
 from cellwright.config.model_dense import StarDistConfig, StarsTarget
+from cellwright.core.errors import ModelError
 from cellwright.models.dense import stardist_network, stars
 from cellwright.models.dense.labels import Place
 from cellwright.models.dense.stardist_network import StarDistUNet
+from cellwright.models.weights.stardist import read_layers
 from cellwright.models.weights.torch_io import load_network
 from peers import drawn
 
@@ -153,6 +157,14 @@ def test_files_that_are_not_weights_are_refused(tmp_path: Path, capsys: pytest.C
     path.write_bytes(b"no HDF5")
     assert run("model", "import", tmp_path / "model", "--out", tmp_path / "out") == 2
     assert "cannot read these weights" in capsys.readouterr().err
+    whole, rng = (FOLDER / "weights_best.h5").read_bytes(), random.Random(0)
+    for _ in range(150):  # h5py has many exceptions for damaged files
+        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(rng.randrange(20)):
+            damaged[rng.randrange(min(rng.choice([4096, len(damaged)]), len(damaged)))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(ModelError):
+            read_layers(path)
     with pytest.raises(ValueError, match="target stars"):
         StarDistConfig.model_validate({"target": {"kind": "flow"}})
     assert StarDistConfig().target == StarsTarget()

@@ -18,7 +18,8 @@ from cellwright.models.build import build_network
 from cellwright.models.weights import model_folder as module
 from cellwright.models.weights.initial import start_from
 from cellwright.models.weights.model_folder import ModelInfo, model_folder, read_model_info
-from cellwright.models.weights.torch_io import load_network, load_weights, read_weights, save_model
+from cellwright.models.weights.sources import Weights
+from cellwright.models.weights.torch_io import load_network, load_weights, read_weights, save_model, save_tensors
 
 MODEL = {
     "kind": "mask_rcnn",
@@ -145,6 +146,18 @@ def test_damaged_weights(saved: Path) -> None:
     (saved / "weights.safetensors").write_bytes((saved / "weights.safetensors").read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot read the weights"):
         load_network(saved)
+
+
+def test_values_that_are_not_finite(saved: Path) -> None:
+    """An R-CNN drops objects that are not finite, so that a damaged network would only find fewer."""
+    weights = read_weights(saved)
+    weights["mask_head.logits.bias"][0] = torch.inf
+    save_tensors(saved / "weights.safetensors", weights)
+    for read in (load_network, read_weights, module.read_arrays):
+        with pytest.raises(ModelError, match=r"not finite[\s\S]*mask_head\.logits\.bias"):
+            read(saved)
+    with pytest.raises(ModelError, match=r"not finite[\s\S]*mask_head\.logits\.bias"):
+        Weights(weights, "cellwright", "a.pth")
 
 
 def test_loading_is_strict(saved: Path) -> None:

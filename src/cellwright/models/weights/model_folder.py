@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,13 +239,27 @@ def read_arrays(folder: Path | str) -> dict[str, np.ndarray]:
     ((3, 16, 1, 1), dtype('float16'))
 
     Raises:
-        ModelError: there is no model, or its weights cannot be read.
+        ModelError: there is no model, its weights cannot be read, or some are not finite.
     """
     path = model_folder(folder) / WEIGHTS
     try:
-        return load_file(path)
+        arrays = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise unreadable_weights(folder, error) from error
+    check_finite((name for name, array in arrays.items() if not np.isfinite(array).all()), path)
+    return arrays
+
+
+def check_finite(not_finite: Iterable[str], where: object) -> None:
+    """Raise `ModelError` if there are tensors with values that are not finite, whose names are given."""
+    if names := list(not_finite):
+        raise ModelError(
+            "these weights contain values that are not finite",
+            where=where,
+            got=", ".join(names[:5]),
+            expected="numbers",
+            remedy="copy the file again; if it is complete, its training has diverged",
+        )
 
 
 def unreadable_weights(folder: Path | str, error: Exception) -> ModelError:

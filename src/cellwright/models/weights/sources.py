@@ -19,7 +19,7 @@ from cellwright.core.errors import ModelError
 from cellwright.core.unpickle import BROKEN, Refused, read_pickle
 from cellwright.models.weights import cellpose, stardist, torchvision
 from cellwright.models.weights.foreign import Framework, framework_of
-from cellwright.models.weights.model_folder import FOREIGN_FILES, FRAMEWORKS
+from cellwright.models.weights.model_folder import FOREIGN_FILES, FRAMEWORKS, check_finite
 from cellwright.models.weights.torch_file import read_torch_file
 
 _DOWNLOAD_AGAIN = "download it again, and compare its size with the published one"
@@ -30,11 +30,17 @@ _STATED = {"torchvision": ("torchvision",), "detectron2": ("detectron2", "caffe2
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by their framework's names. ``origin``: where they are from, without local folders."""
+    """Tensors by their framework's names. ``origin``: where they are from, without local folders.
+
+    Raises `ModelError` if a value is not finite.
+    """
 
     tensors: dict[str, Tensor]
     framework: Framework
     origin: str
+
+    def __post_init__(self) -> None:
+        check_finite((name for name, tensor in self.tensors.items() if not tensor.isfinite().all()), self.origin)
 
 
 def find_weights(name: str) -> Weights:

@@ -84,7 +84,7 @@ def read_layers(path: Path) -> dict[str, Tensor]:
             is_inside = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
             root: Any = file["model_weights"] if is_inside else file
             root.visititems(read)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py raises all of them
         raise ModelError(
             "cannot read these weights", where=path, got=str(error)[:200], expected="a file that StarDist wrote"
         ) from error

@@ -20,6 +20,7 @@ from cellwright.models.weights.model_folder import (
     INFO,
     WEIGHTS,
     ModelInfo,
+    check_finite,
     misfit,
     model_folder,
     read_model_info,
@@ -56,13 +57,15 @@ def read_weights(folder: Path | str) -> dict[str, Tensor]:
     A network into which they are loaded is always float32.
 
     Raises:
-        ModelError: there is no model, or its weights cannot be read.
+        ModelError: there is no model, its weights cannot be read, or some are not finite.
     """
     path = model_folder(folder) / WEIGHTS
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise unreadable_weights(folder, error) from error
+    check_finite((name for name, tensor in tensors.items() if not tensor.isfinite().all()), path)
+    return tensors
 
 
 def in_half_precision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
