@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed
+from ranks import together
 
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
@@ -36,28 +33,6 @@ RCNN = (
 )
 UNET = ("augment.crop_px=null", "augment.pad_to_crop=false", "model.width=8", "model.depth=2")
 NETWORKS = {"mask_rcnn": ("synthetic/demo", RCNN), "flow": ("vrdl_nuclei/flow", UNET)}
-
-
-def together(n: int, folder: Path, of_rank: Callable[[Ranks, int], Any]) -> list[Any]:
-    """What ``of_rank(ranks, rank)`` returns in each of ``n`` forked processes that are connected by gloo."""
-    children = []
-    for rank in range(n):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                store = distributed.FileStore(str(folder / "store"), n)
-                distributed.init_process_group("gloo", store=store, rank=rank, world_size=n)
-                (folder / f"{rank}.pickle").write_bytes(pickle.dumps(of_rank(Ranks(n), rank)))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes == [0] * n
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(n)]
 
 
 def samples(folder: Path, n: int = 8) -> list[Sample]:

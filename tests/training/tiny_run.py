@@ -24,11 +24,13 @@ from cellwright.core.masks import MaskSet
 from cellwright.data.loader import LoaderConfig, TrainingLoader
 from cellwright.models.weights.model_folder import ModelInfo
 from cellwright.ops.batch import Batch
+from cellwright.training.distributed import Place, Team
 from cellwright.training.environment import describe_environment
 from cellwright.training.logging import Reporter, SilentReporter
 from cellwright.training.loop import Training, TrainResult, train
 from cellwright.training.run_output import RunOutput
 
+ALONE = Place()
 RECIPE = "name: tiny\n"
 AUGMENT = AugmentConfig(
     crop_px=24, quarter_turns=True, scale_min=0.8, scale_max=1.25, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1
@@ -55,7 +57,9 @@ def draw_samples(folder: Path, n: int = 5) -> list[Sample]:
     return samples
 
 
-def tiny_loader(samples: list[Sample], config: TrainConfig, data: DataConfig, stride: int = 8) -> TrainingLoader:
+def tiny_loader(
+    samples: list[Sample], config: TrainConfig, data: DataConfig, stride: int = 8, place: Place = ALONE
+) -> TrainingLoader:
     """The real loader for ``samples``."""
     return TrainingLoader(
         samples,
@@ -67,6 +71,8 @@ def tiny_loader(samples: list[Sample], config: TrainConfig, data: DataConfig, st
             stride=stride,
             batch_size=config.batch_size,
             seed=config.seed,
+            rank=place.rank,
+            n_ranks=place.n,
         ),
     )
 
@@ -156,21 +162,24 @@ def tiny_train(
     evaluation_s: float = 0.0,
     max_minutes: float | None = None,
     overwrite: bool = False,
+    team: Team | None = None,
 ) -> TrainResult:
     """Open the run at ``root`` and train."""
-    environment = describe_environment(torch.device("cpu"), config.threads, {"data": "drawn"})
+    team = team or Team()
+    environment = describe_environment(torch.device("cpu"), config.threads, {"data": "drawn"}, n_devices=team.place.n)
     output = RunOutput(root, overwrite=overwrite)
     environment = output.examine(RECIPE, environment, None)
     with output.started(RECIPE, environment, None) as run:
         training = Training(
             network or tiny_network(),
-            tiny_loader(samples, config, data or DataConfig()),
+            tiny_loader(samples, config, data or DataConfig(), place=team.place),
             config,
             run,
             ModelInfo(kind="tiny", recipe={}, class_names=("square",), normalisation={}),
             None if evaluate is None else StubValidation(evaluate, evaluation_s=evaluation_s),  # type: ignore[arg-type]
             reporter or SilentReporter(),
             verify=output.verify,
+            team=team,
         )
         result = train(training, max_minutes=max_minutes)
         if result.finished:

@@ -258,7 +258,7 @@ def join(device: torch.device) -> Iterator[Team]:
     if threading.current_thread() is threading.main_thread():
         _leave_signals(to_rank_0=folder is not None)
     if folder is not None:
-        threading.Thread(target=_end_with_pipe, name="cellwright rank 0", daemon=True).start()
+        threading.Thread(target=_end_with_pipe, args=(folder,), name="cellwright rank 0", daemon=True).start()
     try:
         _meet(team)
         if folder is None and threading.current_thread() is threading.main_thread():
@@ -279,10 +279,11 @@ def _leave_signals(*, to_rank_0: bool) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
-def _end_with_pipe() -> None:
+def _end_with_pipe(folder: str) -> None:
     with suppress(OSError, ValueError):
         while os.read(0, 1):
             pass
+    shutil.rmtree(folder, ignore_errors=True)  # where rank 0 was killed
     os._exit(1)
 
 
