@@ -112,7 +112,7 @@ class TrainConfig(Section):
     length: SpanField = Field(
         default=Span.parse("2000 steps"), description="The whole run, in steps or epochs (passes over the images)."
     )
-    batch_size: int = Field(default=2, ge=1, le=4096, description="Images per batch.")
+    batch_size: int = Field(default=2, ge=1, le=4096, description="Images per batch, over all devices together.")
     accumulate: int = Field(
         default=1,
         ge=1,

@@ -2,6 +2,7 @@
 
 loop         validate, save a checkpoint, take a step, until the end
 step         one optimiser step: losses, gradient, accumulation, mixed precision
+distributed  several processes that share every batch: start, messages, failures
 schedule     the learning rate of every step; steps, epochs and percentages of a recipe
 pace         how long steps and evaluations take; the time limit of a call
 precision    what train.precision: auto means on a device
