@@ -32,7 +32,7 @@ COMMAND_LINE_ONLY = {
         **dict.fromkeys(["diameter", "score", "min_area", "max_objects", "remove_border", "views"], OPTIONS),
         **dict.fromkeys(["smooth", "fill_holes", "expand", "pruned_to", "no_candidates"], OPTIONS),
         **dict.fromkeys(["z", "t", "series", "pixel_size"], "fields of a Reading"),
-        **dict.fromkeys(["tile", "level", "roi", "tissue", "labels"], JOBS),
+        **dict.fromkeys(["tile", "level", "roi", "tissue"], JOBS),
         "shard": "for several commands at the same time; workers and dask are for one",
         **dict.fromkeys(["device", "backend"], LOADED),
     },

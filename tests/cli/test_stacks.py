@@ -341,3 +341,44 @@ def test_the_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected = [line.partition("  # ")[2] for line in code.splitlines() if line.startswith("print")]
     assert capsys.readouterr().out.splitlines() == expected
     assert len(expected) == 2
+
+
+def test_labels_as_ome_zarr(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zarr = pytest.importorskip("zarr")
+    words = ["--z", "all", "--stitch", 0.25, "--save", "masks", "--labels", "zarr"]
+    assert predict(stack / "a.ome.tif", tmp_path / "out", *words) == 0
+    written = tmp_path / "out" / "a_masks.zarr"
+    assert not (tmp_path / "out" / "a_masks.tif").exists()
+    labels = tifffile.imread(stack / "a" / "a_masks.tif")
+    np.testing.assert_array_equal(zarr.open(str(written), mode="r")["0"][:], labels)
+    for z in (0, 6):
+        image = cw.open_image(written, z=z)
+        assert image.pixel_size_um == (0.5, 0.5)
+        np.testing.assert_array_equal(cw.read_image(written, z=z).data[:, :, 0], labels[z])
+    assert cw.Reading(z="all").stack(written).z_step_um == 2.0
+    capsys.readouterr()
+    assert predict(stack / "a.ome.tif", tmp_path / "out", *words) == 0
+    assert "already complete" in capsys.readouterr().err
+    assert predict(stack / "a.ome.tif", tmp_path / "out", *words[:-2]) == 2
+    assert "--labels" in capsys.readouterr().err
+    assert predict(stack / "a.ome.tif", tmp_path / "out", *words[:-2], "--overwrite") == 0
+    assert not written.exists()
+    assert (tmp_path / "out" / "a_masks.tif").is_file()
+
+
+def test_a_pyramid_of_labels(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    from cellwright.prediction.stack_labels import LabelStack, write_zarr
+
+    labels = np.random.default_rng(0).integers(0, 9, (2, 3, 1100, 700)).astype(np.uint32)
+    form = LabelStack("TZ", (2, 3), (1100, 700), (None, None, None))
+    planes = (((t, z), labels[t, z]) for t in range(2) for z in range(3))
+    write_zarr(tmp_path / "a.zarr", form, planes)
+    group = zarr.open(str(tmp_path / "a.zarr"), mode="r")
+    assert [group[str(level)].shape for level in range(3)] == [(2, 3, 1100, 700), (2, 3, 550, 350), (2, 3, 275, 175)]
+    for level in range(3):
+        np.testing.assert_array_equal(group[str(level)][:], labels[..., :: 2**level, :: 2**level])
+    assert cw.Reading(z="all", t="all").stack(tmp_path / "a.zarr").t == (0, 1)
+    np.testing.assert_array_equal(
+        cw.read_image(tmp_path / "a.zarr", z=2, t=1, level=1).data[:, :, 0], labels[1, 2, ::2, ::2]
+    )

@@ -72,7 +72,8 @@ from cellwright.prediction.sources import (
     sources_of_dataset,
     sources_of_paths,
 )
-from cellwright.prediction.tiling.job import JobReport, LabelKind
+from cellwright.prediction.tiling.job import JobReport
+from cellwright.prediction.tiling.label_writers import LabelKind, check_zarr
 from cellwright.prediction.tiling.models import with_networks
 from cellwright.prediction.tiling.regions import roi_words
 
@@ -167,7 +168,8 @@ class PredictPlan:
     """auto: skip tiles that are only glass, beside stained tissue; none; or an image whose nonzero pixels are tissue,
     of any size (default: auto for slides with a pyramid, else none)."""
     labels: Annotated[LabelKind | None, Parameter(group=LARGE)] = None
-    """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed)."""
+    """tiff (BigTIFF) or zarr (OME-Zarr) for the labels of a large image (default: zarr where it is installed), or of a
+    stack that is joined (default: tiff)."""
 
 
 def run(
@@ -185,6 +187,7 @@ def run(
     part = {"z": plan.z, "t": plan.t, "series": plan.series, "pixel_size": plan.pixel_size, "level": plan.level}
     reading = Reading(plan.channel, **part).over(recorded)
     sources, stacks = _planes_to_predict(sources, reading, plan.stitch)
+    stack_labels = _labels_of_stacks(plan.labels, plan.stitch)
     if (large := _large(plan, sources, reading, model, members)) is not None:
         source, request, why = large
         given = {"save": plan.save != SAVES, "fail_fast": plan.fail_fast, "no_candidates": plan.no_candidates}
@@ -195,7 +198,7 @@ def run(
             source, model, plan.out, request, overwrite=plan.overwrite, reporter=reporter, dry_run=dry_run, why=why
         )
     job = _job(model, sources, plan.save, reading, recipe_yaml(members, fusion), members)
-    job = _with_options(job, model, plan.ring, plan.split, (stacks, plan.stitch))
+    job = _with_options(job, model, plan.ring, plan.split, (stacks, plan.stitch, stack_labels))
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     running = Running(plan.workers, plan.dask, shard_of(plan.shard))
     if plan.shard is not None:
@@ -262,7 +265,7 @@ def _large(
     plan: PredictPlan, sources: Sequence[Source], reading: Reading, model: Model, members: Sequence[Model]
 ) -> tuple[ImageSource, TileRequest, str] | None:
     """The image to be predicted tile by tile, how, and why; None if images are predicted whole."""
-    only_tiles = {"roi": plan.roi, "labels": plan.labels, "level": reading.level}
+    only_tiles = {"roi": plan.roi, "labels": plan.labels if plan.stitch is None else None, "level": reading.level}
     only_tiles |= {"tissue": None if plan.tissue == "none" else plan.tissue}
     asked = [name for name, value in only_tiles.items() if value]
     running = Running(plan.workers, plan.dask, shard_of(plan.shard))
@@ -345,6 +348,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
     channel: ChannelChoice | None = None,
     reading: Reading | None = None,
     stitch: float | None = None,
+    labels: LabelKind | None = None,
     save: Sequence[Save] = SAVES,
     ring: int | None = None,
     overwrite: bool = False,
@@ -372,6 +376,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
             ``Reading(t="all")`` predict each plane or time point as an image.
         stitch: join the objects of consecutive planes, and link those of consecutive time points, from this overlap
             (IoU) on: one number through the stack, and tracks (see `join_planes`). None: they are not joined.
+        labels: "tiff" (the default) or "zarr" (OME-Zarr) for the labels of stacks that are joined.
         save: files per image: "masks" (label image), "overlay" (picture), "geojson" (QuPath), "rois" (ImageJ) and
             "measurements" (CSV).
         ring: measure the background of each channel in a ring of this width around each object, pixels.
@@ -419,7 +424,7 @@ def predict_folder(  # noqa: PLR0913 - the options of the command
         got, remedy = f"level {reading.level} in `reading`", "use predict_tiles, or predict arrays"
         raise UsageError("a level of a pyramid is predicted tile by tile", got=got, remedy=remedy)
     job = _job(model, sources, tuple(save), reading, recipe_yaml(members, fusion), members)
-    job = _with_options(job, model, ring, split, (stacks, stitch))
+    job = _with_options(job, model, ring, split, (stacks, stitch, _labels_of_stacks(labels, stitch)))
     see = partial(read_and_choose, predictor=model.predictor, reading=reading)
     folder = PredictionFolder(Path(out), job, pictures(model.class_names), see=see, overwrite=overwrite)
     if folder.is_new:
@@ -504,12 +509,24 @@ def _with_options(
     model: Model,
     ring: int | None,
     split: str | None,
-    stacks: tuple[Sequence[Stack], float | None] = ((), None),
+    stacks: tuple[Sequence[Stack], float | None, LabelKind] = ((), None, "tiff"),
 ) -> Job:
-    """The job with further options, and the record of how it is made. stacks: and the overlap that joins them."""
+    """The job with further options, and the record of how it is made. stacks: how they are joined, and their labels."""
     options = {**job.reading, "save": None if job.save == SAVES else list(job.save), "ring": ring, "split": split}
-    info = {**job.info, MADE_BY: made_by(model, options | {"stitch": stacks[1]})}
-    return dataclasses.replace(job, ring_px=ring, info=info, stacks=tuple(stacks[0]), stitch=stacks[1])
+    info = {
+        **job.info,
+        MADE_BY: made_by(model, options | {"stitch": stacks[1], "labels": stacks[2] if stacks[2] != "tiff" else None}),
+    }
+    joined = {"stacks": tuple(stacks[0]), "stitch": stacks[1], "stack_labels": stacks[2]}
+    return dataclasses.replace(job, ring_px=ring, info=info, **joined)
+
+
+def _labels_of_stacks(labels: LabelKind | None, stitch: float | None) -> LabelKind:
+    """The form of the labels of stacks that are joined. Raises `UsageError` if it cannot be written."""
+    if stitch is None or labels in (None, "tiff"):
+        return "tiff"
+    check_zarr()
+    return "zarr"
 
 
 def _planes_to_predict(

@@ -53,13 +53,13 @@ from cellwright.prediction.tiling.job import (
     TISSUE,
     JobFacts,
     JobReport,
-    LabelKind,
     changed,
     check_under_way,
     finish,
     refuse_other,
     run_tiles,
 )
+from cellwright.prediction.tiling.label_writers import LabelKind
 from cellwright.prediction.tiling.ledger import Failure
 from cellwright.prediction.tiling.models import device_of, tile_model, with_networks, without_networks
 from cellwright.prediction.tiling.regions import Regions, find_regions, roi_words

@@ -340,12 +340,12 @@ class PredictionFolder:
     ) -> list[str]:
         """Write the files about all images; returns their names."""
         root, names, resume = self._output.root, self.job.class_names, self._existing.resume
+        known = set() if resume is None else {*resume.files}
         possible = {PREDICTIONS, SUMMARY, FAILURES, RECIPE, CONTACT_SHEET, MEASUREMENTS, WELLS, COUNTS, REPORT}
         possible.add(MEASUREMENTS_PARQUET)
         possible |= {self._plate_name(well.plate) for well in self._wells or ()}
         if self.job.stitch is not None:
-            possible |= {STACKS, *(name for stack in self.job.stacks for name in stack_files(stack))}
-        known = set() if resume is None else {*resume.files}
+            possible |= {STACKS, *(name for stack in self.job.stacks for name in stack_files(stack, known))}
         check_foreign(self._output, root, sorted(possible), known, self._ledger)
         columns = list(summary_row("", Prediction.of(Instances.empty((1, 1), scored=True)), names))
         if self.job.stacks:
@@ -386,6 +386,7 @@ class PredictionFolder:
                 continue
             pixel_size = records[sources[0]].sample.pixel_size_um
             named = {"class_names": job.class_names, "pixel_size_um": pixel_size, "draw": self.pictures.stack}
+            named["labels"] = job.stack_labels
             reports.append(write_stack(root, stack, read, iou, **named))
         self._stack_reports = reports
         write_text(root / STACKS, _csv(STACK_COLUMNS, [report.row for report in reports]))

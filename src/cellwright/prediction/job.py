@@ -23,6 +23,7 @@ from cellwright.data.images.names import CELL_MASKS
 from cellwright.prediction.ledger import Done
 from cellwright.prediction.options import PredictOptions
 from cellwright.prediction.sources import Source, Stack
+from cellwright.prediction.tiling.label_writers import LabelKind
 
 PREDICTIONS, SUMMARY, FAILURES = PREDICTIONS_NAME, "summary.csv", "failures.csv"
 RECIPE, CONTACT_SHEET = "recipe.yaml", "contact_sheet.png"
@@ -47,7 +48,7 @@ class Job:
     save: the files per image. ring_px: width of the ring in which background is measured; None: it is not. info:
     further facts for predictions.json (JSON values), which do not identify the job.
     stacks: the images of which planes or time points are sources. stitch: the overlap (IoU) from which objects of
-    consecutive ones are joined; None: they are not.
+    consecutive ones are joined; None: they are not. stack_labels: the form of their labels.
     made_by: what ``model`` identifies. own: options that were not chosen but are the model's own, for messages.
     """
 
@@ -65,6 +66,7 @@ class Job:
     own: PredictOptions | None = None
     stacks: tuple[Stack, ...] = ()
     stitch: float | None = None
+    stack_labels: LabelKind = "tiff"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.save if name not in SAVES]
@@ -83,6 +85,7 @@ class Job:
         """What identifies the job, apart from the images: JSON values."""
         options = {**self.options.as_values(), **self.predicting, "save": sorted(self.save), "ring": self.ring_px}
         options |= {} if self.stitch is None else {"stitch": self.stitch}
+        options |= {} if self.stack_labels == "tiff" else {"labels": self.stack_labels}
         return {
             "model": digest_of(repr((self.model, self.class_names))),
             "recipe": digest_of(self.recipe_yaml),

@@ -1,6 +1,6 @@
 """The files about a stack whose planes or time points are images of a prediction folder, joined by overlap.
 
-<image id>_masks.tif    all planes and time points, with the number of an object through the stack (OME-TIFF)
+<image id>_masks.tif    all planes and time points, with the number of an object through the stack (OME-TIFF or -Zarr)
 <image id>_objects.csv  of planes: one row per object (and time point), with its volume
 <image id>_tracks.csv   of time points: one row per object and time point, with the number of its track
 <image id>_stack.png    some of the planes; an object has one colour
@@ -10,8 +10,8 @@ stacks.csv              one row per stack
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from cellwright.data.formats.paths import output_path
 from cellwright.measurement.table import FLOATS
 from cellwright.prediction.linking import Links, link_stack
 from cellwright.prediction.sources import Stack
+from cellwright.prediction.stack_labels import LabelStack, write_tiff, write_zarr
 from cellwright.prediction.summaries import evenly_chosen
+from cellwright.prediction.tiling.label_writers import LabelKind
 
 STACKS = "stacks.csv"
-MASKS, OBJECTS, TRACKS, PICTURE, CTC = "_masks.tif", "_objects.csv", "_tracks.csv", "_stack.png", "_ctc"
+MASKS: dict[LabelKind, str] = {"tiff": "_masks.tif", "zarr": "_masks.zarr"}
+OBJECTS, TRACKS, PICTURE, CTC = "_objects.csv", "_tracks.csv", "_stack.png", "_ctc"
 _SEQUENCE, _TABLE = "01_RES", "res_track.txt"
-# Above this, a TIFF needs 64-bit offsets.
-_BIG_BYTES = 1 << 31
 _PICTURES, _TILE_PX = 12, 480
 
 ReadObjects = Callable[[int], Instances]
@@ -57,13 +58,15 @@ class StackReport:
     objects: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
 
 
-def stack_files(stack: Stack) -> list[str]:
-    """The names of the files that `write_stack` may write."""
-    endings = [MASKS, PICTURE, *([OBJECTS] if stack.z is not None else [])]
+def stack_files(stack: Stack, known: Iterable[str] = ()) -> list[str]:
+    """The names of the files that `write_stack` may write. known: what was written; Zarr is a folder of many files."""
+    folder = f"{output_path(Path(), stack.id, MASKS['zarr']).as_posix()}/"
+    inside = [f"{folder}zarr.json", *(name for name in known if name.startswith(folder))]
+    endings = [MASKS["tiff"], PICTURE, *([OBJECTS] if stack.z is not None else [])]
     if stack.t is not None:
         frames = [f"{CTC}/{_SEQUENCE}/{name}" for name in (_TABLE, *_frame_names(stack))]
         endings += [TRACKS, *frames]
-    return [output_path(Path(), stack.id, ending).as_posix() for ending in endings]
+    return [*inside, *(output_path(Path(), stack.id, ending).as_posix() for ending in endings)]
 
 
 def write_stack(
@@ -75,17 +78,18 @@ def write_stack(
     class_names: Sequence[str],
     pixel_size_um: tuple[float, float] | None,
     draw: DrawStack | None = None,
+    labels: LabelKind = "tiff",
 ) -> StackReport:
     """Join the objects of a stack and write its files; a few planes at most are in memory.
 
     iou: the smallest overlap of two objects of consecutive planes or time points that are one object. draw: its
-    picture; None: there is none.
+    picture; None: there is none. labels: the form of its labels.
     """
     planes = _Planes(stack, read)
     n_t, n_z = len(stack.numbers), len(stack.numbers[0])
     links = link_stack(lambda t, z: planes.at(t, z).masks, n_t, n_z, iou)
-    um = None if pixel_size_um is None else (stack.z_step_um, *pixel_size_um)
-    _write_masks(output_path(root, stack.id, MASKS), planes, links, um)
+    um = (stack.z_step_um, *(pixel_size_um or (None, None)))
+    _write_labels(root, planes, links, um, labels)
     if draw is not None:
         write_png(output_path(root, stack.id, PICTURE), _picture(planes, links, draw))
     table = _object_table(planes, links)
@@ -198,32 +202,21 @@ def _shown(instances: Instances) -> _Plane:
 # --- label images ---------------------------------------------------------------------------------------------------
 
 
-def _write_masks(path: Path, planes: _Planes, links: Links, um: tuple[float | None, float, float] | None) -> None:
-    """Write the label images of all planes as one OME-TIFF, plane by plane."""
-    import tifffile
-
+def _write_labels(
+    root: Path, planes: _Planes, links: Links, um: tuple[float | None, float | None, float | None], kind: LabelKind
+) -> None:
+    """Write the labels of all planes, plane by plane."""
     stack = planes.stack
-    n_t, n_z, (height, width) = len(stack.numbers), len(stack.numbers[0]), planes.at(0, 0).masks.image_hw
-    axes = "T" * (stack.t is not None) + "Z" * (stack.z is not None)
-    shape = tuple({"T": n_t, "Z": n_z}[axis] for axis in axes)
-    sizes = dict(zip("ZYX", um or (None, None, None), strict=True))
-    # The same objects give the same file.
+    leading = {"T": (stack.t, len(stack.numbers)), "Z": (stack.z, len(stack.numbers[0]))}
+    axes = "".join(axis for axis, (numbers, _) in leading.items() if numbers is not None)
     content = repr((stack.id, [(place, ids.tolist()) for place, ids in links.ids.items()]))
-    metadata: dict[str, Any] = {"axes": f"{axes}YX", "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, content))}
-    for axis, size in sizes.items():
-        if size is not None and (axis != "Z" or "Z" in axes):
-            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
-    pages = (plane.masks.to_label_map(links.ids[place]) for place, plane in planes.each())
-    is_big = 4 * height * width * n_t * n_z >= _BIG_BYTES
-    with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=is_big, ome=True) as tif:
-        tif.write(
-            pages,
-            shape=(*shape, height, width),
-            dtype=np.uint32,
-            compression="zlib",
-            photometric="minisblack",
-            metadata=metadata,
-        )
+    form = LabelStack(axes, tuple(leading[axis][1] for axis in axes), planes.at(0, 0).masks.image_hw, um, content)
+    kept = [k for k, axis in enumerate("TZ") if axis in axes]
+    pages = (
+        (tuple(place[k] for k in kept), plane.masks.to_label_map(links.ids[place])) for place, plane in planes.each()
+    )
+    write = write_zarr if kind == "zarr" else write_tiff
+    write(output_path(root, stack.id, MASKS[kind]), form, pages)
 
 
 def _picture(planes: _Planes, links: Links, draw: DrawStack) -> np.ndarray:
@@ -313,7 +306,7 @@ def _volume_columns(
     table: Mapping[str, np.ndarray],
     stack: Stack,
     class_names: Sequence[str],
-    um: tuple[float | None, float, float] | None,
+    um: tuple[float | None, float | None, float | None],
 ) -> dict[str, np.ndarray]:
     """The columns of ``_objects.csv``; planes and time points have their numbers in the file."""
     z, n_z = np.array(stack.z), len(stack.numbers[0])
@@ -328,8 +321,8 @@ def _volume_columns(
         "z_last": z[table["z_last"]],
         "volume_voxels": table["volume"],
     }
-    if um is not None and um[0] is not None:
-        volume = table["volume"] * (um[0] * um[1] * um[2])
+    if None not in um:
+        volume = table["volume"] * math.prod(side for side in um if side is not None)
         columns |= {"volume_um3": volume, "equivalent_diameter_um": np.cbrt(6 * volume / np.pi)}
     return columns | {
         "centroid_z": np.interp(table["z"], np.arange(n_z), z),

@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +52,7 @@ from cellwright.prediction.tiling.finish import (
     write_outlines,
 )
 from cellwright.prediction.tiling.grid import Grid
-from cellwright.prediction.tiling.label_writers import write_label_tiff, write_label_zarr
+from cellwright.prediction.tiling.label_writers import LabelKind, write_label_tiff, write_label_zarr
 from cellwright.prediction.tiling.ledger import TILES, Failure, Ledger
 from cellwright.prediction.tiling.regions import Regions
 from cellwright.prediction.tiling.seam_report import SeamReport
@@ -63,7 +63,6 @@ FAILURES, SUMMARY = "failures.csv", "summary.csv"
 OVERVIEW, DENSITY, TISSUE = "overview.png", "density.png", "tissue.png"
 SCHEMA_VERSION = 1
 MAX_TILES = 10_000_000
-LabelKind = Literal["tiff", "zarr"]
 Draw = Callable[["JobFacts", ImageSource, FinalTiles, Sequence[Failure]], Mapping[str, np.ndarray]]
 """The pictures, uint8 RGB, by the names of their files; passed in, because `report` is above this package."""
 

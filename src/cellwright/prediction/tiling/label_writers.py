@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from cellwright.core.errors import UsageError
 from cellwright.core.geometry import Window
 from cellwright.core.progress import Track, no_progress
 
+LabelKind = Literal["tiff", "zarr"]
 Paint = Callable[[Window], np.ndarray]
 """The labels (h, w) uint32 of a window."""
 
@@ -65,6 +66,15 @@ def write_label_tiff(
         )
 
 
+def check_zarr() -> None:
+    """Raise `UsageError` if OME-Zarr cannot be written."""
+    try:
+        import zarr  # noqa: F401
+    except ImportError as error:
+        remedy = 'pip install "cellwright[zarr]", or use `labels="tiff"`'
+        raise UsageError("OME-Zarr needs another package", got=f"no {error.name}", remedy=remedy) from error
+
+
 def write_label_zarr(
     path: Path,
     image_hw: tuple[int, int],
@@ -74,11 +84,9 @@ def write_label_zarr(
     track: Track = no_progress,
 ) -> None:
     """Write an OME-Zarr 0.5 label image; each level keeps every second pixel of the one before, down to 512 px."""
-    try:
-        import zarr
-    except ImportError as error:
-        remedy = 'pip install "cellwright[zarr]", or use `labels="tiff"`'
-        raise UsageError("OME-Zarr needs another package", got=f"no {error.name}", remedy=remedy) from error
+    check_zarr()
+    import zarr
+
     root = zarr.open_group(path, mode="w", zarr_format=3)
     y_um, x_um = pixel_size_um or (1.0, 1.0)
     datasets, level, hw = [], 0, image_hw
