@@ -332,6 +332,17 @@ def test_other_commands_read_the_plane_of_each_image(stack: Path, tmp_path: Path
     assert run("evaluate", out, "--data", out, "--z", "all", "--out", tmp_path / "no") == 2
 
 
+def test_the_page_takes_files_of_one_image(stack: Path, tmp_path: Path) -> None:
+    from cellwright.serve.project import Project
+
+    project = Project(tmp_path / "project", roots=[stack])
+    try:
+        with pytest.raises(cw.InputError, match=r"files of one image(.|\n)*7 planes of stacks, such as a_z0"):
+            project.add(stack / "a")
+    finally:
+        project.close()
+
+
 def test_the_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
     section = guide[guide.index("### Stacks and time series") :]

@@ -319,7 +319,7 @@ class PredictionFolder:
             failures=tuple(self._failures.items()),
             notes=(
                 *notes_of(rows),
-                *stack_notes(self._stack_reports, self.job.stacks),
+                *stack_notes(self._stack_reports),
                 *self._well_notes(),
                 *self._table_notes(),
                 *summarise(notes, details=SUMMARY),

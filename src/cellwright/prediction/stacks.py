@@ -51,11 +51,12 @@ DrawStack = Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
 class StackReport:
     """What became of a stack.
 
-    row: of stacks.csv. objects: the number in the stack of each object, by source and its label in the plane.
+    row: of stacks.csv. in_um: whether volumes, if there are any, are in microns too. objects: the number in the stack of each object, by source and its label in the plane.
     """
 
     row: Mapping[str, Any]
     objects: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+    in_um: bool = True
 
 
 def stack_files(stack: Stack, known: Iterable[str] = ()) -> list[str]:
@@ -88,7 +89,8 @@ def write_stack(
     planes = _Planes(stack, read)
     n_t, n_z = len(stack.numbers), len(stack.numbers[0])
     links = link_stack(lambda t, z: planes.at(t, z).masks, n_t, n_z, iou)
-    um = (stack.z_step_um, *(pixel_size_um or (None, None)))
+    y_um, x_um = pixel_size_um or (None, None)
+    um = (stack.z_step_um, y_um, x_um)
     _write_labels(root, planes, links, um, labels)
     if draw is not None:
         write_png(output_path(root, stack.id, PICTURE), _picture(planes, links, draw))
@@ -107,7 +109,7 @@ def write_stack(
         "z_step_um": stack.z_step_um if stack.z is not None else None,
         "notes": _write_tracks(root, stack, planes, links, (table, class_names)) if stack.t is not None else None,
     }
-    return StackReport(row, planes.numbered(links))
+    return StackReport(row, planes.numbered(links), stack.z is None or None not in um)
 
 
 def not_joined(stack: Stack, iou: float, n_failed: int) -> StackReport:
@@ -124,7 +126,7 @@ STACK_COLUMNS = (
 )
 
 
-def stack_notes(reports: Sequence[StackReport], stacks: Sequence[Stack]) -> list[str]:
+def stack_notes(reports: Sequence[StackReport]) -> list[str]:
     """What a user should know, one sentence each."""
     joined = [report.row for report in reports if "objects" in report.row]
     notes = [f"{report.row['image']}: {report.row['notes']}" for report in reports if report.row.get("notes")]
@@ -137,8 +139,8 @@ def stack_notes(reports: Sequence[StackReport], stacks: Sequence[Stack]) -> list
         notes.append(f"{text}, by overlap from one image to the next (IoU of at least {row['stitch_iou']:g})")
     if len(joined) > 5:
         notes.append(f"{len(joined) - 5} more stacks were joined: see {STACKS}")
-    if joined and any(stack.z is not None and stack.z_step_um is None for stack in stacks):
-        notes.append("the distance of the planes is not in the file, so volumes are in voxels only")
+    if not all(report.in_um for report in reports):
+        notes.append("the size of a pixel or the distance of planes is not in the file, so volumes are in voxels only")
     return notes
 
 
