@@ -51,7 +51,8 @@ DrawStack = Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
 class StackReport:
     """What became of a stack.
 
-    row: of stacks.csv. in_um: whether volumes, if there are any, are in microns too. objects: the number in the stack of each object, by source and its label in the plane.
+    row: of stacks.csv. objects: the number in the stack of each object, by source and its label in the plane. in_um:
+    whether volumes, if there are any, are in microns too.
     """
 
     row: Mapping[str, Any]
