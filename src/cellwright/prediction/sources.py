@@ -80,7 +80,7 @@ def each_plane(sources: Sequence[Source], reading: Reading) -> tuple[list[Source
     An image of one plane stays as it is, and so does one that cannot be read, which fails by itself. The id of a plane
     is that of its image with the numbers of time point and plane, such as ``cells_t02_z07``.
 
-    Raises the error of the first image if no image can be read, and `UsageError` where two sources have the same id.
+    Raises `UsageError` where two sources have the same id.
     """
     if not reading.takes_each:
         return list(sources), []

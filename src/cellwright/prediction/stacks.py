@@ -41,8 +41,6 @@ _PICTURES, _TILE_PX = 12, 480
 
 ReadObjects = Callable[[int], Instances]
 """The objects of a source, by its number, that are in its label image."""
-
-
 DrawStack = Callable[[Sequence[tuple[str, np.ndarray]], str], np.ndarray]
 """Draws label images (caption, (H, W)) of planes under a title, uint8 RGB."""
 
