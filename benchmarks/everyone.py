@@ -2,10 +2,10 @@
 
     cellwright model import work/bench/nuclei/cellpose/models/network --out work/everyone/cellpose
     cellwright model import work/bench/nuclei/stardist/model --out work/everyone/stardist
-    python benchmarks/everyone.py nuclei work/everyone/cellpose work/everyone/stardist --data work/bundled [--split test]
+    python benchmarks/everyone.py nuclei work/everyone/cellpose work/everyone/stardist --data work/bundled
 
-The networks here are those that `nuclei.py` trains with the tools' own packages. Each model predicts and is evaluated by
-``cellwright evaluate`` with one thread; the CPU seconds are those of the whole command. A finished part is not repeated.
+The networks here are those that `nuclei.py` trains with the tools' own packages. ``cellwright evaluate`` predicts with
+each model, with one thread, and evaluates; the CPU seconds are of the whole command. A finished part is not repeated.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main() -> None:
         name = Path(model).name
         out, facts = args.out / name, args.out / f"{name}.json"
         if not facts.is_file():
-            words = (model, "--data", args.data, "--split", args.split, "--pictures", 0, "--device", "cpu", "--out", out)
-            facts.write_text(json.dumps(cellwright("evaluate", *words, "--overwrite")))
+            words = (model, "--data", args.data, "--split", args.split, "--pictures", 0, "--device", "cpu")
+            facts.write_text(json.dumps(cellwright("evaluate", *words, "--out", out, "--overwrite")))
         values = json.loads((out / "metrics.json").read_text())["values"]
         means = {metric: f"{values[metric]:.3f}" for metric in METRICS}
         rows.append({"model": name, **means, "CPU seconds": round(json.loads(facts.read_text()))})
