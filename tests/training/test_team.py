@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import together
 from safetensors.torch import load_file
 from tiny_run import draw_samples, tiny_config, tiny_loader, tiny_network, tiny_train
 from torch import distributed
 
 from cellwright.config.input import DataConfig
-from cellwright.core.errors import CellwrightError, InputError, RecipeError
+from cellwright.core.errors import CellwrightError, InputError, RecipeError, UsageError
 from cellwright.ops.ranks import Ranks
 from cellwright.training import distributed as team_module
 from cellwright.training.distributed import Place, Team, check_share, lead
 from cellwright.training.loop import follow
+from ranks import together
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks, and signals")
 CPU = torch.device("cpu")
@@ -61,6 +61,14 @@ def test_a_resumed_run_of_two_processes_ends_bit_identical_and_can_be_resumed_by
     result = tiny_train(by_one, draw_samples(tmp_path / "data"), CONFIG)
     assert result.finished
     assert (by_one / "log.csv").read_text().count("\n") == 13
+
+
+def test_data_that_other_processes_cannot_read() -> None:
+    code = "import torch\nfrom cellwright.training.distributed import join\n"
+    code += "with join(torch.device('cpu')) as team:\n    team.receive()\n"
+    with pytest.raises(UsageError, match="the data cannot be sent"), lead(2, CPU, code) as team:
+        team.start()
+        team.send(lambda: 0)
 
 
 FAILURES = {

@@ -33,7 +33,7 @@ from torch.distributed import FileStore, PrefixStore  # pyright: ignore[reportPr
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from cellwright.core.errors import CellwrightError, InputError, RecipeError
+from cellwright.core.errors import CellwrightError, InputError, RecipeError, UsageError
 from cellwright.core.interrupts import SIGNALS
 from cellwright.core.memory import memory_error
 from cellwright.core.text import count
@@ -121,6 +121,9 @@ class Team:
             distributed.broadcast_object_list(content, src=0, group=self.control, device=torch.device("cpu"))
         except RuntimeError as error:
             raise Disconnected(str(error)) from error
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            remedy = "define its class in a module, a .py file that you import; or use one device"
+            raise UsageError("the data cannot be sent to other processes", got=str(error), remedy=remedy) from error
         return content[0]
 
     def share(self, batches: Sequence[Batch]) -> list[Batch]:
