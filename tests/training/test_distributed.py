@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import together
 
 from cellwright.config import recipe as recipes
 from cellwright.config.conventions import CONVENTIONS
@@ -25,6 +24,7 @@ from cellwright.training.distributed import Place, Team
 from cellwright.training.optimiser import build_optimiser
 from cellwright.training.state import Position, TrainState
 from cellwright.training.step import take_step
+from ranks import together
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks are forked, since imports take seconds")
 RCNN = (
