@@ -46,6 +46,7 @@ _IDLE = timedelta(days=365)  # while rank 0 evaluates; if it ends, the connectio
 _CAUSE_S = 15.0  # in which the reason of a broken connection shows
 _GRACE_S = 60  # in which rank 0 ends a step and writes a checkpoint
 _POLL_S = 0.05
+_PIPE_S = 2.0  # in which the pipe from a killed rank 0 closes, once the connection has
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 _OWN_STORE = "CELLWRIGHT_RANKS"  # the folder of the store, for members that `lead` has started
 _ERRORS = "errors.txt"  # what members print
@@ -260,14 +261,17 @@ def join(device: torch.device) -> Iterator[Team]:
     team = Team(place, device, folder=None if folder is None else Path(folder))
     if threading.current_thread() is threading.main_thread():
         _leave_signals(to_rank_0=folder is not None)
+    watch = threading.Thread(target=_end_with_pipe, args=(folder,), name="cellwright rank 0", daemon=True)
     if folder is not None:
-        threading.Thread(target=_end_with_pipe, args=(folder,), name="cellwright rank 0", daemon=True).start()
+        watch.start()
     try:
         _meet(team)
         if folder is None and threading.current_thread() is threading.main_thread():
             _leave_signals(to_rank_0=True)
         yield team
     except Disconnected:
+        if folder is not None:
+            watch.join(_PIPE_S)  # if rank 0 was killed, it removes the folder and ends this process
         sys.exit(1)  # rank 0 says why
     except Exception as error:  # noqa: BLE001 - rank 0 raises it
         team.report(error)
