@@ -32,6 +32,8 @@ TARGETS = {
     "flow": FlowTarget(),
     "stars": StarsTarget(),
 }
+# In CI: without batch norm, with it everywhere, points; a map of classes, and flows.
+SHORT = ("fpn_r50", "torchvision_v2", "pointrend_r50", "semantic", "flow")
 
 
 def part(batch: Batch, images: slice, ranks: Ranks) -> Batch:
@@ -62,7 +64,9 @@ def backward(kind: str, ranks: Ranks, images: slice) -> tuple[dict[str, float], 
     return {name: loss.item() for name, loss in losses.items()}, gradients
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *TARGETS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in SHORT else pytest.mark.slow) for kind in (*KINDS, *TARGETS)]
+)
 def test_two_processes_give_what_one_gives(kind: str, tmp_path: Path) -> None:
     """The one process uses the same batch norm, because other rounding would change the proposals."""
     ((losses, whole),) = together(1, tmp_path, lambda *_: backward(kind, Ranks(2), slice(0, 2)))
