@@ -197,10 +197,11 @@ def test_fine_tuning_at_another_diameter_is_said(tmp_path: Path, capsys: pytest.
     words = ("cellpose/finetune", "--data", data, "--out", tmp_path / "run", "--dry-run")
     seen = "the initial weights saw images with input.diameter_px 17.0, this recipe has 30.0"
     for diameter, more, expected in ((30, (), False), (17, (), True), (17, ("--set", "input.diameter_px=17"), False)):
-        file = write_network(tmp_path / f"network_{diameter}", diam_mean=torch.tensor([float(diameter)]))
-        capsys.readouterr()
-        assert run("train", *words, "--init", f"cellpose:{file}", *more) == 0
-        assert (seen in " ".join(capsys.readouterr().err.split())) == expected
+        file = write_network(tmp_path / f"network_{diameter}.pth", diam_mean=torch.tensor([float(diameter)]))
+        for init in (f"cellpose:{file}", file):
+            capsys.readouterr()
+            assert run("train", *words, "--init", init, *more) == 0
+            assert (seen in " ".join(capsys.readouterr().err.split())) == expected
 
 
 def _state() -> dict[str, torch.Tensor]:

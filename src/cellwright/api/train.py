@@ -417,7 +417,7 @@ def _with_input_of_init(recipe: Recipe, training: Dataset, reading: Reading) -> 
         network, note = network_for(init, training.samples, reading)
         notes = [note] if note else []
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": network})})
-    theirs = _input_of_init(getattr(recipe.model, "init", None))
+    theirs = _input_of_init(recipe)
     known = bool(theirs)
     theirs["percentiles_of"] = theirs.get("percentiles_of") or "channel"
     kind = recipe.input.percentiles_of or theirs["percentiles_of"]
@@ -433,13 +433,19 @@ def _with_input_of_init(recipe: Recipe, training: Dataset, reading: Reading) -> 
     return recipe, notes
 
 
-def _input_of_init(init: str | None) -> dict[str, Any]:
+def _input_of_init(recipe: Recipe) -> dict[str, Any]:
     """The section ``input`` of the recipe of the initial weights; empty where it is not known."""
-    if init is not None and init.partition(":")[0] in ("cellpose", "stardist"):
-        from cellwright.models.weights.peers import read_peer
+    from cellwright.models.weights.model_folder import is_foreign
+
+    init = getattr(recipe.model, "init", None)
+    if init is not None and isinstance(recipe.model, DenseConfig) and is_foreign(init):
+        from cellwright.models.weights.peers import is_peer, read_peer
         from cellwright.models.weights.sources import find_weights
 
-        return dict(read_peer(find_weights(init), init).values["input"])
+        if init.partition(":")[0] in ("torchvision", "detectron2"):  # `start_from` refuses them
+            return {}
+        weights = find_weights(init)
+        return dict(read_peer(weights, init).values["input"]) if is_peer(weights) else {}
     info = _info_of_init(init)
     return {} if info is None else dict(info.normalisation)
 
