@@ -28,7 +28,7 @@ from tables import markdown
 
 METRICS = ("accuracy@0.5", "accuracy@0.75", "aji", "pq")
 DEFAULT = "name: default\nmodel: {kind: unet, target: {kind: flow}}\n"
-TRIALS = (6, 26)
+TRIALS = (4, 12)
 
 
 def cellwright(*words: object) -> float:
@@ -105,11 +105,13 @@ def main() -> None:
     if not planned.is_file():
         cellwright("plan", args.data, *(() if args.init is None else ("--init", args.init)), "--out", planned)
     default.write_text(DEFAULT)
-    rows = []
-    for name, recipe in (("plan", str(planned)), (args.recipe, args.recipe), ("default settings", str(default))):
-        folder = args.out / name.replace("/", "_").replace(" ", "_")
+    arms, rows = {"plan": str(planned), args.recipe: args.recipe, "default settings": str(default)}, []
+    folders = {name: args.out / name.replace("/", "_").replace(" ", "_") for name in arms}
+    for folder in folders.values():
         folder.mkdir(exist_ok=True)
-        n_steps, found = n_steps_of(recipe, args, folder), []
+    lengths = {name: n_steps_of(recipe, args, folders[name]) for name, recipe in arms.items()}
+    for name, recipe in arms.items():
+        n_steps, folder, found = lengths[name], folders[name], []
         for seed in map(int, args.seeds.split(",")):
             run = folder / f"seed_{seed}"
             seconds = train(recipe, args, run, n_steps, seed)

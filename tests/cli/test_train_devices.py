@@ -77,13 +77,14 @@ def test_ctrl_c_saves_the_step_and_ends_every_process(start: tuple[str, ...], tm
     words = words_of(data, run, 5000)
     words += ["--devices", "2"] if start == CELLWRIGHT else []
     text = (tmp_path / "err.txt").open("w+")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
     process = subprocess.Popen(
         [*start, *words],
         stderr=text,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 240
     while not (run / "log.csv").exists() or (run / "log.csv").read_text().count("\n") < 3:
         assert process.poll() is None, (tmp_path / "err.txt").read_text()
