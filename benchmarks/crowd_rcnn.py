@@ -4,9 +4,11 @@
 
 One image of 1000 x 1000, 800 x 800 for the network (ResNet-50, 1 class), 500 detections. Each peer runs in its own
 process, with one thread: the shortest CPU time of the repeats, from pixels to masks in the image, after one run that
-does not count, and the peak memory of the process. ``--phases`` prints where the time of cellwright goes, and which
-share of the rate at which PyTorch multiplies 2048 x 2048 matrices it is: work over time, where the work is that of the
-direct convolutions.
+does not count, and the peak memory of the process.
+
+``--phases`` prints where the time of cellwright goes, and which share of the rate at which PyTorch multiplies 2048 x
+2048 matrices it is: work over time, where the work is that of the direct convolutions; and the same for the bundled
+model of stained nuclei on the same image, see `nuclei_phases.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+
+from tables import Part, matrix_rates, roofline, timed
 
 PEERS = ("torchvision", "torch", "openvino")
 SHORT_SIDE, DETECTIONS = 800, 500
@@ -139,7 +141,7 @@ def measure(peer: str, folder: Path, options: argparse.Namespace) -> None:
     result = run()
     for _ in range(options.repeat):
         del result
-        with timed({} if peer == "torchvision" else parts_of(predictor.network)) as phases:
+        with timed([] if peer == "torchvision" else parts_of(predictor.network)) as phases:
             result = run()
         runs.append(phases)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -156,44 +158,18 @@ def measure(peer: str, folder: Path, options: argparse.Namespace) -> None:
     (folder / f"{peer}.json").write_text(json.dumps(facts))
 
 
-def parts_of(network: Any) -> dict[str, tuple[Any, str]]:
-    """The functions whose time is taken, by the name of the phase."""
+def parts_of(network: Any) -> list[Part]:
+    """The functions whose time is taken."""
     from cellwright.models.rcnn import mask_rcnn, regions
 
-    return {
-        "backbone, FPN": (network, "features"),
-        "RPN": (network.rpn.head, "forward"),
-        "box head": (network.box_head[0], "forward"),
-        "mask head": (network.mask_head, "forward"),
-        "RoIAlign": (regions, "pool_boxes"),
-        "paste": (mask_rcnn, "paste_masks"),
-    }
-
-
-@contextmanager
-def timed(parts: dict[str, tuple[Any, str]]) -> Iterator[dict[str, float]]:
-    """Fills a dictionary with the CPU time of functions, all else, and the whole."""
-    seconds = dict.fromkeys(parts, 0.0)
-
-    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            before = time.process_time()
-            result = function(*args, **kwargs)
-            seconds[name] += time.process_time() - before
-            return result
-
-        call.__wrapped__ = function  # type: ignore[attr-defined]
-        return call
-
-    for name, (owner, attribute) in parts.items():
-        setattr(owner, attribute, wrapped(name, getattr(owner, attribute)))
-    before = time.process_time()
-    yield seconds
-    whole = time.process_time() - before
-    seconds |= {"all else": whole - sum(seconds.values()), "whole": whole}
-    for owner, attribute in parts.values():
-        is_module = not hasattr(owner, "forward")
-        setattr(owner, attribute, getattr(owner, attribute).__wrapped__) if is_module else delattr(owner, attribute)
+    return [
+        ("backbone, FPN", network, "features"),
+        ("RPN", network.rpn.head, "forward"),
+        ("box head", network.box_head[0], "forward"),
+        ("mask head", network.mask_head, "forward"),
+        ("RoIAlign", regions, "pool_boxes"),
+        ("paste", mask_rcnn, "paste_masks"),
+    ]
 
 
 def flops_of_phases(network: Any, run: Callable[[], Any]) -> dict[str, float]:
@@ -209,22 +185,6 @@ def flops_of_phases(network: Any, run: Callable[[], Any]) -> dict[str, float]:
     modules = {"backbone, FPN": ("ResNet", "FPN"), "RPN": ("RPN.head",)}
     modules |= {"box head": ("BoxHead",), "mask head": ("MaskHead",)}
     return {phase: sum(sum(counts[name].values()) for name in names) / 1e9 for phase, names in modules.items()}
-
-
-def matrix_rates() -> dict[str, float]:
-    """GFLOP/s of 2048 x 2048 matrices in float32 and bf16."""
-    import torch
-
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        first, second = (torch.ones((2048, 2048), dtype=dtype) for _ in range(2))
-        seconds = []
-        for _ in range(4):
-            before = time.process_time()
-            torch.mm(first, second)
-            seconds.append(time.process_time() - before)
-        rates[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / min(seconds) / 1e9
-    return rates
 
 
 def main() -> None:
@@ -263,19 +223,12 @@ def main() -> None:
             f"| {len(best)} | {best.min():.4f}, {np.median(best):.4f} |"
         )
     if options.phases:
-        rates, gflop = facts["torch"]["rates"], facts["torch"]["gflop"]
+        rates = facts["torch"]["rates"]
         print(f"\nmatrix products: float32 {rates['float32']:.0f} GFLOP/s, bf16 {rates['bfloat16']:.0f} GFLOP/s\n")
-        print("| phase | GFLOP | torch, s | of the rate | openvino, s | of the rate |")
-        print("|---|---:|---:|---:|---:|---:|")
-        for phase in facts["torch"]["phases"]:
-            cells = [f"{gflop[phase]:.0f}" if phase in gflop else ""]
-            for peer in PEERS[1:]:
-                seconds = facts[peer]["phases"][phase]
-                cells += [
-                    f"{seconds:.2f}",
-                    f"{gflop[phase] / seconds / rates['float32']:.2f}" if phase in gflop else "",
-                ]
-            print(f"| {phase} | {' | '.join(cells)} |")
+        seconds = {peer: facts[peer]["phases"] for peer in PEERS[1:]}
+        print(roofline(facts["torch"]["gflop"], seconds, rates["float32"]))
+        words = ["--side", str(options.side), "--repeat", str(options.repeat), "--rate", str(rates["float32"])]
+        subprocess.run([sys.executable, str(Path(__file__).with_name("nuclei_phases.py")), *words], check=True)
 
 
 if __name__ == "__main__":

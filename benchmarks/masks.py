@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from tables import reset_peak, status_mb
 
 IMAGE = "TCGA-HE-7130-01Z-00-DX1"
 CASES = {
@@ -126,27 +127,20 @@ def measure(case: str, method: str, labels_file: str, repeat: int) -> dict[str, 
     labels = np.load(labels_file)
     MAKERS[case](method, _corner(labels))()  # compiles and loads everything needed, on a small corner
     work = MAKERS[case](method, labels)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
-    before = _status_mb("VmRSS")
+    reset_peak()
+    before = status_mb("VmRSS")
     seconds = []
     for _ in range(repeat if method == "cellwright" else 1):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "peak_mb": max(_status_mb("VmHWM") - before, 0.1)}
+    return {"seconds": statistics.median(seconds), "peak_mb": max(status_mb("VmHWM") - before, 0.1)}
 
 
 def _corner(labels: np.ndarray) -> np.ndarray:
     """A small label map with ids 1..K for the warm-up, so that it leaves no large buffers behind."""
     corner = labels[:150, :150]
     return np.unique(corner, return_inverse=True)[1].reshape(corner.shape).astype(np.int32)
-
-
-def _status_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
