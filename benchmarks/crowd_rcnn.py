@@ -226,7 +226,8 @@ def main() -> None:
         rates = facts["torch"]["rates"]
         print(f"\nmatrix products: float32 {rates['float32']:.0f} GFLOP/s, bf16 {rates['bfloat16']:.0f} GFLOP/s\n")
         seconds = {peer: facts[peer]["phases"] for peer in PEERS[1:]}
-        print(roofline(facts["torch"]["gflop"], seconds, rates["float32"]))
+        gflop = facts["torch"]["gflop"]
+        print(roofline(gflop | {"whole": sum(gflop.values())}, seconds, rates["float32"]))
         words = ["--side", str(options.side), "--repeat", str(options.repeat), "--rate", str(rates["float32"])]
         subprocess.run([sys.executable, str(Path(__file__).with_name("nuclei_phases.py")), *words], check=True)
 
