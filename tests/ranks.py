@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401 - optimisers need it, which takes 2 s: here once, or in each rank
 from torch import distributed
 
 from cellwright.ops.ranks import Ranks
