@@ -93,8 +93,9 @@ def test_the_failure_of_a_process_is_the_error_of_the_run(kind: str, monkeypatch
             {line}
             team.ranks.count(1)
     """)
-    monkeypatch.setattr(team_module, "PATIENCE_S", 5.0)
-    monkeypatch.setattr(team_module, "_CAUSE_S", 2.0 if kind == "stopped" else 60.0)
+    is_stopped = kind == "stopped"
+    for name, seconds in (("PATIENCE_S", 3.0), ("_CAUSE_S", 0.2), ("_CLOSE_S", 0.2)):
+        monkeypatch.setattr(team_module, name, seconds if is_stopped else 60.0)
     with pytest.raises(error) as caught, lead(2, CPU, code) as team:
         team.start()
         folder, members = team.folder, team.members

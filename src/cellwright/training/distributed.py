@@ -46,6 +46,7 @@ _IDLE = timedelta(days=365)  # while rank 0 evaluates; if it ends, the connectio
 _CAUSE_S = 15.0  # in which the reason of a broken connection shows
 _GRACE_S = 60  # in which rank 0 ends a step and writes a checkpoint
 _POLL_S = 0.05
+_CLOSE_S = 5.0  # in which a member ends, once its pipe is closed
 _PIPE_S = 2.0  # in which the pipe from a killed rank 0 closes, once the connection has
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 _OWN_STORE = "CELLWRIGHT_RANKS"  # the folder of the store, for members that `lead` has started
@@ -245,7 +246,7 @@ def _end(members: Sequence[subprocess.Popen[bytes]]) -> None:
         member.stdin.close()
     for member in members:
         try:
-            member.wait(5)
+            member.wait(_CLOSE_S)
         except subprocess.TimeoutExpired:  # a stopped process
             member.kill()
             member.wait()
