@@ -65,7 +65,7 @@ def die_at(at: int) -> Callable[[], int]:
     return lambda: done
 
 
-def every_kill(folder: Path, function: Callable[[], object], step: int = 3) -> Iterator[int]:
+def every_kill(folder: Path, function: Callable[[], object], step: int = 5) -> Iterator[int]:
     """Kill ``function`` at every ``step``-th operation, each time with ``folder`` as it was; yields after each kill."""
     before = folder.with_name(f"{folder.name} before")
     if folder.exists():

@@ -1,7 +1,7 @@
 """The R-CNN networks that `test_network_conformance.py` tests, and checks beyond those of `cellwright.testing`.
 
-A new model needs a row in ``CASES``. The models are reduced in width but not in structure: fewer channels make a test
-faster, fewer layers would make it test another model.
+A new model needs a row in ``CASES``, and a name in ``USUAL`` if it has a part that none of those has. The models are
+reduced in width but not in structure: fewer channels make a test faster, fewer layers would make it test another model.
 """
 
 from __future__ import annotations
@@ -137,6 +137,12 @@ CASES = {
         "mask_rcnn", {"backbone": {"depth": 18}, "box_head": {"class_weights": [2.0, 0.5, 1.0, 0.25]}}
     ),
 }
+# Those that CI tests: each kind, norm, convolution, head and convention once.
+USUAL = (
+    "fpn_r34_group_norm", "fpn_first_level_1", "c4_r50_masks_of_28", "torchvision_v1", "torchvision_light_v2",
+    "deformable_v2", "cascade_x50_dconv_gn", "pointrend_r50", "mask_scoring_cascade", "class_agnostic",
+    "class_weights",
+)  # fmt: skip
 
 
 def build(recipe: Recipe, seed: int = 0) -> MaskRCNN:

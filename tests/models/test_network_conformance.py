@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import network_conformance as suite
 import pytest
@@ -19,7 +19,12 @@ from cellwright.testing import check_network
 from cellwright.testing.objects import check_equal
 
 
-@pytest.fixture(scope="module", params=list(suite.CASES))
+def _cases() -> list[Any]:
+    """In CI, each part of a network in at least one of them; its other combinations are slow."""
+    return [pytest.param(name, marks=() if name in suite.USUAL else pytest.mark.slow) for name in suite.CASES]
+
+
+@pytest.fixture(scope="module", params=_cases())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -32,6 +37,7 @@ def trained(name: str, tmp_path_factory: pytest.TempPathFactory) -> suite.Traine
 def test_every_kind_has_a_case() -> None:
     kinds = {config.model_fields["kind"].default for config in get_args(RCNNConfig)}
     assert {case.kind for case in suite.CASES.values()} == kinds
+    assert {suite.CASES[name].kind for name in suite.USUAL} == kinds
 
 
 @pytest.mark.parametrize("case", ["fpn_r18", "c4_r50", "cascade_r50", "pointrend_r50", "mask_scoring"])

@@ -67,7 +67,7 @@ def failed_once(images: Path, out: Path) -> None:
 def test_a_killed_job_ends_in_the_same_files(images, tmp_path):
     job, whole, out = job_of(images), tmp_path / "whole", tmp_path / "out"
     run(job, whole)
-    for _ in every_kill(out, lambda: run(job, out), step=23):
+    for _ in every_kill(out, lambda: run(job, out), step=47):
         assert run(job, out).n_images == 3
         assert content(out) == content(whole)
         assert not [name for name in every_file(out) if "partial" in name]
@@ -100,7 +100,7 @@ def test_a_killed_replacement_leaves_the_old_result_or_the_new_one(images, tmp_p
     run(new, tmp_path / "whole")
     run(old, out)
     both = content(out), content(tmp_path / "whole")
-    for _ in every_kill(out, lambda: run(new, out, overwrite=True), step=31):
+    for _ in every_kill(out, lambda: run(new, out, overwrite=True), step=61):
         try:
             assert cw.read_dataset(out, require_images=False)
         except InputError as error:

@@ -10,7 +10,7 @@ from commands import COMMANDS, KILLED, OVERWRITE, Trials, chosen, differences, t
 from record import record
 from warm_process import Warm
 
-N_POINTS = 4
+N_POINTS = 3
 NAMES = [
     *((name, False) for name in COMMANDS),
     *((name, True) for name in OVERWRITE),

@@ -91,7 +91,8 @@ def images() -> list[Tensor]:
     return [picture(96, 160, seed=1), picture(90, 150, seed=2)]
 
 
-@pytest.fixture(scope="module", params=list(VERSIONS))
+# What v2 differs in from v1, the light v2 does too.
+@pytest.fixture(scope="module", params=["v1", pytest.param("v2", marks=pytest.mark.slow), "light_v2"])
 def version(request: pytest.FixtureRequest) -> str:
     return request.param
 
