@@ -82,6 +82,11 @@ class Blobs:
         return found
 
 
+@pytest.fixture(autouse=True)
+def draws_charts() -> None:
+    """Not here: the charts of pages are SVG."""
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
