@@ -154,10 +154,15 @@ def return_freed_memory(*, collect: bool = True) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def held_bytes() -> int:
+    """What this process holds in memory; 0 where the system is not Linux."""
+    pages = int(next(_lines(Path("/proc/self/statm")), "0 0").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def trim_memory(limit_bytes: int) -> None:
     """Return freed memory to the system if this process holds more than so many bytes (on Linux)."""
-    pages = next(_lines(Path("/proc/self/statm")), "0 0").split()[1]
-    if int(pages) and int(pages) * os.sysconf("SC_PAGE_SIZE") > limit_bytes:
+    if held_bytes() > limit_bytes:
         return_freed_memory()
 
 

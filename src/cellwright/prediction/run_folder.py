@@ -13,7 +13,7 @@ from pathlib import Path
 from cellwright.core.claim import Claim
 from cellwright.core.errors import CellwrightError, InputError, OutputError, UsageError
 from cellwright.core.folder_lock import FolderBusy
-from cellwright.core.memory import trim_memory
+from cellwright.core.memory import held_bytes, trim_memory
 from cellwright.core.progress import SILENT, ProgressReporter, Track, no_progress
 from cellwright.data.images.reading import Reading
 from cellwright.prediction.folder import FolderReport, PredictionFolder
@@ -26,9 +26,9 @@ from cellwright.prediction.sources import Source, read_and_choose
 
 # A larger image is written before the next one is read, so that only one takes memory.
 LARGE_PX = 1 << 24
-# If a process holds more after an image, what was freed is returned to the system, so that images of many sizes do not
-# leave more and more of it in pieces.
-KEPT_BYTES = 3 << 29
+# If a process holds so much more after an image than before the first one, what was freed is returned to the system, so
+# that images of many sizes do not leave more and more of it in pieces.
+KEPT_BYTES = 9 << 27
 # How often a shard looks whether another one has left the folder.
 WAIT_S = 0.5
 
@@ -54,7 +54,7 @@ class ImageUnits:
     def open(self) -> ImagePredictor:
         """See `Units`."""
         predictor, pictures = self.opener()
-        return ImagePredictor(predictor, ImageWriter(self.job, pictures, self.place))
+        return ImagePredictor(predictor, ImageWriter(self.job, pictures, self.place), held_bytes() + KEPT_BYTES)
 
     def result(self, number: int) -> Done | None:
         """See `Units`."""
@@ -86,13 +86,14 @@ class ImagePredictor:
 
     predictor: Predictor
     writer: ImageWriter
+    limit_bytes: int
 
     def predict(self, units: ImageUnits, number: int) -> Callable[[], Done]:
         """See `Work`."""
         source = units.sources[number]
         if source.error is not None:
             raise source.error
-        trim_memory(KEPT_BYTES)
+        trim_memory(self.limit_bytes)
         image, seen = read_and_choose(source, self.predictor, units.reading)
         (prediction,) = self.predictor.predict([seen])
         is_shown = number in units.shown
