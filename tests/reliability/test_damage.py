@@ -38,7 +38,7 @@ ROWS = {
     "damaged weights of other frameworks": WEIGHTS,
 }
 NAMES = [(row, name) for row, names in ROWS.items() for name in names]
-N_CASES, N_SLOW_CASES = 50, 10_000
+N_CASES, N_SLOW_CASES = 30, 10_000
 
 
 @pytest.fixture(scope="module", autouse=True)

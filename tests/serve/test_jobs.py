@@ -42,12 +42,13 @@ TINY = [
 TRAIN = {"recipe": "synthetic/demo", "device": "cpu"}
 
 
-# As `blank_charts` and `no_waiting_for_the_disk` of conftest.py.
+# As `blank_charts` and `no_waiting_for_the_disk` of conftest.py; and it need not wait for other tests.
 QUICK = """
 import os
 from matplotlib.figure import Figure
 from cellwright.serve import worker
 Figure.draw, os.fsync = lambda figure, renderer: None, lambda descriptor: None
+os.nice = lambda increment: 0
 worker.main()
 """
 
