@@ -13,45 +13,95 @@ from cellwright.core.jit import njit
 
 @njit(cache=True)
 def box_pairs(a, b):
-    """Pairs (i, j) of overlapping boxes a (N, 4), b (M, 4) float64: a sweep along y with two lists of active boxes."""
-    n, m = a.shape[0], b.shape[0]
-    order_a, order_b = np.argsort(a[:, 1]), np.argsort(b[:, 1])
-    active_a, active_b = np.empty(n, np.int64), np.empty(m, np.int64)
+    """Pairs (i, j) of overlapping boxes a (N, 4), b (M, 4) float64, and how many pairs were compared.
+
+    In each of several strips of columns, a sweep along y with two lists of active boxes. A strip is as wide as the mean
+    box, so the cost depends on how densely the boxes lie, not on the number of boxes that share rows.
+    """
+    left, right, widths, n = np.inf, -np.inf, 0.0, 0
+    for boxes in (a, b):
+        for k in range(boxes.shape[0]):
+            if boxes[k, 2] > boxes[k, 0] and boxes[k, 3] > boxes[k, 1]:
+                left, right = min(left, boxes[k, 0]), max(right, boxes[k, 2])
+                widths += boxes[k, 2] - boxes[k, 0]
+                n += 1
+    n_strips, width = 1, right - left
+    if n > 0 and np.isfinite(widths):
+        n_strips = max(min(int(width * n / widths), n), 1)
+        width /= n_strips
+    starts_a, listed_a = strips_of(a, left, width, n_strips)
+    starts_b, listed_b = strips_of(b, left, width, n_strips)
+    active_a, active_b = np.empty(a.shape[0], np.int64), np.empty(b.shape[0], np.int64)
     out_i, out_j = np.empty(256, np.int64), np.empty(256, np.int64)
-    n_a = n_b = n_pairs = pa = pb = 0
-    while pa < n or pb < m:
-        from_a = pb >= m or (pa < n and a[order_a[pa], 1] <= b[order_b[pb], 1])
-        k = order_a[pa] if from_a else order_b[pb]
-        box = a[k] if from_a else b[k]
-        others, active, count = (b, active_b, n_b) if from_a else (a, active_a, n_a)
-        kept = 0
-        nonempty = box[2] > box[0] and box[3] > box[1]
-        for t in range(count):
-            o = active[t]
-            if others[o, 3] <= box[1]:
-                continue
-            active[kept] = o
-            kept += 1
-            if nonempty and others[o, 0] < box[2] and box[0] < others[o, 2]:
+    n_pairs = n_compared = 0
+    for strip in range(n_strips):
+        n_a = n_b = 0
+        pa, pb = starts_a[strip], starts_b[strip]
+        while pa < starts_a[strip + 1] or pb < starts_b[strip + 1]:
+            from_a = pb >= starts_b[strip + 1] or (
+                pa < starts_a[strip + 1] and a[listed_a[pa], 1] <= b[listed_b[pb], 1]
+            )
+            k = listed_a[pa] if from_a else listed_b[pb]
+            box = a[k] if from_a else b[k]
+            others, active, count = (b, active_b, n_b) if from_a else (a, active_a, n_a)
+            kept = 0
+            n_compared += count
+            for t in range(count):
+                o = active[t]
+                if others[o, 3] <= box[1]:
+                    continue
+                active[kept] = o
+                kept += 1
+                if others[o, 0] >= box[2] or box[0] >= others[o, 2]:
+                    continue
+                if strip_of(max(box[0], others[o, 0]), left, width, n_strips) != strip:
+                    continue  # found in the strip where both begin
                 if n_pairs == out_i.size:
                     out_i = np.concatenate((out_i, np.empty(n_pairs, np.int64)))
                     out_j = np.concatenate((out_j, np.empty(n_pairs, np.int64)))
                 out_i[n_pairs] = k if from_a else o
                 out_j[n_pairs] = o if from_a else k
                 n_pairs += 1
-        if from_a:
-            n_b = kept
-            pa += 1
-            if nonempty:
+            if from_a:
+                n_b = kept
                 active_a[n_a] = k
                 n_a += 1
-        else:
-            n_a = kept
-            pb += 1
-            if nonempty:
+                pa += 1
+            else:
+                n_a = kept
                 active_b[n_b] = k
                 n_b += 1
-    return out_i[:n_pairs], out_j[:n_pairs]
+                pb += 1
+    return out_i[:n_pairs], out_j[:n_pairs], n_compared
+
+
+@njit(cache=True)
+def strip_of(x, left, width, n_strips):
+    """The number of the strip of columns that contains x; the last one includes its right end."""
+    return 0 if n_strips == 1 else min(int((x - left) / width), n_strips - 1)
+
+
+@njit(cache=True)
+def strips_of(boxes, left, width, n_strips):
+    """The boxes that reach into each strip, without empty ones: ``listed[starts[s]:starts[s + 1]]``, sorted by y0."""
+    order = np.argsort(boxes[:, 1])
+    starts = np.zeros(n_strips + 1, np.int64)
+    listed = np.empty(0, np.int64)
+    for fill in range(2):  # counts, then lists
+        for k in order:
+            x0, y0, x1, y1 = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
+            if not (x1 > x0 and y1 > y0):
+                continue
+            for s in range(strip_of(x0, left, width, n_strips), strip_of(x1, left, width, n_strips) + 1):
+                if fill:
+                    listed[starts[s]] = k
+                    starts[s] += 1
+                else:
+                    starts[s + 1] += 1
+        if not fill:
+            starts = np.cumsum(starts)
+            listed = np.empty(starts[-1], np.int64)
+    return np.concatenate((np.zeros(1, np.int64), starts[:-1])), listed
 
 
 @njit(cache=True)

@@ -95,11 +95,11 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def overlapping_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index pairs (i, j), each (P,) int64, of the boxes a (N, 4) and b (M, 4) that overlap, sorted by (i, j).
 
-    A sweep along y, so the cost depends on the number of boxes that share rows, not on N x M.
+    Sweeps along y in strips of columns, so the cost grows with the number of boxes and of pairs, not with N x M.
     """
     from cellwright.core import _kernels
 
-    i, j = _kernels.box_pairs(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64))
+    i, j, _ = _kernels.box_pairs(np.ascontiguousarray(a, np.float64), np.ascontiguousarray(b, np.float64))
     order = np.lexsort((j, i))
     return i[order], j[order]
 
