@@ -96,3 +96,41 @@ def test_pooling_in_inference_mode_is_the_same(sampling_ratio: int, aligned: boo
         pooled = pool_boxes(maps, boxes, 7, pooling)
     assert expected.std() > 0.1
     torch.testing.assert_close(pooled, expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, False), (0, True), (3, False)])
+def test_the_gradient_of_pooling_equals_that_of_torchvision(sampling_ratio: int, aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn((2, 5, 64, 96), generator=generator).requires_grad_() for _ in range(2)]
+    low = torch.rand((80, 2), generator=generator) * 400 - 30
+    boxes = torch.cat([low, low + 2 ** (torch.rand((80, 2), generator=generator) * 9) - 1], dim=1)
+    boxes[0, 2:] = boxes[0, :2]  # without area
+    sizes = {"canonical_box_px": 64, "canonical_level": 3, "first_level": 2}
+    pooling = Pooling(sampling_ratio=sampling_ratio, aligned=aligned, level_rule="detectron2", **sizes)
+    pooled = pool_boxes(maps[:1], [boxes[:50], boxes[50:]], 7, pooling)
+    expected = roi_align(maps[1], [boxes[:50], boxes[50:]], 7, 0.25, sampling_ratio, aligned)
+    given = torch.randn(pooled.shape, generator=generator)
+    pooled.backward(given)
+    expected.backward(given)
+    own, other = (feature.grad for feature in maps)
+    assert own is not None
+    assert other is not None
+    assert other.std() > 0.1
+    if sampling_ratio == 2:
+        assert torch.equal(own, other)
+    torch.testing.assert_close(own, other, atol=5e-5, rtol=0)
+
+
+def test_the_gradient_without_regions_is_zero() -> None:
+    feature = torch.ones((1, 3, 8, 8), requires_grad=True)
+    pooling = Pooling(
+        sampling_ratio=2,
+        aligned=False,
+        level_rule="torchvision",
+        canonical_box_px=224,
+        canonical_level=4,
+        first_level=2,
+    )
+    pool_boxes([feature], [torch.zeros((0, 4))], 7, pooling).sum().backward()
+    assert feature.grad is not None
+    assert not feature.grad.any()

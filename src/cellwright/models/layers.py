@@ -83,7 +83,7 @@ def share_batch_norm(network: nn.Module) -> None:
 
 
 class WinogradConvNorm(ConvNorm):
-    """A ``ConvNorm`` whose 3x3 convolution has fewer multiplications at inference on the CPU, and differs by rounding.
+    """A ``ConvNorm`` whose 3x3 convolution has fewer multiplications on the CPU in float32, and differs by rounding.
 
     For few channels or cells it is the usual one.
     """

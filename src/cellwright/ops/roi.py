@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Maximum number of values in memory in the target sampler; four gathers of this size stay below 100 MB.
 _CHUNK_VALUES = 1_000_000
@@ -70,8 +71,6 @@ def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: 
     """
     if features[0].device.type == "cpu" and torch.is_inference_mode_enabled():
         return _pooled_channels_last(features, boxes, resolution, pooling)
-    from torchvision.ops import roi_align  # takes two seconds, and dense networks do without
-
     image = torch.cat([per_image.new_full((len(per_image), 1), i) for i, per_image in enumerate(boxes)])
     stacked = torch.cat(list(boxes))
     rois = torch.cat([image, stacked], dim=1).to(features[0].dtype)
@@ -80,9 +79,45 @@ def pool_boxes(features: Sequence[Tensor], boxes: Sequence[Tensor], resolution: 
     for level, feature in enumerate(features):
         index = torch.nonzero(levels == level).squeeze(1)
         scale = 1.0 / 2 ** (pooling.first_level + level)
-        pooled.append(roi_align(feature, rois[index], resolution, scale, pooling.sampling_ratio, pooling.aligned))
+        pooled.append(_pool_level(feature, rois[index], resolution, scale, pooling))
         members.append(index)
     return torch.cat(pooled)[torch.argsort(torch.cat(members))]
+
+
+def _pool_level(feature: Tensor, rois: Tensor, resolution: int, scale: float, pooling: Pooling) -> Tensor:
+    """RoIAlign of boxes FloatTensor[R,5], each after the index of its image, from a map: FloatTensor[R,C,M,M]."""
+    from torchvision.ops import roi_align  # takes two seconds, and dense networks do without
+
+    arguments = feature, rois, resolution, scale, pooling.sampling_ratio, pooling.aligned
+    trained = feature.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if trained and feature.device.type == "cpu" and feature.dtype == torch.float32:
+        return _RoIAlign.apply(*arguments)
+    return roi_align(*arguments)
+
+
+class _RoIAlign(torch.autograd.Function):
+    """torchvision's, on the CPU, with the same gradient in a tenth of the time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feature: Tensor, rois: Tensor, resolution: int, scale: float, ratio: int, aligned: bool
+    ) -> Tensor:
+        from torchvision.ops import roi_align
+
+        ctx.save_for_backward(rois)
+        ctx.arguments = tuple(feature.shape), np.float32(scale), ratio, np.float32(0.5 if aligned else 0.0)
+        return roi_align(feature, rois, resolution, scale, ratio, aligned)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # type: ignore[override]
+        from cellwright.ops._roi_kernels import unpool
+
+        rois, ((images, channels, height, width), *others) = ctx.saved_tensors[0].numpy(), ctx.arguments
+        features = np.zeros((images, height, width, channels), np.float32)
+        pooled = gradient.permute(0, 2, 3, 1).contiguous().numpy()
+        unpool(pooled, rois[:, 0].astype(np.int64), np.ascontiguousarray(rois[:, 1:]), *others, features)
+        return torch.from_numpy(features).permute(0, 3, 1, 2), None, None, None, None, None
 
 
 def _pooled_channels_last(

@@ -11,10 +11,12 @@ import math
 from fractions import Fraction
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Points at which the polynomials of a tile are evaluated, besides infinity, by the side m of its result.
 _HALF = Fraction(1, 2)
@@ -29,9 +31,11 @@ _TILES = 256
 def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `convolve_3x3` computes a convolution of FloatTensor[B,C,H,W] and is faster than PyTorch's.
 
-    That is on the CPU, in inference mode, and with enough channels and cells; not where a graph is recorded.
+    That is on the CPU, in inference mode or where gradients are recorded, and with enough channels and cells; not where
+    a graph is.
     """
-    if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+    trained = torch.is_grad_enabled() and x.requires_grad
+    if not (torch.is_inference_mode_enabled() or trained) or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
         return False
@@ -47,7 +51,31 @@ def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         x: any memory format; channels last is not copied.
         weight: FloatTensor[C',C,3,3].
         bias: FloatTensor[C'].
+
+    The gradient of x is such a convolution too, that of the weight PyTorch's.
     """
+    return _Convolution.apply(x, weight, bias)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        (x, weight), (of_input, *of_layer) = ctx.saved_tensors, ctx.needs_input_grad
+        of_x = _convolve(gradient, weight.flip(2, 3).transpose(0, 1), None) if of_input else None
+        ones, zeros = [1, 1], [0, 0]  # stride, padding, dilation; the padding of a transposed convolution
+        _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient, x, weight, [len(weight)], ones, ones, ones, False, zeros, 1, [False, *of_layer]
+        )
+        return of_x, of_weight, of_bias
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (images, channels, height, width), outputs = x.shape, len(weight)
     m = min(_POINTS, key=lambda side: -(-height // side) * -(-width // side) * (side + 2) ** 2)
     n, rows, columns = m + 2, -(-height // m), -(-width // m)
@@ -59,7 +87,8 @@ def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     tiles = padded.as_strided(
         (n, n, images, rows, columns, channels), (of_row, of_cell, of_image, m * of_row, m * of_cell, 1)
     )
-    result = x.new_empty((images, height, width, outputs))
+    result = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    by_cell = result.permute(0, 2, 3, 1)
     at_once, rows_at_once = max(_TILES // (rows * columns), 1), min(max(_TILES // columns, 1), rows)
     most = min(at_once, images) * rows_at_once * columns
     # Memory that is used again is faster than new memory.
@@ -74,11 +103,11 @@ def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         made = gathered[: n * n * count * outputs].view(n * n, count, outputs)
         torch.bmm(given.view(n * n, count, channels), factors, out=made)
         cells = torch.mm(of_results, made.view(n * n, -1)).view(m, m, *part.shape[2:5], outputs)
-        target = result[first : first + at_once, row * m : (row + rows_at_once) * m]
+        target = by_cell[first : first + at_once, row * m : (row + rows_at_once) * m]
         placed = cells.permute(2, 3, 0, 4, 1, 5).reshape(len(target), -1, columns * m, outputs)
         placed = placed[:, : target.shape[1], :width]
         target.copy_(placed) if bias is None else torch.add(placed, bias, out=target)
-    return result.permute(0, 3, 1, 2)
+    return result
 
 
 @cache
