@@ -41,7 +41,7 @@ def unpool(pooled, images, boxes, scale, ratio, shift, features):
     """Add to ``features`` (B, H, W, C) the gradient of the maps from which `pool` made R regions.
 
     pooled: (R, M, M, C), the gradient of what it made. images: (R,), the map of each. The others as in `pool`. The
-    order of the sums is that of torchvision, so that results are the same to the bit where 2 x 2 samples are taken.
+    order of the sums is that of torchvision: on x86 processors, the bits are the same where 2 x 2 samples are taken.
     """
     height, width = features.shape[1:3]
     side = pooled.shape[1]
