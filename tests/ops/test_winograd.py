@@ -88,7 +88,7 @@ def test_gradients_have_the_same_bits_every_time(threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         torch.manual_seed(0)
-        conv, x = WinogradConvNorm(64, 64, 3, norm="none", relu=True), torch.randn((9, 64, 14, 14))
+        conv, x = WinogradConvNorm(256, 256, 3, norm="none", relu=True), torch.randn((9, 256, 14, 14))
         found = []
         for k in range(3):
             aside = torch.zeros(k * 1001)  # other memory, other addresses
@@ -102,7 +102,7 @@ def test_gradients_have_the_same_bits_every_time(threads: int) -> None:
 
 
 def test_exported_graphs_have_the_usual_convolution() -> None:
-    layer, x = WinogradConvNorm(64, 64, 3, norm="none", relu=True), torch.randn((1, 64, 40, 40), requires_grad=True)
+    layer, x = WinogradConvNorm(256, 256, 3, norm="none", relu=True), torch.randn((1, 256, 40, 40), requires_grad=True)
     assert is_faster(layer.conv, x)
     exported = torch.export.export(layer, (x,))
     calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
@@ -111,7 +111,7 @@ def test_exported_graphs_have_the_usual_convolution() -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_not_where_torch_traces() -> None:
-    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.zeros((1, 64, 40, 40), requires_grad=True)
+    conv, x = nn.Conv2d(256, 256, 3, padding=1), torch.zeros((1, 256, 40, 40), requires_grad=True)
     seen = []
 
     def traced(given: torch.Tensor) -> torch.Tensor:
@@ -126,8 +126,10 @@ def test_where_it_is_used() -> None:
     conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.zeros((1, 64, 40, 40))
     with torch.no_grad():
         assert not is_faster(conv, x)
-    assert not is_faster(conv, x)
-    assert is_faster(conv, x.clone().requires_grad_())
+    assert not is_faster(conv, x.requires_grad_())
+    wide = nn.Conv2d(256, 256, 3, padding=1)
+    assert not is_faster(wide, torch.zeros((1, 256, 40, 40)))
+    assert is_faster(wide, torch.zeros((1, 256, 40, 40), requires_grad=True))
     with torch.inference_mode():
         assert is_faster(conv, x)
         others = (nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 8, 3, padding=1))

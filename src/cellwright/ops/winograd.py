@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 # Points at which the polynomials of a tile are evaluated, besides infinity, by the side m of its result.
 _HALF = Fraction(1, 2)
 _POINTS = {4: (0, 1, -1, _HALF, -2), 5: (0, 1, -1, 2, -2, _HALF)}
-# Fewer channels than this do not pay for the transforms.
-_LEAST_CHANNELS = 64
+# Fewer channels than this do not pay for the transforms, at inference and in training.
+_LEAST_CHANNELS, _LEAST_TRAINED_CHANNELS = 64, 256
 _LEAST_CELLS = 1024
 # Tiles at once: their transforms stay in the last cache of the processor.
 _TILES = 256
@@ -36,16 +36,16 @@ def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     That is on the CPU, in float32, with enough channels and cells, in inference mode or where the gradient of x is
     needed. It is not where torch compiles, exports or traces: their graphs contain PyTorch's convolution.
     """
-    trained = torch.is_grad_enabled() and x.requires_grad
-    if not (torch.is_inference_mode_enabled() or trained) or x.device.type != "cpu":
+    trained, inferred = torch.is_grad_enabled() and x.requires_grad, torch.is_inference_mode_enabled()
+    if not (inferred or trained) or x.device.type != "cpu":
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
         return False
     is_float = x.dtype == conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    n_cells = x.shape[0] * x.shape[2] * x.shape[3]
-    return is_float and min(conv.in_channels, conv.out_channels) >= _LEAST_CHANNELS and n_cells >= _LEAST_CELLS
+    n_cells, least = x.shape[0] * x.shape[2] * x.shape[3], _LEAST_CHANNELS if inferred else _LEAST_TRAINED_CHANNELS
+    return is_float and min(conv.in_channels, conv.out_channels) >= least and n_cells >= _LEAST_CELLS
 
 
 def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
