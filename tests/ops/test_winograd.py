@@ -37,7 +37,7 @@ def test_gradients_equal_those_of_a_direct_convolution(
     x, weight, bias = torch.randn((images, 20, *hw)), torch.randn((12, 20, 3, 3)) / 13, torch.randn(12)
     given = torch.randn((images, 12, *hw))
     exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
-    nn.functional.conv2d(*exact, padding=1).backward(given.double())
+    nn.functional.conv2d(exact[0], exact[1], exact[2], padding=1).backward(given.double())
     own = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     nn.functional.relu(convolve_3x3(*own), inplace=True).sum()  # layers change its result in place
     convolve_3x3(*own).backward(given)

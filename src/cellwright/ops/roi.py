@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cellwright.ops.winograd import is_recorded
+
 # Maximum number of values in memory in the target sampler; four gathers of this size stay below 100 MB.
 _CHUNK_VALUES = 1_000_000
 
@@ -90,8 +92,7 @@ def _pool_level(feature: Tensor, rois: Tensor, resolution: int, scale: float, po
 
     arguments = feature, rois, resolution, scale, pooling.sampling_ratio, pooling.aligned
     trained = feature.requires_grad and torch.is_grad_enabled()
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if trained and not recorded and feature.device.type == "cpu" and feature.dtype == torch.float32:
+    if trained and not is_recorded() and feature.device.type == "cpu" and feature.dtype == torch.float32:
         return _RoIAlign.apply(*arguments)
     return roi_align(*arguments)
 

@@ -34,18 +34,23 @@ def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `convolve_3x3` computes a convolution of FloatTensor[B,C,H,W] and is faster than PyTorch's.
 
     That is on the CPU, in float32, with enough channels and cells, in inference mode or where the gradient of x is
-    needed. It is not where torch compiles, exports or traces: their graphs contain PyTorch's convolution.
+    needed; not in a graph that is recorded.
     """
     trained, inferred = torch.is_grad_enabled() and x.requires_grad, torch.is_inference_mode_enabled()
     if not (inferred or trained) or x.device.type != "cpu":
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_recorded():
         return False
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
         return False
     is_float = x.dtype == conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     n_cells, least = x.shape[0] * x.shape[2] * x.shape[3], _LEAST_CHANNELS if inferred else _LEAST_TRAINED_CHANNELS
     return is_float and min(conv.in_channels, conv.out_channels) >= least and n_cells >= _LEAST_CELLS
+
+
+def is_recorded() -> bool:
+    """Whether torch compiles, exports or traces: graphs get PyTorch's own operations."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def convolve_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
