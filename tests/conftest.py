@@ -28,10 +28,13 @@ MEMORY, ROOM = Path("/dev/shm"), 4 << 30
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
-# What takes long starts first, or one process would run it at the end while the others wait.
+# What takes long starts first, or one process would run it at the end while the others wait; so does what forks very
+# often, while the process is still small.
 LONGEST = (
     "tests/reliability",
     "tests/serve/test_jobs.py",
+    "tests/core/test_output_folder.py",
+    "tests/prediction/test_folder_faults.py",
     "tests with forked workers",
     "tests of ONNX",
     "tests/cli/test_channels_and_ranges.py",

@@ -27,6 +27,18 @@ from cellwright.training.step import take_step
 from drawn_formats import write_cells4, write_livecell, write_mask_folder, write_sartorius
 
 SHIPPED = recipes.shipped_names()
+# Recipes that differ from another one only in the section train: slow, as the other one is tested in CI.
+_ROWS = (
+    "03_lr_1e-3", "04_save_best", "05_cosine_2e-3", "06_cosine_3e-3", "07_livecell_1e-3", "08_livecell_5e-4",
+    "11_all_images_5e-4", "12_all_images_2e-4",
+)  # fmt: skip
+SAME = {
+    "cells4/light_v2": "cells4/light",
+    "vrdl_nuclei/standard": "vrdl_nuclei/quick",
+    "vrdl_nuclei/r101_no_warmup": "vrdl_nuclei/r101_fpn",
+    "vrdl_nuclei/r50_200_epochs": "vrdl_nuclei/r50_fpn",
+} | {f"sartorius/row_{row}": "sartorius/row_01_1000_steps" for row in _ROWS}
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in SAME else ()) for name in SHIPPED]
 # Widths and counts of a network small enough for a test; fields that a section lacks are ignored.
 SMALL: dict[str, dict[str, Any]] = {
     "backbone": {"width": 8, "stem_channels": 8},
@@ -100,7 +112,7 @@ def take_statistics(network: torch.nn.Module, images: torch.Tensor) -> None:
         hook.remove()
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", CASES)
 def test_a_recipe_trains_a_step_on_its_kind_of_data(name: str, dataset_of: Callable[[str], Dataset]) -> None:
     recipe, dataset = reduced(name).resolved(), dataset_of(name)
     assert recipe.classes in (None, len(dataset.class_names))
@@ -136,7 +148,7 @@ def test_a_recipe_trains_a_step_on_its_kind_of_data(name: str, dataset_of: Calla
     assert {key.split(".")[0] for key in moved} == parts, "every part of the network is trained"
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", CASES)
 def test_the_reduced_network_has_the_structure_of_the_full_one(name: str) -> None:
     """The full network is built without memory, from tensors without data."""
     recipe = recipes.load(name)
@@ -148,6 +160,15 @@ def test_the_reduced_network_has_the_structure_of_the_full_one(name: str) -> Non
     if isinstance(whole, MaskRCNN):
         assert isinstance(small, MaskRCNN)
         assert small.config.box_head.stage_ious == whole.config.box_head.stage_ious
+
+
+@pytest.mark.parametrize(("name", "other"), SAME.items())
+def test_recipes_that_differ_only_in_their_training(name: str, other: str) -> None:
+    first, second = (recipes.load(recipe).to_dict() for recipe in (name, other))
+    for section in ("model", "conventions", "input", "augment", "data", "classes"):
+        assert first[section] == second[section], section
+    for key in ("optimiser", "batch_size", "accumulate", "ema_decay", "precision", "clip_norm"):
+        assert first["train"][key] == second["train"][key], key
 
 
 def anchor_sides(name: str) -> list[set[int]]:
