@@ -45,6 +45,12 @@ LONGEST = (
     "tests/cli/test_evaluate_verb.py",
     "tests/cli/test_tile_jobs.py",
     "tests/cli/test_signals.py",
+    # Few tests, so that xdist would begin them last.
+    "tests/training/test_team.py",
+    "tests/api/test_train_devices.py",
+    "tests/test_integrations.py",
+    "tests/plugin_napari/test_napari.py",
+    "tests/test_small_install.py",
 )
 # Files that one process runs, as they share what takes long to make or to import: the workshop, a server of forks, and
 # PyTorch's exporter.
