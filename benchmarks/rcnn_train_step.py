@@ -56,16 +56,15 @@ def prepare(folder: Path, cases: list[str]) -> None:
 def their_step(weights: dict[str, Any], drawn: Any) -> tuple[Any, Callable[[], dict[str, float]]]:
     """torchvision's mask head and its training step."""
     import torch
-    from torch import nn
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
     # What maskrcnn_resnet50_fpn builds if it starts from published weights.
-    model = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3), 2)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    model = MaskRCNN(backbone, 2, image_mean=[0.0] * 3, image_std=[1.0] * 3)  # images are normalised
     model.load_state_dict(weights)
     model.train()
     model.transform._skip_resize = True
-    model.transform.normalize = nn.Identity()  # it is normalised
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     image, layers, layer_of = (torch.from_numpy(drawn[name]) for name in ("pixels", "layers", "layer_of"))
@@ -192,6 +191,9 @@ def main() -> None:
                 facts[peer] = json.loads((Path(folder) / f"{case}-{peer}.json").read_text())
                 rows.append(row(case, peer, facts[peer], facts["torchvision"], options.limit))
                 profiles[case, peer] = facts[peer].get("profile", "")
+            theirs, ours = (facts[peer].get("losses", {}) for peer in PEERS)
+            if any(abs(ours[name] - theirs[name]) > 0.02 * theirs[name] for name in ours if theirs):
+                sys.exit(f"{case}: the losses of the first step differ, so the steps do too:\n{markdown(rows)}")
     print(f"{processor()}\n\n{markdown(rows)}")
     for (case, peer), profile in profiles.items():
         print(f"\n{case}, {peer}\n\n{profile}" if profile else "", end="")
