@@ -213,7 +213,9 @@ def run(
         joins=plan.shard is not None,
     )
     folder = open_folder()
-    notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)]) + stacks_found(stacks, plan.stitch)
+    notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)]) + stacks_found(
+        stacks, plan.stitch, reading
+    )
     notes += model_notes(model, members, plan.views)
     if folder.is_new:
         check_choices(sources, model.predictor, reading)
@@ -542,10 +544,11 @@ def _planes_to_predict(
     return each_plane(sources, reading)
 
 
-def stacks_found(stacks: Sequence[Stack], stitch: float | None) -> list[str]:
-    """What is predicted of stacks, and that their planes are not joined."""
+def stacks_found(stacks: Sequence[Stack], stitch: float | None, reading: Reading) -> list[str]:
+    """What is predicted of stacks, and that their planes are not joined; or that there are none."""
     if not stacks:
-        return [] if stitch is None else ["no image has several planes or time points to join"]
+        to_join = "" if stitch is None else " to join"
+        return [f"no image has several planes or time points{to_join}"] if reading.takes_each else []
     sizes = [
         " x ".join(count(len(axis), noun) for axis, noun in ((one.t, "time point"), (one.z, "plane")) if axis)
         for one in stacks

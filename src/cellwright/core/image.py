@@ -133,8 +133,10 @@ def channel_index(channels: tuple[str, ...], channel: str | int, where: object =
             return alike[0]
         if str(name).isdecimal() and int(name) < len(channels):
             return int(name)
-    last = len(channels) - 1
-    raise UsageError("no such channel", where=where, got=channel, expected=f"{', '.join(channels)} (or 0 to {last})")
+    last, names = len(channels) - 1, ", ".join(channels)
+    numbered = channels == tuple(map(str, range(len(channels))))
+    expected = names if numbered else f"{names} (or 0 to {last})"
+    raise UsageError("no such channel", where=where, got=channel, expected=expected)
 
 
 def supported_dtype(data: np.ndarray, where: object = None) -> tuple[np.ndarray, tuple[Note, ...]]:

@@ -273,3 +273,15 @@ def test_boxes_that_cover_the_image_many_times_raise_an_error(tmp_path):
             archive.writestr(f"{k}.roi", rect.tobytes())
     with pytest.raises(FormatError, match="too many times"):
         dense(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("first", ["RoiSet/", "__MACOSX/RoiSet/._a.roi", "RoiSet/.DS_Store"])
+def test_a_folder_that_macos_zipped_is_read(tmp_path, first):
+    save_image(tmp_path)
+    roi = make_roi(roifile.ROI_TYPE.RECT, top=2, left=3, bottom=12, right=13)
+    with zipfile.ZipFile(tmp_path / "x_rois.zip", "w") as archive:
+        archive.writestr(first, b"")
+        archive.writestr("RoiSet/a.roi", roi.tobytes())
+        archive.writestr("__MACOSX/RoiSet/._b.roi", b"\0\5\x16\7")
+    assert sniff(tmp_path).name == "imagej_roi"
+    assert dense(tmp_path).sum() == 100

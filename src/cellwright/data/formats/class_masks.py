@@ -27,7 +27,15 @@ from cellwright.core.masks import concat
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.label_io import LABEL_SUFFIXES, flat_labels, read_raster, write_label_map
 from cellwright.data.formats.label_kinds import Meaning, examine, examined
-from cellwright.data.formats.paths import copy_image, first_files, output_path, root_of, split_ids, walk
+from cellwright.data.formats.paths import (
+    GivenImages,
+    copy_image,
+    first_files,
+    output_path,
+    root_of,
+    split_ids,
+    walk,
+)
 from cellwright.data.images.read import IMAGE_SUFFIXES, image_hw_of
 
 CLASS_ID_STRIDE = 1_000_000
@@ -76,8 +84,9 @@ class ClassMasks(Format):
                 remedy="give masks of 0 and one other value, or label maps",
             )
         places = split_ids([folder.relative_to(root).as_posix() for folder in folders], root.resolve().name)
+        given = GivenImages(options.images) if options.images is not None else None
         samples = [
-            _sample(place, folders[folder], options, meaning)
+            _sample(place, folders[folder], options, meaning, given)
             for folder, place in options.track(zip(folders, places, strict=True), "reading headers", len(folders))
         ]
         return Dataset(tuple(samples), names, root, info={"format": self.name}, notes=notes)
@@ -118,7 +127,13 @@ def _is_image(file: Path) -> bool:
     return stem_of(file) == "image" and plain_suffix(file) in IMAGE_SUFFIXES
 
 
-def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptions, meaning: Meaning) -> Sample:
+def _sample(
+    place: tuple[str, str | None],
+    files: list[Path],
+    options: ReadOptions,
+    meaning: Meaning,
+    given: GivenImages | None,
+) -> Sample:
     images = [file for file in files if class_number(file) is None]
     masks = sorted((number - 1, file) for file in files if (number := class_number(file)) is not None)
     if len(images) > 1 or len({number for number, _ in masks}) < len(masks):
@@ -128,8 +143,16 @@ def _sample(place: tuple[str, str | None], files: list[Path], options: ReadOptio
             got=", ".join(file.name for file in files),
             expected="one image, and at most one file per class",
         )
+    if not images and given is not None:
+        found = given.find(files[0].parent, place[0])
+        found = found.image_path if isinstance(found, Sample) else found
+        images = [found] if found is not None else []
     if not images and options.require_images:
-        raise InputError("a folder of class masks has no image", where=files[0].parent, expected="a file image.tif")
+        raise InputError(
+            "a folder of class masks has no image",
+            where=files[0].parent,
+            expected=f"a file image.tif, or an image {place[0]}.tif or .png in the folder that `images` names",
+        )
     image_hw = image_hw_of(images[0], options.series) if images else image_hw_of(masks[0][1])
     load = LoadClassMasks(tuple(masks), image_hw, meaning)
     sample_id, split = place

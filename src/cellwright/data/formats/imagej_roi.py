@@ -173,8 +173,26 @@ def _is_roi_file(path: Path) -> bool:
     start = first_bytes(path, 300) if path.suffix.lower() == ".zip" else b""
     if start[:4] == b"PK\x03\x04" and len(start) > 30:
         length = int.from_bytes(start[26:28], "little")
-        return start[30 : 30 + length].lower().endswith(b".roi")
+        first = start[30 : 30 + length].decode("utf-8", "replace")
+        return _is_roi_name(first) or (_is_skipped(first) and _contains_rois(path))
     return start[:4] == b"PK\x05\x06" and _stem_without_roi_set(path.stem) != path.stem
+
+
+def _is_skipped(name: str) -> bool:
+    """Whether an entry of a zip is a folder, hidden, or one of those that macOS adds."""
+    return name.endswith("/") or name.rpartition("/")[2].startswith(".") or "__MACOSX" in name.split("/")
+
+
+def _is_roi_name(name: str) -> bool:
+    return name.lower().endswith(".roi") and not _is_skipped(name)
+
+
+def _contains_rois(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(map(_is_roi_name, archive.namelist()))
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _stem_without_roi_set(stem: str) -> str:
@@ -248,7 +266,7 @@ def _check_zip_end(path: Path) -> None:
 
 
 def _zip_entries(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
-    infos = [info for info in archive.infolist() if info.filename.lower().endswith(".roi")]
+    infos = [info for info in archive.infolist() if _is_roi_name(info.filename)]
     size = sum(info.file_size for info in infos)
     most = min(_MAX_ZIP_BYTES, max(_MAX_ROI_BYTES, _MAX_ZIP_RATIO * path.stat().st_size))
     if size > most or any(info.file_size > _MAX_ROI_BYTES for info in infos):

@@ -78,7 +78,7 @@ class LabelImages(Format):
             return True
         if any(pair.image is not None for pair in pairs):
             return True
-        return any(label_stem(file) is not None for file in files) and not _is_mask_folder(files)
+        return any(label_stem(file) is not None for file in files) and not _is_mask_folder(files, path)
 
     def read(self, path: Path, options: ReadOptions) -> Dataset:
         """Every label image at or below ``path`` with its image; the labels are the ids, and there is one class."""
@@ -174,9 +174,10 @@ def are_all_zero(path: Path) -> bool:
         return False
 
 
-def _is_mask_folder(files: Sequence[Path]) -> bool:
-    """Whether ``images/`` and ``masks/`` contain one image and one file per object: the ``mask_folder`` format."""
-    return any(file.parent.name == "masks" and plain_suffix(file) in LABEL_SUFFIXES for file in files)
+def _is_mask_folder(files: Sequence[Path], path: Path) -> bool:
+    """Whether ``images/`` and ``masks/`` below ``path`` contain one image and one file per object: ``mask_folder``."""
+    below = [file for file in files if file.parent != path]
+    return any(file.parent.name == "masks" and plain_suffix(file) in LABEL_SUFFIXES for file in below)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -217,10 +218,10 @@ def read_label_images(path: Path, options: ReadOptions, name: str = "label_image
     pairs = options.track(list(zip(layout.pairs, places, strict=False)), "reading headers", len(layout.pairs))
     for pair, (sample_id, split) in pairs:
         image_path, size_um = pair.image, None
-        if image_path is None:
+        if image_path is None or options.images is not None:
             image_hw = _labels_hw(pair.labels)
-            image = finder.find(pair.labels, image_stem(pair), image_hw)
-            image_path, size_um = image.path, image.pixel_size_um
+            image = finder.find(pair.labels, image_stem(pair), image_hw, image_path)
+            image_path, image_hw, size_um = image.path, image.image_hw, image.pixel_size_um
         else:
             image_hw = masked_hw(image_path, partial(_labels_hw, pair.labels), options.series)
         load = LoadLabels(pair.labels, image_hw, meaning)

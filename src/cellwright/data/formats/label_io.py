@@ -116,7 +116,13 @@ def as_raster(raw: np.ndarray, where: object) -> Raster:
     lowest, highest = raw.min(), raw.max()
     if encoding != "colours" and (lowest < -_MAX_LABEL or highest > _MAX_LABEL):
         got = lowest if lowest < 0 else highest
-        raise FormatError("a label is out of range", where=where, got=f"{got:g}", expected=f"0 to {_MAX_LABEL}")
+        raise FormatError(
+            "a label is out of range",
+            where=where,
+            got=f"{got:g}",
+            expected=f"0 to {_MAX_LABEL}",
+            remedy="number the objects from 1",
+        )
     if raw.dtype not in (np.uint8, np.uint16, np.uint32):
         raw = raw.astype(np.int64 if lowest < 0 or highest > _MAX_LABEL else np.uint32)
     return Raster(np.ascontiguousarray(raw, raw.dtype.newbyteorder("=")), encoding, largest)
@@ -207,6 +213,15 @@ def _decode_tiff(path: Path) -> np.ndarray:
         data = series.asarray()
         if not colours:
             return data.reshape(_sides(series.shape))
+        if tif.pages.first.planarconfig == 2 and (data != data.take([0], colours[0])).any():
+            # tifffile declares any array (3, H, W) as RGB; no program stores the colours of labels plane by plane.
+            raise FormatError(
+                "not a label image",
+                where=path,
+                got=f"{series.shape[colours[0]]} planes that differ, of shape {series.shape} ({series.axes})",
+                expected="one 2-D image",
+                remedy="save the labels of each plane as an image of its own",
+            )
         data = np.moveaxis(data, colours[0], -1)
         return data.reshape(*_sides(data.shape[:-1]), data.shape[-1])
 

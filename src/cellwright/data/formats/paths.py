@@ -271,7 +271,9 @@ class ImageFinder:
         self._given = GivenImages(options.images) if options.images is not None else None
         self._folders: dict[Path, ImageIndex] = {}
         self._trees: dict[Path, ImageIndex] = {}
-        self._alone: dict[object, Path] = {}  # an image that was paired because there is no other -> the annotation
+        # An image that was paired because there is no other -> the annotation, and the names in it.
+        self._alone: dict[Path, tuple[Path, tuple[str, ...]]] = {}
+        self._named: set[Path] = set()  # images that were found by name
         self.notes: tuple[Note, ...] = ()
 
     def find(
@@ -283,21 +285,30 @@ class ImageFinder:
     ) -> AnnotatedImage:
         """The image called ``stem`` (with or without a suffix) that ``annotation`` belongs to.
 
-        stem: several names are tried in order. path: the image, if it is known already. Without an image,
+        stem: several names are tried in order. path: the image beside the annotation, if it is known already; images
+        that the user named come first. Without an image,
         ``recorded_hw`` (a size recorded in the annotation file) is enough if images are not required. Otherwise, and if
         the sizes disagree, raises `InputError`: decoding masks needs the size of their image.
         """
         names = (stem,) if isinstance(stem, str) else stem
-        if self._given is not None and path is None:
-            found = next((one for name in names if (one := self._given.find(annotation, name)) is not None), None)
+        beside, path = path, None
+        if self._given is not None:
+            folder, given = self._folder_of(annotation), self._given
+            found = next((one for name in names if (one := given.find(annotation, name, folder)) is not None), None)
             if isinstance(found, Sample):
                 _check_sizes(annotation, recorded_hw, found.id, found.image_hw)
                 return AnnotatedImage(found.image_path, found.image_hw, found.pixel_size_um)
             path = found
+        if self._given is not None and path is None and self._given.is_file:
+            path = self._pair_given(self._given.files[0], annotation, names)
+        searched, path = path is None, path or beside
         for name in names:
             path = path or self._search(annotation, name)
-        path = path or self._only_one(annotation, recorded_hw)
         if path is not None:
+            self._claim(path, annotation, names)
+        path = path or self._only_one(annotation, names, recorded_hw)
+        if path is not None:
+            self.notes += self._elsewhere(path, annotation) if searched else ()
             return AnnotatedImage(path, annotated_hw(annotation, recorded_hw, path, self._series))
         if recorded_hw is not None and not self._require:
             return AnnotatedImage(None, recorded_hw)
@@ -340,10 +351,37 @@ class ImageFinder:
             self._trees[folder] = ImageIndex(walk(folder, 6, problems=[], zarr=True))
         return self._trees[folder]
 
-    def _only_one(self, annotation: Path, recorded_hw: tuple[int, int] | None) -> Path | None:
+    def _folder_of(self, annotation: Path) -> list[str]:
+        """The folders of an annotation below the source, folded, without those that hold annotations or a split."""
+        if self._root is None or not annotation.is_relative_to(self._root):
+            return []
+        parts = [folded(part) for part in annotation.parent.relative_to(self._root).parts]
+        return [part for part in parts if part not in ANNOTATION_FOLDERS and part not in SPLITS]
+
+    def _claim(self, image: Path, annotation: Path, names: tuple[str, ...]) -> None:
+        """`InputError` if another annotation was paired with ``image``, which was found by name now."""
+        self._named.add(image)
+        other = self._alone.get(image, (annotation, names))
+        if other != (annotation, names):
+            raise self._not_found(other[0], other[1][0], None)
+
+    def _elsewhere(self, image: Path, annotation: Path) -> tuple[Note, ...]:
+        """One line about an image that is not one of those that the user named."""
+        if self._given is None or not self._given.files or image in self._given.files:
+            return ()
+        text = f"its image is not among those of `images`; {image} was read"
+        return (
+            Note(
+                "the image is not among those of `images`; the one beside the annotation was read",
+                text,
+                annotation.name,
+            ),
+        )
+
+    def _only_one(self, annotation: Path, names: tuple[str, ...], recorded_hw: tuple[int, int] | None) -> Path | None:
         """The single image that was given, or that of a folder with a single annotation, whatever they are called."""
         if self._given is not None and len(self._given.files) == 1:
-            return self._pair(self._given.files[0], annotation)
+            return self._pair(self._given.files[0], annotation, names)
         files = [file for file in walk(annotation.parent, 0) if not is_own_output(file.name) or file == annotation]
         images = [file for file in files if file != annotation and _is_plain_image(file)]
         if not images:
@@ -358,11 +396,24 @@ class ImageFinder:
             and image_header(images[0], self._series).image_hw != recorded_hw
         ):
             return None  # only its size would matter, which the annotation has
-        return self._pair(images[0], annotation)
+        return self._pair(images[0], annotation, names)
 
-    def _pair(self, image: Path, annotation: Path) -> Path | None:
-        """``image``, unless another annotation was paired with it before."""
-        if self._alone.setdefault(image, annotation) != annotation:
+    def _pair_given(self, image: Path, annotation: Path, names: tuple[str, ...]) -> Path | None:
+        """The single file that the user named, whatever it is called; None if it is that of another annotation."""
+        path = self._pair(image, annotation, names)
+        if path is None and image in self._alone:
+            raise InputError(
+                "one image was given for several annotations",
+                where=annotation,
+                got=f"{image}, and also {self._alone[image][0].name}",
+                expected="an image for each",
+                remedy="set `images` to the folder of the images",
+            )
+        return path
+
+    def _pair(self, image: Path, annotation: Path, names: tuple[str, ...]) -> Path | None:
+        """``image``, unless another annotation, or another image in the same file, was paired with it before."""
+        if image in self._named or self._alone.setdefault(image, (annotation, names)) != (annotation, names):
             return None
         text = f"paired with {image.name}, the only image, although their names differ"
         kind = "an annotation was paired with the only image although their names differ"
@@ -390,10 +441,15 @@ class GivenImages:
     def __init__(self, images: Dataset | Path | Sequence[Path]) -> None:
         self._samples: dict[str, list[Sample]] = {}
         self._known = images if isinstance(images, Dataset) else None
+        self._folder_of: dict[Path, list[str]] = {}
         self.files: list[Path] = []
+        self.is_file = False  # whether the user named one file
         if not isinstance(images, Dataset):
             paths = [images] if isinstance(images, Path) else images
-            self.files = [file for path in paths for file in (walk(path, zarr=True) if path.is_dir() else [path])]
+            below = {path: list(walk(path, zarr=True)) if path.is_dir() else [path] for path in paths}
+            self.files = [file for files in below.values() for file in files]
+            self._folder_of = {file: _folders_below(file, path) for path, files in below.items() for file in files}
+            self.is_file = isinstance(images, Path) and is_file(images)
             self.index = ImageIndex(self.files)
             return
         self.index = ImageIndex(sample.image_path for sample in images if sample.image_path is not None)
@@ -401,15 +457,22 @@ class GivenImages:
             for name in names_of(sample):
                 self._samples.setdefault(name, []).append(sample)
 
-    def find(self, annotation: Path, name: str) -> Sample | Path | None:
-        """The sample or file called ``name``. Raises `InputError` if several match equally well."""
+    def find(self, annotation: Path, name: str, folder: Sequence[str] = ()) -> Sample | Path | None:
+        """The sample or file called ``name``. Raises `InputError` if several match equally well.
+
+        folder: the folders of the annotation below the source. Of several matches, the one at the same place is meant.
+        """
+        place = [*folder, *name_parts(name)[:-1]]
         if self._known is None:
             files = self.index.find(name)
-            return _only(files, annotation) if files else None
+            here = [file for file in files if self._folder_of.get(file) == place]
+            return _only(here if len(files) > 1 and here else files, annotation) if files else None
         named = self._samples.get("/".join(name_parts(name))) or self._samples.get((name_parts(name) or [""])[-1], [])
         if len(named) > 1:
             files = self.index.find(name)
             named = [sample for sample in named if sample.image_path in files] if len(files) == 1 else named
+        if len(named) > 1:
+            named = [sample for sample in named if name_parts(sample.id)[:-1] == place] or named
         if len(named) > 1:
             raise _several([sample.id for sample in named], annotation)
         return named[0] if named else None
@@ -431,6 +494,10 @@ def names_of(sample: Sample) -> set[str]:
     if sample.image_path is not None:
         names |= {folded(sample.image_path.name), folded(stem_of(sample.image_path))}
     return names | {_without_ome(name) for name in names}
+
+
+def _folders_below(file: Path, base: Path) -> list[str]:
+    return [folded(part) for part in file.parent.relative_to(base).parts] if file != base else []
 
 
 def _image_folders(base: Path) -> list[Path]:
@@ -474,13 +541,16 @@ def _only(files: Sequence[Path], annotation: Path) -> Path:
         distinct = [file for file in distinct if plain_suffix(file) in IMAGE_SUFFIXES] or distinct
     if len(distinct) == 1:
         return distinct[0]
-    raise _several([str(file) for file in distinct], annotation, distinct[0].name)
+    named_alike = len({file.name for file in distinct}) == 1
+    raise _several([str(file) for file in distinct], annotation, None if named_alike else distinct[0])
 
 
-def _several(names: Sequence[str], annotation: Path, example: str | None = None) -> InputError:
+def _several(names: Sequence[str], annotation: Path, example: Path | None = None) -> InputError:
     remedy = ""
-    if example:
-        remedy = f"name the annotation after the whole file name, such as {example}{annotation.suffix}, or "
+    if example is not None:
+        stem = stem_of(example)
+        ending = annotation.name[len(stem) :] if annotation.name.startswith(stem) else annotation.suffix
+        remedy = f"name the annotation after the whole file name, such as {example.name}{ending}, or "
     return InputError(
         f"{count(len(names), 'image')} match one annotation",
         where=annotation,

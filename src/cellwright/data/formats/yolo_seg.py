@@ -291,12 +291,18 @@ class Facts:
     n_quadrilaterals: int = 0
     n_classes: int = 0
     first_of_highest: str = ""
+    first_scored: str = ""
+    first_unscored: str = ""
 
     def add(self, lines: Sequence[Line]) -> None:
         for line in lines:
             self.n += 1
             self.n_boxes += line.outline is None
             self.n_scored += line.score is not None
+            if line.score is None:
+                self.first_unscored = self.first_unscored or line.where
+            else:
+                self.first_scored = self.first_scored or line.where
             self.n_quadrilaterals += line.outline is not None and len(line.outline) == 4
             if line.class_number >= self.n_classes:
                 self.n_classes, self.first_of_highest = line.class_number + 1, line.where
@@ -318,9 +324,10 @@ class Facts:
         if 0 < self.n_scored < self.n:
             raise FormatError(
                 "some objects have a score and others have none",
-                where=path,
-                got=f"{self.n_scored} scores for {count(self.n, 'object')}",
+                where=self.first_scored if 2 * self.n_scored <= self.n else self.first_unscored,
+                got=f"{count(self.n_scored, 'line')} of {self.n} with an odd number of coordinates, the last a score",
                 expected="predictions (all with a score) or ground truth (none)",
+                remedy="complete the coordinates of this line, or add or remove scores",
             )
 
     def notes(self) -> list[Note]:

@@ -38,6 +38,7 @@ _COPIES = 2
 
 # Values of TIFF's PhotometricInterpretation and Compression.
 MIN_IS_WHITE, RGB, PALETTE, SEPARATED, YCBCR = 0, 2, 3, 5, 6
+_PLANE_BY_PLANE = 2  # a planar configuration
 LAB_SPACES = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
 JPEG_CODECS = frozenset({6, 7, 33003, 33004, 33005, 33007, 34712, 50001, 50002})
 
@@ -269,7 +270,8 @@ def _chosen_planes(image: TiffImage, choice: Choice, path: Path) -> dict[str, Se
             remedy = "predict them one by one, and give the predictions"
             raise UsageError("one plane is read at a time", where=path, got=got, expected=expected, remedy=remedy)
         elif chosen not in numbers:
-            expected = f"{_range(numbers)} ({image.describe()})"
+            samples = f", {image.samples} samples per pixel" if image.samples > 1 else ""
+            expected = f"{_range(numbers)} ({image.describe()}{samples})"
             raise UsageError("no such plane", where=path, got=f"{name} = {chosen}", expected=expected)
         else:
             planes[axis] = (int(chosen),)
@@ -365,6 +367,12 @@ def tiff_meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meanin
         return Meaning("cmyk", ("R", "G", "B"), notes=notes)
     is_rgb = photometric in (RGB, YCBCR) and samples >= 3
     names, more = _sample_names(samples, 3 if is_rgb else 1, tuple(map(int, page.extrasamples)))
+    if is_rgb and tif.is_shaped and int(page.planarconfig) == _PLANE_BY_PLANE:  # any array (3, H, W) or (4, H, W)
+        text = (
+            f"its {samples} planes were read as {', '.join(names[:-1])} and {names[-1]}, as the file says; if they are "
+            "other channels or the planes of a stack, save them with photometric='minisblack'"
+        )
+        more = (*more, Note("planes of a TIFF that tifffile wrote were read as colours", text))
     return Meaning("", names, notes=(*notes, *more))
 
 
