@@ -76,6 +76,7 @@ def _saved(content: object) -> Callable[[Path, Path], bytes]:
         ("a.pth", lambda *_: b"hello", "not a file of weights"),
         ("a.pkl", lambda *_: b"", "this file is empty"),
         ("a.pkl", lambda *_: b"\n<!DOCTYPE html>\n<html>", "a web page, not weights"),
+        ("a.png", lambda *_: b"\x89PNG\r\n\x1a\n" + bytes(300), "an image, not weights"),
         ("a.pth", lambda *_: b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
         ("a.pth", _saved([1, 2]), "does not contain named tensors"),
         ("a.pth", _saved({"epoch": 3}), "contains no tensors"),

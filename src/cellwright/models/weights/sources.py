@@ -159,6 +159,8 @@ def _check_head(path: Path) -> None:
             got=text.split(b"\n")[0][:40].decode("ascii", "replace"),
             remedy="open the link in a browser, and save the file that it leads to",
         )
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
+        raise ModelError("this file is an image, not weights", where=path, remedy="give the file of the weights")
     if text.startswith(b"version https://git-lfs"):
         remedy = "fetch the file itself: git lfs pull"
         raise ModelError("this file is a git-lfs pointer, not the weights", where=path, remedy=remedy)
