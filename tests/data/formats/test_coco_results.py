@@ -93,6 +93,13 @@ def test_submission_with_image_ids_in_a_zip(tmp_path: Path) -> None:
     assert out.read_bytes() == first
 
 
+def test_predicted_images_that_are_not_listed_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    predicted = make_dataset(scored=True)
+    ids = save_ids(tmp_path / "ids.json", "a.png")
+    CocoResults().write(predicted, tmp_path / "r.json", WriteOptions(image_ids=ids))
+    assert caplog.messages == ["ids.json: 2 predicted images are not in this list and left out, such as b"]
+
+
 def test_samples_match_by_path_by_file_name_and_by_id(tmp_path: Path) -> None:
     predicted = make_dataset(scored=True)
     bare = predicted.with_samples(

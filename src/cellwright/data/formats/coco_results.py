@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.errors import FormatError, InputError, UsageError
 from cellwright.core.files import atomic_path, first_bytes, plain_suffix, read_json
 from cellwright.core.ignored import objects_only
+from cellwright.core.text import count
 from cellwright.data.formats.coco import (
     CocoLoader,
     annotations_of,
@@ -30,6 +32,8 @@ from cellwright.data.formats.coco import (
 from cellwright.data.formats.coco_index import build_index, whole_number
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.paths import names_of
+
+_log = logging.getLogger(__name__)
 
 SNIFF_BYTES = 1 << 12
 
@@ -85,8 +89,9 @@ class CocoResults(Format):
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write a list of results to ``out`` (.json, or a .zip that contains one), with masks as RLE text.
 
-        With ``options.image_ids``, exactly the images of that list are written, with its ids. Raises `UsageError` for
-        objects without scores, and `InputError` if a listed image has no prediction or another size.
+        With ``options.image_ids``, exactly the images of that list are written, with its ids; a warning counts the
+        others. Raises `UsageError` for objects without scores, and `InputError` if a listed image has no prediction or
+        another size.
         """
         if out.suffix.lower() not in (".json", ".zip"):
             raise UsageError("a list of results is a single file", where=out, expected="a name ending in .json or .zip")
@@ -145,6 +150,12 @@ def _chosen(dataset: Dataset, image_ids: Path | None) -> list[tuple[Sample, int]
             remedy="predict all images of the list first",
         )
     named = {name: sample for name, sample in samples.items() if sample is not None}
+    written = {sample.id for sample in named.values()}
+    omitted = [sample.id for sample in dataset if sample.id not in written]
+    if omitted:
+        verb = "is" if len(omitted) == 1 else "are"
+        text = f"{count(len(omitted), 'predicted image')} {verb} not in this list and left out, such as {omitted[0]}"
+        _log.warning("%s: %s", image_ids.name, text)
     chosen = []
     for name, number, image_hw in listed:
         sample = named[name]
