@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import imagecodecs
@@ -174,13 +173,3 @@ def test_planes_that_tifffile_declared_as_colours_are_noted(tmp_path: Path, caps
     assert "no image has several planes or time points" in capsys.readouterr().err
     tifffile.imwrite(tmp_path / "b.tif", np.moveaxis(stack, 0, -1), photometric="rgb")
     assert cw.read_image(tmp_path / "b.tif").notes == ()
-
-
-def test_an_odd_number_of_yolo_coordinates_names_its_line(tmp_path: Path) -> None:
-    save_image(tmp_path / "images/a.png")
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels/a.txt").write_text("0 .1 .1 .5 .2 .2 .7\n0 .1 .1 .5 .2 .2 .7\n0 .1 .1 .5 .2 .2 .7 .3\n")
-    (tmp_path / "data.yaml").write_text(json.dumps({"names": ["cell"], "train": "images"}))
-    with pytest.raises(FormatError) as caught:
-        read_dataset(tmp_path)
-    assert str(caught.value.where).endswith("a.txt, line 3")
