@@ -53,16 +53,19 @@ class CompiledGraph:
         self._compiled: Any = None
         self._request: Any = None
 
-    def __call__(self, array: np.ndarray, *, keep_memory: bool = True) -> list[np.ndarray]:
-        """The results for an array; what OpenVINO needed for it may be freed, which costs time the next time."""
+    def __call__(self, array: np.ndarray) -> list[np.ndarray]:
+        """The results for an array. OpenVINO keeps the memory that it needed, see `release_memory`."""
         with self._lock:
             if self._build is not None:
                 self._compile()
             self._request.infer({0: np.ascontiguousarray(array, np.float32)}, share_inputs=True)
-            results = [np.array(self._request.get_output_tensor(k).data) for k in range(len(self._compiled.outputs))]
-            if not keep_memory:
+            return [np.array(self._request.get_output_tensor(k).data) for k in range(len(self._compiled.outputs))]
+
+    def release_memory(self) -> None:
+        """Free what OpenVINO needed for its arrays, which costs time the next time."""
+        with self._lock:
+            if self._compiled is not None:
                 self._compiled.release_memory()
-        return results
 
     def _compile(self) -> None:
         assert self._build is not None  # dropped below only

@@ -23,9 +23,11 @@ from cellwright.config.model_dense import FlowTarget, SemanticTarget, StarsTarge
 from cellwright.core.errors import ModelError, UsageError
 from cellwright.core.files import read_json, write_png
 from cellwright.data.synthetic import FieldLook, draw_field
+from cellwright.models.dense import openvino_network, prediction
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.openvino_network import ObservedNetwork, OpenVINONetwork, differences
 from cellwright.models.dense.prediction import DensePrediction
+from cellwright.models.openvino_graph import CompiledGraph
 from cellwright.prediction.backends.load import backend_of
 
 NETWORKS: dict[str, tuple[UNetConfig, dict[str, int]]] = {
@@ -100,6 +102,24 @@ def test_a_window_has_the_bits_of_the_whole_image(threads: int) -> None:
         inside = whole[:, :, y + top : y + bottom, x + left : x + right]
         assert np.array_equal(part[:, :, top:bottom, left:right], inside)
     assert np.array_equal(network.maps(np.concatenate([images, images]))[1], whole[0])
+
+
+def test_the_windows_of_a_large_image_share_memory_that_is_freed_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, network = both("residual", threads=1)
+    images, events = images_for(network, (160, 200), 1), []
+    whole = network.maps(images)
+    monkeypatch.setattr(prediction, "WINDOW_SIDES", (64,))
+    monkeypatch.setattr(prediction, "LARGEST_BYTES", 1)
+    for name in ("__call__", "release_memory"):
+        method = getattr(CompiledGraph, name)
+        monkeypatch.setattr(
+            CompiledGraph, name, lambda *args, name=name, method=method: [events.append(name), method(*args)][1]
+        )
+    assert np.array_equal(network.maps(images), whole)
+    assert events == ["__call__"] * 12
+    monkeypatch.setattr(openvino_network, "KEPT_PX", 160 * 200 - 1)
+    assert np.array_equal(network.maps(images), whole)
+    assert events[12:] == [*["__call__"] * 12, "release_memory"]
 
 
 def test_arrays_of_another_network_are_named() -> None:

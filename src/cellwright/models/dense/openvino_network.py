@@ -90,7 +90,14 @@ class OpenVINONetwork(DensePrediction):
 
     def compute(self, images: np.ndarray) -> np.ndarray:
         """See `DensePrediction`."""
-        (maps,) = self._compiled(images, keep_memory=images.shape[0] * images.shape[2] * images.shape[3] <= KEPT_PX)
+        (maps,) = self._compiled(images)
+        return maps
+
+    def maps(self, images: np.ndarray, image_hws: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+        """See `DensePrediction`; the windows of a large image share their memory."""
+        maps = super().maps(images, image_hws)
+        if images.shape[0] * images.shape[2] * images.shape[3] > KEPT_PX:
+            self._compiled.release_memory()
         return maps
 
     def nodes(self) -> Nodes:

@@ -84,6 +84,7 @@ class _Part(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         if not len(x):  # OpenVINO takes no empty batch
             return [result[:0] for result in self(x.new_zeros((1, *x.shape[1:])))]
-        is_small = len(x) * x.shape[2] * x.shape[3] <= KEPT_PX
-        results = self.graph(x.permute(0, 2, 3, 1).contiguous().numpy(), keep_memory=is_small)
+        results = self.graph(x.permute(0, 2, 3, 1).contiguous().numpy())
+        if len(x) * x.shape[2] * x.shape[3] > KEPT_PX:
+            self.graph.release_memory()
         return [torch.from_numpy(result) for result in results]
