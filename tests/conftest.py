@@ -36,7 +36,6 @@ LONGEST = (
     "tests/core/test_output_folder.py",
     "tests/prediction/test_folder_faults.py",
     "tests with forked workers",
-    "tests of ONNX",
     "tests/cli/test_channels_and_ranges.py",
     "tests/models/rcnn/test_torchvision_parity.py",
     "tests/test_stories.py",
@@ -51,6 +50,7 @@ LONGEST = (
     "tests/test_integrations.py",
     "tests/plugin_napari/test_napari.py",
     "tests/test_small_install.py",
+    "tests of ONNX",  # late: forks of such a process cannot train
 )
 # Files that one process runs, as they share what takes long to make or to import: the workshop, a server of forks, and
 # PyTorch's exporter.
