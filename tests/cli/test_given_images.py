@@ -107,6 +107,31 @@ def test_an_image_that_is_not_among_the_given_ones_is_noted(tmp_path: Path) -> N
     assert texts == [f"its image is not among those of `images`; {tmp_path / 'in/b.png'} was read"]
 
 
+def test_class_masks_beside_an_image_belong_to_the_given_one(tmp_path: Path) -> None:
+    save_labels(tmp_path / "in/a/class1.tif")
+    own, given = save_image(tmp_path / "in/a/image.png"), save_image(tmp_path / "new/a.png")
+    assert image_of(tmp_path / "in", given.parent) == given
+    assert image_of(tmp_path / "in", save_image(tmp_path / "others/b.png").parent) == own
+
+
+@pytest.mark.parametrize("name", ["class_masks", "mask_folder", "npy_stacks"])
+def test_a_format_that_uses_its_own_image_says_so(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "in"
+    if name == "npy_stacks":
+        source.mkdir()
+        np.save(source / "images.npy", np.full((1, 40, 60, 3), 9, np.uint8))
+        labels = np.stack([LABELS, (LABELS > 0).astype(np.uint16)], axis=-1)
+        np.save(source / "labels.npy", labels[None])
+    else:
+        save_image(source / ("a/image.png" if name == "class_masks" else "a/images/a.png"))
+        save_labels(source / ("a/class1.tif" if name == "class_masks" else "a/masks/1.tif"))
+    others = save_image(tmp_path / "new/b.png").parent
+    kind = "the image is not among those of `images`; the one that belongs to the annotation was read"
+    data = read_dataset(source, ReadOptions(images=others), format=name)
+    assert [note.kind for note in data.notes].count(kind) == 1
+    assert kind not in [note.kind for note in read_dataset(source, ReadOptions(), format=name).notes]
+
+
 # --- equal names ----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from drawn import TINY, draw_mask_folder, run
 
+from cellwright.__main__ import main
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP")
 DURING_AN_IMPORT = """
 import signal, sys
@@ -61,15 +63,19 @@ def test_a_library_that_turns_a_signal_into_another_error() -> None:
 
 
 def start(words: list[str], printed: Path) -> int:
-    """Run ``cellwright words...`` in a process group of its own, not a fork, which may be unable to train; its id."""
+    """Run ``cellwright words...`` in a process group of its own, forked since imports take seconds; the process id."""
     child = os.fork()
     if child == 0:
+        code: object = 70
         try:
             os.setsid()
-            os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            os.execv(sys.executable, [sys.executable, "-m", "cellwright", *words])
+            with printed.open("w") as sys.stderr:
+                sys.argv = ["cellwright", *words]
+                main()
+        except SystemExit as stop:
+            code = stop.code
         finally:
-            os._exit(70)
+            os._exit(code if isinstance(code, int) else 0 if code is None else 1)
     return child
 
 

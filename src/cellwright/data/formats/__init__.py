@@ -6,6 +6,7 @@ Each format is a class in a file of its own and one line in ``FORMATS``; see `Fo
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from cellwright.data.formats.labelme import LabelMe
 from cellwright.data.formats.mask_folder import MaskFolder
 from cellwright.data.formats.npy_stacks import NpyStacks
 from cellwright.data.formats.orientation import follow_orientation
-from cellwright.data.formats.paths import first_files, unannotated_note, walk
+from cellwright.data.formats.paths import GivenImages, first_files, unannotated_note, walk
 from cellwright.data.formats.predictions import Predictions
 from cellwright.data.formats.regions import with_ignore_masks
 from cellwright.data.formats.rle_csv import Dsb2018Csv, RleCsv, RleCsvSubmission
@@ -180,7 +181,8 @@ def read_dataset(
     dataset = follow_orientation(reader.read(path, options), quiet=is_own_folder(path))
     dataset = with_ignore_masks(dataset, path, quiet=is_own_folder(path))
     others = [] if format is None else _other_formats_note(reader, path)
-    return dataclasses.replace(dataset, notes=(*dataset.notes, *_passed_over(dataset, path), *others))
+    notes = (*dataset.notes, *_not_given_notes(dataset, options), *_passed_over(dataset, path), *others)
+    return dataclasses.replace(dataset, notes=notes)
 
 
 def require_annotations(dataset: Dataset, path: Path, options: ReadOptions) -> Dataset:
@@ -218,6 +220,20 @@ def no_annotations(path: Path) -> InputError:
         remedy="save the annotations in one of these formats, or choose one with `format`; to read images without "
         "objects, convert them with `no_objects=True`",
     )
+
+
+def _not_given_notes(dataset: Dataset, options: ReadOptions) -> list[Note]:
+    """One line for each image that was read although the user named others."""
+    if options.images is None or isinstance(options.images, Dataset) or not options.require_images:
+        return []
+    given = {os.path.realpath(file) for file in GivenImages(options.images).files}
+    kind = "the image is not among those of `images`; the one that belongs to the annotation was read"
+    return [
+        Note(kind, f"its image is not among those of `images`; {sample.image_path or 'the source'} was read", sample.id)
+        for sample in dataset
+        if (sample.image_path is None and sample.pixels is not None)
+        or (sample.image_path is not None and os.path.realpath(sample.image_path) not in given)
+    ]
 
 
 def _passed_over(dataset: Dataset, path: Path) -> list[Note]:

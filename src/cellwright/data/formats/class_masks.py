@@ -143,10 +143,10 @@ def _sample(
             got=", ".join(file.name for file in files),
             expected="one image, and at most one file per class",
         )
-    if not images and given is not None:
+    if given is not None:
         found = given.find(files[0].parent, place[0])
         found = found.image_path if isinstance(found, Sample) else found
-        images = [found] if found is not None else []
+        images = [found] if found is not None else images
     if not images and options.require_images:
         raise InputError(
             "a folder of class masks has no image",

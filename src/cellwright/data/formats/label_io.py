@@ -21,7 +21,7 @@ from cellwright.core.text import count
 from cellwright.core.unpickle import read_npy_object
 from cellwright.data.images.planes import check_stored
 from cellwright.data.images.raster import decode_png, open_pillow, read_file
-from cellwright.data.images.tiff import check_claim, open_tiff
+from cellwright.data.images.tiff import PLANE_BY_PLANE, check_claim, open_tiff
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _decode_tiff(path: Path) -> np.ndarray:
         data = series.asarray()
         if not colours:
             return data.reshape(_sides(series.shape))
-        if tif.pages.first.planarconfig == 2 and (data != data.take([0], colours[0])).any():
+        if tif.pages.first.planarconfig == PLANE_BY_PLANE and (data != data.take([0], colours[0])).any():
             # tifffile declares any array (3, H, W) as RGB; no program stores the colours of labels plane by plane.
             raise FormatError(
                 "not a label image",

@@ -301,14 +301,13 @@ class ImageFinder:
             path = found
         if self._given is not None and path is None and self._given.is_file:
             path = self._pair_given(self._given.files[0], annotation, names)
-        searched, path = path is None, path or beside
+        path = path or beside
         for name in names:
             path = path or self._search(annotation, name)
         if path is not None:
             self._claim(path, annotation, names)
         path = path or self._only_one(annotation, names, recorded_hw)
         if path is not None:
-            self.notes += self._elsewhere(path, annotation) if searched else ()
             return AnnotatedImage(path, annotated_hw(annotation, recorded_hw, path, self._series))
         if recorded_hw is not None and not self._require:
             return AnnotatedImage(None, recorded_hw)
@@ -364,19 +363,6 @@ class ImageFinder:
         other = self._alone.get(image, (annotation, names))
         if other != (annotation, names):
             raise self._not_found(other[0], other[1][0], None)
-
-    def _elsewhere(self, image: Path, annotation: Path) -> tuple[Note, ...]:
-        """One line about an image that is not one of those that the user named."""
-        if self._given is None or not self._given.files or image in self._given.files:
-            return ()
-        text = f"its image is not among those of `images`; {image} was read"
-        return (
-            Note(
-                "the image is not among those of `images`; the one beside the annotation was read",
-                text,
-                annotation.name,
-            ),
-        )
 
     def _only_one(self, annotation: Path, names: tuple[str, ...], recorded_hw: tuple[int, int] | None) -> Path | None:
         """The single image that was given, or that of a folder with a single annotation, whatever they are called."""

@@ -38,7 +38,7 @@ _COPIES = 2
 
 # Values of TIFF's PhotometricInterpretation and Compression.
 MIN_IS_WHITE, RGB, PALETTE, SEPARATED, YCBCR = 0, 2, 3, 5, 6
-_PLANE_BY_PLANE = 2  # a planar configuration
+PLANE_BY_PLANE = 2  # a planar configuration
 LAB_SPACES = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
 JPEG_CODECS = frozenset({6, 7, 33003, 33004, 33005, 33007, 34712, 50001, 50002})
 
@@ -367,7 +367,7 @@ def tiff_meaning(image: TiffImage, tif: tifffile.TiffFile, path: Path) -> Meanin
         return Meaning("cmyk", ("R", "G", "B"), notes=notes)
     is_rgb = photometric in (RGB, YCBCR) and samples >= 3
     names, more = _sample_names(samples, 3 if is_rgb else 1, tuple(map(int, page.extrasamples)))
-    if is_rgb and tif.is_shaped and int(page.planarconfig) == _PLANE_BY_PLANE:  # any array (3, H, W) or (4, H, W)
+    if is_rgb and tif.is_shaped and int(page.planarconfig) == PLANE_BY_PLANE:  # any array (3, H, W) or (4, H, W)
         text = (
             f"its {samples} planes were read as {', '.join(names[:-1])} and {names[-1]}, as the file says; if they are "
             "other channels or the planes of a stack, save them with photometric='minisblack'"
