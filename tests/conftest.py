@@ -36,6 +36,7 @@ LONGEST = (
     "tests/core/test_output_folder.py",
     "tests/prediction/test_folder_faults.py",
     "tests with forked workers",
+    "tests of ONNX",
     "tests/cli/test_channels_and_ranges.py",
     "tests/models/rcnn/test_torchvision_parity.py",
     "tests/test_stories.py",
@@ -50,7 +51,6 @@ LONGEST = (
     "tests/test_integrations.py",
     "tests/plugin_napari/test_napari.py",
     "tests/test_small_install.py",
-    "tests of ONNX",  # late: forks of such a process cannot train
 )
 # Files that one process runs, as they share what takes long to make or to import: the workshop, a server of forks, and
 # PyTorch's exporter.
@@ -114,6 +114,12 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """If `torch.export` ran before the first backward pass of a process, no process forked from it could train."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.hookimpl(optionalhook=True)
