@@ -20,14 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tables import KEEP_FREED_MEMORY, in_kernels, markdown, processor
+from tables import KEEP_FREED_MEMORY, cpu_seconds, in_kernels, markdown, processor
 
 # Side of the image, objects and their median diameter, px.
 CASES = {"512-100": (512, 100, 24.0), "512-800": (512, 800, 13.0), "1000-1862": (1000, 1862, 14.0)}
@@ -135,12 +134,9 @@ def measure(peer: str, case: str, folder: Path, options: argparse.Namespace) -> 
         resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
         mask_head, step = make(torch.load(folder / "theirs.pt"), drawn)
         handle = mask_head.register_forward_hook(lambda _, __, output: regions.append(len(output)))
-        losses, seconds = step(), []
+        losses = step()
         handle.remove()
-        for _ in range(options.repeat):
-            before = time.process_time()
-            step()
-            seconds.append(time.process_time() - before)
+        seconds = cpu_seconds(step, options.repeat)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         share = in_kernels(step) if options.profile else ""
     except (MemoryError, RuntimeError) as error:

@@ -46,6 +46,16 @@ def status_mb(field: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def cpu_seconds(step: Callable[[], object], repeat: int) -> list[float]:
+    """CPU seconds of each of several calls."""
+    seconds = []
+    for _ in range(repeat):
+        before = time.process_time()
+        step()
+        seconds.append(time.process_time() - before)
+    return seconds
+
+
 def in_kernels(step: Callable[[], object], most: int = 12) -> str:
     """A Markdown table of the PyTorch operations that take most time of their own in one call of ``step``."""
     import torch

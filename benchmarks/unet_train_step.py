@@ -20,14 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tables import KEEP_FREED_MEMORY, in_kernels, markdown, processor
+from tables import KEEP_FREED_MEMORY, cpu_seconds, in_kernels, markdown, processor
 
 CROPS, SIDE, CELLS, DIAMETER_PX = 8, 224, 40, 28.0
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-5
@@ -124,11 +123,8 @@ def measure(peer: str, precision: str, folder: Path, options: argparse.Namespace
         torch.use_deterministic_algorithms(True)  # as in our training
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         step = our_step(folder, peer, precision)
-    loss, seconds = step(), []
-    for _ in range(options.repeat):
-        before = time.process_time()
-        step()
-        seconds.append(time.process_time() - before)
+    loss = step()
+    seconds = cpu_seconds(step, options.repeat)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     profile = in_kernels(step) if options.profile else ""
     return {"seconds": statistics.median(seconds), "peak_mb": peak, "loss": loss, "profile": profile}
