@@ -11,7 +11,7 @@ FOLDER has ``nuinsseg_he`` (CC BY 4.0), ``tnbc_he`` (CC BY 4.0) and ``bitdepth_d
 of TNBC. A fifth of the groups is test, a tenth val. The Data Science Bowl (CC0) keeps the split of the first model.
 
 ``stained`` and ``fluorescence`` in the output folder have the images on which the two networks of ``nuclei`` are
-trained: stained ones, and all others. ``release`` writes the folder of a bundled model: ``--score`` is the threshold of
+trained: stained ones, and all others, with inverted copies of stained ones, whose colours do not show that. ``release`` writes the folder of a bundled model: ``--score`` is the threshold of
 both, on the calibrated scores; the folder's README.md, the model card, is written by hand.
 """
 
@@ -27,10 +27,11 @@ from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 import cellwright as cw
-from cellwright.core.dataset import Dataset
+from cellwright.core.dataset import Dataset, Sample
 from cellwright.core.files import write_json
 from cellwright.data.formats import FORMATS, WriteOptions
 from cellwright.data.images.channels import is_stained
@@ -82,15 +83,23 @@ def pack(folder: Path) -> Dataset:
     return replace(dataset.with_samples(samples), class_names=("nucleus",))
 
 
+def inverted(samples: list[Sample], folder: Path) -> list[Sample]:
+    """The training images of the Data Science Bowl among ``samples`` with inverted brightness, as PNG files in ``folder``."""
+    chosen = [sample for sample in samples if sample.split == "train" and _source(sample.id) == "dsb"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for sample in chosen:
+        rgb = cw.read_image(sample.image_path).data[:, :, :3]
+        cv2.imwrite(str(folder / f"{sample.id}.png"), 255 - rgb[:, :, ::-1])
+    return [replace(s, id=f"dsb/inverted/{s.id}", image_path=(folder / f"{s.id}.png").resolve()) for s in chosen]
+
+
 def make_data(args: argparse.Namespace) -> None:
     """Write the merged dataset and its two parts."""
     merged = merge_datasets([dsb(args.dsb), *(pack(args.packs / name) for name in GROUPS)])
-    stained = {sample.id for sample in merged if is_stained(cw.read_image(sample.image_path))}
-    parts = {
-        "": merged.samples,
-        "stained": [sample for sample in merged if sample.id in stained],
-        "fluorescence": [sample for sample in merged if sample.id not in stained],
-    }
+    names = {sample.id for sample in merged if is_stained(cw.read_image(sample.image_path))}
+    stained = [sample for sample in merged if sample.id in names]
+    others = [sample for sample in merged if sample.id not in names]
+    parts = {"": merged.samples, "stained": stained, "fluorescence": [*others, *inverted(stained, args.out / "inverted")]}
     for name, samples in parts.items():
         out = args.out / name
         out.mkdir(parents=True, exist_ok=True)
@@ -125,7 +134,7 @@ def release(args: argparse.Namespace) -> None:
 
 
 def _source(name: str) -> str:
-    return name.rpartition("/")[0] or "dsb"
+    return name.partition("/")[0] if "/" in name else "dsb"
 
 
 def main() -> None:
