@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -62,3 +64,22 @@ def test_progress_without_a_terminal_ends_with_the_last_item(
     found.extend(Show().track(letters(), lambda: f"reading ({len(found)} found)", 4))
     assert found == list("abcd")
     assert capsys.readouterr().err == "reading (2 found): 2/4, about 11 s left\nreading (4 found): 4/4\n"
+
+
+GARBAGE = """
+import atexit, gc, sys
+atexit.register(lambda: print("at exit", gc.get_freeze_count() > 50_000))  # run last: after what `main` registers
+from cellwright.cli import app
+app.keep_in_cache_folder = lambda: print("command", gc.isenabled(), gc.get_freeze_count() > 1000)
+from cellwright.__main__ import main
+sys.argv = ["cellwright", "recipes", "list", "--quiet"]
+main()
+"""
+
+
+def test_garbage_is_collected_while_a_command_runs_but_not_at_exit() -> None:
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith(("command", "at exit"))] == [
+        "command True True",
+        "at exit True",
+    ]

@@ -8,6 +8,7 @@ failed; 130 interrupted (129 by SIGHUP, 143 by SIGTERM).
 
 from __future__ import annotations
 
+import gc
 import shlex
 import signal
 import sys
@@ -192,6 +193,9 @@ def _run(words: Sequence[str], options: dict[str, str]) -> int:
     command, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
     for value in bound.arguments.values():
         options |= option_names(value)
+    if not gc.isenabled():  # see `__main__`
+        gc.freeze()
+        gc.enable()
     keep_freed_memory()
     keep_in_cache_folder()
     try:

@@ -145,10 +145,10 @@ class Layers:
         """Padded so that stride 1 keeps the size. weight_bias: None for those of the name."""
         weight, bias = self.own(name) if weight_bias is None else weight_bias
         padding, strides = [(weight.shape[2] - 1) // 2] * 2, [stride] * 2
-        x, weight = self.operands(name, x, weight, 0)
         if groups > 1:
-            parts = weight.reshape(groups, -1, *weight.shape[1:])
+            parts = constant(weight.reshape(groups, -1, *weight.shape[1:]))
             return self.biased(self.op.group_convolution(x, parts, strides, padding, padding, [1, 1]), bias)
+        x, weight = self.operands(name, x, weight, 0)
         return self.biased(self.op.convolution(x, weight, strides, padding, padding, [1, 1]), bias)
 
     def double_size(self, name: str, x: Any) -> Any:
@@ -183,9 +183,9 @@ class Layers:
         return self.op.add(x, constant(bias[None, :, None, None]))
 
 
-def constant(array: np.ndarray) -> np.ndarray:
-    """An array as OpenVINO takes it."""
-    return np.ascontiguousarray(array, np.float32)
+def constant(array: np.ndarray) -> Any:
+    """A node of an array in float32. Given an array, OpenVINO makes a list of its numbers first: slow, and large."""
+    return _openvino().opset13.constant(np.ascontiguousarray(array, np.float32))
 
 
 def _threads_of_environment() -> int | None:

@@ -308,10 +308,8 @@ class _Trial:
         """Whether the window shows nothing but noise, which the network takes for objects."""
         sized = np.abs(self.octaves) < 2
         n = int(np.count_nonzero(sized))
-        if not n or _skewness(self.pixels, self.nominal_px) >= LEAST_SKEWNESS:
-            return False
-        score = float(np.median(self.scores[sized]))
-        if score >= CLEAR_SCORE:
+        score = float(np.median(self.scores[sized])) if n else 1.0
+        if score >= CLEAR_SCORE or _skewness(self.pixels, self.nominal_px) >= LEAST_SKEWNESS:
             return False
         if n < LEAST_OBJECTS:
             return score < LEAST_SCORE_OF_FEW
