@@ -11,8 +11,9 @@ FOLDER has ``nuinsseg_he`` (CC BY 4.0), ``tnbc_he`` (CC BY 4.0) and ``bitdepth_d
 of TNBC. A fifth of the groups is test, a tenth val. The Data Science Bowl (CC0) keeps the split of the first model.
 
 ``stained`` and ``fluorescence`` in the output folder have the images on which the two networks of ``nuclei`` are
-trained: stained ones, and all others, with inverted copies of stained ones, whose colours do not show that. ``release`` writes the folder of a bundled model: ``--score`` is the threshold of
-both, on the calibrated scores; the folder's README.md, the model card, is written by hand.
+trained: stained ones, and all others, with inverted copies of stained ones, whose colours do not show that. ``release``
+writes the folder of a bundled model: ``--score`` is the threshold of both, on the calibrated scores; the folder's
+README.md, the model card, is written by hand.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def pack(folder: Path) -> Dataset:
 
 
 def inverted(samples: list[Sample], folder: Path) -> list[Sample]:
-    """The training images of the Data Science Bowl among ``samples`` with inverted brightness, as PNG files in ``folder``."""
+    """The Data Science Bowl's training images among ``samples``, inverted; written to ``folder`` as PNG files."""
     chosen = [sample for sample in samples if sample.split == "train" and _source(sample.id) == "dsb"]
     folder.mkdir(parents=True, exist_ok=True)
     for sample in chosen:
@@ -99,7 +100,11 @@ def make_data(args: argparse.Namespace) -> None:
     names = {sample.id for sample in merged if is_stained(cw.read_image(sample.image_path))}
     stained = [sample for sample in merged if sample.id in names]
     others = [sample for sample in merged if sample.id not in names]
-    parts = {"": merged.samples, "stained": stained, "fluorescence": [*others, *inverted(stained, args.out / "inverted")]}
+    parts = {
+        "": merged.samples,
+        "stained": stained,
+        "fluorescence": [*others, *inverted(stained, args.out / "inverted")],
+    }
     for name, samples in parts.items():
         out = args.out / name
         out.mkdir(parents=True, exist_ok=True)
