@@ -58,7 +58,25 @@ def decode_counts(counts: Sequence[np.ndarray], image_hw: tuple[int, int]) -> Fl
     return _decode(np.concatenate([np.zeros(0, np.int64), *counts]), starts, image_hw)
 
 
+def extents(objects: Sequence[dict[str, Any]], image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Tight boxes (N, 4) int32 and areas (N,) int64 of RLE, without decoding pixels; raises as `decode` does."""
+    counts, starts = _all_counts(objects)
+    boxes, _ = _boxes(counts, starts, image_hw)
+    counts = counts[: starts[-1]]
+    foreground = (np.arange(counts.size) - np.repeat(starts[:-1], np.diff(starts))) % 2 * counts
+    sums = np.concatenate([[0], np.cumsum(foreground)])
+    return boxes, sums[starts[1:]] - sums[starts[:-1]]
+
+
 def _decode(counts: np.ndarray, starts: np.ndarray, image_hw: tuple[int, int]) -> Flat:
+    from cellwright.core import _rle_kernels
+
+    boxes, offsets = _boxes(counts, starts, image_hw)
+    check_cover(float(offsets[-1]), image_hw)
+    return boxes, offsets, _rle_kernels.fill_runs(image_hw[0], counts, starts, boxes, offsets)
+
+
+def _boxes(counts: np.ndarray, starts: np.ndarray, image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     from cellwright.core import _rle_kernels
 
     height, width = image_hw
@@ -71,8 +89,7 @@ def _decode(counts: np.ndarray, starts: np.ndarray, image_hw: tuple[int, int]) -
             got=f"sum {total}",
             expected=f"{height} x {width} = {height * width}, and no negative count",
         )
-    check_cover(float(offsets[-1]), image_hw)
-    return boxes, offsets, _rle_kernels.fill_runs(height, counts, starts, boxes, offsets)
+    return boxes, offsets
 
 
 def _is_size(size: object, image_hw: tuple[int, int]) -> bool:

@@ -416,3 +416,11 @@ def test_bare_geometries(tmp_path):
         path = save(tmp_path, value, "x.json")
         assert sniff(path).name == "geojson"
         assert len(load(path)) == n
+
+
+@pytest.mark.parametrize(("names", "ids", "n_notes"), [("37", [3, 7], 0), ("33", [1, 2], 1), ("aa", [1, 2], 0)])
+def test_names_that_repeat(names, ids, n_notes, tmp_path):
+    dataset = read(tmp_path, [feature(polygon(10 * k, 0), name=name) for k, name in enumerate(names)])
+    notes = [note.text for note in dataset.notes if "occurs 2 times" in note.text]
+    assert len(notes) == n_notes
+    assert dataset[0].read_instances().ids.tolist() == ids

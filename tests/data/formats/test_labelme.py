@@ -68,6 +68,12 @@ def test_a_mask_is_placed_at_its_box_and_cut_at_the_border(tmp_path):
     assert masks[2].any()
 
 
+def test_a_mask_of_another_size_than_its_box_is_refused(tmp_path):
+    png = base64.b64encode(imagecodecs.png_encode(np.full(HW, 255, np.uint8))).decode()
+    with pytest.raises(FormatError, match="the mask of a shape and its box differ in size"):
+        load(save(tmp_path, [shape("mask", [[4, 6], [10, 14]], mask=png)]))
+
+
 def test_a_group_is_one_object_in_several_parts(tmp_path):
     moved = [[x + 20, y] for x, y in TRIANGLE]
     shapes = [shape(group_id=1), shape(points=moved, group_id=1), shape(points=moved, group_id=1, label="other")]

@@ -161,3 +161,13 @@ def test_the_image_is_found_in_the_folders_of_monuseg(tmp_path):
     (tmp_path / "Tissue Images" / "x.png").unlink()
     with pytest.raises(InputError, match="size of the annotated image is unknown"):
         read(path)
+
+
+def test_numbers_that_repeat_are_named(tmp_path):
+    again = [(x + 8, y) for x, y in SQUARE]
+    path = write(tmp_path, layer(region(SQUARE, 1), region(again, 2)))
+    assert not read(path).notes
+    path = write(tmp_path, layer(region(SQUARE, 4), name="a"), layer(region(again, 4), name="b"))
+    dataset = read(path)
+    assert "id 4 occurs 2 times: the objects are numbered 1, 2, 3, ... instead" in [n.text for n in dataset.notes]
+    assert dataset[0].read_instances().ids.tolist() == [1, 2]

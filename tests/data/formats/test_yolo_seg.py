@@ -90,6 +90,9 @@ def test_class_names_without_a_data_file(tmp_path):
     assert (named.class_names, named[0].read_instances().class_ids.tolist()) == (("x", "y"), [1])
     (tmp_path / "classes.txt").write_text("first\nsecond\n")
     assert YoloSeg().read(tmp_path, ReadOptions()).class_names == ("first", "second")
+    (tmp_path / "classes.txt").write_text("first\nfirst\n")
+    with pytest.raises(FormatError, match="two classes have the same name"):
+        YoloSeg().read(tmp_path, ReadOptions())
 
 
 def test_predictions_have_a_score_at_the_end(tmp_path):

@@ -211,6 +211,7 @@ def _read_file(index: CocoIndex, options: ReadOptions, root: Path | None) -> Dat
     """The samples of one COCO file. root: the folder that the user named, below which images are searched too."""
     json_path, is_ours = index.path, "schema_version" in index.sections
     notes = [] if index.facts is None else check(index.facts, json_path, scored=index.scored)
+    notes += index.notes
     used = index.used_categories
     grouping = [] if used is None else grouping_categories(index.categories, used)
     categories = [category for category in index.categories if category["name"] not in grouping]

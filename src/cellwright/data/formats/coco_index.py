@@ -25,6 +25,7 @@ from cellwright.core.coco import whole
 from cellwright.core.errors import FormatError, did_you_mean
 from cellwright.core.files import is_plain_utf8, not_utf8, read_text, unreadable, write_bytes
 from cellwright.core.geometry import MAX_SIDE
+from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.coco_quirks import Facts
 from cellwright.data.formats.json_stream import Element, stream_json
@@ -48,6 +49,7 @@ class CocoIndex:
     facts: counts over the annotations of a file of another program; None for our own.
     used_categories: the ids of categories that have an annotation; None for our own files.
     content: the decoded content of a file that is compressed or UTF-16, to which the spans refer.
+    notes: about fields that differ from the outlines; none if a sidecar was read, which only our own files have.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class CocoIndex:
     facts: Facts | None = None
     used_categories: frozenset[int] | None = None
     content: bytes | None = None
+    notes: tuple[Note, ...] = ()
 
     def spans_of(self, image: int) -> np.ndarray:
         """Spans (n, 2) int64 of the annotations of the image at this position."""
@@ -88,7 +91,7 @@ class _Collector:
         self.spans.append(element.start)
         self.spans.append(element.end)
         self.n_scored += value.get("score") is not None
-        self.outlined.append(self.facts.add(value))
+        self.outlined.append(self.facts.add(value, element.end - element.start))
 
     def number_of(self, image_id: Any, field: str, where: object) -> int:
         """An image id as a number; each text that is not a number (a file name) gets one from `LARGEST` on."""
@@ -158,7 +161,8 @@ def build_index(
     records = [{**image, "id": collector.id_of(image["id"])} for image in records]
     facts = None if is_ours else collector.facts
     used = None if is_ours else frozenset(collector.category_ids)
-    return CocoIndex(path, records, known, sections, starts, spans, scored, facts, used, content)
+    notes = tuple(collector.facts.redundant.notes(path, image_of, records, kept, scored=scored))
+    return CocoIndex(path, records, known, sections, starts, spans, scored, facts, used, content, notes)
 
 
 def sidecar_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ is skipped or read in another way than the file says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cellwright.core.coco import is_crowd, polygon_parts
 from cellwright.core.errors import FormatError
 from cellwright.core.notes import Note
 from cellwright.core.text import count
+from cellwright.data.formats.coco_redundant import Redundant
 
 # Polygons of a file whose coordinates all lie in this range are normalised to the size of the image.
 _UNIT = (-0.5, 1.5)
@@ -29,7 +30,7 @@ class Facts:
     n: annotations. n_boxes: those with a box only. n_empty: those with neither box nor outline. n_runs, n_polygons: RLE
     and polygons. n_crowds, n_crowd_runs: crowd regions, and those of them that are RLE. n_cvat: annotations with CVAT's
     attributes. n_cut: parts of polygons with one or two vertices. in_unit_square: whether all polygons lie within
-    0..1. n_rectangles: polygons that are upright rectangles.
+    0..1. n_rectangles: polygons that are upright rectangles. redundant: their boxes, areas and ids.
     """
 
     n: int = 0
@@ -43,22 +44,27 @@ class Facts:
     n_cut: int = 0
     n_rectangles: int = 0
     in_unit_square: bool = True
+    redundant: Redundant = field(default_factory=Redundant)
 
-    def add(self, annotation: dict[str, Any]) -> bool:
-        """Count one annotation; returns whether it has an outline (or something that the decoder will refuse)."""
+    def add(self, annotation: dict[str, Any], n_bytes: int) -> bool:
+        """Count one annotation of this length in the file.
+
+        Returns whether it has an outline (or something that the decoder will refuse).
+        """
         self.n += 1
         segmentation = annotation.get("segmentation")
         crowd = is_crowd(annotation.get("iscrowd")) is True
         self.n_crowds += crowd
         attributes = annotation.get("attributes")
         self.n_cvat += isinstance(attributes, dict) and "occluded" in attributes
+        parts = polygon_parts(segmentation or []) if segmentation is None or isinstance(segmentation, list) else None
+        self.redundant.add(annotation, parts, n_bytes)
         if isinstance(segmentation, dict):
             self.n_runs += 1
             self.n_crowd_runs += crowd
             return True
-        if segmentation is not None and not isinstance(segmentation, list):
+        if parts is None:
             return True
-        parts = polygon_parts(segmentation or [])
         if not parts:
             has_box = _is_box(annotation.get("bbox"))
             self.n_boxes += has_box

@@ -30,6 +30,7 @@ from cellwright.data.formats.coco import (
     texts_of,
 )
 from cellwright.data.formats.coco_index import build_index, whole_number
+from cellwright.data.formats.coco_quirks import check
 from cellwright.data.formats.contract import Format, ReadOptions, WriteOptions
 from cellwright.data.formats.paths import names_of
 
@@ -74,8 +75,13 @@ class CocoResults(Format):
         once = Counter(name for of_sample in names for name in of_sample)
         names = [frozenset(name for name in of_sample if once[name] == 1) for of_sample in names]
         aliases = {name: number for of_sample, number in zip(names, numbers, strict=True) for name in of_sample}
-        records = [{"id": number} for number in numbers]
+        records = [
+            {"id": number, "file_name": sample.id, "height": sample.image_hw[0], "width": sample.image_hw[1]}
+            for number, sample in zip(numbers, images, strict=True)
+        ]
         index = build_index(path, images=records, categories=categories, aliases=aliases)
+        if index.facts is not None:
+            check(index.facts, path, scored=True)
         class_names = options.select_classes(images.class_names, path)
         class_of = category_map(categories, class_names)
         samples = []
@@ -84,7 +90,8 @@ class CocoResults(Format):
             load = CocoLoader(path, numbers[k], hw, spans, class_of, True, texts_of(index, spans), names=names[k])
             samples.append(dataclasses.replace(sample, load=load, image_id=numbers[k], source=self.name))
         info = images.info | {"format": self.name}
-        return dataclasses.replace(images, samples=tuple(samples), class_names=class_names, info=info)
+        notes = (*images.notes, *index.notes)
+        return dataclasses.replace(images, samples=tuple(samples), class_names=class_names, info=info, notes=notes)
 
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write a list of results to ``out`` (.json, or a .zip that contains one), with masks as RLE text.

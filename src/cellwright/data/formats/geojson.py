@@ -38,6 +38,7 @@ from cellwright.data.formats.outlines import (
     checked_ring,
     class_of_unclassified,
     ids_from_names,
+    repeated_ids,
     without_empty,
 )
 from cellwright.data.formats.paths import (
@@ -98,7 +99,8 @@ class GeoJson(Format):
         for file in options.track(files, "reading outlines", len(files)):
             content = read_features(file, nucleus=options.nucleus)
             found.update(feature.object_class for feature in content.objects)
-            notes += with_where(content.notes, file.relative_to(root).as_posix())
+            repeated = repeated_ids(feature.properties.get("name") for feature in content.objects)
+            notes += with_where([*content.notes, *repeated], file.relative_to(root).as_posix())
             regions.append([_region(feature) for feature in content.regions])
             has_nuclei = has_nuclei or content.has_nuclei
             images.append(finder.find(file, _without_suffix(file.name), content.image_hw))

@@ -44,6 +44,7 @@ from cellwright.data.formats.outlines import (
     class_of_unclassified,
     concat_in_order,
     ids_from_names,
+    repeated_ids,
     without_empty,
 )
 from cellwright.data.formats.paths import (
@@ -99,7 +100,10 @@ class ImagejRois(Format):
         for source in options.track(sources, "reading ROIs", len(sources)):
             content = read_content(source.files)
             found.update(_class_name(roi) for roi in content.rois if not is_region(roi))
-            notes += with_where(content.notes, source.files[0].relative_to(root).as_posix())
+            repeated = repeated_ids(
+                e.name for e, roi in zip(content.entries, content.rois, strict=True) if not is_region(roi)
+            )
+            notes += with_where([*content.notes, *repeated], source.files[0].relative_to(root).as_posix())
             images.append(finder.find(source.files[0], Path(source.stem).name, content.recorded_hw))
         named = {name for name in found if name is not None}
         if named and all(name.startswith(_GROUP) for name in named):

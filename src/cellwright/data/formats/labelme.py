@@ -49,6 +49,7 @@ IGNORED = "__ignore__"
 BACKGROUND = "_background_"
 _OUTLINES = ("polygon", "rotation", "circle", "mask")
 _CIRCLE_VERTICES = 64
+_MASK_PX = 2  # programs count the last pixel of a box or do not
 _TAIL_BYTES = 1 << 12
 _SNIFFED_FILES = 20
 
@@ -269,7 +270,12 @@ def _mask(shape: dict[str, Any], points: np.ndarray, where: str) -> tuple[int, i
     if pixels.ndim != 2 or len(points) != 2:
         expected = "a greyscale PNG in base64, and the corners of its box as points"
         raise FormatError("the mask of a shape is malformed", where=where, expected=expected)
-    left, top = (int(value) for value in np.round(points.min(0)))
+    (left, top), sides = (int(value) for value in np.round(points.min(0))), np.ptp(points, axis=0)
+    height, width = (int(side) for side in np.shape(pixels))
+    if abs(sides[0] + 1 - width) > _MASK_PX or abs(sides[1] + 1 - height) > _MASK_PX:
+        got = f"a mask of {width} x {height} (width x height) at {points.ravel().tolist()}"
+        expected = "the corners of the box of the mask"
+        raise FormatError("the mask of a shape and its box differ in size", where=where, got=got, expected=expected)
     return left, top, pixels > 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -83,15 +84,33 @@ def ids_from_names(names: Sequence[object]) -> np.ndarray | None:
     >>> ids_from_names(["7", "new cell", "3"]).tolist()
     [7, 8, 3]
     """
-    numbers = [
-        int(name) if isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 16 else None
-        for name in names
-    ]
+    numbers = [_number(name) for name in names]
     given = [number for number in numbers if number is not None]
     if not given or 0 in given or len(set(given)) < len(given):
         return None
     following = itertools.count(max(given) + 1)
     return np.array([next(following) if number is None else number for number in numbers], np.int64)
+
+
+def repeated_ids(names: Iterable[object]) -> list[Note]:
+    """A note if names that are whole numbers repeat, so that `ids_from_names` does not use them.
+
+    >>> [note.text for note in repeated_ids(["3", "3", "cell", "4"])]
+    ['id 3 occurs 2 times: the objects are numbered 1, 2, 3, ... instead']
+    """
+    counts = Counter(number for name in names if (number := _number(name)))
+    repeated = [(number, n) for number, n in counts.items() if n > 1]
+    if not repeated:
+        return []
+    others = f" and {count(len(repeated) - 1, 'other id')} too" if len(repeated) > 1 else ""
+    text = f"id {repeated[0][0]} occurs {repeated[0][1]} times{others}: the objects are numbered 1, 2, 3, ... instead"
+    return [Note("ids that repeat were replaced by 1, 2, 3, ...", text)]
+
+
+def _number(name: object) -> int | None:
+    if isinstance(name, int):
+        return name
+    return int(name) if isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 16 else None
 
 
 def class_of_unclassified(names: Set[str], n_without: int, class_names: Sequence[str] | None) -> tuple[str, list[Note]]:

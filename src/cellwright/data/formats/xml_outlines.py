@@ -29,7 +29,7 @@ from cellwright.core.notes import Note, with_where
 from cellwright.core.polygons import check_lengths
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Format, ReadOptions
-from cellwright.data.formats.outlines import check_outlines, checked_ring, without_empty
+from cellwright.data.formats.outlines import check_outlines, checked_ring, repeated_ids, without_empty
 from cellwright.data.formats.paths import ImageFinder, annotation_files, first_bytes, first_files, root_of, split_ids
 from cellwright.data.formats.poly2mask import poly2mask
 
@@ -230,6 +230,7 @@ def parse(path: Path) -> Outlines:
     negative = [k for k, region in enumerate(regions) if region.negative]
     for k, around in zip(negative, _around(rings, regions, outer, negative), strict=True):
         holes[around].append(rings[k])
+    notes = (*notes, *repeated_ids(regions[k].number for k in outer))
     layers = [layer.name or layer.attribute or DEFAULT_CLASS for layer in reader.layers]
     return Outlines(
         tuple(regions[k].number for k in outer),

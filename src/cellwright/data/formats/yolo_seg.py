@@ -196,11 +196,7 @@ def _read_data_file(path: Path, root: Path) -> _DataFile:
     if not isinstance(names, list) or not names or not all(isinstance(name, (str, int)) for name in names):
         expected = "names: {0: nucleus, 1: ...}, numbered from 0"
         raise FormatError("this data file has no class names", where=file, got=repr(names)[:60], expected=expected)
-    texts = [str(name) for name in names]
-    if len(set(texts)) < len(texts):
-        raise FormatError(
-            "two classes have the same name", where=file, got=", ".join(texts), remedy="rename one of them"
-        )
+    texts = _distinct([str(name) for name in names], file)
     folders, listed = [], []
     for key, split in SPLITS.items():
         entries = content.get(key) or []
@@ -227,8 +223,17 @@ def _listed_names(root: Path) -> list[str]:
         for name in ("classes.txt", "obj.names"):
             if (folder / name).is_file():
                 names = [line.strip() for line in read_text(folder / name, "list of classes").splitlines()]
-                return [name for name in names if name]
+                return _distinct([name for name in names if name], folder / name)
     return []
+
+
+def _distinct(names: list[str], file: Path) -> list[str]:
+    """The names; raises `FormatError` if two are equal."""
+    if len(set(names)) < len(names):
+        raise FormatError(
+            "two classes have the same name", where=file, got=", ".join(names), remedy="rename one of them"
+        )
+    return names
 
 
 def _without_labels(file: Path, root: Path) -> list[str]:
