@@ -31,7 +31,7 @@ import numpy as np
 
 from tables import Part, matrix_rates, roofline, timed
 
-PEERS = ("torchvision", "torch", "openvino")
+PEERS = ("torchvision", "torch", "openvino", "openvino-bf16")
 SHORT_SIDE, DETECTIONS = 800, 500
 LIMITS = {"box_score_thresh": 0.0, "box_nms_thresh": 0.6, "box_detections_per_img": DETECTIONS}
 

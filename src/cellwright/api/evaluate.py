@@ -95,7 +95,7 @@ class EvaluatePlan:
     device: str = "auto"
     """auto, cpu, cuda:N or mps, for a model that predicts first."""
     backend: Backend = "auto"
-    """What runs its network, as for `predict`: openvino, openvino-int8, torch or auto."""
+    """What runs its network, as for `predict`: openvino, openvino-int8, openvino-bf16, torch or auto."""
     out: Path = Path("work/evaluation")
     """Folder to write."""
     overwrite: bool = False

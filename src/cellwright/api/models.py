@@ -329,6 +329,7 @@ def load_model(name: str | Path, *, device: str = "auto", backend: Backend = "au
         device: ``auto`` (CUDA, then mps, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         backend: what runs a network: ``openvino`` (on the CPU, U-Nets and the layers of Mask R-CNN),
             ``openvino-int8`` (U-Nets that are prepared for it, as the bundled ones are: about twice as fast, masks
+            differ slightly), ``openvino-bf16`` (any of these on processors that have bf16: nearly twice as fast, masks
             differ slightly), ``torch``, or ``auto``: OpenVINO in float32 where it can.
 
     Returns:
@@ -567,7 +568,10 @@ def _identity(model: Model) -> str:
         return model.name if model.recipe is not None else f"{segmenter.__module__}.{segmenter.__qualname__}"
     folders = map(model_folder, CHOICES.get(model.name, (model.name,)))
     numbers = b"".join((folder / WEIGHTS).read_bytes() for folder in folders)
-    if backend_of(model.predictor) == "openvino-int8":
-        names = CHOICES.get(model.name, (model.name,))
-        numbers += repr([read_model_info(name).int8_ranges for name in names]).encode()
+    match backend_of(model.predictor):
+        case "openvino-int8":
+            names = CHOICES.get(model.name, (model.name,))
+            numbers += repr([read_model_info(name).int8_ranges for name in names]).encode()
+        case "openvino-bf16" as rounded:
+            numbers += rounded.encode()
     return hashlib.sha256(numbers).hexdigest()

@@ -147,7 +147,8 @@ class PredictPlan:
     """auto, cpu, cuda:N or mps."""
     backend: Annotated[Backend, Parameter(group=RUNNING)] = "auto"
     """What runs the network: openvino (U-Nets and Mask R-CNN, on the CPU), openvino-int8 (U-Nets prepared for it, such
-    as nuclei: about twice as fast, masks differ slightly), torch, or auto (openvino where it can)."""
+    as nuclei: about twice as fast, masks differ slightly), openvino-bf16 (any of these on processors that have bf16:
+    nearly twice as fast, masks differ slightly), torch, or auto (openvino where it can)."""
     pruned_to: Annotated[int | None, Parameter(group=RUNNING)] = None
     """Use only so many levels of a U-Net with nested skips (model.skips), 1 to its depth: faster, less accurate."""
     fail_fast: Annotated[bool, Parameter(group=RUNNING)] = False

@@ -1,8 +1,8 @@
 """Graphs of OpenVINO: the layers of our networks from the arrays of a model folder, compiled and run on the CPU.
 
 A network is a function from `Layers` to nodes; `CompiledGraph` runs it. Batch norm is folded into the convolutions.
-Convolutions are computed in float32 on all processors, and on the threads that ``OMP_NUM_THREADS`` allows. Importing
-this module does not import OpenVINO.
+Convolutions are computed in float32 on all processors, unless bf16 is asked for, and on the threads that
+``OMP_NUM_THREADS`` allows. Importing this module does not import OpenVINO.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from cellwright.core.files import output_error
 
 # Of `make_norm` in models/layers.py.
 NORM_EPS = 1e-5
+Precision = Literal["f32", "bf16"]
 Nodes = tuple[list[Any], Any]
 """Of OpenVINO: the results of a graph, and its input, a parameter."""
 
@@ -38,6 +39,11 @@ def warm_up() -> None:
     _openvino()
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies numbers of 16 bits (bf16: AVX512-BF16, AMX and the like), twice as fast."""
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class CompiledGraph:
     """A graph that is built and compiled when it is first run; one run at a time.
 
@@ -45,11 +51,12 @@ class CompiledGraph:
         build: makes the nodes; it is dropped, with the arrays that it holds, when they are compiled.
         threads: of the processor; None leaves that to ``OMP_NUM_THREADS``, or else to OpenVINO, which takes the cores
             that the process may use.
+        precision: of the layers; where the processor has no bf16, that would be slower, see `has_bf16`.
     """
 
-    def __init__(self, build: Callable[[], Nodes], threads: int | None = None) -> None:
+    def __init__(self, build: Callable[[], Nodes], threads: int | None = None, precision: Precision = "f32") -> None:
         self._build: Callable[[], Nodes] | None = build
-        self._threads, self._lock = threads, Lock()
+        self._threads, self._precision, self._lock = threads, precision, Lock()
         self._compiled: Any = None
         self._request: Any = None
 
@@ -69,7 +76,7 @@ class CompiledGraph:
 
     def _compile(self) -> None:
         assert self._build is not None  # dropped below only
-        self._compiled = compiled(_model_of(self._build()), self._threads)
+        self._compiled = compiled(_model_of(self._build()), self._threads, self._precision)
         with _signal_stack_kept():
             self._request = self._compiled.create_infer_request()
         self._build = None
@@ -81,11 +88,11 @@ def _model_of(nodes: Nodes) -> Any:
     return openvino.Model([openvino.opset13.result(node) for node in results], [parameter], "network")
 
 
-def compiled(model: Any, threads: int | None = None) -> Any:
-    """OpenVINO's model, or the path of its file, compiled for the processor. threads: see `CompiledGraph`."""
+def compiled(model: Any, threads: int | None = None, precision: Precision = "f32") -> Any:
+    """OpenVINO's model, or the path of its file, compiled for the processor. Other arguments: see `CompiledGraph`."""
     threads = threads or _threads_of_environment()
-    # By default OpenVINO computes in bfloat16 where the processor has it, and ties threads to cores.
-    how = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+    # By default OpenVINO computes in bf16 where the processor has it, and ties threads to cores.
+    how = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     if threads is not None:
         how["INFERENCE_NUM_THREADS"] = threads
     with _signal_stack_kept():

@@ -28,7 +28,7 @@ from cellwright.models.dense import openvino_network, prediction
 from cellwright.models.dense.dense import DenseNetwork
 from cellwright.models.dense.openvino_network import ObservedNetwork, OpenVINONetwork, differences
 from cellwright.models.dense.prediction import DensePrediction
-from cellwright.models.openvino_graph import CompiledGraph, warm_up
+from cellwright.models.openvino_graph import CompiledGraph, Precision, has_bf16, warm_up
 from cellwright.prediction.backends.load import backend_of
 
 NETWORKS: dict[str, tuple[UNetConfig, dict[str, int]]] = {
@@ -90,10 +90,17 @@ def test_maps_equal_those_of_pytorch(name: str) -> None:
         np.testing.assert_allclose(own.maps(images_for(network)), pruned, atol=1e-4 * np.abs(pruned).max(), rtol=0)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_window_has_the_bits_of_the_whole_image(threads: int) -> None:
+@pytest.mark.parametrize(
+    ("threads", "precision"),
+    [
+        (1, "f32"),
+        (2, "f32"),
+        pytest.param(2, "bf16", marks=pytest.mark.skipif(not has_bf16(), reason="the processor has no bf16")),
+    ],
+)
+def test_a_window_has_the_bits_of_the_whole_image(threads: int, precision: Precision) -> None:
     """So that tiles, and windows where memory is short, do not change a label image."""
-    _, network = both("residual", threads=threads)
+    _, network = both("residual", threads=threads, precision=precision)
     images, margin = images_for(network, (160, 200), 1), 48
     whole = network.maps(images)
     for y, x, h, w in ((0, 0, 112, 104), (16, 40, 144, 160), (48, 96, 112, 104)):
@@ -311,6 +318,20 @@ def test_a_model_is_prepared_and_predicts(tmp_path: Path, capsys: pytest.Capture
     assert "openvino-int8" in (tmp_path / "evaluated" / "report.html").read_text()
     exact, fast = (load_model(model, backend=own) for own in ("openvino", "openvino-int8"))  # type: ignore[arg-type]
     found, expected = fast.predict(image), exact.predict(image)
+    assert len(found) == len(expected) > 8
+    assert 0 < (found.masks.foreground() != expected.masks.foreground()).mean() < 0.02
+    assert identity_of([exact]) != identity_of([fast]), "an interrupted job is not resumed with other numbers"
+
+
+@pytest.mark.skipif(not has_bf16(), reason="the processor has no bf16")
+def test_in_bf16_the_same_objects_with_other_edges(tmp_path: Path) -> None:
+    image, _ = draw_field(2, (96, 112), 12, FieldLook(stain="fluorescence"))
+    write_png(tmp_path / "a.png", image.data)
+    bf16 = ("--backend", "openvino-bf16", "--model", "nuclei@1", "--diameter", 20)
+    assert run("predict", tmp_path / "a.png", *bf16, "--out", tmp_path / "out") == 0
+    assert read_json(tmp_path / "out" / "predictions.json")["info"]["made_by"]["backend"] == "openvino-bf16"
+    exact, fast = (load_model("nuclei@1", device="cpu", backend=own) for own in ("openvino", "openvino-bf16"))  # type: ignore[arg-type]
+    found, expected = (model.with_options(diameter=20).predict(image) for model in (fast, exact))
     assert len(found) == len(expected) > 8
     assert 0 < (found.masks.foreground() != expected.masks.foreground()).mean() < 0.02
     assert identity_of([exact]) != identity_of([fast]), "an interrupted job is not resumed with other numbers"

@@ -12,6 +12,7 @@ from torch import nn
 from cellwright.config.conventions import DETECTRON2, TORCHVISION, Conventions
 from cellwright.config.model_rcnn import C4Config, CascadeConfig, MaskRCNNConfig, PointRendConfig
 from cellwright.models.build import build_mask_rcnn
+from cellwright.models.openvino_graph import Precision, has_bf16
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.openvino_parts import why_not
 from cellwright.models.rcnn.openvino_rcnn import OpenVINOMaskRCNN
@@ -48,7 +49,7 @@ NETWORKS: dict[str, tuple[dict[str, dict[str, Any]], Conventions]] = {
 }
 
 
-def both(name: str) -> tuple[MaskRCNN, OpenVINOMaskRCNN]:
+def both(name: str, precision: Precision = "f32") -> tuple[MaskRCNN, OpenVINOMaskRCNN]:
     """The same network in PyTorch and in OpenVINO, with norms that are not the identity."""
     changes, conventions = NETWORKS[name]
     sections = {part: {**SMALL.get(part, {}), **changes.get(part, {})} for part in {*SMALL, *changes}}
@@ -67,7 +68,7 @@ def both(name: str) -> tuple[MaskRCNN, OpenVINOMaskRCNN]:
         for predictor in (network.rpn.head.objectness, box.class_logits, box.deltas, mask_head.logits):
             nn.init.normal_(predictor.weight, std=0.3)  # type: ignore[arg-type]
     arrays = {key: tensor.numpy() for key, tensor in network.state_dict().items()}
-    return network, OpenVINOMaskRCNN(config, conventions, arrays, **sizes, threads=1)
+    return network, OpenVINOMaskRCNN(config, conventions, arrays, **sizes, threads=1, precision=precision)
 
 
 @torch.inference_mode()
@@ -92,6 +93,28 @@ def test_maps_and_objects_equal_those_of_pytorch(name: str) -> None:
             assert len(own) == len(there) > 5
             assert (own.masks.to_dense() != there.masks.to_dense()).mean() < 1e-3
             np.testing.assert_allclose(own.scores, there.scores, atol=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not has_bf16(), reason="the processor has no bf16")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_bf16_maps_differ_by_its_rounding(name: str) -> None:
+    expected, network = both(name, "bf16")
+    assert network.backend == "openvino-bf16"
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 2, 64, 96)).astype(np.float32))
+    features = expected.features(images)
+    pairs = list(zip(network.features(images), features, strict=True))
+    scores, own_scores = expected.rpn(features), network.rpn(features)
+    pairs += [(getattr(own_scores, part), getattr(scores, part)) for part in ("logits", "deltas")]
+    pooled = torch.rand((3, 16, 7, 7)), torch.rand((3, 16, 14, 14))
+    pairs += zip(network.box_head[0](pooled[0]), expected.box_head[0](pooled[0]), strict=True)
+    pairs.append((network.mask_head(pooled[1]), expected.mask_head(pooled[1])))
+    for own, there in pairs:
+        assert own.dtype == torch.float32
+        assert 1e-5 < float((own - there).std() / there.std()) < 0.05, "bf16 keeps 8 bits"
+    assert network.mask_head(pooled[1][:0]).shape[0] == 0
+    (found,) = network.detect(images[:1], [(64, 96)], [(80, 70)])
+    assert len(found) > 5
 
 
 def test_networks_that_pytorch_runs() -> None:

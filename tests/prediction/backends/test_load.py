@@ -46,6 +46,11 @@ def test_what_runs_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
             chosen_backend(recipe, "openvino", device)
     with pytest.raises(UsageError, match="did you mean 'openvino'"):
         chosen_backend(UNET, "openvin")  # type: ignore[arg-type]
+    monkeypatch.setattr(load.openvino_graph, "has_bf16", lambda: True)
+    assert [chosen_backend(recipe, "openvino-bf16") for recipe in (UNET, RCNN)] == ["openvino-bf16"] * 2
+    monkeypatch.setattr(load.openvino_graph, "has_bf16", lambda: False)
+    with pytest.raises(UsageError, match="this processor has no bf16"):
+        chosen_backend(UNET, "openvino-bf16")
     monkeypatch.setattr(load, "_has_gpu", lambda: True)
     assert chosen_backend(UNET) == "torch"
     assert chosen_backend(UNET, device="cpu") == chosen_backend(UNET, "openvino") == "openvino"

@@ -24,7 +24,7 @@ import numpy as np
 from cellwright.config.model_dense import AnyDenseConfig, UNetConfig
 from cellwright.models.dense.prediction import RAY_UNIT_PX, DensePrediction
 from cellwright.models.dense.target import target_of
-from cellwright.models.openvino_graph import CompiledGraph, Layers, Nodes, constant
+from cellwright.models.openvino_graph import CompiledGraph, Layers, Nodes, Precision, constant
 
 # OpenVINO keeps the memory of the largest image; after a larger one than this it is freed, which costs a fifth of the
 # time of the next one.
@@ -46,8 +46,9 @@ class OpenVINONetwork(DensePrediction):
     Args:
         arrays: of a model folder, by the names of `DenseNetwork`; any floating-point type.
         threads: see `CompiledGraph`.
-        ranges: least and greatest number in the input of each layer, by its name, for int8; None computes in float32. A
-            layer that is not named does too.
+        ranges: least and greatest number in the input of each layer, by its name, for int8; None computes in
+            ``precision``. A layer that is not named does too.
+        precision: see `CompiledGraph`.
 
     Raises `ValueError` with the differences if the arrays are not those of this network, see `differences`.
     """
@@ -61,12 +62,20 @@ class OpenVINONetwork(DensePrediction):
         n_classes: int,
         threads: int | None = None,
         ranges: Ranges | None = None,
+        precision: Precision = "f32",
     ) -> None:
         self.config = self._unet = config
         self.target, self.n_classes = target_of(config.target), n_classes
         self.in_channels, self.threads, self._arrays = in_channels, threads, arrays
-        self.ranges, self.backend = ranges, "openvino" if ranges is None else "openvino-int8"
-        self._compiled = CompiledGraph(self.nodes, threads)
+        self.ranges, self.precision = ranges, precision
+        self._compiled = CompiledGraph(self.nodes, threads, precision)
+
+    @property
+    def backend(self) -> str:
+        """The name of what runs it, see `Backend`."""
+        if self.ranges is not None:
+            return "openvino-int8"
+        return "openvino" if self.precision == "f32" else "openvino-bf16"
 
     @property
     def stride(self) -> int:
@@ -86,7 +95,8 @@ class OpenVINONetwork(DensePrediction):
     def pruned(self, depth: int) -> OpenVINONetwork:
         """See `Prunes`; it shares its weights."""
         sizes = {"in_channels": self.in_channels, "n_classes": self.n_classes, "threads": self.threads}
-        return OpenVINONetwork(self.pruned_config(depth), self._arrays, **sizes, ranges=self.ranges)
+        how = {"ranges": self.ranges, "precision": self.precision}
+        return OpenVINONetwork(self.pruned_config(depth), self._arrays, **sizes, **how)
 
     def compute(self, images: np.ndarray) -> np.ndarray:
         """See `DensePrediction`."""

@@ -1,12 +1,14 @@
 """Mask R-CNN on the CPU: OpenVINO computes the trunk and the box head.
 
 Proposals, pooling, suppression and pasting stay in PyTorch, and so do the heads of proposals and masks: by
-`ops/winograd` they take three quarters of the time that they take in OpenVINO, which has only direct convolutions.
+`ops/winograd` they take three quarters of the time that they take in OpenVINO, which has only direct convolutions. In
+bf16, all four are computed with numbers of 16 bits, and everything else in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from cellwright.config.conventions import Conventions
 from cellwright.config.model_rcnn import MaskRCNNConfig
-from cellwright.models.openvino_graph import CompiledGraph, Nodes
+from cellwright.models.openvino_graph import CompiledGraph, Nodes, Precision
 from cellwright.models.rcnn.heads import MaskHead
 from cellwright.models.rcnn.mask_rcnn import MaskRCNN
 from cellwright.models.rcnn.openvino_parts import Parts
@@ -30,10 +32,8 @@ class OpenVINOMaskRCNN(MaskRCNN):
     Args:
         config: one that `openvino_parts` supports.
         arrays: of a model folder, by the names of `MaskRCNN`, which must be those of this network.
-        threads: see `CompiledGraph`.
+        threads, precision: see `CompiledGraph`.
     """
-
-    backend = "openvino"
 
     def __init__(
         self,
@@ -44,18 +44,21 @@ class OpenVINOMaskRCNN(MaskRCNN):
         in_channels: int,
         n_classes: int,
         threads: int | None = None,
+        precision: Precision = "f32",
     ) -> None:
         nn.Module.__init__(self)  # the parts are not those of `MaskRCNN`
         config = config.resolved(conventions)
         self.config, self.conventions, self.n_classes = config, conventions, n_classes
+        self.backend = "openvino" if precision == "f32" else "openvino-bf16"
 
         def part(make: Callable[[Parts], Nodes]) -> _Part:
-            return _Part(CompiledGraph(lambda: make(Parts(config, arrays, in_channels)), threads))
+            return _Part(CompiledGraph(lambda: make(Parts(config, arrays, in_channels)), threads, precision))
 
         def filled(name: str, head: nn.Module) -> nn.Module:
             own = {key.removeprefix(name): array for key, array in arrays.items() if key.startswith(name)}
             head.load_state_dict({key: _weight(array) for key, array in own.items()}, assign=True)
-            return head.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            head = head.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            return head if precision == "f32" else _InBf16(head)
 
         channels, n_anchors = config.fpn.channels, len(arrays["rpn.head.objectness.bias"])
         with torch.device("meta"):  # without weights
@@ -72,6 +75,22 @@ class OpenVINOMaskRCNN(MaskRCNN):
 
 def _weight(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else array.dtype))
+
+
+class _InBf16(nn.Module):
+    """A head in bf16, with its inputs and results in float32."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head.to(torch.bfloat16)
+
+    def forward(self, x: Any) -> Any:
+        return _as_type(self.head(_as_type(x, torch.bfloat16)), torch.float32)
+
+
+def _as_type(maps: Any, dtype: torch.dtype) -> Any:
+    """A tensor, or all those in lists and tuples, in another type."""
+    return maps.to(dtype) if isinstance(maps, Tensor) else [_as_type(own, dtype) for own in maps]
 
 
 class _Part(nn.Module):

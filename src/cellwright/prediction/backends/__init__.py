@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Backend = Literal["auto", "openvino", "openvino-int8", "torch"]
+Backend = Literal["auto", "openvino", "openvino-int8", "openvino-bf16", "torch"]

@@ -19,6 +19,7 @@ from cellwright.core.needs_torch import require_torch, torch_is_installed
 from cellwright.data.value_range import TrainingValues
 from cellwright.models import openvino_graph
 from cellwright.models.dense import openvino_network
+from cellwright.models.openvino_graph import Precision
 from cellwright.models.rcnn.openvino_parts import why_not
 from cellwright.models.weights.model_folder import (
     INFO,
@@ -60,9 +61,11 @@ def load_predictor(
         "pixel_size_um": info.pixel_size_um,
     }
     ran_with = chosen_backend(recipe, backend, device)
+    precision: Precision = "bf16" if ran_with == "openvino-bf16" else "f32"
     if ran_with != "torch" and isinstance(recipe.model, UNetConfig):
         ranges = _int8_ranges(name, info) if ran_with == "openvino-int8" else None
-        return NetworkPredictor(openvino_unet(name, recipe, info, threads=threads, ranges=ranges), **facts), info
+        unet = openvino_unet(name, recipe, info, threads=threads, ranges=ranges, precision=precision)
+        return NetworkPredictor(unet, **facts), info
     import torch
 
     from cellwright.models.weights.torch_io import load_network
@@ -70,8 +73,8 @@ def load_predictor(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if ran_with == "openvino":
-        return TorchPredictor(_openvino_rcnn(name, recipe, info, threads), device="cpu", **facts), info
+    if ran_with != "torch":
+        return TorchPredictor(_openvino_rcnn(name, recipe, info, threads, precision), device="cpu", **facts), info
     chosen = resolve_device(device)
     network, _ = load_network(name)
     return TorchPredictor(network.to(chosen), device=chosen, **facts), info
@@ -90,7 +93,7 @@ def _int8_ranges(name: Path | str, info: ModelInfo) -> openvino_network.Ranges:
 
 def chosen_backend(
     recipe: Recipe, backend: Backend = "auto", device: str = "auto"
-) -> Literal["openvino", "openvino-int8", "torch"]:
+) -> Literal["openvino", "openvino-int8", "openvino-bf16", "torch"]:
     """What runs a network. Raises `UsageError` if that is not available, or does not support the network."""
     if backend not in get_args(Backend):
         remedy = did_you_mean(backend, get_args(Backend))
@@ -98,14 +101,16 @@ def chosen_backend(
     problem = _openvino_problem(recipe, device)
     if backend == "openvino-int8" and problem is None and not isinstance(recipe.model, UNetConfig):
         problem = "int8 is for U-Nets"
+    if backend == "openvino-bf16" and problem is None and not openvino_graph.has_bf16():
+        problem = "this processor has no bf16 (AVX512-BF16 or AMX)"
     if backend.startswith("openvino") and problem is not None:
         raise UsageError(f"OpenVINO cannot be used: {problem}", got=f'`backend="{backend}"`', remedy="omit `backend`")
-    if backend == "openvino-int8":
-        return backend
-    if backend == "openvino" or (backend == "auto" and problem is None and not (device == "auto" and _has_gpu())):
+    if backend == "auto" and problem is None and not (device == "auto" and _has_gpu()):
+        backend = "openvino"
+    if backend != "auto" and backend != "torch":
         if not isinstance(recipe.model, UNetConfig):
             require_torch("this model (a network of the R-CNN family)")
-        return "openvino"
+        return backend
     require_torch("this model" if problem is None or backend == "torch" else f"this model ({problem})")
     return "torch"
 
@@ -143,6 +148,7 @@ def openvino_unet(
     *,
     threads: int | None = None,
     ranges: openvino_network.Ranges | None = None,
+    precision: Precision = "f32",
     make: type[openvino_network.OpenVINONetwork] = openvino_network.OpenVINONetwork,
 ) -> openvino_network.OpenVINONetwork:
     """The U-Net of a model folder in OpenVINO."""
@@ -150,10 +156,12 @@ def openvino_unet(
     arrays, sizes = read_arrays(name), {"in_channels": recipe.input.channels, "n_classes": len(info.class_names)}
     if problems := openvino_network.differences(arrays, recipe.model, **sizes):
         raise misfit(problems, where=model_folder(name) / WEIGHTS)
-    return make(recipe.model, arrays, **sizes, threads=threads, ranges=ranges)
+    return make(recipe.model, arrays, **sizes, threads=threads, ranges=ranges, precision=precision)
 
 
-def _openvino_rcnn(name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None) -> OpenVINOMaskRCNN:
+def _openvino_rcnn(
+    name: Path | str, recipe: Recipe, info: ModelInfo, threads: int | None, precision: Precision
+) -> OpenVINOMaskRCNN:
     from cellwright.models.build import network_without_weights
     from cellwright.models.rcnn.openvino_rcnn import OpenVINOMaskRCNN
     from cellwright.models.weights.torch_io import check_fit
@@ -162,7 +170,8 @@ def _openvino_rcnn(name: Path | str, recipe: Recipe, info: ModelInfo, threads: i
     arrays, n_classes = read_arrays(name), len(info.class_names)
     check_fit(network_without_weights(recipe, n_classes), arrays, where=model_folder(name) / WEIGHTS)
     sizes = {"in_channels": recipe.input.channels, "n_classes": n_classes}
-    return OpenVINOMaskRCNN(recipe.model, CONVENTIONS[recipe.conventions], arrays, **sizes, threads=threads)
+    how = {"threads": threads, "precision": precision}
+    return OpenVINOMaskRCNN(recipe.model, CONVENTIONS[recipe.conventions], arrays, **sizes, **how)
 
 
 def backend_of(predictor: Any) -> str | None:
