@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py --data work/bundled --split val [--model nuclei] [--backends openvino-bf16]
 
-The same images are predicted with OpenVINO in all of them, one after the other in one process, with one thread. A row for each source of images (the part of
-their ids before the slash), and for all.
+The same images are predicted with OpenVINO in all of them, one after the other in one process, with one thread. A row
+for each source of images (the part of their ids before the slash), and for all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main() -> None:
     rows = []
     for source in ["all", *sorted(set(sources))]:
         own = [k for k, name in enumerate(sources) if source in ("all", name)]
-        for name, objects, times in zip(("float32", *(own.removeprefix("openvino-") for own in args.backends)), found, seconds, strict=True):
+        for name, objects, times in zip(
+            ("float32", *(own.removeprefix("openvino-") for own in args.backends)), found, seconds, strict=True
+        ):
             report = cw.evaluate([objects[k] for k in own], [truths[k] for k in own], metrics=["accuracy", "aji", "pq"])
             row = {"images": source, "n": len(own), "computed in": name}
             row |= {metric: round(float(report[metric]), 4) for metric in METRICS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
@@ -184,7 +184,8 @@ def run(
     members = [load_model(name, device=plan.device, backend=plan.backend) for name in plan.model]
     fusion = FusionOptions(plan.fuse, weights=plan.weights)
     model = _with_options_of(plan, ensemble(members, fusion))
-    sources, recorded = find_sources(plan.sources, plan.split)
+    labels_of: dict[Path, set[Path]] = {}
+    sources, recorded = find_sources(plan.sources, plan.split, labels_of=labels_of)
     part = {"z": plan.z, "t": plan.t, "series": plan.series, "pixel_size": plan.pixel_size, "level": plan.level}
     reading = Reading(plan.channel, **part).over(recorded)
     sources, stacks = _planes_to_predict(sources, reading, plan.stitch)
@@ -214,9 +215,7 @@ def run(
         joins=plan.shard is not None,
     )
     folder = open_folder()
-    notes = summarise([*_passed_over(plan.sources), *naming_notes(sources)]) + stacks_found(
-        stacks, plan.stitch, reading
-    )
+    notes = summarise([*_passed_over(labels_of), *naming_notes(sources)]) + stacks_found(stacks, plan.stitch, reading)
     notes += model_notes(model, members, plan.views)
     if folder.is_new:
         check_choices(sources, model.predictor, reading)
@@ -470,10 +469,12 @@ class OpenModel:
         return with_networks(self.predictor, self.device, self.threads), pictures(self.class_names)
 
 
-def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[Source], Reading]:
+def find_sources(
+    paths: Sequence[Path], split: str | None = None, *, labels_of: dict[Path, set[Path]] | None = None
+) -> tuple[list[Source], Reading]:
     """The images of a dataset (or of one split of it), or the images among paths and in folders.
 
-    And which part of each image is used, as the dataset records it.
+    And which part of each image is used, as the dataset records it. labels_of: see `sources_of_paths`.
     """
     if len(paths) == 1 and is_dataset(paths[0]):
         dataset = read_dataset(paths[0])
@@ -481,7 +482,7 @@ def find_sources(paths: Sequence[Path], split: str | None = None) -> tuple[list[
     if split is not None:
         remedy = "give a dataset folder, or omit `split`"
         raise UsageError("only a dataset has splits", got=f'`split="{split}"`', remedy=remedy)
-    return sources_of_paths(paths), Reading()
+    return sources_of_paths(paths, labels_of=labels_of), Reading()
 
 
 def _job(
@@ -562,17 +563,14 @@ def stacks_found(stacks: Sequence[Stack], stitch: float | None, reading: Reading
     return [f"{text}, each predicted as an image{how}"]
 
 
-def _passed_over(paths: Sequence[Path]) -> list[Note]:
-    """Notes about images in the folders that are not read."""
-    from cellwright.data.formats.label_files import labels_among
-    from cellwright.data.images.read import find_images
-
+def _passed_over(labels_of: Mapping[Path, set[Path]]) -> list[Note]:
+    """Notes about images in the folders that are not read. labels_of: those of other images, for each path."""
     notes = []
-    for path in paths:
+    for path, labels in labels_of.items():
         if path.is_dir() and not is_dataset(path):
             notes += [note for note in (passed_over_note(path), results_note(path)) if note is not None]
-            if labels := sorted(labels_among(find_images(path, []), path)):
-                text = f"skipped {count(len(labels), 'label image')} of other images, such as {labels[0].name}"
+            if labels:
+                text = f"skipped {count(len(labels), 'label image')} of other images, such as {min(labels).name}"
                 notes.append(Note("label images were skipped", text, path.name))
     return notes
 

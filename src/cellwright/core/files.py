@@ -18,6 +18,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,11 @@ def stem_of(path: Path | str) -> str:
     >>> stem_of("plate/well_01.ome.tif"), stem_of("a.json.gz"), stem_of("image.v2.png")
     ('well_01', 'a', 'image.v2')
     """
-    name = PurePath(path).name
+    return _stem((path if isinstance(path, PurePath) else PurePath(path)).name)
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(name: str) -> str:
     double = _TWO_PARTS.search(name)
     return name[: double.start()] if double and double.start() else PurePath(name).stem
 
@@ -72,7 +77,12 @@ def plain_suffix(path: Path | str) -> str:
     >>> plain_suffix("a.TIF"), plain_suffix("a.json.gz")
     ('.tif', '.json')
     """
-    name = PurePath(path).name.lower()
+    return _suffix((path if isinstance(path, PurePath) else PurePath(path)).name)
+
+
+@lru_cache(maxsize=1 << 16)
+def _suffix(name: str) -> str:
+    name = name.lower()
     return PurePath(name.removesuffix(".gz")).suffix or PurePath(name).suffix
 
 

@@ -56,7 +56,8 @@ class CompiledGraph:
 
     def __init__(self, build: Callable[[], Nodes], threads: int | None = None, precision: Precision = "f32") -> None:
         self._build: Callable[[], Nodes] | None = build
-        self._threads, self._precision, self._lock = threads, precision, Lock()
+        self._precision: Precision = precision
+        self._threads, self._lock = threads, Lock()
         self._compiled: Any = None
         self._request: Any = None
 

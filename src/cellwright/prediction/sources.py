@@ -140,14 +140,14 @@ def _same_outputs(sources: Sequence[Source]) -> UsageError:
     )
 
 
-def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
+def sources_of_paths(paths: Sequence[Path], *, labels_of: dict[Path, set[Path]] | None = None) -> list[Source]:
     """The images among ``paths`` and in the folders among them, at any depth, in order; each file once.
 
     Ids are relative to the given folder. The folder's own name is added where two folders contain the same names, and
     the extension is kept where two images differ only in it. Hidden files, folders of results, and label images and
     masks of other images in the folder are skipped. Folders that cannot be listed, broken links and pipes named like
-    images are sources with an error. Raises `InputError` for a path without images, `UsageError` where two images still
-    have the same id.
+    images are sources with an error. labels_of: receives the skipped label images and masks of each folder. Raises
+    `InputError` for a path without images, `UsageError` where two images still have the same id.
     """
     known: set[Path] = set()
     named: list[tuple[Path, Source]] = []
@@ -158,6 +158,8 @@ def sources_of_paths(paths: Sequence[Path]) -> list[Source]:
         files = sorted([*files, *errors])
         root = path.parent if is_single(path) else path
         labels = set[Path]() if is_single(path) else labels_among(files, root)
+        if labels_of is not None:
+            labels_of[path] = labels
         files = [file for file in files if file not in labels]
         for file, name in zip(files, sample_ids(files, root), strict=True):
             error = errors.get(file) or _not_utf8(file)

@@ -6,10 +6,12 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -172,9 +174,34 @@ def split_named(stem: str) -> str | None:
 
 def images_named(folder: Path, stem: str) -> list[Path]:
     """The image files ``folder/<stem>.png``, ``.tif``, ``.ome.tif``, ``.tif.gz`` and so on that exist."""
-    suffixes = [*sorted(IMAGE_SUFFIXES), ".ome.tif", ".ome.tiff"]
-    names = [folder / f"{stem}{suffix}" for low in suffixes for suffix in (low, low.upper(), f"{low}.gz")]
-    return _distinct([file for file in names if file.is_file()])
+    known, start = _names_in(folder), folded(stem)
+    likely = [ending for ending in _IMAGE_ENDINGS if f"{start}{ending.lower()}" in known]
+    return _distinct([file for ending in likely if (file := folder / f"{stem}{ending}").is_file()])
+
+
+_IMAGE_ENDINGS = tuple(
+    ending for low in (*sorted(IMAGE_SUFFIXES), ".ome.tif", ".ome.tiff") for ending in (low, low.upper(), f"{low}.gz")
+)
+_SETTLED_NS = 3_000_000_000
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    """The names in a folder, `folded`; none if there is no such folder. They are kept until the folder changes."""
+    try:
+        changed_ns = folder.stat().st_mtime_ns
+        # It may change again without a new time, as clocks of file systems are coarse.
+        is_settled = time.time_ns() - changed_ns > _SETTLED_NS
+        listed = _listed if is_settled else _listed.__wrapped__
+        return listed(str(folder.absolute()), changed_ns)
+    except OSError:
+        return frozenset()
+
+
+@lru_cache(maxsize=128)
+def _listed(folder: str, changed_ns: int) -> frozenset[str]:
+    del changed_ns  # another time is another list
+    with os.scandir(folder) as entries:
+        return frozenset(folded(entry.name) for entry in entries)
 
 
 def _distinct(files: Sequence[Path]) -> list[Path]:

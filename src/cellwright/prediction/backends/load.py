@@ -107,7 +107,7 @@ def chosen_backend(
         raise UsageError(f"OpenVINO cannot be used: {problem}", got=f'`backend="{backend}"`', remedy="omit `backend`")
     if backend == "auto" and problem is None and not (device == "auto" and _has_gpu()):
         backend = "openvino"
-    if backend != "auto" and backend != "torch":
+    if backend not in ("auto", "torch"):
         if not isinstance(recipe.model, UNetConfig):
             require_torch("this model (a network of the R-CNN family)")
         return backend
