@@ -3,7 +3,8 @@
     python benchmarks/nuclei_speed.py work/bench/cellpose/bin/python --data work/vrdl [--threads 2] [--repeat 3]
 
 Every image is predicted in a process of its own, with ``--threads`` threads: the shortest wall time of the repeats,
-after one that does not count, and the peak memory of the process. `nuclei` estimates the diameter. The first argument
+after one that does not count, and the peak memory of the process. `nuclei` estimates the diameter. It runs in float32,
+and, for the columns that ``--backends`` names, in bf16 and int8. The first argument
 is the interpreter of an environment with Cellpose 3.1 (``nuclei.py`` makes one); "none" leaves it out. Its network has
 random weights and all its settings are the defaults, so that images are not resized: at the diameter of these nuclei
 it would enlarge them. What it finds is noise, so the time without finding objects is in the table too.
@@ -47,7 +48,7 @@ def cellwright(image: np.ndarray, options: argparse.Namespace) -> dict[str, Any]
     """Seconds of `nuclei`, with its own estimate of the diameter."""
     import cellwright as cw
 
-    model = cw.load_model("nuclei", device="cpu")
+    model = cw.load_model("nuclei", device="cpu", backend=options.backend)
     wall_s, cpu_s, prediction = fastest(lambda: model.predictions(image), options.repeat)
     facts = {"objects": len(prediction.instances), "diameter": prediction.diameter.px}
     return facts | {"seconds": wall_s, "cpu": cpu_s, "peak_mb": status_mb("VmHWM")}
@@ -92,15 +93,18 @@ def phases(image: np.ndarray) -> dict[str, float]:
     return {**seconds, "whole": whole}
 
 
-def in_process(python: str, what: str, image: Path, options: argparse.Namespace) -> dict[str, Any]:
+def in_process(
+    python: str, what: str, image: Path, options: argparse.Namespace, backend: str = "openvino"
+) -> dict[str, Any]:
     """What a function of this module returns for an image, in a process of its own."""
-    words = ["--threads", str(options.threads), "--repeat", str(options.repeat), "--only", what, str(image)]
+    words = ["--backend", backend]
+    words += ["--threads", str(options.threads), "--repeat", str(options.repeat), "--only", what, str(image)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run([python, __file__, "", *words], check=True, stdout=subprocess.PIPE, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def row(ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, object]:
+def row(ours: dict[str, Any], theirs: dict[str, Any] | None, others: dict[str, dict[str, Any]]) -> dict[str, object]:
     """What was measured for an image, without its name."""
     cells: dict[str, object] = {
         "found": ours["objects"],
@@ -109,6 +113,7 @@ def row(ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, object
         "CPU s": f"{ours['cpu']:.2f}",
         "MB": f"{ours['peak_mb']:.0f}",
     }
+    cells |= {f"{name.removeprefix('openvino-')}, s": f"{own['seconds']:.2f}" for name, own in others.items()}
     if theirs is not None:
         cells |= {
             f"{PEER}, s": f"{theirs['seconds']:.2f}",
@@ -127,6 +132,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--side", type=int, help="only a corner of each image, for trying the script")
+    parser.add_argument("--backends", nargs="*", default=["openvino-bf16", "openvino-int8"], help="besides float32")
+    parser.add_argument("--backend", help=argparse.SUPPRESS)  # of a process of its own
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # what and image, in a process of its own
     options = parser.parse_args()
     if options.only:
@@ -147,8 +154,9 @@ def main() -> None:
             np.save(path, cw.read_image(dataset.sample(name).image_path).data[: options.side, : options.side, :3])
             ours = in_process(sys.executable, "ours", path, options)
             theirs = None if options.python == "none" else in_process(options.python, "theirs", path, options)
+            others = {own: in_process(sys.executable, "ours", path, options, own) for own in options.backends}
             first = {"image": name, "nuclei": numbers[name]}
-            table.append(first | row(ours, theirs))
+            table.append(first | row(ours, theirs, others))
             own = in_process(sys.executable, "phases", path, options)
             share = (own["decoding"] + own["measuring, writing"]) / own["whole"]
             cells = {key: f"{value:.2f}" for key, value in own.items()}
