@@ -3,8 +3,8 @@
     python benchmarks/start_up.py [--repeat 5]
 
 Three label images of 256 x 256 px with 40 objects each are drawn, and converted, and evaluated against themselves;
-one image is segmented with the training-free method. The first call of each command, which may compile kernels, is not
-counted. One thread; compare the CPU seconds on a busy machine.
+one image is segmented with the bundled model and with the training-free method. The first call of each command, which
+may compile kernels, is not counted. One thread; compare the CPU seconds on a busy machine.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
             "--help": ["--help"],
             "data convert, 3 label images": ["data", "convert", labels, "--out", str(out)],
             "evaluate, 3 label images": ["evaluate", labels, "--data", labels, "--out", str(out)],
+            "predict, one image": ["predict", image_path, "--out", str(out)],
             "predict --model classical, one image": ["predict", image_path, "--model", "classical", "--out", str(out)],
         }
         print("| command | s | CPU s |\n|---|---:|---:|")
