@@ -11,6 +11,7 @@ import pytest
 from cellwright.api import doctor
 from cellwright.api.doctor import DoctorPlan, extras, facts
 from cellwright.core.versions import version_of
+from cellwright.models.openvino_graph import has_bf16
 
 
 def test_the_extras_are_those_of_the_installed_package() -> None:
@@ -39,4 +40,6 @@ def test_torch_is_imported_on_request_only() -> None:
     code = "import sys; from cellwright.api.doctor import facts; facts(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
     assert "GPU" not in dict(facts())
-    assert {"GPU", "PyTorch threads"} < set(dict(facts(DoctorPlan(device=True))))
+    found = dict(facts(DoctorPlan(device=True)))
+    assert {"GPU", "PyTorch threads"} < set(found)
+    assert found["bf16"].startswith("yes" if has_bf16() else "no")

@@ -25,7 +25,8 @@ class DoctorPlan:
     """Show versions, bundled models and installed extras; on request, the device."""
 
     device: bool = False
-    """Load PyTorch, and show the device that it uses, or why it finds no GPU (takes a few seconds)."""
+    """Load PyTorch, and show the device that it uses, or why it finds no GPU, and whether the processor has bf16 (takes
+    a few seconds)."""
 
 
 def facts(plan: DoctorPlan | None = None) -> list[tuple[str, str]]:
@@ -77,11 +78,17 @@ def extras() -> list[tuple[str, str]]:
 
 
 def _device() -> list[tuple[str, str]]:
+    from cellwright.models import openvino_graph
+
+    rows = []
+    if openvino_graph.is_installed():
+        has_bf16 = openvino_graph.has_bf16()
+        rows.append(("bf16", "yes: the backend openvino-bf16 works" if has_bf16 else "no: not on this processor"))
     if not torch_is_installed():
-        return [("GPU", f"none: PyTorch is not installed ({INSTALL})")]
+        return [*rows, ("GPU", f"none: PyTorch is not installed ({INSTALL})")]
     import torch
 
-    rows = [("PyTorch threads", str(torch.get_num_threads()))]
+    rows.append(("PyTorch threads", str(torch.get_num_threads())))
     if torch.cuda.is_available():
         gpu = ", ".join(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))
     elif torch.backends.mps.is_available():
