@@ -88,18 +88,6 @@ def test_damaged_compiled_code_is_made_again(suffix: str, damage, places: tuple[
     assert (call(), call()) == (0, 1)
 
 
-def test_loaded_code_is_compiled_into_other_code(places: tuple[Path, Path]) -> None:
-    assert njit(cache=True)(plus_one)(2) == 3
-    kernel = njit(cache=True)(plus_one)
-    assert kernel(2) == 3
-    assert sum(kernel.stats.cache_hits.values()) == 1
-
-    def plus_two(value: int) -> int:
-        return kernel(kernel(value))
-
-    assert njit(cache=True)(plus_two)(2) == 4
-
-
 def test_compiled_code_that_cannot_be_kept(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

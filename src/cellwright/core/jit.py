@@ -2,8 +2,7 @@
 
 numba itself keeps compiled code beside the source, and ends with an error where it can write nowhere or where a file of
 its cache is damaged. Here such code is compiled again. It also imports all that a compilation may need before it loads
-compiled code, which here is imported for a compilation only: .2 s less for a command on a small image. And it parses
-the LLVM code of what it loads, which is needed where another kernel is compiled with it: .1 s less. Methods such as
+compiled code, which here is imported for a compilation only: .2 s less for a command on a small image. Methods such as
 ``array.max()`` or ``array.mean()`` in a kernel import part of that, and `scipy.linalg`, when it is loaded (.1 s).
 """
 
@@ -18,9 +17,7 @@ from types import FunctionType
 from typing import Any, Literal
 
 import numba
-from llvmlite.binding import parse_bitcode
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
-from numba.core.codegen import JITCodeLibrary
 from numba.core.runtime.nrt import rtsys
 
 from cellwright.core.cache import code_folder
@@ -73,38 +70,8 @@ class _Locator(_CacheLocator):
         return locator
 
 
-class _Library(JITCodeLibrary):
-    """Loaded code, of which the LLVM code is parsed when other code is linked with it."""
-
-    @classmethod
-    def _unserialize(cls, codegen: Any, state: tuple[str, str, tuple[bytes, bytes]]) -> _Library:
-        name, _, (machine_code, bitcode) = state
-        library = cls(codegen, name)
-        library._bitcode = bitcode
-        library.enable_object_caching()
-        library._set_compiled_object(machine_code)
-        library._finalize_final_module()
-        return library
-
-    def _get_module_for_linking(self) -> Any:
-        if self._shared_module is None:
-            self._shared_module = parse_bitcode(self._bitcode)
-        return self._shared_module
-
-    def get_pointer_to_function(self, name: str) -> int:
-        return self._codegen._engine.get_function_address(name)  # numba first looks for it in the LLVM code
-
-
 class _Implementation(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
-
-    def rebuild(self, target_context: Any, payload: Any) -> Any:
-        codegen = target_context.codegen()
-        codegen._library_class = _Library  # of this object; numba's lock for compilation is held
-        try:
-            return super().rebuild(target_context, payload)
-        finally:
-            del codegen._library_class
 
 
 class _Cache(FunctionCache):
