@@ -106,7 +106,7 @@ def test_predict_needs_no_model_named(bundled: Path, data: Path, capsys: pytest.
     assert (row["diameter_px"], row["diameter_from"], row["network_scale"]) == ("12.0", "given", "2.0")
     assert row["network_scale_wanted"] == ""
     assert run("predict", data, "--split", "val", "--out", "c", "--diameter", "1") == 0
-    assert "1 image could not be resized as much as the diameter requires" in capsys.readouterr().err
+    assert "1 image could not be enlarged as much as the diameter requires" in capsys.readouterr().err
 
 
 def test_python(bundled: Path) -> None:

@@ -12,9 +12,12 @@ from PIL import Image
 from skimage import data
 
 import cellwright as cw
+from cellwright.core.instances import Instances
 from cellwright.data.synthetic import draw_field
-from cellwright.prediction.diameter import UNCERTAIN
-from cellwright.prediction.doubt import DOUBTFUL, FEW, LEAST_OBJECT, LEAST_OF_FEW, LEAST_SCORE, doubts
+from cellwright.prediction.diameter import UNCERTAIN, Diameter
+from cellwright.prediction.doubt import DOUBTFUL, FEW, LEAST_OBJECT, LEAST_OF_FEW, LEAST_SCORE, NOTHING, doubts
+from cellwright.prediction.predictor import FilteredPredictor
+from cellwright.prediction.record import Prediction
 
 
 @given(arrays(np.float64, st.integers(0, 40), elements=st.floats(0, 1)))
@@ -51,3 +54,51 @@ def test_an_ordinary_image_is_not_flagged():
     prediction = cw.load_model("nuclei").predictions(image)
     assert len(prediction.instances) > len(truth) / 2
     assert DOUBTFUL not in {note.kind for note in prediction.notes}
+    assert NOTHING not in {note.kind for note in prediction.notes}
+
+
+def test_a_diameter_at_which_nothing_is_found_is_doubted(tmp_path, capsys):
+    image, _ = draw_field(0, (96, 96), 4)
+    prediction = cw.load_model("nuclei").with_options(diameter=2000).predictions(image)
+    assert not len(prediction.instances)
+    (note,) = [note for note in prediction.notes if note.kind == NOTHING]
+    assert "try `diameter` or `channel`" in note.text
+    Image.fromarray(image.data[..., 0]).save(tmp_path / "x.png")
+    assert run("predict", tmp_path / "x.png", "--diameter", "2000", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "no object was found" in said
+    assert "try --diameter or --channel" in said
+    assert "1 image could not be reduced as much as the diameter requires" in said
+    assert "check --diameter" in said
+
+
+def test_noise_in_which_nothing_is_predicted_has_one_note():
+    class Silent:
+        uses_diameter, n_channels = True, 1
+
+        def predict(self, images):
+            empty = Instances.empty(images[0].image_hw, scored=True)
+            return [
+                Prediction.of(empty, diameter=Diameter(None, True, is_noise=is_noise)) for is_noise in (True, False)
+            ]
+
+    images = [cw.Image.from_array(np.zeros((8, 8), np.uint8))] * 2
+    of_noise, other = FilteredPredictor(Silent()).predict(images)
+    assert of_noise.notes == ()
+    assert [note.kind for note in other.notes] == [NOTHING]
+
+
+def test_objects_that_options_omit_are_counted():
+    image, _ = draw_field(0, (200, 200), 40)
+    model = cw.load_model("nuclei").with_options(min_area=1e6)
+    prediction = model.predictions(image)
+    (note,) = [note for note in prediction.notes if note.kind == NOTHING]
+    assert f"{prediction.n_small} were omitted for a small area" in note.text
+
+
+@pytest.mark.parametrize("tile", ["none", "256"])
+def test_an_empty_image_without_a_diameter_to_try(tmp_path, capsys, tile):
+    Image.fromarray(np.full((300, 400), 50, np.uint8)).save(tmp_path / "x.png")
+    assert run("predict", tmp_path / "x.png", "--model", "classical", "--out", tmp_path / "out", "--tile", tile) == 0
+    said = capsys.readouterr().err
+    assert "no object was found. If the image shows some, try --channel" in said

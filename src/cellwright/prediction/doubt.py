@@ -1,4 +1,4 @@
-"""What is said about an image whose objects are unlike those that the model was trained on.
+"""What is said about an image whose objects are unlike those that the model was trained on, or in which it finds none.
 
 Calibrated scores are expected IoUs, so their median tells how well the outlines of an image fit, without annotations.
 Of 107 images that `nuclei` was not trained on, 11 are doubted, all of them H&E: their accuracy@0.5 is .21, that of the
@@ -7,6 +7,8 @@ others .70 (`benchmarks/doubt.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from cellwright.core.notes import Note
@@ -14,6 +16,7 @@ from cellwright.core.notes import Note
 # A few objects say less than many, and below this expected IoU an object is hardly one.
 LEAST_SCORE, LEAST_OF_FEW, FEW, LEAST_OBJECT = 0.6, 0.55, 5, 0.3
 DOUBTFUL = "the objects are unlike those that the model was trained on"
+NOTHING = "no object was found"
 REMEDY = "look at the picture, then try `diameter` or `channel`, or fine-tune the model (recipe nuclei/finetune)"
 
 
@@ -39,3 +42,15 @@ def doubts(scores: np.ndarray, counts: np.ndarray | None = None) -> tuple[Note, 
         return ()
     text = f"{DOUBTFUL}: their median expected IoU is {median:.2f}, below {least}; {REMEDY}"
     return (Note(DOUBTFUL, text),)
+
+
+def nothing_found(omitted: Mapping[str, int], *, uses_diameter: bool) -> Note:
+    """A note about an image without objects. omitted: the numbers of objects that options omitted, by their reason.
+
+    >>> nothing_found({"a low score": 3, "a small area": 0}, uses_diameter=True).text
+    'no object was found: 3 were omitted for a low score. If the image shows some, try `diameter` or `channel`'
+    """
+    reasons = [f"{n} {'was' if n == 1 else 'were'} omitted for {reason}" for reason, n in omitted.items() if n]
+    found = f"{NOTHING}: {', '.join(reasons)}" if reasons else NOTHING
+    try_next = "`diameter` or `channel`" if uses_diameter else "`channel`"
+    return Note(NOTHING, f"{found}. If the image shows some, try {try_next}")

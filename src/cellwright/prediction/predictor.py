@@ -22,7 +22,7 @@ from cellwright.core.instances import Instances
 from cellwright.data.images.channels import is_stained
 from cellwright.data.views import View
 from cellwright.models.contract import Segmenter, SparesMasks
-from cellwright.prediction.doubt import doubts
+from cellwright.prediction.doubt import doubts, nothing_found
 from cellwright.prediction.fusion import FusionOptions, fuse
 from cellwright.prediction.options import PredictOptions, select
 from cellwright.prediction.record import Prediction
@@ -153,7 +153,7 @@ class SegmenterPredictor:
 class FilteredPredictor:
     """A predictor with the options that decide which of its objects are kept.
 
-    says_doubts: whether predictions of calibrated scores say which images to doubt.
+    says_doubts: whether predictions say which images to doubt: by calibrated scores, and those without objects.
     """
 
     predictor: Predictor
@@ -198,9 +198,17 @@ class FilteredPredictor:
         """The objects that are kept, and a note if there is a reason to doubt them."""
         selected = select(prediction, self.options, image.pixel_size_um, image.path)
         scores = selected.instances.scores
-        if not (self.says_doubts and self.is_calibrated) or scores is None:
+        if not self.says_doubts:
             return selected
-        return replace(selected, notes=(*selected.notes, *doubts(scores)))
+        doubt = doubts(scores) if self.is_calibrated and scores is not None else ()
+        if not len(selected.instances) and not (selected.diameter is not None and selected.diameter.is_noise):
+            omitted = {
+                "a low score": selected.n_low_score,
+                "a small area": selected.n_small,
+                "touching the border": selected.n_border,
+            }
+            doubt = (nothing_found(omitted, uses_diameter=self.uses_diameter),)
+        return replace(selected, notes=(*selected.notes, *doubt))
 
     def with_diameter(self, px: float) -> FilteredPredictor:
         """See `Predictor`."""

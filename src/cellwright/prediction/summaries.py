@@ -163,11 +163,14 @@ def _diameter_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(f"{shown} ({source}){f', one per image in {SUMMARY}' if low < high else ''}")
     if unmeasured := len(resized) - len(diameters):
         notes.append(f"no object to measure a diameter on in {count(unmeasured, 'image')}")
-    if limited := sum(row["network_scale_wanted"] is not None for row in resized):
-        notes.append(
-            f"{count(limited, 'image')} could not be resized as much as the diameter requires (network_scale in "
-            f"{SUMMARY}), which reduces quality: cut large images of tiny objects into parts"
-        )
+    scales = [(row["network_scale"], row["network_scale_wanted"]) for row in resized]
+    limited = [float(wanted) < float(scale) for scale, wanted in scales if wanted is not None]
+    for too_large, remedy in ((False, "cut large images of tiny objects into parts"), (True, "check `diameter`")):
+        if n := limited.count(too_large):
+            notes.append(
+                f"{count(n, 'image')} could not be {'reduced' if too_large else 'enlarged'} as much as the diameter "
+                f"requires (network_scale in {SUMMARY}), which reduces quality: {remedy}"
+            )
     return notes
 
 

@@ -37,7 +37,7 @@ from cellwright.core.text import count, differences
 from cellwright.data.formats.tile_job import LABELS_TIFF, LABELS_ZARR, OUTLINES, TABLE_CSV, TABLE_PARQUET
 from cellwright.data.identity import digest_of
 from cellwright.data.images.source import ImageSource
-from cellwright.prediction.doubt import doubts
+from cellwright.prediction.doubt import doubts, nothing_found
 from cellwright.prediction.ledger import ABOUT_ALL
 from cellwright.prediction.ledger import Ledger as Records
 from cellwright.prediction.options import PredictOptions
@@ -299,6 +299,9 @@ def finish(
     if job.made_by.get("calibrated"):
         doubt = doubts(np.arange(len(tiles.score_counts)) * SCORE_STEP, tiles.score_counts)
         tiles = replace(tiles, notes=(*tiles.notes, *doubt))
+    diameter = job.facts.diameter
+    if not tiles.n_objects and not (diameter is not None and diameter.is_noise):
+        tiles = replace(tiles, notes=(*tiles.notes, nothing_found({}, uses_diameter=diameter is not None)))
     with records.staging(ABOUT_ALL) as staging:
         _write_large(staging, job, tiles, source, options.get("labels"), track)
         seams = SeamReport.of(job.grid, tiles, job.regions)
