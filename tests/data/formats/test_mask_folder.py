@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
 
 from cellwright.core.dataset import Dataset, Loaded, Sample
-from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.instances import Instances
 from cellwright.core.masks import MaskSet
 from cellwright.data.formats import mask_folder, sniff
@@ -184,6 +184,35 @@ def test_writing_several_classes_or_without_images_raises_an_error(tmp_path: Pat
     with pytest.raises(InputError, match=r"must contain the image\n  where: sample s"):
         MaskFolder().write(Dataset((Sample("s", None, HW, empty),), ("a",)), tmp_path / "out", WriteOptions())
     assert not (tmp_path / "out" / "s").exists()
+
+
+def write_ids(folder: Path, *ids: str) -> list[Path]:
+    Pillow.fromarray(np.zeros(HW, np.uint8)).save(folder / "x.png")
+    objects = Loaded(Instances.from_masks(MaskSet.from_dense(draw_objects()[:1])))
+    samples = tuple(Sample(name, folder / "x.png", HW, objects) for name in ids)
+    return MaskFolder().write(Dataset(samples, ("a",)), folder / "out", WriteOptions())
+
+
+def test_ids_with_folders_are_written_to_one_folder(tmp_path: Path) -> None:
+    written = write_ids(tmp_path, "s1/a", "s2/a", "b")
+    assert [folder.name for folder in written] == ["s1__a", "s2__a", "b"]
+    assert [sample.id for sample in MaskFolder().read(tmp_path / "out", ReadOptions())] == ["b", "s1__a", "s2__a"]
+
+
+def test_ids_that_give_the_same_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"got: s1/a and s1__a"):
+        write_ids(tmp_path, "b", "s1/a", "s1__a")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "."])
+def test_ids_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept.txt").write_text("kept")
+    with pytest.raises(OutputError, match="would lead outside the output folder"):
+        write_ids(tmp_path, name)
+    assert (tmp_path / "out" / "kept.txt").read_text() == "kept"
+    assert (tmp_path / "x.png").is_file()
 
 
 def compare_with_pycocotools(sample: Sample) -> int:

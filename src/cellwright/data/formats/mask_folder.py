@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from cellwright.core.dataset import Dataset, Sample
-from cellwright.core.errors import FormatError, InputError, UsageError
+from cellwright.core.errors import FormatError, InputError, OutputError, UsageError
 from cellwright.core.files import atomic_path, plain_suffix
 from cellwright.core.ignored import objects_only
 from cellwright.core.instances import Instances
@@ -30,7 +30,7 @@ from cellwright.core.notes import Note
 from cellwright.core.text import count
 from cellwright.data.formats.contract import DEFAULT_CLASS, Clutter, Format, ReadOptions, WriteOptions
 from cellwright.data.formats.mask_png import MASK_SUFFIXES, BoxAndCrop, MaskReader
-from cellwright.data.formats.paths import SPLITS, copy_image, masked_hw, split_ids
+from cellwright.data.formats.paths import SPLITS, copy_image, masked_hw, output_path, split_ids
 from cellwright.data.images.read import image_hw_of, is_image_name, is_own_output
 
 # With fewer masks, starting threads costs more than it saves.
@@ -98,8 +98,9 @@ class MaskFolder(Format):
     def write(self, dataset: Dataset, out: Path, options: WriteOptions) -> list[Path]:
         """Write ``out/<id>/images`` and ``out/<id>/masks/mask_<object id>.png`` (8 bit, 0 and 255). Images are copied.
 
-        A ``/`` in the id of a sample becomes ``__``. Raises `UsageError` for several classes, which this format cannot
-        store.
+        A ``/`` in the id of a sample becomes ``__``: programs for this layout expect all samples in one folder. Raises
+        `UsageError` for several classes, which this format cannot store, and `OutputError` for two ids that become the
+        same.
         """
         import cv2
 
@@ -110,9 +111,10 @@ class MaskFolder(Format):
                 got=f"{len(dataset.class_names)} classes: {', '.join(dataset.class_names)}",
                 remedy="keep one class with `classes`, or choose another format",
             )
+        folders = _folders(dataset, out)
         written = []
-        for sample in options.track(dataset.samples, "writing masks", total=len(dataset)):
-            folder = out / sample.id.replace("/", "__")
+        samples = options.track(dataset.samples, "writing masks", total=len(dataset))
+        for sample, folder in zip(samples, folders, strict=True):
             with atomic_path(folder) as temporary:
                 _copy_image(sample, temporary / "images")
                 (temporary / "masks").mkdir(parents=True)
@@ -285,6 +287,22 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _is_mask_name(name: str) -> bool:
     return not name.startswith(".") and plain_suffix(name) in MASK_SUFFIXES
+
+
+def _folders(dataset: Dataset, out: Path) -> list[Path]:
+    """The folder of each sample. Raises `OutputError` if two are the same, or if one is not in ``out``."""
+    folders = [output_path(out, sample.id.replace("/", "__"), "") for sample in dataset]
+    first: dict[str, str] = {}
+    for sample, folder in zip(dataset, folders, strict=True):
+        other = first.setdefault(folder.name, sample.id)
+        if other != sample.id:
+            raise OutputError(
+                "two samples would have the same folder",
+                where=folder,
+                got=f"{other} and {sample.id}",
+                remedy="rename one of the images",
+            )
+    return folders
 
 
 def _copy_image(sample: Sample, folder: Path) -> None:

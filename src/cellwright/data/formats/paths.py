@@ -639,7 +639,7 @@ def output_path(out: Path, sample_id: str, ending: str) -> Path:
     """``out/<sample id><ending>``, shortened if it is long; `OutputError` if the id would lead outside ``out``."""
     relative = PurePosixPath(sample_id.replace("\\", "/"))
     if (
-        not sample_id
+        not relative.name
         or relative.is_absolute()
         or ".." in relative.parts
         or (os.name == "nt" and ":" in sample_id)
