@@ -7,8 +7,6 @@ others .70 (`benchmarks/doubt.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from cellwright.core.notes import Note
@@ -44,13 +42,15 @@ def doubts(scores: np.ndarray, counts: np.ndarray | None = None) -> tuple[Note, 
     return (Note(DOUBTFUL, text),)
 
 
-def nothing_found(omitted: Mapping[str, int], *, uses_diameter: bool) -> Note:
-    """A note about an image without objects. omitted: the numbers of objects that options omitted, by their reason.
+def nothing_found(n_low_score: int = 0, n_small: int = 0, n_border: int = 0, *, uses_diameter: bool) -> Note:
+    """A note about an image without objects, given the numbers of objects that options omitted.
 
-    >>> nothing_found({"a low score": 3, "a small area": 0}, uses_diameter=True).text
-    'no object was found: 3 were omitted for a low score. If the image shows some, try `diameter` or `channel`'
+    >>> nothing_found(3, uses_diameter=True).text
+    'no object was found: 3 were omitted for a low score. If the image shows some, try `score`, `diameter` or `channel`'
     """
-    reasons = [f"{n} {'was' if n == 1 else 'were'} omitted for {reason}" for reason, n in omitted.items() if n]
-    found = f"{NOTHING}: {', '.join(reasons)}" if reasons else NOTHING
-    try_next = "`diameter` or `channel`" if uses_diameter else "`channel`"
-    return Note(NOTHING, f"{found}. If the image shows some, try {try_next}")
+    reasons = {"a low score": n_low_score, "a small area": n_small, "touching the border": n_border}
+    omitted = [f"{n} {'was' if n == 1 else 'were'} omitted for {reason}" for reason, n in reasons.items() if n]
+    options = ["`score`"] * bool(n_low_score) + ["`diameter`"] * uses_diameter
+    found = f"{NOTHING}: {', '.join(omitted)}" if omitted else NOTHING
+    remedy = f"{', '.join(options)} or `channel`" if options else "`channel`"
+    return Note(NOTHING, f"{found}. If the image shows some, try {remedy}")

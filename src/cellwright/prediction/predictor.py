@@ -202,12 +202,8 @@ class FilteredPredictor:
             return selected
         doubt = doubts(scores) if self.is_calibrated and scores is not None else ()
         if not len(selected.instances) and not (selected.diameter is not None and selected.diameter.is_noise):
-            omitted = {
-                "a low score": selected.n_low_score,
-                "a small area": selected.n_small,
-                "touching the border": selected.n_border,
-            }
-            doubt = (nothing_found(omitted, uses_diameter=self.uses_diameter),)
+            omitted = selected.n_low_score, selected.n_small, selected.n_border
+            doubt = (nothing_found(*omitted, uses_diameter=self.uses_diameter),)
         return replace(selected, notes=(*selected.notes, *doubt))
 
     def with_diameter(self, px: float) -> FilteredPredictor:

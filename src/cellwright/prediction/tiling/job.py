@@ -301,7 +301,7 @@ def finish(
         tiles = replace(tiles, notes=(*tiles.notes, *doubt))
     diameter = job.facts.diameter
     if not tiles.n_objects and not (diameter is not None and diameter.is_noise):
-        tiles = replace(tiles, notes=(*tiles.notes, nothing_found({}, uses_diameter=diameter is not None)))
+        tiles = replace(tiles, notes=(*tiles.notes, nothing_found(uses_diameter=diameter is not None)))
     with records.staging(ABOUT_ALL) as staging:
         _write_large(staging, job, tiles, source, options.get("labels"), track)
         seams = SeamReport.of(job.grid, tiles, job.regions)
