@@ -14,6 +14,7 @@ from skimage import data
 import cellwright as cw
 from cellwright.core.instances import Instances
 from cellwright.data.synthetic import draw_field
+from cellwright.data.value_range import OUTLIERS
 from cellwright.prediction.diameter import UNCERTAIN, Diameter
 from cellwright.prediction.doubt import DOUBTFUL, FEW, LEAST_OBJECT, LEAST_OF_FEW, LEAST_SCORE, NOTHING, doubts
 from cellwright.prediction.predictor import FilteredPredictor
@@ -102,3 +103,23 @@ def test_an_empty_image_without_a_diameter_to_try(tmp_path, capsys, tile):
     assert run("predict", tmp_path / "x.png", "--model", "classical", "--out", tmp_path / "out", "--tile", tile) == 0
     said = capsys.readouterr().err
     assert "no object was found. If the image shows some, try --channel" in said
+
+
+@pytest.mark.parametrize("tile", ["none", "256"])
+def test_hot_pixels_are_said_unless_their_values_are_cut_off(tmp_path, tile):
+    image, _ = draw_field(0, (300, 300), 40)
+    pixels = image.data[..., 0].astype(np.uint16) * 16 + 100
+    Image.fromarray(pixels).save(tmp_path / "clean.png")
+    pixels[7, 7] = 65535
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    pixels[::60, ::60] = 65535
+    Image.fromarray(pixels).save(tmp_path / "hot.png")
+    notes = {}
+    for backend in ("openvino", "openvino-int8"):
+        for name in ("clean", "one", "hot"):
+            out = tmp_path / f"{backend}_{name}"
+            assert run("predict", tmp_path / f"{name}.png", "--backend", backend, "--tile", tile, "--out", out) == 0
+            with (out / "summary.csv").open() as file:
+                (row,) = csv.DictReader(file)
+            notes[backend, name] = OUTLIERS in row["notes"]
+    assert [key for key, is_said in notes.items() if is_said] == [("openvino", "hot")]

@@ -25,7 +25,7 @@ from cellwright.core.instances import Instances
 from cellwright.core.memory import check_memory
 from cellwright.core.notes import Note
 from cellwright.data.network_input import ResizeRule, resampled, rescale, resize_for_network, to_network
-from cellwright.data.value_range import TrainingValues, input_for
+from cellwright.data.value_range import MOST_OF_RANGE, OUTLIER_PERCENTILE, TrainingValues, input_for, outlier_notes
 from cellwright.data.views import PLAIN, View
 from cellwright.models.contract import DetectsViews, Explains, Prunes, SparesMasks, Wanted
 from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
@@ -187,6 +187,9 @@ class NetworkPredictor:
         if config.diameter_px is None:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
         pixels, rounding, estimate = to_network(image, config), False, Estimate(self.diameter_px)
+        if config.normalise == "percentile" and not self.cuts_off_values and pixels.max() > MOST_OF_RANGE:
+            levels = np.percentile(pixels, OUTLIER_PERCENTILE, axis=(1, 2))
+            notes = (*notes, *outlier_notes(float(levels.max())))
         estimated = self.diameter_px is None
         if estimated:
             data = image.without_alpha().data
@@ -203,6 +206,11 @@ class NetworkPredictor:
 
         diameter = Diameter.of(px, image.image_hw, config, estimated=estimated, is_noise=is_noise)
         return resize, diameter, (*notes, *estimate_notes(estimate, rounding=rounding))
+
+    @property
+    def cuts_off_values(self) -> bool:
+        """Whether the network cuts off values beyond those that were observed, so that outliers do not matter."""
+        return getattr(self.network, "backend", None) == "openvino-int8"
 
     def detect_input(self, pixels: np.ndarray) -> Instances:
         """The objects of one network input (C, h, w), at its own size."""

@@ -18,7 +18,14 @@ from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.pixels import finite_limits
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised, resampled, scaled_hw
-from cellwright.data.value_range import PERCENTILES, ImageValues, TrainingValues, input_for_values
+from cellwright.data.value_range import (
+    OUTLIER_PERCENTILE,
+    PERCENTILES,
+    ImageValues,
+    TrainingValues,
+    input_for_values,
+    outlier_notes,
+)
 from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
 from cellwright.prediction.tiling.statistics import FiniteSource, read_block, readable_blocks, values_of
 
@@ -131,12 +138,15 @@ def find_facts(
     rounding = False
     facts, notes = ImageFacts(source.image_hw, source.image_hw), tuple[Note, ...]()
     if config.normalise == "percentile":
-        percents = (*config.percentiles, 0, 100)
+        percents = (*config.percentiles, 0, 100, OUTLIER_PERCENTILE)
         together = config.percentiles if config.percentiles_of == "image" else ()
         values = values_of(source, lambda region: network_channels(region, config), percents, together, track=track)
         lows, highs = zip(*((p[2], p[3]) for p in values.percentiles), strict=True)
         rounding = is_rounding(source.dtype, min(lows), max(highs))
         facts = replace(facts, limits=tuple(values.pooled or (p[0], p[1]) for p in values.percentiles))
+        ends = zip((p[4] for p in values.percentiles), facts.limits, strict=True)
+        levels = [(level - low) / (high - low) for level, (low, high) in ends if high > low]
+        notes = outlier_notes(max(levels, default=0.0))
     else:
         values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)

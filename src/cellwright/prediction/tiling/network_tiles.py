@@ -20,6 +20,7 @@ from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.source import ImageSource
 from cellwright.data.network_input import network_hw, network_window, scaled_hw
 from cellwright.data.resize import resized_window
+from cellwright.data.value_range import OUTLIERS
 from cellwright.data.views import PLAIN, View
 from cellwright.models.dense.labels import Place
 from cellwright.models.dense.prediction import DensePrediction
@@ -57,6 +58,8 @@ class NetworkTiles:
                 trained_um=predictor.pixel_size_um,
                 track=track,
             )
+        if predictor.cuts_off_values:
+            facts = replace(facts, notes=tuple(note for note in facts.notes if note.kind != OUTLIERS))
         if self.sees_the_field:
             text = "the network depends on statistics of all it sees: tiles and the whole image give similar objects"
             facts = replace(facts, notes=(*facts.notes, Note(FIELD_STATISTICS, text)))
