@@ -99,7 +99,8 @@ def strips_of(boxes, left, width, n_strips):
                 else:
                     starts[s + 1] += 1
         if not fill:
-            starts = np.cumsum(starts)
+            for s in range(n_strips):  # `np.cumsum` would import scipy.linalg, see `jit`
+                starts[s + 1] += starts[s]
             listed = np.empty(starts[-1], np.int64)
     return np.concatenate((np.zeros(1, np.int64), starts[:-1])), listed
 
