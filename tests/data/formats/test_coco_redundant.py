@@ -204,3 +204,31 @@ def test_results_with_coordinates_between_0_and_1_are_refused(tmp_path: Path) ->
     path.write_text(json.dumps([{**each, "score": 0.5} for each in listed]))
     with pytest.raises(FormatError, match="between 0 and 1"):
         CocoResults().read(path, ReadOptions(images=data))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segmentation": {"size": [200, 300]}},
+        {"segmentation": {"size": [200, 300], "counts": {}}},
+        {"segmentation": {"size": [[1], None], "counts": "a"}},
+        {"segmentation": {"size": [0, 300], "counts": [0]}},
+        {"segmentation": [[1e400, 1, 5, 1, 5, -1e400, 2, 2]]},
+        {"segmentation": [["a", 1, 5, 1, 5, 9]]},
+        {"segmentation": [[1, 1, 5, 1, 5, 9, 3]]},
+        {"segmentation": [5, {}, "x"]},
+        {"bbox": [1e400, -1e400, 1e400, 1]},
+        {"bbox": {"x": 1}},
+        {"bbox": [1, 2]},
+        {"area": "large"},
+        {"area": 10**400},
+        {"id": {"a": 1}},
+        {"id": 10**30},
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_malformed_fields_are_left_to_the_decoder(tmp_path: Path, change: dict[str, Any]) -> None:
+    listed = annotations(4)
+    listed[1] |= change
+    dataset = Coco().read(save(tmp_path, listed), OPTIONS)
+    assert len(dataset[0].read_instances()) == 2

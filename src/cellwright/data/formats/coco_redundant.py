@@ -79,6 +79,10 @@ class Redundant:
 
     def _compare(self) -> None:
         """Compare the annotations of the batch; what cannot be decoded is refused when its image is read."""
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinite numbers
+            self._compare_batch()
+
+    def _compare_batch(self) -> None:
         batch, self._batch, self._n_bytes = self._batch, [], 0
         drawn = [(at, annotation) for at, annotation, parts in batch if parts]
         if drawn:
@@ -194,8 +198,7 @@ def _of_polygons(objects: Sequence[list[Any]]) -> tuple[np.ndarray, np.ndarray] 
     part_starts = np.cumsum(lengths) - lengths
     following = np.arange(1, x.size + 1)
     following[part_starts + lengths - 1] = part_starts
-    with np.errstate(invalid="ignore", over="ignore"):
-        part_areas = np.abs(np.add.reduceat(x * y[following] - x[following] * y, part_starts)) / 2
+    part_areas = np.abs(np.add.reduceat(x * y[following] - x[following] * y, part_starts)) / 2
     n_parts = np.fromiter(map(len, objects), np.int64, len(objects))
     first = np.cumsum(n_parts) - n_parts
     starts = part_starts[first]
@@ -210,7 +213,7 @@ def _of_runs(objects: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]
         return None
     try:
         boxes, areas = rle.extents(objects, (size[0], size[1]))
-    except (FormatError, TypeError, ValueError, OverflowError):
+    except (FormatError, KeyError, TypeError, ValueError, OverflowError):
         return None
     return boxes.astype(np.float64), areas.astype(np.float64)
 
