@@ -49,8 +49,11 @@ def test_what_counts_as_stained() -> None:
     glass = np.full((90, 90, 3), (240, 243, 238), np.uint8)
     noise = np.random.default_rng(0).normal(0, 20, (150, 170, 3))
     noisy = np.clip(200 - fluorescent.data / 2 + noise, 0, 255).astype(np.uint8)  # by a colour camera
-    for other in (fluorescent.data, blue, noisy, glass, stained.data[..., 1:2], 0 * glass):
+    inverse = 255 - stained.data
+    for other in (fluorescent.data, blue, noisy, glass, stained.data[..., 1:2], 0 * glass, inverse):
         assert not is_stained(Image.from_array(other))
+    green_stain = stained.data[..., [1, 0, 2]]
+    assert is_stained(Image.from_array(green_stain)), "green, and darker than the glass"
     assert not is_stained(Image(stained.data, ("DAPI", "GFP", "RFP")))
 
 

