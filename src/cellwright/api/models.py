@@ -156,6 +156,8 @@ class Model:
             >>> [len(instances) for instances in model.predict([image, image[:, :20]])]
             [2, 1]
         """
+        from cellwright.prediction.doubt import NOTHING
+
         model = self.with_options(
             diameter=diameter,
             views=views,
@@ -167,7 +169,10 @@ class Model:
         )
         predictions = model.predictions(images, channel=channel)
         notes = [
-            note for one in (predictions if isinstance(predictions, list) else [predictions]) for note in one.notes
+            note
+            for one in (predictions if isinstance(predictions, list) else [predictions])
+            for note in one.notes
+            if note.kind != NOTHING  # the result says that itself
         ]
         for line in summarise(notes):
             warnings.warn(line, stacklevel=2)
