@@ -11,9 +11,9 @@ FOLDER has ``nuinsseg_he`` (CC BY 4.0), ``tnbc_he`` (CC BY 4.0) and ``bitdepth_d
 of TNBC. A fifth of the groups is test, a tenth val. The Data Science Bowl (CC0) keeps the split of the first model.
 
 ``stained`` and ``fluorescence`` in the output folder have the images on which the two networks of ``nuclei`` are
-trained: stained ones, and all others, with inverted copies of stained ones, whose colours do not show that. ``release``
-writes the folder of a bundled model: ``--score`` is the threshold of both, on the calibrated scores; the folder's
-README.md, the model card, is written by hand.
+trained: stained ones, and all others, with inverted copies of stained ones, whose colours do not show that. ``mean``
+writes a model with the mean of the weights of two. ``release`` writes the folder of a bundled model: ``--score`` is the
+threshold of both, on the calibrated scores; the folder's README.md, the model card, is written by hand.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import cellwright as cw
 from cellwright.core.dataset import Dataset, Sample
@@ -138,6 +140,15 @@ def release(args: argparse.Namespace) -> None:
     write_json(args.out / "split.json", split)
 
 
+def mean_of(args: argparse.Namespace) -> None:
+    """Write a model folder with the mean of the weights of two, of which one started from the other."""
+    first, second = (load_file(folder / WEIGHTS) for folder in (args.first, args.second))
+    shutil.copytree(args.second, args.out)
+    means = {name: (array + first[name]) / 2 if array.dtype.kind == "f" else array for name, array in second.items()}
+    with safe_open(args.second / WEIGHTS, "np") as file:
+        save_file(means, args.out / WEIGHTS, metadata=file.metadata())
+
+
 def _source(name: str) -> str:
     return name.partition("/")[0] if "/" in name else "dsb"
 
@@ -156,6 +167,11 @@ def main() -> None:
     releasing.add_argument("--score", type=float, required=True)
     releasing.add_argument("--out", type=Path, required=True)
     releasing.set_defaults(run=release)
+    averaging = verbs.add_parser("mean")
+    averaging.add_argument("first", type=Path)
+    averaging.add_argument("second", type=Path)
+    averaging.add_argument("--out", type=Path, required=True)
+    averaging.set_defaults(run=mean_of)
     args = parser.parse_args()
     args.run(args)
 
