@@ -94,7 +94,7 @@ def test_disabling_one_change_does_not_affect_the_others(name: str) -> None:
 
 def test_every_field_that_changes_a_sample_is_covered() -> None:
     limits = {"crop_source_px", "max_side_px", "scale_draw", "crop_px", "pad_to_crop", "elastic_smoothness_px"}
-    assert set(AFFECTS) | limits | {"min_visible"} == set(AugmentConfig.model_fields)
+    assert set(AFFECTS) | limits | {"min_visible", "renormalise"} == set(AugmentConfig.model_fields)
 
 
 @settings(max_examples=60, deadline=None)

@@ -305,6 +305,7 @@ def test_noise_is_told_from_faint_objects_by_the_pixels() -> None:
     assert module._skewness(few[None].astype(np.float32), NOMINAL_PX) > module.LEAST_SKEWNESS
     assert module._skewness(np.zeros((1, 9, 9), np.float32), NOMINAL_PX) == 0
     assert module.is_rounding(np.dtype(np.uint8), 118, 123)
+    assert not module.is_rounding(np.dtype(np.uint8), 118, 132)
     assert not module.is_rounding(np.dtype(np.uint8), 0, 29)
     assert not module.is_rounding(np.dtype(np.float32), 0, 1)
 

@@ -408,7 +408,7 @@ def _request(recipe: Recipe, dataset: Dataset, channel: tuple[str | int, ...] = 
 
 
 def _with_input_of_init(recipe: Recipe, training: Dataset, reading: Reading) -> tuple[Recipe, list[str]]:
-    """The recipe with the network that `network_for` chooses to start from, and the kind of percentiles that it saw.
+    """The recipe with the network that `network_for` chooses to start from, and the kind of normalisation that it saw.
 
     The notes say what was chosen, and how the recipe's own input differs from that of the initial weights.
     """
@@ -420,10 +420,13 @@ def _with_input_of_init(recipe: Recipe, training: Dataset, reading: Reading) -> 
     theirs = _input_of_init(recipe)
     known = bool(theirs)
     theirs["percentiles_of"] = theirs.get("percentiles_of") or "channel"
-    kind = recipe.input.percentiles_of or theirs["percentiles_of"]
-    recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"percentiles_of": kind})})
+    theirs["background"] = theirs.get("background") or "any"
+    as_theirs = {"percentiles_of": recipe.input.percentiles_of or theirs["percentiles_of"]}
+    if recipe.input.normalise == "percentile":
+        as_theirs["background"] = recipe.input.background or theirs["background"]
+    recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update=as_theirs)})
     own = recipe.input.model_dump()
-    of_percentiles = ("percentiles", "percentiles_of") if own["normalise"] == "percentile" else ()
+    of_percentiles = ("percentiles", *as_theirs) if own["normalise"] == "percentile" else ()
     keys = ("normalise", "colour_order", "diameter_px", *of_percentiles)
     differing = [key for key in keys if known and _plain(theirs.get(key, own[key])) != _plain(own[key])]
     notes += [

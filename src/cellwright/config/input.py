@@ -49,6 +49,11 @@ class InputConfig(Section):
         description="percentile: channel takes those of each channel, for images of several signals; image takes those "
         "of all channels together, which keeps the colours of a stain. null: as the initial weights, else channel.",
     )
+    background: Literal["any", "dark"] | None = Field(
+        default=None,
+        description="percentile: dark inverts images with a bright background, and lifts dim objects by a square root "
+        "where the background has no noise, as after a gamma or a threshold. null: as the initial weights, else any.",
+    )
     short_side: int | None = Field(
         default=None, ge=16, le=16384, description="Resize the short side to this, px. null: use scale instead."
     )
@@ -107,6 +112,8 @@ class InputConfig(Section):
             )
         if min(self.std) <= 0:
             raise ValueError(f"input.std must be above 0, got {self.std}")
+        if self.background == "dark" and self.normalise == "fixed":
+            raise ValueError("input.background dark needs input.normalise percentile")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError(f"input.percentiles must increase within 0..100, got {self.percentiles}")
         if self.max_side is not None and (self.short_side is None or self.max_side < self.short_side):
@@ -246,6 +253,12 @@ class AugmentConfig(Section):
     greyscale: float = Field(default=0.0, ge=0, le=1, description="Probability of removing the colour; RGB only.")
     invert: float = Field(
         default=0.0, ge=0, le=1, description="Probability of inverting intensities within the image's range."
+    )
+    renormalise: bool = Field(
+        default=False,
+        description="input.normalise percentile: take the percentiles of the changed image, as at prediction, with its "
+        "rounding, and in half of the samples its limits; brightness and contrast are changed after that. false: "
+        "change what is normalised.",
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ pure function of its inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,8 +16,35 @@ from cellwright.config.conventions import ResizeRule
 from cellwright.config.input import AugmentConfig, InputConfig
 from cellwright.data.colour import Colour, change_colour
 from cellwright.data.labels import Labels
-from cellwright.data.network_input import network_hw, resize_hw
+from cellwright.data.network_input import network_hw, percentile_limits, resize_hw, scaled
 from cellwright.data.warp import Affine, Elastic, Geometry, warp_image, warp_labels
+
+# Pixels of a whole image whose percentiles stand for its own.
+_SAMPLE_SIDE_PX = 128
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """What is known of a whole image that is normalised by its percentiles, when a crop of it is changed.
+
+    Attributes:
+        sample: (n, m, C) float32, evenly spaced pixels of it, normalised.
+        value_range: its lowest and highest value, normalised.
+        levels: number of steps between the two in a file of integers; 0 for floats.
+    """
+
+    sample: np.ndarray
+    value_range: tuple[float, float]
+    levels: int
+
+    @staticmethod
+    def of(pixels: np.ndarray, data: np.ndarray) -> WholeImage:
+        """Of normalised pixels (H, W, C) float32 and those of the file (H, W, any number of channels)."""
+        rows, columns = (max(side // _SAMPLE_SIDE_PX, 1) for side in pixels.shape[:2])
+        is_integer = data.dtype.kind in "iu" and data.size > 0
+        levels = int(data.max()) - int(data.min()) if is_integer else 0
+        ends = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
+        return WholeImage(pixels[rows // 2 :: rows, columns // 2 :: columns].copy(), ends, levels)
 
 
 @dataclass(frozen=True)
@@ -29,12 +56,14 @@ class Frame:
         rule: the framework whose rounding and interpolation are used for resizing.
         fill: (C,) the pixel value outside the image; None: zeros.
         scale: factor on the size that ``input`` requests, from ``diameter_px`` and the objects of this sample.
+        whole: for `AugmentConfig.renormalise`; None: what is changed is not normalised by percentiles.
     """
 
     input: InputConfig = field(default_factory=InputConfig)
     rule: ResizeRule = "torchvision"
     fill: tuple[float, ...] | None = None
     scale: float = 1.0
+    whole: WholeImage | None = None
 
 
 def augment(
@@ -59,7 +88,37 @@ def augment(
     colour = draw_colour(config, rng)
     labels = warp_labels(labels, geometry, config.min_visible)
     pixels = warp_image(image, geometry, rule=frame.rule, fill=frame.fill)
+    if config.renormalise and frame.whole is not None:
+        return renormalised(pixels, colour, frame.whole, frame.input), labels
     return change_colour(pixels, colour, full_range=frame.input.full_range), labels
+
+
+def renormalised(pixels: np.ndarray, colour: Colour, whole: WholeImage, config: InputConfig) -> np.ndarray:
+    """Change a crop as its whole image would be changed before it is normalised by its percentiles.
+
+    A camera's image has values between two ends, rounded if they are integers, so noise is cut off at them, here in
+    half of the samples. Brightness and contrast would be undone by the normalisation; they are changed after it.
+
+    pixels: (h, w, C) float32, normalised. Returns the same shape and dtype.
+    """
+    tone = replace(colour, brightness=1.0, contrast=1.0)
+    low, high = whole.value_range
+    if not high > low:
+        return change_colour(pixels, colour)
+    # Blur moves percentiles little, and the pixels of the sample are not neighbours.
+    changed = [
+        change_colour(values, own, value_range=whole.value_range)
+        for values, own in ((whole.sample, replace(tone, blur_px=0.0)), (pixels, tone))
+    ]
+    if whole.levels:
+        # A dimmer image has fewer levels.
+        step = np.float32((high - low) / whole.levels / min(colour.brightness * colour.contrast, 1.0))
+        changed = [np.rint((values - np.float32(low)) / step) * step + np.float32(low) for values in changed]
+    if tone.noise_seed % 2:
+        changed = [values.clip(low, high) for values in changed]
+    sample, crop = (np.ascontiguousarray(values.transpose(2, 0, 1)) for values in changed)
+    crop = np.ascontiguousarray(scaled(crop, percentile_limits(sample, config)).transpose(1, 2, 0))
+    return change_colour(crop, Colour(brightness=colour.brightness, contrast=colour.contrast))
 
 
 def draw_geometry(

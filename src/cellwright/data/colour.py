@@ -62,13 +62,20 @@ class Colour:
         return self.stain_factors != (1.0, 1.0, 1.0) or self.stain_shifts != (0.0, 0.0, 0.0)
 
 
-def change_colour(image: np.ndarray, colour: Colour, *, full_range: float | None = None) -> np.ndarray:
+def change_colour(
+    image: np.ndarray,
+    colour: Colour,
+    *,
+    full_range: float | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Apply a `Colour` to an image.
 
     Args:
         image: (H, W, C), H and W >= 1, of any real dtype; three channels are taken as RGB.
         colour: the change.
         full_range: the intensity of unstained glass; None: the maximum of an integer dtype, 1 for floats.
+        value_range: lowest and highest value of the whole image, of which ``image`` is a part; None: of ``image``.
 
     Returns:
         A new array of the same shape and dtype, or ``image`` itself if nothing changes. Integers are rounded and
@@ -77,7 +84,7 @@ def change_colour(image: np.ndarray, colour: Colour, *, full_range: float | None
     has_colour = image.shape[2] == 3
     if not (colour.gamma != 1 or (colour.stains and has_colour) or colour.is_linear or colour.blur_px or colour.noise):
         return image
-    low, high = cv2.minMaxLoc(image.reshape(len(image), -1))[:2]
+    low, high = value_range or cv2.minMaxLoc(image.reshape(len(image), -1))[:2]
     values = _float32(image, colour.gamma, low, high)
     if colour.stains and has_colour:
         if full_range is None:

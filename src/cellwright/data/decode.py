@@ -12,7 +12,7 @@ from cellwright.core.dataset import Sample
 from cellwright.core.errors import InputError
 from cellwright.core.ignored import counted_objects
 from cellwright.core.image import Image
-from cellwright.data.augment import Frame
+from cellwright.data.augment import Frame, WholeImage
 from cellwright.data.images.channels import choose_channels
 from cellwright.data.images.reading import Reading
 from cellwright.data.labels import Labels, filter_areas
@@ -30,17 +30,19 @@ class Decoded:
         is_normalised: whether `to_network` has been applied. This is the case for normalisation by percentiles of the
             whole image, so that a crop is normalised like the image that it is cut from.
         labels: the objects, after the filters of the recipe.
+        whole: what normalisation needs of the whole image after a change; None if not ``is_normalised``.
     """
 
     pixels: np.ndarray
     channels: tuple[str, ...]
     is_normalised: bool
     labels: Labels
+    whole: WholeImage | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of all arrays, in bytes."""
-        return self.pixels.nbytes + self.labels.nbytes
+        return self.pixels.nbytes + self.labels.nbytes + (0 if self.whole is None else self.whole.sample.nbytes)
 
 
 def decode_sample(
@@ -74,7 +76,8 @@ def decode_sample(
     labels = Labels.from_instances(instances, min_area_px=data_config.min_area_px, max_area_px=data_config.max_area_px)
     if input_config.normalise == "percentile":
         pixels = np.ascontiguousarray(to_network(image, input_config).transpose(1, 2, 0))
-        return Decoded(pixels, tuple(f"c{i}" for i in range(pixels.shape[2])), True, labels)
+        names = tuple(f"c{i}" for i in range(pixels.shape[2]))
+        return Decoded(pixels, names, True, labels, WholeImage.of(pixels, image.without_alpha().data))
     opaque = image.without_alpha()
     return Decoded(np.ascontiguousarray(opaque.data), opaque.channels, False, labels)
 
@@ -90,7 +93,7 @@ def frame_of(decoded: Decoded, input_config: InputConfig, rule: ResizeRule) -> F
     """The `Frame` for augmenting a sample. With ``diameter_px``, a sample without objects keeps its size."""
     areas = decoded.labels.areas[~decoded.labels.ignore]
     scale = diameter_scale(2 * float(np.sqrt(np.median(areas) / np.pi)), input_config) if len(areas) else 1.0
-    return Frame(input_config, rule, padding_pixel(decoded, input_config), scale)
+    return Frame(input_config, rule, padding_pixel(decoded, input_config), scale, decoded.whole)
 
 
 def padding_pixel(decoded: Decoded, input_config: InputConfig) -> tuple[float, ...]:

@@ -97,6 +97,8 @@ def not_expressed(info: ModelInfo, recipe: Recipe) -> list[str]:
         lines.append(f"resize images so that the short side has {config.short_side} px{limit}")
     elif config.scale != 1:
         lines.append(f"resize images by the factor {config.scale:g}")
+    if config.background == "dark":
+        lines.append("invert images whose background is bright, so that it is dark")
     if config.channels == 3 and len(info.channels) == 1:
         lines.append("repeat a grey channel three times")
     if config.normalise == "percentile":
@@ -394,6 +396,10 @@ def _differences(network: DenseNetwork, recipe: Recipe) -> str:
     if recipe.input.normalise == "percentile":
         if recipe.input.diameter_px is not None:
             lines.append("cellwright takes the percentiles before it resizes the image, the package after it.")
+        if recipe.input.background == "dark":
+            lines.append(
+                "cellwright inverts images with a bright background, and takes a square root above one without noise."
+            )
         lines.append(
             "Where both percentiles are equal, as in an image of one value, cellwright's input is 0 throughout; the "
             "package divides by a tiny number."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,17 @@ from cellwright.core.notes import Note
 from cellwright.core.progress import Track, no_progress
 from cellwright.data.images.pixels import finite_limits
 from cellwright.data.images.source import ImageSource
-from cellwright.data.network_input import ResizeRule, network_channels, network_hw, normalised, resampled, scaled_hw
+from cellwright.data.network_input import (
+    ResizeRule,
+    limit_percents,
+    limits_from,
+    network_channels,
+    network_hw,
+    normalised,
+    resampled,
+    scaled,
+    scaled_hw,
+)
 from cellwright.data.value_range import (
     OUTLIER_PERCENTILE,
     PERCENTILES,
@@ -41,7 +52,7 @@ class ImageFacts:
 
     source_hw: (H, W). net_hw: (h, w) at the network's scale. full_range: ``input.full_range`` for this image. scale:
     ``input.scale`` for this image, if its pixel size decides it.
-    limits: for percentile normalisation the values (low, high) of each network channel that become 0 and 1; else ().
+    limits: for percentile normalisation those of each network channel, see `Limits`; else ().
     finite: the values (low, high) of each channel that replace NaN and infinity; () if all pixels are finite.
     diameter: see `Diameter`; None for networks that do not use one. notes: what was assumed. method: facts of a method
     that is no network, as JSON values. members: of the second and other members of an ensemble.
@@ -50,7 +61,7 @@ class ImageFacts:
     source_hw: tuple[int, int]
     net_hw: tuple[int, int]
     full_range: float | None = None
-    limits: tuple[tuple[float, float], ...] = ()
+    limits: tuple[tuple[float, ...], ...] = ()
     finite: tuple[tuple[float, float], ...] = ()
     scale: float | None = None
     diameter: Diameter | None = None
@@ -72,7 +83,7 @@ class ImageFacts:
                 (int(height), int(width)),
                 (int(h), int(w)),
                 None if values["full_range"] is None else float(values["full_range"]),
-                tuple((float(low), float(high)) for low, high in values["limits"]),
+                tuple((*map(float, (low, high, *base[:1])),) for low, high, *base in values["limits"]),
                 tuple((float(low), float(high)) for low, high in values.get("finite", ())),
                 None if values.get("scale") is None else float(values["scale"]),
                 None if diameter is None else Diameter(**diameter),
@@ -138,15 +149,16 @@ def find_facts(
     rounding = False
     facts, notes = ImageFacts(source.image_hw, source.image_hw), tuple[Note, ...]()
     if config.normalise == "percentile":
-        percents = (*config.percentiles, 0, 100, OUTLIER_PERCENTILE)
-        together = config.percentiles if config.percentiles_of == "image" else ()
-        values = values_of(source, lambda region: network_channels(region, config), percents, together, track=track)
-        lows, highs = zip(*((p[2], p[3]) for p in values.percentiles), strict=True)
-        rounding = is_rounding(source.dtype, min(lows), max(highs))
-        facts = replace(facts, limits=tuple(values.pooled or (p[0], p[1]) for p in values.percentiles))
-        ends = zip((p[4] for p in values.percentiles), facts.limits, strict=True)
-        levels = [(level - low) / (high - low) for level, (low, high) in ends if high > low]
-        notes = outlier_notes(max(levels, default=0.0))
+        percents = limit_percents(config)
+        extremes = (0, 100, OUTLIER_PERCENTILE, 100 - OUTLIER_PERCENTILE)
+        together = percents if config.percentiles_of == "image" else ()
+        channels = partial(network_channels, config=config)
+        values = values_of(source, channels, (*percents, *extremes), together, track=track)
+        lowest, highest, *ends = np.array(values.percentiles, np.float32)[:, len(percents) :].T
+        rounding = is_rounding(source.dtype, float(lowest.min()), float(highest.max()))
+        limits = limits_from([values.pooled or p[: len(percents)] for p in values.percentiles], config)
+        facts = replace(facts, limits=tuple((*map(float, row),) for row in limits))
+        notes = outlier_notes(float(scaled(np.stack(ends, axis=1)[:, :, None], limits).max()))
     else:
         values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
@@ -154,9 +166,9 @@ def find_facts(
         notes = (*notes, *range_notes)
         facts = replace(facts, full_range=own.full_range)
     if config.diameter_px is None:
-        scaled, size_notes = resampled(config, source.pixel_size_um, trained_um)
-        facts = replace(facts, scale=scaled.scale if size_notes else None, notes=(*notes, *size_notes))
-        return replace(facts, net_hw=network_hw(source.image_hw, scaled, rule))
+        sized, size_notes = resampled(config, source.pixel_size_um, trained_um)
+        facts = replace(facts, scale=sized.scale if size_notes else None, notes=(*notes, *size_notes))
+        return replace(facts, net_hw=network_hw(source.image_hw, sized, rule))
     estimate, estimated = Estimate(diameter_px), diameter_px is None
     if estimated:
         estimate = Estimate(None, is_noise=True) if rounding else _estimate(source, facts, config, detect)

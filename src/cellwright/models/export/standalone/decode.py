@@ -216,10 +216,25 @@ def normalised(image, rules):
     if rules["normalise"] == "percentile":
         parts = pixels.reshape(1 if rules["percentiles_of"] == "image" else len(pixels), -1)
         low, high = np.percentile(parts, rules["percentiles"], axis=1).astype(np.float32)[:, :, None, None]
-        return (pixels - low) / np.where(high > low, high - low, np.float32(np.inf))
+        if rules["background"] == "dark":
+            pixels, low, high = on_dark(pixels, parts, low, high, rules["percentiles"])
+        return (pixels - low) / np.where(high != low, high - low, np.float32(np.inf))
     full = rules["full_range"] or (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
     mean, std = (np.array(rules[name], np.float32)[:, None, None] for name in ("mean", "std"))
     return (pixels / np.float32(full) - mean) / std
+
+
+def on_dark(pixels, parts, low, high, percents):
+    """Pixels and what becomes 0 and 1: inverted if the background is bright, dim values lifted if it has no noise."""
+    opposite = [100 - percents[0], 100 - percents[1], 0, 50, 100]
+    dark, bright, base, middle, highest = np.percentile(parts, opposite, axis=1).astype(np.float32)[:, :, None, None]
+    counted, sign = high > low, 1
+    if counted.any() and ((middle - low) / np.where(counted, high - low, np.inf))[counted].mean() > 0.75:
+        low, high, base, sign = dark, bright, highest, -1
+    counted = high != low
+    if counted.any() and (np.abs(middle - base)[counted] / np.abs(high - base)[counted]).max() < 0.005:
+        pixels, low, high = (np.sqrt(np.maximum((values - base) * sign, 0)) for values in (pixels, low, high))
+    return pixels, low, high
 
 
 def network_hw(hw, rules, diameter_px, scale):
