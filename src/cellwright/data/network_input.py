@@ -285,7 +285,8 @@ def percentile_limits(chw: np.ndarray, config: InputConfig) -> Limits:
     """The limits of an image (C, H, W) float32."""
     percents = limit_percents(config)
     if config.percentiles_of == "image":
-        return limits_from([np.percentile(chw, percents).astype(np.float32)] * len(chw), config)
+        together = np.percentile(chw, percents).astype(np.float32)
+        return limits_from(np.repeat(together[None], len(chw), axis=0), config)
     return limits_from(np.percentile(chw.reshape(len(chw), -1), percents, axis=1).astype(np.float32).T, config)
 
 
