@@ -12,7 +12,7 @@ import numpy as np
 from cellwright.core.notes import Note
 
 # A few objects say less than many, and below this expected IoU an object is hardly one.
-LEAST_SCORE, LEAST_OF_FEW, FEW, LEAST_OBJECT = 0.6, 0.55, 5, 0.3
+LEAST_SCORE, LEAST_OF_FEW, FEW, LEAST_OBJECT = 0.6, 0.58, 5, 0.3
 DOUBTFUL = "the objects are unlike those that the model was trained on"
 NOTHING = "no object was found"
 REMEDY = "look at the picture, then try `diameter` or `channel`, or fine-tune the model (recipe nuclei/finetune)"
