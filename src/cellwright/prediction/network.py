@@ -187,9 +187,8 @@ class NetworkPredictor:
         if config.diameter_px is None:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
         pixels, rounding, estimate = to_network(image, config), False, Estimate(self.diameter_px)
-        if config.normalise == "percentile" and not self.cuts_off_values and pixels.max() > MOST_OF_RANGE:
-            levels = np.percentile(pixels, OUTLIER_PERCENTILE, axis=(1, 2))
-            notes = (*notes, *outlier_notes(float(levels.max())))
+        if config.normalise == "percentile" and not self.cuts_off_values:
+            notes = (*notes, *outlier_notes(_outlier_level(pixels, config)))
         estimated = self.diameter_px is None
         if estimated:
             data = image.without_alpha().data
@@ -263,3 +262,17 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     rule = CONVENTIONS[recipe.conventions].resize_rule
     given = recipe.input.default_diameter_px
     return {"input_config": recipe.input, "resize_rule": rule, "model_cap": cap, "diameter_px": given}
+
+
+def _outlier_level(pixels: np.ndarray, config: InputConfig) -> float:
+    """How far the pixels of an input (C, H, W) reach beyond its range of 0 to 1, but for one in 10,000.
+
+    Below it as well where images may have been inverted. 0 without reading percentiles where no pixel reaches far.
+    """
+    ends = [(float(pixels.max()), OUTLIER_PERCENTILE, 1)]
+    if config.background == "dark":
+        ends.append((-float(pixels.min()), 100 - OUTLIER_PERCENTILE, -1))
+    far = [(percent, sign) for end, percent, sign in ends if end > MOST_OF_RANGE]
+    return max(
+        (float((sign * np.percentile(pixels, percent, axis=(1, 2))).max()) for percent, sign in far), default=0.0
+    )

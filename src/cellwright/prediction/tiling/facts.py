@@ -158,7 +158,8 @@ def find_facts(
         rounding = is_rounding(source.dtype, float(lowest.min()), float(highest.max()))
         limits = limits_from([values.pooled or p[: len(percents)] for p in values.percentiles], config)
         facts = replace(facts, limits=tuple((*map(float, row),) for row in limits))
-        notes = outlier_notes(float(scaled(np.stack(ends, axis=1)[:, :, None], limits).max()))
+        beyond = scaled(np.stack(ends, axis=1)[:, :, None], limits)
+        notes = outlier_notes(max(float(beyond.max()), -float(beyond.min()) if config.background == "dark" else 0.0))
     else:
         values = values_of(source, lambda region: region.data, (), PERCENTILES, track=track)
         probe = ImageValues(str(source.dtype), values.highest, *values.pooled)
