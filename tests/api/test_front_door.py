@@ -108,6 +108,8 @@ def test_a_plain_array_works_and_a_list_gives_a_list(folder: Path) -> None:
     assert model.predict(both, channel="DAPI").masks == cells.masks
 
 
+# The model of the run has trained for a second.
+@pytest.mark.filterwarnings("ignore:the estimated diameter of the objects is uncertain")
 @pytest.mark.usefixtures("folder")
 def test_every_line(tmp_path: Path) -> None:
     """The whole example with the bundled pretrained model and a very short training."""
