@@ -48,7 +48,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     tifffile.imwrite("a.ome.tif", stack, metadata=metadata, photometric="minisblack")
     cw.save(truth, "a_masks.tif")
-    demo = write_demo_dataset(tmp_path / "drawn", image_hw=(96, 128), n_objects=12, splits=(("train", 2), ("val", 1)))
+    sizes = {"image_hw": (96, 128), "n_objects": 12}
+    # Of the same kind as the image, which the run's model is to predict.
+    look = FieldLook(stain="fluorescence")
+    demo = write_demo_dataset(tmp_path / "drawn", splits=(("train", 2), ("val", 1)), look=look, **sizes)
     FORMATS["coco"].write(demo, Path("work/vrdl"), WriteOptions())
     return tmp_path
 
@@ -108,8 +111,6 @@ def test_a_plain_array_works_and_a_list_gives_a_list(folder: Path) -> None:
     assert model.predict(both, channel="DAPI").masks == cells.masks
 
 
-# The model of the run has trained for a second.
-@pytest.mark.filterwarnings("ignore:the estimated diameter of the objects is uncertain")
 @pytest.mark.usefixtures("folder")
 def test_every_line(tmp_path: Path) -> None:
     """The whole example with the bundled pretrained model and a very short training."""

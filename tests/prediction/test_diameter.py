@@ -304,10 +304,10 @@ def test_noise_is_told_from_faint_objects_by_the_pixels() -> None:
     few = grainy * (discs & (y < 64) & (x < 96)) + rng.normal(0, 0.2, discs.shape)
     assert module._skewness(few[None].astype(np.float32), NOMINAL_PX) > module.LEAST_SKEWNESS
     assert module._skewness(np.zeros((1, 9, 9), np.float32), NOMINAL_PX) == 0
-    assert module.is_rounding(np.dtype(np.uint8), 118, 123)
-    assert not module.is_rounding(np.dtype(np.uint8), 118, 132)
-    assert not module.is_rounding(np.dtype(np.uint8), 0, 29)
-    assert not module.is_rounding(np.dtype(np.float32), 0, 1)
+    assert module.levels_of(np.dtype(np.uint8), 118, 123) == 5 < module.LEAST_LEVELS
+    assert module.LEAST_LEVELS < module.levels_of(np.dtype(np.uint8), 118, 132) == 14 < module.FEW_LEVELS
+    assert module.levels_of(np.dtype(np.uint8), 0, 29) > module.FEW_LEVELS
+    assert module.levels_of(np.dtype(np.float32), 0, 1) == module.levels_of(np.dtype(np.uint8), 7, 7) == np.inf
 
 
 def test_objects_with_clear_scores_are_not_noise() -> None:

@@ -317,12 +317,10 @@ def test_windows_of_the_network_input_are_those_of_the_whole(normalise: str, rul
 )
 def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | None, views: tuple[View, ...]) -> None:
     """Maps of tiles equal those of the whole image, and so do the objects, at scales below and above 1."""
-    predictor = load_model("nuclei-fluorescence", device="cpu").predictor
+    # Percentiles of each channel, and of all together, in a coloured image.
+    predictor = load_model("nuclei-stained" if diameter == 18 else "nuclei-fluorescence", device="cpu").predictor
     predictor = predictor if diameter is None else predictor.with_diameter(diameter)
     predictor = predictor.with_views(views)
-    if diameter == 18:
-        together = predictor.input_config.model_copy(update={"percentiles_of": "image"})
-        predictor = replace(predictor, input_config=together)
     image = draw_field(4, (300, 280), 40)[0]
     image = Image((image.data * np.array([1, 0.6, 0.8])).astype(np.uint8), image.channels)
     (whole,) = predictor.predict([image])
@@ -338,5 +336,5 @@ def test_tiles_of_a_network_are_parts_of_the_whole_prediction(diameter: float | 
         objects = in_source(tiles.objects(source, facts, tile), tile, grid)
         stored[tile.index] = stored_objects(objects, grid, tile)
     result, _ = tiled(grid, stored)
-    assert len(whole.instances) > 5
+    assert len(whole.instances) > 10
     assert same_partition(result, whole.instances.masks.to_label_map())

@@ -28,7 +28,7 @@ from cellwright.data.network_input import ResizeRule, resampled, rescale, resize
 from cellwright.data.value_range import MOST_OF_RANGE, OUTLIER_PERCENTILE, TrainingValues, input_for, outlier_notes
 from cellwright.data.views import PLAIN, View
 from cellwright.models.contract import DetectsViews, Explains, Prunes, SparesMasks, Wanted
-from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
+from cellwright.prediction.diameter import Diameter, Estimate, estimate_diameter, estimate_notes, levels_of
 from cellwright.prediction.predictor import refuse_diameter, refuse_pruning
 from cellwright.prediction.record import Prediction
 
@@ -186,16 +186,15 @@ class NetworkPredictor:
         notes = (*range_notes, *size_notes)
         if config.diameter_px is None:
             return lambda view: resize_for_network(image, view.input_config(config), self.resize_rule), None, notes
-        pixels, rounding, estimate = to_network(image, config), False, Estimate(self.diameter_px)
+        pixels, n_levels, estimate = to_network(image, config), math.inf, Estimate(self.diameter_px)
         if config.normalise == "percentile" and not self.cuts_off_values:
             notes = (*notes, *outlier_notes(_outlier_level(pixels, config)))
         estimated = self.diameter_px is None
         if estimated:
             data = image.without_alpha().data
-            rounding = config.normalise == "percentile" and is_rounding(data.dtype, data.min(), data.max())
-            estimate = Estimate(None, rounding)
-            if not rounding:
-                estimate = estimate_diameter(pixels, config.diameter_px, self.detect_input)
+            if config.normalise == "percentile":
+                n_levels = levels_of(data.dtype, data.min(), data.max())
+            estimate = estimate_diameter(pixels, config.diameter_px, self.detect_input, n_levels=n_levels)
         px, is_noise = estimate.px, estimate.is_noise
 
         def resize(view: View) -> np.ndarray:
@@ -204,7 +203,7 @@ class NetworkPredictor:
             return rescale(pixels, view.scale if of_view is None else of_view.scale, config.resampling)
 
         diameter = Diameter.of(px, image.image_hw, config, estimated=estimated, is_noise=is_noise)
-        return resize, diameter, (*notes, *estimate_notes(estimate, rounding=rounding))
+        return resize, diameter, (*notes, *estimate_notes(estimate, n_levels=n_levels))
 
     @property
     def cuts_off_values(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,7 +38,7 @@ from cellwright.data.value_range import (
     input_for_values,
     outlier_notes,
 )
-from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, estimate_notes, is_rounding
+from cellwright.prediction.diameter import Detect, Diameter, Estimate, estimate_diameter, estimate_notes, levels_of
 from cellwright.prediction.tiling.statistics import FiniteSource, read_block, readable_blocks, values_of
 
 # Up to this size the diameter is estimated on the whole image, as for small ones; above it on several regions.
@@ -146,7 +147,7 @@ def find_facts(
 
     Reads the image once (float32 twice), block by block. Raises `InputError` for channels that do not fit.
     """
-    rounding = False
+    n_levels = math.inf
     facts, notes = ImageFacts(source.image_hw, source.image_hw), tuple[Note, ...]()
     if config.normalise == "percentile":
         percents = limit_percents(config)
@@ -155,7 +156,7 @@ def find_facts(
         channels = partial(network_channels, config=config)
         values = values_of(source, channels, (*percents, *extremes), together, track=track)
         lowest, highest, *ends = np.array(values.percentiles, np.float32)[:, len(percents) :].T
-        rounding = is_rounding(source.dtype, float(lowest.min()), float(highest.max()))
+        n_levels = levels_of(source.dtype, float(lowest.min()), float(highest.max()))
         limits = limits_from([values.pooled or p[: len(percents)] for p in values.percentiles], config)
         facts = replace(facts, limits=tuple((*map(float, row),) for row in limits))
         beyond = scaled(np.stack(ends, axis=1)[:, :, None], limits)
@@ -172,15 +173,15 @@ def find_facts(
         return replace(facts, net_hw=network_hw(source.image_hw, sized, rule))
     estimate, estimated = Estimate(diameter_px), diameter_px is None
     if estimated:
-        estimate = Estimate(None, is_noise=True) if rounding else _estimate(source, facts, config, detect)
+        estimate = _estimate(source, facts, config, detect, n_levels)
     # Tiles are enlarged one by one, so that the limit for whole images does not apply.
     diameter = Diameter.of(estimate.px, (1, 1), config, estimated=estimated, is_noise=estimate.is_noise)
-    notes = (*notes, *estimate_notes(estimate, rounding=rounding))
+    notes = (*notes, *estimate_notes(estimate, n_levels=n_levels))
     net_hw = scaled_hw(source.image_hw, diameter.scale, config.resampling)
     return replace(facts, net_hw=net_hw, diameter=diameter, notes=notes)
 
 
-def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect) -> Estimate:
+def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detect: Detect, n_levels: float) -> Estimate:
     """The median diameter: of the whole image if it is small, else the median over several regions of it.
 
     Regions with a sure estimate count if there are any. The estimate is sure if at least half of those with objects
@@ -193,7 +194,7 @@ def _estimate(source: ImageSource, facts: ImageFacts, config: InputConfig, detec
     estimates = []
     for window in windows:
         pixels = facts.normalised(read_block(source, window), config)
-        estimates.append(estimate_diameter(pixels, config.diameter_px, detect))
+        estimates.append(estimate_diameter(pixels, config.diameter_px, detect, n_levels=n_levels))
     found = [estimate for estimate in estimates if estimate.px is not None]
     sure = [estimate for estimate in found if estimate.is_sure]
     px = float(np.median([estimate.px for estimate in sure or found])) if found else None
