@@ -120,6 +120,8 @@ def test_every_line(tmp_path: Path) -> None:
     check(names)
     run, both = names["run"], names["both"]
     assert (tmp_path / "runs/mine/model/weights.safetensors").is_file()
+    # As the weights that it starts from, `nuclei-fluorescence`.
+    assert run.model.recipe.input.background == "dark"
     assert run.metrics["accuracy@0.5"] > 0
     assert len(both) > 10
     assert both.scores is not None

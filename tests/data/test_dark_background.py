@@ -54,6 +54,13 @@ def test_an_inverted_image_is_seen_as_the_image(seed: int, dtype: type, flat: bo
     np.testing.assert_allclose(seen(255 - pixels), seen(pixels), atol=2e-6)
 
 
+def test_an_inverted_image_with_hardly_any_object_is_seen_as_the_image() -> None:
+    """Its object covers less than the 1 % of the pixels that are below the lower percentile."""
+    pixels = np.random.default_rng(0).normal(20, 1, (100, 100, 1)).round().astype(np.uint8)
+    pixels[40:46, 40:46] = 150
+    np.testing.assert_allclose(seen(255 - pixels), seen(pixels), atol=2e-6)
+
+
 def test_dim_objects_show_above_a_background_without_noise() -> None:
     dark = change_colour(FIELD, Colour(gamma=2.5))
     before, after = seen(dark, ANY), seen(dark)

@@ -33,8 +33,9 @@ from cellwright.data.value_range import dtype_scale
 _SAME_SIZE, _LARGEST_RESAMPLING = 1.05, 8.0
 # ITU-R BT.601, the greyscale conversion of PIL and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# The background is bright if the median lies above this share of the range. Of 645 images of nuclei, dark backgrounds
-# have at most .41, bright ones and inverted images at least .78; in crops that nuclei fill it rises to .75.
+# The background is bright if the median lies above this share of the range. Of 627 images of nuclei, 611 with a dark
+# background have at most .19 and 16 with a bright one at least .82. Inverted, 608 of the 611 are above it; the others
+# have a few pixels far brighter than all nuclei. In crops that nuclei fill, the share rises to .75.
 _BRIGHT = 0.75
 # A background whose median is so close to the end of the values, as a share of their range, has lost its noise: of 59
 # images of nuclei all are above .02, and 54 of them below .005 after a gamma of 2.
@@ -305,15 +306,15 @@ def limits_from(percentiles: Sequence[Sequence[float]] | np.ndarray, config: Inp
     """
     table = np.asarray(percentiles)
     limits = table[:, :2]
-    counted = table[:, 1] > table[:, 0]
-    if config.background != "dark" or not counted.any():
+    if config.background != "dark":
         return tuple(map(tuple, limits.tolist()))
-    middle, base = table[:, 5], table[:, 4]
-    if ((middle - table[:, 0]) / np.where(counted, table[:, 1] - table[:, 0], np.inf))[counted].mean() > _BRIGHT:
-        limits, base = table[:, 2:4], table[:, 6]
-        counted = limits[:, 0] > limits[:, 1]
-    shares = np.abs(middle - base)[counted] / np.abs(limits[:, 1] - base)[counted]
-    if len(shares) and shares.max() < _FLAT:
+    # The same share of pixels counts at both ends, so that an image and its inverse are judged alike.
+    _, brightest, _, darkest, base, middle, highest = table.T
+    counted = brightest > darkest
+    if counted.any() and ((middle - darkest)[counted] / (brightest - darkest)[counted]).mean() > _BRIGHT:
+        limits, base = table[:, 2:4], highest
+    counted = limits[:, 0] != limits[:, 1]
+    if counted.any() and (np.abs(middle - base)[counted] / np.abs(limits[:, 1] - base)[counted]).max() < _FLAT:
         limits = np.column_stack([limits, base])
     return tuple(map(tuple, limits.tolist()))
 

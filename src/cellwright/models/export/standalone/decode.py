@@ -227,10 +227,10 @@ def normalised(image, rules):
 def on_dark(pixels, parts, low, high, percents):
     """Pixels and what becomes 0 and 1: inverted if the background is bright, dim values lifted if it has no noise."""
     opposite = [100 - percents[0], 100 - percents[1], 0, 50, 100]
-    dark, bright, base, middle, highest = np.percentile(parts, opposite, axis=1).astype(np.float32)[:, :, None, None]
-    counted, sign = high > low, 1
-    if counted.any() and ((middle - low) / np.where(counted, high - low, np.inf))[counted].mean() > 0.75:
-        low, high, base, sign = dark, bright, highest, -1
+    last, first, base, middle, highest = np.percentile(parts, opposite, axis=1).astype(np.float32)[:, :, None, None]
+    counted, sign = high > first, 1
+    if counted.any() and ((middle - first)[counted] / (high - first)[counted]).mean() > 0.75:
+        low, high, base, sign = last, first, highest, -1
     counted = high != low
     if counted.any() and (np.abs(middle - base)[counted] / np.abs(high - base)[counted]).max() < 0.005:
         pixels, low, high = (np.sqrt(np.maximum((values - base) * sign, 0)) for values in (pixels, low, high))
